@@ -1,0 +1,389 @@
+"""The contract: what a part of a recipe is, what a model is, and how parts are chained. Read this first.
+
+A **part** is one of two things, never both:
+
+- an *update part* is an Optax transformation. It changes updates, owns its step count, and works in any
+  foreign loop. One whose word must be the last (`prune`: what it masks stays zero) is a `Last`.
+- a `Hook` changes how the model runs (`model`), what is minimised (`loss`) or how gradients are taken
+  (`grad`). Each field wraps the thing it is named after; a field left out is the identity.
+
+To write a new part, ask what it touches. Weights on their way into the model: `reparam` with a view. The
+forward itself: a `Hook(model=...)`. A term of the loss: `Hook(loss=...)` reading what the model left in
+`jl.taps`. The batch, or several passes a step: `Hook(grad=...)`. The updates: plain Optax.
+
+A hook named `x` keeps what it learns in `params['jl.x']`, what its forward needs in `model_state['jl.x']`
+and arrays that never change in `model_state['jl.const']['x']`.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
+TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
+
+Params = dict[str, Any]
+State = dict[str, Any]
+Batch = Mapping[str, Any]
+Terms = dict[str, jax.Array]
+
+
+def _same(x: Any) -> Any:
+  return x
+
+
+def _same_state(params: Params, model_state: State, step: Any) -> State:
+  del params, step
+  return model_state
+
+
+def _same_pair(params: Params, model_state: State) -> tuple[Params, State]:
+  return params, model_state
+
+
+class Model(NamedTuple):
+  """The only picture of a model: four pure functions. Nothing past the adapters knows a framework.
+
+  Attributes:
+    init: (key, inputs) -> (params, model_state). Both are dicts; `inputs` is one batch, [B, ...].
+    apply: (params, model_state, inputs, *, train, key, step=None) -> (outputs, model_state). `key` is the
+      run's root key (None where nothing is random); randomness comes from `stream(key, name, step)`.
+    after: (params, model_state, step) -> model_state, once an optimizer step on the new params.
+    export: (params, model_state) -> (params, model_state), merging and stripping what hooks added.
+  """
+
+  init: Callable[..., tuple[Params, State]]
+  apply: Callable[..., tuple[Any, State]]
+  after: Callable[..., State] = _same_state
+  export: Callable[..., tuple[Params, State]] = _same_pair
+
+
+class Network(NamedTuple):
+  """A model with its values: what a teacher is, and what `jaxlite.load` gives back.
+
+  Attributes:
+    model: the functions.
+    params: its parameters.
+    model_state: its other arrays.
+  """
+
+  model: Model
+  params: Params
+  model_state: State
+
+  def predict(self, inputs: Any) -> Any:
+    """Returns the outputs for one batch of raw inputs, [B, ...], as in evaluation."""
+    return _predictor(self.model.apply)(self.params, self.model_state, inputs)
+
+
+@functools.lru_cache(maxsize=16)  # jit's own cache hangs on the function object: keep one for each model
+def _predictor(apply: Callable[..., Any]) -> Callable[..., Any]:
+  return jax.jit(lambda params, state, inputs: apply(params, state, inputs, train=False, key=None)[0])
+
+
+class Context(NamedTuple):
+  """What a loss may read. Outputs and state are those of the train-time forward.
+
+  Attributes:
+    outputs: what the model returned, usually logits, float[B, classes].
+    batch: the whole batch.
+    params: the outermost params: before any view.
+    model_state: with the taps of this forward.
+    key: the run's root key.
+    step: int32[], the optimizer step.
+  """
+
+  outputs: Any
+  batch: Batch
+  params: Params
+  model_state: State
+  key: Any
+  step: Any
+
+
+Loss = Callable[[Context], Terms]  # named scalar terms; their sum is minimised, each is a metric
+Grad = Callable[..., tuple[Params, State, Terms]]  # (params, model_state, batch, key, step) -> (grads, state, terms)
+
+
+class Hook(NamedTuple):
+  """A part that is no Optax transformation: it wraps the model, the loss or the gradient.
+
+  Attributes:
+    name: unique in a chain; its entries are keyed 'jl.<name>'.
+    model: Model -> Model.
+    loss: Loss -> Loss. Adds a term, or rescales 'task'; never touches another part's term.
+    grad: Grad -> Grad. May call the inner gradient several times.
+  """
+
+  name: str
+  model: Callable[[Model], Model] = _same
+  loss: Callable[[Loss], Loss] = _same
+  grad: Callable[[Grad], Grad] = _same
+
+  @property
+  def init(self) -> Any:
+    """Raises: plain Optax would silently ignore a hook, so it is told."""
+    raise TypeError(f'{self.name!r} is a hook, not an Optax transformation: chain it with jl.chain and jl.train_step')
+
+  update = init
+
+
+class Side(Hook):
+  """A Hook whose model runs a network beside the student (a teacher).
+
+  `chain` composes it outside every other model hook, whatever its place, so that no rewrite (quantization,
+  masks, remat) ever reaches the side network: its outputs are bit-equal to its own.
+  """
+
+
+class Last(optax.GradientTransformationExtraArgs):
+  """An update part that must have the last word; `chain` refuses a later update that is not one.
+
+  Its `init` takes `(params, weights=None)`: the paths that enter a contraction, where a Model is known.
+  """
+
+
+class Recipe(NamedTuple):
+  """Parts, composed. May itself be a part of another chain.
+
+  Attributes:
+    tx: the update parts, as one Optax transformation.
+    model: wraps a Model in every model hook.
+    loss: wraps a Loss in every loss hook.
+    grad: wraps a Grad in every grad hook.
+    parts: the parts themselves, flat, outermost first.
+  """
+
+  tx: optax.GradientTransformationExtraArgs
+  model: Callable[[Model], Model]
+  loss: Callable[[Loss], Loss]
+  grad: Callable[[Grad], Grad]
+  parts: tuple[Any, ...]
+
+
+def chain(*parts: Any) -> Recipe:
+  """Chains parts into a recipe: weights, batch and updates meet them from left to right.
+
+  Args:
+    *parts: Optax transformations, Hooks and Recipes; the first is outermost.
+
+  Returns:
+    The Recipe.
+
+  Raises:
+    TypeError: something is no part.
+    ValueError: two hooks of one name, or an update after a `Last` that is not one.
+
+  >>> import optax
+  >>> recipe = chain(Hook('mine'), optax.sgd(0.1))
+  >>> [type(part).__name__ for part in recipe.parts]
+  ['Hook', 'GradientTransformationExtraArgs']
+  """
+  flat = tuple(one for part in parts for one in (part.parts if isinstance(part, Recipe) else (part,)))
+  last = None
+  names: set[str] = set()
+  for index, part in enumerate(flat):
+    if isinstance(part, Hook):
+      if part.name in names:
+        raise ValueError(f'each hook of a chain needs a name of its own; {part.name!r} stands twice: give one name=')
+      names.add(part.name)
+    elif isinstance(part, optax.MultiSteps):
+      raise TypeError('optax.MultiSteps hides steps from other parts: use jl.accumulate(k) in a jl.chain')
+    elif isinstance(part, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
+      if last is not None and not isinstance(part, Last):
+        raise ValueError(
+          f'what prune masks must stay zero, so no update may follow it; part {index} does: move part {last} to the end'
+        )
+      last = index if isinstance(part, Last) else last
+    else:
+      raise TypeError(f'a part is an Optax transformation, a Hook or a Recipe; part {index} is {type(part).__name__}')
+  hooks = [part for part in flat if isinstance(part, Hook)]
+  sides = [part for part in hooks if isinstance(part, Side)]
+  inner = [part for part in hooks if not isinstance(part, Side)]
+  return Recipe(
+    tx=_chain_updates([part for part in flat if not isinstance(part, Hook)]),
+    model=_compose([hook.model for hook in sides + inner]),
+    loss=_compose([hook.loss for hook in hooks]),
+    grad=_compose([hook.grad for hook in hooks]),
+    parts=flat,
+  )
+
+
+def _compose(wrappers: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+  def wrap(inner: Any) -> Any:
+    for wrapper in reversed(wrappers):  # the first part ends up outermost
+      inner = wrapper(inner)
+    return inner
+
+  return wrap
+
+
+def _chain_updates(updates: list[Any]) -> optax.GradientTransformationExtraArgs:
+  """As `optax.chain`, and tells each `Last` which paths are weights."""
+
+  def init(params: Any, weights: frozenset[str] | None = None) -> tuple[Any, ...]:
+    return tuple(part.init(params, weights) if isinstance(part, Last) else part.init(params) for part in updates)
+
+  def update(grads: Any, state: tuple[Any, ...], params: Any = None, **extra: Any) -> tuple[Any, tuple[Any, ...]]:
+    if len(state) != len(updates):
+      raise ValueError(f'the recipe has {len(updates)} update parts, its state {len(state)}: init it with this recipe')
+    new = []
+    for part, part_state in zip(updates, state, strict=True):
+      grads, part_state = optax.with_extra_args_support(part).update(grads, part_state, params, **extra)
+      new.append(part_state)
+    return grads, tuple(new)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def reparam(
+  model: Model,
+  name: str,
+  init: Callable[[jax.Array, Params, State], tuple[Params, State]],
+  view: Callable[..., Params],
+) -> Model:
+  """Lets weights pass through a view before the model sees them, in `apply`, `after` and `export` alike.
+
+  Args:
+    model: what stands inside.
+    name: the hook's name; its entries (`jl.<name>`, const of that owner) are stripped on export.
+    init: (key, params, model_state) -> (params, model_state), adding the hook's own entries.
+    view: (params, model_state, *, train, key, step) -> params as the inner model knows them.
+
+  Returns:
+    The wrapped Model.
+
+  >>> import jax, jax.numpy as jnp
+  >>> def apply(p, s, x, *, train, key, step=None):
+  ...   return x @ p['w'], s
+  >>> base = Model(init=lambda key, x: ({'w': jnp.ones((2, 2))}, {}), apply=apply)
+  >>> half = reparam(base, 'half', lambda k, p, s: (p, s), lambda p, s, **kw: {'w': p['w'] / 2})
+  >>> half.export(*half.init(jax.random.key(0), None))[0]['w'][0, 0].item()
+  0.5
+  """
+
+  def wrapped_init(key: jax.Array, inputs: Any) -> tuple[Params, State]:
+    params, state = model.init(key, inputs)
+    if not isinstance(params, dict):
+      raise TypeError(f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter')
+    return init(stream(key, name), params, state)
+
+  def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
+    seen = view(params, state, train=train, key=key, step=step)
+    return model.apply(seen, state, inputs, train=train, key=key, step=step)
+
+  def after(params: Params, state: State, step: Any) -> State:
+    return model.after(view(params, state, train=False, key=None, step=step), state, step)
+
+  def export(params: Params, state: State) -> tuple[Params, State]:
+    seen = view(params, state, train=False, key=None, step=None)
+    return model.export(drop_extras(seen, name), drop_extras(state, name))
+
+  return Model(wrapped_init, apply, after, export)
+
+
+def drop_extras(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """Returns params or model_state without the entries of the hook `name`.
+
+  >>> drop_extras({'w': 1, 'jl.x': 2, 'jl.const': {'x': 3}}, 'x')
+  {'w': 1}
+  """
+  kept = {key: value for key, value in tree.items() if key != f'jl.{name}'}
+  const = {owner: value for owner, value in kept.get(CONST, {}).items() if owner != name}
+  kept.pop(CONST, None)
+  return {**kept, CONST: const} if const else kept
+
+
+def with_const(model_state: State, name: str, value: Any) -> State:
+  """Returns model_state with arrays that never change, owned by the hook `name`.
+
+  >>> with_const({}, 'teacher', 1)
+  {'jl.const': {'teacher': 1}}
+  """
+  return {**model_state, CONST: {**model_state.get(CONST, {}), name: value}}
+
+
+def with_tap(model_state: State, name: str, value: Any) -> State:
+  """Returns model_state with a value left for the loss.
+
+  >>> with_tap({}, 'teacher/logits', 1)
+  {'jl.taps': {'teacher/logits': 1}}
+  """
+  return {**model_state, TAPS: {**model_state.get(TAPS, {}), name: value}}
+
+
+def stream(key: Any, name: str, step: Any = None) -> Any:
+  """Derives the key of one named source of randomness at one step: no key is ever carried.
+
+  Args:
+    key: the root key, typed; None stays None.
+    name: the source's name; it is hashed by crc32, since Python's own hash differs between processes.
+    step: int32[] or None for a source drawn once.
+
+  Returns:
+    fold_in(fold_in(key, crc32(name)), step).
+
+  >>> import jax
+  >>> a, b = stream(jax.random.key(0), 'dropout', 3), stream(jax.random.key(0), 'dropout', 4)
+  >>> bool((jax.random.key_data(a) == jax.random.key_data(b)).all())
+  False
+  """
+  if key is None:
+    return None
+  key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+  return key if step is None else jax.random.fold_in(key, step)
+
+
+def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
+  """Returns the mean over examples, each counted by its weight (0 is padding); 0 when all weigh nothing.
+
+  Args:
+    values: float[B].
+    weight: float[B] or None.
+
+  Returns:
+    float[].
+
+  >>> import jax.numpy as jnp
+  >>> float(weighted_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1.0, 1.0, 0.0])))
+  2.0
+  """
+  if weight is None:
+    return jnp.mean(values)
+  weight = weight.astype(values.dtype)
+  total = jnp.sum(weight)
+  summed = jnp.sum(jnp.where(weight > 0, values, 0) * weight)
+  return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1), 0)
+
+
+def task(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
+  """Lifts a user's loss into a Loss with the one term 'task'.
+
+  Args:
+    loss: (outputs, batch) -> float[B], or a scalar that is taken as it is.
+
+  Returns:
+    A Loss: the weighted mean over the batch.
+
+  Raises:
+    ValueError: the loss is neither a scalar nor one value an example.
+  """
+
+  def term(context: Context) -> Terms:
+    values = jnp.asarray(loss(context.outputs, context.batch))
+    weight = context.batch.get('weight')
+    if values.ndim == 0:
+      return {'task': values}
+    if values.ndim != 1 or (weight is not None and values.shape != weight.shape):
+      expected = '[B]' if weight is None else str(list(weight.shape))
+      raise ValueError(f'a loss gives one value an example, float{expected}, or a scalar; got {list(values.shape)}')
+    return {'task': weighted_mean(values, weight)}
+
+  return term

@@ -1,0 +1,288 @@
+"""Parameter paths, and rules that pick parameters by path.
+
+Everything that names a leaf of a pytree lives here: how a path is written, how a rule selects, what a
+weight looks like when only arrays are seen. Works on any pytree (Linen dict, NNX State, Equinox module,
+list, tuple), so nothing here may import a neural-network framework.
+"""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+Rule = None | str | Sequence[str] | Callable[[str], bool]
+
+_NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gamma|beta|offset)$', re.IGNORECASE)
+_NORM = re.compile(r'norm(_?\d+)?$', re.IGNORECASE)
+
+
+def path_string(key_path: Sequence[Any]) -> str:
+  """Writes a JAX key path as bare names joined by '/'.
+
+  Args:
+    key_path: keys as `jax.tree_util.tree_flatten_with_path` gives them.
+
+  Returns:
+    The path in the framework's own names; the `.value` of an NNX Variable is not part of a name.
+
+  >>> import jax
+  >>> [(path, _)] = jax.tree_util.tree_flatten_with_path({'a': [0.0]})[0]
+  >>> path_string(path)
+  'a/0'
+  """
+  names = [_key_name(key) for key in key_path]
+  last_is_variable = isinstance(key_path[-1], jax.tree_util.GetAttrKey) if key_path else False
+  if len(names) > 1 and last_is_variable and names[-1] in ('value', 'raw_value'):
+    names.pop()
+  return '/'.join(names)
+
+
+def _key_name(key: Any) -> str:
+  for attribute in ('key', 'idx', 'name'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def flatten(tree: Any) -> tuple[list[str], list[Any], Any]:
+  """Flattens a pytree into paths, leaves and its treedef.
+
+  Args:
+    tree: any pytree.
+
+  Returns:
+    (paths, leaves, treedef), in JAX's own leaf order.
+
+  Raises:
+    ValueError: two leaves share one path.
+
+  >>> flatten({'b': 2, 'a': (0, 1)})[:2]
+  (['a/0', 'a/1', 'b'], [0, 1, 2])
+  """
+  keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
+  names = [path_string(key_path) for key_path, _ in keyed]
+  doubled = [name for name, count in collections.Counter(names).items() if count > 1]
+  if doubled:
+    raise ValueError(f'every leaf needs a path of its own; {doubled[0]!r} names several: rename one of them')
+  return names, [leaf for _, leaf in keyed], treedef
+
+
+def paths(tree: Any) -> list[str]:
+  """Returns the path of every leaf, in JAX's leaf order.
+
+  >>> paths({'dense': {'kernel': 1.0, 'bias': 0.0}})
+  ['dense/bias', 'dense/kernel']
+  """
+  return flatten(tree)[0]
+
+
+def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+  """Maps `fn(path, leaf, *other_leaves)` over a pytree.
+
+  >>> map_with_path(lambda path, leaf: path, {'a': 1, 'b': [2]})
+  {'a': 'a', 'b': ['b/0']}
+  """
+  return jax.tree_util.tree_map_with_path(lambda key_path, *leaves: fn(path_string(key_path), *leaves), tree, *rest)
+
+
+def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset[str]:
+  """Returns the paths that a rule picks.
+
+  Args:
+    names: the paths to pick from.
+    rule: a regular expression searched in each path (anchor it with ^ and $ for a whole path), several of
+      them (a path is picked by any), a predicate on the path, or None for every path.
+    what: names the asking part in an error.
+
+  Returns:
+    The picked paths.
+
+  Raises:
+    ValueError: a rule picks nothing; the message lists the nearest paths.
+
+  >>> sorted(select(['conv/kernel', 'conv/bias'], 'kernel$'))
+  ['conv/kernel']
+  """
+  names = list(names)
+  if rule is None:
+    return frozenset(names)
+  if callable(rule):
+    picked = frozenset(name for name in names if rule(name))
+    if not picked:
+      raise ValueError(f'{what} picks no parameter; known paths: {_shown(names)}')
+    return picked
+  picked = set()
+  for pattern in [rule] if isinstance(rule, str) else rule:
+    try:
+      matched = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+      raise ValueError(f'{what} {pattern!r} is no regular expression: {error}') from None
+    if not matched:
+      raise ValueError(f'{what} {pattern!r} matches no parameter; nearest paths: {_shown(nearest(pattern, names))}')
+    picked.update(matched)
+  return frozenset(picked)
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+  """Returns the known names nearest to a mistaken one, for an error message.
+
+  >>> nearest('kernal', ['kernel', 'bias'], count=1)
+  ['kernel']
+  """
+  names = list(dict.fromkeys(names))
+  wanted = re.sub(r'[^\w/]', '', name).lower()
+
+  def likeness(candidate: str) -> float:
+    parts = [candidate, *candidate.split('/')]
+    return max(difflib.SequenceMatcher(None, wanted, part.lower()).ratio() for part in parts)
+
+  return sorted(names, key=likeness, reverse=True)[:count]
+
+
+def _shown(names: Sequence[str], limit: int = 8) -> str:
+  more = f' and {len(names) - limit} more' if len(names) > limit else ''
+  return (', '.join(names[:limit]) + more) or 'none'
+
+
+def looks_like_weight(path: str, leaf: Any) -> bool:
+  """Tells whether an array looks like a weight matrix or kernel when nothing but arrays is seen.
+
+  Args:
+    path: the leaf's path.
+    leaf: an array, float[...].
+
+  Returns:
+    True for a floating leaf with at least two axes longer than 1 whose name is no bias, scale or norm and
+    that no hook added (`jl.*`).
+
+  >>> import numpy as np
+  >>> looks_like_weight('dense/kernel', np.zeros((3, 4))), looks_like_weight('conv/bias', np.zeros((8, 1, 1)))
+  (True, False)
+  """
+  if is_extra(path) or sum(size > 1 for size in np.shape(leaf)) < 2:
+    return False
+  if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), np.inexact):
+    return False
+  *parents, name = path.split('/')
+  return not _NOT_A_WEIGHT.search(name) and not any(_NORM.search(part) for part in [*parents, name])
+
+
+def is_extra(path: str) -> bool:
+  """Tells whether a hook added this leaf to the params (`jl.<name>/...`): default selections skip it.
+
+  >>> is_extra('jl.hint/projector'), is_extra('dense/kernel')
+  (True, False)
+  """
+  return path.startswith('jl.')
+
+
+def weight_paths(params: Any, rule: Rule, weights: Iterable[str] | None, *, what: str) -> frozenset[str]:
+  """Decides which leaves of `params` a part works on: by rule, else by the model's jaxpr, else by shape.
+
+  Args:
+    params: any pytree of arrays.
+    rule: the user's rule, or None for the weights.
+    weights: paths that enter a contraction, as `train_step` finds them; None in a foreign loop.
+    what: names the part in an error.
+
+  Returns:
+    The chosen paths.
+
+  Raises:
+    ValueError: nothing is chosen.
+
+  >>> import numpy as np
+  >>> weight_paths({'w': np.ones((2, 2)), 'b': np.ones(2)}, None, None, what='prune')
+  frozenset({'w'})
+  """
+  names, leaves, _ = flatten(params)
+  if rule is not None:
+    return select([name for name in names if not is_extra(name)], rule, what=f'{what}: rule')
+  if weights is None:
+    chosen = frozenset(name for name, leaf in zip(names, leaves, strict=True) if looks_like_weight(name, leaf))
+  else:
+    chosen = frozenset(weights) & frozenset(name for name in names if not is_extra(name))
+  if not chosen:
+    raise ValueError(f'{what} finds no weight among the parameters ({_shown(names)}): name them with a rule')
+  return chosen
+
+
+def check_distinct(tree: Any, what: str) -> None:
+  """Raises when one array stands at two paths: donated twice, or trained as if it were two.
+
+  Args:
+    tree: any pytree.
+    what: names the tree in the error.
+
+  Raises:
+    ValueError: an aliased leaf, or two leaves of one path.
+  """
+  names, leaves, _ = flatten(tree)
+  seen: dict[int, str] = {}
+  for name, leaf in zip(names, leaves, strict=True):
+    if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer):
+      if id(leaf) in seen:
+        raise ValueError(
+          f'{what}: {seen[id(leaf)]!r} and {name!r} are one array; keep a single leaf and use it twice in the model'
+        )
+      seen[id(leaf)] = name
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Builds nested dicts from '/'-joined paths.
+
+  >>> nest({'a/b': 1, 'a/c': 2})
+  {'a': {'b': 1, 'c': 2}}
+  """
+  tree: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, name = path.split('/')
+    node = tree
+    for part in parents:
+      node = node.setdefault(part, {})
+    node[name] = leaf
+  return tree
+
+
+def split(tree: Mapping[str, Any], chosen: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Splits a nested dict into the chosen leaves and the rest; `merge` is its inverse.
+
+  >>> split({'a': {'w': 1, 'b': 2}}, ['a/w'])
+  ({'a': {'w': 1}}, {'a': {'b': 2}})
+  """
+  names, leaves, _ = flatten(tree)
+  chosen = frozenset(chosen)
+  pairs = list(zip(names, leaves, strict=True))
+  return nest({n: v for n, v in pairs if n in chosen}), nest({n: v for n, v in pairs if n not in chosen})
+
+
+def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+  """Merges two nested dicts with disjoint leaves.
+
+  >>> merge({'a': {'w': 1}}, {'a': {'b': 2}})
+  {'a': {'w': 1, 'b': 2}}
+  """
+  merged = dict(one)
+  for name, value in other.items():
+    both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+    merged[name] = merge(merged[name], value) if both else value
+  return merged
+
+
+def find(tree: Any, kind: type) -> list[Any]:
+  """Returns every node of a given NamedTuple type inside a pytree, outermost first.
+
+  >>> from typing import NamedTuple
+  >>> class Count(NamedTuple):
+  ...   n: int
+  >>> find(({'a': Count(3)},), Count)
+  [Count(n=3)]
+  """
+  nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+  return [node for node in nodes if isinstance(node, kind)]
