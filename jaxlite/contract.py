@@ -55,7 +55,8 @@ class Model(NamedTuple):
     init: (key, inputs) -> (params, model_state). Both are dicts; `inputs` is one batch, [B, ...].
     apply: (params, model_state, inputs, *, train, key, step=None) -> (outputs, model_state). `key` is the
       run's root key (None where nothing is random); randomness comes from `stream(key, name, step)`.
-    after: (params, model_state, step) -> model_state, once an optimizer step on the new params.
+    after: (params, model_state, step) -> model_state, once an optimizer step on the new params; `step`
+      counts it in.
     export: (params, model_state) -> (params, model_state), merging and stripping what hooks added.
   """
 
@@ -143,11 +144,16 @@ class Side(Hook):
   """
 
 
-class Last(optax.GradientTransformationExtraArgs):
-  """An update part that must have the last word; `chain` refuses a later update that is not one.
+class Selective(optax.GradientTransformationExtraArgs):
+  """An update part that works on weights only: its `init` takes `(params, weights=None)`.
 
-  Its `init` takes `(params, weights=None)`: the paths that enter a contraction, where a Model is known.
+  `weights` are the paths that enter a contraction, as `train_step` reads them off the model; None in a
+  foreign loop, where the part goes by shape and name.
   """
+
+
+class Last(Selective):
+  """A Selective that must have the last word; `chain` refuses a later update that is not one."""
 
 
 class Recipe(NamedTuple):
@@ -226,10 +232,10 @@ def _compose(wrappers: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 def _chain_updates(updates: list[Any]) -> optax.GradientTransformationExtraArgs:
-  """As `optax.chain`, and tells each `Last` which paths are weights."""
+  """As `optax.chain`, and tells each `Selective` which paths are weights."""
 
   def init(params: Any, weights: frozenset[str] | None = None) -> tuple[Any, ...]:
-    return tuple(part.init(params, weights) if isinstance(part, Last) else part.init(params) for part in updates)
+    return tuple(part.init(params, weights) if isinstance(part, Selective) else part.init(params) for part in updates)
 
   def update(grads: Any, state: tuple[Any, ...], params: Any = None, **extra: Any) -> tuple[Any, tuple[Any, ...]]:
     if len(state) != len(updates):

@@ -1,0 +1,279 @@
+"""The train step: pure, compiled once, its state donated. Knows the contract and nothing of frameworks or files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlite import trees
+from jaxlite.contract import CONST, TAPS, Batch, Context, Loss, Model, Params, Recipe, State, Terms, stream, task
+from jaxlite.graph.provenance import contraction_weights
+from jaxlite.graph.walk import has_primitive
+from jaxlite.transforms.accumulate import Accumulate
+
+HEALTH = 'jl.health'  # model_state: when and where a number first was not finite
+
+
+class TrainState(NamedTuple):
+  """All that a run is, arrays only.
+
+  Attributes:
+    step: int32[], optimizer steps done.
+    key: the run's root key; never changes.
+    params: what is trained.
+    model_state: what else a forward needs.
+    opt_state: the state of the update parts.
+    const: arrays that never change (teachers, frozen leaves): an argument of the step, never donated.
+  """
+
+  step: jax.Array
+  key: jax.Array
+  params: Params
+  model_state: State
+  opt_state: Any
+  const: Any
+
+
+class Train(NamedTuple):
+  """The functions of a training run.
+
+  Attributes:
+    init: (key, batch, params=None, model_state=None) -> TrainState.
+    step: (state, batch) -> (state, metrics). Donates the state but for its constants; metrics are scalars on the
+      device: 'loss' and each of its terms.
+    steps: (state, batches) -> (state, metrics), several steps a dispatch; leaves are [k, B, ...] and [k].
+    eval: (state, batch) -> (outputs, {'task': loss}), as deployed: no dropout, averages in place of live weights.
+    model: the Model wrapped in the recipe's hooks.
+  """
+
+  init: Callable[..., TrainState]
+  step: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
+  steps: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
+  eval: Callable[[TrainState, Batch], tuple[Any, Terms]]
+  model: Model
+
+
+def train_step(model: Model, loss: Callable[[Any, Batch], jax.Array], recipe: Recipe) -> Train:
+  """Builds the functions that train a model by a recipe.
+
+  Args:
+    model: from an adapter.
+    loss: (outputs, batch) -> float[B], or a scalar.
+    recipe: from `jl.chain`; it holds an optimizer.
+
+  Returns:
+    A Train.
+
+  Raises:
+    ValueError: the recipe updates nothing; at init, a part that matches no parameter, an aliased leaf, or
+      optax.MultiSteps anywhere in the recipe.
+
+  >>> import jax, jax.numpy as jnp, optax
+  >>> import jaxlite as jl
+  >>> model = jl.from_function(lambda p, x: x @ p['w'], {'w': jnp.zeros((3, 2))})
+  >>> train = train_step(model, jl.cross_entropy, jl.chain(optax.sgd(0.1)))
+  >>> batch = {'inputs': jnp.ones((4, 3)), 'labels': jnp.zeros(4, int)}
+  >>> state = train.init(jax.random.key(0), batch)
+  >>> state, metrics = train.step(state, batch)
+  >>> int(state.step), round(float(metrics['loss']), 3)
+  (1, 0.693)
+  """
+  if not isinstance(recipe, Recipe):
+    raise TypeError(f'train_step takes a recipe from jl.chain(...); got {type(recipe).__name__}')
+  if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
+    raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
+  wrapped = recipe.model(model)
+  gradient = recipe.grad(_gradient(wrapped, recipe.loss(task(loss))))
+  accumulates = any(isinstance(part, Accumulate) for part in recipe.parts)
+
+  def init(key: jax.Array, batch: Batch, params: Params | None = None, model_state: State | None = None) -> TrainState:
+    _check_key(key)
+    inputs = _inputs(batch)
+    start = model if params is None else model._replace(init=_given(model, params, model_state))
+    params, state = recipe.model(start).init(stream(key, 'init'), inputs)
+    trees.check_distinct(params, 'the parameters')
+    state = {**state, HEALTH: {'at_step': jnp.int32(-1), 'leaf': jnp.int32(-1)}}
+    const = state.pop(CONST, {})
+    params = jax.tree.map(_own, params)
+    opt_state = recipe.tx.init(params, _weights(model, key, inputs))
+    if trees.find(opt_state, optax.MultiStepsState):
+      raise ValueError(
+        'optax.MultiSteps hides steps from other parts: take it out and put jl.accumulate(k) in the chain'
+      )
+    live = jax.tree.map(_own, (state, opt_state))
+    return TrainState(jnp.zeros((), jnp.int32), jnp.copy(key), params, *live, const)
+
+  def update(live: TrainState, const: Any, grads: Params, state: State, terms: Terms) -> tuple[TrainState, Terms]:
+    total = functools.reduce(jnp.add, terms.values())
+    state = {**state, HEALTH: _health(state[HEALTH], total, live)}
+    updates, opt_state = recipe.tx.update(grads, live.opt_state, live.params, value=total)
+    params = optax.apply_updates(live.params, updates)
+    step = live.step + 1
+    state = wrapped.after(params, {**state, CONST: const}, step)
+    return TrainState(step, live.key, params, _live(state), opt_state, None), {'loss': total, **terms}
+
+  def whole(live: TrainState, const: Any, batch: Batch) -> tuple[TrainState, Terms]:
+    grads, state, terms = gradient(live.params, {**live.model_state, CONST: const}, batch, live.key, live.step)
+    return update(live, const, grads, _live(state), terms)
+
+  compiled = jax.jit(whole, donate_argnums=0)
+  compiled_update = jax.jit(update, donate_argnums=(0, 2, 3))
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
+    live, const = state._replace(const=None), state.const
+    if accumulates and _on_cpu(state, batch) and convolves(state, batch):
+      # Not in one program: XLA:CPU runs a convolution inside accumulate's scan many times slower.
+      grads, full, terms = gradient(state.params, {**state.model_state, CONST: const}, batch, state.key, state.step)
+      live, metrics = compiled_update(live._replace(model_state=None), const, grads, _live(full), terms)
+    else:
+      live, metrics = compiled(live, const, batch)
+    return live._replace(const=const), metrics
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def scanned(live: TrainState, const: Any, batches: Batch) -> tuple[TrainState, Terms]:
+    return jax.lax.scan(lambda live, batch: whole(live, const, batch), live, batches)
+
+  def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Terms]:
+    first = jax.tree.map(lambda leaf: leaf[0], dict(batches))
+    if _on_cpu(state, first) and convolves(state, first):
+      metrics = []
+      for i in range(jax.tree.leaves(batches)[0].shape[0]):
+        state, one = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], dict(batches)))
+        metrics.append(one)
+      return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+    live, metrics = scanned(state._replace(const=None), state.const, dict(batches))
+    return live._replace(const=state.const), metrics
+
+  @jax.jit
+  def evaluated(params: Params, state: State, const: Any, step: Any, batch: Batch) -> tuple[Any, Terms]:
+    state = {**state, CONST: const}
+    outputs, _ = wrapped.apply(params, state, _inputs(batch), train=False, key=None, step=step)
+    return outputs, task(loss)(Context(outputs, batch, params, state, None, step))
+
+  def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:
+    return evaluated(state.params, state.model_state, state.const, state.step, batch)
+
+  @functools.lru_cache(maxsize=8)
+  def convolves_at(treedef: Any, shapes: tuple[Any, ...]) -> bool:
+    params, state, const, key, inputs = jax.tree.unflatten(treedef, shapes)
+    forward = functools.partial(wrapped.apply, train=True)
+    jaxpr = jax.make_jaxpr(forward)(params, {**state, CONST: const}, inputs, key=key, step=jnp.int32(0))
+    return has_primitive(jaxpr, 'conv_general_dilated')
+
+  def convolves(state: TrainState, batch: Batch) -> bool:
+    arrays = (state.params, state.model_state, state.const, state.key, _inputs(batch))
+    leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), arrays))
+    return convolves_at(treedef, tuple(leaves))
+
+  return Train(init, step, steps, evaluate, wrapped)
+
+
+def ensemble_axes(state: TrainState) -> TrainState:
+  """Returns the `vmap` axes of a state of several models: counts and constants stay one for all.
+
+  A count that is batched would turn every schedule's `cond` into a `select` that runs both branches. Use them
+  for inputs and outputs alike: `vmap(train.step, in_axes=(axes, 0), out_axes=(axes, 0))`.
+
+  Args:
+    state: a state of one model, or its shapes.
+
+  Returns:
+    A TrainState of 0 and None.
+  """
+  counts = ('count', 'step', 'mini_step', 'gradient_step')
+  opt_state = trees.map_with_path(lambda path, _: None if path.split('/')[-1] in counts else 0, state.opt_state)
+  return TrainState(None, 0, 0, 0, opt_state, None)
+
+
+def went_nan(state: TrainState) -> tuple[int, str] | None:
+  """Tells the first step that met a number that is not finite, and where it stood.
+
+  Reading it waits for the device; call it at log steps.
+
+  Args:
+    state: a TrainState.
+
+  Returns:
+    (step, path): the step that wrote a bad parameter, or the step whose loss was bad while every parameter was
+    good (path 'loss': look at the data); None when all is well.
+  """
+  at_step, leaf = (int(state.model_state[HEALTH][name]) for name in ('at_step', 'leaf'))
+  if at_step < 0:
+    return None
+  return at_step, 'loss' if leaf < 0 else trees.paths(state.params)[leaf]
+
+
+def _health(health: Any, total: jax.Array, live: TrainState) -> Any:
+  """Keeps the first failure. The leaves are only read once the loss has gone bad: a quiet step pays nothing."""
+
+  def look(params: Params) -> Any:
+    bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
+    blame = jnp.any(bad)
+    leaf = jnp.where(blame, jnp.argmax(bad).astype(jnp.int32), -1)
+    return {'at_step': jnp.where(blame, live.step, live.step + 1), 'leaf': leaf}
+
+  first = ~jnp.isfinite(total) & (health['at_step'] < 0)
+  return jax.lax.cond(first, look, lambda params: health, live.params)
+
+
+def _gradient(model: Model, loss: Loss) -> Callable[..., Any]:
+  """The innermost Grad: one forward and one backward pass."""
+
+  def gradient(params: Params, state: State, batch: Batch, key: Any, step: Any) -> tuple[Params, State, Terms]:
+    def objective(params: Params) -> Any:
+      outputs, new_state = model.apply(params, state, _inputs(batch), train=True, key=key, step=step)
+      terms = loss(Context(outputs, batch, params, new_state, key, step))
+      return functools.reduce(jnp.add, terms.values()), (new_state, terms)
+
+    grads, (new_state, terms) = jax.grad(objective, has_aux=True)(params)
+    return grads, {name: value for name, value in new_state.items() if name != TAPS}, terms
+
+  return gradient
+
+
+def _inputs(batch: Batch) -> Any:
+  if 'inputs' not in batch:
+    raise ValueError(f"a batch is a dict with 'inputs' (and 'labels', 'weight'); got the keys {sorted(batch)}")
+  return batch['inputs']
+
+
+def _live(state: State) -> State:
+  return {name: value for name, value in state.items() if name != CONST}
+
+
+def _given(model: Model, params: Params, model_state: State | None) -> Callable[..., Any]:
+  def init(key: Any, inputs: Any) -> tuple[Params, State]:
+    return params, model.init(key, inputs)[1] if model_state is None else model_state
+
+  return init
+
+
+def _own(leaf: Any) -> jax.Array:
+  """A copy, since the step donates it and the caller's array must live on; a weak type would compile twice."""
+  leaf = jnp.asarray(leaf)
+  return jnp.copy(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else jnp.array(leaf, leaf.dtype, copy=True)
+
+
+def _weights(model: Model, key: jax.Array, inputs: Any) -> frozenset[str]:
+  params, state = jax.eval_shape(model.init, key, inputs)
+  forward = functools.partial(model.apply, train=True)
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  return contraction_weights(lambda p, s, x, k, t: forward(p, s, x, key=k, step=t)[0], params, state, inputs, key, step)
+
+
+def _on_cpu(state: TrainState, batch: Batch) -> bool:
+  """Where the arrays of this call lie; False inside a trace, where lowering decides."""
+  leaves = jax.tree.leaves((state.step, batch))
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    return False
+  return all(device.platform == 'cpu' for device in leaves[0].devices())
+
+
+def _check_key(key: Any) -> None:
+  if not jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key):
+    raise ValueError(f'init takes a typed key: pass jax.random.key(seed); got {type(key).__name__}')

@@ -1,0 +1,106 @@
+"""Gradient accumulation: k micro-batches inside one optimizer step, for a batch that does not fit in memory."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite.contract import CONST, TAPS, Batch, Grad, Hook, Params, State, Terms, stream
+
+
+class Accumulate(Hook):
+  """The Hook of `accumulate`: `train_step` knows it by type, to dispatch micro-steps where a scan is slow."""
+
+
+def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
+  """Takes the gradient of a batch in several micro-batches, as if it were taken at once.
+
+  Each micro-batch counts by its share of the batch's total weight, so padding changes nothing; batch
+  statistics are threaded through; schedules and counts see one optimizer step; no accumulator enters a
+  checkpoint. Inside a trace it is a scan. Called with concrete arrays it dispatches one compiled micro-step
+  k times with a donated accumulator: `train_step` does so on a CPU where the model convolves, since XLA:CPU
+  runs a convolution inside a scan many times slower. Both give the same numbers.
+
+  Args:
+    micro_batches: k; the batch size is a multiple of it.
+    name: the hook's name.
+
+  Returns:
+    A Hook on the gradient.
+
+  Raises:
+    ValueError: k under 1; at trace time, a batch that k does not divide.
+
+  >>> accumulate(4).name
+  'accumulate'
+  """
+  if micro_batches < 1:
+    raise ValueError(f'accumulate: micro_batches is at least 1; got {micro_batches}')
+
+  def grad(inner: Grad) -> Grad:
+    if micro_batches == 1:
+      return inner
+    micro_step = functools.partial(_micro_step, inner, micro_batches)
+    dispatched = jax.jit(micro_step, donate_argnums=0)
+
+    def accumulated(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
+      state, const = _without_const(state)
+      fixed = (params, const, dict(batch), key, step)
+      sums = jax.tree.map(jnp.zeros_like, params)
+      if _traced(fixed):
+        turn = lambda carry, i: _as_scan(micro_step(*carry, i, *fixed))  # noqa: E731
+        (sums, state), terms = jax.lax.scan(turn, (sums, state), jnp.arange(micro_batches))
+        terms = [jax.tree.map(lambda values, i=i: values[i], terms) for i in range(micro_batches)]
+      else:
+        terms = []
+        for i in range(micro_batches):
+          sums, state, term = dispatched(sums, state, jnp.int32(i), *fixed)
+          terms.append(term)
+      # One after the other in both forms: a reduction may add in another order, and resume is bit for bit.
+      total = functools.reduce(lambda one, other: jax.tree.map(jnp.add, one, other), terms)
+      return sums, state if const is None else {**state, CONST: const}, total
+
+    return accumulated
+
+  return Accumulate(name, grad=grad)
+
+
+def _micro_step(
+  inner: Grad, k: int, sums: Params, state: State, i: Any, params: Params, const: Any, batch: Any, key: Any, step: Any
+) -> tuple[Params, State, Terms]:
+  """Adds the gradient of micro-batch `i`, weighted by its share, to the running sums."""
+  micro, share = _micro_batch(batch, k, i)
+  full = state if const is None else {**state, CONST: const}
+  grads, full, terms = inner(params, full, micro, stream(key, 'micro_batch', i), step)
+  sums = jax.tree.map(lambda running, grad: running + grad * share.astype(grad.dtype), sums, grads)
+  state = {name: value for name, value in full.items() if name not in (CONST, TAPS)}
+  return sums, state, jax.tree.map(lambda term: term * share.astype(term.dtype), terms)
+
+
+def _as_scan(result: tuple[Params, State, Terms]) -> Any:
+  sums, state, terms = result
+  return (sums, state), terms
+
+
+def _without_const(state: State) -> tuple[State, Any]:
+  return {name: value for name, value in state.items() if name != CONST}, state.get(CONST)
+
+
+def _micro_batch(batch: Any, k: int, i: Any) -> tuple[Any, jax.Array]:
+  """Returns rows i*B/k to (i+1)*B/k of every leaf [B, ...], and their share of the batch's total weight."""
+  size = jax.tree.leaves(batch)[0].shape[0]
+  if size % k:
+    raise ValueError(f'accumulate: a batch of {size} does not split into {k} equal parts: use a multiple of {k}')
+  micro = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * (size // k), size // k), batch)
+  if 'weight' not in batch:
+    return micro, jnp.float32(1 / k)
+  total = jnp.sum(batch['weight'].astype(jnp.float32))
+  part = jnp.sum(micro['weight'].astype(jnp.float32))
+  return micro, jnp.where(total > 0, part / jnp.where(total > 0, total, 1), 1 / k)
+
+
+def _traced(tree: Any) -> bool:
+  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
