@@ -7,25 +7,9 @@ costs next to nothing and a single transform needs nothing but jax and optax.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxlite.version import __version__ as __version__
-
-if TYPE_CHECKING:  # the same names, for editors and type checkers
-  from jaxlite.adapters import adapt, from_equinox, from_function, from_haiku, from_linen, from_nnx
-  from jaxlite.config import Config, Duration
-  from jaxlite.contract import Hook, Last, Model, Network, Recipe, chain, reparam
-  from jaxlite.loop import load, train
-  from jaxlite.losses import cross_entropy
-  from jaxlite.step import Train, TrainState, ensemble_axes, train_step, went_nan
-  from jaxlite.transforms.accumulate import accumulate
-  from jaxlite.transforms.average import average
-  from jaxlite.transforms.distill import distill, kd
-  from jaxlite.transforms.freeze import freeze
-  from jaxlite.transforms.penalties import l2, label_smoothing
-  from jaxlite.transforms.prune import prune
-  from jaxlite.transforms.quantize import coverage, fake_quant, quantize
-  from jaxlite.transforms.schedules import warmup_cosine
 
 _WHERE = {
   'adapters': ('adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_linen', 'from_nnx'),
