@@ -43,7 +43,9 @@ def parse(argv: Sequence[str], flag_values: absl_flags.FlagValues, doc: str) -> 
     rest, pairs = split(flag_values.read_flags_from_files(list(argv[1:])))
     extra = flag_values([argv[0], *rest])[1:]
   except absl_flags.UnrecognizedFlagError as error:
-    fail(f'unknown flag --{error.flagname}; nearest: {fields.nearest(error.flagname, known)}')
+    fail(
+      f'unknown flag --{error.flagname}; nearest: {fields.nearest(f"--{error.flagname}", [f"--{name}" for name in known])}'
+    )
   except absl_flags.Error as error:
     fail(' '.join(str(error).split()))
   if extra:
