@@ -122,7 +122,7 @@ def train_step(model: Model, loss: Callable[[Any, Batch], jax.Array], recipe: Re
     return update(live, const, grads, _live(state), terms)
 
   compiled = jax.jit(whole, donate_argnums=0)
-  compiled_update = jax.jit(update, donate_argnums=(0, 2, 3))
+  compiled_update = jax.jit(update, donate_argnums=(0, 3))
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
     live, const = state._replace(const=None), state.const

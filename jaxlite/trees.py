@@ -256,10 +256,33 @@ def split(tree: Mapping[str, Any], chosen: Iterable[str]) -> tuple[dict[str, Any
   >>> split({'a': {'w': 1, 'b': 2}}, ['a/w'])
   ({'a': {'w': 1}}, {'a': {'b': 2}})
   """
-  names, leaves, _ = flatten(tree)
   chosen = frozenset(chosen)
-  pairs = list(zip(names, leaves, strict=True))
-  return nest({n: v for n, v in pairs if n in chosen}), nest({n: v for n, v in pairs if n not in chosen})
+
+  def walk(node: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    one, other = {}, {}
+    for name, value in node.items():  # key by key: a framework's own name may hold a '/'
+      path = f'{prefix}{name}'
+      if isinstance(value, Mapping):
+        inside, outside = walk(value, f'{path}/')
+        one.update({name: inside} if inside else {})
+        other.update({name: outside} if outside or not inside else {})
+      else:
+        inside, outside = _holes(value, path, chosen), _holes(value, path, chosen, invert=True)
+        one.update({name: inside} if jax.tree.leaves(inside) else {})
+        other.update({name: outside} if jax.tree.leaves(outside) else {})
+    return one, other
+
+  return walk(tree, '')
+
+
+def _holes(value: Any, path: str, chosen: frozenset[str], invert: bool = False) -> Any:
+  """A list or tuple keeps its form: None stands where a leaf went to the other side."""
+
+  def keep(key_path: Any, leaf: Any) -> Any:
+    name = f'{path}/{path_string(key_path)}' if key_path else path
+    return leaf if (name in chosen) is not invert else None
+
+  return jax.tree_util.tree_map_with_path(keep, value)
 
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,8 +293,13 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
   """
   merged = dict(one)
   for name, value in other.items():
-    both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-    merged[name] = merge(merged[name], value) if both else value
+    if name not in merged:
+      merged[name] = value
+    elif isinstance(value, Mapping):
+      merged[name] = merge(merged[name], value)
+    else:
+      fill = lambda mine, theirs: theirs if mine is None else mine  # noqa: E731
+      merged[name] = jax.tree.map(fill, merged[name], value, is_leaf=lambda node: node is None)
   return merged
 
 

@@ -1,0 +1,321 @@
+"""The one training loop, read top to bottom: prepare, start or resume, train, test once, report.
+
+`train` is what notebooks and the launcher call. A run is a function of its config, its data and its seed: the
+batch of a step is computed from (seed, step), randomness from (key, name, step), and everything else that a
+later step can see lies in the checkpoint. So a run that was killed ends as if it never was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite import checkpoint, logs, metrics, preempt, program, results, workspace
+from jaxlite.adapters import adapt
+from jaxlite.config import Config, Duration, validate
+from jaxlite.contract import CONST, Network, Recipe, chain
+from jaxlite.data import Dataset, Split, batch_at, eval_batches, from_arrays, load_dataset, steps_per_epoch
+from jaxlite.losses import cross_entropy
+from jaxlite.report import Result
+from jaxlite.step import Train, TrainState, train_step, went_nan
+from jaxlite.transforms.normalize import normalize
+from jaxlite.transforms.prune import PruneState
+from jaxlite.trees import find
+
+Say = Callable[[str], None]
+
+
+class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
+  """A signal asked the run to leave; it did, after saving."""
+
+
+class Plan(NamedTuple):
+  """The durations of a config, in steps."""
+
+  total: int
+  epoch: int
+  log: int
+  evaluate: int
+  checkpoint: int
+
+
+class Setup(NamedTuple):
+  """All that a run is made of before its first step."""
+
+  config: Config
+  data: Dataset
+  recipe: Recipe
+  train: Train
+  metric: metrics.Metrics
+  plan: Plan
+  abstract: TrainState
+  first_batch: Any
+
+
+@dataclasses.dataclass
+class Record:
+  """What the loop itself remembers; saved with every checkpoint.
+
+  Attributes:
+    log_bytes: length of metrics.jsonl.
+    logged: the last step whose training point is written.
+    evaluated: the last step whose evaluation is written.
+    pending: training metrics since the last point, as plain numbers.
+    best: best validation metric, larger is better; None before the first.
+    best_step: where it was reached.
+    stale: evaluations since.
+    stopped: early stopping has ended the run.
+    seconds: spent training, over all starts.
+    data: fingerprint of the data.
+    machine: what bit-equality hangs on.
+  """
+
+  log_bytes: int = 0
+  logged: int = 0
+  evaluated: int = 0
+  pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  best: float | None = None
+  best_step: int = 0
+  stale: int = 0
+  stopped: bool = False
+  seconds: float = 0.0
+  data: str = ''
+  machine: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def train(
+  config: Config,
+  workdir: str | Path,
+  *,
+  model: Any = None,
+  data: Any = None,
+  command: str = '',
+  say: Say = print,
+) -> Result:
+  """Trains one run to its end, or on from where it stopped, and reports it.
+
+  Args:
+    config: what to train and how. `config.model` and `config.recipe` are called after all overrides.
+    workdir: the run's folder: config, checkpoints, metrics, report.
+    model: instead of `config.model`: a Model, or a network of any framework that `jl.adapt` takes.
+    data: instead of `config.data.source`: a `jaxlite.data.Dataset`, or a pair of arrays (inputs, labels) from
+      which validation and test are carved.
+    command: the command line, for the report.
+    say: prints a line.
+
+  Returns:
+    The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
+
+  Raises:
+    ValueError: one line on what cannot be right; nothing was lost.
+    Preempted: a signal came; the run was saved.
+  """
+  validate(config)
+  folder = checkpoint.check_workdir(workdir)
+  with checkpoint.lock(folder), preempt.guard() as guard:
+    done = workspace.settle(folder, config, say)
+    if done is not None:
+      return done
+    logs.print_device(say)
+    setup = prepare(config, folder, model, data)
+    for note in setup.data.notes:
+      say(f'note: {note}')
+    with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
+      state, record = _start(setup, saves, say)
+      with logs.Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
+        if int(state.step) == 0:
+          values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
+          program.save_program(folder, setup.train.model, setup.recipe, values, setup.first_batch['inputs'])
+        state, record = _fit(setup, state, record, saves, records, guard)
+      state = _best(setup, state, record, saves)
+    _check_targets(state, say)
+    test = evaluate(setup, state, setup.data.test, guard)
+    if test is None:
+      raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
+    result = results.collect(setup, state, record, test, folder, command)
+    workspace.finish(folder, result)
+    return result
+
+
+def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
+  """Builds data, model, recipe and step of a run; writes nothing and trains nothing."""
+  data = _dataset(config, data)
+  batch_size = config.data.batch_size
+  epoch = steps_per_epoch(data.train, batch_size)
+  sizes = {'steps_per_epoch': epoch, 'batch_size': batch_size}
+  total = config.train.to_steps(**sizes)
+
+  def steps(duration: Duration) -> int:
+    return max(1, duration.to_steps(**sizes, total_steps=total))
+
+  plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
+  absolute = dataclasses.replace(config, teacher=str(folder / config.teacher)) if config.teacher else config
+  recipe = absolute.recipe(absolute, total)
+  if not isinstance(recipe, Recipe):
+    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
+  recipe = chain(normalize(data.mean, data.std), recipe)
+  network = adapt(absolute.model(absolute) if model is None else model)
+  built = train_step(network, config.loss or cross_entropy, recipe)
+  first = batch_at(data.train, batch_size, config.seed, 0)
+  abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
+  metric = metrics.classification(data.classes)
+  return Setup(config, data, recipe, built, metric, plan, abstract, first)
+
+
+def evaluate(setup: Setup, state: TrainState, split: Split, guard: preempt.Guard | None = None) -> dict | None:
+  """Returns the metrics of a split, or None when a signal came first."""
+  total = setup.metric.init()
+  for batch in eval_batches(split, setup.config.eval.batch_size):
+    if guard is not None and guard.requested:
+      return None
+    total = _evaluated(setup.train.eval, setup.metric.update)(total, state, batch)
+  return setup.metric.compute(jax.device_get(total))
+
+
+def _fit(
+  setup: Setup, state: TrainState, record: Record, saves: Any, records: logs.Records, guard: preempt.Guard
+) -> tuple[TrainState, Record]:
+  config, plan, step = setup.config, setup.plan, int(state.step)
+  progress = logs.Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
+  pending: list[Any] = list(record.pending)  # on the device until a log point fetches them
+  began = time.monotonic() - record.seconds
+
+  def save(metric: float | None = None, *, wait: bool = False) -> None:
+    record.pending = _fetch(pending)
+    _check_finite(record.pending, state, saves)
+    record.log_bytes, record.seconds = records.length, time.monotonic() - began
+    saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
+
+  while True:
+    improved = False
+    if _due(step, plan.log, plan) and record.logged < step:
+      values = _fetch(pending)
+      _check_finite(values, state, saves)
+      _check_masks(state)
+      means = {name: math.fsum(value[name] for value in values) / len(values) for name in values[0]}
+      record.logged, pending = step, []
+      records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
+      progress.line(step, f'loss {means["loss"]:.4f}')
+
+    if _due(step, plan.evaluate, plan) and record.evaluated < step and len(setup.data.validation.labels):
+      found = evaluate(setup, state, setup.data.validation, guard)
+      if found is not None:
+        scalars = {name: value for name, value in found.items() if name != 'confusion'}
+        record.evaluated = step
+        records.write('validation', step, scalars)
+        score = _score(scalars, config.eval.metric)
+        progress.line(step, f'validation {config.eval.metric} {scalars[config.eval.metric]:.4f}')
+        if _complete(state):  # a model short of its target sparsity is no candidate, however good
+          improved = record.best is None or score > record.best
+          record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
+          record.stale = 0 if improved else record.stale + 1
+          record.stopped = 0 < config.eval.patience <= record.stale
+
+    last = step >= plan.total or record.stopped
+    if guard.requested:
+      save(wait=True)
+      raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
+    if improved or last or (_due(step, plan.checkpoint, plan) and step > 0):
+      save(record.best if improved else None, wait=last)
+    if last:
+      progress.done()
+      return state, record
+
+    batch = batch_at(setup.data.train, config.data.batch_size, config.seed, step)
+    state, terms = setup.train.step(state, batch)
+    pending.append(terms)
+    step += 1
+    progress.step(step)
+
+
+def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
+  """The state of the latest good checkpoint, or a new one."""
+  machine = results.machine_facts()
+  found = saves.restore(setup.abstract)
+  if found is None:
+    state = setup.train.init(jax.random.key(setup.config.seed), setup.first_batch)
+    return state, Record(data=setup.data.fingerprint, machine=machine)
+  record = Record(**found.loop)
+  if record.data != setup.data.fingerprint:
+    raise ValueError('the data differ from those this run began with: bring them back, or start again with --fresh')
+  for name, value in machine.items():
+    if record.machine.get(name) != value:
+      say(f'note: {name} was {record.machine.get(name)}, now {value}: the run goes on, but not bit for bit')
+  say(f'resumed at step {found.step} of {setup.plan.total}')
+  record.stopped = record.stopped and record.stale >= setup.config.eval.patience > 0
+  return found.state, record
+
+
+def _best(setup: Setup, state: TrainState, record: Record, saves: Any) -> TrainState:
+  """The state that validation liked best; the last one where nothing was validated."""
+  if record.best is None or record.best_step == int(state.step):
+    return state
+  return saves.restore(setup.abstract, which='best').state
+
+
+def _dataset(config: Config, data: Any) -> Dataset:
+  if data is None:
+    return load_dataset(
+      config.data.source, directory=config.data.directory, validation=config.data.validation, seed=config.seed
+    )
+  if isinstance(data, Dataset):
+    return data
+  return from_arrays(data, validation=config.data.validation, seed=config.seed)
+
+
+def _due(step: int, every: int, plan: Plan) -> bool:
+  return step > 0 and (step % every == 0 or step == plan.total)
+
+
+def _fetch(pending: list[Any]) -> list[dict[str, float]]:
+  return [{name: float(value) for name, value in terms.items()} for terms in jax.device_get(pending)]
+
+
+def _score(values: dict[str, float], name: str) -> float:
+  if name not in values:
+    raise ValueError(f'eval.metric {name!r} is not among {", ".join(values)}')
+  return -values[name] if name == 'loss' else values[name]
+
+
+def _check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) -> None:
+  if all(math.isfinite(value['loss']) for value in values):
+    return
+  step, path = went_nan(state) or (int(state.step), 'loss')
+  where = 'the loss, with every parameter finite: look at the data' if path == 'loss' else f'{path}: lower the rate'
+  good = saves.latest_step()
+  kept = 'no checkpoint was written yet' if good is None else f'the checkpoint of step {good} is good'
+  raise ValueError(f'training met a number that is not finite at step {step}, first in {where} or clip; {kept}')
+
+
+def _check_masks(state: TrainState) -> None:
+  if any(int(prune.broken) for prune in find(state.opt_state, PruneState)):
+    raise ValueError('an update after prune wrote to weights that it holds at zero: make jl.prune the last part')
+
+
+def _complete(state: TrainState) -> bool:
+  return all(bool(prune.reached) for prune in find(state.opt_state, PruneState))
+
+
+def _check_targets(state: TrainState, say: Say) -> None:
+  for prune in find(state.opt_state, PruneState):
+    if not bool(prune.reached):
+      say(f'warning: prune stands at sparsity {float(prune.sparsity):.3f}: its end lies beyond the last step')
+
+
+@functools.lru_cache(maxsize=8)
+def _evaluated(evaluate_batch: Any, update: Any) -> Any:
+  """One compiled program: forward, loss and the running metrics."""
+
+  def add(total: Any, state: TrainState, batch: Any) -> Any:
+    outputs, terms = evaluate_batch(state, batch)
+    return update(total, outputs, batch, jnp.asarray(terms['task']))
+
+  return jax.jit(add, donate_argnums=0)

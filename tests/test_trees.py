@@ -1,0 +1,125 @@
+"""Laws of paths and rules: one path a leaf, in any container; a rule that picks nothing says what is near."""
+
+import collections
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxlite import trees
+
+Pair = collections.namedtuple('Pair', ['left', 'right'])
+
+
+@pytest.mark.parametrize(
+  'tree, expected',
+  [
+    ({'a': {'w': 1, 'b': 2}}, ['a/b', 'a/w']),
+    ([1, (2, 3)], ['0', '1/0', '1/1']),
+    ({0: 1, 10: 2}, ['0', '10']),
+    (Pair(1, {'x': 2}), ['left', 'right/x']),
+    ({'mlp/~/linear_0': {'w': 1}}, ['mlp/~/linear_0/w']),
+    ({}, []),
+  ],
+)
+def test_paths_use_bare_names(tree, expected):
+  assert trees.paths(tree) == expected
+
+
+def test_paths_of_frameworks_are_their_own_names():
+  assert trees.paths(nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)) == ['bias', 'kernel']
+  mlp = eqx.filter(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)), eqx.is_array)
+  assert trees.paths(mlp) == ['layers/0/weight', 'layers/0/bias', 'layers/1/weight', 'layers/1/bias']
+
+
+def test_two_leaves_of_one_path_are_refused():
+  with pytest.raises(ValueError, match="'a/b' names several"):
+    trees.paths({'a': {'b': 1}, 'a/b': 2})
+
+
+NAMES = ['conv/kernel', 'conv/bias', 'dense/kernel']
+
+
+@pytest.mark.parametrize(
+  'rule, expected',
+  [
+    (None, set(NAMES)),
+    ('kernel', {'conv/kernel', 'dense/kernel'}),
+    ('^conv/', {'conv/kernel', 'conv/bias'}),
+    (['bias$', '^dense'], {'conv/bias', 'dense/kernel'}),
+    (lambda path: path.endswith('bias'), {'conv/bias'}),
+  ],
+)
+def test_rules_pick(rule, expected):
+  assert trees.select(NAMES, rule) == expected
+
+
+@pytest.mark.parametrize(
+  'rule, message',
+  [
+    ('kernal', r"'kernal' matches no parameter; nearest paths: .*kernel"),
+    (['kernel', 'norm'], "'norm' matches no parameter"),
+    ('(', 'no regular expression'),
+    (lambda path: False, 'picks no parameter'),
+  ],
+)
+def test_a_rule_that_picks_nothing_is_an_error(rule, message):
+  with pytest.raises(ValueError, match=message):
+    trees.select(NAMES, rule)
+
+
+@pytest.mark.parametrize(
+  'path, shape, expected',
+  [
+    ('dense/kernel', (3, 4), True),
+    ('conv/weight', (3, 3, 1, 8), True),
+    ('conv/bias', (8, 1, 1), False),
+    ('scan/dense/bias', (3, 4), False),
+    ('scan/LayerNorm_0/scale', (3, 4), False),
+    ('BatchNorm/w', (3, 4), False),
+    ('normal_layer/w', (3, 4), True),
+    ('linear/w', (4, 1), False),
+    ('linear/b', (3, 4), False),
+    ('jl.lora/a', (3, 4), False),
+    ('embed/embedding', (10, 4), True),
+  ],
+)
+def test_what_looks_like_a_weight(path, shape, expected):
+  assert trees.looks_like_weight(path, np.zeros(shape, np.float32)) is expected
+
+
+def test_integers_are_no_weights():
+  assert not trees.looks_like_weight('table', np.zeros((3, 4), np.int32))
+
+
+def test_one_array_at_two_paths_is_refused():
+  leaf = jnp.ones(3)
+  with pytest.raises(ValueError, match="'a' and 'b' are one array"):
+    trees.check_distinct({'a': leaf, 'b': leaf}, 'params')
+  trees.check_distinct({'a': leaf, 'b': jnp.ones(3)}, 'params')
+
+
+def test_split_and_merge_are_inverse():
+  tree = {'a': {'w': 1, 'b': 2}, 'c': {'d': {'w': 3}}}
+  for chosen in ([], ['a/w'], ['a/w', 'c/d/w'], ['a/w', 'a/b', 'c/d/w']):
+    one, other = trees.split(tree, chosen)
+    assert set(trees.paths(one)) == set(chosen)
+    assert trees.merge(other, one) == tree
+
+
+def test_split_keeps_names_with_a_slash():
+  tree = {'mlp/~/linear': {'w': 1, 'b': 2}}
+  one, other = trees.split(tree, ['mlp/~/linear/w'])
+  assert trees.merge(one, other) == tree
+
+
+def test_split_keeps_the_form_of_lists_and_tuples():
+  tree = {'layers': [{'w': 1, 'b': 2}, (3, 4)], 'end': {'w': 5}}
+  for chosen in (['layers/0/w', 'layers/1/1'], ['end/w'], ['layers/0/w', 'layers/0/b', 'layers/1/0', 'layers/1/1']):
+    one, other = trees.split(tree, chosen)
+    assert set(trees.paths(one)) == set(chosen)
+    assert trees.merge(one, other) == tree
+    assert trees.merge(other, one) == tree
