@@ -1,0 +1,1 @@
+"""Reading and rewriting a jaxpr: walks, provenance of weights, the rewriting interpreter."""

@@ -1,0 +1,351 @@
+"""Where a value comes from: which contractions multiply a weight by an activation, and which weight.
+
+A value is a *weight* when it depends on parameters and constants only, whatever the operations between: masks,
+transposes, weight norm and low-rank sums keep a weight a weight, and nothing is guessed from shapes. This file
+reads a program once and writes a `Plan` of it: the sites, named by the paths of their weights. What is done at
+a site is `rewrite`'s business and its callers'.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite import trees
+from jaxlite.graph import walk
+
+CONTRACTIONS = ('dot_general', 'conv_general_dilated')
+OTHER_CONTRACTIONS = ('ragged_dot', 'ragged_dot_general', 'scaled_dot', 'scaled_matmul')  # read, never rewritten
+
+
+class Tag(NamedTuple):
+  """What a value depends on.
+
+  Attributes:
+    paths: the parameters, by path; empty for a constant and for data.
+    data: it depends on something that is neither parameter nor constant.
+    varies: depths of the enclosing scans along which it differs from one iteration to the next.
+  """
+
+  paths: frozenset[str] = frozenset()
+  data: bool = False
+  varies: frozenset[int] = frozenset()
+
+
+CONSTANT = Tag()
+DATA = Tag(data=True)
+
+
+def weight(path: str) -> Tag:
+  """Returns the tag of a parameter's leaf."""
+  return Tag(frozenset((path,)))
+
+
+class Site(NamedTuple):
+  """One contraction of a program.
+
+  Attributes:
+    name: the paths of its weight, joined by '+'; `#2` on its second use; '' where no operand is a weight.
+    kind: the primitive's name.
+    side: which operand is the weight, 0 or 1; None where it is not exactly one.
+    why_not: why it is no weight times activation, '' where it is.
+    stack: depths of the enclosing scans that give each iteration another weight, outermost first.
+    lengths: the lengths of those scans.
+    flops: floating-point operations of one pass, every iteration of a scan counted, of a while one.
+    paths: the parameters that its weight depends on.
+    custom: it stands under a custom derivative rule.
+  """
+
+  name: str
+  kind: str
+  side: int | None
+  why_not: str
+  stack: tuple[int, ...]
+  lengths: tuple[int, ...]
+  flops: int
+  paths: frozenset[str]
+  custom: bool
+
+
+class Plan(NamedTuple):
+  """A jaxpr, read: one for every body.
+
+  Attributes:
+    out: the tags of its results.
+    sites: the contractions that stand in it directly, by equation index.
+    inner: the plans of the bodies of an equation, by equation index.
+    beyond: contractions inside bodies whose wiring is not known, never rewritten.
+    marks: (name, paths) of every `checkpoint_name` on a weight.
+    depth: how many scans enclose it.
+  """
+
+  out: tuple[Tag, ...]
+  sites: Mapping[int, Site]
+  inner: Mapping[int, tuple[Plan, ...]]
+  beyond: tuple[Site, ...]
+  marks: tuple[tuple[str, frozenset[str]], ...]
+  depth: int
+
+  def walk(self) -> Iterator[Plan]:
+    """Yields this plan and every plan inside it, in program order."""
+    yield self
+    for index in sorted(self.inner):
+      for plan in self.inner[index]:
+        yield from plan.walk()
+
+  def all_sites(self) -> list[Site]:
+    """Returns every contraction, rewritable or not, each name once (branches may share one)."""
+    rows = [site for plan in self.walk() for site in (*plan.sites.values(), *plan.beyond)]
+    seen: set[str] = set()
+    kept = []
+    for site in rows:
+      if site.name and not site.why_not:
+        if site.name in seen:
+          continue
+        seen.add(site.name)
+      kept.append(site)
+    return kept
+
+  def weight_sites(self) -> dict[str, Site]:
+    """Returns by name the sites that multiply a weight by an activation."""
+    return {site.name: site for site in self.all_sites() if not site.why_not}
+
+
+class _Place(NamedTuple):
+  """Where in the program the reader stands: what it must know about the enclosing bodies."""
+
+  lengths: tuple[int, ...] = ()  # of the enclosing scans, outermost first
+  trips: int = 1  # how often this body runs in one pass
+  custom: bool = False
+  barred: str = ''  # a reason for which nothing here can be rewritten
+
+
+def read(jaxpr: Any, tags: Sequence[Tag]) -> Plan:
+  """Reads a program.
+
+  Args:
+    jaxpr: closed or open.
+    tags: one for each of its inputs.
+
+  Returns:
+    The Plan, its sites named.
+  """
+  return _named(_read(jaxpr, tags, _Place()), {}, {})
+
+
+def _join(tags: Sequence[Tag]) -> Tag:
+  data = any(tag.data for tag in tags)
+  paths = frozenset() if data else frozenset().union(*(tag.paths for tag in tags))
+  return Tag(paths, data, frozenset().union(*(tag.varies for tag in tags)))
+
+
+def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
+  bare, _ = walk.opened(jaxpr)
+  env: dict[Any, Tag] = dict.fromkeys(bare.constvars, CONSTANT)
+  env.update(zip(bare.invars, tags, strict=True))
+  sites: dict[int, Site] = {}
+  inner: dict[int, tuple[Plan, ...]] = {}
+  beyond: list[Site] = []
+  marks: list[tuple[str, frozenset[str]]] = []
+
+  def tag_of(atom: Any) -> Tag:
+    if hasattr(atom, 'val'):
+      return CONSTANT
+    # A reference is written from elsewhere, so what it holds cannot be known from how it began.
+    return DATA if 'Ref' in type(atom.aval).__name__ else env[atom]
+
+  for index, eqn in enumerate(bare.eqns):
+    given = [tag_of(atom) for atom in eqn.invars]
+    name = eqn.primitive.name
+    if name in CONTRACTIONS:
+      sites[index] = _site(eqn, given, place)
+    elif name in OTHER_CONTRACTIONS:
+      sites[index] = _site(eqn, given, place._replace(barred=f'{name} has no rule'))
+    elif name == 'name' and given[0].paths:
+      marks.append((eqn.params['name'], given[0].paths))
+    if name in _READERS:
+      out, inner[index] = _READERS[name](eqn, given, place)
+    elif name in walk.CALLS:
+      custom = place.custom or name.startswith('custom_')
+      plan = _read(eqn.params[walk.CALLS[name]], given, place._replace(custom=custom))
+      out, inner[index] = plan.out, (plan,)
+    else:
+      from_outside = 'callback' in name or (not given and eqn.effects and name != 'axis_index')
+      together = DATA if from_outside else _join(given)
+      if together.data:
+        beyond.extend(_unwired(eqn, place))
+      out = (together,) * len(eqn.outvars)
+    env.update(zip(eqn.outvars, out, strict=True))
+  out = tuple(tag_of(atom) for atom in bare.outvars)
+  return Plan(out, sites, inner, tuple(beyond), tuple(marks), len(place.lengths))
+
+
+def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
+  pair = given[:2]
+  weights = [side for side, tag in enumerate(pair) if tag.paths]
+  dtypes = [atom.aval.dtype for atom in eqn.invars[:2]]
+  why_not = ''
+  if len(weights) == 2:
+    why_not = 'both operands are weights: it can be folded'
+  elif not weights:
+    why_not = 'both operands are activations' if all(t.data for t in pair) else 'its fixed operand is no parameter'
+  elif not pair[1 - weights[0]].data:
+    why_not = 'its other operand is a constant: it can be folded'
+  elif not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+    why_not = f'its operands are {dtypes[0]} and {dtypes[1]}'
+  elif eqn.primitive.name == 'conv_general_dilated' and weights[0] == 0:
+    why_not = 'its weight stands in the image position'
+  why_not = why_not or place.barred
+  side = weights[0] if len(weights) == 1 else None
+  varies = pair[side].varies if side is not None else frozenset()
+  stack = tuple(sorted(varies))
+  paths = frozenset().union(*(tag.paths for tag in pair))
+  lengths = tuple(place.lengths[depth] for depth in stack)
+  return Site('', eqn.primitive.name, side, why_not, stack, lengths, _flops(eqn) * place.trips, paths, place.custom)
+
+
+def _flops(eqn: Any) -> int:
+  """Two for each multiplication of an output element's sum."""
+  lhs, rhs = (atom.aval for atom in eqn.invars[:2])
+  out = math.prod(eqn.outvars[0].aval.shape)
+  if eqn.primitive.name == 'dot_general':
+    summed = math.prod(lhs.shape[axis] for axis in eqn.params['dimension_numbers'][0][0])
+  elif eqn.primitive.name == 'conv_general_dilated':
+    out_features = rhs.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
+    summed = rhs.size // max(out_features, 1)
+  else:
+    summed = lhs.shape[-1] if lhs.shape else 1
+  return 2 * out * summed
+
+
+def _unwired(eqn: Any, place: _Place) -> Iterator[Site]:
+  for body in walk.bodies(eqn):
+    for inside in walk.equations(body):
+      if inside.primitive.name in CONTRACTIONS + OTHER_CONTRACTIONS:
+        yield _site(inside, [DATA, DATA], place._replace(barred=''))._replace(
+          why_not=f'it stands inside {eqn.primitive.name}'
+        )
+
+
+def _read_scan(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag, ...], tuple[Plan, ...]]:
+  num_consts, num_carry = walk.scan_layout(eqn)
+  depth, length = len(place.lengths), eqn.params['length']
+  inside = place._replace(lengths=(*place.lengths, length), trips=place.trips * length)
+  here = frozenset((depth,))
+  split = num_consts + num_carry
+  consts, carry = given[:num_consts], list(given[num_consts:split])
+  xs = [tag._replace(varies=tag.varies | here) for tag in given[split:]]
+  body = eqn.params['jaxpr']
+  bare = walk.opened(body)[0]
+  kept = [out is var for out, var in zip(bare.outvars[:num_carry], bare.invars[num_consts:split], strict=True)]
+  while True:  # tags only grow, and are finitely many
+    plan = _read(body, [*consts, *carry, *xs], inside)
+    grown = []
+    for before, after, same in zip(carry, plan.out[:num_carry], kept, strict=True):
+      joined = _join([before, after])
+      grown.append(joined if same else joined._replace(varies=joined.varies | here))
+    if grown == carry:
+      break
+    carry = grown
+  out = [tag._replace(varies=tag.varies - here) for tag in (*carry, *plan.out[num_carry:])]
+  return tuple(out), (plan,)
+
+
+def _read_while(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag, ...], tuple[Plan, ...]]:
+  cond_consts, body_consts = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
+  for_cond, for_body = given[:cond_consts], given[cond_consts : cond_consts + body_consts]
+  carry = list(given[cond_consts + body_consts :])
+  bare = walk.opened(eqn.params['body_jaxpr'])[0]
+  kept = [out is var for out, var in zip(bare.outvars, bare.invars[body_consts:], strict=True)]
+  barred = place._replace(barred='it stands in the condition of a while')
+  while True:
+    cond = _read(eqn.params['cond_jaxpr'], [*for_cond, *carry], barred)
+    body = _read(eqn.params['body_jaxpr'], [*for_body, *carry], place)
+    # How often the body runs may depend on data; then so does all that it changes.
+    stop = Tag(data=cond.out[0].data)
+    grown = [
+      before if same else _join([before, after, stop])
+      for before, after, same in zip(carry, body.out, kept, strict=True)
+    ]
+    if grown == carry:
+      return tuple(carry), (cond, body)
+    carry = grown
+
+
+def _read_cond(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag, ...], tuple[Plan, ...]]:
+  plans = tuple(_read(branch, given[1:], place) for branch in eqn.params['branches'])
+  return tuple(_join([given[0], *outs]) for outs in zip(*(plan.out for plan in plans), strict=True)), plans
+
+
+_READERS: dict[str, Callable[..., tuple[tuple[Tag, ...], tuple[Plan, ...]]]] = {
+  'scan': _read_scan,
+  'while': _read_while,
+  'cond': _read_cond,
+}
+
+
+def _named(plan: Plan, counts: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Plan:
+  """Names the sites in program order. Branches of a cond are alternatives, so they share names."""
+  sites, inner = {}, {}
+  for index in sorted({*plan.sites, *plan.inner}):
+    if index in plan.sites:
+      sites[index] = _name(plan.sites[index], counts, shapes)
+      continue
+    branches = []
+    after = dict(counts)
+    alternatives = len(plan.inner[index]) > 1
+    for body in plan.inner[index]:
+      own = dict(counts) if alternatives else after
+      branches.append(_named(body, own, shapes))
+      after.update({base: max(after.get(base, 0), count) for base, count in own.items()})
+    inner[index] = tuple(branches)
+    counts.update(after)
+  beyond = tuple(_name(site, counts, shapes) for site in plan.beyond)
+  return plan._replace(sites=sites, inner=inner, beyond=beyond)
+
+
+def _name(site: Site, counts: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Site:
+  own = [path for path in site.paths if not trees.is_extra(path)]
+  base = '+'.join(sorted(own or site.paths))  # what a hook added to a weight does not rename it
+  if site.why_not or not base:
+    return site._replace(name=base)
+  for count in itertools.count(counts.get(base, 0) + 1):
+    name = base if count == 1 else f'{base}#{count}'
+    if shapes.setdefault(name, site.lengths) == site.lengths:
+      counts[base] = count
+      return site._replace(name=name)
+  raise AssertionError('unreachable: the count is endless')
+
+
+def contraction_weights(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> frozenset[str]:
+  """Finds the parameters that enter a contraction with an activation.
+
+  A leaf counts when a `dot_general` or `conv_general_dilated`, at any depth of control flow, multiplies data by
+  something that depends on that leaf and otherwise on parameters and constants only: kernels, also masked,
+  transposed, reshaped, normalised or summed of factors; no bias, norm scale or looked-up embedding.
+
+  Args:
+    fn: (params, *args, **kwargs) -> anything; it is traced, never run.
+    params: pytree of arrays or ShapeDtypeStructs.
+    *args: pytrees of arrays or ShapeDtypeStructs.
+    **kwargs: passed on as they are.
+
+  Returns:
+    The paths, as `trees.paths` writes them.
+
+  >>> import jax.numpy as jnp
+  >>> params = {'w': jnp.ones((3, 4)), 'mask': jnp.ones((3, 4)), 'b': jnp.ones(4)}
+  >>> sorted(contraction_weights(lambda p, x: x @ (p['w'] * p['mask']) + p['b'], params, jnp.ones((2, 3))))
+  ['mask', 'w']
+  """
+  names, _, _ = trees.flatten(params)
+  closed = jax.make_jaxpr(lambda params, *args: fn(params, *args, **kwargs))(params, *args)
+  inputs = [weight(name) for name in names]
+  inputs += [DATA] * (len(walk.opened(closed)[0].invars) - len(inputs))
+  sites = read(closed, inputs).weight_sites().values()
+  return frozenset().union(*(site.paths for site in sites))
