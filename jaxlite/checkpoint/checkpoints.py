@@ -1,0 +1,384 @@
+"""The checkpoints of a run: saved in the background, a few kept, the newest sound one restored.
+
+What is slow runs in one writer thread; the training loop waits for the copy of its state and for nothing else.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from jaxlite.checkpoint import hashing, packing, shelf, storage
+from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Damaged, Manifest
+from jaxlite.checkpoint.shelf import Entry
+
+_T = TypeVar('_T')
+
+
+class Restored(NamedTuple):
+  """What a checkpoint gives back.
+
+  Attributes:
+    step: the step it was saved at.
+    state: the state, in the template's structure.
+    loop: the loop's own values, as JSON keeps them.
+  """
+
+  step: int
+  state: Any
+  loop: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run: keeps the latest few and the best, and restores the newest sound one.
+
+  One writer at a time: hold `jaxlite.checkpoint.lock(workdir)`. Not thread-safe. A save at step s is the end of the
+  run as it stands: whatever was there at s or beyond (left of a damaged or abandoned future) is replaced.
+
+  >>> import tempfile, jax, jax.numpy as jnp
+  >>> state = {'params': {'w': jnp.ones((2, 2))}, 'key': jax.random.key(0)}
+  >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+  ...   checkpoints.save(100, state, {'patience': 3}, metric=0.9)
+  ...   back = checkpoints.restore(jax.eval_shape(lambda: state))
+  >>> back.step, back.loop, back.state['params']['w'].sum().item()
+  (100, {'patience': 3}, 4.0)
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 2,
+    const: str = 'const',
+    log: Callable[[str], Any] = print,
+  ):
+    """Reads nothing yet and writes nothing yet.
+
+    Args:
+      directory: the folder of checkpoints; made by the first save.
+      keep: how many of the latest to keep, beside the best.
+      const: the top-level name of the state under which nothing changes during a run: written once.
+      log: is given one line for each damaged checkpoint passed over.
+
+    Raises:
+      ValueError: `keep` is below 1.
+    """
+    if keep < 1:
+      raise ValueError(f'keep counts checkpoints to keep and must be at least 1, got {keep}')
+    self.directory = Path(directory).absolute()
+    self._keep, self._const_name, self._log = keep, const, log
+    self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='jaxlite-checkpoint')
+    self._pending: concurrent.futures.Future[None] | None = None
+    self._metrics: dict[Entry, tuple[float | None, str | None] | None] = {}  # (metric, const); None: unreadable
+    self._damaged: set[Entry] = set()  # found by a restore
+    self._const: tuple[list[Any], str | None] = ([], None)  # leaves known to be on disk, and their hash
+    self._clean = False  # what a killed run left has been removed
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    try:
+      self.close()
+    except CheckpointError as failure:
+      if kind is None:
+        raise
+      self._log(str(failure))  # the error under way comes first
+
+  def save(
+    self, step: int, state: Any, loop: Mapping[str, Any], *, metric: float | None = None, wait: bool = False
+  ) -> None:
+    """Saves a checkpoint; returns once `state` is copied to the host, and writes in the background.
+
+    A save still being written is waited for first. The newest save of a step wins.
+
+    Args:
+      step: the optimizer step, at least 0.
+      state: any pytree of arrays; may be donated afterwards.
+      loop: the loop's own values: anything JSON can hold.
+      metric: larger is better; None or NaN never counts as best.
+      wait: return only when the checkpoint is on disk.
+
+    Raises:
+      CheckpointError: this write (with `wait`) or the one before failed; says which checkpoint is good.
+      TypeError: a leaf is no array, or `loop` is not JSON.
+      ValueError: the state holds no array, two leaves share a path, or the step is negative.
+    """
+    self.wait()
+    step = int(step)
+    if step < 0:
+      raise ValueError(f'a checkpoint is saved at a step of at least 0, got {step}')
+    try:
+      loop = json.loads(json.dumps(loop))
+    except (TypeError, ValueError) as error:
+      raise TypeError(f'the loop values of a checkpoint must be JSON: {error}') from None
+    metric = None if metric is None or math.isnan(metric) else float(metric)
+    arrays = packing.by_path(state)
+    const = {path: arrays.pop(path) for path in list(arrays) if path.split('/')[0] == self._const_name}
+    if not arrays:
+      raise ValueError('a checkpoint needs a state with at least one array that changes, got none')
+    packed = packing.pack(arrays)
+    same = len(const) == len(self._const[0]) and all(map(operator.is_, const.values(), self._const[0]))
+    fresh = None if same else (list(const.values()), packing.pack(const))
+    manifest = Manifest(step, metric, loop, None, packing.structure(state), packed.leaves, {})
+    self._pending = self._writer.submit(self._write_step, packed.groups, manifest, fresh)
+    if wait:
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits until the save under way is on disk.
+
+    Raises:
+      CheckpointError: it failed.
+    """
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def close(self) -> None:
+    """Waits for the save under way and ends the writer.
+
+    Raises:
+      CheckpointError: the save failed.
+    """
+    try:
+      self.wait()
+    finally:
+      self._writer.shutdown()
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest checkpoint on disk, sound or not; None when there is none."""
+    self.wait()
+    return max((entry.step for entry in shelf.entries(self.directory)), default=None)
+
+  def best_step(self) -> int | None:
+    """Returns the step of the checkpoint with the largest metric; None when none has one."""
+    self.wait()
+    best = self._best(shelf.entries(self.directory))
+    return best.step if best else None
+
+  def restore(self, abstract_state: Any, *, which: str | int = 'latest') -> Restored | None:
+    """Restores the newest sound checkpoint, whatever the number of devices it was saved from.
+
+    Args:
+      abstract_state: a pytree of arrays or `jax.ShapeDtypeStruct`: structure, shapes, dtypes, shardings.
+      which: 'latest', 'best' (largest metric, else the latest) or a step.
+
+    Returns:
+      The Restored run; None when nothing was ever saved.
+
+    Raises:
+      CheckpointMismatch: structure, shape or dtype differ; lists where. Nothing was read but the manifest.
+      CheckpointError: there are checkpoints and none is sound, or none of that step, or a newer format.
+    """
+
+    def read(path: Path, manifest: Manifest) -> Restored:
+      const = self._copy(manifest.const, lambda _, found: found.leaves) if manifest.const else []
+      lines = packing.differences([*manifest.leaves, *const], abstract_state)
+      if lines:
+        shown = lines if len(lines) <= 9 else [*lines[:8], f'and {len(lines) - 8} more']
+        raise CheckpointMismatch(
+          f'checkpoint {path} does not fit the program; use the config that made it, or another workdir:\n  '
+          + '\n  '.join(shown)
+        )
+      groups = storage.read(path, manifest, manifest.leaves)
+      if manifest.const:
+        groups |= self._copy(manifest.const, lambda copy, found: storage.read(copy, found, found.leaves))
+      state = packing.unpack(groups, [*manifest.leaves, *const], abstract_state)
+      return Restored(manifest.step, state, manifest.loop)
+
+    return self._newest_sound(which, read)
+
+  def load(self, names: Sequence[str], *, which: str | int = 'best') -> Restored | None:
+    """Restores parts of a state by their top-level names, without a template: see `load_arrays`."""
+
+    def read(path: Path, manifest: Manifest) -> Restored:
+      kind, children = next(iter(manifest.structure.items())) if isinstance(manifest.structure, dict) else ('', [])
+      parts = {str(name): child for name, child in children} if kind == 'dict' else {}
+      unknown = [name for name in names if name not in parts]
+      if unknown:
+        raise ValueError(f'checkpoint {path} has no part {unknown[0]!r}; it has: {", ".join(parts) or "none"}')
+      wanted = {leaf for name in names for leaf in packing.leaf_paths(parts[name])}
+
+      def arrays(where: Path, found: Manifest) -> dict[str, jax.Array]:
+        leaves = [leaf for leaf in found.leaves if leaf.path in wanted]
+        groups = storage.read(where, found, leaves)
+        return {leaf.path: packing.to_device(groups, leaf) for leaf in leaves}
+
+      loaded = arrays(path, manifest)
+      if manifest.const and self._const_name in names:
+        loaded |= self._copy(manifest.const, arrays)
+      state = {name: packing.rebuild(parts[name], loaded) for name in names}
+      return Restored(manifest.step, state, manifest.loop)
+
+    return self._newest_sound(which, read)
+
+  def _newest_sound(self, which: str | int, read: Callable[[Path, Manifest], Restored]) -> Restored | None:
+    self.wait()
+    entries = shelf.entries(self.directory)
+    if not entries:
+      return None
+    failed: list[str] = []
+    for entry in self._order(entries, which):
+      path = self.directory / entry.name
+      try:
+        return read(path, storage.read_manifest(path))
+      except Damaged as damage:
+        self._damaged.add(entry)
+        failed.append(f'{entry.name} ({damage})')
+        self._log(f'checkpoint {path} is damaged, going back to the one before: {damage}')
+    raise CheckpointError(
+      f'no checkpoint in {self.directory} can be read: {"; ".join(failed)}: '
+      'put back a copy, or move the folder aside to start afresh'
+    )
+
+  def _order(self, entries: list[Entry], which: str | int) -> list[Entry]:
+    newest = entries[::-1]
+    if which == 'latest':
+      return newest
+    if which == 'best':
+      if self._best(entries) is None:
+        self._log(f'no checkpoint in {self.directory} has a metric: taking the latest')
+      # An unreadable one may have been the best: it comes first, so that its loss is said.
+      return sorted(newest, key=lambda entry: (self._rank(entry), -entry.step), reverse=True)
+    if isinstance(which, bool) or not isinstance(which, int):
+      raise ValueError(f"which checkpoint is 'latest', 'best' or a step, got {which!r}")
+    chosen = [entry for entry in newest if entry.step == which]
+    if not chosen:
+      steps = sorted({entry.step for entry in entries})
+      raise CheckpointError(f'no checkpoint of step {which} in {self.directory}; there are: {steps}')
+    return chosen
+
+  def _rank(self, entry: Entry) -> float:
+    if entry not in self._metrics:
+      try:
+        manifest = storage.read_manifest(self.directory / entry.name)
+        self._metrics[entry] = (manifest.metric, manifest.const)
+      except Damaged:
+        self._metrics[entry] = None
+    known = self._metrics[entry]
+    if known is None:
+      return math.inf
+    return -math.inf if known[0] is None else known[0]
+
+  def _best(self, entries: Sequence[Entry]) -> Entry | None:
+    """The first with the largest metric: a tie does not move the best."""
+    return max((entry for entry in entries if math.isfinite(self._rank(entry))), key=self._rank, default=None)
+
+  # The next three run in the writer's thread.
+
+  def _write_step(
+    self, groups: dict[str, np.ndarray], manifest: Manifest, const: tuple[list[Any], packing.Packed] | None
+  ) -> None:
+    folder = self.directory
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      if not self._clean:
+        shelf.remove_leftovers(folder)
+        self._clean = True
+      if const is not None:
+        self._const = (const[0], self._write_const(const[1]))
+      hashes = packing.leaf_hashes(groups, manifest.leaves)
+      manifest = manifest._replace(hashes=hashes, const=self._const[1])
+      entry = shelf.next_entry(folder, manifest.step)
+      storage.write(folder / entry.name, groups, manifest)
+    except Exception as error:
+      with contextlib.suppress(OSError):
+        shelf.remove_leftovers(folder)  # half a checkpoint would keep a full disk full
+      good = [entry.step for entry in shelf.entries(folder) if entry not in self._damaged]
+      last = f'the checkpoint of step {good[-1]} is still good' if good else 'there is none before it'
+      raise CheckpointError(
+        f'the checkpoint of step {manifest.step} could not be written to {folder} ({storage.reason(error)}); {last}: '
+        'make room or mend that, then run the same command again'
+      ) from error
+    self._metrics[entry] = (manifest.metric, manifest.const)
+    try:
+      self._retire(entry)
+    except OSError as error:
+      self._log(f'old checkpoints in {folder} could not be removed ({storage.reason(error)})')
+
+  def _retire(self, newest: Entry) -> None:
+    entries = shelf.entries(self.directory)
+    sound = [entry for entry in entries if entry.step < newest.step and entry not in self._damaged] + [newest]
+    best = self._best(sound)
+    kept = {*sound[-self._keep :], *([best] if best else [])}
+    for entry in entries:
+      if entry not in kept:
+        shelf.remove(self.directory / entry.name)
+        self._metrics.pop(entry, None)
+        self._damaged.discard(entry)
+    if all(self._rank(entry) < math.inf for entry in kept):  # an unreadable one may need any constants
+      shelf.remove_other_constants(self.directory, {const for _, const in self._metrics.values() if const})
+
+  def _write_const(self, packed: packing.Packed) -> str | None:
+    if not packed.leaves:
+      return None
+    hashes = packing.leaf_hashes(packed.groups, packed.leaves)
+    whole = hashing.combined(hashes)
+    for path in shelf.const_paths(self.directory, whole):
+      if path.exists():
+        try:
+          found = storage.read_const_manifest(path, whole)
+          storage.read(path, found, found.leaves)
+          continue
+        except Damaged as damage:
+          self._log(f'constants {path} are damaged, writing them again: {damage}')
+          shelf.remove(path)
+      storage.write(path, packed.groups, Manifest(0, None, {}, whole, None, packed.leaves, hashes))
+    return whole
+
+  def _copy(self, whole: str, read: Callable[[Path, Manifest], _T]) -> _T:
+    """Reads the first sound copy of the constants."""
+    failed = []
+    for path in shelf.const_paths(self.directory, whole):
+      try:
+        return read(path, storage.read_const_manifest(path, whole))
+      except Damaged as damage:
+        failed.append(f'{path.name}: {damage}')
+        self._log(f'constants {path} are damaged, taking the other copy: {damage}')
+    raise Damaged('no copy of its constants is sound: ' + ', '.join(failed))
+
+
+def load_arrays(
+  directory: str | os.PathLike[str],
+  names: Sequence[str] = ('params', 'model_state', 'const'),
+  *,
+  which: str | int = 'best',
+  log: Callable[[str], Any] = print,
+) -> Restored | None:
+  """Loads parts of a checkpoint without a template: what a prediction needs, and no optimizer state.
+
+  Args:
+    directory: the folder of checkpoints; nothing in it is changed.
+    names: top-level names of the saved state.
+    which: 'latest', 'best' (largest metric, else the latest) or a step.
+    log: is given one line for each damaged checkpoint passed over.
+
+  Returns:
+    Restored, with `state` a dict by name. Dicts, lists, tuples and None come back as they were, other nodes
+    (NamedTuples, custom classes) as dicts by field; leaves are JAX arrays on the default device. None when
+    nothing was ever saved.
+
+  Raises:
+    ValueError: the saved state has no such name.
+    CheckpointError: there are checkpoints and none is sound, or none of that step, or a newer format.
+
+  >>> import tempfile, jax.numpy as jnp
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   with Checkpoints(folder) as checkpoints:
+  ...     checkpoints.save(1, {'params': {'layers': [jnp.ones(2)]}, 'opt_state': jnp.ones(9)}, {})
+  ...   load_arrays(folder, ['params'], which='latest').state
+  {'params': {'layers': [Array([1., 1.], dtype=float32)]}}
+  """
+  with Checkpoints(directory, log=log) as checkpoints:
+    return checkpoints.load(names, which=which)

@@ -1,0 +1,95 @@
+"""What a checkpoint says of itself: format, step, the loop's values, every leaf with its hash; sealed by a hash.
+
+The envelope `{'format', 'sha256', 'content'}` never changes, so that an old jaxlite can tell a newer format
+from damage. Nothing here touches the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from jaxlite.checkpoint import packing
+
+FORMAT = 1  # of the content and the packed bytes; a newer one is refused, an older one must stay readable
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written, or none could be read."""
+
+
+class CheckpointMismatch(ValueError):  # noqa: N818  (what it says is the difference, by path)
+  """A sound checkpoint does not fit the program's structure, shapes or dtypes."""
+
+
+class Damaged(Exception):  # noqa: N818  (never leaves the checkpoint rooms)
+  """A checkpoint that cannot be trusted: the one before is taken."""
+
+
+class Manifest(NamedTuple):
+  """What a checkpoint says of itself.
+
+  Attributes:
+    step: the step it was saved at.
+    metric: larger is better; None never counts as best.
+    loop: the loop's own values, as JSON keeps them.
+    const: the combined hash of the leaves that never change, which lie elsewhere; None where there are none.
+    structure: the containers of the whole state, see `packing.structure`.
+    leaves: where each leaf lies.
+    hashes: the sha256 of each leaf, by path.
+  """
+
+  step: int
+  metric: float | None
+  loop: dict[str, Any]
+  const: str | None
+  structure: packing.Structure
+  leaves: list[packing.Leaf]
+  hashes: dict[str, str]
+
+
+def seal(manifest: Manifest) -> dict[str, Any]:
+  """Returns a manifest as JSON values under a format number and a hash.
+
+  >>> sealed = seal(Manifest(3, None, {'patience': 2}, None, None, [], {}))
+  >>> unseal(sealed, 'here').loop
+  {'patience': 2}
+  """
+  content = manifest._asdict()
+  content['leaves'] = [[*leaf, content['hashes'][leaf.path]] for leaf in manifest.leaves]
+  del content['hashes']
+  content = json.loads(json.dumps(content))
+  return {'format': FORMAT, 'sha256': _hash(FORMAT, content), 'content': content}
+
+
+def unseal(sealed: Any, where: Any) -> Manifest:
+  """Returns the manifest of an envelope that `seal` made.
+
+  Args:
+    sealed: what was found on disk, perhaps damaged.
+    where: names the checkpoint in an error.
+
+  Returns:
+    The Manifest.
+
+  Raises:
+    Damaged: no envelope, or not as it was written.
+    CheckpointError: a newer format.
+  """
+  if not isinstance(sealed, dict) or 'format' not in sealed:
+    raise Damaged('it has no format number, so jaxlite did not write it')
+  if sealed.get('sha256') != _hash(sealed['format'], sealed.get('content')):
+    raise Damaged('its manifest has another hash than was written')
+  if sealed['format'] > FORMAT:
+    raise CheckpointError(
+      f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads up to {FORMAT}: install a newer jaxlite'
+    )
+  content = dict(sealed['content'])
+  rows = content.pop('leaves')
+  leaves = [packing.Leaf(row[0], row[1], tuple(row[2]), *row[3:7]) for row in rows]
+  return Manifest(**content, leaves=leaves, hashes={row[0]: row[7] for row in rows})
+
+
+def _hash(number: Any, content: Any) -> str:
+  return hashlib.sha256(json.dumps([number, content], sort_keys=True).encode()).hexdigest()
