@@ -1,0 +1,32 @@
+"""Data: splits held as arrays, where they come from, how they are batched, and augmentation on the device.
+
+Names load on first use, so that reading one of them never imports TensorFlow Datasets or scikit-learn. The
+hook `augment` shares its name with the module it lives in and is reached as `jaxlite.data.augment.augment`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+  'arrays': ('from_arrays',),
+  'augment': ('crop', 'cutout', 'flip', 'mixup', 'shift'),
+  'batches': ('batch_at', 'eval_batches', 'steps_per_epoch'),
+  'dataset': ('Dataset', 'Split', 'make_dataset'),
+  'sources': ('load',),
+  'tables': ('from_table',),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _HOME:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
+  return getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
+
+
+def __dir__() -> list[str]:
+  return __all__

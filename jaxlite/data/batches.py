@@ -1,0 +1,101 @@
+"""Batches as pure functions of (seed, step): nothing is carried, so a resume in the middle of an epoch is free."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxlite.data.dataset import Split
+
+Batch = dict[str, np.ndarray]
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+  """Returns how many batches show every example once; the last may be padded.
+
+  Args:
+    split: N examples.
+    batch_size: examples a batch, 1 .. N.
+
+  Raises:
+    ValueError: batch_size is below 1 or above N.
+
+  >>> steps_per_epoch(Split(np.zeros((10, 1), np.uint8), np.zeros(10, np.int32)), 4)
+  3
+  """
+  count = len(split.labels)
+  if not 1 <= batch_size <= count:
+    raise ValueError(f'a batch holds 1 to {count} examples, all that the split has; got {batch_size}: lower batch_size')
+  return -(-count // batch_size)
+
+
+def batch_at(split: Split, batch_size: int, seed: int, step: int) -> Batch:
+  """Returns the batch of one step: shuffled anew each epoch, every example exactly once an epoch.
+
+  Args:
+    split: N examples.
+    batch_size: examples a batch, 1 .. N.
+    seed: not negative; with `step` it decides the batch.
+    step: not negative; the epoch is `step // steps_per_epoch(split, batch_size)`.
+
+  Returns:
+    inputs [batch_size, ...] in the split's dtype, labels int32 [batch_size], weight float32 [batch_size].
+    The last batch of an epoch is filled up with other examples of that epoch at weight 0: real images, so
+    that batch statistics see none that do not exist.
+
+  Raises:
+    ValueError: batch_size is below 1 or above N; seed or step is negative.
+
+  >>> split = Split(np.arange(10, dtype=np.uint8)[:, None], np.arange(10, dtype=np.int32))
+  >>> batch_at(split, 4, seed=0, step=2)['weight'].tolist()
+  [1.0, 1.0, 0.0, 0.0]
+  """
+  step = operator.index(step)
+  steps = steps_per_epoch(split, batch_size)
+  if step < 0 or seed < 0:
+    raise ValueError(f'seed and step are not negative; got seed {seed}, step {step}')
+  epoch, index = divmod(step, steps)
+  order = _order(len(split.labels), operator.index(seed), epoch)
+  return _gather(split, order[index * batch_size : (index + 1) * batch_size], order, batch_size)
+
+
+@functools.lru_cache(maxsize=4)  # pure: only saves drawing an epoch's order at each of its steps
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+  order = np.random.default_rng((seed, epoch)).permutation(count)
+  order.flags.writeable = False
+  return order
+
+
+def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+  """Yields every example once, in order, in batches of one size; the last is padded at weight 0.
+
+  Args:
+    split: N examples.
+    batch_size: examples a batch; above N it becomes N, as no padding is then needed.
+
+  Yields:
+    Batches as `batch_at` gives them.
+
+  Raises:
+    ValueError: batch_size is below 1, or the split is empty.
+
+  >>> split = Split(np.arange(3, dtype=np.uint8)[:, None], np.arange(3, dtype=np.int32))
+  >>> [(batch['labels'].tolist(), batch['weight'].tolist()) for batch in eval_batches(split, 2)]
+  [([0, 1], [1.0, 1.0]), ([2, 0], [1.0, 0.0])]
+  """
+  count = len(split.labels)
+  batch_size = min(batch_size, count)
+  order = np.arange(count)
+  starts = range(0, steps_per_epoch(split, batch_size) * batch_size, batch_size)
+  return (_gather(split, order[start : start + batch_size], order, batch_size) for start in starts)
+
+
+def _gather(split: Split, rows: np.ndarray, order: np.ndarray, batch_size: int) -> Batch:
+  weight = np.zeros(batch_size, np.float32)
+  weight[: len(rows)] = 1
+  if len(rows) < batch_size:  # the epoch's first rows: never among its last ones, as batch_size <= N
+    rows = np.concatenate([rows, order[: batch_size - len(rows)]])
+  return {'inputs': split.inputs.take(rows, axis=0), 'labels': split.labels.take(rows), 'weight': weight}

@@ -1,0 +1,162 @@
+"""`from_table` reads any small table to the same numbers, and never guesses in silence."""
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from jaxlite.data import from_table
+
+ROWS = 40
+RNG = np.random.default_rng(0)
+TABLE = {
+  'size': RNG.normal(5, 2, ROWS),
+  'colour': RNG.choice(['red', 'blue', 'green'], ROWS),
+  'count': RNG.integers(0, 9, ROWS),
+  'kind': np.array(['dog', 'cat'])[np.arange(ROWS) % 2],
+}
+
+
+def everything(data):
+  """All rows of all splits, in an order that does not depend on the splits."""
+  both = [np.column_stack([split.inputs, split.labels]) for split in (data.train, data.validation, data.test)]
+  return np.array(sorted(map(tuple, np.concatenate(both))))
+
+
+def as_csv(tmp_path, delimiter=',', start='', end='\n'):
+  lines = [delimiter.join(TABLE)] + [delimiter.join(map(str, row)) for row in zip(*TABLE.values(), strict=True)]
+  path = tmp_path / 'table.csv'
+  path.write_bytes((start + end.join(lines) + end).encode())
+  return str(path)
+
+
+class Frame:
+  """What a DataFrame shows of itself: columns, and columns by name."""
+
+  def __init__(self, columns):
+    self.columns = list(columns)
+    self._columns = {name: np.array(values, dtype=object) for name, values in columns.items()}
+
+  def __getitem__(self, name):
+    return self._columns[name]
+
+
+def structured():
+  fields = [(name, values.dtype) for name, values in TABLE.items()]
+  array = np.zeros(ROWS, fields)
+  for name, values in TABLE.items():
+    array[name] = values
+  return array
+
+
+FORMS = {
+  'dict': lambda path: TABLE,
+  'lists': lambda path: {name: values.tolist() for name, values in TABLE.items()},
+  'structured': lambda path: structured(),
+  'frame': lambda path: Frame(TABLE),
+  'csv': as_csv,
+  'semicolons': lambda path: as_csv(path, ';'),
+  'tabs': lambda path: as_csv(path, '\t'),
+  'byte order mark and CRLF': lambda path: as_csv(path, start='\ufeff', end='\r\n'),
+  'path': lambda path: path.__class__(as_csv(path)),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_every_kind_of_table_gives_the_same_data(form, tmp_path):
+  data = from_table(FORMS[form](tmp_path), 'kind')
+  assert data.feature_names == ('size', 'colour=blue', 'colour=green', 'colour=red', 'count')
+  assert data.class_names == ('cat', 'dog')
+  onehot = OneHotEncoder(sparse_output=False).fit_transform(TABLE['colour'][:, None])
+  wanted = np.column_stack([TABLE['size'], onehot, TABLE['count'], TABLE['kind'] == 'dog']).astype(np.float32)
+  np.testing.assert_array_equal(everything(data), np.array(sorted(map(tuple, wanted))))
+
+
+def test_standardising_by_the_statistics_equals_scikit_learns():
+  data = from_table(TABLE, 'kind')
+  oracle = StandardScaler().fit(data.train.inputs.astype(np.float64))
+  got = (data.test.inputs - data.mean) / data.std
+  np.testing.assert_allclose(got, oracle.transform(data.test.inputs.astype(np.float64)), atol=1e-5)
+
+
+def test_labels_of_whole_numbers_are_numbered_in_numeric_order():
+  data = from_table({**TABLE, 'kind': np.where(np.arange(ROWS) % 2, 10, 9).astype(str)}, 'kind')
+  assert data.class_names == ('9', '10')
+  assert from_table({**TABLE, 'kind': (np.arange(ROWS) % 3 - 1.0)}, 'kind').class_names == ('-1', '0', '1')
+  assert from_table({**TABLE, 'kind': np.arange(ROWS) % 2 == 0}, 'kind').classes == 2
+
+
+def test_numbers_may_be_names_and_columns_may_be_dropped():
+  data = from_table(TABLE, 'kind', categorical=['count'], drop=['size', 'colour'])
+  assert data.feature_names == tuple(f'count={value}' for value in sorted(set(TABLE['count'].tolist())))
+  assert (data.train.inputs.sum(1) == 1).all()
+
+
+def test_a_missing_string_is_a_value_of_its_own():
+  colour = TABLE['colour'].astype(object)
+  colour[:10], colour[10] = None, float('nan')
+  data = from_table({**TABLE, 'colour': colour}, 'kind')
+  assert 'colour=' in data.feature_names
+  place = data.feature_names.index('colour=')
+  assert everything(data)[:, place].sum() == 11
+
+
+def with_cell(column, row, value):
+  values = TABLE[column].astype(object)
+  values[row] = value
+  return {**TABLE, column: values}
+
+
+BAD = {
+  'unknown label': ((TABLE, 'species'), {}, "^a column is named as in the table; got 'species', the table has size,"),
+  'unknown drop': ((TABLE, 'kind'), {'drop': ['x']}, "^a column is named as in the table; got 'x'"),
+  'label dropped': ((TABLE, 'kind'), {'drop': ['kind']}, "^the label is neither dropped nor encoded; 'kind'"),
+  'a stray word': ((with_cell('size', 3, 'NA'), 'kind'), {}, "^column 'size' holds numbers, but 'NA' in row 3: fix"),
+  'a missing number': (
+    (with_cell('size', 4, ''), 'kind'),
+    {},
+    "^numbers are finite; column 'size' has nothing in row 4",
+  ),
+  'None': ((with_cell('size', 4, None), 'kind'), {}, "^numbers are finite; column 'size' has nothing in row 4"),
+  'nan': ((with_cell('size', 5, float('nan')), 'kind'), {}, "^numbers are finite; column 'size' has nan in row 5"),
+  'inf': ((with_cell('size', 5, 'inf'), 'kind'), {}, "^numbers are finite; column 'size' has inf in row 5"),
+  'an id': (({**TABLE, 'id': [f'x{i}' for i in range(ROWS)]}, 'kind'), {}, "^column 'id' has 40 values in 40 rows"),
+  'a missing label': ((with_cell('kind', 7, ''), 'kind'), {}, "^every row has a label; 'kind' has none in row 7"),
+  'a real label': ((TABLE, 'size'), {}, "^a label is a class; 'size' has .* in row 0: sort the values into bins"),
+  'lengths': (({**TABLE, 'size': [1.0]}, 'kind'), {}, r'^columns are \[N\], all of one length'),
+  'matrix': (({**TABLE, 'size': np.ones((ROWS, 2))}, 'kind'), {}, r'^columns are \[N\], all of one length'),
+  'dates': (
+    ({**TABLE, 'day': np.zeros(ROWS, 'datetime64[D]')}, 'kind'),
+    {},
+    "^a column holds numbers or strings; 'day'",
+  ),
+  'only a label': (({'kind': TABLE['kind']}, 'kind'), {}, '^a table needs a column besides the label'),
+  'no rows': (({'size': [], 'kind': []}, 'kind'), {}, '^a table needs a row'),
+  'no columns': (({}, 'kind'), {}, '^a table needs a row'),
+  'no table': ((3, 'kind'), {}, '^a table is a CSV path, a dict of columns'),
+  'no file': (('missing.csv', 'kind'), {}, '^cannot read the table missing.csv: No such file'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_a_bad_table_is_one_line_that_names_the_cell_and_the_fix(case):
+  arguments, options, message = BAD[case]
+  with pytest.raises(ValueError, match=message) as caught:
+    from_table(*arguments, **options)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (b'', '^a table needs a row'),
+    (b'a,b\n', '^a table needs a row'),
+    (b'a,a\n1,2\n', '^columns have names of their own'),
+    (b'a,b\n1,2\n\n1,2,3\n', 'line 4 has 3: fix it'),
+    (b'a,b\n\xff\xfe,2\n', '^a table is a CSV file in UTF-8'),
+  ],
+)
+def test_a_bad_csv_file_is_one_line(content, message, tmp_path):
+  path = tmp_path / 'bad.csv'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    from_table(path, 'a')
