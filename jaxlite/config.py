@@ -170,8 +170,6 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('eval.every', lambda value: value.given()[1] > 0, 'longer than 0'),
   ('log.every', lambda value: value.given()[1] > 0, 'longer than 0'),
   ('checkpoint.every', lambda value: value.given()[1] > 0, 'longer than 0'),
-  ('model', callable, 'a function of the config'),
-  ('recipe', callable, 'a function of the config and the number of steps'),
 )
 
 
@@ -192,9 +190,9 @@ def validate(config: Config) -> None:
     if path in values and not holds(values[path]):  # an experiment's own group may lack a field of ours
       shown = values[path] if isinstance(values[path], Duration) else repr(values[path])
       raise ConfigError(f'{path} is {rule}; got {shown}')
-  for name in (config.name, *config.runs):
+  for path, name in (('name', config.name), *(('runs', name) for name in config.runs)):
     if not re.fullmatch(r'\w[\w.\-]*', name):
-      raise ConfigError(f'a run names its folder: letters, digits, dot, dash and underscore; got {name!r}')
+      raise ConfigError(f'{path}: a run names its folder in letters, digits, dot, dash and underscore; got {name!r}')
 
 
 def _check_types(group: Any, prefix: str, known: list[str]) -> None:

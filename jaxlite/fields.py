@@ -96,17 +96,31 @@ def conforms(value: Any, note: Any) -> bool:
     return isinstance(value, tuple) and len(value) == len(args) and all(map(conforms, value, args))
   if origin in (tuple, list):
     return isinstance(value, origin) and all(conforms(one, args[0]) for one in value)
+  if origin is dict:
+    return isinstance(value, dict) and all(
+      conforms(key, args[0]) and conforms(one, args[1]) for key, one in value.items()
+    )
   if origin is Callable:
     return callable(value)
   kind = origin or note
-  return isinstance(value, kind) if isinstance(kind, type) else True
+  try:
+    return isinstance(value, kind)
+  except TypeError:  # Any, a type variable, a protocol: nothing that an instance could show
+    return True
 
 
 def describe(note: Any) -> str:
   """Writes an annotation as a person would: 'int', 'float | None', 'tuple[int, ...]', 'a function'."""
-  if any(typing.get_origin(one) is Callable for one in (note, *typing.get_args(note))):
+  origin, args = typing.get_origin(note), typing.get_args(note)
+  if origin is Callable:
     return 'a function'
-  return note.__name__ if isinstance(note, type) and not typing.get_origin(note) else str(note).replace('typing.', '')
+  if origin in (typing.Union, types.UnionType):
+    return ' | '.join(map(describe, args))
+  if origin is dict:
+    return f'dict[{describe(args[0])}, {describe(args[1])}]'
+  if note is types.NoneType:
+    return 'None'
+  return note.__name__ if isinstance(note, type) and not origin else str(note).replace('typing.', '')
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:

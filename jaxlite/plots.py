@@ -17,13 +17,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _INK, _SOFT, _FAINT = '#222222', '#666666', '#E6E6E6'
 _RIGHT = LinearSegmentedColormap.from_list('right', ['#F4F8FB', '#0072B2'])
 _WRONG = LinearSegmentedColormap.from_list('wrong', ['#FDF3EC', '#D55E00'])
 _MOST_CELLS = 20  # classes whose counts are still legible
+_MOST_BARS = 40
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -47,7 +48,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | Non
   panels = [
     (title, kinds, name)
     for title, kinds, name in (
-      ('Loss', ('train', 'validation'), 'loss'),
+      ('Loss, nats', ('train', 'validation'), 'loss'),
       ('Validation accuracy, %', ('validation',), 'accuracy'),
       ('Learning rate', ('train',), 'lr'),
     )
@@ -67,11 +68,12 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | Non
         style = {'linewidth': 1.0, 'alpha': 0.55} if thin else {'linewidth': 2.0}
         marker = 'o' if len(steps) == 1 else None
         axes.plot(steps, values, color=colour, marker=marker, solid_capstyle='round', **style)
-        shown += [value for value in values if math.isfinite(value)]
+        shown += list(values)
         if name == 'accuracy' and len(steps):
           _mark_best(axes, steps, values, colour)
     _dress(axes, title)
     axes.set_xlabel('optimizer steps', color=_SOFT)
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
     _scale(axes, name, shown)
@@ -101,8 +103,8 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> Fig
   axes = figure.add_subplot()
   right = np.eye(classes, dtype=bool)
   # Mistakes are scaled among themselves: beside right answers near 100 % they would all look white.
-  worst = share[~right].max(initial=0)
-  colours = np.where(right[..., None], _RIGHT(share), _WRONG(share / worst if worst > 0 else share))
+  worst = max(0.1, share[~right].max(initial=0))  # no darker than it is: one slip in thirty is no alarm
+  colours = np.where(right[..., None], _RIGHT(share), _WRONG(share / worst))
   colours[(matrix == 0) & ~right] = (1, 1, 1, 1)
   axes.imshow(colours, interpolation='nearest', aspect='equal')
   if classes <= _MOST_CELLS:
@@ -142,29 +144,33 @@ def sparsity(layers: Mapping[str, Sequence[Any]]) -> Figure | None:
   sparse = {run: list(of) for run, of in layers.items() if any(layer.nonzero < layer.size for layer in of)}
   if not sparse:
     return None
-  heights = [len(of) for of in sparse.values()]
+  heights = [min(_MOST_BARS, len(of)) for of in sparse.values()]
   figure = _figure(8.4, 0.95 * len(heights) + 0.34 * sum(heights) + 0.55)
   grid = figure.add_gridspec(len(heights), 1, height_ratios=[0.6 + height for height in heights])
   for place, (run, of) in enumerate(sparse.items()):
     axes = figure.add_subplot(grid[place])
-    rows = np.arange(len(of))
-    left = [100 * layer.nonzero / max(1, layer.size) for layer in of]
+    shown = of if len(of) <= _MOST_BARS else sorted(of, key=lambda layer: -layer.size)[:_MOST_BARS]
+    rows = np.arange(len(shown))
+    left = [100 * layer.nonzero / max(1, layer.size) for layer in shown]
     axes.barh(rows, 100, height=0.62, color=_FAINT)
     axes.barh(rows, left, height=0.62, color=_COLOURS[0])
-    for row, layer in zip(rows, of, strict=True):
-      text = f'{layer.nonzero:,} of {layer.size:,}   {100 * (1 - layer.nonzero / max(1, layer.size)):.1f} % zero'
-      axes.text(101.5, row, text, va='center', size=8.5, color=_INK)
-    axes.set_yticks(rows, [_clip(layer.path) for layer in of])
+    for row, layer in zip(rows, shown, strict=True):
+      text = f'{100 * (1 - layer.nonzero / max(1, layer.size)):.1f} % zero   {layer.nonzero:,} of {layer.size:,} left'
+      axes.text(101.5, row, text, va='center_baseline', size=8.5, color=_INK)
+    axes.set_yticks(rows, [_clip(layer.path) for layer in shown])
     for label in axes.get_yticklabels():
       label.set_parse_math(False)
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.0f} %'))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=8.5, labelcolor=_INK)
     axes.tick_params(axis='x', labelcolor=_SOFT)
     kept, size = sum(layer.nonzero for layer in of), sum(layer.size for layer in of)
-    _title(axes, run, f'weights that are not zero: {kept:,} of {size:,}, {100 * (1 - kept / max(1, size)):.1f} % zero')
+    hidden = f'; the {_MOST_BARS} largest layers' if len(of) > _MOST_BARS else ''
+    _title(
+      axes, run, f'weights that are left: {kept:,} of {size:,}, {100 * (1 - kept / max(1, size)):.1f} % zero{hidden}'
+    )
   return figure
 
 
@@ -182,13 +188,13 @@ def _cycle(count: int) -> list[str]:
 def _points(history: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
   points = [(point['step'], point[name]) for point in history if point.get('kind') == kind and name in point]
   pairs = np.array(points, np.float64).reshape(-1, 2)
+  pairs = pairs[np.isfinite(pairs).all(axis=1)]
   return pairs[:, 0], pairs[:, 1]
 
 
 def _mark_best(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
-  if np.isfinite(values).any():
-    best = int(np.nanargmax(values))
-    axes.plot(steps[best], values[best], 'o', color=colour, markersize=6, markeredgecolor='white', zorder=3)
+  best = int(np.argmax(values))
+  axes.plot(steps[best], values[best], 'o', color=colour, markersize=6, markeredgecolor='white', zorder=3)
 
 
 def _scale(axes: Any, name: str, shown: list[float]) -> None:
@@ -196,6 +202,7 @@ def _scale(axes: Any, name: str, shown: list[float]) -> None:
     return
   if name == 'loss' and min(shown) > 0 and max(shown) / min(shown) > 20:
     axes.set_yscale('log')
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(shown) < 1e3 * min(shown) else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
     axes.yaxis.set_minor_formatter(NullFormatter())
   if name == 'accuracy':  # what matters happens near the top; the first evaluations may leave the picture
