@@ -195,9 +195,11 @@ def mode_of(fn: Any, train_arg: Any, known: Any = tuple(MODES)) -> Callable[[boo
 
 def need(module: str, asker: str, package: str, target: str) -> Any:
   """Imports a framework, or names the command that installs it."""
+  root = module.split('.')[0]
   try:
-    return importlib.import_module(module)
+    importlib.import_module(root)
   except ModuleNotFoundError as error:
-    if error.name != module.split('.')[0]:
+    if error.name != root:  # the framework is there, something that it needs is not
       raise
     raise ImportError(f'{asker} needs {package}: pip install {target}') from None
+  return importlib.import_module(module)

@@ -87,7 +87,7 @@ def from_equinox(
   def init(key: Any, inputs: Any) -> tuple[Params, State]:
     del inputs
     node, carried = start or pair(key)  # not jitted: an array that stands at two places must show
-    params, buffers = trees.split(eqx.filter(node, common.is_array), trained)
+    params, buffers = trees.split(common.nested(eqx.filter(node, common.is_array)), trained)
     groups = {'buffers': buffers, 'state': common.nested(carried)}
     return params, {name: group for name, group in groups.items() if group}
 

@@ -46,11 +46,8 @@ def from_haiku(fn: Any, params: Any = None, state: Any = None, *, train_arg: Any
   mode = common.mode_of(fn.apply, train_arg)
 
   def born(key: Any, inputs: Any) -> dict[str, Any]:
-    def values(train: bool) -> dict[str, Any]:
-      params, state = fn.init(key, inputs, **mode(train))
-      return {'params': common.nested(params), 'state': common.plain(state)}
-
-    return trees.merge(values(False), values(True)) if mode(True) else values(True)
+    params, state = fn.init(key, inputs, **mode(True))  # Haiku's moving averages have no value before training
+    return {'params': common.nested(params), 'state': common.plain(state)}
 
   def init(key: Any, inputs: Any) -> tuple[Params, State]:
     given = {'params': common.nested(params or {}), 'state': common.plain(state or {})}

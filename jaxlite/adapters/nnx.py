@@ -40,7 +40,8 @@ def from_nnx(module: Any, *, train_arg: Any = ...) -> Model:
 
   def construct(key: Any) -> Any:
     rngs = nnx.Rngs(key)
-    return module(rngs=rngs) if 'rngs' in common.parameters_of(module) else module(rngs)
+    signed = module.__init__ if isinstance(module, type) else module  # NNX's metaclass hides a class's own signature
+    return module(rngs=rngs) if 'rngs' in common.parameters_of(signed) else module(rngs)
 
   def value(leaf: Any) -> Any:
     return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf

@@ -1,0 +1,13 @@
+"""Small reference networks in Flax Linen, each with its size, its work and its source.
+
+They take images [B, H, W, C] or [B, H, W] (`MLP` and `LeNet300`: any [B, ...], flattened), of any dtype and of
+about unit scale, and return logits, float32[B, classes].
+"""
+
+from jaxlite.models.cnn import SmallCNN
+from jaxlite.models.layers import max_pool
+from jaxlite.models.lenet import LeNet5
+from jaxlite.models.mlp import MLP, LeNet300
+from jaxlite.models.summary import Summary, summary
+
+__all__ = ['MLP', 'LeNet5', 'LeNet300', 'SmallCNN', 'Summary', 'max_pool', 'summary']

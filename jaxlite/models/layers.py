@@ -1,0 +1,77 @@
+"""What the reference networks share: pooling, and inputs brought to one shape and dtype."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
+  """Takes the maximum over windows that do not overlap; rows and columns that fill no window are dropped.
+
+  A reshape and a reduction, where `flax.linen.max_pool` is a windowed reduction whose gradient (select and
+  scatter) is slow on CPU. Where several entries of a window are the largest, they share the gradient evenly.
+
+  Measured, forward and gradient of float32[128, 28, 28, 32], two cores of an AMD EPYC, best of 15: 3.5 ms, and
+  39 ms with `flax.linen.max_pool(x, (2, 2), (2, 2))` in its place:
+
+      python -c "import jax, timeit; from jaxlite.models import max_pool
+      x, run = jax.numpy.ones((128, 28, 28, 32)), jax.jit(jax.grad(lambda x: (max_pool(x) ** 2).sum()))
+      print(min(timeit.repeat(lambda: run(x).block_until_ready(), number=1, repeat=15)))"
+
+  Args:
+    x: [B, H, W, C].
+    size: side of a window, in pixels.
+
+  Returns:
+    [B, H // size, W // size, C].
+
+  Raises:
+    ValueError: not four axes, or an image smaller than a window.
+
+  >>> import jax.numpy as jnp
+  >>> max_pool(jnp.arange(25.0).reshape(1, 5, 5, 1))[0, :, :, 0].tolist()
+  [[6.0, 8.0], [16.0, 18.0]]
+  """
+  if x.ndim != 4 or min(x.shape[1:3]) < size:
+    raise ValueError(f'max_pool({size}) takes [B, H, W, C] of at least {size}x{size} pixels; got {list(x.shape)}')
+  batch, height, width, channels = x.shape
+  rows, columns = height // size, width // size
+  cropped = x[:, : rows * size, : columns * size]
+  return cropped.reshape(batch, rows, size, columns, size, channels).max(axis=(2, 4))
+
+
+def as_images(x: Any, name: str, dtype: Any, smallest: int) -> jax.Array:
+  """Returns [B, H, W, C] of a float dtype; grey images may come without channels.
+
+  Args:
+    x: [B, H, W, C] or [B, H, W], any dtype.
+    name: the network that asks.
+    dtype: what it computes in.
+    smallest: the least side, in pixels, that it can work on.
+
+  Raises:
+    ValueError: neither shape, or an image too small.
+
+  >>> as_images(jnp.zeros((2, 8, 8), 'uint8'), 'SmallCNN', 'float32', 4).shape
+  (2, 8, 8, 1)
+  """
+  x = jnp.asarray(x, dtype)
+  x = x[..., None] if x.ndim == 3 else x
+  if x.ndim != 4:
+    raise ValueError(f'{name} takes images [B, H, W, C] or [B, H, W]; got {list(x.shape)}: reshape them, or use MLP')
+  if min(x.shape[1:3]) < smallest:
+    raise ValueError(f'{name} takes images of at least {smallest}x{smallest} pixels; got {list(x.shape)}')
+  return x
+
+
+def flattened(x: jax.Array) -> jax.Array:
+  """Returns [B, features] of any [B, ...], an empty batch too.
+
+  >>> flattened(jnp.ones((0, 2, 3))).shape
+  (0, 6)
+  """
+  return x.reshape(x.shape[0], math.prod(x.shape[1:]))

@@ -1,0 +1,120 @@
+"""The reference networks: documented sizes, accepted inputs, and pooling against NumPy."""
+
+from __future__ import annotations
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlite import adapters, trees
+from jaxlite.models import MLP, LeNet5, LeNet300, SmallCNN, max_pool, summary
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+  'module, shape, parameters, macs',
+  [
+    (LeNet300(), (1, 28, 28, 1), 266_610, 266_200),
+    (LeNet5(), (1, 28, 28, 1), 431_080, 2_293_000),
+    (SmallCNN(), (1, 28, 28, 1), 421_642, 4_241_152),
+    (SmallCNN(), (1, 8, 8, 1), 53_002, 347_392),
+    (SmallCNN(batch_norm=True), (1, 8, 8, 1), 53_002 + 32 + 64, 347_392),  # scale and offset for a bias
+    (MLP((5,), classes=2), (3, 4), 4 * 5 + 5 + 5 * 2 + 2, 3 * (4 * 5 + 5 * 2)),
+  ],
+)
+def test_documented_counts_are_those_of_the_model(module, shape, parameters, macs):
+  assert summary(module, shape) == (parameters, 2 * macs)
+  text = re.sub(r'\s+', ' ', type(module).__doc__).replace(',', '')
+  if shape[0] == 1 and not getattr(module, 'batch_norm', False):
+    assert f'{parameters} parameters' in text
+    assert f'2 * {macs} = {2 * macs} FLOPs' in text
+
+
+def test_flops_count_scans_by_length_conds_by_the_dearest_branch_and_groups():
+  def apply(params, x):
+    x = jax.lax.scan(lambda c, w: (c @ w, None), x, params['stack'])[0]
+    x = jax.lax.cond(x.sum() > 0, lambda y: y @ params['w'], lambda y: y, x)
+    return jax.jit(jnp.matmul)(x, params['w'])
+
+  params = {'stack': jnp.ones((3, 4, 4)), 'w': jnp.ones((4, 4))}
+  assert summary((apply, params), (2, 4)) == (64, 2 * 2 * 16 * 5)
+  grouped = nn.Conv(8, (3, 3), feature_group_count=4, use_bias=False)
+  assert summary(grouped, (2, 5, 5, 8)) == (3 * 3 * 2 * 8, 2 * 2 * 25 * 9 * 2 * 8)
+
+
+@pytest.mark.parametrize(
+  'module, size', [(MLP(()), 8), (MLP([5]), 3), (SmallCNN((4, 4), 8), 8), (SmallCNN((4, 6), 8, batch_norm=True), 13)]
+)
+def test_grey_images_come_with_or_without_channels_and_of_any_dtype(module, size):
+  model = adapters.adapt(module)
+  images = np.random.default_rng(0).integers(0, 2, (3, size, size, 1)).astype(np.uint8)
+  params, state = model.init(KEY, images)
+  outputs = model.apply(params, state, images, train=False, key=None)[0]
+  assert outputs.shape == (3, 10)
+  assert outputs.dtype == jnp.float32
+  for other in (images[..., 0], images.astype(np.float32), images.astype(bool)):
+    assert np.array_equal(model.apply(params, state, other, train=False, key=None)[0], outputs)
+  assert model.apply(params, state, images[:0], train=False, key=None)[0].shape == (0, 10)
+
+
+def test_half_precision_computes_in_it_and_keeps_float32_parameters_and_logits():
+  module = SmallCNN(features=(4,), hidden=8, batch_norm=True, dtype=jnp.bfloat16)
+  images = jnp.ones((2, 8, 8, 1))
+  variables = module.init(KEY, images)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+  jaxpr = str(jax.make_jaxpr(module.apply)(variables, images))
+  assert re.search(r'bf16\[2,8,8,4\] = conv_general_dilated', jaxpr)
+  assert module.apply(variables, images).dtype == jnp.float32
+
+
+def test_dropout_and_batch_norm_train():
+  model = adapters.adapt(SmallCNN(features=(4,), hidden=32, dropout=0.5, batch_norm=True))
+  images = jax.random.normal(KEY, (16, 8, 8, 1))
+  params, state = model.init(KEY, images)
+  assert trees.paths(state) == ['batch_stats/norm1/mean', 'batch_stats/norm1/var']
+  one, new = model.apply(params, state, images, train=True, key=KEY, step=0)
+  other, _ = model.apply(params, state, images, train=True, key=KEY, step=1)
+  assert not np.array_equal(one, other)
+  assert not np.array_equal(new['batch_stats']['norm1']['mean'], state['batch_stats']['norm1']['mean'])
+
+
+@pytest.mark.parametrize(
+  'module, shape, rule',
+  [
+    (LeNet5(), (2, 8, 8, 1), 'LeNet5 takes images of at least 16x16 pixels'),
+    (SmallCNN(features=(4, 4, 4)), (2, 7, 9, 1), 'SmallCNN takes images of at least 8x8 pixels'),
+    (SmallCNN(), (2, 784), r'SmallCNN takes images \[B, H, W, C\] or \[B, H, W\]; got \[2, 784\]'),
+    (MLP((3,)), (784,), r'MLP takes a batch, \[B, ...\]; got \[784\]'),
+  ],
+)
+def test_inputs_that_do_not_fit_are_named(module, shape, rule):
+  with pytest.raises(ValueError, match=rule):
+    module.init(KEY, jnp.ones(shape))
+
+
+@pytest.mark.parametrize('shape, size', [((2, 6, 4, 3), 2), ((1, 7, 5, 2), 2), ((2, 3, 8, 1), 3), ((1, 4, 4, 1), 1)])
+def test_max_pool_and_its_gradient_are_those_of_numpy(shape, size):
+  x = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape).astype(np.float32)  # no ties
+  rows, columns = shape[1] // size, shape[2] // size
+  up = np.arange(shape[0] * rows * columns * shape[3], dtype=np.float32).reshape(shape[0], rows, columns, shape[3])
+  oracle, slopes = np.zeros_like(up), np.zeros_like(x)
+  for index in np.ndindex(*up.shape):
+    image, row, column, channel = index
+    window = np.s_[image, row * size : (row + 1) * size, column * size : (column + 1) * size, channel]
+    oracle[index] = x[window].max()
+    slopes[window] = up[index] * (x[window] == oracle[index])
+  assert np.array_equal(max_pool(jnp.asarray(x), size), oracle)
+  assert np.array_equal(jax.grad(lambda x: (max_pool(x, size) * up).sum())(jnp.asarray(x)), slopes)
+
+
+def test_max_pool_shares_the_gradient_of_ties_and_passes_nan():
+  grads = jax.grad(lambda x: max_pool(x).sum())(jnp.zeros((1, 2, 2, 1)))
+  assert grads.ravel().tolist() == [0.25] * 4
+  assert np.isnan(max_pool(jnp.zeros((1, 2, 2, 1)).at[0, 1, 0, 0].set(jnp.nan)))
+  with pytest.raises(ValueError, match='at least 2x2 pixels'):
+    max_pool(jnp.zeros((1, 1, 4, 1)))
