@@ -29,11 +29,11 @@ def main(pairs):
   """Loads the experiment, sets the fields given on the command line, and runs it."""
   try:
     config = flags.load(FLAGS.config, pairs, ROOT)
-    from jaxlite import loop  # JAX comes with it: a mistake above is answered before that
+    from jaxlite import experiment  # JAX comes with it: a mistake above is answered before that
 
     workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
     command = shlex.join(['python', pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
-    return loop.run(config, workdir, mode=FLAGS.mode, fresh=FLAGS.fresh, smoke=FLAGS.smoke, command=command)
+    return experiment.run(config, workdir, mode=FLAGS.mode, fresh=FLAGS.fresh, smoke=FLAGS.smoke, command=command)
   except Exception as error:
     message = flags.one_line(error)
     if message is None or FLAGS.traceback:

@@ -129,7 +129,7 @@ class Config:
     data, optim, eval, log, checkpoint: see their classes.
     train: the length of the run.
     teacher: the folder of a finished run to learn from, relative to this run's own; empty for none.
-    model: (config) -> a network that an adapter takes, or a Model.
+    model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one.
     recipe: (config, total_steps) -> Recipe.
     loss: (outputs, batch) -> float[B]; None leaves the choice to the loop (cross-entropy).
     runs: several runs in this order, each a variation (config) -> config; empty for a single one.
@@ -190,6 +190,8 @@ def validate(config: Config) -> None:
     if path in values and not holds(values[path]):  # an experiment's own group may lack a field of ours
       shown = values[path] if isinstance(values[path], Duration) else repr(values[path])
       raise ConfigError(f'{path} is {rule}; got {shown}')
+  if config.recipe is None and not config.runs:  # a variation may bring its own
+    raise ConfigError('recipe is a function (config, total_steps) -> Recipe; got None: set recipe= in the config')
   for path, name in (('name', config.name), *(('runs', name) for name in config.runs)):
     if not re.fullmatch(r'\w[\w.\-]*', name):
       raise ConfigError(f'{path}: a run names its folder in letters, digits, dot, dash and underscore; got {name!r}')

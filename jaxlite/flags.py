@@ -43,9 +43,8 @@ def parse(argv: Sequence[str], flag_values: absl_flags.FlagValues, doc: str) -> 
     rest, pairs = split(flag_values.read_flags_from_files(list(argv[1:])))
     extra = flag_values([argv[0], *rest])[1:]
   except absl_flags.UnrecognizedFlagError as error:
-    fail(
-      f'unknown flag --{error.flagname}; nearest: {fields.nearest(f"--{error.flagname}", [f"--{name}" for name in known])}'
-    )
+    near = fields.nearest(f'--{error.flagname}', [f'--{name}' for name in known])
+    fail(f'unknown flag --{error.flagname}; nearest: {near}')
   except absl_flags.Error as error:
     fail(' '.join(str(error).split()))
   if extra:
@@ -121,6 +120,8 @@ def load(path: str, pairs: Pairs, root: pathlib.Path) -> configs.Config:
     raise configs.ConfigError(f'get_config() of {path} returns a jaxlite.Config; got {type(config).__name__}')
   config = configs.apply_overrides(config, pairs)
   configs.validate(config)
+  if config.model is None and not config.runs:
+    raise configs.ConfigError(f'model is a function (config) -> network; got None: set model= in {path}')
   return config
 
 

@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlite import checkpoint, logs, metrics, preempt, program, results, workspace
+from jaxlite import checkpoint, logs, metrics, preempt, program, report, runs
+from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config import Config, Duration, validate
-from jaxlite.contract import CONST, Network, Recipe, chain
-from jaxlite.data import Dataset, Split, batch_at, eval_batches, from_arrays, load_dataset, steps_per_epoch
+from jaxlite.contract import CONST, Model, Network, Recipe, chain
 from jaxlite.losses import cross_entropy
-from jaxlite.report import Result
-from jaxlite.step import Train, TrainState, train_step, went_nan
+from jaxlite.step import Train, TrainState, train_step, weights_of, went_nan
 from jaxlite.transforms.normalize import normalize
 from jaxlite.transforms.prune import PruneState
 from jaxlite.trees import find
@@ -51,7 +50,8 @@ class Setup(NamedTuple):
   """All that a run is made of before its first step."""
 
   config: Config
-  data: Dataset
+  data: datasets.Dataset
+  network: Model
   recipe: Recipe
   train: Train
   metric: metrics.Metrics
@@ -99,7 +99,7 @@ def train(
   data: Any = None,
   command: str = '',
   say: Say = print,
-) -> Result:
+) -> report.Result:
   """Trains one run to its end, or on from where it stopped, and reports it.
 
   Args:
@@ -121,7 +121,7 @@ def train(
   validate(config)
   folder = checkpoint.check_workdir(workdir)
   with checkpoint.lock(folder), preempt.guard() as guard:
-    done = workspace.settle(folder, config, say)
+    done = runs.settle(folder, config, say)
     if done is not None:
       return done
     logs.print_device(say)
@@ -140,16 +140,32 @@ def train(
     test = evaluate(setup, state, setup.data.test, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
-    result = results.collect(setup, state, record, test, folder, command)
-    workspace.finish(folder, result)
+    result = _evidence(setup, state, record, test, folder, command)
+    runs.finish(folder, result)
     return result
+
+
+def evaluate_run(config: Config, workdir: str | Path, *, command: str = '') -> report.Result:
+  """Evaluates the best checkpoint of a run on the test split; changes nothing.
+
+  Raises:
+    ValueError: the run has no checkpoint.
+  """
+  folder = Path(workdir)
+  setup = prepare(config, folder)
+  saves = checkpoint.Checkpoints(folder / 'checkpoints')
+  found = saves.restore(setup.abstract, which='best')
+  if found is None:
+    raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
+  record = Record(**found.loop)
+  return _evidence(setup, found.state, record, evaluate(setup, found.state, setup.data.test), folder, command)
 
 
 def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
   """Builds data, model, recipe and step of a run; writes nothing and trains nothing."""
   data = _dataset(config, data)
   batch_size = config.data.batch_size
-  epoch = steps_per_epoch(data.train, batch_size)
+  epoch = datasets.steps_per_epoch(data.train, batch_size)
   sizes = {'steps_per_epoch': epoch, 'batch_size': batch_size}
   total = config.train.to_steps(**sizes)
 
@@ -164,16 +180,16 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   recipe = chain(normalize(data.mean, data.std), recipe)
   network = adapt(absolute.model(absolute) if model is None else model)
   built = train_step(network, config.loss or cross_entropy, recipe)
-  first = batch_at(data.train, batch_size, config.seed, 0)
+  first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
   metric = metrics.classification(data.classes)
-  return Setup(config, data, recipe, built, metric, plan, abstract, first)
+  return Setup(config, data, network, recipe, built, metric, plan, abstract, first)
 
 
-def evaluate(setup: Setup, state: TrainState, split: Split, guard: preempt.Guard | None = None) -> dict | None:
+def evaluate(setup: Setup, state: TrainState, split: datasets.Split, guard: preempt.Guard | None = None) -> dict | None:
   """Returns the metrics of a split, or None when a signal came first."""
   total = setup.metric.init()
-  for batch in eval_batches(split, setup.config.eval.batch_size):
+  for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
     if guard is not None and guard.requested:
       return None
     total = _evaluated(setup.train.eval, setup.metric.update)(total, state, batch)
@@ -229,7 +245,7 @@ def _fit(
       progress.done()
       return state, record
 
-    batch = batch_at(setup.data.train, config.data.batch_size, config.seed, step)
+    batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
     state, terms = setup.train.step(state, batch)
     pending.append(terms)
     step += 1
@@ -238,7 +254,7 @@ def _fit(
 
 def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   """The state of the latest good checkpoint, or a new one."""
-  machine = results.machine_facts()
+  machine = {**report.machine(), 'jaxlib': report.versions().get('jaxlib', '')}
   found = saves.restore(setup.abstract)
   if found is None:
     state = setup.train.init(jax.random.key(setup.config.seed), setup.first_batch)
@@ -254,6 +270,28 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   return found.state, record
 
 
+def _evidence(
+  setup: Setup, state: TrainState, record: Record, found: dict[str, Any], folder: Path, command: str
+) -> report.Result:
+  """All that the report shows of a run."""
+  full = {**state.model_state, CONST: state.const}
+  inputs = setup.first_batch['inputs']
+  weights = weights_of(setup.network, jax.random.key(0), inputs)
+  return report.Result(
+    name=setup.config.name,
+    metrics={name: value for name, value in found.items() if name != 'confusion'},
+    layers=runs.layers(setup.train.model, state.params, full, inputs, weights),
+    seconds=record.seconds,
+    history=logs.read_records(folder),
+    confusion=found['confusion'].tolist(),
+    class_names=list(setup.data.class_names),
+    command=command,
+    versions=report.versions(),
+    machine=report.machine(),
+    notes=list(setup.data.notes),
+  )
+
+
 def _best(setup: Setup, state: TrainState, record: Record, saves: Any) -> TrainState:
   """The state that validation liked best; the last one where nothing was validated."""
   if record.best is None or record.best_step == int(state.step):
@@ -261,14 +299,14 @@ def _best(setup: Setup, state: TrainState, record: Record, saves: Any) -> TrainS
   return saves.restore(setup.abstract, which='best').state
 
 
-def _dataset(config: Config, data: Any) -> Dataset:
+def _dataset(config: Config, data: Any) -> datasets.Dataset:
   if data is None:
-    return load_dataset(
+    return datasets.load(
       config.data.source, directory=config.data.directory, validation=config.data.validation, seed=config.seed
     )
-  if isinstance(data, Dataset):
+  if isinstance(data, datasets.Dataset):
     return data
-  return from_arrays(data, validation=config.data.validation, seed=config.seed)
+  return datasets.from_arrays(data, validation=config.data.validation, seed=config.seed)
 
 
 def _due(step: int, every: int, plan: Plan) -> bool:

@@ -81,9 +81,10 @@ class Result:
 
   @property
   def sparsity(self) -> float:
-    """The share of weights that are exactly zero."""
+    """The share of weights that are exactly zero; 0 where there is no weight."""
     weights = [layer for layer in self.layers if layer.weight]
-    return 1 - sum(layer.nonzero for layer in weights) / max(1, sum(layer.size for layer in weights))
+    size = sum(layer.size for layer in weights)
+    return sum(layer.size - layer.nonzero for layer in weights) / size if size else 0.0
 
   @property
   def bits(self) -> str:
@@ -209,7 +210,7 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str]) -> Path:
     ValueError: no result, or two of one name.
   """
   names = [result.name for result in results]
-  if not results or len(set(names)) < len(names):
+  if not results or len({_slug(name) for name in names}) < len(names):
     raise ValueError(f'a report shows at least one run, each with a name of its own; got {", ".join(names) or "none"}')
   from jaxlite import plots
 

@@ -100,7 +100,7 @@ def train_step(model: Model, loss: Callable[[Any, Batch], jax.Array], recipe: Re
     state = {**state, HEALTH: {'at_step': jnp.int32(-1), 'leaf': jnp.int32(-1)}}
     const = state.pop(CONST, {})
     params = jax.tree.map(_own, params)
-    opt_state = recipe.tx.init(params, _weights(model, key, inputs))
+    opt_state = recipe.tx.init(params, weights_of(model, key, inputs))
     if trees.find(opt_state, optax.MultiStepsState):
       raise ValueError(
         'optax.MultiSteps hides steps from other parts: take it out and put jl.accumulate(k) in the chain'
@@ -208,6 +208,20 @@ def went_nan(state: TrainState) -> tuple[int, str] | None:
   return at_step, 'loss' if leaf < 0 else trees.paths(state.params)[leaf]
 
 
+def weights_of(model: Model, key: jax.Array, inputs: Any) -> frozenset[str]:
+  """Returns the paths of the parameters that enter a contraction, read off a model's program.
+
+  Args:
+    model: a Model, without hooks.
+    key: a typed key.
+    inputs: one batch, [B, ...].
+  """
+  params, state = jax.eval_shape(model.init, key, inputs)
+  forward = functools.partial(model.apply, train=True)
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  return contraction_weights(lambda p, s, x, k, t: forward(p, s, x, key=k, step=t)[0], params, state, inputs, key, step)
+
+
 def _health(health: Any, total: jax.Array, live: TrainState) -> Any:
   """Keeps the first failure. The leaves are only read once the loss has gone bad: a quiet step pays nothing."""
 
@@ -257,13 +271,6 @@ def _own(leaf: Any) -> jax.Array:
   """A copy, since the step donates it and the caller's array must live on; a weak type would compile twice."""
   leaf = jnp.asarray(leaf)
   return jnp.copy(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else jnp.array(leaf, leaf.dtype, copy=True)
-
-
-def _weights(model: Model, key: jax.Array, inputs: Any) -> frozenset[str]:
-  params, state = jax.eval_shape(model.init, key, inputs)
-  forward = functools.partial(model.apply, train=True)
-  step = jax.ShapeDtypeStruct((), jnp.int32)
-  return contraction_weights(lambda p, s, x, k, t: forward(p, s, x, key=k, step=t)[0], params, state, inputs, key, step)
 
 
 def _on_cpu(state: TrainState, batch: Batch) -> bool:

@@ -35,7 +35,7 @@ def keep_largest(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
   one = jnp.ones((), flat.dtype)
 
   def fix_digit(index: jax.Array, threshold: jax.Array) -> jax.Array:
-    shift = (width - _DIGIT * (index + 1)).astype(flat.dtype)
+    shift = jnp.asarray(width - _DIGIT * (index + 1), flat.dtype)
     candidates = [threshold | (one * digit << shift) for digit in (1, 2, 3)]
     reach = [jnp.sum(flat >= candidate, dtype=jnp.int32) >= keep for candidate in candidates]
     return threshold | (sum(r.astype(flat.dtype) for r in reach) << shift)

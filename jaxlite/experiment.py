@@ -1,0 +1,60 @@
+"""What the launcher calls: an experiment of one run or of several, trained or only evaluated, and its table."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+from jaxlite import loop, preempt, report, runs
+from jaxlite.checkpoint import check_workdir, lock
+from jaxlite.config import Config
+from jaxlite.config import smoke as shrink
+
+
+def run(
+  config: Config,
+  workdir: str | Path,
+  *,
+  mode: str = 'train',
+  fresh: bool = False,
+  smoke: bool = False,
+  command: str = '',
+) -> int:
+  """Runs an experiment and prints its table.
+
+  Args:
+    config: with `runs`, each variation of it is a run in a folder of its own.
+    workdir: the experiment's folder.
+    mode: 'train', or 'eval' to test what was trained.
+    fresh: move what is there aside and start again.
+    smoke: a run of seconds, in a folder beside.
+    command: the command line, for the report.
+
+  Returns:
+    The exit code: 0, or 75 when a signal stopped the run and it was saved.
+  """
+  folder = Path(f'{workdir}-smoke' if smoke else workdir)
+  check_workdir(folder)
+  if fresh and (aside := runs.set_aside(folder)) is not None:
+    print(f'moved the old run to {aside}')
+    check_workdir(folder)
+  several = {name: dataclasses.replace(vary(config), name=name) for name, vary in config.runs.items()}
+  results = []
+  with lock(folder) if several else contextlib.nullcontext():
+    for name, one in (several or {config.name: config}).items():
+      one = dataclasses.replace(shrink(one) if smoke else one, runs={})
+      if several:
+        print(f'\n== {name}')
+      try:
+        act = loop.train if mode == 'train' else loop.evaluate_run
+        results.append(act(one, folder / name if several else folder, command=command))
+      except loop.Preempted as stop:
+        print(stop)
+        return preempt.EXIT_PREEMPTED
+    if several and mode == 'train':
+      report.write(results, folder)
+  print(f'\n{report.table(results)}')
+  if mode == 'train':
+    print(f'\nreport: {folder / "report.md"}')
+  return 0

@@ -1,0 +1,154 @@
+"""A run's folder: its config, whether it is finished, the evidence it leaves, and using what it made.
+
+`config.json` is what the run began with, `result.json` is there once it is done, `program.bin` and `checkpoints/`
+are what `load` needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlite import program, report, trees
+from jaxlite.checkpoint import load_arrays, lock
+from jaxlite.config import Config, ConfigError, compare, to_dict
+from jaxlite.contract import CONST, Network, Params, State
+from jaxlite.transforms.quantize import weight_bits
+
+_FORMAT = 1
+
+
+def settle(folder: Path, config: Config, say: Callable[[str], None]) -> report.Result | None:
+  """Makes a folder this config's own, or refuses it.
+
+  Args:
+    folder: exists.
+    config: what is to be run there.
+    say: is given a line for each difference that is allowed.
+
+  Returns:
+    The Result of a run that is already finished; None when there is something to do.
+
+  Raises:
+    ConfigError: the folder belongs to a run with another config; nothing in it was changed.
+  """
+  path, done = folder / 'config.json', folder / 'result.json'
+  if path.exists():
+    saved = _read_config(path)
+    differences = compare(saved, config)
+    if differences.refused:
+      raise ConfigError(
+        f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another --workdir, '
+        'move the old run aside with --fresh, or take the change back'
+      )
+    for line in differences.allowed:
+      say(f'config: {line}')
+    if done.exists() and saved['train'] == to_dict(config)['train']:
+      return report.from_json(done.read_text())
+  write_text(path, json.dumps({'format': _FORMAT, 'config': to_dict(config)}, indent=1) + '\n')
+  done.unlink(missing_ok=True)  # a longer run is not finished any more
+  return None
+
+
+def finish(folder: Path, result: report.Result) -> None:
+  """Writes the report, then the mark that the run is done."""
+  report.write([result], folder)
+  write_text(folder / 'result.json', report.to_json(result) + '\n')
+
+
+def set_aside(folder: Path) -> Path | None:
+  """Renames a run's folder out of the way.
+
+  Returns:
+    The new name; None where there was nothing.
+
+  Raises:
+    WorkdirError: another process is at work in it.
+  """
+  if not folder.exists():
+    return None
+  with lock(folder):
+    number = 1
+    while (aside := folder.with_name(f'{folder.name}.old{number}')).exists():
+      number += 1
+    folder.rename(aside)
+  return aside
+
+
+def layers(model: Any, params: Params, state: State, inputs: Any, weights: frozenset[str]) -> list[report.Layer]:
+  """Counts what a trained model consists of: every array, as it would be stored.
+
+  Args:
+    model: the Model wrapped in its hooks.
+    params: its params.
+    state: its state, constants among it.
+    inputs: one batch.
+    weights: paths that enter a contraction.
+  """
+  bits = weight_bits(model, params, state, inputs)
+  exported, _ = model.export(params, state)
+  names, leaves, _ = trees.flatten(exported)
+  found = []
+  for path, leaf in zip(names, leaves, strict=True):
+    values = np.asarray(leaf)
+    quantized = path in bits
+    found.append(
+      report.Layer(
+        path=path,
+        size=values.size,
+        nonzero=int(np.count_nonzero(values)),
+        bits=bits.get(path, 8 * values.dtype.itemsize),
+        weight=path in weights,
+        scales=values.shape[-1] if quantized else 0,
+      )
+    )
+  return found
+
+
+def load(workdir: str | os.PathLike[str], which: str | int = 'best') -> Network:
+  """Gives back what a run made, ready to predict, without the code that trained it.
+
+  Args:
+    workdir: the run's folder.
+    which: 'best' by validation, 'latest', or a step that is kept.
+
+  Returns:
+    A Network: `.predict(inputs)` takes raw inputs as in training, [B, ...], and holds the preprocessing. It is
+    also what `jl.distill` takes as a teacher.
+
+  Raises:
+    FileNotFoundError: no run, or no checkpoint, is there.
+  """
+  folder = Path(workdir)
+  inside = [path.parent.name for path in sorted(folder.glob('*/config.json'))]
+  if inside and not (folder / 'config.json').exists():
+    raise FileNotFoundError(f'{folder} holds several runs: load one of them, {", ".join(inside)}')
+  if not (folder / 'checkpoints').is_dir():
+    raise FileNotFoundError(f'{folder} holds no checkpoints: give the folder of a run')
+  found = load_arrays(folder / 'checkpoints', which=which)
+  if found is None:
+    raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
+  arrays: Mapping[str, Any] = found.state
+  return program.load_program(folder, arrays['params'], {**arrays['model_state'], CONST: arrays['const']})
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a small file so that a kill leaves the old one or the new one."""
+  part = path.with_name(f'.{path.name}.part')
+  part.write_text(text)
+  os.replace(part, path)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+  try:
+    saved = json.loads(path.read_text())
+    if saved['format'] == _FORMAT:
+      return saved['config']
+  except (ValueError, KeyError, TypeError):
+    raise ConfigError(f'{path} is damaged: restore it, or move the run aside with --fresh') from None
+  raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
