@@ -51,6 +51,7 @@ class Mine(Config):
   begin: Duration | None = None
   act: Callable[[Any], Any] = abs
   anything: Any = None
+  recipe: Callable[[Config, int], Any] | None = max
 
 
 def _one_line(error) -> str:
@@ -280,6 +281,7 @@ def test_what_is_typed_is_stronger_than_a_variation():
     ('train', Duration(percent=50), 'steps, epochs or examples'),
     ('train', 3, 'Duration'),
     ('model', 3, 'a function'),
+    ('recipe', None, 'total_steps'),
     ('widths', [1, 2], 'tuple[int, ...]'),
     ('runs', {'../x': abs}, 'folder'),
     ('runs', {'x': 3}, 'runs is dict'),
