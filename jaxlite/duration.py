@@ -98,6 +98,7 @@ class Duration:
 
   def __str__(self) -> str:
     unit, amount = self.given()
+    amount = int(amount) if amount == int(amount) else amount
     if unit == 'percent':
       return f'{amount} % of the run'
     return f'{amount} {unit[:-1] if amount == 1 else unit}'

@@ -167,7 +167,7 @@ def apply_overrides(config: Any, pairs: Iterable[tuple[str, str | None]]) -> Any
   """Returns a copy with several fields set from text, in whatever order they come.
 
   An override also reaches what the functions in `runs` return: what a person typed is stronger than what an
-  experiment's variation sets.
+  experiment's variation sets. 'runs.student.optim.lr' sets the field for that run only, and is stronger still.
 
   Args:
     config: a dataclass instance; it stays as it is.
@@ -179,7 +179,27 @@ def apply_overrides(config: Any, pairs: Iterable[tuple[str, str | None]]) -> Any
   Raises:
     ConfigError: as `override`; also two values for one field or two units for one Duration.
   """
-  pairs = list(pairs)
+  runs = getattr(config, 'runs', None)
+  runs = runs if isinstance(runs, dict) else {}
+  common, own = [], {name: [] for name in runs}
+  for path, text in pairs:
+    group, _, inner = path.partition('.')
+    name, _, field = inner.partition('.')
+    if group == 'runs' and field and name in own:
+      own[name].append((field, text))
+    elif group == 'runs' and field:
+      raise ConfigError(f'unknown field {path!r}; the runs are {", ".join(runs) or "none"}')
+    else:
+      common.append((path, text))
+  new = _set_all(config, common)
+  for mine in own.values():
+    _set_all(new, mine)  # a mistake in it is told now, not when the run's turn comes
+  if runs:
+    new = dataclasses.replace(new, runs={name: _then(vary, common, own[name]) for name, vary in runs.items()})
+  return new
+
+
+def _set_all(config: Any, pairs: list[tuple[str, str | None]]) -> Any:
   new = copy.deepcopy(config)
   known = [path for path, _ in _settable(config)]
   given: dict[str, tuple[str, Any]] = {}
@@ -194,16 +214,16 @@ def apply_overrides(config: Any, pairs: Iterable[tuple[str, str | None]]) -> Any
     whole = [first for first, _ in given.values() if path.startswith(f'{first}.') or first.startswith(f'{path}.')]
     if whole:
       raise ConfigError(f'a field is given once; got {whole[0]} and {path}, and one is a part of the other')
-  runs = getattr(new, 'runs', None)
-  if pairs and isinstance(runs, dict):
-    new = dataclasses.replace(new, runs={name: _then(vary, pairs) for name, vary in runs.items()})
   return new
 
 
-def _then(vary: Callable[[Any], Any], pairs: list[tuple[str, str | None]]) -> Callable[[Any], Any]:
+def _then(vary: Callable[[Any], Any], *groups: list[tuple[str, str | None]]) -> Callable[[Any], Any]:
   @functools.wraps(vary)  # keeps the name that is saved: the override itself shows in the fields
   def varied(config: Any) -> Any:
-    return apply_overrides(vary(config), pairs)
+    config = vary(config)
+    for pairs in groups:
+      config = _set_all(config, pairs)
+    return config
 
   return varied
 

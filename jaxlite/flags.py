@@ -168,4 +168,4 @@ def config_help() -> str:
       lines.append(f'  --config.{path}.{{{",".join(UNITS)}}} (default: {value})')
     elif path in kinds:
       lines.append(f'  --config.{path}: {kinds[path]}' + (f' (default: {value!r})' if value != '' else ''))
-  return '\n'.join(lines)
+  return '\n'.join([*lines, '  --config.runs.<run>.<field>: for one of several runs only'])

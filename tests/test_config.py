@@ -251,6 +251,25 @@ def test_what_is_typed_is_stronger_than_a_variation():
   assert to_dict(config)['runs'] == {'teacher': f'{__name__}:_teacher'}  # the name that is saved stays
 
 
+def test_one_run_can_be_set_alone():
+  config = Mine(name='x', runs={'teacher': _teacher, 'student': copy.copy})
+  pairs = [('runs.student.optim.lr', '0.2'), ('optim.lr', '0.1'), ('runs.teacher.train.steps', '3')]
+  for order in itertools.permutations(pairs):
+    found = apply_overrides(config, order)
+    teacher, student = (found.runs[name](found) for name in ('teacher', 'student'))
+    assert (found.optim.lr, teacher.optim.lr, student.optim.lr) == (0.1, 0.1, 0.2)
+    assert teacher.train == Duration(steps=3)
+    assert student.train == config.train
+  for path, words in (
+    ('runs.studnt.optim.lr', 'the runs are teacher, student'),
+    ('runs.student.optim.lrr', 'nearest: optim.lr'),
+    ('runs.student', 'unknown field'),
+  ):
+    with pytest.raises(ConfigError) as error:
+      override(config, path, '1')
+    assert words in _one_line(error)
+
+
 # Ranges
 
 
@@ -324,7 +343,7 @@ def test_every_field_that_differs_is_named():
   refused, allowed = compare(saved, other)
   assert refused == ['optim.lr: saved 0.001, now 0.5', 'widths: saved [300, 100], now [1]']
   assert [line.split(';')[0] for line in allowed] == [
-    'train: saved 10 epochs, now 20.0 epochs',
+    'train: saved 10 epochs, now 20 epochs',
     'log.every: saved 50 steps, now 3 steps',
   ]
   assert 'schedules' in allowed[0]
