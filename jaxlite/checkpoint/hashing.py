@@ -28,6 +28,16 @@ def is_key(leaf: Any) -> bool:
   return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def dtype_name(leaf: Any) -> str:
+  """Returns the name of a leaf's dtype, without its byte order.
+
+  >>> import jax, numpy as np
+  >>> dtype_name(np.zeros(2, '>f4')), dtype_name(jax.random.key(0))
+  ('float32', 'key<fry>')
+  """
+  return str(leaf.dtype) if is_key(leaf) else jnp.dtype(leaf.dtype).name
+
+
 def to_host(leaf: Any) -> np.ndarray:
   """Returns an array's values as native-endian NumPy; a typed key's as its data, uint32[..., n].
 
@@ -79,7 +89,7 @@ def hashes(tree: Any) -> dict[str, str]:
   """
   names, leaves, _ = trees.flatten(tree)
   return {
-    name: leaf_hash(name, str(leaf.dtype), leaf.shape, to_host(leaf).reshape(-1).view(np.uint8))
+    name: leaf_hash(name, dtype_name(leaf), leaf.shape, to_host(leaf).reshape(-1).view(np.uint8))
     for name, leaf in zip(names, leaves, strict=True)
   }
 

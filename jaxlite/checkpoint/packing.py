@@ -98,8 +98,7 @@ def pack(arrays: Mapping[str, Any]) -> Packed:
     offset = sizes.get(group, 0)
     sizes[group] = offset + _padded(host.nbytes)
     impl = str(jax.random.key_impl(array)) if hashing.is_key(array) else ''
-    dtype = str(array.dtype) if impl else host.dtype.name
-    leaves.append(Leaf(name, dtype, tuple(array.shape), group, offset, host.nbytes, impl))
+    leaves.append(Leaf(name, hashing.dtype_name(array), tuple(array.shape), group, offset, host.nbytes, impl))
     hosts.append(host)
   groups = {group: np.zeros(size, np.uint8) for group, size in sizes.items()}
   for leaf, host in zip(leaves, hosts, strict=True):
@@ -248,7 +247,7 @@ def differences(leaves: Iterable[Leaf], template: Any) -> list[str]:
 
 
 def _spelled(leaf: Any) -> str:
-  return spell(leaf.dtype if hasattr(leaf, 'dtype') else type(leaf).__name__, np.shape(leaf))
+  return spell(hashing.dtype_name(leaf) if hasattr(leaf, 'dtype') else type(leaf).__name__, np.shape(leaf))
 
 
 def structure(tree: Any) -> Structure:

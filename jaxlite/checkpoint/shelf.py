@@ -46,7 +46,7 @@ def entries(folder: Path) -> list[Entry]:
   """Returns the checkpoints of a folder, oldest step first; none where there is no folder."""
   try:
     names = os.listdir(folder)
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return []
   matches = [match for match in map(_STEP.fullmatch, names) if match]
   return sorted(Entry(int(match[1]), int(match[2] or 0)) for match in matches)

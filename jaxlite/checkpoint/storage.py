@@ -20,7 +20,7 @@ import numpy as np
 from jaxlite.checkpoint import hashing, packing
 from jaxlite.checkpoint.manifest import Damaged, Manifest, seal, unseal
 
-_KEY = 'jaxlite'  # of the manifest in Orbax's custom metadata
+_ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: each in a folder of its own
 _REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
 
 
@@ -28,13 +28,13 @@ def write(path: Path, groups: dict[str, np.ndarray], manifest: Manifest) -> None
   blobs = _blobs(manifest.leaves)
   arrays = {blobs[group][0]: array for group, array in groups.items()}
   with _orbax() as ocp:
-    ocp.save(path, arrays, custom_metadata={_KEY: seal(manifest)})
+    ocp.save_checkpointables(path, {_ARRAYS: arrays, _MANIFEST: seal(manifest)})
 
 
 def read_manifest(path: Path) -> Manifest:
   try:
     with _orbax() as ocp:
-      sealed = (ocp.metadata(path).custom_metadata or {}).get(_KEY)
+      sealed = ocp.load_checkpointables(path, {_MANIFEST: None})[_MANIFEST]
   except Exception as error:  # whatever Orbax makes of garbage
     raise Damaged(reason(error)) from error
   return unseal(sealed, path)
@@ -50,13 +50,15 @@ def read_const_manifest(path: Path, whole: str) -> Manifest:
 def read(path: Path, manifest: Manifest, leaves: Sequence[packing.Leaf]) -> dict[str, np.ndarray]:
   """Reads and verifies the groups of these leaves."""
   blobs = _blobs(manifest.leaves)
-  wanted = {leaf.group: blobs[leaf.group] for leaf in leaves}
-  # Orbax fills these, so damaged metadata cannot ask for more memory than the manifest does.
-  templates = {name: np.empty(size, np.uint8) for name, size in wanted.values()}
+  groups = {}
   try:
     with _orbax() as ocp:
-      arrays = ocp.load(path, templates) if templates else {}
-    groups = {group: arrays[name] for group, (name, _) in wanted.items()}
+      # One array a call: where several are read at once and one fails, Orbax leaves the others without a loop.
+      for group in dict.fromkeys(leaf.group for leaf in leaves):
+        name, size = blobs[group]
+        # Orbax fills the array given, so damaged metadata cannot ask for more memory than the manifest does.
+        found = ocp.load_checkpointables(path, {_ARRAYS: {name: np.empty(size, np.uint8)}})
+        groups[group] = found[_ARRAYS][name]
     found = packing.leaf_hashes(groups, leaves)
   except Exception as error:  # whatever Orbax makes of garbage
     raise Damaged(reason(error)) from error
@@ -85,6 +87,8 @@ def _orbax() -> Iterator[Any]:
 
   context = ocp.Context()
   context.array.saving.use_compression = False  # weights hardly shrink, and a save would cost four times the CPU
+  context.checkpointables.registry = ocp.handlers.local_registry()
+  context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name=_MANIFEST)
   context.pytree.loading.partial_load = True
   logger = logging.getLogger('absl')
   logger.addFilter(foreign)

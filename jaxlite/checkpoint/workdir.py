@@ -46,8 +46,7 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
   >>> check_workdir('gs://bucket/run')
   Traceback (most recent call last):
   ...
-  jaxlite.checkpoint.workdir.WorkdirError: a workdir is a local folder, got 'gs://bucket/run': buckets come later, copy \
-there when the run is done
+  jaxlite.checkpoint.workdir.WorkdirError: a workdir is a local folder, got 'gs://bucket/run': ...
   """
   text = os.fspath(workdir)
   if not text:
