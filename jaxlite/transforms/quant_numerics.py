@@ -110,13 +110,18 @@ class Grid(NamedTuple):
     scale: float32[], above 0.
     low: float32[], integer-valued, at most 0.
     high: float32[], integer-valued, at least 0.
-    zero: float32[], integer-valued: what a stored int8 of 0 stands at; stored = integer + zero.
+    zero: float32[], integer-valued: how a real 0 is stored; stored = integer + zero.
+    lowest: float32[], real: below it an activation is clipped. Putting zero on the grid may move the grid's own
+      end by half a step, and the extreme of a batch must not lose its gradient for that.
+    highest: float32[], real: above it an activation is clipped.
   """
 
   scale: jax.Array
   low: jax.Array
   high: jax.Array
   zero: jax.Array
+  lowest: jax.Array
+  highest: jax.Array
 
 
 def activation_grid(span: Range, bits: int) -> Grid:
@@ -134,10 +139,11 @@ def activation_grid(span: Range, bits: int) -> Grid:
   stored_low, stored_high = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
   lowest = jnp.where(is_seen(span), jnp.minimum(span[0], 0), 0)
   highest = jnp.where(is_seen(span), jnp.maximum(span[1], 0), 0)
-  steps = 2.0**bits - 1
-  scale = _scale(highest / steps - lowest / steps)  # apart: the difference of two huge ends overflows
-  zero = jnp.clip(jnp.round(stored_low - lowest / scale), stored_low, stored_high)
-  return Grid(scale, stored_low - zero, stored_high - zero, zero)
+  # Written so that fusing and constant folding cannot move a bit: halves are exact (and do not overflow where
+  # the difference of two huge ends would), divisors are reciprocals, and each sum is of rounded numbers.
+  scale = _scale((highest * 0.5 - lowest * 0.5) * np.float32(2 / (2**bits - 1)))
+  zero = jnp.clip(stored_low + jnp.round(-lowest * (1.0 / scale)), stored_low, stored_high)
+  return Grid(scale, stored_low - zero, stored_high - zero, zero, lowest, highest)
 
 
 def _scale(step: jax.Array) -> jax.Array:
@@ -161,7 +167,7 @@ def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
   """
   size = jnp.abs(lax.stop_gradient(w).astype(jnp.float32))
   largest = jnp.max(size, axis=tuple(axes), keepdims=True, initial=0.0, where=jnp.isfinite(size))
-  return _scale(largest / (2.0 ** (bits - 1) - 1))
+  return _scale(largest * np.float32(1 / (2 ** (bits - 1) - 1)))
 
 
 def to_steps(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -309,14 +315,6 @@ def quantized(
   """
   axes = product.summed_axes(w.ndim)
 
-  def operands(x: jax.Array, w: jax.Array, low: jax.Array, high: jax.Array) -> Any:
-    grid = activation_grid((low, high), bits)
-    rounded = to_steps(x, grid.scale)
-    x_steps = jnp.clip(rounded, grid.low, grid.high)
-    w_scale = weight_scale(w, axes, bits)
-    w_steps = checkpoint_name(weight_steps(w, w_scale, bits), f'{MARK}{bits}')
-    return grid, rounded, x_steps, w_scale, w_steps
-
   @jax.custom_jvp
   def contract(x: jax.Array, w: jax.Array, low: jax.Array, high: jax.Array, on: jax.Array | None) -> jax.Array:
     return forward(x, w, low, high, on)[0]
@@ -327,8 +325,11 @@ def quantized(
     def choose(quantized: jax.Array, plain: Any) -> jax.Array:
       return quantized if on is None else jnp.where(on, quantized, plain)
 
-    grid, rounded, x_steps, w_scale, w_steps = operands(x, w, low, high)
-    inside = choose(rounded == x_steps, True)
+    grid = activation_grid((low, high), bits)
+    x_steps = jnp.clip(to_steps(x, grid.scale), grid.low, grid.high)
+    w_scale = weight_scale(w, axes, bits)
+    w_steps = checkpoint_name(weight_steps(w, w_scale, bits), f'{MARK}{bits}')
+    inside = choose((grid.lowest <= x) & (x <= grid.highest), True)
     x_used = choose(x_steps, x.astype(jnp.float32))
     w_used = choose(w_steps, w.astype(jnp.float32))
     x_scale, w_scale = choose(grid.scale, 1.0), choose(w_scale, 1.0)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.contract import CONST, Hook, Model, Params, State, drop_extras
-from jaxlite.graph.provenance import CONSTANT, DATA, Tag, weight
+from jaxlite.contract import Hook, Model, Params, State, drop_extras
+from jaxlite.graph.provenance import DATA, weight
+from jaxlite.graph.sources import model_tags
 from jaxlite.transforms import quant_numerics as numerics
 from jaxlite.transforms import quant_program
 from jaxlite.transforms.quant_program import Ranges, Rules
@@ -334,30 +335,10 @@ def _without(state: State, entry: str) -> State:
 def _model_program(
   model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any
 ) -> tuple[quant_program.Program, list[Any]]:
-  """Traces a model's apply; its weights are the parameters, frozen leaves and views of either."""
+  """Traces a model's apply."""
 
   def fn(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
     return model.apply(params, state, inputs, train=train, key=key, step=step)
 
   args = (params, state, inputs, key, step)
-  tags = [weight(path) for path in trees.paths(params)]
-  tags += _state_tags(trees.paths(state), frozenset(trees.paths(params)))
-  tags += [DATA] * len(jax.tree.leaves((inputs, key)))
-  tags += [CONSTANT] * len(jax.tree.leaves(step))  # a weight that a schedule scales is a weight
-  return quant_program.trace(fn, args, tags), jax.tree.leaves(args)
-
-
-def _state_tags(state_paths: Sequence[str], params: frozenset[str]) -> list[Tag]:
-  """Names a weight's frozen, averaged or masking leaf as the weight itself; statistics are data."""
-  frozen = {path: path.split('/', 2)[2] for path in state_paths if path.startswith(f'{CONST}/') and path.count('/') > 1}
-  known = params | set(frozen.values())
-  tags = []
-  for path in state_paths:
-    inside = path.partition('/')[2]
-    if path in frozen:
-      tags.append(weight(frozen[path]))
-    elif trees.is_extra(path):
-      tags.append(weight(inside) if inside in known else CONSTANT)
-    else:
-      tags.append(DATA)
-  return tags
+  return quant_program.trace(fn, args, model_tags(*args)), jax.tree.leaves(args)
