@@ -163,7 +163,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
     ('bits a weight', [result.bits for result in results]),
     ('bytes as float32', [f'{4 * result.parameters:,}' for result in results]),
     ('bytes packed', [f'{result.bytes:,}' for result in results]),
-    ('times smaller', [f'{4 * result.parameters / max(1, result.bytes):.1f}' for result in results]),
+    ('times smaller than float32', [f'{4 * result.parameters / max(1, result.bytes):.1f}' for result in results]),
   ):
     add(label, [value if shown else '' for value, shown in zip(values, sized, strict=True)])
   add('seconds', [f'{result.seconds:.1f}' for result in results])
