@@ -106,7 +106,7 @@ class Checkpoints:
       step: the optimizer step, at least 0.
       state: any pytree of arrays; may be donated afterwards.
       loop: the loop's own values: anything JSON can hold.
-      metric: larger is better; None or NaN never counts as best.
+      metric: larger is better; None, NaN and infinities never count as best.
       wait: return only when the checkpoint is on disk.
 
     Raises:
@@ -122,7 +122,7 @@ class Checkpoints:
       loop = json.loads(json.dumps(loop))
     except (TypeError, ValueError) as error:
       raise TypeError(f'the loop values of a checkpoint must be JSON: {error}') from None
-    metric = None if metric is None or math.isnan(metric) else float(metric)
+    metric = None if metric is None or not math.isfinite(metric) else float(metric)
     arrays = packing.by_path(state)
     const = {path: arrays.pop(path) for path in list(arrays) if path.split('/')[0] == self._const_name}
     if not arrays:
@@ -247,10 +247,12 @@ class Checkpoints:
     if which == 'latest':
       return newest
     if which == 'best':
-      if self._best(entries) is None:
+      scored = sorted((entry for entry in entries if math.isfinite(self._rank(entry))), key=self._rank, reverse=True)
+      unscored = [entry for entry in newest if self._rank(entry) == -math.inf]
+      if not scored:
         self._log(f'no checkpoint in {self.directory} has a metric: taking the latest')
       # An unreadable one may have been the best: it comes first, so that its loss is said.
-      return sorted(newest, key=lambda entry: (self._rank(entry), -entry.step), reverse=True)
+      return [*(entry for entry in newest if self._rank(entry) == math.inf), *scored, *unscored]
     if isinstance(which, bool) or not isinstance(which, int):
       raise ValueError(f"which checkpoint is 'latest', 'best' or a step, got {which!r}")
     chosen = [entry for entry in newest if entry.step == which]

@@ -89,8 +89,11 @@ def lock(workdir: str | os.PathLike[str]) -> Iterator[Path]:
   """
   path = Path(workdir).absolute()
   file = path / _FILE
-  # Opened for appending: a refused second run must not empty what the first one wrote.
-  with open(file, 'a+', encoding='utf-8') as handle:
+  try:
+    handle = open(file, 'a+', encoding='utf-8')  # noqa: SIM115  (to append: a refused run must not empty the file)
+  except OSError as error:
+    raise WorkdirError(f'{file} cannot be opened ({error.strerror}): whose is it? Give another --workdir') from error
+  with handle:
     held = _kernel_lock(handle)
     holder = _read(handle)
     if held is False or (held is None and holder and _lives(holder)):
