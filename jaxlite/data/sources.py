@@ -127,8 +127,19 @@ def _unknown(name: str, base: pathlib.Path) -> str:
   close = ', '.join(difflib.get_close_matches(name, ['digits', 'fashion_mnist', *there], n=3, cutoff=0.3))
   return (
     f'no data set {name!r} is prepared in {base}{f" (nearest: {close})" if close else ""}: give --config.data.dir, or '
-    f'prepare it where TensorFlow is installed: `tfds build {name} --file_format=array_record --data_dir={base}`'
+    f'run `{_command(name, str(base))}` where TensorFlow is installed'
   )
+
+
+def _command(reference: str, base: str) -> str:
+  """Returns the command that prepares a data set as array_record. (The `tfds` program needs Apache Beam too.)"""
+  made = f'tfds.builder({reference!r}, data_dir={base!r}, file_format={"array_record"!r}).download_and_prepare()'
+  return f'python -c "import tensorflow_datasets as tfds; {made}"'
+
+
+def _reference(info: Any) -> str:
+  """Returns 'name:version' or 'name/config:version', as TFDS reads it."""
+  return ':'.join(info.full_name.rsplit('/', 1))
 
 
 def _decoded(prepared: pathlib.Path, where: pathlib.Path) -> cache.Decoded:
@@ -160,9 +171,10 @@ def _decode(prepared: pathlib.Path, folder: pathlib.Path) -> None:
     ) from None
   formats = sorted(form.value for form in builder.info.available_file_formats())
   if not {'array_record', 'parquet'} & set(formats):
+    target = f'{prepared}-array_record'
     raise ValueError(
       f'{"/".join(formats)} cannot be read without TensorFlow; {prepared} holds nothing else: where TensorFlow is '
-      f'installed, run `tfds convert_format --dataset_version_dir={prepared} --out_file_format=array_record`'
+      f'installed, run `{_command(_reference(builder.info), target)}`, then pass --config.data.dir={target}'
     )
   inputs, label = _keys(builder.info, tfds)
   names = getattr(builder.info.features[label], 'names', None) or ()

@@ -100,22 +100,22 @@ def test_evaluation_sees_every_example_once_in_order(count, batch_size):
 
 @pytest.mark.parametrize('batch_size', [0, -1, 11])
 def test_a_batch_that_does_not_fit_names_the_bounds(batch_size):
-  with pytest.raises(ValueError, match='^a batch holds 1 to 10 examples'):
+  with pytest.raises(ValueError, match=r'^a batch holds 1 to 10 examples'):
     batch_at(numbered(10), batch_size, 0, 0)
-  with pytest.raises(ValueError, match='^a batch holds 1 to 10 examples'):
+  with pytest.raises(ValueError, match=r'^a batch holds 1 to 10 examples'):
     steps_per_epoch(numbered(10), batch_size)
 
 
 def test_bad_evaluation_sizes_raise_at_once():
-  with pytest.raises(ValueError, match='^a batch holds'):
+  with pytest.raises(ValueError, match=r'^a batch holds'):
     eval_batches(numbered(10), 0)
-  with pytest.raises(ValueError, match='^a batch holds'):
+  with pytest.raises(ValueError, match=r'^a batch holds'):
     eval_batches(numbered(0), 4)
 
 
 @pytest.mark.parametrize('seed, step', [(-1, 0), (0, -1)])
 def test_negative_seed_or_step_is_refused(seed, step):
-  with pytest.raises(ValueError, match='^seed and step are not negative'):
+  with pytest.raises(ValueError, match=r'^seed and step are not negative'):
     batch_at(numbered(10), 2, seed, step)
 
 

@@ -78,7 +78,7 @@ def test_bad_data_is_one_line_that_names_the_place_and_the_fix(case):
 
 
 def test_names_must_fit_the_classes():
-  with pytest.raises(ValueError, match='^every class has one name; got 2 names for 3 classes'):
+  with pytest.raises(ValueError, match=r'^every class has one name; got 2 names for 3 classes'):
     make_dataset('bad', pair(), pair(), pair(), classes=3, class_names=['a', 'b'])
 
 

