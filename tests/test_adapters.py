@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -190,6 +191,13 @@ def full(framework, rate=0.5):
   }[framework]()
 
 
+@functools.cache
+def started(framework):
+  """Returns (model, params, model_state) with dropout; donated by no test."""
+  model = full(framework)
+  return model, *model.init(KEY, X)
+
+
 def same(one, other):
   return jax.tree.structure(one) == jax.tree.structure(other) and all(
     np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -221,11 +229,11 @@ def test_batch_statistics_follow_the_data_and_serve_evaluation(framework):
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_randomness_is_of_key_and_step_alone(framework):
-  model = full(framework)
-  params, state = model.init(KEY, X)
+  model, params, state = started(framework)
 
+  @jax.jit
   def run(key, step):
-    return np.asarray(model.apply(params, state, X, train=True, key=key, step=step)[0])
+    return model.apply(params, state, X, train=True, key=key, step=step)[0]
 
   assert np.array_equal(run(KEY, 3), run(KEY, 3))
   assert not np.array_equal(run(KEY, 3), run(KEY, 4))
@@ -241,8 +249,7 @@ def test_randomness_is_of_key_and_step_alone(framework):
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_state_can_be_carried_by_a_scan_equal_to_the_loop(framework):
-  model = full(framework)
-  params, state = model.init(KEY, X)
+  model, params, state = started(framework)
   run = jax.jit(lambda state, step: model.apply(params, state, X, train=True, key=KEY, step=step))
   looped, losses = state, []
   for step in range(3):
@@ -288,8 +295,7 @@ def test_start_values_of_an_instance_survive_donation(framework):
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_entries_of_hooks_pass_by_the_framework(framework):
-  model = full(framework)
-  params, state = model.init(KEY, X)
+  model, params, state = started(framework)
   plain, plain_state = model.apply(params, state, X, train=True, key=KEY, step=0)
   mine = {'jl.const': {'teacher': jnp.ones(2)}, **state, 'jl.lsq': {'low': jnp.zeros(3)}}
   outputs, new = model.apply({**params, 'jl.lsq': jnp.ones(4)}, mine, X, train=True, key=KEY, step=0)
@@ -313,11 +319,10 @@ def test_wrong_inputs_name_a_shape_and_missing_params_a_path(framework):
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_init_can_be_evaluated_for_shapes_alone(framework):
-  model = full(framework)
+  model, *values = started(framework)
   shapes = jax.eval_shape(model.init, KEY, X)
-  values = model.init(KEY, X)
   assert jax.tree.map(lambda s: (s.shape, s.dtype, s.weak_type), shapes) == jax.tree.map(
-    lambda v: (v.shape, v.dtype, False), values
+    lambda v: (v.shape, v.dtype, False), tuple(values)
   )
 
 

@@ -107,6 +107,7 @@ def test_linen_sown_values_are_no_state():
   _, new = run(model, params, state)
   assert jax.tree.structure(new) == jax.tree.structure(state)
   assert new['sums']['total'] != state['sums']['total']
+  assert run(model, params, new, train=False, key=None)[1] is new  # it writes in evaluation too: not kept
 
 
 def test_linen_start_values_may_be_a_part_and_must_fit():
@@ -464,6 +465,13 @@ def test_functions_take_state_and_mistakes_are_named():
     run(growing, *growing.init(KEY, X))
   with pytest.raises(TypeError, match='argument named state'):
     from_function(lambda p, x: x, {'w': 1.0}, jnp.zeros(2))
+  forgetful = from_function(lambda p, x, state: x, {'w': 1.0}, jnp.zeros(2))
+  with pytest.raises(TypeError, match='takes state returns'):
+    run(forgetful, *forgetful.init(KEY, X))
+  with pytest.raises(ValueError, match=r"'jl\.mine': rename it"):
+    from_function(lambda p, x: x, {'jl.mine': 1.0}).init(KEY, X)
+  with pytest.raises(TypeError, match='from_function takes a function'):
+    from_function({'w': 1.0}, {'w': 1.0})
   with pytest.raises(TypeError, match="'act' is str"):
     from_function(lambda p, x: x, {'act': 'relu'}).init(KEY, X)
   with pytest.raises(ValueError, match="'a' names both"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxlite import adapters, trees
+from jaxlite.contract import Network
 from jaxlite.models import MLP, LeNet5, LeNet300, SmallCNN, max_pool, summary
 
 KEY = jax.random.key(0)
@@ -54,12 +55,13 @@ def test_grey_images_come_with_or_without_channels_and_of_any_dtype(module, size
   model = adapters.adapt(module)
   images = np.random.default_rng(0).integers(0, 2, (3, size, size, 1)).astype(np.uint8)
   params, state = model.init(KEY, images)
-  outputs = model.apply(params, state, images, train=False, key=None)[0]
+  predict = Network(model, params, state).predict
+  outputs = predict(images)
   assert outputs.shape == (3, 10)
   assert outputs.dtype == jnp.float32
   for other in (images[..., 0], images.astype(np.float32), images.astype(bool)):
-    assert np.array_equal(model.apply(params, state, other, train=False, key=None)[0], outputs)
-  assert model.apply(params, state, images[:0], train=False, key=None)[0].shape == (0, 10)
+    assert np.array_equal(predict(other), outputs)
+  assert predict(images[:0]).shape == (0, 10)
 
 
 def test_half_precision_computes_in_it_and_keeps_float32_parameters_and_logits():
@@ -77,8 +79,8 @@ def test_dropout_and_batch_norm_train():
   images = jax.random.normal(KEY, (16, 8, 8, 1))
   params, state = model.init(KEY, images)
   assert trees.paths(state) == ['batch_stats/norm1/mean', 'batch_stats/norm1/var']
-  one, new = model.apply(params, state, images, train=True, key=KEY, step=0)
-  other, _ = model.apply(params, state, images, train=True, key=KEY, step=1)
+  run = jax.jit(lambda step: model.apply(params, state, images, train=True, key=KEY, step=step))
+  (one, new), (other, _) = run(0), run(1)
   assert not np.array_equal(one, other)
   assert not np.array_equal(new['batch_stats']['norm1']['mean'], state['batch_stats']['norm1']['mean'])
 

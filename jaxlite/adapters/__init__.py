@@ -49,7 +49,7 @@ def adapt(model: Any) -> Model:
     return from_equinox(model)
   if hk and isinstance(model, hk.Transformed | hk.TransformedWithState):
     return from_haiku(model)
-  if isinstance(model, tuple) and len(model) == 2:
+  if type(model) is tuple and len(model) == 2:
     if eqx and isinstance(model[0], eqx.Module) and isinstance(model[1], eqx.nn.State):
       return from_equinox(*model)
     if callable(model[0]):

@@ -38,6 +38,9 @@ def build(init: Callable[..., tuple[Params, State]], forward: Forward) -> Model:
 
   def owned_init(key: Any, inputs: Any) -> tuple[Params, State]:
     params, model_state = init(key, inputs)
+    taken = [name for name in {**params, **model_state} if trees.is_extra(name)]
+    if taken:
+      raise ValueError(f"names that begin with 'jl.' belong to hooks; a network holds {taken[0]!r}: rename it")
     trees.check_distinct(params, 'params')  # before the copy, which would hide it
     return _own(params), _own(model_state)  # copies: the step donates them, and the user's arrays live on
 

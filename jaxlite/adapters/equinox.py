@@ -103,7 +103,7 @@ def from_equinox(
     if batched:
       outputs, carried = one(inputs, key, carried)
     else:
-      keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
+      keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0])) if key is not None and 'key' in accepted else None
       outputs, carried = jax.vmap(one, (0, 0, None), (0, None), axis_name=axis_name)(inputs, keys, carried)
     return outputs, {**state, 'state': common.nested(carried)} if stateful and held.names else state
 

@@ -36,6 +36,8 @@ def from_function(apply: Callable[..., Any], params: Any, model_state: Any = Non
   >>> params['0'].shape, model_state
   ((3, 2), {})
   """
+  if not callable(apply):
+    raise TypeError(f'from_function takes a function (params, inputs) -> outputs, got {common.kind_of(apply)}')
   accepted = common.parameters_of(apply)
   mode, stateful = common.mode_of(apply, train_arg), 'state' in accepted
   if model_state is not None and not stateful:
@@ -63,7 +65,9 @@ def from_function(apply: Callable[..., Any], params: Any, model_state: Any = Non
     params = params if layout is None else common.restore(layout, params)
     if not stateful:
       return apply(params, inputs, **given), state
-    outputs, new = apply(params, inputs, state=state['state'], **given)
-    return outputs, {'state': new}
+    pair = apply(params, inputs, state=state['state'], **given)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+      raise TypeError(f'a function that takes state returns (outputs, state); this one returned {common.kind_of(pair)}')
+    return pair[0], {'state': pair[1]}
 
   return common.build(init, forward)

@@ -38,7 +38,7 @@ def from_haiku(fn: Any, params: Any = None, state: Any = None, *, train_arg: Any
   if isinstance(fn, hk.Transformed):
     fn = hk.with_empty_state(fn)
   elif not isinstance(fn, hk.TransformedWithState):
-    if isinstance(fn, tuple) or not callable(fn):
+    if isinstance(fn, tuple | type) or not callable(fn):
       raise TypeError(f'from_haiku takes a function, or what hk.transform returned; got {common.kind_of(fn)}')
     fn = hk.transform_with_state(fn)
   if 'rng' not in common.parameters_of(fn.apply):

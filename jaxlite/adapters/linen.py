@@ -37,6 +37,7 @@ def from_linen(module: Any, variables: Any = None, *, train_arg: Any = ...) -> M
   (['bias', 'kernel'], {})
   """
   nn = common.need('flax.linen', 'from_linen', 'flax', 'flax')
+  flax_errors = common.need('flax.errors', 'from_linen', 'flax', 'flax')
   if not isinstance(module, nn.Module):
     raise TypeError(f'from_linen takes an instance of flax.linen.Module, got {common.kind_of(module)}')
   if module.scope is not None:
@@ -70,7 +71,10 @@ def from_linen(module: Any, variables: Any = None, *, train_arg: Any = ...) -> M
     rngs = {} if key is None else {'params': key}  # the stream that Linen falls back to for every other name
     given = {'params': params, **state}
     if not (train and state):
-      return module.apply(given, inputs, rngs=rngs, **mode(train)), state
+      try:
+        return module.apply(given, inputs, rngs=rngs, **mode(train)), state
+      except flax_errors.ModifyScopeVariableError:
+        pass  # it writes in evaluation too; what it writes is not kept
     outputs, new = module.apply(given, inputs, rngs=rngs, mutable=list(state), **mode(train))
     return outputs, {name: common.plain(nn.unbox(new[name])) for name in state}
 
