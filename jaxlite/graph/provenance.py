@@ -92,23 +92,29 @@ class Plan(NamedTuple):
   depth: int
 
   def walk(self) -> Iterator[Plan]:
-    """Yields this plan and every plan inside it, in program order."""
+    """Yields this plan and every plan inside it."""
     yield self
     for index in sorted(self.inner):
       for plan in self.inner[index]:
         yield from plan.walk()
 
+  def _in_order(self) -> Iterator[Site]:
+    for index in sorted({*self.sites, *self.inner}):
+      if index in self.sites:
+        yield self.sites[index]
+      for plan in self.inner.get(index, ()):
+        yield from plan._in_order()
+    yield from self.beyond
+
   def all_sites(self) -> list[Site]:
-    """Returns every contraction, rewritable or not, each name once (branches may share one)."""
-    rows = [site for plan in self.walk() for site in (*plan.sites.values(), *plan.beyond)]
+    """Returns every contraction, rewritable or not, in program order; of branches that share one, the first."""
     seen: set[str] = set()
     kept = []
-    for site in rows:
-      if site.name and not site.why_not:
-        if site.name in seen:
-          continue
+    for site in self._in_order():
+      if site.why_not or site.name not in seen:
+        kept.append(site)
+      if not site.why_not:
         seen.add(site.name)
-      kept.append(site)
     return kept
 
   def weight_sites(self) -> dict[str, Site]:

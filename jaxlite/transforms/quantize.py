@@ -31,7 +31,8 @@ class Coverage(NamedTuple):
     kind: dot_general, conv_general_dilated, ...
     bits: of weight and activation; None where it stays float.
     why: why it stays float, or what to know; '' where there is nothing to say.
-    flops: floating-point operations of one call; each branch counted, a while loop's body once.
+    flops: floating-point operations of one call; of branches that share a weight the first is counted, of a
+      while loop one iteration.
     share: of all contractions' flops, from 0 to 1.
   """
 
