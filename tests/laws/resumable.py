@@ -1,0 +1,105 @@
+"""A program that is killed: trains a chain of all first parts, then each part alone, in folders below a workdir.
+
+  python tests/laws/resumable.py WORKDIR [NAME ...]
+
+It prints 'ready NAME' before each run and 'done' at the end. What it trains is small; what it goes through is not:
+compilation, accumulation dispatched in micro-steps, evaluation, checkpoints, early stopping's counters.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxlite as jl
+from jaxlite import loop, preempt
+from jaxlite.contract import stream
+from jaxlite.data import Dataset, from_arrays
+
+
+def network() -> jl.Model:
+  """A convolution with running statistics, dropout and a dense layer."""
+
+  def init(key, inputs):
+    one, two = jax.random.split(key)
+    params = {
+      'conv': {'w': jax.random.normal(one, (3, 3, 1, 4)) * 0.3, 'b': jnp.zeros(4)},
+      'dense': {'w': jax.random.normal(two, (64, 3)) * 0.2, 'b': jnp.zeros(3)},
+    }
+    return params, {'stats': {'mean': jnp.zeros(4)}}
+
+  def apply(params, state, inputs, *, train, key, step=None):
+    x = jax.lax.conv_general_dilated(
+      inputs, params['conv']['w'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    x = x + params['conv']['b']
+    if train:
+      state = {**state, 'stats': {'mean': 0.9 * state['stats']['mean'] + 0.1 * x.mean((0, 1, 2))}}
+    x = jax.nn.relu(x - state['stats']['mean']).reshape(x.shape[0], -1)
+    if train:
+      x = x * jax.random.bernoulli(stream(key, 'dropout', step), 0.8, x.shape) / 0.8
+    return x @ params['dense']['w'] + params['dense']['b'], state
+
+  return jl.Model(init, apply)
+
+
+def data() -> Dataset:
+  """Three classes of 4x4 images, 61 to train on: the last batch of an epoch is padded."""
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 100).astype(np.int32)
+  inputs = rng.normal(size=(100, 4, 4, 1)).astype(np.float32) + labels[:, None, None, None]
+  return from_arrays((inputs[:61], labels[:61]), (inputs[61:80], labels[61:80]), (inputs[80:], labels[80:]))
+
+
+def parts(total: int) -> dict[str, list]:
+  """The hooks and updates of each run, without its optimizer."""
+  teacher = jl.Network(network(), *network().init(jax.random.key(9), None))
+  alone = {
+    'prune': [jl.prune(0.75, begin=2, end=total // 2, every=3)],
+    'fake_quant': [jl.fake_quant()],
+    'distill': [jl.distill(teacher)],
+    'freeze': [jl.freeze('conv/b')],
+    'accumulate': [jl.accumulate(2)],
+    'average': [jl.average(0.9)],
+    'label_smoothing': [jl.label_smoothing(0.1)],
+    'augment': [jl.augment(jl.shift(1), jl.flip())],
+    'l2': [jl.l2(1e-3)],
+  }
+  return {'all': [part for some in alone.values() for part in some], **alone}
+
+
+def recipe(name: str):
+  """The recipe of one run: its parts around an optimizer, what must be last at the end."""
+
+  def build(config: jl.Config, total: int) -> jl.Recipe:
+    some = parts(total)[name]
+    last = [part for part in some if isinstance(part, jl.Last)]
+    rest = [part for part in some if not isinstance(part, jl.Last)]
+    rate = jl.warmup_cosine(1e-2, total, warmup_steps=3)
+    return jl.chain(*rest, optax.clip_by_global_norm(1.0), optax.adam(rate), *last)
+
+  return build
+
+
+def main(workdir: str, *names: str) -> int:
+  """Trains the runs of these names, all by default; 75 when a signal stopped it."""
+  for name in names or parts(4):
+    config = jl.Config(name=name, recipe=recipe(name), train=jl.Duration(steps=60))
+    config.data.batch_size = 8
+    config.eval.every, config.eval.patience, config.eval.batch_size = jl.Duration(steps=7), 100, 5
+    config.checkpoint.every, config.log.every = jl.Duration(steps=5), jl.Duration(steps=4)
+    config.log.progress = False
+    print(f'ready {name}', flush=True)
+    try:
+      loop.train(config, Path(workdir) / name, model=network(), data=data(), say=lambda line: None)
+    except loop.Preempted:
+      return preempt.EXIT_PREEMPTED
+  print('done', flush=True)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""The resume law: a run that is killed, at any moment, ends as if it never was. Zero tolerance."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxlite import checkpoint, logs
+
+PROGRAM = Path(__file__).with_name('resumable.py')
+ROOT = PROGRAM.parents[2]
+ALONE = ('prune', 'fake_quant', 'distill', 'freeze', 'accumulate', 'average', 'label_smoothing', 'augment', 'l2')
+
+
+def start(workdir, *names):
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  return subprocess.Popen(
+    [sys.executable, str(PROGRAM), str(workdir), *names], stdout=subprocess.PIPE, text=True, env=environment
+  )
+
+
+def digest(run):
+  """A hash over every leaf of the last checkpoint, every metric but the clock's, and the test's result."""
+  names = ('step', 'key', 'params', 'model_state', 'opt_state', 'const')
+  found = checkpoint.load_arrays(run / 'checkpoints', names, which='latest')
+  points = [{name: point[name] for name in point if name not in logs.CLOCK} for point in logs.read_records(run)]
+  result = json.loads((run / 'result.json').read_text())
+  evidence = [checkpoint.fingerprint(found.state), points, result['metrics'], result['confusion'], result['layers']]
+  return hashlib.sha256(json.dumps(evidence, sort_keys=True).encode()).hexdigest(), len(points)
+
+
+def straight(workdir, *names):
+  process = start(workdir, *names)
+  began = time.monotonic()
+  out, _ = process.communicate(timeout=600)
+  assert process.returncode == 0, out
+  return time.monotonic() - began
+
+
+def killed(workdir, kills, span, rng, *names):
+  """Runs to the end through `kills` kills at random moments; returns what was sent and what came back."""
+  sent = []
+  while True:
+    process = start(workdir, *names)
+    if len(sent) < kills:
+      how = rng.choice([signal.SIGKILL, signal.SIGTERM])
+      try:
+        process.wait(timeout=rng.uniform(0.05, 1) * span)
+      except subprocess.TimeoutExpired:
+        process.send_signal(how)
+        sent.append((how, process.wait(timeout=120)))
+        process.stdout.close()
+        continue
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    return sent
+
+
+def compare(folder, kills, seed, *names):
+  """Straight once, then killed runs from the start, each compared, until `kills` kills have struck."""
+  span = straight(folder / 'straight', *names)
+  rng, sent = random.Random(seed), []
+  while len(sent) < kills:
+    workdir = folder / f'killed{len(sent)}'
+    sent += killed(workdir, kills - len(sent), span, rng, *names)
+    for path in sorted((folder / 'straight').iterdir()):
+      one, other = digest(path), digest(workdir / path.name)
+      assert one == other, f'{path.name} differs after {sent}'
+      assert one[1] == 60 // 4 + 60 // 7 + 1  # training points, and validation points with the last step's
+  for how, code in sent:
+    # A signal before the guard stands (imports) ends Python its own way; after it, the run is saved.
+    assert code in ({-9} if how == signal.SIGKILL else {-15, 75})
+  assert len(sent) == kills
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path):
+  compare(tmp_path, 10, 1, 'all')
+
+
+def test_each_part_alone_survives_kills(tmp_path):
+  compare(tmp_path, 10, 2, *ALONE)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills(tmp_path):
+  compare(tmp_path / 'all', 120, 3, 'all')
+  compare(tmp_path / 'alone', 80, 4, *ALONE)
