@@ -36,7 +36,7 @@ from jaxlite import preempt
 jax.config.update('jax_enable_compilation_cache', False)
 
 def slow(x):
-  for i in range(200):
+  for i in range(120):
     x = jnp.sin(x @ x) + jnp.cumsum(jnp.sort(x * i, axis=0), axis=1)
   return x
 

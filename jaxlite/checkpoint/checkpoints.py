@@ -11,6 +11,7 @@ import json
 import math
 import operator
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -78,7 +79,8 @@ class Checkpoints:
     self.directory = Path(directory).absolute()
     self._keep, self._const_name, self._log = keep, const, log
     self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='jaxlite-checkpoint')
-    self._pending: concurrent.futures.Future[None] | None = None
+    self._pending: list[concurrent.futures.Future[None]] = []  # at most one
+    weakref.finalize(self, _tell_uncollected, self._pending, log)
     self._metrics: dict[Entry, tuple[float | None, str | None] | None] = {}  # (metric, const); None: unreadable
     self._damaged: set[Entry] = set()  # found by a restore
     self._const: tuple[list[Any], str | None] = ([], None)  # leaves known to be on disk, and their hash
@@ -131,7 +133,7 @@ class Checkpoints:
     same = len(const) == len(self._const[0]) and all(map(operator.is_, const.values(), self._const[0]))
     fresh = None if same else (list(const.values()), packing.pack(const))
     manifest = Manifest(step, metric, loop, None, packing.structure(state), packed.leaves, {})
-    self._pending = self._writer.submit(self._write_step, packed.groups, manifest, fresh)
+    self._pending.append(self._writer.submit(self._write_step, packed.groups, manifest, fresh))
     if wait:
       self.wait()
 
@@ -141,9 +143,8 @@ class Checkpoints:
     Raises:
       CheckpointError: it failed.
     """
-    pending, self._pending = self._pending, None
-    if pending is not None:
-      pending.result()
+    if self._pending:
+      self._pending.pop().result()
 
   def close(self) -> None:
     """Waits for the save under way and ends the writer.
@@ -384,3 +385,10 @@ def load_arrays(
   """
   with Checkpoints(directory, log=log) as checkpoints:
     return checkpoints.load(names, which=which)
+
+
+def _tell_uncollected(pending: Sequence[concurrent.futures.Future[None]], log: Callable[[str], Any]) -> None:
+  """A program that ends without `close` has no threads left for Orbax: what failed is at least said."""
+  for save in pending:
+    if save.done() and save.exception():
+      log(f'{save.exception()}; and close the Checkpoints before the program ends')

@@ -334,3 +334,23 @@ def test_leftovers_of_a_killed_save_go_and_foreign_files_stay(tmp_path: Path):
     assert set(os.listdir(tmp_path)) == set(ours + foreign)  # a reader removes nothing
     checkpoints.save(3, {'w': jnp.ones(1)}, {}, wait=True)
   assert set(os.listdir(tmp_path)) == {*foreign, '00000003'}
+
+
+def test_a_program_that_ends_without_close_is_told_what_it_lost(tmp_path: Path):
+  script = """
+import sys, numpy as np
+from jaxlite.checkpoint import Checkpoints
+checkpoints = Checkpoints(sys.argv[1])
+checkpoints.save(1, {'w': np.ones(3)}, {}, wait=True)
+checkpoints.save(2, {'w': np.ones(300_000)}, {})
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', script, str(tmp_path)],
+    env={**os.environ, 'PYTHONPATH': ROOT, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  with Checkpoints(tmp_path) as checkpoints:
+    latest = checkpoints.restore({'w': np.zeros(300_000)}) if checkpoints.latest_step() == 2 else None
+  assert latest is not None or 'close the Checkpoints before the program ends' in done.stdout
