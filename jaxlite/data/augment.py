@@ -8,7 +8,6 @@ in the batch is handed through. Pixels stay raw: 0 .. 255 for uint8; models norm
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import contract
+from jaxlite.data.dataset import whole
 
 Augmentation = Callable[[jax.Array, contract.Batch], dict[str, Any]]
 
@@ -104,7 +104,7 @@ def shift(pixels: int, *, fill: float | Sequence[float] = 0) -> Augmentation:
   >>> shift(1)(jax.random.key(0), batch)['inputs'].shape
   (2, 4, 4, 1)
   """
-  _check_size(pixels, 'shift', least=0)
+  whole(pixels, 'shift', least=0)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
     images = _images(batch, 'shift', below=pixels)
@@ -139,7 +139,7 @@ def crop(padding: int) -> Augmentation:
   >>> crop(2)(jax.random.key(0), batch)['inputs'].min().item()
   1
   """
-  _check_size(padding, 'crop', least=0)
+  whole(padding, 'crop', least=0)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
     images = _images(batch, 'crop', below=padding)
@@ -170,7 +170,7 @@ def cutout(size: int, *, fill: float | Sequence[float] = 0) -> Augmentation:
   >>> 4 <= 64 - cutout(4)(jax.random.key(0), batch)['inputs'].sum().item() <= 16
   True
   """
-  _check_size(size, 'cutout', least=1)
+  whole(size, 'cutout', least=1)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
     images = _images(batch, 'cutout', below=size - 1)
@@ -204,16 +204,16 @@ def mixup(alpha: float, classes: int) -> Augmentation:
     Zhang et al., mixup: Beyond Empirical Risk Minimization, 2017, https://arxiv.org/abs/1710.09412.
 
   >>> batch = {'inputs': jnp.zeros((4, 2)), 'labels': jnp.array([0, 1, 2, 0])}
-  >>> mixup(0.2, 3)(jax.random.key(0), batch)['labels'].sum(-1).tolist()
+  >>> jax.jit(mixup(0.2, 3))(jax.random.key(0), batch)['labels'].sum(-1).tolist()
   [1.0, 1.0, 1.0, 1.0]
   """
   if not (alpha > 0 and math.isfinite(alpha)):
     raise ValueError(f'mixup draws from Beta(alpha, alpha) with alpha above 0; got {alpha}: try 0.2')
-  _check_size(classes, 'mixup: classes', least=1)
+  whole(classes, 'mixup: classes', least=1)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    inputs = jnp.asarray(batch['inputs']).astype(jnp.float32)
-    labels = _soft(jnp.asarray(batch['labels']), classes)
+    inputs = _field(batch, 'inputs', 'mixup').astype(jnp.float32)
+    labels = _soft(_field(batch, 'labels', 'mixup'), classes)
     weight = batch.get('weight')
     pairs, shares = jax.random.split(key)
     partner = _partners(pairs, jnp.ones(len(inputs), bool) if weight is None else jnp.asarray(weight) > 0)
@@ -279,18 +279,19 @@ def _stretch(key: jax.Array, count: int, length: int, size: int) -> jax.Array:
   return (place >= start) & (place < start + size)
 
 
+def _field(batch: contract.Batch, name: str, what: str) -> jax.Array:
+  if name not in batch:
+    raise ValueError(f'{what} needs {name!r} in the batch; it has {", ".join(batch)}')
+  return jnp.asarray(batch[name])
+
+
 def _images(batch: contract.Batch, what: str, *, below: int = 0) -> jax.Array:
-  images = jnp.asarray(batch['inputs'])
+  images = _field(batch, 'inputs', what)
   if images.ndim != 4:
     raise ValueError(f'{what} works on images [B, H, W, C]; inputs are {list(images.shape)}: leave it out for these')
   if below >= min(images.shape[1:3]) > 0:
     raise ValueError(f'{what} stays within the image; it reaches {below} pixels of {list(images.shape[1:3])}: lower it')
   return images
-
-
-def _check_size(value: int, what: str, *, least: int) -> None:
-  if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-    raise ValueError(f'{what} is a whole number, at least {least}; got {value!r}')
 
 
 def _fill(fill: float | Sequence[float], images: jax.Array, what: str) -> jax.Array:

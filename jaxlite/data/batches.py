@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterator
 
 import numpy as np
 
-from jaxlite.data.dataset import Split
+from jaxlite.data.dataset import Split, whole
 
 Batch = dict[str, np.ndarray]
 
@@ -27,8 +26,8 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
   3
   """
   count = len(split.labels)
-  if not 1 <= batch_size <= count:
-    raise ValueError(f'a batch holds 1 to {count} examples, all that the split has; got {batch_size}: lower batch_size')
+  if whole(batch_size, 'batch_size', least=1) > count:
+    raise ValueError(f'a batch holds at most the {count} examples of the split; got batch_size {batch_size}: lower it')
   return -(-count // batch_size)
 
 
@@ -53,12 +52,9 @@ def batch_at(split: Split, batch_size: int, seed: int, step: int) -> Batch:
   >>> batch_at(split, 4, seed=0, step=2)['weight'].tolist()
   [1.0, 1.0, 0.0, 0.0]
   """
-  step = operator.index(step)
   steps = steps_per_epoch(split, batch_size)
-  if step < 0 or seed < 0:
-    raise ValueError(f'seed and step are not negative; got seed {seed}, step {step}')
-  epoch, index = divmod(step, steps)
-  order = _order(len(split.labels), operator.index(seed), epoch)
+  epoch, index = divmod(whole(step, 'step', least=0), steps)
+  order = _order(len(split.labels), whole(seed, 'seed', least=0), epoch)
   return _gather(split, order[index * batch_size : (index + 1) * batch_size], order, batch_size)
 
 
@@ -87,6 +83,8 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
   [([0, 1], [1.0, 1.0]), ([2, 0], [1.0, 0.0])]
   """
   count = len(split.labels)
+  if not count:
+    raise ValueError('evaluation needs at least one example; the split is empty')
   batch_size = min(batch_size, count)
   order = np.arange(count)
   starts = range(0, steps_per_epoch(split, batch_size) * batch_size, batch_size)

@@ -7,6 +7,7 @@ nothing past this file meets a label out of range, a NaN, an empty split or an i
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -100,6 +101,7 @@ def make_dataset(
   _check_alike(splits)
   if classes is None:
     classes = len(class_names) if class_names else max(int(split.labels.max()) for split in splits.values()) + 1
+  classes = whole(classes, 'classes', least=1)
   names = tuple(map(str, class_names)) if class_names else tuple(str(index) for index in range(classes))
   if len(names) != classes:
     raise ValueError(f'every class has one name; got {len(names)} names for {classes} classes: fix class_names')
@@ -108,6 +110,17 @@ def make_dataset(
   mean, std = channel_stats(splits['train'].inputs)
   found = (*notes, *_remarks(splits['train'], names))
   return Dataset(name, *splits.values(), classes, names, mean, std, fingerprint(splits), found, tuple(feature_names))
+
+
+def whole(value: Any, what: str, *, least: int) -> int:
+  """Returns a whole number of any integer type as int, or raises naming `what` it is.
+
+  >>> whole(np.int32(3), 'batch_size', least=1)
+  3
+  """
+  if isinstance(value, bool) or not hasattr(value, '__index__') or operator.index(value) < least:
+    raise ValueError(f'{what} is a whole number, at least {least}; got {value!r}')
+  return operator.index(value)
 
 
 def as_pair(pair: Any, where: str) -> Pair:
@@ -173,6 +186,8 @@ def as_labels(values: Any, where: str) -> np.ndarray:
 
 
 def _as_array(values: Any, what: str) -> np.ndarray:
+  if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+    raise ValueError(f'every value is there; {what} are masked in places: use .filled(value)')
   try:
     array = np.asarray(values)
   except ValueError:  # NumPy's own words for ragged lists

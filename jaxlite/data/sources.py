@@ -48,6 +48,7 @@ def load(name: str, *, directory: str = '', validation: float = 0.1, seed: int =
   >>> data.train.inputs.shape, len(data.validation.labels), len(data.test.labels)
   ((1293, 8, 8, 1), 144, 360)
   """
+  name, directory = os.fspath(name), os.fspath(directory)
   where = pathlib.Path(directory).expanduser() if directory else cache.root()
   if name == 'digits':
     found = _decoded(_digits(where), where)
@@ -123,6 +124,8 @@ def _version(folder: pathlib.Path) -> list[int]:
 
 
 def _unknown(name: str, base: pathlib.Path) -> str:
+  if not name or os.path.isabs(os.path.expanduser(name)):
+    return f'no data set is prepared in {name!r}: name digits, fashion_mnist, or the folder that holds {cache.PROOF}'
   there = [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []
   close = ', '.join(difflib.get_close_matches(name, ['digits', 'fashion_mnist', *there], n=3, cutoff=0.3))
   return (
@@ -182,9 +185,16 @@ def _decode(prepared: pathlib.Path, folder: pathlib.Path) -> None:
   splits: dict[str, Any] = {}
   for split in _SPLITS:
     if split in builder.info.splits:
-      source = builder.as_data_source(split=split, decoders=others)
+      source = _source(builder, split, others, prepared)
       splits[split] = (len(source), _pieces(source, inputs, label, f'{split} of {prepared}'))
   cache.store(folder, builder.info.name, names, splits)
+
+
+def _source(builder: Any, split: str, decoders: Any, prepared: pathlib.Path) -> Any:
+  try:
+    return builder.as_data_source(split=split, decoders=decoders)
+  except Exception as error:  # a missing or foreign shard
+    raise ValueError(f'{split} of {prepared} cannot be read ({_line(error)}): remove it and prepare it again') from None
 
 
 def _keys(info: Any, tfds: Any) -> tuple[str, str]:
@@ -208,8 +218,6 @@ def _pieces(source: Any, inputs: str, label: str, split: str) -> Iterator[tuple[
   for start in range(0, len(source), _PIECE):
     try:
       examples = source.__getitems__(range(start, min(start + _PIECE, len(source))))
-    except OSError:
-      raise
     except Exception as error:  # array_record and the decoders raise many kinds
       raise ValueError(
         f'{split} cannot be read from example {start} on ({_line(error)}): remove it and prepare it again'

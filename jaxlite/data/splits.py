@@ -6,6 +6,8 @@ import zlib
 
 import numpy as np
 
+from jaxlite.data.dataset import whole
+
 
 def carve(labels: np.ndarray, count: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
   """Takes about `count` examples, each class by its share.
@@ -27,8 +29,7 @@ def carve(labels: np.ndarray, count: int, seed: int, name: str) -> tuple[np.ndar
   >>> len(kept), np.bincount(np.array([0, 0, 0, 0, 1, 1])[taken]).tolist()
   (3, [2, 1])
   """
-  if seed < 0:
-    raise ValueError(f'a seed is not negative; got {seed}')
+  seed = whole(seed, 'seed', least=0)
   total = len(labels)
   if not 0 < count < total:
     raise ValueError(f'a split takes some examples and leaves some; {name} takes {count} of {total}: change it')

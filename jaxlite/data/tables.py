@@ -17,8 +17,8 @@ def from_table(
   table: Any,
   label: str,
   *,
-  drop: Sequence[str] = (),
-  categorical: Sequence[str] = (),
+  drop: str | Sequence[str] = (),
+  categorical: str | Sequence[str] = (),
   validation: float | None = None,
   test: float | None = None,
   name: str = 'table',
@@ -50,6 +50,7 @@ def from_table(
   >>> data.feature_names, data.class_names
   (('size', 'colour=blue', 'colour=red'), ('a', 'b'))
   """
+  drop, categorical = ((names,) if isinstance(names, str) else tuple(names) for names in (drop, categorical))
   columns = _columns(table)
   for wanted in (label, *drop, *categorical):
     if wanted not in columns:
@@ -159,7 +160,13 @@ def _as_numbers(column: str, values: np.ndarray) -> np.ndarray | None:
 
 def _as_text(values: np.ndarray) -> np.ndarray:
   """Returns str [N]; a missing value (None, NaN) is ''."""
-  return np.array(['' if value is None or value != value else str(value).strip() for value in values.tolist()])
+
+  def text(value: Any) -> str:
+    if value is None or value != value:
+      return ''
+    return (value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)).strip()
+
+  return np.array([text(value) for value in values.tolist()])
 
 
 def _shown(value: Any) -> str:
@@ -172,13 +179,17 @@ def _classes(label: str, values: np.ndarray) -> tuple[list[str], np.ndarray]:
   missing = np.flatnonzero(text == '')
   if len(missing):
     raise ValueError(f'every row has a label; {label!r} has none in row {missing[0]}: drop the row')
-  try:
-    numbers = values.astype(np.float64)
-  except (ValueError, TypeError):
-    kinds, index = np.unique(text, return_inverse=True)
-    return [str(kind) for kind in kinds], index
-  if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
-    place = int(np.flatnonzero(~np.isfinite(numbers) | (numbers != np.round(numbers)))[0])
+  try:  # whole numbers first: as float64 large ids would fall together
+    numbers = np.array([int(cell) for cell in text]) if values.dtype.kind not in 'bf' else values.astype(np.float64)
+  except ValueError:
+    try:
+      numbers = text.astype(np.float64)
+    except ValueError:
+      kinds, index = np.unique(text, return_inverse=True)
+      return [str(kind) for kind in kinds], index
+  wrong = np.flatnonzero(~np.isfinite(numbers) | (numbers != np.round(numbers))) if numbers.dtype.kind == 'f' else ()
+  if len(wrong):
+    place = int(wrong[0])
     raise ValueError(f'a label is a class; {label!r} has {values[place]} in row {place}: sort the values into bins')
   kinds, index = np.unique(numbers, return_inverse=True)
   return [str(int(kind)) for kind in kinds], index

@@ -80,8 +80,6 @@ def test_deterministic_in_the_key_and_different_between_keys_and_examples(name):
     batch = batch_of(64)
   first = inputs_of(ALL[name], 0, batch)
   np.testing.assert_array_equal(first, inputs_of(ALL[name], 0, batch))
-  close = {'rtol': 1e-6 if name == 'mixup' else 0}  # compiled arithmetic may contract a product and a sum
-  np.testing.assert_allclose(first, np.asarray(ALL[name](jax.random.key(0), batch)['inputs']), **close)
   assert (first != inputs_of(ALL[name], 1, batch)).any()
   assert len({image.tobytes() for image in first}) > 1
 
@@ -188,7 +186,7 @@ def test_no_reach_is_the_identity():
 @pytest.mark.parametrize('height, width', SHAPES)
 def test_cutout_blanks_one_rectangle_and_nothing_else(height, width):
   batch = batch_of(4, height, width)  # no pixel is 0
-  for size in {1, min(2, height, width), min(height, width)}:
+  for size in {1, min(3, height, width)}:
     out = over_keys(cutout(size), batch)
     blank = (out == 0).all(-1)
     rows, columns = blank.any(3), blank.any(2)
@@ -270,13 +268,14 @@ def test_the_shares_follow_beta(alpha):
 
 def test_importance_weights_are_blended_as_the_labels_are():
   batch = {'inputs': np.zeros((2, 1)), 'labels': np.array([0, 1]), 'weight': np.array([1.0, 3.0], np.float32)}
-  out = mixup(1.0, 2)(jax.random.key(1), batch)
+  out = jax.jit(mixup(1.0, 2))(jax.random.key(1), batch)
   np.testing.assert_allclose(out['weight'], out['labels'] @ np.array([1.0, 3.0]), rtol=1e-6)
 
 
 def test_soft_labels_blend_again():
   batch = batch_of(8)
-  out = mixup(1.0, 5)(jax.random.key(1), mixup(1.0, 5)(jax.random.key(0), batch))
+  fn = mixup(1.0, 5)
+  out = jax.jit(lambda batch: fn(jax.random.key(1), fn(jax.random.key(0), batch)))(batch)
   np.testing.assert_allclose(out['labels'].sum(-1), 1, rtol=1e-6)
 
 
@@ -323,6 +322,13 @@ def test_a_fill_that_does_not_fit_is_refused(fill, message):
       fn(jax.random.key(0), batch_of(2))
 
 
+def test_a_missing_entry_is_named():
+  with pytest.raises(ValueError, match=r"^flip needs 'inputs' in the batch; it has labels"):
+    flip()(jax.random.key(0), {'labels': np.zeros(3)})
+  with pytest.raises(ValueError, match=r"^mixup needs 'labels' in the batch; it has inputs"):
+    mixup(0.2, 3)(jax.random.key(0), {'inputs': np.zeros((3, 1))})
+
+
 def test_labels_of_neither_kind_are_refused():
   for labels in (np.zeros(8, np.float32), np.zeros((8, 4), np.float32), np.zeros((8, 5), np.int32)):
     with pytest.raises(ValueError, match=r'^mixup takes labels int \[B\] or float \[B, 5\]'):
@@ -346,12 +352,13 @@ def seen_by(hook, batch, key, step):
 
 def test_the_hook_applies_each_function_with_a_stream_of_its_own():
   batch, key = batch_of(8), jax.random.key(5)
-  got, got_key, got_step = seen_by(augment(flip(), shift(2), name='mine'), batch, key, 7)
-  wanted = shift(2)(contract.stream(key, 'mine/1', 7), flip()(contract.stream(key, 'mine/0', 7), batch))
+  hook = augment(flip(), flip(), name='mine')
+  got, got_key, got_step = seen_by(hook, batch, key, 7)
+  wanted = flip()(contract.stream(key, 'mine/1', 7), flip()(contract.stream(key, 'mine/0', 7), batch))
   jax.tree.map(np.testing.assert_array_equal, got, wanted)
   assert got_key is key
   assert got_step == 7
-  other = seen_by(augment(flip(), shift(2), name='mine'), batch, key, 8)[0]
+  other = seen_by(hook, batch, key, 8)[0]
   assert (np.asarray(other['inputs']) != np.asarray(got['inputs'])).any()
 
 
@@ -372,7 +379,7 @@ def test_the_hook_names_a_function_that_returns_no_batch_and_a_missing_key():
 
 
 def test_the_hook_traces_with_step_and_key_as_arguments():
-  hook, batch = augment(flip(), shift(1), cutout(2), mixup(0.2, 5)), batch_of(8)
+  hook, batch = augment(flip(), cutout(2)), batch_of(8)
 
   @jax.jit
   def run(batch, key, step):
@@ -381,4 +388,4 @@ def test_the_hook_traces_with_step_and_key_as_arguments():
   one, other = (run(batch, jax.random.key(0), step) for step in (jnp.int32(3), jnp.int32(4)))
   assert (np.asarray(one['inputs']) != np.asarray(other['inputs'])).any()
   eager = seen_by(hook, batch, jax.random.key(0), 3)[0]
-  np.testing.assert_allclose(one['inputs'], eager['inputs'], rtol=1e-6)
+  np.testing.assert_array_equal(one['inputs'], eager['inputs'])

@@ -98,30 +98,31 @@ def test_evaluation_sees_every_example_once_in_order(count, batch_size):
     assert len(set(batch['labels'])) == len(batch['labels'])
 
 
-@pytest.mark.parametrize('batch_size', [0, -1, 11])
-def test_a_batch_that_does_not_fit_names_the_bounds(batch_size):
-  with pytest.raises(ValueError, match=r'^a batch holds 1 to 10 examples'):
-    batch_at(numbered(10), batch_size, 0, 0)
-  with pytest.raises(ValueError, match=r'^a batch holds 1 to 10 examples'):
-    steps_per_epoch(numbered(10), batch_size)
+@pytest.mark.parametrize('batch_size', [0, -1, 2.0, None])
+def test_a_batch_size_is_a_whole_number(batch_size):
+  for call in (batch_at, lambda split, size, seed, step: steps_per_epoch(split, size)):
+    with pytest.raises(ValueError, match=r'^batch_size is a whole number, at least 1; got'):
+      call(numbered(10), batch_size, 0, 0)
 
 
-def test_bad_evaluation_sizes_raise_at_once():
-  with pytest.raises(ValueError, match=r'^a batch holds'):
+def test_a_batch_larger_than_the_data_names_the_bound():
+  with pytest.raises(
+    ValueError, match=r'^a batch holds at most the 10 examples of the split; got batch_size 11: lower'
+  ):
+    batch_at(numbered(10), 11, 0, 0)
+
+
+def test_bad_evaluation_raises_at_once():
+  with pytest.raises(ValueError, match=r'^batch_size is a whole number'):
     eval_batches(numbered(10), 0)
-  with pytest.raises(ValueError, match=r'^a batch holds'):
+  with pytest.raises(ValueError, match=r'^evaluation needs at least one example'):
     eval_batches(numbered(0), 4)
 
 
-@pytest.mark.parametrize('seed, step', [(-1, 0), (0, -1)])
-def test_negative_seed_or_step_is_refused(seed, step):
-  with pytest.raises(ValueError, match=r'^seed and step are not negative'):
+@pytest.mark.parametrize('seed, step, what', [(-1, 0, 'seed'), (0, -1, 'step'), (1.5, 0, 'seed'), (0, 1.5, 'step')])
+def test_seed_and_step_are_whole_and_not_negative(seed, step, what):
+  with pytest.raises(ValueError, match=rf'^{what} is a whole number, at least 0'):
     batch_at(numbered(10), 2, seed, step)
-
-
-def test_a_fractional_step_is_refused():
-  with pytest.raises(TypeError):
-    batch_at(numbered(10), 2, 0, 1.5)
 
 
 def test_a_batch_is_the_callers_own_copy():

@@ -65,6 +65,7 @@ BAD = {
   'no features': ({'train': replaced(inputs=np.zeros(6))}, r'^inputs are \[N, features\] .* train has \[6\]: give'),
   'no pixels': ({'train': replaced(inputs=np.zeros((6, 0)))}, r'^inputs are \[N, features\] .* train has \[6, 0\]'),
   'text': ({'train': replaced(inputs=np.array([['a']] * 6))}, '^inputs are numbers; train has dtype <U1: encode'),
+  'masked': ({'train': replaced(inputs=np.ma.masked_less(np.arange(6.0)[:, None], 2))}, '^every value .* of train are'),
   'complex': ({'train': replaced(inputs=np.ones((6, 2), complex))}, '^inputs are numbers; train has dtype complex'),
 }
 
@@ -80,6 +81,12 @@ def test_bad_data_is_one_line_that_names_the_place_and_the_fix(case):
 def test_names_must_fit_the_classes():
   with pytest.raises(ValueError, match=r'^every class has one name; got 2 names for 3 classes'):
     make_dataset('bad', pair(), pair(), pair(), classes=3, class_names=['a', 'b'])
+
+
+@pytest.mark.parametrize('classes', [0, 3.0, '3'])
+def test_classes_are_a_whole_number(classes):
+  with pytest.raises(ValueError, match=r'^classes is a whole number, at least 1'):
+    make_dataset('bad', pair(), pair(), pair(), classes=classes)
 
 
 def test_a_class_without_examples_is_a_note_and_not_an_error():

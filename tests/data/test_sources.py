@@ -349,6 +349,12 @@ def test_an_unknown_name_lists_near_ones_and_the_command(home, copied):
     load('mnist', directory=str(copied / 'digits_copy' / '1.0.0'))  # a folder of another data set
 
 
+@pytest.mark.parametrize('name', ['', os.sep, '~/nothing'])
+def test_no_name_and_a_wrong_path_are_named(home, name):
+  with pytest.raises(ValueError, match=rf'^no data set is prepared in {name!r}: name digits, fashion_mnist, or the'):
+    load(name)
+
+
 @pytest.mark.parametrize('damage', ['info', 'features', 'shard', 'cut'])
 def test_a_damaged_data_set_is_one_line(home, copied, damage):
   base = rename(copied)
@@ -366,3 +372,4 @@ def test_a_damaged_data_set_is_one_line(home, copied, damage):
     load('digits_copy', directory=str(base))
   assert one_line(caught)
   assert str(folder) in str(caught.value)
+  assert str(caught.value).endswith('remove it and prepare it again')

@@ -61,9 +61,10 @@ def test_classes_of_one_example_stay_in_train():
     carve(np.arange(5), 2, 0, 'test')
 
 
-def test_a_negative_seed_is_refused():
-  with pytest.raises(ValueError, match=r'^a seed is not negative'):
-    carve(np.array([0, 0, 1, 1]), 2, -1, 'test')
+@pytest.mark.parametrize('seed', [-1, 0.5, None])
+def test_a_seed_is_whole_and_not_negative(seed):
+  with pytest.raises(ValueError, match=r'^seed is a whole number, at least 0'):
+    carve(np.array([0, 0, 1, 1]), 2, seed, 'test')
 
 
 @pytest.mark.parametrize('fraction', [0, 1, -0.1, 1.5, True, 'half', float('nan')])

@@ -85,8 +85,20 @@ def test_labels_of_whole_numbers_are_numbered_in_numeric_order():
   assert from_table({**TABLE, 'kind': np.arange(ROWS) % 2 == 0}, 'kind').classes == 2
 
 
+def test_large_ids_do_not_fall_together():
+  kind = np.arange(ROWS) % 2 + 10**17
+  for values in (kind, kind.astype(str), kind.astype(object)):
+    assert from_table({**TABLE, 'kind': values}, 'kind').class_names == (str(10**17), str(10**17 + 1))
+
+
+def test_bytes_are_text():
+  data = from_table({**TABLE, 'colour': TABLE['colour'].astype('S'), 'kind': TABLE['kind'].astype('S')}, 'kind')
+  assert data.feature_names == from_table(TABLE, 'kind').feature_names
+  assert data.class_names == ('cat', 'dog')
+
+
 def test_numbers_may_be_names_and_columns_may_be_dropped():
-  data = from_table(TABLE, 'kind', categorical=['count'], drop=['size', 'colour'])
+  data = from_table(TABLE, 'kind', categorical='count', drop=['size', 'colour'])
   assert data.feature_names == tuple(f'count={value}' for value in sorted(set(TABLE['count'].tolist())))
   assert (data.train.inputs.sum(1) == 1).all()
 
