@@ -108,7 +108,8 @@ def _fashion(directory: str) -> pathlib.Path:
 def _find(name: str, base: pathlib.Path) -> pathlib.Path | None:
   """Returns the folder of a data set that TFDS prepared: the newest version where several stand."""
   relative = name.replace(':', '/')  # TFDS writes name:version
-  for folder in (pathlib.Path(relative).expanduser(), base / relative):
+  # A bare name never means a folder that happens to lie in the current directory.
+  for folder in (base / relative, *([pathlib.Path(relative).expanduser()] if '/' in relative else [])):
     if (folder / cache.PROOF).is_file():
       return folder
     versions = [path.parent for path in folder.glob(f'*/{cache.PROOF}')]
@@ -207,7 +208,7 @@ def _keys(info: Any, tfds: Any) -> tuple[str, str]:
   labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
   if len(pictures) != 1 or len(labels) != 1:
     raise ValueError(
-      f'one input and one label are wanted; {info.name} has {", ".join(features)} and no such supervised_keys: '
+      f'one input and one label are wanted; {info.name} has {", ".join(sorted(features))} and no such supervised_keys: '
       'read it yourself and pass arrays to from_arrays'
     )
   return pictures[0], labels[0]

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 import os
 import pathlib
 import re
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxlite.data import builders, cache, idx, load, sources
+from jaxlite.data import builders, cache, idx, load
 
 
 def sibling(name):
@@ -28,29 +27,6 @@ def sibling(name):
 
 write_set = sibling('test_idx').write_set
 REAL = not idx.missing(idx.DEBIAN)  # Debian's files are on this machine
-
-
-@pytest.fixture(scope='module')
-def prepared(tmp_path_factory):
-  """A folder where digits stand prepared and decoded; tests that write copy it."""
-  root = tmp_path_factory.mktemp('cache')
-  load('digits', directory=str(root))
-  return root
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path / 'home'))
-  monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
-  return tmp_path / 'home'
-
-
-@pytest.fixture
-def copied(prepared, tmp_path):
-  """The prepared digits, without what was decoded, as another TFDS data_dir."""
-  base = tmp_path / 'tfds'
-  shutil.copytree(prepared / 'digits', base / 'digits')
-  return base
 
 
 def one_line(caught):
@@ -270,106 +246,3 @@ def test_debians_files_are_genuine_where_they_are_installed(where):
   labels = idx._read(path, file, builders.fashion_checksums()[file.name])
   assert len(set(np.bincount(labels))) == 1
   assert hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() != builders.fashion_checksums()[file.name]
-
-
-# any data set that TFDS prepared
-
-
-@pytest.mark.parametrize(
-  'name, directory',
-  [('sets', ''), ('digits_copy', 'base'), ('digits_copy:1.0.0', 'base'), ('digits_copy', 'version'), ('path', '')],
-)
-def test_a_prepared_data_set_is_found_by_name_or_path(home, copied, name, directory, monkeypatch):
-  renamed = rename(copied)
-  version = renamed / 'digits_copy' / '1.0.0'
-  arguments = {
-    'sets': ('digits_copy', ''),
-    'path': (str(version), ''),
-  }.get(name, (name, {'base': str(renamed), 'version': str(version)}.get(directory)))
-  if name == 'sets':
-    monkeypatch.setenv('TFDS_DATA_DIR', str(renamed))
-  data = load(arguments[0], directory=arguments[1])
-  assert (data.name, len(data.test.labels), data.classes) == ('digits_copy', 360, 10)
-  assert not list(renamed.rglob('decoded'))  # a data_dir may be shared: nothing of ours is written there
-
-
-def rename(base):
-  """Makes a data set of another name of the prepared digits."""
-  old, new = base / 'digits' / '1.0.0', base / 'digits_copy' / '1.0.0'
-  new.parent.mkdir()
-  old.rename(new)
-  for path in list(new.glob('digits-*')):
-    path.rename(new / path.name.replace('digits-', 'digits_copy-'))
-  edit(new, name='digits_copy')
-  return base
-
-
-def edit(folder, **changes):
-  path = folder / 'dataset_info.json'
-  info = {**json.loads(path.read_text()), **changes}
-  path.write_text(json.dumps(info))
-
-
-def test_the_newest_version_is_taken(home, copied):
-  base = rename(copied)
-  shutil.copytree(base / 'digits_copy' / '1.0.0', base / 'digits_copy' / '1.10.0')
-  shutil.copytree(base / 'digits_copy' / '1.0.0', base / 'digits_copy' / '1.9.0')
-  assert sources._find('digits_copy', base).name == '1.10.0'
-
-
-def test_tfrecord_is_refused_with_the_command_that_converts_it(home, copied):
-  base = rename(copied)
-  folder = base / 'digits_copy' / '1.0.0'
-  edit(folder, fileFormat='tfrecord')
-  with pytest.raises(ValueError, match=r'^tfrecord cannot be read without TensorFlow; ') as caught:
-    load('digits_copy', directory=str(base))
-  assert one_line(caught)
-  code = re.search('`python -c "(.*)"`', str(caught.value))[1]
-
-  class DigitsCopy(builders.Digits):  # registered with TFDS, as the data set's own builder is
-    name = 'digits_copy'
-
-    def __init__(self, **options):
-      super().__init__(read=builders.read_digits, **options)
-
-  exec(code)
-  again = re.search('--config.data.dir=(.*)$', str(caught.value))[1]
-  assert len(load('digits_copy', directory=again).test.labels) == 360
-  edit(folder, alternativeFileFormats=['array_record'])  # what that command leaves behind
-  assert len(load('digits_copy', directory=str(base)).test.labels) == 360
-
-
-def test_an_unknown_name_lists_near_ones_and_the_command(home, copied):
-  rename(copied)
-  with pytest.raises(ValueError, match=r"^no data set 'digit_copy' is prepared in .*nearest: digits_copy") as caught:
-    load('digit_copy', directory=str(copied))
-  assert one_line(caught)
-  assert f"tfds.builder('digit_copy', data_dir='{copied}', file_format='array_record')" in str(caught.value)
-  with pytest.raises(ValueError, match=r"^no data set 'mnist'"):
-    load('mnist', directory=str(copied / 'digits_copy' / '1.0.0'))  # a folder of another data set
-
-
-@pytest.mark.parametrize('name', ['', os.sep, '~/nothing'])
-def test_no_name_and_a_wrong_path_are_named(home, name):
-  with pytest.raises(ValueError, match=rf'^no data set is prepared in {name!r}: name digits, fashion_mnist, or the'):
-    load(name)
-
-
-@pytest.mark.parametrize('damage', ['info', 'features', 'shard', 'cut'])
-def test_a_damaged_data_set_is_one_line(home, copied, damage):
-  base = rename(copied)
-  folder = base / 'digits_copy' / '1.0.0'
-  shard = next(folder.glob('*-train.*'))
-  if damage == 'info':
-    (folder / 'dataset_info.json').write_text('{')
-  elif damage == 'features':
-    (folder / 'features.json').unlink()
-  elif damage == 'shard':
-    shard.unlink()
-  else:
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-  with pytest.raises(ValueError) as caught:
-    load('digits_copy', directory=str(base))
-  assert one_line(caught)
-  assert str(folder) in str(caught.value)
-  assert str(caught.value).endswith('remove it and prepare it again')
