@@ -220,19 +220,15 @@ def test_the_real_fashion_mnist(home):
     with pytest.raises(ValueError, match=r'apt-get install dataset-fashion-mnist'):
       load('fashion_mnist')
     return
-  start = time.perf_counter()
+  start = time.process_time()  # of the processor, not the wall: the machine may be shared
   data = load('fashion_mnist')
-  made = time.perf_counter()
+  made = time.process_time()
   again = load('fashion_mnist')
-  assert time.perf_counter() - made < 3
+  assert time.process_time() - made < 3
   assert made - start < 15
-  assert again.fingerprint == data.fingerprint == hashed_fashion()
+  assert again.fingerprint == data.fingerprint == '70e243cefcac379ee744ae77b952f811e22c4abfe468eb10ec8ac6d04b86f6b1'
   assert np.bincount(data.test.labels).tolist() == [1000] * 10
   assert np.bincount(data.validation.labels).tolist() == [600] * 10
-
-
-def hashed_fashion():
-  return '70e243cefcac379ee744ae77b952f811e22c4abfe468eb10ec8ac6d04b86f6b1'
 
 
 @pytest.mark.parametrize('where', list(idx.FILES))
