@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 from jaxlite import loop, preempt, report, runs
 from jaxlite.checkpoint import check_workdir, lock
-from jaxlite.config import Config
+from jaxlite.config import Config, to_dict
 from jaxlite.config import smoke as shrink
 
 
@@ -55,6 +56,13 @@ def run(
     if several and mode == 'train':
       report.write(results, folder)
   print(f'\n{report.table(results)}')
+  if len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1:
+    print(f'\n{report.spread(results)}')
   if mode == 'train':
     print(f'\nreport: {folder / "report.md"}')
   return 0
+
+
+def _but_for_chance(config: Config) -> str:
+  """A config without its name and seed: runs that agree in it differ by chance alone."""
+  return json.dumps(to_dict(dataclasses.replace(config, name='', seed=0, runs={})), sort_keys=True)
