@@ -11,6 +11,7 @@ import sys
 
 from absl import app
 from absl import flags as absl_flags
+from absl import logging
 
 from jaxlite import flags
 
@@ -22,11 +23,11 @@ absl_flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'train, or evaluate w
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
 absl_flags.DEFINE_bool('traceback', False, 'show where an error comes from')
-FLAGS.set_default('verbosity', -1)  # other libraries' chatter would tear the progress bar
 
 
 def main(pairs):
   """Loads the experiment, sets the fields given on the command line, and runs it."""
+  logging.set_verbosity(logging.WARNING)  # other libraries' chatter would tear the progress bar
   try:
     config = flags.load(FLAGS.config, pairs, ROOT)
     from jaxlite import experiment  # JAX comes with it: a mistake above is answered before that

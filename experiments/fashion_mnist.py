@@ -31,8 +31,8 @@ class Fashion(jl.Config):
 
 
 def get_config() -> Fashion:
-  """Twelve epochs, five seeds."""
-  config = Fashion(name='fashion_mnist', model=model, recipe=recipe, train=jl.Duration(epochs=12))
+  """Eight epochs, five seeds."""
+  config = Fashion(name='fashion_mnist', model=model, recipe=recipe, train=jl.Duration(epochs=8))
   config.data.source, config.data.batch_size, config.data.validation = 'fashion_mnist', 128, 0.05
   config.optim.lr, config.optim.weight_decay = 2e-3, 1e-2
   config.log.every = jl.Duration(steps=200)
