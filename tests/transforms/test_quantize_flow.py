@@ -180,7 +180,7 @@ def random_program(seed, longest):
   return [list(BLOCKS)[seed % len(BLOCKS)], *map(str, more)]
 
 
-@pytest.mark.parametrize('seed', range(30))
+@pytest.mark.parametrize('seed', range(len(BLOCKS) + 4))
 def test_random_programs_are_what_they_are_by_hand(seed):
   check(program(random_program(seed, longest=2), BLOCKS), seed)
 
