@@ -156,7 +156,7 @@ def one_line(error: Exception) -> str | None:
   frames = traceback.extract_tb(error.__traceback__)
   ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
   on_purpose = ours and (frames[-1].line or '').startswith('raise ')
-  return message if on_purpose and isinstance(error, ValueError | TypeError | RuntimeError) else None
+  return message if on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError) else None
 
 
 def config_help() -> str:

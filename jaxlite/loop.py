@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlite import checkpoint, logs, metrics, preempt, program, report, runs
+from jaxlite import checkpoint, logs, metrics, packages, preempt, program, report, runs
 from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config import Config, Duration, validate
@@ -117,7 +117,9 @@ def train(
   Raises:
     ValueError: one line on what cannot be right; nothing was lost.
     Preempted: a signal came; the run was saved.
+    ImportError: a package that a run needs is not installed.
   """
+  packages.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   folder = checkpoint.check_workdir(workdir)
   with checkpoint.lock(folder), preempt.guard() as guard:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite import program, report, trees
+from jaxlite import packages, program, report, trees
 from jaxlite.checkpoint import load_arrays, lock
 from jaxlite.config import Config, ConfigError, compare, to_dict
 from jaxlite.contract import CONST, Network, Params, State
@@ -123,7 +123,9 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best') -> Network:
 
   Raises:
     FileNotFoundError: no run, or no checkpoint, is there.
+    ImportError: Orbax or flatbuffers is not installed.
   """
+  packages.need('jaxlite.load', 'orbax.checkpoint', 'flatbuffers')
   folder = Path(workdir)
   inside = [path.parent.name for path in sorted(folder.glob('*/config.json'))]
   if inside and not (folder / 'config.json').exists():

@@ -88,7 +88,7 @@ def train_step(model: Model, loss: Callable[[Any, Batch], jax.Array], recipe: Re
   if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
     raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
   wrapped = recipe.model(model)
-  gradient = recipe.grad(_gradient(wrapped, recipe.loss(task(loss))))
+  gradient = recipe.grad(gradient_of(wrapped, recipe.loss(task(loss))))
   accumulates = any(isinstance(part, Accumulate) for part in recipe.parts)
 
   def init(key: jax.Array, batch: Batch, params: Params | None = None, model_state: State | None = None) -> TrainState:
@@ -235,7 +235,7 @@ def _health(health: Any, total: jax.Array, live: TrainState) -> Any:
   return jax.lax.cond(first, look, lambda params: health, live.params)
 
 
-def _gradient(model: Model, loss: Loss) -> Callable[..., Any]:
+def gradient_of(model: Model, loss: Loss) -> Callable[..., Any]:
   """The innermost Grad: one forward and one backward pass."""
 
   def gradient(params: Params, state: State, batch: Batch, key: Any, step: Any) -> tuple[Params, State, Terms]:

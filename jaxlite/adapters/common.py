@@ -7,7 +7,6 @@ The rest: start values, pytrees as nested dicts and back, how a forward is told 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -194,15 +193,3 @@ def mode_of(fn: Any, train_arg: Any, known: Any = tuple(MODES)) -> Callable[[boo
   else:
     names = [] if train_arg is None else [train_arg]
   return lambda train: {name: train is MODES.get(name, True) for name in names}
-
-
-def need(module: str, asker: str, package: str, target: str) -> Any:
-  """Imports a framework, or names the command that installs it."""
-  root = module.split('.')[0]
-  try:
-    importlib.import_module(root)
-  except ModuleNotFoundError as error:
-    if error.name != root:  # the framework is there, something that it needs is not
-      raise
-    raise ImportError(f'{asker} needs {package}: pip install {target}') from None
-  return importlib.import_module(module)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxlite import trees
+from jaxlite import packages, trees
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State
 
@@ -53,7 +53,9 @@ def from_equinox(
   >>> model.apply(params, model_state, jnp.ones((5, 3)), train=False, key=None)[0].shape
   (5, 2)
   """
-  eqx = common.need('equinox', 'from_equinox', 'equinox', "'jaxlite[equinox]'")
+  packages.need('from_equinox', 'equinox')
+  import equinox as eqx
+
   live = isinstance(module, eqx.Module)
   if not live and not callable(module):
     raise TypeError(f'from_equinox takes an eqx.Module or a constructor of one, got {common.kind_of(module)}')

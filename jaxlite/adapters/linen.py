@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxlite import trees
+from jaxlite import packages, trees
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State
 
@@ -36,8 +36,10 @@ def from_linen(module: Any, variables: Any = None, *, train_arg: Any = ...) -> M
   >>> sorted(params), model_state
   (['bias', 'kernel'], {})
   """
-  nn = common.need('flax.linen', 'from_linen', 'flax', 'flax')
-  flax_errors = common.need('flax.errors', 'from_linen', 'flax', 'flax')
+  packages.need('from_linen', 'flax')
+  from flax import errors as flax_errors
+  from flax import linen as nn
+
   if not isinstance(module, nn.Module):
     raise TypeError(f'from_linen takes an instance of flax.linen.Module, got {common.kind_of(module)}')
   if module.scope is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlite import packages
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State, stream
 
@@ -36,7 +37,8 @@ def from_nnx(module: Any, *, train_arg: Any = ...) -> Model:
   >>> sorted(model.init(jax.random.key(0), jnp.ones((1, 3)))[0])
   ['bias', 'kernel']
   """
-  nnx = common.need('flax.nnx', 'from_nnx', 'flax', 'flax')
+  packages.need('from_nnx', 'flax')
+  from flax import nnx
 
   def construct(key: Any) -> Any:
     rngs = nnx.Rngs(key)

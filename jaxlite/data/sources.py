@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlite import packages
 from jaxlite.data import cache, idx
 from jaxlite.data.arrays import from_arrays
 from jaxlite.data.dataset import Dataset, as_inputs, as_labels
@@ -81,6 +82,7 @@ def load(name: str, *, directory: str = '', validation: float = 0.1, seed: int =
 def _digits(where: pathlib.Path) -> pathlib.Path:
   prepared = cache.prepared(where, 'digits')
   if not (prepared / cache.PROOF).exists():
+    packages.need('digits', 'tensorflow_datasets', 'sklearn')
     from jaxlite.data import builders  # a second start imports no TFDS
 
     builders.prepare(builders.Digits, builders.read_digits, where)
@@ -96,8 +98,9 @@ def _fashion(directory: str) -> pathlib.Path:
   if absent:
     raise ValueError(
       f'fashion_mnist needs its four files; {source} lacks {", ".join(absent)}: on Debian or Ubuntu run '
-      '`apt-get install dataset-fashion-mnist`, or put the four .gz files in a folder and pass --config.data.dir'
+      '`apt-get install dataset-fashion-mnist`, or put the four .gz files in a folder and pass --config.data.directory'
     )
+  packages.need('fashion_mnist', 'tensorflow_datasets')
   from jaxlite.data import builders
 
   # Verified even when prepared: a folder that was asked for and is wrong must not pass in silence.
@@ -130,8 +133,8 @@ def _unknown(name: str, base: pathlib.Path) -> str:
   there = [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []
   close = ', '.join(difflib.get_close_matches(name, ['digits', 'fashion_mnist', *there], n=3, cutoff=0.3))
   return (
-    f'no data set {name!r} is prepared in {base}{f" (nearest: {close})" if close else ""}: give --config.data.dir, or '
-    f'run `{_command(name, str(base))}` where TensorFlow is installed'
+    f'no data set {name!r} is prepared in {base}{f" (nearest: {close})" if close else ""}: '
+    f'give --config.data.directory, or run `{_command(name, str(base))}` where TensorFlow is installed'
   )
 
 
@@ -165,6 +168,7 @@ def _decoded(prepared: pathlib.Path, where: pathlib.Path) -> cache.Decoded:
 
 
 def _decode(prepared: pathlib.Path, folder: pathlib.Path) -> None:
+  packages.need(f'reading {prepared}', 'tensorflow_datasets')
   import tensorflow_datasets as tfds
 
   try:
@@ -178,7 +182,7 @@ def _decode(prepared: pathlib.Path, folder: pathlib.Path) -> None:
     target = f'{prepared}-array_record'
     raise ValueError(
       f'{"/".join(formats)} cannot be read without TensorFlow; {prepared} holds nothing else: where TensorFlow is '
-      f'installed, run `{_command(_reference(builder.info), target)}`, then pass --config.data.dir={target}'
+      f'installed, run `{_command(_reference(builder.info), target)}`, then pass --config.data.directory={target}'
     )
   inputs, label = _keys(builder.info, tfds)
   names = getattr(builder.info.features[label], 'names', None) or ()

@@ -202,7 +202,7 @@ def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
     why_not = 'both operands are activations' if all(t.data for t in pair) else 'its fixed operand is no parameter'
   elif not pair[1 - weights[0]].data:
     why_not = 'its other operand is a constant: it can be folded'
-  elif not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+  elif not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
     why_not = f'its operands are {dtypes[0]} and {dtypes[1]}'
   elif eqn.primitive.name == 'conv_general_dilated' and weights[0] == 0:
     why_not = 'its weight stands in the image position'

@@ -12,6 +12,7 @@ their merger; so does a while; a branch not taken leaves the record that changes
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -96,8 +97,10 @@ class _Runner(NamedTuple):
 
     for index, eqn in enumerate(bare.eqns):
       operands = [value(atom) for atom in eqn.invars]
-      # The context holds what was ambient where the equation was traced (mesh, compute type, metadata).
-      with eqn.ctx.manager:
+      # What was ambient where the equation was traced: mesh, compute type, metadata; and the scopes of names, by
+      # which a profile tells layers.
+      scope = str(eqn.source_info.name_stack)
+      with eqn.ctx.manager, jax.named_scope(scope) if scope else contextlib.nullcontext():
         results, new = self.equation(eqn, index, plan, operands, reads)
       records.update(new)
       env.update(zip(eqn.outvars, results, strict=True))

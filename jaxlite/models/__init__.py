@@ -4,6 +4,11 @@ They take images [B, H, W, C] or [B, H, W] (`MLP` and `LeNet300`: any [B, ...], 
 about unit scale, and return logits, float32[B, classes].
 """
 
+# ruff: noqa: E402 - a missing Flax is told before anything here imports it
+from jaxlite import packages
+
+packages.need('jaxlite.models', 'flax')
+
 from jaxlite.models.cnn import SmallCNN
 from jaxlite.models.layers import max_pool
 from jaxlite.models.lenet import LeNet5

@@ -43,15 +43,15 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   def grad(inner: Grad) -> Grad:
     if micro_batches == 1:
       return inner
-    micro_step = functools.partial(_micro_step, inner, micro_batches)
-    dispatched = jax.jit(micro_step, donate_argnums=0)
+    one = functools.partial(micro_step, inner, micro_batches)
+    dispatched = jax.jit(one, donate_argnums=0)
 
     def accumulated(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
       state, const = _without_const(state)
       fixed = (params, const, dict(batch), key, step)
       sums = jax.tree.map(jnp.zeros_like, params)
       if _traced(fixed):
-        turn = lambda carry, i: _as_scan(micro_step(*carry, i, *fixed))  # noqa: E731
+        turn = lambda carry, i: _as_scan(one(*carry, i, *fixed))  # noqa: E731
         (sums, state), terms = jax.lax.scan(turn, (sums, state), jnp.arange(micro_batches))
         terms = [jax.tree.map(lambda values, i=i: values[i], terms) for i in range(micro_batches)]
       else:
@@ -68,7 +68,7 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   return Accumulate(name, grad=grad)
 
 
-def _micro_step(
+def micro_step(
   inner: Grad, k: int, sums: Params, state: State, i: Any, params: Params, const: Any, batch: Any, key: Any, step: Any
 ) -> tuple[Params, State, Terms]:
   """Adds the gradient of micro-batch `i`, weighted by its share, to the running sums."""

@@ -192,7 +192,10 @@ def _program(
   positions = (weights,) if isinstance(weights, int) else tuple(weights)
   for position in positions:
     if not 0 <= position < len(args):
-      raise ValueError(f'weights names argument {position}, and {len(args)} were given by position: correct weights=')
+      raise ValueError(
+        f'weights are looked for at position {position}, and {len(args)} arguments were given by position: pass them so,'
+        ' or correct weights='
+      )
   tags = []
   for position, arg in enumerate((*args, kwargs)):
     prefix = f'arg{position}/' if len(positions) > 1 else ''

@@ -80,7 +80,7 @@ def test_tfrecord_is_refused_with_the_command_that_converts_it(home, copied):
       super().__init__(read=builders.read_digits, **options)
 
   exec(code)
-  again = re.search('--config.data.dir=(.*)$', str(caught.value))[1]
+  again = re.search('--config.data.directory=(.*)$', str(caught.value))[1]
   assert len(load('digits_copy', directory=again).test.labels) == 360
   edit(folder, alternativeFileFormats=['array_record'])  # what that command leaves behind
   assert len(load('digits_copy', directory=str(base)).test.labels) == 360

@@ -167,7 +167,7 @@ def test_the_cache_follows_the_environment(monkeypatch):
 def test_missing_files_say_how_to_get_them(home, tmp_path, monkeypatch):
   monkeypatch.setattr(idx, 'DEBIAN', str(tmp_path / 'none'))
   for directory in ('', str(tmp_path)):
-    with pytest.raises(ValueError, match=r'^fashion_mnist needs its four files; .*--config.data.dir') as caught:
+    with pytest.raises(ValueError, match=r'^fashion_mnist needs its four files; .*--config.data.directory') as caught:
       load('fashion_mnist', directory=directory)
     assert 'apt-get install dataset-fashion-mnist' in str(caught.value)
     assert one_line(caught)
