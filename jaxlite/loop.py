@@ -13,15 +13,15 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from jaxlite import checkpoint, logs, metrics, packages, preempt, program, report, runs
+from jaxlite import checkpoint, logs, metrics, packages, preempt, program, report, runs, trees
 from jaxlite import data as datasets
 from jaxlite.adapters import adapt
-from jaxlite.config import Config, Duration, validate
+from jaxlite.config import Config, Duration, nearest, validate
 from jaxlite.contract import CONST, Model, Network, Recipe, chain
 from jaxlite.losses import cross_entropy
 from jaxlite.step import Train, TrainState, train_step, weights_of, went_nan
@@ -147,18 +147,22 @@ def train(
     return result
 
 
-def evaluate_run(config: Config, workdir: str | Path, *, command: str = '') -> report.Result:
+def evaluate_run(
+  config: Config, workdir: str | Path, *, model: Any = None, data: Any = None, command: str = '', say: Say = print
+) -> report.Result:
   """Evaluates the best checkpoint of a run on the test split; changes nothing.
 
   Raises:
-    ValueError: the run has no checkpoint.
+    ValueError: the run has no checkpoint, or another config.
   """
-  folder = Path(workdir)
-  setup = prepare(config, folder)
-  saves = checkpoint.Checkpoints(folder / 'checkpoints')
-  found = saves.restore(setup.abstract, which='best')
-  if found is None:
+  validate(config)
+  folder = Path(workdir).expanduser().absolute()
+  if not runs.is_begun(folder):
     raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
+  runs.match(folder, config, say)
+  setup = prepare(config, folder, model, data)
+  with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
+    found = saves.restore(setup.abstract, which='best')
   record = Record(**found.loop)
   return _evidence(setup, found.state, record, evaluate(setup, found.state, setup.data.test), folder, command)
 
@@ -185,6 +189,11 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
   metric = metrics.classification(data.classes)
+  if config.eval.metric not in metric.names:
+    near = nearest(config.eval.metric, metric.names)
+    raise ValueError(f'eval.metric is one of the metrics; got {config.eval.metric!r}; nearest: {near}')
+  outputs, terms = jax.eval_shape(built.eval, abstract, first)  # what does not fit is told before training
+  jax.eval_shape(metric.update, metric.init(), outputs, first, terms['task'])
   return Setup(config, data, network, recipe, built, metric, plan, abstract, first)
 
 
@@ -206,10 +215,12 @@ def _fit(
   pending: list[Any] = list(record.pending)  # on the device until a log point fetches them
   began = time.monotonic() - record.seconds
 
-  def save(metric: float | None = None, *, wait: bool = False) -> None:
+  def save(*, wait: bool = False) -> None:
     record.pending = _fetch(pending)
     _check_finite(record.pending, state, saves)
+    _check_params(state, saves)
     record.log_bytes, record.seconds = records.length, time.monotonic() - began
+    metric = record.best if record.best_step == step else None
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
 
   while True:
@@ -242,7 +253,7 @@ def _fit(
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
     if improved or last or (_due(step, plan.checkpoint, plan) and step > 0):
-      save(record.best if improved else None, wait=last)
+      save(wait=last)
     if last:
       progress.done()
       return state, record
@@ -291,6 +302,7 @@ def _evidence(
     versions=report.versions(),
     machine=report.machine(),
     notes=list(setup.data.notes),
+    best_step=int(state.step),
   )
 
 
@@ -320,15 +332,27 @@ def _fetch(pending: list[Any]) -> list[dict[str, float]]:
 
 
 def _score(values: dict[str, float], name: str) -> float:
-  if name not in values:
-    raise ValueError(f'eval.metric {name!r} is not among {", ".join(values)}')
   return -values[name] if name == 'loss' else values[name]
 
 
 def _check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) -> None:
-  if all(math.isfinite(value['loss']) for value in values):
-    return
-  step, path = went_nan(state) or (int(state.step), 'loss')
+  if not all(math.isfinite(value['loss']) for value in values):
+    _refuse(*(went_nan(state) or (int(state.step), 'loss')), saves)
+
+
+def _check_params(state: TrainState, saves: Any) -> None:
+  """A finite loss may have a gradient that is not: what it wrote must not be saved as good."""
+  finite = jax.device_get(_are_finite(state.params))
+  if not finite.all():
+    _refuse(int(state.step), trees.paths(state.params)[int(finite.argmin())], saves)
+
+
+@jax.jit
+def _are_finite(params: Any) -> jax.Array:
+  return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
+
+
+def _refuse(step: int, path: str, saves: Any) -> NoReturn:
   where = 'the loss, with every parameter finite: look at the data' if path == 'loss' else f'{path}: lower the rate'
   good = saves.latest_step()
   kept = 'no checkpoint was written yet' if good is None else f'the checkpoint of step {good} is good'

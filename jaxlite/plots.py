@@ -36,11 +36,14 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
   os.replace(part, path)
 
 
-def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+def curves(
+  histories: Mapping[str, Sequence[Mapping[str, Any]]], tested: Mapping[str, int | None] | None = None
+) -> Figure | None:
   """Draws loss, validation accuracy and, where it is recorded, the learning rate over steps.
 
   Args:
     histories: run -> points with 'kind' ('train' or 'validation'), 'step' and numbers.
+    tested: run -> the step whose model was tested; it is marked.
 
   Returns:
     The figure, or None where nothing was recorded.
@@ -60,7 +63,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | Non
   for place, (title, kinds, name) in enumerate(panels):
     axes = figure.add_subplot(1, len(panels), place + 1)
     shown: list[float] = []
-    for colour, history in zip(_cycle(len(histories)), histories.values(), strict=True):
+    for colour, (run, history) in zip(_cycle(len(histories)), histories.items(), strict=True):
       for kind in kinds:
         steps, values = _points(history, kind, name)
         values = 100 * values if name == 'accuracy' else values
@@ -70,7 +73,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | Non
         axes.plot(steps, values, color=colour, marker=marker, solid_capstyle='round', **style)
         shown += list(values)
         if name == 'accuracy' and len(steps):
-          _mark_best(axes, steps, values, colour)
+          _mark_tested(axes, steps, values, (tested or {}).get(run), colour)
     _dress(axes, title)
     axes.set_xlabel('optimizer steps', color=_SOFT)
     axes.set_xlim(left=0)
@@ -192,9 +195,9 @@ def _points(history: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple
   return pairs[:, 0], pairs[:, 1]
 
 
-def _mark_best(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
-  best = int(np.argmax(values))
-  axes.plot(steps[best], values[best], 'o', color=colour, markersize=6, markeredgecolor='white', zorder=3)
+def _mark_tested(axes: Any, steps: np.ndarray, values: np.ndarray, step: int | None, colour: str) -> None:
+  where = np.flatnonzero(steps == step)
+  axes.plot(steps[where], values[where], 'o', color=colour, markersize=6, markeredgecolor='white', zorder=3)
 
 
 def _scale(axes: Any, name: str, shown: list[float]) -> None:
@@ -218,7 +221,7 @@ def _legend(figure: Figure, runs: list[str]) -> None:
     Line2D([], [], color=_SOFT, linewidth=2.0),
     Line2D([], [], color=_SOFT, linestyle='', marker='o', markeredgecolor='white'),
   ]
-  names = [*runs, 'training', 'validation', 'best']
+  names = [*runs, 'training', 'validation', 'tested']
   legend = figure.legend(lines, names, loc='outside lower left', ncols=len(names), frameon=False, fontsize=9)
   for text in legend.get_texts():
     text.set_parse_math(False)

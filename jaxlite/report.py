@@ -60,6 +60,7 @@ class Result:
     versions: package -> version.
     machine: what it ran on.
     notes: lines that the reader of the report should know.
+    best_step: the step whose model was tested, the best by validation once its sparsity target was met.
   """
 
   name: str
@@ -73,6 +74,7 @@ class Result:
   versions: dict[str, str] = dataclasses.field(default_factory=dict)
   machine: dict[str, str] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
+  best_step: int | None = None
 
   @property
   def parameters(self) -> int:
@@ -247,7 +249,8 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str]) -> Path:
       plots.save(figure, folder / file)
       text.append(f'![{caption}]({file})\n\n{caption}.')
 
-  curves = plots.curves({result.name: result.history for result in results})
+  tested = {result.name: result.best_step for result in results}
+  curves = plots.curves({result.name: result.history for result in results}, tested)
   picture(curves, 'curves.png', 'Learning curves; the training loss includes what the recipe adds to it')
   for result in results:
     file = 'confusion.png' if len(results) == 1 else f'confusion-{_slug(result.name)}.png'
