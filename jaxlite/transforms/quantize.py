@@ -193,8 +193,8 @@ def _program(
   for position in positions:
     if not 0 <= position < len(args):
       raise ValueError(
-        f'weights are looked for at position {position}, and {len(args)} arguments were given by position: pass them so,'
-        ' or correct weights='
+        f'weights are looked for at position {position}, and {len(args)} arguments were given by position: pass'
+        ' them by position, or correct weights='
       )
   tags = []
   for position, arg in enumerate((*args, kwargs)):

@@ -259,6 +259,13 @@ def test_coverage_names_everything_and_its_shares_sum_to_one():
   assert coverage(attend, rules={'k': None})(*shapes) == rows  # nothing needs to be run for it
 
 
+@pytest.mark.parametrize('dtype', ['int32', 'complex64', 'float8_e4m3fn'])
+def test_what_is_no_wide_float_stays_as_it_is(dtype):
+  (row,) = coverage(lambda w, x: jax.lax.dot(x, w))(*(jax.ShapeDtypeStruct((4, 4), dtype),) * 2)
+  assert not row.quantized
+  assert dtype in row.why
+
+
 def test_observed_ranges_make_a_quantized_function_that_does_not_look_at_its_batch():
   params, _ = init(KEY, X)
   out, ranges = observe(mlp)(params, X)

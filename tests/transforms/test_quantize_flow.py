@@ -264,6 +264,26 @@ def test_remat_stays_in_the_program():
   assert 'remat' in text or 'checkpoint' in text
 
 
+def test_names_of_layers_stay_in_the_program():
+  def fn(p, x):
+    with jax.named_scope('the_layer'):
+      return dot(x, p['w'])
+
+  p, x = inputs()
+  assert 'the_layer' in jax.jit(quantize(fn)).lower(p, x).as_text(debug_info=True)
+
+
+def test_what_is_printed_is_still_printed(capfd):
+  def fn(p, x):
+    jax.debug.print('seen {}', x.shape[0])
+    return dot(x, p['w'])
+
+  p, x = inputs()
+  jax.block_until_ready(jax.jit(quantize(fn))(p, x))
+  jax.effects_barrier()
+  assert capfd.readouterr().out == 'seen 4\n'
+
+
 def test_a_platform_is_still_chosen_at_lowering():
   p, x = inputs()
   fn = quantize(lambda p, x: lax.platform_dependent(x, p['w'], cpu=dot, default=lambda x, w: jnp.sin(x @ w)))
