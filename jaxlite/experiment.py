@@ -36,6 +36,8 @@ def run(
     The exit code: 0, or 75 when a signal stopped the run and it was saved.
   """
   folder = Path(f'{workdir}-smoke' if smoke else workdir)
+  if mode == 'eval' and not folder.is_dir():
+    raise ValueError(f'{folder} holds no run to evaluate: train first, with --mode=train')
   check_workdir(folder)
   if fresh and (aside := runs.set_aside(folder)) is not None:
     print(f'moved the old run to {aside}')

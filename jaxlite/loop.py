@@ -132,6 +132,7 @@ def train(
       say(f'note: {note}')
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
       state, record = _start(setup, saves, say)
+      runs.begin(folder, config)
       with logs.Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
         if int(state.step) == 0:
           values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})

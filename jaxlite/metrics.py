@@ -28,11 +28,13 @@ class Metrics(NamedTuple):
   """A metric: three pure functions.
 
   Attributes:
+    names: of the numbers that `compute` gives.
     init: () -> state.
     update: (state, outputs, batch, loss) -> state, inside jit. `loss` is float[B], or the batch's weighted mean.
     compute: (state) -> dict, on the host.
   """
 
+  names: tuple[str, ...]
   init: Callable[[], Any]
   update: Callable[..., Any]
   compute: Callable[[Any], dict[str, Any]]
@@ -141,7 +143,9 @@ def classification(classes: int, top: Sequence[int] = (5,)) -> Metrics:
       values['nan_outputs'] = nan
     return {**{name: float(value) for name, value in values.items()}, 'confusion': matrix[:-1, :-1]}
 
-  return Metrics(init, update, compute)
+  kinds = ('precision', 'recall', 'f1')
+  scores = [f'{score}_{mean}' for score in kinds for mean in ('micro', 'macro', 'weighted')]
+  return Metrics(('accuracy', *(f'top{k}_accuracy' for k in ks), 'loss', *scores), init, update, compute)
 
 
 def _scores(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite import packages, program, report, trees
-from jaxlite.checkpoint import load_arrays, lock
+from jaxlite.checkpoint import Checkpoints, load_arrays, lock
 from jaxlite.config import Config, ConfigError, compare, to_dict
 from jaxlite.contract import CONST, Network, Params, State
 from jaxlite.transforms.quantize import weight_bits
@@ -24,7 +24,7 @@ _FORMAT = 1
 
 
 def settle(folder: Path, config: Config, say: Callable[[str], None]) -> report.Result | None:
-  """Makes a folder this config's own, or refuses it.
+  """Tells whether a folder is this config's, and finished; changes nothing.
 
   Args:
     folder: exists.
@@ -35,24 +35,44 @@ def settle(folder: Path, config: Config, say: Callable[[str], None]) -> report.R
     The Result of a run that is already finished; None when there is something to do.
 
   Raises:
-    ConfigError: the folder belongs to a run with another config; nothing in it was changed.
+    ConfigError: the folder belongs to a run with another config.
   """
-  path, done = folder / 'config.json', folder / 'result.json'
-  if path.exists():
-    saved = _read_config(path)
-    differences = compare(saved, config)
-    if differences.refused:
-      raise ConfigError(
-        f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another --workdir, '
-        'move the old run aside with --fresh, or take the change back'
-      )
-    for line in differences.allowed:
-      say(f'config: {line}')
+  done = folder / 'result.json'
+  if is_begun(folder):  # until its first checkpoint a run that failed may be mended and started again
+    saved = match(folder, config, say)
     if done.exists() and saved['train'] == to_dict(config)['train']:
-      return report.from_json(done.read_text())
-  write_text(path, json.dumps({'format': _FORMAT, 'config': to_dict(config)}, indent=1) + '\n')
-  done.unlink(missing_ok=True)  # a longer run is not finished any more
+      return _read_result(done)
   return None
+
+
+def begin(folder: Path, config: Config) -> None:
+  """Makes a folder this config's own."""
+  write_text(folder / 'config.json', json.dumps({'format': _FORMAT, 'config': to_dict(config)}, indent=1) + '\n')
+  (folder / 'result.json').unlink(missing_ok=True)  # a longer run is not finished any more
+
+
+def is_begun(folder: Path) -> bool:
+  """Tells whether a folder holds a checkpoint."""
+  with Checkpoints(folder / 'checkpoints') as saves:
+    return saves.latest_step() is not None
+
+
+def match(folder: Path, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
+  """Returns the config that a run began with, as saved; says what differs.
+
+  Raises:
+    ConfigError: another config than this one, in a field that may not change.
+  """
+  saved = _read_config(folder / 'config.json')
+  differences = compare(saved, config)
+  if differences.refused:
+    raise ConfigError(
+      f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another --workdir, '
+      'move the old run aside with --fresh, or take the change back'
+    )
+  for line in differences.allowed:
+    say(f'config: {line}')
+  return saved
 
 
 def finish(folder: Path, result: report.Result) -> None:
@@ -151,6 +171,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     saved = json.loads(path.read_text())
     if saved['format'] == _FORMAT:
       return saved['config']
-  except (ValueError, KeyError, TypeError):
-    raise ConfigError(f'{path} is damaged: restore it, or move the run aside with --fresh') from None
+  except (ValueError, KeyError, TypeError, OSError):
+    raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with --fresh') from None
   raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
+
+
+def _read_result(path: Path) -> report.Result:
+  try:
+    return report.from_json(path.read_text())
+  except (ValueError, KeyError, TypeError):
+    raise ConfigError(f'{path} is damaged: delete it, and the same command tests the run again') from None

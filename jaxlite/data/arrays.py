@@ -27,8 +27,8 @@ def from_arrays(
 
   Args:
     train: (inputs [N, ...], labels [N]); NumPy, JAX or anything that NumPy reads. Images are [N, H, W, C].
-    validation: a pair, or the fraction of `train` to carve; None carves a tenth.
-    test: as validation.
+    validation: a pair, or the fraction of `train` to carve; None carves a tenth, 0 holds nothing out.
+    test: a pair or a fraction; None carves a tenth.
     name: what the data are called.
     classes: how many classes; None takes the largest label and one.
     class_names: one name a class; None numbers them.
@@ -51,7 +51,9 @@ def from_arrays(
   total = len(pair.labels)
   carved: dict[str, Any] = {'test': test, 'validation': validation}  # in this order: test never depends on validation
   for where, given in carved.items():
-    if given is None or not isinstance(given, tuple | list):
+    if where == 'validation' and isinstance(given, int | float) and given == 0:
+      carved[where] = None
+    elif given is None or not isinstance(given, tuple | list):
       count = splits.share(0.1 if given is None else given, total, where)
       kept, taken = splits.carve(pair.labels, count, seed, where)
       carved[where] = (pair.inputs[taken], pair.labels[taken])

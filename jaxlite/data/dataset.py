@@ -36,7 +36,7 @@ class Dataset(NamedTuple):
   Attributes:
     name: what the data are called.
     train: what is trained on.
-    validation: what decisions (early stopping, the best checkpoint) are made on.
+    validation: what decisions (early stopping, the best checkpoint) are made on; empty where none is held out.
     test: what is looked at once, at the end.
     classes: how many classes there are; labels are 0 .. classes - 1.
     class_names: one name a class.
@@ -64,7 +64,7 @@ class Dataset(NamedTuple):
 def make_dataset(
   name: str,
   train: Pair,
-  validation: Pair,
+  validation: Pair | None,
   test: Pair,
   *,
   classes: int | None = None,
@@ -77,7 +77,7 @@ def make_dataset(
   Args:
     name: what the data are called.
     train: (inputs [N, ...], labels [N]); numbers of any type for inputs, integers for labels.
-    validation: as train.
+    validation: as train; None where nothing is held out.
     test: as train.
     classes: how many classes; None takes the largest label and one.
     class_names: one name a class; None numbers them.
@@ -97,7 +97,11 @@ def make_dataset(
   (2, dtype('int32'), [1.0, 1.0])
   """
   pairs = {'train': train, 'validation': validation, 'test': test}
-  splits = {where: check_split(*as_pair(pair, where), where) for where, pair in pairs.items()}
+  splits = {
+    where: check_split(*as_pair(pair, where), where)
+    for where, pair in pairs.items()
+    if where != 'validation' or pair is not None
+  }
   _check_alike(splits)
   if classes is None:
     classes = len(class_names) if class_names else max(int(split.labels.max()) for split in splits.values()) + 1
@@ -109,7 +113,9 @@ def make_dataset(
     _check_range(split.labels, classes, where)
   mean, std = channel_stats(splits['train'].inputs)
   found = (*notes, *_remarks(splits['train'], names))
-  return Dataset(name, *splits.values(), classes, names, mean, std, fingerprint(splits), found, tuple(feature_names))
+  nothing = Split(splits['train'].inputs[:0], splits['train'].labels[:0])
+  three = (splits['train'], splits.get('validation', nothing), splits['test'])
+  return Dataset(name, *three, classes, names, mean, std, fingerprint(splits), found, tuple(feature_names))
 
 
 def whole(value: Any, what: str, *, least: int) -> int:
