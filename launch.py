@@ -9,9 +9,8 @@ import pathlib
 import shlex
 import sys
 
-from absl import app
+from absl import app, logging
 from absl import flags as absl_flags
-from absl import logging
 
 from jaxlite import flags
 
