@@ -59,6 +59,7 @@ class Site(NamedTuple):
     flops: floating-point operations of one pass, every iteration of a scan counted, of a while one.
     paths: the parameters that its weight depends on.
     custom: it stands under a custom derivative rule.
+    weighs: its fixed operand is a weight, though the types of both may keep it from being rewritten.
   """
 
   name: str
@@ -70,6 +71,7 @@ class Site(NamedTuple):
   flops: int
   paths: frozenset[str]
   custom: bool
+  weighs: bool
 
 
 class Plan(NamedTuple):
@@ -202,17 +204,19 @@ def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
     why_not = 'both operands are activations' if all(t.data for t in pair) else 'its fixed operand is no parameter'
   elif not pair[1 - weights[0]].data:
     why_not = 'its other operand is a constant: it can be folded'
-  elif not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
-    why_not = f'its operands are {dtypes[0]} and {dtypes[1]}'
   elif eqn.primitive.name == 'conv_general_dilated' and weights[0] == 0:
     why_not = 'its weight stands in the image position'
   why_not = why_not or place.barred
+  weighs = not why_not and jnp.issubdtype(dtypes[weights[0]], jnp.floating)
+  if not why_not and not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
+    why_not = f'its operands are {dtypes[0]} and {dtypes[1]}'
   side = weights[0] if len(weights) == 1 else None
   varies = pair[side].varies if side is not None else frozenset()
   stack = tuple(sorted(varies))
   paths = frozenset().union(*(tag.paths for tag in pair))
   lengths = tuple(place.lengths[depth] for depth in stack)
-  return Site('', eqn.primitive.name, side, why_not, stack, lengths, _flops(eqn) * place.trips, paths, place.custom)
+  flops = _flops(eqn) * place.trips
+  return Site('', eqn.primitive.name, side, why_not, stack, lengths, flops, paths, place.custom, weighs)
 
 
 def _flops(eqn: Any) -> int:
@@ -333,7 +337,8 @@ def contraction_weights(fn: Callable[..., Any], params: Any, *args: Any, **kwarg
 
   A leaf counts when a `dot_general` or `conv_general_dilated`, at any depth of control flow, multiplies data by
   something that depends on that leaf and otherwise on parameters and constants only: kernels, also masked,
-  transposed, reshaped, normalised or summed of factors; no bias, norm scale or looked-up embedding.
+  transposed, reshaped, normalised or summed of factors; no bias, norm scale or looked-up embedding. The data may
+  be of any type: a kernel that meets raw uint8 pixels is one.
 
   Args:
     fn: (params, *args, **kwargs) -> anything; it is traced, never run.
@@ -353,5 +358,5 @@ def contraction_weights(fn: Callable[..., Any], params: Any, *args: Any, **kwarg
   closed = jax.make_jaxpr(lambda params, *args: fn(params, *args, **kwargs))(params, *args)
   inputs = [weight(name) for name in names]
   inputs += [DATA] * (len(walk.opened(closed)[0].invars) - len(inputs))
-  sites = read(closed, inputs).weight_sites().values()
-  return frozenset().union(*(site.paths for site in sites))
+  sites = read(closed, inputs).all_sites()
+  return frozenset().union(*(site.paths for site in sites if site.weighs))

@@ -163,3 +163,12 @@ def test_a_models_weights_survive_masks_in_its_state_and_schedules_of_the_step()
   }
   # Noise is no weight, so what it multiplies is none either; a frozen leaf is no parameter to train.
   assert model_weights(Model(None, apply), params, state, X, jax.random.key(0)) == {'a/kernel'}
+
+
+def test_a_kernel_that_meets_raw_pixels_is_a_weight():
+  # Weights are read off a bare model: its data may still be integers that a hook makes floats of.
+  params = {'w': jnp.ones((4, 3)), 'v': jnp.ones((3, 2)), 'b': jnp.zeros(3)}
+  found = provenance.contraction_weights(
+    lambda p, x: jax.nn.relu(x @ p['w'] + p['b']) @ p['v'], params, jnp.ones((2, 4), jnp.uint8)
+  )
+  assert found == {'w', 'v'}
