@@ -34,6 +34,7 @@ class Records:
     if self._file.tell() < length:
       raise ValueError(f'{self._file.name} has lost lines that the checkpoint knows of: start again with --fresh')
     self._file.truncate(length)
+    self._file.seek(length)  # truncating leaves the position where it was: `length` would lie until the next point
     self._tensorboard = _event_writer(self._workdir, read_records(self._workdir)) if tensorboard else None
 
   @property
