@@ -32,6 +32,7 @@ class Records:
     self._workdir = Path(workdir)
     self._file = open(self._workdir / 'metrics.jsonl', 'ab')  # noqa: SIM115
     if self._file.tell() < length:
+      self._file.close()
       raise ValueError(f'{self._file.name} has lost lines that the checkpoint knows of: start again with --fresh')
     self._file.truncate(length)
     self._file.seek(length)  # truncating leaves the position where it was: `length` would lie until the next point
