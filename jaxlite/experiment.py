@@ -35,10 +35,11 @@ def run(
   Returns:
     The exit code: 0, or 75 when a signal stopped the run and it was saved.
   """
-  folder = Path(f'{workdir}-smoke' if smoke else workdir)
+  text = f'{workdir}-smoke' if smoke else str(workdir)  # not yet a Path, which makes gs:/ of gs://
+  folder = Path(text).expanduser()
   if mode == 'eval' and not folder.is_dir():
     raise ValueError(f'{folder} holds no run to evaluate: train first, with --mode=train')
-  check_workdir(folder)
+  check_workdir(text)
   if fresh and (aside := runs.set_aside(folder)) is not None:
     print(f'moved the old run to {aside}')
     check_workdir(folder)

@@ -136,7 +136,9 @@ def train(
       with logs.Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
         if int(state.step) == 0:
           values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
-          program.save_program(folder, setup.train.model, setup.recipe, values, setup.first_batch['inputs'])
+          inputs = setup.first_batch['inputs']
+          if reason := program.save_program(folder, setup.train.model, setup.recipe, values, inputs):
+            say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
         state, record = _fit(setup, state, record, saves, records, guard)
       state = _best(setup, state, record, saves)
     _check_targets(state, say)

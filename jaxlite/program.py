@@ -21,8 +21,8 @@ from jaxlite.contract import CONST, Model, Network, Params, Side, State
 _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
-def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inputs: Any) -> None:
-  """Writes program.bin and program.json.
+def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inputs: Any) -> str:
+  """Writes program.bin and program.json, where the model can be written.
 
   Args:
     workdir: where.
@@ -30,6 +30,9 @@ def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inpu
     recipe: its Recipe; what only serves training (a teacher) is left out.
     values: params and model_state, constants among it; shapes are enough.
     inputs: one batch of raw inputs, [B, ...].
+
+  Returns:
+    Why the model cannot be written (it calls back into Python, say), in one line; '' where it was.
   """
   names, leaves, treedef = trees.flatten(_served(values, recipe))
 
@@ -38,7 +41,11 @@ def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inpu
     return model.apply(served['params'], served['model_state'], inputs, train=False, key=None)[0]
 
   shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-  program, batch = _export(forward, shapes, inputs)
+  try:
+    program, batch = _export(forward, shapes, inputs)
+  except Exception as error:  # a model that trains must not fail for this
+    reason = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {reason[0] if reason else "no message"}'
   flat_inputs, _ = jax.tree.flatten(inputs)
   about = {
     'arrays': names,
@@ -47,6 +54,7 @@ def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inpu
   }
   (workdir / 'program.bin').write_bytes(program.serialize())
   (workdir / 'program.json').write_text(json.dumps(about, indent=1) + '\n')
+  return ''
 
 
 def load_program(workdir: Path, params: Params, model_state: State) -> Network:
@@ -65,7 +73,10 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
   """
   path = workdir / 'program.bin'
   if not path.exists():
-    raise FileNotFoundError(f'{workdir} holds no program.bin: is it the folder of a run that has started?')
+    raise FileNotFoundError(
+      f'{workdir} holds no program.bin: its model could not be written (the run said why); build it again and '
+      'restore the checkpoint into it'
+    )
   program = export.deserialize(bytearray(path.read_bytes()))
   about = json.loads((workdir / 'program.json').read_text())
 

@@ -99,7 +99,7 @@ def test_ten_lines_train_a_persons_own_model_and_give_it_back(framework, tmp_pat
     name='mine', train=jl.Duration(epochs=40), recipe=lambda config, total: jl.chain(optax.adam(config.optim.lr))
   )
   config.optim.lr, config.data.batch_size, config.log.tensorboard = 0.05, 30, False
-  config.eval.every = config.checkpoint.every = jl.Duration(epochs=5)
+  config.eval.every, config.eval.metric = jl.Duration(epochs=5), 'loss'
   result = jl.train(config, tmp_path / 'run', model=OWN[framework](), data=(X, Y), say=lambda line: None)
   network = jl.load(tmp_path / 'run')
   accuracy = np.mean(np.argmax(network.predict(X), axis=1) == Y)
@@ -460,3 +460,16 @@ def test_a_notebooks_guard_leaves_the_handlers_as_they_were(tmp_path):
   run(tmp_path, steps=2)
   assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
   assert preempt.EXIT_PREEMPTED == 75
+
+
+def test_a_model_that_cannot_be_written_trains_all_the_same_and_says_so(tmp_path):
+  def calls_python(params, inputs):
+    outputs = inputs @ params['w'] + params['b']
+    seen = jax.lax.stop_gradient(outputs)
+    return outputs + jax.pure_callback(np.zeros_like, jax.ShapeDtypeStruct(seen.shape, seen.dtype), seen)
+
+  said = []
+  run(tmp_path, model=(calls_python, linear()[1]), steps=2, say=said.append)
+  assert [line for line in said if line.startswith('warning: jaxlite.load will not be able to predict; ')]
+  with pytest.raises(FileNotFoundError, match='could not be written'):
+    jl.load(tmp_path)
