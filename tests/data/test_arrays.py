@@ -60,10 +60,15 @@ def test_jax_arrays_and_names():
   assert data.train.inputs.dtype == np.uint8
 
 
+def test_a_validation_of_zero_holds_nothing_out():
+  data = from_arrays(numbered(50), 0.0, 0.2)
+  assert (len(data.train.labels), len(data.validation.labels), len(data.test.labels)) == (40, 0, 10)
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    ((numbered(50), 0.0), '^validation is a fraction between 0 and 1 or a pair'),
+    ((numbered(50), -0.1), '^validation is a fraction between 0 and 1 or a pair'),
     ((numbered(50), 0.1, 1.0), '^test is a fraction between 0 and 1 or a pair'),
     ((numbered(50), 0.6, 0.6), '^a split takes some examples and leaves some; validation takes 30 of 20'),
     ((numbered(50), numbered(4)[0]), '^validation is a fraction between 0 and 1 or a pair'),
