@@ -26,7 +26,7 @@ _WHERE = {
   'transforms.freeze': ('freeze',),
   'transforms.penalties': ('l2', 'label_smoothing'),
   'transforms.prune': ('prune',),
-  'transforms.quantize': ('coverage', 'fake_quant', 'quantize'),
+  'transforms.quantize': ('coverage', 'fake_quant', 'observe', 'quantize', 'weight_bits'),
   'transforms.schedules': ('warmup_cosine',),
   'transforms.normalize': ('normalize',),
   'data.augment': ('augment', 'cutout', 'flip', 'mixup', 'shift'),

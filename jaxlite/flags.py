@@ -149,10 +149,10 @@ def one_line(error: Exception) -> str | None:
   True
   """
   message = str(error)
-  if '\n' in message or not message:
+  if not message:
     return None
   if isinstance(error, OSError | configs.ConfigError):
-    return message
+    return None if '\n' in message else message
   frames = traceback.extract_tb(error.__traceback__)
   ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
   on_purpose = ours and (frames[-1].line or '').startswith('raise ')
