@@ -126,18 +126,27 @@ def describe(note: Any) -> str:
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
   """Returns the known names nearest to a mistaken one, for an error message.
 
+  Args:
+    name: a field, a path or a regular expression on paths.
+    names: what is known.
+    count: how many to give.
+
   >>> nearest('optim.lrr', ['optim.lr', 'seed', 'data.source'], count=1)
   'optim.lr'
+  >>> nearest('^kernal$', ['dense/bias', 'dense/kernel'], count=1)
+  'dense/kernel'
   """
+  wanted = re.sub(r'[^\w./-]', '', name).lower()
 
   def likeness(candidate: str) -> float:
-    whole, last = (
-      difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio()
-      for a, b in ((name, candidate), (re.split(r'[./]', name)[-1], re.split(r'[./]', candidate)[-1]))
-    )
-    return whole + last
+    pairs = [(wanted, candidate.lower()), (_last_part(wanted), _last_part(candidate.lower()))]
+    return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
   return ', '.join(sorted(dict.fromkeys(names), key=likeness, reverse=True)[:count]) or 'none'
+
+
+def _last_part(name: str) -> str:
+  return re.split(r'[./]', name)[-1]
 
 
 def override(config: Any, path: str, text: str | None) -> Any:

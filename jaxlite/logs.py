@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,16 +72,24 @@ class Records:
 
 
 def read_records(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Returns the points of a run in order; a last line that was torn by a kill is left out."""
+  """Returns the points of a run in order; a last line that was torn by a kill is left out.
+
+  Raises:
+    ValueError: a line before the last is damaged.
+  """
   path = Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return []
-  return list(_whole_lines(path.read_bytes()))
-
-
-def _whole_lines(data: bytes) -> Iterator[dict[str, Any]]:
-  for line in data.split(b'\n')[:-1]:
-    yield json.loads(line)
+  points = []
+  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
+    try:
+      points.append(json.loads(line))
+    except ValueError:
+      raise ValueError(
+        f'{path}: line {number} is no JSON, so it was changed by hand or damaged: bring it back, or start again with '
+        '--fresh'
+      ) from None
+  return points
 
 
 def _event_writer(workdir: Path, points: list[dict[str, Any]]) -> Any:

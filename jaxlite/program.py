@@ -70,6 +70,7 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
 
   Raises:
     FileNotFoundError: the run wrote no program.
+    ValueError: it is damaged.
   """
   path = workdir / 'program.bin'
   if not path.exists():
@@ -77,15 +78,22 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
       f'{workdir} holds no program.bin: its model could not be written (the run said why); build it again and '
       'restore the checkpoint into it'
     )
-  program = export.deserialize(bytearray(path.read_bytes()))
-  about = json.loads((workdir / 'program.json').read_text())
+  try:
+    program = export.deserialize(bytearray(path.read_bytes()))
+    about = json.loads((workdir / 'program.json').read_text())
+    names = about['arrays']
+  except Exception as error:  # a flatbuffer that was cut fails in many ways
+    raise ValueError(
+      f'{path} or its program.json is damaged or from another jax ({type(error).__name__}): the checkpoints are what '
+      'counts; build the model again and restore one into it'
+    ) from None
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     del key, step
     if train:
       raise ValueError('a loaded run predicts; to train on, build its model and give params= to init')
     flat = dict(zip(*trees.flatten({'params': params, 'model_state': state})[:2], strict=True))
-    return _run(program, about, [flat[name] for name in about['arrays']], inputs), state
+    return _run(program, about, [flat[name] for name in names], inputs), state
 
   def init(key: Any, inputs: Any) -> tuple[Params, State]:
     del key, inputs

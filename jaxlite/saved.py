@@ -116,10 +116,12 @@ def may_change(path: str) -> bool:
 
   A longer `train` may too; that takes both values, see `compare`.
 
-  >>> may_change('log.every'), may_change('optim.lr'), may_change('train')
-  (True, False, False)
+  Where the data lie may change; that they are the same is what their fingerprint guards.
+
+  >>> may_change('log.every'), may_change('data.directory'), may_change('optim.lr'), may_change('train')
+  (True, True, False, False)
   """
-  return path.split('.')[0] in ('log', 'eval', 'checkpoint')
+  return path.split('.')[0] in ('log', 'eval', 'checkpoint') or path == 'data.directory'
 
 
 class _Absent:

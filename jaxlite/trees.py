@@ -8,13 +8,14 @@ list, tuple), so nothing here may import a neural-network framework.
 from __future__ import annotations
 
 import collections
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+from jaxlite.fields import nearest
 
 Rule = None | str | Sequence[str] | Callable[[str], bool]
 
@@ -124,25 +125,9 @@ def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset
     except re.error as error:
       raise ValueError(f'{what} {pattern!r} is no regular expression: {error}') from None
     if not matched:
-      raise ValueError(f'{what} {pattern!r} matches no parameter; nearest paths: {_shown(nearest(pattern, names))}')
+      raise ValueError(f'{what} {pattern!r} matches no parameter; nearest paths: {nearest(pattern, names)}')
     picked.update(matched)
   return frozenset(picked)
-
-
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-  """Returns the known names nearest to a mistaken one, for an error message.
-
-  >>> nearest('kernal', ['kernel', 'bias'], count=1)
-  ['kernel']
-  """
-  names = list(dict.fromkeys(names))
-  wanted = re.sub(r'[^\w/]', '', name).lower()
-
-  def likeness(candidate: str) -> float:
-    parts = [candidate, *candidate.split('/')]
-    return max(difflib.SequenceMatcher(None, wanted, part.lower()).ratio() for part in parts)
-
-  return sorted(names, key=likeness, reverse=True)[:count]
 
 
 def _shown(names: Sequence[str], limit: int = 8) -> str:
@@ -237,11 +222,17 @@ def check_distinct(tree: Any, what: str) -> None:
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Builds nested dicts from '/'-joined paths.
 
+  Raises:
+    ValueError: a path names both a leaf and a group.
+
   >>> nest({'a/b': 1, 'a/c': 2})
   {'a': {'b': 1, 'c': 2}}
   """
   tree: dict[str, Any] = {}
+  groups = {path[:end] for path in flat for end, letter in enumerate(path) if letter == '/'}
   for path, leaf in flat.items():
+    if path in groups:
+      raise ValueError(f'a path names a leaf or a group, not both; {path!r} names both: rename one')
     *parents, name = path.split('/')
     node = tree
     for part in parents:

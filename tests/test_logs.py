@@ -52,3 +52,9 @@ def test_progress_can_be_silent():
   out = io.StringIO()
   Progress(10, 0, 4, show=False, out=out).line(5, 'loss')
   assert out.getvalue() == ''
+
+
+def test_a_damaged_line_is_named(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_bytes(b'{"step": 1}\n{"ste\n{"step": 3}\n')
+  with pytest.raises(ValueError, match=r'metrics\.jsonl: line 2 is no JSON.*--fresh'):
+    read_records(tmp_path)

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Model, Params, State, stream
+from jaxlite.fields import nearest
 
 # How frameworks tell a forward that it trains; False where the flag means the opposite.
 MODES = {
@@ -113,8 +114,9 @@ def start_values(given: Any, born: Callable[..., Any], key: Any, inputs: Any, wh
   found = {path: leaf for path, leaf in found.items() if path.split('/')[0] not in TRANSIENT}
   for path, leaf in found.items():
     if path not in shapes:
-      near = ', '.join(trees.nearest(path, list(shapes))) or 'none'
-      raise ValueError(f'{what}: a start value must be one of the model; {path!r} is none; nearest: {near}')
+      raise ValueError(
+        f'{what}: a start value must be one of the model; {path!r} is none; nearest: {nearest(path, shapes)}'
+      )
     if np.shape(leaf) != shapes[path].shape:
       raise ValueError(f'{what}: {path!r} has shape {shapes[path].shape}, its start value {np.shape(leaf)}')
   if shapes.keys() == found.keys():
@@ -142,9 +144,6 @@ def nested(tree: Any) -> dict[str, Any]:
   {'0': {'w': 1}, '1': 2}
   """
   names = layout_of(tree).names
-  groups = {name[:end] for name in names for end, letter in enumerate(name) if letter == '/'}
-  for name in groups.intersection(names):
-    raise ValueError(f'a path names a leaf or a group, not both; {name!r} names both: rename one')
   return trees.nest(dict(zip(names, jax.tree.leaves(tree), strict=True)))
 
 
