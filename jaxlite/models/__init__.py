@@ -10,9 +10,25 @@ from jaxlite import packages
 packages.need('jaxlite.models', 'flax')
 
 from jaxlite.models.cnn import SmallCNN
+from jaxlite.models.depthwise import DepthwiseCNN
 from jaxlite.models.layers import max_pool
 from jaxlite.models.lenet import LeNet5
 from jaxlite.models.mlp import MLP, LeNet300
+from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
 from jaxlite.models.summary import Summary, summary
+from jaxlite.models.vit import ViT
 
-__all__ = ['MLP', 'LeNet5', 'LeNet300', 'SmallCNN', 'Summary', 'max_pool', 'summary']
+__all__ = [
+  'MLP',
+  'DepthwiseCNN',
+  'LeNet5',
+  'LeNet300',
+  'ResNet',
+  'ResNet8',
+  'ResNet20',
+  'SmallCNN',
+  'Summary',
+  'ViT',
+  'max_pool',
+  'summary',
+]

@@ -75,3 +75,25 @@ def flattened(x: jax.Array) -> jax.Array:
   (0, 6)
   """
   return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def depth_rates(last: float, blocks: int, name: str) -> list[float]:
+  """Returns the share of examples that stochastic depth drops at each block: growing linearly up to `last`.
+
+  Args:
+    last: the share at the last block, in [0, 1).
+    blocks: how many there are.
+    name: the network that asks.
+
+  Raises:
+    ValueError: a share outside [0, 1).
+
+  References:
+    Huang et al., Deep Networks with Stochastic Depth, 2016, https://arxiv.org/abs/1603.09382
+
+  >>> depth_rates(0.5, 4, 'ResNet')
+  [0.125, 0.25, 0.375, 0.5]
+  """
+  if not 0 <= last < 1:
+    raise ValueError(f'{name}: drop_path is the share dropped at the last block, in [0, 1); got {last}')
+  return [last * block / blocks for block in range(1, blocks + 1)]
