@@ -1,60 +1,166 @@
-"""Which entries of an array are the k largest: exact, in O(n), without a sort.
+"""Which entries are the k largest: exact, in O(n), without a sort, whether the arrays are sharded or not.
 
 A sort of a million scores takes XLA's CPU backend half a second. Non-negative floats order like their bit
-patterns, so the k-th largest is found by fixing its bits from the top, counting at each digit how many
-scores reach a candidate; ties at the threshold are broken by index, as a stable sort would.
+patterns, so the k-th largest is found by fixing its bits from the top, a digit a pass: one reading of the scores
+counts how many reach each candidate of the digit. Ties at the threshold are broken by index, as a stable sort
+would, by the same search over indices. Nothing is flattened or moved, so shards only exchange counts.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 _DIGIT = 2  # bits fixed in one pass: three candidates are counted in one reading of the scores
 
 
-def keep_largest(scores: jax.Array, keep: jax.Array | int) -> jax.Array:
+def keep_largest(
+  scores: jax.Array, keep: jax.Array | int, *, axes: Sequence[int] | None = None, among: jax.Array | None = None
+) -> jax.Array:
   """Marks the `keep` largest scores; among equal ones the first in row-major order win.
 
   Args:
     scores: float[...], non-negative; NaN counts as larger than everything.
     keep: int32[], how many to mark, 0 to scores.size. May be traced.
+    axes: the axes that compete with each other; along the others each index is a competition of its own that
+      keeps `keep`. None is all of them.
+    among: bool[...] or None; entries outside it rank below every entry inside.
 
   Returns:
-    bool[...] with exactly `keep` True entries.
+    bool[...] with exactly `keep` True entries (in each competition).
 
   >>> import jax.numpy as jnp
   >>> keep_largest(jnp.array([3.0, 1.0, 3.0, 2.0]), 2).tolist()
   [True, False, True, False]
   >>> keep_largest(jnp.array([1.0, 1.0, 1.0]), 1).tolist()
   [True, False, False]
+  >>> keep_largest(jnp.array([[3.0, 1.0], [2.0, 4.0]]), 1, axes=(1,)).tolist()
+  [[True, False], [False, True]]
   """
-  bits, width = _ordered_bits(scores)
-  flat = bits.reshape(-1)
-  keep = jnp.asarray(keep, jnp.int32)
-  one = jnp.ones((), flat.dtype)
-
-  def fix_digit(index: jax.Array, threshold: jax.Array) -> jax.Array:
-    shift = jnp.asarray(width - _DIGIT * (index + 1), flat.dtype)
-    candidates = [threshold | (one * digit << shift) for digit in (1, 2, 3)]
-    reach = [jnp.sum(flat >= candidate, dtype=jnp.int32) >= keep for candidate in candidates]
-    return threshold | (sum(r.astype(flat.dtype) for r in reach) << shift)
-
-  # The largest threshold that at least `keep` scores reach; reach[] is monotone, so its sum is the digit.
-  threshold = jax.lax.fori_loop(0, width // _DIGIT, fix_digit, jnp.zeros((), flat.dtype))
-  above = flat > threshold
-  missing = keep - jnp.sum(above, dtype=jnp.int32)
-  tied = flat == threshold
-  few_ties = jnp.sum(tied, dtype=jnp.int32) == missing  # the usual case: nothing to break, no running count
-  taken = jax.lax.cond(
-    few_ties, lambda tied: tied, lambda tied: tied & (jnp.cumsum(tied, dtype=jnp.int32) <= missing), tied
-  )
-  return jnp.where(keep > 0, above | taken, False).reshape(scores.shape)
+  bits = _ordered_bits(scores)
+  if among is not None:
+    bits = jnp.where(among, bits + 1, 0)
+  axes = None if axes is None else tuple(sorted(axis % scores.ndim for axis in axes))
+  return _keep([bits], keep, axes)[0]
 
 
-def _ordered_bits(scores: jax.Array) -> tuple[jax.Array, int]:
-  """Bit patterns that order as the scores do; the sign bit is clear, so -0 equals +0."""
+def keep_largest_of(scores: Sequence[jax.Array], keep: jax.Array | int) -> list[jax.Array]:
+  """Marks the `keep` largest scores of several arrays together, as if they were one.
+
+  Args:
+    scores: float[...] each, non-negative, of any shapes; equal ones win by array, then by row-major order.
+    keep: int32[], how many to mark in all.
+
+  Returns:
+    bool[...] for each array, with exactly `keep` True entries in all.
+
+  >>> import jax.numpy as jnp
+  >>> [mask.tolist() for mask in keep_largest_of([jnp.array([1.0, 5.0]), jnp.array([[3.0]])], 2)]
+  [[False, True], [[True]]]
+  """
+  wide = jnp.result_type(jnp.float32, *scores)
+  bits = [_ordered_bits(score.astype(wide)) for score in scores]
+  return _keep(bits, keep, None)
+
+
+def _ordered_bits(scores: jax.Array) -> jax.Array:
+  """Bit patterns that order as the scores do; the sign bit is clear, so -0 equals +0 and one can be added."""
   if scores.dtype == jnp.float64:
-    return jax.lax.bitcast_convert_type(jnp.abs(scores), jnp.uint64), 64
-  wide = jnp.abs(scores.astype(jnp.float32))  # bfloat16 and float16 widen without changing order or ties
-  return jax.lax.bitcast_convert_type(wide, jnp.uint32), 32
+    return lax.bitcast_convert_type(jnp.abs(scores), jnp.uint64)
+  # bfloat16 and float16 widen without changing order or ties
+  return lax.bitcast_convert_type(jnp.abs(scores.astype(jnp.float32)), jnp.uint32)
+
+
+def _keep(bits: list[jax.Array], keep: jax.Array | int, axes: tuple[int, ...] | None) -> list[jax.Array]:
+  keep = jnp.asarray(keep, jnp.int32)
+  threshold, above, exact = _search(bits, keep, bits[0].dtype.itemsize * 8, axes)
+  tied = [one == threshold for one in bits]
+
+  def first_tied() -> list[jax.Array]:
+    # Indices counted down from the end are keys of which the first are the largest, and no two are equal.
+    size = sum(_rivals(one.shape, axes) for one in bits)
+    keys, start = [], 0
+    for one, ties in zip(bits, tied, strict=True):
+      keys.append(jnp.where(ties, size - start - _index(one.shape, axes), 0).astype(jnp.uint32))
+      start += _rivals(one.shape, axes)
+    floor, _, _ = _search(keys, jnp.where(exact, 0, keep - above), size.bit_length(), axes)
+    return [ties & (exact | (key >= floor)) for ties, key in zip(tied, keys, strict=True)]
+
+  taken = lax.cond(jnp.all(exact), lambda: tied, first_tied)  # the usual case has nothing to break
+  return [(one > threshold) | ties for one, ties in zip(bits, taken, strict=True)]
+
+
+def _search(
+  values: list[jax.Array], keep: jax.Array, width: int, axes: tuple[int, ...] | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Finds the largest threshold that at least `keep` values reach, or sooner one that exactly `keep` reach.
+
+  Args:
+    values: unsigned[...] each, under 2**width.
+    keep: int32[], or one for each competition.
+    width: bits to fix.
+    axes: as in `keep_largest`; None for all.
+
+  Returns:
+    (threshold; how many values lie above it, of use where not exact; whether exactly `keep` reach it).
+  """
+  dtype = values[0].dtype
+  shape = () if axes is None else tuple(1 if axis in axes else n for axis, n in enumerate(values[0].shape))
+  everyone = sum(_rivals(one.shape, axes) for one in values)
+
+  def unsettled(state: tuple[jax.Array, ...]) -> jax.Array:
+    shift, _, reach, _ = state
+    return (shift > 0) & jnp.any(reach != keep)
+
+  def fix_digit(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    shift, threshold, reach, above = state
+    shift = shift - _DIGIT
+    unit = jnp.ones((), dtype) << shift.astype(dtype)
+    counts = _counts(values, [threshold + unit * jnp.asarray(digit, dtype) for digit in range(1, 2**_DIGIT)], axes)
+    # Counts fall as candidates rise, so those that enough values reach are the first ones: their number is the digit.
+    enough = [count >= keep for count in counts]
+    digit = sum(one.astype(dtype) for one in enough)
+    for one, count in zip(enough, counts, strict=True):
+      reach = jnp.where(one, count, reach)
+    for one, count in zip(reversed(enough), reversed(counts), strict=True):
+      above = jnp.where(one, above, count)
+    return shift, threshold + unit * digit, reach, above
+
+  start = (
+    jnp.int32(-(-width // _DIGIT) * _DIGIT),
+    jnp.zeros(shape, dtype),
+    jnp.full(shape, everyone, jnp.int32),
+    jnp.zeros(shape, jnp.int32),
+  )
+  _, threshold, reach, above = lax.while_loop(unsettled, fix_digit, start)
+  return threshold, above, reach == keep
+
+
+def _counts(values: list[jax.Array], floors: list[jax.Array], axes: tuple[int, ...] | None) -> list[jax.Array]:
+  """How many values reach each floor: one reduction of many results, since XLA reads its operand once for all."""
+  zeros = (jnp.int32(0),) * len(floors)
+  total = [0] * len(floors)
+  for one in values:
+    over = tuple(range(one.ndim)) if axes is None else axes
+    reach = tuple((one >= floor).astype(jnp.int32) for floor in floors)
+    counts = lax.reduce(reach, zeros, lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True)), over)
+    if axes is not None:
+      counts = [jnp.expand_dims(count, axes) for count in counts]
+    total = [a + b for a, b in zip(total, counts, strict=True)]
+  return total
+
+
+def _rivals(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:
+  return math.prod(shape if axes is None else (shape[axis] for axis in axes))
+
+
+def _index(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> jax.Array:
+  """Row-major index among the rivals, without a reshape (which would gather shards)."""
+  index = jnp.zeros(shape, jnp.int32)
+  for axis in range(len(shape)) if axes is None else axes:
+    index = index * shape[axis] + lax.broadcasted_iota(jnp.int32, shape, axis)
+  return index
