@@ -57,6 +57,8 @@ class Site(NamedTuple):
     stack: depths of the enclosing scans that give each iteration another weight, outermost first.
     lengths: the lengths of those scans.
     flops: floating-point operations of one pass, every iteration of a scan counted, of a while one.
+    shape: of its weight; () where side is None.
+    summed: the axes of its weight that are summed over; the others are its output channels.
     paths: the parameters that its weight depends on.
     custom: it stands under a custom derivative rule.
     weighs: its fixed operand is a weight, though the types of both may keep it from being rewritten.
@@ -69,9 +71,16 @@ class Site(NamedTuple):
   stack: tuple[int, ...]
   lengths: tuple[int, ...]
   flops: int
+  shape: tuple[int, ...]
+  summed: tuple[int, ...]
   paths: frozenset[str]
   custom: bool
   weighs: bool
+
+  @property
+  def channels(self) -> int:
+    """How many outputs its weight has."""
+    return math.prod(size for axis, size in enumerate(self.shape) if axis not in self.summed)
 
 
 class Plan(NamedTuple):
@@ -216,7 +225,25 @@ def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
   paths = frozenset().union(*(tag.paths for tag in pair))
   lengths = tuple(place.lengths[depth] for depth in stack)
   flops = _flops(eqn) * place.trips
-  return Site('', eqn.primitive.name, side, why_not, stack, lengths, flops, paths, place.custom, weighs)
+  shape = () if side is None else eqn.invars[side].aval.shape
+  known = side is not None and eqn.primitive.name in CONTRACTIONS
+  summed = summed_axes(eqn.primitive.name, eqn.params, side, len(shape)) if known else ()
+  return Site('', eqn.primitive.name, side, why_not, stack, lengths, flops, shape, summed, paths, place.custom, weighs)
+
+
+def summed_axes(kind: str, params: Mapping[str, Any], side: int, ndim: int) -> tuple[int, ...]:
+  """Returns the axes of a weight that a contraction sums over; the others are its output channels.
+
+  Args:
+    kind: 'dot_general' or 'conv_general_dilated'.
+    params: of the equation.
+    side: which operand is the weight, 0 or 1.
+    ndim: of the weight.
+  """
+  if kind == 'conv_general_dilated':
+    out_features = params['dimension_numbers'].rhs_spec[0]
+    return tuple(axis for axis in range(ndim) if axis != out_features)
+  return tuple(params['dimension_numbers'][0][side])
 
 
 def _flops(eqn: Any) -> int:
@@ -299,7 +326,7 @@ _READERS: dict[str, Callable[..., tuple[tuple[Tag, ...], tuple[Plan, ...]]]] = {
 }
 
 
-def _named(plan: Plan, counts: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Plan:
+def _named(plan: Plan, counts: dict[str, int], shapes: dict[str, Any]) -> Plan:
   """Names the sites in program order. Branches of a cond are alternatives, so they share names."""
   sites, inner = {}, {}
   for index in sorted({*plan.sites, *plan.inner}):
@@ -319,14 +346,15 @@ def _named(plan: Plan, counts: dict[str, int], shapes: dict[str, tuple[int, ...]
   return plan._replace(sites=sites, inner=inner, beyond=beyond)
 
 
-def _name(site: Site, counts: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Site:
+def _name(site: Site, counts: dict[str, int], shapes: dict[str, Any]) -> Site:
   own = [path for path in site.paths if not trees.is_extra(path)]
   base = '+'.join(sorted(own or site.paths))  # what a hook added to a weight does not rename it
   if site.why_not or not base:
     return site._replace(name=base)
+  own_shapes = site.lengths, site.shape, site.summed  # alternatives share a name where what is kept by name fits both
   for count in itertools.count(counts.get(base, 0) + 1):
     name = base if count == 1 else f'{base}#{count}'
-    if shapes.setdefault(name, site.lengths) == site.lengths:
+    if shapes.setdefault(name, own_shapes) == own_shapes:
       counts[base] = count
       return site._replace(name=name)
   raise AssertionError('unreachable: the count is endless')

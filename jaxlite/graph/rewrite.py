@@ -35,7 +35,7 @@ class Rules(NamedTuple):
     wanted: whether a site is rewritten at all.
     merge: (record, record) -> record.
     fold: record with a leading axis -> record.
-    absent: leading axes, lengths -> the record that merges as nothing.
+    absent: (site, lengths of leading axes) -> the record that merges as nothing.
     across: (record, axes) -> record, the same on every shard.
   """
 
@@ -43,7 +43,7 @@ class Rules(NamedTuple):
   wanted: Callable[[provenance.Site], bool]
   merge: Callable[[Any, Any], Any]
   fold: Callable[[Any], Any]
-  absent: Callable[[tuple[int, ...]], Any]
+  absent: Callable[[provenance.Site, tuple[int, ...]], Any]
   across: Callable[[Any, tuple[str, ...]], Any]
 
 
@@ -79,7 +79,7 @@ class _Runner(NamedTuple):
     records = {}
     for name, site in self.wanted(plan).items():  # scans further out add their axes themselves
       lengths = tuple(n for depth, n in zip(site.stack, site.lengths, strict=True) if depth >= plan.depth)
-      records[name] = self.varying(self.rules.absent(lengths))
+      records[name] = self.varying(self.rules.absent(site, lengths))
     return records
 
   def wanted(self, plan: provenance.Plan) -> dict[str, provenance.Site]:

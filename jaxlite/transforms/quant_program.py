@@ -1,6 +1,7 @@
 """A traced program and what is to be quantized in it: sites, bits by rule, the rewriting.
 
-Between the public forms (`quantize.py`) and the arithmetic of one contraction (`quant_numerics.py`).
+Between the public forms (`quantize.py`, `fake_quant.py`, `lsq.py`, `ptq.py`) and the arithmetic of one contraction
+(`quant_product.py`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlite import trees
+from jaxlite.contract import Model, Params, State
 from jaxlite.graph import provenance, rewrite
+from jaxlite.graph.sources import model_tags
 from jaxlite.transforms import quant_numerics as numerics
-from jaxlite.transforms.quant_numerics import check_bits
+from jaxlite.transforms import quant_product as products
+from jaxlite.transforms.quant_numerics import Bits, check_bits
 
-Rules = Mapping[str, int | None]
+Rules = Mapping[str, numerics.BitsLike | None]
 Ranges = Mapping[str, numerics.Range]
+Chosen = dict[str, Bits | None]
+# (site's name, product, activation, weight, what it reads or None, mesh axes) -> (result, record)
+Visit = Callable[[str, products.Product, jax.Array, jax.Array, Any, tuple[str, ...]], tuple[jax.Array, Any]]
 Choose = Callable[[numerics.Range | None, numerics.Range], numerics.Range]
 
 
@@ -37,6 +44,35 @@ class Program(NamedTuple):
   out_tree: Any
 
 
+class Combine(NamedTuple):
+  """How what sites record comes together: over branches, iterations and shards, in any order.
+
+  Attributes:
+    merge: (record, record) -> record.
+    fold: record with a leading axis -> record.
+    absent: (site, lengths of leading axes) -> the record that merges as nothing.
+    across: (record, mesh axes) -> record.
+  """
+
+  merge: Callable[[Any, Any], Any]
+  fold: Callable[[Any], Any]
+  absent: Callable[[provenance.Site, tuple[int, ...]], Any]
+  across: Callable[[Any, tuple[str, ...]], Any]
+
+
+def _across(span: numerics.Range, axes: tuple[str, ...]) -> numerics.Range:
+  return lax.pmin(span[0], axes), lax.pmax(span[1], axes)
+
+
+RANGES = Combine(
+  merge=numerics.merge,
+  fold=lambda span: (jnp.min(span[0], axis=0, initial=jnp.inf), jnp.max(span[1], axis=0, initial=-jnp.inf)),
+  absent=lambda site, lengths: numerics.unseen(lengths),
+  across=_across,
+)
+NOTHING = Combine(merge=lambda one, other: (), fold=lambda _: (), absent=lambda *_: (), across=lambda record, _: record)
+
+
 def trace(fn: Callable[..., Any], args: Sequence[Any], tags: Sequence[provenance.Tag]) -> Program:
   """Traces and reads a function.
 
@@ -49,28 +85,54 @@ def trace(fn: Callable[..., Any], args: Sequence[Any], tags: Sequence[provenance
   return Program(jaxpr, provenance.read(jaxpr, tags), jax.tree.structure(shapes))
 
 
-def bits_by_site(plan: provenance.Plan, bits: int, rules: Rules | None) -> dict[str, int | None]:
+def trace_model(
+  model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any
+) -> tuple[Program, list[Any]]:
+  """Traces a model's apply.
+
+  Returns:
+    (the program, its inputs, flat).
+  """
+
+  def fn(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
+    return model.apply(params, state, inputs, train=train, key=key, step=step)
+
+  args = (params, state, inputs, key, step)
+  return trace(fn, args, model_tags(*args)), jax.tree.leaves(args)
+
+
+def bits_by_site(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
   """Decides the bits of every site; None keeps it float.
 
   Args:
     plan: of the program.
     bits: where no rule speaks.
     rules: by regular expression on the site's name; the first that matches decides.
+    what: names the asking part in an error.
   """
+  rules = {
+    pattern: None if value is None else check_bits(value, f'{what}: rule {pattern!r}')
+    for pattern, value in (rules or {}).items()
+  }
 
-  def decide(name: str) -> int | None:
-    return next((value for pattern, value in (rules or {}).items() if re.search(pattern, name)), bits)
+  def decide(name: str) -> Bits | None:
+    return next((value for pattern, value in rules.items() if re.search(pattern, name)), bits)
 
   return {name: decide(name) for name in plan.weight_sites()}
 
 
-def check(plan: provenance.Plan, rules: Rules | None, what: str) -> None:
-  """Raises ValueError where nothing can be quantized, or a rule matches nothing or asks for what cannot be.
+def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
+  """Decides the bits of every site, as `bits_by_site`, and refuses what would silently do nothing, or do it twice.
 
   Args:
     plan: of the program.
+    bits: where no rule speaks.
     rules: by regular expression on the site's name.
     what: names the asking part in an error.
+
+  Raises:
+    ValueError: nothing can be quantized; a rule matches nothing or asks for what cannot be; a weight that is
+      integers already.
   """
   sites = plan.weight_sites()
   left = [site for site in plan.all_sites() if site.why_not]
@@ -80,9 +142,7 @@ def check(plan: provenance.Plan, rules: Rules | None, what: str) -> None:
       f'{what} finds no contraction of a parameter with an activation ({reasons or "no contraction at all"}):'
       ' pass the weights as arguments, not through a closure, or leave the part out'
     )
-  for pattern, value in (rules or {}).items():
-    if value is not None:
-      check_bits(value, f'{what}: rule {pattern!r}')
+  for pattern in rules or {}:
     try:
       trees.select(sites, pattern, what=f'{what}: rule')
     except ValueError:
@@ -90,6 +150,19 @@ def check(plan: provenance.Plan, rules: Rules | None, what: str) -> None:
         if _matches(pattern, site.name):
           raise ValueError(f'{what}: rule {pattern!r} names {site.name}, which stays float: {site.why_not}') from None
       raise
+  chosen = bits_by_site(plan, bits, rules, what)
+  integers = frozenset().union(*(paths for name, paths in marks(plan) if name.startswith(numerics.MARK)))
+  for name, site in sites.items():
+    if chosen[name] is not None and site.paths & integers:
+      raise ValueError(
+        f'{what}: {name} is quantized already by another part: keep it float in one of them, rules={{{name!r}: None}}'
+      )
+  return chosen
+
+
+def marks(plan: provenance.Plan) -> list[tuple[str, frozenset[str]]]:
+  """Returns (name, paths) of every `checkpoint_name` on a weight, at any depth."""
+  return [mark for inner in plan.walk() for mark in inner.marks]
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -104,53 +177,81 @@ def _matches(pattern: str, name: str) -> bool:
 def run(
   program: Program,
   leaves: Sequence[Any],
-  bits: Mapping[str, int | None],
-  choose: Choose,
-  *,
-  ranges: Ranges | None = None,
-  real: bool = False,
-  active: jax.Array | None = None,
-  floating: bool = False,
-) -> tuple[Any, dict[str, numerics.Range]]:
-  """Runs a program with its sites in integers.
+  bits: Mapping[str, Bits | None],
+  visit: Visit,
+  combine: Combine = NOTHING,
+  reads: Mapping[str, Any] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+  """Runs a program with other arithmetic at its sites.
 
   Args:
     program: what was traced.
     leaves: its inputs, flat.
-    bits: by site; None keeps it float.
-    choose: (stored range or None, observed range) -> the range to use.
-    ranges: by site, float32[*lengths] each end; may lack a site.
-    real: whether to execute int8 operands.
-    active: bool[] or None; False is float.
-    floating: whether only to observe.
+    bits: by site; None leaves it as it is.
+    visit: what is done at a site.
+    combine: of what visits record.
+    reads: by site, what its visit reads, with the lengths of the enclosing scans as leading axes; may lack a site.
 
   Returns:
-    (results, the ranges observed by site).
+    (results, the records by site).
   """
 
-  def visit(site: provenance.Site, eqn: Any, operands: Sequence[Any], stored: Any, axes: tuple[str, ...]) -> Any:
-    side = site.side
-    x, w = operands[1 - side], operands[side]
-    seen = numerics.observe(x)
-    if axes:  # of the whole tensor, not of this shard
-      seen = across(seen, axes)
-    if floating:
-      return eqn.primitive.bind(*operands, **eqn.params), seen
-    product = numerics.Product(eqn.primitive, eqn.params, side, eqn.outvars[0].aval.dtype)
-    span = choose(stored, seen)
-    return numerics.quantized(product, x, w, span, bits=bits[site.name], real=real, active=active), seen
+  def at(site: provenance.Site, eqn: Any, operands: Sequence[Any], read: Any, axes: tuple[str, ...]) -> Any:
+    product = products.Product(eqn.primitive, eqn.params, site.side, eqn.outvars[0].aval.dtype)
+    return visit(site.name, product, operands[1 - site.side], operands[site.side], read, axes)
 
-  def across(span: numerics.Range, axes: tuple[str, ...]) -> numerics.Range:
-    return lax.pmin(span[0], axes), lax.pmax(span[1], axes)
+  rules = rewrite.Rules(at, lambda site: bits.get(site.name) is not None, *combine)
+  known = {name: read for name, read in (reads or {}).items() if bits.get(name) is not None}
+  results, records = rewrite.run(program.jaxpr, program.plan, leaves, rules, known)
+  return jax.tree.unflatten(program.out_tree, results), records
 
-  rules = rewrite.Rules(
-    visit=visit,
-    wanted=lambda site: bits.get(site.name) is not None,
-    merge=numerics.merge,
-    fold=lambda span: (jnp.min(span[0], axis=0, initial=jnp.inf), jnp.max(span[1], axis=0, initial=-jnp.inf)),
-    absent=numerics.unseen,
-    across=across,
-  )
-  reads = {name: span for name, span in (ranges or {}).items() if bits.get(name) is not None}
-  results, seen = rewrite.run(program.jaxpr, program.plan, leaves, rules, reads)
-  return jax.tree.unflatten(program.out_tree, results), seen
+
+def seen(x: jax.Array, axes: tuple[str, ...]) -> numerics.Range:
+  """Returns the range of an activation: of the whole tensor, not of this shard."""
+  span = numerics.observe(x)
+  return _across(span, axes) if axes else span
+
+
+def observing(name: str, product: products.Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
+  """A Visit that computes in float and records the activation's range."""
+  del name, read
+  return product.bind(x, w), seen(x, axes)
+
+
+def in_integers(
+  bits: Mapping[str, Bits | None],
+  choose: Choose,
+  *,
+  real: bool = False,
+  active: jax.Array | None = None,
+  observe: bool = True,
+) -> Visit:
+  """Returns the Visit that quantizes.
+
+  Args:
+    bits: by site.
+    choose: (stored range or None, observed range) -> the range to use.
+    real: whether to execute int8 operands.
+    active: bool[] or None; False is float.
+    observe: whether to record the activation's range (combine by `RANGES`); else stored ranges are used as they are,
+      no activation is looked through, and there is no record (`NOTHING`).
+  """
+
+  def visit(name: str, product: products.Product, x: Any, w: Any, stored: Any, axes: tuple[str, ...]) -> Any:
+    if bits[name].activation is None:
+      out = products.weight_quantized(product, x, w, bits=bits[name], active=active)
+      return out, numerics.unseen() if observe else ()
+    span = seen(x, axes) if observe or stored is None else stored
+    used = choose(stored, span) if observe else span
+    out = products.quantized(product, x, w, used, bits=bits[name], real=real, active=active)
+    return out, span if observe else ()
+
+  return visit
+
+
+def stored_or(stored: numerics.Range | None, span: numerics.Range) -> numerics.Range:
+  """Takes the stored range where it holds anything, else that of the call."""
+  if stored is None:
+    return span
+  known = numerics.is_seen(stored)
+  return jnp.where(known, stored[0], span[0]), jnp.where(known, stored[1], span[1])

@@ -1,7 +1,7 @@
 """Quantization to 2 to 8 bits by rewriting the program: fake in training, real integers from the same ranges.
 
 Any JAX function, whatever wrote it: its jaxpr is read, each contraction of a weight with an activation is done in
-integers (`quant_numerics.py`), all else stays. Nothing is patched, so a float trace before or after changes
+integers (`quant_product.py`), all else stays. Nothing is patched, so a float trace before or after changes
 nothing. What could not be quantized is told by `coverage`, never passed over.
 """
 
@@ -17,9 +17,10 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Hook, Model, Params, State, drop_extras
 from jaxlite.graph.provenance import DATA, weight
-from jaxlite.graph.sources import model_tags
 from jaxlite.transforms import quant_numerics as numerics
 from jaxlite.transforms import quant_program
+from jaxlite.transforms.activations import Activations, check_step, ema_ranges, given_ranges
+from jaxlite.transforms.quant_numerics import BitsLike, check_bits
 from jaxlite.transforms.quant_program import Ranges, Rules
 
 
@@ -29,7 +30,8 @@ class Coverage(NamedTuple):
   Attributes:
     name: the path of its weight, `#2` on a second use; '' where it has none.
     kind: dot_general, conv_general_dilated, ...
-    bits: of weight and activation; None where it stays float.
+    bits: of its weight; None where it stays float.
+    activation_bits: of its activation; None where that stays float.
     why: why it stays float, or what to know; '' where there is nothing to say.
     flops: floating-point operations of one call; of branches that share a weight the first is counted, of a
       while loop one iteration.
@@ -39,6 +41,7 @@ class Coverage(NamedTuple):
   name: str
   kind: str
   bits: int | None
+  activation_bits: int | None
   why: str
   flops: int
   share: float
@@ -51,7 +54,7 @@ class Coverage(NamedTuple):
 def quantize(
   fn: Callable[..., Any],
   *,
-  bits: int = 8,
+  bits: BitsLike = 8,
   weights: int | Sequence[int] = 0,
   real: bool = False,
   rules: Rules | None = None,
@@ -66,13 +69,13 @@ def quantize(
 
   Args:
     fn: any function of pytrees of arrays; leaves that are no arrays are passed as they are.
-    bits: 2 to 8, of weights and activations.
+    bits: 2 to 8, of weights and activations, or a pair of theirs; (4, None) leaves activations float.
     weights: position(s) of the arguments that hold the weights.
     real: execute int8 operands into int32 instead of integer-valued float32. Bit-equal while
       K * max|a| * max|w| <= 2^24, K being the length of the sum.
-    rules: {regular expression on a site's name: bits, or None to keep it float}; the first match decides.
-    ranges: {site: (lowest, highest)}, as `observe` or `model_state['jl.fake_quant']` gives them; a site that
-      it lacks takes the range of the call.
+    rules: {regular expression on a site's name: bits, as above, or None to keep it float}; the first match decides.
+    ranges: {site: (lowest, highest)}, as `observe`, `calibrate` or `model_state['jl.fake_quant']` gives them; a
+      site that it lacks takes the range of the call.
 
   Returns:
     A function of the same arguments.
@@ -91,18 +94,18 @@ def quantize(
   >>> bool((fake == real).all()), bool((abs(fake - dense(w, x)) < 0.01).all())
   (True, True)
   """
-  numerics.check_bits(bits, 'quantize')
+  number = check_bits(bits, 'quantize')
 
   def quantized(*args: Any, **kwargs: Any) -> Any:
     program, leaves = _program(fn, weights, args, kwargs)
-    quant_program.check(program.plan, rules, 'quantize')
-    chosen = quant_program.bits_by_site(program.plan, bits, rules)
+    chosen = quant_program.check(program.plan, number, rules, 'quantize')
     unknown = sorted(set(ranges or {}) - set(chosen))
     if unknown:
       raise ValueError(
         f'quantize: ranges name {unknown[0]!r}, which is no site; nearest: {trees.nearest(unknown[0], chosen)}'
       )
-    return quant_program.run(program, leaves, chosen, _frozen, ranges=ranges, real=real)[0]
+    visit = quant_program.in_integers(chosen, quant_program.stored_or, real=real)
+    return quant_program.run(program, leaves, chosen, visit, quant_program.RANGES, ranges)[0]
 
   return quantized
 
@@ -129,15 +132,14 @@ def observe(
 
   def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, numerics.Range]]:
     program, leaves = _program(fn, weights, args, kwargs)
-    quant_program.check(program.plan, rules, 'observe')
-    chosen = quant_program.bits_by_site(program.plan, numerics.MAX_BITS, rules)
-    return quant_program.run(program, leaves, chosen, _frozen, floating=True)
+    chosen = quant_program.check(program.plan, check_bits(numerics.MAX_BITS, 'observe'), rules, 'observe')
+    return quant_program.run(program, leaves, chosen, quant_program.observing, quant_program.RANGES)
 
   return observed
 
 
 def coverage(
-  fn: Callable[..., Any], *, bits: int = 8, weights: int | Sequence[int] = 0, rules: Rules | None = None
+  fn: Callable[..., Any], *, bits: BitsLike = 8, weights: int | Sequence[int] = 0, rules: Rules | None = None
 ) -> Callable[..., list[Coverage]]:
   """Tells what `quantize` with the same arguments would do to a function: every contraction, and why not.
 
@@ -159,12 +161,13 @@ def coverage(
    None both operands are activations 0.27
   """
 
+  number = check_bits(bits, 'coverage')
+
   def covered(*args: Any, **kwargs: Any) -> list[Coverage]:
     program, _ = _program(fn, weights, args, kwargs)
     sites = program.plan.all_sites()
-    if rules:
-      quant_program.check(program.plan, rules, 'coverage')
-    chosen = quant_program.bits_by_site(program.plan, bits, rules)
+    decide = quant_program.check if rules else quant_program.bits_by_site
+    chosen = decide(program.plan, number, rules, 'coverage')
     total = sum(site.flops for site in sites) or 1
     rows = []
     for site in sites:
@@ -172,18 +175,12 @@ def coverage(
       why = site.why_not or ('kept float by rule' if kept is None else '')
       if kept is not None and site.custom:
         why = 'its gradient is its own derivative rule'
-      rows.append(Coverage(site.name, site.kind, kept, why, site.flops, site.flops / total))
+      weight_bits, activation_bits = kept or (None, None)
+      share = site.flops / total
+      rows.append(Coverage(site.name, site.kind, weight_bits, activation_bits, why, site.flops, share))
     return rows
 
   return covered
-
-
-def _frozen(stored: numerics.Range | None, seen: numerics.Range) -> numerics.Range:
-  """Takes the stored range where there is one, else that of the call."""
-  if stored is None:
-    return seen
-  known = numerics.is_seen(stored)
-  return jnp.where(known, stored[0], seen[0]), jnp.where(known, stored[1], seen[1])
 
 
 def _program(
@@ -220,11 +217,13 @@ def _is_array(leaf: Any) -> bool:
 
 
 def fake_quant(
-  bits: int = 8,
+  bits: BitsLike = 8,
   *,
   rules: Rules | None = None,
-  decay: float = 0.99,
+  activations: Activations | None = None,
+  decay: float | None = None,
   begin: int = 0,
+  real: bool = False,
   name: str = 'fake_quant',
 ) -> Hook:
   """Trains the model as it will run in integers (quantization-aware training).
@@ -234,12 +233,19 @@ def fake_quant(
   sees and then moves by 1 - decay; evaluation takes them as they stand. Evaluation always shows the integers,
   also before `begin`. On export the ranges go and the weights stay float: rounding them is deployment's.
 
+  A batch norm is trained as it will be deployed, whether or not it is folded into its contraction: a factor per
+  output channel changes no integer but its sign, see `quant_numerics.py`.
+
   Args:
-    bits: 2 to 8, of weights and activations.
-    rules: {regular expression on a site's name, the path of its weight: bits, or None to keep it float}; the
-      first match decides.
-    decay: of the ranges, a step; from 0 (the last batch's) to below 1.
+    bits: 2 to 8, of weights and activations, or a pair of theirs; (4, None) leaves activations float.
+    rules: {regular expression on a site's name, the path of its weight: bits, as above, or None to keep it float};
+      the first match decides.
+    activations: where their ranges come from: `ema_ranges(decay, freeze=)`, `dynamic_ranges()` or
+      `frozen_ranges(ranges)`; None is `ema_ranges()`.
+    decay: short for `activations=ema_ranges(decay)`.
     begin: optimizer steps before which training is float; ranges are collected all the same.
+    real: execute int8 operands into int32 instead of integer-valued float32; for evaluation and deployment, on the
+      params and state that the fake model was trained to.
     name: of the hook.
 
   Returns:
@@ -259,43 +265,50 @@ def fake_quant(
   >>> [float(end) for end in state['jl.fake_quant']['dense/kernel']]
   [0.0, 2.0]
   """
-  numerics.check_bits(bits, name)
+  number = check_bits(bits, name)
   for pattern, value in (rules or {}).items():
     if value is not None:
-      numerics.check_bits(value, f'{name}: rule {pattern!r}')
-  if not 0 <= decay < 1:
-    raise ValueError(f'{name}: decay is from 0 to below 1, got {decay!r}')
-  if isinstance(begin, bool) or not isinstance(begin, int | np.integer) or begin < 0:
-    raise ValueError(f'{name}: begin is a whole number of optimizer steps, got {begin!r}')
+      check_bits(value, f'{name}: rule {pattern!r}')
+  if activations is not None and decay is not None:
+    raise ValueError(f'{name}: decay is short for activations=ema_ranges(decay): give one of them')
+  source = activations or ema_ranges(0.99 if decay is None else decay)
+  check_step(begin, f'{name}: begin')
   entry = f'jl.{name}'
-
-  def average(stored: numerics.Range | None, seen: numerics.Range) -> numerics.Range:
-    return seen if stored is None else numerics.blend(stored, seen, decay)
 
   def wrap(model: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = model.init(key, inputs)
-      program, _ = _model_program(model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32))
-      quant_program.check(program.plan, rules, name)
-      chosen = quant_program.bits_by_site(program.plan, bits, rules)
+      program, _ = quant_program.trace_model(
+        model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32)
+      )
+      chosen = quant_program.check(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
-      return params, {**state, entry: {n: numerics.unseen(sites[n].lengths) for n in chosen if chosen[n] is not None}}
+      lengths = {n: sites[n].lengths for n, b in chosen.items() if b is not None and b.activation is not None}
+      if source.ranges is not None:
+        return params, {**state, entry: given_ranges(source.ranges, lengths, name)}
+      return params, {**state, entry: {n: numerics.unseen(lengths[n]) for n in lengths if source.kept}}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if entry not in state:
         raise ValueError(f'{name} needs its ranges, model_state[{entry!r}]: init with the model that this recipe wraps')
       inner, ranges = _without(state, entry), state[entry]
-      program, leaves = _model_program(model, params, inner, inputs, train=train, key=key, step=step)
-      chosen = quant_program.bits_by_site(program.plan, bits, rules)
+      program, leaves = quant_program.trace_model(model, params, inner, inputs, train=train, key=key, step=step)
+      chosen = quant_program.bits_by_site(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
       # A second use that only this kind of pass has is quantized by what it sees.
       known = {n: span for n, span in ranges.items() if n in sites and span[0].shape == sites[n].lengths}
       active = jnp.asarray(step) >= begin if train and begin and step is not None else None
-      (outputs, inner), seen = quant_program.run(
-        program, leaves, chosen, average if train else _frozen, ranges=known, active=active
-      )
-      if train:
-        ranges = {n: numerics.blend(span, seen[n], decay) if n in known else span for n, span in ranges.items()}
+
+      def moved(stored: numerics.Range | None, seen: numerics.Range) -> numerics.Range:
+        return source.used(stored, seen, step)
+
+      choose = moved if train else quant_program.stored_or
+      observe = source.ranges is None
+      visit = quant_program.in_integers(chosen, choose, real=real, active=active, observe=observe)
+      combine = quant_program.RANGES if observe else quant_program.NOTHING
+      (outputs, inner), seen = quant_program.run(program, leaves, chosen, visit, combine, known)
+      if train and observe:
+        ranges = {n: moved(span, seen[n]) if n in known else span for n, span in ranges.items()}
       return outputs, {**inner, entry: ranges}
 
     def after(params: Params, state: State, step: Any) -> State:
@@ -322,27 +335,14 @@ def weight_bits(model: Model, params: Params, model_state: State, inputs: Any) -
   Returns:
     {path: bits}; a weight that is not listed is float. Used at several sites, the most bits.
   """
-  program, _ = _model_program(model, params, model_state, inputs, train=False, key=None, step=None)
+  program, _ = quant_program.trace_model(model, params, model_state, inputs, train=False, key=None, step=None)
   found: dict[str, int] = {}
-  for plan in program.plan.walk():
-    for mark, paths in plan.marks:
-      if mark.startswith(numerics.MARK):
-        bits = int(mark.removeprefix(numerics.MARK))
-        found.update({path: max(bits, found.get(path, 0)) for path in paths if not trees.is_extra(path)})
+  for mark, paths in quant_program.marks(program.plan):
+    if mark.startswith(numerics.MARK):
+      bits = int(mark.removeprefix(numerics.MARK))
+      found.update({path: max(bits, found.get(path, 0)) for path in paths if not trees.is_extra(path)})
   return found
 
 
 def _without(state: State, entry: str) -> State:
   return {key: value for key, value in state.items() if key != entry}
-
-
-def _model_program(
-  model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any
-) -> tuple[quant_program.Program, list[Any]]:
-  """Traces a model's apply."""
-
-  def fn(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
-    return model.apply(params, state, inputs, train=train, key=key, step=step)
-
-  args = (params, state, inputs, key, step)
-  return quant_program.trace(fn, args, model_tags(*args)), jax.tree.leaves(args)
