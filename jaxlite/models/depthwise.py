@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import as_images
+from jaxlite.models.layers import as_images, scaled_normal
 
 
 class DepthwiseCNN(nn.Module):
@@ -64,7 +64,7 @@ class DepthwiseCNN(nn.Module):
         padding=size // 2,
         feature_group_count=groups,
         use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
+        kernel_init=scaled_normal(2.0),
         dtype=self.dtype,
         name=name,
       )

@@ -1,8 +1,9 @@
-"""What the reference networks share: pooling, and inputs brought to one shape and dtype."""
+"""What the reference networks share: pooling, first values, inputs brought to one shape and dtype."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -97,3 +98,36 @@ def depth_rates(last: float, blocks: int, name: str) -> list[float]:
   if not 0 <= last < 1:
     raise ValueError(f'{name}: drop_path is the share dropped at the last block, in [0, 1); got {last}')
   return [last * block / blocks for block in range(1, blocks + 1)]
+
+
+def scaled_normal(scale: float) -> Callable[..., jax.Array]:
+  """Initializes kernels from a normal distribution of variance scale / inputs, cut off at two deviations.
+
+  The values of `flax.linen.initializers.he_normal` (scale 2) and `lecun_normal` (scale 1), up to rounding, drawn in
+  one axis and reshaped, since XLA:CPU compiles a draw in four axes much longer. Measured, the first `init` of a
+  ResNet20 on one of two busy cores of an AMD EPYC: 3.1 s of CPU, and 8.8 s with `he_normal()` in its place:
+
+      python -c "import time, jax, jaxlite; from jaxlite.models import ResNet20
+      model, images = jaxlite.adapt(ResNet20()), jax.numpy.ones((2, 32, 32, 3)); began = time.process_time()
+      model.init(jax.random.key(0), images); print(time.process_time() - began)"
+
+  Args:
+    scale: 2 before a ReLU, 1 elsewhere.
+
+  Returns:
+    (key, shape, dtype) -> array; all axes but the last are inputs.
+
+  References:
+    He, Zhang, Ren and Sun, Delving Deep into Rectifiers, 2015, https://arxiv.org/abs/1502.01852
+
+  >>> kernel = scaled_normal(2.0)(jax.random.key(0), (3, 3, 8, 16))
+  >>> kernel.shape, round(float(kernel.var() * 72), 1)
+  ((3, 3, 8, 16), 2.0)
+  """
+
+  def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+    deviation = math.sqrt(scale / max(math.prod(shape[:-1]), 1)) / 0.87962566103423978  # that of the cut normal
+    drawn = jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype)
+    return (drawn * jnp.asarray(deviation, dtype)).reshape(shape)
+
+  return init

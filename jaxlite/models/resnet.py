@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import as_images, depth_rates
+from jaxlite.models.layers import as_images, depth_rates, scaled_normal
 
 
 class ResNet(nn.Module):
@@ -154,7 +154,7 @@ class _ConvNorm(nn.Module):
       strides=self.stride,
       padding=self.kernel[0] // 2,  # as published; 'SAME' would pad a halving convolution on one side only
       use_bias=False,
-      kernel_init=nn.initializers.he_normal(),
+      kernel_init=scaled_normal(2.0),
       dtype=self.dtype,
       name='conv',
     )(x)
