@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import TAPS, Context, Network, weighted_mean
+from jaxlite.fields import nearest
 from jaxlite.transforms.kd import check_classes
-from jaxlite.trees import nearest
 
 Teacher = Network | Callable[[Any], jax.Array] | str
 Divergence = Callable[..., jax.Array]  # (student, teacher, and any of temperature=, labels=, weight=) -> float[B]
@@ -72,12 +72,14 @@ def run(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
     inputs: one batch, [B, ...].
   """
 
-  def forward(values: dict[str, Any], inputs: Any) -> Any:
-    if not values:
-      return teacher(inputs)
-    return teacher.model.apply(values['params'], values['model_state'], inputs, train=False, key=None)[0]
+  return apart(lambda values, inputs: forward(teacher, values, inputs), values, inputs)
 
-  return apart(forward, values, inputs)
+
+def forward(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
+  """Returns a teacher's outputs, as in evaluation."""
+  if not values:
+    return teacher(inputs)
+  return teacher.model.apply(values['params'], values['model_state'], inputs, train=False, key=None)[0]
 
 
 def apart(forward: Callable[..., Any], *args: Any) -> Any:
@@ -104,7 +106,7 @@ def found(context: Context, name: str, what: str) -> jax.Array:
     return jax.lax.stop_gradient(jnp.asarray(context.batch[name]))
   known = [*context.batch, *taps]
   raise ValueError(
-    f'{what}: neither the batch nor a tap holds {name!r}; nearest: {", ".join(nearest(name, known))}: attach it with '
+    f'{what}: neither the batch nor a tap holds {name!r}; nearest: {nearest(name, known)}: attach it with '
     'jaxlite.data.cache_logits or jaxlite.data.attach'
   )
 
