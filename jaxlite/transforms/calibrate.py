@@ -101,9 +101,9 @@ def by_percentile(percent: float = 99.9) -> Calibrate:
   def span(seen: Histogram, bits: int) -> tuple[float, float]:
     del bits
     near, far, counts = _bins(seen)
-    needed = counts.sum() * (percent / 100)
-    upper = np.searchsorted(np.cumsum(counts), needed - 0.5)  # half a count, since products of floats miss a whole
-    lower = np.searchsorted(np.cumsum(counts[::-1]), needed - 0.5)
+    rank = np.ceil(counts.sum() * percent / 100 - 1e-6)  # 99.9 % of 5,000 is not quite whole in floats
+    upper = np.searchsorted(np.cumsum(counts), rank)
+    lower = np.searchsorted(np.cumsum(counts[::-1]), rank)
     low, high = float(seen.span[0]), float(seen.span[1])
     ends = np.maximum(near, far)[upper], np.minimum(near, far)[::-1][lower]
     return max(low, float(ends[1])), min(high, float(ends[0]))
@@ -147,6 +147,7 @@ def _bins(seen: Histogram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   keys = keys[(keys & 0x7F80) != 0x7F80]  # exponent of NaN and infinity
   near = (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
   far = ((keys.astype(np.uint32) << 16) | 0xFFFF).view(np.float32).astype(np.float64)
+  far = np.where(near == 0, 0, far)  # what shares the bin of zero is no more than 1e-40
   order = np.lexsort((far, near))
   return near[order], far[order], counts[keys][order]
 
