@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxlite.data.columns import Columns
 from jaxlite.data.dataset import Split, whole
 
 Batch = dict[str, np.ndarray]
 
 
-def steps_per_epoch(split: Split, batch_size: int) -> int:
+def steps_per_epoch(split: Split | Columns, batch_size: int) -> int:
   """Returns how many batches show every example once; the last may be padded.
 
   Args:
@@ -31,7 +32,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
   return -(-count // batch_size)
 
 
-def batch_at(split: Split, batch_size: int, seed: int, step: int) -> Batch:
+def batch_at(split: Split | Columns, batch_size: int, seed: int, step: int) -> Batch:
   """Returns the batch of one step: shuffled anew each epoch, every example exactly once an epoch.
 
   Args:
@@ -41,7 +42,8 @@ def batch_at(split: Split, batch_size: int, seed: int, step: int) -> Batch:
     step: not negative; the epoch is `step // steps_per_epoch(split, batch_size)`.
 
   Returns:
-    inputs [batch_size, ...] in the split's dtype, labels int32 [batch_size], weight float32 [batch_size].
+    inputs [batch_size, ...] in the split's dtype, labels int32 [batch_size], weight float32 [batch_size], and the
+    split's columns where it has some (`jaxlite.data.attach`).
     The last batch of an epoch is filled up with other examples of that epoch at weight 0: real images, so
     that batch statistics see none that do not exist.
 
@@ -55,7 +57,7 @@ def batch_at(split: Split, batch_size: int, seed: int, step: int) -> Batch:
   steps = steps_per_epoch(split, batch_size)
   epoch, index = divmod(whole(step, 'step', least=0), steps)
   order = _order(len(split.labels), whole(seed, 'seed', least=0), epoch)
-  return _gather(split, order[index * batch_size : (index + 1) * batch_size], order, batch_size)
+  return _gather(split, order[index * batch_size : (index + 1) * batch_size], order, batch_size, (seed, step))
 
 
 @functools.lru_cache(maxsize=4)  # pure: only saves drawing an epoch's order at each of its steps
@@ -65,7 +67,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
   return order
 
 
-def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+def eval_batches(split: Split | Columns, batch_size: int) -> Iterator[Batch]:
   """Yields every example once, in order, in batches of one size; the last is padded at weight 0.
 
   Args:
@@ -91,9 +93,15 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
   return (_gather(split, order[start : start + batch_size], order, batch_size) for start in starts)
 
 
-def _gather(split: Split, rows: np.ndarray, order: np.ndarray, batch_size: int) -> Batch:
+def _gather(
+  split: Split | Columns,
+  rows: np.ndarray,
+  order: np.ndarray,
+  batch_size: int,
+  draw: tuple[int, int] | None = None,
+) -> Batch:
   weight = np.zeros(batch_size, np.float32)
   weight[: len(rows)] = 1
   if len(rows) < batch_size:  # the epoch's first rows: never among its last ones, as batch_size <= N
     rows = np.concatenate([rows, order[: batch_size - len(rows)]])
-  return {'inputs': split.inputs.take(rows, axis=0), 'labels': split.labels.take(rows), 'weight': weight}
+  return {**split.take(rows, draw), 'weight': weight}

@@ -29,6 +29,11 @@ class Split(NamedTuple):
   inputs: np.ndarray
   labels: np.ndarray
 
+  def take(self, rows: np.ndarray, draw: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    """Returns these examples as the arrays of a batch; `draw` is (seed, step) where something is drawn."""
+    del draw
+    return {'inputs': self.inputs.take(rows, axis=0), 'labels': self.labels.take(rows)}
+
 
 class Dataset(NamedTuple):
   """Three splits and what is known about them.
