@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
-from jaxlite import checkpoint, logs, metrics, packages, preempt, program, report, runs, trees
+from jaxlite import allocator, checkpoint, compile_cache, logs, metrics, packages, preempt, program, report, runs, trees
 from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config import Config, Duration, nearest, validate
@@ -26,6 +26,7 @@ from jaxlite.contract import CONST, Model, Network, Recipe, chain
 from jaxlite.losses import cross_entropy
 from jaxlite.step import Train, TrainState, train_step, weights_of, went_nan
 from jaxlite.transforms.normalize import normalize
+from jaxlite.transforms.plateau import observe_score
 from jaxlite.transforms.prune import PruneState
 from jaxlite.trees import find
 
@@ -122,11 +123,15 @@ def train(
   packages.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   folder = checkpoint.check_workdir(workdir)
+  if config.machine.keep_memory:
+    allocator.share_one_arena()  # before JAX starts its threads
   with checkpoint.lock(folder), preempt.guard() as guard:
     done = runs.settle(folder, config, say)
     if done is not None:
       return done
     logs.print_device(say)
+    if config.machine.compile_cache:
+      say(compile_cache.enable())
     setup = prepare(config, folder, model, data)
     for note in setup.data.notes:
       say(f'note: {note}')
@@ -139,7 +144,7 @@ def train(
           inputs = setup.first_batch['inputs']
           if reason := program.save_program(folder, setup.train.model, setup.recipe, values, inputs):
             say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
-        state, record = _fit(setup, state, record, saves, records, guard)
+        state, record = _fit(setup, state, record, saves, records, guard, say)
       state = _best(setup, state, record, saves)
     _check_targets(state, say)
     test = evaluate(setup, state, setup.data.test, guard)
@@ -211,12 +216,12 @@ def evaluate(setup: Setup, state: TrainState, split: datasets.Split, guard: pree
 
 
 def _fit(
-  setup: Setup, state: TrainState, record: Record, saves: Any, records: logs.Records, guard: preempt.Guard
+  setup: Setup, state: TrainState, record: Record, saves: Any, records: logs.Records, guard: preempt.Guard, say: Say
 ) -> tuple[TrainState, Record]:
   config, plan, step = setup.config, setup.plan, int(state.step)
   progress = logs.Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
   pending: list[Any] = list(record.pending)  # on the device until a log point fetches them
-  began = time.monotonic() - record.seconds
+  began, started = time.monotonic() - record.seconds, step
 
   def save(*, wait: bool = False) -> None:
     record.pending = _fetch(pending)
@@ -244,6 +249,7 @@ def _fit(
         record.evaluated = step
         records.write('validation', step, scalars)
         score = _score(scalars, config.eval.metric)
+        state = state._replace(opt_state=observe_score(state.opt_state, score))
         progress.line(step, f'validation {config.eval.metric} {scalars[config.eval.metric]:.4f}')
         if _complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = record.best is None or score > record.best
@@ -263,9 +269,17 @@ def _fit(
 
     batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
     state, terms = setup.train.step(state, batch)
+    if step == started and config.machine.keep_memory:
+      _keep_memory(state, say)
     pending.append(terms)
     step += 1
     progress.step(step)
+
+
+def _keep_memory(state: TrainState, say: Say) -> None:
+  """Once the first step has shown what it needs; only on CPU do its temporaries come from malloc."""
+  if all(device.platform == 'cpu' for device in jax.block_until_ready(state.step).devices()):
+    say(f'memory: {allocator.keep_mapped().why}')
 
 
 def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:

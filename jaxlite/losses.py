@@ -5,11 +5,12 @@ Weights and means are the contract's business (`contract.task`); penalties and s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def cross_entropy(outputs: Any, batch: Mapping[str, Any]) -> jax.Array:
@@ -33,9 +34,76 @@ def cross_entropy(outputs: Any, batch: Mapping[str, Any]) -> jax.Array:
   >>> [round(float(value), 4) for value in cross_entropy(logits, {'labels': jnp.array([0, 0])})]
   [0.6931, 2000.0]
   """
-  logits, labels = check_classes(outputs, batch)
+  return _cross_entropy(*check_classes(outputs, batch), None)
+
+
+def weighted_cross_entropy(weights: Any) -> Callable[[Any, Mapping[str, Any]], jax.Array]:
+  """Makes a cross-entropy in which each class counts by its weight: rare classes more, say.
+
+  A soft label's classes count each by its own weight. The mean over a batch stays the mean over examples: with
+  `class_weights` the weights of the training split average 1, so the scale of the loss does not change.
+
+  Args:
+    weights: float[classes], at least 0 and not all 0; `class_weights(labels, classes)` gives balanced ones.
+
+  Returns:
+    A loss, (outputs, batch) -> float[B], as `cross_entropy`.
+
+  Raises:
+    ValueError: weights of another shape, negative or not finite; when called, as many weights as classes are not.
+
+  >>> loss = weighted_cross_entropy([1.0, 3.0])
+  >>> [round(float(value), 4) for value in loss(jnp.zeros((2, 2)), {'labels': jnp.array([0, 1])})]
+  [0.6931, 2.0794]
+  """
+  known = np.asarray(weights, np.float32)
+  if known.ndim != 1 or not (np.isfinite(known).all() and (known >= 0).all() and known.any()):
+    raise ValueError(f'class weights are float[classes], at least 0, finite and not all 0; got {weights}')
+
+  def loss(outputs: Any, batch: Mapping[str, Any]) -> jax.Array:
+    logits, labels = check_classes(outputs, batch)
+    if logits.shape[1] != len(known):
+      raise ValueError(f'class weights are one a class; got {len(known)} for logits {list(logits.shape)}')
+    return _cross_entropy(logits, labels, known)
+
+  return loss
+
+
+def class_weights(labels: Any, classes: int) -> np.ndarray:
+  """Returns balanced weights: examples / (classes * examples of the class), so that every class counts alike.
+
+  Args:
+    labels: int[N], those of the training split.
+    classes: how many classes there are.
+
+  Returns:
+    float32[classes]; their mean over the labels is 1.
+
+  Raises:
+    ValueError: labels that are no classes, or a class without an example, whose weight nobody knows.
+
+  References:
+    King and Zeng, Logistic Regression in Rare Events Data, 2001, https://doi.org/10.1093/oxfordjournals.pan.a004868
+
+  >>> class_weights([0, 0, 0, 1, 2, 2], 3).tolist()
+  [0.6666666865348816, 2.0, 1.0]
+  """
+  labels = np.asarray(labels)
+  if labels.ndim != 1 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f'class_weights takes labels int[N]; got {labels.dtype}{list(labels.shape)}')
+  if labels.min() < 0 or labels.max() >= classes:
+    raise ValueError(f'class_weights: labels are 0 to {classes - 1}; got {labels.min()} to {labels.max()}')
+  counts = np.bincount(labels, minlength=classes)
+  if not counts.all():
+    raise ValueError(f'class_weights: every class needs an example; none of class {int(counts.argmin())}: give weights')
+  return (labels.size / (classes * counts)).astype(np.float32)
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array, weights: Any) -> jax.Array:
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   log_p = jax.nn.log_softmax(logits)
+  if weights is not None:
+    log_p = jnp.where(weights > 0, log_p * weights, 0)  # a class that does not count, even at -inf
   if labels.ndim == 2:
     used = labels != 0  # a class without a share may have probability 0: 0 * -inf would be NaN, forward and back
     return -jnp.sum(jnp.where(used, labels * jnp.where(used, log_p, 0), 0), axis=1)

@@ -213,22 +213,80 @@ def mixup(alpha: float, classes: int) -> Augmentation:
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
     inputs = _field(batch, 'inputs', 'mixup').astype(jnp.float32)
-    labels = _soft(_field(batch, 'labels', 'mixup'), classes)
-    weight = batch.get('weight')
+    labels = _soft(_field(batch, 'labels', 'mixup'), classes, 'mixup')
     pairs, shares = jax.random.split(key)
-    partner = _partners(pairs, jnp.ones(len(inputs), bool) if weight is None else jnp.asarray(weight) > 0)
+    partner = _partners(pairs, _real(batch))
     share = _lesser_share(shares, alpha, len(inputs))  # of the partner
-
-    def blend(values: jax.Array) -> jax.Array:
-      # In this form a value blended with itself is bit-equal to itself: padding, and weights of 1.
-      return values + share.reshape(-1, *[1] * (values.ndim - 1)) * (values[partner] - values)
-
-    blended = {'inputs': blend(inputs), 'labels': blend(labels)}
-    if weight is not None:
-      blended['weight'] = blend(jnp.asarray(weight).astype(jnp.float32))
-    return {**batch, **blended}
+    return {**batch, 'inputs': _blend(inputs, partner, share), **_blend_labels(batch, labels, partner, share)}
 
   return apply
+
+
+def cutmix(alpha: float, classes: int) -> Augmentation:
+  """Pastes a box of another example into each image; the labels are shared by the area that it really covers.
+
+  The box has the image's proportions and a share of its area drawn from Beta(alpha, alpha), its centre anywhere;
+  what lies beyond the border is cut off, and does not count. Examples of weight 0 are padding: they stay as they
+  are, and nothing of them is pasted.
+
+  Args:
+    alpha: above 0; 1, as published, makes every share equally likely.
+    classes: how many classes there are.
+
+  Returns:
+    (key, batch) -> batch: inputs [B, H, W, C] of the same dtype, labels float32 [B, classes] that sum to 1,
+    weight shared as the labels are. Labels may come as int [B] or float [B, classes].
+
+  Raises:
+    ValueError: alpha or classes is out of range; labels are of neither kind; inputs are no images.
+
+  References:
+    Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, 2019,
+    https://arxiv.org/abs/1905.04899.
+
+  >>> batch = {'inputs': jnp.zeros((4, 6, 6, 1), jnp.uint8), 'labels': jnp.array([0, 1, 2, 0])}
+  >>> mixed = jax.jit(cutmix(1.0, 3))(jax.random.key(0), batch)
+  >>> mixed['inputs'].dtype.name, mixed['labels'].sum(-1).tolist()
+  ('uint8', [1.0, 1.0, 1.0, 1.0])
+  """
+  if not (alpha > 0 and math.isfinite(alpha)):
+    raise ValueError(f'cutmix draws from Beta(alpha, alpha) with alpha above 0; got {alpha}: try 1')
+  whole(classes, 'cutmix: classes', least=1)
+
+  def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
+    images = _images(batch, 'cutmix')
+    labels = _soft(_field(batch, 'labels', 'cutmix'), classes, 'cutmix')
+    count, height, width, _ = images.shape
+    pairs, shares, sides, rows, columns = jax.random.split(key, 5)
+    partner = _partners(pairs, _real(batch))
+    lesser = _lesser_share(shares, alpha, count)
+    side = jnp.sqrt(jnp.where(jax.random.bernoulli(sides, 0.5, (count,)), lesser, 1 - lesser))[:, None]
+    tall = _stretch(rows, count, height, jnp.floor(side * height).astype(jnp.int32))
+    wide = _stretch(columns, count, width, jnp.floor(side * width).astype(jnp.int32))
+    box = tall[:, :, None, None] & wide[:, None, :, None]
+    covered = (tall.sum(1) * wide.sum(1)).astype(jnp.float32) / max(height * width, 1)
+    mixed = jnp.where(box, images[partner], images)
+    return {**batch, 'inputs': mixed, **_blend_labels(batch, labels, partner, covered)}
+
+  return apply
+
+
+def _real(batch: contract.Batch) -> jax.Array:
+  """bool [B]: which examples are no padding."""
+  weight = batch.get('weight')
+  return jnp.ones(len(batch['labels']), bool) if weight is None else jnp.asarray(weight) > 0
+
+
+def _blend(values: jax.Array, partner: jax.Array, share: jax.Array) -> jax.Array:
+  # In this form a value blended with itself is bit-equal to itself: padding, and weights of 1.
+  return values + share.reshape(-1, *[1] * (values.ndim - 1)) * (values[partner] - values)
+
+
+def _blend_labels(batch: contract.Batch, labels: jax.Array, partner: jax.Array, share: jax.Array) -> dict[str, Any]:
+  blended = {'labels': _blend(labels, partner, share)}
+  if 'weight' in batch:
+    blended['weight'] = _blend(jnp.asarray(batch['weight']).astype(jnp.float32), partner, share)
+  return blended
 
 
 def _lesser_share(key: jax.Array, alpha: float, count: int) -> jax.Array:
@@ -257,12 +315,12 @@ def _partners(key: jax.Array, real: jax.Array) -> jax.Array:
   return jnp.zeros(count, place.dtype).at[place].set(place[following])
 
 
-def _soft(labels: jax.Array, classes: int) -> jax.Array:
+def _soft(labels: jax.Array, classes: int, what: str) -> jax.Array:
   if labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer):
     return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
   if labels.ndim == 2 and labels.shape[1] == classes and jnp.issubdtype(labels.dtype, jnp.floating):
     return labels.astype(jnp.float32)
-  raise ValueError(f'mixup takes labels int [B] or float [B, {classes}]; got {labels.dtype} {list(labels.shape)}')
+  raise ValueError(f'{what} takes labels int [B] or float [B, {classes}]; got {labels.dtype} {list(labels.shape)}')
 
 
 def _windows(key: jax.Array, padded: jax.Array, shape: tuple[int, ...], padding: int) -> jax.Array:
@@ -272,8 +330,8 @@ def _windows(key: jax.Array, padded: jax.Array, shape: tuple[int, ...], padding:
   return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), shape[1:]))(padded, corners)
 
 
-def _stretch(key: jax.Array, count: int, length: int, size: int) -> jax.Array:
-  """bool [count, length]: `size` neighbours around a random place, cut off at the ends."""
+def _stretch(key: jax.Array, count: int, length: int, size: int | jax.Array) -> jax.Array:
+  """bool [count, length]: `size` neighbours (one number, or [count, 1]) around a random place, cut off at the ends."""
   start = jax.random.randint(key, (count, 1), 0, length) - size // 2
   place = jnp.arange(length)
   return (place >= start) & (place < start + size)

@@ -1,7 +1,8 @@
-"""Weight averaging: evaluation and export see an exponential moving average of the weights."""
+"""Weight averaging: evaluation and export see a moving average of the weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,24 +37,51 @@ def average(decay: float = 0.999, *, warmup: bool = True, name: str = 'average')
   """
   if not 0 <= decay < 1:
     raise ValueError(f'average: decay is the share of the old average kept, in [0, 1); got {decay}')
+
+  def advance(own: Params, params: Params, step: Any) -> Params:
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
+    return jax.tree.map(lambda old, new: _move(old, new, kept), own, params)
+
+  return averaged(name, lambda params: jax.tree.map(jnp.copy, params), advance, lambda own, params: own)
+
+
+def averaged(
+  name: str,
+  start: Callable[[Params], Any],
+  advance: Callable[[Any, Params, Any], Any],
+  read: Callable[[Any, Params], Params],
+) -> Hook:
+  """Makes the Hook of an average: it follows the params after each optimizer step and stands in for them.
+
+  Args:
+    name: the hook's name; what it keeps is `model_state['jl.<name>']`.
+    start: params -> what is kept, at init.
+    advance: (kept, params, step) -> kept, on the new params.
+    read: (kept, params) -> params, as evaluation and export see them.
+
+  Returns:
+    A Hook on the model.
+
+  >>> hook = averaged('last', lambda params: params, lambda own, params, step: params, lambda own, params: own)
+  >>> hook.name
+  'last'
+  """
   slot = f'jl.{name}'
 
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      return params, {**state, slot: jax.tree.map(jnp.copy, params)}
+      return params, {**state, slot: start(params)}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
-      seen = params if train else state[slot]
+      seen = params if train else read(state[slot], params)
       return inner.apply(seen, state, inputs, train=train, key=key, step=step)
 
     def after(params: Params, state: State, step: Any) -> State:
-      kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
-      moved = jax.tree.map(lambda old, new: _move(old, new, kept), state[slot], params)
-      return inner.after(params, {**state, slot: moved}, step)
+      return inner.after(params, {**state, slot: advance(state[slot], params, step)}, step)
 
     def export(params: Params, state: State) -> tuple[Params, State]:
-      return inner.export(state[slot], drop_extras(state, name))
+      return inner.export(read(state[slot], params), drop_extras(state, name))
 
     return Model(init, apply, after, export)
 
