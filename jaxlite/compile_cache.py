@@ -34,7 +34,7 @@ def enable(root: str | os.PathLike[str] | None = None, *, limit: int = LIMIT) ->
   if jax.config.jax_compilation_cache_dir:
     return f'compile cache: {jax.config.jax_compilation_cache_dir}, as it was set'
   try:
-    import filelock  # noqa: F401 - without its lock two processes could tear an entry, and nothing is ever dropped
+    import filelock  # without its lock two processes could tear an entry, and nothing is ever dropped
   except ImportError:
     return 'no compile cache: filelock is missing; pip install filelock'
   folder = (Path(root) if root is not None else user_cache()) / _machine(jax.lib.__version__)
@@ -42,7 +42,9 @@ def enable(root: str | os.PathLike[str] | None = None, *, limit: int = LIMIT) ->
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
       raise PermissionError
-  except OSError as error:
+    with filelock.FileLock(folder / '.lockfile', timeout=10):  # JAX's own lock on this folder
+      _drop_torn(folder)
+  except (OSError, filelock.Timeout) as error:
     return f'no compile cache: {folder} cannot be written ({type(error).__name__}); $XDG_CACHE_HOME names another place'
   # Small programs too: a start is many of them.
   for name, value in _settings(str(folder), limit).items():
@@ -76,6 +78,14 @@ def _machine(jaxlib: str) -> str:
     abilities = platform.processor()
   parts = (platform.machine(), abilities, os.environ.get('XLA_FLAGS', ''))
   return f'jaxlib-{jaxlib}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
+
+
+def _drop_torn(folder: Path) -> None:
+  """Removes what a kill left half-written. JAX writes a program, then its time: one without the other is torn, and
+  would be read in vain at every start."""
+  for program in folder.glob('*-cache'):
+    if not program.with_name(program.name.removesuffix('-cache') + '-atime').exists():
+      program.unlink(missing_ok=True)
 
 
 def _settings(folder: str | None, limit: int) -> dict[str, object]:

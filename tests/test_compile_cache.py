@@ -64,3 +64,13 @@ def test_flags_of_the_compiler_have_a_folder_of_their_own(tmp_path):
   other, hits, _ = start(tmp_path, XLA_FLAGS='--xla_cpu_enable_fast_math=true')
   assert one != other
   assert hits == 0
+
+
+def test_a_program_torn_by_a_kill_is_dropped_and_compiled_again(tmp_path):
+  _, _, value = start(tmp_path)
+  (folder,) = tmp_path.iterdir()
+  for program in folder.glob('*-cache'):  # as a kill leaves it: cut, and its time not yet written
+    program.write_bytes(program.read_bytes()[:50])
+    program.with_name(program.name.removesuffix('-cache') + '-atime').unlink()
+  assert start(tmp_path)[1:] == [0, value]
+  assert start(tmp_path)[1] > 0
