@@ -147,8 +147,9 @@ class Side(Hook):
 class Selective(optax.GradientTransformationExtraArgs):
   """An update part that works on weights only: its `init` takes `(params, weights=None)`.
 
-  `weights` are the paths that enter a contraction, as `train_step` reads them off the model; None in a
-  foreign loop, where the part goes by shape and name.
+  `weights` are the paths that enter a contraction, as `train_step` reads them off the model, each with the layout
+  of its axes (`jaxlite.graph.layouts.Layout`, None where it is not clear); None in a foreign loop, where the part
+  goes by shape and name.
   """
 
 
@@ -232,9 +233,9 @@ def _compose(wrappers: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 def _chain_updates(updates: list[Any]) -> optax.GradientTransformationExtraArgs:
-  """As `optax.chain`, and tells each `Selective` which paths are weights."""
+  """As `optax.chain`, and tells each `Selective` which paths are weights, and how their axes lie."""
 
-  def init(params: Any, weights: frozenset[str] | None = None) -> tuple[Any, ...]:
+  def init(params: Any, weights: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
     return tuple(part.init(params, weights) if isinstance(part, Selective) else part.init(params) for part in updates)
 
   def update(grads: Any, state: tuple[Any, ...], params: Any = None, **extra: Any) -> tuple[Any, tuple[Any, ...]]:

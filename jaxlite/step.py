@@ -12,7 +12,7 @@ import optax
 
 from jaxlite import trees
 from jaxlite.contract import CONST, TAPS, Batch, Context, Loss, Model, Params, Recipe, State, Terms, stream, task
-from jaxlite.graph.provenance import contraction_weights
+from jaxlite.graph.layouts import Layout, parameter_layouts
 from jaxlite.graph.walk import has_primitive
 from jaxlite.transforms.accumulate import Accumulate
 
@@ -208,8 +208,8 @@ def went_nan(state: TrainState) -> tuple[int, str] | None:
   return at_step, 'loss' if leaf < 0 else trees.paths(state.params)[leaf]
 
 
-def weights_of(model: Model, key: jax.Array, inputs: Any) -> frozenset[str]:
-  """Returns the paths of the parameters that enter a contraction, read off a model's program.
+def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, Layout | None]:
+  """Returns the parameters that enter a contraction and the layouts of their axes, read off a model's program.
 
   Args:
     model: a Model, without hooks.
@@ -219,7 +219,7 @@ def weights_of(model: Model, key: jax.Array, inputs: Any) -> frozenset[str]:
   params, state = jax.eval_shape(model.init, key, inputs)
   forward = functools.partial(model.apply, train=True)
   step = jax.ShapeDtypeStruct((), jnp.int32)
-  return contraction_weights(lambda p, s, x, k, t: forward(p, s, x, key=k, step=t)[0], params, state, inputs, key, step)
+  return parameter_layouts(lambda p, s, x, k, t: forward(p, s, x, key=k, step=t)[0], params, state, inputs, key, step)
 
 
 def _health(health: Any, total: jax.Array, live: TrainState) -> Any:

@@ -1,8 +1,8 @@
-"""Magnitude pruning as the last link of an Optax chain: what it masks is exactly zero after every step."""
+"""Gradual pruning as the last link of an Optax chain: what it masks is exactly zero after every step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,18 +11,29 @@ import optax
 
 from jaxlite import trees
 from jaxlite.contract import Last
-from jaxlite.transforms.threshold import keep_largest
+from jaxlite.graph.layouts import Layouts
+from jaxlite.transforms import masks as masking
+from jaxlite.transforms.allocate import Allocate, uniform
+from jaxlite.transforms.draw import Structures, check_sparsity, draw, leaves_at, targets
+from jaxlite.transforms.scores import Score, magnitude
+from jaxlite.transforms.sparsity import Schedule, cubic, one_shot
+from jaxlite.transforms.structure import element
+
+_CHECK = 16  # updates between counts of broken weights; one more follows each refresh
 
 
 class PruneState(NamedTuple):
-  """State of `prune`: arrays only, the same tree whatever its arguments.
+  """State of every part that holds masks: arrays only, and the layouts as structure.
 
   Attributes:
     count: int32[], updates done.
-    masks: bool[...] for each pruned leaf, True where a weight lives; None elsewhere.
+    masks: bool[...] for each pruned leaf, True where a weight lives, or its bits (uint8); None elsewhere.
     broken: int32[], weights that came in non-zero where the mask says zero: another part wrote after this one.
+      Counted on the update after each refresh, and on each sixteenth.
     sparsity: float32[], the sparsity last asked of the masks.
     reached: bool[], whether the schedule has reached its target.
+    context: what the scores read, None for most.
+    layouts: axes of the weights, where a structure or an allocation asks for them.
   """
 
   count: jax.Array
@@ -30,6 +41,8 @@ class PruneState(NamedTuple):
   broken: jax.Array
   sparsity: jax.Array
   reached: jax.Array
+  context: Any = None
+  layouts: Layouts | None = None
 
 
 def prune(
@@ -40,12 +53,18 @@ def prune(
   every: int = 100,
   initial: float = 0.0,
   select: trees.Rule = None,
+  schedule: Schedule | None = None,
+  score: Score = magnitude,
+  context: Any = None,
+  structure: Structures = element,
+  allocate: Allocate = uniform,
+  packed: bool = False,
 ) -> Last:
-  """Zeroes the smallest weights of each leaf, gradually, and holds them at exactly zero.
+  """Zeroes the weights that matter least, gradually, and holds them at exactly zero.
 
-  Stands last in a chain and needs no call beside `update`. Masks are refreshed at `begin`, each `every`
-  updates after it, and at `end`, where the target is reached whatever `every` is. Between them the sparsity
-  follows the cubic schedule of Zhu and Gupta. The masks are those of a stable sort by magnitude.
+  Stands last in a chain and needs no call beside `update`. Masks are drawn at `begin`, each `every` updates after
+  it, and at `end`, where the target is reached whatever `every` is. Between them the sparsity follows the cubic
+  schedule of Zhu and Gupta. The masks are those of a stable sort by score.
 
   Args:
     sparsity: the share of each selected leaf that is zero from `end` on, in [0, 1).
@@ -54,6 +73,14 @@ def prune(
     every: updates between refreshes.
     initial: the sparsity at `begin` of a gradual schedule.
     select: a rule on paths; None takes the weights (in a foreign loop: by shape and name).
+    schedule: `cubic`, `one_shot`, `periodic` or `constant`, in place of `begin`, `end`, `every` and `initial`.
+    score: (params, context) -> tree like params, non-negative: the largest live. It sees the weights as this update
+      would leave them.
+    context: arrays that the score reads, such as a `Calibration`; kept in the state, so no program captures them.
+    structure: `element`, `channel()`, `n_m(2, 4)`, `per_output()`, `block(4, 4)`; or by rules, {regular expression
+      on paths: structure}.
+    allocate: `uniform`, `erk`, `global_(floor=0.1)`; or {regular expression on paths: sparsity}.
+    packed: keep a mask as bits, 1/32 of float32 weights, instead of bytes.
 
   Returns:
     An Optax transformation (a `Last`).
@@ -71,97 +98,111 @@ def prune(
   >>> optax.apply_updates(params, updates)['w'].tolist()
   [[0.0, 0.0], [3.0, 4.0]]
   """
-  _check(sparsity, begin, end, every, initial)
-  last = begin if end is None else end
+  schedule = schedule_of('prune', sparsity, begin, end, every, initial, schedule)
 
-  def init(params: Any, weights: frozenset[str] | None = None) -> PruneState:
+  def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
     chosen = trees.weight_paths(params, select, weights, what='prune')
-    masks = trees.map_with_path(lambda path, leaf: jnp.ones(leaf.shape, bool) if path in chosen else None, params)
-    zero = jnp.zeros((), jnp.int32)
-    return PruneState(zero, masks, zero, jnp.zeros((), jnp.float32), jnp.zeros((), bool))
+    layouts = layouts_for(chosen, weights, structure, allocate)
+    goals = targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what='prune')
+    dense = {path: jnp.ones(goal.shape, bool) for path, goal in goals.items()}
+    return start(params, dense, packed=packed)._replace(context=jax.tree.map(jnp.copy, context), layouts=layouts)
 
   def update(updates: Any, state: PruneState, params: Any = None, **_: Any) -> tuple[Any, PruneState]:
     if params is None:
       raise ValueError('prune needs the weights to mask them: call update(grads, state, params)')
     count = state.count
-    due = (count >= begin) & (count <= last) & (((count - begin) % every == 0) | (count == last))
-    wanted = jnp.where(due, scheduled_sparsity(count, sparsity, begin, last, initial), state.sparsity)
+    due = schedule.due(count)
+    chosen = trees.paths(state.masks)
+    goals = targets(leaves_at(params, chosen), layouts_in(state.layouts), sparsity, structure, allocate, what='prune')
 
-    def refresh(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
-      scores = jnp.abs((param + update).astype(param.dtype))
-      return keep_largest(scores, _kept(param.size, wanted, sparsity, count >= last))
+    def refresh() -> Any:
+      moved = jax.tree.map(lambda param, update: (param + update).astype(param.dtype), params, updates)
+      scores = leaves_at(score(moved, state.context), chosen)
+      return laid_out(draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end), params, packed)
 
-    broken = _over(lambda mask, param: jnp.sum((param != 0) & ~mask, dtype=jnp.int32), state.masks, params)
-    masks = jax.lax.cond(due, lambda masks: _over(refresh, masks, updates, params), lambda masks: masks, state.masks)
-    updates = _over(_to_zero, masks, updates, params, unmasked=lambda update: update)
-    state = PruneState(
+    masks = jax.lax.cond(due, refresh, lambda: state.masks)
+    return hold_at_zero(updates, params, masks), state._replace(
       count=optax.safe_increment(count),
       masks=masks,
-      broken=state.broken + sum(jax.tree.leaves(broken), jnp.zeros((), jnp.int32)),
-      sparsity=wanted,
-      reached=state.reached | (count == last),
+      broken=state.broken + broken_weights(state, params, schedule),
+      sparsity=jnp.where(due, schedule.at(count, sparsity), state.sparsity),
+      reached=state.reached | (count >= schedule.end),
     )
-    return updates, state
 
   return Last(init, update)
 
 
-def scheduled_sparsity(count: jax.Array, target: float, begin: int, end: int, initial: float = 0.0) -> jax.Array:
-  """Returns the cubic schedule's sparsity at an update.
-
-  Args:
-    count: int32[].
-    target: reached at `end` exactly.
-    begin: where the schedule starts.
-    end: where it ends.
-    initial: its value at `begin`, when `begin` < `end`.
-
-  Returns:
-    float32[].
-
-  References:
-    Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878
-
-  >>> [round(float(scheduled_sparsity(jnp.int32(t), 0.8, 0, 10)), 2) for t in (0, 5, 10, 99)]
-  [0.0, 0.7, 0.8, 0.8]
-  """
-  left = 1.0 - (count - begin).astype(jnp.float32) / max(end - begin, 1)
-  ramp = target + (initial - target) * jnp.clip(left, 0.0, 1.0) ** 3
-  return jnp.where(count >= end, jnp.float32(target), ramp.astype(jnp.float32))
-
-
-def _kept(size: int, ramp: jax.Array, target: float, done: jax.Array) -> jax.Array:
-  """How many weights live. The target is met to the weight: it is rounded in Python's float64, not on the device."""
-  final = size - round(size * target)
-  on_the_way = size - jnp.floor(size * ramp).astype(jnp.int32)
-  return jnp.where(done, final, jnp.maximum(on_the_way, final))
-
-
-def _to_zero(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
-  # p + (-p) is exactly +0 in every float format, so apply_updates lands on zero; a bfloat16 update of a float32
-  # weight has to widen for it.
-  return jnp.where(mask, update, -param.astype(jnp.promote_types(update.dtype, param.dtype)))
-
-
-def _over(fn: Callable[..., Any], masks: Any, *rest: Any, unmasked: Callable[[Any], Any] = lambda leaf: None) -> Any:
-  """Maps `fn(mask, *leaves)` where there is a mask and `unmasked(first leaf)` elsewhere."""
-  return jax.tree.map(
-    lambda mask, *leaves: unmasked(leaves[0]) if mask is None else fn(mask, *leaves),
-    masks,
-    *rest,
-    is_leaf=lambda node: node is None,
-  )
-
-
-def _check(sparsity: float, begin: int, end: int | None, every: int, initial: float) -> None:
-  for name, value in (('sparsity', sparsity), ('initial', initial)):
-    if not 0 <= value < 1:
-      raise ValueError(f'prune: {name} is the share that becomes zero, in [0, 1); got {value}')
+def schedule_of(
+  what: str, sparsity: float, begin: int, end: int | None, every: int, initial: float, schedule: Schedule | None
+) -> Schedule:
+  """Returns the schedule that the short arguments of a part describe, or the given one."""
+  check_sparsity(sparsity, what)
+  if schedule is not None:
+    if (begin, end, initial) != (0, None, 0.0):
+      raise ValueError(f'{what}: schedule= already says when; leave begin, end and initial out')
+    return schedule
+  if not 0 <= initial < 1:
+    raise ValueError(f'{what}: initial is the share that becomes zero, in [0, 1); got {initial}')
   if begin < 0:
-    raise ValueError(f'prune: begin counts updates from 0; got {begin}')
-  if end is not None and end < begin:
-    raise ValueError(f'prune: end={end} lies before begin={begin}: the target would never be reached')
+    raise ValueError(f'{what}: begin counts updates from 0; got {begin}')
   if initial > sparsity:
-    raise ValueError(f'prune: initial={initial} lies above sparsity={sparsity}: weights never come back, lower initial')
+    raise ValueError(
+      f'{what}: initial={initial} lies above sparsity={sparsity}: weights never come back, lower initial'
+    )
   if every < 1:
-    raise ValueError(f'prune: every is a number of updates, at least 1; got {every}')
+    raise ValueError(f'{what}: every is a number of updates, at least 1; got {every}')
+  return one_shot(begin) if end is None else cubic(begin, end, every, initial)
+
+
+def layouts_for(
+  chosen: frozenset[str], weights: Mapping[str, Any] | None, structure: Structures, allocate: Allocate
+) -> Layouts | None:
+  """Returns the layouts that a state must remember: None where nothing asks for them, or none are known."""
+  if not isinstance(weights, Mapping) or (structure is element and allocate is uniform):
+    return None
+  return Layouts(tuple((path, weights.get(path)) for path in sorted(chosen)))
+
+
+def layouts_in(layouts: Layouts | None) -> dict[str, Any] | None:
+  """Returns the layouts of a state by path."""
+  return None if layouts is None else layouts.by_path()
+
+
+def start(params: Any, masks: Mapping[str, jax.Array], *, packed: bool) -> PruneState:
+  """Returns the state of a part that holds `masks` and has done nothing yet."""
+  zero = jnp.zeros((), jnp.int32)
+  return PruneState(zero, laid_out(masks, params, packed), zero, jnp.zeros((), jnp.float32), jnp.zeros((), bool))
+
+
+def laid_out(masks: Mapping[str, jax.Array], params: Any, packed: bool) -> Any:
+  """Returns masks by path in the structure of params, None elsewhere."""
+  form = masking.pack if packed else lambda mask: mask
+  return trees.map_with_path(lambda path, _: form(masks[path]) if path in masks else None, params)
+
+
+def hold_at_zero(updates: Any, params: Any, masks: Any) -> Any:
+  """Returns updates that land exactly on zero where a mask says so."""
+
+  def held(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
+    # p + (-p) is exactly +0 in every float format, so apply_updates lands on zero; a bfloat16 update of a float32
+    # weight has to widen for it.
+    wide = -param.astype(jnp.promote_types(update.dtype, param.dtype))
+    return jnp.where(masking.unpack(mask, param.shape), update, wide)
+
+  return masking.over(held, masks, updates, params, unmasked=lambda update: update)
+
+
+def broken_weights(state: PruneState, params: Any, schedule: Schedule) -> jax.Array:
+  """Counts the weights that came in non-zero where the masks hold zero; now and then, since it reads every weight."""
+  # A wrong order breaks every step, so the first look after a refresh finds it.
+  look = schedule.due(state.count - 1) | (state.count % _CHECK == 0)
+
+  def broken() -> jax.Array:
+    wrong = masking.over(
+      lambda mask, param: jnp.sum((param != 0) & ~masking.unpack(mask, param.shape), dtype=jnp.int32),
+      state.masks,
+      params,
+    )
+    return sum(jax.tree.leaves(wrong), jnp.zeros((), jnp.int32))
+
+  return jax.lax.cond(look, broken, lambda: jnp.zeros((), jnp.int32))

@@ -12,7 +12,8 @@ from flax import nnx
 
 import jaxlite as jl
 from jaxlite import trees
-from jaxlite.transforms.prune import PruneState, scheduled_sparsity
+from jaxlite.transforms.prune import PruneState
+from jaxlite.transforms.sparsity import cubic, one_shot, periodic
 from jaxlite.transforms.threshold import keep_largest
 
 OPTIMIZERS = {
@@ -60,7 +61,7 @@ def cases(count, seed=0):
 def test_kept_entries_are_those_of_a_stable_sort(count):
   marked = jax.jit(keep_largest)
   for values, keep, dtype in cases(count):
-    padded = np.zeros(1 << int(np.ceil(np.log2(max(values.size, 1)))))  # few shapes, few compilations
+    padded = np.zeros(next(size for size in (8, 256, 2**13, 2**20) if size >= values.size))  # few compilations
     padded[: values.size] = values
     leaf = jnp.asarray(padded, dtype)
     np.testing.assert_array_equal(marked(leaf, keep), sorted_mask(np.asarray(leaf, np.float64), keep))
@@ -124,30 +125,40 @@ def test_masks_are_the_same_in_every_container(name, params):
   np.testing.assert_array_equal(weights[0], np.where(np.arange(40) < 20, 0, np.arange(1.0, 41.0)).reshape(8, 5))
 
 
-def test_the_target_is_met_for_any_begin_end_and_every():
+def test_every_schedule_ends_at_its_target_and_draws_masks_then():
   rng = np.random.default_rng(1)
   for _ in range(200):
-    begin = int(rng.integers(0, 12))
-    end = None if rng.random() < 0.1 else begin + int(rng.integers(0, 12))
-    every, target = int(rng.integers(1, 15)), round(float(rng.uniform(0, 0.99)), 3)
-    tx = jl.prune(target, begin=begin, end=end, every=every)
-    params = {'w': jnp.asarray(rng.normal(size=(2, 97)), jnp.float32)}
-    state = tx.init(params)
-    last = begin if end is None else end
-    # Updates that are not due change nothing: jump over them. Eagerly, since each of 200 compiles for long.
-    due = sorted({count for count in range(begin, last + 1) if (count - begin) % every == 0 or count == last})
-    for count in sorted({due[-1], *([0, last + 1] if every == 1 else [])}):
-      with jax.disable_jit():
-        updates, state = tx.update({'w': jnp.zeros((2, 97))}, state._replace(count=jnp.int32(count)), params)
-      params = optax.apply_updates(params, updates)
-    assert int(np.count_nonzero(params['w'])) == 194 - round(194 * target), (begin, end, every, target)
-    assert bool(state.reached)
+    begin, every = int(rng.integers(0, 12)), int(rng.integers(1, 15))
+    end, target = begin + int(rng.integers(0, 12)), round(float(rng.uniform(0, 0.99)), 3)
+    for schedule in (cubic(begin, end, every), periodic(begin, end, every), one_shot(begin)):
+      counts = np.arange(50)  # one shape: compiled once
+      due = np.asarray(schedule.due(counts))
+      shares = np.asarray(schedule.at(counts, target)) + np.zeros(len(counts))
+      last = int(np.nonzero(due)[0][-1])
+      assert schedule.end <= last <= end
+      assert shares[last] == np.float32(target)
+      assert not due[:begin].any()
+      assert np.all(np.diff(shares) >= 0)
+
+
+@pytest.mark.parametrize('begin, end, every', [(0, None, 1), (1, 5, 3), (2, 2, 100), (0, 4, 100)])
+def test_the_target_is_met_for_any_begin_end_and_every(begin, end, every):
+  target, last = 0.731, begin if end is None else end
+  tx = jl.prune(target, begin=begin, end=end, every=every)
+  params = {'w': jnp.asarray(np.random.default_rng(0).normal(size=(2, 97)), jnp.float32)}
+  state, update = tx.init(params), jax.jit(tx.update)
+  for _ in range(last + 2):
+    updates, state = update({'w': jnp.zeros((2, 97))}, state, params)
+    params = optax.apply_updates(params, updates)
+  assert int(np.count_nonzero(params['w'])) == 194 - round(194 * target)
+  assert bool(state.reached)
+  assert float(state.sparsity) == np.float32(target)
 
 
 def test_the_schedule_is_the_published_cubic():
   for t in range(0, 30):
     expected = 0.9 + (0.1 - 0.9) * (1 - min(max((t - 5) / 15, 0), 1)) ** 3
-    np.testing.assert_allclose(scheduled_sparsity(jnp.int32(t), 0.9, 5, 20, 0.1), expected, rtol=1e-6)
+    np.testing.assert_allclose(cubic(5, 20, initial=0.1).at(jnp.int32(t), 0.9), expected, rtol=1e-6)
 
 
 def test_before_begin_nothing_is_touched():
