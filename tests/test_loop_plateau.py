@@ -1,0 +1,48 @@
+"""A plateau follows the loop's validation metric, and goes on from where it was."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxlite as jl
+from jaxlite import checkpoint, loop
+from jaxlite.transforms.plateau import observe_score, plateau
+from loops import evidence, points, run
+
+
+def recipe(config, total):
+  """Learns for six steps, then unlearns, by less and less."""
+  return jl.chain(optax.sgd(lambda count: jnp.where(count < 6, 0.5, -2.0)), plateau(0.5, patience=0))
+
+
+def kept(folder):
+  found = checkpoint.load_arrays(folder / 'checkpoints', ('opt_state',), which='latest').state
+  return {path.split('/')[-1]: np.asarray(leaf) for path, leaf in zip(*loop.trees.flatten(found)[:2], strict=True)}
+
+
+@pytest.mark.parametrize('metric', ['accuracy', 'loss'])
+def test_it_hears_every_validation_once_also_over_a_crash(metric, tmp_path, monkeypatch):
+  run(tmp_path / 'straight', recipe, eval__metric=metric)
+  state = plateau(0.5, patience=0).init({})
+  for point in points(tmp_path / 'straight'):
+    if point['kind'] == 'validation':
+      state = observe_score(state, -point[metric] if metric == 'loss' else point[metric])
+  found = kept(tmp_path / 'straight')
+  assert found['observed'] == state.observed == 6
+  assert found['scale'] == state.scale < 1
+  assert found['best'] == state.best
+
+  real = loop.datasets.batch_at
+
+  def batch_at(split, size, seed, at):
+    if at == 9:
+      raise MemoryError('the machine is gone')
+    return real(split, size, seed, at)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.datasets, 'batch_at', batch_at)
+    with pytest.raises(MemoryError):
+      run(tmp_path / 'crashed', recipe, eval__metric=metric)
+  run(tmp_path / 'crashed', recipe, eval__metric=metric)
+  assert evidence(tmp_path / 'crashed') == evidence(tmp_path / 'straight')
