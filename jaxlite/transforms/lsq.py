@@ -283,10 +283,10 @@ def learned(
     out, (on_x, on_w) = forward(*primals)
     dw = on_w.pulled(dw, dw_step * w_rate)
     if on_x is None:
-      return out, products.tangent(product, x, None, on_w.steps, w_step, dx, dw)
+      return out, products.tangent(product, x, None, on_w.steps, w_step, dx, dw, out)
     highest = 2.0 ** (bits.activation - 1) - 1 - zero
     dx = on_x.pulled(dx, dx_step / jnp.sqrt(count * jnp.maximum(highest, 1)))
-    return out, products.tangent(product, on_x.steps, x_step, on_w.steps, w_step, dx, dw)
+    return out, products.tangent(product, on_x.steps, x_step, on_w.steps, w_step, dx, dw, out)
 
   w_step = _positive(steps['weight'])
   w_step = w_step.reshape(shape) if w_step.ndim else jnp.broadcast_to(w_step, shape)

@@ -192,8 +192,15 @@ def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
   >>> weight_scale(jnp.array([[1.0, 0.0], [-127.0, 0.0]]), (0,), 8).tolist()
   [[1.0, 1.0]]
   """
-  size = jnp.abs(lax.stop_gradient(w).astype(jnp.float32))
-  largest = jnp.max(size, axis=tuple(axes), keepdims=True, initial=0.0, where=jnp.isfinite(size))
+  w, axes = lax.stop_gradient(w).astype(jnp.float32), tuple(axes)
+  largest = jnp.max(jnp.abs(w), axis=axes, keepdims=True, initial=0.0)
+
+  def of_finite(w: jax.Array) -> jax.Array:
+    size = jnp.abs(w)
+    return jnp.max(size, axis=axes, keepdims=True, initial=0.0, where=jnp.isfinite(size))
+
+  # A masked reduction writes the masked weights out first on XLA:CPU, so it is kept for bad days.
+  largest = lax.cond(jnp.all(jnp.isfinite(largest)), lambda _: largest, of_finite, w)
   return _scale(largest * np.float32(1 / (2 ** (bits - 1) - 1)))
 
 

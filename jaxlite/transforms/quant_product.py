@@ -178,6 +178,7 @@ def tangent(
   w_scale: jax.Array,
   dx: jax.Array,
   dw: jax.Array,
+  out: jax.Array,
 ) -> jax.Array:
   """Returns the derivative of the float contraction at the quantized operands.
 
@@ -192,12 +193,16 @@ def tangent(
     w_scale: float32, the weight's shape with 1 for each summed axis.
     dx: tangent of the activation, in its dtype.
     dw: tangent of the weight, in its dtype.
+    out: the result, for its size.
   """
-  by_w = product.bind(x_steps.astype(dx.dtype), dw if x_scale is None else (dw * x_scale).astype(dw.dtype))
-  if dw.size > by_w.size:
-    by_x = product.bind(dx, w_steps.astype(dw.dtype)) * product.on_output(w_scale, dx.ndim).astype(by_w.dtype)
+  x_used, w_used, per_output = x_steps.astype(dx.dtype), w_steps.astype(dw.dtype), product.on_output(w_scale, dx.ndim)
+  x_scale = jnp.ones((), jnp.float32) if x_scale is None else x_scale
+  if dw.size > out.size:
+    by_x = product.bind(dx, w_used) * per_output.astype(product.dtype)
+    by_w = product.bind(x_used, dw) * x_scale.astype(product.dtype)
   else:
     by_x = product.bind(dx, (w_steps * w_scale).astype(dw.dtype))
+    by_w = product.bind(x_used, (dw * x_scale).astype(dw.dtype))
   return by_x + by_w
 
 
@@ -253,7 +258,7 @@ def quantized(
   def _(primals: Any, tangents: Any) -> Any:
     dx, dw = tangents[:2]
     out, (x_used, x_scale, inside, w_used, w_scale) = forward(*primals)
-    return out, tangent(product, x_used, x_scale, w_used, w_scale, jnp.where(inside, dx, 0), dw)
+    return out, tangent(product, x_used, x_scale, w_used, w_scale, jnp.where(inside, dx, 0), dw, out)
 
   return contract(x, w, lax.stop_gradient(span[0]), lax.stop_gradient(span[1]), active)
 
@@ -289,6 +294,6 @@ def weight_quantized(
   @contract.defjvp
   def _(primals: Any, tangents: Any) -> Any:
     out, (w_steps, w_scale) = forward(*primals)
-    return out, tangent(product, primals[0], None, w_steps, w_scale, *tangents[:2])
+    return out, tangent(product, primals[0], None, w_steps, w_scale, *tangents[:2], out)
 
   return contract(x, w, active)

@@ -1,0 +1,87 @@
+"""What training in integers costs: a step with `fake_quant` or `lsq` against the same step in float32.
+
+  python experiments/bench/quantization.py --rounds=15
+
+Prints for each network the ratio of each recipe's step to the float step's: median, minimum and maximum over the
+rounds of alternating A, B, A, B in one process. Nothing here is asserted: machines differ, and are shared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags
+
+import jaxlite as jl
+from jaxlite.models import MLP, ResNet20, SmallCNN
+from jaxlite.transforms.activations import ema_ranges, frozen_ranges
+from jaxlite.transforms.lsq import lsq
+from jaxlite.transforms.ptq import ptq
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer('rounds', 15, 'alternations')
+flags.DEFINE_integer('steps', 5, 'steps a round')
+flags.DEFINE_integer('batch', 128, 'examples a step')
+flags.DEFINE_list('networks', ['MLP', 'SmallCNN'], 'of MLP (1.2 M parameters), SmallCNN, ResNet20')
+flags.DEFINE_list('only', [], 'recipes; all if empty')
+
+NETWORKS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+  'MLP': (lambda: MLP((784, 512, 256), classes=10), (28, 28, 1)),
+  'SmallCNN': (lambda: SmallCNN(), (28, 28, 1)),
+  'ResNet20': (lambda: ResNet20(), (28, 28, 1)),
+}
+
+
+def recipes(model: Any, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+  """What stands before the optimizer."""
+  params, state = model.init(jax.random.key(0), batch['inputs'])
+  calibrated = ptq(jl.Network(model, params, state), [batch]).model_state['jl.fake_quant']
+  return {
+    'float32': [],
+    'fake_quant': [jl.fake_quant()],
+    'fake_quant, frozen ranges': [jl.fake_quant(activations=frozen_ranges(calibrated))],
+    'fake_quant, 4 bits, delay, freeze': [jl.fake_quant(4, begin=10, activations=ema_ranges(freeze=1000))],
+    'fake_quant, weights alone': [jl.fake_quant((8, None))],
+    'lsq': [lsq()],
+  }
+
+
+def main(_: list[str]) -> None:
+  """Times each network's recipes in turn."""
+  rng = np.random.default_rng(0)
+  for network in FLAGS.networks:
+    make, shape = NETWORKS[network]
+    model = jl.from_linen(make())
+    batch = {
+      'inputs': rng.normal(size=(FLAGS.batch, *shape)).astype(np.float32),
+      'labels': rng.integers(0, 10, FLAGS.batch).astype(np.int32),
+    }
+    running = {}
+    for name, parts in recipes(model, batch).items():
+      if name != 'float32' and FLAGS.only and name not in FLAGS.only:
+        continue
+      train = jl.train_step(model, jl.cross_entropy, jl.chain(*parts, optax.adam(1e-3)))
+      running[name] = [train, train.step(train.init(jax.random.key(0), batch), batch)[0], []]
+    for _ in range(FLAGS.rounds):
+      for entry in running.values():
+        train, state, times = entry
+        began = time.perf_counter()
+        for _ in range(FLAGS.steps):
+          state, _ = train.step(state, batch)
+        jax.block_until_ready(state)
+        times.append((time.perf_counter() - began) / FLAGS.steps)
+        entry[1] = state
+    plain = np.array(running['float32'][2])
+    print(f'{network + ", batch " + str(FLAGS.batch):36} {"ms a step":>10} {"ratio":>7} {"min":>6} {"max":>6}')
+    for name, (_, _, times) in running.items():
+      ratio = np.array(times) / plain
+      print(f'{name:36} {1e3 * np.median(times):10.1f} {np.median(ratio):7.3f} {ratio.min():6.2f} {ratio.max():6.2f}')
+
+
+if __name__ == '__main__':
+  app.run(main)
