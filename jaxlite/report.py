@@ -61,6 +61,7 @@ class Result:
     machine: what it ran on.
     notes: lines that the reader of the report should know.
     best_step: the step whose model was tested, the best by validation once its sparsity target was met.
+    parts: what each part of the recipe did, [part, when, what it touched, what it could not] each (`parts.account`).
   """
 
   name: str
@@ -75,6 +76,7 @@ class Result:
   machine: dict[str, str] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
   best_step: int | None = None
+  parts: list[list[str]] = dataclasses.field(default_factory=list)
 
   @property
   def parameters(self) -> int:
@@ -359,6 +361,9 @@ def _details(result: Result) -> list[str]:
       for layer in result.layers
     ]
     text.append(markdown([['parameters', 'values', 'not zero', 'sparsity', 'bits', 'bytes packed'], *named]))
+  if result.parts:
+    text.append('### What each part did')
+    text.append(markdown([['part', 'when', 'what it touched', 'what it could not'], *result.parts]))
   return text if len(text) > 1 else []
 
 
