@@ -120,13 +120,26 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class MachineConfig:
+  """What is set in the process for speed; no number changes by it.
+
+  Attributes:
+    keep_memory: on CPU, freed memory stays mapped where there is enough of it.
+    compile_cache: compiled programs are kept in the user's cache folder for the next start.
+  """
+
+  keep_memory: bool = True
+  compile_cache: bool = True
+
+
+@dataclasses.dataclass(kw_only=True)
 class Config:
   """One experiment. Subclass it to add fields; they are set, checked and saved like these.
 
   Attributes:
     name: the run's name in its report.
     seed: feeds every source of randomness.
-    data, optim, eval, log, checkpoint: see their classes.
+    data, optim, eval, log, checkpoint, machine: see their classes.
     train: the length of the run.
     teacher: the folder of a finished run to learn from, relative to this run's own; empty for none.
     model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one.
@@ -146,6 +159,7 @@ class Config:
   eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
   log: LogConfig = dataclasses.field(default_factory=LogConfig)
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+  machine: MachineConfig = dataclasses.field(default_factory=MachineConfig)
   teacher: str = ''
   model: Callable[[Config], Any] | None = None
   recipe: Callable[[Config, int], Any] | None = None

@@ -13,22 +13,32 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxlite import allocator, checkpoint, compile_cache, logs, metrics, packages, preempt, program, report, runs, trees
+from jaxlite import (
+  allocator,
+  checkpoint,
+  compile_cache,
+  health,
+  logs,
+  metrics,
+  packages,
+  preempt,
+  program,
+  report,
+  runs,
+)
 from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config import Config, Duration, nearest, validate
 from jaxlite.contract import CONST, Model, Network, Recipe, chain
 from jaxlite.losses import cross_entropy
-from jaxlite.step import Train, TrainState, train_step, weights_of, went_nan
+from jaxlite.step import Train, TrainState, train_step, weights_of
 from jaxlite.transforms.normalize import normalize
 from jaxlite.transforms.plateau import observe_score
-from jaxlite.transforms.prune import PruneState
-from jaxlite.trees import find
 
 Say = Callable[[str], None]
 
@@ -146,7 +156,7 @@ def train(
             say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
         state, record = _fit(setup, state, record, saves, records, guard, say)
       state = _best(setup, state, record, saves)
-    _check_targets(state, say)
+    health.check_targets(state, say)
     test = evaluate(setup, state, setup.data.test, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
@@ -225,8 +235,8 @@ def _fit(
 
   def save(*, wait: bool = False) -> None:
     record.pending = _fetch(pending)
-    _check_finite(record.pending, state, saves)
-    _check_params(state, saves)
+    health.check_finite(record.pending, state, saves)
+    health.check_params(state, saves)
     record.log_bytes, record.seconds = records.length, time.monotonic() - began
     metric = record.best if record.best_step == step else None
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
@@ -235,8 +245,8 @@ def _fit(
     improved = False
     if _due(step, plan.log, plan) and record.logged < step:
       values = _fetch(pending)
-      _check_finite(values, state, saves)
-      _check_masks(state)
+      health.check_finite(values, state, saves)
+      health.check_masks(state)
       means = {name: math.fsum(value[name] for value in values) / len(values) for name in values[0]}
       record.logged, pending = step, []
       records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
@@ -251,7 +261,7 @@ def _fit(
         score = _score(scalars, config.eval.metric)
         state = state._replace(opt_state=observe_score(state.opt_state, score))
         progress.line(step, f'validation {config.eval.metric} {scalars[config.eval.metric]:.4f}')
-        if _complete(state):  # a model short of its target sparsity is no candidate, however good
+        if health.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = record.best is None or score > record.best
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
           record.stale = 0 if improved else record.stale + 1
@@ -350,45 +360,6 @@ def _fetch(pending: list[Any]) -> list[dict[str, float]]:
 
 def _score(values: dict[str, float], name: str) -> float:
   return -values[name] if name == 'loss' else values[name]
-
-
-def _check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) -> None:
-  if not all(math.isfinite(value['loss']) for value in values):
-    _refuse(*(went_nan(state) or (int(state.step), 'loss')), saves)
-
-
-def _check_params(state: TrainState, saves: Any) -> None:
-  """A finite loss may have a gradient that is not: what it wrote must not be saved as good."""
-  finite = jax.device_get(_are_finite(state.params))
-  if not finite.all():
-    _refuse(int(state.step), trees.paths(state.params)[int(finite.argmin())], saves)
-
-
-@jax.jit
-def _are_finite(params: Any) -> jax.Array:
-  return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
-
-
-def _refuse(step: int, path: str, saves: Any) -> NoReturn:
-  where = 'the loss, with every parameter finite: look at the data' if path == 'loss' else f'{path}: lower the rate'
-  good = saves.latest_step()
-  kept = 'no checkpoint was written yet' if good is None else f'the checkpoint of step {good} is good'
-  raise ValueError(f'training met a number that is not finite at step {step}, first in {where} or clip; {kept}')
-
-
-def _check_masks(state: TrainState) -> None:
-  if any(int(prune.broken) for prune in find(state.opt_state, PruneState)):
-    raise ValueError('an update after prune wrote to weights that it holds at zero: make jl.prune the last part')
-
-
-def _complete(state: TrainState) -> bool:
-  return all(bool(prune.reached) for prune in find(state.opt_state, PruneState))
-
-
-def _check_targets(state: TrainState, say: Say) -> None:
-  for prune in find(state.opt_state, PruneState):
-    if not bool(prune.reached):
-      say(f'warning: prune stands at sparsity {float(prune.sparsity):.3f}: its end lies beyond the last step')
 
 
 @functools.lru_cache(maxsize=8)

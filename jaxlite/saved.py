@@ -121,7 +121,7 @@ def may_change(path: str) -> bool:
   >>> may_change('log.every'), may_change('data.directory'), may_change('optim.lr'), may_change('train')
   (True, True, False, False)
   """
-  return path.split('.')[0] in ('log', 'eval', 'checkpoint') or path == 'data.directory'
+  return path.split('.')[0] in ('log', 'eval', 'checkpoint', 'machine') or path == 'data.directory'
 
 
 class _Absent:
