@@ -19,6 +19,8 @@ FILES = {
 ROOMS = (
   'version',
   'packages',
+  'allocator',
+  'compile_cache',
   'duration',
   'fields',
   'saved',
@@ -39,6 +41,7 @@ ROOMS = (
   'plots',
   'report',
   'logs',
+  'health',
   'program',
   'runs',
   'loop',
