@@ -38,6 +38,7 @@ ROOMS = (
   'step',
   'checkpoint',
   'preempt',
+  'parts',
   'plots',
   'report',
   'logs',
