@@ -50,7 +50,8 @@ class Site(NamedTuple):
   """One contraction of a program.
 
   Attributes:
-    name: the paths of its weight, joined by '+'; `#2` on its second use; '' where no operand is a weight.
+    name: the paths of its weight, joined by '+'; `#2` on its second use; '' where no operand is a weight, or
+      `<activations>` where it is `paired`.
     kind: the primitive's name.
     side: which operand is the weight, 0 or 1; None where it is not exactly one.
     why_not: why it is no weight times activation, '' where it is.
@@ -76,6 +77,11 @@ class Site(NamedTuple):
   paths: frozenset[str]
   custom: bool
   weighs: bool
+
+  @property
+  def paired(self) -> bool:
+    """Whether it is a product of two activations that may be rewritten; `side` is then 1."""
+    return not self.why_not and not self.paths
 
   @property
   def channels(self) -> int:
@@ -140,19 +146,21 @@ class _Place(NamedTuple):
   trips: int = 1  # how often this body runs in one pass
   custom: bool = False
   barred: str = ''  # a reason for which nothing here can be rewritten
+  pairs: bool = False  # products of two activations may be rewritten too
 
 
-def read(jaxpr: Any, tags: Sequence[Tag]) -> Plan:
+def read(jaxpr: Any, tags: Sequence[Tag], *, pairs: bool = False) -> Plan:
   """Reads a program.
 
   Args:
     jaxpr: closed or open.
     tags: one for each of its inputs.
+    pairs: whether products of two activations are sites that may be rewritten, as those of a weight are.
 
   Returns:
     The Plan, its sites named.
   """
-  return _named(_read(jaxpr, tags, _Place()), {}, {})
+  return _named(_read(jaxpr, tags, _Place(pairs=pairs)), {}, {})
 
 
 def _join(tags: Sequence[Tag]) -> Tag:
@@ -207,27 +215,30 @@ def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
   weights = [side for side, tag in enumerate(pair) if tag.paths]
   dtypes = [atom.aval.dtype for atom in eqn.invars[:2]]
   why_not = ''
+  paired = place.pairs and eqn.primitive.name == 'dot_general' and all(tag.data for tag in pair)
   if len(weights) == 2:
     why_not = 'both operands are weights: it can be folded'
+  elif not weights and all(tag.data for tag in pair):
+    why_not = '' if paired else 'both operands are activations'
   elif not weights:
-    why_not = 'both operands are activations' if all(t.data for t in pair) else 'its fixed operand is no parameter'
+    why_not = 'its fixed operand is no parameter'
   elif not pair[1 - weights[0]].data:
     why_not = 'its other operand is a constant: it can be folded'
   elif eqn.primitive.name == 'conv_general_dilated' and weights[0] == 0:
     why_not = 'its weight stands in the image position'
   why_not = why_not or place.barred
-  weighs = not why_not and jnp.issubdtype(dtypes[weights[0]], jnp.floating)
+  weighs = not (why_not or paired) and jnp.issubdtype(dtypes[weights[0]], jnp.floating)
   if not why_not and not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
     why_not = f'its operands are {dtypes[0]} and {dtypes[1]}'
-  side = weights[0] if len(weights) == 1 else None
-  varies = pair[side].varies if side is not None else frozenset()
+  side = weights[0] if len(weights) == 1 else 1 if paired else None
+  varies = pair[side].varies if side is not None and not paired else frozenset()
   stack = tuple(sorted(varies))
   paths = frozenset().union(*(tag.paths for tag in pair))
   lengths = tuple(place.lengths[depth] for depth in stack)
   flops = _flops(eqn) * place.trips
   shape = () if side is None else eqn.invars[side].aval.shape
-  known = side is not None and eqn.primitive.name in CONTRACTIONS
-  summed = summed_axes(eqn.primitive.name, eqn.params, side, len(shape)) if known else ()
+  ruled = shape and eqn.primitive.name in CONTRACTIONS
+  summed = summed_axes(eqn.primitive.name, eqn.params, side, len(shape)) if ruled else ()
   return Site('', eqn.primitive.name, side, why_not, stack, lengths, flops, shape, summed, paths, place.custom, weighs)
 
 
@@ -349,6 +360,7 @@ def _named(plan: Plan, counts: dict[str, int], shapes: dict[str, Any]) -> Plan:
 def _name(site: Site, counts: dict[str, int], shapes: dict[str, Any]) -> Site:
   own = [path for path in site.paths if not trees.is_extra(path)]
   base = '+'.join(sorted(own or site.paths))  # what a hook added to a weight does not rename it
+  base = '<activations>' if site.paired else base
   if site.why_not or not base:
     return site._replace(name=base)
   own_shapes = site.lengths, site.shape, site.summed  # alternatives share a name where what is kept by name fits both

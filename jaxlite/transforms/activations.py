@@ -132,28 +132,28 @@ def check_step(value: Any, what: str) -> None:
     raise ValueError(f'{what} is a whole number of optimizer steps, got {value!r}')
 
 
-def given_ranges(ranges: Ranges, lengths: Mapping[str, tuple[int, ...]], what: str) -> dict[str, numerics.Range]:
+def given_ranges(ranges: Ranges, shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, numerics.Range]:
   """Returns given ranges for exactly the sites that need one.
 
   Args:
     ranges: {site: (lowest, highest)}.
-    lengths: by site that is quantized, the leading axes of its range (one range a layer of a scan).
+    shapes: of either end, by site that is quantized.
     what: names the asking part in an error.
 
   Raises:
     ValueError: a site without a range, a range without a site, or one of another shape.
   """
-  for name in sorted(lengths):
+  for name in sorted(shapes):
     if name not in ranges:
       known = trees.nearest(name, list(ranges))
       raise ValueError(f'{what} has no range for {name}; nearest: {known}: calibrate this model, or keep it float')
   for name in sorted(ranges):
-    if name not in lengths:
+    if name not in shapes:
       raise ValueError(
-        f'{what}: a range names {name!r}, which is no site; nearest: {trees.nearest(name, list(lengths))}'
+        f'{what}: a range names {name!r}, which is no site; nearest: {trees.nearest(name, list(shapes))}'
       )
-    if any(jnp.shape(end) != lengths[name] for end in ranges[name]):
+    if any(jnp.shape(end) != shapes[name] for end in ranges[name]):
       raise ValueError(
-        f'{what}: the range of {name} is float32{list(lengths[name])} each end, got {list(jnp.shape(ranges[name][0]))}'
+        f'{what}: the range of {name} is float32{list(shapes[name])} each end, got {list(jnp.shape(ranges[name][0]))}'
       )
-  return {name: tuple(jnp.asarray(end, jnp.float32) for end in ranges[name]) for name in lengths}
+  return {name: tuple(jnp.asarray(end, jnp.float32) for end in ranges[name]) for name in shapes}

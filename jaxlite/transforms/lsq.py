@@ -174,8 +174,8 @@ def _check_seen(measured: Measured, site: str, what: str) -> None:
     )
 
 
-def _measuring(name: str, product: products.Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
-  del name, read
+def _measuring(site: Any, product: products.Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
+  del site, read
   size = jnp.abs(x.astype(jnp.float32))
   finite = jnp.isfinite(size)
   total, count = jnp.sum(size, where=finite), jnp.sum(finite, dtype=jnp.float32)
@@ -219,14 +219,16 @@ _MEASURES = quant_program.Combine(
 def _learned(bits: Mapping[str, Bits | None], real: bool) -> Callable[..., Any]:
   """Returns the Visit that quantizes by learned steps."""
 
-  def visit(name: str, product: products.Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
+  def visit(site: provenance.Site, product: products.Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
+    own = bits[site.name]
     if read is None:  # a second use that only this kind of pass has: by what it sees
-      if bits[name].activation is None:
-        return products.weight_quantized(product, x, w, bits=bits[name]), ()
-      return products.quantized(product, x, w, quant_program.seen(x, axes), bits=bits[name], real=real), ()
+      if own.activation is None:
+        return products.weight_quantized(product, x, w, bits=own), ()
+      span = quant_program.seen(site, x, w, axes)
+      return products.quantized(product, x, w, span, bits=own, real=real), ()
     steps, zero = read
     shards = lax.psum(1, axes) if axes else 1
-    return learned(product, x, w, steps, zero, bits=bits[name], real=real, count=x.size * shards), ()
+    return learned(product, x, w, steps, zero, bits=own, real=real, count=x.size * shards), ()
 
   return visit
 

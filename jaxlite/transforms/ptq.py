@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxlite.contract import Network, Params, State
+from jaxlite.graph.provenance import Site
 from jaxlite.transforms import calibrate as calibration
 from jaxlite.transforms import quant_numerics as numerics
 from jaxlite.transforms import quant_program
@@ -29,6 +30,7 @@ def ptq(
   bits: BitsLike = 8,
   calibrate: Calibrate | None = None,
   rules: Rules | None = None,
+  attention: bool = False,
   real: bool = False,
 ) -> Network:
   """Quantizes a trained network without training it.
@@ -45,6 +47,7 @@ def ptq(
     calibrate: `by_min_max()`, `by_percentile(percent)` or `by_mse()`; None is `by_percentile(99.9)`.
     rules: {regular expression on a site's name, the path of its weight: bits, as above, or None to keep it float};
       the first match decides.
+    attention: also quantize products of two activations, named `<activations>`.
     real: execute int8 operands into int32 instead of integer-valued float32.
 
   Returns:
@@ -76,7 +79,9 @@ def ptq(
     raise TypeError(f'ptq: calibrate is by_min_max(), by_percentile(percent) or by_mse(), got {calibrate!r}')
 
   def histograms(params: Params, state: State, inputs: Any) -> dict[str, Histogram]:
-    program, leaves = quant_program.trace_model(network.model, params, state, inputs, train=False, key=None, step=None)
+    program, leaves = quant_program.trace_model(
+      network.model, params, state, inputs, train=False, key=None, step=None, pairs=attention
+    )
     chosen = quant_program.check(program.plan, number, rules, 'ptq')
     wanted = {site: own for site, own in chosen.items() if own is not None and own.activation is not None}
     bits_of.update({site: own.activation for site, own in wanted.items()})
@@ -92,7 +97,7 @@ def ptq(
     raise ValueError('ptq got no calibration batches: give a few hundred examples of such data as will be met')
   ranges = {site: _range(one, bits_of[site], calibrate) for site, one in seen.items()}
   activations = frozen_ranges(ranges) if ranges else dynamic_ranges()
-  hook = fake_quant(number, rules=rules, activations=activations, real=real)
+  hook = fake_quant(number, rules=rules, activations=activations, attention=attention, real=real)
   return Network(hook.model(network.model), network.params, {**network.model_state, f'jl.{hook.name}': ranges})
 
 
@@ -106,10 +111,12 @@ def _range(seen: Histogram, bits: int, calibrate: Calibrate) -> numerics.Range:
   return jnp.asarray(low), jnp.asarray(high)
 
 
-def _counting(name: str, product: Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
-  """A Visit that computes in float and records the activation's histogram."""
-  del name, read
+def _counting(site: Site, product: Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
+  """A Visit that computes in float and records the activation's histogram, or both."""
+  del read
   new = calibration.histogram(x)
+  if site.paired:
+    new = jax.tree.map(lambda *both: jnp.stack(both), new, calibration.histogram(w))
   return product.bind(x, w), _across(new, axes) if axes else new
 
 
@@ -120,7 +127,10 @@ def _across(one: Histogram, axes: tuple[str, ...]) -> Histogram:
 _HISTOGRAMS = quant_program.Combine(
   merge=calibration.merge,
   fold=lambda many: Histogram(quant_program.RANGES.fold(many.span), jnp.sum(many.counts, axis=0)),
-  absent=lambda site, lengths: Histogram(numerics.unseen(lengths), jnp.zeros((*lengths, BINS), jnp.int32)),
+  absent=lambda site, lengths: Histogram(
+    numerics.unseen(quant_program.range_shape(site, lengths)),
+    jnp.zeros((*quant_program.range_shape(site, lengths), BINS), jnp.int32),
+  ),
   across=_across,
 )
 

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -122,6 +123,30 @@ def real_product(product: Product, x: jax.Array, w: jax.Array, zero: jax.Array) 
   columns = jnp.sum(weights, axis=product.summed_axes(w.ndim), keepdims=True, dtype=jnp.int32)
   share = product.on_output(columns, x.ndim) * zero.astype(jnp.int32)
   return (sums - share).astype(jnp.float32)
+
+
+def real_pair(product: Product, x: jax.Array, y: jax.Array, x_zero: jax.Array, y_zero: jax.Array) -> jax.Array:
+  """Multiplies two stored int8 activations into int32, takes the zero points' shares off, and gives float32 sums.
+
+  Args:
+    product: a dot_general.
+    x: float32, integers relative to zero.
+    y: float32, integers relative to zero.
+    x_zero: float32[], the zero point of the stored x.
+    y_zero: float32[], of the stored y.
+
+  Returns:
+    float32, the sums.
+  """
+  x_stored, y_stored = (x + x_zero).astype(jnp.int8), (y + y_zero).astype(jnp.int8)
+  x_zero, y_zero = x_zero.astype(jnp.int32), y_zero.astype(jnp.int32)
+  flipped = product._replace(side=1 - product.side)
+  of_x = jnp.sum(x_stored, axis=flipped.summed_axes(x.ndim), keepdims=True, dtype=jnp.int32)
+  of_y = jnp.sum(y_stored, axis=product.summed_axes(y.ndim), keepdims=True, dtype=jnp.int32)
+  length = math.prod(x.shape[axis] for axis in flipped.summed_axes(x.ndim))
+  sums = product.bind(x_stored, y_stored, precision=None, preferred_element_type=jnp.dtype(jnp.int32))
+  shares = flipped.on_output(of_x, y.ndim) * y_zero + product.on_output(of_y, x.ndim) * x_zero
+  return (sums - shares + length * x_zero * y_zero).astype(jnp.float32)
 
 
 def marked(w_steps: jax.Array, bits: int) -> jax.Array:
@@ -261,6 +286,61 @@ def quantized(
     return out, tangent(product, x_used, x_scale, w_used, w_scale, jnp.where(inside, dx, 0), dw, out)
 
   return contract(x, w, lax.stop_gradient(span[0]), lax.stop_gradient(span[1]), active)
+
+
+def pair_quantized(
+  product: Product,
+  x: jax.Array,
+  y: jax.Array,
+  spans: Range,
+  *,
+  bits: Bits,
+  real: bool,
+  active: jax.Array | None = None,
+) -> jax.Array:
+  """Contracts two activations in integers, as in attention, with straight-through gradients.
+
+  Args:
+    product: the contraction, a dot_general; `y` stands where a weight would.
+    x: float[...].
+    y: float[...].
+    spans: (lowest, highest), float32[2] each: of x and of y.
+    bits: the activation's are those of both.
+    real: whether to execute int8 operands into int32; else integer-valued float32.
+    active: bool[] or None; False gives the float contraction, at full precision.
+
+  Returns:
+    The result in the original's dtype, its derivative zero for clipped values of either.
+  """
+
+  @jax.custom_jvp
+  def contract(x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array, on: jax.Array | None) -> jax.Array:
+    return forward(x, y, low, high, on)[0]
+
+  def forward(x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array, on: jax.Array | None) -> Any:
+    sides, zeros = [], []
+    for index, value in enumerate((x, y)):
+      grid = activation_grid((low[index], high[index]), bits.activation)
+      steps = jnp.clip(to_steps(value, grid.scale), grid.low, grid.high)
+      inside, scale = (grid.lowest <= value) & (value <= grid.highest), grid.scale
+      if on is not None:
+        steps, inside = jnp.where(on, steps, value.astype(jnp.float32)), inside | ~on
+        scale = jnp.where(on, scale, 1.0)
+      sides.append((steps, scale, inside))
+      zeros.append(grid.zero)
+    (x_steps, x_scale, _), (y_steps, y_scale, _) = sides
+    sums = real_pair(product, x_steps, y_steps, *zeros) if real else fake_product(product, x_steps, y_steps)
+    return (sums * (x_scale * y_scale)).astype(product.dtype), sides
+
+  @contract.defjvp
+  def _(primals: Any, tangents: Any) -> Any:
+    dx, dy = tangents[:2]
+    out, ((x_steps, x_scale, x_inside), (y_steps, y_scale, y_inside)) = forward(*primals)
+    by_x = product.bind(jnp.where(x_inside, dx, 0), (y_steps * y_scale).astype(dy.dtype))
+    by_y = product.bind((x_steps * x_scale).astype(dx.dtype), jnp.where(y_inside, dy, 0))
+    return out, by_x + by_y
+
+  return contract(x, y, lax.stop_gradient(spans[0]), lax.stop_gradient(spans[1]), active)
 
 
 def weight_quantized(

@@ -25,8 +25,8 @@ from jaxlite.transforms.quant_numerics import Bits, check_bits
 Rules = Mapping[str, numerics.BitsLike | None]
 Ranges = Mapping[str, numerics.Range]
 Chosen = dict[str, Bits | None]
-# (site's name, product, activation, weight, what it reads or None, mesh axes) -> (result, record)
-Visit = Callable[[str, products.Product, jax.Array, jax.Array, Any, tuple[str, ...]], tuple[jax.Array, Any]]
+# (site, product, activation, weight, what it reads or None, mesh axes) -> (result, record)
+Visit = Callable[[provenance.Site, products.Product, jax.Array, jax.Array, Any, tuple[str, ...]], tuple[jax.Array, Any]]
 Choose = Callable[[numerics.Range | None, numerics.Range], numerics.Range]
 
 
@@ -60,6 +60,12 @@ class Combine(NamedTuple):
   across: Callable[[Any, tuple[str, ...]], Any]
 
 
+def range_shape(site: provenance.Site, lengths: tuple[int, ...] | None = None) -> tuple[int, ...]:
+  """Returns the shape of either end of a site's range: one a layer of a scan; of two activations, one each."""
+  lengths = site.lengths if lengths is None else lengths
+  return (*lengths, 2) if site.paired else lengths
+
+
 def _across(span: numerics.Range, axes: tuple[str, ...]) -> numerics.Range:
   return lax.pmin(span[0], axes), lax.pmax(span[1], axes)
 
@@ -67,26 +73,29 @@ def _across(span: numerics.Range, axes: tuple[str, ...]) -> numerics.Range:
 RANGES = Combine(
   merge=numerics.merge,
   fold=lambda span: (jnp.min(span[0], axis=0, initial=jnp.inf), jnp.max(span[1], axis=0, initial=-jnp.inf)),
-  absent=lambda site, lengths: numerics.unseen(lengths),
+  absent=lambda site, lengths: numerics.unseen(range_shape(site, lengths)),
   across=_across,
 )
 NOTHING = Combine(merge=lambda one, other: (), fold=lambda _: (), absent=lambda *_: (), across=lambda record, _: record)
 
 
-def trace(fn: Callable[..., Any], args: Sequence[Any], tags: Sequence[provenance.Tag]) -> Program:
+def trace(
+  fn: Callable[..., Any], args: Sequence[Any], tags: Sequence[provenance.Tag], *, pairs: bool = False
+) -> Program:
   """Traces and reads a function.
 
   Args:
     fn: takes `args`.
     args: pytrees of arrays.
     tags: one a leaf of `args`, in order.
+    pairs: whether products of two activations are sites too.
   """
   jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-  return Program(jaxpr, provenance.read(jaxpr, tags), jax.tree.structure(shapes))
+  return Program(jaxpr, provenance.read(jaxpr, tags, pairs=pairs), jax.tree.structure(shapes))
 
 
 def trace_model(
-  model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any
+  model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any, pairs: bool = False
 ) -> tuple[Program, list[Any]]:
   """Traces a model's apply.
 
@@ -98,7 +107,7 @@ def trace_model(
     return model.apply(params, state, inputs, train=train, key=key, step=step)
 
   args = (params, state, inputs, key, step)
-  return trace(fn, args, model_tags(*args)), jax.tree.leaves(args)
+  return trace(fn, args, model_tags(*args), pairs=pairs), jax.tree.leaves(args)
 
 
 def bits_by_site(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
@@ -115,10 +124,11 @@ def bits_by_site(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: s
     for pattern, value in (rules or {}).items()
   }
 
-  def decide(name: str) -> Bits | None:
-    return next((value for pattern, value in rules.items() if re.search(pattern, name)), bits)
+  def decide(name: str, site: provenance.Site) -> Bits | None:
+    own = next((value for pattern, value in rules.items() if re.search(pattern, name)), bits)
+    return None if own is not None and own.activation is None and site.paired else own
 
-  return {name: decide(name) for name in plan.weight_sites()}
+  return {name: decide(name, site) for name, site in plan.weight_sites().items()}
 
 
 def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
@@ -198,7 +208,7 @@ def run(
 
   def at(site: provenance.Site, eqn: Any, operands: Sequence[Any], read: Any, axes: tuple[str, ...]) -> Any:
     product = products.Product(eqn.primitive, eqn.params, site.side, eqn.outvars[0].aval.dtype)
-    return visit(site.name, product, operands[1 - site.side], operands[site.side], read, axes)
+    return visit(site, product, operands[1 - site.side], operands[site.side], read, axes)
 
   rules = rewrite.Rules(at, lambda site: bits.get(site.name) is not None, *combine)
   known = {name: read for name, read in (reads or {}).items() if bits.get(name) is not None}
@@ -206,16 +216,18 @@ def run(
   return jax.tree.unflatten(program.out_tree, results), records
 
 
-def seen(x: jax.Array, axes: tuple[str, ...]) -> numerics.Range:
-  """Returns the range of an activation: of the whole tensor, not of this shard."""
+def seen(site: provenance.Site, x: jax.Array, w: jax.Array, axes: tuple[str, ...]) -> numerics.Range:
+  """Returns the range of a site's activation, or of both: of the whole tensor, not of this shard."""
   span = numerics.observe(x)
+  if site.paired:
+    span = jax.tree.map(lambda *ends: jnp.stack(ends), span, numerics.observe(w))
   return _across(span, axes) if axes else span
 
 
-def observing(name: str, product: products.Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
+def observing(site: provenance.Site, product: products.Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
   """A Visit that computes in float and records the activation's range."""
-  del name, read
-  return product.bind(x, w), seen(x, axes)
+  del read
+  return product.bind(x, w), seen(site, x, w, axes)
 
 
 def in_integers(
@@ -237,14 +249,15 @@ def in_integers(
       no activation is looked through, and there is no record (`NOTHING`).
   """
 
-  def visit(name: str, product: products.Product, x: Any, w: Any, stored: Any, axes: tuple[str, ...]) -> Any:
-    if bits[name].activation is None:
-      out = products.weight_quantized(product, x, w, bits=bits[name], active=active)
+  def visit(site: provenance.Site, product: products.Product, x: Any, w: Any, stored: Any, axes: Any) -> Any:
+    own = bits[site.name]
+    if own.activation is None:
+      out = products.weight_quantized(product, x, w, bits=own, active=active)
       return out, numerics.unseen() if observe else ()
-    span = seen(x, axes) if observe or stored is None else stored
+    span = seen(site, x, w, axes) if observe or stored is None else stored
     used = choose(stored, span) if observe else span
-    out = products.quantized(product, x, w, used, bits=bits[name], real=real, active=active)
-    return out, span if observe else ()
+    multiply = products.pair_quantized if site.paired else products.quantized
+    return multiply(product, x, w, used, bits=own, real=real, active=active), span if observe else ()
 
   return visit
 

@@ -59,6 +59,7 @@ def quantize(
   real: bool = False,
   rules: Rules | None = None,
   ranges: Ranges | None = None,
+  attention: bool = False,
 ) -> Callable[..., Any]:
   """Returns the function with its contractions of weights and activations done in integers.
 
@@ -76,6 +77,7 @@ def quantize(
     rules: {regular expression on a site's name: bits, as above, or None to keep it float}; the first match decides.
     ranges: {site: (lowest, highest)}, as `observe`, `calibrate` or `model_state['jl.fake_quant']` gives them; a
       site that it lacks takes the range of the call.
+    attention: also quantize products of two activations, both per tensor, named `<activations>`.
 
   Returns:
     A function of the same arguments.
@@ -97,7 +99,7 @@ def quantize(
   number = check_bits(bits, 'quantize')
 
   def quantized(*args: Any, **kwargs: Any) -> Any:
-    program, leaves = _program(fn, weights, args, kwargs)
+    program, leaves = _program(fn, weights, args, kwargs, attention)
     chosen = quant_program.check(program.plan, number, rules, 'quantize')
     unknown = sorted(set(ranges or {}) - set(chosen))
     if unknown:
@@ -111,7 +113,7 @@ def quantize(
 
 
 def observe(
-  fn: Callable[..., Any], *, weights: int | Sequence[int] = 0, rules: Rules | None = None
+  fn: Callable[..., Any], *, weights: int | Sequence[int] = 0, rules: Rules | None = None, attention: bool = False
 ) -> Callable[..., tuple[Any, dict[str, numerics.Range]]]:
   """Returns the function in float, giving also the ranges of its activations, for `quantize(ranges=)`.
 
@@ -119,6 +121,7 @@ def observe(
     fn: any function of pytrees of arrays.
     weights: position(s) of the arguments that hold the weights.
     rules: as in `quantize`; sites kept float are not observed.
+    attention: as in `quantize`.
 
   Returns:
     A function of the same arguments, to (outputs, {site: (lowest, highest)}). Ranges of several batches merge
@@ -131,7 +134,7 @@ def observe(
   """
 
   def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, numerics.Range]]:
-    program, leaves = _program(fn, weights, args, kwargs)
+    program, leaves = _program(fn, weights, args, kwargs, attention)
     chosen = quant_program.check(program.plan, check_bits(numerics.MAX_BITS, 'observe'), rules, 'observe')
     return quant_program.run(program, leaves, chosen, quant_program.observing, quant_program.RANGES)
 
@@ -139,7 +142,12 @@ def observe(
 
 
 def coverage(
-  fn: Callable[..., Any], *, bits: BitsLike = 8, weights: int | Sequence[int] = 0, rules: Rules | None = None
+  fn: Callable[..., Any],
+  *,
+  bits: BitsLike = 8,
+  weights: int | Sequence[int] = 0,
+  rules: Rules | None = None,
+  attention: bool = False,
 ) -> Callable[..., list[Coverage]]:
   """Tells what `quantize` with the same arguments would do to a function: every contraction, and why not.
 
@@ -148,6 +156,7 @@ def coverage(
     bits: as in `quantize`.
     weights: as in `quantize`.
     rules: as in `quantize`.
+    attention: as in `quantize`.
 
   Returns:
     A function of the same arguments (arrays or ShapeDtypeStructs) to a list of Coverage, in program order.
@@ -164,7 +173,7 @@ def coverage(
   number = check_bits(bits, 'coverage')
 
   def covered(*args: Any, **kwargs: Any) -> list[Coverage]:
-    program, _ = _program(fn, weights, args, kwargs)
+    program, _ = _program(fn, weights, args, kwargs, attention)
     sites = program.plan.all_sites()
     decide = quant_program.check if rules else quant_program.bits_by_site
     chosen = decide(program.plan, number, rules, 'coverage')
@@ -176,6 +185,7 @@ def coverage(
       if kept is not None and site.custom:
         why = 'its gradient is its own derivative rule'
       weight_bits, activation_bits = kept or (None, None)
+      weight_bits = activation_bits if site.paired else weight_bits
       share = site.flops / total
       rows.append(Coverage(site.name, site.kind, weight_bits, activation_bits, why, site.flops, share))
     return rows
@@ -184,7 +194,7 @@ def coverage(
 
 
 def _program(
-  fn: Callable[..., Any], weights: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any]
+  fn: Callable[..., Any], weights: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], attention: bool
 ) -> tuple[quant_program.Program, list[Any]]:
   positions = (weights,) if isinstance(weights, int) else tuple(weights)
   for position in positions:
@@ -209,7 +219,7 @@ def _program(
     args, kwargs = jax.tree.unflatten(treedef, [next(rest) if _is_array(leaf) else leaf for leaf in leaves])
     return fn(*args, **kwargs)
 
-  return quant_program.trace(of_arrays, [arrays], tags), arrays
+  return quant_program.trace(of_arrays, [arrays], tags, pairs=attention), arrays
 
 
 def _is_array(leaf: Any) -> bool:
@@ -223,6 +233,7 @@ def fake_quant(
   activations: Activations | None = None,
   decay: float | None = None,
   begin: int = 0,
+  attention: bool = False,
   real: bool = False,
   name: str = 'fake_quant',
 ) -> Hook:
@@ -244,6 +255,8 @@ def fake_quant(
       `frozen_ranges(ranges)`; None is `ema_ranges()`.
     decay: short for `activations=ema_ranges(decay)`.
     begin: optimizer steps before which training is float; ranges are collected all the same.
+    attention: also quantize products of two activations, named `<activations>`; each end of their range is
+      float32[2], one for either operand.
     real: execute int8 operands into int32 instead of integer-valued float32; for evaluation and deployment, on the
       params and state that the fake model was trained to.
     name: of the hook.
@@ -279,24 +292,28 @@ def fake_quant(
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = model.init(key, inputs)
       program, _ = quant_program.trace_model(
-        model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32)
+        model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32), pairs=attention
       )
       chosen = quant_program.check(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
-      lengths = {n: sites[n].lengths for n, b in chosen.items() if b is not None and b.activation is not None}
+      ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]
+      shapes = {n: quant_program.range_shape(sites[n]) for n in ranged}
       if source.ranges is not None:
-        return params, {**state, entry: given_ranges(source.ranges, lengths, name)}
-      return params, {**state, entry: {n: numerics.unseen(lengths[n]) for n in lengths if source.kept}}
+        return params, {**state, entry: given_ranges(source.ranges, shapes, name)}
+      return params, {**state, entry: {n: numerics.unseen(shapes[n]) for n in shapes if source.kept}}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if entry not in state:
         raise ValueError(f'{name} needs its ranges, model_state[{entry!r}]: init with the model that this recipe wraps')
       inner, ranges = _without(state, entry), state[entry]
-      program, leaves = quant_program.trace_model(model, params, inner, inputs, train=train, key=key, step=step)
+      program, leaves = quant_program.trace_model(
+        model, params, inner, inputs, train=train, key=key, step=step, pairs=attention
+      )
       chosen = quant_program.bits_by_site(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
       # A second use that only this kind of pass has is quantized by what it sees.
-      known = {n: span for n, span in ranges.items() if n in sites and span[0].shape == sites[n].lengths}
+      shapes = {n: quant_program.range_shape(site) for n, site in sites.items()}
+      known = {n: span for n, span in ranges.items() if n in sites and span[0].shape == shapes[n]}
       active = jnp.asarray(step) >= begin if train and begin and step is not None else None
 
       def moved(stored: numerics.Range | None, seen: numerics.Range) -> numerics.Range:
