@@ -242,7 +242,10 @@ def _reshaped(eqn: Any, axes: Axes, shape: Sequence[int]) -> Axes:
         end += 1
     while stop < len(before) and before[stop] == 1 and end == len(shape):
       stop += 1
-    held = tuple(axis for group in axes[start:stop] for axis in group)
+    several = stop - start > 1  # of several, those of length 1 hold nothing
+    held = tuple(
+      a for group, n in zip(axes[start:stop], before[start:stop], strict=True) if n > 1 or not several for a in group
+    )
     wide = [axis for axis in range(len(out), end) if shape[axis] != 1]
     bearer = wide[:1] or [len(out)]
     out += [held if axis in (wide or bearer) else () for axis in range(len(out), end)]
