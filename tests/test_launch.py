@@ -171,7 +171,7 @@ def test_smoke_is_quick_and_lives_beside(folder):
 # --- mistakes -----------------------------------------------------------------------------------------------------
 
 
-# One of each kind: the fields' own mistakes stand in test_launch_flags, the data's and parts' in test_loop.
+# One of each kind: the fields' own mistakes stand in test_launch_flags, the data's and parts' in test_loop_refusals.
 FLAGS = {
   'unknown flag': (['--workdirr=x'], 'unknown flag --workdirr; nearest: --workdir'),
   'unknown field': (['--config.optim.lrr=1'], "unknown field 'optim.lrr'; nearest: optim.lr"),

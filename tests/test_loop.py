@@ -1,9 +1,7 @@
-"""Laws of a run, as a notebook calls it: ten lines, resumed exactly, refused in one line, used in a fresh process."""
+"""Laws of a run, as a notebook calls it: ten lines, kept and ended as its config says, used in a fresh process."""
 
-import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -17,56 +15,11 @@ import pytest
 from flax import nnx
 
 import jaxlite as jl
-from jaxlite import checkpoint, flags, logs, loop, preempt
+from jaxlite import checkpoint, loop, preempt
 from jaxlite.data import from_arrays
+from loops import X, Y, config_of, linear, points, run, up_and_down
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(90, 6)).astype(np.float32)
-Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
-
-
-def linear(classes=3):
-  """A fresh model each time: (function, start values)."""
-  params = {'w': np.zeros((6, classes), np.float32), 'b': np.zeros(classes, np.float32)}
-  return lambda p, x: x @ p['w'] + p['b'], params
-
-
-def adam(config, total):
-  return jl.chain(optax.adam(0.05))
-
-
-def config_of(recipe=adam, *, steps=12, **fields):
-  """A quick config; fields by path, dots as double underscores."""
-  config = jl.Config(name='x', recipe=recipe, train=jl.Duration(steps=steps))
-  config.log.every = config.eval.every = jl.Duration(steps=2)
-  config.checkpoint.every, config.data.batch_size, config.eval.batch_size = jl.Duration(steps=4), 16, 20
-  config.log.tensorboard = config.log.progress = False
-  for path, value in fields.items():
-    group, _, name = path.rpartition('__')
-    setattr(getattr(config, group) if group else config, name, value)
-  return config
-
-
-def run(folder, recipe=adam, *, model=None, data=(X, Y), say=lambda line: None, **fields):
-  return jl.train(config_of(recipe, **fields), folder, model=model or linear(), data=data, say=say)
-
-
-def points(folder):
-  return [
-    {name: value for name, value in point.items() if name not in logs.CLOCK} for point in logs.read_records(folder)
-  ]
-
-
-def leaves(folder):
-  names = ('step', 'key', 'params', 'model_state', 'opt_state', 'const')
-  return checkpoint.fingerprint(checkpoint.load_arrays(folder / 'checkpoints', names, which='latest').state)
-
-
-def evidence(folder):
-  result = json.loads((folder / 'result.json').read_text())
-  best = np.asarray(jl.load(folder).predict(X)).tobytes()
-  return leaves(folder), points(folder), result['metrics'], result['confusion'], best
 
 
 # --- a person's own model and arrays ------------------------------------------------------------------------------
@@ -121,7 +74,9 @@ assert not {'flax', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules)
 
 
 def test_a_fresh_process_predicts_bit_for_bit_what_training_evaluated(tmp_path):
-  raw = RNG.integers(0, 256, size=(90, 4, 4, 1)).astype(np.uint8)  # raw inputs: the preprocessing is in the program
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 128, size=(90, 4, 4, 1)) + 128 * rng.integers(0, 2, size=(90, 1, 1, 1))  # dark or bright
+  raw = images.astype(np.uint8)  # raw inputs: the preprocessing is in the program
   labels = raw[:, 0, 0, 0] // 128
   model = jl.from_function(
     lambda p, x: jax.nn.relu(x.reshape(len(x), -1) @ p[0]) @ p[1],
@@ -166,11 +121,6 @@ def test_a_fresh_process_predicts_bit_for_bit_what_training_evaluated(tmp_path):
 
 
 # --- what is kept, and when it ends -------------------------------------------------------------------------------
-
-
-def up_and_down(config, total):
-  """Learns for six steps, then unlearns."""
-  return jl.chain(optax.sgd(lambda count: jnp.where(count < 6, 0.5, -2.0)))
 
 
 def test_the_test_is_of_the_best_by_validation(tmp_path):
@@ -225,218 +175,7 @@ def test_a_run_is_as_long_as_its_duration_in_any_unit(length, steps, tmp_path):
   assert [point['step'] for point in points(tmp_path) if point['kind'] == 'validation'] == wanted
 
 
-# --- resumed as if nothing had happened ---------------------------------------------------------------------------
-
-
-def crash_at(step, monkeypatch):
-  """Ends the process's run as a fault would, before the batch of a step."""
-  real = loop.datasets.batch_at
-
-  def batch_at(split, size, seed, at):
-    if at == step:
-      raise MemoryError('the machine is gone')
-    return real(split, size, seed, at)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(loop.datasets, 'batch_at', batch_at, raising=False)
-    yield
-
-
-def event_steps(folder):
-  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-  events = EventAccumulator(str(folder / 'tensorboard'), size_guidance={'scalars': 0})
-  events.Reload()
-  return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()['scalars']}
-
-
-@pytest.mark.filterwarnings('default')  # tensorboard's own imports
-def test_no_point_is_torn_doubled_or_lost_by_a_crash(tmp_path, monkeypatch):
-  run(tmp_path / 'straight', log__tensorboard=True)
-  for _ in crash_at(7, monkeypatch):
-    with pytest.raises(MemoryError):
-      run(tmp_path / 'crashed', log__tensorboard=True)
-  with open(tmp_path / 'crashed' / 'metrics.jsonl', 'a') as file:
-    file.write('{"kind": "train", "st')  # and a line that was half written
-  said = []
-  run(tmp_path / 'crashed', log__tensorboard=True, say=said.append)
-  assert any(line.startswith('resumed at step') for line in said)
-  assert evidence(tmp_path / 'crashed') == evidence(tmp_path / 'straight')
-  for folder in (tmp_path / 'straight', tmp_path / 'crashed'):
-    seen = event_steps(folder)
-    for kind, name in (('train', 'loss'), ('validation', 'accuracy')):
-      wanted = [(point['step'], np.float32(point[name])) for point in points(folder) if point['kind'] == kind]
-      assert seen[f'{kind}/{name}'] == wanted
-      assert len(wanted) == 6
-
-
-@pytest.mark.parametrize('evaluation', [2, 6])  # the best until then; the one after the last step
-def test_a_signal_while_the_best_is_found_loses_nothing(evaluation, tmp_path, monkeypatch):
-  run(tmp_path / 'straight', up_and_down)
-  real, count = loop.evaluate, iter(range(1, 99))
-
-  def evaluate(*words):
-    found = real(*words)
-    if next(count) == evaluation:
-      signal.raise_signal(signal.SIGTERM)
-    return found
-
-  with monkeypatch.context() as patch:
-    patch.setattr(loop, 'evaluate', evaluate)
-    with pytest.raises(loop.Preempted, match=r'stopped by a signal at step \d+ of 12; saved'):
-      run(tmp_path / 'stopped', up_and_down)
-  run(tmp_path / 'stopped', up_and_down)
-  assert evidence(tmp_path / 'stopped') == evidence(tmp_path / 'straight')
-
-
-def test_a_finished_run_is_reported_again_and_not_trained(tmp_path):
-  first = run(tmp_path)
-  before = leaves(tmp_path)
-  again = run(tmp_path, log__every=jl.Duration(steps=5), eval__batch_size=7)
-  assert again == first
-  assert leaves(tmp_path) == before
-
-
-def test_a_longer_run_goes_on_as_if_it_had_been_long_from_the_start(tmp_path):
-  run(tmp_path / 'straight', steps=20)
-  said = []
-  run(tmp_path / 'longer', steps=12)
-  run(tmp_path / 'longer', steps=20, say=said.append)
-  assert 'resumed at step 12 of 20' in said
-  assert any(line.startswith('config: train: saved 12 steps, now 20 steps') for line in said)
-  assert evidence(tmp_path / 'longer') == evidence(tmp_path / 'straight')
-  with pytest.raises(ValueError, match='train: saved 20 steps, now 12 steps'):
-    run(tmp_path / 'longer', steps=12)
-
-
-def test_another_config_or_other_data_are_refused_and_nothing_is_changed(tmp_path):
-  run(tmp_path)
-
-  def everything():
-    return {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file() and path.name != '.lock'}
-
-  before = everything()
-  for fields, words in (
-    ({'optim__lr': 0.5}, r'optim\.lr: saved 0\.001, now 0\.5'),
-    ({'seed': 1}, 'seed: saved 0, now 1'),
-    ({'data__batch_size': 8}, 'data.batch_size: saved 16, now 8'),
-  ):
-    with pytest.raises(ValueError, match=f'^[^\n]*{words}[^\n]*--workdir[^\n]*--fresh[^\n]*$'):
-      run(tmp_path, **fields)
-  with pytest.raises(ValueError, match='the data differ'):
-    run(tmp_path, steps=14, data=(X + 1, Y))
-  assert everything() == before
-
-
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"format": 1}', '\x00\x01'])
-def test_a_damaged_config_is_told_in_one_line(text, tmp_path):
-  folder = SHARED.get('damaged')
-  if folder is None:
-    folder = SHARED['damaged'] = tmp_path / 'run'
-    run(folder, steps=2)
-  (folder / 'config.json').write_text(text)
-  with pytest.raises(ValueError, match=r'^[^\n]*config\.json is missing or damaged: restore it[^\n]*$'):
-    run(folder, steps=2)
-  assert jl.load(folder).predict(X[:2]).shape == (2, 3)  # what was trained is still there
-
-
-SHARED = {}
-
-
-# --- numbers that are not finite ----------------------------------------------------------------------------------
-
-
-def test_nan_in_training_stops_with_its_step_and_leaf_and_keeps_the_last_good_checkpoint(tmp_path):
-  def bursts(config, total):
-    return jl.chain(optax.sgd(lambda count: jnp.where(count == 9, jnp.inf, 0.1)))
-
-  with pytest.raises(
-    ValueError, match=r'^[^\n]*not finite at step 10, first in b: [^\n]*checkpoint of step 8 is good$'
-  ):
-    run(tmp_path, bursts)
-  assert np.isfinite(jl.load(tmp_path, 'latest').predict(X)).all()
-  losses = {point['step']: point['loss'] for point in points(tmp_path) if point['kind'] == 'train'}
-  assert list(losses) == [2, 4, 6, 8, 10]
-  assert np.isfinite(list(losses.values())).all()
-
-
-def test_what_a_finite_loss_with_an_infinite_gradient_wrote_is_never_saved(tmp_path):
-  def root(params, inputs):  # at b = 0 its value is 0 and its slope infinite
-    return inputs @ params['w'] + jnp.sqrt(jnp.abs(params['b']))
-
-  with pytest.raises(ValueError, match=r'not finite at step 1, first in b: .*no checkpoint was written yet'):
-    run(tmp_path, model=(root, linear()[1]), steps=1, log__every=jl.Duration(steps=1))
-  assert not list((tmp_path / 'checkpoints').glob('0*'))
-
-
-# --- what cannot be right is refused before training, in one line, and the folder stays good ---------------------
-
-
-def wide(classes):
-  params = {'w': jnp.zeros((6, classes))}
-  return jl.Network(jl.from_function(lambda p, x: x @ p['w'], params), params, {})
-
-
-def with_parts(*parts):
-  return lambda config, total: jl.chain(*parts[:-1], optax.adam(0.05), *parts[-1:])
-
-
-def late(make):
-  """A recipe whose part is made when it is called, as in an experiment file."""
-  return lambda config, total: jl.chain(optax.adam(0.05), make(config))
-
-
-TALL = np.zeros((20, 4, 4, 1), np.uint8)
-MISTAKES = {
-  'nan in data': ({'data': (np.where(X > 2, np.nan, X), Y)}, r'inputs are finite; train has nan at \[\d+, \d\]: drop'),
-  'labels below zero': ({'data': (X, Y - 1)}, 'labels are 0 .. classes - 1; train has -1 at'),
-  'labels of another length': ({'data': (X, Y[:-1])}, '90 inputs and 89 labels'),
-  'labels as floats': ({'data': (X, Y + 0.5)}, 'labels are integers'),
-  'no examples': ({'data': (X[:0], Y[:0])}, 'train is empty: carve it'),
-  'images of other shapes': ({'data': ([TALL[0], TALL[0, :2]], [0, 1])}, 'examples have one shape; .*: resize or pad'),
-  'not a pair': ({'data': X}, r'pass \(inputs, labels\)'),
-  'a batch above the data': ({'data__batch_size': 600}, 'batch_size 600: lower it'),
-  'a sparsity of one': ({'recipe': late(lambda c: jl.prune(1.0))}, r'in \[0, 1\); got 1\.0'),
-  'end before begin': ({'recipe': late(lambda c: jl.prune(0.5, begin=9, end=3))}, 'end=3 lies before begin=9'),
-  'a rule for nothing': (
-    {'recipe': late(lambda c: jl.freeze('kernel'))},
-    "'kernel' matches no parameter; nearest paths",
-  ),
-  'a teacher of other classes': ({'recipe': late(lambda c: jl.distill(wide(5)))}, 'need the same classes'),
-  'no such teacher': (
-    {'recipe': late(lambda c: jl.distill(jl.load(c.teacher))), 'teacher': '../nobody'},
-    'nobody holds no checkpoints: give the folder of a run',
-  ),
-  'no such metric': ({'eval__metric': 'acuracy'}, "'acuracy'; nearest: accuracy"),
-  'a model of other classes': ({'model': linear(2)}, r'outputs are float\[B, 3\]'),
-  'a recipe that is none': ({'recipe': lambda config, total: optax.adam(0.1)}, r'recipe from jl\.chain'),
-  'a recipe without optimizer': ({'recipe': lambda config, total: jl.chain(jl.fake_quant())}, 'holds no optimizer'),
-  'an optimizer after prune': (
-    {'recipe': lambda config, total: jl.chain(jl.prune(0.5), optax.adam(0.1))},
-    'move part 0 to the end',
-  ),
-  'a length in percent': ({'train': jl.Duration(percent=5)}, 'train is in steps, epochs or examples'),
-  'a model of nothing': ({'model': 'cnn'}, 'a model is a Model'),
-}
-
-
-@pytest.mark.parametrize('mistake', list(MISTAKES))
-def test_a_mistake_is_told_in_one_line_before_anything_is_trained(mistake, tmp_path):
-  fields, words = MISTAKES[mistake]
-  with pytest.raises((ValueError, TypeError, FileNotFoundError)) as caught:
-    run(tmp_path, **{'recipe': adam, **fields})
-  assert re.search(words, str(caught.value))
-  assert '\n' not in str(caught.value)
-  assert flags.one_line(caught.value) == str(caught.value)  # so the launcher shows it as it is
-  assert not list(tmp_path.glob('checkpoints/*'))
-
-
-def test_after_every_mistake_the_same_folder_still_trains(tmp_path):
-  for fields, _ in MISTAKES.values():
-    with pytest.raises((ValueError, TypeError, FileNotFoundError)):
-      run(tmp_path / 'mended', **{'recipe': adam, **fields})
-  assert run(tmp_path / 'mended').metrics['accuracy'] > 0
-  assert [point['step'] for point in points(tmp_path / 'mended') if point['kind'] == 'train'] == [2, 4, 6, 8, 10, 12]
+# --- what a run says, and what it leaves alone --------------------------------------------------------------------
 
 
 def test_a_class_without_examples_is_a_note(tmp_path):

@@ -10,32 +10,7 @@ import jaxlite as jl
 from jaxlite import trees
 from jaxlite.contract import CONST, Network
 from jaxlite.step import ensemble_axes, went_nan
-
-
-def network(traces=None):
-  """A convolution, a running mean (batch statistics) and a dense layer."""
-
-  def init(key, inputs):
-    one, two = jax.random.split(key)
-    params = {
-      'conv': {'w': jax.random.normal(one, (3, 3, 1, 4)) * 0.3, 'b': jnp.zeros(4)},
-      'dense': {'w': jax.random.normal(two, (64, 3)) * 0.2, 'b': jnp.zeros(3)},
-    }
-    return params, {'stats': {'mean': jnp.zeros(4)}}
-
-  def apply(params, state, inputs, *, train, key, step=None):
-    if traces is not None:
-      traces.append(train)
-    x = jax.lax.conv_general_dilated(
-      inputs, params['conv']['w'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-    x = x + params['conv']['b']
-    if train:
-      state = {**state, 'stats': {'mean': 0.9 * state['stats']['mean'] + 0.1 * x.mean((0, 1, 2))}}
-    x = jax.nn.relu(x - state['stats']['mean']).reshape(x.shape[0], -1)
-    return x @ params['dense']['w'] + params['dense']['b'], state
-
-  return jl.Model(init, apply)
+from networks import convnet
 
 
 def batch_of(size, *, padded=0, seed=0):
@@ -50,7 +25,7 @@ def batch_of(size, *, padded=0, seed=0):
 
 
 def teacher():
-  return Network(network(), *network().init(jax.random.key(9), None))
+  return Network(convnet(), *convnet().init(jax.random.key(9), None))
 
 
 def everything():
@@ -84,7 +59,7 @@ def same(one, other):
 
 
 def test_all_parts_together_do_what_each_promises():
-  train = jl.train_step(network(), jl.cross_entropy, everything())
+  train = jl.train_step(convnet(), jl.cross_entropy, everything())
   state = train.init(jax.random.key(0), batch_of(8))
   frozen = np.asarray(state.const['freeze']['conv']['b'])
   for step in range(10):
@@ -104,7 +79,9 @@ def test_all_parts_together_do_what_each_promises():
 
 def test_one_trace_over_train_last_batch_and_evaluation():
   traces = []
-  train = jl.train_step(network(traces), jl.cross_entropy, jl.chain(jl.fake_quant(), optax.adam(1e-2), jl.prune(0.5)))
+  train = jl.train_step(
+    convnet(traces=traces), jl.cross_entropy, jl.chain(jl.fake_quant(), optax.adam(1e-2), jl.prune(0.5))
+  )
   state = train.init(jax.random.key(0), batch_of(8))
   traces.clear()
   for step in range(4):
@@ -114,9 +91,9 @@ def test_one_trace_over_train_last_batch_and_evaluation():
 
 
 def test_the_users_arrays_live_on():
-  params, state = network().init(jax.random.key(0), None)
+  params, state = convnet().init(jax.random.key(0), None)
   mine = teacher()
-  train = jl.train_step(network(), jl.cross_entropy, jl.chain(jl.distill(mine), optax.sgd(0.1)))
+  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(jl.distill(mine), optax.sgd(0.1)))
   trained = train.init(jax.random.key(0), batch_of(8), params, state)
   np.testing.assert_array_equal(trained.params['conv']['w'], params['conv']['w'])
   trained, _ = run(train, trained, 2)
@@ -125,7 +102,7 @@ def test_the_users_arrays_live_on():
 
 
 def test_the_state_is_donated_and_constants_are_not():
-  train = jl.train_step(network(), jl.cross_entropy, jl.chain(jl.distill(teacher()), optax.adam(0.1)))
+  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(jl.distill(teacher()), optax.adam(0.1)))
   state = train.init(jax.random.key(0), batch_of(8))
   train.step(state, batch_of(8))
   assert state.params['dense']['w'].is_deleted()
@@ -133,7 +110,7 @@ def test_the_state_is_donated_and_constants_are_not():
 
 
 def test_a_teacher_is_an_argument_of_the_program_not_a_part_of_it():
-  train = jl.train_step(network(), jl.cross_entropy, jl.chain(jl.distill(teacher()), optax.sgd(0.1)))
+  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(jl.distill(teacher()), optax.sgd(0.1)))
   state = train.init(jax.random.key(0), batch_of(8))
   text = jax.jit(train.step).lower(state, batch_of(8)).as_text()
   assert max(len(line) for line in text.splitlines()) < 5000
@@ -157,7 +134,7 @@ def test_a_teachers_logits_are_bit_equal_to_its_own_in_every_order(order):
   hooks = [jl.fake_quant(), jl.distill(mine), jl.freeze('conv/b')]
   order = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)][order]
   recipe = jl.chain(jl.Hook('peek', loss=peek), *[hooks[i] for i in order], optax.sgd(0.1), jl.prune(0.5))
-  train = jl.train_step(network(), loss, recipe)
+  train = jl.train_step(convnet(), loss, recipe)
   state = train.init(jax.random.key(0), batch_of(8))
   for step in range(2):
     batch = batch_of(8, seed=step)
@@ -170,7 +147,7 @@ def test_several_steps_a_dispatch_equal_the_loop():
   def dense(params, inputs):
     return inputs.reshape(inputs.shape[0], -1) @ params['w']
 
-  for model in (network(), jl.from_function(dense, {'w': jnp.zeros((16, 3))})):
+  for model in (convnet(), jl.from_function(dense, {'w': jnp.zeros((16, 3))})):
     train = jl.train_step(model, jl.cross_entropy, jl.chain(optax.adam(1e-2), jl.prune(0.5, begin=2)))
     one = train.init(jax.random.key(0), batch_of(8))
     many = train.init(jax.random.key(0), batch_of(8))
@@ -187,10 +164,10 @@ def test_several_steps_a_dispatch_equal_the_loop():
 @pytest.mark.parametrize('padded', [0, 3, 7, 8])
 def test_accumulated_gradients_equal_the_full_batchs(padded):
   def stateless(params, state, inputs, *, train, key, step=None):
-    outputs, _ = network().apply(params, state, inputs, train=False, key=key, step=step)
+    outputs, _ = convnet().apply(params, state, inputs, train=False, key=key, step=step)
     return outputs, state
 
-  model = network()._replace(apply=stateless)
+  model = convnet()._replace(apply=stateless)
   states = []
   for parts in ([], [jl.accumulate(4)]):
     train = jl.train_step(model, jl.cross_entropy, jl.chain(*parts, optax.sgd(1.0)))
@@ -201,7 +178,7 @@ def test_accumulated_gradients_equal_the_full_batchs(padded):
 
 
 def test_accumulation_gives_the_same_numbers_dispatched_and_scanned():
-  train = jl.train_step(network(), jl.cross_entropy, everything())
+  train = jl.train_step(convnet(), jl.cross_entropy, everything())
   one = train.init(jax.random.key(0), batch_of(8))
   other = train.init(jax.random.key(0), batch_of(8))
   scanned = jax.jit(train.step)  # inside a trace it is one program
@@ -212,14 +189,14 @@ def test_accumulation_gives_the_same_numbers_dispatched_and_scanned():
 
 
 def test_a_batch_that_does_not_split_is_refused():
-  train = jl.train_step(network(), jl.cross_entropy, jl.chain(jl.accumulate(3), optax.sgd(0.1)))
+  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(jl.accumulate(3), optax.sgd(0.1)))
   state = train.init(jax.random.key(0), batch_of(8))
   with pytest.raises(ValueError, match='8 does not split into 3'):
     train.step(state, batch_of(8))
 
 
 def test_an_ensemble_equals_its_members():
-  train = jl.train_step(network(), jl.cross_entropy, jl.chain(optax.adam(1e-2), jl.prune(0.5, begin=1)))
+  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(optax.adam(1e-2), jl.prune(0.5, begin=1)))
   keys = jax.random.split(jax.random.key(0), 3)
   axes = ensemble_axes(jax.eval_shape(train.init, keys[0], batch_of(8)))
   states = jax.vmap(train.init, in_axes=(0, None), out_axes=axes)(keys, batch_of(8))
@@ -239,7 +216,7 @@ def test_the_first_bad_step_and_leaf_are_kept(where):
     under_root = jnp.where(batch['labels'] == 99, outputs[:, 0] * 0, 1.0)
     return jl.cross_entropy(outputs, {**batch, 'labels': batch['labels'] % 3}) + jnp.sqrt(under_root)
 
-  train = jl.train_step(network(), loss, jl.chain(optax.sgd(0.1)))
+  train = jl.train_step(convnet(), loss, jl.chain(optax.sgd(0.1)))
   state = train.init(jax.random.key(0), batch_of(8))
   for step in range(6):
     batch = batch_of(8, seed=step)
@@ -255,14 +232,14 @@ def test_the_first_bad_step_and_leaf_are_kept(where):
 
 
 def test_all_is_well_until_it_is_not():
-  train = jl.train_step(network(), jl.cross_entropy, jl.chain(optax.sgd(0.1)))
+  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(optax.sgd(0.1)))
   state, _ = run(train, train.init(jax.random.key(0), batch_of(8)), 2)
   assert went_nan(state) is None
 
 
 def test_evaluation_reports_the_task_loss_alone():
-  train = jl.train_step(network(), jl.cross_entropy, everything())
-  plain = jl.train_step(network(), jl.cross_entropy, jl.chain(optax.sgd(0.1)))
+  train = jl.train_step(convnet(), jl.cross_entropy, everything())
+  plain = jl.train_step(convnet(), jl.cross_entropy, jl.chain(optax.sgd(0.1)))
   state = plain.init(jax.random.key(0), batch_of(8))
   outputs, terms = plain.eval(state, batch_of(8, padded=2))
   expected = np.mean(np.asarray(jl.cross_entropy(outputs, batch_of(8)))[:6])
@@ -272,7 +249,7 @@ def test_evaluation_reports_the_task_loss_alone():
 
 
 def test_the_average_is_what_evaluates_and_exports():
-  train = jl.train_step(network(), jl.cross_entropy, jl.chain(jl.average(0.5, warmup=False), optax.sgd(0.5)))
+  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(jl.average(0.5, warmup=False), optax.sgd(0.5)))
   state = train.init(jax.random.key(0), batch_of(8))
   expected = np.asarray(state.params['dense']['w'], np.float64)
   for step in range(4):
@@ -282,14 +259,14 @@ def test_the_average_is_what_evaluates_and_exports():
   np.testing.assert_allclose(exported['dense']['w'], expected, rtol=1e-5)
   assert 'jl.average' not in stripped
   outputs, _ = train.eval(state, batch_of(8))
-  again, _ = network().apply(exported, stripped, batch_of(8)['inputs'], train=False, key=None)
+  again, _ = convnet().apply(exported, stripped, batch_of(8)['inputs'], train=False, key=None)
   np.testing.assert_allclose(outputs, again, atol=1e-6)
 
 
 def test_l2_equals_its_gradient_and_spares_biases():
-  plain = jl.train_step(network(), jl.cross_entropy, jl.chain(optax.sgd(1.0)))
-  decayed = jl.train_step(network(), jl.cross_entropy, jl.chain(jl.l2(0.1), optax.sgd(1.0)))
-  start = network().init(jax.random.key(0), None)[0]
+  plain = jl.train_step(convnet(), jl.cross_entropy, jl.chain(optax.sgd(1.0)))
+  decayed = jl.train_step(convnet(), jl.cross_entropy, jl.chain(jl.l2(0.1), optax.sgd(1.0)))
+  start = convnet().init(jax.random.key(0), None)[0]
   one, _ = plain.step(plain.init(jax.random.key(0), batch_of(8), start), batch_of(8))
   other, _ = decayed.step(decayed.init(jax.random.key(0), batch_of(8), start), batch_of(8))
   np.testing.assert_allclose(other.params['conv']['w'], one.params['conv']['w'] - 0.1 * start['conv']['w'], atol=1e-6)
@@ -297,9 +274,9 @@ def test_l2_equals_its_gradient_and_spares_biases():
 
 
 def test_frozen_leaves_cost_no_gradient_and_no_moments():
-  free = jl.train_step(network(), jl.cross_entropy, jl.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)))
+  free = jl.train_step(convnet(), jl.cross_entropy, jl.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)))
   held = jl.train_step(
-    network(), jl.cross_entropy, jl.chain(jl.freeze('^conv'), optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    convnet(), jl.cross_entropy, jl.chain(jl.freeze('^conv'), optax.clip_by_global_norm(1.0), optax.adam(0.1))
   )
   flops = []
   for train in (free, held):
@@ -313,7 +290,7 @@ def test_frozen_leaves_cost_no_gradient_and_no_moments():
 @pytest.mark.parametrize(
   'build, message',
   [
-    (lambda: jl.train_step(network(), jl.cross_entropy, jl.chain(jl.fake_quant())), 'holds no optimizer'),
+    (lambda: jl.train_step(convnet(), jl.cross_entropy, jl.chain(jl.fake_quant())), 'holds no optimizer'),
     (lambda: start(jl.freeze('bn')), "'bn' matches no parameter; nearest paths"),
     (lambda: start(jl.freeze('.')), 'nothing would learn'),
     (lambda: start(jl.prune(0.5, select='kernal')), "'kernal' matches no parameter"),
@@ -338,7 +315,7 @@ def test_bad_input_is_refused_in_one_line(build, message):
 
 def start(*parts, key=None, batch=None):
   parts = parts if any(isinstance(part, optax.GradientTransformation) for part in parts) else (*parts, optax.sgd(0.1))
-  train = jl.train_step(network(), jl.cross_entropy, jl.chain(*parts))
+  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(*parts))
   return train, train.init(jax.random.key(0) if key is None else key, batch or batch_of(8))
 
 

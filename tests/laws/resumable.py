@@ -10,40 +10,16 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jaxlite as jl
 from jaxlite import loop, preempt
-from jaxlite.contract import stream
 from jaxlite.data import Dataset, from_arrays
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, as pyproject.toml has it for pytest
 
-def network() -> jl.Model:
-  """A convolution with running statistics, dropout and a dense layer."""
-
-  def init(key, inputs):
-    one, two = jax.random.split(key)
-    params = {
-      'conv': {'w': jax.random.normal(one, (3, 3, 1, 4)) * 0.3, 'b': jnp.zeros(4)},
-      'dense': {'w': jax.random.normal(two, (64, 3)) * 0.2, 'b': jnp.zeros(3)},
-    }
-    return params, {'stats': {'mean': jnp.zeros(4)}}
-
-  def apply(params, state, inputs, *, train, key, step=None):
-    x = jax.lax.conv_general_dilated(
-      inputs, params['conv']['w'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-    x = x + params['conv']['b']
-    if train:
-      state = {**state, 'stats': {'mean': 0.9 * state['stats']['mean'] + 0.1 * x.mean((0, 1, 2))}}
-    x = jax.nn.relu(x - state['stats']['mean']).reshape(x.shape[0], -1)
-    if train:
-      x = x * jax.random.bernoulli(stream(key, 'dropout', step), 0.8, x.shape) / 0.8
-    return x @ params['dense']['w'] + params['dense']['b'], state
-
-  return jl.Model(init, apply)
+from networks import convnet
 
 
 def data() -> Dataset:
@@ -56,7 +32,8 @@ def data() -> Dataset:
 
 def parts(total: int) -> dict[str, list]:
   """The hooks and updates of each run, without its optimizer."""
-  teacher = jl.Network(network(), *network().init(jax.random.key(9), None))
+  model = convnet(keep=0.8)
+  teacher = jl.Network(model, *model.init(jax.random.key(9), None))
   alone = {
     'prune': [jl.prune(0.75, begin=2, end=total // 2, every=3)],
     'fake_quant': [jl.fake_quant()],
@@ -94,7 +71,7 @@ def main(workdir: str, *names: str) -> int:
     config.log.progress = False
     print(f'ready {name}', flush=True)
     try:
-      loop.train(config, Path(workdir) / name, model=network(), data=data(), say=lambda line: None)
+      loop.train(config, Path(workdir) / name, model=convnet(keep=0.8), data=data(), say=lambda line: None)
     except loop.Preempted:
       return preempt.EXIT_PREEMPTED
   print('done', flush=True)

@@ -15,9 +15,8 @@ from jaxlite import trees
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.contract import stream
 from jaxlite.transforms.prune import PruneState
+from networks import FRAMEWORKS, dense
 
-FRAMEWORKS = ('linen', 'nnx', 'equinox', 'haiku', 'function')
-KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
 W1, B1 = (RNG.normal(size=(20, 16)) / 4).astype(np.float32), (RNG.normal(size=16) / 8).astype(np.float32)
 W2, B2 = (RNG.normal(size=(16, 5)) / 4).astype(np.float32), (RNG.normal(size=5) / 8).astype(np.float32)
@@ -36,50 +35,6 @@ def batch_at(step, size=12):
 # --- dense, relu, dense ------------------------------------------------------------------------------------------
 
 
-class LinenDense(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return nn.Dense(5, name='b')(nn.relu(nn.Dense(16, name='a')(x)))
-
-
-class NnxDense(nnx.Module):
-  def __init__(self, rngs):
-    self.a, self.b = nnx.Linear(20, 16, rngs=rngs), nnx.Linear(16, 5, rngs=rngs)
-
-  def __call__(self, x):
-    return self.b(nnx.relu(self.a(x)))
-
-
-class EqxDense(eqx.Module):
-  a: eqx.nn.Linear
-  b: eqx.nn.Linear
-
-  def __init__(self, key):
-    self.a, self.b = eqx.nn.Linear(20, 16, key=key), eqx.nn.Linear(16, 5, key=key)
-
-  def __call__(self, x):
-    return self.b(jax.nn.relu(self.a(x)))
-
-
-def dense(framework):
-  """The network with the weights W1, B1, W2, B2."""
-  if framework == 'linen':
-    values = {'params': {'a': {'kernel': W1, 'bias': B1}, 'b': {'kernel': W2, 'bias': B2}}}
-    return jl.from_linen(LinenDense(), values)
-  if framework == 'nnx':
-    module = NnxDense(nnx.Rngs(0))
-    for layer, weight, bias in ((module.a, W1, B1), (module.b, W2, B2)):
-      layer.kernel[...], layer.bias[...] = weight, bias
-    return jl.from_nnx(module)
-  if framework == 'equinox':
-    where = lambda m: (m.a.weight, m.a.bias, m.b.weight, m.b.bias)  # noqa: E731
-    return jl.from_equinox(eqx.tree_at(where, EqxDense(KEY), tuple(map(jnp.asarray, (W1.T, B1, W2.T, B2)))))
-  if framework == 'haiku':
-    values = {'a': {'w': W1, 'b': B1}, 'b': {'w': W2, 'b': B2}}
-    return jl.from_haiku(lambda x: hk.Linear(5, name='b')(jax.nn.relu(hk.Linear(16, name='a')(x))), values)
-  return jl.from_function(lambda p, x: jax.nn.relu(x @ p[0] + p[1]) @ p[2] + p[3], [W1, B1, W2, B2])
-
-
 def recipe():
   teacher = jl.Network(jl.from_function(lambda p, x: x @ p['w'], {'w': T1}), {'w': jnp.asarray(T1)}, {})
   pruned = jl.prune(0.8, begin=2, end=12, every=5)
@@ -89,7 +44,7 @@ def recipe():
 def test_the_same_recipe_gives_the_same_losses_and_the_same_sparsity_in_every_framework():
   losses = {}
   for framework in FRAMEWORKS:
-    train = jl.train_step(dense(framework), jl.cross_entropy, recipe())
+    train = jl.train_step(dense(framework, (W1, B1, W2, B2))[0], jl.cross_entropy, recipe())
     state = train.init(jax.random.key(0), batch_at(0))
     found = []
     for step in range(20):

@@ -16,77 +16,24 @@ import pytest
 from flax import nnx
 
 from jaxlite import adapters, trees
+from networks import FRAMEWORKS, dense, equinox_dense, function_dense, haiku_dense, linen_dense, nnx_dense
 
-FRAMEWORKS = ('linen', 'nnx', 'equinox', 'haiku', 'function')
 KEY = jax.random.key(7)
 RNG = np.random.default_rng(0)
 W1, B1 = RNG.normal(size=(6, 8)).astype(np.float32), RNG.normal(size=8).astype(np.float32)
 W2, B2 = RNG.normal(size=(8, 3)).astype(np.float32), RNG.normal(size=3).astype(np.float32)
+SIZES, WEIGHTS = (6, 8, 3), (W1, B1, W2, B2)
 K1, C1 = RNG.normal(size=(3, 3, 2, 4)).astype(np.float32), RNG.normal(size=4).astype(np.float32)
 X = RNG.normal(size=(5, 6)).astype(np.float32)
 IMAGES = RNG.normal(size=(5, 7, 6, 2)).astype(np.float32)
 
 
-# --- the same dense network, five times; names[i] is where the i-th of (W1, B1, W2, B2) went ---------------------
-
-
-class LinenDense(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return nn.Dense(3, name='b')(nn.relu(nn.Dense(8, name='a')(x)))
-
-
-class NnxDense(nnx.Module):
-  def __init__(self, rngs):
-    self.layers = nnx.List([nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)])
-
-  def __call__(self, x):
-    return self.layers[1](nnx.relu(self.layers[0](x)))
-
-
-class EqxDense(eqx.Module):
-  a: eqx.nn.Linear
-  b: eqx.nn.Linear
-
-  def __init__(self, key):
-    self.a, self.b = eqx.nn.Linear(6, 8, key=key), eqx.nn.Linear(8, 3, key=key)
-
-  def __call__(self, x):
-    return self.b(jax.nn.relu(self.a(x)))
-
-
-def hk_dense(x):
-  return hk.Linear(3, name='b')(jax.nn.relu(hk.Linear(8, name='a')(x)))
-
-
-def fn_dense(params, x):
-  (w1, b1), (w2, b2) = params
-  return jax.nn.relu(x @ w1 + b1) @ w2 + b2
-
-
-def dense(framework):
-  """Returns (model, names of W1, B1, W2, B2, whether weights lie transposed)."""
-  if framework == 'linen':
-    values = {'params': {'a': {'kernel': W1, 'bias': B1}, 'b': {'kernel': W2, 'bias': B2}}}
-    return adapters.from_linen(LinenDense(), values), ('a/kernel', 'a/bias', 'b/kernel', 'b/bias'), False
-  if framework == 'nnx':
-    module = NnxDense(nnx.Rngs(0))
-    for layer, weight, bias in zip(module.layers, (W1, W2), (B1, B2), strict=True):
-      layer.kernel[...], layer.bias[...] = weight, bias
-    return adapters.from_nnx(module), tuple(f'layers/{i}/{n}' for i in (0, 1) for n in ('kernel', 'bias')), False
-  if framework == 'equinox':
-    where = lambda m: (m.a.weight, m.a.bias, m.b.weight, m.b.bias)  # noqa: E731
-    module = eqx.tree_at(where, EqxDense(KEY), tuple(map(jnp.asarray, (W1.T, B1, W2.T, B2))))
-    return adapters.from_equinox(module), ('a/weight', 'a/bias', 'b/weight', 'b/bias'), True
-  if framework == 'haiku':
-    values = {'a': {'w': W1, 'b': B1}, 'b': {'w': W2, 'b': B2}}
-    return adapters.from_haiku(hk_dense, values), ('a/w', 'a/b', 'b/w', 'b/b'), False
-  return adapters.from_function(fn_dense, [(W1, B1), (W2, B2)]), ('0/0', '0/1', '1/0', '1/1'), False
+# --- the same weights, without state or randomness --------------------------------------------------------------
 
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_same_weights_give_the_outputs_and_gradients_of_numpy(framework):
-  model, names, transposed = dense(framework)
+  model, names, transposed = dense(framework, WEIGHTS)
   params, state = model.init(KEY, X)
   outputs, _ = model.apply(params, state, X, train=False, key=None)
   hidden = X @ W1 + B1
@@ -287,7 +234,7 @@ def test_one_trace_over_steps_and_donation_spares_the_users_arrays(framework):
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_start_values_of_an_instance_survive_donation(framework):
-  model, _, _ = dense(framework)
+  model, _, _ = dense(framework, WEIGHTS)
   first = jax.tree.map(np.array, model.init(KEY, X)[0])
   jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), donate_argnums=0)(model.init(KEY, X)[0])
   assert same(first, jax.tree.map(np.array, model.init(jax.random.key(99), X)[0]))
@@ -308,7 +255,7 @@ def test_entries_of_hooks_pass_by_the_framework(framework):
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_wrong_inputs_name_a_shape_and_missing_params_a_path(framework):
-  model, names, _ = dense(framework)
+  model, names, _ = dense(framework, WEIGHTS)
   params, state = model.init(KEY, X)
   with pytest.raises(Exception, match=r'6|\(5, 7\)'):
     model.apply(params, state, np.ones((5, 7), np.float32), train=False, key=None)
@@ -329,10 +276,10 @@ def test_init_can_be_evaluated_for_shapes_alone(framework):
 @pytest.mark.parametrize('framework', FRAMEWORKS[:4])
 def test_adapt_picks_the_adapter(framework):
   given = {
-    'linen': LinenDense(),
-    'nnx': NnxDense(nnx.Rngs(0)),
-    'equinox': EqxDense(KEY),
-    'haiku': hk.transform(hk_dense),
+    'linen': linen_dense(SIZES),
+    'nnx': nnx_dense(SIZES),
+    'equinox': equinox_dense(SIZES),
+    'haiku': hk.transform(haiku_dense(SIZES)),
   }[framework]
   params, state = adapters.adapt(given).init(KEY, X)
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 6 * 8 + 8 + 8 * 3 + 3
@@ -340,12 +287,12 @@ def test_adapt_picks_the_adapter(framework):
 
 
 def test_adapt_takes_models_pairs_and_nothing_else():
-  model, _, _ = dense('function')
+  model, _, _ = dense('function', WEIGHTS)
   assert adapters.adapt(model) is model
-  assert adapters.adapt((fn_dense, [(W1, B1), (W2, B2)])).init(KEY, X)[0]['0']['0'].shape == (6, 8)
+  assert adapters.adapt((function_dense, [(W1, B1), (W2, B2)])).init(KEY, X)[0]['0']['0'].shape == (6, 8)
   stateful = adapters.adapt(eqx.nn.make_with_state(eqx_full)(0.5, KEY))
   assert set(stateful.init(KEY, X)[1]) == {'state'}
-  for wrong in (LinenDense, lambda rngs: NnxDense(rngs), 3, 'mlp', (1, 2, 3), None):
+  for wrong in (nn.Dense, lambda rngs: nnx_dense(SIZES), 3, 'mlp', (1, 2, 3), None):
     with pytest.raises(TypeError, match='a model is a Model'):
       adapters.adapt(wrong)
 

@@ -1,0 +1,61 @@
+"""Runs of a moment on made-up data, for the tests of the loop: what is trained, and what it leaves to compare."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxlite as jl
+from jaxlite import checkpoint, logs
+
+X = np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+
+
+def linear(classes=3):
+  """A fresh model each time: (function, start values)."""
+  params = {'w': np.zeros((6, classes), np.float32), 'b': np.zeros(classes, np.float32)}
+  return lambda p, x: x @ p['w'] + p['b'], params
+
+
+def adam(config, total):
+  return jl.chain(optax.adam(0.05))
+
+
+def up_and_down(config, total):
+  """Learns for six steps, then unlearns."""
+  return jl.chain(optax.sgd(lambda count: jnp.where(count < 6, 0.5, -2.0)))
+
+
+def config_of(recipe=adam, *, steps=12, **fields):
+  """A quick config; fields by path, dots as double underscores."""
+  config = jl.Config(name='x', recipe=recipe, train=jl.Duration(steps=steps))
+  config.log.every = config.eval.every = jl.Duration(steps=2)
+  config.checkpoint.every, config.data.batch_size, config.eval.batch_size = jl.Duration(steps=4), 16, 20
+  config.log.tensorboard = config.log.progress = False
+  for path, value in fields.items():
+    group, _, name = path.rpartition('__')
+    setattr(getattr(config, group) if group else config, name, value)
+  return config
+
+
+def run(folder, recipe=adam, *, model=None, data=(X, Y), say=lambda line: None, **fields):
+  return jl.train(config_of(recipe, **fields), folder, model=model or linear(), data=data, say=say)
+
+
+def points(folder):
+  return [
+    {name: value for name, value in point.items() if name not in logs.CLOCK} for point in logs.read_records(folder)
+  ]
+
+
+def leaves(folder):
+  names = ('step', 'key', 'params', 'model_state', 'opt_state', 'const')
+  return checkpoint.fingerprint(checkpoint.load_arrays(folder / 'checkpoints', names, which='latest').state)
+
+
+def evidence(folder):
+  result = json.loads((folder / 'result.json').read_text())
+  best = np.asarray(jl.load(folder).predict(X)).tobytes()
+  return leaves(folder), points(folder), result['metrics'], result['confusion'], best
