@@ -28,7 +28,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Network, stream
 from jaxlite.data.augment import Augmentation
-from jaxlite.data.columns import digest, with_columns
+from jaxlite.data.columns import Columns, digest, with_columns
 from jaxlite.data.dataset import Dataset, whole
 from jaxlite.transforms import teachers
 
@@ -56,7 +56,8 @@ def cache_logits(
 
   Args:
     teacher: a Network (`jaxlite.load(workdir)` gives that of a run), or a function from raw inputs to logits.
-    data: a Dataset; validation and test stay as they are.
+    data: a Dataset; validation and test stay as they are. One that brings a teacher's logits already gets a second's,
+      under another name, of the same views.
     folder: where the logits are kept; made where it is not there.
     views: how each example is shown, one `(key, batch) -> batch` a view, None as it is. At each step one view is
       drawn at random for each example, and the batch holds its inputs, labels and logits. E.g.
@@ -71,8 +72,8 @@ def cache_logits(
 
   Raises:
     ValueError: the teacher gives no logits, or those of another number of classes, or NaN; a view changes the
-      shape of its inputs; the folder cannot be written.
-    TypeError: the teacher is none.
+      shape of its inputs; the data bring other views already; the folder cannot be written.
+    TypeError: the teacher is none, or a view returns no batch.
 
   >>> import tempfile
   >>> from jaxlite.data import batch_at, from_arrays
@@ -101,7 +102,17 @@ def cache_logits(
       raise ValueError(f'{final} does not hold what was written: is its disk full or failing?')
   columns, digests = found
   columns[name], digests[name] = columns.pop('logits'), digests.pop('logits')
-  return with_columns(data, columns, digests)
+  new = _unlike(data, columns, digests)
+  return with_columns(data, {one: columns[one] for one in new}, {one: digests[one] for one in new})
+
+
+def _unlike(data: Dataset, columns: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> list[str]:
+  """Names the columns that the data lack: a second teacher must have seen the very views that the batches show."""
+  had = data.train.columns if isinstance(data.train, Columns) else {}
+  shown = {name for name in ('inputs', 'labels') if name in had}
+  if shown and any(name not in columns or digest(had[name]) != digests[name] for name in shown):
+    raise ValueError('these data show other views than this teacher saw: give it the same views, seed and batch_size')
+  return [name for name in columns if name not in shown]
 
 
 class _Plan(NamedTuple):
@@ -132,6 +143,10 @@ def _plan(teacher: Any, data: Dataset, views: list[Any], seed: int, batch_size: 
   shown = [None if view is None else jax.jit(_drawn(view, number, seed)) for number, view in enumerate(views)]
   seen = [batch if show is None else jax.eval_shape(show, batch, 0) for show in shown]
   for number, one in enumerate(seen):
+    if not isinstance(one, Mapping) or not {'inputs', 'labels'} <= set(one):
+      raise TypeError(
+        f'a view returns a batch, a dict with inputs and labels; view {number} returns {type(one).__name__}'
+      )
     if one['inputs'].shape != batch['inputs'].shape:
       got, wanted = list(one['inputs'].shape), list(batch['inputs'].shape)
       raise ValueError(f'a view keeps the shape of its inputs, {wanted}; view {number} makes it {got}')

@@ -98,6 +98,18 @@ def test_the_second_call_runs_no_teacher_and_gives_the_same(tmp_path, forbid):
   np.testing.assert_array_equal(first.train.columns['logits'], again.train.columns['taught'])
 
 
+def test_a_second_teacher_sees_the_same_views_or_is_refused(tmp_path):
+  given = {'folder': tmp_path, 'views': [None, jl.shift(1)], 'batch_size': 16}
+  one, two = teacher(1), teacher(2)
+  both = cache_logits(two, cache_logits(one, data(), **given), name='second', **given)
+  batch = batch_at(both.train, 16, 0, 3)
+  for own, name in ((one, 'logits'), (two, 'second')):
+    np.testing.assert_allclose(batch[name], own.predict(batch['inputs']), rtol=1e-4, atol=1e-5)
+  for other in ({'views': [None]}, {'seed': 1}, {'views': [None, jl.shift(2)]}):
+    with pytest.raises(ValueError, match='other views than this teacher saw'):
+      cache_logits(two, cache_logits(one, data(), **given), name='second', **{**given, **other})
+
+
 ANOTHER = {
   'data': lambda: {'data': data(np.where(np.arange(43)[:, None, None, None] == 3, 255 - IMAGES, IMAGES))},
   'labels': lambda: {'data': data(labels=(LABELS + 1) % 3)},
@@ -213,6 +225,7 @@ def test_a_student_learns_from_what_is_kept(tmp_path):
     ({'views': []}, ValueError, 'one at least'),
     ({'views': ['flip']}, ValueError, 'views are functions'),
     ({'views': [lambda key, batch: {**batch, 'inputs': batch['inputs'][:, :3]}]}, ValueError, 'view 0 makes it'),
+    ({'views': [lambda key, batch: batch['inputs']]}, TypeError, 'view 0 returns ShapeDtypeStruct'),
     ({'batch_size': 0}, ValueError, 'at least 1'),
     ({'folder': '/dev/null/nowhere'}, ValueError, 'cannot keep logits in /dev/null'),
   ],

@@ -99,7 +99,7 @@ def laws(orders):
 
 
 def test_a_teachers_logits_are_its_own_in_some_orders():
-  laws([ORDERS[0], ORDERS[-1], ORDERS[60]])
+  laws([ORDERS[0], ORDERS[-1]])
 
 
 @pytest.mark.slow
@@ -147,9 +147,10 @@ def test_a_loss_is_given_what_it_names():
   }
   cases['partial'] = (cases['partial'][0], dkd(outputs(), logits, BATCH['labels'], beta=2.0, temperature=3.0))
   cases['scalar'] = (cases['scalar'][0], np.full(8, (outputs() - logits).sum(-1)[:6].sum()))
-  for name, (loss, wanted) in cases.items():
-    _, _, metrics = run(distill(own, loss=loss, alpha=0.5), optax.sgd(0.1))
-    np.testing.assert_allclose(metrics['distill'], 0.5 * mean(wanted), rtol=2e-5, err_msg=name)
+  parts = [distill(own, loss=loss, alpha=0.5, name=name) for name, (loss, _) in cases.items()]
+  _, _, metrics = run(*parts, optax.sgd(0.1))
+  for name, (_, wanted) in cases.items():
+    np.testing.assert_allclose(metrics[name], 0.5 * mean(wanted), rtol=2e-5, err_msg=name)
 
 
 def test_alpha_may_be_a_schedule():
@@ -230,10 +231,10 @@ def test_it_goes_on_where_it_stopped():
 
 def test_bfloat16_students_learn_from_float32_teachers():
   model = network(0, jnp.bfloat16)
-  for part in (distill(teacher()), self_distill(0.99), distill(teacher(), loss=dkd), distill(teacher(), loss=dist)):
-    _, state, metrics = run(part, optax.sgd(0.01), model=model, count=2)
-    assert np.isfinite(metrics['loss'])
-    assert state.params['a']['w'].dtype == jnp.bfloat16
+  parts = [distill(teacher()), self_distill(0.99), distill(teacher(), loss=dkd, name='another')]
+  _, state, metrics = run(*parts, optax.sgd(0.01), model=model, count=2)
+  assert np.isfinite(metrics['loss'])
+  assert state.params['a']['w'].dtype == jnp.bfloat16
 
 
 BLENDED = {**BATCH, 'labels': jax.nn.one_hot(BATCH['labels'], 3)}

@@ -16,7 +16,6 @@ from jaxlite.contract import Network
 from jaxlite.transforms.attention_transfer import attention_transfer
 from jaxlite.transforms.distill import distill
 from jaxlite.transforms.hint import hint, mean_squared
-from jaxlite.transforms.rkd import rkd
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(6, 4, 4, 2)), jnp.float32)
@@ -180,12 +179,12 @@ def test_in_every_order_the_teachers_logits_and_the_terms_are_the_same():
     return terms
 
   parts = [hint(own, {'conv/w': 'hid'}), jl.fake_quant(), distill('hint/logits')]
-  for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+  for order in ((0, 1, 2), (2, 1, 0)):
     some = [parts[place] for place in order]
     _, _, metrics = steps(jl.chain(jl.Hook('peek', loss=peek), *some, optax.sgd(0.1), jl.prune(0.5)), 2)
     found.append({name: float(value) for name, value in metrics.items()})
   jax.effects_barrier()
-  assert len(seen) == 6
+  assert len(seen) == 4
   for logits in seen:
     np.testing.assert_array_equal(logits, own.predict(IMAGES))
   assert set(found[0]) == {'loss', 'task', 'hint', 'distill'}
@@ -218,10 +217,12 @@ def test_layers_of_a_scan_are_paired_one_by_one():
 
 
 def test_other_losses_need_no_projector():
-  for loss in (attention_transfer, rkd):
-    _, state, metrics = steps(jl.chain(hint(teacher(), {'conv/w': 'hid'}, loss=loss, project=False), optax.sgd(0.1)))
-    assert 'jl.hint' not in state.params
-    assert np.isfinite(metrics['hint'])
+  own = teacher()
+  part = hint(own, {'conv/w': 'hid'}, loss=attention_transfer, project=False)
+  _, state, metrics = steps(jl.chain(part, optax.sgd(0.0)))
+  assert 'jl.hint' not in state.params
+  wanted = attention_transfer(conv(IMAGES, K), conv(IMAGES, own.params['conv']['w']))[:5].mean()
+  np.testing.assert_allclose(metrics['hint'], wanted, rtol=1e-5)
 
 
 def test_a_function_may_teach():
