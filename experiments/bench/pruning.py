@@ -21,6 +21,7 @@ import optax
 from absl import app, flags
 
 import jaxlite as jl
+from jaxlite import trees
 from jaxlite.transforms.allocate import global_
 from jaxlite.transforms.rigl import rigl, set_
 from jaxlite.transforms.sparsity import Schedule
@@ -116,11 +117,11 @@ def ensemble() -> None:
   train = jl.train_step(network(), jl.cross_entropy, recipe)
   one = train.init(jax.random.key(0), batch_once)
   axes = jl.ensemble_axes(one)
-  many = jax.tree.map(
-    lambda leaf, axis: leaf if axis is None else jnp.stack([leaf] * FLAGS.models),
-    one,
-    jax.tree.map(lambda leaf, axis: axis, one, _spread(axes, one)),
-  )
+
+  def stacked(path: str, leaf: jax.Array) -> jax.Array:
+    return leaf if path.split('/')[-1] in ('count', 'step') else jnp.stack([leaf] * FLAGS.models)
+
+  many = trees.map_with_path(stacked, one)
   step = jax.jit(jax.vmap(train.step, in_axes=(axes, None), out_axes=(axes, 0)), donate_argnums=0)
   states, times = {'one': one, 'many': many}, {'one': [], 'many': []}
   steps = {'one': train.step, 'many': step}
@@ -132,11 +133,6 @@ def ensemble() -> None:
       times[name].append(time.perf_counter() - began)
   ratio = np.median(times['many'][1:]) / FLAGS.models / np.median(times['one'][1:])
   print(f'{FLAGS.models} models at once: {ratio:.2f} times one, a model')
-
-
-def _spread(axes: Any, state: Any) -> Any:
-  """Axes with one entry for every leaf."""
-  return jax.tree.map(lambda axis, part: jax.tree.map(lambda _: axis, part), axes, state, is_leaf=lambda x: x is None)
 
 
 if __name__ == '__main__':

@@ -215,7 +215,7 @@ def _patches(eqn: Any, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
     given['padding'],
     lhs_dilation=given['lhs_dilation'],
     rhs_dilation=given['rhs_dilation'],
-    precision='highest',
+    precision=lax.Precision.HIGHEST,
   )
   batch, positions = found.shape[0], math.prod(found.shape[2:])
   found = found.reshape(batch, groups, channels, math.prod(spatial), positions)  # channels outermost

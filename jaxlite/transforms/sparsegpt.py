@@ -15,7 +15,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.graph.inputs import Calibration
 from jaxlite.transforms.allocate import Allocate, uniform
-from jaxlite.transforms.draw import Structures, Target, leaves_at
+from jaxlite.transforms.draw import Structures, Target, draw, leaves_at
 from jaxlite.transforms.prune import laid_out
 from jaxlite.transforms.sparsify import goals_of
 from jaxlite.transforms.structure import element
@@ -34,6 +34,8 @@ def sparsegpt(
   packed: bool = False,
 ) -> tuple[Any, Any]:
   """Zeroes weights one input at a time, each time correcting the inputs still to come for the error made.
+
+  A leaf on whose calibration inputs pruning by magnitude changes the outputs less is pruned by magnitude.
 
   Args:
     params: pytree of arrays.
@@ -90,17 +92,28 @@ def _pruned(path: str, leaf: Any, grams: np.ndarray, goal: Target, damping: floa
   moved = np.transpose(np.asarray(leaf, np.float64), order)
   inputs = grams.shape[-1]
   # A group of a convolution holds the outputs next to each other, so one reshape serves stacks and groups.
-  matrices = moved.reshape(grams.shape[0], -1, inputs).copy()
+  dense = moved.reshape(grams.shape[0], -1, inputs)
   pattern = goal.structure.pattern
   if pattern is None and goal.structure is not element:
     raise ValueError(f'sparsegpt prunes single weights or N:M; {path!r} asks for {goal.structure.describe}')
-  live = np.ones(matrices.shape, bool)
+  pruned, live = dense.copy(), np.ones(dense.shape, bool)
   for index, gram in enumerate(grams):
-    live[index] = _prune_matrix(matrices[index], gram.astype(np.float64), goal.sparsity, pattern, damping, block)
+    live[index] = _prune_matrix(pruned[index], gram.astype(np.float64), goal.sparsity, pattern, damping, block)
+  # Going once through the inputs is greedy: where they hardly go together, magnitude may do better.
+  by_size = np.asarray(draw({path: goal}, {path: jnp.abs(jnp.asarray(leaf))})[path])
+  by_size = np.transpose(by_size, order).reshape(dense.shape)
+  plain = np.where(by_size, dense, 0)
+  if _error(plain - dense, grams) < _error(pruned - dense, grams):
+    pruned, live = plain, by_size
   back = tuple(order.index(axis) for axis in range(len(shape)))
   restore = lambda array: jnp.asarray(np.transpose(array.reshape(moved.shape), back))  # noqa: E731
   mask = restore(live)
-  return jnp.where(mask, restore(matrices.astype(np.float32)).astype(leaf.dtype), 0).astype(leaf.dtype), mask
+  return jnp.where(mask, restore(pruned.astype(np.float32)), 0).astype(leaf.dtype), mask
+
+
+def _error(change: np.ndarray, grams: np.ndarray) -> float:
+  """The squared change of the outputs over all that was calibrated on, change float64[S, outputs, K]."""
+  return float(sum(np.sum((one @ gram.astype(np.float64)) * one) for one, gram in zip(change, grams, strict=True)))
 
 
 def _prune_matrix(
