@@ -43,8 +43,8 @@ def lsq(
   pruned weights stay zero. Weights use the narrow range, so that folding a batch norm changes no integer but its
   sign; that holds for a step per tensor too, where deployment then keeps a scale per channel.
 
-  Steps are small, and Adam moves every parameter by about the learning rate: give them their own, a tenth or less of
-  the weights', by `optax.partition` on the top-level name; and no weight decay.
+  Weight decay on a step has no meaning: mask it out. An optimizer that divides by the gradient's size (Adam) does not
+  see its scale; where steps jitter, give them a rate of their own, by `optax.partition` on the top-level name.
 
   Args:
     bits: 2 to 8, of weights and activations, or a pair of theirs; (4, None) leaves activations float.
@@ -88,14 +88,22 @@ def lsq(
       )
       chosen = quant_program.check(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
-      measured = jax.jit(lambda leaves: quant_program.run(program, leaves, chosen, _measuring, _MEASURES)[1])(leaves)
-      steps, zeros = {}, {}
-      for site, b in chosen.items():
-        if b is not None:
-          steps[site] = first_steps(measured[site], b, sites[site], per_channel=per_channel)
-          if b.activation is not None:
-            _check_seen(measured[site], site, name)
-            zeros[site] = _zero_point(measured[site], b.activation)
+
+      @jax.jit
+      def begin(leaves: list[Any]) -> Any:
+        _, measured = quant_program.run(program, leaves, chosen, _measuring, _MEASURES)
+        steps = {n: first_steps(one, chosen[n], sites[n], per_channel=per_channel) for n, one in measured.items()}
+        ranged = {n: one for n, one in measured.items() if chosen[n].activation is not None}
+        zeros = {n: numerics.activation_grid(one.span, chosen[n].activation).zero for n, one in ranged.items()}
+        return steps, zeros, {n: jnp.all(one.total > 0) for n, one in ranged.items()}
+
+      steps, zeros, seen = begin(leaves)
+      for site in (n for n in chosen if n in seen):  # in program order
+        if not isinstance(seen[site], jax.core.Tracer) and not seen[site]:
+          raise ValueError(
+            f'{name}: the batch given to init shows no activation but zeros at {site}, so no step can be measured: init'
+            f' with real data that reaches it, or keep it float, rules={{{site!r}: None}}'
+          )
       return {**params, entry: steps}, {**state, entry: zeros}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
@@ -160,18 +168,6 @@ def first_steps(measured: Measured, bits: Bits, site: provenance.Site, *, per_ch
     high = numerics.activation_grid(measured.span, bits.activation).high
     steps['activation'] = 2 * measured.total / jnp.maximum(measured.count, 1) / jnp.sqrt(jnp.maximum(high, 1))
   return steps
-
-
-def _zero_point(measured: Measured, bits: int) -> jax.Array:
-  return numerics.activation_grid(measured.span, bits).zero
-
-
-def _check_seen(measured: Measured, site: str, what: str) -> None:
-  if not isinstance(measured.total, jax.core.Tracer) and not bool(jnp.all(measured.total > 0)):
-    raise ValueError(
-      f'{what}: the batch given to init shows no activation but zeros at {site}, so no step can be measured: init with'
-      f' real data that reaches it, or keep it float, rules={{{site!r}: None}}'
-    )
 
 
 def _measuring(site: Any, product: products.Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:

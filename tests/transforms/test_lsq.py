@@ -36,8 +36,20 @@ def made(hook, base, x=X):
   return model, params, state
 
 
-def run(model, params, state, x=X, train=True):
-  return model.apply(params, state, x, train=train, key=None)[0]
+def run(model, params, state, x=X):
+  return model.apply(params, state, x, train=True, key=None)[0]
+
+
+def compiled(fn):
+  return jax.jit(fn, compiler_options={'xla_backend_optimization_level': 0})  # what is tested is not the compiler
+
+
+def outputs(model, params, state, x=X):
+  return compiled(functools.partial(run, model))(params, state, x)
+
+
+def gradient(model, params, state, loss=jnp.sum):
+  return compiled(jax.grad(lambda p: loss(run(model, p, state))))(params)
 
 
 def published(v, s, low, high, upstream, rate):
@@ -57,8 +69,12 @@ def test_values_and_gradients_are_the_published_ones(bits, per_channel):
   model, params, state = made(lsq(bits, per_channel=per_channel), DENSE)
   upstream = RNG.normal(size=(8, 5))
   steps, zero = params['jl.lsq']['w'], float(state['jl.lsq']['w'])
-  out, pull = jax.vjp(lambda p, x: run(model, p, state, x), params, X)
-  by_params, by_x = pull(jnp.asarray(out * 0 + upstream, jnp.float32))
+
+  def both(p, x, upstream):
+    out, pull = jax.vjp(lambda p, x: run(model, p, state, x), p, x)
+    return out, *pull(upstream)
+
+  out, by_params, by_x = compiled(both)(params, X, jnp.asarray(upstream, jnp.float32))
 
   w_most = 2 ** (pair[0] - 1) - 1
   shared = 6 if per_channel else 30
@@ -125,11 +141,9 @@ def test_fake_is_real_integers_bit_for_bit_and_every_step_learns(name):
   base = model_of(*CONSTRUCTS[name])
   model, params, state = made(lsq(), base)
   real = lsq(real=True).model(base)
-  fake = jax.jit(functools.partial(run, model))(params, state)
-  np.testing.assert_array_equal(fake, jax.jit(functools.partial(run, real))(params, state))
+  np.testing.assert_array_equal(outputs(model, params, state), outputs(real, params, state))
   assert 'preferred_element_type=int32' in str(jax.make_jaxpr(functools.partial(run, real))(params, state))
-  gradient = jax.jit(jax.grad(lambda p: (run(model, p, state) ** 2).sum()))(params)
-  for leaf in jax.tree.leaves(gradient):
+  for leaf in jax.tree.leaves(gradient(model, params, state, lambda y: (y**2).sum())):
     assert np.isfinite(leaf).all()
     assert np.asarray(leaf != 0).mean() > 0.5
   assert weight_bits(model, params, state, X) == dict.fromkeys(base.init(KEY, X)[0], 8)
@@ -148,8 +162,8 @@ def test_a_scan_over_layers_is_the_unrolled_loop():
   outs, gradients = [], []
   for base in (scanned, looped):
     model, params, state = made(lsq(4), base)
-    outs.append(run(model, params, state))
-    gradients.append(jax.grad(lambda p, m=model, s=state: (run(m, p, s) ** 2).sum())(params)['jl.lsq'])
+    outs.append(outputs(model, params, state))
+    gradients.append(gradient(model, params, state, lambda y: (y**2).sum())['jl.lsq'])
   np.testing.assert_allclose(*outs, atol=1e-6)
   for kind in ('weight', 'activation'):
     each = np.stack([gradients[1][name][kind] for name in 'abc'])
@@ -160,14 +174,13 @@ def test_zero_stays_zero_and_a_step_is_its_size():
   pruned = {'w': jnp.where(jnp.abs(W) > 0.5, W, 0)}
   model, params, state = made(lsq(3), model_of(lambda p, x: x @ p['w'], pruned))
   one = jnp.eye(6) * params['jl.lsq']['w']['activation']
-  seen = run(model, params, state, one)
+  seen = outputs(model, params, state, one)
   assert (np.asarray(seen)[np.asarray(pruned['w']) == 0] == 0).all()
   flipped = {**params, 'jl.lsq': jax.tree.map(jnp.negative, params['jl.lsq'])}
-  np.testing.assert_array_equal(run(model, params, state), run(model, flipped, state))
+  np.testing.assert_array_equal(outputs(model, params, state), outputs(model, flipped, state))
   zeroed = {**params, 'jl.lsq': jax.tree.map(jnp.zeros_like, params['jl.lsq'])}
-  out, gradient = jax.value_and_grad(lambda p: run(model, p, state).sum())(zeroed)
-  assert np.isfinite(out)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+  assert np.isfinite(outputs(model, zeroed, state)).all()
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(model, zeroed, state)))
 
 
 def test_weights_alone():
@@ -176,7 +189,7 @@ def test_weights_alone():
   assert state['jl.lsq'] == {}
   step = np.asarray(params['jl.lsq']['w']['weight'])
   w_hat = np.clip(np.round(W / step), -7, 7) * step
-  np.testing.assert_allclose(run(model, params, state), X @ w_hat, atol=1e-5)
+  np.testing.assert_allclose(outputs(model, params, state), X @ w_hat, atol=1e-5)
 
 
 def test_rules_choose_by_path():
@@ -190,15 +203,15 @@ def test_a_layer_that_begins_at_zero_can_learn():
   model, params, state = made(lsq(4), base)
   steps = params['jl.lsq']['w']['weight']
   np.testing.assert_allclose(steps, 2 * np.sqrt(2 / np.pi / 6) / np.sqrt(7), rtol=1e-6)
-  assert (np.asarray(jax.grad(lambda p: run(model, p, state).sum())(params)['w']) != 0).all()
+  assert (np.asarray(gradient(model, params, state)['w']) != 0).all()
 
 
 def test_bfloat16_stays_bfloat16():
   base = model_of(lambda p, x: x @ p['w'], {'w': W.astype(jnp.bfloat16)})
   model, params, state = made(lsq(), base, X.astype(jnp.bfloat16))
-  out, gradient = jax.value_and_grad(lambda p: run(model, p, state, X.astype(jnp.bfloat16)).sum())(params)
-  assert out.dtype == gradient['w'].dtype == jnp.bfloat16
-  assert {leaf.dtype for leaf in jax.tree.leaves(gradient['jl.lsq'])} == {np.dtype('float32')}
+  out, got = compiled(jax.value_and_grad(lambda p: run(model, p, state, X.astype(jnp.bfloat16)).sum()))(params)
+  assert out.dtype == got['w'].dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(got['jl.lsq'])} == {np.dtype('float32')}
 
 
 def test_export_strips_the_steps_and_after_reaches_the_inner_model():

@@ -24,6 +24,7 @@ PARAMS = {
   'b': jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32),
 }
 BATCHES = [X[:4], X[4:]]
+QUICK = {'xla_backend_optimization_level': 0}  # what is tested is not the compiler
 
 
 def mlp(p, x):
@@ -115,11 +116,10 @@ def test_fake_is_real_in_the_reference_models(name):
   real = fake_quant(activations=frozen_ranges(net.model_state['jl.fake_quant']), real=True).model(model)
   variants = [net.model, real, model]
 
-  def outputs(params, state, images):
+  def every(params, state, images):
     return [variant.apply(params, state, images, train=False, key=None)[0] for variant in variants]
 
-  quick = {'xla_backend_optimization_level': 0}
-  fake, real, plain = jax.jit(outputs, compiler_options=quick)(net.params, net.model_state, images)
+  fake, real, plain = jax.jit(every, compiler_options=QUICK)(net.params, net.model_state, images)
   np.testing.assert_array_equal(fake, real)
   np.testing.assert_allclose(fake, plain, atol=0.1 * np.abs(plain).max())
   forward = lambda p, x: model.apply(p, float_net.model_state, x, train=False, key=None)[0]  # noqa: E731
@@ -186,13 +186,19 @@ def test_histograms_of_parts_add_up_to_that_of_the_whole_and_skip_what_is_not_fi
 # Where fake_quant takes its ranges from.
 
 
-def trained(activations, steps, batches=(X, 2 * X), **more):
-  """The ranges of the first site after some train steps, and the model."""
-  model = fake_quant(activations=activations, **more).model(NET.model)
+def trained(activations, steps, batches=(X, 2 * X)):
+  """The model, its params, and its state after some train steps."""
+  model = fake_quant(activations=activations).model(NET.model)
   params, state = model.init(KEY, X)
+  run = jax.jit(lambda s, x, t: model.apply(params, s, x, train=True, key=None, step=t)[1], compiler_options=QUICK)
   for step in range(steps):
-    _, state = model.apply(params, state, batches[step % 2], train=True, key=None, step=jnp.int32(step))
+    state = run(state, batches[step % 2], step)
   return model, params, state
+
+
+def outputs(model, params, state, x, train):
+  run = jax.jit(lambda p, s, x: model.apply(p, s, x, train=train, key=None, step=99), compiler_options=QUICK)
+  return run(params, state, x)
 
 
 def test_an_average_stands_still_from_a_step_on():
@@ -202,15 +208,14 @@ def test_an_average_stands_still_from_a_step_on():
   for name in ('a', 'b'):
     np.testing.assert_array_equal(still['jl.fake_quant'][name], before['jl.fake_quant'][name])
     assert not np.array_equal(moved['jl.fake_quant'][name], before['jl.fake_quant'][name])
-  train, _ = model.apply(params, still, 5 * X, train=True, key=None, step=jnp.int32(9))
-  deployed, _ = model.apply(params, still, 5 * X, train=False, key=None)
+  train, deployed = (outputs(model, params, still, 5 * X, train)[0] for train in (True, False))
   np.testing.assert_array_equal(train, deployed)  # the same grids
 
 
 def test_what_was_never_seen_before_the_freeze_is_adopted_even_then():
   model, params, state = trained(ema_ranges(0.5, freeze=0), 1)
   np.testing.assert_allclose(state['jl.fake_quant']['a'], (X.min(), X.max()), rtol=1e-6)
-  _, later = model.apply(params, state, 9 * X, train=True, key=None, step=jnp.int32(1))
+  _, later = outputs(model, params, state, 9 * X, True)
   np.testing.assert_array_equal(later['jl.fake_quant']['a'], state['jl.fake_quant']['a'])
 
 
@@ -218,22 +223,23 @@ def test_dynamic_ranges_are_those_of_the_call_and_keep_no_state():
   model, params, state = trained(dynamic_ranges(), 3)
   assert state['jl.fake_quant'] == {}
   for train in (True, False):
-    out, _ = model.apply(params, state, 3 * X, train=train, key=None, step=0)
-    np.testing.assert_allclose(out, quantize(mlp)(PARAMS, 3 * X), atol=1e-6)
+    out, _ = outputs(model, params, state, 3 * X, train)
+    np.testing.assert_allclose(out, jax.jit(quantize(mlp))(PARAMS, 3 * X), atol=1e-6)
 
 
 def test_frozen_ranges_do_not_move_in_training():
   ranges = ptq(NET, BATCHES).model_state['jl.fake_quant']
   model, params, state = trained(frozen_ranges(ranges), 2)
   np.testing.assert_array_equal(state['jl.fake_quant']['a'], ranges['a'])
-  out, _ = model.apply(params, state, 2 * X, train=True, key=None, step=0)
-  np.testing.assert_allclose(out, quantize(mlp, ranges=ranges)(PARAMS, 2 * X), atol=1e-6)
+  out, _ = outputs(model, params, state, 2 * X, True)
+  np.testing.assert_allclose(out, jax.jit(quantize(mlp, ranges=ranges))(PARAMS, 2 * X), atol=1e-6)
 
 
 def test_a_network_that_was_quantized_can_be_trained_on():
   done = ptq(NET, BATCHES)
   model = fake_quant(activations=frozen_ranges(done.model_state['jl.fake_quant'])).model(NET.model)
-  gradient = jax.grad(lambda p: model.apply(p, done.model_state, X, train=True, key=None)[0].sum())(done.params)
+  loss = lambda p: model.apply(p, done.model_state, X, train=True, key=None)[0].sum()  # noqa: E731
+  gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)(done.params)
   assert all((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(gradient))
 
 
