@@ -26,6 +26,7 @@ from jaxlite import (
   logs,
   metrics,
   packages,
+  parts,
   preempt,
   program,
   report,
@@ -317,12 +318,13 @@ def _evidence(
   full = {**state.model_state, CONST: state.const}
   inputs = setup.first_batch['inputs']
   weights = weights_of(setup.network, jax.random.key(0), inputs)
+  history = logs.read_records(folder)
   return report.Result(
     name=setup.config.name,
     metrics={name: value for name, value in found.items() if name != 'confusion'},
     layers=runs.layers(setup.train.model, state.params, full, inputs, weights),
     seconds=record.seconds,
-    history=logs.read_records(folder),
+    history=history,
     confusion=found['confusion'].tolist(),
     class_names=list(setup.data.class_names),
     command=command,
@@ -330,6 +332,7 @@ def _evidence(
     machine=report.machine(),
     notes=list(setup.data.notes),
     best_step=int(state.step),
+    parts=[list(row) for row in parts.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
   )
 
 

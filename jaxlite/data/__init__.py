@@ -11,9 +11,11 @@ from typing import Any
 
 _HOMES = {
   'arrays': ('from_arrays',),
-  'augment': ('crop', 'cutout', 'flip', 'mixup', 'shift'),
+  'augment': ('crop', 'cutmix', 'cutout', 'flip', 'mixup', 'shift'),
   'batches': ('batch_at', 'eval_batches', 'steps_per_epoch'),
+  'columns': ('Columns', 'attach'),
   'dataset': ('Dataset', 'Split', 'make_dataset'),
+  'logits': ('cache_logits',),
   'sources': ('load',),
   'tables': ('from_table',),
 }
