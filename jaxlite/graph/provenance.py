@@ -18,9 +18,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.graph import walk
-
-CONTRACTIONS = ('dot_general', 'conv_general_dilated')
-OTHER_CONTRACTIONS = ('ragged_dot', 'ragged_dot_general', 'scaled_dot', 'scaled_matmul')  # read, never rewritten
+from jaxlite.graph.contractions import CONTRACTIONS, OTHER_CONTRACTIONS, flops_of, summed_axes
 
 
 class Tag(NamedTuple):
@@ -235,40 +233,11 @@ def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
   stack = tuple(sorted(varies))
   paths = frozenset().union(*(tag.paths for tag in pair))
   lengths = tuple(place.lengths[depth] for depth in stack)
-  flops = _flops(eqn) * place.trips
+  flops = flops_of(eqn) * place.trips
   shape = () if side is None else eqn.invars[side].aval.shape
   ruled = shape and eqn.primitive.name in CONTRACTIONS
   summed = summed_axes(eqn.primitive.name, eqn.params, side, len(shape)) if ruled else ()
   return Site('', eqn.primitive.name, side, why_not, stack, lengths, flops, shape, summed, paths, place.custom, weighs)
-
-
-def summed_axes(kind: str, params: Mapping[str, Any], side: int, ndim: int) -> tuple[int, ...]:
-  """Returns the axes of a weight that a contraction sums over; the others are its output channels.
-
-  Args:
-    kind: 'dot_general' or 'conv_general_dilated'.
-    params: of the equation.
-    side: which operand is the weight, 0 or 1.
-    ndim: of the weight.
-  """
-  if kind == 'conv_general_dilated':
-    out_features = params['dimension_numbers'].rhs_spec[0]
-    return tuple(axis for axis in range(ndim) if axis != out_features)
-  return tuple(params['dimension_numbers'][0][side])
-
-
-def _flops(eqn: Any) -> int:
-  """Two for each multiplication of an output element's sum."""
-  lhs, rhs = (atom.aval for atom in eqn.invars[:2])
-  out = math.prod(eqn.outvars[0].aval.shape)
-  if eqn.primitive.name == 'dot_general':
-    summed = math.prod(lhs.shape[axis] for axis in eqn.params['dimension_numbers'][0][0])
-  elif eqn.primitive.name == 'conv_general_dilated':
-    out_features = rhs.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
-    summed = rhs.size // max(out_features, 1)
-  else:
-    summed = lhs.shape[-1] if lhs.shape else 1
-  return 2 * out * summed
 
 
 def _unwired(eqn: Any, place: _Place) -> Iterator[Site]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlite.graph.provenance import summed_axes
+from jaxlite.graph.contractions import summed_axes
 from jaxlite.transforms.quant_numerics import (
   MARK,
   Bits,
