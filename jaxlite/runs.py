@@ -7,6 +7,7 @@ are what `load` needs.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxlite import packages, program, report, trees
 from jaxlite.checkpoint import Checkpoints, load_arrays, lock
 from jaxlite.config import Config, ConfigError, compare, to_dict
 from jaxlite.contract import CONST, Network, Params, State
+from jaxlite.graph.layouts import Layout
 from jaxlite.transforms.quantize import weight_bits
 
 _FORMAT = 1
@@ -100,7 +102,9 @@ def set_aside(folder: Path) -> Path | None:
   return aside
 
 
-def layers(model: Any, params: Params, state: State, inputs: Any, weights: frozenset[str]) -> list[report.Layer]:
+def layers(
+  model: Any, params: Params, state: State, inputs: Any, weights: Mapping[str, Layout | None]
+) -> list[report.Layer]:
   """Counts what a trained model consists of: every array, as it would be stored.
 
   Args:
@@ -108,7 +112,7 @@ def layers(model: Any, params: Params, state: State, inputs: Any, weights: froze
     params: its params.
     state: its state, constants among it.
     inputs: one batch.
-    weights: paths that enter a contraction.
+    weights: what enters a contraction, with the layout of its axes.
   """
   bits = weight_bits(model, params, state, inputs)
   exported, _ = model.export(params, state)
@@ -124,10 +128,17 @@ def layers(model: Any, params: Params, state: State, inputs: Any, weights: froze
         nonzero=int(np.count_nonzero(values)),
         bits=bits.get(path, 8 * values.dtype.itemsize),
         weight=path in weights,
-        scales=values.shape[-1] if quantized else 0,
+        scales=_channels(values.shape, weights.get(path)) if quantized else 0,
       )
     )
   return found
+
+
+def _channels(shape: tuple[int, ...], layout: Layout | None) -> int:
+  """How many scales a quantized weight has: one for each output, of each weight that is stacked in it."""
+  if layout is None:  # its axes are mixed on the way: as most frameworks lay them
+    return shape[-1] if shape else 1
+  return math.prod(size for axis, size in enumerate(shape) if axis not in layout.summed)
 
 
 def load(workdir: str | os.PathLike[str], which: str | int = 'best') -> Network:
