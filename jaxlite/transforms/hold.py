@@ -13,7 +13,7 @@ from jaxlite import trees
 from jaxlite.contract import Last
 from jaxlite.transforms import masks as masking
 from jaxlite.transforms.draw import leaves_at
-from jaxlite.transforms.prune import PruneState, broken_weights, hold_at_zero, start
+from jaxlite.transforms.prune import PruneState, hold_at_zero, start, watched
 from jaxlite.transforms.sparsity import one_shot
 
 
@@ -55,9 +55,9 @@ def hold(masks: Any, *, packed: bool = False) -> Last:
     if params is None:
       raise ValueError('hold needs the weights to mask them: call update(grads, state, params)')
     # The first weights to come in are the user's, and need not be masked yet.
-    broken = jnp.where(state.count > 0, broken_weights(state, params, once), 0)
-    return hold_at_zero(updates, params, state.masks), state._replace(
-      count=optax.safe_increment(state.count), broken=state.broken + broken
+    masks, _, broken = watched(state, params, once, (), lambda: (state.masks, ()))
+    return hold_at_zero(updates, params, masks), state._replace(
+      count=optax.safe_increment(state.count), masks=masks, broken=state.broken + jnp.where(state.count > 0, broken, 0)
     )
 
   return Last(init, update)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,8 +74,8 @@ def prune(
     initial: the sparsity at `begin` of a gradual schedule.
     select: a rule on paths; None takes the weights (in a foreign loop: by shape and name).
     schedule: `cubic`, `one_shot`, `periodic` or `constant`, in place of `begin`, `end`, `every` and `initial`.
-    score: (params, context) -> tree like params, non-negative: the largest live. It sees the weights as this update
-      would leave them.
+    score: (params, context) -> tree like params, non-negative: the largest live. It sees the weights as they came in:
+      what is dead is zero, so by magnitude nothing comes back (`straight_through` and `rigl` let weights come back).
     context: arrays that the score reads, such as a `Calibration`; kept in the state, so no program captures them.
     structure: `element`, `channel()`, `n_m(2, 4)`, `per_output()`, `block(4, 4)`; or by rules, {regular expression
       on paths: structure}.
@@ -111,21 +111,21 @@ def prune(
     if params is None:
       raise ValueError('prune needs the weights to mask them: call update(grads, state, params)')
     count = state.count
-    due = schedule.due(count)
     chosen = trees.paths(state.masks)
     goals = targets(leaves_at(params, chosen), layouts_in(state.layouts), sparsity, structure, allocate, what='prune')
 
     def refresh() -> Any:
-      moved = jax.tree.map(lambda param, update: (param + update).astype(param.dtype), params, updates)
-      scores = leaves_at(score(moved, state.context), chosen)
-      return laid_out(draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end), params, packed)
+      # Not of params + updates: a branch that reads the updates would have them written out at every step.
+      scores = leaves_at(score(params, state.context), chosen)
+      masks = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
+      return laid_out(masks, params, packed), ()
 
-    masks = jax.lax.cond(due, refresh, lambda: state.masks)
+    masks, _, broken = watched(state, params, schedule, (), refresh)
     return hold_at_zero(updates, params, masks), state._replace(
       count=optax.safe_increment(count),
       masks=masks,
-      broken=state.broken + broken_weights(state, params, schedule),
-      sparsity=jnp.where(due, schedule.at(count, sparsity), state.sparsity),
+      broken=state.broken + broken,
+      sparsity=jnp.where(schedule.due(count), schedule.at(count, sparsity), state.sparsity),
       reached=state.reached | (count >= schedule.end),
     )
 
@@ -192,17 +192,37 @@ def hold_at_zero(updates: Any, params: Any, masks: Any) -> Any:
   return masking.over(held, masks, updates, params, unmasked=lambda update: update)
 
 
-def broken_weights(state: PruneState, params: Any, schedule: Schedule) -> jax.Array:
-  """Counts the weights that came in non-zero where the masks hold zero; now and then, since it reads every weight."""
-  # A wrong order breaks every step, so the first look after a refresh finds it.
-  look = schedule.due(state.count - 1) | (state.count % _CHECK == 0)
+def watched(
+  state: PruneState, params: Any, schedule: Schedule, kept: Any, refresh: Callable[[], Any]
+) -> tuple[Any, Any, jax.Array]:
+  """Draws anew where the schedule says so, and now and then counts what another part wrote where masks hold zero.
 
-  def broken() -> jax.Array:
-    wrong = masking.over(
-      lambda mask, param: jnp.sum((param != 0) & ~masking.unpack(mask, param.shape), dtype=jnp.int32),
-      state.masks,
-      params,
-    )
-    return sum(jax.tree.leaves(wrong), jnp.zeros((), jnp.int32))
+  Args:
+    state: before this update.
+    params: as they came in.
+    schedule: when to draw.
+    kept: what else a refresh changes, as a quiet update goes on with it.
+    refresh: () -> (masks, the like of `kept`).
 
-  return jax.lax.cond(look, broken, lambda: jnp.zeros((), jnp.int32))
+  Returns:
+    (masks, kept or changed, int32[] weights found broken).
+  """
+  none = jnp.zeros((), jnp.int32)
+  due = schedule.due(state.count)
+  masks, kept, broken = jax.lax.cond(
+    due, lambda: (*refresh(), broken_weights(state.masks, params)), lambda: (state.masks, kept, none)
+  )
+  # A wrong order breaks every step, so the first look after a refresh finds it. It reads the masks that come out of
+  # the first conditional: with those that went in, XLA would copy them at every step.
+  look = ~due & (schedule.due(state.count - 1) | (state.count % _CHECK == 0))
+  return masks, kept, broken + jax.lax.cond(look, lambda: broken_weights(masks, params), lambda: none)
+
+
+def broken_weights(masks: Any, params: Any) -> jax.Array:
+  """Counts the weights that are not zero where the masks hold zero; it reads every weight."""
+  wrong = masking.over(
+    lambda mask, param: jnp.sum((param != 0) & ~masking.unpack(mask, param.shape), dtype=jnp.int32),
+    masks,
+    params,
+  )
+  return sum(jax.tree.leaves(wrong), jnp.zeros((), jnp.int32))

@@ -19,7 +19,7 @@ from jaxlite.contract import Last, stream
 from jaxlite.transforms import masks as masking
 from jaxlite.transforms.allocate import Allocate, Global, erk
 from jaxlite.transforms.draw import Target, check_sparsity, leaves_at, targets
-from jaxlite.transforms.prune import PruneState, broken_weights, hold_at_zero, laid_out, layouts_for, layouts_in, start
+from jaxlite.transforms.prune import PruneState, hold_at_zero, laid_out, layouts_for, layouts_in, start, watched
 from jaxlite.transforms.scores import named_key
 from jaxlite.transforms.sparsity import Schedule, periodic
 from jaxlite.transforms.structure import element
@@ -207,15 +207,14 @@ def _dynamic(
       changed = {path: before[path] ^ after[path] for path in after}
       return masks, _reset(state.inner, fresh, changed, params)
 
-    masks, inner_state = jax.lax.cond(schedule.due(count), move, lambda: (held.masks, state.inner))
+    masks, inner_state, broken = watched(held, params, schedule, state.inner, move)
     sparse = masking.apply_masks(params, masks)  # what comes in first, or just died, is not zero yet
     moved, inner_state = inner.update(masking.apply_masks(updates, masks), inner_state, sparse, **extra)
-    broken = jnp.where(count > 0, broken_weights(held, params, schedule), 0)  # the first weights are the user's
     return hold_at_zero(moved, params, masks), DynamicState(
       held._replace(
         count=optax.safe_increment(count),
         masks=masks,
-        broken=held.broken + broken,
+        broken=held.broken + jnp.where(count > 0, broken, 0),  # the first weights are the user's
         reached=jnp.ones((), bool),
       ),
       inner_state,
