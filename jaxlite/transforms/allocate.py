@@ -119,6 +119,8 @@ def allocated(leaves: Mapping[str, Leaf], sparsity: float, allocate: Allocate, *
     shares = uniform(leaves, sparsity)
   elif isinstance(allocate, Mapping):
     shares = by_rules(leaves, allocate, sparsity, what=f'{what}: allocate rule')
+  elif not callable(allocate):
+    raise TypeError(f'{what}: allocate is uniform, erk, global_() or rules, {{path: sparsity}}; got {allocate!r}')
   else:
     shares = dict(allocate(leaves, sparsity))
     if shares.keys() != leaves.keys():

@@ -40,7 +40,9 @@ class Target(NamedTuple):
 
 
 def check_sparsity(sparsity: float, what: str) -> None:
-  """Raises ValueError for a sparsity outside [0, 1)."""
+  """Raises ValueError for a sparsity outside [0, 1), TypeError for what is no number."""
+  if not isinstance(sparsity, int | float):
+    raise TypeError(f'{what}: sparsity is a number in [0, 1); got {sparsity!r}')
   if not 0 <= sparsity < 1:
     raise ValueError(f'{what}: sparsity is the share that becomes zero, in [0, 1); got {sparsity}')
 
@@ -70,6 +72,10 @@ def targets(
   Raises:
     ValueError: a rule that matches nothing; a sparsity that contradicts the structure or a floor.
   """
+  if not isinstance(structure, Structure | Mapping):
+    raise TypeError(
+      f'{what}: structure is element, channel(), n_m(2, 4), ... or rules, {{path: structure}}; got {structure!r}'
+    )
   seen = {path: Leaf(tuple(leaf.shape), (layouts or {}).get(path)) for path, leaf in leaves.items()}
   shares = allocated(seen, sparsity, allocate, what=what)
   alone = isinstance(structure, Structure)
@@ -174,6 +180,29 @@ def _kept(size: int, final: int, ramp: Any, done: Any) -> jax.Array:
   """How many units live. The target is met to the unit: it is rounded in Python's float64, not on the device."""
   on_the_way = size - jnp.floor(size * ramp).astype(jnp.int32)
   return jnp.where(done, final, jnp.maximum(on_the_way, final))
+
+
+def scores_of(
+  score: Any, params: Any, context: Any, targets: Mapping[str, Target], *, what: str
+) -> dict[str, jax.Array]:
+  """Returns the scores of the leaves that have a target.
+
+  Args:
+    score: (params, context) -> tree like params.
+    params: pytree of arrays.
+    context: what the score reads.
+    targets: by path.
+    what: names the asking part in an error.
+
+  Raises:
+    ValueError: the score gave another tree, or other shapes.
+  """
+  found = leaves_at(score(params, context), targets)
+  for path, target in targets.items():
+    got = jnp.shape(found[path]) if path in found else 'nothing'
+    if got != target.shape:
+      raise ValueError(f'{what}: a score returns a tree like params; {path!r} is {target.shape}, its score {got}')
+  return found
 
 
 def leaves_at(tree: Any, paths: Any) -> dict[str, Any]:

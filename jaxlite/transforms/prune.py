@@ -14,7 +14,7 @@ from jaxlite.contract import Last
 from jaxlite.graph.layouts import Layouts
 from jaxlite.transforms import masks as masking
 from jaxlite.transforms.allocate import Allocate, uniform
-from jaxlite.transforms.draw import Structures, check_sparsity, draw, leaves_at, targets
+from jaxlite.transforms.draw import Structures, check_sparsity, draw, leaves_at, scores_of, targets
 from jaxlite.transforms.scores import Score, magnitude
 from jaxlite.transforms.sparsity import Schedule, cubic, one_shot
 from jaxlite.transforms.structure import element
@@ -116,7 +116,7 @@ def prune(
 
     def refresh() -> Any:
       # Not of params + updates: a branch that reads the updates would have them written out at every step.
-      scores = leaves_at(score(params, state.context), chosen)
+      scores = scores_of(score, params, state.context, goals, what='prune')
       masks = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
       return laid_out(masks, params, packed), ()
 
@@ -138,6 +138,10 @@ def schedule_of(
   """Returns the schedule that the short arguments of a part describe, or the given one."""
   check_sparsity(sparsity, what)
   if schedule is not None:
+    if not isinstance(schedule, Schedule):
+      raise TypeError(
+        f'{what}: schedule is cubic(...), one_shot(...), periodic(...) or constant(...); got {schedule!r}'
+      )
     if (begin, end, initial) != (0, None, 0.0):
       raise ValueError(f'{what}: schedule= already says when; leave begin, end and initial out')
     return schedule

@@ -160,7 +160,9 @@ def _dynamic(
 ) -> Last:
   check_sparsity(sparsity, what)
   if not isinstance(inner, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
-    raise TypeError(f'{what} owns its optimizer: give an Optax transformation such as optax.adam(1e-3); got {inner!r}')
+    raise TypeError(
+      f'{what} owns its optimizer: give an Optax transformation such as optax.adam(1e-3); got {_kind(inner)}'
+    )
   if not 0 <= fraction <= 1:
     raise ValueError(f'{what}: fraction is the share of live weights that moves, in [0, 1]; got {fraction}')
   if isinstance(allocate, Global):
@@ -221,6 +223,10 @@ def _dynamic(
     )
 
   return Last(init, update)
+
+
+def _kind(thing: Any) -> str:
+  return getattr(thing, '__name__', type(thing).__name__)
 
 
 def _live(goal: Target) -> int:

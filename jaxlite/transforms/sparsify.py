@@ -10,7 +10,7 @@ from jaxlite import trees
 from jaxlite.graph.inputs import Calibration
 from jaxlite.transforms import masks as masking
 from jaxlite.transforms.allocate import Allocate, uniform
-from jaxlite.transforms.draw import Structures, Target, check_sparsity, draw, leaves_at, targets
+from jaxlite.transforms.draw import Structures, Target, check_sparsity, draw, leaves_at, scores_of, targets
 from jaxlite.transforms.prune import laid_out
 from jaxlite.transforms.scores import Score, magnitude
 from jaxlite.transforms.structure import element
@@ -55,7 +55,7 @@ def sparsify(
 
   @jax.jit
   def drawn(params: Any, context: Any) -> Any:
-    return draw(goals, leaves_at(score(params, context), goals))
+    return draw(goals, scores_of(score, params, context, goals, what='sparsify'))
 
   found = drawn(params, context)
   return masking.apply_masks(params, laid_out(found, params, False)), laid_out(found, params, packed)

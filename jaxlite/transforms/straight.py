@@ -13,7 +13,7 @@ from jaxlite.graph.layouts import Layout, model_layouts
 from jaxlite.graph.sources import model_tags
 from jaxlite.transforms import masks as masking
 from jaxlite.transforms.allocate import Allocate, uniform
-from jaxlite.transforms.draw import Structures, draw, leaves_at, targets
+from jaxlite.transforms.draw import Structures, draw, leaves_at, scores_of, targets
 from jaxlite.transforms.prune import layouts_for, layouts_in, schedule_of
 from jaxlite.transforms.scores import Score, magnitude
 from jaxlite.transforms.sparsity import Schedule
@@ -105,7 +105,7 @@ def straight_through(
       goals = targets(leaves, layouts_in(own['layouts']), sparsity, structure, allocate, what=name)
 
       def drawn() -> Any:
-        scores = leaves_at(score(params, None), goals)
+        scores = scores_of(score, params, None, goals, what=name)
         found = draw(goals, scores, lambda goal: plan.at(step, goal), step >= plan.end)
         return {path: masking.pack(mask) if packed else mask for path, mask in found.items()}
 

@@ -127,8 +127,10 @@ def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
   >>> n_m(1, 2).units(jnp.array([[1.0], [2.0], [4.0], [3.0], [5.0]]), None).ravel().tolist()
   [1.0, inf, inf, 3.0, inf]
   """
-  if not 1 <= n <= m:
-    raise ValueError(f'n_m: of each m weights n live, so 1 <= n <= m; got n={n}, m={m}: 2:4 is n_m(2, 4)')
+  if not (isinstance(n, int) and isinstance(m, int) and 1 <= n <= m):
+    raise ValueError(
+      f'n_m: of each m weights n live, so they are integers and 1 <= n <= m; got n={n}, m={m}: 2:4 is n_m(2, 4)'
+    )
 
   def along(ndim: int, layout: Layout | None) -> tuple[int, ...]:
     if axis is not None:

@@ -19,6 +19,7 @@ from jaxlite.transforms.prune import PruneState
 from jaxlite.transforms.rewind import rewind, rounds
 from jaxlite.transforms.scores import random
 from jaxlite.transforms.sparsify import sparsify
+from jaxlite.transforms.sparsity import cubic
 from jaxlite.transforms.structure import block, channel, element, n_m, per_output
 
 RNG = np.random.default_rng(0)
@@ -215,7 +216,24 @@ def test_what_cannot_be_is_refused(arguments, message):
     jl.prune(**arguments).init({'w': jnp.ones((4, 4)), 'b': jnp.ones(4)})
 
 
-@pytest.mark.parametrize('n, m', [(5, 4), (0, 4), (-1, 4)])
+@pytest.mark.parametrize(
+  'make, error, message',
+  [
+    (lambda w: jl.prune('0.5'), TypeError, "a number in .* got '0.5'"),
+    (lambda w: jl.prune(0.5, structure='2:4').init(w), TypeError, "structure is element.* got '2:4'"),
+    (lambda w: jl.prune(0.5, structure=channel).init(w), TypeError, 'structure is element.* got <function channel'),
+    (lambda w: jl.prune(0.5, allocate='erk').init(w), TypeError, "allocate is uniform.* got 'erk'"),
+    (lambda w: jl.prune(0.5, schedule=cubic), TypeError, 'schedule is cubic'),
+    (lambda w: sparsify(w, 0.5, score=lambda p, c: p['w']), ValueError, "a tree like params; 'w' is .* nothing"),
+    (lambda w: sparsify(w, 0.5, score=lambda p, c: {'w': p['w'][0]}), ValueError, 'its score'),
+  ],
+)
+def test_what_is_no_such_thing_is_told(make, error, message):
+  with pytest.raises(error, match=message):
+    make({'w': jnp.ones((4, 4))})
+
+
+@pytest.mark.parametrize('n, m', [(5, 4), (0, 4), (-1, 4), (2.0, 4)])
 def test_n_above_m_is_refused(n, m):
   with pytest.raises(ValueError, match=r'1 <= n <= m'):
     n_m(n, m)
