@@ -8,6 +8,7 @@ would, by the same search over indices. Nothing is flattened or moved, so shards
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -75,6 +76,7 @@ def _ordered_bits(scores: jax.Array) -> jax.Array:
   return lax.bitcast_convert_type(jnp.abs(scores.astype(jnp.float32)), jnp.uint32)
 
 
+@functools.partial(jax.jit, static_argnums=2)  # leaves of one shape are traced, and outside a step compiled, once
 def _keep(bits: list[jax.Array], keep: jax.Array | int, axes: tuple[int, ...] | None) -> list[jax.Array]:
   keep = jnp.asarray(keep, jnp.int32)
   threshold, above, exact = _search(bits, keep, bits[0].dtype.itemsize * 8, axes)

@@ -1,6 +1,7 @@
 """Laws of magnitude pruning: exact zeros after every step, the target met, the masks of a stable sort."""
 
 import functools
+import itertools
 
 import equinox as eqx
 import jax
@@ -74,9 +75,13 @@ def test_kept_entries_in_double_precision():
     np.testing.assert_array_equal(keep_largest(values, 100), sorted_mask(values, 100))
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('multi', [False, True], ids=['plain', 'MultiSteps'])
-@pytest.mark.parametrize('name', OPTIMIZERS)
+SOME = {('adam', False, 'bfloat16'), ('adafactor', True, 'float32'), ('muon', False, 'float32')}
+EVERY = itertools.product(OPTIMIZERS, [False, True], ['float32', 'bfloat16'])
+
+
+@pytest.mark.parametrize(
+  'name, multi, dtype', [pytest.param(*case, marks=[] if case in SOME else [pytest.mark.slow]) for case in EVERY]
+)
 def test_pruned_weights_are_zero_after_every_step_of_a_foreign_loop(name, multi, dtype):
   tx = optax.chain(OPTIMIZERS[name](), jl.prune(0.8, begin=2, end=6, every=2))
   tx = optax.MultiSteps(tx, 2) if multi else tx
