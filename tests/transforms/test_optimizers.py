@@ -93,7 +93,7 @@ def test_masked_weights_are_zero_and_living_ones_learn(name, method):
 
 
 @pytest.mark.parametrize(
-  'name', [n if i % 6 == 0 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(PLAIN)]
+  'name', [n if i % 12 == 0 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(PLAIN)]
 )
 def test_straight_through_masks_what_any_optimizer_learns(name):
   """The view's gradient is dense, so every optimizer moves dead weights as well, and what is exported is sparse."""
