@@ -119,7 +119,7 @@ def ensemble() -> None:
   axes = jl.ensemble_axes(one)
 
   def stacked(path: str, leaf: jax.Array) -> jax.Array:
-    return leaf if path.split('/')[-1] in ('count', 'step') else jnp.stack([leaf] * FLAGS.models)
+    return jnp.copy(leaf) if path.split('/')[-1] in ('count', 'step') else jnp.stack([leaf] * FLAGS.models)
 
   many = trees.map_with_path(stacked, one)
   step = jax.jit(jax.vmap(train.step, in_axes=(axes, None), out_axes=(axes, 0)), donate_argnums=0)

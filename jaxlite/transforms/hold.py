@@ -55,7 +55,7 @@ def hold(masks: Any, *, packed: bool = False) -> Last:
     if params is None:
       raise ValueError('hold needs the weights to mask them: call update(grads, state, params)')
     # The first weights to come in are the user's, and need not be masked yet.
-    masks, _, broken = watched(state, params, once, (), lambda: (state.masks, ()))
+    masks, _, broken = watched(state, params, once, (), lambda *old: old)
     return hold_at_zero(updates, params, masks), state._replace(
       count=optax.safe_increment(state.count), masks=masks, broken=state.broken + jnp.where(state.count > 0, broken, 0)
     )

@@ -114,11 +114,11 @@ def prune(
     chosen = trees.paths(state.masks)
     goals = targets(leaves_at(params, chosen), layouts_in(state.layouts), sparsity, structure, allocate, what='prune')
 
-    def refresh() -> Any:
+    def refresh(masks: Any, kept: Any) -> tuple[Any, Any]:
       # Not of params + updates: a branch that reads the updates would have them written out at every step.
       scores = scores_of(score, params, state.context, goals, what='prune')
-      masks = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
-      return laid_out(masks, params, packed), ()
+      drawn = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
+      return laid_out(drawn, params, packed), kept
 
     masks, _, broken = watched(state, params, schedule, (), refresh)
     return hold_at_zero(updates, params, masks), state._replace(
@@ -197,7 +197,7 @@ def hold_at_zero(updates: Any, params: Any, masks: Any) -> Any:
 
 
 def watched(
-  state: PruneState, params: Any, schedule: Schedule, kept: Any, refresh: Callable[[], Any]
+  state: PruneState, params: Any, schedule: Schedule, kept: Any, refresh: Callable[[Any, Any], tuple[Any, Any]]
 ) -> tuple[Any, Any, jax.Array]:
   """Draws anew where the schedule says so, and now and then counts what another part wrote where masks hold zero.
 
@@ -205,21 +205,25 @@ def watched(
     state: before this update.
     params: as they came in.
     schedule: when to draw.
-    kept: what else a refresh changes, as a quiet update goes on with it.
-    refresh: () -> (masks, the like of `kept`).
+    kept: what else a refresh changes.
+    refresh: (masks, kept) -> (masks, kept), anew.
 
   Returns:
-    (masks, kept or changed, int32[] weights found broken).
+    (masks, kept, int32[] weights found broken).
   """
-  none = jnp.zeros((), jnp.int32)
   due = schedule.due(state.count)
-  masks, kept, broken = jax.lax.cond(
-    due, lambda: (*refresh(), broken_weights(state.masks, params)), lambda: (state.masks, kept, none)
-  )
-  # A wrong order breaks every step, so the first look after a refresh finds it. It reads the masks that come out of
-  # the first conditional: with those that went in, XLA would copy them at every step.
-  look = ~due & (schedule.due(state.count - 1) | (state.count % _CHECK == 0))
-  return masks, kept, broken + jax.lax.cond(look, lambda: broken_weights(masks, params), lambda: none)
+  # A wrong order breaks every step, so the first look after a refresh finds it.
+  look = due | schedule.due(state.count - 1) | (state.count % _CHECK == 0)
+
+  def turn(carry: Any) -> Any:
+    _, masks, kept, _ = carry
+    broken = broken_weights(masks, params)
+    return jnp.zeros((), bool), *jax.lax.cond(due, refresh, lambda *old: old, masks, kept), broken
+
+  # A conditional written as a loop of at most one turn: what a loop carries XLA keeps in place, what passes through
+  # a conditional it copies, at every step.
+  carry = (look, state.masks, kept, jnp.zeros((), jnp.int32))
+  return jax.lax.while_loop(lambda carry: carry[0], turn, carry)[1:]
 
 
 def broken_weights(masks: Any, params: Any) -> jax.Array:

@@ -196,18 +196,17 @@ def _dynamic(
     goals = goals_of(params, chosen, held.layouts)
     share = fraction / 2 * (1 + jnp.cos(jnp.pi * count.astype(jnp.float32) / max(end, 1)))
 
-    def move() -> tuple[Any, Any]:
+    def move(masks: Any, inner_state: Any) -> tuple[Any, Any]:
       weights, gradients = leaves_at(params, chosen), leaves_at(updates, chosen)
-      before = {p: masking.unpack(mask, goals[p].shape) for p, mask in leaves_at(held.masks, chosen).items()}
+      before = {p: masking.unpack(mask, goals[p].shape) for p, mask in leaves_at(masks, chosen).items()}
       after = {
         path: _moved(before[path], weights[path], grow(path, gradients[path], count), share, _live(goal))
         for path, goal in goals.items()
       }
-      masks = laid_out(after, params, packed)
       # A weight that grew starts at zero, whatever noise came in with it, and so does its optimizer.
       fresh = inner.init(_started(params, before, after))
       changed = {path: before[path] ^ after[path] for path in after}
-      return masks, _reset(state.inner, fresh, changed, params)
+      return laid_out(after, params, packed), _reset(inner_state, fresh, changed, params)
 
     masks, inner_state, broken = watched(held, params, schedule, state.inner, move)
     sparse = masking.apply_masks(params, masks)  # what comes in first, or just died, is not zero yet
