@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from networks import FRAMEWORKS, dense
 
 import jaxlite as jl
 from jaxlite import runs
 from jaxlite.step import weights_of
+from networks import FRAMEWORKS, dense
 
 RNG = np.random.default_rng(0)
 WEIGHTS = tuple(RNG.normal(size=size).astype(np.float32) for size in ((6, 4), (4,), (4, 3), (3,)))
