@@ -66,8 +66,11 @@ def killed(workdir, kills, span, rng, *names):
 
 def compare(folder, kills, seed, *names):
   """Straight once, then killed runs from the start, each compared, until `kills` kills have struck."""
-  # Several runs in a row: a start goes on where the last one was killed, so a third of the whole reaches any moment.
-  span = straight(folder / 'straight', *names) * (1 if len(names) == 1 else 1 / 3)
+  span = straight(folder / 'straight', *names)
+  if len(names) > 1:
+    # Of several runs in a row the programs are kept, so the first time is no measure; and a start goes on where the
+    # last one was killed, so a third of the whole reaches any moment.
+    span = straight(folder / 'timed', *names) / 3
   rng, sent = random.Random(seed), []
   while len(sent) < kills:
     workdir = folder / f'killed{len(sent)}'
