@@ -69,7 +69,6 @@ def main(workdir: str, *names: str) -> int:
     config.eval.every, config.eval.patience, config.eval.batch_size = jl.Duration(steps=7), 100, 5
     config.checkpoint.every, config.log.every = jl.Duration(steps=5), jl.Duration(steps=4)
     config.log.progress = False
-    config.machine.compile_cache = len(names) != 1  # alone, a run compiles at every start: kills strike there too
     print(f'ready {name}', flush=True)
     try:
       loop.train(config, Path(workdir) / name, model=convnet(keep=0.8), data=data(), say=lambda line: None)
