@@ -3,13 +3,15 @@
   python experiments/bench/checkpointing.py --rounds=5
 
 Fashion-MNIST at batch 128, nothing evaluated on the way, so that the saves are the only difference. Prints seconds
-and the ratio with over without (median, minimum and maximum over the rounds). Nothing here is asserted.
+and the ratio with over without (median, minimum and maximum over the rounds). Nothing here is asserted. On two shared
+CPU cores, `--rounds=4 --epochs=6 --network=lenet300`, where an epoch is shortest: 1.017 (0.946 to 1.090).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +35,7 @@ def experiment() -> Any:
   path = Path(__file__).parents[1] / 'fashion_mnist.py'
   spec = importlib.util.spec_from_file_location('fashion_mnist', path)
   module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # dataclasses look their module up
   spec.loader.exec_module(module)
   config = module.get_config()
   config.network, config.runs, config.train = FLAGS.network, {}, jl.Duration(epochs=FLAGS.epochs)
