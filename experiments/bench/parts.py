@@ -10,13 +10,13 @@ of the compiled program. Nothing here is asserted: machines differ, and are shar
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import turns
 from absl import app, flags
 
 import jaxlite as jl
@@ -64,21 +64,8 @@ def main(_: list[str]) -> None:
     rest = [part for part in parts if not isinstance(part, jl.Last)]
     recipe = jl.chain(*rest, optax.clip_by_global_norm(1.0), optax.adam(1e-3), *last)
     train = jl.train_step(jl.from_linen(SmallCNN()), jl.cross_entropy, recipe)
-    running[name] = [train, train.step(train.init(jax.random.key(0), batch()), batch())[0], []]
-  for _ in range(FLAGS.rounds):
-    for entry in running.values():
-      train, state, times = entry
-      began = time.perf_counter()
-      for _ in range(FLAGS.steps):
-        state, _ = train.step(state, batch())
-      jax.block_until_ready(state)
-      times.append((time.perf_counter() - began) / FLAGS.steps)
-      entry[1] = state
-  plain = np.array(running['plain'][2])
-  print(f'{"":24} {"ms a step":>10} {"ratio":>7} {"min":>6} {"max":>6}')
-  for name, (_, _, times) in running.items():
-    ratio = np.array(times) / plain
-    print(f'{name:24} {1e3 * np.median(times):10.1f} {np.median(ratio):7.3f} {ratio.min():6.2f} {ratio.max():6.2f}')
+    running[name] = train, train.step(train.init(jax.random.key(0), batch()), batch())[0]
+  turns.table(turns.in_turns(running, batch(), FLAGS.rounds, FLAGS.steps), against='plain')
   whole, micro = temporaries()
   print(f'temporaries of a gradient: {whole / 2**20:.1f} MiB whole, {micro / 2**20:.1f} MiB in {MICRO} micro-batches')
 

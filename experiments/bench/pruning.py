@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import turns
 from absl import app, flags
 
 import jaxlite as jl
@@ -85,30 +86,22 @@ def main(_: list[str]) -> None:
   running = {'plain': started(jl.chain(optax.adam(1e-3)))}
   for refresh in (False, True):
     running.update({f'{name}|{refresh}': started(recipe) for name, recipe in recipes(refresh).items()})
-  for _ in range(FLAGS.rounds):
-    for entry in running.values():
-      train, state, times = entry
-      began = time.perf_counter()
-      for _ in range(FLAGS.steps):
-        state, _ = train.step(state, batch_once)
-      jax.block_until_ready(state)
-      times.append((time.perf_counter() - began) / FLAGS.steps)
-      entry[1] = state
-  plain = np.array(running['plain'][2])
+  times = turns.in_turns(running, batch_once, FLAGS.rounds, FLAGS.steps)
+  plain = times['plain']
   print(f'plain step: {1e3 * np.median(plain):.2f} ms (min {1e3 * plain.min():.2f})')
   print(f'{"ratio to it, median of rounds":30} {"quiet":>8} {"refresh":>8} {"each 100":>9}')
   for name in recipes(True):
-    quiet, refresh = (np.median(np.array(running[f'{name}|{on}'][2]) / plain) for on in (False, True))
+    quiet, refresh = (np.median(times[f'{name}|{on}'] / plain) for on in (False, True))
     print(f'{name:30} {quiet:8.3f} {refresh:8.2f} {(99 * quiet + refresh) / 100:9.3f}')
 
 
-def started(recipe: jl.Recipe) -> list[Any]:
+def started(recipe: jl.Recipe) -> tuple[Any, Any]:
   """A compiled train step with its state after two steps."""
   train = jl.train_step(network(), jl.cross_entropy, recipe)
   state = train.init(jax.random.key(0), batch_once)
   for _ in range(2):
     state, _ = train.step(state, batch_once)
-  return [train, state, []]
+  return train, state
 
 
 def ensemble() -> None:

@@ -8,13 +8,13 @@ rounds of alternating A, B, A, B in one process. Nothing here is asserted: machi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+import turns
 from absl import app, flags
 
 import jaxlite as jl
@@ -66,21 +66,9 @@ def main(_: list[str]) -> None:
       if name != 'float32' and FLAGS.only and name not in FLAGS.only:
         continue
       train = jl.train_step(model, jl.cross_entropy, jl.chain(*parts, optax.adam(1e-3)))
-      running[name] = [train, train.step(train.init(jax.random.key(0), batch), batch)[0], []]
-    for _ in range(FLAGS.rounds):
-      for entry in running.values():
-        train, state, times = entry
-        began = time.perf_counter()
-        for _ in range(FLAGS.steps):
-          state, _ = train.step(state, batch)
-        jax.block_until_ready(state)
-        times.append((time.perf_counter() - began) / FLAGS.steps)
-        entry[1] = state
-    plain = np.array(running['float32'][2])
-    print(f'{network + ", batch " + str(FLAGS.batch):36} {"ms a step":>10} {"ratio":>7} {"min":>6} {"max":>6}')
-    for name, (_, _, times) in running.items():
-      ratio = np.array(times) / plain
-      print(f'{name:36} {1e3 * np.median(times):10.1f} {np.median(ratio):7.3f} {ratio.min():6.2f} {ratio.max():6.2f}')
+      running[name] = train, train.step(train.init(jax.random.key(0), batch), batch)[0]
+    times = turns.in_turns(running, batch, FLAGS.rounds, FLAGS.steps)
+    turns.table(times, against='float32', title=f'{network}, batch {FLAGS.batch}')
 
 
 if __name__ == '__main__':
