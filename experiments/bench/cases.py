@@ -37,7 +37,7 @@ class Case(NamedTuple):
 CASES = (
   Case('mlp', 'MLP 784-512-512-10, batch 128', 128, (784,), {'sgd': 0.05, 'adamw': 1e-3}),
   Case('cnn', 'small CNN with max-pool, batch 128', 128, (28, 28, 1), {'sgd': 0.02, 'adamw': 1e-3}),
-  Case('resnet20', 'ResNet-20 on 32x32, batch 64', 64, (32, 32, 3), {'sgd': 0.02, 'adamw': 1e-3}),
+  Case('resnet20', 'ResNet-20 on 32x32, batch 64', 64, (32, 32, 3), {'sgd': 0.005, 'adamw': 2e-4}),
   Case('vit', 'ViT d128 L4, batch 32', 32, (32, 32, 3), {'sgd': 0.02, 'adamw': 3e-4}),
   Case('tiny', 'MLP 64-32-10, batch 64', 64, (64,), {'sgd': 0.05, 'adamw': 1e-3}),
 )
