@@ -40,12 +40,18 @@ def straight_through(
   The gradient of a masked weight is that of the zero it was replaced by. Masks live in `model_state['jl.<name>']`
   and are drawn once an optimizer step, on the new weights. Exported weights are exactly zero.
 
+  A dead weight learns blind: its gradient knows nothing of what it has become, so it goes on in one direction until a
+  refresh shows it to the forward. Drawn anew each step, it comes alive at most one update beyond the weights that it
+  displaces. With `every` above 1 it goes up to `every` updates beyond, and many come alive at once: that saves little
+  time and costs accuracy, most with optimizers whose steps do not shrink with the gradient (Adam); the table of
+  `experiments/techniques.py` has a row of it.
+
   Args:
     sparsity: the share of each selected leaf that is zero, in [0, 1).
     begin: the first optimizer step that masks, counted from 0.
     end: the step at which the target is reached by the cubic schedule; None: at `begin` in full, and masks are
       drawn anew each `every` steps for ever.
-    every: steps between refreshes.
+    every: steps between refreshes; more than 1 lets dead weights run away, see above.
     initial: the sparsity at `begin` of a gradual schedule.
     select: a rule on paths; None takes the weights that the model's program shows.
     schedule: in place of `begin`, `end`, `every` and `initial`.

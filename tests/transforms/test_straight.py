@@ -100,6 +100,26 @@ def test_masks_follow_the_schedule_and_a_plain_call_refreshes_for_ever():
   assert changes['for ever'] == [1, 0, 1, 0, 1, 0]
 
 
+@pytest.mark.parametrize('every', [1, 7])
+def test_a_dead_weight_comes_alive_at_most_as_many_updates_too_far_as_lie_between_refreshes(every):
+  """Steps of one size (as Adam's), a weight that is dead and wanted: it runs until a refresh shows it."""
+  rate, still = 0.01, 0.5  # `still` is where its rival stands, which no gradient reaches
+  model = jl.from_function(lambda p, x: x * p['w'][0], {'w': np.array([0.0, still], np.float32)})
+  parts = straight_through(0.5, every=every, select='w'), optax.sign_sgd(rate)
+  train = jl.train_step(model, lambda outputs, batch: (outputs - 1) ** 2, jl.chain(*parts))
+  batch = {'inputs': np.ones(1, np.float32)}
+  state = train.init(jax.random.key(0), batch)
+  alive_at = None
+  for _ in range(2 * int(still / rate)):
+    seen = train.model.export(state.params, state.model_state)[0]['w'][0]
+    alive_at = float(seen) if seen and alive_at is None else alive_at
+    state, _ = train.step(state, batch)
+  beyond = alive_at - still
+  assert 0 < beyond <= every * rate + 1e-5, beyond
+  if every > 1:
+    assert beyond > rate + 1e-5
+
+
 def test_packed_masks_are_the_same_masks():
   states = []
   for packed in (False, True):
