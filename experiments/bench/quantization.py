@@ -30,14 +30,14 @@ flags.DEFINE_integer('batch', 128, 'examples a step')
 flags.DEFINE_list('networks', ['MLP', 'SmallCNN'], 'of MLP (1.2 M parameters), SmallCNN, ResNet20')
 flags.DEFINE_list('only', [], 'recipes; all if empty')
 
-NETWORKS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
-  'MLP': (lambda: MLP((784, 512, 256), classes=10), (28, 28, 1)),
-  'SmallCNN': (lambda: SmallCNN(), (28, 28, 1)),
-  'ResNet20': (lambda: ResNet20(), (28, 28, 1)),
+NETWORKS: dict[str, tuple[Callable[[], Any], tuple[int, ...], str]] = {  # and the first layer
+  'MLP': (lambda: MLP((784, 512, 256), classes=10), (28, 28, 1), 'dense1'),
+  'SmallCNN': (lambda: SmallCNN(), (28, 28, 1), 'conv1'),
+  'ResNet20': (lambda: ResNet20(), (28, 28, 1), 'stem'),
 }
 
 
-def recipes(model: Any, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+def recipes(model: Any, batch: dict[str, np.ndarray], first: str) -> dict[str, list[Any]]:
   """What stands before the optimizer."""
   params, state = model.init(jax.random.key(0), batch['inputs'])
   calibrated = ptq(jl.Network(model, params, state), [batch]).model_state['jl.fake_quant']
@@ -48,6 +48,7 @@ def recipes(model: Any, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
     'fake_quant, 4 bits, delay, freeze': [jl.fake_quant(4, begin=10, activations=ema_ranges(freeze=1000))],
     'fake_quant, weights alone': [jl.fake_quant((8, None))],
     'lsq': [lsq()],
+    'lsq, fixed inputs': [lsq(fixed=f'^{first}/')],
   }
 
 
@@ -55,14 +56,14 @@ def main(_: list[str]) -> None:
   """Times each network's recipes in turn."""
   rng = np.random.default_rng(0)
   for network in FLAGS.networks:
-    make, shape = NETWORKS[network]
+    make, shape, first = NETWORKS[network]
     model = jl.from_linen(make())
     batch = {
       'inputs': rng.normal(size=(FLAGS.batch, *shape)).astype(np.float32),
       'labels': rng.integers(0, 10, FLAGS.batch).astype(np.int32),
     }
     running = {}
-    for name, parts in recipes(model, batch).items():
+    for name, parts in recipes(model, batch, first).items():
       if name != 'float32' and FLAGS.only and name not in FLAGS.only:
         continue
       train = jl.train_step(model, jl.cross_entropy, jl.chain(*parts, optax.adam(1e-3)))

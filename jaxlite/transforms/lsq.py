@@ -5,16 +5,19 @@ The rewriting is `fake_quant`'s, site by site; here is what differs: where a ste
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from jaxlite.contract import Hook, Model, Params, State, drop_extras
+from jaxlite import trees
+from jaxlite.contract import CONST, Hook, Model, Params, State, drop_extras, with_const
 from jaxlite.graph import provenance
 from jaxlite.transforms import quant_numerics as numerics
 from jaxlite.transforms import quant_product as products
@@ -28,6 +31,7 @@ def lsq(
   *,
   rules: Rules | None = None,
   per_channel: bool = True,
+  fixed: str | Sequence[str] = (),
   real: bool = False,
   name: str = 'lsq',
 ) -> Hook:
@@ -51,6 +55,10 @@ def lsq(
     rules: {regular expression on a site's name, the path of its weight: bits, as above, or None to keep it float};
       the first match decides.
     per_channel: a step for each output channel of a weight, or one for the whole.
+    fixed: regular expressions on sites whose activation keeps a grid over the range that `init`'s batch shows, in
+      `jl.const`. For the first layer: its inputs do not change, so their step has little to learn, and learning it
+      takes a contraction that float training has no need of, a fifth of all on the MLP of
+      `experiments/bench/quantization.py`.
     real: execute int8 operands into int32 instead of integer-valued float32; for evaluation and deployment, on the
       params and state that the fake model was trained to.
     name: of the hook.
@@ -88,28 +96,35 @@ def lsq(
       )
       chosen = quant_program.check(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
+      ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]
+      still = trees.select(ranged, fixed, what=f'{name}: fixed') if fixed else frozenset()
 
       @jax.jit
       def begin(leaves: list[Any]) -> Any:
         _, measured = quant_program.run(program, leaves, chosen, _measuring, _MEASURES)
         steps = {n: first_steps(one, chosen[n], sites[n], per_channel=per_channel) for n, one in measured.items()}
-        ranged = {n: one for n, one in measured.items() if chosen[n].activation is not None}
-        zeros = {n: numerics.activation_grid(one.span, chosen[n].activation).zero for n, one in ranged.items()}
-        return steps, zeros, {n: jnp.all(one.total > 0) for n, one in ranged.items()}
+        grids = {n: numerics.activation_grid(measured[n].span, chosen[n].activation) for n in ranged}
+        held = {n: grids[n].scale for n in still}
+        for n in still:
+          del steps[n]['activation']
+        zeros = {n: grid.zero for n, grid in grids.items()}
+        return steps, zeros, held, {n: jnp.all(measured[n].total > 0) for n in ranged}
 
-      steps, zeros, seen = begin(leaves)
-      for site in (n for n in chosen if n in seen):  # in program order
+      steps, zeros, held, seen = begin(leaves)
+      for site in ranged:
         if not isinstance(seen[site], jax.core.Tracer) and not seen[site]:
           raise ValueError(
             f'{name}: the batch given to init shows no activation but zeros at {site}, so no step can be measured: init'
             f' with real data that reaches it, or keep it float, rules={{{site!r}: None}}'
           )
+      state = with_const(state, name, held) if held else state
       return {**params, entry: steps}, {**state, entry: zeros}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if entry not in params or entry not in state:
         raise ValueError(f'{name} needs its steps, params[{entry!r}]: init with the model that this recipe wraps')
-      steps, zeros = params[entry], state[entry]
+      held, zeros = state.get(CONST, {}).get(name, {}), state[entry]
+      steps = {n: {**own, 'activation': held[n]} if n in held else own for n, own in params[entry].items()}
       inner = _without(params, entry), _without(state, entry)
       program, leaves = quant_program.trace_model(model, *inner, inputs, train=train, key=key, step=step)
       chosen = quant_program.bits_by_site(program.plan, number, rules, name)
@@ -274,17 +289,25 @@ def learned(
     on_x = _on_grid(x, x_step, lowest, lowest + 2.0**bits.activation - 1)
     return products.scaled(product, on_x.steps, x_step, w_steps, w_step, zero, real=real), (on_x, on_w)
 
-  @contract.defjvp
+  @functools.partial(contract.defjvp, symbolic_zeros=True)
   def _(primals: Any, tangents: Any) -> Any:
-    x, _, x_step, w_step, zero = primals
-    dx, dw, dx_step, dw_step, _ = tangents
+    x, w, x_step, w_step, zero = primals
+    dx, dw, dx_step, dw_step, _ = [_moving(one) for one in tangents]
     out, (on_x, on_w) = forward(*primals)
-    dw = on_w.pulled(dw, dw_step * w_rate)
+    dw = on_w.pulled(dw, None if dw_step is None else _spread(dw_step * w_rate, w.shape, axes), w.dtype)
+    dw = jnp.zeros_like(w) if dw is None else dw
     if on_x is None:
       return out, products.tangent(product, x, None, on_w.steps, w_step, dx, dw, out)
     highest = 2.0 ** (bits.activation - 1) - 1 - zero
-    dx = on_x.pulled(dx, dx_step / jnp.sqrt(count * jnp.maximum(highest, 1)))
-    return out, products.tangent(product, on_x.steps, x_step, on_w.steps, w_step, dx, dw, out)
+    dx_step = None if dx_step is None else dx_step / jnp.sqrt(count * jnp.maximum(highest, 1))
+    by_step: Any = 0
+    if dx is None and dx_step is not None and product.is_conv:
+      # Of what nothing learned comes before, only the step moves: a forward convolution tells by how much, and takes
+      # XLA:CPU less than half the time of the transposed one.
+      seen = product.bind(on_x.slope.astype(x.dtype), (on_w.steps * w_step).astype(w.dtype))
+      dx_step, by_step = None, seen * dx_step.astype(product.dtype)
+    dx = on_x.pulled(dx, dx_step, x.dtype)
+    return out, products.tangent(product, on_x.steps, x_step, on_w.steps, w_step, dx, dw, out) + by_step
 
   w_step = _positive(steps['weight'])
   w_step = w_step.reshape(shape) if w_step.ndim else jnp.broadcast_to(w_step, shape)
@@ -300,8 +323,24 @@ class _OnGrid(NamedTuple):
   inside: jax.Array  # bool: within the grid
   slope: jax.Array  # of the quantized value by its step
 
-  def pulled(self, dv: jax.Array, dstep: jax.Array) -> jax.Array:
-    return jnp.where(self.inside, dv, 0) + (self.slope * dstep).astype(dv.dtype)
+  def pulled(self, dv: jax.Array | None, dstep: jax.Array | None, dtype: Any) -> jax.Array | None:
+    by_step = None if dstep is None else (self.slope * dstep).astype(dtype)
+    if dv is None:
+      return by_step
+    through = jnp.where(self.inside, dv, 0)
+    return through if by_step is None else through + by_step
+
+
+def _spread(per_channel: jax.Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+  """Broadcasts by a product with ones, whose transpose, a product too, sums on XLA:CPU faster than its reductions."""
+  ones = jnp.ones([shape[axis] for axis in axes], per_channel.dtype)
+  outer = lax.dot_general(ones, jnp.squeeze(per_channel, axes), (((), ()), ((), ())), precision=lax.Precision.HIGHEST)
+  return jnp.moveaxis(outer, range(len(axes)), axes)
+
+
+def _moving(tangent: Any) -> Any:
+  """Returns a tangent, None where there is none."""
+  return None if isinstance(tangent, SymbolicZero) else tangent
 
 
 def _on_grid(v: jax.Array, step: jax.Array, low: Any, high: Any) -> _OnGrid:

@@ -201,7 +201,7 @@ def tangent(
   x_scale: jax.Array | None,
   w_steps: jax.Array,
   w_scale: jax.Array,
-  dx: jax.Array,
+  dx: jax.Array | None,
   dw: jax.Array,
   out: jax.Array,
 ) -> jax.Array:
@@ -216,19 +216,23 @@ def tangent(
     x_scale: float32[]; None where the activation is float.
     w_steps: float32, integers.
     w_scale: float32, the weight's shape with 1 for each summed axis.
-    dx: tangent of the activation, in its dtype.
+    dx: tangent of the activation, in its dtype; None where it does not move.
     dw: tangent of the weight, in its dtype.
     out: the result, for its size.
   """
-  x_used, w_used, per_output = x_steps.astype(dx.dtype), w_steps.astype(dw.dtype), product.on_output(w_scale, dx.ndim)
   x_scale = jnp.ones((), jnp.float32) if x_scale is None else x_scale
-  if dw.size > out.size:
-    by_x = product.bind(dx, w_used) * per_output.astype(product.dtype)
+  x_used = x_steps.astype(dw.dtype if dx is None else dx.dtype)
+  after = dw.size > out.size
+  if after:
     by_w = product.bind(x_used, dw) * x_scale.astype(product.dtype)
   else:
-    by_x = product.bind(dx, (w_steps * w_scale).astype(dw.dtype))
     by_w = product.bind(x_used, (dw * x_scale).astype(dw.dtype))
-  return by_x + by_w
+  if dx is None:
+    return by_w.astype(product.dtype)
+  if after:
+    per_output = product.on_output(w_scale, dx.ndim).astype(product.dtype)
+    return product.bind(dx, w_steps.astype(dw.dtype)) * per_output + by_w
+  return product.bind(dx, (w_steps * w_scale).astype(dw.dtype)) + by_w
 
 
 def quantized(

@@ -149,6 +149,40 @@ def test_fake_is_real_integers_bit_for_bit_and_every_step_learns(name):
   assert weight_bits(model, params, state, X) == dict.fromkeys(base.init(KEY, X)[0], 8)
 
 
+@pytest.mark.parametrize('name', ['dense', 'depthwise'])
+def test_a_step_learns_the_same_whether_or_not_a_gradient_flows_on(name):
+  model, params, state = made(lsq(4), model_of(*CONSTRUCTS[name]))
+  loss = lambda p, x: (run(model, p, state, x) ** 3).sum()  # noqa: E731
+  alone, (along, _) = compiled(lambda p, x: (jax.grad(loss)(p, x), jax.grad(loss, (0, 1))(p, x)))(params, X)
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4), alone, along)
+
+
+def test_a_fixed_grid_spans_the_range_of_the_first_batch_and_does_not_learn():
+  model, params, state = made(lsq(3, fixed='^w$'), MLP)
+  assert {site: list(own) for site, own in params['jl.lsq'].items()} == {'w': ['weight'], 'v': ['activation', 'weight']}
+  np.testing.assert_allclose(state['jl.const']['lsq']['w'], (X.max() - X.min()) / 7, rtol=1e-6)
+  _, whole, same = made(lsq(3), MLP)
+  whole['jl.lsq']['w']['activation'] = state['jl.const']['lsq']['w']
+  np.testing.assert_array_equal(outputs(model, params, state), outputs(lsq(3).model(MLP), whole, same))
+  got, want = gradient(model, params, state), gradient(lsq(3).model(MLP), whole, same)
+  del want['jl.lsq']['w']['activation']
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), got, want)
+  real = lsq(3, fixed='^w$', real=True).model(MLP)
+  np.testing.assert_array_equal(outputs(model, params, state), outputs(real, params, state))
+  exported, rest = model.export(params, state)
+  assert sorted(exported) == ['v', 'w']
+  assert rest == {}
+
+
+def test_fixed_grids_leave_no_contraction_for_a_step_alone():
+  def contractions(hook):
+    model, params, state = made(hook, DENSE)
+    loss = lambda p: run(model, p, state).sum()  # noqa: E731
+    return jax.jit(jax.grad(loss)).lower(params).compile().as_text().count(' dot(')
+
+  assert contractions(lsq(fixed='^w$')) < contractions(lsq())
+
+
 def test_a_scan_over_layers_is_the_unrolled_loop():
   stack = CONSTRUCTS['scan over layers'][1]['w']
   scanned = model_of(*CONSTRUCTS['scan over layers'])
@@ -246,6 +280,7 @@ WRONG = {
   'bits of a rule': (lambda: lsq(rules={'w': 1}), "rule 'w'"),
   'three bits of one': (lambda: lsq((8, 8, 8)), 'a pair (weight, activation)'),
   'a rule for nothing': (lambda: made(lsq(rules={'u': 4}), MLP), "'u' matches no parameter"),
+  'a fixed grid of nothing': (lambda: made(lsq(fixed='u'), MLP), "fixed 'u' matches no parameter"),
   'a batch of zeros': (lambda: made(lsq(), MLP, 0 * X), 'no activation but zeros at w'),
   'a branch that the batch does not take': (
     lambda: made(lsq(), model_of(lambda p, x: lax.cond(x.sum() > 1e9, lambda x: x @ p['w'], lambda x: x[:, :5], x),
