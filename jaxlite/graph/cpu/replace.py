@@ -17,7 +17,7 @@ import jax
 from jax.extend import core
 
 from jaxlite.graph import walk
-from jaxlite.graph.cpu import pool
+from jaxlite.graph.cpu import convolution, pool
 from jaxlite.graph.cpu.site import NATIVE, Site
 
 MARK = 'jaxlite_cpu'  # the name of every function that stands in: a lowered program shows it
@@ -32,7 +32,7 @@ _BODIES = {
 
 
 def for_cpu(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[..., Any]:
-  """Returns the same function, faster on CPU: max-pools and their gradients without XLA's slow loops.
+  """Returns the same function, faster on CPU: other forms of max-pools and of the gradients of convolutions.
 
   Apply it outermost, to a whole train step rather than to its loss: what is slow is found in the program after
   differentiation. Other platforms get the program as it was.
@@ -98,8 +98,9 @@ def _sites(jaxpr: Any, looped: bool) -> Iterator[Site]:
 
 def _site(eqn: Any, looped: bool) -> Site | None:
   """What is known of one equation. A new kind of site is a line here."""
-  del looped
   kind = eqn.primitive.name
+  if kind == 'conv_general_dilated':
+    return convolution.site(eqn, looped)
   if kind == 'select_and_scatter_add':
     return pool.gradient(eqn)
   if kind == 'reduce_window_max':

@@ -1,0 +1,264 @@
+"""Convolutions as matrix products and in batch chunks: the forms that XLA:CPU runs faster than its own.
+
+Three cases. A weight gradient is a convolution whose contraction runs over the batch and whose kernel is the whole
+gradient of the output: XLA:CPU is slow at it. A depthwise input gradient is slow too. And inside a loop every
+convolution is, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward convolution
+outside of loops is always the native one: its bits are what the same network gives when it is called alone.
+
+All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlite.graph.cpu.site import NATIVE, Site, describe, shapes_of
+
+_CHUNKS = 8
+_PLACES = 64  # unrolled in the program: more would make a long one
+_GROUPS = 16  # likewise
+_PATCHES = 64 << 20  # bytes: shifted copies side by side take as many times the memory as a kernel has places
+
+_Form = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def site(eqn: Any, looped: bool) -> Site | None:
+  """Returns the site of a `conv_general_dilated`; None where only the native form is sure, or good enough.
+
+  Args:
+    eqn: the equation.
+    looped: whether it stands in a loop.
+  """
+  lhs, rhs = (atom.aval for atom in eqn.invars)
+  sizes = (*lhs.shape, *rhs.shape, *eqn.outvars[0].aval.shape)
+  if lhs.dtype != rhs.dtype or lhs.dtype.name not in ('float32', 'float64'):
+    return None
+  if eqn.params['preferred_element_type'] not in (None, lhs.dtype) or eqn.params['out_sharding'] is not None:
+    return None
+  if not all(isinstance(size, int) and size > 0 for size in sizes):
+    return None
+  if _is_weight_gradient(eqn):
+    forms, default = _of_weight_gradient(eqn, looped)
+  elif looped or _is_backward(eqn):
+    forms, default = _of_any(eqn, looped)
+  else:
+    return None
+  if not forms:
+    return None
+  numbers, steps = eqn.params['dimension_numbers'], ('window_strides', 'padding', 'lhs_dilation', 'rhs_dilation')
+  words = [*numbers, *(eqn.params[name] for name in steps)]
+  groups = (eqn.params['feature_group_count'], eqn.params['batch_group_count'])
+  words = [str(word).replace(' ', '') for word in (*words, groups)]
+  kind = 'convolution' + (' in a loop' if looped else '')
+  return Site(describe(kind, eqn, *words), shapes_of(eqn), forms, default)
+
+
+def _is_weight_gradient(eqn: Any) -> bool:
+  """As JAX writes it: the batch, which comes first, is summed over, and the kernel outgrows the result."""
+  numbers = eqn.params['dimension_numbers']
+  kernel = math.prod(eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:])
+  result = math.prod(eqn.outvars[0].aval.shape[axis] for axis in numbers.out_spec[2:])
+  return numbers.lhs_spec[1] == 0 and kernel >= result and eqn.params['feature_group_count'] == 1
+
+
+def _is_backward(eqn: Any) -> bool:
+  return 'transpose(' in str(eqn.source_info.name_stack)
+
+
+def _of_weight_gradient(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
+  numbers, groups = eqn.params['dimension_numbers'], eqn.params['batch_group_count']
+  lhs, out = eqn.invars[0].aval, eqn.outvars[0].aval
+  batch, channels = (lhs.shape[axis] for axis in (numbers.lhs_spec[1], numbers.lhs_spec[0]))
+  places = math.prod(out.shape[axis] for axis in numbers.out_spec[2:])
+  positions = math.prod(eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:])
+  forms: dict[str, _Form] = {}
+  if places <= _PLACES:
+    forms['gemm'] = functools.partial(_gradient_by_places, eqn.params)
+    if groups == 1 and places > 1 and channels * places * positions * batch * lhs.dtype.itemsize <= _PATCHES:
+      forms['channels_first'] = functools.partial(_gradient_channels_first, eqn.params)
+  if looped:
+    few = 'channels_first' in forms and channels < 16
+    return forms, 'channels_first' if few else 'gemm'
+  if batch >= 2 * _CHUNKS:
+    forms['chunks'] = functools.partial(_gradient_by_chunks, eqn.params)
+  if 1 < groups <= _GROUPS:
+    forms['groups'] = functools.partial(_gradient_by_groups, eqn.params)
+  strided = max(eqn.params['rhs_dilation']) > 1  # the stride of the forward convolution
+  if groups > 1:
+    wanted = 'groups' if groups < channels else 'gemm'
+  elif places == 1:
+    wanted = 'gemm'
+  elif channels == 1:
+    wanted = 'channels_first'
+  else:
+    wanted = 'chunks' if channels >= 32 or strided else NATIVE
+  return forms, wanted if wanted in forms else NATIVE
+
+
+def _of_any(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
+  numbers, groups = eqn.params['dimension_numbers'], eqn.params['feature_group_count']
+  kernel, out = eqn.invars[1].aval, eqn.outvars[0].aval
+  channels = kernel.shape[numbers.rhs_spec[1]]
+  places = math.prod(kernel.shape[axis] for axis in numbers.rhs_spec[2:])
+  depthwise = groups > 1 and channels == 1
+  if eqn.params['batch_group_count'] > 1 or places > _PLACES or not (looped or depthwise):
+    return {}, NATIVE
+  forms: dict[str, _Form] = {'gemm': functools.partial(_by_places, eqn.params)}
+  rows = out.size // out.shape[numbers.out_spec[1]]
+  if groups == 1 and places > 1 and rows * channels * places * out.dtype.itemsize <= _PATCHES:
+    forms['patches'] = functools.partial(_by_patches, eqn.params)
+  return forms, 'patches' if 'patches' in forms else 'gemm'
+
+
+def _channels_last(params: Any, x: jax.Array, spec: Sequence[int], steps: Sequence[int]) -> jax.Array:
+  """The left operand as [first, space..., last] of `spec`, dilated and padded; padding may crop."""
+  x = jnp.transpose(x, (spec[0], *spec[2:], spec[1]))
+  room = [(low, high, step - 1) for (low, high), step in zip(params['padding'], steps, strict=True)]
+  return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *room, (0, 0, 0)])
+
+
+def _views(x: jax.Array, places: Sequence[int], gap: Sequence[int], count: Sequence[int], step: Sequence[int]) -> Any:
+  """By place of a window, one entry of every window: [first, count..., last] of x [first, space..., last]."""
+  for place in itertools.product(*map(range, places)):
+    start = tuple(map(operator.mul, place, gap))
+    end = [a + (n - 1) * s + 1 for a, n, s in zip(start, count, step, strict=True)]
+    yield place, lax.slice(x, (0, *start, 0), (x.shape[0], *end, x.shape[-1]), (1, *step, 1))
+
+
+def _back(x: jax.Array, spec: Sequence[int]) -> jax.Array:
+  """[first, space..., last] in the axes that `spec` gives to first, last and space."""
+  axes = (spec[0], *spec[2:], spec[1])
+  return jnp.transpose(x, tuple(axes.index(axis) for axis in range(len(axes))))
+
+
+def _parts(params: Any, lhs: jax.Array, rhs: jax.Array) -> tuple[Iterator[Any], jax.Array, int]:
+  """The views that a kernel meets, the kernel [space..., in, out], and its groups."""
+  numbers = params['dimension_numbers']
+  kernel = jnp.transpose(rhs, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+  x = _channels_last(params, lhs, numbers.lhs_spec, params['lhs_dilation'])
+  count = _count(params, x.shape[1:-1], kernel.shape[:-2])
+  views = _views(x, kernel.shape[:-2], params['rhs_dilation'], count, params['window_strides'])
+  return views, kernel, params['feature_group_count']
+
+
+def _count(params: Any, space: Sequence[int], kernel: Sequence[int]) -> list[int]:
+  steps = zip(space, kernel, params['rhs_dilation'], params['window_strides'], strict=True)
+  return [(size - (k - 1) * gap - 1) // stride + 1 for size, k, gap, stride in steps]
+
+
+def _by_places(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """One matrix product for each place of the kernel; of a depthwise kernel, one multiplication."""
+  views, kernel, groups = _parts(params, lhs, rhs)
+  channels, features = kernel.shape[-2:]
+
+  def meet(view: jax.Array, weights: jax.Array) -> jax.Array:
+    if groups == 1:
+      return lax.dot_general(view, weights, (((view.ndim - 1,), (0,)), ((), ())), precision=params['precision'])
+    split = view.reshape(*view.shape[:-1], groups, channels)
+    weights = weights.reshape(channels, groups, features // groups)
+    if channels == 1:
+      found = split * weights[0]
+    else:
+      axes = (((split.ndim - 1,), (0,)), ((split.ndim - 2,), (1,)))
+      found = jnp.moveaxis(lax.dot_general(split, weights, axes, precision=params['precision']), 0, -2)
+    return found.reshape(*view.shape[:-1], features)
+
+  total = functools.reduce(operator.add, [meet(view, kernel[place]) for place, view in views])
+  return _back(total, params['dimension_numbers'].out_spec)
+
+
+def _by_patches(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """All places side by side, then one matrix product."""
+  views, kernel, _ = _parts(params, lhs, rhs)
+  patches = jnp.concatenate([view for _, view in views], -1)
+  weights = kernel.reshape(-1, kernel.shape[-1])
+  found = lax.dot_general(patches, weights, (((patches.ndim - 1,), (0,)), ((), ())), precision=params['precision'])
+  return _back(found, params['dimension_numbers'].out_spec)
+
+
+def _examples(params: Any, lhs: jax.Array, rhs: jax.Array) -> tuple[Iterator[Any], jax.Array, tuple[int, ...]]:
+  """Of a weight gradient: the views [B, space..., C] by place of the kernel, the outputs' gradient
+  [B, space..., features], and the kernel's own space. What the program calls a stride is the gap between places, and
+  its dilation of the right operand the stride."""
+  numbers = params['dimension_numbers']
+  flipped = (numbers.lhs_spec[1], numbers.lhs_spec[0], *numbers.lhs_spec[2:])
+  x = _channels_last(params, lhs, flipped, params['lhs_dilation'])
+  slope = jnp.transpose(rhs, (numbers.rhs_spec[1], *numbers.rhs_spec[2:], numbers.rhs_spec[0]))
+  count = slope.shape[1:-1]
+  kernel = tuple(_count(params, x.shape[1:-1], count))
+  return _views(x, kernel, params['window_strides'], count, params['rhs_dilation']), slope, kernel
+
+
+def _gradient_by_places(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """One matrix product over batch and positions for each place of the kernel."""
+  views, slope, kernel = _examples(params, lhs, rhs)
+  groups, features = params['batch_group_count'], slope.shape[-1]
+  summed = tuple(range(slope.ndim - 1))
+
+  def meet(view: jax.Array) -> jax.Array:
+    channels = view.shape[-1] // groups
+    if groups == 1:
+      return lax.dot_general(view, slope, ((summed, summed), ((), ())), precision=params['precision'])
+    split, wide = (x.reshape(*x.shape[:-1], groups, -1) for x in (view, slope))
+    if channels == 1:
+      return (split * wide).sum(summed).reshape(1, features)
+    axes = ((summed, summed), ((split.ndim - 2,), (wide.ndim - 2,)))
+    found = lax.dot_general(split, wide, axes, precision=params['precision'])  # [groups, channels, features of one]
+    return jnp.moveaxis(found, 0, 1).reshape(channels, features)
+
+  return _laid_out(params, jnp.stack([meet(view) for _, view in views]), kernel)
+
+
+def _gradient_channels_first(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """For few input channels: each place and channel a row, as long as batch and positions, and one matrix product."""
+  views, slope, kernel = _examples(params, lhs, rhs)
+  rows = jnp.stack([jnp.moveaxis(view, -1, 0) for _, view in views])
+  places, channels = rows.shape[:2]
+  found = jnp.matmul(
+    rows.reshape(places * channels, -1), slope.reshape(-1, slope.shape[-1]), precision=params['precision']
+  )
+  return _laid_out(params, found.reshape(places, channels, -1), kernel)
+
+
+def _laid_out(params: Any, found: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
+  """[places, channels, features] in the axes of the result."""
+  found = jnp.moveaxis(found.reshape(*kernel, *found.shape[1:]), -2, 0)
+  return _back(found, params['dimension_numbers'].out_spec)
+
+
+def _gradient_by_chunks(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """Native gradients of parts of the batch, added from first to last."""
+  axes = (params['dimension_numbers'].lhs_spec[1], params['dimension_numbers'].rhs_spec[1])
+  batch = lhs.shape[axes[0]]
+  size = -(-batch // _CHUNKS)
+  parts = [_native(params, _cut(lhs, axes[0], i, size), _cut(rhs, axes[1], i, size)) for i in range(0, batch, size)]
+  return functools.reduce(operator.add, parts)
+
+
+def _gradient_by_groups(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """One gradient for each group of channels."""
+  numbers, groups = params['dimension_numbers'], params['batch_group_count']
+  alone = {**params, 'batch_group_count': 1}
+  one, other = lhs.shape[numbers.lhs_spec[0]] // groups, rhs.shape[numbers.rhs_spec[0]] // groups
+  parts = [
+    _native(alone, _cut(lhs, numbers.lhs_spec[0], i * one, one), _cut(rhs, numbers.rhs_spec[0], i * other, other))
+    for i in range(groups)
+  ]
+  return jnp.concatenate(parts, numbers.out_spec[1])
+
+
+def _cut(x: jax.Array, axis: int, start: int, size: int) -> jax.Array:
+  return lax.slice_in_dim(x, start, min(start + size, x.shape[axis]), axis=axis)
+
+
+def _native(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  return lax.conv_general_dilated_p.bind(lhs, rhs, **params)

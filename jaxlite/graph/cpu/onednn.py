@@ -1,0 +1,333 @@
+"""Convolutions by oneDNN's own kernels, through its C interface and ctypes.
+
+The library comes with the extra `jaxlite[onednn]` and is loaded when the first convolution asks for it; without it, or
+where a trial convolution comes out wrong, there is nothing here to call and `missing` says why. Kernels run on one
+thread each. The batch is cut into a fixed number of chunks that run side by side on threads of this module, and the
+chunks' weight gradients are added in order: the result hangs on the number of chunks and never on the number of
+threads. (OpenMP's own team of threads would fight with XLA's.)
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import functools
+import importlib.metadata
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PACKAGE = 'onednn-cpu-gomp'
+_F32, _ANY, _CPU, _TRAINING, _AUTO, _USER = 3, 1, 1, 64, 3, 1
+_SRC, _DST, _WEIGHTS, _SCRATCHPAD, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 1, 17, 33, 80, 129, 145, 161
+_SCRATCHPAD_MD = 136
+_WEIGHTS_MD = {'forward': 131, 'input': 131, 'weight': 132}
+_Dims = ctypes.c_int64 * 12
+
+
+class Geometry(NamedTuple):
+  """A convolution over two axes, as the forward pass sees it, whichever of its arrays is computed.
+
+  Attributes:
+    batch, inputs, outputs, groups: sizes; channels of all groups together.
+    image, kernel, result: (height, width) each.
+    stride, dilation: 1 is none.
+    low, high: padding before and after, not negative.
+    x, w, y: strides in elements of the image [N, C, H, W], the weights [O, I / groups, KH, KW] and the result
+      [N, O, H, W], in this order of axes whatever their layout.
+  """
+
+  batch: int
+  inputs: int
+  outputs: int
+  groups: int
+  image: tuple[int, int]
+  kernel: tuple[int, int]
+  result: tuple[int, int]
+  stride: tuple[int, int]
+  dilation: tuple[int, int]
+  low: tuple[int, int]
+  high: tuple[int, int]
+  x: tuple[int, int, int, int]
+  w: tuple[int, int, int, int]
+  y: tuple[int, int, int, int]
+
+
+@functools.cache
+def missing() -> str:
+  """Returns why oneDNN cannot be used here; '' if it can.
+
+  >>> missing() == '' or 'onednn' in missing()
+  True
+  """
+  try:
+    _library()
+    _try_out()
+  except (OSError, ImportError, AttributeError, RuntimeError) as error:
+    return f'no onednn: {error} (pip install "jaxlite[onednn]")'
+  return ''
+
+
+def version() -> str:
+  """Returns the version of the library that was loaded, such as '3.2.0'."""
+
+  class Version(ctypes.Structure):
+    _fields_ = (('major', ctypes.c_int), ('minor', ctypes.c_int), ('patch', ctypes.c_int))
+
+  get = _library().dnnl_version
+  get.restype = ctypes.POINTER(Version)
+  found = get().contents
+  return f'{found.major}.{found.minor}.{found.patch}'
+
+
+def chunks_of(batch: int, wanted: int) -> int:
+  """Returns the largest number of equal chunks of a batch, at most so many as wanted.
+
+  >>> chunks_of(128, 4), chunks_of(6, 4), chunks_of(7, 4)
+  (4, 3, 1)
+  """
+  return next(n for n in range(max(1, min(wanted, batch)), 0, -1) if batch % n == 0)
+
+
+class Convolution:
+  """One of a convolution's three products, ready to run on addresses; safe on several threads at once.
+
+  Args:
+    kind: 'forward' (image, weights -> result), 'input' (gradient of the result, weights -> gradient of the image) or
+      'weight' (image, gradient of the result -> gradient of the weights).
+    geometry: of the forward pass.
+    chunks: pieces of the batch; a divisor of it.
+
+  Raises:
+    RuntimeError: oneDNN has no kernel for it.
+  """
+
+  def __init__(self, kind: str, geometry: Geometry, chunks: int):
+    self.kind, self.chunks = kind, chunks
+    with _One():  # a kernel is made for as many threads as there are when it is made
+      self._prepare(kind, geometry, chunks)
+      self.idle: list[_Slot] = [_Slot(self)]
+
+  def _prepare(self, kind: str, geometry: Geometry, chunks: int) -> None:
+    lib = _library()
+    batch = geometry.batch // chunks
+    g = geometry
+    x = _strided((batch, g.inputs, *g.image), g.x)
+    y = _strided((batch, g.outputs, *g.result), g.y)
+    each_in, each_out = g.inputs // g.groups, g.outputs // g.groups
+    if g.groups == 1:
+      shape, strides = (each_out, each_in, *g.kernel), g.w
+    else:
+      shape, strides = (g.groups, each_out, each_in, *g.kernel), (each_out * g.w[0], *g.w)
+    plain, free = (
+      _strided(shape, strides),
+      _new('dnnl_memory_desc_create_with_tag', len(shape), _dims(shape), _F32, _ANY),
+    )
+    tail = [_dims(g.stride), _dims([d - 1 for d in g.dilation]), _dims(g.low), _dims(g.high)]
+    attr = _new('dnnl_primitive_attr_create')
+    _check('scratchpad mode', lib.dnnl_primitive_attr_set_scratchpad_mode(attr, _USER))
+    engine = _engine()
+    make = functools.partial(_new, 'dnnl_convolution_forward_primitive_desc_create', engine, _TRAINING, _AUTO)
+    self.desc = hint = make(x, free, None, y, *tail, attr)
+    if kind == 'input':
+      name = 'dnnl_convolution_backward_data_primitive_desc_create'
+      self.desc = _new(name, engine, _AUTO, x, free, y, *tail, hint, attr)
+    elif kind == 'weight':
+      name = 'dnnl_convolution_backward_weights_primitive_desc_create'
+      self.desc = _new(name, engine, _AUTO, x, free, None, y, *tail, hint, attr)
+    self.primitive = _new('dnnl_primitive_create', self.desc)
+    self.packed = _query(self.desc, _WEIGHTS_MD[kind])
+    self.scratch = _query(self.desc, _SCRATCHPAD_MD)
+    ways = (plain, self.packed) if kind != 'weight' else (self.packed, plain)
+    self.plain, self.free = plain, free
+    self.same = bool(lib.dnnl_memory_desc_equal(plain, self.packed))
+    self.reorder = _new(
+      'dnnl_primitive_create', _new('dnnl_reorder_primitive_desc_create', ways[0], engine, ways[1], engine, None)
+    )
+    self.mds = {'forward': (x, y), 'input': (y, x), 'weight': (x, y)}[kind]  # the two arrays with a batch
+    first, second = {'forward': (g.x, g.y), 'input': (g.y, g.x), 'weight': (g.x, g.y)}[kind]
+    self.steps = 4 * batch * first[0], 4 * batch * second[0]  # bytes from chunk to chunk
+    self.numbers = {
+      'forward': (_SRC, _WEIGHTS, _DST),
+      'input': (_DIFF_DST, _WEIGHTS, _DIFF_SRC),
+      'weight': (_SRC, _DIFF_WEIGHTS, _DIFF_DST),
+    }[kind]
+
+  def __call__(self, first: int, second: int, out: int) -> None:
+    try:
+      slot = self.idle.pop()
+    except IndexError:  # another thread is at it
+      slot = _Slot(self)
+    try:
+      slot.run(first, second, out)
+    finally:
+      self.idle.append(slot)
+
+
+class _Slot:
+  """The memory that one call of a convolution needs beside its operands."""
+
+  def __init__(self, of: Convolution):
+    self.of = of
+    weights = 1 if of.kind != 'weight' else of.chunks
+    self.weights = [_room(of.packed) for _ in range(weights)]
+    self.scratch = [_room(of.scratch) for _ in range(of.chunks)]
+    self.plain = _memory(of.plain)
+    self.calls = []
+    for index in range(of.chunks):
+      pair = [_memory(md) for md in of.mds]
+      own = _memory(of.packed, self.weights[min(index, weights - 1)].ctypes.data)
+      scratch = _memory(of.scratch, self.scratch[index].ctypes.data)
+      one, middle, other = of.numbers
+      args = (_Arg * 4)((one, pair[0]), (middle, own), (other, pair[1]), (_SCRATCHPAD, scratch))
+      self.calls.append((pair, own, args))
+    packed = self.calls[0][1]
+    ways = (self.plain, packed) if of.kind != 'weight' else (packed, self.plain)
+    self.moves = (_Arg * 2)((_SRC, ways[0]), (_DST, ways[1]))
+
+  def run(self, first: int, second: int, out: int) -> None:
+    of = self.of
+    one, other = (first, second) if of.kind == 'weight' else (first, out)
+    with _One():
+      if of.kind != 'weight':
+        self.move(second)
+      rest = [_workers().submit(self.chunk, index, one, other) for index in range(1, of.chunks)]
+      self.chunk(0, one, other)
+      for task in rest:
+        task.result()
+      if of.kind == 'weight':
+        for more in self.weights[1:]:
+          np.add(self.weights[0], more, out=self.weights[0])
+        self.move(out)
+
+  def chunk(self, index: int, one: int, other: int) -> None:
+    pair, _, args = self.calls[index]
+    lib = _library()
+    for memory, at, step in zip(pair, (one, other), self.of.steps, strict=True):
+      _check('set', lib.dnnl_memory_set_data_handle(memory, at + index * step))
+    with _One():
+      _check('convolution', lib.dnnl_primitive_execute(self.of.primitive, _stream(), 4, args))
+
+  def move(self, weights: int) -> None:
+    lib, of = _library(), self.of
+    if of.same and of.kind != 'weight':  # as they lie, no copy
+      for _, own, _ in self.calls:
+        _check('set', lib.dnnl_memory_set_data_handle(own, weights))
+      return
+    _check('set', lib.dnnl_memory_set_data_handle(self.plain, weights))
+    _check('reorder', lib.dnnl_primitive_execute(of.reorder, _stream(), 2, self.moves))
+
+
+class _Arg(ctypes.Structure):
+  _fields_ = (('number', ctypes.c_int), ('memory', ctypes.c_void_p))
+
+
+class _One:
+  """One OpenMP thread for this thread of Python, while it lasts: what else the thread runs keeps its own number."""
+
+  def __enter__(self) -> None:
+    omp = _openmp()
+    self.before = omp.omp_get_max_threads()
+    omp.omp_set_num_threads(1)
+
+  def __exit__(self, *_: Any) -> None:
+    _openmp().omp_set_num_threads(self.before)
+
+
+@functools.cache
+def _openmp() -> Any:
+  return ctypes.CDLL('libgomp.so.1')
+
+
+@functools.cache
+def _library() -> Any:
+  files = importlib.metadata.files(PACKAGE) or []
+  path = next((str(file.locate()) for file in files if file.name == 'libdnnl.so.3'), None)
+  if path is None:
+    raise OSError(f'{PACKAGE} holds no libdnnl.so.3')
+  _openmp()  # a slim image may lack it: said before the larger library fails for it
+  lib = ctypes.CDLL(os.path.realpath(path))
+  for name in ('dnnl_memory_desc_equal', 'dnnl_primitive_execute', 'dnnl_memory_set_data_handle'):
+    getattr(lib, name)
+  lib.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
+  lib.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+  lib.dnnl_memory_desc_get_size.argtypes = [ctypes.c_void_p]
+  lib.dnnl_memory_desc_equal.argtypes = [ctypes.c_void_p] * 2
+  lib.dnnl_memory_set_data_handle.argtypes = [ctypes.c_void_p] * 2
+  lib.dnnl_primitive_execute.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+  return lib
+
+
+@functools.cache
+def _workers() -> concurrent.futures.ThreadPoolExecutor:
+  return concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), 'jaxlite-onednn')
+
+
+_local = threading.local()
+
+
+def _stream() -> Any:
+  if not hasattr(_local, 'stream'):
+    _local.stream = _new('dnnl_stream_create', _engine(), 1)
+  return _local.stream
+
+
+@functools.cache
+def _engine() -> ctypes.c_void_p:
+  return _new('dnnl_engine_create', _CPU, ctypes.c_size_t(0))
+
+
+def _new(name: str, *args: Any) -> ctypes.c_void_p:
+  """Calls a function of the library whose first argument is what it makes. Nothing is ever given back: there is one
+  of each a shape, for the process."""
+  made = ctypes.c_void_p()
+  _check(name, getattr(_library(), name)(ctypes.byref(made), *args))
+  return made
+
+
+def _check(what: str, status: int) -> None:
+  if status:
+    raise RuntimeError(f'onednn: {what} gave status {status}')
+
+
+def _dims(sizes: Sequence[int]) -> Any:
+  return _Dims(*sizes)
+
+
+def _strided(shape: Sequence[int], strides: Sequence[int]) -> ctypes.c_void_p:
+  return _new('dnnl_memory_desc_create_with_strides', len(shape), _dims(shape), _F32, _dims(strides))
+
+
+def _query(desc: ctypes.c_void_p, what: int) -> ctypes.c_void_p:
+  return ctypes.c_void_p(_library().dnnl_primitive_desc_query_md(desc, what, 0))
+
+
+def _memory(md: ctypes.c_void_p, at: int | None = None) -> ctypes.c_void_p:
+  return _new('dnnl_memory_create', md, _engine(), ctypes.c_void_p(at))
+
+
+def _room(md: ctypes.c_void_p) -> np.ndarray:
+  """Zeros for a memory, float32, on a boundary of 64 bytes."""
+  size = _library().dnnl_memory_desc_get_size(md)
+  raw = np.zeros(size + 64, np.uint8)
+  start = -raw.ctypes.data % 64
+  return raw[start : start + size // 4 * 4].view(np.float32)
+
+
+def _try_out() -> None:
+  """A small convolution and its weights' gradient, against NumPy; RuntimeError if they differ."""
+  rng = np.random.default_rng(0)
+  x, w = rng.normal(size=(2, 4, 4, 3)).astype(np.float32), rng.normal(size=(2, 2, 3, 5)).astype(np.float32)
+  y, back = np.zeros((2, 3, 3, 5), np.float32), np.zeros_like(w)
+  views = np.stack([x[:, i : i + 3, j : j + 3] for i in range(2) for j in range(2)], 3).reshape(2, 3, 3, 12)
+  strides = (48, 1, 12, 3), (1, 5, 30, 15), (45, 1, 15, 5)
+  geometry = Geometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides)
+  Convolution('forward', geometry, 2)(x.ctypes.data, w.ctypes.data, y.ctypes.data)
+  Convolution('weight', geometry, 2)(x.ctypes.data, y.ctypes.data, back.ctypes.data)
+  right = np.tensordot(views, w.reshape(12, 5), 1)
+  slope = np.tensordot(views, right, ([0, 1, 2], [0, 1, 2])).reshape(w.shape)
+  if not (np.allclose(y, right, atol=1e-5) and np.allclose(back, slope, atol=1e-4)):
+    raise RuntimeError('its trial convolution came out wrong on this processor')
