@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import as_images, scaled_normal
+from jaxlite.models.layers import as_images, dense, scaled_normal
 
 
 class DepthwiseCNN(nn.Module):
@@ -83,4 +83,4 @@ class DepthwiseCNN(nn.Module):
       x = normed(x, f'depthwise{index}', channels, 3, stride, groups=channels)
       x = normed(x, f'pointwise{index}', width, 1)
     x = jnp.mean(x, axis=(1, 2))
-    return nn.Dense(self.classes, dtype=self.dtype, name='dense')(x).astype(jnp.float32)
+    return dense(self.classes, self.dtype, 'dense')(x).astype(jnp.float32)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import flattened
+from jaxlite.models.layers import dense, flattened
 
 
 class MLP(nn.Module):
@@ -40,8 +40,8 @@ class MLP(nn.Module):
       raise ValueError(f'{type(self).__name__} takes a batch, [B, ...]; got {list(x.shape)}: add the batch axis')
     x = flattened(x)
     for index, width in enumerate(self.widths, 1):
-      x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f'dense{index}')(x))
-    return nn.Dense(self.classes, dtype=self.dtype, name=f'dense{len(self.widths) + 1}')(x).astype(jnp.float32)
+      x = nn.relu(dense(width, self.dtype, f'dense{index}')(x))
+    return dense(self.classes, self.dtype, f'dense{len(self.widths) + 1}')(x).astype(jnp.float32)
 
 
 class LeNet300(MLP):

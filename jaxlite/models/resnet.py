@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import as_images, depth_rates, scaled_normal
+from jaxlite.models.layers import as_images, dense, depth_rates, scaled_normal
 
 
 class ResNet(nn.Module):
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
         layer = _Block(width, stride, self.projection, next(rates), *settings, name=f'stage{stage}_block{block}')
         x = layer(x, train)
     x = jnp.mean(x, axis=(1, 2))
-    return nn.Dense(self.classes, dtype=self.dtype, name='dense')(x).astype(jnp.float32)
+    return dense(self.classes, self.dtype, 'dense')(x).astype(jnp.float32)
 
 
 class ResNet8(ResNet):

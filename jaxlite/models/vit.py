@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import as_images, depth_rates, scaled_normal
+from jaxlite.models.layers import as_images, dense, depth_rates
 
 
 class ViT(nn.Module):
@@ -64,7 +64,7 @@ class ViT(nn.Module):
       raise ValueError(f'the width of a ViT is a multiple of its heads; got width={self.width}, heads={self.heads}')
     rates = depth_rates(self.drop_path, self.layers, 'ViT')
     x = as_images(x, 'ViT', self.dtype, smallest=self.patch)
-    x = _dense(self.width, self.dtype, 'embed')(_patches(x, self.patch))
+    x = dense(self.width, self.dtype, 'embed')(_patches(x, self.patch))
     if self.class_token:
       token = self.param('class_token', nn.initializers.zeros, (self.width,))
       token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
@@ -75,7 +75,7 @@ class ViT(nn.Module):
     x = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name='norm')(x)
     x = x[:, 0] if self.class_token else jnp.mean(x, axis=1)
     # Not from zeros, as published: with them no other weight has a gradient at first, and scores read off it.
-    return _dense(self.classes, self.dtype, 'dense')(x).astype(jnp.float32)
+    return dense(self.classes, self.dtype, 'dense')(x).astype(jnp.float32)
 
   def _positions(self, tokens: int) -> jax.Array:
     # Called a bias since it is one, for each token: selections by name leave biases alone.
@@ -106,16 +106,12 @@ class _Block(nn.Module):
       branch = branch.reshape(batch, tokens, width)
       return x + nn.Dropout(self.drop_rate, broadcast_dims=(1, 2), deterministic=not train)(branch)  # whole examples
 
-    qkv = _dense(3 * width, self.dtype, 'qkv')(normed(x, 'norm1'))
+    qkv = dense(3 * width, self.dtype, 'qkv')(normed(x, 'norm1'))
     query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
     mixed = _attention(query, key, value).reshape(batch * tokens, width)
-    x = added(x, _dense(width, self.dtype, 'out')(mixed))
-    grown = nn.gelu(_dense(self.hidden, self.dtype, 'dense1')(normed(x, 'norm2')))
-    return added(x, _dense(width, self.dtype, 'dense2')(grown))
-
-
-def _dense(width: int, dtype: Any, name: str) -> nn.Dense:
-  return nn.Dense(width, kernel_init=scaled_normal(1.0), dtype=dtype, name=name)
+    x = added(x, dense(width, self.dtype, 'out')(mixed))
+    grown = nn.gelu(dense(self.hidden, self.dtype, 'dense1')(normed(x, 'norm2')))
+    return added(x, dense(width, self.dtype, 'dense2')(grown))
 
 
 def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
