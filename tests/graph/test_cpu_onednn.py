@@ -1,0 +1,192 @@
+"""Convolutions by oneDNN: XLA's values, on any threads, and a clean way back where it is missing."""
+
+import concurrent.futures
+import functools
+import platform
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxlite.graph.cpu import foreign, kernels, onednn
+
+LAYOUTS = (('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW'))
+HERE = platform.system() == 'Linux' and platform.machine() == 'x86_64'
+
+
+def installed():
+  """The extra is a wheel for Linux on x86-64: there its absence is a mistake, not a reason to skip."""
+  if not HERE:
+    pytest.skip('the extra has no wheel for this platform')
+  assert onednn.missing() == ''
+
+
+def case(rng):
+  """A random convolution, its operands and the gradient of its result."""
+  groups = int(rng.choice([1, 1, 1, 2, 4]))
+  channels, features = groups * int(rng.integers(1, 5)), groups * int(rng.integers(1, 6))
+  batch, height, width, *kernel = (
+    int(rng.integers(low, high)) for low, high in ((1, 7), (5, 12), (5, 12), (1, 4), (1, 4))
+  )
+  strides, dilation = (tuple(int(n) for n in rng.integers(1, top, 2)) for top in (4, 3))
+  padding = ['SAME', 'VALID', [(1, 0), (0, 2)]][rng.integers(3)]
+  layout = LAYOUTS[int(rng.random() < 0.3)]
+  x, w = rng.normal(size=(batch, height, width, channels)), rng.normal(size=(*kernel, channels // groups, features))
+  if layout[0] == 'NCHW':
+    x, w = x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1)
+  conv = functools.partial(
+    lax.conv_general_dilated,
+    window_strides=strides,
+    padding=padding,
+    rhs_dilation=dilation,
+    dimension_numbers=layout,
+    feature_group_count=groups,
+  )
+  x, w = x.astype(np.float32), w.astype(np.float32)
+  shape = jax.eval_shape(conv, x, w).shape
+  return conv, (x, w, rng.normal(size=shape).astype(np.float32))
+
+
+def products(conv, x, w, dy):
+  """The three convolution equations of a forward pass with both gradients, with their operands."""
+
+  def all_three(x, w, dy):
+    y, back = jax.vjp(conv, x, w)
+    return y, *back(dy)
+
+  jaxpr = jax.make_jaxpr(all_three)(x, w, dy).jaxpr
+  env = dict(zip(jaxpr.invars, (x, w, dy), strict=True))
+  for eqn in jaxpr.eqns:
+    operands = [env[atom] for atom in eqn.invars]
+    out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    env.update(zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True))
+    if eqn.primitive.name == 'conv_general_dilated':
+      yield eqn, operands, out
+
+
+def check(seed, count):
+  rng, kinds = np.random.default_rng(seed), set()
+  for _ in range(count):
+    conv, arrays = case(rng)
+    for eqn, operands, native in products(conv, *arrays):
+      for form in kernels.forms(eqn).values():
+        kind, _ = kernels.recognised(eqn)
+        kinds.add(kind)
+        found = np.asarray(form(*operands))
+        scale = max(float(jnp.abs(native).max()), 1e-6)
+        np.testing.assert_allclose(found, native, rtol=0, atol=1e-5 * scale, err_msg=str((kind, eqn.params)))
+        np.testing.assert_array_equal(np.asarray(form(*operands)), found)
+  return kinds
+
+
+def test_values_and_gradients_are_those_of_xla():
+  installed()
+  assert check(0, 6) == {'forward', 'weight', 'input'}
+
+
+@pytest.mark.slow
+def test_values_and_gradients_are_those_of_xla_in_500_cases():
+  installed()
+  check(1, 500)
+
+
+def example():
+  x = np.random.default_rng(0).normal(size=(8, 6, 6, 4)).astype(np.float32)
+  w = np.random.default_rng(1).normal(size=(3, 3, 4, 5)).astype(np.float32)
+  conv = functools.partial(
+    lax.conv_general_dilated, window_strides=(1, 1), padding='SAME', dimension_numbers=LAYOUTS[0]
+  )
+  (eqn,) = jax.make_jaxpr(conv)(x, w).jaxpr.eqns
+  return conv, next(iter(kernels.forms(eqn).values())), x, w
+
+
+def test_it_lives_in_scans_and_under_jit_vmap_and_remat():
+  installed()
+  conv, form, x, w = example()
+  want = np.asarray(conv(x, w))
+
+  def again(carry, w):
+    return carry, form(x, w)
+
+  _, many = jax.jit(lambda w: lax.scan(again, 0, jnp.stack([w, 2 * w])))(w)
+  np.testing.assert_allclose(many[1], 2 * want, rtol=1e-5, atol=1e-4)
+  np.testing.assert_allclose(jax.vmap(form, (None, 0))(x, jnp.stack([w, w]))[1], want, rtol=1e-5, atol=1e-5)
+  slope = jax.grad(lambda w: (jax.checkpoint(form)(x, w) ** 2).sum())(w)
+  np.testing.assert_allclose(slope, jax.grad(lambda w: (conv(x, w) ** 2).sum())(w), rtol=1e-4, atol=1e-3)
+
+
+def test_many_threads_at_once_get_the_bits_of_one():
+  installed()
+  _, form, x, w = example()
+  run = jax.jit(form)
+  want = np.asarray(run(x, w)).tobytes()
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert set(pool.map(lambda _: np.asarray(run(x, w)).tobytes(), range(100))) == {want}
+
+
+def test_chunks_and_not_threads_decide_the_bits(monkeypatch):
+  installed()
+  conv, _, x, w = example()
+  dy = np.asarray(conv(x, w))
+  geometry = next(found[1] for one in products(conv, x, w, dy) if (found := kernels.recognised(one[0]))[0] == 'weight')
+  results = {}
+  for chunks, threads in ((4, 1), (4, 3), (2, 3)):
+    workers = concurrent.futures.ThreadPoolExecutor(threads)
+    monkeypatch.setattr(onednn, '_workers', lambda workers=workers: workers)
+    out = np.zeros(w.shape, np.float32)
+    onednn.Convolution('weight', geometry, chunks)(x.ctypes.data, dy.ctypes.data, out.ctypes.data)
+    results[chunks, threads] = out
+  np.testing.assert_array_equal(results[4, 1], results[4, 3])
+  np.testing.assert_allclose(results[4, 1], results[2, 3], rtol=1e-4)
+
+
+def test_openmp_keeps_the_number_of_threads_of_the_caller():
+  installed()
+  _, form, x, w = example()
+  before = onednn._openmp().omp_get_max_threads()
+  jax.block_until_ready(form(x, w))
+  assert onednn._openmp().omp_get_max_threads() == before
+
+
+def test_without_the_extra_there_is_nothing_to_call_and_a_line_says_why():
+  program = """
+import importlib.metadata, sys
+real = importlib.metadata.files
+def absent(name):
+  if name == 'onednn-cpu-gomp': raise importlib.metadata.PackageNotFoundError(name)
+  return real(name)
+importlib.metadata.files = absent
+import jax, jax.numpy as jnp
+from jaxlite.graph.cpu import kernels, onednn
+x, w = jnp.ones((1, 1, 4, 4)), jnp.ones((1, 1, 2, 2))
+eqn = jax.make_jaxpr(lambda x, w: jax.lax.conv(x, w, (1, 1), 'SAME'))(x, w).eqns[0]
+assert kernels.forms(eqn) == {}
+print(onednn.missing())
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+  assert 'onednn' in done.stdout
+  assert 'pip install' in done.stdout
+
+
+def test_a_failure_inside_becomes_an_error_of_the_program():
+  def fail(*_):
+    raise ValueError('disk on fire')
+
+  foreign.register('jaxlite_test_fail', fail)
+  call = jax.ffi.ffi_call('jaxlite_test_fail', jax.ShapeDtypeStruct((2,), np.float32))
+  with pytest.raises(jax.errors.JaxRuntimeError, match='disk on fire'):
+    jax.block_until_ready(jax.jit(call)(np.ones(2, np.float32)))
+
+
+def test_what_it_cannot_do_is_left_alone():
+  ones = jnp.ones
+  for x, w in (
+    (ones((1, 2, 8)), ones((2, 2, 3))),
+    (ones((1, 1, 4, 4), jnp.bfloat16), ones((1, 1, 2, 2), jnp.bfloat16)),
+  ):
+    (eqn,) = jax.make_jaxpr(lambda x, w: lax.conv(x, w, (1,) * (x.ndim - 2), 'SAME'))(x, w).jaxpr.eqns
+    assert kernels.forms(eqn) == {}
