@@ -64,9 +64,9 @@ def batches(name: str) -> list[dict[str, np.ndarray]]:
   ]
 
 
-def weights(name: str) -> Weights:
+def weights(name: str, seed: int = 1) -> Weights:
   """Returns the first weights of a case, by path."""
-  rng, drawn = np.random.default_rng(1), {}
+  rng, drawn = np.random.default_rng(seed), {}
 
   def kernel(path: str, *shape: int, scale: float = 2.0, bias: bool = True) -> None:
     deviation = math.sqrt(scale / math.prod(shape[:-1]))

@@ -9,6 +9,8 @@ BEGAN = time.perf_counter(), time.process_time()  # before anything else is impo
 import json  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from typing import Any  # noqa: E402
 
 # What JAX tells of its own work, by the names of the table.
 EVENTS = {
@@ -51,7 +53,7 @@ def main() -> None:
   print(json.dumps({'phases': phases, 'inside': inside}))
 
 
-def network(name: str):  # noqa: ANN201 - of Flax, which is not imported yet
+def network(name: str) -> Any:
   """Returns the case's network from jaxlite.models."""
   import cases
 
@@ -62,7 +64,7 @@ def network(name: str):  # noqa: ANN201 - of Flax, which is not imported yet
   return {'cnn': models.SmallCNN, 'resnet20': models.ResNet20, 'vit': models.ViT}[name]()
 
 
-def through_step(spec, mark, where) -> None:  # noqa: ANN001
+def through_step(spec: dict[str, Any], mark: Callable[[str], None], where: list[str]) -> None:
   """A loop of one's own around `train_step`."""
   import cases
   import optax
@@ -91,7 +93,7 @@ def through_step(spec, mark, where) -> None:  # noqa: ANN001
   mark('first step done')
 
 
-def through_loop(spec, mark, where) -> None:  # noqa: ANN001
+def through_loop(spec: dict[str, Any], mark: Callable[[str], None], where: list[str]) -> None:
   """`jaxlite.train`, with all that a run is: data checked, folder, checkpoints, the written program."""
   import os
 

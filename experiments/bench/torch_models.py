@@ -133,17 +133,16 @@ class ViT(nn.Module):
     return self.dense(self.norm(x).mean(1))
 
 
-def network(name: str) -> nn.Module:
-  """Builds a case's network and gives it the case's weights."""
+def network(name: str, seed: int = 1, **options: Any) -> nn.Module:
+  """Builds a case's network and gives it the case's weights; `options` are the network's own."""
   if name in cases.WIDTHS:
     model: nn.Module = MLP(cases.case(name).image[0], cases.WIDTHS[name])
   else:
-    model = {
-      'cnn': SmallCNN,
-      'resnet20': lambda: ResNet(**cases.RESNET),
-      'vit': lambda: ViT(**cases.VIT),
-    }[name]()
-  values = {named(path): torch.from_numpy(turned(path, value).copy()) for path, value in cases.weights(name).items()}
+    kinds = {'cnn': (SmallCNN, {}), 'resnet20': (ResNet, cases.RESNET), 'vit': (ViT, cases.VIT)}
+    model = kinds[name][0](**kinds[name][1], **options)
+  values = {
+    named(path): torch.from_numpy(turned(path, value).copy()) for path, value in cases.weights(name, seed).items()
+  }
   missing, strange = model.load_state_dict(values, strict=False)
   if strange or any('running' not in path and 'num_batches' not in path for path in missing):
     raise ValueError(f'{name}: weights do not fit: missing {missing}, unknown {strange}')
