@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.step import TrainState, went_nan
+from jaxlite.transforms import masks
 from jaxlite.transforms.plateau import PlateauState
 from jaxlite.transforms.prune import PruneState
 
@@ -59,6 +60,9 @@ def check_targets(state: TrainState, say: Callable[[str], None]) -> None:
   for prune in trees.find(state.opt_state, PruneState):
     if not bool(prune.reached):
       say(f'warning: prune stands at sparsity {float(prune.sparsity):.3f}: its end lies beyond the last step')
+  for name, view in masks.views(state.model_state).items():
+    if not float(view['sparsity']):
+      say(f'warning: {name} masked nothing: its begin lies beyond the last step')
   for plateau in trees.find(state.opt_state, PlateauState):
     if not int(plateau.observed):
       say('warning: plateau heard no validation, so it never lowered the rate: validate, or leave it out')

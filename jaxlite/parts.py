@@ -15,6 +15,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import CONST, Hook, Model, Params, Recipe, Side
 from jaxlite.step import TrainState
+from jaxlite.transforms import masks as masking
 from jaxlite.transforms.accumulate import Accumulate
 from jaxlite.transforms.penalties import L2State
 from jaxlite.transforms.plateau import PlateauState
@@ -66,7 +67,7 @@ def account(
   >>> import jax.numpy as jnp, optax
   >>> import jaxlite as jl
   >>> net = jl.from_function(lambda p, x: x @ p['w'], {'w': jnp.ones((3, 2))})
-  >>> recipe = jl.chain(jl.label_smoothing(0.1), optax.adam(0.1), jl.prune(0.5, end=9))
+  >>> recipe = jl.chain(jl.label_smoothing(0.1), optax.adam(0.1), jl.prune(0.5))
   >>> train = jl.train_step(net, jl.cross_entropy, recipe)
   >>> batch = {'inputs': jnp.ones((1, 3)), 'labels': jnp.array([0])}
   >>> state, _ = train.step(train.init(jax.random.key(0), batch), batch)
@@ -74,7 +75,7 @@ def account(
   ...   print(*row, sep=' | ')
   label_smoothing | each training step | the loss |\x20
   ScaleByAdam | 1 step | 1 array |\x20
-  prune | 1 update | 1 array: w; 0 of 6 weights are zero | its target: masks stand at sparsity 0.000
+  prune | 1 update; masks drawn once, at update 0 | 1 array: w; 3 of 6 weights are zero |\x20
   """
   updates = iter(state.opt_state)
   bits = weight_bits(model, state.params, {**state.model_state, CONST: state.const}, inputs)
@@ -122,7 +123,15 @@ def _pruned(own: PruneState, params: Params) -> tuple[str, str, str]:
   if int(own.broken):
     left.append(f'{int(own.broken):,} weights were written to after it: it must be the last part')
   touched = f'{_named(masked)}; {zeros:,} of {size:,} weights are zero'
-  return _count(int(own.count), 'update'), touched, '; '.join(left)
+  return f'{_count(int(own.count), "update")}; {_drawn(int(own.refreshes), int(own.last))}', touched, '; '.join(left)
+
+
+def _drawn(times: int, last: int) -> str:
+  if not times:
+    return 'masks never drawn anew'
+  return (
+    f'masks drawn once, at update {last:,}' if times == 1 else f'masks drawn {times:,} times, last at update {last:,}'
+  )
 
 
 def _rated(own: Any, params: Params) -> tuple[str, str, str]:
@@ -168,6 +177,14 @@ def _hook(
     own = {path: bits[path] for path in quantized if path in bits}
     touched.append(f'{_named(own)} in {" and ".join(map(str, sorted(set(own.values()))))} bits')
     left = '; '.join(_floats(network, inputs, bits))
+  elif hook.name in (views := masking.views(state.model_state)):
+    view = views[hook.name]
+    masked, asked = view['masks'], float(view['sparsity'])
+    leaves = dict(zip(*trees.flatten(state.params)[:2], strict=True))
+    live = sum(int(masking.unpack(mask, np.shape(leaves[path])).sum()) for path, mask in masked.items())
+    size = sum(np.size(leaves[path]) for path in masked)
+    touched.append(f'{_named(masked)}; {size - live:,} of {size:,} weights are masked')
+    left = '' if asked else 'it masked nothing: its begin lies beyond the last step'
   elif _has(state.model_state, entry):
     kept = state.model_state[entry]
     touched.append(f'keeps {_count(len(jax.tree.leaves(kept)), "array")}')

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 import jaxlite as jl
-from jaxlite import parts, report
+from jaxlite import health, parts, report
 from jaxlite.contract import Network
 from jaxlite.transforms.hint import hint
 from jaxlite.transforms.proximal import l1_proximal
@@ -59,7 +59,7 @@ def test_a_whole_recipe_accounts_for_itself(tmp_path):
     jl.prune(0.75, begin=1, end=4, every=1),
   )
   zeros = sum(int((np.asarray(state.params[name]['w']) == 0).sum()) for name in ('a', 'c'))
-  assert found['prune'].when == '6 updates'
+  assert found['prune'].when == '6 updates; masks drawn 4 times, last at update 4'
   assert found['prune'].touched == f'2 arrays: a/w, c/w; {zeros} of 36 weights are zero'
   assert zeros == 27
   assert found['prune'].left == ''
@@ -84,6 +84,22 @@ def test_a_whole_recipe_accounts_for_itself(tmp_path):
   for row in found.values():
     assert f'| {row.part} ' in text
   assert 'What each part did' not in report.write([report.Result('bare', {'accuracy': 0.5})], tmp_path).read_text()
+
+
+def test_masks_that_move_and_masks_that_are_a_view_are_told():
+  found, state, _ = run(jl.straight_through(0.5, begin=2), jl.rigl(optax.adam(1e-2), 0.5, end=6, every=2))
+  masks = state.model_state['jl.straight']['masks']
+  dead = sum(int((~np.asarray(mask)).sum()) for mask in masks.values())
+  assert found['straight'].touched == f'2 arrays: a/w, c/w; {dead} of 36 weights are masked'
+  assert dead == 18
+  (moving,) = (row for name, row in found.items() if name != 'straight')
+  assert moving.when == '6 updates; masks drawn 2 times, last at update 4'  # not at 0, where they are fresh
+  found, state, _ = run(jl.straight_through(0.5, begin=50), jl.rigl(optax.adam(1e-2), 0.5, end=0))
+  assert 'masked nothing' in found['straight'].left
+  assert any(row.when == '6 updates; masks never drawn anew' for row in found.values())
+  said = []
+  health.check_targets(state, said.append)
+  assert said == ['warning: straight masked nothing: its begin lies beyond the last step']
 
 
 def test_what_did_not_happen_is_told():

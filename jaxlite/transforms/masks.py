@@ -7,7 +7,7 @@ weight's shape or, packed, uint8[ceil(n / 8)]: eight weights a byte, 1/32 of flo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -106,3 +106,13 @@ def by_path(masks: Any, params: Any, *, what: str) -> Any:
         f' got {dtype}{list(np.shape(mask))}: give masks of these params'
       )
   return trees.map_with_path(lambda path, _: jnp.array(found[path]) if path in found else None, params)
+
+
+def views(model_state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """Returns by hook's name what `straight_through` and its like keep: masks by path, and the sparsity last asked.
+
+  >>> views({'jl.straight': {'masks': {}, 'sparsity': 0.5}, 'jl.average': {'w': 1.0}, 'batch_stats': {}})
+  {'straight': {'masks': {}, 'sparsity': 0.5}}
+  """
+  kept = {name: own for name, own in model_state.items() if name.startswith('jl.') and isinstance(own, Mapping)}
+  return {name.removeprefix('jl.'): own for name, own in kept.items() if {'masks', 'sparsity'} <= own.keys()}

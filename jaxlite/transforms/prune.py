@@ -32,6 +32,8 @@ class PruneState(NamedTuple):
       Counted on the update after each refresh, and on each sixteenth.
     sparsity: float32[], the sparsity last asked of the masks.
     reached: bool[], whether the schedule has reached its target.
+    refreshes: int32[], how often masks were drawn anew.
+    last: int32[], the update that last drew them, -1 before the first.
     context: what the scores read, None for most.
     layouts: axes of the weights, where a structure or an allocation asks for them.
   """
@@ -41,6 +43,8 @@ class PruneState(NamedTuple):
   broken: jax.Array
   sparsity: jax.Array
   reached: jax.Array
+  refreshes: jax.Array
+  last: jax.Array
   context: Any = None
   layouts: Layouts | None = None
 
@@ -127,6 +131,7 @@ def prune(
       broken=state.broken + broken,
       sparsity=jnp.where(schedule.due(count), schedule.at(count, sparsity), state.sparsity),
       reached=state.reached | (count >= schedule.end),
+      **drawn_at(state, schedule),
     )
 
   return Last(init, update)
@@ -174,8 +179,21 @@ def layouts_in(layouts: Layouts | None) -> dict[str, Any] | None:
 
 def start(params: Any, masks: Mapping[str, jax.Array], *, packed: bool) -> PruneState:
   """Returns the state of a part that holds `masks` and has done nothing yet."""
-  zero = jnp.zeros((), jnp.int32)
-  return PruneState(zero, laid_out(masks, params, packed), zero, jnp.zeros((), jnp.float32), jnp.zeros((), bool))
+  return PruneState(
+    count=jnp.zeros((), jnp.int32),  # each an array of its own: a loop may donate the state
+    masks=laid_out(masks, params, packed),
+    broken=jnp.zeros((), jnp.int32),
+    sparsity=jnp.zeros((), jnp.float32),
+    reached=jnp.zeros((), bool),
+    refreshes=jnp.zeros((), jnp.int32),
+    last=jnp.full((), -1, jnp.int32),
+  )
+
+
+def drawn_at(state: PruneState, schedule: Schedule) -> dict[str, jax.Array]:
+  """Returns the fields of a state that tell how often, and when last, masks were drawn, this update counted in."""
+  due = schedule.due(state.count)
+  return {'refreshes': state.refreshes + due, 'last': jnp.where(due, state.count, state.last)}
 
 
 def laid_out(masks: Mapping[str, jax.Array], params: Any, packed: bool) -> Any:

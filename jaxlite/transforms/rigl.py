@@ -19,7 +19,16 @@ from jaxlite.contract import Last, stream
 from jaxlite.transforms import masks as masking
 from jaxlite.transforms.allocate import Allocate, Global, erk
 from jaxlite.transforms.draw import Target, check_sparsity, leaves_at, targets
-from jaxlite.transforms.prune import PruneState, hold_at_zero, laid_out, layouts_for, layouts_in, start, watched
+from jaxlite.transforms.prune import (
+  PruneState,
+  drawn_at,
+  hold_at_zero,
+  laid_out,
+  layouts_for,
+  layouts_in,
+  start,
+  watched,
+)
 from jaxlite.transforms.scores import named_key
 from jaxlite.transforms.sparsity import Schedule, periodic
 from jaxlite.transforms.structure import element
@@ -57,7 +66,8 @@ def rigl(
   Masks are drawn at random at init, and weights outside them are zero from the first update on. At each refresh a
   share of the live weights of a leaf dies, the smallest, and as many grow where the gradient is largest: they start
   at zero, their moments at what `inner.init` gives. Dead weights feed no moments. The share falls as a cosine to
-  zero at `end`.
+  zero at `end`. As published, a refresh takes the place of a gradient step; here weights learn at it too, so that a
+  schedule inside `inner` counts every update.
 
   Args:
     inner: the optimizer, an Optax transformation; it sees gradients that are zero where a weight is dead.
@@ -217,6 +227,7 @@ def _dynamic(
         masks=masks,
         broken=held.broken + jnp.where(count > 0, broken, 0),  # the first weights are the user's
         reached=jnp.ones((), bool),
+        **drawn_at(held, schedule),
       ),
       inner_state,
     )

@@ -209,7 +209,7 @@ def test_an_ensemble_keeps_its_cond_and_equals_single_runs():
   tx = jl.prune(0.5, begin=1)
   params = {'w': jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4)), jnp.float32)}
   single = tx.init({'w': params['w'][0]})
-  axes = PruneState(None, {'w': 0}, 0, None, None)
+  axes = PruneState(None, {'w': 0}, 0, None, None, None, None)
   state = jax.vmap(tx.init, out_axes=axes)(params)
   step = jax.vmap(tx.update, in_axes=({'w': 0}, axes, {'w': 0}), out_axes=({'w': 0}, axes))
   grads = {'w': jnp.zeros_like(params['w'])}

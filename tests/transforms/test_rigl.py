@@ -38,7 +38,7 @@ def run(tx, grads=GRADS, params=START):
     yield params, state
 
 
-def test_rigl_is_the_published_rule():
+def test_connections_move_by_the_published_rule_and_weights_learn_at_each_update():
   every, end, fraction, rate, beta = 2, 7, 0.4, 0.1, 0.9
   tx = rigl(optax.sgd(rate, momentum=beta), 0.5, end=end, every=every, fraction=fraction, allocate=uniform)
   found = list(run(tx))
