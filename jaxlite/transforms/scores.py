@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
-from jaxlite.contract import stream
+from jaxlite.contract import Model, stream
 from jaxlite.graph.inputs import Calibration
 
 Score = Callable[[Any, Any], Any]
@@ -29,7 +29,7 @@ def magnitude(params: Any, context: Any = None) -> Any:
 
 
 def snip(params: Any, context: Calibration) -> Any:
-  """Scores a weight by |w * dL/dw|: to first order, how much the loss changes without it.
+  """Scores a weight by |w * dL/dw|: to first order, how much the loss changes without it; its saliency.
 
   Args:
     params: pytree of arrays.
@@ -68,6 +68,94 @@ def wanda(params: Any, context: Calibration) -> Any:
     return jnp.abs(weight) if norm is None else jnp.abs(weight) * norm
 
   return trees.map_with_path(score, params)
+
+
+def synflow(model: Model | Callable[[Any, Any], Any], inputs: Any) -> Score:
+  """Returns a score that reads no data: how much of the flow through the network passes a weight.
+
+  Every weight is taken by its size, an example of ones runs through, and |w| times the derivative of the outputs' sum
+  is the score. In a network of linear layers and ReLUs without biases the scores of each layer have one sum, so that
+  under one threshold for all (`global_(normalise=False)`) no layer dies while others hold more, if pruning goes in many
+  small steps: `prune(0.99, end=100, every=1, score=synflow(...), allocate=global_(normalise=False))`.
+
+  Args:
+    model: a Model, run as in evaluation, its model_state being the context; or a function (params, inputs) -> outputs.
+    inputs: one batch, for its shapes alone.
+
+  Returns:
+    A Score.
+
+  References:
+    Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow, 2020,
+    https://arxiv.org/abs/2006.05467
+
+  >>> score = synflow(lambda p, x: x @ p['w'] @ p['v'], jnp.zeros((8, 1)))
+  >>> found = score({'w': jnp.array([[-2.0, 1.0]]), 'v': jnp.array([[1.0], [-4.0]])}, None)
+  >>> found['w'].tolist(), found['v'].tolist()
+  ([[2.0, 4.0]], [[2.0], [4.0]])
+  """
+  if not callable(model) and not isinstance(model, Model):
+    raise TypeError(f'synflow takes a Model or a function (params, inputs) -> outputs; got {type(model).__name__}')
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf)), inputs)
+
+  def score(params: Any, context: Any = None) -> Any:
+    def flow(sizes: Any) -> jax.Array:
+      ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+      if isinstance(model, Model):
+        outputs = model.apply(sizes, {} if context is None else context, ones, train=False, key=None)[0]
+      else:
+        outputs = model(sizes, ones)
+      return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(outputs))
+
+    sizes = jax.tree.map(jnp.abs, params)
+    return jax.tree.map(lambda size, slope: jnp.abs(size * slope), sizes, jax.grad(flow)(sizes))
+
+  return score
+
+
+def gradient_flow(objective: Callable[[Any], jax.Array], params: Any) -> Any:
+  """Returns H g, the context of `grasp`: how the squared norm of the gradient changes with each weight, halved.
+
+  Args:
+    objective: params -> scalar loss, on the batches that count.
+    params: pytree of arrays.
+
+  Returns:
+    A tree like params.
+
+  >>> gradient_flow(lambda w: (w**3).sum() / 3, jnp.array([1.0, 2.0])).tolist()  # g = w^2, H = 2w
+  [2.0, 16.0]
+  """
+  slope = jax.grad(objective)
+  return jax.jvp(slope, (params,), (slope(params),))[1]
+
+
+def grasp(params: Any, context: Any) -> Any:
+  """Scores a weight by w * (H g): to first order, how much gradient flow is lost without it.
+
+  The product has a sign, and a weight whose loss would help the flow goes first; so all scores are lifted by the
+  least of them, which keeps their order. As published it is used once, before training, with
+  `allocate=global_(normalise=False)`.
+
+  Args:
+    params: pytree of arrays.
+    context: of `gradient_flow`, a tree like params.
+
+  Raises:
+    ValueError: the context is no such tree.
+
+  References:
+    Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow, 2020,
+    https://arxiv.org/abs/2002.07376
+
+  >>> grasp({'w': jnp.array([1.0, -2.0])}, {'w': jnp.array([3.0, 1.0])})['w'].tolist()
+  [5.0, 0.0]
+  """
+  if jax.tree.structure(context) != jax.tree.structure(params):
+    raise ValueError('grasp reads H g, a tree like params: pass context=gradient_flow(objective, params)')
+  kept = jax.tree.map(lambda weight, flow: weight * flow, params, context)
+  least = jnp.min(jnp.stack([jnp.min(leaf, initial=0.0) for leaf in jax.tree.leaves(kept)]))
+  return jax.tree.map(lambda one: one - least.astype(one.dtype), kept)
 
 
 def random(seed: int = 0) -> Score:
