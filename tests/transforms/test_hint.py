@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxlite as jl
 from jaxlite.contract import Network
+from jaxlite.step import ensemble_axes
 from jaxlite.transforms.attention_transfer import attention_transfer
 from jaxlite.transforms.distill import distill
 from jaxlite.transforms.hint import hint, mean_squared
@@ -189,6 +190,28 @@ def test_in_every_order_the_teachers_logits_and_the_terms_are_the_same():
     np.testing.assert_array_equal(logits, own.predict(IMAGES))
   assert set(found[0]) == {'loss', 'task', 'hint', 'distill'}
   assert all(one == found[0] for one in found)
+
+
+def test_an_ensemble_by_vmap_is_its_single_runs():
+  train = jl.train_step(function_net(3), jl.cross_entropy, jl.chain(hint(teacher(), {'conv/w': 'hid'}), optax.sgd(0.1)))
+  batches = [{**BATCH, 'inputs': IMAGES + shift} for shift in (0.0, 1.0)]
+  alone = [train.init(jax.random.key(seed), batch) for seed, batch in enumerate(batches)]
+  axes = ensemble_axes(alone[0])
+  many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+  many = jax.tree.map(
+    lambda axis, part: part if axis == 0 else jax.tree.map(lambda leaf: leaf[0], part), axes, many,
+    is_leaf=lambda node: node is None,
+  )  # fmt: skip
+  batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+  for _ in range(2):
+    many, metrics = jax.vmap(train.step, in_axes=(axes, 0), out_axes=(axes, 0))(many, batch)
+    for index in range(2):
+      alone[index], own = train.step(alone[index], batches[index])
+      np.testing.assert_allclose(metrics['hint'][index], own['hint'], rtol=1e-5)
+  jax.tree.map(
+    lambda whole, *each: np.testing.assert_allclose(whole, np.stack(each), atol=1e-6),
+    many.params, *(state.params for state in alone),
+  )  # fmt: skip
 
 
 def stacked_net(width):
