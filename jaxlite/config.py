@@ -121,15 +121,18 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class MachineConfig:
-  """What is set in the process for speed; no number changes by it.
+  """What is set for speed.
 
   Attributes:
     keep_memory: on CPU, freed memory stays mapped where there is enough of it.
     compile_cache: compiled programs are kept in the user's cache folder for the next start.
+    rewrites: on CPU, pools and convolutions take the form that is fastest on this machine: the same gradients up to
+      rounding. The run keeps its choices. The other fields change no number.
   """
 
   keep_memory: bool = True
   compile_cache: bool = True
+  rewrites: bool = True
 
 
 @dataclasses.dataclass(kw_only=True)

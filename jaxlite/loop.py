@@ -36,12 +36,15 @@ from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config import Config, Duration, nearest, validate
 from jaxlite.contract import CONST, Model, Network, Recipe, chain
+from jaxlite.graph.cpu import cost
 from jaxlite.losses import cross_entropy
 from jaxlite.step import Train, TrainState, train_step, weights_of
 from jaxlite.transforms.normalize import normalize
 from jaxlite.transforms.plateau import observe_score
 
 Say = Callable[[str], None]
+
+_REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
@@ -149,6 +152,7 @@ def train(
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
       state, record = _start(setup, saves, say)
       runs.begin(folder, config)
+      setup = _tuned(setup, state, folder, say)
       with logs.Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
         if int(state.step) == 0:
           values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
@@ -204,7 +208,8 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
     raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
   recipe = chain(normalize(data.mean, data.std), recipe)
   network = adapt(absolute.model(absolute) if model is None else model)
-  built = train_step(network, config.loss or cross_entropy, recipe)
+  rewrites = (cost.read(folder / _REWRITES).choices or True) if config.machine.rewrites else False
+  built = train_step(network, config.loss or cross_entropy, recipe, rewrites=rewrites)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
   metric = metrics.classification(data.classes)
@@ -285,6 +290,17 @@ def _fit(
     pending.append(terms)
     step += 1
     progress.step(step)
+
+
+def _tuned(setup: Setup, state: TrainState, folder: Path, say: Say) -> Setup:
+  """Chooses how pools and convolutions run on CPU, once for a run: written before its first step, read back after."""
+  if any(device.platform != 'cpu' for device in state.step.devices()):
+    return setup
+  if not setup.config.machine.rewrites:
+    say('rewrites for CPU: none, as machine.rewrites says')
+    return setup
+  choose = functools.partial(cost.settle, folder / _REWRITES, say=say)
+  return setup._replace(train=setup.train.tune(state, setup.first_batch, choose))
 
 
 def _keep_memory(state: TrainState, say: Say) -> None:

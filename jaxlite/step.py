@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,8 @@ import optax
 
 from jaxlite import trees
 from jaxlite.contract import CONST, TAPS, Batch, Context, Loss, Model, Params, Recipe, State, Terms, stream, task
+from jaxlite.graph.cpu.replace import Choices, for_cpu, sites
+from jaxlite.graph.cpu.site import Site
 from jaxlite.graph.layouts import Layout, parameter_layouts
 from jaxlite.graph.walk import has_primitive
 from jaxlite.transforms.accumulate import Accumulate
@@ -49,6 +51,8 @@ class Train(NamedTuple):
     steps: (state, batches) -> (state, metrics), several steps a dispatch; leaves are [k, B, ...] and [k].
     eval: (state, batch) -> (outputs, {'task': loss}), as deployed: no dropout, averages in place of live weights.
     model: the Model wrapped in the recipe's hooks.
+    tune: (state, batch, choose) -> Train, the same functions, in which each rewrite for CPU has the form that
+      `choose`, given the `Site`s of the step's program, names by their keys. Shapes are enough.
   """
 
   init: Callable[..., TrainState]
@@ -56,15 +60,24 @@ class Train(NamedTuple):
   steps: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
   eval: Callable[[TrainState, Batch], tuple[Any, Terms]]
   model: Model
+  tune: Callable[[TrainState, Batch, Callable[[Iterable[Site]], Choices]], Train]
 
 
-def train_step(model: Model, loss: Callable[[Any, Batch], jax.Array], recipe: Recipe) -> Train:
+def train_step(
+  model: Model,
+  loss: Callable[[Any, Batch], jax.Array],
+  recipe: Recipe,
+  *,
+  rewrites: bool | Choices = True,
+) -> Train:
   """Builds the functions that train a model by a recipe.
 
   Args:
     model: from an adapter.
     loss: (outputs, batch) -> float[B], or a scalar.
     recipe: from `jl.chain`; it holds an optimizer.
+    rewrites: whether the programs for CPU take faster forms of pools and convolutions (see `for_cpu`): by shape, or
+      as these choices say. Programs for other platforms are what they are without.
 
   Returns:
     A Train.
@@ -88,7 +101,8 @@ def train_step(model: Model, loss: Callable[[Any, Batch], jax.Array], recipe: Re
   if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
     raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
   wrapped = recipe.model(model)
-  gradient = recipe.grad(gradient_of(wrapped, recipe.loss(task(loss))))
+  inner = gradient_of(wrapped, recipe.loss(task(loss)))
+  gradient = recipe.grad(inner)
   accumulates = any(isinstance(part, Accumulate) for part in recipe.parts)
 
   def init(key: jax.Array, batch: Batch, params: Params | None = None, model_state: State | None = None) -> TrainState:
@@ -121,42 +135,9 @@ def train_step(model: Model, loss: Callable[[Any, Batch], jax.Array], recipe: Re
     grads, state, terms = gradient(live.params, {**live.model_state, CONST: const}, batch, live.key, live.step)
     return update(live, const, grads, _live(state), terms)
 
-  compiled = jax.jit(whole, donate_argnums=0)
+  traced = jax.jit(whole)  # traced once, however the program is rewritten
+
   compiled_update = jax.jit(update, donate_argnums=(0, 3))
-
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
-    live, const = state._replace(const=None), state.const
-    if accumulates and _on_cpu(state, batch) and convolves(state, batch):
-      # Not in one program: XLA:CPU runs a convolution inside accumulate's scan many times slower.
-      grads, full, terms = gradient(state.params, {**state.model_state, CONST: const}, batch, state.key, state.step)
-      live, metrics = compiled_update(live._replace(model_state=None), const, grads, _live(full), terms)
-    else:
-      live, metrics = compiled(live, const, batch)
-    return live._replace(const=const), metrics
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def scanned(live: TrainState, const: Any, batches: Batch) -> tuple[TrainState, Terms]:
-    return jax.lax.scan(lambda live, batch: whole(live, const, batch), live, batches)
-
-  def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Terms]:
-    first = jax.tree.map(lambda leaf: leaf[0], dict(batches))
-    if _on_cpu(state, first) and convolves(state, first):
-      metrics = []
-      for i in range(jax.tree.leaves(batches)[0].shape[0]):
-        state, one = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], dict(batches)))
-        metrics.append(one)
-      return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
-    live, metrics = scanned(state._replace(const=None), state.const, dict(batches))
-    return live._replace(const=state.const), metrics
-
-  @jax.jit
-  def evaluated(params: Params, state: State, const: Any, step: Any, batch: Batch) -> tuple[Any, Terms]:
-    state = {**state, CONST: const}
-    outputs, _ = wrapped.apply(params, state, _inputs(batch), train=False, key=None, step=step)
-    return outputs, task(loss)(Context(outputs, batch, params, state, None, step))
-
-  def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:
-    return evaluated(state.params, state.model_state, state.const, state.step, batch)
 
   @functools.lru_cache(maxsize=8)
   def convolves_at(treedef: Any, shapes: tuple[Any, ...]) -> bool:
@@ -170,7 +151,56 @@ def train_step(model: Model, loss: Callable[[Any, Batch], jax.Array], recipe: Re
     leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), arrays))
     return convolves_at(treedef, tuple(leaves))
 
-  return Train(init, step, steps, evaluate, wrapped)
+  def assembled(choices: Choices | None) -> Train:
+    def faster(fn: Callable[..., Any]) -> Callable[..., Any]:
+      return fn if rewrites is False else for_cpu(fn, choices)
+
+    compiled = jax.jit(faster(traced), donate_argnums=0)
+    dispatched = recipe.grad(faster(inner))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
+      live, const = state._replace(const=None), state.const
+      if accumulates and _on_cpu(state, batch) and convolves(state, batch):
+        # Not in one program: XLA:CPU runs a convolution inside accumulate's scan many times slower.
+        grads, full, terms = dispatched(state.params, {**state.model_state, CONST: const}, batch, state.key, state.step)
+        live, metrics = compiled_update(live._replace(model_state=None), const, grads, _live(full), terms)
+      else:
+        live, metrics = compiled(live, const, batch)
+      return live._replace(const=const), metrics
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    @faster
+    def scanned(live: TrainState, const: Any, batches: Batch) -> tuple[TrainState, Terms]:
+      return jax.lax.scan(lambda live, batch: whole(live, const, batch), live, batches)
+
+    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Terms]:
+      first = jax.tree.map(lambda leaf: leaf[0], dict(batches))
+      if _on_cpu(state, first) and convolves(state, first):
+        metrics = []
+        for i in range(jax.tree.leaves(batches)[0].shape[0]):
+          state, one = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], dict(batches)))
+          metrics.append(one)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+      live, metrics = scanned(state._replace(const=None), state.const, dict(batches))
+      return live._replace(const=state.const), metrics
+
+    @jax.jit
+    @faster
+    def evaluated(params: Params, state: State, const: Any, step: Any, batch: Batch) -> tuple[Any, Terms]:
+      state = {**state, CONST: const}
+      outputs, _ = wrapped.apply(params, state, _inputs(batch), train=False, key=None, step=step)
+      return outputs, task(loss)(Context(outputs, batch, params, state, None, step))
+
+    def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:
+      return evaluated(state.params, state.model_state, state.const, state.step, batch)
+
+    return Train(init, step, steps, evaluate, wrapped, tune)
+
+  def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Train:
+    program = jax.make_jaxpr(traced)(state._replace(const=None), state.const, batch)
+    return assembled(choose(sites(program).values()))
+
+  return assembled(rewrites if isinstance(rewrites, Mapping) else None)
 
 
 def ensemble_axes(state: TrainState) -> TrainState:

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlite.graph import walk
-from jaxlite.graph.cpu.replace import MARK, for_cpu, replaced, sites
+from jaxlite.graph.cpu.replace import MARK, for_cpu, sites
 
 LAYOUTS = {'NHWC': ('NHWC', 'HWIO', 'NHWC'), 'NCHW': ('NCHW', 'OIHW', 'NCHW'), 'mixed': ('NHWC', 'OIHW', 'NCHW')}
 
@@ -76,21 +75,25 @@ def default_of(found, which):
 
 
 CASES = {
-  'few channels': ({}, {'batch': 17, 'size': (6, 7), 'channels': 1, 'kernel': (3, 3), 'features': 4}, 'channels_first'),
+  'few channels': (
+    {},
+    {'batch': 17, 'size': (6, 7), 'channels': 1, 'kernel': (3, 3), 'features': 16},
+    'channels_first',
+  ),
   'chunks': ({}, {'batch': 17, 'size': (6, 5), 'channels': 32, 'kernel': (3, 2), 'features': 3}, 'chunks'),
   'one by one, strided': (
     {'strides': (2, 2), 'padding': 'VALID'},
-    {'batch': 3, 'size': (6, 7), 'channels': 4, 'kernel': (1, 1), 'features': 5},
+    {'batch': 9, 'size': (12, 14), 'channels': 8, 'kernel': (1, 1), 'features': 32},
     'gemm',
   ),
   'grouped': (
     {'groups': 2, 'strides': (2, 1)},
-    {'batch': 2, 'size': (6, 5), 'channels': 6, 'kernel': (3, 3), 'features': 4},
+    {'batch': 16, 'size': (12, 10), 'channels': 6, 'kernel': (3, 3), 'features': 4},
     'groups',
   ),
   'depthwise, two features each': (
     {'groups': 3, 'strides': (2, 2)},
-    {'batch': 2, 'size': (7, 6), 'channels': 3, 'kernel': (3, 3), 'features': 6},
+    {'batch': 32, 'size': (14, 12), 'channels': 3, 'kernel': (3, 3), 'features': 6},
     'gemm',
   ),
 }
@@ -101,7 +104,7 @@ def test_every_form_gives_plain_numbers_and_the_same_bits_again(name):
   given, sizes, default = CASES[name]
   x, w = operands(np.random.default_rng(0), groups=given.get('groups', 1), **sizes)
   found = check(convolution(**given), x, w)
-  assert default_of(found, 'convolution') == default
+  assert default_of(found, 'weight gradient') == default
 
 
 def random_case(seed):
@@ -150,14 +153,17 @@ def test_five_hundred_random_convolutions():
   check_random(range(500))
 
 
+def test_what_is_tiny_keeps_its_native_bits_in_a_loop_too():
+  x, w = operands(np.random.default_rng(0), 2, (4, 4), 3, (3, 3), 4)
+  for fn in all_of(convolution(), x, w):
+    assert {site.default for site in sites(jax.make_jaxpr(fn)(x, w)).values()} == {'native'}
+
+
 def test_a_loop_keeps_no_native_convolution_and_an_empty_batch_keeps_all():
-  x, w = operands(np.random.default_rng(0), 2, (6, 6), 3, (3, 3), 4)
+  x, w = operands(np.random.default_rng(0), 8, (6, 6), 3, (3, 3), 16)
   _, inside = all_of(convolution(), x, w)
   before = jax.make_jaxpr(inside)(x, w)
   assert len(sites(before)) == 3
-  for eqn in walk.equations(replaced(before)):
-    if eqn.primitive.name == 'conv_general_dilated':
-      assert eqn not in before.jaxpr.eqns
   assert jax.jit(for_cpu(inside)).lower(x, w).as_text().count('stablehlo.convolution') == 0
   empty = jnp.zeros((0, *x.shape[1:]))
   outside, _ = all_of(convolution(), empty, w)
@@ -183,7 +189,9 @@ def test_one_and_three_dimensions():
       x, w, (1,) * (x.ndim - 2), 'SAME', dimension_numbers=numbers
     )
     _, inside = all_of(conv, x, w)
-    ours = for_cpu(inside)(x, w)
+    forms = {key: next(iter(site.forms)) for key, site in sites(jax.make_jaxpr(inside)(x, w)).items()}
+    assert len(forms) == 3
+    ours = for_cpu(inside, forms)(x, w)
     for one, other in zip(jax.jit(inside)(x, w), ours, strict=True):
       np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * float(jnp.abs(one).max()))
 

@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlite.graph.cpu.site import NATIVE, Site, describe, shapes_of
+from jaxlite.graph.contractions import flops_of
+from jaxlite.graph.cpu.site import NATIVE, Site, describe, native, shapes_of
 
 _CHUNKS = 8
 _PLACES = 64  # unrolled in the program: more would make a long one
 _GROUPS = 16  # likewise
+_TINY = 1e5  # FLOPs below which nothing is gained, in a loop neither: the native bits stay, the same in both
 _PATCHES = 64 << 20  # bytes: shifted copies side by side take as many times the memory as a kernel has places
 
 _Form = Callable[[jax.Array, jax.Array], jax.Array]
@@ -47,19 +49,20 @@ def site(eqn: Any, looped: bool) -> Site | None:
   if not all(isinstance(size, int) and size > 0 for size in sizes):
     return None
   if _is_weight_gradient(eqn):
-    forms, default = _of_weight_gradient(eqn, looped)
+    kind, (forms, default) = 'weight gradient', _of_weight_gradient(eqn, looped)
   elif looped or _is_backward(eqn):
-    forms, default = _of_any(eqn, looped)
+    kind, (forms, default) = 'convolution', _of_any(eqn, looped)
   else:
     return None
   if not forms:
     return None
-  numbers, steps = eqn.params['dimension_numbers'], ('window_strides', 'padding', 'lhs_dilation', 'rhs_dilation')
-  words = [*numbers, *(eqn.params[name] for name in steps)]
-  groups = (eqn.params['feature_group_count'], eqn.params['batch_group_count'])
-  words = [str(word).replace(' ', '') for word in (*words, groups)]
-  kind = 'convolution' + (' in a loop' if looped else '')
-  return Site(describe(kind, eqn, *words), shapes_of(eqn), forms, default)
+  kind += ' in a loop' if looped else ''
+  names = ('window_strides', 'padding', 'lhs_dilation', 'rhs_dilation', 'feature_group_count', 'batch_group_count')
+  words = [*eqn.params['dimension_numbers'], *(eqn.params[name] for name in names)]
+  key = describe(kind, eqn, *(str(word).replace(' ', '') for word in words))
+  flops = flops_of(eqn)
+  default = default if flops >= _TINY else NATIVE
+  return Site(kind, key, shapes_of(eqn), forms, default, native(eqn), flops=flops, looped=looped)
 
 
 def _is_weight_gradient(eqn: Any) -> bool:
@@ -81,14 +84,16 @@ def _of_weight_gradient(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   places = math.prod(out.shape[axis] for axis in numbers.out_spec[2:])
   positions = math.prod(eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:])
   forms: dict[str, _Form] = {}
-  if places <= _PLACES:
+  if places > _PLACES:
+    return {}, NATIVE
+  if looped or places == 1 or groups > 1:
     forms['gemm'] = functools.partial(_gradient_by_places, eqn.params)
-    if groups == 1 and places > 1 and channels * places * positions * batch * lhs.dtype.itemsize <= _PATCHES:
-      forms['channels_first'] = functools.partial(_gradient_channels_first, eqn.params)
+  fits = channels * places * positions * batch * lhs.dtype.itemsize <= _PATCHES
+  if groups == 1 and places > 1 and channels < (16 if looped else 4) and fits:
+    forms['channels_first'] = functools.partial(_gradient_channels_first, eqn.params)
   if looped:
-    few = 'channels_first' in forms and channels < 16
-    return forms, 'channels_first' if few else 'gemm'
-  if batch >= 2 * _CHUNKS:
+    return forms, 'channels_first' if 'channels_first' in forms else 'gemm'
+  if batch >= 2 * _CHUNKS and groups == 1:
     forms['chunks'] = functools.partial(_gradient_by_chunks, eqn.params)
   if 1 < groups <= _GROUPS:
     forms['groups'] = functools.partial(_gradient_by_groups, eqn.params)

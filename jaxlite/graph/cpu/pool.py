@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlite.graph.cpu.site import Site, describe, shapes_of
+from jaxlite.graph.cpu.site import Site, describe, native, shapes_of
 
 _TAPS = 32  # a window of more entries would make a long program
 _FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
@@ -38,7 +38,7 @@ def gradient(eqn: Any) -> Site | None:
     form = functools.partial(_woven, windows)
   else:
     return None
-  return Site(describe('max-pool gradient', eqn, *windows), shapes_of(eqn), {'compare': form}, 'compare', exact=True)
+  return _site('max-pool gradient', eqn, windows, 'compare', form)
 
 
 def value(eqn: Any) -> Site | None:
@@ -49,7 +49,12 @@ def value(eqn: Any) -> Site | None:
   if windows is None or operand.dtype.name not in _FLOATS:
     return None
   form = functools.partial(_largest, windows)
-  return Site(describe('max-pool', eqn, *windows), shapes_of(eqn), {'slices': form}, 'slices', exact=True)
+  return _site('max-pool', eqn, windows, 'slices', form)
+
+
+def _site(kind: str, eqn: Any, windows: _Windows, name: str, form: Any) -> Site:
+  key = describe(kind, eqn, *windows)
+  return Site(kind, key, shapes_of(eqn), {name: form}, name, native(eqn), exact=True)
 
 
 class _Windows(NamedTuple):

@@ -137,11 +137,8 @@ def _exchanged(eqn: Any, looped: bool, choices: Choices) -> Any:
   site = _site(eqn, looped)
   if site is not None:
     name = choices.get(site.key, site.default)
-    if name == NATIVE:
-      return eqn
-    if name not in site.forms:
-      raise ValueError(f'a choice names a form of its site ({", ".join(site.forms)}); got {name!r} for {site.key!r}')
-    return _either(eqn, site, name)
+    form = site.form(name)
+    return eqn if name == NATIVE else _either(eqn, site, name, form)
   inside = looped or _repeats(eqn)
   if eqn.primitive.name == 'shard_map' and eqn.params['check_vma']:
     return _sharded(eqn, inside, choices)
@@ -155,17 +152,16 @@ def _exchanged(eqn: Any, looped: bool, choices: Choices) -> Any:
   return eqn if all(params[name] is value for name, value in eqn.params.items()) else eqn.replace(params=params)
 
 
-def _either(eqn: Any, site: Site, name: str) -> Any:
+def _either(eqn: Any, site: Site, name: str, form: Callable[..., Any]) -> Any:
   """The equation as one call that holds the form for CPU and the native one for the others."""
 
-  def form(*operands: Any) -> Any:
-    return site.forms[name](*operands)
+  def chosen(*operands: Any) -> Any:
+    return form(*operands)
 
-  form.__name__ = f'{MARK}_{eqn.primitive.name}_{name}'
+  chosen.__name__ = f'{MARK}_{eqn.primitive.name}_{name}'
 
   def either(*operands: Any) -> Any:
-    native = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
-    return jax.lax.platform_dependent(*operands, cpu=jax.jit(form), default=native)
+    return jax.lax.platform_dependent(*operands, cpu=jax.jit(chosen), default=site.native)
 
   either.__name__ = eqn.primitive.name
   return _in_place_of(eqn, jax.jit(either))

@@ -14,18 +14,48 @@ class Site(NamedTuple):
   """An equation with the forms that give the same result.
 
   Attributes:
+    kind: what the equation is, in words.
     key: what the choice hangs on, in words: sites of one key take one form.
     operands: their shapes and dtypes.
     forms: by name, functions of the operands; 'native' is never among them.
     default: the form taken where nothing was measured; may be 'native'.
-    exact: every form gives the native bits, so that there is nothing to record.
+    native: the equation itself, as a function.
+    flops: of the equation; 0 where they are not what its time hangs on.
+    looped: whether it stands in a loop, where the native form has to be avoided.
+    exact: every form gives the native bits, so that there is nothing to choose or record.
   """
 
+  kind: str
   key: str
   operands: tuple[jax.ShapeDtypeStruct, ...]
   forms: Mapping[str, Callable[..., jax.Array]]
   default: str
+  native: Callable[..., jax.Array]
+  flops: int = 0
+  looped: bool = False
   exact: bool = False
+
+  def form(self, name: str) -> Callable[..., jax.Array]:
+    """Returns a form by its name, the native one too.
+
+    Raises:
+      ValueError: there is none of this name.
+    """
+    if name == NATIVE:
+      return self.native
+    if name not in self.forms:
+      known = ', '.join((*self.forms, NATIVE))
+      raise ValueError(f'a choice names a form of its site ({known}); got {name!r} for {self.key!r}')
+    return self.forms[name]
+
+
+def native(eqn: Any) -> Callable[..., jax.Array]:
+  """Returns an equation with one result as a function of its operands."""
+
+  def run(*operands: Any) -> jax.Array:
+    return eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+
+  return run
 
 
 def describe(kind: str, eqn: Any, *words: Any) -> str:
