@@ -13,6 +13,7 @@ from jaxlite.transforms import calibrate as calibration
 from jaxlite.transforms import quant_numerics as numerics
 from jaxlite.transforms.activations import dynamic_ranges, ema_ranges, frozen_ranges
 from jaxlite.transforms.calibrate import by_min_max, by_mse, by_percentile, histogram
+from jaxlite.transforms.clip_weights import clip_weight
 from jaxlite.transforms.ptq import ptq
 from jaxlite.transforms.quantize import coverage, fake_quant, quantize, weight_bits
 
@@ -181,6 +182,73 @@ def test_histograms_of_parts_add_up_to_that_of_the_whole_and_skip_what_is_not_fi
   spoiled = histogram(jnp.concatenate([values, jnp.array([jnp.nan, jnp.inf, -jnp.inf])]))
   for method in (by_min_max(), by_percentile(99), by_mse()):
     assert method(spoiled, 4) == method(whole, 4)
+
+
+# Weights clipped before they are rounded.
+
+
+@pytest.mark.parametrize('kind', ['normal', 'heavy', 'one value', 'zeros'])
+@pytest.mark.parametrize('bits', [8, 4, 2])
+def test_a_clipped_channel_is_near_the_best_of_a_dense_search_and_never_worse_than_it_was(kind, bits):
+  w = samples(kind)[: len(samples(kind)) // 2 * 2].reshape(-1, 2)
+  most = 2 ** (bits - 1) - 1
+
+  def error(channel, end):  # in float64, of the grid whose largest integer stands for `end`
+    step = end / most or 1
+    return np.mean((np.clip(np.round(channel / step), -most, most) * step - channel) ** 2)
+
+  got = np.asarray(clip_weight(jnp.asarray(w), (0,), bits), np.float64)
+  for channel, clipped in zip(w.astype(np.float64).T, got.T, strict=True):
+    largest = np.abs(channel).max()
+    own = error(channel, np.abs(clipped).max())
+    assert own <= error(channel, largest) * (1 + 1e-6)
+    assert own <= 1.02 * min(error(channel, largest * share) for share in np.linspace(0.05, 1, 500)) + 1e-12
+    inside = np.abs(channel) < np.abs(clipped).max()
+    np.testing.assert_array_equal(clipped[inside], channel[inside])
+
+
+def test_clipping_leaves_what_is_not_finite_and_the_dtype():
+  w = jnp.asarray([0.0, jnp.nan, jnp.inf, 9.0, *RNG.normal(size=300)], jnp.bfloat16)[:, None]
+  got = clip_weight(w, (0,), 2)
+  assert got.dtype == w.dtype
+  np.testing.assert_array_equal(np.float32(got[:3]), np.float32(w[:3]))
+  assert 0 < got[3] < 9
+  assert clip_weight(jnp.zeros((0, 3)), (0,), 4).shape == (0, 3)
+
+
+def test_each_output_channel_is_clipped_whatever_the_layout_and_what_is_normalised_stays():
+  wide = jnp.asarray(RNG.standard_t(3, size=(40, 6)), jnp.float32)
+
+  def forward(p, x):
+    normed = p['normed'] / jnp.linalg.norm(p['normed'], axis=0)
+    return x @ p['plain'] + x @ p['turned'].T + x @ normed + jnp.tanh(x) @ p['twice'] + x @ p['twice']
+
+  params = dict.fromkeys(('plain', 'normed', 'twice', 'float'), wide) | {'turned': wide.T}
+  network = network_of(lambda p, x: forward(p, x) + x @ p['float'], params)
+  got = ptq(network, [RNG.normal(size=(4, 40)).astype(np.float32)], bits=3, rules={'float': None}, clip=True).params
+  want = clip_weight(wide, (0,), 3)
+  assert not np.array_equal(want, wide)
+  for name in ('plain', 'twice'):
+    np.testing.assert_array_equal(got[name], want)
+  np.testing.assert_array_equal(got['turned'], want.T)
+  for name in ('normed', 'float'):
+    np.testing.assert_array_equal(got[name], wide)
+
+
+def test_clipping_brings_a_network_of_few_bits_nearer_to_its_float_self_and_fake_stays_real():
+  params = {'a': RNG.normal(size=(40, 30)).astype(np.float32), 'b': RNG.normal(size=(30, 5)).astype(np.float32)}
+  x = RNG.normal(size=(16, 40)).astype(np.float32)
+  errors = []
+  for clip in (False, True):
+    net = ptq(network_of(mlp, params), [x], bits=(2, 8), clip=clip)
+    ranges = net.model_state['jl.fake_quant']
+    fake, real = (
+      jax.jit(quantize(mlp, bits=(2, 8), ranges=ranges, real=real))(net.params, x) for real in (False, True)
+    )
+    np.testing.assert_array_equal(fake, real)
+    np.testing.assert_array_equal(fake, net.predict(x))
+    errors.append(float(np.mean((fake - mlp(params, x)) ** 2)))
+  assert errors[1] < errors[0]
 
 
 # Where fake_quant takes its ranges from.
