@@ -305,7 +305,7 @@ def learned(
       # Of what nothing learned comes before, only the step moves: a forward convolution tells by how much, and takes
       # XLA:CPU less than half the time of the transposed one.
       seen = product.bind(on_x.slope.astype(x.dtype), (on_w.steps * w_step).astype(w.dtype))
-      dx_step, by_step = None, seen * dx_step.astype(product.dtype)
+      dx_step, by_step = None, (seen.astype(jnp.float32) * dx_step).astype(product.dtype)
     dx = on_x.pulled(dx, dx_step, x.dtype)
     return out, products.tangent(product, on_x.steps, x_step, on_w.steps, w_step, dx, dw, out) + by_step
 
