@@ -16,6 +16,7 @@ _WHERE = {
   'config': ('Config', 'Duration'),
   'contract': ('Context', 'Hook', 'Last', 'Model', 'Network', 'Recipe', 'Selective', 'Side', 'chain', 'reparam'),
   'data.augment': ('augment', 'crop', 'cutmix', 'cutout', 'flip', 'mixup', 'shift'),
+  'graph.cpu.replace': ('for_cpu',),
   'graph.inputs': ('calibrate',),
   'loop': ('train',),
   'losses': ('class_weights', 'cross_entropy', 'weighted_cross_entropy'),

@@ -13,7 +13,7 @@ import optax
 from jaxlite import trees
 from jaxlite.contract import CONST, TAPS, Batch, Context, Loss, Model, Params, Recipe, State, Terms, stream, task
 from jaxlite.graph.cpu.replace import Choices, for_cpu, sites
-from jaxlite.graph.cpu.site import Site
+from jaxlite.graph.cpu.site import APART, Site
 from jaxlite.graph.layouts import Layout, parameter_layouts
 from jaxlite.graph.walk import has_primitive
 from jaxlite.transforms.accumulate import Accumulate
@@ -188,7 +188,8 @@ def train_step(
     @faster
     def evaluated(params: Params, state: State, const: Any, step: Any, batch: Batch) -> tuple[Any, Terms]:
       state = {**state, CONST: const}
-      outputs, _ = wrapped.apply(params, state, _inputs(batch), train=False, key=None, step=step)
+      with jax.named_scope(APART):  # the bits that the network gives when it is called alone
+        outputs, _ = wrapped.apply(params, state, _inputs(batch), train=False, key=None, step=step)
       return outputs, task(loss)(Context(outputs, batch, params, state, None, step))
 
     def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:
@@ -197,10 +198,27 @@ def train_step(
     return Train(init, step, steps, evaluate, wrapped, tune)
 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Train:
-    program = jax.make_jaxpr(traced)(state._replace(const=None), state.const, batch)
-    return assembled(choose(sites(program).values()))
+    if accumulates and _on_cpu(state, batch) and convolves(state, batch):
+      found = _sites_within(recipe, inner, state, batch)  # of a micro-step, which is what will be dispatched
+    else:
+      found = sites(jax.make_jaxpr(traced)(state._replace(const=None), state.const, batch))
+    return assembled(choose(found.values()))
 
   return assembled(rewrites if isinstance(rewrites, Mapping) else None)
+
+
+def _sites_within(recipe: Recipe, inner: Callable[..., Any], state: TrainState, batch: Batch) -> dict[str, Site]:
+  """The sites of a gradient as the recipe's hooks call it, with the shapes that it is given there."""
+  found: dict[str, Site] = {}
+
+  def seen(*args: Any) -> Any:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), args)
+    found.update(sites(jax.make_jaxpr(inner)(*shapes)))
+    return inner(*args)
+
+  full = {**state.model_state, CONST: state.const}
+  jax.eval_shape(recipe.grad(seen), state.params, full, batch, state.key, state.step)
+  return found
 
 
 def ensemble_axes(state: TrainState) -> TrainState:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxlite.contract import TAPS, Context, Network, weighted_mean
 from jaxlite.fields import nearest
+from jaxlite.graph.cpu.site import APART
 from jaxlite.transforms.kd import check_classes
 
 Teacher = Network | Callable[[Any], jax.Array] | str
@@ -85,7 +86,8 @@ def forward(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
 def apart(forward: Callable[..., Any], *args: Any) -> Any:
   """Runs a function so that XLA fuses nothing across its edge, and no gradient crosses it."""
   args = jax.lax.stop_gradient(jax.lax.optimization_barrier(args))
-  return jax.lax.stop_gradient(jax.lax.optimization_barrier(forward(*args)))
+  with jax.named_scope(APART):
+    return jax.lax.stop_gradient(jax.lax.optimization_barrier(forward(*args)))
 
 
 def found(context: Context, name: str, what: str) -> jax.Array:

@@ -3,7 +3,8 @@
 Three cases. A weight gradient is a convolution whose contraction runs over the batch and whose kernel is the whole
 gradient of the output: XLA:CPU is slow at it. A depthwise input gradient is slow too. And inside a loop every
 convolution is, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward convolution
-outside of loops is always the native one: its bits are what the same network gives when it is called alone.
+outside of loops is the native one, or oneDNN's where that extra is installed; in evaluation and in a teacher it is
+always the native one: its bits are what the same network gives when it is called alone.
 
 All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
 """
@@ -22,7 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlite.graph.contractions import flops_of
-from jaxlite.graph.cpu.site import NATIVE, Site, describe, native, shapes_of
+from jaxlite.graph.cpu import kernels
+from jaxlite.graph.cpu.site import NATIVE, Site, Where, describe, native, shapes_of
 
 _CHUNKS = 8
 _PLACES = 64  # unrolled in the program: more would make a long one
@@ -33,13 +35,14 @@ _PATCHES = 64 << 20  # bytes: shifted copies side by side take as many times the
 _Form = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def site(eqn: Any, looped: bool) -> Site | None:
+def site(eqn: Any, where: Where) -> Site | None:
   """Returns the site of a `conv_general_dilated`; None where only the native form is sure, or good enough.
 
   Args:
     eqn: the equation.
-    looped: whether it stands in a loop.
+    where: it stands. A forward convolution of a network apart is left alone, if it is in no loop.
   """
+  looped = where.looped
   lhs, rhs = (atom.aval for atom in eqn.invars)
   sizes = (*lhs.shape, *rhs.shape, *eqn.outvars[0].aval.shape)
   if lhs.dtype != rhs.dtype or lhs.dtype.name not in ('float32', 'float64'):
@@ -52,8 +55,13 @@ def site(eqn: Any, looped: bool) -> Site | None:
     kind, (forms, default) = 'weight gradient', _of_weight_gradient(eqn, looped)
   elif looped or _is_backward(eqn):
     kind, (forms, default) = 'convolution', _of_any(eqn, looped)
+  elif not where.apart:
+    kind, forms, default = 'convolution', {}, NATIVE
   else:
     return None
+  if flops_of(eqn) >= _TINY:
+    kernel = kernels.forms(eqn)
+    forms, default = {**forms, **kernel}, next(iter(kernel), default)
   if not forms:
     return None
   kind += ' in a loop' if looped else ''

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from jaxlite.compile_cache import user_cache
+from jaxlite.graph.cpu import onednn
 from jaxlite.graph.cpu.site import NATIVE, Site
 
 SECONDS = 1.5  # for all sites of a program, compilation included
@@ -105,6 +106,15 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
   saved = read(path)
   if saved.machine not in ('', machine()):
     say('note: the rewrites for CPU were chosen on another machine or jaxlib: they are kept, others may be faster')
+  sites = list(sites)
+  lost = {
+    site.key: saved.choices[site.key]
+    for site in sites
+    if saved.choices.get(site.key, NATIVE) not in (*site.forms, NATIVE)
+  }
+  if lost:
+    names = ', '.join(sorted(set(lost.values())))
+    say(f'note: {len(lost)} convolutions ran by {names} and do no more: the last bits will differ. {onednn.missing()}')
   found = choose(sites, saved.choices)
   say(found.why)
   write(path, Table(found.table.choices, saved.machine or found.table.machine))
@@ -128,14 +138,15 @@ def write(path: Path, table: Table) -> None:
 
 
 def machine() -> str:
-  """Returns a name for what times hang on: the processor, its count, jaxlib."""
+  """Returns a name for what times hang on: the processor, its count, jaxlib, oneDNN."""
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     about = '|'.join(line for line in lines if line.startswith(('model name', 'flags', 'Features', 'cpu cores')))
   except OSError:
     about = platform.processor()
   parts = (platform.machine(), about, str(os.cpu_count()), os.environ.get('XLA_FLAGS', ''))
-  return f'jaxlib-{jax.lib.__version__}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
+  with_it = '' if onednn.missing() else f'-onednn-{onednn.version()}'
+  return f'jaxlib-{jax.lib.__version__}{with_it}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
 
 
 def _file(folder: Path | None) -> Path:

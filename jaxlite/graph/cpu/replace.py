@@ -18,7 +18,7 @@ from jax.extend import core
 
 from jaxlite.graph import walk
 from jaxlite.graph.cpu import convolution, pool
-from jaxlite.graph.cpu.site import NATIVE, Site
+from jaxlite.graph.cpu.site import NATIVE, Site, Where
 
 MARK = 'jaxlite_cpu'  # the name of every function that stands in: a lowered program shows it
 Choices = Mapping[str, str]  # by a site's key, the name of a form
@@ -75,7 +75,7 @@ def replaced(jaxpr: Any, choices: Choices | None = None) -> Any:
   Raises:
     ValueError: a choice names no form of its site.
   """
-  return jaxpr.replace(jaxpr=_edited(jaxpr.jaxpr, False, choices or {}))
+  return jaxpr.replace(jaxpr=_edited(jaxpr.jaxpr, Where(), choices or {}))
 
 
 def sites(jaxpr: Any) -> dict[str, Site]:
@@ -84,23 +84,23 @@ def sites(jaxpr: Any) -> dict[str, Site]:
   Args:
     jaxpr: open or closed.
   """
-  return {site.key: site for site in _sites(walk.opened(jaxpr)[0], False)}
+  return {site.key: site for site in _sites(walk.opened(jaxpr)[0], Where())}
 
 
-def _sites(jaxpr: Any, looped: bool) -> Iterator[Site]:
+def _sites(jaxpr: Any, where: Where) -> Iterator[Site]:
   for eqn in jaxpr.eqns:
-    site = _site(eqn, looped)
+    site = _site(eqn, where)
     if site is not None:
       yield site
     for _, body in _bodies(eqn):
-      yield from _sites(walk.opened(body)[0], looped or _repeats(eqn))
+      yield from _sites(walk.opened(body)[0], where.inside(eqn))
 
 
-def _site(eqn: Any, looped: bool) -> Site | None:
+def _site(eqn: Any, where: Where) -> Site | None:
   """What is known of one equation. A new kind of site is a line here."""
   kind = eqn.primitive.name
   if kind == 'conv_general_dilated':
-    return convolution.site(eqn, looped)
+    return convolution.site(eqn, where.at(eqn))
   if kind == 'select_and_scatter_add':
     return pool.gradient(eqn)
   if kind == 'reduce_window_max':
@@ -119,27 +119,20 @@ def _bodies(eqn: Any) -> list[tuple[str, Any]]:
   return found
 
 
-def _repeats(eqn: Any) -> bool:
-  """Whether XLA will run the bodies in a loop: a scan that is wholly unrolled is none."""
-  if eqn.primitive.name == 'scan':
-    return int(eqn.params['unroll']) < eqn.params['length']
-  return eqn.primitive.name == 'while'
-
-
-def _edited(jaxpr: Any, looped: bool, choices: Choices) -> Any:
+def _edited(jaxpr: Any, where: Where, choices: Choices) -> Any:
   """An open jaxpr with its sites exchanged; the same object where there are none."""
-  eqns = [_exchanged(eqn, looped, choices) for eqn in jaxpr.eqns]
+  eqns = [_exchanged(eqn, where, choices) for eqn in jaxpr.eqns]
   same = all(one is other for one, other in zip(eqns, jaxpr.eqns, strict=True))
   return jaxpr if same else jaxpr.replace(eqns=eqns)
 
 
-def _exchanged(eqn: Any, looped: bool, choices: Choices) -> Any:
-  site = _site(eqn, looped)
+def _exchanged(eqn: Any, where: Where, choices: Choices) -> Any:
+  site = _site(eqn, where)
   if site is not None:
     name = choices.get(site.key, site.default)
     form = site.form(name)
     return eqn if name == NATIVE else _either(eqn, site, name, form)
-  inside = looped or _repeats(eqn)
+  inside = where.inside(eqn)
   if eqn.primitive.name == 'shard_map' and eqn.params['check_vma']:
     return _sharded(eqn, inside, choices)
   params = dict(eqn.params)
@@ -167,16 +160,16 @@ def _either(eqn: Any, site: Site, name: str, form: Callable[..., Any]) -> Any:
   return _in_place_of(eqn, jax.jit(either))
 
 
-def _sharded(eqn: Any, looped: bool, choices: Choices) -> Any:
+def _sharded(eqn: Any, where: Where, choices: Choices) -> Any:
   """A body in which types tell over which axes of the mesh a value varies: JAX keeps count of that only while it
   traces such a body, so the body is traced once more and edited meanwhile."""
   body = eqn.params['jaxpr']
-  if not any(_sites(walk.opened(body)[0], looped)):
+  if not any(_sites(walk.opened(body)[0], where)):
     return eqn
 
   def shard(*operands: Any) -> Any:
     bare, consts = walk.opened(body)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(_edited(bare, looped, choices), consts))(*operands)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(_edited(bare, where, choices), consts))(*operands)
 
   mapped = jax.shard_map(
     shard,

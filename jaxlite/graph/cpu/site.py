@@ -8,6 +8,29 @@ from typing import Any, NamedTuple
 import jax
 
 NATIVE = 'native'  # the name of the equation as it stands
+APART = 'jl.apart'  # the scope of a network whose bits are to be those of its own call: a teacher
+
+
+class Where(NamedTuple):
+  """What is known of the place of an equation.
+
+  Attributes:
+    looped: it stands in a loop.
+    apart: it belongs to a network that runs beside the one in training.
+  """
+
+  looped: bool = False
+  apart: bool = False
+
+  def at(self, eqn: Any) -> Where:
+    """Returns the place of an equation whose surroundings are this place."""
+    return self._replace(apart=self.apart or APART in str(eqn.source_info.name_stack))
+
+  def inside(self, eqn: Any) -> Where:
+    """Returns the place of an equation's bodies. A scan that is wholly unrolled is no loop."""
+    name = eqn.primitive.name
+    repeats = name == 'while' or (name == 'scan' and int(eqn.params['unroll']) < eqn.params['length'])
+    return self.at(eqn)._replace(looped=self.looped or repeats)
 
 
 class Site(NamedTuple):
