@@ -63,26 +63,30 @@ def check(window, stride, padding, shape, layout='NHWC'):
     np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize('name', CASES)
+QUICK = ('two by two', 'padded to fit', 'windows that overlap', 'uneven padding')
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
+)
 def test_gradient_and_value_are_the_native_ones_in_ties_too(name):
   check(*CASES[name])
 
 
-@pytest.mark.parametrize('name', ['two by two', 'windows that overlap'])
-def test_channels_may_come_first(name):
-  check(*CASES[name], 'NCHW')
+def test_channels_may_come_first():
+  check(*CASES['windows that overlap'], 'NCHW')
 
 
 def test_nan_and_infinities_win_where_they_win_natively():
   rng = np.random.default_rng(2)
-  for window, stride, padding in [((2, 2), (2, 2), 'VALID'), ((3, 3), (2, 2), 'SAME')]:
+  for window, stride, padding in [((3, 3), (2, 2), 'SAME')]:
     x = rng.choice([np.nan, np.inf, -np.inf, 0.0, 1.0], (4, 7, 8, 3)).astype(np.float32)
     native, ours, _ = both(pooled(window, stride, padding), jnp.asarray(x), jax.random.key(0))
     for one, other in zip(native, ours, strict=True):
       np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'int32'])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'int32', pytest.param('float16', marks=pytest.mark.slow)])
 def test_other_dtypes_are_exact_or_native(dtype):
   x = tied(np.random.default_rng(3), (2, 7, 7, 3), dtype)
   for window, stride in (((2, 2), (2, 2)), ((3, 3), (2, 2))):
@@ -149,7 +153,7 @@ def check_random(seeds):
 
 
 def test_random_windows():
-  check_random(range(3))
+  check_random(range(1))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from jaxlite.graph.contractions import flops_of
 from jaxlite.graph.cpu import kernels
 from jaxlite.graph.cpu.site import NATIVE, Site, Where, describe, native, shapes_of
 
-_CHUNKS = 8
+_CHUNKS = 4  # each is an operation to compile: eight are hardly faster and take twice the time at a start
 _PLACES = 64  # unrolled in the program: more would make a long one
 _GROUPS = 16  # likewise
 _TINY = 1e5  # FLOPs below which nothing is gained, in a loop neither: the native bits stay, the same in both
