@@ -188,6 +188,25 @@ def test_accumulation_gives_the_same_numbers_dispatched_and_scanned():
   same((one.params, one.model_state, a), (other.params, other.model_state, b))
 
 
+def test_accumulation_of_larger_convolutions_agrees_up_to_rounding():
+  """Inside a loop they are matrix products on CPU, outside of one they are not."""
+  kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 32)).astype(np.float32) / 5
+
+  def apply(params, x):
+    y = jax.lax.conv_general_dilated(x, params['w'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return jnp.tanh(y).mean((1, 2))
+
+  train = jl.train_step(
+    jl.from_function(apply, {'w': kernel}), jl.cross_entropy, jl.chain(jl.accumulate(2), optax.sgd(1))
+  )
+  batch = {'inputs': np.random.default_rng(1).normal(size=(8, 8, 8, 3)).astype(np.float32), 'labels': np.arange(8)}
+  one, _ = train.step(train.init(jax.random.key(0), batch), batch)
+  other, _ = jax.jit(train.step)(train.init(jax.random.key(0), batch), batch)
+  moved = float(jnp.abs(one.params['w'] - kernel).max())
+  assert moved > 1e-4
+  np.testing.assert_allclose(one.params['w'], other.params['w'], rtol=0, atol=1e-4 * moved)
+
+
 def test_a_batch_that_does_not_split_is_refused():
   train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(jl.accumulate(3), optax.sgd(0.1)))
   state = train.init(jax.random.key(0), batch_of(8))

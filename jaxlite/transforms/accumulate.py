@@ -22,7 +22,8 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   statistics are threaded through; schedules and counts see one optimizer step; no accumulator enters a
   checkpoint. Inside a trace it is a scan. Called with concrete arrays it dispatches one compiled micro-step
   k times with a donated accumulator: `train_step` does so on a CPU where the model convolves, since XLA:CPU
-  runs a convolution inside a scan many times slower. Both give the same numbers.
+  runs a convolution inside a scan many times slower. Both give the same numbers, up to rounding where
+  convolutions take other forms in a loop (`jl.for_cpu`).
 
   Args:
     micro_batches: k; the batch size is a multiple of it.
