@@ -181,10 +181,10 @@ def rows(bench: Bench) -> Iterator[Row]:
   yield Row('dense', bench.course(lambda total: jl.chain(adamw(total))), against=(), keep=True)
   yield Row('teacher', bench.course(lambda total: jl.chain(adamw(total)), TEACHER), against=(), one=True, keep=True)
   for share in (0.9, 0.95, 0.98):
-    for name, run in sparse(bench, share).items():
+    for name, run in sparse(bench, share):
       yield Row(f'{100 * share:.0f} % {name}', run)
   seldom = bench.course(lambda total: jl.chain(jl.straight_through(0.9, **span(total)), adamw(total)))
-  yield Row('90 % straight-through, masks drawn each 50 steps', seldom, against=('dense', '90 % straight-through'))
+  yield Row('90 % straight-through, uniform, masks drawn each 50 steps', seldom)
   for bits in (8, 4, 2):
     yield from few_bits(bench, bits)
   alone = bench.course(lambda total: jl.chain(adamw(total)), STUDENT)
@@ -199,41 +199,42 @@ def span(total: int) -> dict[str, int]:
   return {'begin': total // 10, 'end': total * 7 // 10, 'every': 50}
 
 
-def sparse(bench: Bench, share: float) -> dict[str, Course]:
-  """Dynamics of sparse training, each at the share of zeros."""
-  recipes = {
-    'gradual magnitude': lambda total: (adamw(total), jl.prune(share, **span(total))),
-    'gradual, ERK': lambda total: (adamw(total), jl.prune(share, **span(total), allocate=jl.erk)),
-    'gradual, global': lambda total: (adamw(total), jl.prune(share, **span(total), allocate=jl.global_(floor=0.01))),
-    'RigL': lambda total: (jl.rigl(adamw(total), share, end=total * 3 // 4, every=50),),
-    'SET': lambda total: (jl.set_(adamw(total), share, end=total * 3 // 4, every=50),),
-    'straight-through': lambda total: (jl.straight_through(share, **{**span(total), 'every': 1}), adamw(total)),
-  }
-  courses = {name: bench.course(lambda total, made=made: jl.chain(*made(total))) for name, made in recipes.items()}
-  at_once = bench.course(lambda total: jl.chain(adamw(total), jl.prune(share)))
-  return {
-    **courses,
-    'at once, from the dense model, then trained in full': lambda rate, seed: at_once(
-      rate, seed, bench.dense(seed).params
-    ),
-    'in two rounds from the dense model, each rewound and trained in full': rewound(bench, share),
-  }
+def sparse(bench: Bench, share: float) -> Iterator[tuple[str, Course]]:
+  """Dynamics of sparse training, each at the share of zeros, by how layers share it."""
+
+  def course(parts: Callable[[int], tuple[Any, ...]]) -> Course:
+    return bench.course(lambda total: jl.chain(*parts(total)))
+
+  ways = {'uniform': jl.uniform, 'ERK': jl.erk, 'global': jl.global_(floor=0.01)}
+  for name, way in ways.items():
+    gradual = functools.partial(jl.prune, share, allocate=way)
+    yield f'gradual magnitude, {name}', course(lambda total, of=gradual: (adamw(total), of(**span(total))))
+  for name, of in (('RigL', jl.rigl), ('SET', jl.set_)):
+    moving = functools.partial(of, sparsity=share, every=50, allocate=jl.erk)
+    yield f'{name}, ERK', course(lambda total, of=moving: (of(adamw(total), end=total * 3 // 4),))
+  for name in ('uniform', 'ERK'):
+    seen = functools.partial(jl.straight_through, share, allocate=ways[name])
+    yield f'straight-through, {name}', course(lambda total, of=seen: (of(**span(total) | {'every': 1}), adamw(total)))
+  for name in ('uniform', 'ERK'):
+    yield f'at once, from the dense model, {name}', rounded(bench, [share], ways[name], early=False)
+  for name in ('uniform', 'ERK'):
+    yield f'two rounds, rewound to the start, {name}', rounded(bench, rounds(share, 2), ways[name], early=True)
 
 
-def rewound(bench: Bench, share: float) -> Course:
-  """The lottery ticket: what dies is decided at the end of a run, what lives starts anew."""
-  ticket = bench.course(lambda total: jl.chain(adamw(total), jl.prune(share)))
-  shares = rounds(share, 2)
-  courses = [bench.course(lambda total, now=now: jl.chain(adamw(total), jl.prune(now))) for now in shares[:-1]]
+def rounded(bench: Bench, shares: Sequence[float], way: Any, *, early: bool) -> Course:
+  """Prunes the dense model and trains in full, as many times as there are shares; `early` is the lottery ticket."""
+
+  parts = [functools.partial(jl.prune, share, allocate=way) for share in shares]  # after `rewind` they find its zeros
+  courses = [bench.course(lambda total, of=of: jl.chain(adamw(total), of())) for of in parts]
 
   def run(rate: float, seed: int) -> jl.Network:
     network = bench.dense(seed)
     first = datasets.batch_at(bench.data.train, BATCH, seed, 0)
     plain = jl.train_step(jl.from_linen(LeNet300()), jl.cross_entropy, jl.chain(bench.normalize, optax.sgd(1.0)))
-    early = plain.init(jax.random.key(seed), first).params
-    for now, course in zip(shares, [*courses, ticket], strict=True):
-      start, _ = jl.rewind(network.params, early, now)
-      network = course(rate, seed, start)  # its `prune` finds as many zeros as it asks for
+    start = plain.init(jax.random.key(seed), first).params
+    for share, course in zip(shares, courses, strict=True):
+      back = jl.rewind(network.params, start, share, allocate=way)[0] if early else network.params
+      network = course(rate, seed, back)
     return network
 
   return run
@@ -279,8 +280,8 @@ def compressed(bench: Bench) -> Iterator[Row]:
   def parts(total: int, *, kd: bool = False, sparse: Any = None, bits: bool = False) -> jl.Recipe:
     quantized = [jl.fake_quant(4)] if bits else []
     teacher = [jl.distill('logits')] if kd else []
-    masks = {'gradually': [jl.prune(0.95, **span(total))], 'held': [jl.prune(0.95)], None: []}[sparse]
-    return jl.chain(*quantized, *teacher, adamw(total), *masks)
+    when = {'gradually': [span(total)], 'held': [{}], None: []}[sparse]
+    return jl.chain(*quantized, *teacher, adamw(total), *(jl.prune(0.95, **one, allocate=jl.erk) for one in when))
 
   def course(share: float = 1.0, **which: Any) -> Course:
     return bench.course(lambda total: parts(total, **which), taught=which.get('kd', False), share=share)
@@ -298,14 +299,12 @@ def compressed(bench: Bench) -> Iterator[Row]:
 
   sparse = course(kd=True, sparse='gradually')
   names = [f'LeNet KD, then 95 %, then 4 bits, {length}' for length in ('a third each', 'in full each')]
-  last = 'LeNet KD with 95 %, then 4 bits PTQ'
+  last, chain = 'LeNet KD with 95 %, then 4 bits PTQ', course(kd=True, sparse='gradually', bits=True)
   yield Row('LeNet KD', course(kd=True))
   yield Row(names[0], in_turn(1 / 3))
   yield Row(names[1], in_turn(1.0))
   yield Row(last, lambda rate, seed: jl.ptq(sparse(rate, seed), bench.calibration(), bits=4, clip=True))
-  yield Row(
-    'LeNet KD, 95 %, 4 bits in one chain', course(kd=True, sparse='gradually', bits=True), ('dense', *names, last)
-  )
+  yield Row('LeNet KD, 95 %, 4 bits in one chain', chain, ('dense', *names, last))
 
 
 def score(bench: Bench, row: Row) -> dict[str, Any]:
@@ -387,9 +386,7 @@ def main(_: list[str]) -> None:
       result = score(bench, row)
       found[row.name] = row, result['test']
       print(f'{row.name}: {shown(result["test"])}, {result["chosen"]}', file=sys.stderr, flush=True)
-  print(
-    f'Test accuracy in percent, {FLAGS.seeds} seeds, {FLAGS.epochs} epochs, in brackets less that of the dense one.'
-  )
+  print(f'Test accuracy in percent, {FLAGS.seeds} seeds, {FLAGS.epochs} epochs; in brackets the difference to dense.')
   sparse, few = ('90 %', '95 %', '98 %'), ('8 bits', '4 bits', '2 bits')
   others = {name: value for name, value in found.items() if not name.startswith((*sparse, *few))}
   for lines in (wide(found, sparse), wide(found, few), narrow(others)):
