@@ -21,7 +21,7 @@ import jaxlite.data
 
 if 'SLOW' in os.environ:  # a slow machine
   batch_at = jaxlite.data.batch_at
-  jaxlite.data.batch_at = lambda *words: time.sleep(0.05) or batch_at(*words)
+  jaxlite.data.batch_at = lambda *words: time.sleep(0.4) or batch_at(*words)
 
 @dataclasses.dataclass(kw_only=True)
 class Mine(jl.Config):
