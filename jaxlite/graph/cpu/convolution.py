@@ -51,7 +51,7 @@ def site(eqn: Any, where: Where) -> Site | None:
     return None
   if not all(isinstance(size, int) and size > 0 for size in sizes):
     return None
-  if _is_weight_gradient(eqn):
+  if kernels.is_weight_gradient(eqn):
     kind, (forms, default) = 'weight gradient', _of_weight_gradient(eqn, looped)
   elif looped or _is_backward(eqn):
     kind, (forms, default) = 'convolution', _of_any(eqn, looped)
@@ -71,14 +71,6 @@ def site(eqn: Any, where: Where) -> Site | None:
   flops = flops_of(eqn)
   default = default if flops >= _TINY else NATIVE
   return Site(kind, key, shapes_of(eqn), forms, default, native(eqn), flops=flops, looped=looped)
-
-
-def _is_weight_gradient(eqn: Any) -> bool:
-  """As JAX writes it: the batch, which comes first, is summed over, and the kernel outgrows the result."""
-  numbers = eqn.params['dimension_numbers']
-  kernel = math.prod(eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:])
-  result = math.prod(eqn.outvars[0].aval.shape[axis] for axis in numbers.out_spec[2:])
-  return numbers.lhs_spec[1] == 0 and kernel >= result and eqn.params['feature_group_count'] == 1
 
 
 def _is_backward(eqn: Any) -> bool:

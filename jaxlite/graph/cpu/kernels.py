@@ -50,7 +50,7 @@ def recognised(eqn: Any) -> tuple[str, Geometry] | None:
   low, high = zip(*params['padding'], strict=True)
   groups, batched = params['feature_group_count'], params['batch_group_count']
   plain = set(spread) == {1}
-  if plain and groups == 1 and (batched > 1 or math.prod(right[2:]) > math.prod(result[2:])):
+  if plain and is_weight_gradient(eqn):
     swapped = (x[1], x[0], *x[2:]), (y[1], y[0], *y[2:]), (w[1], w[0], *w[2:])
     geometry = _geometry(left[1], left[0], right[0], batched, left, result, right, apart, steps, low, swapped)
     return ('weight', geometry) if geometry else None
@@ -64,6 +64,20 @@ def recognised(eqn: Any) -> tuple[str, Geometry] | None:
     geometry = _geometry(left[0], right[0], right[1], 1, result, right, left, spread, apart, before, swapped)
     return ('input', geometry) if geometry else None
   return None
+
+
+def is_weight_gradient(eqn: Any) -> bool:
+  """Tells whether a convolution is the gradient of another's weights, as JAX writes it.
+
+  The batch, which comes first, is summed over, and the kernel outgrows the result.
+
+  Args:
+    eqn: a `conv_general_dilated`.
+  """
+  numbers = eqn.params['dimension_numbers']
+  kernel = math.prod(eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:])
+  result = math.prod(eqn.outvars[0].aval.shape[axis] for axis in numbers.out_spec[2:])
+  return numbers.lhs_spec[1] == 0 and kernel >= result and eqn.params['feature_group_count'] == 1
 
 
 def forms(eqn: Any) -> dict[str, Callable[..., jax.Array]]:

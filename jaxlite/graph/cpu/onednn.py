@@ -66,7 +66,7 @@ def missing() -> str:
   try:
     _library()
     _try_out()
-  except (OSError, ImportError, AttributeError, RuntimeError) as error:
+  except (OSError, ImportError, RuntimeError) as error:
     return f'no onednn: {error} (pip install "jaxlite[onednn]")'
   return ''
 
@@ -250,8 +250,6 @@ def _library() -> Any:
     raise OSError(f'{PACKAGE} holds no libdnnl.so.3')
   _openmp()  # a slim image may lack it: said before the larger library fails for it
   lib = ctypes.CDLL(os.path.realpath(path))
-  for name in ('dnnl_memory_desc_equal', 'dnnl_primitive_execute', 'dnnl_memory_set_data_handle'):
-    getattr(lib, name)
   lib.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
   lib.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
   lib.dnnl_memory_desc_get_size.argtypes = [ctypes.c_void_p]
