@@ -137,6 +137,16 @@ def register(name: str, fn: Callable[..., None]) -> None:
       return frame.api.contents.create_error(_ErrorArgs(ctypes.sizeof(_ErrorArgs), None, message, _INTERNAL))
     return None
 
+  register_address(name, handler)
+
+
+def register_address(name: str, handler: Any) -> None:
+  """Makes a function with XLA's own calling convention a target.
+
+  Args:
+    name: as for `register`.
+    handler: a ctypes function, or a c_void_p to machine code that stays loaded.
+  """
   with _lock:
     if name not in _kept:
       jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform='cpu')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import os
@@ -11,10 +12,11 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxlite.graph.cpu import foreign, onednn
+from jaxlite.graph.cpu import foreign, native, onednn
 from jaxlite.graph.cpu.onednn import Geometry
 
 CHUNKS = min(8, max(2, os.cpu_count() or 1))  # part of a form's name, so that a resume takes the number it began with
+_kept: list[onednn.Convolution] = []  # what handlers in C point to
 _LAYOUT = 1  # of the names of targets; another meaning of the same numbers needs another
 
 
@@ -126,7 +128,12 @@ def _target(kind: str, geometry: Geometry, chunks: int) -> str | None:
     return None
   flat = [number for part in geometry for number in (part if isinstance(part, tuple) else (part,))]
   name = '_'.join(['jaxlite_cpu_onednn', str(_LAYOUT), kind, str(chunks), *map(str, flat)])
-  foreign.register(name, product)
+  compiled = native.handler(product)
+  if compiled is None:
+    foreign.register(name, product)
+  else:
+    _kept.append(product)
+    foreign.register_address(name, ctypes.c_void_p(compiled))
   return name
 
 

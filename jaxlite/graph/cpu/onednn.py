@@ -92,6 +92,19 @@ def chunks_of(batch: int, wanted: int) -> int:
   return next(n for n in range(max(1, min(wanted, batch)), 0, -1) if batch % n == 0)
 
 
+def size_of(md: ctypes.c_void_p) -> int:
+  """Returns the bytes of a memory by its description."""
+  return _library().dnnl_memory_desc_get_size(md)
+
+
+def entry_points() -> list[int | None]:
+  """Returns the addresses of the functions that run a convolution, and the engine, in the order of handlers.c."""
+  names = ('stream_create', 'memory_create', 'memory_set_data_handle', 'primitive_execute')
+  functions = [getattr(_library(), f'dnnl_{name}') for name in names]
+  functions += [_openmp().omp_get_max_threads, _openmp().omp_set_num_threads]
+  return [*(ctypes.cast(function, ctypes.c_void_p).value for function in functions), _engine().value]
+
+
 class Convolution:
   """One of a convolution's three products, ready to run on addresses; safe on several threads at once.
 
@@ -309,7 +322,7 @@ def _memory(md: ctypes.c_void_p, at: int | None = None) -> ctypes.c_void_p:
 
 def _room(md: ctypes.c_void_p) -> np.ndarray:
   """Zeros for a memory, float32, on a boundary of 64 bytes."""
-  size = _library().dnnl_memory_desc_get_size(md)
+  size = size_of(md)
   raw = np.zeros(size + 64, np.uint8)
   start = -raw.ctypes.data % 64
   return raw[start : start + size // 4 * 4].view(np.float32)

@@ -1,0 +1,249 @@
+// A product of a convolution by oneDNN as an operation of an XLA program, without Python and on XLA's own threads.
+//
+// What `onednn.Convolution` does by ctypes, with the same kernels, chunks and order of summation, so with the same
+// bits. `native.py` compiles this file where there is a C compiler; the functions of oneDNN come as addresses.
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "xla/ffi/api/c_api.h"
+
+enum { FORWARD, INPUT, WEIGHT };
+enum { SRC = 1, DST = 17, SCRATCHPAD = 80 };
+
+typedef struct {
+  int number;
+  void *memory;
+} Arg;
+
+// What the library is called by, in the order in which native.py gives it.
+static struct {
+  int (*stream_create)(void **, void *, unsigned);
+  int (*memory_create)(void **, const void *, void *, void *);
+  int (*set)(void *, void *);
+  int (*execute)(const void *, void *, int, const Arg *);
+  int (*get_threads)(void);
+  void (*set_threads)(int);
+  void *engine;
+} dnnl;
+
+// One product: the fields of `native.Product`.
+typedef struct {
+  int64_t kind, chunks, same;
+  int64_t steps[2];  // bytes from chunk to chunk of the two arrays with a batch
+  int64_t packed_bytes, scratch_bytes;
+  int64_t numbers[3];
+  void *primitive, *reorder;
+  void *batched[2], *packed, *plain, *scratch;  // descriptions of memory
+} Product;
+
+// The memory that one call needs beside its operands.
+typedef struct Slot {
+  struct Slot *next;
+  void *plain;
+  float **weights;  // packed; one for all chunks, or one each where they are summed
+  Arg moves[2];
+  Arg (*calls)[4];
+} Slot;
+
+// One call, shared by the threads that run its chunks; whoever leaves last frees it.
+typedef struct {
+  const Product *of;
+  Slot *slot;
+  char *one, *other;
+  atomic_int next, done, users, failed;
+} Job;
+
+enum { TARGETS = 512 };
+static Product products[TARGETS];
+static Slot *idle[TARGETS];
+static int known;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void *stream(void) {
+  static __thread void *own;
+  if (own == NULL) dnnl.stream_create(&own, dnnl.engine, 1);
+  return own;
+}
+
+static int run(const void *primitive, int count, const Arg *args) {
+  int before = dnnl.get_threads();
+  dnnl.set_threads(1);  // a kernel is one thread's work: more would fight with XLA's
+  int status = dnnl.execute(primitive, stream(), count, args);
+  dnnl.set_threads(before);
+  return status;
+}
+
+static void *room(size_t bytes) { return aligned_alloc(64, (bytes + 64) / 64 * 64); }  // never none
+
+static void *memory(const void *description, void *at) {
+  void *made = NULL;
+  dnnl.memory_create(&made, description, dnnl.engine, at);
+  return made;
+}
+
+// Returns NULL where memory is short; what was taken until then stays taken, as the run is over.
+static Slot *new_slot(const Product *of) {
+  Slot *slot = calloc(1, sizeof(Slot));
+  int own = of->kind == WEIGHT ? of->chunks : 1;
+  if (slot == NULL || (slot->weights = calloc(own, sizeof(float *))) == NULL) return NULL;
+  if ((slot->calls = calloc(of->chunks, sizeof(*slot->calls))) == NULL) return NULL;
+  for (int i = 0; i < own; i++) {
+    if ((slot->weights[i] = room(of->packed_bytes)) == NULL) return NULL;
+  }
+  for (int i = 0; i < of->chunks; i++) {
+    Arg *call = slot->calls[i];
+    void *scratch = room(of->scratch_bytes);
+    if (scratch == NULL) return NULL;
+    call[0] = (Arg){of->numbers[0], memory(of->batched[0], NULL)};
+    call[1] = (Arg){of->numbers[1], memory(of->packed, slot->weights[i < own ? i : 0])};
+    call[2] = (Arg){of->numbers[2], memory(of->batched[1], NULL)};
+    call[3] = (Arg){SCRATCHPAD, memory(of->scratch, scratch)};
+  }
+  slot->plain = memory(of->plain, NULL);
+  void *packed = slot->calls[0][1].memory;
+  slot->moves[0] = (Arg){SRC, of->kind == WEIGHT ? packed : slot->plain};
+  slot->moves[1] = (Arg){DST, of->kind == WEIGHT ? slot->plain : packed};
+  return slot;
+}
+
+static Slot *take(int target) {
+  pthread_mutex_lock(&lock);
+  Slot *slot = idle[target];
+  if (slot != NULL) idle[target] = slot->next;
+  pthread_mutex_unlock(&lock);
+  return slot != NULL ? slot : new_slot(&products[target]);
+}
+
+static void give(int target, Slot *slot) {
+  pthread_mutex_lock(&lock);
+  slot->next = idle[target];
+  idle[target] = slot;
+  pthread_mutex_unlock(&lock);
+}
+
+// Weights from their own layout into the kernel's, or back.
+static int move(const Product *of, Slot *slot, char *weights) {
+  if (of->same && of->kind != WEIGHT) {  // as they lie, no copy
+    int status = 0;
+    for (int i = 0; i < of->chunks; i++) status |= dnnl.set(slot->calls[i][1].memory, weights);
+    return status;
+  }
+  int status = dnnl.set(slot->plain, weights);
+  return status ? status : run(of->reorder, 2, slot->moves);
+}
+
+static void leave(Job *job) {
+  if (atomic_fetch_sub(&job->users, 1) == 1) free(job);
+}
+
+static void work(Job *job) {
+  int index;
+  while ((index = atomic_fetch_add(&job->next, 1)) < job->of->chunks) {
+    Arg *call = job->slot->calls[index];
+    int status = dnnl.set(call[0].memory, job->one + index * job->of->steps[0]);
+    if (!status) status = dnnl.set(call[2].memory, job->other + index * job->of->steps[1]);
+    if (!status) status = run(job->of->primitive, 4, call);
+    if (status) atomic_store(&job->failed, status);
+    atomic_fetch_add(&job->done, 1);
+  }
+}
+
+static void helper(void *data) {
+  work(data);
+  leave(data);
+}
+
+// The chunks, on as many of XLA's threads as are free: whatever no other thread has begun, the caller does.
+static int share(XLA_FFI_CallFrame *frame, const Product *of, Slot *slot, char *one, char *other) {
+  Job *job = malloc(sizeof(Job));
+  if (job == NULL) return -1;
+  *job = (Job){.of = of, .slot = slot, .one = one, .other = other};
+  atomic_store(&job->users, 1);
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
+  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&count);
+  for (int i = 1; error == NULL && i < of->chunks && i < threads; i++) {
+    atomic_fetch_add(&job->users, 1);
+    XLA_FFI_ThreadPool_Schedule_Args task = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, helper, job};
+    error = frame->api->XLA_FFI_ThreadPool_Schedule(&task);
+    if (error != NULL) leave(job);
+  }
+  if (error != NULL) {  // no threads to share with
+    XLA_FFI_Error_Destroy_Args gone = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+    frame->api->XLA_FFI_Error_Destroy(&gone);
+  }
+  work(job);
+  for (int turn = 0; atomic_load(&job->done) < of->chunks; turn++) {
+    if (turn > 1000) sched_yield();
+  }
+  int status = atomic_load(&job->failed);
+  leave(job);
+  return status;
+}
+
+static XLA_FFI_Error *fail(XLA_FFI_CallFrame *frame, const char *message) {
+  XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, XLA_FFI_Error_Code_INTERNAL};
+  return frame->api->XLA_FFI_Error_Create(&args);
+}
+
+static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
+  if (frame->extension_start != NULL && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
+    XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
+    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+    return NULL;
+  }
+  if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return NULL;
+  const Product *of = &products[target];
+  char *first = ((XLA_FFI_Buffer *)frame->args.args[0])->data;
+  char *second = ((XLA_FFI_Buffer *)frame->args.args[1])->data;
+  char *out = ((XLA_FFI_Buffer *)frame->rets.rets[0])->data;
+  Slot *slot = take(target);
+  if (slot == NULL) return fail(frame, "onednn: no memory for a convolution");
+  int status = of->kind == WEIGHT ? 0 : move(of, slot, second);
+  if (!status) status = share(frame, of, slot, first, of->kind == WEIGHT ? second : out);
+  if (!status && of->kind == WEIGHT) {
+    float *sum = slot->weights[0];
+    for (int i = 1; i < of->chunks; i++) {
+      const float *more = slot->weights[i];
+      for (int64_t at = 0; at < of->packed_bytes / 4; at++) sum[at] += more[at];
+    }
+    status = move(of, slot, out);
+  }
+  give(target, slot);
+  return status ? fail(frame, "onednn: a convolution failed") : NULL;
+}
+
+#define ONE(n) \
+  static XLA_FFI_Error *at_##n(XLA_FFI_CallFrame *frame) { return handle(n, frame); }
+#define NAME(n) at_##n,
+#define ROW(DO, p) \
+  DO(p##0) DO(p##1) DO(p##2) DO(p##3) DO(p##4) DO(p##5) DO(p##6) DO(p##7) \
+  DO(p##8) DO(p##9) DO(p##a) DO(p##b) DO(p##c) DO(p##d) DO(p##e) DO(p##f)
+#define PAGE(DO, p) \
+  ROW(DO, p##0) ROW(DO, p##1) ROW(DO, p##2) ROW(DO, p##3) ROW(DO, p##4) ROW(DO, p##5) ROW(DO, p##6) ROW(DO, p##7) \
+  ROW(DO, p##8) ROW(DO, p##9) ROW(DO, p##a) ROW(DO, p##b) ROW(DO, p##c) ROW(DO, p##d) ROW(DO, p##e) ROW(DO, p##f)
+PAGE(ONE, 0x0)
+PAGE(ONE, 0x1)
+static XLA_FFI_Error *(*const handlers[TARGETS])(XLA_FFI_CallFrame *) = {PAGE(NAME, 0x0) PAGE(NAME, 0x1)};
+
+void jaxlite_setup(void **functions) {
+  void **table = (void **)&dnnl;
+  for (unsigned i = 0; i < sizeof(dnnl) / sizeof(void *); i++) table[i] = functions[i];
+}
+
+// Returns the handler of a product; NULL where there is no room for more.
+void *jaxlite_handler(const Product *product) {
+  pthread_mutex_lock(&lock);
+  void *handler = NULL;
+  if (known < TARGETS) {
+    products[known] = *product;
+    handler = (void *)handlers[known++];
+  }
+  pthread_mutex_unlock(&lock);
+  return handler;
+}
