@@ -13,6 +13,7 @@ import pytest
 from jaxlite import adapters, trees
 from jaxlite.contract import Network
 from jaxlite.models import MLP, LeNet5, LeNet300, SmallCNN, max_pool, summary
+from jaxlite.models.layers import ConvPool
 
 KEY = jax.random.key(0)
 
@@ -114,9 +115,35 @@ def test_max_pool_and_its_gradient_are_those_of_numpy(shape, size):
   assert np.array_equal(jax.grad(lambda x: (max_pool(x, size) * up).sum())(jnp.asarray(x)), slopes)
 
 
-def test_max_pool_shares_the_gradient_of_ties_and_passes_nan():
-  grads = jax.grad(lambda x: max_pool(x).sum())(jnp.zeros((1, 2, 2, 1)))
-  assert grads.ravel().tolist() == [0.25] * 4
-  assert np.isnan(max_pool(jnp.zeros((1, 2, 2, 1)).at[0, 1, 0, 0].set(jnp.nan)))
+@pytest.mark.parametrize('size', [2, 3])
+def test_max_pool_and_its_gradient_are_those_of_flax_where_entries_tie_or_are_nan(size):
+  x = jnp.asarray(np.random.default_rng(0).integers(-1, 2, (4, 7, 6, 3)), jnp.float32)
+  x = x.at[0, 1, 0, 0].set(jnp.nan).at[1, 0, 0, 1].set(jnp.nan)
+
+  def slopes(pool):
+    return jax.value_and_grad(lambda x: (pool(x) * jnp.arange(3.0)).sum())(x)
+
+  mine, theirs = slopes(lambda x: max_pool(x, size)), slopes(lambda x: nn.max_pool(x, (size, size), (size, size)))
+  np.testing.assert_array_equal(mine[1], theirs[1])
+  np.testing.assert_array_equal(mine[0], theirs[0])
+
+
+def test_max_pool_refuses_what_is_smaller_than_a_window():
   with pytest.raises(ValueError, match='at least 2x2 pixels'):
     max_pool(jnp.zeros((1, 1, 4, 1)))
+
+
+@pytest.mark.parametrize('relu', [False, True])
+def test_bias_and_relu_after_the_pool_give_the_numbers_of_those_before_it(relu):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 8, 2)), jnp.float32)
+  layer = ConvPool(5, relu=relu)
+  params = layer.init(jax.random.key(0), x)
+  params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+
+  def before(params, x):
+    y = nn.Conv(5, (3, 3)).apply(params, x)
+    return nn.max_pool(nn.relu(y) if relu else y, (2, 2), (2, 2))
+
+  np.testing.assert_array_equal(layer.apply(params, x), before(params, x))
+  mine, theirs = (jax.grad(lambda p, f=f: (f(p, x) ** 2).sum())(params) for f in (layer.apply, before))
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), mine, theirs)

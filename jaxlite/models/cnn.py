@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import as_images, dense, flattened, max_pool, scaled_normal
+from jaxlite.models.layers import ConvPool, as_images, dense, flattened, max_pool, scaled_normal
 
 
 class SmallCNN(nn.Module):
@@ -48,16 +48,12 @@ class SmallCNN(nn.Module):
     """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]."""
     x = as_images(x, 'SmallCNN', self.dtype, smallest=2 ** len(self.features))
     for index, features in enumerate(self.features, 1):
-      x = nn.Conv(
-        features,
-        (3, 3),
-        use_bias=not self.batch_norm,
-        kernel_init=scaled_normal(1.0),
-        dtype=self.dtype,
-        name=f'conv{index}',
-      )(x)
-      if self.batch_norm:
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype, name=f'norm{index}')(x)
+      name = f'conv{index}'
+      if not self.batch_norm:
+        x = ConvPool(features, dtype=self.dtype, name=name)(x)
+        continue
+      x = nn.Conv(features, (3, 3), use_bias=False, kernel_init=scaled_normal(1.0), dtype=self.dtype, name=name)(x)
+      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype, name=f'norm{index}')(x)
       x = nn.relu(max_pool(x))  # the same numbers as relu before the pool, a quarter of its work
     x = flattened(x)
     x = nn.relu(dense(self.hidden, self.dtype, 'dense1')(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
   """Takes the maximum over windows that do not overlap; rows and columns that fill no window are dropped.
 
-  A reshape and a reduction, where `flax.linen.max_pool` is a windowed reduction whose gradient (select and
-  scatter) is slow on CPU. Where several entries of a window are the largest, they share the gradient evenly.
+  `flax.linen.max_pool` with equal window and stride, in slices and comparisons: its gradient there, select and
+  scatter, is slow on CPU. The first of equal entries has the gradient, as there.
 
   Measured, forward and gradient of float32[128, 28, 28, 32], two busy cores of an AMD EPYC: 4.5 ms, and
   34 ms with `flax.linen.max_pool(x, (2, 2), (2, 2))` in its place (best of two runs):
@@ -40,10 +42,68 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
   """
   if x.ndim != 4 or min(x.shape[1:3]) < size:
     raise ValueError(f'max_pool({size}) takes [B, H, W, C] of at least {size}x{size} pixels; got {list(x.shape)}')
+  _, height, width, _ = x.shape
+  return _max_pool(x[:, : height // size * size, : width // size * size], size)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_pool(x: jax.Array, size: int) -> jax.Array:
+  return functools.reduce(jnp.maximum, _places(x, size))
+
+
+@_max_pool.defjvp
+def _(size: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  """Each entry asks whether it is its window's winner, so that the transpose is one selection."""
+  ((x,), (dx,)) = primals, tangents
+  best, *rest = _places(x, size)
+  winner = jnp.zeros(best.shape, jnp.int32)
+  for index, candidate in enumerate(rest, 1):
+    stays = best >= candidate  # a later entry wins only if it is larger; after a NaN, as natively
+    best, winner = jnp.where(stays, best, candidate), jnp.where(stays, winner, index)
   batch, height, width, channels = x.shape
-  rows, columns = height // size, width // size
-  cropped = x[:, : rows * size, : columns * size]
-  return cropped.reshape(batch, rows, size, columns, size, channels).max(axis=(2, 4))
+  windows = (batch, height // size, size, width // size, size, channels)
+  place = lax.broadcasted_iota(jnp.int32, windows, 2) * size + lax.broadcasted_iota(jnp.int32, windows, 4)
+  moved = jnp.where(winner[:, :, None, :, None] == place, dx.reshape(windows), 0).sum((2, 4))
+  return functools.reduce(jnp.maximum, _places(x, size)), moved
+
+
+def _places(x: jax.Array, size: int) -> list[jax.Array]:
+  """The entries of all windows by their place within them, in reading order."""
+  return [x[:, row::size, column::size] for row in range(size) for column in range(size)]
+
+
+class ConvPool(nn.Module):
+  """A convolution, a max-pool that halves the image, the bias and a ReLU.
+
+  Bias and ReLU keep order, so after the pool they give the numbers that they would give before it, and a quarter of
+  the work.
+
+  Attributes:
+    features: channels that come out.
+    size: side of the kernel, in pixels.
+    padding: of the convolution, 'SAME' or 'VALID'.
+    relu: whether there is one.
+    dtype: what it computes in.
+
+  >>> ConvPool(4).init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 2)))[0].shape
+  (1, 2, 2, 4)
+  """
+
+  features: int
+  size: int = 3
+  padding: str = 'SAME'
+  relu: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns [B, height // 2, width // 2, features] of [B, H, W, C], of the convolution's height and width."""
+    kernel = self.param('kernel', scaled_normal(1.0), (self.size, self.size, x.shape[-1], self.features))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    x, kernel, bias = (leaf.astype(self.dtype) for leaf in (x, kernel, bias))
+    x = lax.conv_general_dilated(x, kernel, (1, 1), self.padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    x = max_pool(x) + bias
+    return nn.relu(x) if self.relu else x
 
 
 def as_images(x: Any, name: str, dtype: Any, smallest: int) -> jax.Array:

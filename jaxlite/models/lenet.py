@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import as_images, dense, flattened, max_pool, scaled_normal
+from jaxlite.models.layers import ConvPool, as_images, dense, flattened
 
 
 class LeNet5(nn.Module):
@@ -40,10 +40,7 @@ class LeNet5(nn.Module):
     """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]."""
     x = as_images(x, 'LeNet5', self.dtype, smallest=16)
     for index, features in enumerate((20, 50), 1):
-      conv = nn.Conv(
-        features, (5, 5), padding='VALID', kernel_init=scaled_normal(1.0), dtype=self.dtype, name=f'conv{index}'
-      )
-      x = max_pool(conv(x))
+      x = ConvPool(features, 5, 'VALID', relu=False, dtype=self.dtype, name=f'conv{index}')(x)
     x = flattened(x)
     x = nn.relu(dense(500, self.dtype, 'dense1')(x))
     return dense(self.classes, self.dtype, 'dense2')(x).astype(jnp.float32)
