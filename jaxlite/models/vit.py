@@ -115,12 +115,15 @@ class _Block(nn.Module):
 
 
 def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Softmax attention, each [B, T, heads, d / heads]; the softmax in at least float32."""
+  """Softmax attention, each [B, T, heads, d / heads]; the softmax in at least float32, its division last: of d / heads
+  numbers a token in place of T, in the gradient too."""
   scaled = query * query.shape[-1] ** -0.5
   wide = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum('bqhd,bkhd->bhqk', scaled, key, preferred_element_type=wide)
-  shares = jax.nn.softmax(scores).astype(value.dtype)
-  return jnp.einsum('bhqk,bkhd->bqhd', shares, value)
+  shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+  whole = jnp.swapaxes(shares.sum(-1), 1, 2)[..., None]
+  mixed = jnp.einsum('bhqk,bkhd->bqhd', shares.astype(value.dtype), value, preferred_element_type=wide)
+  return (mixed / whole).astype(value.dtype)
 
 
 def _patches(x: jax.Array, size: int) -> jax.Array:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from jaxlite.compile_cache import user_cache
-from jaxlite.graph.cpu import onednn
+from jaxlite.graph.cpu import native, onednn
 from jaxlite.graph.cpu.site import NATIVE, Site
 
 SECONDS = 1.5  # for all sites of a program, compilation included
@@ -182,4 +182,12 @@ def _why(sites: list[Site], choices: Mapping[str, str], timed: int) -> str:
     return 'rewrites: the step has none'
   kinds = collections.Counter((site.kind, choices.get(site.key, site.default)) for site in sites)
   shown = ', '.join(f'{count} {kind} as {name}' for (kind, name), count in sorted(kinds.items()))
-  return f'rewrites for CPU: {shown} ({timed} timed now)'
+  return f'rewrites for CPU: {shown} ({timed} timed now){_left_off(choices.values())}'
+
+
+def _left_off(names: Iterable[str]) -> str:
+  """What would make convolutions faster here, and is not there."""
+  if not any(name.startswith('onednn') for name in names):
+    return f'; {onednn.missing()}' if names and onednn.missing() else ''
+  called = 'from C' if native.library() else 'from Python, which is slower: no C compiler was found, or it failed'
+  return f'; oneDNN {onednn.version()} called {called}'

@@ -1,0 +1,129 @@
+"""Handlers in C: the bits of those in Python, and a clean way back where they cannot be compiled."""
+
+import concurrent.futures
+import ctypes
+import itertools
+import os
+import platform
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlite.graph.cpu import foreign, native, onednn
+from jaxlite.graph.cpu.onednn import Geometry
+
+pytestmark = pytest.mark.skipif(
+  platform.system() != 'Linux' or platform.machine() != 'x86_64', reason='the extra has no wheel for this platform'
+)
+SHAPES = {'x': (8, 6, 6, 4), 'w': (3, 3, 4, 5), 'y': (8, 6, 6, 5)}
+GEOMETRY = Geometry(
+  *(8, 4, 5, 1),
+  *((6, 6), (3, 3), (6, 6)),
+  *((1, 1), (1, 1), (1, 1), (1, 1)),
+  *((144, 1, 24, 4), (1, 5, 60, 20), (180, 1, 30, 5)),
+)
+OPERANDS = {'forward': 'xwy', 'input': 'ywx', 'weight': 'xyw'}  # two that are read, one that is written
+numbers = itertools.count()
+
+
+def operands(kind):
+  rng = np.random.default_rng(0)
+  return [rng.normal(size=SHAPES[name]).astype(np.float32) for name in OPERANDS[kind][:2]]
+
+
+def by_ctypes(kind, chunks, arrays):
+  out = np.zeros(SHAPES[OPERANDS[kind][2]], np.float32)
+  onednn.Convolution(kind, GEOMETRY, chunks)(*(array.ctypes.data for array in (*arrays, out)))
+  return out
+
+
+def compiled(kind, chunks):
+  """An operation of XLA that calls a handler in C, and what has to outlive it."""
+  product = onednn.Convolution(kind, GEOMETRY, chunks)
+  address = native.handler(product)
+  if address is None:
+    pytest.skip('this machine has no C compiler')
+  name = f'jaxlite_test_native_{next(numbers)}'
+  foreign.register_address(name, ctypes.c_void_p(address))
+  shape = jax.ShapeDtypeStruct(SHAPES[OPERANDS[kind][2]], np.float32)
+  return jax.jit(jax.ffi.ffi_call(name, shape)), product
+
+
+@pytest.mark.parametrize('kind, chunks', [*itertools.product(OPERANDS, (1, 2, 8))])
+def test_the_bits_are_those_of_the_handler_in_python(kind, chunks):
+  assert onednn.missing() == ''
+  arrays = operands(kind)
+  call, _kept = compiled(kind, chunks)
+  for _ in range(2):  # the memory of a call is used again
+    np.testing.assert_array_equal(call(*arrays), by_ctypes(kind, chunks, arrays))
+
+
+@pytest.mark.parametrize('kind', list(OPERANDS))
+def test_calls_at_once_do_not_meet(kind):
+  arrays = operands(kind)
+  call, _kept = compiled(kind, 4)
+  want = {scale: by_ctypes(kind, 4, [arrays[0] * np.float32(scale), arrays[1]]) for scale in (1, 2)}
+
+  def one(index):
+    scale = 1 + index % 2
+    return np.array_equal(call(arrays[0] * np.float32(scale), arrays[1]), want[scale])
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert all(pool.map(one, range(200)))
+
+
+def test_it_is_compiled_once(tmp_path, monkeypatch):
+  first = native._compiled(tmp_path)
+  if first is None:
+    pytest.skip('this machine has no C compiler')
+  monkeypatch.setenv('PATH', '')
+  assert native._compiled(tmp_path) == first
+  assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+def fake(folder, text):
+  compiler = folder / 'compiler'
+  compiler.write_text(text)
+  compiler.chmod(0o755)
+  return str(compiler)
+
+
+def test_without_a_compiler_or_with_a_broken_one_there_are_none_and_no_leavings(tmp_path, monkeypatch):
+  cache = tmp_path / 'cache'
+  monkeypatch.setenv('CC', fake(tmp_path, '#!/bin/sh\nexit 1\n'))
+  assert native._compiled(cache) is None
+  assert list(cache.iterdir()) == []
+  monkeypatch.delenv('CC')
+  monkeypatch.setenv('PATH', str(tmp_path))
+  assert native._compiled(cache) is None
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
+  (tmp_path / 'file').write_text('')
+  assert native._compiled(tmp_path / 'file' / 'folder') is None
+
+
+def test_what_was_compiled_but_cannot_be_loaded_is_no_error(tmp_path, monkeypatch):
+  monkeypatch.setattr(native, 'user_cache', lambda: tmp_path / 'programs')
+  monkeypatch.setenv('CC', fake(tmp_path, '#!/bin/sh\nfor last; do :; done\necho no library > "$last"\n'))
+  native.library.cache_clear()
+  try:
+    assert native.library() is None
+    assert os.listdir(tmp_path / 'handlers')
+  finally:
+    native.library.cache_clear()
+
+
+def test_more_products_than_there_is_room_for_go_through_python(monkeypatch):
+  lib = native.library()
+  if lib is None:
+    pytest.skip('this machine has no C compiler')
+  product = onednn.Convolution('forward', GEOMETRY, 1)
+
+  class Full:
+    def jaxlite_handler(self, _):
+      return None
+
+  monkeypatch.setattr(native, 'library', Full)
+  assert native.handler(product) is None
