@@ -90,6 +90,11 @@ def available() -> int:
   return max(0, min([*rooms, *([] if group is None else [group])]))
 
 
+def mapped() -> int:
+  """Returns the bytes of address space that this process has, which `ulimit -v` limits; 0 where it is not told."""
+  return _status('VmSize')
+
+
 def _own_settings() -> str:
   """The first sign in the environment that the user chose or tuned an allocator; '' where there is none."""
   names = (name for name in os.environ if name.startswith('MALLOC_') or name in ('GLIBC_TUNABLES', 'LD_PRELOAD'))

@@ -31,6 +31,8 @@ import serving
 import torch_worker
 from absl import app, flags
 
+from jaxlite.graph.cpu import native, onednn
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string('out', '', 'folder for the table and the picture; empty only prints')
 flags.DEFINE_bool('short', False, 'fewer and shorter turns')
@@ -148,7 +150,8 @@ def main(_: list[str]) -> None:
     print(evidence.rows(result), flush=True)
   settings = (
     f'{rounds} rounds of {seconds} s a form; allocator: {FLAGS.allocator}; {serving.cores()} cores of '
-    f'{evidence.processor() or platform.machine()}; load of the machine at the end {os.getloadavg()[0]:.1f}'
+    f'{evidence.processor() or platform.machine()}; load of the machine at the end {os.getloadavg()[0]:.1f}; '
+    + (onednn.missing() or f'oneDNN {onednn.version()}, {"C" if native.library() else "Python"} handlers')
   )
   text = evidence.table(results, settings, 'not installed' if absent else serving.version(FLAGS.torch_python, 'torch'))
   print(text)

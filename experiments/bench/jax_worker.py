@@ -32,13 +32,14 @@ def optimizer_of(spec: dict[str, Any]) -> Any:
 
 
 def jaxlite_form(spec: dict[str, Any], steps: int) -> serving.Running:
-  """`train_step` as the loop calls it: raw arrays of the host in, one dispatch a step, or several."""
+  """`train_step` as the loop calls it: rewrites chosen by time, arrays of the host in, one or several steps a dispatch."""
   import jax
   import linen_models
   import numpy as np
 
   import jaxlite as jl
   from jaxlite import models
+  from jaxlite.graph.cpu import cost
 
   name = spec['case']
   if name in cases.WIDTHS:
@@ -48,6 +49,7 @@ def jaxlite_form(spec: dict[str, Any], steps: int) -> serving.Running:
   train = jl.train_step(jl.from_linen(network), jl.cross_entropy, jl.chain(optimizer_of(spec)))
   given = cases.batches(name)
   state = train.init(jax.random.key(0), given[0], params=linen_models.tree(cases.weights(name)))
+  train = train.tune(state, given[0], lambda sites: cost.choose(sites).table.choices)
   if steps > 1:
     starts = range(0, len(given) * steps, steps)
     order = [[index % len(given) for index in range(at, at + steps)] for at in starts]
@@ -155,6 +157,11 @@ def main() -> None:
     return linen_form(spec) if form.startswith('Linen') else nnx_form(spec)
 
   def after_first() -> None:
+    if spec.get('room'):  # MiB; the decision below reads the limit
+      import resource
+
+      limit = allocator.mapped() + (spec['room'] << 20)
+      resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if spec['allocator'] == 'kept':
       decision = allocator.keep_mapped()
       if not decision.kept:

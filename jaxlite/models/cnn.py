@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.models.layers import ConvPool, as_images, dense, flattened, max_pool, scaled_normal
+from jaxlite.models.norm import BatchNorm
 
 
 class SmallCNN(nn.Module):
@@ -53,7 +54,7 @@ class SmallCNN(nn.Module):
         x = ConvPool(features, dtype=self.dtype, name=name)(x)
         continue
       x = nn.Conv(features, (3, 3), use_bias=False, kernel_init=scaled_normal(1.0), dtype=self.dtype, name=name)(x)
-      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype, name=f'norm{index}')(x)
+      x = BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype, name=f'norm{index}')(x)
       x = nn.relu(max_pool(x))  # the same numbers as relu before the pool, a quarter of its work
     x = flattened(x)
     x = nn.relu(dense(self.hidden, self.dtype, 'dense1')(x))

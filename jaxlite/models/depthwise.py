@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.models.layers import as_images, dense, scaled_normal
+from jaxlite.models.norm import BatchNorm
 
 
 class DepthwiseCNN(nn.Module):
@@ -68,7 +69,7 @@ class DepthwiseCNN(nn.Module):
         dtype=self.dtype,
         name=name,
       )
-      norm = nn.BatchNorm(
+      norm = BatchNorm(
         use_running_average=not train,
         momentum=self.momentum,
         epsilon=self.epsilon,

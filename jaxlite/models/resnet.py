@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.models.layers import as_images, dense, depth_rates, scaled_normal
+from jaxlite.models.norm import BatchNorm
 
 
 class ResNet(nn.Module):
@@ -158,6 +159,6 @@ class _ConvNorm(nn.Module):
       dtype=self.dtype,
       name='conv',
     )(x)
-    return nn.BatchNorm(
+    return BatchNorm(
       use_running_average=not train, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, name='norm'
     )(x)
