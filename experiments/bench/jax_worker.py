@@ -32,7 +32,7 @@ def optimizer_of(spec: dict[str, Any]) -> Any:
 
 
 def jaxlite_form(spec: dict[str, Any], steps: int) -> serving.Running:
-  """`train_step` as the loop calls it: rewrites chosen by time, arrays of the host in, one or several steps a dispatch."""
+  """`train_step` as the loop calls it: rewrites chosen by time, one or several steps a dispatch."""
   import jax
   import linen_models
   import numpy as np
