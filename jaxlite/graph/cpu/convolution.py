@@ -1,10 +1,11 @@
 """Convolutions as matrix products and in batch chunks: the forms that XLA:CPU runs faster than its own.
 
-Three cases. A weight gradient is a convolution whose contraction runs over the batch and whose kernel is the whole
+Four cases. A weight gradient is a convolution whose contraction runs over the batch and whose kernel is the whole
 gradient of the output: XLA:CPU is slow at it. A depthwise input gradient is slow too. And inside a loop every
 convolution is, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward convolution
-outside of loops is the native one, or oneDNN's where that extra is installed; in evaluation and in a teacher it is
-always the native one: its bits are what the same network gives when it is called alone.
+outside of loops is the native one, or oneDNN's where that extra is installed, or one fused sum where channels are few
+(grey and colour pictures); in evaluation and in a teacher it is always the native one: its bits are what the same
+network gives when it is called alone.
 
 All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
 """
@@ -29,6 +30,7 @@ from jaxlite.graph.cpu.site import NATIVE, Site, Where, describe, native, shapes
 _CHUNKS = 4  # each is an operation to compile: eight are hardly faster and take twice the time at a start
 _PLACES = 64  # unrolled in the program: more would make a long one
 _GROUPS = 16  # likewise
+_FEW, _TERMS = 4, 48  # channels, and channels times places, up to which a sum of products is quicker than native
 _TINY = 1e5  # FLOPs below which nothing is gained, in a loop neither: the native bits stay, the same in both
 _PATCHES = 64 << 20  # bytes: shifted copies side by side take as many times the memory as a kernel has places
 
@@ -56,7 +58,7 @@ def site(eqn: Any, where: Where) -> Site | None:
   elif looped or _is_backward(eqn):
     kind, (forms, default) = 'convolution', _of_any(eqn, looped)
   elif not where.apart:
-    kind, forms, default = 'convolution', {}, NATIVE
+    kind, (forms, default) = 'convolution', _of_few_channels(eqn)
   else:
     return None
   if flops_of(eqn) >= _TINY:
@@ -109,6 +111,16 @@ def _of_weight_gradient(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   return forms, wanted if wanted in forms else NATIVE
 
 
+def _of_few_channels(eqn: Any) -> tuple[dict[str, _Form], str]:
+  numbers = eqn.params['dimension_numbers']
+  kernel = eqn.invars[1].aval
+  terms = kernel.size // kernel.shape[numbers.rhs_spec[0]]
+  grouped = eqn.params['feature_group_count'] > 1 or eqn.params['batch_group_count'] > 1
+  if grouped or kernel.shape[numbers.rhs_spec[1]] > _FEW or terms > _TERMS:
+    return {}, NATIVE
+  return {'outer': functools.partial(_by_outer_products, eqn.params)}, 'outer'
+
+
 def _of_any(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   numbers, groups = eqn.params['dimension_numbers'], eqn.params['feature_group_count']
   kernel, out = eqn.invars[1].aval, eqn.outvars[0].aval
@@ -121,7 +133,8 @@ def _of_any(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   rows = out.size // out.shape[numbers.out_spec[1]]
   if groups == 1 and places > 1 and rows * channels * places * out.dtype.itemsize <= _PATCHES:
     forms['patches'] = functools.partial(_by_patches, eqn.params)
-  return forms, 'patches' if 'patches' in forms else 'gemm'
+  few, _ = _of_few_channels(eqn)
+  return {**forms, **few}, next((name for name in ('outer', 'patches') if name in {**forms, **few}), 'gemm')
 
 
 def _channels_last(params: Any, x: jax.Array, spec: Sequence[int], steps: Sequence[int]) -> jax.Array:
@@ -179,6 +192,13 @@ def _by_places(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 
   total = functools.reduce(operator.add, [meet(view, kernel[place]) for place, view in views])
   return _back(total, params['dimension_numbers'].out_spec)
+
+
+def _by_outer_products(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """One multiplication for each place and channel, all in one fused sum: nothing is laid side by side."""
+  views, kernel, _ = _parts(params, lhs, rhs)
+  terms = [view[..., c : c + 1] * kernel[place][c] for place, view in views for c in range(view.shape[-1])]
+  return _back(functools.reduce(operator.add, terms), params['dimension_numbers'].out_spec)
 
 
 def _by_patches(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
