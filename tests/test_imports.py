@@ -19,6 +19,7 @@ FILES = {
 ROOMS = (
   'version',
   'packages',
+  'collector',
   'allocator',
   'compile_cache',
   'duration',

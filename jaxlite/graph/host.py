@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
+from jaxlite.collector import paused
 from jaxlite.graph import host_random, walk
 
 LIMIT = 1 << 25  # random numbers; beyond, the device draws them sooner in spite of the compiler
@@ -74,6 +75,7 @@ class Unknown(Exception):  # noqa: N818 - not an error: the function runs as it 
   """A program cannot be computed here."""
 
 
+@paused()
 def _run(traced: Callable[..., Any], args: Any, unread: tuple[int, ...], probe: jax.Array) -> Any:
   leaves = jax.tree.leaves(args)
   committed = {leaf.sharding for leaf in leaves if isinstance(leaf, jax.Array) and leaf.committed}
