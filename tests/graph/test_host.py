@@ -131,6 +131,12 @@ def test_what_is_unknown_runs_as_it_is(draw):
   assert_close(on_host(draw)(KEY), draw(KEY), 0)
 
 
+@pytest.mark.parametrize('seed', [0, 7, -1, 2**31 - 1, 2**32 - 1, -(2**31)])
+def test_a_seed_gives_the_key_that_it_gives(seed):
+  found = on_host(lambda: jax.random.key(seed))()
+  assert (jax.random.key_data(found) == jax.random.key_data(jax.random.key(seed))).all()
+
+
 def test_other_generators_run_as_they_are():
   def draw(key):
     return jax.random.normal(key, (4,))
