@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from jaxlite.collector import paused as _paused
 from jaxlite.version import __version__ as __version__
 
 _WHERE = {
@@ -65,7 +64,6 @@ _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted([*_MODULE, *_FAMILIES, '__version__'])
 
 
-@_paused()
 def __getattr__(name: str) -> Any:
   if name in _FAMILIES:
     value = importlib.import_module(f'jaxlite.{_FAMILIES[name]}')

@@ -1,7 +1,9 @@
-"""Python's garbage collector, held back while much is built that stays.
+"""Python's garbage collector, held back while a program is traced.
 
-Importing and tracing build hundreds of thousands of objects that live on, and the collector walks all of them again
-and again: a fifth of a warm start. Nothing that is freed by counting references waits for it.
+Tracing builds hundreds of thousands of objects that live on, and the collector walks all there are again and again:
+of the warm first step of a ResNet20, 1.81 s of CPU and 1.92 s without this (means of five runs in turn of
+`experiments/bench/startup.py --cases=resnet20`, one of them with `gc.disable` doing nothing). Whatever is freed by
+counting references is not kept waiting.
 """
 
 from __future__ import annotations

@@ -4,20 +4,19 @@ They take images [B, H, W, C] or [B, H, W] (`MLP` and `LeNet300`: any [B, ...], 
 about unit scale, and return logits, float32[B, classes].
 """
 
+# ruff: noqa: E402 - a missing Flax is told before anything here imports it
 from jaxlite import packages
-from jaxlite.collector import paused
 
 packages.need('jaxlite.models', 'flax')
 
-with paused():  # Flax comes with them
-  from jaxlite.models.cnn import SmallCNN
-  from jaxlite.models.depthwise import DepthwiseCNN
-  from jaxlite.models.layers import max_pool
-  from jaxlite.models.lenet import LeNet5
-  from jaxlite.models.mlp import MLP, LeNet300
-  from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
-  from jaxlite.models.summary import Summary, summary
-  from jaxlite.models.vit import ViT
+from jaxlite.models.cnn import SmallCNN
+from jaxlite.models.depthwise import DepthwiseCNN
+from jaxlite.models.layers import max_pool
+from jaxlite.models.lenet import LeNet5
+from jaxlite.models.mlp import MLP, LeNet300
+from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
+from jaxlite.models.summary import Summary, summary
+from jaxlite.models.vit import ViT
 
 __all__ = [
   'MLP',
