@@ -37,6 +37,7 @@ from jaxlite.adapters import adapt
 from jaxlite.config import Config, Duration, nearest, validate
 from jaxlite.contract import CONST, Model, Network, Recipe, chain
 from jaxlite.graph.cpu import cost
+from jaxlite.graph.host import on_host
 from jaxlite.losses import cross_entropy
 from jaxlite.step import Train, TrainState, train_step, weights_of
 from jaxlite.transforms.normalize import normalize
@@ -217,7 +218,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
     near = nearest(config.eval.metric, metric.names)
     raise ValueError(f'eval.metric is one of the metrics; got {config.eval.metric!r}; nearest: {near}')
   outputs, terms = jax.eval_shape(built.eval, abstract, first)  # what does not fit is told before training
-  jax.eval_shape(metric.update, metric.init(), outputs, first, terms['task'])
+  jax.eval_shape(metric.update, jax.eval_shape(metric.init), outputs, first, terms['task'])
   return Setup(config, data, network, recipe, built, metric, plan, abstract, first)
 
 
@@ -314,7 +315,8 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   machine = {**report.machine(), 'jaxlib': report.versions().get('jaxlib', '')}
   found = saves.restore(setup.abstract)
   if found is None:
-    state = setup.train.init(jax.random.key(setup.config.seed), setup.first_batch)
+    key = on_host(lambda: jax.random.key(setup.config.seed))()
+    state = setup.train.init(key, setup.first_batch)
     return state, Record(data=setup.data.fingerprint, machine=machine)
   record = Record(**found.loop)
   if record.data != setup.data.fingerprint:

@@ -11,9 +11,24 @@ import jax.numpy as jnp
 import optax
 
 from jaxlite import trees
-from jaxlite.contract import CONST, TAPS, Batch, Context, Loss, Model, Params, Recipe, State, Terms, stream, task
+from jaxlite.contract import (
+  CONST,
+  TAPS,
+  Batch,
+  Context,
+  Loss,
+  Model,
+  Params,
+  Recipe,
+  Selective,
+  State,
+  Terms,
+  stream,
+  task,
+)
 from jaxlite.graph.cpu.replace import Choices, for_cpu, sites
 from jaxlite.graph.cpu.site import APART, Site
+from jaxlite.graph.host import copied, on_host
 from jaxlite.graph.layouts import Layout, parameter_layouts
 from jaxlite.graph.walk import has_primitive
 from jaxlite.transforms.accumulate import Accumulate
@@ -107,20 +122,27 @@ def train_step(
 
   def init(key: jax.Array, batch: Batch, params: Params | None = None, model_state: State | None = None) -> TrainState:
     _check_key(key)
-    inputs = _inputs(batch)
+    if params is not None:
+      trees.check_distinct(params, 'the parameters')  # in a trace they would be several
+    return made(key, _inputs(batch), params, model_state)
+
+  @functools.partial(on_host, unread=(1,))
+  def made(key: jax.Array, inputs: Any, params: Params | None, model_state: State | None) -> TrainState:
     start = model if params is None else model._replace(init=_given(model, params, model_state))
     params, state = recipe.model(start).init(stream(key, 'init'), inputs)
     trees.check_distinct(params, 'the parameters')
     state = {**state, HEALTH: {'at_step': jnp.int32(-1), 'leaf': jnp.int32(-1)}}
     const = state.pop(CONST, {})
-    params = jax.tree.map(_own, params)
-    opt_state = recipe.tx.init(params, weights_of(model, key, inputs))
+    params = jax.tree.map(copied, params)
+    selects = any(isinstance(part, Selective) for part in recipe.parts)
+    weights = weights_of(model, key, inputs) if selects else None
+    opt_state = on_host(lambda params: recipe.tx.init(params, weights))(params)
     if trees.find(opt_state, optax.MultiStepsState):
       raise ValueError(
         'optax.MultiSteps hides steps from other parts: take it out and put jl.accumulate(k) in the chain'
       )
-    live = jax.tree.map(_own, (state, opt_state))
-    return TrainState(jnp.zeros((), jnp.int32), jnp.copy(key), params, *live, const)
+    live = jax.tree.map(copied, (state, opt_state))
+    return TrainState(jnp.int32(0), copied(key), params, *live, const)
 
   def update(live: TrainState, const: Any, grads: Params, state: State, terms: Terms) -> tuple[TrainState, Terms]:
     total = functools.reduce(jnp.add, terms.values())
@@ -313,12 +335,6 @@ def _given(model: Model, params: Params, model_state: State | None) -> Callable[
     return params, model.init(key, inputs)[1] if model_state is None else model_state
 
   return init
-
-
-def _own(leaf: Any) -> jax.Array:
-  """A copy, since the step donates it and the caller's array must live on; a weak type would compile twice."""
-  leaf = jnp.asarray(leaf)
-  return jnp.copy(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else jnp.array(leaf, leaf.dtype, copy=True)
 
 
 def _on_cpu(state: TrainState, batch: Batch) -> bool:

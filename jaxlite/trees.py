@@ -211,7 +211,7 @@ def check_distinct(tree: Any, what: str) -> None:
   names, leaves, _ = flatten(tree)
   seen: dict[int, str] = {}
   for name, leaf in zip(names, leaves, strict=True):
-    if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, jax.Array | np.ndarray):
       if id(leaf) in seen:
         raise ValueError(
           f'{what}: {seen[id(leaf)]!r} and {name!r} are one array; keep a single leaf and use it twice in the model'

@@ -19,6 +19,7 @@ FILES = {
 ROOMS = (
   'version',
   'packages',
+  'collector',
   'allocator',
   'compile_cache',
   'duration',
@@ -28,8 +29,8 @@ ROOMS = (
   'flags',
   'trees',
   'contract',
-  'adapters',
   'graph',
+  'adapters',
   'transforms',
   'losses',
   'metrics',

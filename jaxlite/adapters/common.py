@@ -18,6 +18,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Model, Params, State, stream
 from jaxlite.fields import nearest
+from jaxlite.graph.host import copied, on_host
 
 # How frameworks tell a forward that it trains; False where the flag means the opposite.
 MODES = {
@@ -61,7 +62,7 @@ def build(init: Callable[..., tuple[Params, State]], forward: Forward) -> Model:
       raise
     return outputs, {**model_state, **_settle(new, own)} if train else model_state
 
-  return Model(owned_init, apply)
+  return Model(on_host(owned_init, unread=(1,)), apply)
 
 
 def _runs(forward: Forward, params: Params, model_state: State, inputs: Any) -> bool:
@@ -100,7 +101,7 @@ def _own(tree: Any) -> Any:
       array = jnp.asarray(leaf)
     except (TypeError, ValueError):
       raise TypeError(f'a model holds arrays; {path!r} is {kind_of(leaf)}: keep it out of the parameters') from None
-    return jnp.array(array, dtype=array.dtype)
+    return copied(array)
 
   return trees.map_with_path(copy, tree)
 

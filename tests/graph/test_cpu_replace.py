@@ -131,6 +131,18 @@ def test_the_function_is_traced_once_for_each_shape_and_donates():
   assert once.is_deleted()
 
 
+def test_equal_sites_are_one_function_of_the_program():
+  def summed(x):
+    for _ in range(3):
+      x = nn.max_pool(x, (3, 3), (1, 1), 'SAME')
+    return x.sum()
+
+  program = lowered(for_cpu(jax.grad(summed)), 'cpu', jnp.ones((2, 8, 8, 3)))
+  kinds = sites(jax.make_jaxpr(jax.grad(summed))(jnp.ones((2, 8, 8, 3))))  # by key: values and gradients
+  functions = [line for line in program.splitlines() if 'func.func' in line and MARK in line]
+  assert len(functions) == len(kinds)
+
+
 def test_any_tree_with_keys_integers_and_constants_of_an_outer_trace():
   def step(state, *, scale=2.0):
     noise = jax.random.normal(state['key'], W.shape)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
+from jaxlite.collector import paused
 from jaxlite.graph import walk
 from jaxlite.graph.cpu import convolution, pool
 from jaxlite.graph.cpu.site import NATIVE, Site, Where
@@ -57,6 +58,7 @@ def for_cpu(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[
 
   @jax.jit
   @functools.wraps(fn)
+  @paused()
   def run(*args: Any, **kwargs: Any) -> Any:
     jaxpr, shapes = jax.make_jaxpr(traced, return_shape=True)(*args, **kwargs)
     results = core.jaxpr_as_fun(replaced(jaxpr, choices))(*jax.tree.leaves((args, kwargs)))
@@ -75,7 +77,7 @@ def replaced(jaxpr: Any, choices: Choices | None = None) -> Any:
   Raises:
     ValueError: a choice names no form of its site.
   """
-  return jaxpr.replace(jaxpr=_edited(jaxpr.jaxpr, Where(), choices or {}))
+  return jaxpr.replace(jaxpr=_edited(jaxpr.jaxpr, Where(), _Exchange(choices or {}, {})))
 
 
 def sites(jaxpr: Any) -> dict[str, Site]:
@@ -119,25 +121,38 @@ def _bodies(eqn: Any) -> list[tuple[str, Any]]:
   return found
 
 
-def _edited(jaxpr: Any, where: Where, choices: Choices) -> Any:
+class _Exchange(NamedTuple):
+  """What one reading of a program knows.
+
+  Attributes:
+    choices: as in `for_cpu`.
+    calls: what stands in for each kind of equation, traced once: a deep network has few kinds, and what is one object
+      is lowered once as well.
+  """
+
+  choices: Choices
+  calls: dict[Any, Any]
+
+
+def _edited(jaxpr: Any, where: Where, exchange: _Exchange) -> Any:
   """An open jaxpr with its sites exchanged; the same object where there are none."""
-  eqns = [_exchanged(eqn, where, choices) for eqn in jaxpr.eqns]
+  eqns = [_exchanged(eqn, where, exchange) for eqn in jaxpr.eqns]
   same = all(one is other for one, other in zip(eqns, jaxpr.eqns, strict=True))
   return jaxpr if same else jaxpr.replace(eqns=eqns)
 
 
-def _exchanged(eqn: Any, where: Where, choices: Choices) -> Any:
+def _exchanged(eqn: Any, where: Where, exchange: _Exchange) -> Any:
   site = _site(eqn, where)
   if site is not None:
-    name = choices.get(site.key, site.default)
+    name = exchange.choices.get(site.key, site.default)
     form = site.form(name)
-    return eqn if name == NATIVE else _either(eqn, site, name, form)
+    return eqn if name == NATIVE else _either(eqn, site, name, form, exchange.calls)
   inside = where.inside(eqn)
   if eqn.primitive.name == 'shard_map' and eqn.params['check_vma']:
-    return _sharded(eqn, inside, choices)
+    return _sharded(eqn, inside, exchange)
   params = dict(eqn.params)
   for param, body in _bodies(eqn):
-    new = _edited(walk.opened(body)[0], inside, choices)
+    new = _edited(walk.opened(body)[0], inside, exchange)
     if new is not walk.opened(body)[0]:
       new = body.replace(jaxpr=new) if hasattr(body, 'consts') else new
       old = params[param]
@@ -145,8 +160,15 @@ def _exchanged(eqn: Any, where: Where, choices: Choices) -> Any:
   return eqn if all(params[name] is value for name, value in eqn.params.items()) else eqn.replace(params=params)
 
 
-def _either(eqn: Any, site: Site, name: str, form: Callable[..., Any]) -> Any:
+def _either(eqn: Any, site: Site, name: str, form: Callable[..., Any], calls: dict[Any, Any]) -> Any:
   """The equation as one call that holds the form for CPU and the native one for the others."""
+  kind = (name, site.key, eqn.primitive, *sorted(eqn.params.items()), *(atom.aval for atom in eqn.invars), eqn.ctx)
+  try:
+    call = calls.get(kind)
+  except TypeError:  # a parameter that cannot be compared
+    kind = call = None
+  if call is not None:
+    return _standing_for(eqn, call)
 
   def chosen(*operands: Any) -> Any:
     return form(*operands)
@@ -157,10 +179,13 @@ def _either(eqn: Any, site: Site, name: str, form: Callable[..., Any]) -> Any:
     return jax.lax.platform_dependent(*operands, cpu=jax.jit(chosen), default=site.native)
 
   either.__name__ = eqn.primitive.name
-  return _in_place_of(eqn, jax.jit(either))
+  call = _in_place_of(eqn, jax.jit(either))
+  if kind is not None and call is not eqn:
+    calls[kind] = call
+  return call
 
 
-def _sharded(eqn: Any, where: Where, choices: Choices) -> Any:
+def _sharded(eqn: Any, where: Where, exchange: _Exchange) -> Any:
   """A body in which types tell over which axes of the mesh a value varies: JAX keeps count of that only while it
   traces such a body, so the body is traced once more and edited meanwhile."""
   body = eqn.params['jaxpr']
@@ -169,7 +194,7 @@ def _sharded(eqn: Any, where: Where, choices: Choices) -> Any:
 
   def shard(*operands: Any) -> Any:
     bare, consts = walk.opened(body)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(_edited(bare, where, choices), consts))(*operands)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(_edited(bare, where, exchange), consts))(*operands)
 
   mapped = jax.shard_map(
     shard,
@@ -189,4 +214,8 @@ def _in_place_of(eqn: Any, fn: Callable[..., Any]) -> Any:
   kept = call.out_avals == [var.aval for var in eqn.outvars]
   if not kept or call.consts or len(call.eqns) != 1 or list(call.jaxpr.outvars) != list(call.eqns[0].outvars):
     return eqn
-  return call.eqns[0].replace(invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info)
+  return _standing_for(eqn, call.eqns[0])
+
+
+def _standing_for(eqn: Any, call: Any) -> Any:
+  return call.replace(invars=eqn.invars, outvars=eqn.outvars, source_info=eqn.source_info)
