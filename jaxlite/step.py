@@ -164,7 +164,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
       done, key, params, model_state, opt_state, const = state
-      if accumulates and _on_cpu(state, batch) and convolves(state, batch):
+      if accumulates and on_cpu(state, batch) and convolves(state, batch):
         # Not in one program: XLA:CPU runs a convolution inside accumulate's scan many times slower.
         grads, full, terms = dispatched(params, {**model_state, CONST: const}, batch, key, done)
         live = TrainState(done, None, params, None, opt_state, None)
@@ -181,7 +181,7 @@ def train_step(
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Terms]:
       first = jax.tree.map(lambda leaf: leaf[0], dict(batches))
-      if _on_cpu(state, first) and convolves(state, first):
+      if on_cpu(state, first) and convolves(state, first):
         metrics = []
         for i in range(jax.tree.leaves(batches)[0].shape[0]):
           state, one = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], dict(batches)))
@@ -204,7 +204,7 @@ def train_step(
     return Train(init, step, steps, evaluate, wrapped, tune)
 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Train:
-    if accumulates and _on_cpu(state, batch) and convolves(state, batch):
+    if accumulates and on_cpu(state, batch) and convolves(state, batch):
       found = _sites_within(recipe, inner, state, batch)  # of a micro-step, which is what will be dispatched
     else:
       live = state._replace(key=None, const=None)
@@ -337,7 +337,7 @@ def _own(leaf: Any) -> jax.Array:
   return jnp.copy(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else jnp.array(leaf, leaf.dtype, copy=True)
 
 
-def _on_cpu(state: TrainState, batch: Batch) -> bool:
+def on_cpu(state: TrainState, batch: Batch) -> bool:
   """Where the arrays of this call lie; False inside a trace, where lowering decides."""
   leaves = jax.tree.leaves((state.step, batch))
   if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):

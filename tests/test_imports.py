@@ -36,6 +36,7 @@ ROOMS = (
   'models',
   'data',
   'step',
+  'dispatch',
   'checkpoint',
   'preempt',
   'parts',
