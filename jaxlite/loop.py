@@ -232,11 +232,8 @@ def _fit(
   progress = logs.Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
   began, started, compiling = time.monotonic() - record.seconds, step, 0.0
-  wanted = config.machine.steps_per_dispatch
-  pace = dispatch.resumed(setup.train.step, record.pace, plan.gap, wanted)
-
-  def batches_at(at: int, count: int) -> Any:
-    return datasets.batches_at(setup.data.train, config.data.batch_size, config.seed, at, count)
+  pace = dispatch.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
+  batches_at = functools.partial(datasets.batches_at, setup.data.train, config.data.batch_size, config.seed)
 
   def save(*, wait: bool = False) -> None:
     record.pending = dispatch.fetched(pending)
@@ -285,6 +282,7 @@ def _fit(
     free = plan.free(step)
     if pace is None and step > started and free >= dispatch.least(plan.gap):
       room = dispatch.Room(step, free, plan.gap, plan.total - step, compiling)
+      wanted = config.machine.steps_per_dispatch
       state, taken, pace = dispatch.choose(setup.train.step, state, batches_at, room, wanted)
       record.pace = pace.steps
       say(f'steps a dispatch: {pace.steps} ({pace.why})')
