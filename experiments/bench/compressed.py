@@ -10,6 +10,7 @@ are means over it. Nothing here is asserted: machines differ, and are shared.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import cases
@@ -28,6 +29,7 @@ flags.DEFINE_integer('steps', 100, 'steps a round; pruning refreshes every 100')
 flags.DEFINE_enum('optimizer', 'sgd', ['sgd', 'adamw'], 'of the plain step')
 flags.DEFINE_list('networks', ['cnn', 'resnet20'], 'small CNN at batch 128, ResNet-20 at batch 64')
 flags.DEFINE_bool('each', False, 'every part alone too')
+flags.DEFINE_bool('cpu_time', False, 'processor time in place of the clock, where others work on the same cores')
 NETWORKS = {'cnn': SmallCNN, 'resnet20': ResNet20}
 EVERY, TOTAL = 100, 10_000
 
@@ -64,7 +66,8 @@ def main(_: list[str]) -> None:
     for recipe, parts in recipes(case.lr[FLAGS.optimizer]).items():
       train = jl.train_step(jl.from_linen(NETWORKS[name]()), jl.cross_entropy, jl.chain(*parts))
       running[recipe] = train, train.step(train.init(jax.random.key(0), batch), batch)[0]
-    times = turns.in_turns(running, batch, FLAGS.rounds, FLAGS.steps)
+    clock = time.process_time if FLAGS.cpu_time else time.perf_counter
+    times = turns.in_turns(running, batch, FLAGS.rounds, FLAGS.steps, clock)
     turns.table(times, against='plain', title=f'{case.title}, {FLAGS.optimizer}')
 
 
