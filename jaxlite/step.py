@@ -150,8 +150,8 @@ def train_step(
     jaxpr = jax.make_jaxpr(forward)(params, {**state, CONST: const}, inputs, key=key, step=jnp.int32(0))
     return has_primitive(jaxpr, 'conv_general_dilated')
 
-  def convolves(state: TrainState, batch: Batch) -> bool:
-    arrays = (state.params, state.model_state, state.const, state.key, _inputs(batch))
+  def convolves(state: TrainState, inputs: Any) -> bool:
+    arrays = (state.params, state.model_state, state.const, state.key, inputs)
     leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), arrays))
     return convolves_at(treedef, tuple(leaves))
 
@@ -164,7 +164,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
       done, key, params, model_state, opt_state, const = state
-      if accumulates and on_cpu(state, batch) and convolves(state, batch):
+      if accumulates and on_cpu(state, batch) and convolves(state, _inputs(batch)):
         # Not in one program: XLA:CPU runs a convolution inside accumulate's scan many times slower.
         grads, full, terms = dispatched(params, {**model_state, CONST: const}, batch, key, done)
         live = TrainState(done, None, params, None, opt_state, None)
@@ -180,8 +180,8 @@ def train_step(
       return jax.lax.scan(lambda live, batch: whole(live, fixed, batch), live, batches)
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Terms]:
-      first = jax.tree.map(lambda leaf: leaf[0], dict(batches))
-      if on_cpu(state, first) and convolves(state, first):
+      one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _inputs(batches))
+      if on_cpu(state, batches) and convolves(state, one):
         metrics = []
         for i in range(jax.tree.leaves(batches)[0].shape[0]):
           state, one = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], dict(batches)))
@@ -204,7 +204,7 @@ def train_step(
     return Train(init, step, steps, evaluate, wrapped, tune)
 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Train:
-    if accumulates and on_cpu(state, batch) and convolves(state, batch):
+    if accumulates and on_cpu(state, batch) and convolves(state, _inputs(batch)):
       found = _sites_within(recipe, inner, state, batch)  # of a micro-step, which is what will be dispatched
     else:
       live = state._replace(key=None, const=None)
