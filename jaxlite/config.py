@@ -128,11 +128,14 @@ class MachineConfig:
     compile_cache: compiled programs are kept in the user's cache folder for the next start.
     rewrites: on CPU, pools and convolutions take the form that is fastest on this machine: the same gradients up to
       rounding. The run keeps its choices. The other fields change no number.
+    steps_per_dispatch: at most so many steps are sent to the device at once, between two points of the run; 1: each on
+      its own; 0: as many as are faster so on this machine, if any. Never around a convolution on CPU.
   """
 
   keep_memory: bool = True
   compile_cache: bool = True
   rewrites: bool = True
+  steps_per_dispatch: int = 0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -181,6 +184,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('eval.metric', bool, 'the name of a metric'),
   ('eval.patience', lambda value: value >= 0, 'at least 0 (0: off)'),
   ('eval.batch_size', lambda value: value >= 1, 'at least 1'),
+  ('machine.steps_per_dispatch', lambda value: value >= 0, 'at least 0 (0: chosen by time)'),
   ('checkpoint.keep', lambda value: value >= 1, 'at least 1'),
   ('train', lambda value: value.given()[0] != 'percent', 'in steps, epochs or examples'),
   ('train', lambda value: value.given()[1] > 0, 'longer than 0'),

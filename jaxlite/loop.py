@@ -22,6 +22,7 @@ from jaxlite import (
   allocator,
   checkpoint,
   compile_cache,
+  dispatch,
   health,
   logs,
   metrics,
@@ -36,6 +37,7 @@ from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config import Config, Duration, nearest, validate
 from jaxlite.contract import CONST, Model, Network, Recipe, chain
+from jaxlite.duration import Plan
 from jaxlite.graph.cpu import cost
 from jaxlite.graph.host import on_host
 from jaxlite.losses import cross_entropy
@@ -50,16 +52,6 @@ _REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions
 
 class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
   """A signal asked the run to leave; it did, after saving."""
-
-
-class Plan(NamedTuple):
-  """The durations of a config, in steps."""
-
-  total: int
-  epoch: int
-  log: int
-  evaluate: int
-  checkpoint: int
 
 
 class Setup(NamedTuple):
@@ -90,6 +82,7 @@ class Record:
     stale: evaluations since.
     stopped: early stopping has ended the run.
     seconds: spent training, over all starts.
+    pace: steps a dispatch, at most; 0 until that was chosen.
     data: fingerprint of the data.
     machine: what bit-equality hangs on.
   """
@@ -103,6 +96,7 @@ class Record:
   stale: int = 0
   stopped: bool = False
   seconds: float = 0.0
+  pace: int = 0
   data: str = ''
   machine: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -237,11 +231,13 @@ def _fit(
 ) -> tuple[TrainState, Record]:
   config, plan, step = setup.config, setup.plan, int(state.step)
   progress = logs.Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
-  pending: list[Any] = list(record.pending)  # on the device until a log point fetches them
-  began, started = time.monotonic() - record.seconds, step
+  pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
+  began, started, compiling = time.monotonic() - record.seconds, step, 0.0
+  pace = dispatch.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
+  batches_at = functools.partial(datasets.batches_at, setup.data.train, config.data.batch_size, config.seed)
 
   def save(*, wait: bool = False) -> None:
-    record.pending = _fetch(pending)
+    record.pending = dispatch.fetched(pending)
     health.check_finite(record.pending, state, saves)
     health.check_params(state, saves)
     record.log_bytes, record.seconds = records.length, time.monotonic() - began
@@ -250,8 +246,8 @@ def _fit(
 
   while True:
     improved = False
-    if _due(step, plan.log, plan) and record.logged < step:
-      values = _fetch(pending)
+    if plan.due(step, plan.log) and record.logged < step:
+      values = dispatch.fetched(pending)
       health.check_finite(values, state, saves)
       health.check_masks(state)
       means = {name: math.fsum(value[name] for value in values) / len(values) for name in values[0]}
@@ -259,7 +255,7 @@ def _fit(
       records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
       progress.line(step, f'loss {means["loss"]:.4f}')
 
-    if _due(step, plan.evaluate, plan) and record.evaluated < step and len(setup.data.validation.labels):
+    if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
       found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
         scalars = {name: value for name, value in found.items() if name != 'confusion'}
@@ -278,18 +274,38 @@ def _fit(
     if guard.requested:
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
-    if improved or last or (_due(step, plan.checkpoint, plan) and step > 0):
+    if improved or last or plan.due(step, plan.checkpoint):
       save(wait=last)
     if last:
       progress.done()
       return state, record
 
-    batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
-    state, terms = setup.train.step(state, batch)
-    if step == started and config.machine.keep_memory:
-      _keep_memory(state, say)
-    pending.append(terms)
-    step += 1
+    free = plan.free(step)
+    if pace is None and step > started and free >= dispatch.least(plan.gap):
+      room = dispatch.Room(step, free, plan.gap, plan.total - step, compiling)
+      wanted = config.machine.steps_per_dispatch
+      state, taken, pace = dispatch.choose(setup.train.step, state, batches_at, room, wanted)
+      record.pace = pace.steps
+      say(f'steps a dispatch: {pace.steps} ({pace.why})')
+      pending += [(terms, 1) for terms in taken]
+      step += len(taken)
+    elif pace is not None and pace.run is not None and free > 1:
+      count = min(pace.steps, free)
+      batches = dispatch.stacked(batches_at(step, count), pace.steps)
+      jax.block_until_ready(pending[-1:])  # never two under way: a signal waits for one at most
+      state, terms = pace.run(state, batches, count)
+      pending.append((terms, count))
+      step += count
+    else:
+      batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
+      calling = time.monotonic()
+      state, terms = setup.train.step(state, batch)
+      if step == started:
+        compiling = time.monotonic() - calling
+        if config.machine.keep_memory:
+          _keep_memory(state, say)
+      pending.append((terms, 1))
+      step += 1
     progress.step(step)
 
 
@@ -369,14 +385,6 @@ def _dataset(config: Config, data: Any) -> datasets.Dataset:
   if isinstance(data, datasets.Dataset):
     return data
   return datasets.from_arrays(data, validation=config.data.validation, seed=config.seed)
-
-
-def _due(step: int, every: int, plan: Plan) -> bool:
-  return step > 0 and (step % every == 0 or step == plan.total)
-
-
-def _fetch(pending: list[Any]) -> list[dict[str, float]]:
-  return [{name: float(value) for name, value in terms.items()} for terms in jax.device_get(pending)]
 
 
 def _score(values: dict[str, float], name: str) -> float:

@@ -33,7 +33,7 @@ from jaxlite.graph.layouts import Layout, parameter_layouts
 from jaxlite.graph.walk import has_primitive
 from jaxlite.transforms.accumulate import Accumulate
 
-HEALTH = 'jl.health'  # model_state: when and where a number first was not finite
+HEALTH = 'jl.health'  # model_state: int32[2], when and where a number first was not finite; -1 while none was
 
 
 class TrainState(NamedTuple):
@@ -61,8 +61,8 @@ class Train(NamedTuple):
 
   Attributes:
     init: (key, batch, params=None, model_state=None) -> TrainState.
-    step: (state, batch) -> (state, metrics). Donates the state but for its constants; metrics are scalars on the
-      device: 'loss' and each of its terms.
+    step: (state, batch) -> (state, metrics). Donates the state but for its key and constants; metrics are scalars on
+      the device: 'loss' and each of its terms.
     steps: (state, batches) -> (state, metrics), several steps a dispatch; leaves are [k, B, ...] and [k].
     eval: (state, batch) -> (outputs, {'task': loss}), as deployed: no dropout, averages in place of live weights.
     model: the Model wrapped in the recipe's hooks.
@@ -131,7 +131,7 @@ def train_step(
     start = model if params is None else model._replace(init=_given(model, params, model_state))
     params, state = recipe.model(start).init(stream(key, 'init'), inputs)
     trees.check_distinct(params, 'the parameters')
-    state = {**state, HEALTH: {'at_step': jnp.int32(-1), 'leaf': jnp.int32(-1)}}
+    state = {**state, HEALTH: jnp.full(2, -1, jnp.int32)}
     const = state.pop(CONST, {})
     params = jax.tree.map(copied, params)
     selects = any(isinstance(part, Selective) for part in recipe.parts)
@@ -144,18 +144,22 @@ def train_step(
     live = jax.tree.map(copied, (state, opt_state))
     return TrainState(jnp.int32(0), copied(key), params, *live, const)
 
-  def update(live: TrainState, const: Any, grads: Params, state: State, terms: Terms) -> tuple[TrainState, Terms]:
+  # What a program gives back costs microseconds an array, so it gives nothing twice: the key stays outside, and a loss
+  # of one term is that term. `live` is the state without its key and constants, which are `fixed`.
+  def update(live: TrainState, fixed: Any, grads: Params, state: State, terms: Terms) -> tuple[TrainState, Terms]:
     total = functools.reduce(jnp.add, terms.values())
     state = {**state, HEALTH: _health(state[HEALTH], total, live)}
     updates, opt_state = recipe.tx.update(grads, live.opt_state, live.params, value=total)
     params = optax.apply_updates(live.params, updates)
     step = live.step + 1
-    state = wrapped.after(params, {**state, CONST: const}, step)
-    return TrainState(step, live.key, params, _live(state), opt_state, None), {'loss': total, **terms}
+    state = wrapped.after(params, {**state, CONST: fixed[1]}, step)
+    metrics = terms if len(terms) == 1 else {'loss': total, **terms}
+    return TrainState(step, None, params, _live(state), opt_state, None), metrics
 
-  def whole(live: TrainState, const: Any, batch: Batch) -> tuple[TrainState, Terms]:
-    grads, state, terms = gradient(live.params, {**live.model_state, CONST: const}, batch, live.key, live.step)
-    return update(live, const, grads, _live(state), terms)
+  def whole(live: TrainState, fixed: Any, batch: Batch) -> tuple[TrainState, Terms]:
+    key, const = fixed
+    grads, state, terms = gradient(live.params, {**live.model_state, CONST: const}, batch, key, live.step)
+    return update(live, fixed, grads, _live(state), terms)
 
   traced = jax.jit(whole)  # traced once, however the program is rewritten
 
@@ -168,8 +172,8 @@ def train_step(
     jaxpr = jax.make_jaxpr(forward)(params, {**state, CONST: const}, inputs, key=key, step=jnp.int32(0))
     return has_primitive(jaxpr, 'conv_general_dilated')
 
-  def convolves(state: TrainState, batch: Batch) -> bool:
-    arrays = (state.params, state.model_state, state.const, state.key, _inputs(batch))
+  def convolves(state: TrainState, inputs: Any) -> bool:
+    arrays = (state.params, state.model_state, state.const, state.key, inputs)
     leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), arrays))
     return convolves_at(treedef, tuple(leaves))
 
@@ -181,30 +185,32 @@ def train_step(
     dispatched = recipe.grad(faster(inner))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
-      live, const = state._replace(const=None), state.const
-      if accumulates and _on_cpu(state, batch) and convolves(state, batch):
+      done, key, params, model_state, opt_state, const = state
+      if accumulates and on_cpu(state, batch) and convolves(state, _inputs(batch)):
         # Not in one program: XLA:CPU runs a convolution inside accumulate's scan many times slower.
-        grads, full, terms = dispatched(state.params, {**state.model_state, CONST: const}, batch, state.key, state.step)
-        live, metrics = compiled_update(live._replace(model_state=None), const, grads, _live(full), terms)
+        grads, full, terms = dispatched(params, {**model_state, CONST: const}, batch, key, done)
+        live = TrainState(done, None, params, None, opt_state, None)
+        live, metrics = compiled_update(live, (key, const), grads, _live(full), terms)
       else:
-        live, metrics = compiled(live, const, batch)
-      return live._replace(const=const), metrics
+        live = TrainState(done, None, params, model_state, opt_state, None)
+        live, metrics = compiled(live, (key, const), batch)
+      return _joined(live, key, const), _with_loss(metrics)
 
     @functools.partial(jax.jit, donate_argnums=0)
     @faster
-    def scanned(live: TrainState, const: Any, batches: Batch) -> tuple[TrainState, Terms]:
-      return jax.lax.scan(lambda live, batch: whole(live, const, batch), live, batches)
+    def scanned(live: TrainState, fixed: Any, batches: Batch) -> tuple[TrainState, Terms]:
+      return jax.lax.scan(lambda live, batch: whole(live, fixed, batch), live, batches)
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Terms]:
-      first = jax.tree.map(lambda leaf: leaf[0], dict(batches))
-      if _on_cpu(state, first) and convolves(state, first):
+      one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _inputs(batches))
+      if on_cpu(state, batches) and convolves(state, one):
         metrics = []
         for i in range(jax.tree.leaves(batches)[0].shape[0]):
           state, one = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], dict(batches)))
           metrics.append(one)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
-      live, metrics = scanned(state._replace(const=None), state.const, dict(batches))
-      return live._replace(const=state.const), metrics
+      live, metrics = scanned(state._replace(key=None, const=None), (state.key, state.const), dict(batches))
+      return _joined(live, state.key, state.const), _with_loss(metrics)
 
     @jax.jit
     @faster
@@ -220,10 +226,11 @@ def train_step(
     return Train(init, step, steps, evaluate, wrapped, tune)
 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Train:
-    if accumulates and _on_cpu(state, batch) and convolves(state, batch):
+    if accumulates and on_cpu(state, batch) and convolves(state, _inputs(batch)):
       found = _sites_within(recipe, inner, state, batch)  # of a micro-step, which is what will be dispatched
     else:
-      found = sites(jax.make_jaxpr(traced)(state._replace(const=None), state.const, batch))
+      live = state._replace(key=None, const=None)
+      found = sites(jax.make_jaxpr(traced)(live, (state.key, state.const), batch))
     return assembled(choose(found.values()))
 
   return assembled(rewrites if isinstance(rewrites, Mapping) else None)
@@ -272,7 +279,7 @@ def went_nan(state: TrainState) -> tuple[int, str] | None:
     (step, path): the step that wrote a bad parameter, or the step whose loss was bad while every parameter was
     good (path 'loss': look at the data); None when all is well.
   """
-  at_step, leaf = (int(state.model_state[HEALTH][name]) for name in ('at_step', 'leaf'))
+  at_step, leaf = map(int, jax.device_get(state.model_state[HEALTH]))
   if at_step < 0:
     return None
   return at_step, 'loss' if leaf < 0 else trees.paths(state.params)[leaf]
@@ -292,17 +299,26 @@ def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, Layout | 
   return parameter_layouts(lambda p, s, x, k, t: forward(p, s, x, key=k, step=t)[0], params, state, inputs, key, step)
 
 
-def _health(health: Any, total: jax.Array, live: TrainState) -> Any:
+def _health(health: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
   """Keeps the first failure. The leaves are only read once the loss has gone bad: a quiet step pays nothing."""
 
-  def look(params: Params) -> Any:
+  def look(params: Params) -> jax.Array:
     bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
     blame = jnp.any(bad)
     leaf = jnp.where(blame, jnp.argmax(bad).astype(jnp.int32), -1)
-    return {'at_step': jnp.where(blame, live.step, live.step + 1), 'leaf': leaf}
+    return jnp.stack([jnp.where(blame, live.step, live.step + 1), leaf])
 
-  first = ~jnp.isfinite(total) & (health['at_step'] < 0)
+  first = ~jnp.isfinite(total) & (health[0] < 0)
   return jax.lax.cond(first, look, lambda params: health, live.params)
+
+
+def _joined(live: TrainState, key: Any, const: Any) -> TrainState:
+  """The state as its user has it. Not `_replace`, which costs a microsecond more, at every step."""
+  return TrainState(live[0], key, live[2], live[3], live[4], const)
+
+
+def _with_loss(metrics: Terms) -> Terms:
+  return metrics if len(metrics) > 1 else {'loss': next(iter(metrics.values())), **metrics}
 
 
 def gradient_of(model: Model, loss: Loss) -> Callable[..., Any]:
@@ -337,7 +353,7 @@ def _given(model: Model, params: Params, model_state: State | None) -> Callable[
   return init
 
 
-def _on_cpu(state: TrainState, batch: Batch) -> bool:
+def on_cpu(state: TrainState, batch: Batch) -> bool:
   """Where the arrays of this call lie; False inside a trace, where lowering decides."""
   leaves = jax.tree.leaves((state.step, batch))
   if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):

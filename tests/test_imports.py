@@ -37,6 +37,7 @@ ROOMS = (
   'models',
   'data',
   'step',
+  'dispatch',
   'checkpoint',
   'preempt',
   'parts',

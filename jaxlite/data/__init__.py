@@ -12,7 +12,7 @@ from typing import Any
 _HOMES = {
   'arrays': ('from_arrays',),
   'augment': ('crop', 'cutmix', 'cutout', 'flip', 'mixup', 'shift'),
-  'batches': ('batch_at', 'eval_batches', 'steps_per_epoch'),
+  'batches': ('batch_at', 'batches_at', 'eval_batches', 'steps_per_epoch'),
   'columns': ('Columns', 'attach'),
   'dataset': ('Dataset', 'Split', 'make_dataset'),
   'logits': ('cache_logits',),

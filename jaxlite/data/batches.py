@@ -60,6 +60,46 @@ def batch_at(split: Split | Columns, batch_size: int, seed: int, step: int) -> B
   return _gather(split, order[index * batch_size : (index + 1) * batch_size], order, batch_size, (seed, step))
 
 
+def batches_at(split: Split | Columns, batch_size: int, seed: int, step: int, count: int) -> Batch:
+  """Returns the batches of several steps in a row, gathered at once: row i is `batch_at(..., step + i)`.
+
+  Args:
+    split: N examples.
+    batch_size: examples a batch, 1 .. N.
+    seed: as in `batch_at`.
+    step: the first step.
+    count: how many steps, at least 1.
+
+  Returns:
+    The arrays of `batch_at`, [count, batch_size, ...].
+
+  Raises:
+    ValueError: as `batch_at`; count is below 1.
+
+  >>> split = Split(np.arange(10, dtype=np.uint8)[:, None], np.arange(10, dtype=np.int32))
+  >>> batches_at(split, 4, seed=0, step=2, count=2)['weight'].tolist()
+  [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
+  """
+  epoch_steps = steps_per_epoch(split, batch_size)
+  step, count = whole(step, 'step', least=0), whole(count, 'count', least=1)
+  seed, total = whole(seed, 'seed', least=0), len(split.labels)
+  rows = np.empty((count, batch_size), np.int64)
+  weight = np.ones((count, batch_size), np.float32)
+  done = 0
+  while done < count:  # a turn an epoch
+    epoch, index = divmod(step + done, epoch_steps)
+    order = _order(total, seed, epoch)
+    here = min(count - done, epoch_steps - index)
+    short = max(0, (index + here) * batch_size - total)  # what the epoch's last batch lacks
+    part = order[index * batch_size : (index + here) * batch_size]
+    rows[done : done + here].reshape(-1)[: len(part)] = part
+    if short:
+      rows[done + here - 1, batch_size - short :] = order[:short]
+      weight[done + here - 1, batch_size - short :] = 0
+    done += here
+  return {**split.take(rows, (seed, range(step, step + count))), 'weight': weight}
+
+
 @functools.lru_cache(maxsize=4)  # pure: only saves drawing an epoch's order at each of its steps
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
   order = np.random.default_rng((seed, epoch)).permutation(count)

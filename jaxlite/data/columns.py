@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlite.data.dataset import Dataset
+from jaxlite.data.dataset import Dataset, Draw
 
 _DRAW = zlib.crc32(b'views')
 
@@ -33,12 +33,14 @@ class Columns(NamedTuple):
   labels: np.ndarray
   columns: Mapping[str, np.ndarray]
 
-  def take(self, rows: np.ndarray, draw: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
-    """Returns one view of each of these examples, drawn by (seed, step); without, the first."""
+  def take(self, rows: np.ndarray, draw: Draw | None = None) -> dict[str, np.ndarray]:
+    """Returns one view of each of these examples, drawn by (seed, step), or steps; without, the first."""
     views = max(column.shape[1] for column in self.columns.values())
-    view = np.zeros(len(rows), np.int64)
+    view = np.zeros(rows.shape, np.int64)
     if draw is not None and views > 1:
-      view = np.random.default_rng((*draw, _DRAW)).integers(views, size=len(rows))
+      seed, steps = draw
+      for step, part in zip(np.atleast_1d(steps).tolist(), np.atleast_2d(view), strict=True):  # parts of `view` itself
+        part[:] = np.random.default_rng((seed, step, _DRAW)).integers(views, size=len(part))
     own = {'inputs': self.inputs, 'labels': self.labels}
     plain = {name: array.take(rows, axis=0) for name, array in own.items() if name not in self.columns}
     return {**plain, **{name: _at(column, rows, view) for name, column in self.columns.items()}}

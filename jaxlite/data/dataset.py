@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Pair = tuple[Any, Any]
+Draw = tuple[int, int | range]
 
 _CHUNK = 1 << 20  # values a pass works on at once: a float64 copy of that is 8 MiB
 
@@ -29,8 +30,11 @@ class Split(NamedTuple):
   inputs: np.ndarray
   labels: np.ndarray
 
-  def take(self, rows: np.ndarray, draw: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
-    """Returns these examples as the arrays of a batch; `draw` is (seed, step) where something is drawn."""
+  def take(self, rows: np.ndarray, draw: Draw | None = None) -> dict[str, np.ndarray]:
+    """Returns these examples as the arrays of a batch, or of several: `rows` are [B] or [steps, B].
+
+    `draw` is (seed, step or steps) where something is drawn.
+    """
     del draw
     return {'inputs': self.inputs.take(rows, axis=0), 'labels': self.labels.take(rows)}
 

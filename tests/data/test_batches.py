@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlite.data import Split, batch_at, eval_batches, steps_per_epoch
+from jaxlite.data import Columns, Split, batch_at, batches_at, eval_batches, steps_per_epoch
 from jaxlite.data import batches as module
 
 
@@ -56,6 +56,24 @@ def test_a_batch_depends_on_seed_and_step_alone(size, seed, steps):
     again = batch_at(split, batch_size, np.int64(seed), np.int32(step))
     for key, value in again.items():
       np.testing.assert_array_equal(value, forward[step][key])
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes, st.integers(0, 1000), st.integers(0, 200), st.integers(1, 40), st.booleans())
+def test_batches_of_several_steps_are_those_of_each(size, seed, step, steps, views):
+  count, batch_size = size
+  split = numbered(count, dtype=np.float32)
+  if views:
+    split = Columns(
+      *split, {'logits': np.random.default_rng(0).normal(size=(count, 3, 2)), 'once': np.ones((count, 1))}
+    )
+  several = batches_at(split, batch_size, seed, step, steps)
+  for row in range(steps):
+    one = batch_at(split, batch_size, seed, step + row)
+    assert one.keys() == several.keys()
+    for key, value in one.items():
+      assert value.dtype == several[key].dtype
+      np.testing.assert_array_equal(several[key][row], value)
 
 
 def test_the_order_is_the_documented_one():

@@ -3,7 +3,8 @@
   python tests/laws/resumable.py WORKDIR [NAME ...]
 
 It prints 'ready NAME' before each run and 'done' at the end. What it trains is small; what it goes through is not:
-compilation, accumulation dispatched in micro-steps, evaluation, checkpoints, early stopping's counters.
+compilation, accumulation dispatched in micro-steps, several steps in a dispatch, evaluation, checkpoints, early
+stopping's counters.
 """
 
 import sys
@@ -19,7 +20,7 @@ from jaxlite.data import Dataset, from_arrays
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, as pyproject.toml has it for pytest
 
-from networks import convnet
+from networks import convnet, function_dense
 
 
 def data() -> Dataset:
@@ -45,7 +46,18 @@ def parts(total: int) -> dict[str, list]:
     'augment': [jl.augment(jl.shift(1), jl.flip())],
     'l2': [jl.l2(1e-3)],
   }
-  return {'all': [part for some in alone.values() for part in some], **alone}
+  dispatched = {'dispatched': [jl.average(0.9), jl.prune(0.75, begin=2, end=total // 2, every=3)]}
+  return {'all': [part for some in alone.values() for part in some], **alone, **dispatched}
+
+
+def network(name: str):
+  """A convolution with dropout; what is sent off several steps at once on CPU has none."""
+  if name != 'dispatched':
+    return convnet(keep=0.8)
+  rng = np.random.default_rng(9)
+  weights = [rng.normal(size=shape).astype(np.float32) / 4 for shape in ((16, 32), (32,), (32, 3), (3,))]
+  dense = lambda params, x: function_dense(params, x.reshape(len(x), -1))  # noqa: E731
+  return jl.from_function(dense, [tuple(weights[:2]), tuple(weights[2:])])
 
 
 def recipe(name: str):
@@ -68,10 +80,10 @@ def main(workdir: str, *names: str) -> int:
     config.data.batch_size = 8
     config.eval.every, config.eval.patience, config.eval.batch_size = jl.Duration(steps=7), 100, 5
     config.checkpoint.every, config.log.every = jl.Duration(steps=5), jl.Duration(steps=4)
-    config.log.progress = False
+    config.log.progress, config.machine.steps_per_dispatch = False, 3
     print(f'ready {name}', flush=True)
     try:
-      loop.train(config, Path(workdir) / name, model=convnet(keep=0.8), data=data(), say=lambda line: None)
+      loop.train(config, Path(workdir) / name, model=network(name), data=data(), say=lambda line: None)
     except loop.Preempted:
       return preempt.EXIT_PREEMPTED
   print('done', flush=True)

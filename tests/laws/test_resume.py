@@ -16,7 +16,8 @@ from jaxlite import checkpoint, logs
 
 PROGRAM = Path(__file__).with_name('resumable.py')
 ROOT = PROGRAM.parents[2]
-ALONE = ('prune', 'fake_quant', 'distill', 'freeze', 'accumulate', 'average', 'label_smoothing', 'augment', 'l2')
+PARTS = ('prune', 'fake_quant', 'distill', 'freeze', 'accumulate', 'average', 'label_smoothing', 'augment', 'l2')
+ALONE = (*PARTS, 'dispatched')
 
 
 def start(workdir, *names, cache=None):
