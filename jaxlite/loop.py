@@ -283,8 +283,7 @@ def _fit(
     free = plan.free(step)
     if pace is None and step > started and free >= dispatch.least(plan.gap):
       room = dispatch.Room(step, free, plan.gap, plan.total - step, compiling)
-      wanted = config.machine.steps_per_dispatch
-      state, taken, pace = dispatch.choose(setup.train.step, state, batches_at, room, wanted)
+      state, taken, pace = dispatch.choose(setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch)
       record.pace = pace.steps
       say(f'steps a dispatch: {pace.steps} ({pace.why})')
       pending += [(terms, 1) for terms in taken]
@@ -331,8 +330,7 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   machine = {**report.machine(), 'jaxlib': report.versions().get('jaxlib', '')}
   found = saves.restore(setup.abstract)
   if found is None:
-    key = on_host(lambda: jax.random.key(setup.config.seed))()
-    state = setup.train.init(key, setup.first_batch)
+    state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
     return state, Record(data=setup.data.fingerprint, machine=machine)
   record = Record(**found.loop)
   if record.data != setup.data.fingerprint:
