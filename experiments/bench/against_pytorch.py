@@ -36,6 +36,7 @@ from jaxlite.graph.cpu import native, onednn
 FLAGS = flags.FLAGS
 flags.DEFINE_string('out', '', 'folder for the table and the picture; empty only prints')
 flags.DEFINE_bool('short', False, 'fewer and shorter turns')
+flags.DEFINE_float('seconds', 1.0, 'of a turn; not of the short form')
 flags.DEFINE_string('torch_python', sys.executable, 'the interpreter that has PyTorch')
 flags.DEFINE_list('cases', [case.name for case in cases.CASES], 'which networks')
 flags.DEFINE_list('optimizers', ['sgd', 'adamw'], 'which optimizers')
@@ -131,7 +132,7 @@ def starts(case: str, optimizer: str, best_torch: str, repeats: int) -> dict[str
 
 def main(_: list[str]) -> None:
   """Runs all that is asked, prints as it goes, writes at the end."""
-  rounds, seconds, repeats = (3, 0.2, 1) if FLAGS.short else (9, 1.0, 3)
+  rounds, seconds, repeats = (3, 0.2, 1) if FLAGS.short else (9, FLAGS.seconds, 3)
   absent = serving.missing(FLAGS.torch_python, 'torch')
   if absent:
     print(f'PyTorch is not installed in {Path(FLAGS.torch_python).name}: its rows are left out (--torch-python=PATH)')
