@@ -173,12 +173,12 @@ def choose(
     again, _ = step(again, _row(batches_at(at + i, 1), 0))
   if not (_same(again, state) and all(_same(_row(found, i), metrics[i]) for i in range(count))):
     return state, taken, Pace(1, 'several in one program round differently')
-  together = math.inf
+  together, many = math.inf, count if wanted else most  # a full one: fewer would not pay for their dispatch
   for start in (_copied(before), before):
     jax.block_until_ready(start)
     began = time.perf_counter()
-    jax.block_until_ready(run(start, stacked(batches_at(at, count), most), count))
-    together = min(together, (time.perf_counter() - began) / count)
+    jax.block_until_ready(run(start, stacked(batches_at(at, many), most), many))
+    together = min(together, (time.perf_counter() - began) / many)
   told = f'{1e6 * together:.0f} us each, {1e6 * alone:.0f} us alone'
   if not wanted and together > WORTH * alone:
     return state, taken, Pace(1, told)
