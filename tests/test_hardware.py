@@ -31,7 +31,9 @@ LACKING = {
 
 
 @pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='cores are taken away by a call of Linux')
-@pytest.mark.parametrize('what', LACKING)
+@pytest.mark.parametrize(
+  'what', [pytest.param(what, marks=[] if what in ('AVX-512', 'a compiler') else pytest.mark.slow) for what in LACKING]
+)
 def test_a_run_ends_well_without(what, tmp_path):
   first, environment, said = LACKING[what]
   if what == 'a compiler' and platform.machine() != 'x86_64':

@@ -21,8 +21,11 @@ def pair(x, **options):
   return mine, flax, {**variables, 'params': params}
 
 
-@pytest.mark.parametrize('shape', [(6, 5, 4, 3), (7, 2), (1, 9, 1), (2, 3, 2, 2, 5)], ids=str)
-@pytest.mark.parametrize('momentum, epsilon', [(0.9, 1e-5), (0.5, 1e-2)])
+@pytest.mark.parametrize(
+  'shape, momentum, epsilon',
+  [((6, 5, 4, 3), 0.9, 1e-5), ((7, 2), 0.5, 1e-2), ((1, 9, 1), 0.9, 1e-2), ((2, 3, 2, 2, 5), 0.5, 1e-5)],
+  ids=str,
+)
 def test_values_statistics_and_gradients_are_those_of_flax(shape, momentum, epsilon):
   x = jnp.asarray(RNG.normal(0.5, 2, size=shape), jnp.float32)
   mine, flax, variables = pair(x, momentum=momentum, epsilon=epsilon)

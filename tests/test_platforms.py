@@ -34,8 +34,15 @@ def lowered(name, platform, steps=1):
   return exported.mlir_module(), live
 
 
-@pytest.mark.parametrize('name', list(NETWORKS))
-@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.parametrize(
+  'name, platform',
+  [
+    ('cnn', 'cuda'),
+    ('cnn', 'tpu'),
+    pytest.param('resnet', 'cuda', marks=pytest.mark.slow),
+    pytest.param('resnet', 'tpu', marks=pytest.mark.slow),
+  ],
+)
 def test_a_step_holds_nothing_for_cpu_gives_its_state_away_and_never_asks_the_host(name, platform):
   text, live = lowered(name, platform)
   assert 'jaxlite_cpu' not in text
