@@ -85,7 +85,11 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize('shape', [(7,), (3, 5), (3, 3, 4, 8), (2, 40, 50)], ids=str)
+@pytest.mark.parametrize(
+  'shape',
+  [(3, 3, 4, 8), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((7,), (3, 5), (2, 40, 50)))],
+  ids=str,
+)
 @pytest.mark.parametrize('name', DRAWN)
 def test_initialisers_draw_what_they_draw_jitted_and_compile_nothing(name, shape):
   if len(shape) == 1 and name not in ('zeros', 'ones', 'constant', 'normal', 'uniform', 'truncated_normal'):
