@@ -31,8 +31,6 @@ import serving
 import torch_worker
 from absl import app, flags
 
-from jaxlite.graph.cpu import native, onednn
-
 FLAGS = flags.FLAGS
 flags.DEFINE_string('out', '', 'folder for the table and the picture; empty only prints')
 flags.DEFINE_bool('short', False, 'fewer and shorter turns')
@@ -149,6 +147,8 @@ def main(_: list[str]) -> None:
       result = result._replace(starts=starts(case, optimizer, evidence.yardstick(result), repeats))
     results.append(result)
     print(evidence.rows(result), flush=True)
+  from jaxlite.graph.cpu import native, onednn  # not before: the flags are told without JAX
+
   settings = (
     f'{rounds} rounds of {seconds} s a form; allocator: {FLAGS.allocator}; {serving.cores()} cores of '
     f'{evidence.processor() or platform.machine()}; load of the machine at the end {os.getloadavg()[0]:.1f}; '

@@ -116,10 +116,10 @@ def test_a_run_writes_its_choices_before_its_first_step_and_reads_them_back(tmp_
 
   assert run(tmp_path / 'off', 2, rewrites=False) == ['rewrites for CPU: none, as machine.rewrites says']
   (line,) = run(tmp_path / 'on', 2)
-  assert line.startswith('rewrites for CPU: 1 weight gradient as native')
+  assert line.startswith('rewrites for CPU: 1 convolution as native, 1 weight gradient as native')
   table = cost.read(tmp_path / 'on' / 'rewrites.json')
-  (key,) = table.choices
+  key = next(key for key in table.choices if key.startswith('weight gradient'))
   cost.write(tmp_path / 'on' / 'rewrites.json', cost.Table({key: 'channels_first'}, 'another'))
   note, line = run(tmp_path / 'on', 4)
   assert 'another machine' in note
-  assert line.startswith('rewrites for CPU: 1 weight gradient as channels_first')
+  assert '1 weight gradient as channels_first' in line
