@@ -3,9 +3,9 @@
 Four cases. A weight gradient is a convolution whose contraction runs over the batch and whose kernel is the whole
 gradient of the output: XLA:CPU is slow at it. A depthwise input gradient is slow too. And inside a loop every
 convolution is, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward convolution
-outside of loops is the native one, in pieces of the batch where XLA would keep to one thread, or oneDNN's where that
-extra is installed, or one fused sum where channels are few (grey and colour pictures); in evaluation and in a teacher
-it is always the native one: its bits are what the same network gives when it is called alone.
+outside of loops is the native one, or oneDNN's where that extra is installed, or one fused sum where channels are few
+(grey and colour pictures); in evaluation and in a teacher it is always the native one: its bits are what the same
+network gives when it is called alone.
 
 All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
 """
@@ -32,7 +32,6 @@ _PLACES = 64  # unrolled in the program: more would make a long one
 _GROUPS = 16  # likewise
 _FEW, _TERMS = 4, 48  # channels, and channels times places, up to which a sum of products is quicker than native
 _TINY = 1e5  # FLOPs below which nothing is gained, in a loop neither: the native bits stay, the same in both
-_WIDE = 2e7  # FLOPs from which pieces of a convolution are worth a thread
 _PATCHES = 64 << 20  # bytes: shifted copies side by side take as many times the memory as a kernel has places
 
 _Form = Callable[[jax.Array, jax.Array], jax.Array]
@@ -56,10 +55,10 @@ def site(eqn: Any, where: Where) -> Site | None:
     return None
   if kernels.is_weight_gradient(eqn):
     kind, (forms, default) = 'weight gradient', _of_weight_gradient(eqn, looped)
-  elif looped or (_is_depthwise(eqn) and _is_backward(eqn)):
+  elif looped or _is_backward(eqn):
     kind, (forms, default) = 'convolution', _of_any(eqn, looped)
-  elif not where.apart or _is_backward(eqn):
-    kind, (forms, default) = 'convolution', _of_one(eqn)
+  elif not where.apart:
+    kind, (forms, default) = 'convolution', _of_few_channels(eqn)
   else:
     return None
   if flops_of(eqn) >= _TINY:
@@ -112,22 +111,6 @@ def _of_weight_gradient(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   return forms, wanted if wanted in forms else NATIVE
 
 
-def _is_depthwise(eqn: Any) -> bool:
-  channels = eqn.invars[1].aval.shape[eqn.params['dimension_numbers'].rhs_spec[1]]
-  return eqn.params['feature_group_count'] > 1 and channels == 1
-
-
-def _of_one(eqn: Any) -> tuple[dict[str, _Form], str]:
-  """Outside of loops: few channels, or in pieces, since XLA:CPU runs wide convolutions on one thread each."""
-  forms, default = _of_few_channels(eqn)
-  numbers = eqn.params['dimension_numbers']
-  batch, channels = eqn.invars[0].aval.shape[numbers.lhs_spec[0]], eqn.invars[1].aval.shape[numbers.rhs_spec[1]]
-  if batch < 2 * _CHUNKS or eqn.params['batch_group_count'] > 1 or flops_of(eqn) < _WIDE:
-    return forms, default
-  forms = {**forms, 'pieces': functools.partial(_by_pieces, eqn.params)}
-  return forms, default if default != NATIVE or channels < 32 else 'pieces'
-
-
 def _of_few_channels(eqn: Any) -> tuple[dict[str, _Form], str]:
   numbers = eqn.params['dimension_numbers']
   kernel = eqn.invars[1].aval
@@ -143,7 +126,8 @@ def _of_any(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   kernel, out = eqn.invars[1].aval, eqn.outvars[0].aval
   channels = kernel.shape[numbers.rhs_spec[1]]
   places = math.prod(kernel.shape[axis] for axis in numbers.rhs_spec[2:])
-  if eqn.params['batch_group_count'] > 1 or places > _PLACES or not (looped or _is_depthwise(eqn)):
+  depthwise = groups > 1 and channels == 1
+  if eqn.params['batch_group_count'] > 1 or places > _PLACES or not (looped or depthwise):
     return {}, NATIVE
   forms: dict[str, _Form] = {'gemm': functools.partial(_by_places, eqn.params)}
   rows = out.size // out.shape[numbers.out_spec[1]]
@@ -208,14 +192,6 @@ def _by_places(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 
   total = functools.reduce(operator.add, [meet(view, kernel[place]) for place, view in views])
   return _back(total, params['dimension_numbers'].out_spec)
-
-
-def _by_pieces(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-  """Native convolutions of parts of the batch, which run side by side."""
-  axis = params['dimension_numbers'].lhs_spec[0]
-  size = -(-lhs.shape[axis] // _CHUNKS)
-  parts = [_native(params, _cut(lhs, axis, start, size), rhs) for start in range(0, lhs.shape[axis], size)]
-  return lax.concatenate(parts, params['dimension_numbers'].out_spec[0])
 
 
 def _by_outer_products(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
