@@ -32,9 +32,15 @@ def test_the_commands_name_what_exists():
   assert "pip install -e '.[test]' && pytest" in text
 
 
+BENCHES = re.compile(r'`python (experiments/bench/\w+\.py)([^`]*)`')
+
+
 def test_every_flag_of_the_readme_is_a_flag():
+  for file, words in BENCHES.findall(TEXT):
+    for flag in re.findall(r'--([\w.]+)', words):
+      assert f"'{flag.removeprefix('no')}'" in (ROOT / file).read_text(), (file, flag)
   shown = subprocess.run([sys.executable, str(ROOT / 'launch.py'), '--help'], capture_output=True, text=True).stdout
-  for flag in set(re.findall(r'--([\w.]+)', TEXT)) - {'config.optim.lr'}:
+  for flag in set(re.findall(r'--([\w.]+)', BENCHES.sub('', TEXT))) - {'config.optim.lr'}:
     assert re.search(rf'--(\[no\])?{re.escape(flag.split(".")[0])}', shown), flag
   assert 'optim.lr' in shown
 
