@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlite.graph.cpu.held import held
+
 
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
   """Takes the maximum over windows that do not overlap; rows and columns that fill no window are dropped.
@@ -60,11 +62,9 @@ def _(size: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple
   for index, candidate in enumerate(rest, 1):
     stays = best >= candidate  # a later entry wins only if it is larger; after a NaN, as natively
     best, winner = jnp.where(stays, best, candidate), jnp.where(stays, winner, index)
-  batch, height, width, channels = x.shape
-  windows = (batch, height // size, size, width // size, size, channels)
-  place = lax.broadcasted_iota(jnp.int32, windows, 2) * size + lax.broadcasted_iota(jnp.int32, windows, 4)
-  moved = jnp.where(winner[:, :, None, :, None] == place, dx.reshape(windows), 0).sum((2, 4))
-  return functools.reduce(jnp.maximum, _places(x, size)), moved
+  winner = held(winner)  # or XLA:CPU asks anew, and computes x anew to do so, at each of a window's entries
+  moved = (jnp.where(winner == index, place, 0) for index, place in enumerate(_places(dx, size)))
+  return functools.reduce(jnp.maximum, _places(x, size)), functools.reduce(jnp.add, moved)
 
 
 def _places(x: jax.Array, size: int) -> list[jax.Array]:

@@ -119,17 +119,20 @@ def _winners(windows: _Windows, x: jax.Array) -> jax.Array:
 
 
 def _spread(windows: _Windows, source: jax.Array, operand: jax.Array) -> jax.Array:
-  """Windows that neither overlap nor leave the array: every entry asks whether it is its window's winner."""
+  """Windows that neither overlap nor leave the array: every entry asks whether it is its window's winner. The question
+  has the shape of the array: reshaped afterwards, XLA would not fuse it with the mask of a ReLU before the pool."""
   wide = [size for pair in zip(windows.count, windows.window, strict=True) for size in pair]
+  covered = [n * window for n, window in zip(windows.count, windows.window, strict=True)]
   kept = range(0, len(wide), 2)
-  winner, value = (lax.broadcast_in_dim(x, wide, kept) for x in (_winners(windows, operand), source))
-  place, stride = jnp.zeros(wide, jnp.int32), 1
+  winner, value = (
+    lax.broadcast_in_dim(x, wide, kept).reshape(covered) for x in (_winners(windows, operand), source)
+  )
+  place, stride = jnp.zeros(covered, jnp.int32), 1
   for axis in reversed(range(operand.ndim)):
-    place += stride * lax.broadcasted_iota(jnp.int32, wide, 2 * axis + 1)
+    place += stride * (lax.broadcasted_iota(jnp.int32, covered, axis) % windows.window[axis])
     stride *= windows.window[axis]
   laid = lax.select(winner == place, value, jnp.zeros_like(value))
-  laid = laid.reshape([n * window for n, window in zip(windows.count, windows.window, strict=True)])
-  rest = [(0, size - covered, 0) for size, covered in zip(operand.shape, laid.shape, strict=True)]
+  rest = [(0, size - there, 0) for size, there in zip(operand.shape, covered, strict=True)]
   return lax.pad(laid, jnp.zeros((), laid.dtype), rest)
 
 
