@@ -12,19 +12,25 @@ import numpy as np
 import pytest
 
 from jaxlite.graph.cpu import foreign, native, onednn
-from jaxlite.graph.cpu.onednn import Geometry
+from jaxlite.graph.cpu.onednn import Geometry, Layout
 
 pytestmark = pytest.mark.skipif(
   platform.system() != 'Linux' or platform.machine() != 'x86_64', reason='the extra has no wheel for this platform'
 )
-SHAPES = {'x': (8, 6, 6, 4), 'w': (3, 3, 4, 5), 'y': (8, 6, 6, 5)}
+SHAPES = {'x': (8, 6, 6, 4), 'w': (3, 3, 4, 5), 'y': (8, 6, 6, 5), 'a': (8, 9, 5), 'b': (8, 7, 5), 'c': (8, 9, 7)}
+LAYOUT = Layout((8,), 9, 5, 7, (45, 5, 1), (35, 1, 5))
 GEOMETRY = Geometry(
   *(8, 4, 5, 1),
   *((6, 6), (3, 3), (6, 6)),
   *((1, 1), (1, 1), (1, 1), (1, 1)),
   *((144, 1, 24, 4), (1, 5, 60, 20), (180, 1, 30, 5)),
 )
-OPERANDS = {'forward': 'xwy', 'input': 'ywx', 'weight': 'xyw'}  # two that are read, one that is written
+OPERANDS = {
+  'forward': 'xwy',
+  'input': 'ywx',
+  'weight': 'xyw',
+  'matmul': 'abc',
+}  # two that are read, one that is written
 numbers = itertools.count()
 
 
@@ -33,9 +39,13 @@ def operands(kind):
   return [rng.normal(size=SHAPES[name]).astype(np.float32) for name in OPERANDS[kind][:2]]
 
 
+def product(kind, chunks):
+  return onednn.Contraction(LAYOUT, chunks) if kind == 'matmul' else onednn.Convolution(kind, GEOMETRY, chunks)
+
+
 def by_ctypes(kind, chunks, arrays):
   out = np.zeros(SHAPES[OPERANDS[kind][2]], np.float32)
-  onednn.Convolution(kind, GEOMETRY, chunks)(*(array.ctypes.data for array in (*arrays, out)))
+  product(kind, chunks)(*(array.ctypes.data for array in (*arrays, out)))
   return out
 
 
@@ -48,13 +58,13 @@ def compiler():
 def compiled(kind, chunks):
   """An operation of XLA that calls a handler in C, and what has to outlive it."""
   compiler()
-  product = onednn.Convolution(kind, GEOMETRY, chunks)
-  address = native.handler(product)
+  one = product(kind, chunks)
+  address = native.handler(one)
   assert address
   name = f'jaxlite_test_native_{next(numbers)}'
   foreign.register_address(name, ctypes.c_void_p(address))
   shape = jax.ShapeDtypeStruct(SHAPES[OPERANDS[kind][2]], np.float32)
-  return jax.jit(jax.ffi.ffi_call(name, shape)), product
+  return jax.jit(jax.ffi.ffi_call(name, shape)), one
 
 
 @pytest.mark.parametrize('kind, chunks', [*itertools.product(OPERANDS, (1, 2, 8))])
@@ -123,11 +133,11 @@ def test_what_was_compiled_but_cannot_be_loaded_is_no_error(tmp_path, monkeypatc
 
 
 def test_more_products_than_there_is_room_for_go_through_python(monkeypatch):
-  product = onednn.Convolution('forward', GEOMETRY, 1)
+  one = product('forward', 1)
 
   class Full:
     def jaxlite_handler(self, _):
       return None
 
   monkeypatch.setattr(native, 'library', Full)
-  assert native.handler(product) is None
+  assert native.handler(one) is None

@@ -114,7 +114,7 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
   }
   if lost:
     names = ', '.join(sorted(set(lost.values())))
-    say(f'note: {len(lost)} convolutions ran by {names} and do no more: the last bits will differ. {onednn.missing()}')
+    say(f'note: {len(lost)} operations ran by {names} and do no more: the last bits will differ. {onednn.missing()}')
   found = choose(sites, saved.choices)
   say(found.why)
   write(path, Table(found.table.choices, saved.machine or found.table.machine))

@@ -1,6 +1,6 @@
-// A product of a convolution by oneDNN as an operation of an XLA program, without Python and on XLA's own threads.
+// A product by oneDNN as an operation of an XLA program, without Python and on XLA's own threads.
 //
-// What `onednn.Convolution` does by ctypes, with the same kernels, chunks and order of summation, so with the same
+// What `onednn.Product` does by ctypes, with the same kernels, chunks and order of summation, so with the same
 // bits. `native.py` compiles this file where there is a C compiler; the functions of oneDNN come as addresses.
 
 #include <pthread.h>
@@ -33,7 +33,7 @@ static struct {
 // One product: the fields of `native.Product`.
 typedef struct {
   int64_t kind, chunks, same;
-  int64_t steps[2];  // bytes from chunk to chunk of the two arrays with a batch
+  int64_t steps[3];  // bytes from chunk to chunk: of the two arrays with a batch, of weights that are read as they lie
   int64_t packed_bytes, scratch_bytes;
   int64_t numbers[3];
   void *primitive, *reorder;
@@ -85,13 +85,15 @@ static void *memory(const void *description, void *at) {
   return made;
 }
 
+static int read_as_they_lie(const Product *of) { return of->same && of->kind != WEIGHT; }
+
 // Returns NULL where memory is short; what was taken until then stays taken, as the run is over.
 static Slot *new_slot(const Product *of) {
   Slot *slot = calloc(1, sizeof(Slot));
   int own = of->kind == WEIGHT ? of->chunks : 1;
   if (slot == NULL || (slot->weights = calloc(own, sizeof(float *))) == NULL) return NULL;
   if ((slot->calls = calloc(of->chunks, sizeof(*slot->calls))) == NULL) return NULL;
-  for (int i = 0; i < own; i++) {
+  for (int i = 0; i < own && !read_as_they_lie(of); i++) {
     if ((slot->weights[i] = room(of->packed_bytes)) == NULL) return NULL;
   }
   for (int i = 0; i < of->chunks; i++) {
@@ -127,9 +129,9 @@ static void give(int target, Slot *slot) {
 
 // Weights from their own layout into the kernel's, or back.
 static int move(const Product *of, Slot *slot, char *weights) {
-  if (of->same && of->kind != WEIGHT) {  // as they lie, no copy
+  if (read_as_they_lie(of)) {
     int status = 0;
-    for (int i = 0; i < of->chunks; i++) status |= dnnl.set(slot->calls[i][1].memory, weights);
+    for (int i = 0; i < of->chunks; i++) status |= dnnl.set(slot->calls[i][1].memory, weights + i * of->steps[2]);
     return status;
   }
   int status = dnnl.set(slot->plain, weights);
@@ -203,7 +205,7 @@ static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
   char *second = ((XLA_FFI_Buffer *)frame->args.args[1])->data;
   char *out = ((XLA_FFI_Buffer *)frame->rets.rets[0])->data;
   Slot *slot = take(target);
-  if (slot == NULL) return fail(frame, "onednn: no memory for a convolution");
+  if (slot == NULL) return fail(frame, "onednn: no memory for a product");
   int status = of->kind == WEIGHT ? 0 : move(of, slot, second);
   if (!status) status = share(frame, of, slot, first, of->kind == WEIGHT ? second : out);
   if (!status && of->kind == WEIGHT) {
@@ -215,7 +217,7 @@ static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
     status = move(of, slot, out);
   }
   give(target, slot);
-  return status ? fail(frame, "onednn: a convolution failed") : NULL;
+  return status ? fail(frame, "onednn: a product failed") : NULL;
 }
 
 #define ONE(n) \

@@ -1,9 +1,10 @@
-"""Convolution equations as oneDNN sees them: which of the three products one is, and the form that calls it."""
+"""Equations as oneDNN sees them: which of a convolution's three products one is, or which matrix product."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,12 +13,14 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxlite.graph.contractions import flops_of
 from jaxlite.graph.cpu import foreign, native, onednn
-from jaxlite.graph.cpu.onednn import Geometry
+from jaxlite.graph.cpu.onednn import Geometry, Layout
 
 CHUNKS = min(8, max(2, os.cpu_count() or 1))  # part of a form's name, so that a resume takes the number it began with
-_kept: list[onednn.Convolution] = []  # what handlers in C point to
-_LAYOUT = 1  # of the names of targets; another meaning of the same numbers needs another
+_CHUNK = 4e6  # FLOPs of a matrix product up to which it is one thread's work
+_kept: list[onednn.Product] = []  # what handlers in C point to
+_LAYOUT = 2  # of the names of targets; another meaning of the same numbers needs another
 
 
 def recognised(eqn: Any) -> tuple[str, Geometry] | None:
@@ -82,22 +85,75 @@ def is_weight_gradient(eqn: Any) -> bool:
   return numbers.lhs_spec[1] == 0 and kernel >= result and eqn.params['feature_group_count'] == 1
 
 
-def forms(eqn: Any) -> dict[str, Callable[..., jax.Array]]:
+def contraction(eqn: Any) -> Layout | None:
+  """Reads a `dot_general` as a product of matrices, or of a batch of them, whose operands stay as they lie.
+
+  Args:
+    eqn: the equation.
+
+  Returns:
+    Its layout; None for what oneDNN is not asked to do: another dtype than float32, axes that do not lie together.
+
+  >>> program = jax.make_jaxpr(lambda x, g: jax.numpy.einsum('bti,bto->io', x, g))(*[jax.numpy.ones((2, 3, 4))] * 2)
+  >>> layout = contraction(next(eqn for eqn in program.eqns if eqn.primitive.name == 'dot_general'))
+  >>> layout.rows, layout.inner, layout.columns, layout.a
+  (4, 6, 4, (1, 4))
+  """
+  lhs, rhs, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
+  if {lhs.dtype.name, rhs.dtype.name, out.dtype.name} != {'float32'} or eqn.params['out_sharding'] is not None:
+    return None
+  if not all(isinstance(size, int) and size > 0 for size in (*lhs.shape, *rhs.shape)):
+    return None
+  (summed, summed_too), (batch, batch_too) = eqn.params['dimension_numbers']
+  order = sorted(range(len(summed)), key=lambda at: summed[at])
+  inner, inner_too = ([axes[at] for at in order] for axes in (summed, summed_too))
+  parts = []
+  for aval, shared, contracted in ((lhs, batch, inner), (rhs, batch_too, inner_too)):
+    free = [axis for axis in range(aval.ndim) if axis not in (*shared, *contracted)]
+    strides = _strides(aval)
+    parts.append([[strides[axis] for axis in shared], _merged(aval, free), _merged(aval, contracted)])
+  (outer, rows, across), (outer_too, columns, across_too) = parts
+  if None in (rows, across, columns, across_too):
+    return None
+  a, b = (*outer, rows[1], across[1]), (*outer_too, across_too[1], columns[1])
+  return Layout(tuple(lhs.shape[axis] for axis in batch), rows[0], across[0], columns[0], a, b)
+
+
+def _exchanged(of: Layout) -> Layout:
+  (*outer, row, across), (*outer_too, across_too, column) = of.a, of.b
+  a, b = (*outer_too, column, across_too), (*outer, across, row)
+  return Layout(of.batch, of.columns, of.inner, of.rows, a, b)
+
+
+def _merged(aval: Any, axes: Sequence[int]) -> tuple[int, int] | None:
+  """(size, stride) of several axes taken as one; None where they do not lie together in this order."""
+  strides = _strides(aval)
+  axes = [axis for axis in axes if aval.shape[axis] > 1]
+  for one, other in itertools.pairwise(axes):
+    if strides[one] != strides[other] * aval.shape[other]:
+      return None
+  return (math.prod(aval.shape[axis] for axis in axes), strides[axes[-1]] if axes else 1)
+
+
+def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]:
   """Returns the form of an equation that calls oneDNN, by name; empty where there is none.
 
   Args:
-    eqn: a `conv_general_dilated`.
+    eqn: a `conv_general_dilated` or a `dot_general`.
+    turned: a `dot_general` without a batch is made with its operands exchanged and transposed.
   """
   if onednn.missing() or jax.local_device_count('cpu') > 1:  # a partitioned program would gather what it calls with
     return {}
-  found = recognised(eqn)
-  if found is None:
-    return {}
-  kind, geometry = found
-  target = _target(kind, geometry, onednn.chunks_of(geometry.batch, CHUNKS))
-  if target is None:
-    return {}
-  return {f'onednn{CHUNKS}': functools.partial(_call, eqn, kind, target)}
+  if eqn.primitive.name == 'dot_general':
+    kind, found = 'turned' if turned else 'matmul', contraction(eqn)
+    found = _exchanged(found) if found and turned else found
+    first = (*found.batch, found.rows)[0] if found else 0
+    wanted = min(CHUNKS, 1 + int(flops_of(eqn) // _CHUNK))
+  else:
+    kind, found = recognised(eqn) or ('', None)
+    first, wanted = found.batch if found else 0, CHUNKS
+  target = _target(kind, found, onednn.chunks_of(first, wanted)) if found else None
+  return {f'onednn{CHUNKS}': functools.partial(_call, eqn, kind, target)} if target else {}
 
 
 def _call(eqn: Any, kind: str, target: str, *operands: jax.Array) -> jax.Array:
@@ -107,6 +163,11 @@ def _call(eqn: Any, kind: str, target: str, *operands: jax.Array) -> jax.Array:
 
   @jax.custom_jvp
   def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    if kind == 'turned':
+      first = lhs.ndim - len(eqn.params['dimension_numbers'][0][0])
+      front, back = shape.shape[first:], shape.shape[:first]
+      found = jax.ffi.ffi_call(target, shape.update(shape=(*front, *back)), vmap_method='sequential')(rhs, lhs)
+      return lax.transpose(found, (*range(len(front), found.ndim), *range(len(front))))
     if kind == 'input':  # the equation's weights are turned round; oneDNN takes them as the forward pass does
       rhs = lax.rev(rhs, eqn.params['dimension_numbers'].rhs_spec[2:])
     return jax.ffi.ffi_call(target, shape, vmap_method='sequential')(lhs, rhs)
@@ -120,14 +181,14 @@ def _call(eqn: Any, kind: str, target: str, *operands: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _target(kind: str, geometry: Geometry, chunks: int) -> str | None:
+def _target(kind: str, of: Geometry | Layout, chunks: int) -> str | None:
   """Registers a product and returns its name; None where oneDNN has no kernel."""
   try:
-    product = onednn.Convolution(kind, geometry, chunks)
+    product = onednn.Contraction(of, chunks) if isinstance(of, Layout) else onednn.Convolution(kind, of, chunks)
   except RuntimeError:
     return None
-  flat = [number for part in geometry for number in (part if isinstance(part, tuple) else (part,))]
-  name = '_'.join(['jaxlite_cpu_onednn', str(_LAYOUT), kind, str(chunks), *map(str, flat)])
+  sizes = ('x'.join(map(str, part)) if isinstance(part, tuple) else str(part) for part in of)
+  name = '_'.join(['jaxlite_cpu_onednn', str(_LAYOUT), kind, str(chunks), *sizes])
   compiled = native.handler(product)
   if compiled is None:
     foreign.register(name, product)

@@ -1,4 +1,4 @@
-"""oneDNN's convolutions called without Python: handlers in C, compiled once where the machine has a C compiler.
+"""oneDNN's products called without Python: handlers in C, compiled once where the machine has a C compiler.
 
 A handler in Python takes the interpreter's lock and brings threads of its own, which compete with XLA's; one in C does
 neither. The bits are the same, so nothing hangs on which of them runs: without a compiler `foreign` is used.
@@ -28,13 +28,13 @@ _SECONDS = 60  # a compiler that takes longer is not waited for
 
 
 class Product(ctypes.Structure):
-  """One product of a convolution, as handlers.c knows it."""
+  """One product, as handlers.c knows it."""
 
   _fields_ = (
     ('kind', ctypes.c_int64),
     ('chunks', ctypes.c_int64),
     ('same', ctypes.c_int64),
-    ('steps', ctypes.c_int64 * 2),
+    ('steps', ctypes.c_int64 * 3),
     ('packed_bytes', ctypes.c_int64),
     ('scratch_bytes', ctypes.c_int64),
     ('numbers', ctypes.c_int64 * 3),
@@ -47,8 +47,8 @@ class Product(ctypes.Structure):
   )
 
 
-def handler(of: onednn.Convolution) -> int | None:
-  """Returns the address of a handler in C for a product of a convolution; None where there is none.
+def handler(of: onednn.Product) -> int | None:
+  """Returns the address of a handler in C for a product; None where there is none.
 
   Args:
     of: the product. It has to outlive every program that calls the handler.

@@ -1,6 +1,6 @@
-"""Convolutions by oneDNN's own kernels, through its C interface and ctypes.
+"""Convolutions and matrix products by oneDNN's own kernels, through its C interface and ctypes.
 
-The library comes with the extra `jaxlite[onednn]` and is loaded when the first convolution asks for it; without it, or
+The library comes with the extra `jaxlite[onednn]` and is loaded when the first product asks for it; without it, or
 where a trial convolution comes out wrong, there is nothing here to call and `missing` says why. Kernels run on one
 thread each. The batch is cut into a fixed number of chunks that run side by side on threads of this module, and the
 chunks' weight gradients are added in order: the result hangs on the number of chunks and never on the number of
@@ -13,6 +13,7 @@ import concurrent.futures
 import ctypes
 import functools
 import importlib.metadata
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -105,7 +106,47 @@ def entry_points() -> list[int | None]:
   return [*(ctypes.cast(function, ctypes.c_void_p).value for function in functions), _engine().value]
 
 
-class Convolution:
+class Layout(NamedTuple):
+  """A product of matrices, or of as many as a batch has: out[..., m, n] = sum over k of a[..., m, k] b[..., k, n].
+
+  Attributes:
+    batch: sizes of the axes that all three share; perhaps none.
+    rows, inner, columns: m, k and n.
+    a, b: strides in elements of [*batch, m, k] and [*batch, k, n], whatever their layout; `out` lies row by row.
+  """
+
+  batch: tuple[int, ...]
+  rows: int
+  inner: int
+  columns: int
+  a: tuple[int, ...]
+  b: tuple[int, ...]
+
+
+class Product:
+  """A kernel ready to run on the addresses of two operands and a result; safe on several threads at once.
+
+  Attributes:
+    kind: 'weight' where every chunk makes a whole result and these are added.
+    chunks: pieces that run side by side.
+  """
+
+  kind: str
+  chunks: int
+  idle: list[_Slot]
+
+  def __call__(self, first: int, second: int, out: int) -> None:
+    try:
+      slot = self.idle.pop()
+    except IndexError:  # another thread is at it
+      slot = _Slot(self)
+    try:
+      slot.run(first, second, out)
+    finally:
+      self.idle.append(slot)
+
+
+class Convolution(Product):
   """One of a convolution's three products, ready to run on addresses; safe on several threads at once.
 
   Args:
@@ -162,37 +203,61 @@ class Convolution:
     )
     self.mds = {'forward': (x, y), 'input': (y, x), 'weight': (x, y)}[kind]  # the two arrays with a batch
     first, second = {'forward': (g.x, g.y), 'input': (g.y, g.x), 'weight': (g.x, g.y)}[kind]
-    self.steps = 4 * batch * first[0], 4 * batch * second[0]  # bytes from chunk to chunk
+    self.steps = 4 * batch * first[0], 4 * batch * second[0], 0  # bytes from chunk to chunk; weights are shared
     self.numbers = {
       'forward': (_SRC, _WEIGHTS, _DST),
       'input': (_DIFF_DST, _WEIGHTS, _DIFF_SRC),
       'weight': (_SRC, _DIFF_WEIGHTS, _DIFF_DST),
     }[kind]
 
-  def __call__(self, first: int, second: int, out: int) -> None:
-    try:
-      slot = self.idle.pop()
-    except IndexError:  # another thread is at it
-      slot = _Slot(self)
-    try:
-      slot.run(first, second, out)
-    finally:
-      self.idle.append(slot)
+
+class Contraction(Product):
+  """A matrix product, or a batch of them, ready to run on addresses; safe on several threads at once.
+
+  Args:
+    layout: its operands'.
+    chunks: pieces of the first axis of the batch, or of the rows where there is none; a divisor of it.
+
+  Raises:
+    RuntimeError: oneDNN has no kernel for it.
+  """
+
+  kind = 'forward'  # the second operand is read as it lies, by every chunk
+
+  def __init__(self, layout: Layout, chunks: int):
+    self.chunks, self.same, self.reorder = chunks, True, ctypes.c_void_p()
+    with _One():
+      batch, rows, inner, columns, a, b = layout
+      outer = (*batch, rows)
+      outer = (outer[0] // chunks, *outer[1:])
+      out = [math.prod((*outer, columns)[axis + 1 :]) for axis in range(len(outer) + 1)]
+      x, y = _strided((*outer, inner), a), _strided((*outer, columns), out)
+      self.plain = self.packed = _strided((*outer[:-1], inner, columns), b)
+      attr = _new('dnnl_primitive_attr_create')
+      _check('scratchpad mode', _library().dnnl_primitive_attr_set_scratchpad_mode(attr, _USER))
+      self.desc = _new('dnnl_matmul_primitive_desc_create', _engine(), x, self.packed, None, y, attr)
+      self.primitive = _new('dnnl_primitive_create', self.desc)
+      self.scratch = _query(self.desc, _SCRATCHPAD_MD)
+      self.mds, self.numbers = (x, y), (_SRC, _WEIGHTS, _DST)
+      each = 4 * outer[0]
+      self.steps = each * a[0], each * out[0], each * b[0] if batch else 0
+      self.idle = [_Slot(self)]
 
 
 class _Slot:
-  """The memory that one call of a convolution needs beside its operands."""
+  """The memory that one call of a product needs beside its operands."""
 
-  def __init__(self, of: Convolution):
+  def __init__(self, of: Product):
     self.of = of
+    self.read = of.same and of.kind != 'weight'  # as they lie, no copy
     weights = 1 if of.kind != 'weight' else of.chunks
-    self.weights = [_room(of.packed) for _ in range(weights)]
+    self.weights = [] if self.read else [_room(of.packed) for _ in range(weights)]
     self.scratch = [_room(of.scratch) for _ in range(of.chunks)]
     self.plain = _memory(of.plain)
     self.calls = []
     for index in range(of.chunks):
       pair = [_memory(md) for md in of.mds]
-      own = _memory(of.packed, self.weights[min(index, weights - 1)].ctypes.data)
+      own = _memory(of.packed, None if self.read else self.weights[min(index, weights - 1)].ctypes.data)
       scratch = _memory(of.scratch, self.scratch[index].ctypes.data)
       one, middle, other = of.numbers
       args = (_Arg * 4)((one, pair[0]), (middle, own), (other, pair[1]), (_SCRATCHPAD, scratch))
@@ -219,16 +284,16 @@ class _Slot:
   def chunk(self, index: int, one: int, other: int) -> None:
     pair, _, args = self.calls[index]
     lib = _library()
-    for memory, at, step in zip(pair, (one, other), self.of.steps, strict=True):
+    for memory, at, step in zip(pair, (one, other), self.of.steps[:2], strict=True):
       _check('set', lib.dnnl_memory_set_data_handle(memory, at + index * step))
     with _One():
-      _check('convolution', lib.dnnl_primitive_execute(self.of.primitive, _stream(), 4, args))
+      _check('product', lib.dnnl_primitive_execute(self.of.primitive, _stream(), 4, args))
 
   def move(self, weights: int) -> None:
     lib, of = _library(), self.of
-    if of.same and of.kind != 'weight':  # as they lie, no copy
-      for _, own, _ in self.calls:
-        _check('set', lib.dnnl_memory_set_data_handle(own, weights))
+    if self.read:
+      for index, (_, own, _) in enumerate(self.calls):
+        _check('set', lib.dnnl_memory_set_data_handle(own, weights + index * of.steps[2]))
       return
     _check('set', lib.dnnl_memory_set_data_handle(self.plain, weights))
     _check('reorder', lib.dnnl_primitive_execute(of.reorder, _stream(), 2, self.moves))

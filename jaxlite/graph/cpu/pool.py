@@ -124,9 +124,7 @@ def _spread(windows: _Windows, source: jax.Array, operand: jax.Array) -> jax.Arr
   wide = [size for pair in zip(windows.count, windows.window, strict=True) for size in pair]
   covered = [n * window for n, window in zip(windows.count, windows.window, strict=True)]
   kept = range(0, len(wide), 2)
-  winner, value = (
-    lax.broadcast_in_dim(x, wide, kept).reshape(covered) for x in (_winners(windows, operand), source)
-  )
+  winner, value = (lax.broadcast_in_dim(x, wide, kept).reshape(covered) for x in (_winners(windows, operand), source))
   place, stride = jnp.zeros(covered, jnp.int32), 1
   for axis in reversed(range(operand.ndim)):
     place += stride * (lax.broadcasted_iota(jnp.int32, covered, axis) % windows.window[axis])

@@ -18,7 +18,7 @@ from jax.extend import core
 
 from jaxlite.collector import paused
 from jaxlite.graph import walk
-from jaxlite.graph.cpu import convolution, pool
+from jaxlite.graph.cpu import convolution, dense, pool
 from jaxlite.graph.cpu.site import NATIVE, Site, Where
 
 MARK = 'jaxlite_cpu'  # the name of every function that stands in: a lowered program shows it
@@ -90,19 +90,22 @@ def sites(jaxpr: Any) -> dict[str, Site]:
 
 
 def _sites(jaxpr: Any, where: Where) -> Iterator[Site]:
+  turned = dense.turned(jaxpr)
   for eqn in jaxpr.eqns:
-    site = _site(eqn, where)
+    site = _site(eqn, where, eqn in turned)
     if site is not None:
       yield site
     for _, body in _bodies(eqn):
       yield from _sites(walk.opened(body)[0], where.inside(eqn))
 
 
-def _site(eqn: Any, where: Where) -> Site | None:
+def _site(eqn: Any, where: Where, turned: bool) -> Site | None:
   """What is known of one equation. A new kind of site is a line here."""
   kind = eqn.primitive.name
   if kind == 'conv_general_dilated':
     return convolution.site(eqn, where.at(eqn))
+  if kind == 'dot_general':
+    return dense.site(eqn, where.at(eqn), turned)
   if kind == 'select_and_scatter_add':
     return pool.gradient(eqn)
   if kind == 'reduce_window_max':
@@ -136,13 +139,14 @@ class _Exchange(NamedTuple):
 
 def _edited(jaxpr: Any, where: Where, exchange: _Exchange) -> Any:
   """An open jaxpr with its sites exchanged; the same object where there are none."""
-  eqns = [_exchanged(eqn, where, exchange) for eqn in jaxpr.eqns]
+  turned = dense.turned(jaxpr)
+  eqns = [_exchanged(eqn, where, eqn in turned, exchange) for eqn in jaxpr.eqns]
   same = all(one is other for one, other in zip(eqns, jaxpr.eqns, strict=True))
   return jaxpr if same else jaxpr.replace(eqns=eqns)
 
 
-def _exchanged(eqn: Any, where: Where, exchange: _Exchange) -> Any:
-  site = _site(eqn, where)
+def _exchanged(eqn: Any, where: Where, turned: bool, exchange: _Exchange) -> Any:
+  site = _site(eqn, where, turned)
   if site is not None:
     name = exchange.choices.get(site.key, site.default)
     form = site.form(name)
