@@ -69,13 +69,13 @@ def check(seed, count):
 
 def test_values_are_those_of_numpy_whatever_the_axes():
   installed()
-  assert check(0, 60) > 30
+  assert check(0, 60) > 20
 
 
 @pytest.mark.slow
 def test_values_are_those_of_numpy_in_500_cases():
   installed()
-  assert check(1, 500) > 250
+  assert check(1, 500) > 200
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from jax import lax
 
 import jaxlite as jl
-from jaxlite.graph.cpu import foreign, kernels, onednn
+from jaxlite.graph.cpu import dnnl, foreign, kernels, onednn
 
 LAYOUTS = (('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW'))
 HERE = platform.system() == 'Linux' and platform.machine() == 'x86_64'
@@ -150,9 +150,9 @@ def test_chunks_and_not_threads_decide_the_bits(monkeypatch):
 def test_openmp_keeps_the_number_of_threads_of_the_caller():
   installed()
   _, form, x, w = example()
-  before = onednn._openmp().omp_get_max_threads()
+  before = dnnl.openmp().omp_get_max_threads()
   jax.block_until_ready(form(x, w))
-  assert onednn._openmp().omp_get_max_threads() == before
+  assert dnnl.openmp().omp_get_max_threads() == before
 
 
 def test_without_the_extra_there_is_nothing_to_call_and_a_line_says_why():

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from jaxlite.compile_cache import user_cache
-from jaxlite.graph.cpu import native, onednn
+from jaxlite.graph.cpu import dnnl, native, onednn
 from jaxlite.graph.cpu.site import NATIVE, Site
 
 SECONDS = 1.5  # for all sites of a program, compilation included
@@ -145,7 +145,7 @@ def machine() -> str:
   except OSError:
     about = platform.processor()
   parts = (platform.machine(), about, str(os.cpu_count()), os.environ.get('XLA_FLAGS', ''))
-  with_it = '' if onednn.missing() else f'-onednn-{onednn.version()}'
+  with_it = '' if onednn.missing() else f'-onednn-{dnnl.version()}'
   return f'jaxlib-{jax.lib.__version__}{with_it}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
 
 
@@ -190,4 +190,4 @@ def _left_off(names: Iterable[str]) -> str:
   if not any(name.startswith('onednn') for name in names):
     return f'; {onednn.missing()}' if names and onednn.missing() else ''
   called = 'from C' if native.library() else 'from Python, which is slower: no C compiler was found, or it failed'
-  return f'; oneDNN {onednn.version()} called {called}'
+  return f'; oneDNN {dnnl.version()} called {called}'

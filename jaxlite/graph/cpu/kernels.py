@@ -18,6 +18,7 @@ from jaxlite.graph.cpu import foreign, native, onednn
 from jaxlite.graph.cpu.onednn import Geometry, Layout
 
 CHUNKS = min(8, max(2, os.cpu_count() or 1))  # part of a form's name, so that a resume takes the number it began with
+_AXES = 12  # that oneDNN knows
 _CHUNK = 4e6  # FLOPs of a matrix product up to which it is one thread's work
 _kept: list[onednn.Product] = []  # what handlers in C point to
 _LAYOUT = 2  # of the names of targets; another meaning of the same numbers needs another
@@ -105,6 +106,8 @@ def contraction(eqn: Any) -> Layout | None:
   if not all(isinstance(size, int) and size > 0 for size in (*lhs.shape, *rhs.shape)):
     return None
   (summed, summed_too), (batch, batch_too) = eqn.params['dimension_numbers']
+  if len(batch) > _AXES - 2:
+    return None
   order = sorted(range(len(summed)), key=lambda at: summed[at])
   inner, inner_too = ([axes[at] for at in order] for axes in (summed, summed_too))
   parts = []

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from jaxlite.compile_cache import user_cache
-from jaxlite.graph.cpu import onednn
+from jaxlite.graph.cpu import dnnl, onednn
 
 _SOURCE = Path(__file__).with_name('handlers.c')
 _FLAGS = ('-std=gnu11', '-O3', '-fPIC', '-shared', '-pthread')
@@ -61,8 +61,8 @@ def handler(of: onednn.Product) -> int | None:
     of.chunks,
     of.same,
     of.steps,
-    onednn.size_of(of.packed),
-    onednn.size_of(of.scratch),
+    dnnl.size_of(of.packed),
+    dnnl.size_of(of.scratch),
     of.numbers,
     of.primitive.value,
     of.reorder.value,

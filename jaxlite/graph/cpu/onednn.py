@@ -12,21 +12,18 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import functools
-import importlib.metadata
 import math
 import os
-import threading
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-PACKAGE = 'onednn-cpu-gomp'
-_F32, _ANY, _CPU, _TRAINING, _AUTO, _USER = 3, 1, 1, 64, 3, 1
+from jaxlite.graph.cpu import dnnl
+
+_TRAINING, _AUTO = 64, 3
 _SRC, _DST, _WEIGHTS, _SCRATCHPAD, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 1, 17, 33, 80, 129, 145, 161
 _SCRATCHPAD_MD = 136
 _WEIGHTS_MD = {'forward': 131, 'input': 131, 'weight': 132}
-_Dims = ctypes.c_int64 * 12
 
 
 class Geometry(NamedTuple):
@@ -65,23 +62,11 @@ def missing() -> str:
   True
   """
   try:
-    _library()
+    dnnl.library()
     _try_out()
   except (OSError, ImportError, RuntimeError) as error:
     return f'no onednn: {error} (pip install "jaxlite[onednn]")'
   return ''
-
-
-def version() -> str:
-  """Returns the version of the library that was loaded, such as '3.2.0'."""
-
-  class Version(ctypes.Structure):
-    _fields_ = (('major', ctypes.c_int), ('minor', ctypes.c_int), ('patch', ctypes.c_int))
-
-  get = _library().dnnl_version
-  get.restype = ctypes.POINTER(Version)
-  found = get().contents
-  return f'{found.major}.{found.minor}.{found.patch}'
 
 
 def chunks_of(batch: int, wanted: int) -> int:
@@ -93,17 +78,12 @@ def chunks_of(batch: int, wanted: int) -> int:
   return next(n for n in range(max(1, min(wanted, batch)), 0, -1) if batch % n == 0)
 
 
-def size_of(md: ctypes.c_void_p) -> int:
-  """Returns the bytes of a memory by its description."""
-  return _library().dnnl_memory_desc_get_size(md)
-
-
 def entry_points() -> list[int | None]:
   """Returns the addresses of the functions that run a convolution, and the engine, in the order of handlers.c."""
   names = ('stream_create', 'memory_create', 'memory_set_data_handle', 'primitive_execute')
-  functions = [getattr(_library(), f'dnnl_{name}') for name in names]
-  functions += [_openmp().omp_get_max_threads, _openmp().omp_set_num_threads]
-  return [*(ctypes.cast(function, ctypes.c_void_p).value for function in functions), _engine().value]
+  functions = [getattr(dnnl.library(), f'dnnl_{name}') for name in names]
+  functions += [dnnl.openmp().omp_get_max_threads, dnnl.openmp().omp_set_num_threads]
+  return [*(ctypes.cast(function, ctypes.c_void_p).value for function in functions), dnnl.engine().value]
 
 
 class Layout(NamedTuple):
@@ -134,6 +114,13 @@ class Product:
   kind: str
   chunks: int
   idle: list[_Slot]
+  desc: ctypes.c_void_p
+
+  def _build(self) -> None:
+    if dnnl.implementation(self.desc).startswith('ref'):
+      raise RuntimeError('onednn: it has only its reference for this, which is slow')
+    self.primitive = dnnl.new('dnnl_primitive_create', self.desc)
+    self.scratch = dnnl.query(self.desc, _SCRATCHPAD_MD)
 
   def __call__(self, first: int, second: int, out: int) -> None:
     try:
@@ -156,50 +143,49 @@ class Convolution(Product):
     chunks: pieces of the batch; a divisor of it.
 
   Raises:
-    RuntimeError: oneDNN has no kernel for it.
+    RuntimeError: oneDNN has no kernel for it but a slow reference.
   """
 
   def __init__(self, kind: str, geometry: Geometry, chunks: int):
     self.kind, self.chunks = kind, chunks
-    with _One():  # a kernel is made for as many threads as there are when it is made
+    with dnnl.OneThread():  # a kernel is made for as many threads as there are when it is made
       self._prepare(kind, geometry, chunks)
       self.idle: list[_Slot] = [_Slot(self)]
 
   def _prepare(self, kind: str, geometry: Geometry, chunks: int) -> None:
-    lib = _library()
+    lib = dnnl.library()
     batch = geometry.batch // chunks
     g = geometry
-    x = _strided((batch, g.inputs, *g.image), g.x)
-    y = _strided((batch, g.outputs, *g.result), g.y)
+    x = dnnl.strided((batch, g.inputs, *g.image), g.x)
+    y = dnnl.strided((batch, g.outputs, *g.result), g.y)
     each_in, each_out = g.inputs // g.groups, g.outputs // g.groups
     if g.groups == 1:
       shape, strides = (each_out, each_in, *g.kernel), g.w
     else:
       shape, strides = (g.groups, each_out, each_in, *g.kernel), (each_out * g.w[0], *g.w)
     plain, free = (
-      _strided(shape, strides),
-      _new('dnnl_memory_desc_create_with_tag', len(shape), _dims(shape), _F32, _ANY),
+      dnnl.strided(shape, strides),
+      dnnl.new('dnnl_memory_desc_create_with_tag', len(shape), dnnl.dims(shape), dnnl.F32, dnnl.ANY),
     )
-    tail = [_dims(g.stride), _dims([d - 1 for d in g.dilation]), _dims(g.low), _dims(g.high)]
-    attr = _new('dnnl_primitive_attr_create')
-    _check('scratchpad mode', lib.dnnl_primitive_attr_set_scratchpad_mode(attr, _USER))
-    engine = _engine()
-    make = functools.partial(_new, 'dnnl_convolution_forward_primitive_desc_create', engine, _TRAINING, _AUTO)
+    tail = [dnnl.dims(g.stride), dnnl.dims([d - 1 for d in g.dilation]), dnnl.dims(g.low), dnnl.dims(g.high)]
+    attr = dnnl.new('dnnl_primitive_attr_create')
+    dnnl.check('scratchpad mode', lib.dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl.USER))
+    engine = dnnl.engine()
+    make = functools.partial(dnnl.new, 'dnnl_convolution_forward_primitive_desc_create', engine, _TRAINING, _AUTO)
     self.desc = hint = make(x, free, None, y, *tail, attr)
     if kind == 'input':
       name = 'dnnl_convolution_backward_data_primitive_desc_create'
-      self.desc = _new(name, engine, _AUTO, x, free, y, *tail, hint, attr)
+      self.desc = dnnl.new(name, engine, _AUTO, x, free, y, *tail, hint, attr)
     elif kind == 'weight':
       name = 'dnnl_convolution_backward_weights_primitive_desc_create'
-      self.desc = _new(name, engine, _AUTO, x, free, None, y, *tail, hint, attr)
-    self.primitive = _new('dnnl_primitive_create', self.desc)
-    self.packed = _query(self.desc, _WEIGHTS_MD[kind])
-    self.scratch = _query(self.desc, _SCRATCHPAD_MD)
+      self.desc = dnnl.new(name, engine, _AUTO, x, free, None, y, *tail, hint, attr)
+    self._build()
+    self.packed = dnnl.query(self.desc, _WEIGHTS_MD[kind])
     ways = (plain, self.packed) if kind != 'weight' else (self.packed, plain)
     self.plain, self.free = plain, free
     self.same = bool(lib.dnnl_memory_desc_equal(plain, self.packed))
-    self.reorder = _new(
-      'dnnl_primitive_create', _new('dnnl_reorder_primitive_desc_create', ways[0], engine, ways[1], engine, None)
+    self.reorder = dnnl.new(
+      'dnnl_primitive_create', dnnl.new('dnnl_reorder_primitive_desc_create', ways[0], engine, ways[1], engine, None)
     )
     self.mds = {'forward': (x, y), 'input': (y, x), 'weight': (x, y)}[kind]  # the two arrays with a batch
     first, second = {'forward': (g.x, g.y), 'input': (g.y, g.x), 'weight': (g.x, g.y)}[kind]
@@ -219,25 +205,24 @@ class Contraction(Product):
     chunks: pieces of the first axis of the batch, or of the rows where there is none; a divisor of it.
 
   Raises:
-    RuntimeError: oneDNN has no kernel for it.
+    RuntimeError: oneDNN has no kernel for it but a slow reference.
   """
 
   kind = 'forward'  # the second operand is read as it lies, by every chunk
 
   def __init__(self, layout: Layout, chunks: int):
     self.chunks, self.same, self.reorder = chunks, True, ctypes.c_void_p()
-    with _One():
+    with dnnl.OneThread():
       batch, rows, inner, columns, a, b = layout
       outer = (*batch, rows)
       outer = (outer[0] // chunks, *outer[1:])
       out = [math.prod((*outer, columns)[axis + 1 :]) for axis in range(len(outer) + 1)]
-      x, y = _strided((*outer, inner), a), _strided((*outer, columns), out)
-      self.plain = self.packed = _strided((*outer[:-1], inner, columns), b)
-      attr = _new('dnnl_primitive_attr_create')
-      _check('scratchpad mode', _library().dnnl_primitive_attr_set_scratchpad_mode(attr, _USER))
-      self.desc = _new('dnnl_matmul_primitive_desc_create', _engine(), x, self.packed, None, y, attr)
-      self.primitive = _new('dnnl_primitive_create', self.desc)
-      self.scratch = _query(self.desc, _SCRATCHPAD_MD)
+      x, y = dnnl.strided((*outer, inner), a), dnnl.strided((*outer, columns), out)
+      self.plain = self.packed = dnnl.strided((*outer[:-1], inner, columns), b)
+      attr = dnnl.new('dnnl_primitive_attr_create')
+      dnnl.check('scratchpad mode', dnnl.library().dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl.USER))
+      self.desc = dnnl.new('dnnl_matmul_primitive_desc_create', dnnl.engine(), x, self.packed, None, y, attr)
+      self._build()
       self.mds, self.numbers = (x, y), (_SRC, _WEIGHTS, _DST)
       each = 4 * outer[0]
       self.steps = each * a[0], each * out[0], each * b[0] if batch else 0
@@ -251,14 +236,14 @@ class _Slot:
     self.of = of
     self.read = of.same and of.kind != 'weight'  # as they lie, no copy
     weights = 1 if of.kind != 'weight' else of.chunks
-    self.weights = [] if self.read else [_room(of.packed) for _ in range(weights)]
-    self.scratch = [_room(of.scratch) for _ in range(of.chunks)]
-    self.plain = _memory(of.plain)
+    self.weights = [] if self.read else [dnnl.room(of.packed) for _ in range(weights)]
+    self.scratch = [dnnl.room(of.scratch) for _ in range(of.chunks)]
+    self.plain = dnnl.memory(of.plain)
     self.calls = []
     for index in range(of.chunks):
-      pair = [_memory(md) for md in of.mds]
-      own = _memory(of.packed, None if self.read else self.weights[min(index, weights - 1)].ctypes.data)
-      scratch = _memory(of.scratch, self.scratch[index].ctypes.data)
+      pair = [dnnl.memory(md) for md in of.mds]
+      own = dnnl.memory(of.packed, None if self.read else self.weights[min(index, weights - 1)].ctypes.data)
+      scratch = dnnl.memory(of.scratch, self.scratch[index].ctypes.data)
       one, middle, other = of.numbers
       args = (_Arg * 4)((one, pair[0]), (middle, own), (other, pair[1]), (_SCRATCHPAD, scratch))
       self.calls.append((pair, own, args))
@@ -269,7 +254,7 @@ class _Slot:
   def run(self, first: int, second: int, out: int) -> None:
     of = self.of
     one, other = (first, second) if of.kind == 'weight' else (first, out)
-    with _One():
+    with dnnl.OneThread():
       if of.kind != 'weight':
         self.move(second)
       rest = [_workers().submit(self.chunk, index, one, other) for index in range(1, of.chunks)]
@@ -283,58 +268,20 @@ class _Slot:
 
   def chunk(self, index: int, one: int, other: int) -> None:
     pair, _, args = self.calls[index]
-    lib = _library()
+    lib = dnnl.library()
     for memory, at, step in zip(pair, (one, other), self.of.steps[:2], strict=True):
-      _check('set', lib.dnnl_memory_set_data_handle(memory, at + index * step))
-    with _One():
-      _check('product', lib.dnnl_primitive_execute(self.of.primitive, _stream(), 4, args))
+      dnnl.check('set', lib.dnnl_memory_set_data_handle(memory, at + index * step))
+    with dnnl.OneThread():
+      dnnl.check('product', lib.dnnl_primitive_execute(self.of.primitive, dnnl.stream(), 4, args))
 
   def move(self, weights: int) -> None:
-    lib, of = _library(), self.of
+    lib, of = dnnl.library(), self.of
     if self.read:
       for index, (_, own, _) in enumerate(self.calls):
-        _check('set', lib.dnnl_memory_set_data_handle(own, weights + index * of.steps[2]))
+        dnnl.check('set', lib.dnnl_memory_set_data_handle(own, weights + index * of.steps[2]))
       return
-    _check('set', lib.dnnl_memory_set_data_handle(self.plain, weights))
-    _check('reorder', lib.dnnl_primitive_execute(of.reorder, _stream(), 2, self.moves))
-
-
-class _Arg(ctypes.Structure):
-  _fields_ = (('number', ctypes.c_int), ('memory', ctypes.c_void_p))
-
-
-class _One:
-  """One OpenMP thread for this thread of Python, while it lasts: what else the thread runs keeps its own number."""
-
-  def __enter__(self) -> None:
-    omp = _openmp()
-    self.before = omp.omp_get_max_threads()
-    omp.omp_set_num_threads(1)
-
-  def __exit__(self, *_: Any) -> None:
-    _openmp().omp_set_num_threads(self.before)
-
-
-@functools.cache
-def _openmp() -> Any:
-  return ctypes.CDLL('libgomp.so.1')
-
-
-@functools.cache
-def _library() -> Any:
-  files = importlib.metadata.files(PACKAGE) or []
-  path = next((str(file.locate()) for file in files if file.name == 'libdnnl.so.3'), None)
-  if path is None:
-    raise OSError(f'{PACKAGE} holds no libdnnl.so.3')
-  _openmp()  # a slim image may lack it: said before the larger library fails for it
-  lib = ctypes.CDLL(os.path.realpath(path))
-  lib.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
-  lib.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
-  lib.dnnl_memory_desc_get_size.argtypes = [ctypes.c_void_p]
-  lib.dnnl_memory_desc_equal.argtypes = [ctypes.c_void_p] * 2
-  lib.dnnl_memory_set_data_handle.argtypes = [ctypes.c_void_p] * 2
-  lib.dnnl_primitive_execute.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
-  return lib
+    dnnl.check('set', lib.dnnl_memory_set_data_handle(self.plain, weights))
+    dnnl.check('reorder', lib.dnnl_primitive_execute(of.reorder, dnnl.stream(), 2, self.moves))
 
 
 @functools.cache
@@ -342,55 +289,8 @@ def _workers() -> concurrent.futures.ThreadPoolExecutor:
   return concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), 'jaxlite-onednn')
 
 
-_local = threading.local()
-
-
-def _stream() -> Any:
-  if not hasattr(_local, 'stream'):
-    _local.stream = _new('dnnl_stream_create', _engine(), 1)
-  return _local.stream
-
-
-@functools.cache
-def _engine() -> ctypes.c_void_p:
-  return _new('dnnl_engine_create', _CPU, ctypes.c_size_t(0))
-
-
-def _new(name: str, *args: Any) -> ctypes.c_void_p:
-  """Calls a function of the library whose first argument is what it makes. Nothing is ever given back: there is one
-  of each a shape, for the process."""
-  made = ctypes.c_void_p()
-  _check(name, getattr(_library(), name)(ctypes.byref(made), *args))
-  return made
-
-
-def _check(what: str, status: int) -> None:
-  if status:
-    raise RuntimeError(f'onednn: {what} gave status {status}')
-
-
-def _dims(sizes: Sequence[int]) -> Any:
-  return _Dims(*sizes)
-
-
-def _strided(shape: Sequence[int], strides: Sequence[int]) -> ctypes.c_void_p:
-  return _new('dnnl_memory_desc_create_with_strides', len(shape), _dims(shape), _F32, _dims(strides))
-
-
-def _query(desc: ctypes.c_void_p, what: int) -> ctypes.c_void_p:
-  return ctypes.c_void_p(_library().dnnl_primitive_desc_query_md(desc, what, 0))
-
-
-def _memory(md: ctypes.c_void_p, at: int | None = None) -> ctypes.c_void_p:
-  return _new('dnnl_memory_create', md, _engine(), ctypes.c_void_p(at))
-
-
-def _room(md: ctypes.c_void_p) -> np.ndarray:
-  """Zeros for a memory, float32, on a boundary of 64 bytes."""
-  size = size_of(md)
-  raw = np.zeros(size + 64, np.uint8)
-  start = -raw.ctypes.data % 64
-  return raw[start : start + size // 4 * 4].view(np.float32)
+class _Arg(ctypes.Structure):
+  _fields_ = (('number', ctypes.c_int), ('memory', ctypes.c_void_p))
 
 
 def _try_out() -> None:
