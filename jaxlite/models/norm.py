@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +68,7 @@ def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return mean, jnp.maximum((x * x).sum(axes) / count - mean * mean, 0)
 
 
+@functools.partial(jax.jit, static_argnums=3)  # traced once a shape, not once a layer
 def _normalized(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, ...]:
   """(normalized, mean, variance) of x [..., C]."""
 
