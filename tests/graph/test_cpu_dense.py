@@ -152,6 +152,7 @@ def test_what_it_cannot_do_or_would_not_gain_is_left_alone():
     (jnp.matmul, (ones((64, 1024), jnp.bfloat16), ones((1024, 512), jnp.bfloat16))),
     (jnp.matmul, (ones((64, 1024), jnp.int8), ones((1024, 512), jnp.int8))),
     (jnp.matmul, (ones((0, 1024)), ones((1024, 512)))),
+    (lambda x, y: jnp.matmul(x, y, precision='BF16_BF16_F32'), (ones((64, 1024)), ones((1024, 512)))),
     (lambda x, y: lax.dot_general(x, y, (((0, 2), (1, 0)), ((), ()))), (ones((4, 5, 6)), ones((6, 4, 7)))),
   ):
     assert kernels.forms(product_of(fn, *operands)) == {}

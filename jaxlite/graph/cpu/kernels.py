@@ -105,6 +105,8 @@ def contraction(eqn: Any) -> Layout | None:
     return None
   if not all(isinstance(size, int) and size > 0 for size in (*lhs.shape, *rhs.shape)):
     return None
+  if not isinstance(eqn.params['precision'], tuple | None):  # an algorithm of its own was asked for
+    return None
   (summed, summed_too), (batch, batch_too) = eqn.params['dimension_numbers']
   if len(batch) > _AXES - 2:
     return None
