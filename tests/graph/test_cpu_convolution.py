@@ -12,7 +12,7 @@ from jaxlite.graph.cpu.replace import MARK, for_cpu, sites
 @pytest.fixture(autouse=True)
 def without_onednn(monkeypatch):
   """What holds without the extra; with it, test_cpu_onednn.py."""
-  monkeypatch.setattr(kernels, 'forms', lambda eqn: {})
+  monkeypatch.setattr(kernels, 'forms', lambda *_: {})
 
 
 LAYOUTS = {'NHWC': ('NHWC', 'HWIO', 'NHWC'), 'NCHW': ('NCHW', 'OIHW', 'NCHW'), 'mixed': ('NHWC', 'OIHW', 'NCHW')}

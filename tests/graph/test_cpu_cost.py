@@ -19,7 +19,7 @@ from networks import convnet
 @pytest.fixture(autouse=True)
 def without_onednn(monkeypatch):
   """What holds without the extra; with it, test_cpu_onednn.py."""
-  monkeypatch.setattr(kernels, 'forms', lambda eqn: {})
+  monkeypatch.setattr(kernels, 'forms', lambda *_: {})
 
 
 X = jax.ShapeDtypeStruct((64, 16, 16, 32), jnp.float32)
@@ -66,6 +66,26 @@ def test_no_time_or_nothing_to_gain_leaves_it_to_the_shape(tmp_path):
   assert cost.choose([made_up(default='slow')], folder=tmp_path, seconds=0).table.choices == {'made up slow': 'slow'}
   assert cost.choose([made_up(default='slow', flops=1e6)], folder=tmp_path).table.choices == {'made up slow': 'slow'}
   assert not list(tmp_path.iterdir())
+
+
+def test_what_would_take_much_memory_to_time_is_left_to_the_shape_and_what_is_slow_is_timed_briefly(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(cost, '_LARGE', 2 * 200 * 200 * 4 - 1)  # one operand and its result
+  assert cost.choose([made_up(default='slow')], folder=tmp_path).table.choices == {'made up slow': 'slow'}
+  assert not list(tmp_path.iterdir())
+  monkeypatch.undo()
+  calls = []
+
+  def counted(x):
+    jax.debug.callback(lambda: calls.append(0))
+    return jnp.tanh(x)
+
+  monkeypatch.setattr(cost, '_LONG', 0.0)
+  site = made_up(default='slow')._replace(forms={'quick': counted, 'slow': slow})
+  assert cost.choose([site], folder=tmp_path).table.choices == {'made up slow': 'quick'}
+  jax.effects_barrier()
+  assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from jaxlite.graph.cpu.site import NATIVE, Site
 SECONDS = 1.5  # for all sites of a program, compilation included
 _SMALL = 20e6  # FLOPs below which no form can gain or lose much: about a quarter of a millisecond
 _CLEARLY = 0.9  # of the default's time: what a form must beat, so that noise does not choose
-_ROUNDS = 4
+_LARGE = 256 << 20  # bytes of operands and result that a measurement may take beside the run; a default is safe
+_ROUNDS, _LONG = 4, 0.5  # seconds after which no further round begins: where a form takes long, noise is small
 
 
 class Table(NamedTuple):
@@ -60,7 +61,8 @@ def choose(
 ) -> Chosen:
   """Chooses the form of every site: what is known already, else what the cache knows, else by time.
 
-  The largest sites are timed first; when the time is up, and for small ones, the shape decides.
+  The largest sites are timed first; when the time is up, for small ones and for those that would take much memory, the
+  shape decides.
 
   Args:
     sites: of a program, as `replace.sites` finds them.
@@ -84,7 +86,8 @@ def choose(
       continue
     names = tuple(site.forms) if site.looped and site.default != NATIVE else (*site.forms, NATIVE)
     found = next((one[site.key] for one in (known or {}, cached) if one.get(site.key) in names), None)
-    if found is None and site.flops >= _SMALL and len(names) > 1 and time.monotonic() < ends:
+    worth = site.flops >= _SMALL and len(names) > 1 and _bytes(site) <= _LARGE
+    if found is None and worth and time.monotonic() < ends:
       found, timed = _fastest(site, names), timed + 1
     choices[site.key] = found or site.default
   if timed:
@@ -164,17 +167,24 @@ def _fastest(site: Site, names: Iterable[str]) -> str:
   """Least time of a few, taken in turns: other work on the machine only ever adds."""
   rng = np.random.default_rng(0)
   cpu = jax.devices('cpu')[0]
-  operands = [jax.device_put(rng.standard_normal(one.shape).astype(one.dtype), cpu) for one in site.operands]
+  operands = [jax.device_put(rng.standard_normal(one.shape, one.dtype), cpu) for one in site.operands]
   with jax.default_device(cpu):
     programs = {name: jax.jit(site.form(name)).lower(*operands).compile() for name in names}
-    times = dict.fromkeys(programs, float('inf'))
-    for _ in range(_ROUNDS):
+    times, enough = dict.fromkeys(programs, float('inf')), time.monotonic() + _LONG
+    for turn in range(_ROUNDS):
+      if turn and time.monotonic() > enough:
+        break
       for name, program in programs.items():
         began = time.perf_counter()
         jax.block_until_ready(program(*operands))
         times[name] = min(times[name], time.perf_counter() - began)
   best = min(times, key=lambda name: times[name])
   return best if times[best] < _CLEARLY * times[site.default] else site.default
+
+
+def _bytes(site: Site) -> int:
+  result = jax.eval_shape(site.native, *site.operands)
+  return sum(one.size * one.dtype.itemsize for one in (*site.operands, result))
 
 
 def _why(sites: list[Site], choices: Mapping[str, str], timed: int) -> str:

@@ -33,7 +33,7 @@ _BODIES = {
 
 
 def for_cpu(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[..., Any]:
-  """Returns the same function, faster on CPU: other forms of max-pools and of the gradients of convolutions.
+  """Returns the same function, faster on CPU: other forms of max-pools, convolutions and large matrix products.
 
   Apply it outermost, to a whole train step rather than to its loss: what is slow is found in the program after
   differentiation. Other platforms get the program as it was.
