@@ -45,7 +45,8 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
   if x.ndim != 4 or min(x.shape[1:3]) < size:
     raise ValueError(f'max_pool({size}) takes [B, H, W, C] of at least {size}x{size} pixels; got {list(x.shape)}')
   _, height, width, _ = x.shape
-  return _max_pool(x[:, : height // size * size, : width // size * size], size)
+  # Held, or XLA:CPU takes the pool, and the convolution before it, into each of its readers.
+  return held(_max_pool(x[:, : height // size * size, : width // size * size], size))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -86,11 +86,11 @@ def compare(folder, kills, seed, *names):
 
 
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path):
-  compare(tmp_path, 10, 1, 'all')
+  compare(tmp_path, 6, 1, 'all')
 
 
 def test_each_part_alone_survives_kills(tmp_path):
-  compare(tmp_path, 10, 2, *ALONE)
+  compare(tmp_path, 6, 2, *ALONE)
 
 
 @pytest.mark.slow

@@ -63,7 +63,8 @@ def site(eqn: Any, where: Where) -> Site | None:
     return None
   if flops_of(eqn) >= _TINY:
     kernel = kernels.forms(eqn)
-    forms, default = {**forms, **kernel}, next(iter(kernel), default)
+    best = default if default == 'outer' else next(iter(kernel), default)
+    forms, default = {**forms, **kernel}, best
   if not forms:
     return None
   kind += ' in a loop' if looped else ''

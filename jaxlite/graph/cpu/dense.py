@@ -8,11 +8,14 @@ always the native one: its bits are what the same network gives when it is calle
 from __future__ import annotations
 
 import collections
+import functools
 from typing import Any
+
+from jax import lax
 
 from jaxlite.graph.contractions import flops_of
 from jaxlite.graph.cpu import kernels
-from jaxlite.graph.cpu.site import NATIVE, Site, Where, describe, native, shapes_of
+from jaxlite.graph.cpu.site import Site, Where, describe, native, shapes_of
 
 _LEAST, _LEAST_TURNED = 20e6, 1e6  # FLOPs below which a call of its own gains little; XLA turns operands slowly
 
@@ -33,7 +36,8 @@ def site(eqn: Any, where: Where, turned: bool = False) -> Site | None:
     return None
   numbers = str(eqn.params['dimension_numbers']).replace(' ', '')
   key = describe('matrix product', eqn, numbers, *(['turned'] if turned else []))
-  return Site('matrix product', key, shapes_of(eqn), forms, next(iter(forms), NATIVE), native(eqn), flops=flops)
+  read = functools.partial(lax.transpose, permutation=_turn(eqn)) if turned else None
+  return Site('matrix product', key, shapes_of(eqn), forms, next(iter(forms)), native(eqn), flops=flops, read=read)
 
 
 def turned(jaxpr: Any) -> set[Any]:
@@ -60,8 +64,14 @@ def turned(jaxpr: Any) -> set[Any]:
     if eqn.primitive.name != 'transpose' or read.get(eqn.invars[0]) != 1 or eqn.invars[0] not in made:
       continue
     product = made[eqn.invars[0]]
-    (summed, _), (batch, _) = product.params['dimension_numbers']
-    first, whole = product.invars[0].aval.ndim - len(summed), product.outvars[0].aval.ndim
-    if not batch and tuple(eqn.params['permutation']) == (*range(first, whole), *range(first)):
+    _, (batch, _) = product.params['dimension_numbers']
+    if not batch and tuple(eqn.params['permutation']) == _turn(product):
       found.add(product)
   return found
+
+
+def _turn(eqn: Any) -> tuple[int, ...]:
+  """The axes of a product's result, those of its second operand first."""
+  (summed, _), _ = eqn.params['dimension_numbers']
+  first, whole = eqn.invars[0].aval.ndim - len(summed), eqn.outvars[0].aval.ndim
+  return *range(first, whole), *range(first)

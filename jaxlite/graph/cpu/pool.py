@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlite.graph.cpu.held import held
 from jaxlite.graph.cpu.site import Site, describe, native, shapes_of
 
 _TAPS = 32  # a window of more entries would make a long program
@@ -101,8 +102,9 @@ def _padded(windows: _Windows, x: jax.Array) -> jax.Array:
 
 
 def _largest(windows: _Windows, x: jax.Array) -> jax.Array:
+  """Held, or XLA takes all the slices, and what made them, into each reader of the result."""
   padded = _padded(windows, x)
-  return functools.reduce(lax.max, [windows.view(padded, place) for place in windows.places()])
+  return held(functools.reduce(lax.max, [windows.view(padded, place) for place in windows.places()]))
 
 
 def _winners(windows: _Windows, x: jax.Array) -> jax.Array:

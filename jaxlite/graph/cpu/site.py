@@ -46,6 +46,7 @@ class Site(NamedTuple):
     flops: of the equation; 0 where they are not what its time hangs on.
     looped: whether it stands in a loop, where the native form has to be avoided.
     exact: every form gives the native bits, so that there is nothing to choose or record.
+    read: what the program does with the result at once, and a form may be made for: measured with it.
   """
 
   kind: str
@@ -57,6 +58,7 @@ class Site(NamedTuple):
   flops: int = 0
   looped: bool = False
   exact: bool = False
+  read: Callable[[jax.Array], jax.Array] | None = None
 
   def form(self, name: str) -> Callable[..., jax.Array]:
     """Returns a form by its name, the native one too.
