@@ -200,7 +200,7 @@ def test_a_teacher_and_evaluation_keep_the_native_bits():
   rng = np.random.default_rng(0)
 
   def network(features):
-    weights = {'w': rng.normal(size=(3, 3, 3, features)).astype(np.float32), 'd': np.ones((features, 4), np.float32)}
+    weights = {'w': rng.normal(size=(3, 3, 6, features)).astype(np.float32), 'd': np.ones((features, 4), np.float32)}
 
     def apply(params, x):
       y = lax.conv_general_dilated(x, params['w'], (1, 1), 'SAME', dimension_numbers=LAYOUTS[0])
@@ -208,12 +208,12 @@ def test_a_teacher_and_evaluation_keep_the_native_bits():
 
     return jl.from_function(apply, weights)
 
-  batch = {'inputs': rng.normal(size=(4, 8, 8, 3)).astype(np.float32), 'labels': np.arange(4)}
+  batch = {'inputs': rng.normal(size=(4, 8, 8, 6)).astype(np.float32), 'labels': np.arange(4)}
   teacher = jl.Network(network(24), *network(24).init(jax.random.key(0), batch['inputs']))
   nested = jl.distill(jax.jit(lambda x: teacher.predict(x)), name='nested')  # a scope does not reach into its jit
   train = jl.train_step(network(32), jl.cross_entropy, jl.chain(jl.distill(teacher), nested, optax.sgd(0.1)))
   state = train.init(jax.random.key(0), batch)
   text = jax.jit(train.step).lower(state, batch).as_text()
-  assert re.search(r'onednn_2_forward_\d+_4_3_32_', text)  # the network that learns: 3 channels to 32
-  assert '_4_3_24_' not in text
+  assert re.search(r'onednn_2_forward_\d+_4_6_32_', text)  # the network that learns: 6 channels to 32
+  assert '_4_6_24_' not in text
   assert 'onednn' not in jax.jit(train.eval).lower(state, batch).as_text()
