@@ -63,8 +63,9 @@ def site(eqn: Any, where: Where) -> Site | None:
     return None
   if flops_of(eqn) >= _TINY:
     kernel = kernels.forms(eqn)
-    best = default if default == 'outer' else next(iter(kernel), default)
-    forms, default = {**forms, **kernel}, best
+    if default != 'outer':  # that one is fused with what reads it, which a call cannot be
+      default = next(iter(kernel), default)
+    forms = {**forms, **kernel}
   if not forms:
     return None
   kind += ' in a loop' if looped else ''

@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxlite.graph.contractions import flops_of
 from jaxlite.graph.cpu import kernels
+from jaxlite.graph.cpu import native as handlers
 from jaxlite.graph.cpu.site import Site, Where, describe, native, shapes_of
 
 _LEAST, _LEAST_TURNED = 20e6, 1e6  # FLOPs below which a call of its own gains little; XLA turns operands slowly
@@ -30,6 +31,8 @@ def site(eqn: Any, where: Where, turned: bool = False) -> Site | None:
   """
   flops = flops_of(eqn)
   if where.apart or flops < (_LEAST_TURNED if turned else _LEAST):
+    return None
+  if flops < _LEAST and handlers.library() is None:  # a call through Python would take longer than the product
     return None
   forms = kernels.forms(eqn, turned)
   if not forms:
