@@ -27,7 +27,7 @@ from jaxlite.contract import (
   task,
 )
 from jaxlite.graph.cpu.replace import Choices, for_cpu, sites
-from jaxlite.graph.cpu.site import APART, Site
+from jaxlite.graph.cpu.site import Site
 from jaxlite.graph.host import copied, on_host
 from jaxlite.graph.layouts import Layout, parameter_layouts
 from jaxlite.graph.walk import has_primitive
@@ -216,8 +216,7 @@ def train_step(
     @faster
     def evaluated(params: Params, state: State, const: Any, step: Any, batch: Batch) -> tuple[Any, Terms]:
       state = {**state, CONST: const}
-      with jax.named_scope(APART):  # the bits that the network gives when it is called alone
-        outputs, _ = wrapped.apply(params, state, _inputs(batch), train=False, key=None, step=step)
+      outputs, _ = wrapped.apply(params, state, _inputs(batch), train=False, key=None, step=step)
       return outputs, task(loss)(Context(outputs, batch, params, state, None, step))
 
     def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:

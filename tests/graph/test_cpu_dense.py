@@ -183,7 +183,7 @@ def test_only_a_product_that_is_read_turned_round_and_nothing_else_is_made_so():
     assert len(dense.turned(jax.make_jaxpr(fn)(x, y).jaxpr)) == count
 
 
-def test_evaluation_and_a_teacher_keep_the_native_bits():
+def test_a_teacher_keeps_the_native_bits_and_evaluation_does_not():
   installed()
   rng = np.random.default_rng(0)
 
@@ -198,7 +198,7 @@ def test_evaluation_and_a_teacher_keep_the_native_bits():
   text = jax.jit(train.step).lower(state, batch).as_text()
   assert re.search(r'onednn_\d+_matmul_\d+__64_1024_512_', text)
   assert '_768_' not in text
-  assert 'onednn' not in jax.jit(train.eval).lower(state, batch).as_text()
+  assert re.search(r'onednn_\d+_matmul_\d+__64_1024_512_', jax.jit(train.eval).lower(state, batch).as_text())
 
 
 def test_a_step_for_other_platforms_holds_none():

@@ -4,8 +4,8 @@ Four cases. A weight gradient is a convolution whose contraction runs over the b
 gradient of the output: XLA:CPU is slow at it. A depthwise input gradient is slow too. And inside a loop every
 convolution is, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward convolution
 outside of loops is the native one, or oneDNN's where that extra is installed, or one fused sum where channels are few
-(grey and colour pictures); in evaluation and in a teacher it is always the native one: its bits are what the same
-network gives when it is called alone.
+(grey and colour pictures); in a teacher it is always the native one: its bits are what the same network gives when it
+is called alone.
 
 All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
 """

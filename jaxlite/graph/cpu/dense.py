@@ -1,8 +1,8 @@
 """Matrix products by oneDNN, where that extra is installed and the product is large.
 
 XLA:CPU lays operands out anew before it multiplies them, above all in the gradient of a dense layer's weights, whose
-operands both lie the wrong way round: oneDNN takes them as they lie. In evaluation and in a teacher a product is
-always the native one: its bits are what the same network gives when it is called alone.
+operands both lie the wrong way round: oneDNN takes them as they lie. In a teacher a product is always the native one:
+its bits are what the same network gives when it is called alone.
 """
 
 from __future__ import annotations
