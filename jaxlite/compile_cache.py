@@ -69,14 +69,18 @@ def user_cache() -> Path:
   return base.expanduser() / 'jaxlite' / 'programs'
 
 
-def _machine(jaxlib: str) -> str:
-  """A name for what compiled code hangs on: jaxlib, the processor's abilities, the compiler's flags."""
+def abilities() -> str:
+  """Returns what compiled code hangs on of the processor, as the system names it."""
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
-    abilities = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+    return next((line for line in lines if line.startswith(('flags', 'Features'))), '')
   except OSError:
-    abilities = platform.processor()
-  parts = (platform.machine(), abilities, os.environ.get('XLA_FLAGS', ''))
+    return platform.processor()
+
+
+def _machine(jaxlib: str) -> str:
+  """A name for what compiled code hangs on: jaxlib, the processor's abilities, the compiler's flags."""
+  parts = (platform.machine(), abilities(), os.environ.get('XLA_FLAGS', ''))
   return f'jaxlib-{jaxlib}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
 
 

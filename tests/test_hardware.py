@@ -22,17 +22,21 @@ data = inputs, (inputs.mean((1, 2, 3)) > 0).astype(int)
 result = jl.train(config, tempfile.mkdtemp(), model=SmallCNN((8, 8), hidden=8, classes=2), data=data)
 assert np.isfinite(result.metrics['loss'])
 """
+WITHOUT_EXTRA = 'from jaxlite.graph.cpu import onednn; onednn.missing = lambda: "no onednn"'
 LACKING = {
   'mallopt': ('from jaxlite import allocator; allocator._glibc = lambda: None', {}, 'the allocator is not glibc'),
   'AVX-512': ('', {'XLA_FLAGS': '--xla_cpu_max_isa=AVX2', 'ONEDNN_MAX_CPU_ISA': 'AVX2'}, 'rewrites for CPU'),
   'a second core': ('os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})', {}, 'rewrites for CPU'),
   'a compiler': ('', {'PATH': '', 'CC': ''}, 'called from Python, which is slower: no C compiler'),
+  'oneDNN': (WITHOUT_EXTRA, {}, 'kernels compiled on this machine'),
+  'oneDNN and a compiler': (WITHOUT_EXTRA, {'PATH': '', 'CC': ''}, 'no convolutions in C: no C compiler was found'),
 }
+QUICK = ('AVX-512', 'a compiler', 'oneDNN')
 
 
 @pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='cores are taken away by a call of Linux')
 @pytest.mark.parametrize(
-  'what', [pytest.param(what, marks=[] if what in ('AVX-512', 'a compiler') else pytest.mark.slow) for what in LACKING]
+  'what', [pytest.param(what, marks=[] if what in QUICK else pytest.mark.slow) for what in LACKING]
 )
 def test_a_run_ends_well_without(what, tmp_path):
   first, environment, said = LACKING[what]

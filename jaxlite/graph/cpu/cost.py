@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from jaxlite.compile_cache import user_cache
-from jaxlite.graph.cpu import dnnl, native, onednn
+from jaxlite.graph.cpu import compiled, direct, dnnl, native, onednn
 from jaxlite.graph.cpu.site import NATIVE, Site
 
 SECONDS = 1.5  # for all sites of a program, compilation included
@@ -117,7 +117,7 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
   }
   if lost:
     names = ', '.join(sorted(set(lost.values())))
-    say(f'note: {len(lost)} operations ran by {names} and do no more: the last bits will differ. {onednn.missing()}')
+    say(f'note: {len(lost)} operations ran by {names} and do no more: the last bits will differ. {without()}')
   found = choose(sites, saved.choices)
   say(found.why)
   write(path, Table(found.table.choices, saved.machine or found.table.machine))
@@ -141,14 +141,15 @@ def write(path: Path, table: Table) -> None:
 
 
 def machine() -> str:
-  """Returns a name for what times hang on: the processor, its count, jaxlib, oneDNN."""
+  """Returns a name for what times hang on: the processor, its count, jaxlib, the kernels there are."""
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     about = '|'.join(line for line in lines if line.startswith(('model name', 'flags', 'Features', 'cpu cores')))
   except OSError:
     about = platform.processor()
   parts = (platform.machine(), about, str(os.cpu_count()), os.environ.get('XLA_FLAGS', ''))
-  with_it = '' if onednn.missing() else f'-onednn-{dnnl.version()}'
+  own = '-direct' if compiled.compiler() else ''
+  with_it = own if onednn.missing() else f'-onednn-{dnnl.version()}'
   return f'jaxlib-{jax.lib.__version__}{with_it}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
 
 
@@ -201,8 +202,15 @@ def _why(sites: list[Site], choices: Mapping[str, str], timed: int) -> str:
 
 
 def _left_off(names: Iterable[str]) -> str:
-  """What would make convolutions faster here, and is not there."""
-  if not any(name.startswith('onednn') for name in names):
-    return f'; {onednn.missing()}' if names and onednn.missing() else ''
-  called = 'from C' if native.library() else 'from Python, which is slower: no C compiler was found, or it failed'
-  return f'; oneDNN {dnnl.version()} called {called}'
+  """What kernels are called, and what would make convolutions faster here and is not there."""
+  if any(name.startswith('onednn') for name in names):
+    called = 'from C' if native.library() else 'from Python, which is slower: no C compiler was found, or it failed'
+    return f'; oneDNN {dnnl.version()} called {called}'
+  if any(name.startswith('direct') for name in names):
+    return '; kernels compiled on this machine'
+  return f'; {without()}' if names and without() else ''
+
+
+def without() -> str:
+  """Returns what kernels are missing here, and why; '' where oneDNN's are there."""
+  return '; '.join(filter(None, (onednn.missing(), direct.missing()))) if onednn.missing() else ''

@@ -4,12 +4,8 @@
 // bits. `native.py` compiles this file where there is a C compiler; the functions of oneDNN come as addresses.
 
 #include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
 
-#include "xla/ffi/api/c_api.h"
+#include "threads.h"
 
 enum { FORWARD, INPUT, WEIGHT };
 enum { SRC = 1, DST = 17, SCRATCHPAD = 80 };
@@ -49,13 +45,12 @@ typedef struct Slot {
   Arg (*calls)[4];
 } Slot;
 
-// One call, shared by the threads that run its chunks; whoever leaves last frees it.
+// One call, shared by the threads that run its chunks.
 typedef struct {
   const Product *of;
   Slot *slot;
   char *one, *other;
-  atomic_int next, done, users, failed;
-} Job;
+} Call;
 
 enum { TARGETS = 512 };
 static Product products[TARGETS];
@@ -76,8 +71,6 @@ static int run(const void *primitive, int count, const Arg *args) {
   dnnl.set_threads(before);
   return status;
 }
-
-static void *room(size_t bytes) { return aligned_alloc(64, (bytes + 64) / 64 * 64); }  // never none
 
 static void *memory(const void *description, void *at) {
   void *made = NULL;
@@ -138,76 +131,23 @@ static int move(const Product *of, Slot *slot, char *weights) {
   return status ? status : run(of->reorder, 2, slot->moves);
 }
 
-static void leave(Job *job) {
-  if (atomic_fetch_sub(&job->users, 1) == 1) free(job);
-}
-
-static void work(Job *job) {
-  int index;
-  while ((index = atomic_fetch_add(&job->next, 1)) < job->of->chunks) {
-    Arg *call = job->slot->calls[index];
-    int status = dnnl.set(call[0].memory, job->one + index * job->of->steps[0]);
-    if (!status) status = dnnl.set(call[2].memory, job->other + index * job->of->steps[1]);
-    if (!status) status = run(job->of->primitive, 4, call);
-    if (status) atomic_store(&job->failed, status);
-    atomic_fetch_add(&job->done, 1);
-  }
-}
-
-static void helper(void *data) {
-  work(data);
-  leave(data);
-}
-
-// The chunks, on as many of XLA's threads as are free: whatever no other thread has begun, the caller does.
-static int share(XLA_FFI_CallFrame *frame, const Product *of, Slot *slot, char *one, char *other) {
-  Job *job = malloc(sizeof(Job));
-  if (job == NULL) return -1;
-  *job = (Job){.of = of, .slot = slot, .one = one, .other = other};
-  atomic_store(&job->users, 1);
-  int64_t threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
-  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&count);
-  for (int i = 1; error == NULL && i < of->chunks && i < threads; i++) {
-    atomic_fetch_add(&job->users, 1);
-    XLA_FFI_ThreadPool_Schedule_Args task = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, helper, job};
-    error = frame->api->XLA_FFI_ThreadPool_Schedule(&task);
-    if (error != NULL) leave(job);
-  }
-  if (error != NULL) {  // no threads to share with
-    XLA_FFI_Error_Destroy_Args gone = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
-    frame->api->XLA_FFI_Error_Destroy(&gone);
-  }
-  work(job);
-  for (int turn = 0; atomic_load(&job->done) < of->chunks; turn++) {
-    if (turn > 1000) sched_yield();
-  }
-  int status = atomic_load(&job->failed);
-  leave(job);
-  return status;
-}
-
-static XLA_FFI_Error *fail(XLA_FFI_CallFrame *frame, const char *message) {
-  XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, XLA_FFI_Error_Code_INTERNAL};
-  return frame->api->XLA_FFI_Error_Create(&args);
+static int chunk(void *data, int index) {
+  const Call *call = data;
+  Arg *args = call->slot->calls[index];
+  int status = dnnl.set(args[0].memory, call->one + index * call->of->steps[0]);
+  if (!status) status = dnnl.set(args[2].memory, call->other + index * call->of->steps[1]);
+  return status ? status : run(call->of->primitive, 4, args);
 }
 
 static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
-  if (frame->extension_start != NULL && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
-    XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
-    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-    return NULL;
-  }
-  if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return NULL;
+  if (only_asks(frame)) return NULL;
   const Product *of = &products[target];
-  char *first = ((XLA_FFI_Buffer *)frame->args.args[0])->data;
-  char *second = ((XLA_FFI_Buffer *)frame->args.args[1])->data;
-  char *out = ((XLA_FFI_Buffer *)frame->rets.rets[0])->data;
+  char *second = argument(frame, 1), *out = result(frame);
   Slot *slot = take(target);
   if (slot == NULL) return fail(frame, "onednn: no memory for a product");
   int status = of->kind == WEIGHT ? 0 : move(of, slot, second);
-  if (!status) status = share(frame, of, slot, first, of->kind == WEIGHT ? second : out);
+  Call call = {of, slot, argument(frame, 0), of->kind == WEIGHT ? second : out};
+  if (!status) status = share(frame, of->chunks, chunk, &call);
   if (!status && of->kind == WEIGHT) {
     float *sum = slot->weights[0];
     for (int i = 1; i < of->chunks; i++) {

@@ -1,4 +1,4 @@
-"""Equations as oneDNN sees them: which of a convolution's three products one is, or which matrix product."""
+"""Equations as kernels see them: which of a convolution's three products one is, or which matrix product."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax
 from jax import lax
 
 from jaxlite.graph.contractions import flops_of
-from jaxlite.graph.cpu import foreign, native, onednn
+from jaxlite.graph.cpu import direct, foreign, native, onednn
 from jaxlite.graph.cpu.onednn import Geometry, Layout
 
 CHUNKS = min(8, max(2, os.cpu_count() or 1))  # part of a form's name, so that a resume takes the number it began with
@@ -141,28 +141,45 @@ def _merged(aval: Any, axes: Sequence[int]) -> tuple[int, int] | None:
 
 
 def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]:
-  """Returns the form of an equation that calls oneDNN, by name; empty where there is none.
+  """Returns the form of an equation that calls a kernel, by name; empty where there is none.
+
+  oneDNN's where that extra is installed, else for a convolution one of our own where there is a C compiler.
 
   Args:
     eqn: a `conv_general_dilated` or a `dot_general`.
     turned: a `dot_general` without a batch is made with its operands exchanged and transposed.
   """
-  if onednn.missing() or jax.local_device_count('cpu') > 1:  # a partitioned program would gather what it calls with
+  if jax.local_device_count('cpu') > 1:  # a partitioned program would gather what it calls with
     return {}
   if eqn.primitive.name == 'dot_general':
-    kind, found = 'turned' if turned else 'matmul', contraction(eqn)
+    kind, found = 'turned' if turned else 'matmul', None if onednn.missing() else contraction(eqn)
     found = _exchanged(found) if found and turned else found
     first = (*found.batch, found.rows)[0] if found else 0
     wanted = min(CHUNKS, 1 + int(flops_of(eqn) // _CHUNK))
   else:
     kind, found = recognised(eqn) or ('', None)
     first, wanted = found.batch if found else 0, CHUNKS
+    if onednn.missing():
+      return _direct(eqn, kind, found)
   target = _target(kind, found, onednn.chunks_of(first, wanted)) if found else None
-  return {f'onednn{CHUNKS}': functools.partial(_call, eqn, kind, target)} if target else {}
+  if not target:
+    return {}
+
+  def call(shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:
+    return jax.ffi.ffi_call(target, shape, vmap_method='sequential')(*operands)
+
+  return {f'onednn{CHUNKS}': functools.partial(_call, eqn, kind, call)}
 
 
-def _call(eqn: Any, kind: str, target: str, *operands: jax.Array) -> jax.Array:
-  """The equation's product by oneDNN; its derivatives are the native ones, since it is linear in each operand."""
+def _direct(eqn: Any, kind: str, of: Geometry | None) -> dict[str, Callable[..., jax.Array]]:
+  if of is None or of.groups > 1 or direct.missing():
+    return {}
+  chunks = onednn.chunks_of(of.batch, CHUNKS) if kind == 'weight' else 1
+  return {f'direct{CHUNKS}': functools.partial(_call, eqn, kind, functools.partial(direct.call, kind, of, chunks))}
+
+
+def _call(eqn: Any, kind: str, call: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
+  """The equation's product by a kernel; its derivatives are the native ones, since it is linear in each operand."""
   native = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
   shape = jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
 
@@ -171,11 +188,11 @@ def _call(eqn: Any, kind: str, target: str, *operands: jax.Array) -> jax.Array:
     if kind == 'turned':
       first = lhs.ndim - len(eqn.params['dimension_numbers'][0][0])
       front, back = shape.shape[first:], shape.shape[:first]
-      found = jax.ffi.ffi_call(target, shape.update(shape=(*front, *back)), vmap_method='sequential')(rhs, lhs)
+      found = call(shape.update(shape=(*front, *back)), rhs, lhs)
       return lax.transpose(found, (*range(len(front), found.ndim), *range(len(front))))
-    if kind == 'input':  # the equation's weights are turned round; oneDNN takes them as the forward pass does
+    if kind == 'input':  # the equation's weights are turned round; kernels take them as the forward pass does
       rhs = lax.rev(rhs, eqn.params['dimension_numbers'].rhs_spec[2:])
-    return jax.ffi.ffi_call(target, shape, vmap_method='sequential')(lhs, rhs)
+    return call(shape, lhs, rhs)
 
   @product.defjvp
   def _(primals: Any, tangents: Any) -> Any:

@@ -6,25 +6,11 @@ neither. The bits are the same, so nothing hangs on which of them runs: without 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxlite.compile_cache import user_cache
-from jaxlite.graph.cpu import dnnl, onednn
-
-_SOURCE = Path(__file__).with_name('handlers.c')
-_FLAGS = ('-std=gnu11', '-O3', '-fPIC', '-shared', '-pthread')
-_SECONDS = 60  # a compiler that takes longer is not waited for
+from jaxlite.graph.cpu import compiled, dnnl, onednn
 
 
 class Product(ctypes.Structure):
@@ -77,36 +63,9 @@ def handler(of: onednn.Product) -> int | None:
 @functools.cache
 def library() -> Any:
   """Returns the compiled handlers, loaded and bound to oneDNN; None where they cannot be had."""
-  path = _compiled(user_cache().parent / 'handlers')
-  if path is None:
-    return None
-  try:
-    lib = ctypes.CDLL(str(path))
-  except OSError:  # a cache folder that no program may be run from
+  lib = compiled.load('handlers')
+  if lib is None:
     return None
   lib.jaxlite_handler.restype = ctypes.c_void_p
   lib.jaxlite_setup((ctypes.c_void_p * 7)(*onednn.entry_points()))
   return lib
-
-
-def _compiled(folder: Path) -> Path | None:
-  """The compiled file in a folder, made now if it is not there."""
-  text = _SOURCE.read_bytes()
-  parts = (text, jax.lib.__version__.encode(), ' '.join(_FLAGS).encode(), os.uname().machine.encode())
-  path = folder / f'handlers-{hashlib.sha256(b"|".join(parts)).hexdigest()[:16]}.so'
-  if path.exists():
-    return path
-  compiler = next(filter(None, map(shutil.which, (os.environ.get('CC') or 'cc', 'gcc', 'clang'))), None)
-  if compiler is None:
-    return None
-  with contextlib.suppress(OSError, subprocess.SubprocessError):
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkstemp(dir=folder, suffix='.part')[1])
-    try:
-      command = [compiler, *_FLAGS, f'-I{jax.ffi.include_dir()}', str(_SOURCE), '-o', str(made)]
-      subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
-      os.replace(made, path)  # whole or not at all, whoever else compiles
-    finally:
-      made.unlink(missing_ok=True)
-    return path
-  return None

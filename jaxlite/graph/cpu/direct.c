@@ -1,0 +1,417 @@
+// Convolutions over two axes as an operation of an XLA program, on XLA's own threads and without a library.
+//
+// A few neighbouring pixels by a few vectors of channels are summed in registers (the gradient of the weights: a few
+// entries of a window by a few vectors). Rows of the image are laid out with their padding in a buffer of the thread's
+// own; there the entries of a window's row lie side by side, pixel by pixel and channel by channel, so that the sum
+// over them is one run. `direct.py` compiles this file where there is a C compiler.
+
+#include <string.h>
+
+#include "threads.h"
+
+#if defined(__AVX512F__)
+enum { LANES = 16, REGISTERS = 32 };
+#elif defined(__AVX__)
+enum { LANES = 8, REGISTERS = 16 };
+#elif defined(__x86_64__) || defined(__i386__)
+enum { LANES = 4, REGISTERS = 16 };
+#else
+enum { LANES = 4, REGISTERS = 32 };
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
+
+enum { FORWARD, INPUT, WEIGHT };
+enum { TILE = 128 << 10, PIECES = 16 };  // bytes of a buffer, which the second cache holds; pieces that a call has
+
+// One product: the fields of `direct.spec`. Strides are in floats, axes in the order N C H W and O I H W.
+typedef struct {
+  int64_t kind, chunks, batch, inputs, outputs;
+  int64_t image[2], kernel[2], result[2], stride[2], dilation[2], low[2];
+  int64_t x[4], w[4], y[4];
+} Spec;
+
+// What is summed into the places `phase`, `phase + apart`, ... of one axis: place i reads the source at
+// i * step + first + j * gap, for each of the window's entries `entry + j * entry_step`.
+typedef struct {
+  int64_t phase, apart, count, step, entries, first, gap, entry, entry_step;
+} Axis;
+
+static Axis axis(const Spec *of, int a, int phase) {
+  int64_t kernel = of->kernel[a], dilation = of->dilation[a], stride = of->stride[a], low = of->low[a];
+  if (of->kind != INPUT) return (Axis){0, 1, of->result[a], stride, kernel, -low, dilation, 0, 1};
+  // An entry reaches a place of the image from the result at (place + low - entry * dilation) / stride, if that is whole.
+  Axis found = {.phase = phase, .apart = stride, .step = 1, .gap = 1};
+  found.count = (of->image[a] - phase + stride - 1) / stride;
+  for (int64_t entry = kernel - 1; entry >= 0; entry--) {
+    int64_t at = phase + low - entry * dilation;
+    if (at % stride) continue;
+    if (found.entries == 0) found.entry = entry, found.first = at / stride;
+    if (found.entries == 1) found.entry_step = entry - found.entry, found.gap = at / stride - found.first;
+    found.entries++;
+  }
+  return found;
+}
+
+// What lies before a convolution's channels are multiplied: rows of pixels, each `channels` floats in a run.
+typedef struct {
+  const float *at;
+  int64_t row;  // floats from row to row
+} Rows;
+
+static __thread float *buffers[3];
+static __thread size_t sizes[3];
+
+static float *buffer(int which, size_t floats) {
+  if (sizes[which] < floats) {
+    free(buffers[which]);
+    buffers[which] = room(4 * floats);
+    sizes[which] = buffers[which] == NULL ? 0 : floats;
+  }
+  return buffers[which];
+}
+
+// One row of pixels from an array in any layout; `wide` floats a pixel, those beyond `channels` zero.
+static void lay_row(float *to, const float *from, int64_t pixels, int64_t channels, int64_t wide, int64_t along, int64_t across) {
+  if (across == 1 && along == channels && wide == channels) {
+    memcpy(to, from, 4 * pixels * channels);
+    return;
+  }
+  for (int64_t p = 0; p < pixels; p++, to += wide, from += along) {
+    if (across == 1) memcpy(to, from, 4 * channels);
+    else for (int64_t c = 0; c < channels; c++) to[c] = from[c * across];
+    for (int64_t c = channels; c < wide; c++) to[c] = 0;
+  }
+}
+
+// What the next piece of work reads, fetched line by line while this one is multiplied.
+typedef struct {
+  const char *at, *end;
+  int64_t each;  // bytes a time
+} Ahead;
+
+// Of an array in rows of pixels, and only there, what lies from one row to another; in so many times.
+static Ahead ahead(const float *from, const int64_t *strides, int64_t space, int64_t top, int64_t bottom, int64_t times) {
+  if (strides[1] != 1) return (Ahead){NULL, NULL, 0};
+  const char *at = (char *)(from + (top < 0 ? 0 : top) * strides[2]), *end = (char *)(from + (bottom > space ? space : bottom) * strides[2]);
+  return (Ahead){at, end, end > at ? (end - at) / times + 64 : 0};
+}
+
+static void fetch(Ahead *of) {
+  for (const char *stop = of->at + of->each; of->at < stop && of->at < of->end; of->at += 64) __builtin_prefetch(of->at, 0, 2);
+}
+
+// Source rows for `count` places along the first axis from `begin` on, and for all along the second.
+static Rows lay(const float *from, const int64_t *strides, const int64_t *space, int64_t channels, const Axis *h, const Axis *w,
+                int64_t begin, int64_t count) {
+  int64_t top = begin * h->step + h->first, high = (count - 1) * h->step + (h->entries - 1) * h->gap + 1;
+  int64_t left = w->first, wide = (w->count - 1) * w->step + (w->entries - 1) * w->gap + 1;
+  int inside = top >= 0 && left >= 0 && top + high <= space[0] && left + wide <= space[1];
+  if (inside && strides[1] == 1 && strides[3] == channels) {
+    return (Rows){from + top * strides[2] + left * channels, strides[2]};
+  }
+  int64_t row = wide * channels;
+  float *to = buffer(0, high * row);
+  if (to == NULL) return (Rows){NULL, 0};
+  int64_t start = left < 0 ? -left : 0, end = space[1] - left < wide ? space[1] - left : wide;
+  if (start > wide) start = wide;
+  if (end < start) end = start;
+  for (int64_t i = 0; i < high; i++) {
+    float *line = to + i * row;
+    if (top + i < 0 || top + i >= space[0] || start == end) {
+      memset(line, 0, 4 * row);
+      continue;
+    }
+    memset(line, 0, 4 * start * channels);
+    lay_row(line + start * channels, from + (top + i) * strides[2] + (left + start) * strides[3], end - start, channels, channels,
+            strides[3], strides[1]);
+    memset(line + end * channels, 0, 4 * (wide - end) * channels);
+  }
+  return (Rows){to, row};
+}
+
+// A window as runs: its rows, the runs of a row, and how long a run is.
+typedef struct {
+  int64_t rows, row_gap, runs, run_gap, length;
+} Window;
+
+static Window window(const Axis *h, const Axis *w, int64_t channels, int64_t row) {
+  if (w->gap == 1 || w->entries == 1) return (Window){h->entries, h->gap * row, 1, 0, w->entries * channels};
+  return (Window){h->entries, h->gap * row, w->entries, w->gap * channels, channels};
+}
+
+// P pixels by V vectors of sums: the window's entries at each pixel times the packed weights.
+#define SUMS(P, V) \
+  static void sums_##P##_##V(const float *x, const int64_t *at, const Window *of, const float *w, float *out, int64_t step) { \
+    Vector sum[P][V]; \
+    const float *pixel[P]; \
+    for (int p = 0; p < P; p++) pixel[p] = x + at[p]; \
+    for (int p = 0; p < P; p++) for (int v = 0; v < V; v++) sum[p][v] = (Vector){0}; \
+    for (int64_t row = 0; row < of->rows; row++) { \
+      for (int64_t run = 0; run < of->runs; run++) { \
+        int64_t begin = row * of->row_gap + run * of->run_gap; \
+        for (int64_t j = begin; j < begin + of->length; j++, w += V * LANES) { \
+          for (int p = 0; p < P; p++) \
+            for (int v = 0; v < V; v++) sum[p][v] += pixel[p][j] * ((const Vector *)w)[v]; \
+        } \
+      } \
+    } \
+    for (int p = 0; p < P; p++) for (int v = 0; v < V; v++) ((Vector *)(out + p * step))[v] = sum[p][v]; \
+  }
+
+// P entries of a window by V vectors of the weights' gradient, over all pixels, added to what is there. Where a pixel's
+// window begins stands in a table: rows may be short, and a loop over each would be left more often than it is run.
+#define SLOPES(P, V) \
+  static void slopes_##P##_##V(const float *x, const int64_t *at, const float *g, int64_t step, int64_t pixels, float *out) { \
+    Vector sum[P][V]; \
+    for (int p = 0; p < P; p++) for (int v = 0; v < V; v++) sum[p][v] = ((Vector *)(out + p * V * LANES))[v]; \
+    for (int64_t i = 0; i < pixels; i++, g += step) { \
+      const float *from = x + at[i]; \
+      for (int p = 0; p < P; p++) \
+        for (int v = 0; v < V; v++) sum[p][v] += from[p] * ((const Vector *)g)[v]; \
+    } \
+    for (int p = 0; p < P; p++) for (int v = 0; v < V; v++) ((Vector *)(out + p * V * LANES))[v] = sum[p][v]; \
+  }
+
+// As many sums as there are registers for, beside the vectors that they are made of.
+#define UP_TO_3(DO, V) DO(1, V) DO(2, V) DO(3, V)
+#define UP_TO_6(DO, V) UP_TO_3(DO, V) DO(4, V) DO(5, V) DO(6, V)
+#define UP_TO_12(DO, V) UP_TO_6(DO, V) DO(7, V) DO(8, V) DO(9, V) DO(10, V) DO(11, V) DO(12, V)
+#define ALL(DO) UP_TO_12(DO, 1) UP_TO_12(DO, 2) UP_TO_6(DO, 4)
+ALL(SUMS)
+ALL(SLOPES)
+
+typedef void (*Sums)(const float *, const int64_t *, const Window *, const float *, float *, int64_t);
+typedef void (*Slopes)(const float *, const int64_t *, const float *, int64_t, int64_t, float *);
+#define SUMS_NAME(P, V) [V][P] = sums_##P##_##V,
+#define SLOPES_NAME(P, V) [V][P] = slopes_##P##_##V,
+static const Sums sums[5][13] = {ALL(SUMS_NAME)};
+static const Slopes slopes[5][13] = {ALL(SLOPES_NAME)};
+
+static int most(int vectors) { return vectors == 1 ? 12 : (REGISTERS == 32 ? 24 : vectors == 2 ? 12 : 8) / vectors; }
+
+// Vectors of the next block of channels: the widest that wastes none.
+static int vectors(int64_t left) { return left >= 4 * LANES ? 4 : left > LANES ? 2 : 1; }
+
+static int64_t rounded(int64_t channels) {
+  int64_t wide = 0;
+  while (wide < channels) wide += vectors(channels - wide) * LANES;
+  return wide;
+}
+
+// How many tiles of equal size, but for one, a length is cut into.
+static int64_t tiles(int64_t length, int at_most) { return (length + at_most - 1) / at_most; }
+
+typedef struct {
+  const Spec *of;
+  const float *source, *slope;  // the image, or for its gradient the result's; for the weights' both
+  float *out, *packed;
+  const int64_t *from, *to, *space;  // strides of source and out; height and width of the source
+  int64_t channels, made;            // of the source and of out
+  int64_t rows, blocks, pieces;      // of places at once, how many times an image, and pieces that are shared
+} Call;
+
+static int64_t phases(const Spec *of, int a) { return of->kind == INPUT ? of->stride[a] : 1; }
+
+// [phase][block of channels][window's row][entry][channel of the source][lane]; of the places of one phase all
+// windows' entries, so that phases together hold each weight once.
+static void pack(const Spec *of, const float *w, float *to) {
+  int64_t inner = of->kind == INPUT ? of->outputs : of->inputs, outer = of->kind == INPUT ? of->inputs : of->outputs;
+  int64_t along = of->kind == INPUT ? of->w[0] : of->w[1], across = of->kind == INPUT ? of->w[1] : of->w[0];
+  for (int a = 0; a < phases(of, 0); a++) for (int b = 0; b < phases(of, 1); b++) {
+    Axis h = axis(of, 0, a), v = axis(of, 1, b);
+    for (int64_t k = 0, lanes; k < outer; k += lanes) {
+      lanes = vectors(outer - k) * LANES;
+      int64_t real = outer - k < lanes ? outer - k : lanes;
+      for (int64_t i = 0; i < h.entries; i++) for (int64_t j = 0; j < v.entries; j++) {
+        const float *from = w + k * across + (h.entry + i * h.entry_step) * of->w[2] + (v.entry + j * v.entry_step) * of->w[3];
+        for (int64_t c = 0; c < inner; c++, from += along, to += lanes) {
+          if (across == 1) memcpy(to, from, 4 * real);
+          else for (int64_t lane = 0; lane < real; lane++) to[lane] = from[lane * across];
+          for (int64_t lane = real; lane < lanes; lane++) to[lane] = 0;
+        }
+      }
+    }
+  }
+}
+
+// Where each pixel's window begins among the rows, one after the other.
+static int64_t *table(const Axis *h, const Axis *w, int64_t high, int64_t channels, int64_t row) {
+  int64_t *at = (int64_t *)buffer(1, 2 * high * w->count);
+  for (int64_t i = 0, next = 0; at != NULL && i < high; i++)
+    for (int64_t j = 0; j < w->count; j++) at[next++] = i * h->step * row + j * w->step * channels;
+  return at;
+}
+
+static void put(float *to, int64_t across, const float *from, int64_t lanes) {
+  if (across == 1) memcpy(to, from, 4 * lanes);
+  else for (int64_t lane = 0; lane < lanes; lane++) to[lane * across] = from[lane];
+}
+
+// Some rows of places of one image and phase.
+static int unit(const Call *call, int64_t index, int64_t next) {
+  const Spec *of = call->of;
+  const float *packed = call->packed;
+  int64_t block = index % call->blocks, image = index / call->blocks % of->batch, phase = index / call->blocks / of->batch;
+  Axis h, w;
+  for (int64_t at = 0;; at++) {
+    h = axis(of, 0, at / phases(of, 1)), w = axis(of, 1, at % phases(of, 1));
+    if (at == phase) break;
+    packed += h.entries * w.entries * call->channels * rounded(call->made);
+  }
+  int64_t begin = block * call->rows, high = h.count - begin < call->rows ? h.count - begin : call->rows;
+  if (high <= 0 || w.count == 0) return 0;
+  float *out = call->out + image * call->to[0] + (h.phase + begin * h.apart) * call->to[2] + w.phase * call->to[3];
+  int64_t down = h.apart * call->to[2], along = w.apart * call->to[3], across = call->to[1];
+  if (h.entries == 0 || w.entries == 0) {  // a stride that outgrows the window leaves places that nothing reaches
+    for (int64_t i = 0; i < high; i++)
+      for (int64_t j = 0; j < w.count; j++)
+        for (int64_t k = 0; k < call->made; k++) out[i * down + j * along + k * across] = 0;
+    return 0;
+  }
+  Rows rows = lay(call->source + image * call->from[0], call->from, call->space, call->channels, &h, &w, begin, high);
+  const int64_t *at = table(&h, &w, high, call->channels, rows.row);
+  if (rows.at == NULL || at == NULL) return -1;
+  Window all = window(&h, &w, call->channels, rows.row);
+  float some[12 * 4 * LANES];
+  int64_t pixels = high * w.count, top = next % call->blocks * call->rows * h.step + h.first;
+  Ahead soon = ahead(call->source + next / call->blocks % of->batch * call->from[0], call->from, call->space[0], top,
+                     top + high * h.step + (h.entries - 1) * h.gap, tiles(pixels, most(vectors(call->made))));
+  for (int64_t k = 0, lanes; k < call->made; k += lanes) {
+    int v = vectors(call->made - k);
+    lanes = v * LANES;
+    int64_t real = call->made - k < lanes ? call->made - k : lanes, parts = tiles(pixels, most(v));
+    int straight = across == 1 && real == lanes && (down == w.count * along || high == 1);
+    for (int64_t part = 0; part < parts; part++) {
+      int64_t p = part * pixels / parts, count = (part + 1) * pixels / parts - p;
+      fetch(&soon);
+      sums[v][count](rows.at, at + p, &all, packed, straight ? out + p * along + k : some, straight ? along : lanes);
+      for (int64_t i = 0; i < count && !straight; i++)
+        put(out + (p + i) / w.count * down + (p + i) % w.count * along + k * across, across, some + i * lanes, real);
+    }
+    packed += h.entries * w.entries * call->channels * lanes;
+  }
+  return 0;
+}
+
+static int64_t units(const Call *call) { return phases(call->of, 0) * phases(call->of, 1) * call->of->batch * call->blocks; }
+
+static int piece(void *data, int index) {
+  const Call *call = data;
+  int64_t all = units(call), end = (index + 1) * all / call->pieces;
+  int status = 0;
+  for (int64_t at = index * all / call->pieces; at < end && !status; at++) status = unit(call, at, at + 1 < end ? at + 1 : at);
+  return status;
+}
+
+// The gradient of the weights over one chunk of the batch, packed as `pack` does it.
+static int chunk(void *data, int index) {
+  const Call *call = data;
+  const Spec *of = call->of;
+  Axis h = axis(of, 0, 0), w = axis(of, 1, 0);
+  int64_t entries = h.entries * w.entries * of->inputs, wide = rounded(of->outputs);
+  float *sum = call->packed + index * entries * wide;
+  memset(sum, 0, 4 * entries * wide);
+  int64_t each = of->batch / of->chunks;
+  for (int64_t image = index * each; image < (index + 1) * each; image++) {
+    for (int64_t begin = 0; begin < h.count; begin += call->rows) {
+      int64_t high = begin + call->rows < h.count ? call->rows : h.count - begin;
+      Rows x = lay(call->source + image * of->x[0], of->x, of->image, of->inputs, &h, &w, begin, high);
+      const int64_t *at = table(&h, &w, high, of->inputs, x.row);
+      const float *slope = call->slope + image * of->y[0] + begin * of->y[2];
+      int64_t step = of->y[3];
+      if (of->y[1] != 1 || wide != of->outputs || of->y[2] != w.count * step) {
+        float *to = buffer(2, high * w.count * wide);
+        for (int64_t i = 0; to != NULL && i < high; i++)
+          lay_row(to + i * w.count * wide, slope + i * of->y[2], w.count, of->outputs, wide, step, of->y[1]);
+        slope = to, step = wide;
+      }
+      if (x.at == NULL || at == NULL || slope == NULL) return -1;
+      Window all = window(&h, &w, of->inputs, x.row);
+      float *to = sum;
+      int64_t times = tiles(of->outputs, 4 * LANES) * all.rows * all.runs * tiles(all.length, most(vectors(of->outputs)));
+      int64_t top = begin + high < h.count ? begin + high : 0, after = image + (begin + high >= h.count);
+      if (after >= of->batch) after = image;
+      Ahead soon[2] = {
+        ahead(call->source + after * of->x[0], of->x, of->image[0], top * h.step + h.first, (top + high) * h.step, times),
+        ahead(call->slope + after * of->y[0], of->y, of->result[0], top, top + high, times),
+      };
+      for (int64_t k = 0, lanes; k < of->outputs; k += lanes) {
+        int v = vectors(of->outputs - k);
+        lanes = v * LANES;
+        int64_t parts = tiles(all.length, most(v));
+        for (int64_t row = 0; row < all.rows; row++) for (int64_t run = 0; run < all.runs; run++) {
+          const float *from = x.at + row * all.row_gap + run * all.run_gap;
+          for (int64_t part = 0; part < parts; part++) {
+            int64_t p = part * all.length / parts, count = (part + 1) * all.length / parts - p;
+            fetch(&soon[0]), fetch(&soon[1]);
+            slopes[v][count](from + p, at, slope + k, step, high * w.count, to + p * lanes);
+          }
+          to += all.length * lanes;
+        }
+      }
+    }
+  }
+  return 0;
+}
+
+// Adds the chunks in their order and lays the sum out as the weights lie.
+static void unpack(const Spec *of, float *sum, float *out) {
+  int64_t entries = of->kernel[0] * of->kernel[1] * of->inputs, wide = rounded(of->outputs);
+  for (int64_t i = 1; i < of->chunks; i++)
+    for (int64_t at = 0; at < entries * wide; at++) sum[at] += sum[i * entries * wide + at];
+  const float *from = sum;
+  for (int64_t k = 0, lanes; k < of->outputs; k += lanes) {
+    lanes = vectors(of->outputs - k) * LANES;
+    int64_t real = of->outputs - k < lanes ? of->outputs - k : lanes;
+    for (int64_t i = 0; i < of->kernel[0]; i++) for (int64_t j = 0; j < of->kernel[1]; j++) {
+      float *to = out + k * of->w[0] + i * of->w[2] + j * of->w[3];
+      for (int64_t c = 0; c < of->inputs; c++, to += of->w[1], from += lanes) put(to, of->w[0], from, real);
+    }
+  }
+}
+
+// Runs one product; returns 0 where there was memory for it. Without a frame on this thread alone.
+int jaxlite_product(const Spec *of, const float *first, const float *second, float *out, XLA_FFI_CallFrame *frame) {
+  int weight = of->kind == WEIGHT, input = of->kind == INPUT;
+  Call call = {.of = of, .source = first, .slope = second, .out = out};
+  call.from = input ? of->y : of->x, call.to = input ? of->x : of->y;
+  call.space = input ? of->result : of->image;
+  call.channels = input ? of->outputs : of->inputs, call.made = input ? of->inputs : of->outputs;
+  int64_t entries = of->kernel[0] * of->kernel[1] * call.channels * rounded(call.made);
+  call.packed = room(4 * entries * (weight ? of->chunks : 1));
+  if (call.packed == NULL) return -1;
+  Axis h = axis(of, 0, 0);
+  int64_t row = 4 * call.channels * (call.space[1] + of->kernel[1] * of->dilation[1]) * h.step;
+  call.rows = TILE / row < h.count ? TILE / row : h.count;
+  int64_t share_of_few = (of->batch * h.count + PIECES - 1) / PIECES;  // few images: pieces of an image
+  if (!weight && call.rows > share_of_few) call.rows = share_of_few;
+  if (call.rows < 1) call.rows = 1;
+  call.blocks = (h.count + call.rows - 1) / call.rows;
+  int status;
+  if (weight) {
+    status = share(frame, of->chunks, chunk, &call);
+    if (!status) unpack(of, call.packed, out);
+  } else {
+    pack(of, second, call.packed);
+    call.pieces = units(&call) < PIECES ? units(&call) : PIECES;
+    status = share(frame, call.pieces, piece, &call);
+  }
+  free(call.packed);
+  return status;
+}
+
+static const Spec *spec(XLA_FFI_CallFrame *frame) {
+  if (frame->attrs.size != 1 || frame->attrs.types[0] != XLA_FFI_AttrType_ARRAY) return NULL;
+  const XLA_FFI_Array *found = frame->attrs.attrs[0];
+  return found->size * sizeof(int64_t) == sizeof(Spec) ? found->data : NULL;
+}
+
+XLA_FFI_Error *jaxlite_direct(XLA_FFI_CallFrame *frame) {
+  if (only_asks(frame)) return NULL;
+  const Spec *of = spec(frame);
+  if (of == NULL) return fail(frame, "direct: this program was compiled for another version");
+  const float *first = (float *)argument(frame, 0), *second = (float *)argument(frame, 1);
+  int status = jaxlite_product(of, first, second, (float *)result(frame), frame);
+  return status ? fail(frame, "direct: no memory for a convolution") : NULL;
+}
