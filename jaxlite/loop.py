@@ -30,6 +30,7 @@ from jaxlite import (
   parts,
   preempt,
   program,
+  ready,
   report,
   runs,
 )
@@ -147,14 +148,19 @@ def train(
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
       state, record = _start(setup, saves, say)
       runs.begin(folder, config)
-      setup = _tuned(setup, state, folder, say)
+      if config.machine.rewrites:
+        setup = setup._replace(train=ready.with_forms(setup.train, state, setup.first_batch, folder / _REWRITES, say))
+      else:
+        say('rewrites for CPU: none, as machine.rewrites says')
       with logs.Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
-        if int(state.step) == 0:
-          values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
-          inputs = setup.first_batch['inputs']
-          if reason := program.save_program(folder, setup.train.model, setup.recipe, values, inputs):
-            say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
-        state, record = _fit(setup, state, record, saves, records, guard, say)
+        left = 0 if record.stopped else setup.plan.total - int(state.step)
+        with ready.compiling(setup.train, state, setup.first_batch, steps=left) as took:
+          if int(state.step) == 0:
+            values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
+            inputs = setup.first_batch['inputs']
+            if reason := program.save_program(folder, setup.train.model, setup.recipe, values, inputs):
+              say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
+        state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
       state = _best(setup, state, record, saves)
     health.check_targets(state, say)
     test = evaluate(setup, state, setup.data.test, guard)
@@ -227,12 +233,19 @@ def evaluate(setup: Setup, state: TrainState, split: datasets.Split, guard: pree
 
 
 def _fit(
-  setup: Setup, state: TrainState, record: Record, saves: Any, records: logs.Records, guard: preempt.Guard, say: Say
+  setup: Setup,
+  state: TrainState,
+  record: Record,
+  saves: Any,
+  records: logs.Records,
+  guard: preempt.Guard,
+  say: Say,
+  compiling: float,
 ) -> tuple[TrainState, Record]:
   config, plan, step = setup.config, setup.plan, int(state.step)
   progress = logs.Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
-  began, started, compiling = time.monotonic() - record.seconds, step, 0.0
+  began, started = time.monotonic() - record.seconds, step
   pace = dispatch.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
   batches_at = functools.partial(datasets.batches_at, setup.data.train, config.data.batch_size, config.seed)
 
@@ -297,32 +310,12 @@ def _fit(
       step += count
     else:
       batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
-      calling = time.monotonic()
       state, terms = setup.train.step(state, batch)
-      if step == started:
-        compiling = time.monotonic() - calling
-        if config.machine.keep_memory:
-          _keep_memory(state, say)
+      if step == started and config.machine.keep_memory:
+        ready.keep_memory(state, say)
       pending.append((terms, 1))
       step += 1
     progress.step(step)
-
-
-def _tuned(setup: Setup, state: TrainState, folder: Path, say: Say) -> Setup:
-  """Chooses how pools and convolutions run on CPU, once for a run: written before its first step, read back after."""
-  if any(device.platform != 'cpu' for device in state.step.devices()):
-    return setup
-  if not setup.config.machine.rewrites:
-    say('rewrites for CPU: none, as machine.rewrites says')
-    return setup
-  choose = functools.partial(cost.settle, folder / _REWRITES, say=say)
-  return setup._replace(train=setup.train.tune(state, setup.first_batch, choose))
-
-
-def _keep_memory(state: TrainState, say: Say) -> None:
-  """Once the first step has shown what it needs; only on CPU do its temporaries come from malloc."""
-  if all(device.platform == 'cpu' for device in jax.block_until_ready(state.step).devices()):
-    say(f'memory: {allocator.keep_mapped().why}')
 
 
 def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:

@@ -66,6 +66,8 @@ class Train(NamedTuple):
     steps: (state, batches) -> (state, metrics), several steps a dispatch; leaves are [k, B, ...] and [k].
     eval: (state, batch) -> (outputs, {'task': loss}), as deployed: no dropout, averages in place of live weights.
     model: the Model wrapped in the recipe's hooks.
+    compile: (state, batch) -> None; compiles `step` for arrays like these and runs nothing, so that another thread can
+      do it while something else is made ready.
     tune: (state, batch, choose) -> Train, the same functions, in which each rewrite for CPU has the form that
       `choose`, given the `Site`s of the step's program, names by their keys. Shapes are enough.
   """
@@ -75,6 +77,7 @@ class Train(NamedTuple):
   steps: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
   eval: Callable[[TrainState, Batch], tuple[Any, Terms]]
   model: Model
+  compile: Callable[[TrainState, Batch], None]
   tune: Callable[[TrainState, Batch, Callable[[Iterable[Site]], Choices]], Train]
 
 
@@ -184,6 +187,10 @@ def train_step(
     compiled = jax.jit(faster(traced), donate_argnums=0)
     dispatched = recipe.grad(faster(inner))
 
+    def compile_ahead(state: TrainState, batch: Batch) -> None:
+      if not (accumulates and on_cpu(state, batch) and convolves(state, _inputs(batch))):  # that is several programs
+        compiled.lower(state._replace(key=None, const=None), (state.key, state.const), batch).compile()
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
       done, key, params, model_state, opt_state, const = state
       if accumulates and on_cpu(state, batch) and convolves(state, _inputs(batch)):
@@ -222,7 +229,7 @@ def train_step(
     def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:
       return evaluated(state.params, state.model_state, state.const, state.step, batch)
 
-    return Train(init, step, steps, evaluate, wrapped, tune)
+    return Train(init, step, steps, evaluate, wrapped, compile_ahead, tune)
 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Train:
     if accumulates and on_cpu(state, batch) and convolves(state, _inputs(batch)):

@@ -38,6 +38,7 @@ ROOMS = (
   'data',
   'step',
   'dispatch',
+  'ready',
   'checkpoint',
   'preempt',
   'parts',
