@@ -18,12 +18,12 @@ from jax import lax
 from convolutions import products
 from jaxlite.graph.cpu import compiled, direct, kernels, onednn
 
-LAYOUTS = (
-  ('NHWC', 'HWIO', 'NHWC'),
-  ('NCHW', 'OIHW', 'NCHW'),
-  ('NHWC', 'OHWI', 'NHWC'),
-  ('NCHW', 'HWIO', 'NHWC'),
-)
+# By the number of axes; of the last axes, D H W, as many as there are.
+LAYOUTS = {
+  1: (('NWC', 'WIO', 'NWC'), ('NCW', 'OIW', 'NCW')),
+  2: (('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW'), ('NHWC', 'OHWI', 'NHWC'), ('NCHW', 'HWIO', 'NHWC')),
+  3: (('NDHWC', 'DHWIO', 'NDHWC'), ('NCDHW', 'OIDHW', 'NCDHW')),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +36,24 @@ def without_onednn(monkeypatch):
 
 def case(rng):
   """A random convolution, its operands and the gradient of its result."""
-  layout = LAYOUTS[rng.integers(len(LAYOUTS))]
-  sizes = {'N': int(rng.integers(1, 6)), **dict(zip('HW', map(int, rng.integers(1, 30, 2)), strict=True))}
+  axes = int(rng.choice([1, 2, 2, 3]))
+  layout = LAYOUTS[axes][rng.integers(len(LAYOUTS[axes]))]
+
+  def each(low, high):
+    return dict(zip('DHW'[-axes:], map(int, rng.integers(low, high, axes)), strict=True))
+
   # Channels on both sides of a vector's length and of a block's.
-  sizes['C'] = int(rng.choice([1, 2, 3, 5, 8, 16, 17, 32, 33]))
-  features = int(rng.choice([1, 2, 7, 8, 15, 16, 17, 24, 32, 40, 48, 64, 70, 100]))
-  weights = {'I': sizes['C'], 'O': features, **dict(zip('HW', map(int, rng.integers(1, 6, 2)), strict=True))}
+  channels, features = (
+    rng.choice([1, 2, 3, 5, 8, 16, 17, 32, 33]),
+    rng.choice([1, 2, 7, 8, 15, 16, 17, 40, 48, 64, 70, 100]),
+  )
+  sizes = {'N': int(rng.integers(1, 6)), 'C': int(channels), **each(1, 30 if axes < 3 else 9)}
+  weights = {'I': int(channels), 'O': int(features), **each(1, 6 if axes < 3 else 4)}
   conv = functools.partial(
     lax.conv_general_dilated,
-    window_strides=tuple(map(int, rng.choice([1, 1, 2, 3], 2))),
-    padding=['SAME', 'VALID', [tuple(map(int, rng.integers(0, 4, 2))) for _ in range(2)]][rng.integers(3)],
-    rhs_dilation=tuple(map(int, rng.choice([1, 1, 2, 3], 2))),
+    window_strides=tuple(map(int, rng.choice([1, 1, 2, 3], axes))),
+    padding=['SAME', 'VALID', [tuple(map(int, rng.integers(0, 4, 2))) for _ in range(axes)]][rng.integers(3)],
+    rhs_dilation=tuple(map(int, rng.choice([1, 1, 2, 3], axes))),
     dimension_numbers=layout,
   )
   x = rng.normal(size=[sizes[axis] for axis in layout[0]]).astype(np.float32)
@@ -85,7 +92,7 @@ def example(batch=8):
   x = np.random.default_rng(0).normal(size=(batch, 6, 6, 4)).astype(np.float32)
   w = np.random.default_rng(1).normal(size=(3, 3, 4, 24)).astype(np.float32)
   conv = functools.partial(
-    lax.conv_general_dilated, window_strides=(1, 1), padding='SAME', dimension_numbers=LAYOUTS[0]
+    lax.conv_general_dilated, window_strides=(1, 1), padding='SAME', dimension_numbers=LAYOUTS[2][0]
   )
   (eqn,) = jax.make_jaxpr(conv)(x, w).jaxpr.eqns
   return conv, next(iter(kernels.forms(eqn).values())), x, w
@@ -193,7 +200,7 @@ def test_groups_and_other_dtypes_are_left_alone():
       lax.conv_general_dilated,
       window_strides=(1, 1),
       padding='SAME',
-      dimension_numbers=LAYOUTS[0],
+      dimension_numbers=LAYOUTS[2][0],
       feature_group_count=groups,
     )
     (eqn,) = jax.make_jaxpr(conv)(x, w).jaxpr.eqns

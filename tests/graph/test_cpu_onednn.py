@@ -30,18 +30,18 @@ def installed():
 
 
 def case(rng):
-  """A random convolution, its operands and the gradient of its result."""
-  groups = int(rng.choice([1, 1, 1, 2, 4]))
+  """A random convolution over one to three axes, its operands and the gradient of its result."""
+  axes, groups = int(rng.choice([1, 2, 2, 3])), int(rng.choice([1, 1, 1, 2, 4]))
   channels, features = groups * int(rng.integers(1, 5)), groups * int(rng.integers(1, 6))
-  batch, height, width, *kernel = (
-    int(rng.integers(low, high)) for low, high in ((1, 7), (5, 12), (5, 12), (1, 4), (1, 4))
-  )
-  strides, dilation = (tuple(int(n) for n in rng.integers(1, top, 2)) for top in (4, 3))
-  padding = ['SAME', 'VALID', [(1, 0), (0, 2)]][rng.integers(3)]
-  layout = LAYOUTS[int(rng.random() < 0.3)]
-  x, w = rng.normal(size=(batch, height, width, channels)), rng.normal(size=(*kernel, channels // groups, features))
-  if layout[0] == 'NCHW':
-    x, w = x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1)
+  batch, size, kernel = int(rng.integers(1, 7)), rng.integers(5, 12, axes), rng.integers(1, 4, axes)
+  strides, dilation = (tuple(int(n) for n in rng.integers(1, top, axes)) for top in (4, 3))
+  padding = ['SAME', 'VALID', [(1, 0), (0, 2), (1, 1)][:axes]][rng.integers(3)]
+  first = rng.random() < 0.3  # channels before the other axes
+  space = 'DHW'[-axes:]
+  layout = (f'NC{space}', f'OI{space}', f'NC{space}') if first else (f'N{space}C', f'{space}IO', f'N{space}C')
+  x, w = rng.normal(size=(batch, *size, channels)), rng.normal(size=(*kernel, channels // groups, features))
+  if first:
+    x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
   conv = functools.partial(
     lax.conv_general_dilated,
     window_strides=strides,
@@ -172,7 +172,7 @@ def test_a_failure_inside_becomes_an_error_of_the_program():
 def test_what_it_cannot_do_is_left_alone():
   ones = jnp.ones
   for x, w in (
-    (ones((1, 2, 8)), ones((2, 2, 3))),
+    (ones((1, 2, 3, 3, 3, 3)), ones((2, 2, 2, 2, 2, 2))),
     (ones((1, 1, 4, 4), jnp.bfloat16), ones((1, 1, 2, 2), jnp.bfloat16)),
   ):
     (eqn,) = jax.make_jaxpr(lambda x, w: lax.conv(x, w, (1,) * (x.ndim - 2), 'SAME'))(x, w).jaxpr.eqns

@@ -1,4 +1,4 @@
-// Convolutions over two axes as an operation of an XLA program, on XLA's own threads and without a library.
+// Convolutions over up to three axes as an operation of an XLA program, on XLA's own threads and without a library.
 //
 // A few neighbouring pixels by a few vectors of channels are summed in registers (the gradient of the weights: a few
 // entries of a window by a few vectors). Rows of the image are laid out with their padding in a buffer of the thread's
@@ -24,11 +24,11 @@ typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 enum { FORWARD, INPUT, WEIGHT };
 enum { TILE = 128 << 10, PIECES = 16 };  // bytes of a buffer, which the second cache holds; pieces that a call has
 
-// One product: the fields of `direct.spec`. Strides are in floats, axes in the order N C H W and O I H W.
+// One product: the fields of `direct.spec`. Strides are in floats, axes in the order N C D H W and O I D H W.
 typedef struct {
   int64_t kind, chunks, batch, inputs, outputs;
-  int64_t image[2], kernel[2], result[2], stride[2], dilation[2], low[2];
-  int64_t x[4], w[4], y[4];
+  int64_t image[3], kernel[3], result[3], stride[3], dilation[3], low[3];
+  int64_t x[5], w[5], y[5];
 } Spec;
 
 // What is summed into the places `phase`, `phase + apart`, ... of one axis: place i reads the source at
@@ -53,10 +53,26 @@ static Axis axis(const Spec *of, int a, int phase) {
   return found;
 }
 
-// What lies before a convolution's channels are multiplied: rows of pixels, each `channels` floats in a run.
+// All three axes, for one phase of each.
+typedef struct {
+  Axis d, h, w;
+} Axes;
+
+static int64_t phases(const Spec *of, int a) { return of->kind == INPUT ? of->stride[a] : 1; }
+
+static int64_t all_phases(const Spec *of) { return phases(of, 0) * phases(of, 1) * phases(of, 2); }
+
+static Axes axes(const Spec *of, int64_t phase) {
+  int64_t w = phases(of, 2), h = phases(of, 1);
+  return (Axes){axis(of, 0, phase / w / h), axis(of, 1, phase / w % h), axis(of, 2, phase % w)};
+}
+
+static int64_t entries(const Axes *of) { return of->d.entries * of->h.entries * of->w.entries; }
+
+// What is multiplied: planes of rows of pixels, each `channels` floats in a run.
 typedef struct {
   const float *at;
-  int64_t row;  // floats from row to row
+  int64_t plane, row;  // floats from one to the next
 } Rows;
 
 static __thread float *buffers[3];
@@ -90,10 +106,13 @@ typedef struct {
   int64_t each;  // bytes a time
 } Ahead;
 
-// Of an array in rows of pixels, and only there, what lies from one row to another; in so many times.
-static Ahead ahead(const float *from, const int64_t *strides, int64_t space, int64_t top, int64_t bottom, int64_t times) {
-  if (strides[1] != 1) return (Ahead){NULL, NULL, 0};
-  const char *at = (char *)(from + (top < 0 ? 0 : top) * strides[2]), *end = (char *)(from + (bottom > space ? space : bottom) * strides[2]);
+// Of an array in rows of pixels, and only there, what lies in one plane from one row to another; in so many times.
+static Ahead ahead(const float *from, const int64_t *strides, const int64_t *space, int64_t plane, int64_t top, int64_t bottom,
+                   int64_t times) {
+  if (strides[1] != 1 || plane < 0 || plane >= space[0]) return (Ahead){NULL, NULL, 0};
+  from += plane * strides[2];
+  const char *at = (char *)(from + (top < 0 ? 0 : top) * strides[3]);
+  const char *end = (char *)(from + (bottom > space[1] ? space[1] : bottom) * strides[3]);
   return (Ahead){at, end, end > at ? (end - at) / times + 64 : 0};
 }
 
@@ -101,43 +120,55 @@ static void fetch(Ahead *of) {
   for (const char *stop = of->at + of->each; of->at < stop && of->at < of->end; of->at += 64) __builtin_prefetch(of->at, 0, 2);
 }
 
-// Source rows for `count` places along the first axis from `begin` on, and for all along the second.
-static Rows lay(const float *from, const int64_t *strides, const int64_t *space, int64_t channels, const Axis *h, const Axis *w,
+// What the window reads for one place along the first axis, `count` along the second from `begin` on, and all along the
+// third.
+static Rows lay(const float *from, const int64_t *strides, const int64_t *space, int64_t channels, const Axes *of, int64_t depth,
                 int64_t begin, int64_t count) {
+  const Axis *d = &of->d, *h = &of->h, *w = &of->w;
+  int64_t near = depth * d->step + d->first, deep = (d->entries - 1) * d->gap + 1;
   int64_t top = begin * h->step + h->first, high = (count - 1) * h->step + (h->entries - 1) * h->gap + 1;
   int64_t left = w->first, wide = (w->count - 1) * w->step + (w->entries - 1) * w->gap + 1;
-  int inside = top >= 0 && left >= 0 && top + high <= space[0] && left + wide <= space[1];
-  if (inside && strides[1] == 1 && strides[3] == channels) {
-    return (Rows){from + top * strides[2] + left * channels, strides[2]};
+  int inside = near >= 0 && top >= 0 && left >= 0;
+  inside = inside && near + deep <= space[0] && top + high <= space[1] && left + wide <= space[2];
+  if (inside && strides[1] == 1 && strides[4] == channels) {
+    return (Rows){from + near * strides[2] + top * strides[3] + left * channels, d->gap * strides[2], strides[3]};
   }
   int64_t row = wide * channels;
-  float *to = buffer(0, high * row);
-  if (to == NULL) return (Rows){NULL, 0};
-  int64_t start = left < 0 ? -left : 0, end = space[1] - left < wide ? space[1] - left : wide;
+  float *to = buffer(0, d->entries * high * row);
+  if (to == NULL) return (Rows){NULL, 0, 0};
+  int64_t start = left < 0 ? -left : 0, end = space[2] - left < wide ? space[2] - left : wide;
   if (start > wide) start = wide;
   if (end < start) end = start;
-  for (int64_t i = 0; i < high; i++) {
-    float *line = to + i * row;
-    if (top + i < 0 || top + i >= space[0] || start == end) {
-      memset(line, 0, 4 * row);
+  for (int64_t line = 0; line < d->entries * high; line++, to += row) {
+    int64_t plane = near + line / high * d->gap, i = top + line % high;
+    if (plane < 0 || plane >= space[0] || i < 0 || i >= space[1] || start == end) {
+      memset(to, 0, 4 * row);
       continue;
     }
-    memset(line, 0, 4 * start * channels);
-    lay_row(line + start * channels, from + (top + i) * strides[2] + (left + start) * strides[3], end - start, channels, channels,
-            strides[3], strides[1]);
-    memset(line + end * channels, 0, 4 * (wide - end) * channels);
+    const float *pixels = from + plane * strides[2] + i * strides[3] + (left + start) * strides[4];
+    memset(to, 0, 4 * start * channels);
+    lay_row(to + start * channels, pixels, end - start, channels, channels, strides[4], strides[1]);
+    memset(to + end * channels, 0, 4 * (wide - end) * channels);
   }
-  return (Rows){to, row};
+  return (Rows){to - d->entries * high * row, high * row, row};
 }
 
-// A window as runs: its rows, the runs of a row, and how long a run is.
+// A window as runs: its planes and rows, the runs of a row, and how long a run is.
 typedef struct {
-  int64_t rows, row_gap, runs, run_gap, length;
+  int64_t planes, plane_gap, rows, row_gap, runs, run_gap, length;
 } Window;
 
-static Window window(const Axis *h, const Axis *w, int64_t channels, int64_t row) {
-  if (w->gap == 1 || w->entries == 1) return (Window){h->entries, h->gap * row, 1, 0, w->entries * channels};
-  return (Window){h->entries, h->gap * row, w->entries, w->gap * channels, channels};
+static Window window(const Axes *of, int64_t channels, Rows rows) {
+  Window found = {of->d.entries, rows.plane, of->h.entries, of->h.gap * rows.row, 1, 0, of->w.entries * channels};
+  if (of->w.gap == 1 || of->w.entries == 1) return found;
+  found.runs = of->w.entries, found.run_gap = of->w.gap * channels, found.length = channels;
+  return found;
+}
+
+static int64_t runs(const Window *of) { return of->planes * of->rows * of->runs; }
+
+static int64_t begins(const Window *of, int64_t run) {
+  return run / of->runs / of->rows * of->plane_gap + run / of->runs % of->rows * of->row_gap + run % of->runs * of->run_gap;
 }
 
 // P pixels by V vectors of sums: the window's entries at each pixel times the packed weights.
@@ -147,13 +178,11 @@ static Window window(const Axis *h, const Axis *w, int64_t channels, int64_t row
     const float *pixel[P]; \
     for (int p = 0; p < P; p++) pixel[p] = x + at[p]; \
     for (int p = 0; p < P; p++) for (int v = 0; v < V; v++) sum[p][v] = (Vector){0}; \
-    for (int64_t row = 0; row < of->rows; row++) { \
-      for (int64_t run = 0; run < of->runs; run++) { \
-        int64_t begin = row * of->row_gap + run * of->run_gap; \
-        for (int64_t j = begin; j < begin + of->length; j++, w += V * LANES) { \
-          for (int p = 0; p < P; p++) \
-            for (int v = 0; v < V; v++) sum[p][v] += pixel[p][j] * ((const Vector *)w)[v]; \
-        } \
+    for (int64_t run = 0; run < runs(of); run++) { \
+      int64_t begin = begins(of, run); \
+      for (int64_t j = begin; j < begin + of->length; j++, w += V * LANES) { \
+        for (int p = 0; p < P; p++) \
+          for (int v = 0; v < V; v++) sum[p][v] += pixel[p][j] * ((const Vector *)w)[v]; \
       } \
     } \
     for (int p = 0; p < P; p++) for (int v = 0; v < V; v++) ((Vector *)(out + p * step))[v] = sum[p][v]; \
@@ -206,26 +235,27 @@ typedef struct {
   const Spec *of;
   const float *source, *slope;  // the image, or for its gradient the result's; for the weights' both
   float *out, *packed;
-  const int64_t *from, *to, *space;  // strides of source and out; height and width of the source
+  const int64_t *from, *to, *space;  // strides of source and out; sizes of the source
   int64_t channels, made;            // of the source and of out
-  int64_t rows, blocks, pieces;      // of places at once, how many times an image, and pieces that are shared
+  int64_t depths, rows, blocks;      // places along the first axis; along the second at once, and how many times
+  int64_t pieces;                    // that are shared
 } Call;
 
-static int64_t phases(const Spec *of, int a) { return of->kind == INPUT ? of->stride[a] : 1; }
-
-// [phase][block of channels][window's row][entry][channel of the source][lane]; of the places of one phase all
+// [phase][block of channels][window's plane][row][entry][channel of the source][lane]; of the places of one phase all
 // windows' entries, so that phases together hold each weight once.
 static void pack(const Spec *of, const float *w, float *to) {
   int64_t inner = of->kind == INPUT ? of->outputs : of->inputs, outer = of->kind == INPUT ? of->inputs : of->outputs;
   int64_t along = of->kind == INPUT ? of->w[0] : of->w[1], across = of->kind == INPUT ? of->w[1] : of->w[0];
-  for (int a = 0; a < phases(of, 0); a++) for (int b = 0; b < phases(of, 1); b++) {
-    Axis h = axis(of, 0, a), v = axis(of, 1, b);
+  for (int64_t phase = 0; phase < all_phases(of); phase++) {
+    Axes at = axes(of, phase);
     for (int64_t k = 0, lanes; k < outer; k += lanes) {
       lanes = vectors(outer - k) * LANES;
       int64_t real = outer - k < lanes ? outer - k : lanes;
-      for (int64_t i = 0; i < h.entries; i++) for (int64_t j = 0; j < v.entries; j++) {
-        const float *from = w + k * across + (h.entry + i * h.entry_step) * of->w[2] + (v.entry + j * v.entry_step) * of->w[3];
-        for (int64_t c = 0; c < inner; c++, from += along, to += lanes) {
+      for (int64_t entry = 0; entry < entries(&at); entry++) {
+        int64_t a = entry / at.w.entries / at.h.entries, b = entry / at.w.entries % at.h.entries, c = entry % at.w.entries;
+        const float *from = w + k * across + (at.d.entry + a * at.d.entry_step) * of->w[2];
+        from += (at.h.entry + b * at.h.entry_step) * of->w[3] + (at.w.entry + c * at.w.entry_step) * of->w[4];
+        for (int64_t i = 0; i < inner; i++, from += along, to += lanes) {
           if (across == 1) memcpy(to, from, 4 * real);
           else for (int64_t lane = 0; lane < real; lane++) to[lane] = from[lane * across];
           for (int64_t lane = real; lane < lanes; lane++) to[lane] = 0;
@@ -236,10 +266,10 @@ static void pack(const Spec *of, const float *w, float *to) {
 }
 
 // Where each pixel's window begins among the rows, one after the other.
-static int64_t *table(const Axis *h, const Axis *w, int64_t high, int64_t channels, int64_t row) {
-  int64_t *at = (int64_t *)buffer(1, 2 * high * w->count);
+static int64_t *table(const Axes *of, int64_t high, int64_t channels, int64_t row) {
+  int64_t *at = (int64_t *)buffer(1, 2 * high * of->w.count);
   for (int64_t i = 0, next = 0; at != NULL && i < high; i++)
-    for (int64_t j = 0; j < w->count; j++) at[next++] = i * h->step * row + j * w->step * channels;
+    for (int64_t j = 0; j < of->w.count; j++) at[next++] = i * of->h.step * row + j * of->w.step * channels;
   return at;
 }
 
@@ -248,53 +278,55 @@ static void put(float *to, int64_t across, const float *from, int64_t lanes) {
   else for (int64_t lane = 0; lane < lanes; lane++) to[lane * across] = from[lane];
 }
 
-// Some rows of places of one image and phase.
+static int64_t units(const Call *call) { return all_phases(call->of) * call->of->batch * call->depths * call->blocks; }
+
+// Some rows of places of one image and phase, at one place along the first axis.
 static int unit(const Call *call, int64_t index, int64_t next) {
   const Spec *of = call->of;
   const float *packed = call->packed;
-  int64_t block = index % call->blocks, image = index / call->blocks % of->batch, phase = index / call->blocks / of->batch;
-  Axis h, w;
-  for (int64_t at = 0;; at++) {
-    h = axis(of, 0, at / phases(of, 1)), w = axis(of, 1, at % phases(of, 1));
-    if (at == phase) break;
-    packed += h.entries * w.entries * call->channels * rounded(call->made);
-  }
-  int64_t begin = block * call->rows, high = h.count - begin < call->rows ? h.count - begin : call->rows;
-  if (high <= 0 || w.count == 0) return 0;
-  float *out = call->out + image * call->to[0] + (h.phase + begin * h.apart) * call->to[2] + w.phase * call->to[3];
-  int64_t down = h.apart * call->to[2], along = w.apart * call->to[3], across = call->to[1];
-  if (h.entries == 0 || w.entries == 0) {  // a stride that outgrows the window leaves places that nothing reaches
+  int64_t block = index % call->blocks, depth = index / call->blocks % call->depths;
+  int64_t image = index / call->blocks / call->depths % of->batch, phase = index / call->blocks / call->depths / of->batch;
+  Axes at = axes(of, 0);
+  for (int64_t before = 0; before < phase; at = axes(of, ++before))
+    packed += entries(&at) * call->channels * rounded(call->made);
+  int64_t begin = block * call->rows, high = at.h.count - begin < call->rows ? at.h.count - begin : call->rows;
+  if (depth >= at.d.count || high <= 0 || at.w.count == 0) return 0;
+  float *out = call->out + image * call->to[0] + (at.d.phase + depth * at.d.apart) * call->to[2];
+  out += (at.h.phase + begin * at.h.apart) * call->to[3] + at.w.phase * call->to[4];
+  int64_t down = at.h.apart * call->to[3], along = at.w.apart * call->to[4], across = call->to[1];
+  if (entries(&at) == 0) {  // a stride that outgrows the window leaves places that nothing reaches
     for (int64_t i = 0; i < high; i++)
-      for (int64_t j = 0; j < w.count; j++)
+      for (int64_t j = 0; j < at.w.count; j++)
         for (int64_t k = 0; k < call->made; k++) out[i * down + j * along + k * across] = 0;
     return 0;
   }
-  Rows rows = lay(call->source + image * call->from[0], call->from, call->space, call->channels, &h, &w, begin, high);
-  const int64_t *at = table(&h, &w, high, call->channels, rows.row);
-  if (rows.at == NULL || at == NULL) return -1;
-  Window all = window(&h, &w, call->channels, rows.row);
+  Rows rows = lay(call->source + image * call->from[0], call->from, call->space, call->channels, &at, depth, begin, high);
+  const int64_t *pixel = table(&at, high, call->channels, rows.row);
+  if (rows.at == NULL || pixel == NULL) return -1;
+  Window all = window(&at, call->channels, rows);
   float some[12 * 4 * LANES];
-  int64_t pixels = high * w.count, top = next % call->blocks * call->rows * h.step + h.first;
-  Ahead soon = ahead(call->source + next / call->blocks % of->batch * call->from[0], call->from, call->space[0], top,
-                     top + high * h.step + (h.entries - 1) * h.gap, tiles(pixels, most(vectors(call->made))));
+  int64_t pixels = high * at.w.count;
+  int64_t plane = next / call->blocks % call->depths * at.d.step + at.d.first + (at.d.entries - 1) * at.d.gap;
+  int64_t top = next % call->blocks * call->rows * at.h.step + at.h.first;
+  const float *soon = call->source + next / call->blocks / call->depths % of->batch * call->from[0];
+  Ahead more = ahead(soon, call->from, call->space, plane, top, top + high * at.h.step + (at.h.entries - 1) * at.h.gap,
+                     tiles(pixels, most(vectors(call->made))));
   for (int64_t k = 0, lanes; k < call->made; k += lanes) {
     int v = vectors(call->made - k);
     lanes = v * LANES;
     int64_t real = call->made - k < lanes ? call->made - k : lanes, parts = tiles(pixels, most(v));
-    int straight = across == 1 && real == lanes && (down == w.count * along || high == 1);
+    int straight = across == 1 && real == lanes && (down == at.w.count * along || high == 1);
     for (int64_t part = 0; part < parts; part++) {
       int64_t p = part * pixels / parts, count = (part + 1) * pixels / parts - p;
-      fetch(&soon);
-      sums[v][count](rows.at, at + p, &all, packed, straight ? out + p * along + k : some, straight ? along : lanes);
+      fetch(&more);
+      sums[v][count](rows.at, pixel + p, &all, packed, straight ? out + p * along + k : some, straight ? along : lanes);
       for (int64_t i = 0; i < count && !straight; i++)
-        put(out + (p + i) / w.count * down + (p + i) % w.count * along + k * across, across, some + i * lanes, real);
+        put(out + (p + i) / at.w.count * down + (p + i) % at.w.count * along + k * across, across, some + i * lanes, real);
     }
-    packed += h.entries * w.entries * call->channels * lanes;
+    packed += entries(&at) * call->channels * lanes;
   }
   return 0;
 }
-
-static int64_t units(const Call *call) { return phases(call->of, 0) * phases(call->of, 1) * call->of->batch * call->blocks; }
 
 static int piece(void *data, int index) {
   const Call *call = data;
@@ -304,68 +336,74 @@ static int piece(void *data, int index) {
   return status;
 }
 
-// The gradient of the weights over one chunk of the batch, packed as `pack` does it.
-static int chunk(void *data, int index) {
-  const Call *call = data;
+// Adds to the gradient of the weights what some rows of one image give, at one place along the first axis.
+static int add(const Call *call, const Axes *of_all, int64_t image, int64_t depth, int64_t begin, float *sum) {
   const Spec *of = call->of;
-  Axis h = axis(of, 0, 0), w = axis(of, 1, 0);
-  int64_t entries = h.entries * w.entries * of->inputs, wide = rounded(of->outputs);
-  float *sum = call->packed + index * entries * wide;
-  memset(sum, 0, 4 * entries * wide);
-  int64_t each = of->batch / of->chunks;
-  for (int64_t image = index * each; image < (index + 1) * each; image++) {
-    for (int64_t begin = 0; begin < h.count; begin += call->rows) {
-      int64_t high = begin + call->rows < h.count ? call->rows : h.count - begin;
-      Rows x = lay(call->source + image * of->x[0], of->x, of->image, of->inputs, &h, &w, begin, high);
-      const int64_t *at = table(&h, &w, high, of->inputs, x.row);
-      const float *slope = call->slope + image * of->y[0] + begin * of->y[2];
-      int64_t step = of->y[3];
-      if (of->y[1] != 1 || wide != of->outputs || of->y[2] != w.count * step) {
-        float *to = buffer(2, high * w.count * wide);
-        for (int64_t i = 0; to != NULL && i < high; i++)
-          lay_row(to + i * w.count * wide, slope + i * of->y[2], w.count, of->outputs, wide, step, of->y[1]);
-        slope = to, step = wide;
-      }
-      if (x.at == NULL || at == NULL || slope == NULL) return -1;
-      Window all = window(&h, &w, of->inputs, x.row);
-      float *to = sum;
-      int64_t times = tiles(of->outputs, 4 * LANES) * all.rows * all.runs * tiles(all.length, most(vectors(of->outputs)));
-      int64_t top = begin + high < h.count ? begin + high : 0, after = image + (begin + high >= h.count);
-      if (after >= of->batch) after = image;
-      Ahead soon[2] = {
-        ahead(call->source + after * of->x[0], of->x, of->image[0], top * h.step + h.first, (top + high) * h.step, times),
-        ahead(call->slope + after * of->y[0], of->y, of->result[0], top, top + high, times),
-      };
-      for (int64_t k = 0, lanes; k < of->outputs; k += lanes) {
-        int v = vectors(of->outputs - k);
-        lanes = v * LANES;
-        int64_t parts = tiles(all.length, most(v));
-        for (int64_t row = 0; row < all.rows; row++) for (int64_t run = 0; run < all.runs; run++) {
-          const float *from = x.at + row * all.row_gap + run * all.run_gap;
-          for (int64_t part = 0; part < parts; part++) {
-            int64_t p = part * all.length / parts, count = (part + 1) * all.length / parts - p;
-            fetch(&soon[0]), fetch(&soon[1]);
-            slopes[v][count](from + p, at, slope + k, step, high * w.count, to + p * lanes);
-          }
-          to += all.length * lanes;
-        }
+  const Axis *h = &of_all->h, *w = &of_all->w;
+  int64_t high = begin + call->rows < h->count ? call->rows : h->count - begin, wide = rounded(of->outputs);
+  Rows x = lay(call->source + image * of->x[0], of->x, of->image, of->inputs, of_all, depth, begin, high);
+  const int64_t *pixel = table(of_all, high, of->inputs, x.row);
+  const float *slope = call->slope + image * of->y[0] + depth * of->y[2] + begin * of->y[3];
+  int64_t step = of->y[4];
+  if (of->y[1] != 1 || wide != of->outputs || of->y[3] != w->count * step) {
+    float *to = buffer(2, high * w->count * wide);
+    for (int64_t i = 0; to != NULL && i < high; i++)
+      lay_row(to + i * w->count * wide, slope + i * of->y[3], w->count, of->outputs, wide, step, of->y[1]);
+    slope = to, step = wide;
+  }
+  if (x.at == NULL || pixel == NULL || slope == NULL) return -1;
+  Window all = window(of_all, of->inputs, x);
+  int64_t times = tiles(of->outputs, 4 * LANES) * runs(&all) * tiles(all.length, most(vectors(of->outputs)));
+  int last = begin + high >= h->count;  // rows of this image, or the first ones of the next
+  int64_t after = last && image + 1 < of->batch ? image + 1 : image, top = last ? 0 : begin + high;
+  int64_t plane = depth * of_all->d.step + of_all->d.first + (of_all->d.entries - 1) * of_all->d.gap;
+  Ahead more[2] = {
+    ahead(call->source + after * of->x[0], of->x, of->image, plane, top * h->step + h->first, (top + high) * h->step, times),
+    ahead(call->slope + after * of->y[0], of->y, of->result, depth, top, top + high, times),
+  };
+  for (int64_t k = 0, lanes; k < of->outputs; k += lanes) {
+    int v = vectors(of->outputs - k);
+    lanes = v * LANES;
+    int64_t parts = tiles(all.length, most(v));
+    for (int64_t run = 0; run < runs(&all); run++, sum += all.length * lanes) {
+      for (int64_t part = 0; part < parts; part++) {
+        int64_t p = part * all.length / parts, count = (part + 1) * all.length / parts - p;
+        fetch(&more[0]), fetch(&more[1]);
+        slopes[v][count](x.at + begins(&all, run) + p, pixel, slope + k, step, high * w->count, sum + p * lanes);
       }
     }
   }
   return 0;
 }
 
+// The gradient of the weights over one chunk of the batch, packed as `pack` does it.
+static int chunk(void *data, int index) {
+  const Call *call = data;
+  Axes at = axes(call->of, 0);
+  int64_t size = entries(&at) * call->of->inputs * rounded(call->of->outputs), each = call->of->batch / call->of->chunks;
+  float *sum = call->packed + index * size;
+  memset(sum, 0, 4 * size);
+  int status = 0;
+  for (int64_t image = index * each; image < (index + 1) * each; image++)
+    for (int64_t depth = 0; depth < at.d.count; depth++)
+      for (int64_t begin = 0; begin < at.h.count && !status; begin += call->rows)
+        status = add(call, &at, image, depth, begin, sum);
+  return status;
+}
+
 // Adds the chunks in their order and lays the sum out as the weights lie.
 static void unpack(const Spec *of, float *sum, float *out) {
-  int64_t entries = of->kernel[0] * of->kernel[1] * of->inputs, wide = rounded(of->outputs);
+  int64_t places = of->kernel[0] * of->kernel[1] * of->kernel[2], size = places * of->inputs * rounded(of->outputs);
   for (int64_t i = 1; i < of->chunks; i++)
-    for (int64_t at = 0; at < entries * wide; at++) sum[at] += sum[i * entries * wide + at];
+    for (int64_t at = 0; at < size; at++) sum[at] += sum[i * size + at];
   const float *from = sum;
   for (int64_t k = 0, lanes; k < of->outputs; k += lanes) {
     lanes = vectors(of->outputs - k) * LANES;
     int64_t real = of->outputs - k < lanes ? of->outputs - k : lanes;
-    for (int64_t i = 0; i < of->kernel[0]; i++) for (int64_t j = 0; j < of->kernel[1]; j++) {
-      float *to = out + k * of->w[0] + i * of->w[2] + j * of->w[3];
+    for (int64_t place = 0; place < places; place++) {
+      int64_t row = place / of->kernel[2];
+      float *to = out + k * of->w[0] + row / of->kernel[1] * of->w[2] + row % of->kernel[1] * of->w[3];
+      to += place % of->kernel[2] * of->w[4];
       for (int64_t c = 0; c < of->inputs; c++, to += of->w[1], from += lanes) put(to, of->w[0], from, real);
     }
   }
@@ -378,16 +416,18 @@ int jaxlite_product(const Spec *of, const float *first, const float *second, flo
   call.from = input ? of->y : of->x, call.to = input ? of->x : of->y;
   call.space = input ? of->result : of->image;
   call.channels = input ? of->outputs : of->inputs, call.made = input ? of->inputs : of->outputs;
-  int64_t entries = of->kernel[0] * of->kernel[1] * call.channels * rounded(call.made);
-  call.packed = room(4 * entries * (weight ? of->chunks : 1));
+  int64_t weights = of->kernel[0] * of->kernel[1] * of->kernel[2] * call.channels * rounded(call.made);
+  call.packed = room(4 * weights * (weight ? of->chunks : 1));
   if (call.packed == NULL) return -1;
-  Axis h = axis(of, 0, 0);
-  int64_t row = 4 * call.channels * (call.space[1] + of->kernel[1] * of->dilation[1]) * h.step;
-  call.rows = TILE / row < h.count ? TILE / row : h.count;
-  int64_t share_of_few = (of->batch * h.count + PIECES - 1) / PIECES;  // few images: pieces of an image
-  if (!weight && call.rows > share_of_few) call.rows = share_of_few;
+  Axes at = axes(of, 0);
+  int64_t planes = at.d.entries > 0 ? at.d.entries : 1;
+  int64_t row = 4 * planes * call.channels * (call.space[2] + of->kernel[2] * of->dilation[2]) * at.h.step;
+  call.depths = at.d.count;
+  call.rows = TILE / row < at.h.count ? TILE / row : at.h.count;
+  int64_t few = (of->batch * call.depths * at.h.count + PIECES - 1) / PIECES;  // few images: pieces of an image
+  if (!weight && call.rows > few) call.rows = few;
   if (call.rows < 1) call.rows = 1;
-  call.blocks = (h.count + call.rows - 1) / call.rows;
+  call.blocks = (at.h.count + call.rows - 1) / call.rows;
   int status;
   if (weight) {
     status = share(frame, of->chunks, chunk, &call);

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from jaxlite.graph.cpu.onednn import Geometry
 
 TARGET = 'jaxlite_cpu_direct_1'  # it stands in compiled programs: another meaning of `spec` needs another number
 KINDS = ('forward', 'input', 'weight')
+AXES = 3  # that a kernel may move over, at most
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def missing() -> str:
 
 
 def spec(kind: str, of: Geometry, chunks: int) -> np.ndarray:
-  """Returns a product of a convolution as direct.c reads it.
+  """Returns a product of a convolution as direct.c reads it: over three axes, the first of size 1 where it has fewer.
 
   Args:
     kind: one of KINDS.
@@ -49,13 +49,15 @@ def spec(kind: str, of: Geometry, chunks: int) -> np.ndarray:
     chunks: of the batch, a divisor of it; it matters to a gradient of the weights alone.
 
   Raises:
-    ValueError: a convolution in groups, for which there is no kernel.
+    ValueError: a convolution in groups, or over more axes, for which there is no kernel.
   """
-  if of.groups != 1:
-    raise ValueError(f'direct kernels are for convolutions of one group; got {of.groups}')
-  pairs: Iterable[Iterable[int]] = (of.image, of.kernel, of.result, of.stride, of.dilation, of.low, of.x, of.w, of.y)
-  numbers = (KINDS.index(kind), chunks, of.batch, of.inputs, of.outputs, *itertools.chain(*pairs))
-  return np.array(numbers, np.int64)
+  if of.groups != 1 or len(of.image) > AXES:
+    raise ValueError(f'direct kernels are for one group and up to {AXES} axes; got {of.groups} and {len(of.image)}')
+  more = AXES - len(of.image)
+  sizes = [(1,) * more + one for one in (of.image, of.kernel, of.result, of.stride, of.dilation)]
+  strides = [(*one[:2], *one[:1] * more, *one[2:]) for one in (of.x, of.w, of.y)]
+  numbers = (KINDS.index(kind), chunks, of.batch, of.inputs, of.outputs)
+  return np.array([*numbers, *itertools.chain(*sizes, (0,) * more + of.low, *strides)], np.int64)
 
 
 def call(kind: str, of: Geometry, chunks: int, shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:

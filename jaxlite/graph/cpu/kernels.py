@@ -25,7 +25,7 @@ _LAYOUT = 2  # of the names of targets; another meaning of the same numbers need
 
 
 def recognised(eqn: Any) -> tuple[str, Geometry] | None:
-  """Reads a `conv_general_dilated` over two axes as a product of a convolution.
+  """Reads a `conv_general_dilated` over one to three axes as a product of a convolution.
 
   After differentiation a gradient of the weights is an equation that contracts over the batch, and a gradient of the
   image one whose image is spread out by the stride.
@@ -45,7 +45,7 @@ def recognised(eqn: Any) -> tuple[str, Geometry] | None:
   """
   params = eqn.params
   lhs, rhs, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
-  if {lhs.dtype.name, rhs.dtype.name, out.dtype.name} != {'float32'} or lhs.ndim != 4:
+  if {lhs.dtype.name, rhs.dtype.name, out.dtype.name} != {'float32'} or not 3 <= lhs.ndim <= 5:
     return None
   if not all(isinstance(size, int) and size > 0 for size in (*lhs.shape, *rhs.shape, *out.shape)):
     return None
@@ -172,7 +172,7 @@ def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]
 
 
 def _direct(eqn: Any, kind: str, of: Geometry | None) -> dict[str, Callable[..., jax.Array]]:
-  if of is None or of.groups > 1 or direct.missing():
+  if of is None or of.groups > 1 or len(of.image) > direct.AXES or direct.missing():
     return {}
   chunks = onednn.chunks_of(of.batch, CHUNKS) if kind == 'weight' else 1
   return {f'direct{CHUNKS}': functools.partial(_call, eqn, kind, functools.partial(direct.call, kind, of, chunks))}

@@ -27,31 +27,31 @@ _WEIGHTS_MD = {'forward': 131, 'input': 131, 'weight': 132}
 
 
 class Geometry(NamedTuple):
-  """A convolution over two axes, as the forward pass sees it, whichever of its arrays is computed.
+  """A convolution over one to three axes, as the forward pass sees it, whichever of its arrays is computed.
 
   Attributes:
     batch, inputs, outputs, groups: sizes; channels of all groups together.
-    image, kernel, result: (height, width) each.
+    image, kernel, result: sizes along the axes that the kernel moves over, (height, width) of a picture.
     stride, dilation: 1 is none.
     low, high: padding before and after, not negative.
     x, w, y: strides in elements of the image [N, C, H, W], the weights [O, I / groups, KH, KW] and the result
-      [N, O, H, W], in this order of axes whatever their layout.
+      [N, O, H, W], in this order of axes whatever their layout; with fewer axes, or more, likewise.
   """
 
   batch: int
   inputs: int
   outputs: int
   groups: int
-  image: tuple[int, int]
-  kernel: tuple[int, int]
-  result: tuple[int, int]
-  stride: tuple[int, int]
-  dilation: tuple[int, int]
-  low: tuple[int, int]
-  high: tuple[int, int]
-  x: tuple[int, int, int, int]
-  w: tuple[int, int, int, int]
-  y: tuple[int, int, int, int]
+  image: tuple[int, ...]
+  kernel: tuple[int, ...]
+  result: tuple[int, ...]
+  stride: tuple[int, ...]
+  dilation: tuple[int, ...]
+  low: tuple[int, ...]
+  high: tuple[int, ...]
+  x: tuple[int, ...]
+  w: tuple[int, ...]
+  y: tuple[int, ...]
 
 
 @functools.cache
