@@ -1,11 +1,11 @@
 """Convolutions as matrix products and in batch chunks: the forms that XLA:CPU runs faster than its own.
 
 Four cases. A weight gradient is a convolution whose contraction runs over the batch and whose kernel is the whole
-gradient of the output: XLA:CPU is slow at it. A depthwise input gradient is slow too. And inside a loop every
-convolution is, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward convolution
-outside of loops is the native one, or oneDNN's where that extra is installed, or one fused sum where channels are few
-(grey and colour pictures); in a teacher it is always the native one: its bits are what the same network gives when it
-is called alone.
+gradient of the output: XLA:CPU is slow at it. So it is at depthwise convolutions and their gradients. And inside a loop
+every convolution is slow, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward
+convolution of many channels outside of loops is a kernel's (oneDNN's where that extra is installed, ours where there is
+a C compiler) or the native one; where channels are few (grey and colour pictures) it is one fused sum; in a teacher it
+is always the native one: its bits are what the same network gives when it is called alone.
 
 All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
 """
@@ -58,7 +58,7 @@ def site(eqn: Any, where: Where) -> Site | None:
   elif looped or _is_backward(eqn):
     kind, (forms, default) = 'convolution', _of_any(eqn, looped)
   elif not where.apart:
-    kind, (forms, default) = 'convolution', _of_few_channels(eqn)
+    kind, (forms, default) = 'convolution', _of_forward(eqn)
   else:
     return None
   if flops_of(eqn) >= _TINY:
@@ -93,17 +93,21 @@ def _of_weight_gradient(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   if looped or places == 1 or groups > 1:
     forms['gemm'] = functools.partial(_gradient_by_places, eqn.params)
   fits = channels * places * positions * batch * lhs.dtype.itemsize <= _PATCHES
+  depthwise = groups > 1 and groups == channels
+  sums = out.size * positions * lhs.dtype.itemsize  # one a position of an example, for each entry of the kernel
+  if depthwise and batch >= 2 * _CHUNKS and sums <= _PATCHES:
+    forms['examples'] = functools.partial(_gradient_by_examples, eqn.params)
   if groups == 1 and places > 1 and channels < (16 if looped else 4) and fits:
     forms['channels_first'] = functools.partial(_gradient_channels_first, eqn.params)
   if looped:
-    return forms, 'channels_first' if 'channels_first' in forms else 'gemm'
+    return forms, next(name for name in ('examples', 'channels_first', 'gemm') if name in forms)
   if batch >= 2 * _CHUNKS and groups == 1:
     forms['chunks'] = functools.partial(_gradient_by_chunks, eqn.params)
   if 1 < groups <= _GROUPS:
     forms['groups'] = functools.partial(_gradient_by_groups, eqn.params)
   strided = max(eqn.params['rhs_dilation']) > 1  # the stride of the forward convolution
   if groups > 1:
-    wanted = 'groups' if groups < channels else 'gemm'
+    wanted = 'groups' if not depthwise else 'examples' if 'examples' in forms else 'gemm'
   elif places == 1:
     wanted = 'gemm'
   elif channels == 1:
@@ -121,6 +125,10 @@ def _of_few_channels(eqn: Any) -> tuple[dict[str, _Form], str]:
   if grouped or kernel.shape[numbers.rhs_spec[1]] > _FEW or terms > _TERMS:
     return {}, NATIVE
   return {'outer': functools.partial(_by_outer_products, eqn.params)}, 'outer'
+
+
+def _of_forward(eqn: Any) -> tuple[dict[str, _Form], str]:
+  return _of_any(eqn, looped=False) if eqn.params['feature_group_count'] > 1 else _of_few_channels(eqn)
 
 
 def _of_any(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
@@ -212,17 +220,24 @@ def _by_patches(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
   return _back(found, params['dimension_numbers'].out_spec)
 
 
-def _examples(params: Any, lhs: jax.Array, rhs: jax.Array) -> tuple[Iterator[Any], jax.Array, tuple[int, ...]]:
-  """Of a weight gradient: the views [B, space..., C] by place of the kernel, the outputs' gradient
-  [B, space..., features], and the kernel's own space. What the program calls a stride is the gap between places, and
-  its dilation of the right operand the stride."""
+def _laid(params: Any, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array, tuple[int, ...], Any]:
+  """Of a weight gradient: the padded image [B, space..., C], the outputs' gradient [B, space..., features], the
+  kernel's own space, and the function that cuts an image into views. What the program calls a stride is the gap between
+  places, and its dilation of the right operand the stride."""
   numbers = params['dimension_numbers']
   flipped = (numbers.lhs_spec[1], numbers.lhs_spec[0], *numbers.lhs_spec[2:])
   x = _channels_last(params, lhs, flipped, params['lhs_dilation'])
   slope = jnp.transpose(rhs, (numbers.rhs_spec[1], *numbers.rhs_spec[2:], numbers.rhs_spec[0]))
   count = slope.shape[1:-1]
   kernel = tuple(_count(params, x.shape[1:-1], count))
-  return _views(x, kernel, params['window_strides'], count, params['rhs_dilation']), slope, kernel
+  cut = functools.partial(_views, places=kernel, gap=params['window_strides'], count=count, step=params['rhs_dilation'])
+  return x, slope, kernel, cut
+
+
+def _examples(params: Any, lhs: jax.Array, rhs: jax.Array) -> tuple[Iterator[Any], jax.Array, tuple[int, ...]]:
+  """Of a weight gradient: the views [B, space..., C] by place of the kernel, and what else `_laid` gives."""
+  x, slope, kernel, cut = _laid(params, lhs, rhs)
+  return cut(x), slope, kernel
 
 
 def _gradient_by_places(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -243,6 +258,25 @@ def _gradient_by_places(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Arra
     return jnp.moveaxis(found, 0, 1).reshape(channels, features)
 
   return _laid_out(params, jnp.stack([meet(view) for _, view in views]), kernel)
+
+
+def _gradient_by_examples(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """For a depthwise kernel: products of one example after the other, added where they stand, and over positions last.
+
+  XLA:CPU sums over leading axes many times slower than it adds arrays.
+  """
+  groups = params['batch_group_count']
+  x, slope, kernel, cut = _laid(params, lhs, rhs)
+
+  def add(sums: list[jax.Array], example: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
+    one, by = example
+    by = by.reshape(*by.shape[:-1], groups, -1)
+    return [total + view[0, ..., None] * by for total, (_, view) in zip(sums, cut(one[None]), strict=True)], None
+
+  shape = (*slope.shape[1:-1], groups, slope.shape[-1] // groups)
+  sums, _ = lax.scan(add, [jnp.zeros(shape, slope.dtype)] * math.prod(kernel), (x, slope))
+  found = jnp.stack([total.sum(tuple(range(total.ndim - 2))).reshape(1, -1) for total in sums])
+  return _laid_out(params, found, kernel)
 
 
 def _gradient_channels_first(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
