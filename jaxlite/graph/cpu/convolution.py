@@ -25,6 +25,7 @@ from jax import lax
 
 from jaxlite.graph.contractions import flops_of
 from jaxlite.graph.cpu import kernels
+from jaxlite.graph.cpu.held import alone
 from jaxlite.graph.cpu.site import NATIVE, Site, Where, describe, native, shapes_of
 
 _CHUNKS = 4  # each is an operation to compile: eight are hardly faster and take twice the time at a start
@@ -139,7 +140,9 @@ def _of_any(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   depthwise = groups > 1 and channels == 1
   if eqn.params['batch_group_count'] > 1 or places > _PLACES or not (looped or depthwise):
     return {}, NATIVE
-  forms: dict[str, _Form] = {'gemm': functools.partial(_by_places, eqn.params)}
+  by_places = functools.partial(_by_places, eqn.params)
+  # Of a depthwise kernel it is elementwise, and reads each entry at every place: what stands before would be fused in.
+  forms: dict[str, _Form] = {'gemm': alone(by_places) if depthwise else by_places}
   rows = out.size // out.shape[numbers.out_spec[1]]
   if groups == 1 and places > 1 and rows * channels * places * out.dtype.itemsize <= _PATCHES:
     forms['patches'] = functools.partial(_by_patches, eqn.params)

@@ -26,7 +26,7 @@ enum { TILE = 128 << 10, PIECES = 16 };  // bytes of a buffer, which the second 
 
 // One product: the fields of `direct.spec`. Strides are in floats, axes in the order N C D H W and O I D H W.
 typedef struct {
-  int64_t kind, chunks, batch, inputs, outputs;
+  int64_t kind, chunks, batch, inputs, outputs, groups;  // channels of one group
   int64_t image[3], kernel[3], result[3], stride[3], dilation[3], low[3];
   int64_t x[5], w[5], y[5];
 } Spec;
@@ -236,12 +236,12 @@ typedef struct {
   const float *source, *slope;  // the image, or for its gradient the result's; for the weights' both
   float *out, *packed;
   const int64_t *from, *to, *space;  // strides of source and out; sizes of the source
-  int64_t channels, made;            // of the source and of out
+  int64_t channels, made, size;      // of one group: channels of source and out, floats of its packed weights
   int64_t depths, rows, blocks;      // places along the first axis; along the second at once, and how many times
   int64_t pieces;                    // that are shared
 } Call;
 
-// [phase][block of channels][window's plane][row][entry][channel of the source][lane]; of the places of one phase all
+// Of one group: [phase][block of channels][window's plane][row][entry][channel of the source][lane]; of the places of one phase all
 // windows' entries, so that phases together hold each weight once.
 static void pack(const Spec *of, const float *w, float *to) {
   int64_t inner = of->kind == INPUT ? of->outputs : of->inputs, outer = of->kind == INPUT ? of->inputs : of->outputs;
@@ -278,20 +278,24 @@ static void put(float *to, int64_t across, const float *from, int64_t lanes) {
   else for (int64_t lane = 0; lane < lanes; lane++) to[lane * across] = from[lane];
 }
 
-static int64_t units(const Call *call) { return all_phases(call->of) * call->of->batch * call->depths * call->blocks; }
+static int64_t units(const Call *call) {
+  return all_phases(call->of) * call->of->groups * call->of->batch * call->depths * call->blocks;
+}
 
-// Some rows of places of one image and phase, at one place along the first axis.
+// Some rows of places of one image, group and phase, at one place along the first axis.
 static int unit(const Call *call, int64_t index, int64_t next) {
   const Spec *of = call->of;
-  const float *packed = call->packed;
   int64_t block = index % call->blocks, depth = index / call->blocks % call->depths;
-  int64_t image = index / call->blocks / call->depths % of->batch, phase = index / call->blocks / call->depths / of->batch;
+  int64_t image = index / call->blocks / call->depths % of->batch, rest = index / call->blocks / call->depths / of->batch;
+  int64_t group = rest % of->groups, phase = rest / of->groups;
+  const float *packed = call->packed + group * call->size, *source = call->source + group * call->channels * call->from[1];
   Axes at = axes(of, 0);
   for (int64_t before = 0; before < phase; at = axes(of, ++before))
     packed += entries(&at) * call->channels * rounded(call->made);
   int64_t begin = block * call->rows, high = at.h.count - begin < call->rows ? at.h.count - begin : call->rows;
   if (depth >= at.d.count || high <= 0 || at.w.count == 0) return 0;
-  float *out = call->out + image * call->to[0] + (at.d.phase + depth * at.d.apart) * call->to[2];
+  float *out = call->out + image * call->to[0] + group * call->made * call->to[1];
+  out += (at.d.phase + depth * at.d.apart) * call->to[2];
   out += (at.h.phase + begin * at.h.apart) * call->to[3] + at.w.phase * call->to[4];
   int64_t down = at.h.apart * call->to[3], along = at.w.apart * call->to[4], across = call->to[1];
   if (entries(&at) == 0) {  // a stride that outgrows the window leaves places that nothing reaches
@@ -300,7 +304,7 @@ static int unit(const Call *call, int64_t index, int64_t next) {
         for (int64_t k = 0; k < call->made; k++) out[i * down + j * along + k * across] = 0;
     return 0;
   }
-  Rows rows = lay(call->source + image * call->from[0], call->from, call->space, call->channels, &at, depth, begin, high);
+  Rows rows = lay(source + image * call->from[0], call->from, call->space, call->channels, &at, depth, begin, high);
   const int64_t *pixel = table(&at, high, call->channels, rows.row);
   if (rows.at == NULL || pixel == NULL) return -1;
   Window all = window(&at, call->channels, rows);
@@ -308,7 +312,7 @@ static int unit(const Call *call, int64_t index, int64_t next) {
   int64_t pixels = high * at.w.count;
   int64_t plane = next / call->blocks % call->depths * at.d.step + at.d.first + (at.d.entries - 1) * at.d.gap;
   int64_t top = next % call->blocks * call->rows * at.h.step + at.h.first;
-  const float *soon = call->source + next / call->blocks / call->depths % of->batch * call->from[0];
+  const float *soon = source + next / call->blocks / call->depths % of->batch * call->from[0];
   Ahead more = ahead(soon, call->from, call->space, plane, top, top + high * at.h.step + (at.h.entries - 1) * at.h.gap,
                      tiles(pixels, most(vectors(call->made))));
   for (int64_t k = 0, lanes; k < call->made; k += lanes) {
@@ -336,14 +340,15 @@ static int piece(void *data, int index) {
   return status;
 }
 
-// Adds to the gradient of the weights what some rows of one image give, at one place along the first axis.
-static int add(const Call *call, const Axes *of_all, int64_t image, int64_t depth, int64_t begin, float *sum) {
+// Adds to the gradient of one group's weights what some rows of one image give, at one place along the first axis.
+static int add(const Call *call, const Axes *of_all, int64_t image, int64_t group, int64_t depth, int64_t begin, float *sum) {
   const Spec *of = call->of;
   const Axis *h = &of_all->h, *w = &of_all->w;
   int64_t high = begin + call->rows < h->count ? call->rows : h->count - begin, wide = rounded(of->outputs);
-  Rows x = lay(call->source + image * of->x[0], of->x, of->image, of->inputs, of_all, depth, begin, high);
+  const float *source = call->source + group * of->inputs * of->x[1], *result = call->slope + group * of->outputs * of->y[1];
+  Rows x = lay(source + image * of->x[0], of->x, of->image, of->inputs, of_all, depth, begin, high);
   const int64_t *pixel = table(of_all, high, of->inputs, x.row);
-  const float *slope = call->slope + image * of->y[0] + depth * of->y[2] + begin * of->y[3];
+  const float *slope = result + image * of->y[0] + depth * of->y[2] + begin * of->y[3];
   int64_t step = of->y[4];
   if (of->y[1] != 1 || wide != of->outputs || of->y[3] != w->count * step) {
     float *to = buffer(2, high * w->count * wide);
@@ -358,8 +363,8 @@ static int add(const Call *call, const Axes *of_all, int64_t image, int64_t dept
   int64_t after = last && image + 1 < of->batch ? image + 1 : image, top = last ? 0 : begin + high;
   int64_t plane = depth * of_all->d.step + of_all->d.first + (of_all->d.entries - 1) * of_all->d.gap;
   Ahead more[2] = {
-    ahead(call->source + after * of->x[0], of->x, of->image, plane, top * h->step + h->first, (top + high) * h->step, times),
-    ahead(call->slope + after * of->y[0], of->y, of->result, depth, top, top + high, times),
+    ahead(source + after * of->x[0], of->x, of->image, plane, top * h->step + h->first, (top + high) * h->step, times),
+    ahead(result + after * of->y[0], of->y, of->result, depth, top, top + high, times),
   };
   for (int64_t k = 0, lanes; k < of->outputs; k += lanes) {
     int v = vectors(of->outputs - k);
@@ -380,23 +385,27 @@ static int add(const Call *call, const Axes *of_all, int64_t image, int64_t dept
 static int chunk(void *data, int index) {
   const Call *call = data;
   Axes at = axes(call->of, 0);
-  int64_t size = entries(&at) * call->of->inputs * rounded(call->of->outputs), each = call->of->batch / call->of->chunks;
-  float *sum = call->packed + index * size;
-  memset(sum, 0, 4 * size);
+  int64_t groups = call->of->groups, each = call->of->batch / call->of->chunks;
+  float *sum = call->packed + index * groups * call->size;
+  memset(sum, 0, 4 * groups * call->size);
   int status = 0;
   for (int64_t image = index * each; image < (index + 1) * each; image++)
-    for (int64_t depth = 0; depth < at.d.count; depth++)
-      for (int64_t begin = 0; begin < at.h.count && !status; begin += call->rows)
-        status = add(call, &at, image, depth, begin, sum);
+    for (int64_t group = 0; group < groups; group++)
+      for (int64_t depth = 0; depth < at.d.count; depth++)
+        for (int64_t begin = 0; begin < at.h.count && !status; begin += call->rows)
+          status = add(call, &at, image, group, depth, begin, sum + group * call->size);
   return status;
 }
 
-// Adds the chunks in their order and lays the sum out as the weights lie.
-static void unpack(const Spec *of, float *sum, float *out) {
-  int64_t places = of->kernel[0] * of->kernel[1] * of->kernel[2], size = places * of->inputs * rounded(of->outputs);
-  for (int64_t i = 1; i < of->chunks; i++)
-    for (int64_t at = 0; at < size; at++) sum[at] += sum[i * size + at];
-  const float *from = sum;
+static void add_chunks(const Call *call) {
+  int64_t size = call->of->groups * call->size;
+  for (int64_t i = 1; i < call->of->chunks; i++)
+    for (int64_t at = 0; at < size; at++) call->packed[at] += call->packed[i * size + at];
+}
+
+// Lays the gradient of one group's weights out as the weights lie.
+static void unpack(const Spec *of, const float *from, float *out) {
+  int64_t places = of->kernel[0] * of->kernel[1] * of->kernel[2];
   for (int64_t k = 0, lanes; k < of->outputs; k += lanes) {
     lanes = vectors(of->outputs - k) * LANES;
     int64_t real = of->outputs - k < lanes ? of->outputs - k : lanes;
@@ -416,24 +425,25 @@ int jaxlite_product(const Spec *of, const float *first, const float *second, flo
   call.from = input ? of->y : of->x, call.to = input ? of->x : of->y;
   call.space = input ? of->result : of->image;
   call.channels = input ? of->outputs : of->inputs, call.made = input ? of->inputs : of->outputs;
-  int64_t weights = of->kernel[0] * of->kernel[1] * of->kernel[2] * call.channels * rounded(call.made);
-  call.packed = room(4 * weights * (weight ? of->chunks : 1));
+  call.size = of->kernel[0] * of->kernel[1] * of->kernel[2] * call.channels * rounded(call.made);
+  call.packed = room(4 * call.size * of->groups * (weight ? of->chunks : 1));
   if (call.packed == NULL) return -1;
   Axes at = axes(of, 0);
   int64_t planes = at.d.entries > 0 ? at.d.entries : 1;
   int64_t row = 4 * planes * call.channels * (call.space[2] + of->kernel[2] * of->dilation[2]) * at.h.step;
   call.depths = at.d.count;
   call.rows = TILE / row < at.h.count ? TILE / row : at.h.count;
-  int64_t few = (of->batch * call.depths * at.h.count + PIECES - 1) / PIECES;  // few images: pieces of an image
+  int64_t few = (of->groups * of->batch * call.depths * at.h.count + PIECES - 1) / PIECES;  // few images: pieces of an image
   if (!weight && call.rows > few) call.rows = few;
   if (call.rows < 1) call.rows = 1;
   call.blocks = (at.h.count + call.rows - 1) / call.rows;
   int status;
   if (weight) {
     status = share(frame, of->chunks, chunk, &call);
-    if (!status) unpack(of, call.packed, out);
+    if (!status) add_chunks(&call);
+    for (int64_t g = 0; g < of->groups; g++) unpack(of, call.packed + g * call.size, out + g * of->outputs * of->w[0]);
   } else {
-    pack(of, second, call.packed);
+    for (int64_t g = 0; g < of->groups; g++) pack(of, second + g * of->outputs * of->w[0], call.packed + g * call.size);
     call.pieces = units(&call) < PIECES ? units(&call) : PIECES;
     status = share(frame, call.pieces, piece, &call);
   }

@@ -22,6 +22,7 @@ from jaxlite.graph.cpu.onednn import Geometry
 TARGET = 'jaxlite_cpu_direct_1'  # it stands in compiled programs: another meaning of `spec` needs another number
 KINDS = ('forward', 'input', 'weight')
 AXES = 3  # that a kernel may move over, at most
+LEAST = 4  # channels of a group
 
 
 @functools.cache
@@ -49,15 +50,24 @@ def spec(kind: str, of: Geometry, chunks: int) -> np.ndarray:
     chunks: of the batch, a divisor of it; it matters to a gradient of the weights alone.
 
   Raises:
-    ValueError: a convolution in groups, or over more axes, for which there is no kernel.
+    ValueError: a convolution over more axes than there is a kernel for.
   """
-  if of.groups != 1 or len(of.image) > AXES:
-    raise ValueError(f'direct kernels are for one group and up to {AXES} axes; got {of.groups} and {len(of.image)}')
+  if len(of.image) > AXES:
+    raise ValueError(f'direct kernels are for convolutions over up to {AXES} axes; got {len(of.image)}')
   more = AXES - len(of.image)
   sizes = [(1,) * more + one for one in (of.image, of.kernel, of.result, of.stride, of.dilation)]
   strides = [(*one[:2], *one[:1] * more, *one[2:]) for one in (of.x, of.w, of.y)]
-  numbers = (KINDS.index(kind), chunks, of.batch, of.inputs, of.outputs)
+  numbers = (KINDS.index(kind), chunks, of.batch, of.inputs // of.groups, of.outputs // of.groups, of.groups)
   return np.array([*numbers, *itertools.chain(*sizes, (0,) * more + of.low, *strides)], np.int64)
+
+
+def fits(of: Geometry) -> bool:
+  """Tells whether a kernel serves a convolution: one of few channels a group leaves most of a vector idle.
+
+  Args:
+    of: the forward pass.
+  """
+  return len(of.image) <= AXES and (of.groups == 1 or min(of.inputs, of.outputs) >= LEAST * of.groups)
 
 
 def call(kind: str, of: Geometry, chunks: int, shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:

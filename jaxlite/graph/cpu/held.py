@@ -7,6 +7,8 @@ is read several times, or the producer has taken in a convolution, that costs mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -38,6 +40,29 @@ def jaxlite_cpu_held(x: jax.Array) -> jax.Array:
     return x | jnp.zeros((), x.dtype)
   bits = lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
   return lax.bitcast_convert_type(bits | jnp.zeros((), bits.dtype), x.dtype)
+
+
+def alone(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Returns the same function as a call of its own, for what stands in programs for CPU alone: it reads its operands as
+  arrays, each computed once, and writes its result out once.
+
+  Args:
+    fn: of arrays.
+
+  >>> alone(jnp.negative)(jnp.arange(3)).tolist()
+  [0, -1, -2]
+  """
+
+  def jaxlite_cpu_alone(*operands: jax.Array) -> jax.Array:
+    return fn(*operands)
+
+  called = jax.jit(jaxlite_cpu_alone)
+
+  def run(*operands: jax.Array) -> jax.Array:
+    with set_xla_metadata(inlineable='false'):
+      return called(*operands)
+
+  return run
 
 
 def _call(x: jax.Array) -> jax.Array:

@@ -172,7 +172,7 @@ def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]
 
 
 def _direct(eqn: Any, kind: str, of: Geometry | None) -> dict[str, Callable[..., jax.Array]]:
-  if of is None or of.groups > 1 or len(of.image) > direct.AXES or direct.missing():
+  if of is None or not direct.fits(of) or direct.missing():
     return {}
   chunks = onednn.chunks_of(of.batch, CHUNKS) if kind == 'weight' else 1
   return {f'direct{CHUNKS}': functools.partial(_call, eqn, kind, functools.partial(direct.call, kind, of, chunks))}
