@@ -62,12 +62,17 @@ def spec(kind: str, of: Geometry, chunks: int) -> np.ndarray:
 
 
 def fits(of: Geometry) -> bool:
-  """Tells whether a kernel serves a convolution: one of few channels a group leaves most of a vector idle.
+  """Tells whether a kernel serves a convolution.
+
+  Groups of few channels leave most of a vector idle, but for those of one channel, in arrays where these lie last.
 
   Args:
     of: the forward pass.
   """
-  return len(of.image) <= AXES and (of.groups == 1 or min(of.inputs, of.outputs) >= LEAST * of.groups)
+  if len(of.image) > AXES:
+    return False
+  alone = of.inputs == of.outputs == of.groups and of.x[1] == of.y[1] == 1
+  return of.groups == 1 or alone or min(of.inputs, of.outputs) >= LEAST * of.groups
 
 
 def call(kind: str, of: Geometry, chunks: int, shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:

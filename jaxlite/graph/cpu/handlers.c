@@ -163,12 +163,14 @@ static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
 #define ONE(n) \
   static XLA_FFI_Error *at_##n(XLA_FFI_CallFrame *frame) { return handle(n, frame); }
 #define NAME(n) at_##n,
-#define ROW(DO, p) \
-  DO(p##0) DO(p##1) DO(p##2) DO(p##3) DO(p##4) DO(p##5) DO(p##6) DO(p##7) \
-  DO(p##8) DO(p##9) DO(p##a) DO(p##b) DO(p##c) DO(p##d) DO(p##e) DO(p##f)
-#define PAGE(DO, p) \
-  ROW(DO, p##0) ROW(DO, p##1) ROW(DO, p##2) ROW(DO, p##3) ROW(DO, p##4) ROW(DO, p##5) ROW(DO, p##6) ROW(DO, p##7) \
-  ROW(DO, p##8) ROW(DO, p##9) ROW(DO, p##a) ROW(DO, p##b) ROW(DO, p##c) ROW(DO, p##d) ROW(DO, p##e) ROW(DO, p##f)
+#define ROW(DO, p)                                                                                                     \
+  DO(p##0)                                                                                                             \
+  DO(p##1) DO(p##2) DO(p##3) DO(p##4) DO(p##5) DO(p##6) DO(p##7) DO(p##8) DO(p##9) DO(p##a) DO(p##b) DO(p##c) DO(p##d) \
+      DO(p##e) DO(p##f)
+#define PAGE(DO, p)                                                                                               \
+  ROW(DO, p##0)                                                                                                   \
+  ROW(DO, p##1) ROW(DO, p##2) ROW(DO, p##3) ROW(DO, p##4) ROW(DO, p##5) ROW(DO, p##6) ROW(DO, p##7) ROW(DO, p##8) \
+      ROW(DO, p##9) ROW(DO, p##a) ROW(DO, p##b) ROW(DO, p##c) ROW(DO, p##d) ROW(DO, p##e) ROW(DO, p##f)
 PAGE(ONE, 0x0)
 PAGE(ONE, 0x1)
 static XLA_FFI_Error *(*const handlers[TARGETS])(XLA_FFI_CallFrame *) = {PAGE(NAME, 0x0) PAGE(NAME, 0x1)};

@@ -34,8 +34,8 @@ static void helper(void *data) {
   leave(data);
 }
 
-// Does all pieces, on as many of XLA's threads as are free: whatever no other thread has begun, the caller does. Without
-// a frame the caller does them all.
+// Does all pieces, on as many of XLA's threads as are free: whatever no other thread has begun, the caller does.
+// Without a frame the caller does them all.
 static int share(XLA_FFI_CallFrame *frame, int count, int (*piece)(void *, int), void *data) {
   Job *job = malloc(sizeof(Job));
   if (job == NULL) return -1;
@@ -44,12 +44,14 @@ static int share(XLA_FFI_CallFrame *frame, int count, int (*piece)(void *, int),
   int64_t threads = 1;
   XLA_FFI_Error *error = NULL;
   if (frame != NULL) {
-    XLA_FFI_ThreadPool_NumThreads_Args asked = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
+    XLA_FFI_ThreadPool_NumThreads_Args asked = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx,
+                                                &threads};
     error = frame->api->XLA_FFI_ThreadPool_NumThreads(&asked);
   }
   for (int i = 1; error == NULL && i < count && i < threads; i++) {
     atomic_fetch_add(&job->users, 1);
-    XLA_FFI_ThreadPool_Schedule_Args task = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, helper, job};
+    XLA_FFI_ThreadPool_Schedule_Args task = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, helper,
+                                             job};
     error = frame->api->XLA_FFI_ThreadPool_Schedule(&task);
     if (error != NULL) leave(job);
   }
@@ -82,9 +84,7 @@ static int only_asks(XLA_FFI_CallFrame *frame) {
   return frame->stage != XLA_FFI_ExecutionStage_EXECUTE;
 }
 
-static char *argument(XLA_FFI_CallFrame *frame, int index) {
-  return ((XLA_FFI_Buffer *)frame->args.args[index])->data;
-}
+static char *argument(XLA_FFI_CallFrame *frame, int index) { return ((XLA_FFI_Buffer *)frame->args.args[index])->data; }
 
 static char *result(XLA_FFI_CallFrame *frame) { return ((XLA_FFI_Buffer *)frame->rets.rets[0])->data; }
 
