@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -47,7 +48,7 @@ def built(name: str, folder: Path, *, tuned: bool = False) -> Path | None:
     tuned: as in `load`.
   """
   text = b''.join(path.read_bytes() for path in (_HERE / f'{name}.c', *sorted(_HERE.glob('*.h'))))
-  parts = (text, jax.lib.__version__.encode(), ' '.join(_FLAGS).encode(), os.uname().machine.encode())
+  parts = (text, jax.lib.__version__.encode(), ' '.join(_FLAGS).encode(), platform.machine().encode())
   parts += (abilities().encode(),) if tuned else ()
   path = folder / f'{name}-{hashlib.sha256(b"|".join(parts)).hexdigest()[:16]}.so'
   if path.exists():

@@ -64,7 +64,7 @@ typedef void (*Slopes)(const float *, const int64_t *, const float *, int64_t, i
 static const Sums sums[5][13] = {ALL(SUMS_NAME)};
 static const Slopes slopes[5][13] = {ALL(SLOPES_NAME)};
 
-static int most(int vectors) { return vectors == 1 ? 12 : (REGISTERS == 32 ? 24 : vectors == 2 ? 12 : 8) / vectors; }
+static int most(int vectors) { return vectors == 1 ? 12 : (REGISTERS == 32 ? 20 : vectors == 2 ? 12 : 8) / vectors; }
 
 // Vectors of the next block of channels: the widest that wastes none.
 static int vectors(int64_t left) { return left >= 4 * LANES ? 4 : left > LANES ? 2 : 1; }
