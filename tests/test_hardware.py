@@ -10,19 +10,29 @@ import pytest
 PROGRAM = """
 import os, sys, tempfile
 exec(os.environ.get('FIRST', ''))
-import numpy as np, optax
+import jax, numpy as np, optax
 import jaxlite as jl
 from jaxlite.models import SmallCNN
 
 rng = np.random.default_rng(0)
 inputs = rng.normal(size=(96, 8, 8, 1)).astype(np.float32)
+dense = jl.for_cpu(jax.grad(lambda w, x: ((x @ w) ** 2).sum()))  # a product that has a site where the extra is
+assert np.isfinite(dense(np.ones((256, 128), np.float32), np.ones((64, 256), np.float32))).all()
 config = jl.Config(name='bare', recipe=lambda config, total: jl.chain(jl.fake_quant(), optax.adam(1e-2)))
 config.train, config.data.batch_size, config.log.tensorboard = jl.Duration(steps=6), 16, False
 data = inputs, (inputs.mean((1, 2, 3)) > 0).astype(int)
 result = jl.train(config, tempfile.mkdtemp(), model=SmallCNN((8, 8), hidden=8, classes=2), data=data)
 assert np.isfinite(result.metrics['loss'])
 """
-WITHOUT_EXTRA = 'from jaxlite.graph.cpu import onednn; onednn.missing = lambda: "no onednn"'
+# As where the extra was never installed: its package is not to be found.
+WITHOUT_EXTRA = """
+import importlib.metadata
+real = importlib.metadata.files
+def files(name):
+  if name == 'onednn-cpu-gomp': raise importlib.metadata.PackageNotFoundError(name)
+  return real(name)
+importlib.metadata.files = files
+"""
 LACKING = {
   'mallopt': ('from jaxlite import allocator; allocator._glibc = lambda: None', {}, 'the allocator is not glibc'),
   'AVX-512': ('', {'XLA_FLAGS': '--xla_cpu_max_isa=AVX2', 'ONEDNN_MAX_CPU_ISA': 'AVX2'}, 'rewrites for CPU'),

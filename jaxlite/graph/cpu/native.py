@@ -63,7 +63,7 @@ def handler(of: onednn.Product) -> int | None:
 @functools.cache
 def library() -> Any:
   """Returns the compiled handlers, loaded and bound to oneDNN; None where they cannot be had."""
-  lib = compiled.load('handlers')
+  lib = None if onednn.missing() else compiled.load('handlers')
   if lib is None:
     return None
   lib.jaxlite_handler.restype = ctypes.c_void_p
