@@ -17,6 +17,7 @@ from jax import lax
 
 from convolutions import products
 from jaxlite.graph.cpu import compiled, direct, kernels, onednn
+from jaxlite.graph.cpu.replace import for_cpu
 
 # By the number of axes; of the last axes, D H W, as many as there are.
 LAYOUTS = {
@@ -194,6 +195,16 @@ def test_narrower_vectors_give_the_same_numbers(flags, tmp_path):
         results.append(held[-1])
       scale = max(float(np.abs(results[1]).max()), 1e-6)
       np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-5 * scale)
+
+
+def test_programs_for_other_platforms_hold_none():
+  conv, _, x, w = example()
+  slope = for_cpu(jax.grad(lambda x, w: (conv(x, w) ** 2).sum(), (0, 1)))
+  assert 'jaxlite_cpu_direct' in jax.jit(slope).lower(x, w).as_text()
+  for platform_of in ('cuda', 'tpu'):
+    text = jax.export.export(jax.jit(slope), platforms=[platform_of])(x, w).mlir_module()
+    assert 'jaxlite_cpu' not in text
+    assert text.count('stablehlo.convolution') == 3
 
 
 def test_groups_of_few_channels_and_other_dtypes_are_left_alone():
