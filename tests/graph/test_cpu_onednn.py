@@ -15,7 +15,7 @@ import pytest
 from jax import lax
 
 import jaxlite as jl
-from convolutions import products
+from convolutions import lives_in_transforms, products
 from jaxlite.graph.cpu import dnnl, foreign, kernels, onednn
 
 LAYOUTS = (('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW'))
@@ -93,17 +93,7 @@ def example():
 
 def test_it_lives_in_scans_and_under_jit_vmap_and_remat():
   installed()
-  conv, form, x, w = example()
-  want = np.asarray(conv(x, w))
-
-  def again(carry, w):
-    return carry, form(x, w)
-
-  _, many = jax.jit(lambda w: lax.scan(again, 0, jnp.stack([w, 2 * w])))(w)
-  np.testing.assert_allclose(many[1], 2 * want, rtol=1e-5, atol=1e-4)
-  np.testing.assert_allclose(jax.vmap(form, (None, 0))(x, jnp.stack([w, w]))[1], want, rtol=1e-5, atol=1e-5)
-  slope = jax.grad(lambda w: (jax.checkpoint(form)(x, w) ** 2).sum())(w)
-  np.testing.assert_allclose(slope, jax.grad(lambda w: (conv(x, w) ** 2).sum())(w), rtol=1e-4, atol=1e-3)
+  lives_in_transforms(*example())
 
 
 def test_many_threads_at_once_get_the_bits_of_one():
