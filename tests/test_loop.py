@@ -17,6 +17,7 @@ from flax import nnx
 import jaxlite as jl
 from jaxlite import checkpoint, loop, preempt
 from jaxlite.data import from_arrays
+from jaxlite.models import SmallCNN
 from loops import X, Y, config_of, linear, points, run, up_and_down
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -60,6 +61,20 @@ def test_ten_lines_train_a_persons_own_model_and_give_it_back(framework, tmp_pat
   assert 0 < result.metrics['accuracy'] <= 1
   for name in ('report.md', 'config.json', 'metrics.jsonl', 'result.json'):
     assert (tmp_path / 'run' / name).stat().st_size > 0
+
+
+def test_what_a_convolution_predicts_later_is_what_training_evaluated_but_for_last_bits(tmp_path):
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(90, 8, 8, 1)).astype(np.float32)
+  labels = (inputs.mean((1, 2, 3)) > 0).astype(int)
+  model = SmallCNN((8, 16), hidden=16, classes=2)  # above what is left to XLA's own convolutions
+  config = config_of(lambda config, total: jl.chain(jl.fake_quant(), optax.adam(1e-2)))
+  jl.train(config, tmp_path / 'run', model=model, data=(inputs, labels), say=lambda line: None)
+  setup = loop.prepare(config, tmp_path / 'run', model, (inputs, labels))
+  with checkpoint.Checkpoints(tmp_path / 'run' / 'checkpoints') as saves:
+    found = saves.restore(setup.abstract, which='best')
+  evaluated, _ = setup.train.eval(found.state, {'inputs': inputs, 'labels': labels})
+  np.testing.assert_allclose(jl.load(tmp_path / 'run').predict(inputs), evaluated, rtol=1e-5, atol=1e-5)
 
 
 FRESH = """
