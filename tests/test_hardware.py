@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from lacking import WITHOUT_EXTRA
+
 PROGRAM = """
 import os, sys, tempfile
 exec(os.environ.get('FIRST', ''))
@@ -23,15 +25,6 @@ config.train, config.data.batch_size, config.log.tensorboard = jl.Duration(steps
 data = inputs, (inputs.mean((1, 2, 3)) > 0).astype(int)
 result = jl.train(config, tempfile.mkdtemp(), model=SmallCNN((8, 8), hidden=8, classes=2), data=data)
 assert np.isfinite(result.metrics['loss'])
-"""
-# As where the extra was never installed: its package is not to be found.
-WITHOUT_EXTRA = """
-import importlib.metadata
-real = importlib.metadata.files
-def files(name):
-  if name == 'onednn-cpu-gomp': raise importlib.metadata.PackageNotFoundError(name)
-  return real(name)
-importlib.metadata.files = files
 """
 LACKING = {
   'mallopt': ('from jaxlite import allocator; allocator._glibc = lambda: None', {}, 'the allocator is not glibc'),

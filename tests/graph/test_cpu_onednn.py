@@ -17,6 +17,7 @@ from jax import lax
 import jaxlite as jl
 from convolutions import lives_in_transforms, products
 from jaxlite.graph.cpu import dnnl, foreign, kernels, onednn
+from lacking import WITHOUT_EXTRA
 
 LAYOUTS = (('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW'))
 HERE = platform.system() == 'Linux' and platform.machine() == 'x86_64'
@@ -130,13 +131,9 @@ def test_openmp_keeps_the_number_of_threads_of_the_caller():
 
 
 def test_without_the_extra_there_is_nothing_to_call_and_a_line_says_why():
-  program = """
-import importlib.metadata, sys
-real = importlib.metadata.files
-def absent(name):
-  if name == 'onednn-cpu-gomp': raise importlib.metadata.PackageNotFoundError(name)
-  return real(name)
-importlib.metadata.files = absent
+  program = (
+    WITHOUT_EXTRA
+    + """
 import jax, jax.numpy as jnp
 from jaxlite.graph.cpu import kernels, onednn
 x, w = jnp.ones((1, 1, 4, 4)), jnp.ones((1, 1, 2, 2))
@@ -144,6 +141,7 @@ eqn = jax.make_jaxpr(lambda x, w: jax.lax.conv(x, w, (1, 1), 'SAME'))(x, w).eqns
 assert not any(name.startswith('onednn') for name in kernels.forms(eqn))
 print(onednn.missing())
 """
+  )
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
   assert 'onednn' in done.stdout
   assert 'pip install' in done.stdout

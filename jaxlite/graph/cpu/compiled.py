@@ -19,6 +19,7 @@ from jaxlite.compile_cache import abilities, user_cache
 
 _HERE = Path(__file__).parent
 _FLAGS = ('-std=gnu11', '-O3', '-fPIC', '-shared', '-pthread')
+WHY_NOT = "no C compiler was found, it failed, or the user's cache cannot be written"
 _SECONDS = 60  # a compiler that takes longer is not waited for
 
 

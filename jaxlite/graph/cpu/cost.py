@@ -204,7 +204,7 @@ def _why(sites: list[Site], choices: Mapping[str, str], timed: int) -> str:
 def _left_off(names: Iterable[str]) -> str:
   """What kernels are called, and what would make convolutions faster here and is not there."""
   if any(name.startswith('onednn') for name in names):
-    called = 'from C' if native.library() else 'from Python, which is slower: no C compiler was found, or it failed'
+    called = 'from C' if native.library() else f'from Python, which is slower: {compiled.WHY_NOT}'
     return f'; oneDNN {dnnl.version()} called {called}'
   if any(name.startswith('direct') for name in names):
     return '; kernels compiled on this machine'

@@ -14,7 +14,7 @@ from typing import Any
 from jax import lax
 
 from jaxlite.graph.contractions import flops_of
-from jaxlite.graph.cpu import kernels, onednn
+from jaxlite.graph.cpu import kernels
 from jaxlite.graph.cpu import native as handlers
 from jaxlite.graph.cpu.site import Site, Where, describe, native, shapes_of
 
@@ -30,7 +30,7 @@ def site(eqn: Any, where: Where, turned: bool = False) -> Site | None:
     turned: whether it is one of `turned`: then the product is made that way round, and the two transpositions cancel.
   """
   flops = flops_of(eqn)
-  if where.apart or flops < (_LEAST_TURNED if turned else _LEAST) or onednn.missing():
+  if where.apart or flops < (_LEAST_TURNED if turned else _LEAST):
     return None
   if flops < _LEAST and handlers.library() is None:  # a call through Python would take longer than the product
     return None

@@ -190,10 +190,11 @@ static int add(const Call *call, const Axes *of_all, int64_t image, int64_t grou
     lanes = v * LANES;
     int64_t parts = tiles(all.length, most(v));
     for (int64_t run = 0; run < runs(&all); run++, sum += all.length * lanes) {
+      const float *from = x.at + begins(&all, run);
       for (int64_t part = 0; part < parts; part++) {
         int64_t p = part * all.length / parts, count = (part + 1) * all.length / parts - p;
         fetch(&more[0]), fetch(&more[1]);
-        slopes[v][count](x.at + begins(&all, run) + p, pixel, slope + k, step, high * w->count, sum + p * lanes);
+        slopes[v][count](from + p, pixel, slope + k, step, high * w->count, sum + p * lanes);
       }
     }
   }

@@ -34,7 +34,7 @@ def missing() -> str:
   """
   lib = compiled.load('direct', tuned=True)
   if lib is None:
-    return 'no convolutions in C: no C compiler was found, or it failed'
+    return f'no convolutions in C: {compiled.WHY_NOT}'
   if not _tried(lib.jaxlite_product):
     return 'no convolutions in C: their trial came out wrong on this processor'
   foreign.register_address(TARGET, ctypes.cast(lib.jaxlite_direct, ctypes.c_void_p))
