@@ -12,7 +12,7 @@ import sys
 from absl import app, logging
 from absl import flags as absl_flags
 
-from jaxlite import flags
+from jaxlite.config import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent
 FLAGS = absl_flags.FLAGS
@@ -28,18 +28,18 @@ def main(pairs):
   """Loads the experiment, sets the fields given on the command line, and runs it."""
   logging.set_verbosity(logging.WARNING)  # other libraries' chatter would tear the progress bar
   try:
-    config = flags.load(FLAGS.config, pairs, ROOT)
-    from jaxlite import experiment  # JAX comes with it: a mistake above is answered before that
+    config = command_line.load(FLAGS.config, pairs, ROOT)
+    from jaxlite.run import experiment  # JAX comes with it: a mistake above is answered before that
 
     workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
     command = shlex.join(['python', pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
     return experiment.run(config, workdir, mode=FLAGS.mode, fresh=FLAGS.fresh, smoke=FLAGS.smoke, command=command)
   except Exception as error:
-    message = flags.one_line(error)
+    message = command_line.one_line(error)
     if message is None or FLAGS.traceback:
       raise
-    flags.fail(message)
+    command_line.fail(message)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=lambda argv: flags.parse(argv, FLAGS, __doc__))
+  app.run(main, flags_parser=lambda argv: command_line.parse(argv, FLAGS, __doc__))

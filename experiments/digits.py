@@ -73,12 +73,12 @@ def model(config: Digits) -> SmallCNN:
 
 def recipe(config: Digits, total_steps: int) -> jl.Recipe:
   """Clip, AdamW on a warm-up cosine; then what the run compresses."""
-  rate = jl.warmup_cosine(config.optim.lr, total_steps, warmup_steps=total_steps // 20)
+  rate = jl.optim.warmup_cosine(config.optim.lr, total_steps, warmup_steps=total_steps // 20)
   parts = [
-    jl.augment(jl.shift(1)),
+    jl.augment(jl.optim.shift(1)),
     optax.clip_by_global_norm(config.optim.clip),
     optax.scale_by_adam(),
-    jl.l2(config.optim.weight_decay),
+    jl.optim.l2(config.optim.weight_decay),
     optax.scale_by_learning_rate(rate),
     jl.average(0.99),
   ]

@@ -7,7 +7,9 @@ import numpy as np
 import optax
 
 import jaxlite as jl
-from jaxlite import checkpoint, logs
+from jaxlite import checkpoint
+from jaxlite.run import records
+from jaxlite.run.records import read_records
 
 X = np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
@@ -45,9 +47,7 @@ def run(folder, recipe=adam, *, model=None, data=(X, Y), say=lambda line: None, 
 
 
 def points(folder):
-  return [
-    {name: value for name, value in point.items() if name not in logs.CLOCK} for point in logs.read_records(folder)
-  ]
+  return [{name: value for name, value in point.items() if name not in records.CLOCK} for point in read_records(folder)]
 
 
 def leaves(folder):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxlite.data.columns import Columns
-from jaxlite.data.dataset import Split, whole
+from jaxlite.data.dataset import Split
+from jaxlite.errors import whole
 
 Batch = dict[str, np.ndarray]
 

@@ -7,11 +7,12 @@ nothing past this file meets a label out of range, a NaN, an empty split or an i
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxlite.errors import whole
 
 Pair = tuple[Any, Any]
 Draw = tuple[int, int | range]
@@ -125,17 +126,6 @@ def make_dataset(
   nothing = Split(splits['train'].inputs[:0], splits['train'].labels[:0])
   three = (splits['train'], splits.get('validation', nothing), splits['test'])
   return Dataset(name, *three, classes, names, mean, std, fingerprint(splits), found, tuple(feature_names))
-
-
-def whole(value: Any, what: str, *, least: int) -> int:
-  """Returns a whole number of any integer type as int, or raises naming `what` it is.
-
-  >>> whole(np.int32(3), 'batch_size', least=1)
-  3
-  """
-  if isinstance(value, bool) or not hasattr(value, '__index__') or operator.index(value) < least:
-    raise ValueError(f'{what} is a whole number, at least {least}; got {value!r}')
-  return operator.index(value)
 
 
 def as_pair(pair: Any, where: str) -> Pair:

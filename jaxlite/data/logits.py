@@ -27,10 +27,11 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Network, stream
-from jaxlite.data.augment import Augmentation
 from jaxlite.data.columns import Columns, digest, with_columns
-from jaxlite.data.dataset import Dataset, whole
-from jaxlite.transforms import teachers
+from jaxlite.data.dataset import Dataset
+from jaxlite.distillation import _teachers as teachers
+from jaxlite.errors import whole
+from jaxlite.optim._augment import Augmentation
 
 _LAYOUT = 1  # of the files; another number makes older ones invisible
 _PROOF = 'proof.json'

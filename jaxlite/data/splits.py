@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from jaxlite.data.dataset import whole
+from jaxlite.errors import whole
 
 
 def carve(labels: np.ndarray, count: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,9 @@ about unit scale, and return logits, float32[B, classes].
 """
 
 # ruff: noqa: E402 - a missing Flax is told before anything here imports it
-from jaxlite import packages
+from jaxlite import errors
 
-packages.need('jaxlite.models', 'flax')
+errors.need('jaxlite.models', 'flax')
 
 from jaxlite.models.cnn import SmallCNN
 from jaxlite.models.depthwise import DepthwiseCNN

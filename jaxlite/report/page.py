@@ -1,0 +1,131 @@
+"""The page of a run or of several side by side: `report.md` and the pictures beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlite.deployment.inventory import stored_bytes
+from jaxlite.report.result import Result
+from jaxlite.report.tables import PACKED, _percent, markdown, rows
+
+
+def write(results: Sequence[Result], directory: str | os.PathLike[str]) -> Path:
+  """Writes report.md and its pictures.
+
+  Args:
+    results: runs to show side by side, in order.
+    directory: an existing folder.
+
+  Returns:
+    The path of report.md.
+
+  Raises:
+    ValueError: no result, or two of one name.
+  """
+  names = [result.name for result in results]
+  if not results or len({_slug(name) for name in names}) < len(names):
+    raise ValueError(f'a report shows at least one run, each with a name of its own; got {", ".join(names) or "none"}')
+  from jaxlite.report import figures
+
+  folder = Path(directory)
+  text = [f'# {" / ".join(names)}', markdown(rows(results)), f'`bytes packed`: {PACKED}.']
+  text += [f'- {result.name}: {note}' for result in results for note in result.notes]
+
+  def picture(figure: Any, file: str, caption: str) -> None:
+    if figure is not None:
+      figures.save(figure, folder / file)
+      text.append(f'![{caption}]({file})\n\n{caption}.')
+
+  tested = {result.name: result.best_step for result in results}
+  curves = figures.curves({result.name: result.history for result in results}, tested)
+  picture(curves, 'curves.png', 'Learning curves; the training loss includes what the recipe adds to it')
+  for result in results:
+    file = 'confusion.png' if len(results) == 1 else f'confusion-{_slug(result.name)}.png'
+    matrix = np.asarray(result.confusion, np.float64)
+    figure = figures.confusion(matrix, result.class_names, result.name) if matrix.size else None
+    picture(figure, file, f'Confusion matrix of {result.name} on the test split')
+  layers = {result.name: [layer for layer in result.layers if layer.weight] for result in results}
+  picture(figures.sparsity(layers), 'sparsity.png', 'Weights that are left, layer by layer')
+
+  for result in results:
+    text += _details(result)
+  text += ['## Made by', *_provenance(results)]
+  path = folder / 'report.md'
+  part = folder / 'report.md.part'
+  part.write_text('\n\n'.join(text) + '\n', encoding='utf-8')
+  os.replace(part, path)  # a run killed here leaves the old report or the new one
+  return path
+
+
+def _slug(name: str) -> str:
+  return re.sub(r'[^\w.-]+', '-', name).strip('-.') or 'run'
+
+
+def _details(result: Result) -> list[str]:
+  text = [f'## {result.name}']
+  averages = ('micro', 'macro', 'weighted')
+  scores = [
+    [label, *(_percent(result.metrics[f'{name}_{average}']) for average in averages)]
+    for name, label in (('precision', 'precision'), ('recall', 'recall'), ('f1', 'F1'))
+    if all(f'{name}_{average}' in result.metrics for average in averages)
+  ]
+  if scores:
+    text.append(markdown([['', *averages], *scores]))
+  if len(result.confusion):
+    text.append(markdown(_classes(np.asarray(result.confusion, np.float64), result.class_names)))
+  if result.layers:
+    named = [
+      [
+        f'`{layer.path}`',
+        f'{layer.size:,}',
+        f'{layer.nonzero:,}',
+        _percent(1 - layer.nonzero / max(1, layer.size), 1),
+        str(layer.bits),
+        f'{stored_bytes(layer.size, layer.nonzero, layer.bits, layer.scales):,}',
+      ]
+      for layer in result.layers
+    ]
+    text.append(markdown([['parameters', 'values', 'not zero', 'sparsity', 'bits', 'bytes packed'], *named]))
+  if result.parts:
+    text.append('### What each part did')
+    text.append(markdown([['part', 'when', 'what it touched', 'what it could not'], *result.parts]))
+  return text if len(text) > 1 else []
+
+
+def _classes(matrix: np.ndarray, names: Sequence[str], most: int = 20) -> list[list[str]]:
+  """A row a class; of more than `most` classes those with the lowest F1."""
+  actual, predicted, hits = matrix.sum(axis=1), matrix.sum(axis=0), np.diag(matrix)
+  f1 = 2 * hits / np.maximum(actual + predicted, 1e-300)
+  shown = range(len(matrix)) if len(matrix) <= most else np.sort(np.argsort(f1, kind='stable')[:most])
+  title = 'class' if len(matrix) <= most else f'class (the {most} lowest F1)'
+  body = []
+  for index in shown:
+    precision, recall = hits[index] / max(predicted[index], 1e-300), hits[index] / max(actual[index], 1e-300)
+    name = names[index] if len(names) else str(index)
+    body.append([name, f'{actual[index]:g}', _percent(precision), _percent(recall), _percent(f1[index])])
+  return [[title, 'examples', 'precision', 'recall', 'F1'], *body]
+
+
+def _provenance(results: Sequence[Result]) -> list[str]:
+  """Command, versions and machine: once where all runs share them."""
+  text = []
+  for title, facts in (
+    ('Command', [result.command for result in results]),
+    ('Versions', [_listed(result.versions) for result in results]),
+    ('Machine', [_listed(result.machine) for result in results]),
+  ):
+    shared = len(set(facts)) == 1
+    for result, fact in list(zip(results, facts, strict=True))[: 1 if shared else None]:
+      if fact:
+        text.append(f'{title}{"" if shared else f" of {result.name}"}: {f"`{fact}`" if title == "Command" else fact}')
+  return text
+
+
+def _listed(facts: Mapping[str, str]) -> str:
+  return ', '.join(f'{name} {value}' for name, value in facts.items())

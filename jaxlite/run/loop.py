@@ -1,0 +1,394 @@
+"""The one training loop, read top to bottom: prepare, start or resume, train, test once, report.
+
+`train` is what notebooks and the launcher call. A run is a function of its config, its data and its seed: the
+batch of a step is computed from (seed, step), randomness from (key, name, step), and everything else that a
+later step can see lies in the checkpoint. So a run that was killed ends as if it never was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite import checkpoint, errors
+from jaxlite import data as datasets
+from jaxlite.adapters import adapt
+from jaxlite.config.duration import Duration
+from jaxlite.config.schema import Config, validate
+from jaxlite.contract import CONST, Model, Network, Recipe, chain
+from jaxlite.cpu import autotune
+from jaxlite.deployment import inventory, stablehlo
+from jaxlite.errors import nearest
+from jaxlite.graph.init_numpy import on_host
+from jaxlite.graph.model import weights_of
+from jaxlite.host import allocator, compile_cache, machine, preempt
+from jaxlite.optim._normalize import normalize
+from jaxlite.optim._plateau import observe_score
+from jaxlite.report import ledger
+from jaxlite.report.result import Result
+from jaxlite.run import guards
+from jaxlite.run.progress import Progress
+from jaxlite.run.records import Records, read_records
+from jaxlite.run.timetable import Plan
+from jaxlite.run.workdir import check_workdir, lock
+from jaxlite.step import multi_step, warm_up
+from jaxlite.step.state import TrainState
+from jaxlite.step.train_step import Train, train_step
+from jaxlite.tasks import metrics
+from jaxlite.tasks.losses import cross_entropy
+
+Say = Callable[[str], None]
+
+_REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
+
+
+class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
+  """A signal asked the run to leave; it did, after saving."""
+
+
+class Setup(NamedTuple):
+  """All that a run is made of before its first step."""
+
+  config: Config
+  data: datasets.Dataset
+  network: Model
+  recipe: Recipe
+  train: Train
+  metric: metrics.Metrics
+  plan: Plan
+  abstract: TrainState
+  first_batch: Any
+
+
+@dataclasses.dataclass
+class Record:
+  """What the loop itself remembers; saved with every checkpoint.
+
+  Attributes:
+    log_bytes: length of metrics.jsonl.
+    logged: the last step whose training point is written.
+    evaluated: the last step whose evaluation is written.
+    pending: training metrics since the last point, as plain numbers.
+    best: best validation metric, larger is better; None before the first.
+    best_step: where it was reached.
+    stale: evaluations since.
+    stopped: early stopping has ended the run.
+    seconds: spent training, over all starts.
+    pace: steps a dispatch, at most; 0 until that was chosen.
+    data: fingerprint of the data.
+    machine: what bit-equality hangs on.
+  """
+
+  log_bytes: int = 0
+  logged: int = 0
+  evaluated: int = 0
+  pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  best: float | None = None
+  best_step: int = 0
+  stale: int = 0
+  stopped: bool = False
+  seconds: float = 0.0
+  pace: int = 0
+  data: str = ''
+  machine: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def train(
+  config: Config,
+  workdir: str | Path,
+  *,
+  model: Any = None,
+  data: Any = None,
+  command: str = '',
+  say: Say = print,
+) -> Result:
+  """Trains one run to its end, or on from where it stopped, and reports it.
+
+  Args:
+    config: what to train and how. `config.model` and `config.recipe` are called after all overrides.
+    workdir: the run's folder: config, checkpoints, metrics, report.
+    model: instead of `config.model`: a Model, or a network of any framework that `jl.adapt` takes.
+    data: instead of `config.data.source`: a `jaxlite.data.Dataset`, or a pair of arrays (inputs, labels) from
+      which validation and test are carved.
+    command: the command line, for the report.
+    say: prints a line.
+
+  Returns:
+    The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
+
+  Raises:
+    ValueError: one line on what cannot be right; nothing was lost.
+    Preempted: a signal came; the run was saved.
+    ImportError: a package that a run needs is not installed.
+  """
+  errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
+  validate(config)
+  folder = check_workdir(workdir)
+  if config.machine.keep_memory:
+    allocator.share_one_arena()  # before JAX starts its threads
+  with lock(folder), preempt.guard() as guard:
+    done = folder.settle(folder, config, say)
+    if done is not None:
+      return done
+    machine.print_device(say)
+    if config.machine.compile_cache:
+      say(compile_cache.enable())
+    setup = prepare(config, folder, model, data)
+    for note in setup.data.notes:
+      say(f'note: {note}')
+    with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
+      state, record = _start(setup, saves, say)
+      folder.begin(folder, config)
+      if config.machine.rewrites:
+        setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / _REWRITES, say))
+      else:
+        say('rewrites for CPU: none, as machine.rewrites says')
+      with Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
+        left = 0 if record.stopped else setup.plan.total - int(state.step)
+        with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
+          if int(state.step) == 0:
+            values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
+            inputs = setup.first_batch['inputs']
+            if reason := stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs):
+              say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
+        state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
+      state = _best(setup, state, record, saves)
+    guards.check_targets(state, say)
+    test = evaluate(setup, state, setup.data.test, guard)
+    if test is None:
+      raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
+    result = _evidence(setup, state, record, test, folder, command)
+    folder.finish(folder, result)
+    return result
+
+
+def evaluate_run(
+  config: Config, workdir: str | Path, *, model: Any = None, data: Any = None, command: str = '', say: Say = print
+) -> Result:
+  """Evaluates the best checkpoint of a run on the test split; changes nothing.
+
+  Raises:
+    ValueError: the run has no checkpoint, or another config.
+  """
+  validate(config)
+  folder = Path(workdir).expanduser().absolute()
+  if not folder.is_begun(folder):
+    raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
+  folder.match(folder, config, say)
+  setup = prepare(config, folder, model, data)
+  with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
+    found = saves.restore(setup.abstract, which='best')
+  record = Record(**found.loop)
+  return _evidence(setup, found.state, record, evaluate(setup, found.state, setup.data.test), folder, command)
+
+
+def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
+  """Builds data, model, recipe and step of a run; writes nothing and trains nothing."""
+  data = _dataset(config, data)
+  batch_size = config.data.batch_size
+  epoch = datasets.steps_per_epoch(data.train, batch_size)
+  sizes = {'steps_per_epoch': epoch, 'batch_size': batch_size}
+  total = config.train.to_steps(**sizes)
+
+  def steps(duration: Duration) -> int:
+    return max(1, duration.to_steps(**sizes, total_steps=total))
+
+  plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
+  absolute = dataclasses.replace(config, teacher=str(folder / config.teacher)) if config.teacher else config
+  recipe = absolute.recipe(absolute, total)
+  if not isinstance(recipe, Recipe):
+    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
+  recipe = chain(normalize(data.mean, data.std), recipe)
+  network = adapt(absolute.model(absolute) if model is None else model)
+  rewrites = (autotune.read(folder / _REWRITES).choices or True) if config.machine.rewrites else False
+  built = train_step(network, config.loss or cross_entropy, recipe, rewrites=rewrites)
+  first = datasets.batch_at(data.train, batch_size, config.seed, 0)
+  abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
+  metric = metrics.classification_metrics(data.classes)
+  if config.eval.metric not in metric.names:
+    near = nearest(config.eval.metric, metric.names)
+    raise ValueError(f'eval.metric is one of the metrics; got {config.eval.metric!r}; nearest: {near}')
+  outputs, terms = jax.eval_shape(built.eval, abstract, first)  # what does not fit is told before training
+  jax.eval_shape(metric.update, jax.eval_shape(metric.init), outputs, first, terms['task'])
+  return Setup(config, data, network, recipe, built, metric, plan, abstract, first)
+
+
+def evaluate(setup: Setup, state: TrainState, split: datasets.Split, guard: preempt.Guard | None = None) -> dict | None:
+  """Returns the metrics of a split, or None when a signal came first."""
+  total = setup.metric.init()
+  for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
+    if guard is not None and guard.requested:
+      return None
+    total = _evaluated(setup.train.eval, setup.metric.update)(total, state, batch)
+  return setup.metric.compute(jax.device_get(total))
+
+
+def _fit(
+  setup: Setup,
+  state: TrainState,
+  record: Record,
+  saves: Any,
+  records: Records,
+  guard: preempt.Guard,
+  say: Say,
+  compiling: float,
+) -> tuple[TrainState, Record]:
+  config, plan, step = setup.config, setup.plan, int(state.step)
+  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
+  pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
+  began, started = time.monotonic() - record.seconds, step
+  pace = multi_step.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
+  batches_at = functools.partial(datasets.batches_at, setup.data.train, config.data.batch_size, config.seed)
+
+  def save(*, wait: bool = False) -> None:
+    record.pending = multi_step.fetched(pending)
+    guards.check_finite(record.pending, state, saves)
+    guards.check_params(state, saves)
+    record.log_bytes, record.seconds = records.length, time.monotonic() - began
+    metric = record.best if record.best_step == step else None
+    saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
+
+  while True:
+    improved = False
+    if plan.due(step, plan.log) and record.logged < step:
+      values = multi_step.fetched(pending)
+      guards.check_finite(values, state, saves)
+      guards.check_masks(state)
+      means = {name: math.fsum(value[name] for value in values) / len(values) for name in values[0]}
+      record.logged, pending = step, []
+      records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
+      progress.line(step, f'loss {means["loss"]:.4f}')
+
+    if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
+      found = evaluate(setup, state, setup.data.validation, guard)
+      if found is not None:
+        scalars = {name: value for name, value in found.items() if name != 'confusion'}
+        record.evaluated = step
+        records.write('validation', step, scalars)
+        score = _score(scalars, config.eval.metric)
+        state = state._replace(opt_state=observe_score(state.opt_state, score))
+        progress.line(step, f'validation {config.eval.metric} {scalars[config.eval.metric]:.4f}')
+        if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
+          improved = record.best is None or score > record.best
+          record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
+          record.stale = 0 if improved else record.stale + 1
+          record.stopped = 0 < config.eval.patience <= record.stale
+
+    last = step >= plan.total or record.stopped
+    if guard.requested:
+      save(wait=True)
+      raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
+    if improved or last or plan.due(step, plan.checkpoint):
+      save(wait=last)
+    if last:
+      progress.done()
+      return state, record
+
+    free = plan.free(step)
+    if pace is None and step > started and free >= multi_step.least(plan.gap):
+      room = multi_step.Room(step, free, plan.gap, plan.total - step, compiling)
+      state, taken, pace = multi_step.choose(
+        setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
+      )
+      record.pace = pace.steps
+      say(f'steps a dispatch: {pace.steps} ({pace.why})')
+      pending += [(terms, 1) for terms in taken]
+      step += len(taken)
+    elif pace is not None and pace.run is not None and free > 1:
+      count = min(pace.steps, free)
+      batches = multi_step.stacked(batches_at(step, count), pace.steps)
+      jax.block_until_ready(pending[-1:])  # never two under way: a signal waits for one at most
+      state, terms = pace.run(state, batches, count)
+      pending.append((terms, count))
+      step += count
+    else:
+      batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
+      state, terms = setup.train.step(state, batch)
+      if step == started and config.machine.keep_memory:
+        warm_up.keep_memory(state, say)
+      pending.append((terms, 1))
+      step += 1
+    progress.step(step)
+
+
+def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
+  """The state of the latest good checkpoint, or a new one."""
+  here = {**machine.machine(), 'jaxlib': machine.versions().get('jaxlib', '')}
+  found = saves.restore(setup.abstract)
+  if found is None:
+    state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
+    return state, Record(data=setup.data.fingerprint, machine=here)
+  record = Record(**found.loop)
+  if record.data != setup.data.fingerprint:
+    raise ValueError('the data differ from those this run began with: bring them back, or start again with --fresh')
+  for name, value in here.items():
+    if record.machine.get(name) != value:
+      say(f'note: {name} was {record.machine.get(name)}, now {value}: the run goes on, but not bit for bit')
+  say(f'resumed at step {found.step} of {setup.plan.total}')
+  record.stopped = record.stopped and record.stale >= setup.config.eval.patience > 0
+  return found.state, record
+
+
+def _evidence(
+  setup: Setup, state: TrainState, record: Record, found: dict[str, Any], folder: Path, command: str
+) -> Result:
+  """All that the report shows of a run."""
+  full = {**state.model_state, CONST: state.const}
+  inputs = setup.first_batch['inputs']
+  weights = weights_of(setup.network, jax.random.key(0), inputs)
+  history = read_records(folder)
+  return Result(
+    name=setup.config.name,
+    metrics={name: value for name, value in found.items() if name != 'confusion'},
+    layers=inventory.layers(setup.train.model, state.params, full, inputs, weights),
+    seconds=record.seconds,
+    history=history,
+    confusion=found['confusion'].tolist(),
+    class_names=list(setup.data.class_names),
+    command=command,
+    versions=machine.versions(),
+    machine=machine.machine(),
+    notes=list(setup.data.notes),
+    best_step=int(state.step),
+    parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
+  )
+
+
+def _best(setup: Setup, state: TrainState, record: Record, saves: Any) -> TrainState:
+  """The state that validation liked best; the last one where nothing was validated."""
+  if record.best is None or record.best_step == int(state.step):
+    return state
+  return saves.restore(setup.abstract, which='best').state
+
+
+def _dataset(config: Config, data: Any) -> datasets.Dataset:
+  if data is None:
+    return datasets.load(
+      config.data.source, directory=config.data.directory, validation=config.data.validation, seed=config.seed
+    )
+  if isinstance(data, datasets.Dataset):
+    return data
+  return datasets.from_arrays(data, validation=config.data.validation, seed=config.seed)
+
+
+def _score(values: dict[str, float], name: str) -> float:
+  return -values[name] if name == 'loss' else values[name]
+
+
+@functools.lru_cache(maxsize=8)
+def _evaluated(evaluate_batch: Any, update: Any) -> Any:
+  """One compiled program: forward, loss and the running metrics."""
+
+  def add(total: Any, state: TrainState, batch: Any) -> Any:
+    outputs, terms = evaluate_batch(state, batch)
+    return update(total, outputs, batch, jnp.asarray(terms['task']))
+
+  return jax.jit(add, donate_argnums=0)
