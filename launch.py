@@ -12,6 +12,7 @@ import sys
 from absl import app, logging
 from absl import flags as absl_flags
 
+from jaxlite import errors
 from jaxlite.config import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -35,7 +36,7 @@ def main(pairs):
     command = shlex.join(['python', pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
     return experiment.run(config, workdir, mode=FLAGS.mode, fresh=FLAGS.fresh, smoke=FLAGS.smoke, command=command)
   except Exception as error:
-    message = command_line.one_line(error)
+    message = errors.one_line(error)
     if message is None or FLAGS.traceback:
       raise
     command_line.fail(message)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import operator
+import pathlib
 import re
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -86,3 +88,25 @@ def whole(value: Any, what: str, *, least: int) -> int:
   if isinstance(value, bool) or not hasattr(value, '__index__') or operator.index(value) < least:
     raise ValueError(f'{what} is a whole number, at least {least}; got {value!r}')
   return operator.index(value)
+
+
+def one_line(error: Exception) -> str | None:
+  """Returns the message for an error that a person can mend; None for one that needs its traceback.
+
+  Ours are raised on purpose, with one line that says what to do; so are the system's (a full disk, a folder
+  that cannot be written). Whatever else comes is a fault in the code, and hiding where would not help.
+
+  >>> one_line(ConfigError('seed is at least 0; got -1'))
+  'seed is at least 0; got -1'
+  >>> one_line(ZeroDivisionError('division by zero')) is None
+  True
+  """
+  message = str(error)
+  if not message:
+    return None
+  if isinstance(error, OSError | ConfigError):
+    return None if '\n' in message else message
+  frames = traceback.extract_tb(error.__traceback__)
+  ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
+  on_purpose = ours and (frames[-1].line or '').startswith('raise ')
+  return message if on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError) else None

@@ -137,28 +137,6 @@ def _module(file: pathlib.Path) -> Any:
   return module
 
 
-def one_line(error: Exception) -> str | None:
-  """Returns the message for an error that a person can mend; None for one that needs its traceback.
-
-  Ours are raised on purpose, with one line that says what to do; so are the system's (a full disk, a folder
-  that cannot be written). Whatever else comes is a fault in the code, and hiding where would not help.
-
-  >>> one_line(configs.ConfigError('seed is at least 0; got -1'))
-  'seed is at least 0; got -1'
-  >>> one_line(ZeroDivisionError('division by zero')) is None
-  True
-  """
-  message = str(error)
-  if not message:
-    return None
-  if isinstance(error, OSError | configs.ConfigError):
-    return None if '\n' in message else message
-  frames = traceback.extract_tb(error.__traceback__)
-  ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
-  on_purpose = ours and (frames[-1].line or '').startswith('raise ')
-  return message if on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError) else None
-
-
 def config_help() -> str:
   """Returns the fields that every config has, with what they hold and where they start."""
   config = configs.Config(name='')

@@ -12,6 +12,7 @@ from jaxlite.config.schema import smoke as shrink
 from jaxlite.config.serialize import to_dict
 from jaxlite.host import preempt
 from jaxlite.report import page, tables
+from jaxlite.run import folder as run_folder
 from jaxlite.run import loop
 from jaxlite.run.workdir import check_workdir, lock
 
@@ -43,7 +44,7 @@ def run(
   if mode == 'eval' and not folder.is_dir():
     raise ValueError(f'{folder} holds no run to evaluate: train first, with --mode=train')
   check_workdir(text)
-  if fresh and (aside := folder.set_aside(folder)) is not None:
+  if fresh and (aside := run_folder.set_aside(folder)) is not None:
     print(f'moved the old run to {aside}')
     check_workdir(folder)
   several = {name: dataclasses.replace(vary(config), name=name) for name, vary in config.runs.items()}

@@ -34,6 +34,7 @@ from jaxlite.optim._normalize import normalize
 from jaxlite.optim._plateau import observe_score
 from jaxlite.report import ledger
 from jaxlite.report.result import Result
+from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
 from jaxlite.run.progress import Progress
 from jaxlite.run.records import Records, read_records
@@ -135,7 +136,7 @@ def train(
   if config.machine.keep_memory:
     allocator.share_one_arena()  # before JAX starts its threads
   with lock(folder), preempt.guard() as guard:
-    done = folder.settle(folder, config, say)
+    done = run_folder.settle(folder, config, say)
     if done is not None:
       return done
     machine.print_device(say)
@@ -146,7 +147,7 @@ def train(
       say(f'note: {note}')
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
       state, record = _start(setup, saves, say)
-      folder.begin(folder, config)
+      run_folder.begin(folder, config)
       if config.machine.rewrites:
         setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / _REWRITES, say))
       else:
@@ -166,7 +167,7 @@ def train(
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
     result = _evidence(setup, state, record, test, folder, command)
-    folder.finish(folder, result)
+    run_folder.finish(folder, result)
     return result
 
 
@@ -180,9 +181,9 @@ def evaluate_run(
   """
   validate(config)
   folder = Path(workdir).expanduser().absolute()
-  if not folder.is_begun(folder):
+  if not run_folder.is_begun(folder):
     raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
-  folder.match(folder, config, say)
+  run_folder.match(folder, config, say)
   setup = prepare(config, folder, model, data)
   with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
     found = saves.restore(setup.abstract, which='best')

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxlite import errors
 from jaxlite.config import command_line
 from jaxlite.config.duration import Duration
 from jaxlite.errors import ConfigError
@@ -190,10 +191,10 @@ def test_only_errors_that_a_person_can_mend_hide_their_traceback(folder):
 def test_an_error_of_ours_stays_one_line_through_jit():
   with pytest.raises(ValueError) as error:
     jax.jit(cross_entropy)(jnp.zeros((2, 3)), {'labels': jnp.zeros(3, int)})
-  assert command_line.one_line(error.value) == str(error.value)
+  assert errors.one_line(error.value) == str(error.value)
   with pytest.raises(TypeError) as error:
     jax.jit(jnp.dot)(jnp.zeros(2), 'x')
-  assert command_line.one_line(error.value) is None
+  assert errors.one_line(error.value) is None
 
 
 def test_an_experiment_may_import_its_neighbour_and_be_varied(tmp_path):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxlite as jl
-from jaxlite.config import command_line
+from jaxlite import errors
 from loops import X, Y, adam, linear, points, run
 
 # --- what cannot be right is refused before training, in one line, and the folder stays good ---------------------
@@ -65,7 +65,7 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_trained(mistake, tmp_p
     run(tmp_path, **{'recipe': adam, **fields})
   assert re.search(words, str(caught.value))
   assert '\n' not in str(caught.value)
-  assert command_line.one_line(caught.value) == str(caught.value)  # so the launcher shows it as it is
+  assert errors.one_line(caught.value) == str(caught.value)  # so the launcher shows it as it is
   assert not list(tmp_path.glob('checkpoints/*'))
 
 
