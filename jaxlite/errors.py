@@ -1,4 +1,4 @@
-"""What a missing package is called, and the command that installs it. Standard library only."""
+"""Errors in one line: what is wrong, the nearest names, the package that is missing. Standard library only."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ class ConfigError(ValueError):
 def whole(value: Any, what: str, *, least: int) -> int:
   """Returns a whole number of any integer type as int, or raises naming `what` it is.
 
+  >>> import numpy as np
   >>> whole(np.int32(3), 'batch_size', least=1)
   3
   """

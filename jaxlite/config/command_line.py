@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 from absl import flags as absl_flags
 
+from jaxlite import errors
 from jaxlite.config import fields
 from jaxlite.config import schema as configs
-from jaxlite.config.duration import UNITS
+from jaxlite.config.duration import UNITS, Duration
 
 Pairs = list[tuple[str, str | None]]
 
@@ -102,26 +103,26 @@ def load(path: str, pairs: Pairs, root: pathlib.Path) -> configs.Config:
   file = here if here.is_file() else root / here
   if not file.is_file():
     near = [*here.parent.glob('*.py'), *(one.relative_to(root) for one in (root / 'experiments').glob('*.py'))]
-    raise configs.ConfigError(f'no experiment file {path!r}; nearest: {fields.nearest(path, map(str, near))}')
+    raise errors.ConfigError(f'no experiment file {path!r}; nearest: {fields.nearest(path, map(str, near))}')
   file = file.resolve()
   try:
     module = _module(file)
     if not hasattr(module, 'get_config'):
-      raise configs.ConfigError(f'{path} has no get_config(): an experiment file defines one')
+      raise errors.ConfigError(f'{path} has no get_config(): an experiment file defines one')
     config = module.get_config()
-  except configs.ConfigError:
+  except errors.ConfigError:
     raise
   except Exception as error:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     where = f'{path}, line {lines[-1]},' if lines else path
     detail = ' '.join(str(error).split())
-    raise configs.ConfigError(f'{where} raises {type(error).__name__}: {detail} (--traceback shows where)') from error
+    raise errors.ConfigError(f'{where} raises {type(error).__name__}: {detail} (--traceback shows where)') from error
   if not isinstance(config, configs.Config):
-    raise configs.ConfigError(f'get_config() of {path} returns a jaxlite.Config; got {type(config).__name__}')
-  config = configs.apply_overrides(config, pairs)
+    raise errors.ConfigError(f'get_config() of {path} returns a jaxlite.Config; got {type(config).__name__}')
+  config = fields.apply_overrides(config, pairs)
   configs.validate(config)
   if config.model is None and not config.runs:
-    raise configs.ConfigError(f'model is a function (config) -> network; got None: set model= in {path}')
+    raise errors.ConfigError(f'model is a function (config) -> network; got None: set model= in {path}')
   return config
 
 
@@ -142,7 +143,7 @@ def config_help() -> str:
   config = configs.Config(name='')
   kinds, lines = fields.settable(config), []
   for path, _, _, value in fields.fields(config):
-    if isinstance(value, configs.Duration):
+    if isinstance(value, Duration):
       lines.append(f'  --config.{path}.{{{",".join(UNITS)}}} (default: {value})')
     elif path in kinds:
       lines.append(f'  --config.{path}: {kinds[path]}' + (f' (default: {value!r})' if value != '' else ''))

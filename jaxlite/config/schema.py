@@ -14,29 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxlite.config.duration import Duration
-from jaxlite.config.fields import annotation, apply_overrides, conforms, describe, fields, is_group, override
-from jaxlite.config.serialize import Differences, compare, diff, may_change, to_dict
+from jaxlite.config.fields import annotation, conforms, describe, fields, is_group
 from jaxlite.errors import ConfigError, nearest
-
-__all__ = [
-  'CheckpointConfig',
-  'Config',
-  'ConfigError',
-  'DataConfig',
-  'Differences',
-  'Duration',
-  'EvalConfig',
-  'LogConfig',
-  'OptimConfig',
-  'apply_overrides',
-  'compare',
-  'diff',
-  'may_change',
-  'override',
-  'smoke',
-  'to_dict',
-  'validate',
-]
 
 _SMOKE_STEPS = 20
 

@@ -31,13 +31,18 @@ class Metrics(NamedTuple):
     names: of the numbers that `compute` gives.
     init: () -> state.
     update: (state, outputs, batch, loss) -> state, inside jit. `loss` is float[B], or the batch's weighted mean.
-    compute: (state) -> dict, on the host.
+    compute: (state) -> dict, on the host: plain numbers by name, and arrays that tables and figures are made of. Where
+      there is a `keep`: (state, kept) -> dict.
+    keep: (outputs, batch) -> pytree of arrays [B, ...], inside jit: what has to come to the host example by example
+      (scores that are ranked, targets in their units). 'weight' is kept beside it. `kept` is the same tree with the
+      examples of all batches, [N, ...], NumPy, without padding.
   """
 
   names: tuple[str, ...]
   init: Callable[[], Any]
   update: Callable[..., Any]
-  compute: Callable[[Any], dict[str, Any]]
+  compute: Callable[..., dict[str, Any]]
+  keep: Callable[[Any, Mapping[str, Any]], Any] | None = None
 
 
 class ClassificationState(NamedTuple):
@@ -209,3 +214,58 @@ def _add(total: jax.Array, value: jax.Array) -> jax.Array:
   low = low + jnp.where(jnp.isfinite(new), lost, 0)  # inf - inf would turn a loss of inf into NaN
   whole = new + low
   return jnp.stack([whole, jnp.where(jnp.isfinite(whole), (new - whole) + low, 0)])
+
+
+class MeansState(NamedTuple):
+  """Weighted sums so far.
+
+  Attributes:
+    sums: float32[k, 2], each a number and the rounding error that it has not seen yet; the loss comes last.
+    weight: float32[2], the sum of weights likewise.
+  """
+
+  sums: jax.Array
+  weight: jax.Array
+
+
+def means(**values: Callable[[Any, Mapping[str, Any]], jax.Array]) -> Metrics:
+  """Weighted means over all examples of one number an example each: the metrics of a task of one's own.
+
+  Args:
+    **values: by name, (outputs, batch) -> float[B].
+
+  Returns:
+    Metrics: each name, and 'loss'.
+
+  Raises:
+    ValueError: from `update`, a value that is not one number an example; from `compute`, no example.
+
+  >>> metric = means(error=lambda outputs, batch: jnp.abs(outputs - batch['labels']))
+  >>> batch = {'labels': jnp.array([1.0, 2.0, 9.0]), 'weight': jnp.array([1.0, 1.0, 0.0])}
+  >>> metric.compute(metric.update(metric.init(), jnp.zeros(3), batch, jnp.zeros(3)))
+  {'error': 1.5, 'loss': 0.0}
+  """
+  names = (*values, 'loss')
+
+  def init() -> MeansState:
+    return MeansState(jnp.zeros((len(names), 2), jnp.float32), jnp.zeros(2, jnp.float32))
+
+  def update(state: MeansState, outputs: Any, batch: Mapping[str, Any], loss: Any) -> MeansState:
+    size = jax.tree.leaves(batch['labels'])[0].shape[0] if 'labels' in batch else jax.tree.leaves(outputs)[0].shape[0]
+    weight = jnp.asarray(batch.get('weight', jnp.ones(size)))
+    sums = []
+    for name, value in (*((name, fn(outputs, batch)) for name, fn in values.items()), ('loss', jnp.asarray(loss))):
+      if value.shape != (size,) and not (name == 'loss' and value.ndim == 0):
+        raise ValueError(f'a metric gives one number an example, float[{size}]; {name} gives {list(value.shape)}')
+      sums.append(_add(state.sums[len(sums)], _weighted_sum(value, weight)))
+    total = jnp.sum(jnp.maximum(weight.astype(jnp.float32), 0))
+    return MeansState(jnp.stack(sums), _add(state.weight, total))
+
+  def compute(state: MeansState) -> dict[str, Any]:
+    total = np.asarray(state.weight, np.float64).sum()
+    if not total > 0:
+      raise ValueError('metrics need at least one example with a weight above 0; got none: is the split empty?')
+    sums = np.asarray(state.sums, np.float64).sum(axis=1)
+    return {name: float(value / total) for name, value in zip(names, sums, strict=True)}
+
+  return Metrics(names, init, update, compute)

@@ -43,7 +43,7 @@ def run(config, workdir, **rest):
   if os.environ.get('STUB_RAISES'):
     raise eval(os.environ['STUB_RAISES'])
   return 75
-import jaxlite
+import jaxlite.run
 jaxlite.run.experiment = types.SimpleNamespace(run=run)
 sys.argv = sys.argv[1:]
 try:
