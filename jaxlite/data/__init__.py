@@ -15,6 +15,7 @@ _HOMES = {
   'dataset': ('Dataset', 'Split', 'make_dataset'),
   'logits': ('cache_logits',),
   'sources': ('load',),
+  'streams': ('Stream', 'from_iterable', 'stream'),
   'tables': ('from_table',),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
