@@ -29,12 +29,17 @@ class DataConfig:
     directory: the folder that holds it; empty for the usual place.
     batch_size: examples a step.
     validation: the share of the training split that is held out, in [0, 1); 0: the last model is taken.
+    load: (config) -> a `jaxlite.data.Dataset`, an experiment's own data; None loads `source`.
+    standardize: pictures and numbers by mean and standard deviation of the training split; False leaves them as they
+      are. A Dataset that `load` returns, or that is given to `jaxlite.train`, has made its own choice.
   """
 
   source: str = 'digits'
   directory: str = ''
   batch_size: int = 64
   validation: float = 0.1
+  load: Callable[[Config], Any] | None = None
+  standardize: bool = True
 
 
 @dataclasses.dataclass
@@ -130,7 +135,9 @@ class Config:
     teacher: the folder of a finished run to learn from, relative to this run's own; empty for none.
     model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one.
     recipe: (config, total_steps) -> Recipe.
-    loss: (outputs, batch) -> float[B]; None leaves the choice to the loop (cross-entropy).
+    task: () -> what is learned, such as `jl.tasks.regression`; None takes that of the data, or classification for data
+      that name none.
+    loss: (outputs, batch) -> float[B]; None takes the task's.
     runs: several runs in this order, each a variation (config) -> config; empty for a single one.
 
   >>> Config(name='mine', train=Duration(steps=100)).optim.lr
@@ -149,6 +156,7 @@ class Config:
   teacher: str = ''
   model: Callable[[Config], Any] | None = None
   recipe: Callable[[Config, int], Any] | None = None
+  task: Callable[[], Any] | None = None
   loss: Callable[[Any, Mapping[str, Any]], Any] | None = None
   runs: dict[str, Callable[[Config], Config]] = dataclasses.field(default_factory=dict)
 

@@ -16,6 +16,7 @@ _HOMES = {
   'logits': ('cache_logits',),
   'sequences': ('Windows', 'pad', 'windows'),
   'sources': ('load',),
+  'streams': ('Stream', 'from_iterable', 'stream'),
   'tables': ('from_table',),
   'tokenizers': ('ByteTokenizer', 'CharTokenizer', 'SubwordTokenizer', 'WordTokenizer', 'load_tokenizer'),
 }
