@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxlite.deployment.inventory import stored_bytes
 from jaxlite.report.result import Result
-from jaxlite.report.tables import PACKED, _percent, markdown, rows
+from jaxlite.report.tables import PACKED, markdown, rows
+from jaxlite.tasks.tables import class_table, percent, score_table
 
 
 def write(results: Sequence[Result], directory: str | os.PathLike[str]) -> Path:
@@ -69,23 +70,16 @@ def _slug(name: str) -> str:
 
 def _details(result: Result) -> list[str]:
   text = [f'## {result.name}']
-  averages = ('micro', 'macro', 'weighted')
-  scores = [
-    [label, *(_percent(result.metrics[f'{name}_{average}']) for average in averages)]
-    for name, label in (('precision', 'precision'), ('recall', 'recall'), ('f1', 'F1'))
-    if all(f'{name}_{average}' in result.metrics for average in averages)
-  ]
-  if scores:
-    text.append(markdown([['', *averages], *scores]))
+  text += [markdown(cells) for cells in score_table(result.metrics)]
   if len(result.confusion):
-    text.append(markdown(_classes(np.asarray(result.confusion, np.float64), result.class_names)))
+    text.append(markdown(class_table(result.confusion, result.class_names)))
   if result.layers:
     named = [
       [
         f'`{layer.path}`',
         f'{layer.size:,}',
         f'{layer.nonzero:,}',
-        _percent(1 - layer.nonzero / max(1, layer.size), 1),
+        percent(1 - layer.nonzero / max(1, layer.size), 1),
         str(layer.bits),
         f'{stored_bytes(layer.size, layer.nonzero, layer.bits, layer.scales):,}',
       ]
@@ -96,20 +90,6 @@ def _details(result: Result) -> list[str]:
     text.append('### What each part did')
     text.append(markdown([['part', 'when', 'what it touched', 'what it could not'], *result.parts]))
   return text if len(text) > 1 else []
-
-
-def _classes(matrix: np.ndarray, names: Sequence[str], most: int = 20) -> list[list[str]]:
-  """A row a class; of more than `most` classes those with the lowest F1."""
-  actual, predicted, hits = matrix.sum(axis=1), matrix.sum(axis=0), np.diag(matrix)
-  f1 = 2 * hits / np.maximum(actual + predicted, 1e-300)
-  shown = range(len(matrix)) if len(matrix) <= most else np.sort(np.argsort(f1, kind='stable')[:most])
-  title = 'class' if len(matrix) <= most else f'class (the {most} lowest F1)'
-  body = []
-  for index in shown:
-    precision, recall = hits[index] / max(predicted[index], 1e-300), hits[index] / max(actual[index], 1e-300)
-    name = names[index] if len(names) else str(index)
-    body.append([name, f'{actual[index]:g}', _percent(precision), _percent(recall), _percent(f1[index])])
-  return [[title, 'examples', 'precision', 'recall', 'F1'], *body]
 
 
 def _provenance(results: Sequence[Result]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.report.result import Result
+from jaxlite.tasks.tables import percent, wilson
 
 PACKED = 'weights packed: the nonzero values at their bits, one mask bit a weight, float32 scales'
 
@@ -29,19 +30,19 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
   def metric(label: str, name: str, write: Any) -> None:
     add(label, [write(result.metrics[name]) if name in result.metrics else '' for result in results])
 
-  metric('test accuracy', 'accuracy', _percent)
+  metric('test accuracy', 'accuracy', percent)
   add('  95 % interval', [_interval(result) for result in results])
   for name in dict.fromkeys(name for result in results for name in result.metrics):
     if found := re.fullmatch(r'top(\d+)_accuracy', name):
-      metric(f'top-{found[1]} accuracy', name, _percent)
+      metric(f'top-{found[1]} accuracy', name, percent)
   metric('loss', 'loss', '{:.4f}'.format)
   for name, label in (('precision', 'precision'), ('recall', 'recall'), ('f1', 'F1')):
-    metric(f'{label}, macro', f'{name}_macro', _percent)
+    metric(f'{label}, macro', f'{name}_macro', percent)
   metric('test outputs that are NaN', 'nan_outputs', '{:g}'.format)
   sized = [bool(result.layers) for result in results]
   for label, values in (
     ('parameters', [f'{result.parameters:,}' for result in results]),
-    ('sparsity of weights', [_percent(result.sparsity, 1) for result in results]),
+    ('sparsity of weights', [percent(result.sparsity, 1) for result in results]),
     ('bits a weight', [result.bits for result in results]),
     ('bytes as float32', [f'{4 * result.parameters:,}' for result in results]),
     ('bytes packed', [f'{result.bytes:,}' for result in results]),
@@ -72,8 +73,8 @@ def spread(results: Sequence[Result], name: str = 'accuracy') -> str:
 
   values = np.array([result.metrics[name] for result in results])
   half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-  low, high = _percent(values.mean() - half).removesuffix(' %'), _percent(values.mean() + half)
-  return f'test {name} over {len(values)} runs: mean {_percent(values.mean())}, 95 % interval {low} to {high}'
+  low, high = percent(values.mean() - half).removesuffix(' %'), percent(values.mean() + half)
+  return f'test {name} over {len(values)} runs: mean {percent(values.mean())}, 95 % interval {low} to {high}'
 
 
 def table(results: Sequence[Result]) -> str:
@@ -113,17 +114,11 @@ def _aligned(cells: Sequence[Sequence[str]]) -> list[list[str]]:
   ]
 
 
-def _percent(share: float, digits: int = 2) -> str:
-  return f'{100 * share:.{digits}f} %'
-
-
 def _interval(result: Result) -> str:
   """Wilson's 95 % interval: a few hundred test examples leave the second digit open, and a reader should see it."""
   total = float(np.sum(result.confusion)) if len(result.confusion) else 0.0
   share = result.metrics.get('accuracy', math.nan)
   if total < 1 or not math.isfinite(share):
     return ''
-  z = 1.959964
-  middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-  half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-  return f'{100 * (middle - half):.1f} to {100 * (middle + half):.1f} %'
+  low, high = wilson(share, total)
+  return f'{100 * low:.1f} to {100 * high:.1f} %'
