@@ -58,7 +58,8 @@ def _meaning(folder: Path, task: Task | None) -> dict[str, Any]:
     name, facts, encoder = saved['task'], saved['facts'], saved['encoder']
   except (ValueError, KeyError, TypeError):
     raise ValueError(f'{path} is damaged: delete it to predict raw outputs without it, or run the test again') from None
-  task = task or tasks.named(name, facts)
+  if task is None and name in tasks.BUILT_IN:
+    task = tasks.named(name, facts)
   if task is not None and task.name != name:
     raise ValueError(f'this run learned the task {name}; got task={task.name}: leave it out, or give the run its own')
   encode = None
