@@ -19,7 +19,7 @@ import numpy as np
 from jaxlite import packages
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")  # an apostrophe, typed or typeset, stays in its word
-_FIRST_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")  # an apostrophe, typed or typeset, stays in its word
+_FIRST_WORD = 2  # after padding and the unknown word
 
 
 @dataclasses.dataclass(frozen=True)
