@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxlite as jl
 from jaxlite.graph.layouts import Layout, parameter_layouts
-from jaxlite.step import weights_of
+from jaxlite.graph.model import weights_of
 
 X = jnp.ones((2, 3))
 IMAGES = jnp.ones((2, 8, 8, 3))

@@ -1,0 +1,101 @@
+"""Equations as kernels see them: which of a convolution's three products one is, or which matrix product."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxlite.cpu.kernels import direct, ffi, onednn, onednn_handlers
+from jaxlite.cpu.kernels.match import Geometry, Layout, contraction, exchanged, recognized
+from jaxlite.graph.contractions import flops_of
+
+CHUNKS = min(8, max(2, os.cpu_count() or 1))  # part of a form's name, so that a resume takes the number it began with
+_CHUNK = 4e6  # FLOPs of a matrix product up to which it is one thread's work
+_kept: list[onednn.Product] = []  # what handlers in C point to
+_LAYOUT = 2  # of the names of targets; another meaning of the same numbers needs another
+
+
+def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]:
+  """Returns the form of an equation that calls a kernel, by name; empty where there is none.
+
+  oneDNN's where that extra is installed, else for a convolution one of our own where there is a C compiler.
+
+  Args:
+    eqn: a `conv_general_dilated` or a `dot_general`.
+    turned: a `dot_general` without a batch is made with its operands exchanged and transposed.
+  """
+  if jax.local_device_count('cpu') > 1:  # a partitioned program would gather what it calls with
+    return {}
+  if eqn.primitive.name == 'dot_general':
+    kind, found = 'turned' if turned else 'matmul', None if onednn.missing() else contraction(eqn)
+    found = exchanged(found) if found and turned else found
+    first = (*found.batch, found.rows)[0] if found else 0
+    wanted = min(CHUNKS, 1 + int(flops_of(eqn) // _CHUNK))
+  else:
+    kind, found = recognized(eqn) or ('', None)
+    first, wanted = found.batch if found else 0, CHUNKS
+    if onednn.missing():
+      return _direct(eqn, kind, found)
+  target = _target(kind, found, onednn.chunks_of(first, wanted)) if found else None
+  if not target:
+    return {}
+
+  def call(shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:
+    return jax.ffi.ffi_call(target, shape, vmap_method='sequential')(*operands)
+
+  return {f'onednn{CHUNKS}': functools.partial(_call, eqn, kind, call)}
+
+
+def _direct(eqn: Any, kind: str, of: Geometry | None) -> dict[str, Callable[..., jax.Array]]:
+  if of is None or not direct.fits(of) or direct.missing():
+    return {}
+  chunks = onednn.chunks_of(of.batch, CHUNKS) if kind == 'weight' else 1
+  return {f'direct{CHUNKS}': functools.partial(_call, eqn, kind, functools.partial(direct.call, kind, of, chunks))}
+
+
+def _call(eqn: Any, kind: str, call: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
+  """The equation's product by a kernel; its derivatives are the native ones, since it is linear in each operand."""
+  native = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
+  shape = jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
+
+  @jax.custom_jvp
+  def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    if kind == 'turned':
+      first = lhs.ndim - len(eqn.params['dimension_numbers'][0][0])
+      front, back = shape.shape[first:], shape.shape[:first]
+      found = call(shape.update(shape=(*front, *back)), rhs, lhs)
+      return lax.transpose(found, (*range(len(front), found.ndim), *range(len(front))))
+    if kind == 'input':  # the equation's weights are turned round; kernels take them as the forward pass does
+      rhs = lax.rev(rhs, eqn.params['dimension_numbers'].rhs_spec[2:])
+    return call(shape, lhs, rhs)
+
+  @product.defjvp
+  def _(primals: Any, tangents: Any) -> Any:
+    (lhs, rhs), (dlhs, drhs) = primals, tangents
+    return product(lhs, rhs), native(dlhs, rhs) + native(lhs, drhs)
+
+  return product(*operands)
+
+
+@functools.cache
+def _target(kind: str, of: Geometry | Layout, chunks: int) -> str | None:
+  """Registers a product and returns its name; None where oneDNN has no kernel."""
+  try:
+    product = onednn.Contraction(of, chunks) if isinstance(of, Layout) else onednn.Convolution(kind, of, chunks)
+  except RuntimeError:
+    return None
+  sizes = ('x'.join(map(str, part)) if isinstance(part, tuple) else str(part) for part in of)
+  name = '_'.join(['jaxlite_cpu_onednn', str(_LAYOUT), kind, str(chunks), *sizes])
+  compiled = onednn_handlers.handler(product)
+  if compiled is None:
+    ffi.register(name, product)
+  else:
+    _kept.append(product)
+    ffi.register_address(name, ctypes.c_void_p(compiled))
+  return name
