@@ -105,4 +105,3 @@ def rows(split: Split, which: np.ndarray) -> Split:
   """Returns these examples of a split: `which` is int[...]."""
   weight = None if split.weight is None else split.weight[which]
   return Split(inputs.mapped(lambda leaf: leaf[which], split.inputs), split.labels[which], weight)
-

@@ -44,7 +44,7 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str], folders:
 
   tested = {result.name: result.best_step for result in results}
   curve = next((result.curve for result in results if result.curve), None)
-  curves = figures.curves({result.name: result.history for result in results}, tested, curve)
+  curves = figures.curves({result.name: result.history for result in results}, tested)
   picture(curves, 'curves.png', 'Learning curves; the training loss includes what the recipe adds to it')
   for result, inside in zip(results, folders or [''] * len(results), strict=True):
     for file, caption in result.figures:

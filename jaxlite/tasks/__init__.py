@@ -14,3 +14,7 @@ __all__ = [
   'cross_entropy',
   'weighted_cross_entropy',
 ]
+
+
+def named(name, facts):
+  return classification() if name == 'classification' else None
