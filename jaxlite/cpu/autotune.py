@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,7 +22,8 @@ import numpy as np
 
 from jaxlite.cpu.kernels import compiler, direct, onednn, onednn_c, onednn_handlers
 from jaxlite.cpu.site import NATIVE, Site
-from jaxlite.host.files import user_cache
+from jaxlite.host.files import user_cache, write_text
+from jaxlite.host.machine import cores, processor_lines
 
 SECONDS = 1.5  # for all sites of a program, compilation included
 _SMALL = 20e6  # FLOPs below which no form can gain or lose much: about a quarter of a millisecond
@@ -135,26 +135,20 @@ def read(path: Path) -> Table:
 
 def write(path: Path, table: Table) -> None:
   """Writes a table whole or not at all."""
-  with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=path.name, delete=False) as file:
-    json.dump(table._asdict(), file, indent=1)
-  os.replace(file.name, path)
+  write_text(path, json.dumps(table._asdict(), indent=1))
 
 
 def machine() -> str:
-  """Returns a name for what times hang on: the processor, its count, jaxlib, the kernels there are."""
-  try:
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    about = '|'.join(line for line in lines if line.startswith(('model name', 'flags', 'Features', 'cpu cores')))
-  except OSError:
-    about = platform.processor()
-  parts = (platform.machine(), about, str(os.cpu_count()), os.environ.get('XLA_FLAGS', ''))
+  """Returns a name for what times depend on: the processor, its count, jaxlib, the kernels there are."""
+  about = '|'.join(processor_lines('model name', 'flags', 'Features', 'cpu cores')) or platform.processor()
+  parts = (platform.machine(), about, str(cores()), os.environ.get('XLA_FLAGS', ''))
   own = '-direct' if compiler.compiler() else ''
   with_it = own if onednn.missing() else f'-onednn-{onednn_c.version()}'
   return f'jaxlib-{jax.lib.__version__}{with_it}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
 
 
 def _file(folder: Path | None) -> Path:
-  return (user_cache().parent / 'rewrites' if folder is None else folder) / f'{machine()}.json'
+  return (user_cache() / 'rewrites' if folder is None else folder) / f'{machine()}.json'
 
 
 def _remember(path: Path, choices: Mapping[str, str]) -> None:

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from jaxlite.host.files import whole_file
+
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _INK, _SOFT, _FAINT = '#222222', '#666666', '#E6E6E6'
 _RIGHT = LinearSegmentedColormap.from_list('right', ['#F4F8FB', '#0072B2'])
@@ -29,11 +31,9 @@ _MOST_BARS = 40
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
   """Writes a figure as PNG, whole or not at all."""
-  part = f'{os.fspath(path)}.part'
-  with warnings.catch_warnings():
+  with warnings.catch_warnings(), whole_file(path) as part:
     warnings.filterwarnings('ignore', message='.*[Gg]lyph')  # a class name in a script that the font lacks
     figure.savefig(part, format='png', dpi=160, facecolor='white')
-  os.replace(part, path)
 
 
 def curves(

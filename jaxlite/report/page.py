@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.deployment.inventory import stored_bytes
+from jaxlite.host.files import write_text
 from jaxlite.report.result import Result
 from jaxlite.report.tables import PACKED, _percent, markdown, rows
 
@@ -57,9 +58,7 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str]) -> Path:
     text += _details(result)
   text += ['## Made by', *_provenance(results)]
   path = folder / 'report.md'
-  part = folder / 'report.md.part'
-  part.write_text('\n\n'.join(text) + '\n', encoding='utf-8')
-  os.replace(part, path)  # a run killed here leaves the old report or the new one
+  write_text(path, '\n\n'.join(text) + '\n')
   return path
 
 

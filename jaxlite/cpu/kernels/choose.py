@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,11 @@ from jax import lax
 from jaxlite.cpu.kernels import direct, ffi, onednn, onednn_handlers
 from jaxlite.cpu.kernels.match import Geometry, Layout, contraction, exchanged, recognized
 from jaxlite.graph.contractions import flops_of
+from jaxlite.host.machine import all_cores
 
-CHUNKS = min(8, max(2, os.cpu_count() or 1))  # part of a form's name, so that a resume takes the number it began with
+# The bits of a sum depend on the number of chunks, so it is that of the machine, not of the cores a process may use;
+# it is part of a form's name, so that a resume takes the number it began with.
+CHUNKS = min(8, max(2, all_cores()))
 _CHUNK = 4e6  # FLOPs of a matrix product up to which it is one thread's work
 _kept: list[onednn.Product] = []  # what handlers in C point to
 _LAYOUT = 2  # of the names of targets; another meaning of the same numbers needs another
