@@ -20,7 +20,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxlite.cpu.kernels import compiler, direct, onednn, onednn_c, onednn_handlers
+from jaxlite.cpu.kernels import choose as kernels
+from jaxlite.cpu.kernels import compiler, direct, onednn, onednn_c
 from jaxlite.cpu.site import NATIVE, Site
 from jaxlite.host.files import user_cache, write_text
 from jaxlite.host.machine import cores, processor_lines
@@ -110,13 +111,10 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
   if saved.machine not in ('', machine()):
     say('note: the rewrites for CPU were chosen on another machine or jaxlib: they are kept, others may be faster')
   sites = list(sites)
-  lost = {
-    site.key: saved.choices[site.key]
-    for site in sites
-    if saved.choices.get(site.key, NATIVE) not in (*site.forms, NATIVE)
-  }
+  here = {site.key: (*site.forms, NATIVE) for site in sites}
+  lost = [name for key, name in saved.choices.items() if name not in here.get(key, (NATIVE,))]
   if lost:
-    names = ', '.join(sorted(set(lost.values())))
+    names = ', '.join(sorted(set(lost)))
     say(f'note: {len(lost)} operations ran by {names} and do no more: the last bits will differ. {without()}')
   found = choose(sites, saved.choices)
   say(found.why)
@@ -131,6 +129,12 @@ def read(path: Path) -> Table:
     return Table({str(key): str(name) for key, name in found['choices'].items()}, str(found['machine']))
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return Table({}, '')
+
+
+def recorded(path: Path) -> dict[str, str]:
+  """Returns the choices of a run's table that hold here: without those of kernels that this machine does not have."""
+  choices = read(path).choices
+  return {key: name for key, name in choices.items() if not kernels.is_kernel(name) or name in kernels.names()}
 
 
 def write(path: Path, table: Table) -> None:
@@ -196,10 +200,9 @@ def _why(sites: list[Site], choices: Mapping[str, str], timed: int) -> str:
 
 
 def _left_off(names: Iterable[str]) -> str:
-  """What kernels are called, and what would make convolutions faster here and is not there."""
+  """Which kernels are called, or what would make convolutions faster here and is not there."""
   if any(name.startswith('onednn') for name in names):
-    called = 'from C' if onednn_handlers.library() else f'from Python, which is slower: {compiler.WHY_NOT}'
-    return f'; oneDNN {onednn_c.version()} called {called}'
+    return f'; oneDNN {onednn_c.version()}'
   if any(name.startswith('direct') for name in names):
     return '; kernels compiled on this machine'
   return f'; {without()}' if names and without() else ''
@@ -207,4 +210,8 @@ def _left_off(names: Iterable[str]) -> str:
 
 def without() -> str:
   """Returns what kernels are missing here, and why; '' where oneDNN's are there."""
-  return '; '.join(filter(None, (onednn.missing(), direct.missing()))) if onednn.missing() else ''
+  if not onednn.missing():
+    return ''
+  if onednn.missing().endswith(compiler.WHY_NOT):  # then our own kernels are missing for the same reason
+    return onednn.missing()
+  return '; '.join(filter(None, (onednn.missing(), direct.missing())))

@@ -14,7 +14,6 @@ from typing import Any
 from jax import lax
 
 from jaxlite.cpu.kernels import choose
-from jaxlite.cpu.kernels import onednn_handlers as handlers
 from jaxlite.cpu.site import Site, Where, describe, native, shapes_of
 from jaxlite.graph.contractions import flops_of
 
@@ -31,8 +30,6 @@ def site(eqn: Any, where: Where, turned: bool = False) -> Site | None:
   """
   flops = flops_of(eqn)
   if where.apart or flops < (_LEAST_TURNED if turned else _LEAST):
-    return None
-  if flops < _LEAST and handlers.library() is None:  # a call through Python would take longer than the product
     return None
   forms = choose.forms(eqn, turned)
   if not forms:

@@ -209,7 +209,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
     raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
   recipe = chain(normalize(data.mean, data.std), recipe)
   network = adapt(absolute.model(absolute) if model is None else model)
-  rewrites = (autotune.read(folder / _REWRITES).choices or True) if config.machine.rewrites else False
+  rewrites = (autotune.recorded(folder / _REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, config.loss or cross_entropy, recipe, rewrites=rewrites)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))

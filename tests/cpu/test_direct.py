@@ -134,7 +134,7 @@ import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}])
 import hashlib, jax, numpy as np
 import jaxlite as jl
-from jaxlite.cpu import kernels, onednn
+from jaxlite.cpu.kernels import choose, onednn
 onednn.missing, choose.CHUNKS = lambda: 'taken away', 2
 conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 rng = np.random.default_rng(0)

@@ -2,8 +2,8 @@
 
 XLA:CPU runs a convolution of many channels on one thread and oneDNN's extra is made for one platform; these kernels
 (`direct.c`) are compiled for the processor at hand, run on XLA's threads and take every layout. Of the gradient of the
-weights a fixed number of chunks of the batch is added in order, and nothing else hangs on how the work is shared: the
-result is the same for any number of threads.
+weights a fixed number of chunks of the batch is added in order, and nothing else depends on how the work is shared:
+the result is the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def missing() -> str:
     return f'no convolutions in C: {compiler.WHY_NOT}'
   if not _tried(lib.jaxlite_product):
     return 'no convolutions in C: their trial came out wrong on this processor'
-  ffi.register_address(TARGET, ctypes.cast(lib.jaxlite_direct, ctypes.c_void_p))
+  ffi.register(TARGET, ctypes.cast(lib.jaxlite_direct, ctypes.c_void_p))
   return ''
 
 

@@ -68,6 +68,8 @@ def recognized(eqn: Any) -> tuple[str, Geometry] | None:
   Returns:
     ('forward', 'input' or 'weight', its geometry); None for what oneDNN is not asked to do.
 
+  >>> import jax
+  >>> from jax import lax
   >>> conv = lambda x, w: lax.conv_general_dilated(x, w, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
   >>> x, w = jax.numpy.ones((4, 8, 8, 3)), jax.numpy.ones((3, 3, 3, 5))
   >>> program = jax.make_jaxpr(jax.grad(lambda x, w: conv(x, w).sum(), (0, 1)))(x, w)
@@ -127,6 +129,7 @@ def contraction(eqn: Any) -> Layout | None:
   Returns:
     Its layout; None for what oneDNN is not asked to do: another dtype than float32, axes that do not lie together.
 
+  >>> import jax
   >>> program = jax.make_jaxpr(lambda x, g: jax.numpy.einsum('bti,bto->io', x, g))(*[jax.numpy.ones((2, 3, 4))] * 2)
   >>> layout = contraction(next(eqn for eqn in program.eqns if eqn.primitive.name == 'dot_general'))
   >>> layout.rows, layout.inner, layout.columns, layout.a
