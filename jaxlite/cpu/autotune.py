@@ -38,7 +38,7 @@ class Table(NamedTuple):
 
   Attributes:
     choices: the name of a form by the key of its site.
-    machine: what the times hang on.
+    machine: what the times depend on.
   """
 
   choices: dict[str, str]

@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN, where that extra is installed and the product is large.
+"""Matrix products by oneDNN, where that extra and a C compiler are installed and the product is large.
 
 XLA:CPU lays operands out anew before it multiplies them, above all in the gradient of a dense layer's weights, whose
 operands both lie the wrong way round: oneDNN takes them as they lie. In a teacher a product is always the native one:

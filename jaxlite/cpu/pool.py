@@ -1,7 +1,7 @@
 """Max-pooling: its gradient without a search per window, its value by shifted slices.
 
 XLA:CPU runs `select_and_scatter` as a loop over windows that compares and scatters element by element. Here the winner
-of every window is found by comparing k shifted views of the whole array in window order, which vectorises, and the
+of every window is found by comparing k shifted views of the whole array in window order, which vectorizes, and the
 gradient is laid back without a scatter. The same winner (the first of equals), the same order of summation where
 windows overlap: the same gradient as the native one, entry by entry.
 """

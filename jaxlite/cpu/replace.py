@@ -40,7 +40,7 @@ def for_cpu(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[
 
   Args:
     fn: any function of pytrees of arrays.
-    choices: by the key of a site, the name of its form, as `cost` measures them; a site that is not named takes the
+    choices: by the key of a site, the name of its form, as `autotune` measures them; a site that is not named takes the
       form that its shape suggests. Names that do not fit are an error.
 
   Returns:

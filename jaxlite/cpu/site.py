@@ -38,12 +38,12 @@ class Site(NamedTuple):
 
   Attributes:
     kind: what the equation is, in words.
-    key: what the choice hangs on, in words: sites of one key take one form.
+    key: what the choice depends on, in words: sites of one key take one form.
     operands: their shapes and dtypes.
     forms: by name, functions of the operands; 'native' is never among them.
     default: the form taken where nothing was measured; may be 'native'.
     native: the equation itself, as a function.
-    flops: of the equation; 0 where they are not what its time hangs on.
+    flops: of the equation; 0 where its time does not depend on them.
     looped: whether it stands in a loop, where the native form has to be avoided.
     exact: every form gives the native bits, so that there is nothing to choose or record.
     read: what the program does with the result at once, and a form may be made for: measured with it.
@@ -84,7 +84,7 @@ def native(eqn: Any) -> Callable[..., jax.Array]:
 
 
 def describe(kind: str, eqn: Any, *words: Any) -> str:
-  """Returns the key of an equation: its kind, operands and what else its cost hangs on.
+  """Returns the key of an equation: its kind, operands and what else its cost depends on.
 
   >>> eqn = jax.make_jaxpr(lambda x: x + x)(jax.numpy.ones((2, 3))).jaxpr.eqns[0]
   >>> describe('sum', eqn, 'twice')

@@ -233,7 +233,7 @@ def _make(final: Path, plan: _Plan, data: Dataset, seed: int, batch_size: int) -
 def _fill(arrays: Mapping[str, np.ndarray], plan: _Plan, data: Dataset, seed: int, batch_size: int) -> None:
   count = len(data.train.labels)
   for number, show in enumerate(plan.shown):
-    # Where examples meet (mixup), those beside each other must be no neighbours of a sorted file.
+    # Where examples meet (mixup), those beside each other must be no neighbors of a sorted file.
     order = np.arange(count) if show is None else np.random.default_rng((seed, number)).permutation(count)
     for chunk, start in enumerate(range(0, count, batch_size)):
       rows = order[start : start + batch_size]

@@ -47,7 +47,7 @@ class Train(NamedTuple):
     steps: (state, batches) -> (state, metrics), several steps a dispatch; leaves are [k, B, ...] and [k].
     eval: (state, batch) -> (outputs, {'task': loss}), as deployed: no dropout, averages in place of live weights.
     model: the Model wrapped in the recipe's hooks.
-    programs: for `jaxlite.train`'s own loop, which compiles ahead and times rewrites; your loop needs none of it.
+    programs: what `jaxlite.train` compiles ahead and tunes; a loop of your own needs none of it.
   """
 
   init: Callable[..., TrainState]

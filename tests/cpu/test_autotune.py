@@ -19,7 +19,7 @@ from networks import convnet
 
 @pytest.fixture(autouse=True)
 def without_onednn(monkeypatch):
-  """What holds without the extra; with it, test_cpu_onednn.py."""
+  """What holds without the extra; with it, test_onednn.py."""
   monkeypatch.setattr(choose, 'forms', lambda *_: {})
 
 

@@ -11,7 +11,7 @@ from jaxlite.cpu.replace import MARK, for_cpu, sites
 
 @pytest.fixture(autouse=True)
 def without_onednn(monkeypatch):
-  """What holds without the extra; with it, test_cpu_onednn.py."""
+  """What holds without the extra; with it, test_onednn.py."""
   monkeypatch.setattr(choose, 'forms', lambda *_: {})
 
 
