@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxlite.cpu.kernels import choose as kernels
 from jaxlite.cpu.kernels import compiler, direct, onednn, onednn_c
-from jaxlite.cpu.site import NATIVE, Site
+from jaxlite.cpu.site import XLA_FORM, Site
 from jaxlite.host.files import user_cache, write_text
 from jaxlite.host.machine import cores, processor_lines
 
@@ -85,7 +85,7 @@ def choose(
   for site in ordered:
     if site.exact:
       continue
-    names = tuple(site.forms) if site.looped and site.default != NATIVE else (*site.forms, NATIVE)
+    names = tuple(site.forms) if site.looped and site.default != XLA_FORM else (*site.forms, XLA_FORM)
     found = next((one[site.key] for one in (known or {}, cached) if one.get(site.key) in names), None)
     worth = site.flops >= _SMALL and len(names) > 1 and _bytes(site) <= _LARGE
     if found is None and worth and time.monotonic() < ends:
@@ -111,8 +111,8 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
   if saved.machine not in ('', machine()):
     say('note: the rewrites for CPU were chosen on another machine or jaxlib: they are kept, others may be faster')
   sites = list(sites)
-  here = {site.key: (*site.forms, NATIVE) for site in sites}
-  lost = [name for key, name in saved.choices.items() if name not in here.get(key, (NATIVE,))]
+  here = {site.key: (*site.forms, XLA_FORM) for site in sites}
+  lost = [name for key, name in saved.choices.items() if name not in here.get(key, (XLA_FORM,))]
   if lost:
     names = ', '.join(sorted(set(lost)))
     say(f'note: {len(lost)} operations ran by {names} and do no more: the last bits will differ. {without()}')
@@ -187,7 +187,7 @@ def _as_read(site: Site, name: str) -> Callable[..., jax.Array]:
 
 
 def _bytes(site: Site) -> int:
-  result = jax.eval_shape(site.native, *site.operands)
+  result = jax.eval_shape(site.xla_form, *site.operands)
   return sum(one.size * one.dtype.itemsize for one in (*site.operands, result))
 
 

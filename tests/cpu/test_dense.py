@@ -177,7 +177,7 @@ def test_only_a_product_that_is_read_turned_round_and_nothing_else_is_made_so():
     assert len(dense.turned(jax.make_jaxpr(fn)(x, y).jaxpr)) == count
 
 
-def test_a_teacher_keeps_the_native_bits_and_evaluation_does_not():
+def test_a_teacher_keeps_the_bits_of_xla_and_evaluation_does_not():
   installed()
   rng = np.random.default_rng(0)
 

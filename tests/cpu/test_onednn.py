@@ -60,13 +60,13 @@ def check(seed, count):
   rng, kinds = np.random.default_rng(seed), set()
   for _ in range(count):
     conv, arrays = case(rng)
-    for eqn, operands, native in products(conv, *arrays):
+    for eqn, operands, xla in products(conv, *arrays):
       for form in choose.forms(eqn).values():
         kind, _ = match.recognized(eqn)
         kinds.add(kind)
         found = np.asarray(form(*operands))
-        scale = max(float(jnp.abs(native).max()), 1e-6)
-        np.testing.assert_allclose(found, native, rtol=0, atol=1e-5 * scale, err_msg=str((kind, eqn.params)))
+        scale = max(float(jnp.abs(xla).max()), 1e-6)
+        np.testing.assert_allclose(found, xla, rtol=0, atol=1e-5 * scale, err_msg=str((kind, eqn.params)))
         np.testing.assert_array_equal(np.asarray(form(*operands)), found)
   return kinds
 
@@ -141,7 +141,7 @@ def test_what_it_cannot_do_is_left_alone():
     assert choose.forms(eqn) == {}
 
 
-def test_a_teacher_keeps_the_native_bits_and_evaluation_does_not_wait_for_one_core():
+def test_a_teacher_keeps_the_bits_of_xla_and_evaluation_does_not_wait_for_one_core():
   installed()
   rng = np.random.default_rng(0)
 

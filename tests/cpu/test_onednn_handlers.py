@@ -13,14 +13,14 @@ from jax import lax
 
 from jaxlite.cpu import autotune
 from jaxlite.cpu.kernels import choose, compiler, direct, ffi, onednn, onednn_handlers
-from jaxlite.cpu.kernels.match import Geometry, Layout
+from jaxlite.cpu.kernels.match import ConvGeometry, MatmulLayout
 
 pytestmark = pytest.mark.skipif(
   platform.system() != 'Linux' or platform.machine() != 'x86_64', reason='the extra has no wheel for this platform'
 )
 SHAPES = {'x': (8, 6, 6, 4), 'w': (3, 3, 4, 5), 'y': (8, 6, 6, 5), 'a': (8, 9, 5), 'b': (8, 7, 5), 'c': (8, 9, 7)}
-LAYOUT = Layout((8,), 9, 5, 7, (45, 5, 1), (35, 1, 5))
-GEOMETRY = Geometry(
+LAYOUT = MatmulLayout((8,), 9, 5, 7, (45, 5, 1), (35, 1, 5))
+GEOMETRY = ConvGeometry(
   *(8, 4, 5, 1),
   *((6, 6), (3, 3), (6, 6)),
   *((1, 1), (1, 1), (1, 1), (1, 1)),
@@ -125,7 +125,7 @@ def convolution():
 
 
 def test_where_handlers_cannot_be_compiled_xla_does_it_and_the_run_says_why(afresh, monkeypatch, tmp_path):
-  taken = {'gone': f'onednn{choose.CHUNKS}', 'ours': f'direct{choose.CHUNKS}', 'xla': 'native', 'made': 'outer'}
+  taken = {'gone': f'onednn{choose.CHUNKS}', 'ours': f'direct{choose.CHUNKS}', 'xla': 'xla', 'made': 'outer'}
   autotune.write(tmp_path / 'table', autotune.Table(taken, 'a machine that had them'))
   monkeypatch.setattr(onednn_handlers.compiler, 'load', lambda name, **_: None)
   direct.missing.cache_clear()
@@ -134,7 +134,7 @@ def test_where_handlers_cannot_be_compiled_xla_does_it_and_the_run_says_why(afre
     assert (choose.forms(convolution()), choose.names()) == ({}, ())
     assert autotune.without() == onednn.missing()  # one reason for all kernels, said once
     assert 'onednn' not in autotune.machine()
-    assert autotune.recorded(tmp_path / 'table') == {'xla': 'native', 'made': 'outer'}
+    assert autotune.recorded(tmp_path / 'table') == {'xla': 'xla', 'made': 'outer'}
     said = []
     autotune.settle(tmp_path / 'table', [], said.append)
     assert said[1].startswith('note: 3 operations ran by direct')

@@ -12,7 +12,7 @@ import jax
 from jax import lax
 
 from jaxlite.cpu.kernels import direct, ffi, onednn, onednn_handlers
-from jaxlite.cpu.kernels.match import Geometry, Layout, contraction, exchanged, recognized
+from jaxlite.cpu.kernels.match import ConvGeometry, MatmulLayout, contraction, exchanged, recognized
 from jaxlite.graph.contractions import flops_of
 from jaxlite.host.machine import all_cores
 
@@ -77,7 +77,7 @@ def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]
   return {f'onednn{CHUNKS}': functools.partial(_call, eqn, kind, call)}
 
 
-def _direct(eqn: Any, kind: str, of: Geometry | None) -> dict[str, Callable[..., jax.Array]]:
+def _direct(eqn: Any, kind: str, of: ConvGeometry | None) -> dict[str, Callable[..., jax.Array]]:
   if of is None or not direct.fits(of) or direct.missing():
     return {}
   chunks = onednn.chunks_of(of.batch, CHUNKS) if kind == 'weight' else 1
@@ -85,8 +85,8 @@ def _direct(eqn: Any, kind: str, of: Geometry | None) -> dict[str, Callable[...,
 
 
 def _call(eqn: Any, kind: str, call: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
-  """The equation's product by a kernel; its derivatives are the native ones, since it is linear in each operand."""
-  native = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
+  """The equation's product by a kernel; its derivatives are XLA's own, since it is linear in each operand."""
+  xla_form = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
   shape = jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
 
   @jax.custom_jvp
@@ -103,16 +103,16 @@ def _call(eqn: Any, kind: str, call: Callable[..., jax.Array], *operands: jax.Ar
   @product.defjvp
   def _(primals: Any, tangents: Any) -> Any:
     (lhs, rhs), (dlhs, drhs) = primals, tangents
-    return product(lhs, rhs), native(dlhs, rhs) + native(lhs, drhs)
+    return product(lhs, rhs), xla_form(dlhs, rhs) + xla_form(lhs, drhs)
 
   return product(*operands)
 
 
 @functools.cache
-def _target(kind: str, of: Geometry | Layout, chunks: int) -> str | None:
+def _target(kind: str, of: ConvGeometry | MatmulLayout, chunks: int) -> str | None:
   """Registers a product and returns its name; None where oneDNN has no kernel, or there is no room for a handler."""
   try:
-    product = onednn.Contraction(of, chunks) if isinstance(of, Layout) else onednn.Convolution(kind, of, chunks)
+    product = onednn.Contraction(of, chunks) if isinstance(of, MatmulLayout) else onednn.Convolution(kind, of, chunks)
   except RuntimeError:
     return None
   sizes = ('x'.join(map(str, part)) if isinstance(part, tuple) else str(part) for part in of)

@@ -26,7 +26,7 @@ static struct {
   void *engine;
 } dnnl;
 
-// One product: the fields of `onednn_handlers.Product`.
+// One product: the fields of `onednn_handlers.CProduct`.
 typedef struct {
   int64_t kind, chunks, same;
   int64_t steps[3];  // bytes from chunk to chunk: of the two arrays with a batch, of weights that are read as they lie

@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from jaxlite.cpu.kernels import compiler, onednn_c, onednn_handlers
-from jaxlite.cpu.kernels.match import Geometry, Layout
+from jaxlite.cpu.kernels.match import ConvGeometry, MatmulLayout
 
 _TRAINING, _AUTO = 64, 3
 _SRC, _DST, _WEIGHTS, _SCRATCHPAD, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 1, 17, 33, 80, 129, 145, 161
@@ -82,12 +82,12 @@ class Convolution(Product):
     RuntimeError: oneDNN has no kernel for it but a slow reference.
   """
 
-  def __init__(self, kind: str, geometry: Geometry, chunks: int):
+  def __init__(self, kind: str, geometry: ConvGeometry, chunks: int):
     self.kind, self.chunks = kind, chunks
     with onednn_c.OneThread():  # a kernel is made for as many threads as there are when it is made
       self._prepare(kind, geometry, chunks)
 
-  def _prepare(self, kind: str, geometry: Geometry, chunks: int) -> None:
+  def _prepare(self, kind: str, geometry: ConvGeometry, chunks: int) -> None:
     lib = onednn_c.library()
     batch = geometry.batch // chunks
     g = geometry
@@ -151,7 +151,7 @@ class Contraction(Product):
 
   kind = 'forward'  # the second operand is read as it lies, by every chunk
 
-  def __init__(self, layout: Layout, chunks: int):
+  def __init__(self, layout: MatmulLayout, chunks: int):
     self.chunks, self.same, self.reorder = chunks, True, ctypes.c_void_p()
     with onednn_c.OneThread():
       batch, rows, inner, columns, a, b = layout
@@ -176,7 +176,7 @@ def _try_out() -> None:
   y, back = np.zeros((2, 3, 3, 5), np.float32), np.zeros_like(w)
   views = np.stack([x[:, i : i + 3, j : j + 3] for i in range(2) for j in range(2)], 3).reshape(2, 3, 3, 12)
   strides = (48, 1, 12, 3), (1, 5, 30, 15), (45, 1, 15, 5)
-  geometry = Geometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides)
+  geometry = ConvGeometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides)
   for kind, second, out in (('forward', w, y), ('weight', y, back)):
     address = onednn_handlers.handler(Convolution(kind, geometry, 2))
     if address is None:

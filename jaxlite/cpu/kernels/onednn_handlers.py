@@ -14,7 +14,7 @@ import numpy as np
 from jaxlite.cpu.kernels import compiler, onednn_c
 
 
-class Product(ctypes.Structure):
+class CProduct(ctypes.Structure):
   """One product, as handlers.c knows it."""
 
   _fields_ = (
@@ -57,7 +57,7 @@ def handler(of: Any) -> int | None:
   Args:
     of: an `onednn.Product`.
   """
-  product = Product(
+  product = CProduct(
     ('forward', 'input', 'weight').index(of.kind),
     of.chunks,
     of.same,
