@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from jaxlite.host.files import whole_file
 from jaxlite.tasks.figures import COLORS, FAINT, INK, SOFT, clip, confusion, cycle, dress, figure, set_title
 
 __all__ = ['confusion', 'curves', 'save', 'sparsity']
@@ -25,11 +26,9 @@ _MOST_BARS = 40
 
 def save(picture: Figure, path: str | os.PathLike[str]) -> None:
   """Writes a figure as PNG, whole or not at all."""
-  part = f'{os.fspath(path)}.part'
-  with warnings.catch_warnings():
+  with warnings.catch_warnings(), whole_file(path) as part:
     warnings.filterwarnings('ignore', message='.*[Gg]lyph')  # a class name in a script that the font lacks
     picture.savefig(part, format='png', dpi=160, facecolor='white')
-  os.replace(part, path)
 
 
 def curves(
