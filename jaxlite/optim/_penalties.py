@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
-from jaxlite.contract import Context, Hook, Loss, Selective, Terms, weighted_mean
+from jaxlite.contract import Context, Hook, Loss, Selective, Terms
+from jaxlite.tasks.lift import weighted_mean
 
 
 def label_smoothing(amount: float = 0.1, *, name: str = 'label_smoothing') -> Hook:

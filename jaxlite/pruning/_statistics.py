@@ -17,9 +17,10 @@ import numpy as np
 from jax import lax
 
 from jaxlite import trees
-from jaxlite.contract import Batch, Context, Model, task
+from jaxlite.contract import Batch, Context, Model
 from jaxlite.graph import layouts, provenance, rewrite, walk
 from jaxlite.graph.model import model_tags
+from jaxlite.tasks.lift import lift_loss
 
 
 class Calibration(NamedTuple):
@@ -107,7 +108,7 @@ def _forward(model: Model | Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 def _objective(apply: Any, loss: Any, params: Any, state: Any, batch: Batch) -> jax.Array:
   outputs = apply(params, state, batch['inputs'])
-  return task(loss)(Context(outputs, batch, params, state, None, None))['task']
+  return lift_loss(loss)(Context(outputs, batch, params, state, None, None))['task']
 
 
 class _Program(NamedTuple):

@@ -24,7 +24,6 @@ from jaxlite.contract import (
   State,
   Terms,
   stream,
-  task,
 )
 from jaxlite.cpu.replace import Choices, for_cpu, sites
 from jaxlite.cpu.site import Site
@@ -34,6 +33,7 @@ from jaxlite.graph.walk import has_primitive
 from jaxlite.optim._accumulate import Accumulate
 from jaxlite.step.programs import _sites_within, on_cpu
 from jaxlite.step.state import HEALTH, TrainState, _health
+from jaxlite.tasks.lift import lift_loss
 
 
 class Train(NamedTuple):
@@ -99,7 +99,7 @@ def train_step(
   if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
     raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
   wrapped = recipe.model(model)
-  inner = gradient_of(wrapped, recipe.loss(task(loss)))
+  inner = gradient_of(wrapped, recipe.loss(lift_loss(loss)))
   gradient = recipe.grad(inner)
   accumulates = any(isinstance(part, Accumulate) for part in recipe.parts)
 
@@ -204,7 +204,7 @@ def train_step(
     def evaluated(params: Params, state: State, const: Any, step: Any, batch: Batch) -> tuple[Any, Terms]:
       state = {**state, CONST: const}
       outputs, _ = wrapped.apply(params, state, _inputs(batch), train=False, key=None, step=step)
-      return outputs, task(loss)(Context(outputs, batch, params, state, None, step))
+      return outputs, lift_loss(loss)(Context(outputs, batch, params, state, None, step))
 
     def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:
       return evaluated(state.params, state.model_state, state.const, state.step, batch)
