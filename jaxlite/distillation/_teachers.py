@@ -15,8 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import TAPS, Context, Network
-from jaxlite.cpu.site import APART
+from jaxlite.contract import APART, TAPS, Context, Network
 from jaxlite.distillation._kd import check_classes
 from jaxlite.errors import nearest
 from jaxlite.tasks.lift import weighted_mean
