@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxlite import errors
 from jaxlite.checkpoint import load_arrays
-from jaxlite.contract import CONST, Network
+from jaxlite.contract import Network, join_const
 from jaxlite.deployment import stablehlo
 
 
@@ -39,4 +39,4 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best') -> Network:
   if found is None:
     raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
   arrays: Mapping[str, Any] = found.state
-  return stablehlo.load_program(folder, arrays['params'], {**arrays['model_state'], CONST: arrays['const']})
+  return stablehlo.load_program(folder, arrays['params'], join_const(arrays['model_state'], arrays['const']))

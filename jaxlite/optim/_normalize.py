@@ -44,7 +44,7 @@ def normalize(mean: Any, std: Any, *, name: str = 'normalize') -> Hook:
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       constants = {'mean': jnp.asarray(mean), 'std': jnp.asarray(std)}
-      params, state = inner.init(key, standardise({CONST: {name: constants}}, inputs))
+      params, state = inner.init(key, standardise(with_const({}, name, constants), inputs))
       return params, with_const(state, name, constants)
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:

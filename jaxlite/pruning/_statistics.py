@@ -86,7 +86,7 @@ def gather_statistics(
   if totals is None:
     raise ValueError('gather_statistics reads what reaches the weights, so it needs at least one batch; got none')
   known, skipped = _read(apply, params, model_state, batch['inputs'])
-  leaves = dict(zip(*trees.flatten(params)[:2], strict=True))
+  leaves = trees.by_path(params)
   squares, moments = totals
   return Calibration(
     norms={path: _laid_out(jnp.sqrt(one), leaves[path], known[path]) for path, one in squares.items()},
