@@ -23,15 +23,14 @@ from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config, validate
-from jaxlite.contract import CONST, Model, Network, Recipe, chain
+from jaxlite.contract import Model, Network, Recipe, chain, join_const
 from jaxlite.cpu import autotune
 from jaxlite.deployment import inventory, stablehlo
 from jaxlite.errors import nearest
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.host import allocator, compile_cache, machine, preempt
-from jaxlite.optim._normalize import normalize
-from jaxlite.optim._plateau import observe_score
+from jaxlite.optim import normalize, observe_score
 from jaxlite.report import ledger
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
@@ -156,13 +155,13 @@ def train(
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
           if int(state.step) == 0:
-            values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
+            values = Network(setup.train.model, state.params, join_const(state.model_state, state.const))
             inputs = setup.first_batch['inputs']
             if reason := stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs):
               say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
         state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
       state = _best(setup, state, record, saves)
-    guards.check_targets(state, say)
+    guards.check_targets(setup.recipe, state, say)
     test = evaluate(setup, state, setup.data.test, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
@@ -262,7 +261,7 @@ def _fit(
     if plan.due(step, plan.log) and record.logged < step:
       values = multi_step.fetched(pending)
       guards.check_finite(values, state, saves)
-      guards.check_masks(state)
+      guards.check_unbroken(setup.recipe, state)
       means = {name: math.fsum(value[name] for value in values) / len(values) for name in values[0]}
       record.logged, pending = step, []
       records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
@@ -275,9 +274,10 @@ def _fit(
         record.evaluated = step
         records.write('validation', step, scalars)
         score = _score(scalars, config.eval.metric)
-        state = state._replace(opt_state=observe_score(state.opt_state, score))
+        opt_state, model_state = observe_score((state.opt_state, state.model_state), score)
+        state = state._replace(opt_state=opt_state, model_state=model_state)
         progress.line(step, f'validation {config.eval.metric} {scalars[config.eval.metric]:.4f}')
-        if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
+        if guards.complete(state):  # a model short of its target (sparsity) is no candidate, however good
           improved = record.best is None or score > record.best
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
           record.stale = 0 if improved else record.stale + 1
@@ -342,7 +342,7 @@ def _evidence(
   setup: Setup, state: TrainState, record: Record, found: dict[str, Any], folder: Path, command: str
 ) -> Result:
   """All that the report shows of a run."""
-  full = {**state.model_state, CONST: state.const}
+  full = join_const(state.model_state, state.const)
   inputs = setup.first_batch['inputs']
   weights = weights_of(setup.network, jax.random.key(0), inputs)
   history = read_records(folder)

@@ -16,6 +16,7 @@ from jaxlite.contract import (
   TAPS,
   Batch,
   Context,
+  Hook,
   Loss,
   Model,
   Params,
@@ -30,7 +31,6 @@ from jaxlite.cpu.site import Site
 from jaxlite.graph.init_numpy import copied, on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.graph.walk import has_primitive
-from jaxlite.optim._accumulate import Accumulate
 from jaxlite.step.programs import _sites_within, on_cpu
 from jaxlite.step.state import HEALTH, TrainState, _health
 from jaxlite.tasks.lift import lift_loss
@@ -101,7 +101,7 @@ def train_step(
   wrapped = recipe.model(model)
   inner = gradient_of(wrapped, recipe.loss(lift_loss(loss)))
   gradient = recipe.grad(inner)
-  accumulates = any(isinstance(part, Accumulate) for part in recipe.parts)
+  accumulates = any(isinstance(part, Hook) and part.dispatches for part in recipe.parts)
 
   def init(key: jax.Array, batch: Batch, params: Params | None = None, model_state: State | None = None) -> TrainState:
     _check_key(key)
