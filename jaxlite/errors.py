@@ -76,6 +76,26 @@ def _last_part(name: str) -> str:
   return re.split(r'[./]', name)[-1]
 
 
+def counted(number: int, what: str) -> str:
+  """Returns a number of things in words.
+
+  >>> counted(1, 'step'), counted(2000, 'step')
+  ('1 step', '2,000 steps')
+  """
+  return f'{number:,} {what}' + ('' if number == 1 else 's')
+
+
+def arrays(paths: Iterable[str], most: int = 4) -> str:
+  """Returns how many arrays there are, and the paths of the first `most`.
+
+  >>> arrays(['a/w', 'b/w', 'c/w'], most=2)
+  '3 arrays: a/w, b/w and 1 more'
+  """
+  paths = list(paths)
+  shown = ', '.join(paths[:most]) + (f' and {len(paths) - most} more' if len(paths) > most else '')
+  return counted(len(paths), 'array') + (f': {shown}' if paths and most else '')
+
+
 class ConfigError(ValueError):
   """A config or a command line that cannot run. Its message is one line: the rule, what was got, the fix."""
 

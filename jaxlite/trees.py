@@ -83,6 +83,16 @@ def paths(tree: Any) -> list[str]:
   return flatten(tree)[0]
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+  """Returns every leaf by its path.
+
+  >>> by_path({'dense': {'kernel': 1.0}})
+  {'dense/kernel': 1.0}
+  """
+  names, leaves, _ = flatten(tree)
+  return dict(zip(names, leaves, strict=True))
+
+
 def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   """Maps `fn(path, leaf, *other_leaves)` over a pytree.
 
@@ -292,6 +302,31 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
       fill = lambda mine, theirs: theirs if mine is None else mine  # noqa: E731
       merged[name] = jax.tree.map(fill, merged[name], value, is_leaf=lambda node: node is None)
   return merged
+
+
+def able(tree: Any, method: str) -> list[Any]:
+  """Returns every node of a pytree whose type has a method of this name, outermost first, also those inside others.
+
+  >>> from typing import NamedTuple
+  >>> class Count(NamedTuple):
+  ...   n: int
+  ...   def double(self):
+  ...     return 2 * self.n
+  >>> [node.double() for node in able({'a': (Count(3), 4)}, 'double')]
+  [6]
+  """
+  return nodes(tree, lambda node: callable(getattr(type(node), method, None)))
+
+
+def nodes(tree: Any, wanted: Callable[[Any], bool]) -> list[Any]:
+  """Returns every node of a pytree that a predicate picks, outermost first, also those inside others.
+
+  >>> nodes({'a': (1, (2,))}, lambda node: isinstance(node, tuple))
+  [(1, (2,)), (2,)]
+  """
+  inside = jax.tree.leaves(tree, is_leaf=lambda node: node is not tree and wanted(node))
+  found = [tree] if wanted(tree) else []
+  return found + [one for node in inside if node is not tree and wanted(node) for one in nodes(node, wanted)]
 
 
 def find(tree: Any, kind: type) -> list[Any]:

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import TAPS, Context, Network, weighted_mean
-from jaxlite.cpu.site import APART
+from jaxlite.contract import APART, TAPS, Context, Network
 from jaxlite.distillation._kd import check_classes
 from jaxlite.errors import nearest
+from jaxlite.tasks.lift import weighted_mean
 
 Teacher = Network | Callable[[Any], jax.Array] | str
 Divergence = Callable[..., jax.Array]  # (student, teacher, and any of temperature=, labels=, weight=) -> float[B]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite.contract import weighted_mean
+from jaxlite.tasks.lift import weighted_mean
 from jaxlite.tasks.losses import check_classes
 
 # A weight is counted in four digits of base 2**16: one before the binary point and three behind it. A batch adds

@@ -43,7 +43,7 @@ def test_same_weights_give_the_outputs_and_gradients_of_numpy(framework):
   up = 2 * (np.maximum(hidden, 0) @ W2 + B2)
   back = (up @ W2.T) * (hidden > 0)
   expected = (X.T @ back, back.sum(0), np.maximum(hidden, 0).T @ up, up.sum(0))
-  found = dict(zip(*trees.flatten(grads)[:2], strict=True))
+  found = trees.by_path(grads)
   assert sorted(found) == sorted(names)
   for name, oracle in zip(names, expected, strict=True):
     np.testing.assert_allclose(found[name].T if transposed else found[name], oracle, rtol=1e-4, atol=1e-4)
@@ -162,7 +162,7 @@ def test_batch_statistics_follow_the_data_and_serve_evaluation(framework):
     return state, outputs
 
   settled, outputs = jax.lax.scan(step, state, None, length=300)
-  found = dict(zip(*trees.flatten(params)[:2], strict=True))
+  found = trees.by_path(params)
   weight = next(leaf for leaf in found.values() if sorted(leaf.shape) == [6, 8])
   hidden = data @ (weight if weight.shape[0] == 6 else weight.T)  # the bias falls out
   oracle = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)

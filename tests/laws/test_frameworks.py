@@ -129,7 +129,7 @@ def full(framework):
 def bits(state):
   return {
     path: np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-    for path, leaf in zip(*trees.flatten(state)[:2], strict=True)
+    for path, leaf in trees.by_path(state).items()
   }
 
 
