@@ -12,7 +12,7 @@ from typing import Any
 from jaxlite.version import __version__ as __version__
 
 _WHERE = {
-  'adapters': ('adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_linen', 'from_nnx'),
+  'adapters': ('adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_keras', 'from_linen', 'from_nnx'),
   'config': ('Config', 'Duration'),
   'contract': ('Context', 'Hook', 'Last', 'Model', 'Network', 'Recipe', 'Selective', 'Side', 'chain', 'reparam'),
   'data.augment': ('augment', 'crop', 'cutmix', 'cutout', 'flip', 'mixup', 'shift'),

@@ -28,6 +28,7 @@ import optax
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
+LOSSES = 'loss/'  # begins the name of a tap that is itself a term of the loss: what a network brings (regularizers)
 
 Params = dict[str, Any]
 State = dict[str, Any]
@@ -371,13 +372,13 @@ def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
 
 
 def task(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
-  """Lifts a user's loss into a Loss with the one term 'task'.
+  """Lifts a user's loss into a Loss: the term 'task', and those that the network's forward brought itself.
 
   Args:
     loss: (outputs, batch) -> float[B], or a scalar that is taken as it is.
 
   Returns:
-    A Loss: the weighted mean over the batch.
+    A Loss: the weighted mean over the batch; a tap 'loss/x' (regularizers of layers) is the term 'x' beside it.
 
   Raises:
     ValueError: the loss is neither a scalar nor one value an example.
@@ -386,11 +387,13 @@ def task(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
   def term(context: Context) -> Terms:
     values = jnp.asarray(loss(context.outputs, context.batch))
     weight = context.batch.get('weight')
+    taps = context.model_state.get(TAPS, {}).items()
+    own = {name.removeprefix(LOSSES): value for name, value in taps if name.startswith(LOSSES)}
     if values.ndim == 0:
-      return {'task': values}
+      return {'task': values, **own}
     if values.ndim != 1 or (weight is not None and values.shape != weight.shape):
       expected = '[B]' if weight is None else str(list(weight.shape))
       raise ValueError(f'a loss gives one value an example, float{expected}, or a scalar; got {list(values.shape)}')
-    return {'task': weighted_mean(values, weight)}
+    return {'task': weighted_mean(values, weight), **own}
 
   return term

@@ -8,6 +8,7 @@ import importlib.util
 _PIP = {
   'equinox': "'jaxlite[equinox]'",
   'haiku': "'jaxlite[haiku]'",
+  'keras': "'jaxlite[keras]'",
   'orbax.checkpoint': 'orbax-checkpoint',
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',

@@ -51,7 +51,7 @@ ROOMS = (
   'loop',
   'experiment',
 )
-NETWORKS = {'flax', 'equinox', 'haiku'}
+NETWORKS = {'flax', 'equinox', 'haiku', 'keras'}
 HEAVY = ('jax', 'orbax', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'flax', 'numpy')
 
 
