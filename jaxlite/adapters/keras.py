@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def from_keras(model: Any) -> Model:
     try:
       with scope:
         outputs = model(inputs, training=train)
-        losses = model.losses if train else []
+        losses = scope.brought() if train else []
     except Exception:
       if scope.wrong:  # Keras wraps what is raised inside of a layer into lines of its own
         raise ValueError(scope.wrong) from None
@@ -227,6 +228,11 @@ def _scopes(keras: Any) -> Any:
       )
       raise ValueError(self.wrong)
 
+    def brought(self) -> list[Any]:
+      """Losses of this forward. Layers count theirs by the ids of past values: two threads would count some twice."""
+      added, self.losses = self.losses, []
+      return [*added, *self.model.losses]  # what is left there are regularizers of weights
+
     def get_current_value(self, variable: Any) -> Any:
       self.check(variable)
       return super().get_current_value(variable)
@@ -272,7 +278,9 @@ def _build(keras: Any, model: Any, inputs: Any) -> None:
   """Creates a network's variables. Within a trace, too, their values are arrays."""
   with jax.ensure_compile_time_eval():
     try:
-      model(jax.tree.map(lambda x: _symbol(keras, x), inputs))
+      with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # what Keras could not build so, it builds below or says then
+        model(jax.tree.map(lambda x: _symbol(keras, x), inputs))
     except Exception:  # a layer that cannot tell its shapes, or needs to know the size of the batch
       model(jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), x.dtype), inputs))
 
