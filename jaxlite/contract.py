@@ -32,6 +32,7 @@ import optax
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
+LOSSES = 'loss/'  # begins the name of a tap that is itself a term of the loss: what a network brings (regularizers)
 APART = 'jl.apart'  # the `jax.named_scope` of a network whose bits stay its own: no equation in it is rewritten
 
 Params = dict[str, Any]
@@ -89,26 +90,17 @@ class Network(NamedTuple):
 
   def predict(self, inputs: Any) -> Any:
     """Returns the model's outputs for a batch of raw inputs, [B, ...], as in evaluation: logits of a classifier."""
-    return _predictor(self.model.apply)(self.params, self.model_state, self._encoded(inputs))
+    return _predictor(self.model.apply)(
+      self.params, self.model_state, inputs if self.encode is None else self.encode(inputs)
+    )
 
   def predict_labels(self, inputs: Any) -> Any:
-    """Returns what is predicted in the task's own terms: classes by name, targets in their units.
-
-    Raises:
-      ValueError: nobody said what the outputs mean.
-    """
+    """Returns what is predicted in the task's own terms: classes by name, targets in their units."""
     return self._answers(inputs, 'labels')
 
   def predict_proba(self, inputs: Any) -> Any:
-    """Returns probabilities, float[B, classes], of a binary task float[B].
-
-    Raises:
-      ValueError: the task has none, or nobody said what the outputs mean.
-    """
+    """Returns probabilities: float[B, classes], of a binary task float[B]."""
     return self._answers(inputs, 'proba')
-
-  def _encoded(self, inputs: Any) -> Any:
-    return inputs if self.encode is None else self.encode(inputs)
 
   def _answers(self, inputs: Any, what: str) -> Any:
     if self.answer is None:

@@ -15,6 +15,7 @@ from typing import Any
 _PIP = {
   'equinox': "'jaxlite[equinox]'",
   'haiku': "'jaxlite[haiku]'",
+  'keras': "'jaxlite[keras]'",
   'orbax.checkpoint': 'orbax-checkpoint',
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',

@@ -43,7 +43,7 @@ def build(init: Callable[..., tuple[Params, State]], forward: Forward) -> Model:
     if taken:
       raise ValueError(f"names that begin with 'jl.' belong to hooks; a network holds {taken[0]!r}: rename it")
     trees.check_distinct(params, 'params')  # before the copy, which would hide it
-    return _own(params), _own(model_state)  # copies: the step donates them, and the user's arrays live on
+    return owned(params), owned(model_state)  # copies: the step donates them, and the user's arrays live on
 
   def apply(
     params: Params, model_state: State, inputs: Any, *, train: bool, key: Any, step: Any = None
@@ -93,7 +93,7 @@ def _settle(new: State, old: State) -> State:
   return trees.map_with_path(like, old, new)
 
 
-def _own(tree: Any) -> Any:
+def owned(tree: Any) -> Any:
   """Copies every leaf into a JAX array of its own, never weakly typed."""
 
   def copy(path: str, leaf: Any) -> jax.Array:

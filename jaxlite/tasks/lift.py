@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import Batch, Context, Loss, Terms
+from jaxlite.contract import LOSSES, TAPS, Batch, Context, Loss, Terms
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
@@ -34,13 +34,13 @@ def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
 
 
 def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
-  """Lifts a user's loss into a Loss with the one term 'task'.
+  """Lifts a user's loss into a Loss: the term 'task', and those that the network's forward brought itself.
 
   Args:
     loss: (outputs, batch) -> float[B], or a scalar that is taken as it is.
 
   Returns:
-    A Loss: the weighted mean over the batch.
+    A Loss: the weighted mean over the batch; a tap 'loss/x' (regularizers of layers) is the term 'x' beside it.
 
   Raises:
     ValueError: the loss is neither a scalar nor one value an example.
@@ -49,11 +49,13 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
   def term(context: Context) -> Terms:
     values = jnp.asarray(loss(context.outputs, context.batch))
     weight = context.batch.get('weight')
+    taps = context.model_state.get(TAPS, {}).items()
+    own = {name.removeprefix(LOSSES): value for name, value in taps if name.startswith(LOSSES)}
     if values.ndim == 0:
-      return {'task': values}
+      return {'task': values, **own}
     if values.ndim != 1 or (weight is not None and values.shape != weight.shape):
       expected = '[B]' if weight is None else str(list(weight.shape))
       raise ValueError(f'a loss gives one value an example, float{expected}, or a scalar; got {list(values.shape)}')
-    return {'task': weighted_mean(values, weight)}
+    return {'task': weighted_mean(values, weight), **own}
 
   return term
