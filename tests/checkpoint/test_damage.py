@@ -96,7 +96,7 @@ def test_a_flipped_bit_in_every_array_is_found(tmp_path: Path):
   path.write_bytes(data)
   step, said = load(tmp_path)
   assert step == 1
-  assert "1 of 4 leaves have another hash than was written, first 'params/w'" in said[0]
+  assert "1 of 4 leaves are damaged, first 'params/w' has another hash than was written" in said[0]
 
 
 @pytest.mark.parametrize('harm', ['truncate', 'empty', 'garbage', 'unlink', 'longer'])
@@ -195,10 +195,10 @@ def test_when_nothing_is_sound_the_error_lists_what_was_tried(tmp_path: Path):
 def test_a_newer_format_is_refused_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
   save_two(tmp_path)
   with monkeypatch.context() as patch:
-    patch.setattr('jaxlite.checkpoint.manifest.FORMAT', 2)
+    patch.setattr('jaxlite.checkpoint.manifest.FORMAT', 3)
     with Checkpoints(tmp_path) as checkpoints:
       checkpoints.save(3, state_at(3), {'step': 3})
-  with pytest.raises(CheckpointError, match='has format 2, this jaxlite reads up to 1: install a newer jaxlite'):
+  with pytest.raises(CheckpointError, match='has format 3, this jaxlite reads 2: install a newer jaxlite'):
     load(tmp_path)
 
 
