@@ -289,6 +289,8 @@ class Checkpoints:
 
   def _write_step(self, snapshot: Snapshot, manifest: Manifest, const: tuple[list[Any], Snapshot] | None) -> None:
     folder = self.directory
+    for entry in shelf.entries(folder):
+      self._rank(entry)  # refuses a folder of another format before it is written to
     try:
       folder.mkdir(parents=True, exist_ok=True)
       if not self._clean:

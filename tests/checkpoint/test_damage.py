@@ -1,5 +1,7 @@
 """Whatever happens to the files, a load is equal or says that it went back; the last good one is never lost."""
 
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -193,13 +195,35 @@ def test_when_nothing_is_sound_the_error_lists_what_was_tried(tmp_path: Path):
 
 
 def test_a_newer_format_is_refused_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-  save_two(tmp_path)
   with monkeypatch.context() as patch:
     patch.setattr('jaxlite.checkpoint.manifest.FORMAT', 3)
-    with Checkpoints(tmp_path) as checkpoints:
-      checkpoints.save(3, state_at(3), {'step': 3})
-  with pytest.raises(CheckpointError, match='has format 3, this jaxlite reads 2: install a newer jaxlite'):
+    save_two(tmp_path)
+  refusal = 'has format 3, this jaxlite reads 2: install a newer jaxlite'
+  with pytest.raises(CheckpointError, match=refusal):
     load(tmp_path)
+
+
+def test_an_older_format_is_refused_and_told_how_to_go_on(tmp_path: Path):
+  """The envelope of format 1, as jaxlite 0.1 wrote it: the arrays beside it do not matter."""
+  content = {'step': 7, 'metric': None, 'loop': {}, 'const': None, 'structure': {'dict': [['w', 'w']]}}
+  content['leaves'] = [['w', 'float32', [2], 'w', 0, 8, '', 64 * '0']]
+  digest = hashlib.sha256(json.dumps([1, content], sort_keys=True).encode()).hexdigest()
+  (tmp_path / '00000007' / 'manifest').mkdir(parents=True)
+  file = tmp_path / '00000007' / 'manifest' / 'data.json'
+  file.write_text(json.dumps({'format': 1, 'sha256': digest, 'content': content}))
+  state = {'w': jnp.zeros(2)}
+  refusal = 'has format 1, this jaxlite reads 2: finish that run with jaxlite 0.1, which reads it, or start again'
+  with Checkpoints(tmp_path) as checkpoints:
+    for refused in (
+      lambda: checkpoints.restore(state),
+      lambda: checkpoints.best_step(),
+      lambda: load_arrays(tmp_path, ['w']),
+      lambda: checkpoints.save(8, state, {}, wait=True),
+    ):
+      with pytest.raises(CheckpointError, match=refusal) as caught:
+        refused()
+      assert len(str(caught.value).splitlines()) == 1
+  assert os.listdir(tmp_path) == ['00000007']
 
 
 _SAVER = """
