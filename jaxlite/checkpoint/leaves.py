@@ -169,7 +169,8 @@ def _copy(array: np.ndarray | jax.Array, stored: str) -> np.ndarray | jax.Array:
   host = np.asarray(array)  # on CPU it shares the array's buffer, elsewhere it is a copy already
   host = np.array(host, dtype=host.dtype.newbyteorder('='), order='C', copy=True if shared else None)
   if host.dtype.name == stored:
-    return host
+    # The store refuses a byte that is neither 0 nor 1.
+    return host if stored != 'bool' else np.asarray(host.view(np.uint8) != 0)
   if _is_small_integer(host.dtype.name):
     return host.astype(stored)
   return host.reshape(*host.shape, 1).view(stored).reshape(*host.shape, -1)

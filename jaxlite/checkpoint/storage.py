@@ -8,13 +8,15 @@ stands, and each leaf is judged alone.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +30,7 @@ from jaxlite.checkpoint.manifest import Damaged, Manifest, seal, unseal
 _T = TypeVar('_T')
 _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: each in a folder of its own
 _REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
+_ALONE = threading.Lock()  # Orbax mixes up the folders of two saves under way in one process
 _AT_ONCE = 1 << 26  # bytes read before they are handed on: a restore needs little more memory than the state
 
 
@@ -35,7 +38,7 @@ def write(path: Path, snapshot: Snapshot, manifest: Manifest) -> None:
   """Writes a checkpoint."""
   named = {leaf.name: snapshot.arrays[leaf.path] for leaf in snapshot.leaves if leaf.stored}
   parts = {_ARRAYS: names.nest(named)} if named else {}  # Orbax refuses an empty tree
-  with _orbax() as ocp:
+  with _ALONE, _orbax() as ocp:
     ocp.save_checkpointables(path, {**parts, _MANIFEST: seal(manifest)})
 
 
@@ -144,6 +147,7 @@ def _fetch(
 def _orbax() -> Iterator[Any]:
   """Imports Orbax; while it works, keeps its log quiet: a full disk would be 200 lines of traceback."""
   from orbax.checkpoint import v1 as ocp
+  from orbax.checkpoint._src import asyncio_utils
 
   def foreign(record: logging.LogRecord) -> bool:
     return 'orbax' not in record.pathname
@@ -154,13 +158,31 @@ def _orbax() -> Iterator[Any]:
   context.memory.deepcopy_host_arrays = False  # a snapshot is a copy already
   context.checkpointables.registry = ocp.handlers.local_registry()
   context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name=_MANIFEST)
-  logger = logging.getLogger('absl')
+  logger, run = logging.getLogger('absl'), asyncio_utils.run_sync
   logger.addFilter(foreign)
+  asyncio_utils.run_sync = lambda work: run(_to_the_end(work))
   try:
     with context:
       yield ocp
   finally:
+    asyncio_utils.run_sync = run
     logger.removeFilter(foreign)
+
+
+async def _to_the_end(work: Awaitable[_T]) -> _T:
+  """Waits for all writes under way when one has failed.
+
+  Orbax closes their event loop at once: each would say so on stderr, and write on while the leftovers are removed.
+  """
+  try:
+    return await work
+  except BaseException:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+      done, _ = await asyncio.wait(left, timeout=60)
+      for task in done:
+        task.cancelled() or task.exception()  # looked at, so that nobody reports it
+    raise
 
 
 def reason(error: BaseException) -> str:
