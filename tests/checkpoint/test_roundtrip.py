@@ -347,7 +347,7 @@ count = jax.device_count()
 mesh = jax.make_mesh((min(count, 2), count // min(count, 2)), ('x', 'y'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 place = lambda *spec: NamedSharding(mesh, P(*spec))
 state = {
-  'w': jnp.arange(4096.0).reshape(64, 64), 'half': jnp.arange(4096.0).reshape(64, 64), 'b': jnp.ones(3),
+  'w': jnp.arange(4096.0).reshape(64, 64), 'half': -jnp.arange(4096.0).reshape(64, 64), 'b': jnp.ones(3),
   'bf': jnp.arange(64.0).astype(jnp.bfloat16), 'int4': jnp.arange(8).astype(jnp.int4), 'empty': jnp.ones((0, 4)),
   'key': jax.random.key(1), 'keys': jax.random.split(jax.random.key(2), 4), 'const': {'t': jnp.arange(512.0)},
 }
