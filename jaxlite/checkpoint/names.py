@@ -6,6 +6,7 @@ joins with '/'. Both characters are escaped in a key, and what is left is the tr
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -43,13 +44,17 @@ def orbax_names(tree: Any) -> dict[str, str]:
     if len(name) > _LONGEST:
       name = f'{name[:200]}%{hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:32]}'
     found[path] = name
-  containers = {name[:end] for name in found.values() for end, letter in enumerate(name) if letter == '.'}
+  containers: set[str] = set()
+  for name in found.values():
+    while (name := name.rpartition('.')[0]) and name not in containers:
+      containers.add(name)
   for path, name in found.items():
     if name in containers:
       raise ValueError(f'every leaf needs a name of its own; {path!r} names an array and a container: rename one')
   return found
 
 
+@functools.lru_cache(4096)  # each save asks for the same keys
 def _escaped(key: str) -> str:
   if not key:
     return '%'
