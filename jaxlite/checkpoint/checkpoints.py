@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from jaxlite import trees
 from jaxlite.checkpoint import containers, leaves, shelf, storage
 from jaxlite.checkpoint.leaves import Snapshot
 from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Damaged, Manifest
@@ -194,18 +193,14 @@ class Checkpoints:
           f'checkpoint {path} does not fit the program; use the config that made it, or another workdir:\n  '
           + '\n  '.join(shown)
         )
-      paths, wanted, treedef = trees.flatten(abstract_state)
-      want = dict(zip(paths, wanted, strict=True))
+      want = leaves.by_path(abstract_state)
 
       def arrays(where: Path, found: Manifest) -> dict[str, Any]:
-        return storage.read(
-          where, found, found.leaves, lambda leaf, parts: leaves.restored(leaf, parts, want[leaf.path])
-        )
+        return storage.read(where, found, found.leaves, lambda leaf, of: leaves.restored(leaf, of, want[leaf.path]))
 
-      state = arrays(path, manifest)
-      if manifest.const:
-        state |= self._copy(manifest.const, arrays)
-      return Restored(manifest.step, treedef.unflatten(state[name] for name in paths), manifest.loop)
+      have = arrays(path, manifest) | (self._copy(manifest.const, arrays) if manifest.const else {})
+      state = jax.tree.structure(abstract_state).unflatten(have[path] for path in want)
+      return Restored(manifest.step, state, manifest.loop)
 
     return self._newest_sound(which, read)
 

@@ -2,8 +2,8 @@
 
 Orbax keeps a leaf as the array it is, where it can. It has no array for an empty leaf, a typed key, or a dtype that
 few readers know (int4, float6): an empty leaf is its entry alone, a key is stored as its data, small integers as
-int8 or uint8 of the same values, other dtypes as their bytes. `snapshot` is the only part of a save that the
-training loop waits for.
+int8 or uint8 of the same values, other dtypes as their bytes. A leaf split over devices is copied and kept shard
+by shard, unless its dtype has no array. `snapshot` is the only part of a save that the training loop waits for.
 """
 
 from __future__ import annotations

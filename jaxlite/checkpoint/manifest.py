@@ -98,9 +98,10 @@ def unseal(sealed: Any, where: Any) -> Manifest:
       f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads {FORMAT}: install a newer jaxlite'
     )
   if sealed['format'] < FORMAT:
+    reader = _WRITERS.get(sealed['format'], 'an older jaxlite')
     raise CheckpointError(
-      f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads {FORMAT}: finish that run with '
-      f'{_WRITERS[sealed["format"]]}, which reads it, or start again with --fresh or in another workdir'
+      f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads {FORMAT}: finish that run with {reader}, '
+      'which reads it, or start again with --fresh or in another workdir'
     )
   content = dict(sealed['content'])
   rows = content.pop('leaves')
