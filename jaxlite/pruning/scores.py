@@ -101,7 +101,7 @@ def synflow(model: Model | Callable[[Any, Any], Any], inputs: Any) -> Score:
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf)), inputs)
 
   def score(params: Any, context: Any = None) -> Any:
-    def flow(sizes: Any) -> jax.Array:
+    def flow(sizes: Any) -> Any:
       ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
       if isinstance(model, Model):
         outputs = model.apply(sizes, {} if context is None else context, ones, train=False, key=None)[0]
@@ -153,7 +153,7 @@ def grasp(params: Any, context: Any) -> Any:
   >>> grasp({'w': jnp.array([1.0, -2.0])}, {'w': jnp.array([3.0, 1.0])})['w'].tolist()
   [5.0, 0.0]
   """
-  if jax.tree.structure(context) != jax.tree.structure(params):
+  if jax.tree.structure(context) != jax.tree.structure(params):  # type: ignore[operator]
     raise ValueError('grasp reads H g, a tree like params: pass context=gradient_flow(objective, params)')
   kept = jax.tree.map(lambda weight, flow: weight * flow, params, context)
   least = jnp.min(jnp.stack([jnp.min(leaf, initial=0.0) for leaf in jax.tree.leaves(kept)]))
