@@ -29,12 +29,17 @@ class DataConfig:
     directory: the folder that holds it; empty for the usual place.
     batch_size: examples a step.
     validation: the share of the training split that is held out, in [0, 1); 0: the last model is taken.
+    load: (config) -> a `jaxlite.data.Dataset`, an experiment's own data; None loads `source`.
+    standardize: pictures and numbers by mean and standard deviation of the training split; False leaves them as they
+      are. A Dataset that `load` returns, or that is given to `jaxlite.train`, has made its own choice.
   """
 
   source: str = 'digits'
   directory: str = ''
   batch_size: int = 64
   validation: float = 0.1
+  load: Callable[[Config], Any] | None = None
+  standardize: bool = True
 
 
 @dataclasses.dataclass
@@ -60,13 +65,13 @@ class EvalConfig:
 
   Attributes:
     every: between evaluations on the validation split.
-    metric: which validation metric picks the best model.
+    metric: which validation metric picks the best model; '' for the task's own (accuracy for classes).
     patience: evaluations without improvement before the run stops early; 0 never stops it.
     batch_size: examples a batch.
   """
 
   every: Duration = dataclasses.field(default_factory=lambda: Duration(epochs=1))
-  metric: str = 'accuracy'
+  metric: str = ''
   patience: int = 0
   batch_size: int = 512
 
@@ -128,9 +133,12 @@ class Config:
     data, optim, eval, log, checkpoint, machine: see their classes.
     train: the length of the run.
     teacher: the folder of a finished run to learn from, relative to this run's own; empty for none.
-    model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one.
-    recipe: (config, total_steps) -> Recipe.
-    loss: (outputs, batch) -> float[B]; None leaves the choice to the loop (cross-entropy).
+    model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one, or for a
+      small default by the form of the data.
+    recipe: (config, total_steps) -> Recipe; None for clipping, AdamW and a warm-up cosine out of `optim`.
+    task: () -> what is learned, such as `jl.tasks.regression`; None takes that of the data, or classification for data
+      that name none.
+    loss: (outputs, batch) -> float[B]; None takes the task's.
     runs: several runs in this order, each a variation (config) -> config; empty for a single one.
 
   >>> Config(name='mine', train=Duration(steps=100)).optim.lr
@@ -149,6 +157,7 @@ class Config:
   teacher: str = ''
   model: Callable[[Config], Any] | None = None
   recipe: Callable[[Config, int], Any] | None = None
+  task: Callable[[], Any] | None = None
   loss: Callable[[Any, Mapping[str, Any]], Any] | None = None
   runs: dict[str, Callable[[Config], Config]] = dataclasses.field(default_factory=dict)
 
@@ -161,7 +170,6 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('optim.lr', lambda value: 0 < value < math.inf, 'above 0 and finite'),
   ('optim.weight_decay', lambda value: 0 <= value < math.inf, 'at least 0 and finite'),
   ('optim.clip', lambda value: 0 <= value < math.inf, 'at least 0 (0: off) and finite'),
-  ('eval.metric', bool, 'the name of a metric'),
   ('eval.patience', lambda value: value >= 0, 'at least 0 (0: off)'),
   ('eval.batch_size', lambda value: value >= 1, 'at least 1'),
   ('machine.steps_per_dispatch', lambda value: value >= 0, 'at least 0 (0: chosen by time)'),
@@ -191,8 +199,6 @@ def validate(config: Config) -> None:
     if path in values and not holds(values[path]):  # an experiment's own group may lack a field of ours
       shown = values[path] if isinstance(values[path], Duration) else repr(values[path])
       raise ConfigError(f'{path} is {rule}; got {shown}')
-  if config.recipe is None and not config.runs:  # a variation may bring its own
-    raise ConfigError('recipe is a function (config, total_steps) -> Recipe; got None: set recipe= in the config')
   for path, name in (('name', config.name), *(('runs', name) for name in config.runs)):
     if not re.fullmatch(r'\w[\w.\-]*', name):
       raise ConfigError(f'{path}: a run names its folder in letters, digits, dot, dash and underscore; got {name!r}')

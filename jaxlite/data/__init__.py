@@ -14,8 +14,11 @@ _HOMES = {
   'columns': ('Columns', 'attach'),
   'dataset': ('Dataset', 'Split', 'make_dataset'),
   'logits': ('cache_logits',),
+  'sequences': ('Windows', 'pad', 'windows'),
   'sources': ('load',),
+  'streams': ('Stream', 'from_iterable', 'stream'),
   'tables': ('from_table',),
+  'tokenizers': ('ByteTokenizer', 'CharTokenizer', 'SubwordTokenizer', 'WordTokenizer', 'load_tokenizer'),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite import errors
+from jaxlite import errors, tasks
 from jaxlite.data import cache, idx
 from jaxlite.data.arrays import from_arrays
-from jaxlite.data.dataset import Dataset, as_inputs, as_labels
+from jaxlite.data.dataset import Dataset, check_labels
+from jaxlite.data.inputs import as_inputs
 
 _PIECE = 1024  # examples decoded at once
 _SPLITS = ('train', 'validation', 'test')
@@ -236,7 +237,7 @@ def _pieces(source: Any, inputs: str, label: str, split: str) -> Iterator[tuple[
           'resize them and pass arrays to from_arrays'
         )
     pixels = as_inputs(np.stack([example[inputs] for example in examples]), split)
-    yield pixels, as_labels(np.stack([example[label] for example in examples]), split)
+    yield pixels, check_labels(tasks.classification(), np.stack([example[label] for example in examples]), split)
 
 
 def _line(error: Exception) -> str:

@@ -23,7 +23,7 @@ absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
 absl_flags.DEFINE_bool('traceback', False, 'show where an error comes from')
 
-_USAGE = """Runs an experiment. Without any flag: the main job, a teacher and its small student on handwritten digits.
+_USAGE = """Runs an experiment. With no flag at all the main job: a teacher and its small student on handwritten digits.
 
   {program} --config=experiments/digits.py --workdir=runs/mine --config.optim.lr=0.01 --config.train.epochs=5
 
