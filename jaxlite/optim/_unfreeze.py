@@ -106,7 +106,7 @@ def _carried(before: Any, fresh: Any) -> Any:
 
 def _whole(old: Any, own: Any) -> Any:
   """Constants of one owner: a teacher goes on as it was; what is frozen now was not all frozen before."""
-  alike = jax.tree.structure(old) == jax.tree.structure(own)  # type: ignore[operator]
+  alike = jax.tree.structure(old) == jax.tree.structure(own)
   return jax.tree.map(jnp.copy, old) if alike else own
 
 

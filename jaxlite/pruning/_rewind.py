@@ -57,7 +57,7 @@ def rewind(
   >>> rewind(trained, early, 0.5)[0]['w'].tolist()
   [[5.0, 0.0], [0.0, 8.0]]
   """
-  if jax.tree.structure(trained) != jax.tree.structure(early):  # type: ignore[operator]
+  if jax.tree.structure(trained) != jax.tree.structure(early):
     odd = sorted({*trees.paths(trained)} ^ {*trees.paths(early)})
     raise ValueError(f'rewind takes two states of one network; {odd or "their containers"} differ: give both params')
   _, masks = sparsify(

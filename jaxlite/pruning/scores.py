@@ -153,7 +153,7 @@ def grasp(params: Any, context: Any) -> Any:
   >>> grasp({'w': jnp.array([1.0, -2.0])}, {'w': jnp.array([3.0, 1.0])})['w'].tolist()
   [5.0, 0.0]
   """
-  if jax.tree.structure(context) != jax.tree.structure(params):  # type: ignore[operator]
+  if jax.tree.structure(context) != jax.tree.structure(params):
     raise ValueError('grasp reads H g, a tree like params: pass context=gradient_flow(objective, params)')
   kept = jax.tree.map(lambda weight, flow: weight * flow, params, context)
   least = jnp.min(jnp.stack([jnp.min(leaf, initial=0.0) for leaf in jax.tree.leaves(kept)]))

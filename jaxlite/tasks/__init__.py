@@ -1,5 +1,7 @@
 """What is learned: losses, metrics, tables and pictures of a kind of task."""
 
+from typing import Any
+
 from jaxlite.tasks._classification import classification
 from jaxlite.tasks.losses import class_weights, cross_entropy, weighted_cross_entropy
 from jaxlite.tasks.metrics import Metrics, classification_metrics
@@ -16,5 +18,5 @@ __all__ = [
 ]
 
 
-def named(name, facts):
+def named(name: str, facts: Any) -> Task | None:
   return classification() if name == 'classification' else None
