@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlite.version import __version__ as __version__
 
-if TYPE_CHECKING:  # what the table below says, for type checkers and editors
+if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
+  from jaxlite import checkpoint, contract, data, distillation, models, optim, pruning, quantization, step, tasks
   from jaxlite.adapters import adapt, from_equinox, from_function, from_haiku, from_keras, from_linen, from_nnx
   from jaxlite.config.duration import Duration
   from jaxlite.config.schema import Config

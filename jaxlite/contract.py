@@ -195,7 +195,10 @@ class Hook(NamedTuple):
     """Raises: plain Optax would silently ignore a hook, so it is told."""
     raise TypeError(f'{self.name!r} is a hook, not an Optax transformation: chain it with jl.chain and jl.train_step')
 
-  update = init
+  @property
+  def update(self) -> Any:
+    """Raises, as `init` does."""
+    return self.init
 
 
 class Side(Hook):

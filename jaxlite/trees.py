@@ -128,7 +128,7 @@ def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset
     if not picked:
       raise ValueError(f'{what} picks no parameter; known paths: {_shown(names)}')
     return picked
-  picked = set()
+  found: set[str] = set()
   for pattern in [rule] if isinstance(rule, str) else rule:
     try:
       matched = [name for name in names if re.search(pattern, name)]
@@ -136,8 +136,8 @@ def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset
       raise ValueError(f'{what} {pattern!r} is no regular expression: {error}') from None
     if not matched:
       raise ValueError(f'{what} {pattern!r} matches no parameter; nearest paths: {nearest(pattern, names)}')
-    picked.update(matched)
-  return frozenset(picked)
+    found.update(matched)
+  return frozenset(found)
 
 
 def _shown(names: Sequence[str], limit: int = 8) -> str:

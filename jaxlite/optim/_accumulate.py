@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   def grad(inner: Grad) -> Grad:
     if micro_batches == 1:
       return inner
-    one = functools.partial(micro_step, inner, micro_batches)
+    one: Callable[..., Any] = functools.partial(micro_step, inner, micro_batches)
     dispatched = jax.jit(one, donate_argnums=0)
 
     def accumulated(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:

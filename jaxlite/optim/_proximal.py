@@ -23,7 +23,7 @@ class ProximalState(NamedTuple):
     rates: the rate of each leaf, float32[]; 0 where it does not apply.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
   rates: Any
 
   def account(self, params: Any) -> Account:

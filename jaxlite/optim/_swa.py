@@ -23,7 +23,7 @@ class SwaState(NamedTuple):
     mean: their equal average, at least float32; zeros while the count is 0.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
   mean: Params
 
   def account(self, params: Params) -> Account:

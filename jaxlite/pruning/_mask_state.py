@@ -38,7 +38,7 @@ class PruneState(NamedTuple):
     layouts: axes of the weights, where a structure or an allocation asks for them.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
   masks: Any
   broken: jax.Array
   sparsity: jax.Array
@@ -110,7 +110,7 @@ def start(params: Any, masks: Mapping[str, jax.Array], *, packed: bool) -> Prune
   )
 
 
-def drawn_at(state: PruneState, schedule: Schedule) -> dict[str, jax.Array]:
+def drawn_at(state: PruneState, schedule: Schedule) -> dict[str, Any]:
   """Returns the fields of a state that tell how often, and when last, masks were drawn, this update counted in."""
   due = schedule.due(state.count)
   return {'refreshes': state.refreshes + due, 'last': jnp.where(due, state.count, state.last)}

@@ -158,7 +158,7 @@ class Measured(NamedTuple):
 
   span: numerics.Range
   total: jax.Array
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
   weight: jax.Array
 
 
