@@ -62,11 +62,11 @@ def recipe(config: Fashion, total_steps: int) -> jl.Recipe:
   return jl.chain(
     # Four micro-batches of 32 keep the temporaries of a convolution in the cache: see experiments/bench/parts.py.
     jl.accumulate(4 if convolves else 1),
-    jl.augment(jl.flip(), jl.shift(1)) if convolves else jl.augment(jl.flip()),
-    jl.label_smoothing(0.05),
+    jl.augment(jl.optim.flip(), jl.optim.shift(1)) if convolves else jl.augment(jl.optim.flip()),
+    jl.optim.label_smoothing(0.05),
     jl.average(0.998),
     optax.clip_by_global_norm(config.optim.clip),
     optax.scale_by_adam(),
-    jl.l2(config.optim.weight_decay),
-    optax.scale_by_learning_rate(jl.warmup_cosine(config.optim.lr, total_steps, warmup_steps=total_steps // 20)),
+    jl.optim.l2(config.optim.weight_decay),
+    optax.scale_by_learning_rate(jl.optim.warmup_cosine(config.optim.lr, total_steps, warmup_steps=total_steps // 20)),
   )

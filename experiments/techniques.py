@@ -35,7 +35,7 @@ from absl import app, flags
 import jaxlite as jl
 from jaxlite import data as datasets
 from jaxlite.models import LeNet300
-from jaxlite.transforms.rewind import rounds
+from jaxlite.pruning._rewind import rounds
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workdir', 'runs/techniques', 'where finished rows are kept')
@@ -95,7 +95,7 @@ class Bench:
     self.folder = folder
     self.data = datasets.load('fashion_mnist', validation=0.1, seed=0)
     self.steps = FLAGS.epochs * datasets.steps_per_epoch(self.data.train, BATCH)
-    self.normalize = jl.normalize(self.data.mean, self.data.std)
+    self.normalize = jl.optim.normalize(self.data.mean, self.data.std)
 
   def kept(self, name: str, module: nn.Module, seed: int) -> jl.Network:
     """A model that a row kept, with its standardisation."""
@@ -144,7 +144,7 @@ class Bench:
     """
 
     @functools.cache
-    def made() -> tuple[jl.Train, Any, int]:
+    def made() -> tuple[jl.step.Train, Any, int]:
       data = self.taught if taught else self.data
       piece = round(self.steps * share) // PIECES  # pieces of one length: another would be another program
       recipes = jl.chain(self.normalize, recipe(PIECES * piece))
@@ -165,7 +165,7 @@ class Bench:
 
 def adamw(total: int, rate: float = 1.0, decay: float = 1e-4) -> optax.GradientTransformation:
   """AdamW with warm-up and cosine, its peak `rate` times the state's `step_size`."""
-  schedule = jl.warmup_cosine(rate, total, warmup_steps=total // 20)
+  schedule = jl.optim.warmup_cosine(rate, total, warmup_steps=total // 20)
   scaled = optax.inject_hyperparams(optax.scale)(step_size=1.0)
   return optax.chain(optax.adamw(schedule, weight_decay=decay), scaled)
 
@@ -183,7 +183,7 @@ def rows(bench: Bench) -> Iterator[Row]:
   for share in (0.9, 0.95, 0.98):
     for name, run in sparse(bench, share):
       yield Row(f'{100 * share:.0f} % {name}', run)
-  seldom = bench.course(lambda total: jl.chain(jl.straight_through(0.9, **span(total)), adamw(total)))
+  seldom = bench.course(lambda total: jl.chain(jl.pruning.straight_through(0.9, **span(total)), adamw(total)))
   yield Row('90 % straight-through, uniform, masks drawn each 50 steps', seldom)
   for bits in (8, 4, 2):
     yield from few_bits(bench, bits)
@@ -205,15 +205,15 @@ def sparse(bench: Bench, share: float) -> Iterator[tuple[str, Course]]:
   def course(parts: Callable[[int], tuple[Any, ...]]) -> Course:
     return bench.course(lambda total: jl.chain(*parts(total)))
 
-  ways = {'uniform': jl.uniform, 'ERK': jl.erk, 'global': jl.global_(floor=0.01)}
+  ways = {'uniform': jl.pruning.uniform, 'ERK': jl.pruning.erk, 'global': jl.pruning.global_(floor=0.01)}
   for name, way in ways.items():
     gradual = functools.partial(jl.prune, share, allocate=way)
     yield f'gradual magnitude, {name}', course(lambda total, of=gradual: (adamw(total), of(**span(total))))
-  for name, of in (('RigL', jl.rigl), ('SET', jl.set_)):
-    moving = functools.partial(of, sparsity=share, every=50, allocate=jl.erk)
+  for name, of in (('RigL', jl.rigl), ('SET', jl.pruning.set_)):
+    moving = functools.partial(of, sparsity=share, every=50, allocate=jl.pruning.erk)
     yield f'{name}, ERK', course(lambda total, of=moving: (of(adamw(total), end=total * 3 // 4),))
   for name in ('uniform', 'ERK'):
-    seen = functools.partial(jl.straight_through, share, allocate=ways[name])
+    seen = functools.partial(jl.pruning.straight_through, share, allocate=ways[name])
     yield f'straight-through, {name}', course(lambda total, of=seen: (of(**span(total) | {'every': 1}), adamw(total)))
   for name in ('uniform', 'ERK'):
     yield f'at once, from the dense model, {name}', rounded(bench, [share], ways[name], early=False)
@@ -233,7 +233,7 @@ def rounded(bench: Bench, shares: Sequence[float], way: Any, *, early: bool) -> 
     plain = jl.train_step(jl.from_linen(LeNet300()), jl.cross_entropy, jl.chain(bench.normalize, optax.sgd(1.0)))
     start = plain.init(jax.random.key(seed), first).params
     for share, course in zip(shares, courses, strict=True):
-      back = jl.rewind(network.params, start, share, allocate=way)[0] if early else network.params
+      back = jl.pruning.rewind(network.params, start, share, allocate=way)[0] if early else network.params
       network = course(rate, seed, back)
     return network
 
@@ -242,7 +242,7 @@ def rounded(bench: Bench, shares: Sequence[float], way: Any, *, early: bool) -> 
 
 def few_bits(bench: Bench, bits: int) -> Iterator[Row]:
   """After training, and in it."""
-  ways = {'percentile': jl.by_percentile(), 'squared error': jl.by_mse()}
+  ways = {'percentile': jl.quantization.by_percentile(), 'squared error': jl.quantization.by_mse()}
 
   def after(way: Any, seed: int, clip: bool = False) -> jl.Network:
     return jl.ptq(bench.dense(seed), bench.calibration(), bits=bits, calibrate=way, clip=clip)
@@ -264,13 +264,13 @@ def distilled(bench: Bench) -> dict[str, Course]:
     return bench.course(lambda total: jl.chain(jl.hint(bench.teacher(), pairs, **how), adamw(total)), STUDENT)
 
   return {
-    'KD': by_logits(jl.kd),
-    'DKD': by_logits(jl.dkd),
-    'DIST': by_logits(jl.dist),
-    'RKD': by_logits(jl.rkd),
+    'KD': by_logits(jl.distillation.kd),
+    'DKD': by_logits(jl.distillation.dkd),
+    'DIST': by_logits(jl.distillation.dist),
+    'RKD': by_logits(jl.distillation.rkd),
     'FitNet hint': by_features(),
-    'attention transfer': by_features(loss=jl.attention_transfer, project=False, scale=1e3),
-    'mean teacher': bench.course(lambda total: jl.chain(jl.self_distill(), adamw(total)), STUDENT),
+    'attention transfer': by_features(loss=jl.distillation.attention_transfer, project=False, scale=1e3),
+    'mean teacher': bench.course(lambda total: jl.chain(jl.distillation.self_distill(), adamw(total)), STUDENT),
   }
 
 
@@ -281,7 +281,9 @@ def compressed(bench: Bench) -> Iterator[Row]:
     quantized = [jl.fake_quant(4)] if bits else []
     teacher = [jl.distill('logits')] if kd else []
     when = {'gradually': [span(total)], 'held': [{}], None: []}[sparse]
-    return jl.chain(*quantized, *teacher, adamw(total), *(jl.prune(0.95, **one, allocate=jl.erk) for one in when))
+    return jl.chain(
+      *quantized, *teacher, adamw(total), *(jl.prune(0.95, **one, allocate=jl.pruning.erk) for one in when)
+    )
 
   def course(share: float = 1.0, **which: Any) -> Course:
     return bench.course(lambda total: parts(total, **which), taught=which.get('kd', False), share=share)

@@ -1,79 +1,150 @@
 """jaxlite: training for people with limited hardware, in JAX.
 
-The public names. Each is imported from its module when it is first used (PEP 562), so that importing jaxlite
-costs next to nothing and a single transform needs nothing but jax and optax.
+The public names. At the top stand those that most people need; the others are in their rooms: `jl.pruning`,
+`jl.quantization`, `jl.distillation`, `jl.optim`, `jl.tasks`, `jl.data`, `jl.models`. Each is imported when it is first
+used (PEP 562), so that importing jaxlite costs next to nothing and a single transform needs nothing but jax and optax.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from jaxlite.version import __version__ as __version__
 
+if TYPE_CHECKING:  # what the table below says, for type checkers and editors
+  from jaxlite.adapters import adapt, from_equinox, from_function, from_haiku, from_keras, from_linen, from_nnx
+  from jaxlite.config.duration import Duration
+  from jaxlite.config.schema import Config
+  from jaxlite.contract import Hook, Model, Network, Recipe, chain, reparam
+  from jaxlite.cpu.replace import for_cpu
+  from jaxlite.deployment.load import load
+  from jaxlite.distillation import distill, hint
+  from jaxlite.optim import accumulate, augment, average, freeze
+  from jaxlite.pruning import hold, prune, rigl
+  from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
+  from jaxlite.run.cross_validation import cross_validate
+  from jaxlite.run.loop import train
+  from jaxlite.step.train_step import train_step
+  from jaxlite.tasks.losses import cross_entropy
+
 _WHERE = {
   'adapters': ('adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_keras', 'from_linen', 'from_nnx'),
-  'config': ('Config', 'Duration'),
-  'contract': ('Context', 'Hook', 'Last', 'Model', 'Network', 'Recipe', 'Selective', 'Side', 'chain', 'reparam'),
-  'data.augment': ('augment', 'crop', 'cutmix', 'cutout', 'flip', 'mixup', 'shift'),
-  'graph.cpu.replace': ('for_cpu',),
-  'graph.inputs': ('calibrate',),
-  'loop': ('train',),
-  'losses': ('class_weights', 'cross_entropy', 'weighted_cross_entropy'),
-  'metrics': ('classification',),
-  'runs': ('load',),
-  'step': ('Train', 'TrainState', 'ensemble_axes', 'train_step', 'went_nan'),
-  'transforms.accumulate': ('accumulate',),
-  'transforms.activations': ('dynamic_ranges', 'ema_ranges', 'frozen_ranges'),
-  'transforms.allocate': ('erk', 'global_', 'uniform'),
-  'transforms.attention_transfer': ('attention_transfer',),
-  'transforms.average': ('average',),
-  'transforms.calibrate': ('by_min_max', 'by_mse', 'by_percentile'),
-  'transforms.dist': ('dist',),
-  'transforms.distill': ('distill',),
-  'transforms.dkd': ('dkd',),
-  'transforms.freeze': ('freeze',),
-  'transforms.hint': ('hint',),
-  'transforms.hold': ('hold',),
-  'transforms.kd': ('kd',),
-  'transforms.lsq': ('lsq',),
-  'transforms.masks': ('apply_masks',),
-  'transforms.normalize': ('normalize',),
-  'transforms.penalties': ('l2', 'label_smoothing'),
-  'transforms.phases': ('next_phase', 'unfreezing'),
-  'transforms.plateau': ('plateau',),
-  'transforms.proximal': ('l1_proximal',),
-  'transforms.prune': ('prune',),
-  'transforms.ptq': ('ptq',),
-  'transforms.quantize': ('coverage', 'fake_quant', 'observe', 'quantize', 'weight_bits'),
-  'transforms.rewind': ('rewind',),
-  'transforms.rigl': ('rigl', 'set_', 'unreset'),
-  'transforms.rkd': ('rkd',),
-  'transforms.sam': ('sam',),
-  'transforms.schedules': ('warmup_cosine',),
-  'transforms.self_distill': ('self_distill',),
-  'transforms.sparsegpt': ('sparsegpt',),
-  'transforms.sparsify': ('sparsify',),
-  'transforms.straight': ('straight_through',),
-  'transforms.structure': ('block', 'channel', 'element', 'n_m', 'per_output'),
-  'transforms.swa': ('refresh_statistics', 'swa'),
+  'config.duration': ('Duration',),
+  'config.schema': ('Config',),
+  'contract': ('Hook', 'Model', 'Network', 'Recipe', 'chain', 'reparam'),
+  'cpu.replace': ('for_cpu',),
+  'deployment.load': ('load',),
+  'distillation': ('distill', 'hint'),
+  'optim': ('accumulate', 'augment', 'average', 'freeze'),
+  'pruning': ('hold', 'prune', 'rigl'),
+  'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
+  'run.cross_validation': ('cross_validate',),
+  'run.loop': ('train',),
+  'step.train_step': ('train_step',),
+  'tasks.losses': ('cross_entropy',),
 }
-# Families of small functions whose names mean something only beside each other: `jl.scores.wanda`.
-_FAMILIES = {'schedules': 'transforms.schedules', 'scores': 'transforms.scores', 'sparsity': 'transforms.sparsity'}
+_ROOMS = (
+  'checkpoint',
+  'contract',
+  'data',
+  'distillation',
+  'models',
+  'optim',
+  'pruning',
+  'quantization',
+  'step',
+  'tasks',
+)
+# Names of 0.1 that moved into a room: they work for one version, with a warning that names the new place.
+_MOVED = {
+  'contract': ('Context', 'Last', 'Selective', 'Side'),
+  'distillation': ('attention_transfer', 'dist', 'dkd', 'kd', 'rkd', 'self_distill'),
+  'optim': (
+    *('crop', 'cutmix', 'cutout', 'flip', 'l1_proximal', 'l2', 'label_smoothing', 'mixup', 'next_phase', 'normalize'),
+    *('plateau', 'refresh_statistics', 'sam', 'schedules', 'shift', 'swa', 'unfreezing', 'warmup_cosine'),
+  ),
+  'pruning': (
+    *('apply_masks', 'block', 'channel', 'element', 'erk', 'global_', 'n_m', 'per_output', 'rewind', 'scores', 'set_'),
+    *('sparsegpt', 'sparsify', 'straight_through', 'uniform', 'unreset'),
+  ),
+  'quantization': (
+    *('by_min_max', 'by_mse', 'by_percentile', 'dynamic_ranges', 'ema_ranges', 'frozen_ranges', 'observe'),
+    'weight_bits',
+  ),
+  'step': ('Train', 'TrainState', 'ensemble_axes', 'went_nan'),
+  'tasks': ('class_weights', 'weighted_cross_entropy'),
+}
+_RENAMED = {
+  'calibrate': ('pruning', 'gather_statistics'),
+  'classification': ('tasks', 'classification_metrics'),
+  'sparsity': ('pruning', 'sparsity_schedules'),
+}
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
-__all__ = sorted([*_MODULE, *_FAMILIES, '__version__'])
+_OLD = {name: (room, name) for room, names in _MOVED.items() for name in names} | _RENAMED
+__all__ = [
+  'Config',
+  'Duration',
+  'Hook',
+  'Model',
+  'Network',
+  'Recipe',
+  '__version__',
+  'accumulate',
+  'adapt',
+  'augment',
+  'average',
+  'chain',
+  'checkpoint',
+  'contract',
+  'coverage',
+  'cross_entropy',
+  'cross_validate',
+  'data',
+  'distill',
+  'distillation',
+  'fake_quant',
+  'for_cpu',
+  'freeze',
+  'from_equinox',
+  'from_function',
+  'from_haiku',
+  'from_linen',
+  'from_nnx',
+  'hint',
+  'hold',
+  'load',
+  'lsq',
+  'models',
+  'optim',
+  'prune',
+  'pruning',
+  'ptq',
+  'quantization',
+  'quantize',
+  'reparam',
+  'rigl',
+  'step',
+  'tasks',
+  'train',
+  'train_step',
+]
 
 
 def __getattr__(name: str) -> Any:
-  if name in _FAMILIES:
-    value = importlib.import_module(f'jaxlite.{_FAMILIES[name]}')
-  elif name in _MODULE:
-    value = getattr(importlib.import_module(f'jaxlite.{_MODULE[name]}'), name)
-  else:
+  if name in _OLD:
+    room, new = _OLD[name]
+    warnings.warn(f'jaxlite.{name} is now jaxlite.{room}.{new}', DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(f'jaxlite.{room}'), new)
+  if name in _ROOMS:
+    return importlib.import_module(f'jaxlite.{name}')
+  if name not in _MODULE:
     raise AttributeError(f'jaxlite has no {name!r}')
+  value = getattr(importlib.import_module(f'jaxlite.{_MODULE[name]}'), name)
   globals()[name] = value
   return value
 
 
 def __dir__() -> list[str]:
-  return __all__
+  return list(__all__)

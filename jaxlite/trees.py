@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlite.fields import nearest
+from jaxlite.errors import nearest
 
 Rule = None | str | Sequence[str] | Callable[[str], bool]
 

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
-from jaxlite.config import Config, Duration
+from jaxlite.config.duration import Duration
+from jaxlite.config.schema import Config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 import jaxlite as jl
 from jaxlite.contract import Context, Network, drop_extras, stream, task, weighted_mean
-from jaxlite.step import train_step
+from jaxlite.step.train_step import train_step
 
 
 def linear():

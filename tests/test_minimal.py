@@ -45,7 +45,7 @@ teacher = inputs @ jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
 quantized = jl.quantize(apply)
 tx = optax.chain(optax.adam(0.1), jl.prune(0.5, begin=1, end=3, every=1))
 def loss(params):
-  return jl.kd(quantized(params, inputs), teacher).mean()
+  return jl.distillation.kd(quantized(params, inputs), teacher).mean()
 state, losses = tx.init(params), []
 for _ in range(6):
   value, grads = jax.value_and_grad(loss)(params)
@@ -64,7 +64,7 @@ state = train.init(jax.random.key(0), batch)
 for _ in range(2):
   state, metrics = train.step(state, batch)
 assert np.isfinite(float(metrics['loss'])) and np.count_nonzero(state.params['w']) == 9
-assert jl.classification(3).init() is not None
+assert jl.tasks.classification_metrics(3).init() is not None
 
 config = jl.Config(name='x', recipe=lambda config, total: jl.chain(optax.sgd(0.1)))
 pair = np.zeros((20, 6), np.float32), np.arange(20) % 2
@@ -83,6 +83,7 @@ def named(what, *words):
 named(lambda: jl.from_linen(None), 'flax')
 named(lambda: jl.from_nnx(None), 'flax')
 named(lambda: jl.from_haiku(None), 'haiku', 'jaxlite[haiku]')
+named(lambda: jl.from_keras(None), 'keras', 'jaxlite[keras]')
 named(lambda: jl.from_equinox(None), 'equinox', 'jaxlite[equinox]')
 named(lambda: jl.train(config, 'run', model=(apply, params), data=pair), 'orbax-checkpoint', 'flatbuffers')
 named(lambda: jl.load('run'), 'orbax-checkpoint')

@@ -147,12 +147,15 @@ def main(_: list[str]) -> None:
       result = result._replace(starts=starts(case, optimizer, evidence.yardstick(result), repeats))
     results.append(result)
     print(evidence.rows(result), flush=True)
-  from jaxlite.graph.cpu import dnnl, native, onednn  # not before: the flags are told without JAX
+  from jaxlite.cpu.kernels import (
+    onednn,  # not before: the flags are told without JAX
+    onednn_c,
+  )
 
   settings = (
     f'{rounds} rounds of {seconds} s a form; allocator: {FLAGS.allocator}; {serving.cores()} cores of '
     f'{evidence.processor() or platform.machine()}; load of the machine at the end {os.getloadavg()[0]:.1f}; '
-    + (onednn.missing() or f'oneDNN {dnnl.version()}, {"C" if native.library() else "Python"} handlers')
+    + (onednn.missing() or f'oneDNN {onednn_c.version()}')
   )
   text = evidence.table(results, settings, 'not installed' if absent else serving.version(FLAGS.torch_python, 'torch'))
   print(text)

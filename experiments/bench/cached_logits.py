@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
   teacher = jl.Network(network(1), *network(1).init(jax.random.key(0), pair[0][:1]))
   with tempfile.TemporaryDirectory() as folder:
     kept = cache_logits(teacher, plain, folder)
-    views = cache_logits(teacher, plain, folder, views=[None] + 3 * [jl.shift(1)])
+    views = cache_logits(teacher, plain, folder, views=[None] + 3 * [jl.optim.shift(1)])
     cases: dict[str, tuple[Dataset, list[Any]]] = {
       'plain': (plain, []),
       'logits': (kept, [jl.distill('logits')]),

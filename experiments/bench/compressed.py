@@ -21,9 +21,10 @@ import turns
 from absl import app, flags
 
 import jaxlite as jl
-from jaxlite import allocator
-from jaxlite.graph.cpu import cost
+from jaxlite.cpu import autotune
+from jaxlite.host import allocator
 from jaxlite.models import ResNet20, SmallCNN
+from jaxlite.step import warm_up
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 5, 'alternations')
@@ -45,7 +46,7 @@ def optimizer(rate: Any) -> Any:
 
 def recipes(lr: float) -> dict[str, list[Any]]:
   """The plain step, its parts one by one, and all of them."""
-  plain, scheduled = optimizer(lr), optimizer(jl.warmup_cosine(lr, TOTAL, warmup_steps=100))
+  plain, scheduled = optimizer(lr), optimizer(jl.optim.warmup_cosine(lr, TOTAL, warmup_steps=100))
   clip, prune = optax.clip_by_global_norm(1.0), jl.prune(0.9, begin=0, end=TOTAL, every=EVERY)
   quant, distill = jl.fake_quant(8), jl.distill('logits')
   each = {
@@ -69,7 +70,7 @@ def main(_: list[str]) -> None:
     for recipe, parts in recipes(case.lr[FLAGS.optimizer]).items():
       train = jl.train_step(jl.from_linen(NETWORKS[name]()), jl.cross_entropy, jl.chain(*parts))
       state = train.init(jax.random.key(0), batch)
-      train = train.tune(state, batch, lambda sites: cost.choose(sites).table.choices)  # as the loop does
+      train = warm_up.tuned(train, state, batch, lambda sites: autotune.choose(sites).table.choices)  # as the loop does
       running[recipe] = train, train.step(state, batch)[0]
     allocator.keep_mapped()
     clock = time.process_time if FLAGS.cpu_time else time.perf_counter

@@ -21,8 +21,8 @@ from absl import app, flags
 from jax import lax
 
 import jaxlite as jl
-from jaxlite import allocator
-from jaxlite.graph.cpu import direct, onednn
+from jaxlite.cpu.kernels import direct, onednn
+from jaxlite.host import allocator
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('torch_python', sys.executable, 'the interpreter that has PyTorch')

@@ -13,6 +13,8 @@ from typing import Any
 import cases
 import serving
 
+from jaxlite.host import machine
+
 STEPS = {'mlp': 20, 'tiny': 100, 'vit': 4}  # a dispatch; a convolution on CPU is never looped over in a program
 
 
@@ -39,7 +41,8 @@ def jaxlite_form(spec: dict[str, Any], steps: int) -> serving.Running:
 
   import jaxlite as jl
   from jaxlite import models
-  from jaxlite.graph.cpu import cost
+  from jaxlite.cpu import autotune
+  from jaxlite.step import warm_up
 
   name = spec['case']
   if name in cases.WIDTHS:
@@ -49,7 +52,7 @@ def jaxlite_form(spec: dict[str, Any], steps: int) -> serving.Running:
   train = jl.train_step(jl.from_linen(network), jl.cross_entropy, jl.chain(optimizer_of(spec)))
   given = cases.batches(name)
   state = train.init(jax.random.key(0), given[0], params=linen_models.tree(cases.weights(name)))
-  train = train.tune(state, given[0], lambda sites: cost.choose(sites).table.choices)
+  train = warm_up.tuned(train, state, given[0], lambda sites: autotune.choose(sites).table.choices)
   if steps > 1:
     starts = range(0, len(given) * steps, steps)
     order = [[index % len(given) for index in range(at, at + steps)] for at in starts]
@@ -143,11 +146,11 @@ def main() -> None:
   """Serves one case with one optimizer."""
   spec = json.loads(sys.argv[1])
   if spec['allocator'] == 'kept':
-    from jaxlite import allocator
+    from jaxlite.host import allocator
 
     allocator.share_one_arena()
   if spec['cache']:
-    from jaxlite import compile_cache
+    from jaxlite.host import compile_cache
 
     print(compile_cache.enable(spec['cache']), file=sys.stderr)
 
@@ -160,7 +163,7 @@ def main() -> None:
     if spec.get('room'):  # MiB; the decision below reads the limit
       import resource
 
-      limit = allocator.mapped() + (spec['room'] << 20)
+      limit = machine.mapped() + (spec['room'] << 20)
       resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if spec['allocator'] == 'kept':
       decision = allocator.keep_mapped()

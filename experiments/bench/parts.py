@@ -22,8 +22,8 @@ from absl import app, flags
 import jaxlite as jl
 from jaxlite.contract import task
 from jaxlite.models import SmallCNN
-from jaxlite.step import gradient_of
-from jaxlite.transforms.accumulate import micro_step
+from jaxlite.optim._accumulate import micro_step
+from jaxlite.step.train_step import gradient_of
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 15, 'alternations')
@@ -38,7 +38,7 @@ def recipes() -> dict[str, list[Any]]:
     'plain': [],
     f'accumulate({MICRO})': [jl.accumulate(MICRO)],
     'average': [jl.average()],
-    'augment': [jl.augment(jl.flip(), jl.shift(2))],
+    'augment': [jl.augment(jl.optim.flip(), jl.optim.shift(2))],
     'fake_quant': [jl.fake_quant()],
     'distill': [jl.distill(teacher)],
     'prune, refresh each 10': [jl.prune(0.9, end=10**6, every=10)],
@@ -60,8 +60,8 @@ def main(_: list[str]) -> None:
   """Times all recipes in turn."""
   running = {}
   for name, parts in recipes().items():
-    last = [part for part in parts if isinstance(part, jl.Last)]
-    rest = [part for part in parts if not isinstance(part, jl.Last)]
+    last = [part for part in parts if isinstance(part, jl.contract.Last)]
+    rest = [part for part in parts if not isinstance(part, jl.contract.Last)]
     recipe = jl.chain(*rest, optax.clip_by_global_norm(1.0), optax.adam(1e-3), *last)
     train = jl.train_step(jl.from_linen(SmallCNN()), jl.cross_entropy, recipe)
     running[name] = train, train.step(train.init(jax.random.key(0), batch()), batch())[0]

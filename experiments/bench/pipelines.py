@@ -97,7 +97,7 @@ def within_a_step(rounds: int) -> None:
 
   def built(*augmentations: object) -> list:
     parts = [jl.augment(*augmentations)] if augmentations else []
-    recipe = jl.chain(*parts, jl.normalize(np.float32([73]), np.float32([90])), optax.adamw(1e-3))
+    recipe = jl.chain(*parts, jl.optim.normalize(np.float32([73]), np.float32([90])), optax.adamw(1e-3))
     train = jl.train_step(jl.from_linen(SmallCNN()), jl.cross_entropy, recipe)
     return [train, train.init(jax.random.key(0), fixed)]
 
@@ -133,13 +133,13 @@ def within_a_step(rounds: int) -> None:
     return
   augmentations = {
     'none': (),
-    'flip': (jl.flip(),),
-    'shift(1)': (jl.shift(1),),
-    'crop(2)': (jl.crop(2),),
-    'cutout(8)': (jl.cutout(8),),
-    'mixup(0.2)': (jl.mixup(0.2, 10),),
-    'cutmix(1.0)': (jl.cutmix(1.0, 10),),
-    'flip, shift(1)': (jl.flip(), jl.shift(1)),
+    'flip': (jl.optim.flip(),),
+    'shift(1)': (jl.optim.shift(1),),
+    'crop(2)': (jl.optim.crop(2),),
+    'cutout(8)': (jl.optim.cutout(8),),
+    'mixup(0.2)': (jl.optim.mixup(0.2, 10),),
+    'cutmix(1.0)': (jl.optim.cutmix(1.0, 10),),
+    'flip, shift(1)': (jl.optim.flip(), jl.optim.shift(1)),
   }
   forms = {name: runner(built(*parts), lambda _: fixed) for name, parts in augmentations.items()}
   show('augmentation within it', turns(forms, rounds), steps)

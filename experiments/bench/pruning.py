@@ -23,11 +23,11 @@ from absl import app, flags
 
 import jaxlite as jl
 from jaxlite import trees
-from jaxlite.transforms.allocate import global_
-from jaxlite.transforms.rigl import rigl, set_
-from jaxlite.transforms.sparsity import Schedule
-from jaxlite.transforms.straight import straight_through
-from jaxlite.transforms.structure import n_m
+from jaxlite.pruning._allocate import global_
+from jaxlite.pruning._rigl import rigl, set_
+from jaxlite.pruning._straight_through import straight_through
+from jaxlite.pruning._structure import n_m
+from jaxlite.pruning.sparsity_schedules import Schedule
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 20, 'alternations')
@@ -109,7 +109,7 @@ def ensemble() -> None:
   recipe = jl.chain(optax.adam(1e-3), jl.prune(0.9, begin=10**6))
   train = jl.train_step(network(), jl.cross_entropy, recipe)
   one = train.init(jax.random.key(0), batch_once)
-  axes = jl.ensemble_axes(one)
+  axes = jl.step.ensemble_axes(one)
 
   def stacked(path: str, leaf: jax.Array) -> jax.Array:
     return jnp.copy(leaf) if path.split('/')[-1] in ('count', 'step') else jnp.stack([leaf] * FLAGS.models)

@@ -19,9 +19,9 @@ from absl import app, flags
 
 import jaxlite as jl
 from jaxlite.models import MLP, ResNet20, SmallCNN
-from jaxlite.transforms.activations import ema_ranges, frozen_ranges
-from jaxlite.transforms.lsq import lsq
-from jaxlite.transforms.ptq import ptq
+from jaxlite.quantization._lsq import lsq
+from jaxlite.quantization._ptq import ptq
+from jaxlite.quantization._ranges import ema_ranges, frozen_ranges
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 15, 'alternations')

@@ -9,7 +9,7 @@ import sys
 def main() -> None:
   """Trains and tells the test accuracy until it is told to stop."""
   spec = json.loads(sys.argv[1])
-  from jaxlite import allocator, compile_cache
+  from jaxlite.host import allocator, compile_cache
 
   allocator.share_one_arena()
   compile_cache.enable(spec['cache'])
@@ -27,7 +27,7 @@ def main() -> None:
   data = course.read(spec['data'])
   split, test = Split(*data.train), Split(*data.test)
   recipe = jl.chain(
-    jl.normalize(np.float32([course.MEAN]), np.float32([course.STD])),
+    jl.optim.normalize(np.float32([course.MEAN]), np.float32([course.STD])),
     optax.adamw(course.LR, weight_decay=course.WEIGHT_DECAY),
   )
   train = jl.train_step(jl.from_linen(SmallCNN(dropout=course.DROPOUT)), jl.cross_entropy, recipe)

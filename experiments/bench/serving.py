@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
-# malloc.h's names for what keeps freed memory with the process; jaxlite.allocator sets the same.
+# malloc.h's names for what keeps freed memory with the process; jaxlite.host.allocator sets the same.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -8, -4, -1, -2
 
 
@@ -107,12 +107,12 @@ def version(python: str, module: str) -> str:
 
 
 def one_arena() -> None:
-  """As `jaxlite.allocator.share_one_arena`, for a process without jaxlite; elsewhere than on glibc, nothing."""
+  """As `jaxlite.host.allocator.share_one_arena`, for a process without jaxlite; elsewhere than on glibc, nothing."""
   _mallopt([(_ARENA_MAX, 1)])
 
 
 def keep_mapped() -> None:
-  """As `jaxlite.allocator.keep_mapped`, for a process without jaxlite; elsewhere than on glibc, nothing."""
+  """As `jaxlite.host.allocator.keep_mapped`, for a process without jaxlite; elsewhere than on glibc, nothing."""
   _mallopt([(_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 << 20)])
 
 

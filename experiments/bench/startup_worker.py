@@ -70,7 +70,7 @@ def through_step(spec: dict[str, Any], mark: Callable[[str], None], where: list[
   import optax
 
   import jaxlite as jl
-  from jaxlite import compile_cache
+  from jaxlite.host import compile_cache
 
   model = network(spec['case'])
   tx = optax.adamw(1e-3)
@@ -111,7 +111,7 @@ def through_loop(spec: dict[str, Any], mark: Callable[[str], None], where: list[
   config.train, config.data.batch_size = jl.Duration(steps=1), cases.case(spec['case']).batch
   config.log.tensorboard = config.log.progress = False
   model = network(spec['case'])
-  from jaxlite import loop  # noqa: F401 - so that its imports are counted apart
+  from jaxlite.run import loop  # noqa: F401 - so that its imports are counted apart
 
   mark('imports')
   where[0] = 'until the first step'

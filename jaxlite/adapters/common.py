@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Model, Params, State, stream
-from jaxlite.fields import nearest
-from jaxlite.graph.host import copied, on_host
+from jaxlite.errors import nearest
+from jaxlite.graph.init_numpy import copied, on_host
 
 # How frameworks tell a forward that it trains; False where the flag means the opposite.
 MODES = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxlite import packages, trees
+from jaxlite import errors, trees
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State
 
@@ -53,7 +53,7 @@ def from_equinox(
   >>> model.apply(params, model_state, jnp.ones((5, 3)), train=False, key=None)[0].shape
   (5, 2)
   """
-  packages.need('from_equinox', 'equinox')
+  errors.need('from_equinox', 'equinox')
   import equinox as eqx
 
   live = isinstance(module, eqx.Module)

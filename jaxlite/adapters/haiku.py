@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxlite import packages, trees
+from jaxlite import errors, trees
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State
 
@@ -34,7 +34,7 @@ def from_haiku(fn: Any, params: Any = None, state: Any = None, *, train_arg: Any
   >>> trees.paths(model.init(jax.random.key(0), jnp.ones((1, 3)))[0])[:2]
   ['mlp/~/linear_0/b', 'mlp/~/linear_0/w']
   """
-  packages.need('from_haiku', 'haiku')
+  errors.need('from_haiku', 'haiku')
   import haiku as hk
 
   if isinstance(fn, hk.Transformed):

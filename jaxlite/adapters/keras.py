@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlite import packages, trees
+from jaxlite import errors, trees
 from jaxlite.adapters import common
 from jaxlite.contract import CONST, LOSSES, Model, Params, State, with_const, with_tap
 
@@ -197,7 +197,7 @@ def assign(model: Any, params: Params, model_state: State | None = None) -> None
 
 def _backend(model: Any, asker: str) -> Any:
   """Returns the keras package where `model` is of it and runs on JAX."""
-  packages.need(asker, 'keras')
+  errors.need(asker, 'keras')
   keras = sys.modules.get('keras')  # never imported here: no model would be of it, and an import picks a backend
   if keras is None or not isinstance(model, keras.Layer):
     raise TypeError(f'{asker} takes an instance of keras.Model or keras.Layer, got {common.kind_of(model)}')

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxlite import packages, trees
+from jaxlite import errors, trees
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State
 
@@ -36,7 +36,7 @@ def from_linen(module: Any, variables: Any = None, *, train_arg: Any = ...) -> M
   >>> sorted(params), model_state
   (['bias', 'kernel'], {})
   """
-  packages.need('from_linen', 'flax')
+  errors.need('from_linen', 'flax')
   from flax import errors as flax_errors
   from flax import linen as nn
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlite import packages
+from jaxlite import errors
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State, stream
 
@@ -37,7 +37,7 @@ def from_nnx(module: Any, *, train_arg: Any = ...) -> Model:
   >>> sorted(model.init(jax.random.key(0), jnp.ones((1, 3)))[0])
   ['bias', 'kernel']
   """
-  packages.need('from_nnx', 'flax')
+  errors.need('from_nnx', 'flax')
   from flax import nnx
 
   def construct(key: Any) -> Any:

@@ -5,23 +5,19 @@ A folder of checkpoints holds one Orbax checkpoint a step, `00000100/`, and, wri
 
 From the ground: hashing.py hashes leaves; packing.py turns a pytree into a few byte arrays and a table;
 manifest.py seals what a checkpoint says of itself; storage.py puts one on disk with Orbax and reads it back
-verified; shelf.py knows the folder's names; checkpoints.py saves in the background and restores the newest
-sound one; workdir.py keeps a second run out of a workdir.
+verified; directory.py knows the folder's names; checkpoints.py saves in the background and restores the newest
+sound one.
 """
 
 from jaxlite.checkpoint.checkpoints import Checkpoints, Restored, load_arrays
 from jaxlite.checkpoint.hashing import fingerprint
 from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch
-from jaxlite.checkpoint.workdir import WorkdirError, check_workdir, lock
 
 __all__ = [
   'CheckpointError',
   'CheckpointMismatch',
   'Checkpoints',
   'Restored',
-  'WorkdirError',
-  'check_workdir',
   'fingerprint',
   'load_arrays',
-  'lock',
 ]

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from jaxlite.checkpoint import hashing, packing, shelf, storage
+from jaxlite.checkpoint import directory, hashing, packing, storage
+from jaxlite.checkpoint.directory import Entry
 from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Damaged, Manifest
-from jaxlite.checkpoint.shelf import Entry
 
 _T = TypeVar('_T')
 
@@ -43,7 +43,7 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run: keeps the latest few and the best, and restores the newest sound one.
 
-  One writer at a time: hold `jaxlite.checkpoint.lock(workdir)`. Not thread-safe. A save at step s is the end of the
+  One writer at a time: hold `jaxlite.lock(workdir)`. Not thread-safe. A save at step s is the end of the
   run as it stands: whatever was there at s or beyond (left of a damaged or abandoned future) is replaced.
 
   >>> import tempfile, jax, jax.numpy as jnp
@@ -160,12 +160,12 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     """Returns the step of the newest checkpoint on disk, sound or not; None when there is none."""
     self.wait()
-    return max((entry.step for entry in shelf.entries(self.directory)), default=None)
+    return max((entry.step for entry in directory.entries(self.directory)), default=None)
 
   def best_step(self) -> int | None:
     """Returns the step of the checkpoint with the largest metric; None when none has one."""
     self.wait()
-    best = self._best(shelf.entries(self.directory))
+    best = self._best(directory.entries(self.directory))
     return best.step if best else None
 
   def restore(self, abstract_state: Any, *, which: str | int = 'latest') -> Restored | None:
@@ -226,7 +226,7 @@ class Checkpoints:
 
   def _newest_sound(self, which: str | int, read: Callable[[Path, Manifest], Restored]) -> Restored | None:
     self.wait()
-    entries = shelf.entries(self.directory)
+    entries = directory.entries(self.directory)
     if not entries:
       return None
     failed: list[str] = []
@@ -287,18 +287,18 @@ class Checkpoints:
     try:
       folder.mkdir(parents=True, exist_ok=True)
       if not self._clean:
-        shelf.remove_leftovers(folder)
+        directory.remove_leftovers(folder)
         self._clean = True
       if const is not None:
         self._const = (const[0], self._write_const(const[1]))
       hashes = packing.leaf_hashes(groups, manifest.leaves)
       manifest = manifest._replace(hashes=hashes, const=self._const[1])
-      entry = shelf.next_entry(folder, manifest.step)
+      entry = directory.next_entry(folder, manifest.step)
       storage.write(folder / entry.name, groups, manifest)
     except Exception as error:
       with contextlib.suppress(OSError):
-        shelf.remove_leftovers(folder)  # half a checkpoint would keep a full disk full
-      good = [entry.step for entry in shelf.entries(folder) if entry not in self._damaged]
+        directory.remove_leftovers(folder)  # half a checkpoint would keep a full disk full
+      good = [entry.step for entry in directory.entries(folder) if entry not in self._damaged]
       last = f'the checkpoint of step {good[-1]} is still good' if good else 'there is none before it'
       raise CheckpointError(
         f'the checkpoint of step {manifest.step} could not be written to {folder} ({storage.reason(error)}); {last}: '
@@ -311,24 +311,24 @@ class Checkpoints:
       self._log(f'old checkpoints in {folder} could not be removed ({storage.reason(error)})')
 
   def _retire(self, newest: Entry) -> None:
-    entries = shelf.entries(self.directory)
+    entries = directory.entries(self.directory)
     sound = [entry for entry in entries if entry.step < newest.step and entry not in self._damaged] + [newest]
     best = self._best(sound)
     kept = {*sound[-self._keep :], *([best] if best else [])}
     for entry in entries:
       if entry not in kept:
-        shelf.remove(self.directory / entry.name)
+        directory.remove(self.directory / entry.name)
         self._metrics.pop(entry, None)
         self._damaged.discard(entry)
     if all(self._rank(entry) < math.inf for entry in kept):  # an unreadable one may need any constants
-      shelf.remove_other_constants(self.directory, {const for _, const in self._metrics.values() if const})
+      directory.remove_other_constants(self.directory, {const for _, const in self._metrics.values() if const})
 
   def _write_const(self, packed: packing.Packed) -> str | None:
     if not packed.leaves:
       return None
     hashes = packing.leaf_hashes(packed.groups, packed.leaves)
     whole = hashing.combined(hashes)
-    for path in shelf.const_paths(self.directory, whole):
+    for path in directory.const_paths(self.directory, whole):
       if path.exists():
         try:
           found = storage.read_const_manifest(path, whole)
@@ -336,14 +336,14 @@ class Checkpoints:
           continue
         except Damaged as damage:
           self._log(f'constants {path} are damaged, writing them again: {damage}')
-          shelf.remove(path)
+          directory.remove(path)
       storage.write(path, packed.groups, Manifest(0, None, {}, whole, None, packed.leaves, hashes))
     return whole
 
   def _copy(self, whole: str, read: Callable[[Path, Manifest], _T]) -> _T:
     """Reads the first sound copy of the constants."""
     failed = []
-    for path in shelf.const_paths(self.directory, whole):
+    for path in directory.const_paths(self.directory, whole):
       try:
         return read(path, storage.read_const_manifest(path, whole))
       except Damaged as damage:

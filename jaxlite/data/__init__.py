@@ -1,7 +1,6 @@
 """Data: splits held as arrays, where they come from, how they are batched, and augmentation on the device.
 
-Names load on first use, so that reading one of them never imports TensorFlow Datasets or scikit-learn. The
-hook `augment` shares its name with the module it lives in and is reached as `jaxlite.data.augment.augment`.
+Names load on first use, so that reading one of them never imports TensorFlow Datasets or scikit-learn.
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from typing import Any
 
 _HOMES = {
   'arrays': ('from_arrays',),
-  'augment': ('crop', 'cutmix', 'cutout', 'flip', 'mixup', 'shift'),
   'batches': ('batch_at', 'batches_at', 'eval_batches', 'steps_per_epoch'),
   'columns': ('Columns', 'attach'),
   'dataset': ('Dataset', 'Split', 'make_dataset'),
   'logits': ('cache_logits',),
+  'sequences': ('Windows', 'pad', 'windows'),
   'sources': ('load',),
+  'streams': ('Stream', 'from_iterable', 'stream'),
   'tables': ('from_table',),
+  'tokenizers': ('ByteTokenizer', 'CharTokenizer', 'SubwordTokenizer', 'WordTokenizer', 'load_tokenizer'),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

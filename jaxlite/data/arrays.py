@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxlite.data import splits
-from jaxlite.data.dataset import Dataset, Pair, as_pair, check_split, make_dataset
+from jaxlite.data import inputs, splits
+from jaxlite.data.dataset import Dataset, Pair, Split, as_pair, as_task, check_split, make_dataset
+from jaxlite.tasks.task import Task
 
 
 def from_arrays(
@@ -17,24 +18,35 @@ def from_arrays(
   test: Pair | float | None = None,
   *,
   name: str = 'arrays',
+  task: Task | Callable[[], Task] | None = None,
   classes: int | None = None,
   class_names: Sequence[str] | None = None,
+  facts: Mapping[str, Any] | None = None,
   feature_names: Sequence[str] = (),
+  standardize: Any = True,
   notes: Sequence[str] = (),
+  encoder: Any = None,
   seed: int = 0,
 ) -> Dataset:
   """Makes a Dataset of arrays; splits that are not given are carved from train, seeded and stratified.
 
   Args:
-    train: (inputs [N, ...], labels [N]); NumPy, JAX or anything that NumPy reads. Images are [N, H, W, C].
-    validation: a pair, or the fraction of `train` to carve; None carves a tenth, 0 holds nothing out.
-    test: a pair or a fraction; None carves a tenth.
+    train: (inputs, labels) or (inputs, labels, weight [N]); NumPy, JAX or anything that NumPy reads. Inputs are an
+      array [N, ...], images [N, H, W, C], or a dict, list or tuple of arrays. Floats and uint8 are quantities and are
+      standardized; integers are ids and bools masks, and neither is.
+    validation: as `train`, or the fraction of `train` to carve; None carves a tenth, 0 holds nothing out.
+    test: as `train` or a fraction; None carves a tenth.
     name: what the data are called.
-    classes: how many classes; None takes the largest label and one.
+    task: what is learned: a Task or a function () -> Task, such as `jl.tasks.regression`; None takes classification,
+      where labels are integers [N].
+    classes: how many classes; None takes the largest label of train and one.
     class_names: one name a class; None numbers them.
+    facts: what else the task should know, by name.
     feature_names: one name a feature of a table.
+    standardize: True, False, or a pair (mean, std); see `make_dataset`.
     notes: lines to hand on.
-    seed: of the carving.
+    encoder: what made the inputs, where something did.
+    seed: of the carving, which keeps the shares of the task's groups (classes), or draws at random where it has none.
 
   Returns:
     The Dataset. Both fractions are of `train` as it was given.
@@ -47,7 +59,8 @@ def from_arrays(
   >>> [len(split.labels) for split in (data.train, data.validation, data.test)]
   [70, 10, 20]
   """
-  pair = check_split(*as_pair(train, 'train'), 'train')
+  learned = as_task(task, as_pair(train, 'train')[1])
+  pair = check_split(learned, train, 'train')
   total = len(pair.labels)
   carved: dict[str, Any] = {'test': test, 'validation': validation}  # in this order: test never depends on validation
   for where, given in carved.items():
@@ -55,16 +68,40 @@ def from_arrays(
       carved[where] = None
     elif given is None or not isinstance(given, tuple | list):
       count = splits.share(0.1 if given is None else given, total, where)
-      kept, taken = splits.carve(pair.labels, count, seed, where)
-      carved[where] = (pair.inputs[taken], pair.labels[taken])
-      pair = pair._replace(inputs=pair.inputs[kept], labels=np.ascontiguousarray(pair.labels[kept]))
+      kept, taken = splits.carve(groups(learned, pair.labels), count, seed, where)
+      carved[where], pair = rows(pair, taken), rows(pair, kept)
   return make_dataset(
     name,
-    tuple(pair),
+    pair,
     carved['validation'],
     carved['test'],
+    task=learned,
     classes=classes,
     class_names=class_names,
+    facts=facts,
     feature_names=feature_names,
+    standardize=standardize,
     notes=notes,
+    encoder=encoder,
   )
+
+
+def groups(task: Task, labels: np.ndarray) -> np.ndarray:
+  """Returns int [N]: what a carved split keeps the shares of; one group where the task has none.
+
+  Raises:
+    ValueError: the task's own function gives something else.
+  """
+  found = task.groups(labels)
+  if found is None:
+    return np.zeros(len(labels), np.int32)
+  found = np.asarray(found)
+  if found.shape != (len(labels),):
+    raise ValueError(f'a task groups labels as int[{len(labels)}]; {task.name} gives {list(found.shape)}: mend it')
+  return found
+
+
+def rows(split: Split, which: np.ndarray) -> Split:
+  """Returns these examples of a split: `which` is int[...]."""
+  weight = None if split.weight is None else split.weight[which]
+  return Split(inputs.mapped(lambda leaf: leaf[which], split.inputs), split.labels[which], weight)

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxlite.data.columns import Columns
-from jaxlite.data.dataset import Split, whole
+from jaxlite.data.dataset import Split
+from jaxlite.data.streams import Stream
+from jaxlite.errors import whole
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
+Source = Split | Columns | Stream
 
 
-def steps_per_epoch(split: Split | Columns, batch_size: int) -> int:
+def steps_per_epoch(split: Source, batch_size: int) -> int:
   """Returns how many batches show every example once; the last may be padded.
 
   Args:
-    split: N examples.
-    batch_size: examples a batch, 1 .. N.
+    split: N examples, or a stream, which says itself how long an epoch is.
+    batch_size: examples a batch, 1 .. N; a stream's own.
 
   Raises:
-    ValueError: batch_size is below 1 or above N.
+    ValueError: batch_size is below 1 or above N, or not the stream's.
 
   >>> steps_per_epoch(Split(np.zeros((10, 1), np.uint8), np.zeros(10, np.int32)), 4)
   3
   """
+  if isinstance(split, Stream):
+    return split.steps_of(batch_size)
   count = len(split.labels)
   if whole(batch_size, 'batch_size', least=1) > count:
     raise ValueError(f'a batch holds at most the {count} examples of the split; got batch_size {batch_size}: lower it')
   return -(-count // batch_size)
 
 
-def batch_at(split: Split | Columns, batch_size: int, seed: int, step: int) -> Batch:
+def batch_at(split: Source, batch_size: int, seed: int, step: int) -> Batch:
   """Returns the batch of one step: shuffled anew each epoch, every example exactly once an epoch.
 
   Args:
@@ -42,8 +49,8 @@ def batch_at(split: Split | Columns, batch_size: int, seed: int, step: int) -> B
     step: not negative; the epoch is `step // steps_per_epoch(split, batch_size)`.
 
   Returns:
-    inputs [batch_size, ...] in the split's dtype, labels int32 [batch_size], weight float32 [batch_size], and the
-    split's columns where it has some (`jaxlite.data.attach`).
+    inputs, a tree of [batch_size, ...] in the split's dtypes, labels [batch_size, ...], weight float32 [batch_size]
+    (the examples' own, 1 where they have none), and the split's columns where it has some (`jaxlite.data.attach`).
     The last batch of an epoch is filled up with other examples of that epoch at weight 0: real images, so
     that batch statistics see none that do not exist.
 
@@ -55,12 +62,15 @@ def batch_at(split: Split | Columns, batch_size: int, seed: int, step: int) -> B
   [1.0, 1.0, 0.0, 0.0]
   """
   steps = steps_per_epoch(split, batch_size)
-  epoch, index = divmod(whole(step, 'step', least=0), steps)
-  order = _order(len(split.labels), whole(seed, 'seed', least=0), epoch)
+  step, seed = whole(step, 'step', least=0), whole(seed, 'seed', least=0)
+  if isinstance(split, Stream):
+    return split.at(seed, step)
+  epoch, index = divmod(step, steps)
+  order = _order(len(split.labels), seed, epoch)
   return _gather(split, order[index * batch_size : (index + 1) * batch_size], order, batch_size, (seed, step))
 
 
-def batches_at(split: Split | Columns, batch_size: int, seed: int, step: int, count: int) -> Batch:
+def batches_at(split: Source, batch_size: int, seed: int, step: int, count: int) -> Batch:
   """Returns the batches of several steps in a row, gathered at once: row i is `batch_at(..., step + i)`.
 
   Args:
@@ -82,7 +92,10 @@ def batches_at(split: Split | Columns, batch_size: int, seed: int, step: int, co
   """
   epoch_steps = steps_per_epoch(split, batch_size)
   step, count = whole(step, 'step', least=0), whole(count, 'count', least=1)
-  seed, total = whole(seed, 'seed', least=0), len(split.labels)
+  seed = whole(seed, 'seed', least=0)
+  if isinstance(split, Stream):
+    return jax.tree.map(lambda *parts: np.stack(parts), *(split.at(seed, step + row) for row in range(count)))
+  total = len(split.labels)
   rows = np.empty((count, batch_size), np.int64)
   weight = np.ones((count, batch_size), np.float32)
   done = 0
@@ -97,7 +110,13 @@ def batches_at(split: Split | Columns, batch_size: int, seed: int, step: int, co
       rows[done + here - 1, batch_size - short :] = order[:short]
       weight[done + here - 1, batch_size - short :] = 0
     done += here
-  return {**split.take(rows, (seed, range(step, step + count))), 'weight': weight}
+  return _weighed(split.take(rows, (seed, range(step, step + count))), weight)
+
+
+def _weighed(batch: Batch, weight: np.ndarray) -> Batch:
+  """Puts the weight of padding, 1 or 0, into a batch: times the examples' own where they have one."""
+  own = batch.get('weight')
+  return {**batch, 'weight': weight if own is None else weight * own}
 
 
 @functools.lru_cache(maxsize=4)  # pure: only saves drawing an epoch's order at each of its steps
@@ -144,4 +163,4 @@ def _gather(
   weight[: len(rows)] = 1
   if len(rows) < batch_size:  # the epoch's first rows: never among its last ones, as batch_size <= N
     rows = np.concatenate([rows, order[: batch_size - len(rows)]])
-  return {**split.take(rows, draw), 'weight': weight}
+  return _weighed(split.take(rows, draw), weight)

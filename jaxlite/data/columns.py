@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlite.data.dataset import Dataset, Draw
+from jaxlite.data.dataset import Dataset, Draw, Split
 
 _DRAW = zlib.crc32(b'views')
 
@@ -25,12 +25,14 @@ class Columns(NamedTuple):
   Attributes:
     inputs: as in `Split`.
     labels: as in `Split`.
+    weight: as in `Split`.
     columns: by name, [N, views, ...], or [N, 1, ...] where all views share it. One named 'inputs' or 'labels'
       takes the place of the split's own.
   """
 
-  inputs: np.ndarray
+  inputs: Any
   labels: np.ndarray
+  weight: np.ndarray | None
   columns: Mapping[str, np.ndarray]
 
   def take(self, rows: np.ndarray, draw: Draw | None = None) -> dict[str, np.ndarray]:
@@ -41,8 +43,7 @@ class Columns(NamedTuple):
       seed, steps = draw
       for step, part in zip(np.atleast_1d(steps).tolist(), np.atleast_2d(view), strict=True):  # parts of `view` itself
         part[:] = np.random.default_rng((seed, step, _DRAW)).integers(views, size=len(part))
-    own = {'inputs': self.inputs, 'labels': self.labels}
-    plain = {name: array.take(rows, axis=0) for name, array in own.items() if name not in self.columns}
+    plain = Split(self.inputs, self.labels, self.weight).take(rows)
     return {**plain, **{name: _at(column, rows, view) for name, column in self.columns.items()}}
 
 
@@ -73,6 +74,8 @@ def attach(data: Dataset, **columns: Any) -> Dataset:
   """
   if not columns:
     raise ValueError('attach takes columns by name, such as attach(data, logits=array); got none')
+  if not isinstance(data.train, Split | Columns):
+    raise ValueError('attach needs the training examples as arrays; these come from a stream: let it make the columns')
   for name in ('inputs', 'labels'):
     if name in columns:
       raise ValueError(f'a batch has {name!r} already: make the data set of the other {name}, or give another name')
@@ -118,7 +121,7 @@ def with_columns(data: Dataset, columns: Mapping[str, np.ndarray], digests: Mapp
   digests = digests or {name: digest(column) for name, column in columns.items()}
   told = json.dumps([data.fingerprint, sorted(digests.items())])
   fingerprint = hashlib.sha256(told.encode()).hexdigest()
-  return data._replace(train=Columns(train.inputs, train.labels, both), fingerprint=fingerprint)
+  return data._replace(train=Columns(train.inputs, train.labels, train.weight, both), fingerprint=fingerprint)
 
 
 def digest(array: np.ndarray) -> str:

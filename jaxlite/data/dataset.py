@@ -1,42 +1,51 @@
 """What a data set is once it is in memory: three splits of arrays, checked, with statistics from train only.
 
-Every way to get data (`sources`, `arrays`, `tables`) ends in `make_dataset`, so the checks stand here once and
-nothing past this file meets a label out of range, a NaN, an empty split or an image of another shape.
+Every way to get data (`sources`, `arrays`, `tables`, `texts`) ends in `make_dataset`, so the checks stand here once and
+nothing past this file meets a label that its task does not know, a NaN, an empty split or an image of another shape.
 """
 
 from __future__ import annotations
 
 import hashlib
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-Pair = tuple[Any, Any]
+from jaxlite import tasks
+from jaxlite.data import inputs as trees
+from jaxlite.data.inputs import as_array, as_inputs, frozen, pieces
+from jaxlite.data.standardize import standardization
+from jaxlite.tasks.task import Facts, Task
+
+Pair = tuple[Any, ...]  # (inputs, labels) or (inputs, labels, weight)
 Draw = tuple[int, int | range]
 
-_CHUNK = 1 << 20  # values a pass works on at once: a float64 copy of that is 8 MiB
+_MOST_WEIGHT = 2**16 - 1  # metrics count weights in four digits of base 2**16
 
 
 class Split(NamedTuple):
   """Examples on the host, in a fixed order.
 
   Attributes:
-    inputs: uint8 or float32 [N, ...]; images are [N, H, W, C], tables [N, features].
-    labels: int32 [N].
+    inputs: pytree of uint8, float32, int32 or bool [N, ...]; images are [N, H, W, C], tables [N, features].
+    labels: int32 or float32 [N, ...], as the task has them.
+    weight: float32 [N], how much each example counts, times the number of its labeled positions where the task has
+      several an example; None where every example counts once.
   """
 
-  inputs: np.ndarray
+  inputs: Any
   labels: np.ndarray
+  weight: np.ndarray | None = None
 
-  def take(self, rows: np.ndarray, draw: Draw | None = None) -> dict[str, np.ndarray]:
+  def take(self, rows: np.ndarray, draw: Draw | None = None) -> dict[str, Any]:
     """Returns these examples as the arrays of a batch, or of several: `rows` are [B] or [steps, B].
 
     `draw` is (seed, step or steps) where something is drawn.
     """
     del draw
-    return {'inputs': self.inputs.take(rows, axis=0), 'labels': self.labels.take(rows)}
+    batch = {'inputs': trees.take(self.inputs, rows), 'labels': self.labels.take(rows, axis=0)}
+    return batch if self.weight is None else {**batch, 'weight': self.weight.take(rows)}
 
 
 class Dataset(NamedTuple):
@@ -44,30 +53,44 @@ class Dataset(NamedTuple):
 
   Attributes:
     name: what the data are called.
-    train: what is trained on.
+    train: what is trained on: a `Split`, or what stands for one (`Columns`, `Stream`).
     validation: what decisions (early stopping, the best checkpoint) are made on; empty where none is held out.
     test: what is looked at once, at the end.
-    classes: how many classes there are; labels are 0 .. classes - 1.
-    class_names: one name a class.
-    mean: float32 [C] of train: a channel of images, a feature of tables, one number for [N, L, M]. In the
-      units of the inputs (0 .. 255 for uint8).
+    task: what is learned.
+    facts: what the task knows of these data, JSON values, such as 'classes' and 'class_names'.
+    mean: like the inputs, float32 [C] of train: a channel of images, a feature of tables, one number for [N, L, M].
+      In the units of the inputs (0 .. 255 for uint8). None for what is not standardized.
     std: float32, as `mean`; 1 where train does not vary.
     fingerprint: sha256 over names, dtypes, shapes and bytes of the splits' arrays, in hexadecimal.
     notes: lines that a person should read before training, such as a class without examples.
     feature_names: one name a feature of a table, else empty.
+    encoder: what made the inputs of raw rows or texts (`jaxlite.data.encoders`); None where they came as arrays.
   """
 
   name: str
-  train: Split
+  train: Any
   validation: Split
   test: Split
-  classes: int
-  class_names: tuple[str, ...]
-  mean: np.ndarray
-  std: np.ndarray
+  task: Task
+  facts: Facts
+  mean: Any
+  std: Any
   fingerprint: str
   notes: tuple[str, ...] = ()
   feature_names: tuple[str, ...] = ()
+  encoder: Any = None
+
+  @property
+  def classes(self) -> int:
+    """How many classes there are; labels are 0 .. classes - 1."""
+    if 'classes' not in self.facts:
+      raise AttributeError(f'{self.task.name} has no classes; its facts are {", ".join(self.facts) or "none"}')
+    return self.facts['classes']
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """One name a class; empty where the task has none."""
+    return tuple(self.facts.get('class_names') or ())
 
 
 def make_dataset(
@@ -76,25 +99,36 @@ def make_dataset(
   validation: Pair | None,
   test: Pair,
   *,
+  task: Task | Callable[[], Task] | None = None,
   classes: int | None = None,
   class_names: Sequence[str] | None = None,
+  facts: Mapping[str, Any] | None = None,
   feature_names: Sequence[str] = (),
+  standardize: Any = True,
   notes: Sequence[str] = (),
+  encoder: Any = None,
 ) -> Dataset:
   """Checks three splits and makes a Dataset of them.
 
   Args:
     name: what the data are called.
-    train: (inputs [N, ...], labels [N]); numbers of any type for inputs, integers for labels.
+    train: (inputs, labels [N, ...]) or (inputs, labels, weight [N]). Inputs are an array [N, ...] or a dict, a list or
+      a tuple of such: uint8 and floats are quantities, integers ids, bools masks. Weights are 0 to 65535.
     validation: as train; None where nothing is held out.
     test: as train.
-    classes: how many classes; None takes the largest label and one.
+    task: what is learned: a Task or a function () -> Task, such as `jl.tasks.regression`; None takes classification,
+      where labels are integers [N].
+    classes: how many classes, where the task asks; None leaves it to the labels of train.
     class_names: one name a class; None numbers them.
+    facts: what else the task should know, by name ('target_names', ...).
     feature_names: one name a feature of a table.
+    standardize: True takes mean and standard deviation of train's quantities, False none; or a pair (mean, std), each
+      an array, or a tree like the inputs with None for what stays as it is.
     notes: lines to hand on.
+    encoder: what made the inputs, where something did.
 
   Returns:
-    The Dataset. Inputs that are not uint8 are float32; arrays of the right type are not copied.
+    The Dataset. Inputs are uint8, float32, int32 (ids) or bool; arrays of the right type are not copied.
 
   Raises:
     ValueError: something is wrong with the data; the message says in which split, and the fix.
@@ -105,200 +139,175 @@ def make_dataset(
   >>> data.classes, data.train.labels.dtype, data.std.tolist()
   (2, dtype('int32'), [1.0, 1.0])
   """
+  found = as_task(task, as_pair(train, 'train')[1])
   pairs = {'train': train, 'validation': validation, 'test': test}
   splits = {
-    where: check_split(*as_pair(pair, where), where)
-    for where, pair in pairs.items()
-    if where != 'validation' or pair is not None
+    where: check_split(found, pair, where) for where, pair in pairs.items() if where != 'validation' or pair is not None
   }
-  _check_alike(splits)
-  if classes is None:
-    classes = len(class_names) if class_names else max(int(split.labels.max()) for split in splits.values()) + 1
-  classes = whole(classes, 'classes', least=1)
-  names = tuple(map(str, class_names)) if class_names else tuple(str(index) for index in range(classes))
-  if len(names) != classes:
-    raise ValueError(f'every class has one name; got {len(names)} names for {classes} classes: fix class_names')
-  for where, split in splits.items():
-    _check_range(split.labels, classes, where)
-  mean, std = channel_stats(splits['train'].inputs)
-  found = (*notes, *_remarks(splits['train'], names))
-  nothing = Split(splits['train'].inputs[:0], splits['train'].labels[:0])
-  three = (splits['train'], splits.get('validation', nothing), splits['test'])
-  return Dataset(name, *three, classes, names, mean, std, fingerprint(splits), found, tuple(feature_names))
+  known = {'classes': classes, 'class_names': class_names}
+  given = {**(facts or {}), **{key: value for key, value in known.items() if value is not None}}
+  return assemble(
+    name,
+    {where: weighted(found, split) for where, split in splits.items()},
+    found,
+    found.facts(splits['train'].labels, given),
+    feature_names=feature_names,
+    standardize=standardize,
+    notes=notes,
+    encoder=encoder,
+  )
 
 
-def whole(value: Any, what: str, *, least: int) -> int:
-  """Returns a whole number of any integer type as int, or raises naming `what` it is.
+def assemble(
+  name: str,
+  splits: dict[str, Split],
+  task: Task,
+  facts: Facts,
+  *,
+  feature_names: Sequence[str] = (),
+  standardize: Any = True,
+  notes: Sequence[str] = (),
+  encoder: Any = None,
+) -> Dataset:
+  """Makes a Dataset of splits that were checked one by one, with their final weights; `splits` may lack validation.
 
-  >>> whole(np.int32(3), 'batch_size', least=1)
-  3
+  Raises:
+    ValueError: the splits do not fit each other or the facts.
   """
-  if isinstance(value, bool) or not hasattr(value, '__index__') or operator.index(value) < least:
-    raise ValueError(f'{what} is a whole number, at least {least}; got {value!r}')
-  return operator.index(value)
+  train = splits['train']
+  for where, split in splits.items():
+    trees.check_alike(split.inputs, train.inputs, where)
+    if split.labels.shape[1:] != train.labels.shape[1:] or split.labels.dtype != train.labels.dtype:
+      got, wanted = (f'{one.dtype}{list(one.shape)}' for one in (split.labels, train.labels))
+      raise ValueError(
+        f'every split has labels of one kind; train has {wanted}, {where} {got}: prepare {where} as train'
+      )
+    task.check_facts(split.labels, facts, where)
+  mean, std, told = standardization(train.inputs, standardize, ids_known=encoder is not None)
+  found = (*notes, *task.notes(train.labels, facts), *_remarks(train.inputs), *told)
+  three = (train, splits.get('validation', nothing(train)), splits['test'])
+  print_ = fingerprint(splits)
+  return Dataset(name, *three, task, facts, mean, std, print_, found, tuple(map(str, feature_names)), encoder)
+
+
+def nothing(split: Split) -> Split:
+  """Returns a split without examples, of the same kind."""
+  none = slice(0, 0)
+  return Split(trees.take(split.inputs, none), split.labels[none], None if split.weight is None else split.weight[none])
+
+
+def as_task(task: Any, labels: Any) -> Task:
+  """Returns the Task that is meant: the one given, what the function given makes, classification for integers [N].
+
+  Raises:
+    ValueError: none is given and the labels are no classes; something else is given.
+
+  >>> as_task(None, [0, 1, 1]).name
+  'classification'
+  """
+  if isinstance(task, Task):
+    return task
+  if task is not None:
+    made = task() if callable(task) else task
+    if not isinstance(made, Task):
+      got = f'a function that gives {type(made).__name__}' if callable(task) else repr(task)
+      raise ValueError(f'task is a Task or a function that makes one, such as jl.tasks.regression; got {got}')
+    return made
+  array = as_array(labels, 'labels of train')
+  if array.ndim == 1 and (array.dtype.kind in 'biu' or not len(array)):
+    return tasks.classification()
+  fix = ''
+  if array.ndim == 1 and array.dtype.kind in 'USO':
+    fix = 'names become numbers by numpy.unique(labels, return_inverse=True)[1]; '
+  elif array.ndim == 1:
+    fix = 'whole numbers that are classes by labels.astype(int); '
+  elif array.ndim == 2:
+    fix = 'use labels[:, 0]; ' if array.shape[1] == 1 else 'labels.argmax(-1) if they are one-hot; '
+  raise ValueError(
+    f'labels are integers [N] where no task is named; train has {array.dtype}{list(array.shape)}: {fix}'
+    'else say what is learned: task=jl.tasks.regression(), .binary(), .multi_label(), .language(), .segmentation()'
+  )
 
 
 def as_pair(pair: Any, where: str) -> Pair:
-  """Returns (inputs, labels), or raises when the two are not given as a pair."""
-  if not isinstance(pair, tuple | list) or len(pair) != 2:
-    raise ValueError(f'a split is a pair (inputs, labels); {where} is {_kind(pair)}: pass (inputs, labels)')
-  return pair[0], pair[1]
+  """Returns (inputs, labels) or (inputs, labels, weight), or raises when they are not given so."""
+  if isinstance(pair, Split) or (isinstance(pair, tuple | list) and len(pair) in (2, 3)):
+    return tuple(pair)
+  raise ValueError(f'a split is a pair (inputs, labels); {where} is {_kind(pair)}: pass (inputs, labels)')
 
 
 def _kind(value: Any) -> str:
   return f'{type(value).__name__} of {len(value)}' if isinstance(value, tuple | list) else type(value).__name__
 
 
-def check_split(inputs: Any, labels: Any, where: str) -> Split:
-  """Returns inputs and labels as a Split: right types, equal lengths, finite; `where` names it in errors."""
-  inputs, labels = as_inputs(inputs, where), as_labels(labels, where)
-  if len(inputs) != len(labels):
-    raise ValueError(f'every example has one label; {where} has {len(inputs)} inputs and {len(labels)} labels')
+def check_split(task: Task, pair: Any, where: str) -> Split:
+  """Returns (inputs, labels, weight) as a Split: right types, equal lengths, finite; `where` names it in errors.
+
+  The weight is still that of the example alone.
+  """
+  inputs, labels, weight = (*as_pair(pair, where), None)[:3]
+  labels = check_labels(task, labels, where)
+  inputs = as_inputs(inputs, where, len(labels))
   if not len(labels):
     raise ValueError(f'a split needs at least one example; {where} is empty: carve it from train or give more data')
-  _check_finite(inputs, where)
-  return Split(_frozen(inputs), _frozen(labels))
+  trees.check_inputs(inputs, where, len(labels))
+  checked = None if weight is None else frozen(_as_weight(weight, where, len(labels)))
+  return Split(trees.mapped(frozen, inputs), frozen(labels), checked)
 
 
-def as_inputs(values: Any, where: str) -> np.ndarray:
-  """Returns uint8 as it is and any other numbers as float32, [N, ...]."""
-  array = _as_array(values, f'inputs of {where}')
-  if array.ndim < 2 or 0 in array.shape[1:]:
+def check_labels(task: Task, labels: Any, where: str) -> np.ndarray:
+  """Returns labels as the task wants them, int32 or float32 [N, ...].
+
+  Raises:
+    ValueError: the task refuses them, or its own check gives something else.
+  """
+  array = as_array(labels, f'labels of {where}')
+  if not array.ndim:
+    raise ValueError(f'labels are [N, ...]; {where} has one value, {array}: give each example its label')
+  found = np.asarray(task.check(array, where))
+  if found.dtype not in (np.int32, np.float32) or len(found) != len(array):
     raise ValueError(
-      f'inputs are [N, features] or [N, H, W, C]; {where} has {list(array.shape)}: give each example its axes'
+      f'a task checks labels to int32 or float32 [{len(array)}, ...]; {task.name} makes {where} '
+      f'{found.dtype}{list(found.shape)}: mend its check'
     )
-  if array.dtype == np.uint8 or array.dtype == np.float32:
-    return array
-  if array.dtype.kind in 'iu' and max(abs(int(array.min(initial=0))), abs(int(array.max(initial=0)))) > 1 << 24:
-    raise ValueError(f'float32 holds integers up to 2**24; inputs of {where} are larger: scale them')
-  if array.dtype.kind not in 'biuf' and not array.dtype.name.startswith(('bfloat16', 'float8')):
-    raise ValueError(f'inputs are numbers; {where} has dtype {array.dtype}: encode them, or use from_table')
-  with np.errstate(over='ignore'):  # what float32 cannot hold becomes inf, which is refused with its place
-    return array.astype(np.float32)
+  if task.check is Task._field_defaults['check'] and found.dtype == np.float32 and not np.isfinite(found).all():
+    place = int(np.argwhere(~np.isfinite(found))[0][0])
+    raise ValueError(f'labels are finite; {where} has {found[place]} at {place}: drop it, or give the task a check')
+  return found
 
 
-def as_labels(values: Any, where: str) -> np.ndarray:
-  """Returns integer labels as int32 [N]."""
-  array = _as_array(values, f'labels of {where}')
-  if array.ndim == 2 and array.shape[1] == 1:
-    raise ValueError(f'labels are [N]; {where} has {list(array.shape)}: use labels[:, 0]')
-  if array.ndim != 1:
-    fix = 'use labels.argmax(-1) if they are one-hot' if array.ndim == 2 else 'give one integer an example'
-    raise ValueError(f'labels are [N]; {where} has {list(array.shape)}: {fix}')
-  if not len(array):
-    return array.astype(np.int32)
-  if array.dtype.kind in 'USO':
-    raise ValueError(
-      f'labels are integers; {where} has {array.dtype}: use numpy.unique(labels, return_inverse=True)[1]'
-    )
-  if array.dtype.kind not in 'biu':
-    raise ValueError(f'labels are integers; {where} has {array.dtype}: use labels.astype(int) if they are whole')
-  low, high = int(array.min()), int(array.max())
-  if low < 0 or high >= 1 << 31:
-    wrong = int(np.flatnonzero((array < 0) | (array >= 1 << 31))[0])
-    raise ValueError(f'labels are 0 .. classes - 1; {where} has {int(array[wrong])} at {wrong}: number the classes')
-  return array.astype(np.int32, copy=False)
-
-
-def _as_array(values: Any, what: str) -> np.ndarray:
-  if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-    raise ValueError(f'every value is there; {what} are masked in places: use .filled(value)')
-  try:
-    array = np.asarray(values)
-  except ValueError:  # NumPy's own words for ragged lists
-    raise ValueError(f'examples have one shape; {what} differ: resize or pad them') from None
-  if array.dtype == object and array.ndim == 1 and len({np.shape(value) for value in array}) > 1:
-    raise ValueError(f'examples have one shape; {what} differ: resize or pad them')
+def _as_weight(weight: Any, where: str, count: int) -> np.ndarray:
+  array = as_array(weight, f'weights of {where}')
+  if array.shape != (count,) or array.dtype.kind not in 'biuf':
+    raise ValueError(f'weights are float[{count}], one an example; {where} has {array.dtype}{list(array.shape)}')
+  array = array.astype(np.float32)
+  wrong = np.flatnonzero(~np.isfinite(array) | (array < 0) | (array > _MOST_WEIGHT))
+  if len(wrong):
+    got = f'{array[wrong[0]]} at {wrong[0]}'
+    raise ValueError(f'weights are 0 to {_MOST_WEIGHT}; {where} has {got}: scale them, 0 for what does not count')
+  if count and not array.any():
+    raise ValueError(f'some example counts; all weights of {where} are 0: give one above 0')
   return array
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
-  """A read-only view: the fingerprint stays true, and the caller's own array stays writeable."""
-  view = np.asarray(array).view()
-  view.flags.writeable = False
-  return view
+def weighted(task: Task, split: Split) -> Split:
+  """Multiplies the weight of each example by the number of its labeled positions, where the task counts them."""
+  positions = task.weight(split.labels)
+  if positions is None:
+    return split
+  positions = np.asarray(positions, np.float32)
+  weight = positions if split.weight is None else positions * split.weight
+  if not weight.any():
+    raise ValueError('some example has a labeled position; a split has none: give labels, or more examples')
+  return split._replace(weight=frozen(weight))
 
 
-def _rows(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields (first row, rows) in pieces of bounded size."""
-  step = max(1, _CHUNK // max(1, int(np.prod(array.shape[1:], dtype=np.int64))))
-  for start in range(0, len(array), step):
-    yield start, array[start : start + step]
-
-
-def _check_finite(inputs: np.ndarray, where: str) -> None:
-  if inputs.dtype.kind != 'f':
-    return
-  for start, rows in _rows(inputs):
-    good = np.isfinite(rows)
-    if not good.all():
-      index = np.argwhere(~good)[0]
-      value = rows[tuple(index)]
-      place = [start + int(index[0]), *map(int, index[1:])]
-      raise ValueError(f'inputs are finite; {where} has {value} at {place}: drop example {place[0]} or fill it in')
-
-
-def _check_alike(splits: dict[str, Split]) -> None:
-  train = splits['train'].inputs
-  for where, split in splits.items():
-    if split.inputs.shape[1:] != train.shape[1:]:
-      got, wanted = list(split.inputs.shape[1:]), list(train.shape[1:])
-      raise ValueError(f'every split has examples of one shape; train has {wanted}, {where} {got}: resize {where}')
-    if split.inputs.dtype != train.dtype:
-      got = f'train is {train.dtype}, {where} {split.inputs.dtype}'
-      raise ValueError(f'every split has one dtype, hence one scale; {got}: prepare {where} as train')
-
-
-def _check_range(labels: np.ndarray, classes: int, where: str) -> None:
-  wrong = np.flatnonzero(labels >= classes)
-  if len(wrong):
-    value, place = int(labels[wrong[0]]), int(wrong[0])
-    fix = f'pass classes={int(labels.max()) + 1} or fix the label'
-    raise ValueError(f'labels are 0 .. classes - 1 = {classes - 1}; {where} has {value} at {place}: {fix}')
-
-
-def _remarks(train: Split, names: tuple[str, ...]) -> Iterator[str]:
-  counts = np.bincount(train.labels, minlength=len(names))
-  missing = [names[index] for index in np.flatnonzero(counts == 0)]
-  if missing:
-    shown = ', '.join(missing[:8]) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')
-    yield f'train has no example of {shown}: the model cannot learn what it never sees'
-  if len(names) < 2:
-    yield 'there is one class only: any model is right always'
-  shape = train.inputs.shape
-  if len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4:
-    yield f'inputs {list(shape)} look channels-first; images are [N, H, W, C]: use numpy.moveaxis(inputs, 1, -1)'
-
-
-def channel_stats(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns mean and standard deviation of each channel, summed in float64 over bounded pieces.
-
-  Args:
-    inputs: uint8 or float32 [N, ...]: [N, features], [N, L, M] or [N, ..., C].
-
-  Returns:
-    (mean, std), float32 [features], [1] or [C]. A channel that does not vary beyond rounding has std 1:
-    dividing by less would blow its rounding errors up.
-
-  >>> import numpy as np
-  >>> mean, std = channel_stats(np.array([[0, 7], [2, 7]], np.uint8))
-  >>> mean.tolist(), std.tolist()
-  ([1.0, 7.0], [1.0, 1.0])
-  """
-  channels = 1 if inputs.ndim == 3 else inputs.shape[-1]
-  count = inputs.size // channels
-  total = np.zeros(channels)
-  for _, rows in _rows(inputs):
-    total += rows.reshape(-1, channels).sum(0, dtype=np.float64)
-  mean = total / count
-  spread, largest = np.zeros(channels), np.zeros(channels)
-  for _, rows in _rows(inputs):  # a second pass: the mean of squares less the squared mean cancels
-    values = rows.reshape(-1, channels).astype(np.float64)
-    largest = np.maximum(largest, np.abs(values).max(0))
-    spread += np.square(values - mean).sum(0)
-  std = np.sqrt(spread / count)
-  std = np.where(std > np.finfo(np.float32).eps * largest, std, 1.0)
-  return mean.astype(np.float32), np.maximum(std, np.finfo(np.float32).tiny).astype(np.float32)
+def _remarks(inputs: Any) -> list[str]:
+  return [
+    f'inputs {list(leaf.shape)} look channels-first; images are [N, H, W, C]: use numpy.moveaxis(inputs, 1, -1)'
+    for _, leaf in trees.leaves(inputs)
+    if leaf.ndim == 4 and leaf.shape[1] in (1, 3) and leaf.shape[3] > 4
+  ]
 
 
 def fingerprint(splits: dict[str, Split]) -> str:
@@ -311,8 +320,10 @@ def fingerprint(splits: dict[str, Split]) -> str:
   """
   digest = hashlib.sha256()
   for where, split in splits.items():
-    for what, array in split._asdict().items():
+    named = [(f'inputs/{path}' if path else 'inputs', leaf) for path, leaf in trees.leaves(split.inputs)]
+    named += [('labels', split.labels)] + ([] if split.weight is None else [('weight', split.weight)])
+    for what, array in named:
       digest.update(f'{where}/{what} {array.dtype.name} {list(array.shape)}\n'.encode())
-      for _, rows in _rows(array):
+      for _, rows in pieces(array):
         digest.update(np.ascontiguousarray(rows).view(np.uint8))
   return digest.hexdigest()

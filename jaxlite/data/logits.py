@@ -10,13 +10,10 @@ drawn beforehand and kept beside their logits: a student and its teacher always 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,14 +24,16 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Network, stream
-from jaxlite.data.augment import Augmentation
 from jaxlite.data.columns import Columns, digest, with_columns
-from jaxlite.data.dataset import Dataset, whole
-from jaxlite.transforms import teachers
+from jaxlite.data.dataset import Dataset, Split
+from jaxlite.data.inputs import leaves, take
+from jaxlite.distillation import _teachers as teachers
+from jaxlite.errors import whole
+from jaxlite.host import files
+from jaxlite.optim._augment import Augmentation
 
 _LAYOUT = 1  # of the files; another number makes older ones invisible
 _PROOF = 'proof.json'
-_SCRATCH = '.making-'
 _STALE_SECONDS = 24 * 3600  # scratch of this age was left by a process that was killed
 
 
@@ -56,7 +55,7 @@ def cache_logits(
 
   Args:
     teacher: a Network (`jaxlite.load(workdir)` gives that of a run), or a function from raw inputs to logits.
-    data: a Dataset; validation and test stay as they are. One that brings a teacher's logits already gets a second's,
+    data: a Dataset; validation and test stay as they are. Inputs of any tree; views need one array and classes [N]. One that brings a teacher's logits already gets a second's,
       under another name, of the same views.
     folder: where the logits are kept; made where it is not there.
     views: how each example is shown, one `(key, batch) -> batch` a view, None as it is. At each step one view is
@@ -68,7 +67,7 @@ def cache_logits(
     name: of the column in the batch.
 
   Returns:
-    The Dataset whose training batches hold `name`: float32[B, classes].
+    The Dataset whose training batches hold `name`: float32[B, classes], or float32[B, ...] as the teacher gives them.
 
   Raises:
     ValueError: the teacher gives no logits, or those of another number of classes, or NaN; a view changes the
@@ -86,6 +85,10 @@ def cache_logits(
   if isinstance(teacher, str):
     raise TypeError('cache_logits runs a teacher, so it takes a Network or a function; got a name')
   teachers.check_teacher(teacher, 'cache_logits')
+  if not isinstance(data.train, Split | Columns):
+    raise ValueError(
+      'cache_logits runs over examples in memory; these come from a stream: distil from the teacher itself'
+    )
   views = list(views)
   if not views or not all(view is None or callable(view) for view in views):
     raise ValueError('views are functions (key, batch) -> batch, or None for the example as it is; one at least')
@@ -136,22 +139,26 @@ class _Plan(NamedTuple):
 def _plan(teacher: Any, data: Dataset, views: list[Any], seed: int, batch_size: int) -> _Plan:
   train = data.train
   batch = {
-    'inputs': jax.ShapeDtypeStruct((batch_size, *train.inputs.shape[1:]), train.inputs.dtype),
-    'labels': jax.ShapeDtypeStruct((batch_size,), np.int32),
+    'inputs': _batch_of(train.inputs, batch_size),
+    'labels': _batch_of(train.labels, batch_size),
     'weight': jax.ShapeDtypeStruct((batch_size,), np.float32),
   }
   shown = [None if view is None else jax.jit(_drawn(view, number, seed)) for number, view in enumerate(views)]
+  if any(views) and not (isinstance(train.inputs, np.ndarray) and train.labels.ndim == 1):
+    raise ValueError('views show one array with one class an example; these data have more: leave views out')
   seen = [batch if show is None else jax.eval_shape(show, batch, 0) for show in shown]
   for number, one in enumerate(seen):
     if not isinstance(one, Mapping) or not {'inputs', 'labels'} <= set(one):
       raise TypeError(
         f'a view returns a batch, a dict with inputs and labels; view {number} returns {type(one).__name__}'
       )
-    if one['inputs'].shape != batch['inputs'].shape:
+    if views[number] is not None and one['inputs'].shape != batch['inputs'].shape:
       got, wanted = list(one['inputs'].shape), list(batch['inputs'].shape)
       raise ValueError(f'a view keeps the shape of its inputs, {wanted}; view {number} makes it {got}')
-  raw = all(one['inputs'].dtype == np.uint8 for one in seen)
-  inputs = jax.ShapeDtypeStruct(batch['inputs'].shape, np.uint8 if raw else np.float32)
+  inputs = batch['inputs']
+  if any(views):
+    raw = all(one['inputs'].dtype == np.uint8 for one in seen)
+    inputs = jax.ShapeDtypeStruct(inputs.shape, np.uint8 if raw else np.float32)
   soft = any(one['labels'].ndim == 2 for one in seen)
 
   @jax.jit
@@ -160,18 +167,24 @@ def _plan(teacher: Any, data: Dataset, views: list[Any], seed: int, batch_size: 
 
   values = teachers.values_of(teacher)
   logits = jax.eval_shape(predict, values, inputs)
-  if logits.shape != (batch_size, data.classes):
+  classes = data.facts.get('classes', logits.shape[-1] if logits.ndim else 0)
+  wanted = (*batch['labels'].shape, classes) if 'classes' in data.facts else (batch_size, *logits.shape[1:])
+  if logits.shape != wanted:
     raise ValueError(
-      f'a teacher gives logits of the {data.classes} classes, [{batch_size}, {data.classes}]; this one gives '
-      f'{list(logits.shape)}: train it on this label set'
+      f'a teacher gives logits of the {classes} classes, {list(wanted)}; this one gives {list(logits.shape)}: train it '
+      'on this label set'
     )
   lead = (len(train.labels), len(views))
-  columns = {'logits': jax.ShapeDtypeStruct((*lead, data.classes), np.float32)}
+  columns = {'logits': jax.ShapeDtypeStruct((*lead, *logits.shape[1:]), np.float32)}
   if any(show is not None for show in shown):
     columns['inputs'] = jax.ShapeDtypeStruct((*lead, *inputs.shape[1:]), inputs.dtype)
-    labels = (*lead, data.classes) if soft else lead
+    labels = (*lead, classes) if soft else lead
     columns['labels'] = jax.ShapeDtypeStruct(labels, np.float32 if soft else np.int32)
   return _Plan(shown, predict, values, columns, {**batch, 'inputs': inputs})
+
+
+def _batch_of(tree: Any, size: int) -> Any:
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), tree)
 
 
 def _drawn(view: Augmentation, number: int, seed: int) -> Callable[[Any, Any], Any]:
@@ -183,10 +196,11 @@ def _drawn(view: Augmentation, number: int, seed: int) -> Callable[[Any, Any], A
 
 def _name(plan: _Plan, data: Dataset, seed: int, batch_size: int) -> str:
   """Names what is kept by all that decides it."""
-  raw = {**plan.batch, 'inputs': jax.ShapeDtypeStruct(plan.batch['inputs'].shape, data.train.inputs.dtype)}
+  raw = {**plan.batch, 'inputs': _batch_of(data.train.inputs, batch_size)}
+  inputs = [[path, digest(leaf)] if path else digest(leaf) for path, leaf in leaves(data.train.inputs)]
   about = {
     'layout': _LAYOUT,
-    'examples': [digest(data.train.inputs), digest(data.train.labels)],
+    'examples': [*inputs, digest(data.train.labels)],
     'arrays': _arrays(plan.values),
     'teacher': _program(plan.predict, plan.values, plan.batch['inputs']),
     'views': [None if show is None else _program(show, raw, 0) for show in plan.shown],
@@ -213,13 +227,8 @@ def _program(fn: Any, *args: Any) -> str:
 def _make(final: Path, plan: _Plan, data: Dataset, seed: int, batch_size: int) -> None:
   """Writes into a folder of this process's own, and renames it when it is whole."""
   try:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for old in final.parent.glob(f'{_SCRATCH}*'):
-      with contextlib.suppress(FileNotFoundError):  # its process has just removed it
-        if time.time() - old.stat().st_mtime > _STALE_SECONDS:
-          shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=final.parent) as scratch:
-      made = Path(scratch) / 'made'
+    with files.scratch(final.parent, '.making-', stale_seconds=_STALE_SECONDS) as folder:
+      made = folder / 'made'
       made.mkdir()
       arrays = {
         name: np.lib.format.open_memmap(made / f'{name}.npy', 'w+', dtype=kind.dtype, shape=kind.shape)
@@ -232,11 +241,7 @@ def _make(final: Path, plan: _Plan, data: Dataset, seed: int, batch_size: int) -
       del arrays
       if final.exists() and _fetch(final) is None:  # damaged: what is there is no good to anyone
         shutil.rmtree(final, ignore_errors=True)
-      try:
-        os.rename(made, final)
-      except OSError:
-        if _fetch(final) is None:  # else another process was first, with the same
-          raise
+      files.settle(made, final, lambda folder: _fetch(folder) is not None)
   except OSError as error:
     raise ValueError(f'cannot keep logits in {final.parent} ({error}): give another folder') from None
 
@@ -244,19 +249,21 @@ def _make(final: Path, plan: _Plan, data: Dataset, seed: int, batch_size: int) -
 def _fill(arrays: Mapping[str, np.ndarray], plan: _Plan, data: Dataset, seed: int, batch_size: int) -> None:
   count = len(data.train.labels)
   for number, show in enumerate(plan.shown):
-    # Where examples meet (mixup), those beside each other must be no neighbours of a sorted file.
+    # Where examples meet (mixup), those beside each other must be no neighbors of a sorted file.
     order = np.arange(count) if show is None else np.random.default_rng((seed, number)).permutation(count)
     for chunk, start in enumerate(range(0, count, batch_size)):
       rows = order[start : start + batch_size]
       real = len(rows)
       padded = np.concatenate([rows, order[: batch_size - real]])
-      batch = {'inputs': data.train.inputs[padded], 'labels': data.train.labels[padded]}
+      batch = {'inputs': take(data.train.inputs, padded), 'labels': data.train.labels[padded]}
       batch['weight'] = (np.arange(batch_size) < real).astype(np.float32)
       batch = batch if show is None else show(batch, chunk)
-      inputs = np.asarray(batch['inputs']).astype(plan.batch['inputs'].dtype, copy=False)
+      inputs = jax.tree.map(
+        lambda leaf, kind: np.asarray(leaf).astype(kind.dtype, copy=False), batch['inputs'], plan.batch['inputs']
+      )
       logits = np.asarray(plan.predict(plan.values, inputs))[:real]
       if np.isnan(logits).any():
-        example = int(rows[np.isnan(logits).any(1)][0])
+        example = int(rows[np.argwhere(np.isnan(logits))[0][0]])
         raise ValueError(f'a teacher gives numbers; view {number} of training example {example} gives NaN')
       arrays['logits'][rows, number] = logits
       if 'inputs' in arrays:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite import packages
+from jaxlite import errors, tasks
 from jaxlite.data import cache, idx
 from jaxlite.data.arrays import from_arrays
-from jaxlite.data.dataset import Dataset, as_inputs, as_labels
+from jaxlite.data.dataset import Dataset, check_labels
+from jaxlite.data.inputs import as_inputs
 
 _PIECE = 1024  # examples decoded at once
 _SPLITS = ('train', 'validation', 'test')
@@ -82,7 +83,7 @@ def load(name: str, *, directory: str = '', validation: float = 0.1, seed: int =
 def _digits(where: pathlib.Path) -> pathlib.Path:
   prepared = cache.prepared(where, 'digits')
   if not (prepared / cache.PROOF).exists():
-    packages.need('digits', 'tensorflow_datasets', 'sklearn')
+    errors.need('digits', 'tensorflow_datasets', 'sklearn')
     from jaxlite.data import builders  # a second start imports no TFDS
 
     builders.prepare(builders.Digits, builders.read_digits, where)
@@ -100,7 +101,7 @@ def _fashion(directory: str) -> pathlib.Path:
       f'fashion_mnist needs its four files; {source} lacks {", ".join(absent)}: on Debian or Ubuntu run '
       '`apt-get install dataset-fashion-mnist`, or put the four .gz files in a folder and pass --config.data.directory'
     )
-  packages.need('fashion_mnist', 'tensorflow_datasets')
+  errors.need('fashion_mnist', 'tensorflow_datasets')
   from jaxlite.data import builders
 
   # Verified even when prepared: a folder that was asked for and is wrong must not pass in silence.
@@ -168,7 +169,7 @@ def _decoded(prepared: pathlib.Path, where: pathlib.Path) -> cache.Decoded:
 
 
 def _decode(prepared: pathlib.Path, folder: pathlib.Path) -> None:
-  packages.need(f'reading {prepared}', 'tensorflow_datasets')
+  errors.need(f'reading {prepared}', 'tensorflow_datasets')
   import tensorflow_datasets as tfds
 
   try:
@@ -236,7 +237,7 @@ def _pieces(source: Any, inputs: str, label: str, split: str) -> Iterator[tuple[
           'resize them and pass arrays to from_arrays'
         )
     pixels = as_inputs(np.stack([example[inputs] for example in examples]), split)
-    yield pixels, as_labels(np.stack([example[label] for example in examples]), split)
+    yield pixels, check_labels(tasks.classification(), np.stack([example[label] for example in examples]), split)
 
 
 def _line(error: Exception) -> str:

@@ -6,14 +6,14 @@ import zlib
 
 import numpy as np
 
-from jaxlite.data.dataset import whole
+from jaxlite.errors import whole
 
 
 def carve(labels: np.ndarray, count: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
   """Takes about `count` examples, each class by its share.
 
   Args:
-    labels: int [N].
+    labels: int [N], the groups whose shares are kept; all alike draws at random.
     count: how many to take.
     seed: not negative.
     name: what is carved; splits of different names are drawn independently.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlite import trees
-from jaxlite.fields import nearest
+from jaxlite.errors import nearest
 from jaxlite.graph import provenance, rewrite, walk
 
 _BARRED = {

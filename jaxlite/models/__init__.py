@@ -1,26 +1,33 @@
 """Small reference networks in Flax Linen, each with its size, its work and its source.
 
 They take images [B, H, W, C] or [B, H, W] (`MLP` and `LeNet300`: any [B, ...], flattened), of any dtype and of
-about unit scale, and return logits, float32[B, classes].
+about unit scale, and return logits, float32[B, classes]. `EmbeddingBag` and `Decoder` take token ids, int[B, T], or
+{'tokens': int[B, T], 'mask': bool[B, T]}; a Decoder returns logits of the next token at every position, float32[B, T,
+vocabulary], which `generate` turns into text.
 """
 
 # ruff: noqa: E402 - a missing Flax is told before anything here imports it
-from jaxlite import packages
+from jaxlite import errors
 
-packages.need('jaxlite.models', 'flax')
+errors.need('jaxlite.models', 'flax')
 
 from jaxlite.models.cnn import SmallCNN
+from jaxlite.models.decoder import Decoder
 from jaxlite.models.depthwise import DepthwiseCNN
+from jaxlite.models.embedding_bag import EmbeddingBag
+from jaxlite.models.generation import generate
 from jaxlite.models.layers import max_pool
 from jaxlite.models.lenet import LeNet5
 from jaxlite.models.mlp import MLP, LeNet300
 from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
-from jaxlite.models.summary import Summary, summary
+from jaxlite.models.sizes import Summary, summary
 from jaxlite.models.vit import ViT
 
 __all__ = [
   'MLP',
+  'Decoder',
   'DepthwiseCNN',
+  'EmbeddingBag',
   'LeNet5',
   'LeNet300',
   'ResNet',
@@ -29,6 +36,7 @@ __all__ = [
   'SmallCNN',
   'Summary',
   'ViT',
+  'generate',
   'max_pool',
   'summary',
 ]

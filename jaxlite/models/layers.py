@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlite.graph.cpu.held import held
+from jaxlite.cpu.fusion import held
 
 
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:

@@ -17,9 +17,10 @@ from keras import layers
 
 import jaxlite as jl
 from forward import KEY, X, run
-from jaxlite import program, trees
+from jaxlite import trees
 from jaxlite.adapters.keras import assign, from_keras
 from jaxlite.contract import CONST, TAPS
+from jaxlite.deployment import stablehlo
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(6, 6, 6, 2)).astype(np.float32)
@@ -186,7 +187,7 @@ def test_frozen_layers_are_constants_that_quantization_sees_and_a_frozen_norm_ev
     state, metrics = train.step(state, BATCH)
   jax.tree.map(np.testing.assert_array_equal, before, state.const)
   assert sorted(metrics) == ['loss', 'task']  # Keras, too, counts no losses of frozen weights
-  bits = jl.weight_bits(train.model, state.params, {**state.model_state, CONST: state.const}, IMAGES)
+  bits = jl.quantization.weight_bits(train.model, state.params, {**state.model_state, CONST: state.const}, IMAGES)
   assert bits == {'net/conv/kernel': 8, 'net/out/kernel': 8}
 
 
@@ -233,7 +234,7 @@ def test_losses_of_layers_are_counted_beside_the_task():
   dense = layers.Dense(3, kernel_regularizer='l2', activity_regularizer='l1', name='d')
   theirs = keras.Sequential([dense, Penalised()], name='net')
   model = from_keras(theirs)
-  recipe = jl.chain(jl.label_smoothing(0.1), jl.accumulate(2), optax.sgd(0.1))
+  recipe = jl.chain(jl.optim.label_smoothing(0.1), jl.accumulate(2), optax.sgd(0.1))
   train = jl.train_step(model, jl.cross_entropy, recipe)
   batch = {'inputs': X, 'labels': LABELS[:4]}
   state = train.init(KEY, batch)
@@ -284,8 +285,10 @@ def test_prune_fake_quant_and_distill_in_one_step_and_back_into_keras(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, model.init(KEY, IMAGES), (params, {'state': model_state['state']}))
   evaluated = train.eval(state, BATCH)[0]
 
-  assert program.save_program(tmp_path, train.model, recipe, jl.Network(train.model, state.params, full), IMAGES) == ''
-  loaded = program.load_program(tmp_path, state.params, full).predict(IMAGES[:5])  # the batch size is open
+  assert (
+    stablehlo.save_program(tmp_path, train.model, recipe, jl.Network(train.model, state.params, full), IMAGES) == ''
+  )
+  loaded = stablehlo.load_program(tmp_path, state.params, full).predict(IMAGES[:5])  # the batch size is open
   assert np.abs(loaded - evaluated[:5]).max() < 0.1 * np.abs(evaluated).max()  # ranges are of the batch
 
 

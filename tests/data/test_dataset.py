@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
 from jaxlite.data import make_dataset
-from jaxlite.data.dataset import channel_stats
+from jaxlite.data.standardize import channel_stats
 
 
 def pair(count=6, shape=(4, 4, 1), dtype=np.uint8, seed=0, classes=3):
@@ -38,10 +38,22 @@ BAD = {
   'out of range': ({'test': replaced(labels=[0, 1, 2, 9, 0, 1])}, '^labels are .* test has 9 at 3: pass classes=10'),
   'negative': ({'train': replaced(labels=[0, 1, -1, 0, 0, 1])}, '^labels are .* train has -1 at 2: number'),
   'huge label': ({'train': replaced(labels=[0, 1, 2**40, 0, 0, 1])}, '^labels are .* train has 1099511627776 at 2'),
-  'real labels': ({'train': replaced(labels=np.linspace(0, 1, 6))}, r'^labels are integers; .* labels.astype\(int\)'),
-  'one-hot': ({'train': replaced(labels=np.eye(6))}, r'^labels are \[N\]; train has \[6, 6\]: .* one-hot'),
-  'column': ({'train': replaced(labels=np.zeros((6, 1), int))}, r'^labels are \[N\]; .* use labels\[:, 0\]'),
-  'strings': ({'train': replaced(labels=list('abcabc'))}, r'^labels are integers; train has <U1: use numpy.unique'),
+  'real labels': (
+    {'train': replaced(labels=np.linspace(0, 1, 6))},
+    r'^labels are integers .* labels.astype\(int\); .*regression',
+  ),
+  'one-hot': (
+    {'train': replaced(labels=np.eye(6))},
+    r'^labels are integers .*float64\[6, 6\]: .* one-hot; .*multi_label',
+  ),
+  'column': (
+    {'train': replaced(labels=np.zeros((6, 1), int))},
+    r'^labels are integers .* use labels\[:, 0\]; .*binary',
+  ),
+  'strings': (
+    {'train': replaced(labels=list('abcabc'))},
+    r'^labels are integers .* train has <U1\[6\]: .*numpy.unique',
+  ),
   'nan': (
     {'train': FLOAT, 'validation': spoiled((2, 1, 3, 0), np.nan), 'test': FLOAT},
     r'^inputs are finite; validation has nan at \[2, 1, 3, 0\]: drop example 2',
@@ -51,7 +63,14 @@ BAD = {
     r'^inputs are finite; train has inf at \[5, 0, 0, 0\]: drop example 5',
   ),
   'beyond float32': ({'train': (np.full((6, 2), 1e300), pair()[1])}, '^inputs are finite; train has inf'),
-  'beyond exact': ({'train': (np.full((6, 2), 2**30), pair()[1])}, r'^float32 holds integers up to 2\*\*24'),
+  'beyond int32': (
+    {'train': (np.full((6, 2), 2**31), pair()[1])},
+    '^integers are ids and fit .* train have 2147483648',
+  ),
+  'below int32': (
+    {'train': (np.full((6, 2), -(2**40)), pair()[1])},
+    '^integers are ids and fit .* have -1099511627776',
+  ),
   'shapes': ({'test': pair(shape=(5, 4, 1))}, r'^every split has .* train has \[4, 4, 1\], test \[5, 4, 1\]: resize'),
   'dtypes': ({'test': FLOAT}, '^every split has one dtype.* train is uint8, test float32: prepare test as train'),
   'ragged': (
@@ -106,9 +125,11 @@ def test_suspicious_data_are_noted():
 
 
 KINDS = {
-  'bool': (np.array([[True], [False]]), np.float32),
+  'bool': (np.array([[True], [False]]), np.bool_),
   'uint8': (np.array([[255], [0]], np.uint8), np.uint8),
-  'int64': (np.array([[-3], [2**24]]), np.float32),
+  'int64': (np.array([[-3], [2**31 - 1]]), np.int32),
+  'uint16': (np.array([[3], [2**16 - 1]], np.uint16), np.int32),
+  'swapped ids': (np.array([[3], [-4]], '>i4'), np.int32),
   'float16': (np.array([[0.5], [1.0]], np.float16), np.float32),
   'float64': (np.array([[0.1], [1.0]]), np.float32),
   'list': ([[1.5], [2.5]], np.float32),
@@ -120,7 +141,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize('case', KINDS)
-def test_any_numbers_become_uint8_or_float32(case):
+def test_quantities_become_uint8_or_float32_ids_int32_and_masks_stay(case):
   inputs, dtype = KINDS[case]
   one = (inputs, jnp.array([0, 1]))
   data = make_dataset('kinds', one, one, one)

@@ -16,8 +16,8 @@ from jaxlite import trees
 from jaxlite.contract import Network
 from jaxlite.data import batch_at, from_arrays, logits
 from jaxlite.data.logits import cache_logits
-from jaxlite.transforms.distill import distill
-from jaxlite.transforms.kd import kd
+from jaxlite.distillation._distill import distill
+from jaxlite.distillation._kd import kd
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (43, 6, 6, 1)).astype(np.uint8)
@@ -63,7 +63,9 @@ def test_the_batch_holds_the_teachers_own_logits(tmp_path):
   np.testing.assert_array_equal(whole, own.predict(IMAGES[:16]))
 
 
-@pytest.mark.parametrize('views', [[jl.shift(2), jl.shift(2)], [None, jl.shift(1), jl.mixup(1.0, 3)]], ids=len)
+@pytest.mark.parametrize(
+  'views', [[jl.optim.shift(2), jl.optim.shift(2)], [None, jl.optim.shift(1), jl.optim.mixup(1.0, 3)]], ids=len
+)
 def test_logits_belong_to_exactly_the_view_in_the_batch(views, tmp_path):
   own, plain = teacher(), data()
   taught = cache_logits(own, plain, tmp_path, views=views, batch_size=16)
@@ -88,10 +90,10 @@ def test_logits_belong_to_exactly_the_view_in_the_batch(views, tmp_path):
 
 
 def test_the_second_call_runs_no_teacher_and_gives_the_same(tmp_path, forbid):
-  views = [None, jl.shift(1)]
+  views = [None, jl.optim.shift(1)]
   first = cache_logits(teacher(), data(), tmp_path, views=views, batch_size=16)
   forbid()
-  again = cache_logits(teacher(), data(), tmp_path, views=[None, jl.shift(1)], batch_size=16, name='taught')
+  again = cache_logits(teacher(), data(), tmp_path, views=[None, jl.optim.shift(1)], batch_size=16, name='taught')
   assert again.fingerprint != data().fingerprint
   for name in ('inputs', 'labels'):
     np.testing.assert_array_equal(first.train.columns[name], again.train.columns[name])
@@ -99,13 +101,13 @@ def test_the_second_call_runs_no_teacher_and_gives_the_same(tmp_path, forbid):
 
 
 def test_a_second_teacher_sees_the_same_views_or_is_refused(tmp_path):
-  given = {'folder': tmp_path, 'views': [None, jl.shift(1)], 'batch_size': 16}
+  given = {'folder': tmp_path, 'views': [None, jl.optim.shift(1)], 'batch_size': 16}
   one, two = teacher(1), teacher(2)
   both = cache_logits(two, cache_logits(one, data(), **given), name='second', **given)
   batch = batch_at(both.train, 16, 0, 3)
   for own, name in ((one, 'logits'), (two, 'second')):
     np.testing.assert_allclose(batch[name], own.predict(batch['inputs']), rtol=1e-4, atol=1e-5)
-  for other in ({'views': [None]}, {'seed': 1}, {'views': [None, jl.shift(2)]}):
+  for other in ({'views': [None]}, {'seed': 1}, {'views': [None, jl.optim.shift(2)]}):
     with pytest.raises(ValueError, match='other views than this teacher saw'):
       cache_logits(two, cache_logits(one, data(), **given), name='second', **{**given, **other})
 
@@ -115,14 +117,14 @@ ANOTHER = {
   'labels': lambda: {'data': data(labels=(LABELS + 1) % 3)},
   'weights': lambda: {'teacher': teacher(2)},
   'program': lambda: {'teacher': teacher(fn=lambda p, x: 2 * dense(p, x))},
-  'views': lambda: {'views': [jl.shift(2)]},
-  'seed': lambda: {'seed': 1, 'views': [jl.shift(1)]},
+  'views': lambda: {'views': [jl.optim.shift(2)]},
+  'seed': lambda: {'seed': 1, 'views': [jl.optim.shift(1)]},
 }
 
 
 @pytest.mark.parametrize('what', ANOTHER)
 def test_another_of_anything_is_written_beside(what, tmp_path):
-  given = {'teacher': teacher(), 'data': data(), 'folder': tmp_path, 'batch_size': 43, 'views': [jl.shift(1)]}
+  given = {'teacher': teacher(), 'data': data(), 'folder': tmp_path, 'batch_size': 43, 'views': [jl.optim.shift(1)]}
   first = cache_logits(**given)
   other = cache_logits(**{**given, **ANOTHER[what]()})
   assert len(list(tmp_path.iterdir())) == 2
@@ -142,7 +144,13 @@ def test_a_function_teaches_and_what_it_closes_over_is_part_of_it(tmp_path, forb
 
 
 def test_a_kill_or_damage_at_any_place_is_seen_and_mended(tmp_path, monkeypatch):
-  given = {'teacher': teacher(), 'data': data(), 'folder': tmp_path, 'views': [None, jl.shift(1)], 'batch_size': 16}
+  given = {
+    'teacher': teacher(),
+    'data': data(),
+    'folder': tmp_path,
+    'views': [None, jl.optim.shift(1)],
+    'batch_size': 16,
+  }
   fill = logits._fill
 
   def killed(arrays, *rest):
@@ -182,7 +190,7 @@ def test_another_process_finds_what_this_one_has_kept(tmp_path):
     data = from_arrays((images, np.arange(20) % 3))
     model = jl.from_function(net, {'w': np.ones((36, 3), np.float32)})
     own = jl.Network(model, *model.init(jax.random.key(0), images))
-    cache_logits(own, data, sys.argv[1], views=[jl.flip()])
+    cache_logits(own, data, sys.argv[1], views=[jl.optim.flip()])
   """
   for _ in range(2):
     done = subprocess.run(
@@ -194,7 +202,7 @@ def test_another_process_finds_what_this_one_has_kept(tmp_path):
 
 def test_a_student_learns_from_what_is_kept(tmp_path):
   own = teacher()
-  taught = cache_logits(own, data(), tmp_path, views=[None, jl.shift(1)])
+  taught = cache_logits(own, data(), tmp_path, views=[None, jl.optim.shift(1)])
   part = distill('logits', temperature=2.0, alpha=0.7)
   model = jl.from_function(dense, {'w': np.zeros((36, 3), np.float32)})
   train = jl.train_step(model, jl.cross_entropy, jl.chain(jl.accumulate(2), part, optax.adam(0.01)))

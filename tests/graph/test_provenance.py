@@ -7,8 +7,8 @@ from jax import lax
 
 from jaxlite.contract import Model
 from jaxlite.graph import provenance
+from jaxlite.graph.model import model_weights
 from jaxlite.graph.provenance import contraction_weights
-from jaxlite.graph.sources import model_weights
 
 X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
 

@@ -15,8 +15,9 @@ import numpy as np
 import optax
 
 import jaxlite as jl
-from jaxlite import loop, preempt
 from jaxlite.data import Dataset, from_arrays
+from jaxlite.host import preempt
+from jaxlite.run import loop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, as pyproject.toml has it for pytest
 
@@ -42,9 +43,9 @@ def parts(total: int) -> dict[str, list]:
     'freeze': [jl.freeze('conv/b')],
     'accumulate': [jl.accumulate(2)],
     'average': [jl.average(0.9)],
-    'label_smoothing': [jl.label_smoothing(0.1)],
-    'augment': [jl.augment(jl.shift(1), jl.flip())],
-    'l2': [jl.l2(1e-3)],
+    'label_smoothing': [jl.optim.label_smoothing(0.1)],
+    'augment': [jl.augment(jl.optim.shift(1), jl.optim.flip())],
+    'l2': [jl.optim.l2(1e-3)],
   }
   dispatched = {'dispatched': [jl.average(0.9), jl.prune(0.75, begin=2, end=total // 2, every=3)]}
   return {'all': [part for some in alone.values() for part in some], **alone, **dispatched}
@@ -65,9 +66,9 @@ def recipe(name: str):
 
   def build(config: jl.Config, total: int) -> jl.Recipe:
     some = parts(total)[name]
-    last = [part for part in some if isinstance(part, jl.Last)]
-    rest = [part for part in some if not isinstance(part, jl.Last)]
-    rate = jl.warmup_cosine(1e-2, total, warmup_steps=3)
+    last = [part for part in some if isinstance(part, jl.contract.Last)]
+    rest = [part for part in some if not isinstance(part, jl.contract.Last)]
+    rate = jl.optim.warmup_cosine(1e-2, total, warmup_steps=3)
     return jl.chain(*rest, optax.clip_by_global_norm(1.0), optax.adam(rate), *last)
 
   return build

@@ -12,7 +12,7 @@ import pytest
 import jaxlite as jl
 from jaxlite import trees
 from jaxlite.contract import CONST, TAPS
-from jaxlite.transforms.prune import PruneState
+from jaxlite.pruning._mask_state import PruneState
 from networks import convnet, dense
 
 STEPS, SPARSITY = 200, 0.75
@@ -44,21 +44,21 @@ KINDS = {
   'prune': lambda steps: ([], None, [jl.prune(SPARSITY, begin=steps // 10, end=steps // 2, every=10)]),
   'rigl': lambda steps: ([], lambda inner: jl.rigl(inner, SPARSITY, end=steps // 2, every=10), []),
   'straight_through': lambda steps: (
-    [jl.straight_through(SPARSITY, begin=steps // 10, end=steps // 2, every=10)],
+    [jl.pruning.straight_through(SPARSITY, begin=steps // 10, end=steps // 2, every=10)],
     None,
     [],
   ),
-  'l1_proximal': lambda steps: ([], None, [jl.l1_proximal(1e-3, 1e-2)]),
+  'l1_proximal': lambda steps: ([], None, [jl.optim.l1_proximal(1e-3, 1e-2)]),
   'fake_quant': lambda steps: ([jl.fake_quant()], None, []),
   'lsq': lambda steps: ([jl.lsq(4)], None, []),
   'distill': lambda steps: ([jl.distill(teacher())], None, []),
-  'self_distill': lambda steps: ([jl.self_distill(0.9)], None, []),
+  'self_distill': lambda steps: ([jl.distillation.self_distill(0.9)], None, []),
   'freeze': lambda steps: ([jl.freeze(FIRST)], None, []),
   'accumulate': lambda steps: ([jl.accumulate(2)], None, []),
-  'sam': lambda steps: ([jl.sam()], None, []),
+  'sam': lambda steps: ([jl.optim.sam()], None, []),
   'average': lambda steps: ([jl.average(0.9)], None, []),
-  'swa': lambda steps: ([jl.swa(steps // 2, 5)], None, []),
-  'label_smoothing': lambda steps: ([jl.label_smoothing(0.1)], None, []),
+  'swa': lambda steps: ([jl.optim.swa(steps // 2, 5)], None, []),
+  'label_smoothing': lambda steps: ([jl.optim.label_smoothing(0.1)], None, []),
 }
 # Two parts that give the same weight two grids: a contraction is in integers once.
 REFUSED = {frozenset(('fake_quant', 'lsq'))}
@@ -67,7 +67,9 @@ REFUSED = {frozenset(('fake_quant', 'lsq'))}
 def recipe(names, steps=STEPS):
   """The kinds in this order, around clip and Adam."""
   kinds = [KINDS[name](steps) for name in names]
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(jl.warmup_cosine(1e-2, steps, warmup_steps=5)))
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(jl.optim.warmup_cosine(1e-2, steps, warmup_steps=5))
+  )
   for _, wrap, _ in kinds:
     optimizer = wrap(optimizer) if wrap else optimizer
   hooks = [hook for some, _, _ in kinds for hook in some]
@@ -125,7 +127,7 @@ def check_promises(names, train, state, inputs):
     assert sorted(frozen.shape) == sorted(W1.shape)
     np.testing.assert_array_equal(frozen if frozen.shape == W1.shape else frozen.T, W1)
   if {'fake_quant', 'lsq'} & set(names):
-    bits = jl.weight_bits(train.model, state.params, full, inputs)
+    bits = jl.quantization.weight_bits(train.model, state.params, full, inputs)
     assert len(bits) == 2  # the frozen layer too
     assert set(bits.values()) == {4 if 'lsq' in names else 8}
   if 'distill' in names:

@@ -15,7 +15,7 @@ import jaxlite as jl
 from jaxlite import trees
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.contract import stream
-from jaxlite.transforms.prune import PruneState
+from jaxlite.pruning._mask_state import PruneState
 from networks import FRAMEWORKS, dense
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxlite import checkpoint, logs
+from jaxlite import checkpoint
+from jaxlite.run import records
+from jaxlite.run.records import read_records
 
 PROGRAM = Path(__file__).with_name('resumable.py')
 ROOT = PROGRAM.parents[2]
@@ -31,7 +33,7 @@ def digest(run):
   """A hash over every leaf of the last checkpoint, every metric but the clock's, and the test's result."""
   names = ('step', 'key', 'params', 'model_state', 'opt_state', 'const')
   found = checkpoint.load_arrays(run / 'checkpoints', names, which='latest')
-  points = [{name: point[name] for name in point if name not in logs.CLOCK} for point in logs.read_records(run)]
+  points = [{name: point[name] for name in point if name not in records.CLOCK} for point in read_records(run)]
   result = json.loads((run / 'result.json').read_text())
   evidence = [checkpoint.fingerprint(found.state), points, result['metrics'], result['confusion'], result['layers']]
   return hashlib.sha256(json.dumps(evidence, sort_keys=True).encode()).hexdigest(), len(points)

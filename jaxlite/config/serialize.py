@@ -1,0 +1,172 @@
+"""A config's JSON form, and which fields may differ between a run and its resume. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import numbers
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxlite.config.duration import UNITS, Duration
+from jaxlite.config.fields import is_group
+from jaxlite.errors import ConfigError
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Returns a config as JSON takes it; a function becomes 'module:qualname', a tuple a list.
+
+  Raises:
+    ConfigError: a field holds something else than plain values and functions.
+
+  >>> from collections.abc import Callable
+  >>> @dataclasses.dataclass
+  ... class Net:
+  ...   widths: tuple[int, ...] = (300, 100)
+  ...   start: Callable[..., float] = max
+  >>> to_dict(Net())
+  {'widths': [300, 100], 'start': 'builtins:max'}
+  """
+  return {field.name: _plain(getattr(config, field.name), field.name) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any, path: str) -> Any:
+  if value is None or isinstance(value, bool | str):
+    return value
+  if isinstance(value, numbers.Integral):
+    return int(value)
+  if isinstance(value, numbers.Real):
+    return float(value)
+  if is_group(value):
+    return {
+      field.name: _plain(getattr(value, field.name), f'{path}.{field.name}') for field in dataclasses.fields(value)
+    }
+  if isinstance(value, Mapping):
+    return {str(key): _plain(one, f'{path}.{key}') for key, one in value.items()}
+  if isinstance(value, tuple | list):
+    return [_plain(one, f'{path}.{index}') for index, one in enumerate(value)]
+  if isinstance(value, enum.Enum):
+    return value.name
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if isinstance(value, functools.partial):
+    given = [_plain(value.args, path), _plain(value.keywords, path)]
+    return f'{_plain(value.func, path)} with {given[0]} {given[1]}'
+  if callable(value):
+    named = value if hasattr(value, '__qualname__') else type(value)
+    return f'{named.__module__}:{named.__qualname__}'
+  raise ConfigError(f'a config holds plain values and functions; {path} is {type(value).__name__}: build it in model=')
+
+
+class Differences(NamedTuple):
+  """How a config differs from a saved one, a line for each field.
+
+  Attributes:
+    refused: these make it another run.
+    allowed: these may change between a run and its resume.
+  """
+
+  refused: list[str]
+  allowed: list[str]
+
+
+def compare(saved: Mapping[str, Any], config: Any) -> Differences:
+  """Sorts the fields that differ from a saved config by whether a resume may change them.
+
+  Args:
+    saved: what `to_dict` gave when the run began, through JSON or not.
+    config: the config of now.
+
+  Returns:
+    The differing fields. A field that the saved config lacks and that stands at its default is none.
+
+  >>> from jaxlite.config import Config
+  >>> config = Config(name='x')
+  >>> saved = to_dict(config)
+  >>> config.optim.lr, config.log.progress = 0.01, False
+  >>> compare(saved, config)
+  Differences(refused=['optim.lr: saved 0.001, now 0.01'], allowed=['log.progress: saved True, now False'])
+  """
+  before, after = _flat(saved), _flat(to_dict(config))
+  defaults = _flat(_defaults(config))
+  refused, allowed = [], []
+  for path in [*after, *(path for path in before if path not in after)]:
+    old, new = before.get(path, _ABSENT), after.get(path, _ABSENT)
+    if old == new or (old is _ABSENT and new == defaults.get(path)) or (old != old and new != new):
+      continue
+    line = f'{path}: saved {_shown(old)}, now {_shown(new)}'
+    if may_change(path):
+      allowed.append(line)
+    elif path == 'train' and _longer(old, new):
+      allowed.append(f'{line}; schedules that span the run follow its new length')
+    else:
+      refused.append(line)
+  return Differences(refused, allowed)
+
+
+def diff(saved: Mapping[str, Any], config: Any) -> list[str]:
+  """Returns a line for each field that differs from a saved config, refused ones first."""
+  refused, allowed = compare(saved, config)
+  return refused + allowed
+
+
+def may_change(path: str) -> bool:
+  """Tells whether a field may differ, in any way, between a run and its resume.
+
+  A longer `train` may too; that takes both values, see `compare`.
+
+  Where the data lie may change; that they are the same is what their fingerprint guards.
+
+  >>> may_change('log.every'), may_change('data.directory'), may_change('optim.lr'), may_change('train')
+  (True, True, False, False)
+  """
+  return path.split('.')[0] in ('log', 'eval', 'checkpoint', 'machine') or path == 'data.directory'
+
+
+class _Absent:
+  def __repr__(self) -> str:
+    return 'nothing'
+
+
+_ABSENT = _Absent()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and not _is_duration(value):
+      flat.update(_flat(value, f'{prefix}{name}.'))
+    else:
+      flat[f'{prefix}{name}'] = value
+  return flat
+
+
+def _is_duration(value: Any) -> bool:
+  return isinstance(value, Mapping) and set(value) == set(UNITS)
+
+
+def _shown(value: Any) -> str:
+  return str(Duration(**value)) if _is_duration(value) else repr(value)
+
+
+def _longer(old: Any, new: Any) -> bool:
+  """In one unit only: how 3 epochs compare with 500 steps depends on the data."""
+  if not (_is_duration(old) and _is_duration(new)):
+    return False
+  return any(old[unit] is not None and new[unit] is not None and new[unit] > old[unit] for unit in UNITS)
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+  """The JSON form of every default of a config's classes, where there is one."""
+  found: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if is_group(value) and not isinstance(value, Duration):
+      found[field.name] = _defaults(value)
+    elif field.default is not dataclasses.MISSING:
+      found[field.name] = _plain(field.default, field.name)
+    elif field.default_factory is not dataclasses.MISSING:
+      found[field.name] = _plain(field.default_factory(), field.name)
+  return found

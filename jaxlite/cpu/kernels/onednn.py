@@ -1,0 +1,188 @@
+"""Convolutions and matrix products by oneDNN's own kernels, made through its C interface by ctypes.
+
+The library comes with the extra `jaxlite[onednn]` and is loaded when the first product asks for it. Without it,
+without the C compiler that makes what calls it (`onednn_handlers`), or where a trial convolution comes out wrong,
+there is nothing here to call and `missing` says why. Kernels run on one thread each. The batch is cut into a fixed
+number of chunks that run side by side on XLA's threads, and the chunks' weight gradients are added in order: the
+result depends on the number of chunks and never on the number of threads. (OpenMP's own team of threads would
+compete with XLA's.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+
+import numpy as np
+
+from jaxlite.cpu.kernels import compiler, onednn_c, onednn_handlers
+from jaxlite.cpu.kernels.match import ConvGeometry, MatmulLayout
+
+_TRAINING, _AUTO = 64, 3
+_SRC, _DST, _WEIGHTS, _SCRATCHPAD, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 1, 17, 33, 80, 129, 145, 161
+_SCRATCHPAD_MD = 136
+_WEIGHTS_MD = {'forward': 131, 'input': 131, 'weight': 132}
+
+
+@functools.cache
+def missing() -> str:
+  """Returns why oneDNN cannot be used here; '' if it can.
+
+  >>> missing() == '' or 'onednn' in missing().lower()
+  True
+  """
+  try:
+    if onednn_handlers.library() is None:
+      return f'oneDNN is installed but not called: {compiler.WHY_NOT}'
+    _try_out()
+  except (OSError, ImportError, RuntimeError) as error:
+    return f'no onednn: {error} (pip install "jaxlite[onednn]")'
+  return ''
+
+
+def chunks_of(batch: int, wanted: int) -> int:
+  """Returns the largest number of equal chunks of a batch, at most so many as wanted.
+
+  >>> chunks_of(128, 4), chunks_of(6, 4), chunks_of(7, 4)
+  (4, 3, 1)
+  """
+  return next(n for n in range(max(1, min(wanted, batch)), 0, -1) if batch % n == 0)
+
+
+class Product:
+  """A kernel for two operands and a result, and all that its handler needs; never changed once it is made.
+
+  Attributes:
+    kind: 'weight' where every chunk makes a whole result and these are added.
+    chunks: pieces that run side by side.
+  """
+
+  kind: str
+  chunks: int
+  desc: ctypes.c_void_p
+
+  def _build(self) -> None:
+    if onednn_c.implementation(self.desc).startswith('ref'):
+      raise RuntimeError('onednn: it has only its reference for this, which is slow')
+    self.primitive = onednn_c.new('dnnl_primitive_create', self.desc)
+    self.scratch = onednn_c.query(self.desc, _SCRATCHPAD_MD)
+
+
+class Convolution(Product):
+  """One of a convolution's three products.
+
+  Args:
+    kind: 'forward' (image, weights -> result), 'input' (gradient of the result, weights -> gradient of the image) or
+      'weight' (image, gradient of the result -> gradient of the weights).
+    geometry: of the forward pass.
+    chunks: pieces of the batch; a divisor of it.
+
+  Raises:
+    RuntimeError: oneDNN has no kernel for it but a slow reference.
+  """
+
+  def __init__(self, kind: str, geometry: ConvGeometry, chunks: int):
+    self.kind, self.chunks = kind, chunks
+    with onednn_c.OneThread():  # a kernel is made for as many threads as there are when it is made
+      self._prepare(kind, geometry, chunks)
+
+  def _prepare(self, kind: str, geometry: ConvGeometry, chunks: int) -> None:
+    lib = onednn_c.library()
+    batch = geometry.batch // chunks
+    g = geometry
+    x = onednn_c.strided((batch, g.inputs, *g.image), g.x)
+    y = onednn_c.strided((batch, g.outputs, *g.result), g.y)
+    each_in, each_out = g.inputs // g.groups, g.outputs // g.groups
+    if g.groups == 1:
+      shape, strides = (each_out, each_in, *g.kernel), g.w
+    else:
+      shape, strides = (g.groups, each_out, each_in, *g.kernel), (each_out * g.w[0], *g.w)
+    plain, free = (
+      onednn_c.strided(shape, strides),
+      onednn_c.new('dnnl_memory_desc_create_with_tag', len(shape), onednn_c.dims(shape), onednn_c.F32, onednn_c.ANY),
+    )
+    tail = [
+      onednn_c.dims(g.stride),
+      onednn_c.dims([d - 1 for d in g.dilation]),
+      onednn_c.dims(g.low),
+      onednn_c.dims(g.high),
+    ]
+    attr = onednn_c.new('dnnl_primitive_attr_create')
+    onednn_c.check('scratchpad mode', lib.dnnl_primitive_attr_set_scratchpad_mode(attr, onednn_c.USER))
+    engine = onednn_c.engine()
+    make = functools.partial(onednn_c.new, 'dnnl_convolution_forward_primitive_desc_create', engine, _TRAINING, _AUTO)
+    self.desc = hint = make(x, free, None, y, *tail, attr)
+    if kind == 'input':
+      name = 'dnnl_convolution_backward_data_primitive_desc_create'
+      self.desc = onednn_c.new(name, engine, _AUTO, x, free, y, *tail, hint, attr)
+    elif kind == 'weight':
+      name = 'dnnl_convolution_backward_weights_primitive_desc_create'
+      self.desc = onednn_c.new(name, engine, _AUTO, x, free, None, y, *tail, hint, attr)
+    self._build()
+    self.packed = onednn_c.query(self.desc, _WEIGHTS_MD[kind])
+    ways = (plain, self.packed) if kind != 'weight' else (self.packed, plain)
+    self.plain, self.free = plain, free
+    self.same = bool(lib.dnnl_memory_desc_equal(plain, self.packed))
+    self.reorder = onednn_c.new(
+      'dnnl_primitive_create',
+      onednn_c.new('dnnl_reorder_primitive_desc_create', ways[0], engine, ways[1], engine, None),
+    )
+    self.mds = {'forward': (x, y), 'input': (y, x), 'weight': (x, y)}[kind]  # the two arrays with a batch
+    first, second = {'forward': (g.x, g.y), 'input': (g.y, g.x), 'weight': (g.x, g.y)}[kind]
+    self.steps = 4 * batch * first[0], 4 * batch * second[0], 0  # bytes from chunk to chunk; weights are shared
+    self.numbers = {
+      'forward': (_SRC, _WEIGHTS, _DST),
+      'input': (_DIFF_DST, _WEIGHTS, _DIFF_SRC),
+      'weight': (_SRC, _DIFF_WEIGHTS, _DIFF_DST),
+    }[kind]
+
+
+class Contraction(Product):
+  """A matrix product, or a batch of them.
+
+  Args:
+    layout: its operands'.
+    chunks: pieces of the first axis of the batch, or of the rows where there is none; a divisor of it.
+
+  Raises:
+    RuntimeError: oneDNN has no kernel for it but a slow reference.
+  """
+
+  kind = 'forward'  # the second operand is read as it lies, by every chunk
+
+  def __init__(self, layout: MatmulLayout, chunks: int):
+    self.chunks, self.same, self.reorder = chunks, True, ctypes.c_void_p()
+    with onednn_c.OneThread():
+      batch, rows, inner, columns, a, b = layout
+      outer = (*batch, rows)
+      outer = (outer[0] // chunks, *outer[1:])
+      out = [math.prod((*outer, columns)[axis + 1 :]) for axis in range(len(outer) + 1)]
+      x, y = onednn_c.strided((*outer, inner), a), onednn_c.strided((*outer, columns), out)
+      self.plain = self.packed = onednn_c.strided((*outer[:-1], inner, columns), b)
+      attr = onednn_c.new('dnnl_primitive_attr_create')
+      onednn_c.check('scratchpad mode', onednn_c.library().dnnl_primitive_attr_set_scratchpad_mode(attr, onednn_c.USER))
+      self.desc = onednn_c.new('dnnl_matmul_primitive_desc_create', onednn_c.engine(), x, self.packed, None, y, attr)
+      self._build()
+      self.mds, self.numbers = (x, y), (_SRC, _WEIGHTS, _DST)
+      each = 4 * outer[0]
+      self.steps = each * a[0], each * out[0], each * b[0] if batch else 0
+
+
+def _try_out() -> None:
+  """A small convolution and its weights' gradient, against NumPy; RuntimeError if they differ."""
+  rng = np.random.default_rng(0)
+  x, w = rng.normal(size=(2, 4, 4, 3)).astype(np.float32), rng.normal(size=(2, 2, 3, 5)).astype(np.float32)
+  y, back = np.zeros((2, 3, 3, 5), np.float32), np.zeros_like(w)
+  views = np.stack([x[:, i : i + 3, j : j + 3] for i in range(2) for j in range(2)], 3).reshape(2, 3, 3, 12)
+  strides = (48, 1, 12, 3), (1, 5, 30, 15), (45, 1, 15, 5)
+  geometry = ConvGeometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides)
+  for kind, second, out in (('forward', w, y), ('weight', y, back)):
+    address = onednn_handlers.handler(Convolution(kind, geometry, 2))
+    if address is None:
+      raise RuntimeError('there is no room for its trial convolution')
+    onednn_handlers.run(address, x, second, out)
+  right = np.tensordot(views, w.reshape(12, 5), 1)
+  slope = np.tensordot(views, right, ([0, 1, 2], [0, 1, 2])).reshape(w.shape)
+  if not (np.allclose(y, right, atol=1e-5) and np.allclose(back, slope, atol=1e-4)):
+    raise RuntimeError('its trial convolution came out wrong on this processor')

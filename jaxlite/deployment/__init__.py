@@ -1,0 +1,1 @@
+"""What leaves a run: the portable program, the inventory of bytes, loading."""

@@ -1,0 +1,154 @@
+"""The forward pass of a run as a portable program, so that a result is used without the code that made it.
+
+A run writes its evaluation-time forward (preprocessing, averages and all) as StableHLO, with a batch size left
+open and the weights left out: they stay in the checkpoints. `jaxlite.load` puts the two together again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jaxlite import trees
+from jaxlite.contract import CONST, Model, Network, Params, Side, State
+from jaxlite.host.files import write_bytes, write_text
+
+_PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+
+
+def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inputs: Any) -> str:
+  """Writes program.bin and program.json, where the model can be written.
+
+  Args:
+    workdir: where.
+    model: the Model wrapped in its hooks.
+    recipe: its Recipe; what only serves training (a teacher) is left out.
+    values: params and model_state, constants among it; shapes are enough.
+    inputs: one batch of raw inputs, [B, ...].
+
+  Returns:
+    Why the model cannot be written (it calls back into Python, say), in one line; '' where it was.
+  """
+  names, leaves, treedef = trees.flatten(_served(values, recipe))
+
+  def forward(leaves: list[Any], inputs: Any) -> Any:
+    served = jax.tree.unflatten(treedef, leaves)
+    return model.apply(served['params'], served['model_state'], inputs, train=False, key=None)[0]
+
+  shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+  try:
+    program, batch = _export(forward, shapes, inputs)
+  except Exception as error:  # a model that trains must not fail for this
+    reason = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {reason[0] if reason else "no message"}'
+  flat_inputs, _ = jax.tree.flatten(inputs)
+  about = {
+    'arrays': names,
+    'batch': batch,
+    'inputs': [{'shape': list(leaf.shape[1:]), 'dtype': str(leaf.dtype)} for leaf in flat_inputs],
+  }
+  write_bytes(workdir / 'program.bin', program.serialize())
+  write_text(workdir / 'program.json', json.dumps(about, indent=1) + '\n')
+  return ''
+
+
+def load_program(workdir: Path, params: Params, model_state: State) -> Network:
+  """Returns the saved forward with these values, as a Network.
+
+  Args:
+    workdir: a run's folder.
+    params: from one of its checkpoints.
+    model_state: likewise, constants under 'jl.const'.
+
+  Returns:
+    A Network whose `predict` takes raw inputs.
+
+  Raises:
+    FileNotFoundError: the run wrote no program.
+    ValueError: it is damaged.
+  """
+  path = workdir / 'program.bin'
+  if not path.exists():
+    raise FileNotFoundError(
+      f'{workdir} holds no program.bin: its model could not be written (the run said why); build it again and '
+      'restore the checkpoint into it'
+    )
+  try:
+    program = export.deserialize(bytearray(path.read_bytes()))
+    about = json.loads((workdir / 'program.json').read_text())
+    names = about['arrays']
+  except Exception as error:  # a flatbuffer that was cut fails in many ways
+    raise ValueError(
+      f'{path} or its program.json is damaged or from another jax ({type(error).__name__}): the checkpoints are what '
+      'counts; build the model again and restore one into it'
+    ) from None
+
+  def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
+    del key, step
+    if train:
+      raise ValueError('a loaded run predicts; to train on, build its model and give params= to init')
+    flat = dict(zip(*trees.flatten({'params': params, 'model_state': state})[:2], strict=True))
+    return _run(program, about, [flat[name] for name in names], inputs), state
+
+  def init(key: Any, inputs: Any) -> tuple[Params, State]:
+    del key, inputs
+    return params, model_state
+
+  return Network(Model(init, apply), params, model_state)
+
+
+def _served(values: Network, recipe: Any) -> dict[str, Any]:
+  """The arrays that prediction needs: those of every hook but the side networks."""
+  sides = {part.name for part in recipe.parts if isinstance(part, Side)}
+  const = {owner: value for owner, value in values.model_state.get(CONST, {}).items() if owner not in sides}
+  return {'params': values.params, 'model_state': {**values.model_state, CONST: const}}
+
+
+def _export(forward: Any, shapes: list[Any], inputs: Any) -> tuple[Any, int | None]:
+  """Exports with an open batch size where the model allows one, else for the batch size at hand."""
+
+  def at(size: Any) -> Any:
+    sized = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), inputs)
+    return export.export(jax.jit(forward), platforms=_PLATFORMS)(shapes, sized)
+
+  size = int(jax.tree.leaves(inputs)[0].shape[0])
+  try:
+    return at(export.symbolic_shape('batch')[0]), None
+  except Exception:  # a model that computes with its batch size; what JAX raises then has no common class
+    return at(size), size
+
+
+def _run(program: Any, about: dict[str, Any], leaves: list[Any], inputs: Any) -> Any:
+  flat, treedef = jax.tree.flatten(inputs)
+  wanted = about['inputs']
+  if len(flat) != len(wanted):
+    raise ValueError(f'this model takes {len(wanted)} input arrays; got {len(flat)}')
+  flat = [_check_input(leaf, want) for leaf, want in zip(flat, wanted, strict=True)]
+  fixed = about['batch']
+  size = flat[0].shape[0]
+  if fixed is None and size > 0:
+    return program.call(leaves, jax.tree.unflatten(treedef, flat))
+  chunk = fixed or 1  # an empty batch has no program of its own: run one example and keep none of it
+  parts = []
+  for start in range(0, max(size, 1), chunk):
+    rows = [leaf[start : start + chunk] for leaf in flat]
+    padded = [jnp.pad(row, [(0, chunk - row.shape[0])] + [(0, 0)] * (row.ndim - 1)) for row in rows]
+    parts.append(program.call(leaves, jax.tree.unflatten(treedef, padded)))
+  return jax.tree.map(lambda *outputs: jnp.concatenate(outputs)[:size], *parts)
+
+
+def _check_input(leaf: Any, want: dict[str, Any]) -> jax.Array:
+  shape, dtype = tuple(want['shape']), jnp.dtype(want['dtype'])
+  got = jnp.shape(leaf)
+  if got[1:] != shape or not got:
+    raise ValueError(f'this model takes {dtype}[B, {", ".join(map(str, shape))}]; got an array of shape {list(got)}')
+  kind = np.asarray(leaf).dtype if not isinstance(leaf, jax.Array) else leaf.dtype
+  if jnp.issubdtype(dtype, np.integer) and not jnp.issubdtype(kind, np.integer):
+    raise ValueError(f'this model takes raw {dtype} inputs, as in training, and scales them itself; got {kind}')
+  return jnp.asarray(leaf, dtype)

@@ -1,0 +1,21 @@
+"""Distillation: a student learns from a teacher's logits, its features, or its own average."""
+
+from jaxlite.distillation._attention_transfer import attention_transfer
+from jaxlite.distillation._dist import dist
+from jaxlite.distillation._distill import distill
+from jaxlite.distillation._dkd import dkd
+from jaxlite.distillation._hint import hint
+from jaxlite.distillation._kd import kd
+from jaxlite.distillation._rkd import rkd
+from jaxlite.distillation._self_distill import self_distill
+
+__all__ = [
+  'attention_transfer',
+  'dist',
+  'distill',
+  'dkd',
+  'hint',
+  'kd',
+  'rkd',
+  'self_distill',
+]

@@ -1,0 +1,210 @@
+"""What every kind of distillation shares: what a teacher may be, how it runs, how a divergence is called.
+
+A teacher runs in evaluation mode, behind barriers that keep XLA from fusing it with its surroundings, so that its
+outputs are bit-equal to its own. Its arrays come as an argument and get no gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite.contract import TAPS, Context, Network, weighted_mean
+from jaxlite.cpu.site import APART
+from jaxlite.distillation._kd import check_classes
+from jaxlite.errors import nearest
+
+Teacher = Network | Callable[[Any], jax.Array] | str
+Divergence = Callable[..., jax.Array]  # (student, teacher, and any of temperature=, labels=, weight=) -> float[B]
+Share = float | Callable[[Any], Any]
+
+_KEYWORDS = ('temperature', 'labels', 'weight')
+
+
+def is_network(teacher: Any) -> bool:
+  """Tells whether a teacher brings arrays of its own."""
+  return all(hasattr(teacher, field) for field in Network._fields)
+
+
+def check_teacher(teacher: Any, what: str) -> None:
+  """Raises TypeError where a teacher is nothing that can teach.
+
+  >>> check_teacher(3, 'distill')
+  Traceback (most recent call last):
+    ...
+  TypeError: distill: a teacher is a Network (see jaxlite.load), a function or the name of logits in the batch; got int
+  """
+  if is_network(teacher) or callable(teacher) or isinstance(teacher, str):
+    return
+  if hasattr(teacher, 'shape'):
+    raise TypeError(
+      f'{what}: an array of logits belongs to its examples: put it into the batch, '
+      "jaxlite.data.attach(data, logits=array), and name it here: 'logits'"
+    )
+  raise TypeError(
+    f'{what}: a teacher is a Network (see jaxlite.load), a function or the name of logits in the batch; got '
+    f'{type(teacher).__name__}'
+  )
+
+
+def check_share(alpha: Share, what: str) -> None:
+  """Raises ValueError where alpha is no share. What a schedule gives is its own affair."""
+  if not callable(alpha) and not 0 <= alpha <= 1:
+    raise ValueError(f"{what}: alpha is the teacher's share of the loss, in [0, 1]; got {alpha}")
+
+
+def values_of(teacher: Teacher) -> dict[str, Any]:
+  """Returns the arrays that a teacher brings: constants of the step."""
+  return {'params': teacher.params, 'model_state': teacher.model_state} if is_network(teacher) else {}
+
+
+def run(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
+  """Returns a teacher's outputs for one batch, bit-equal to its own.
+
+  Args:
+    teacher: a Network or a function.
+    values: what `values_of` gave, as an argument of the program.
+    inputs: one batch, [B, ...].
+  """
+
+  return apart(lambda values, inputs: forward(teacher, values, inputs), values, inputs)
+
+
+def forward(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
+  """Returns a teacher's outputs, as in evaluation."""
+  if not values:
+    return teacher(inputs)
+  return teacher.model.apply(values['params'], values['model_state'], inputs, train=False, key=None)[0]
+
+
+def apart(forward: Callable[..., Any], *args: Any) -> Any:
+  """Runs a function so that XLA fuses nothing across its edge, and no gradient crosses it."""
+  args = jax.lax.stop_gradient(jax.lax.optimization_barrier(args))
+  with jax.named_scope(APART):
+    return jax.lax.stop_gradient(jax.lax.optimization_barrier(forward(*args)))
+
+
+def found(context: Context, name: str, what: str) -> jax.Array:
+  """Returns logits that another part left as a tap, or that came with the batch.
+
+  Args:
+    context: of the loss.
+    name: of the tap or of the batch's column.
+    what: names the asking part in an error.
+
+  Raises:
+    ValueError: there is nothing of that name.
+  """
+  taps = context.model_state.get(TAPS, {})
+  if name in taps:
+    return taps[name]
+  if name in context.batch:
+    return jax.lax.stop_gradient(jnp.asarray(context.batch[name]))
+  known = [*context.batch, *taps]
+  raise ValueError(
+    f'{what}: neither the batch nor a tap holds {name!r}; nearest: {nearest(name, known)}: attach it with '
+    'jaxlite.data.cache_logits or jaxlite.data.attach'
+  )
+
+
+def soft_mean(logits: list[jax.Array], shares: list[float], temperature: float) -> jax.Array:
+  """Returns logits whose softened probabilities are the mean of several teachers' softened probabilities.
+
+  Args:
+    logits: a teacher each, float[..., classes]; one alone is given back as it is.
+    shares: a teacher each, summing to 1.
+    temperature: softens.
+
+  Returns:
+    float32[..., classes].
+
+  >>> two = [jnp.array([0.0, 0.0]), jnp.log(jnp.array([0.9, 0.1]))]
+  >>> [round(float(p), 4) for p in jax.nn.softmax(soft_mean(two, [0.5, 0.5], 1.0))]
+  [0.7, 0.3]
+  """
+  if len(logits) == 1:
+    return logits[0]
+  for one in logits[1:]:
+    check_classes(one, logits[0])  # two shapes might broadcast
+  weighed = [
+    jax.nn.log_softmax(one.astype(jnp.float32) / temperature) + math.log(share)
+    for one, share in zip(logits, shares, strict=True)
+  ]
+  return temperature * functools.reduce(jnp.logaddexp, weighed)
+
+
+def own_temperature(loss: Divergence) -> float:
+  """Returns the temperature at which a divergence softens when none is given: its default, or 1."""
+  parameter = _parameters(loss).get('temperature')
+  default = None if parameter is None else parameter.default
+  return default if isinstance(default, int | float) else 1.0
+
+
+def check_loss(loss: Divergence, temperature: float | None, what: str) -> None:
+  """Raises where a divergence cannot be called, or takes no temperature and is given one."""
+  if not callable(loss):
+    raise TypeError(f'{what}: loss is a function (student, teacher) -> float[B], such as kd; got {type(loss).__name__}')
+  if temperature is None:
+    return
+  if not temperature > 0:
+    raise ValueError(f'{what}: temperature is positive; got {temperature}')
+  if 'temperature' not in _parameters(loss):
+    raise ValueError(f'{what}: this loss takes no temperature; got temperature={temperature}: leave it out')
+
+
+def term(
+  loss: Divergence,
+  student: jax.Array,
+  teacher: jax.Array,
+  context: Context,
+  what: str,
+  temperature: float | None = None,
+) -> jax.Array:
+  """Returns the weighted mean of a divergence over the batch.
+
+  Args:
+    loss: (student, teacher, and those of temperature=, labels=, weight= that it names) -> float[B, ...], or a
+      scalar that is taken as it is.
+    student: logits or features, float[B, ...].
+    teacher: likewise.
+    context: of the loss.
+    what: names the asking part in an error.
+    temperature: None leaves it to the loss.
+
+  Returns:
+    float[].
+
+  Raises:
+    ValueError: it needs labels and the batch has none; it gives no value an example.
+  """
+  for who, array in (('the student', student), ('the teacher', teacher)):
+    if not hasattr(array, 'shape') or not jnp.issubdtype(array.dtype, jnp.floating):
+      got = f'{array.dtype}{list(array.shape)}' if hasattr(array, 'shape') else type(array).__name__
+      raise ValueError(f'{what} compares float arrays, such as logits; {who} gives {got}: return them alone')
+  weight = context.batch.get('weight')
+  offered = {'temperature': temperature, 'labels': context.batch.get('labels'), 'weight': weight}
+  given = {}
+  for name, parameter in _parameters(loss).items():
+    if name in _KEYWORDS and offered[name] is not None:
+      given[name] = offered[name]
+    elif name == 'labels' and parameter.default is inspect.Parameter.empty:
+      raise ValueError(f"{what}: this loss needs the batch's labels; it has {', '.join(context.batch)}")
+  values = jnp.asarray(loss(student, teacher, **given))
+  if values.ndim == 0:
+    return values
+  if values.shape[0] != student.shape[0]:
+    raise ValueError(f'{what}: a loss gives one value an example, float[{student.shape[0]}]; got {list(values.shape)}')
+  return weighted_mean(jnp.mean(values.reshape(len(values), -1), axis=1), weight)
+
+
+def _parameters(loss: Divergence) -> dict[str, inspect.Parameter]:
+  try:
+    return dict(inspect.signature(loss).parameters)
+  except (TypeError, ValueError):  # a compiled function that Python cannot look into
+    return {}

@@ -1,0 +1,115 @@
+"""Errors in one line: what is wrong, the nearest names, the package that is missing. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import operator
+import pathlib
+import re
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+# What pip installs, where its name is not that of the module.
+_PIP = {
+  'equinox': "'jaxlite[equinox]'",
+  'haiku': "'jaxlite[haiku]'",
+  'keras': "'jaxlite[keras]'",
+  'orbax.checkpoint': 'orbax-checkpoint',
+  'sklearn': 'scikit-learn',
+  'tensorflow_datasets': 'tensorflow-datasets',
+  'tokenizers': "'jaxlite[tokenizers]'",
+}
+
+
+def need(asker: str, *modules: str) -> None:
+  """Makes sure that packages are installed, and imports none.
+
+  Args:
+    asker: who needs them, for the message.
+    *modules: what will be imported.
+
+  Raises:
+    ImportError: one line with everything that is missing.
+
+  >>> need('this example', 'json', 'no_such_package')
+  Traceback (most recent call last):
+    ...
+  ImportError: this example needs no_such_package: pip install no_such_package
+  """
+  missing = [module for module in modules if not _is_there(module)]
+  if missing:
+    names = ' '.join(_PIP.get(module, module) for module in missing)
+    raise ImportError(f'{asker} needs {", ".join(missing)}: pip install {names}')
+
+
+def _is_there(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # not even the package around it
+    return False
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
+  """Returns the known names nearest to a mistaken one, for an error message.
+
+  Args:
+    name: a field, a path or a regular expression on paths.
+    names: what is known.
+    count: how many to give.
+
+  >>> nearest('optim.lrr', ['optim.lr', 'seed', 'data.source'], count=1)
+  'optim.lr'
+  >>> nearest('^kernal$', ['dense/bias', 'dense/kernel'], count=1)
+  'dense/kernel'
+  """
+  wanted = re.sub(r'[^\w./-]', '', name).lower()
+
+  def likeness(candidate: str) -> float:
+    pairs = [(wanted, candidate.lower()), (_last_part(wanted), _last_part(candidate.lower()))]
+    return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+  return ', '.join(sorted(dict.fromkeys(names), key=likeness, reverse=True)[:count]) or 'none'
+
+
+def _last_part(name: str) -> str:
+  return re.split(r'[./]', name)[-1]
+
+
+class ConfigError(ValueError):
+  """A config or a command line that cannot run. Its message is one line: the rule, what was got, the fix."""
+
+
+def whole(value: Any, what: str, *, least: int) -> int:
+  """Returns a whole number of any integer type as int, or raises naming `what` it is.
+
+  >>> import numpy as np
+  >>> whole(np.int32(3), 'batch_size', least=1)
+  3
+  """
+  if isinstance(value, bool) or not hasattr(value, '__index__') or operator.index(value) < least:
+    raise ValueError(f'{what} is a whole number, at least {least}; got {value!r}')
+  return operator.index(value)
+
+
+def one_line(error: Exception) -> str | None:
+  """Returns the message for an error that a person can mend; None for one that needs its traceback.
+
+  Ours are raised on purpose, with one line that says what to do; so are the system's (a full disk, a folder
+  that cannot be written). Whatever else comes is a fault in the code, and hiding where would not help.
+
+  >>> one_line(ConfigError('seed is at least 0; got -1'))
+  'seed is at least 0; got -1'
+  >>> one_line(ZeroDivisionError('division by zero')) is None
+  True
+  """
+  message = str(error)
+  if not message:
+    return None
+  if isinstance(error, OSError | ConfigError):
+    return None if '\n' in message else message
+  frames = traceback.extract_tb(error.__traceback__)
+  ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
+  on_purpose = ours and (frames[-1].line or '').startswith('raise ')
+  return message if on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError) else None

@@ -1,0 +1,155 @@
+"""Facts of the machine and the process, each read in one place: processor, cores, memory, devices, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def print_device(say: Callable[[str], None] = print) -> None:
+  """Prints what the run computes on, with a warning when an accelerator stands idle."""
+  import jax
+
+  devices = jax.devices()
+  kinds = ', '.join(sorted({device.device_kind for device in devices}))
+  say(f'device: {len(devices)} x {devices[0].platform} ({kinds}), {cores()} CPU cores, jax {jax.__version__}')
+  if devices[0].platform == 'cpu':
+    for sign, what, fix in _SIGNS:
+      if any(Path('/dev').glob(sign)):
+        say(f'warning: {what} is present but JAX does not see it, so the CPU is used: {fix}')
+        break
+
+
+_SIGNS = (
+  ('nvidia[0-9]*', 'an NVIDIA GPU', "pip install -U 'jax[cuda12]'"),
+  ('kfd', 'an AMD GPU', "pip install -U 'jax[rocm]'"),
+  ('accel[0-9]*', 'a TPU', "pip install -U 'jax[tpu]'"),
+)
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions that the numbers of a run may depend on."""
+  found = {'python': platform.python_version()}
+  for name in ('jaxlite', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scikit-learn'):
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def machine() -> dict[str, str]:
+  """Returns what this process runs on: system, processor, cores, memory, and JAX's devices where JAX is loaded."""
+  found = {'system': f'{platform.system()} {platform.release()} {platform.machine()}', 'processor': _processor()}
+  found['cores'] = str(cores())
+  with contextlib.suppress(AttributeError, ValueError, OSError):  # no such call on this system
+    found['memory'] = f'{os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.1f} GiB'
+  if 'jax' in sys.modules:
+    devices = sys.modules['jax'].devices()
+    found['devices'] = f'{len(devices)} x {devices[0].platform} ({devices[0].device_kind})'
+  return found
+
+
+def cores() -> int:
+  """Returns how many CPU cores this process may use: fewer than the machine has under `taskset` or in a CPU set."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else all_cores()
+
+
+def all_cores() -> int:
+  """Returns how many CPU cores the machine has, whether or not this process may use them."""
+  return os.cpu_count() or 1
+
+
+@functools.cache
+def _cpuinfo() -> tuple[str, ...] | None:
+  """The kernel's own table of the processors; None where there is none."""
+  try:
+    return tuple(Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines())
+  except OSError:
+    return None
+
+
+def processor_lines(*starts: str) -> list[str]:
+  """Returns the lines of the kernel's table of processors that begin with one of these words; [] where it has none."""
+  return [line for line in _cpuinfo() or () if line.startswith(starts)]
+
+
+def _processor() -> str:
+  named = [line.partition(':')[2].strip() for line in processor_lines('model name')]
+  return named[0] if named else platform.processor() or 'unknown'
+
+
+def abilities() -> str:
+  """Returns what compiled code depends on of the processor, as the system names it."""
+  if _cpuinfo() is None:
+    return platform.processor()
+  return next(iter(processor_lines('flags', 'Features')), '')
+
+
+def resident() -> int:
+  """Returns the bytes of memory that this process has in use; where that is not told, the most that it ever had."""
+  try:
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  except OSError:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def available() -> int:
+  """Returns by how many bytes this process may grow: the least that machine, control group and limits allow."""
+  import resource
+
+  rooms = [meminfo('MemAvailable')]
+  for limit, used in ((resource.RLIMIT_AS, 'VmSize'), (resource.RLIMIT_DATA, 'VmData')):
+    soft = resource.getrlimit(limit)[0]
+    if soft != resource.RLIM_INFINITY:
+      rooms.append(soft - status(used))
+  group = control_group()
+  return max(0, min([*rooms, *([] if group is None else [group])]))
+
+
+def mapped() -> int:
+  """Returns the bytes of address space that this process has, which `ulimit -v` limits; 0 where it is not told."""
+  return status('VmSize')
+
+
+def status(name: str) -> int:
+  """Returns one line of the kernel's table of this process, in bytes; 0 where it is not there."""
+  return kibibytes(Path('/proc/self/status'), name)
+
+
+def meminfo(name: str) -> int:
+  """Returns one line of the kernel's table of memory, in bytes; 0 where it is not there."""
+  return kibibytes(Path('/proc/meminfo'), name)
+
+
+def kibibytes(path: Path, name: str) -> int:
+  """Returns one line of the kernel's tables, in bytes; 0 where there is none, so that memory is spared."""
+  try:
+    lines = path.read_text().splitlines()
+  except OSError:
+    return 0
+  return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f'{name}:')), 0)
+
+
+def control_group(root: Path = Path('/sys/fs/cgroup')) -> int | None:
+  """Returns the bytes left in the control group (version 2 or 1); None where it sets no limit."""
+  for limit, used in (
+    ('memory.max', 'memory.current'),
+    ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
+  ):
+    try:
+      text = (root / limit).read_text().strip()
+      if text != 'max' and int(text) < 2**60:
+        return int(text) - int((root / used).read_text())
+    except (OSError, ValueError):
+      continue
+  return None

@@ -1,0 +1,41 @@
+"""What Optax leaves out: accumulation, averages, penalties, schedules, augmentation inside the step."""
+
+from jaxlite.optim import schedules as schedules
+from jaxlite.optim._accumulate import accumulate
+from jaxlite.optim._augment import augment, crop, cutmix, cutout, flip, mixup, shift
+from jaxlite.optim._average import average
+from jaxlite.optim._freeze import freeze
+from jaxlite.optim._normalize import normalize
+from jaxlite.optim._penalties import l2, label_smoothing
+from jaxlite.optim._plateau import observe_score, plateau
+from jaxlite.optim._proximal import l1_proximal
+from jaxlite.optim._sam import sam
+from jaxlite.optim._swa import refresh_statistics, swa
+from jaxlite.optim._unfreeze import next_phase, unfreezing
+from jaxlite.optim.schedules import warmup_cosine
+
+__all__ = [
+  'accumulate',
+  'augment',
+  'average',
+  'crop',
+  'cutmix',
+  'cutout',
+  'flip',
+  'freeze',
+  'l1_proximal',
+  'l2',
+  'label_smoothing',
+  'mixup',
+  'next_phase',
+  'normalize',
+  'observe_score',
+  'plateau',
+  'refresh_statistics',
+  'sam',
+  'schedules',
+  'shift',
+  'swa',
+  'unfreezing',
+  'warmup_cosine',
+]

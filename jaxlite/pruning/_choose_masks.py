@@ -1,0 +1,207 @@
+"""From scores to masks: which leaves, how many units of each live, and which.
+
+What every dynamic (gradual, RigL, straight-through, one-shot) does at a refresh.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite import trees
+from jaxlite.graph.layouts import LeafLayout
+from jaxlite.pruning._allocate import Allocate, Global, Leaf, allocated, by_rules
+from jaxlite.pruning._structure import Structure, element
+from jaxlite.pruning._top_k import keep_largest, keep_largest_of
+
+Structures = Structure | Mapping[str, Structure]
+
+
+class Target(NamedTuple):
+  """What a leaf is to become.
+
+  Attributes:
+    shape: of the weight.
+    layout: its axes, None where they are not known.
+    structure: its units.
+    sparsity: its share of zeros in the end.
+    shared: the allocation, where one threshold serves all leaves.
+  """
+
+  shape: tuple[int, ...]
+  layout: LeafLayout | None
+  structure: Structure
+  sparsity: float
+  shared: Global | None
+
+
+def targets(
+  leaves: Mapping[str, Any],
+  layouts: Mapping[str, LeafLayout | None] | None,
+  sparsity: float,
+  structure: Structures,
+  allocate: Allocate,
+  *,
+  what: str,
+) -> dict[str, Target]:
+  """Decides what each leaf is to become.
+
+  Args:
+    leaves: the arrays to prune, by path.
+    layouts: by path, or None.
+    sparsity: the overall one.
+    structure: of all, or by rules on paths (the first that matches; element without one).
+    allocate: how the sparsity is shared.
+    what: names the asking part in an error.
+
+  Returns:
+    By path, the Target.
+
+  Raises:
+    ValueError: a rule that matches nothing; a sparsity that contradicts the structure or a floor.
+  """
+  if not isinstance(structure, Structure | Mapping):
+    raise TypeError(
+      f'{what}: structure is element, channel(), n_m(2, 4), ... or rules, {{path: structure}}; got {structure!r}'
+    )
+  seen = {path: Leaf(tuple(leaf.shape), (layouts or {}).get(path)) for path, leaf in leaves.items()}
+  shares = allocated(seen, sparsity, allocate, what=what)
+  alone = isinstance(structure, Structure)
+  structures = (
+    dict.fromkeys(seen, structure) if alone else by_rules(seen, structure, element, what=f'{what}: structure rule')
+  )
+  shared = allocate if isinstance(allocate, Global) else None
+  found = {}
+  for path, leaf in seen.items():
+    own, share = structures[path], shares[path]
+    if own is not element and len(leaf.shape) < 2:
+      raise ValueError(f'{what}: the structure {own.describe} needs two axes; {path!r} has {len(leaf.shape)}')
+    fixed = own.fixed(leaf.shape, leaf.layout)
+    if shared and (fixed is not None or own.rivals(leaf.shape, leaf.layout) is not None):
+      raise ValueError(f'{what}: one threshold for all leaves cannot hold {own.describe} ({path!r}): allocate=uniform')
+    if fixed is not None:
+      share = 1 - fixed / max(math.prod(leaf.shape), 1)
+    found[path] = Target(leaf.shape, leaf.layout, own, share, shared)
+  if alone and structure.share is not None and abs(sparsity - structure.share) > 1e-6:
+    raise ValueError(
+      f'{what}: {structure.describe} makes {structure.share:g} of the weights zero; got sparsity={sparsity}: pass that'
+    )
+  return found
+
+
+def draw(
+  targets: Mapping[str, Target],
+  scores: Mapping[str, jax.Array],
+  at: Callable[[float], Any] | None = None,
+  done: Any = True,
+) -> dict[str, jax.Array]:
+  """Draws masks.
+
+  Args:
+    targets: by path.
+    scores: float[...] by path, non-negative: the largest live.
+    at: target sparsity -> float32[], the sparsity asked now; None asks for the target.
+    done: bool[], whether now is the end, where each target is met to the unit.
+
+  Returns:
+    bool[shape] by path.
+
+  >>> import jax.numpy as jnp
+  >>> from jaxlite.pruning._allocate import uniform
+  >>> leaves = {'w': jnp.array([[1.0, 4.0], [3.0, 2.0]])}
+  >>> draw(targets(leaves, None, 0.5, element, uniform, what='x'), leaves)['w'].tolist()
+  [[False, True], [True, False]]
+  """
+  at = jnp.float32 if at is None else at
+  if not targets:
+    return {}
+  units = {path: target.structure.units(scores[path], target.layout) for path, target in targets.items()}
+  shared = next(iter(targets.values())).shared
+  if shared is not None:
+    live = _together(targets, units, shared, at, done)
+  else:
+    live = {path: _alone(targets[path], one, at, done) for path, one in units.items()}
+  return {path: t.structure.spread(live[path], t.shape, t.layout) for path, t in targets.items()}
+
+
+def _alone(target: Target, units: jax.Array, at: Callable[[float], Any], done: Any) -> jax.Array:
+  structure = target.structure
+  axes = structure.rivals(target.shape, target.layout)
+  size = units.size if axes is None else math.prod(units.shape[axis] for axis in axes)
+  final = structure.fixed(target.shape, target.layout)
+  if final is None:
+    final = max(size - round(size * target.sparsity), min(structure.fewest, size))
+  return keep_largest(units, _kept(size, final, at(target.sparsity), done), axes=axes)
+
+
+def _together(
+  targets: Mapping[str, Target],
+  units: Mapping[str, jax.Array],
+  shared: Global,
+  at: Callable[[float], Any],
+  done: Any,
+) -> dict[str, jax.Array]:
+  sparsity = next(iter(targets.values())).sparsity
+  size = sum(one.size for one in units.values())
+  final = size - round(size * sparsity)
+  least = {path: targets[path].structure.fewest for path in units}
+  floors = {path: max(math.ceil(shared.floor * one.size), least[path]) for path, one in units.items()}
+  if sum(floors.values()) > final:
+    raise ValueError(
+      f'global_: floor={shared.floor} keeps {sum(floors.values())} units alive, sparsity={sparsity} only {final}:'
+      ' lower one of them'
+    )
+  competing = {}
+  for path, one in units.items():
+    wide = one.astype(jnp.promote_types(one.dtype, jnp.float32))
+    if shared.normalise:
+      top = jnp.max(wide, initial=0.0)  # scaled, so that squares neither vanish nor overflow
+      wide = wide / jnp.where(top > 0, top, 1)
+      norm = jnp.sqrt(jnp.sum(wide**2))
+      wide = wide / jnp.where(norm > 0, norm, 1)
+    competing[path] = jnp.where(keep_largest(wide, floors[path]), jnp.inf, wide) if floors[path] else wide
+  live = keep_largest_of(list(competing.values()), _kept(size, final, at(sparsity), done))
+  return dict(zip(competing, live, strict=True))
+
+
+def _kept(size: int, final: int, ramp: Any, done: Any) -> jax.Array:
+  """How many units live. The target is met to the unit: it is rounded in Python's float64, not on the device."""
+  on_the_way = size - jnp.floor(size * ramp).astype(jnp.int32)
+  return jnp.where(done, final, jnp.maximum(on_the_way, final))
+
+
+def scores_of(
+  score: Any, params: Any, context: Any, targets: Mapping[str, Target], *, what: str
+) -> dict[str, jax.Array]:
+  """Returns the scores of the leaves that have a target.
+
+  Args:
+    score: (params, context) -> tree like params.
+    params: pytree of arrays.
+    context: what the score reads.
+    targets: by path.
+    what: names the asking part in an error.
+
+  Raises:
+    ValueError: the score gave another tree, or other shapes.
+  """
+  found = leaves_at(score(params, context), targets)
+  for path, target in targets.items():
+    got = jnp.shape(found[path]) if path in found else 'nothing'
+    if got != target.shape:
+      raise ValueError(f'{what}: a score returns a tree like params; {path!r} is {target.shape}, its score {got}')
+  return found
+
+
+def leaves_at(tree: Any, paths: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree that stand at the given paths.
+
+  >>> leaves_at({'a': {'w': 1, 'b': 2}}, ['a/w'])
+  {'a/w': 1}
+  """
+  names, leaves, _ = trees.flatten(tree)
+  return {name: leaf for name, leaf in zip(names, leaves, strict=True) if name in paths}

@@ -1,0 +1,116 @@
+"""Gradual pruning as the last link of an Optax chain: what it masks is exactly zero after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlite import trees
+from jaxlite.contract import Last
+from jaxlite.pruning._allocate import Allocate, uniform
+from jaxlite.pruning._choose_masks import Structures, draw, leaves_at, scores_of, targets
+from jaxlite.pruning._mask_state import (
+  PruneState,
+  drawn_at,
+  hold_at_zero,
+  laid_out,
+  layouts_for,
+  layouts_in,
+  start,
+  watched,
+)
+from jaxlite.pruning._structure import element
+from jaxlite.pruning.scores import Score, magnitude
+from jaxlite.pruning.sparsity_schedules import Schedule, schedule_of
+
+
+def prune(
+  sparsity: float,
+  *,
+  begin: int = 0,
+  end: int | None = None,
+  every: int = 100,
+  initial: float = 0.0,
+  select: trees.Rule = None,
+  schedule: Schedule | None = None,
+  score: Score = magnitude,
+  context: Any = None,
+  structure: Structures = element,
+  allocate: Allocate = uniform,
+  packed: bool = False,
+) -> Last:
+  """Zeroes the weights that matter least, gradually, and holds them at exactly zero.
+
+  Stands last in a chain and needs no call beside `update`. Masks are drawn at `begin`, each `every` updates after
+  it, and at `end`, where the target is reached whatever `every` is. Between them the sparsity follows the cubic
+  schedule of Zhu and Gupta. The masks are those of a stable sort by score.
+
+  Args:
+    sparsity: the share of each selected leaf that is zero from `end` on, in [0, 1).
+    begin: the first update that masks, counted from 0.
+    end: the update at which the target is reached; None prunes once, at `begin`.
+    every: updates between refreshes.
+    initial: the sparsity at `begin` of a gradual schedule.
+    select: a rule on paths; None takes the weights (in a foreign loop: by shape and name).
+    schedule: `cubic`, `one_shot`, `periodic` or `constant`, in place of `begin`, `end`, `every` and `initial`.
+    score: (params, context) -> tree like params, non-negative: the largest live. It sees the weights as they came in:
+      what is dead is zero, so by magnitude nothing comes back (`straight_through` and `rigl` let weights come back).
+    context: arrays that the score reads, such as a `Calibration`; kept in the state, so no program captures them.
+    structure: `element`, `channel()`, `n_m(2, 4)`, `per_output()`, `block(4, 4)`; or by rules, {regular expression
+      on paths: structure}.
+    allocate: `uniform`, `erk`, `global_(floor=0.1)`; or {regular expression on paths: sparsity}.
+    packed: keep a mask as bits, 1/32 of float32 weights, instead of bytes.
+
+  Returns:
+    An Optax transformation (a `Last`).
+
+  Raises:
+    ValueError: a sparsity outside [0, 1), `end` before `begin`, `every` under 1; at init, no weight selected.
+
+  References:
+    Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878
+
+  >>> import jax.numpy as jnp, optax
+  >>> tx = optax.chain(optax.sgd(0.1), prune(0.5))
+  >>> params = {'w': jnp.arange(1.0, 5.0).reshape(2, 2)}
+  >>> updates, state = tx.update({'w': jnp.zeros((2, 2))}, tx.init(params), params)
+  >>> optax.apply_updates(params, updates)['w'].tolist()
+  [[0.0, 0.0], [3.0, 4.0]]
+  """
+  schedule = schedule_of('prune', sparsity, begin, end, every, initial, schedule)
+
+  def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
+    chosen = trees.weight_paths(params, select, weights, what='prune')
+    layouts = layouts_for(chosen, weights, structure, allocate)
+    goals = targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what='prune')
+    dense = {path: jnp.ones(goal.shape, bool) for path, goal in goals.items()}
+    return start(params, dense, packed=packed)._replace(context=jax.tree.map(jnp.copy, context), layouts=layouts)
+
+  def update(updates: Any, state: PruneState, params: Any = None, **_: Any) -> tuple[Any, PruneState]:
+    if params is None:
+      raise ValueError('prune needs the weights to mask them: call update(grads, state, params)')
+    count = state.count
+    chosen = trees.paths(state.masks)
+    goals = targets(leaves_at(params, chosen), layouts_in(state.layouts), sparsity, structure, allocate, what='prune')
+
+    def refresh(masks: Any, kept: Any) -> tuple[Any, Any]:
+      # Not of params + updates: a branch that reads the updates would have them written out at every step.
+      scores = scores_of(score, params, state.context, goals, what='prune')
+      drawn = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
+      return laid_out(drawn, params, packed), kept
+
+    masks, _, broken = watched(state, params, schedule, (), refresh)
+    return hold_at_zero(updates, params, masks), state._replace(
+      count=optax.safe_increment(count),
+      masks=masks,
+      broken=state.broken + broken,
+      sparsity=jnp.where(schedule.due(count), schedule.at(count, sparsity), state.sparsity),
+      reached=state.reached | (count >= schedule.end),
+      **drawn_at(state, schedule),
+    )
+
+  return Last(init, update)

@@ -1,0 +1,137 @@
+"""The state of an update part that holds weights at zero, and what all such parts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite import trees
+from jaxlite.graph.layouts import Layouts
+from jaxlite.pruning import _masks as masking
+from jaxlite.pruning._allocate import Allocate, uniform
+from jaxlite.pruning._choose_masks import Structures
+from jaxlite.pruning._structure import element
+from jaxlite.pruning.sparsity_schedules import Schedule
+
+_CHECK = 16  # updates between counts of broken weights; one more follows each refresh
+
+
+class PruneState(NamedTuple):
+  """State of every part that holds masks: arrays only, and the layouts as structure.
+
+  Attributes:
+    count: int32[], updates done.
+    masks: bool[...] for each pruned leaf, True where a weight lives, or its bits (uint8); None elsewhere.
+    broken: int32[], weights that came in non-zero where the mask says zero: another part wrote after this one.
+      Counted on the update after each refresh, and on each sixteenth.
+    sparsity: float32[], the sparsity last asked of the masks.
+    reached: bool[], whether the schedule has reached its target.
+    refreshes: int32[], how often masks were drawn anew.
+    last: int32[], the update that last drew them, -1 before the first.
+    context: what the scores read, None for most.
+    layouts: axes of the weights, where a structure or an allocation asks for them.
+  """
+
+  count: jax.Array
+  masks: Any
+  broken: jax.Array
+  sparsity: jax.Array
+  reached: jax.Array
+  refreshes: jax.Array
+  last: jax.Array
+  context: Any = None
+  layouts: Layouts | None = None
+
+
+def layouts_for(
+  chosen: frozenset[str], weights: Mapping[str, Any] | None, structure: Structures, allocate: Allocate
+) -> Layouts | None:
+  """Returns the layouts that a state must remember: None where nothing asks for them, or none are known."""
+  if not isinstance(weights, Mapping) or (structure is element and allocate is uniform):
+    return None
+  return Layouts(tuple((path, weights.get(path)) for path in sorted(chosen)))
+
+
+def layouts_in(layouts: Layouts | None) -> dict[str, Any] | None:
+  """Returns the layouts of a state by path."""
+  return None if layouts is None else layouts.by_path()
+
+
+def start(params: Any, masks: Mapping[str, jax.Array], *, packed: bool) -> PruneState:
+  """Returns the state of a part that holds `masks` and has done nothing yet."""
+  return PruneState(
+    count=jnp.zeros((), jnp.int32),  # each an array of its own: a loop may donate the state
+    masks=laid_out(masks, params, packed),
+    broken=jnp.zeros((), jnp.int32),
+    sparsity=jnp.zeros((), jnp.float32),
+    reached=jnp.zeros((), bool),
+    refreshes=jnp.zeros((), jnp.int32),
+    last=jnp.full((), -1, jnp.int32),
+  )
+
+
+def drawn_at(state: PruneState, schedule: Schedule) -> dict[str, jax.Array]:
+  """Returns the fields of a state that tell how often, and when last, masks were drawn, this update counted in."""
+  due = schedule.due(state.count)
+  return {'refreshes': state.refreshes + due, 'last': jnp.where(due, state.count, state.last)}
+
+
+def laid_out(masks: Mapping[str, jax.Array], params: Any, packed: bool) -> Any:
+  """Returns masks by path in the structure of params, None elsewhere."""
+  form = masking.pack if packed else lambda mask: mask
+  return trees.map_with_path(lambda path, _: form(masks[path]) if path in masks else None, params)
+
+
+def hold_at_zero(updates: Any, params: Any, masks: Any) -> Any:
+  """Returns updates that land exactly on zero where a mask says so."""
+
+  def held(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
+    # p + (-p) is exactly +0 in every float format, so apply_updates lands on zero; a bfloat16 update of a float32
+    # weight has to widen for it.
+    wide = -param.astype(jnp.promote_types(update.dtype, param.dtype))
+    return jnp.where(masking.unpack(mask, param.shape), update, wide)
+
+  return masking.over(held, masks, updates, params, unmasked=lambda update: update)
+
+
+def watched(
+  state: PruneState, params: Any, schedule: Schedule, kept: Any, refresh: Callable[[Any, Any], tuple[Any, Any]]
+) -> tuple[Any, Any, jax.Array]:
+  """Draws anew where the schedule says so, and now and then counts what another part wrote where masks hold zero.
+
+  Args:
+    state: before this update.
+    params: as they came in.
+    schedule: when to draw.
+    kept: what else a refresh changes.
+    refresh: (masks, kept) -> (masks, kept), anew.
+
+  Returns:
+    (masks, kept, int32[] weights found broken).
+  """
+  due = schedule.due(state.count)
+  # A wrong order breaks every step, so the first look after a refresh finds it.
+  look = due | schedule.due(state.count - 1) | (state.count % _CHECK == 0)
+
+  def turn(carry: Any) -> Any:
+    _, masks, kept, _ = carry
+    broken = broken_weights(masks, params)
+    return jnp.zeros((), bool), *jax.lax.cond(due, refresh, lambda *old: old, masks, kept), broken
+
+  # A conditional written as a loop of at most one turn: what a loop carries XLA keeps in place, what passes through
+  # a conditional it copies, at every step.
+  carry = (look, state.masks, kept, jnp.zeros((), jnp.int32))
+  return jax.lax.while_loop(lambda carry: carry[0], turn, carry)[1:]
+
+
+def broken_weights(masks: Any, params: Any) -> jax.Array:
+  """Counts the weights that are not zero where the masks hold zero; it reads every weight."""
+  wrong = masking.over(
+    lambda mask, param: jnp.sum((param != 0) & ~masking.unpack(mask, param.shape), dtype=jnp.int32),
+    masks,
+    params,
+  )
+  return sum(jax.tree.leaves(wrong), jnp.zeros((), jnp.int32))

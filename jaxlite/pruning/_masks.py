@@ -1,0 +1,118 @@
+"""Masks: which weights live, as booleans or as bits, and weights seen through them.
+
+A tree of masks has the structure of the params, with None where a leaf is not pruned. A mask is bool[...] of its
+weight's shape or, packed, uint8[ceil(n / 8)]: eight weights a byte, 1/32 of float32 weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlite import trees
+from jaxlite.errors import nearest
+
+
+def pack(mask: jax.Array) -> jax.Array:
+  """Packs a mask into bits, row-major, the first in the highest bit of a byte.
+
+  Args:
+    mask: bool[...].
+
+  Returns:
+    uint8[ceil(mask.size / 8)].
+
+  >>> pack(jnp.array([[True, False], [True, True]])).tolist()
+  [176]
+  """
+  return jnp.packbits(mask.reshape(-1))
+
+
+def unpack(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns a mask as booleans, packed or not.
+
+  Args:
+    mask: bool[shape], or uint8[ceil(n / 8)] as `pack` gives it.
+    shape: of the weight.
+
+  >>> unpack(jnp.uint8([176]), (2, 2)).tolist()
+  [[True, False], [True, True]]
+  """
+  if mask.dtype == jnp.bool_:
+    return mask
+  bits = (mask[:, None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)) & 1
+  return (bits.reshape(-1)[: math.prod(shape)] != 0).reshape(shape)
+
+
+def over(fn: Callable[..., Any], masks: Any, *rest: Any, unmasked: Callable[[Any], Any] = lambda leaf: None) -> Any:
+  """Maps `fn(mask, *leaves)` where there is a mask and `unmasked(first leaf)` elsewhere."""
+  return jax.tree.map(
+    lambda mask, *leaves: unmasked(leaves[0]) if mask is None else fn(mask, *leaves),
+    masks,
+    *rest,
+    is_leaf=lambda node: node is None,
+  )
+
+
+def apply_masks(params: Any, masks: Any) -> Any:
+  """Returns params with exact zeros where their masks say so.
+
+  Args:
+    params: any pytree of arrays.
+    masks: its masks, packed or not; None leaves a leaf as it is.
+
+  >>> apply_masks({'w': jnp.array([1.0, jnp.inf])}, {'w': jnp.array([True, False])})['w'].tolist()
+  [1.0, 0.0]
+  """
+  return over(
+    lambda mask, leaf: jnp.where(unpack(mask, leaf.shape), leaf, jnp.zeros_like(leaf)),
+    masks,
+    params,
+    unmasked=lambda leaf: leaf,
+  )
+
+
+def by_path(masks: Any, params: Any, *, what: str) -> Any:
+  """Lays masks out for params that may hold more than the masks know (what hooks learn, biases).
+
+  Args:
+    masks: a pytree of masks, or a dict of them by path.
+    params: pytree of arrays.
+    what: names the asking part in an error.
+
+  Returns:
+    Masks in the structure of params, bool or packed as they came, each an array of its own.
+
+  Raises:
+    ValueError: no mask at all, a mask of no parameter, or of another shape.
+  """
+  found = dict(zip(*trees.flatten(masks)[:2], strict=True))
+  shapes = dict(zip(*trees.flatten(params)[:2], strict=True))
+  if not found:
+    raise ValueError(f'{what}: there is no mask in what was given: sparsify first')
+  for path, mask in found.items():
+    if path not in shapes:
+      raise ValueError(f'{what}: the mask {path!r} is of no parameter; nearest: {nearest(path, shapes)}')
+    shape, dtype = np.shape(shapes[path]), np.asarray(mask).dtype
+    packed = (-(-math.prod(shape) // 8),)
+    if (dtype, np.shape(mask)) not in ((np.dtype(bool), shape), (np.dtype(np.uint8), packed)):
+      raise ValueError(
+        f'{what}: a mask is bool{list(shape)} or uint8{list(packed)} for {path!r};'
+        f' got {dtype}{list(np.shape(mask))}: give masks of these params'
+      )
+  return trees.map_with_path(lambda path, _: jnp.array(found[path]) if path in found else None, params)
+
+
+def views(model_state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """Returns by hook's name what `straight_through` and its like keep: masks by path, and the sparsity last asked.
+
+  >>> views({'jl.straight': {'masks': {}, 'sparsity': 0.5}, 'jl.average': {'w': 1.0}, 'batch_stats': {}})
+  {'straight': {'masks': {}, 'sparsity': 0.5}}
+  """
+  kept = {name: own for name, own in model_state.items() if name.startswith('jl.') and isinstance(own, Mapping)}
+  return {name.removeprefix('jl.'): own for name, own in kept.items() if {'masks', 'sparsity'} <= own.keys()}

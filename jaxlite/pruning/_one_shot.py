@@ -1,0 +1,79 @@
+"""One-shot pruning of a trained network: weights and masks in one call, by any score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxlite import trees
+from jaxlite.pruning import _masks as masking
+from jaxlite.pruning._allocate import Allocate, uniform
+from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at, scores_of, targets
+from jaxlite.pruning._mask_state import laid_out
+from jaxlite.pruning._statistics import Calibration
+from jaxlite.pruning._structure import element
+from jaxlite.pruning.scores import Score, magnitude
+from jaxlite.pruning.sparsity_schedules import check_sparsity
+
+
+def sparsify(
+  params: Any,
+  sparsity: float,
+  *,
+  score: Score = magnitude,
+  context: Any = None,
+  structure: Structures = element,
+  allocate: Allocate = uniform,
+  select: trees.Rule = None,
+  packed: bool = False,
+) -> tuple[Any, Any]:
+  """Zeroes the weights that matter least, at once.
+
+  Args:
+    params: any pytree of arrays.
+    sparsity: the share of each selected leaf that becomes zero, in [0, 1).
+    score: (params, context) -> tree like params, non-negative: the largest live.
+    context: what the score reads; a `Calibration` also tells which leaves are weights and how their axes lie.
+    structure: `element`, `channel()`, `n_m(2, 4)`, ...; or {regular expression on paths: structure}.
+    allocate: `uniform`, `erk`, `global_()`; or {regular expression on paths: sparsity}.
+    select: a rule on paths; None takes the calibration's weights, without one by shape and name.
+    packed: give the masks as bits.
+
+  Returns:
+    (params with exact zeros, masks: a tree like params with None where nothing is pruned). `hold(masks)` keeps them
+    in fine-tuning.
+
+  Raises:
+    ValueError: a sparsity outside [0, 1), no weight selected, a rule that matches nothing.
+
+  >>> import jax.numpy as jnp
+  >>> params, masks = sparsify({'w': jnp.array([[1.0, 4.0], [3.0, 2.0]]), 'b': jnp.ones(2)}, 0.5)
+  >>> params['w'].tolist(), masks['b']
+  ([[0.0, 4.0], [3.0, 0.0]], None)
+  """
+  goals = goals_of(params, sparsity, context, structure, allocate, select, what='sparsify')
+
+  @jax.jit
+  def drawn(params: Any, context: Any) -> Any:
+    return draw(goals, scores_of(score, params, context, goals, what='sparsify'))
+
+  found = drawn(params, context)
+  return masking.apply_masks(params, laid_out(found, params, False)), laid_out(found, params, packed)
+
+
+def goals_of(
+  params: Any,
+  sparsity: float,
+  context: Any,
+  structure: Structures,
+  allocate: Allocate,
+  select: trees.Rule,
+  *,
+  what: str,
+) -> dict[str, Target]:
+  """Decides what each leaf becomes; a `Calibration` knows the weights and their axes."""
+  check_sparsity(sparsity, what)
+  layouts = context.layouts.by_path() if isinstance(context, Calibration) else None
+  chosen = trees.weight_paths(params, select, layouts, what=what)
+  return targets(leaves_at(params, chosen), layouts, sparsity, structure, allocate, what=what)

@@ -1,0 +1,306 @@
+"""RigL and SET: sparse from the start to the end, with connections that move.
+
+Each is a wrapper that owns its optimizer, as `optax.MultiSteps` does: the raw gradient comes in, moments live
+inside, and the last word goes out. So it needs no extra arguments, and works wherever Optax works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxlite import trees
+from jaxlite.contract import Last, stream
+from jaxlite.pruning import _masks as masking
+from jaxlite.pruning._allocate import Allocate, Global, erk
+from jaxlite.pruning._choose_masks import Target, leaves_at, targets
+from jaxlite.pruning._mask_state import (
+  PruneState,
+  drawn_at,
+  hold_at_zero,
+  laid_out,
+  layouts_for,
+  layouts_in,
+  start,
+  watched,
+)
+from jaxlite.pruning._structure import element
+from jaxlite.pruning._top_k import keep_largest
+from jaxlite.pruning.scores import named_key
+from jaxlite.pruning.sparsity_schedules import Schedule, check_sparsity, periodic
+
+Grow = Callable[[str, jax.Array, jax.Array], jax.Array]  # (path, gradient, count) -> scores of dead weights
+
+
+class DynamicState(NamedTuple):
+  """State of `rigl` and `set_`.
+
+  Attributes:
+    masks: which weights live, as `prune` keeps them.
+    inner: the state of the optimizer inside.
+  """
+
+  masks: PruneState
+  inner: Any
+
+
+def rigl(
+  inner: optax.GradientTransformation,
+  sparsity: float,
+  *,
+  end: int,
+  every: int = 100,
+  fraction: float = 0.3,
+  allocate: Allocate = erk,
+  select: trees.Rule = None,
+  seed: int = 0,
+  packed: bool = False,
+) -> Last:
+  """Trains a sparse network whose smallest weights give way to the connections of largest gradient.
+
+  Masks are drawn at random at init, and weights outside them are zero from the first update on. At each refresh a
+  share of the live weights of a leaf dies, the smallest, and as many grow where the gradient is largest: they start
+  at zero, their moments at what `inner.init` gives. Dead weights feed no moments. The share falls as a cosine to
+  zero at `end`. As published, a refresh takes the place of a gradient step; here weights learn at it too, so that a
+  schedule inside `inner` counts every update.
+
+  Args:
+    inner: the optimizer, an Optax transformation; it sees gradients that are zero where a weight is dead.
+    sparsity: the share of the weights that is zero, in [0, 1).
+    end: the update from which on connections stay; three quarters of a run is common.
+    every: updates between refreshes.
+    fraction: the share of a leaf's live weights that moves at first, in [0, 1].
+    allocate: `erk`, `uniform`, or {regular expression on paths: sparsity}.
+    select: a rule on paths; None takes the weights (in a foreign loop: by shape and name).
+    seed: of the masks at init.
+    packed: keep masks as bits, 1/32 of float32 weights.
+
+  Returns:
+    An Optax transformation (a `Last`).
+
+  Raises:
+    TypeError: inner is no Optax transformation.
+    ValueError: an argument outside its range; at init, no weight selected.
+
+  References:
+    Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020, https://arxiv.org/abs/1911.11134
+
+  >>> import optax
+  >>> tx = rigl(optax.adam(0.1), 0.5, end=100, every=10)
+  >>> params = {'w': jnp.ones((4, 4))}
+  >>> updates, state = tx.update({'w': jnp.ones((4, 4))}, tx.init(params), params)
+  >>> int((optax.apply_updates(params, updates)['w'] != 0).sum())
+  8
+  """
+
+  def grow(path: str, gradient: jax.Array, count: jax.Array) -> jax.Array:
+    del path, count
+    return jnp.abs(gradient)
+
+  return _dynamic('rigl', inner, sparsity, end, every, fraction, allocate, select, seed, packed, grow)
+
+
+def set_(
+  inner: optax.GradientTransformation,
+  sparsity: float,
+  *,
+  end: int,
+  every: int = 100,
+  fraction: float = 0.3,
+  allocate: Allocate = erk,
+  select: trees.Rule = None,
+  seed: int = 0,
+  packed: bool = False,
+) -> Last:
+  """Trains a sparse network whose smallest weights give way to connections drawn at random (SET).
+
+  As `rigl` in all else; no dense gradient is needed to grow. `fraction=0` is static random sparsity.
+
+  Args:
+    inner: the optimizer, an Optax transformation.
+    sparsity: the share of the weights that is zero, in [0, 1).
+    end: the update from which on connections stay.
+    every: updates between refreshes.
+    fraction: the share of a leaf's live weights that moves at first, in [0, 1].
+    allocate: `erk`, `uniform`, or {regular expression on paths: sparsity}.
+    select: a rule on paths; None takes the weights.
+    seed: of the masks at init and of what grows.
+    packed: keep masks as bits, 1/32 of float32 weights.
+
+  Returns:
+    An Optax transformation (a `Last`).
+
+  Raises:
+    TypeError: inner is no Optax transformation.
+    ValueError: an argument outside its range; at init, no weight selected.
+
+  References:
+    Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity inspired by
+    network science, 2018, https://doi.org/10.1038/s41467-018-04316-3
+
+  >>> import optax
+  >>> tx = set_(optax.sgd(0.1), 0.75, end=100)
+  >>> int(tx.init({'w': jnp.ones((4, 4))}).masks.masks['w'].sum())
+  4
+  """
+
+  def grow(path: str, gradient: jax.Array, count: jax.Array) -> jax.Array:
+    return jax.random.uniform(stream(named_key(seed, f'grow/{path}'), 'set', count), gradient.shape)
+
+  return _dynamic('set_', inner, sparsity, end, every, fraction, allocate, select, seed, packed, grow)
+
+
+def _dynamic(
+  what: str,
+  inner: optax.GradientTransformation,
+  sparsity: float,
+  end: int,
+  every: int,
+  fraction: float,
+  allocate: Allocate,
+  select: trees.Rule,
+  seed: int,
+  packed: bool,
+  grow: Grow,
+) -> Last:
+  check_sparsity(sparsity, what)
+  if not isinstance(inner, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
+    raise TypeError(
+      f'{what} owns its optimizer: give an Optax transformation such as optax.adam(1e-3); got {_kind(inner)}'
+    )
+  if not 0 <= fraction <= 1:
+    raise ValueError(f'{what}: fraction is the share of live weights that moves, in [0, 1]; got {fraction}')
+  if isinstance(allocate, Global):
+    raise ValueError(f'{what}: connections move within a leaf, so allocate is erk, uniform or rules; got {allocate}')
+  refreshes = periodic(0, end, every)
+  # Not at 0, where the masks are fresh, and not at the end, where nothing moves any more.
+  schedule = Schedule(
+    refreshes.at, lambda count: (count > 0) & (count < end) & (count % every == 0), 0, refreshes.describe
+  )
+  inner = optax.with_extra_args_support(inner)
+
+  def goals_of(params: Any, chosen: Any, layouts: Any) -> dict[str, Target]:
+    return targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, element, allocate, what=what)
+
+  def init(params: Any, weights: Mapping[str, Any] | None = None) -> DynamicState:
+    chosen = trees.weight_paths(params, select, weights, what=what)
+    layouts = layouts_for(chosen, weights, element, allocate)
+    drawn = {
+      path: keep_largest(jax.random.uniform(named_key(seed, f'masks/{path}'), goal.shape), _live(goal))
+      for path, goal in goals_of(params, chosen, layouts).items()
+    }
+    masks = start(params, drawn, packed=packed)
+    masks = masks._replace(layouts=layouts, sparsity=jnp.full((), sparsity, jnp.float32))
+    return DynamicState(masks, inner.init(masking.apply_masks(params, masks.masks)))
+
+  def update(updates: Any, state: DynamicState, params: Any = None, **extra: Any) -> tuple[Any, DynamicState]:
+    if params is None:
+      raise ValueError(f'{what} needs the weights to mask them: call update(grads, state, params)')
+    held, count = state.masks, state.masks.count
+    chosen = trees.paths(held.masks)
+    goals = goals_of(params, chosen, held.layouts)
+    share = fraction / 2 * (1 + jnp.cos(jnp.pi * count.astype(jnp.float32) / max(end, 1)))
+
+    def move(masks: Any, inner_state: Any) -> tuple[Any, Any]:
+      weights, gradients = leaves_at(params, chosen), leaves_at(updates, chosen)
+      before = {p: masking.unpack(mask, goals[p].shape) for p, mask in leaves_at(masks, chosen).items()}
+      after = {
+        path: _moved(before[path], weights[path], grow(path, gradients[path], count), share, _live(goal))
+        for path, goal in goals.items()
+      }
+      # A weight that grew starts at zero, whatever noise came in with it, and so does its optimizer.
+      fresh = inner.init(_started(params, before, after))
+      changed = {path: before[path] ^ after[path] for path in after}
+      return laid_out(after, params, packed), _reset(inner_state, fresh, changed, params)
+
+    masks, inner_state, broken = watched(held, params, schedule, state.inner, move)
+    sparse = masking.apply_masks(params, masks)  # what comes in first, or just died, is not zero yet
+    moved, inner_state = inner.update(masking.apply_masks(updates, masks), inner_state, sparse, **extra)
+    return hold_at_zero(moved, params, masks), DynamicState(
+      held._replace(
+        count=optax.safe_increment(count),
+        masks=masks,
+        broken=held.broken + jnp.where(count > 0, broken, 0),  # the first weights are the user's
+        reached=jnp.ones((), bool),
+        **drawn_at(held, schedule),
+      ),
+      inner_state,
+    )
+
+  return Last(init, update)
+
+
+def _kind(thing: Any) -> str:
+  return getattr(thing, '__name__', type(thing).__name__)
+
+
+def _live(goal: Target) -> int:
+  size = int(np.prod(goal.shape))
+  return size - round(size * goal.sparsity)
+
+
+def _moved(mask: jax.Array, weight: jax.Array, growth: jax.Array, share: jax.Array, live: int) -> jax.Array:
+  """Drops a share of the live weights, the smallest, and grows as many among the dead, those just dropped too."""
+  moving = jnp.minimum(jnp.floor(live * share).astype(jnp.int32), weight.size - live)
+  kept = keep_largest(weight, live - moving, among=mask)
+  return kept | keep_largest(growth, moving, among=~kept)
+
+
+def _started(params: Any, before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> Any:
+  def value(path: str, param: jax.Array) -> jax.Array:
+    return jnp.where(before[path] & after[path], param, 0).astype(param.dtype) if path in after else param
+
+  return trees.map_with_path(value, params)
+
+
+def _reset(state: Any, fresh: Any, changed: Mapping[str, jax.Array], params: Any) -> Any:
+  """Returns an optimizer's state in which what belongs to a changed weight is as `init` made it."""
+  owner = _owners(state, params)
+
+  def one(path: str, leaf: Any, new: Any) -> Any:
+    return jnp.where(changed[owner[path]], new, leaf) if owner.get(path) in changed else leaf
+
+  return trees.map_with_path(one, state, fresh)
+
+
+def _owners(state: Any, params: Any) -> dict[str, str]:
+  """By path of a state's leaf, the parameter whose path it ends with and whose shape it has."""
+  shapes = {path: np.shape(leaf) for path, leaf in zip(*trees.flatten(params)[:2], strict=True)}
+  found = {}
+  for path, leaf in zip(*trees.flatten(state)[:2], strict=True):
+    ends = [name for name in shapes if not name or path == name or path.endswith(f'/{name}')]
+    longest = max(ends, key=len, default=None)
+    if longest is not None and np.shape(leaf) == shapes[longest]:
+      found[path] = longest
+  return found
+
+
+def unreset(state: Any, params: Any) -> list[str]:
+  """Lists what `rigl` and `set_` cannot reset when a connection moves: arrays that hold no value a weight.
+
+  Adafactor's factored moments, SM3's accumulators and L-BFGS's memory are such; they stay as they are.
+
+  Args:
+    state: a DynamicState, or any state that holds some.
+    params: what it was initialised with.
+
+  Returns:
+    Paths in the state of the inner optimizer, of arrays of more than one element.
+
+  >>> import optax
+  >>> params = {'w': jnp.ones((256, 128))}
+  >>> unreset(rigl(optax.adafactor(0.1), 0.5, end=9).init(params), params)
+  ['0/v_row/w', '0/v_col/w']
+  """
+  found = []
+  for one in trees.find(state, DynamicState):
+    owned = _owners(one.inner, params)
+    for path, leaf in zip(*trees.flatten(one.inner)[:2], strict=True):
+      if np.size(leaf) > 1 and path not in owned:
+        found.append(path)
+  return found

@@ -1,0 +1,240 @@
+"""What reaches each weight: norms and Gram matrices of the inputs at every contraction, and mean gradients.
+
+The statistics that one-shot pruning reads. The program of the model is run with a record left at each site; control
+flow, frameworks and layouts are `rewrite`'s and `layouts`' business.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlite import trees
+from jaxlite.contract import Batch, Context, Model, task
+from jaxlite.graph import layouts, provenance, rewrite, walk
+from jaxlite.graph.model import model_tags
+
+
+class Calibration(NamedTuple):
+  """What calibration batches say of each weight.
+
+  Attributes:
+    norms: by path, the L2 norm of the input that each weight multiplies, float32[...]: of the weight's rank, with
+      length 1 along its outputs.
+    grams: by path, float32[S, K, K], the sum over batches and positions of x x^T, where K runs over the summed axes
+      of the weight in `layouts`' order, and S over its stacked axes and groups; empty where not asked for.
+    gradients: tree like params, the mean gradient of the loss; None without one.
+    layouts: of every weight, None where the program mixes its axes; and why a weight has no statistics.
+  """
+
+  norms: Mapping[str, jax.Array]
+  grams: Mapping[str, jax.Array]
+  gradients: Any
+  layouts: layouts.Layouts
+
+
+def gather_statistics(
+  model: Model | Callable[[Any, Any], Any],
+  params: Any,
+  model_state: Any = None,
+  batches: Iterable[Batch] = (),
+  *,
+  loss: Callable[[Any, Batch], jax.Array] | None = None,
+  grams: bool = True,
+) -> Calibration:
+  """Runs batches through a network and records what reaches each weight.
+
+  Args:
+    model: a Model, run as in evaluation; or a function (params, inputs) -> outputs.
+    params: its parameters.
+    model_state: of a Model.
+    batches: dicts with 'inputs', and with what the loss reads. Batches of one shape are compiled once.
+    loss: (outputs, batch) -> float[B] or a scalar; with one, gradients are recorded too.
+    grams: whether to record Gram matrices, K^2 floats for a weight that sums over K inputs; else norms only.
+
+  Returns:
+    A Calibration.
+
+  Raises:
+    ValueError: no batch, or a network in which no weight meets an activation.
+
+  >>> batch = {'inputs': jnp.array([[3.0, 0.0], [4.0, 1.0]])}
+  >>> found = gather_statistics(lambda p, x: x @ p['w'], {'w': jnp.ones((2, 3))}, batches=[batch])
+  >>> found.norms['w'].tolist(), found.grams['w'].tolist()
+  ([[5.0], [1.0]], [[[25.0, 4.0], [4.0, 1.0]]])
+  """
+  apply = _forward(model)
+  model_state = {} if model_state is None else model_state
+  totals, gradients, seen = None, None, 0
+  record = jax.jit(functools.partial(_moments, apply, grams=grams))
+  slope = jax.jit(jax.grad(functools.partial(_objective, apply, loss))) if loss is not None else None
+  for batch in batches:
+    seen += 1
+    found = record(params, model_state, batch['inputs'])
+    totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
+    if slope is not None:
+      one = slope(params, model_state, dict(batch))
+      gradients = one if gradients is None else jax.tree.map(jnp.add, gradients, one)
+  if totals is None:
+    raise ValueError('gather_statistics reads what reaches the weights, so it needs at least one batch; got none')
+  known, skipped = _read(apply, params, model_state, batch['inputs'])
+  leaves = dict(zip(*trees.flatten(params)[:2], strict=True))
+  squares, moments = totals
+  return Calibration(
+    norms={path: _laid_out(jnp.sqrt(one), leaves[path], known[path]) for path, one in squares.items()},
+    grams=moments,
+    gradients=jax.tree.map(lambda one: one / seen, gradients),
+    layouts=layouts.Layouts(tuple(known.items()), tuple(skipped.items())),
+  )
+
+
+def _forward(model: Model | Callable[[Any, Any], Any]) -> Callable[..., Any]:
+  if isinstance(model, Model):
+    return lambda params, state, inputs: model.apply(params, state, inputs, train=False, key=None)[0]
+  if not callable(model):
+    raise TypeError(
+      f'gather_statistics takes a Model or a function (params, inputs) -> outputs; got {type(model).__name__}'
+    )
+  return lambda params, state, inputs: model(params, inputs)
+
+
+def _objective(apply: Any, loss: Any, params: Any, state: Any, batch: Batch) -> jax.Array:
+  outputs = apply(params, state, batch['inputs'])
+  return task(loss)(Context(outputs, batch, params, state, None, None))['task']
+
+
+class _Program(NamedTuple):
+  jaxpr: Any
+  plan: provenance.Plan
+  uses: Mapping[str, tuple[layouts.Use, ...]]
+  weights: frozenset[str]
+
+
+def _trace(apply: Any, params: Any, state: Any, inputs: Any) -> _Program:
+  jaxpr = jax.make_jaxpr(apply)(params, state, inputs)
+  tags = model_tags(params, state, inputs, None, None)
+  plan = provenance.read(jaxpr, tags)
+  weights = frozenset().union(*(site.paths for site in plan.all_sites() if site.weighs)) & {*trees.paths(params)}
+  return _Program(jaxpr, plan, layouts.read(jaxpr, plan, tags), weights)
+
+
+def _read(apply: Any, params: Any, state: Any, inputs: Any) -> tuple[dict[str, Any], dict[str, str]]:
+  program = _trace(apply, params, state, inputs)
+  if not program.weights:
+    raise ValueError('gather_statistics finds no contraction of a parameter with an activation: pass weights as params')
+  known = layouts.layouts_of(program.uses)
+  recorded = {use.path for name in _wanted(program) for use in program.uses[name]}
+  skipped = {}
+  for path in sorted(program.weights - recorded):
+    unclear = 'the program mixes its axes, or uses it in two ways'
+    skipped[path] = 'it stands in a branch or a while' if known.get(path) is not None else unclear
+  return {path: known.get(path) for path in sorted(program.weights)}, skipped
+
+
+def _wanted(program: _Program) -> frozenset[str]:
+  """The sites to record: of one clear leaf, always run, the same number of times."""
+  known = layouts.layouts_of(program.uses)
+  sure = frozenset(_always_run(program.jaxpr, program.plan))
+  return frozenset(
+    name for name, uses in program.uses.items() if name in sure and uses and all(known[use.path] for use in uses)
+  )
+
+
+def _always_run(jaxpr: Any, plan: provenance.Plan) -> Iterable[str]:
+  eqns = walk.opened(jaxpr)[0].eqns
+  yield from (site.name for site in plan.sites.values() if not site.why_not)
+  for index, inner in plan.inner.items():
+    if eqns[index].primitive.name not in ('while', 'cond'):
+      for one, body in zip(inner, walk.bodies(eqns[index]), strict=False):
+        yield from _always_run(body, one)
+
+
+def _moments(apply: Any, params: Any, state: Any, inputs: Any, *, grams: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+  """By path, sums of squares float32[S, K] and Gram matrices float32[S, K, K]."""
+  program = _trace(apply, params, state, inputs)
+  wanted = _wanted(program)
+
+  def visit(site: provenance.Site, eqn: Any, operands: Any, read: Any, axes: Any) -> tuple[Any, Any]:
+    rows = _rows(eqn, operands, site.side, program.uses[site.name][0])
+    record = {'squares': jnp.einsum('snk,snk->sk', rows, rows, precision='highest')}
+    if grams:
+      record['gram'] = jnp.einsum('snk,snl->skl', rows, rows, precision='highest')
+    return eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params)), record
+
+  rules = rewrite.Rules(
+    visit=visit,
+    wanted=lambda site: site.name in wanted,
+    merge=lambda one, other: jax.tree.map(jnp.add, one, other),
+    fold=lambda record: jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), record),
+    absent=lambda lengths: None,  # never asked for: no recorded site stands where it may not run
+    across=lambda record, axes: jax.tree.map(lambda leaf: lax.psum(leaf, axes), record),
+  )
+  _, records = rewrite.run(program.jaxpr, program.plan, jax.tree.leaves((params, state, inputs)), rules, {})
+  squares: dict[str, Any] = {}
+  moments: dict[str, Any] = {}
+  sites = program.plan.weight_sites()
+  for name, record in records.items():
+    lead = len(sites[name].lengths)
+    for use in program.uses[name]:
+      for into, field in ((squares, 'squares'), (moments, 'gram')):
+        if field in record:
+          one = record[field]
+          one = one.reshape(math.prod(one.shape[: lead + 1]), *one.shape[lead + 1 :])
+          into[use.path] = into[use.path] + one if use.path in into else one
+  return squares, moments
+
+
+def _rows(eqn: Any, operands: Any, side: int, use: layouts.Use) -> jax.Array:
+  """The inputs of a contraction as rows: float32[S, N, K], K in the order of the weight's summed axes."""
+  x = operands[1 - side].astype(jnp.float32)
+  if eqn.primitive.name == 'conv_general_dilated':
+    return _patches(eqn, x, operands[side].shape)
+  contracted, batches = eqn.params['dimension_numbers']
+  of_sum = [contracted[1 - side][contracted[side].index(axis)] for axis in use.order]
+  of_batch = [batches[1 - side][batches[side].index(axis)] for axis in use.batch]
+  free = [axis for axis in range(x.ndim) if axis not in of_sum + of_batch]
+  moved = jnp.transpose(x, (*of_batch, *free, *of_sum))
+  sizes = [math.prod(x.shape[axis] for axis in axes) for axes in (of_batch, free, of_sum)]
+  return moved.reshape(sizes)
+
+
+def _patches(eqn: Any, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
+  """What each position of a convolution's kernel sees, by groups."""
+  given, numbers = eqn.params, eqn.params['dimension_numbers']
+  spatial = [kernel[axis] for axis in numbers.rhs_spec[2:]]
+  channels, groups = kernel[numbers.rhs_spec[1]], given['feature_group_count']
+  found = lax.conv_general_dilated_patches(
+    jnp.transpose(x, numbers.lhs_spec),
+    spatial,
+    given['window_strides'],
+    given['padding'],
+    lhs_dilation=given['lhs_dilation'],
+    rhs_dilation=given['rhs_dilation'],
+    precision=lax.Precision.HIGHEST,
+  )
+  batch, positions = found.shape[0], math.prod(found.shape[2:])
+  found = found.reshape(batch, groups, channels, math.prod(spatial), positions)  # channels outermost
+  return jnp.transpose(found, (1, 0, 4, 3, 2)).reshape(groups, batch * positions, math.prod(spatial) * channels)
+
+
+def _laid_out(rows: jax.Array, leaf: Any, layout: layouts.LeafLayout) -> jax.Array:
+  """float32[S, K] in the leaf's own axes; the groups of a convolution lie along its outputs."""
+  shape = np.shape(leaf)
+  stack = layout.stack(len(shape))
+  summed = [shape[axis] for axis in layout.summed]
+  stacked = [shape[axis] for axis in stack]
+  groups = rows.shape[0] // max(math.prod(stacked), 1)
+  order = (*stack, *layout.outputs, *layout.summed)
+  if groups > 1:
+    (features,) = (shape[axis] for axis in layout.outputs)
+    wide = jnp.repeat(rows.reshape(*stacked, groups, *summed), features // groups, axis=len(stacked))
+  else:
+    wide = rows.reshape(*stacked, *(1 for _ in layout.outputs), *summed)
+  return jnp.transpose(wide, tuple(order.index(axis) for axis in range(len(shape))))

@@ -1,0 +1,270 @@
+"""A traced program and what is to be quantized in it: sites, bits by rule, the rewriting.
+
+Between the public forms (`quantize.py`, `fake_quant.py`, `lsq.py`, `ptq.py`) and the arithmetic of one contraction
+(`quant_product.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlite import trees
+from jaxlite.contract import Model, Params, State
+from jaxlite.graph import provenance, rewrite
+from jaxlite.graph.model import model_tags
+from jaxlite.quantization import _numerics as numerics
+from jaxlite.quantization import _product as products
+from jaxlite.quantization._numerics import Bits, check_bits
+
+Rules = Mapping[str, numerics.BitsLike | None]
+Ranges = Mapping[str, numerics.Range]
+Chosen = dict[str, Bits | None]
+# (site, product, activation, weight, what it reads or None, mesh axes) -> (result, record)
+Visit = Callable[[provenance.Site, products.Product, jax.Array, jax.Array, Any, tuple[str, ...]], tuple[jax.Array, Any]]
+Choose = Callable[[numerics.Range | None, numerics.Range], numerics.Range]
+
+
+class Program(NamedTuple):
+  """A function at some shapes.
+
+  Attributes:
+    jaxpr: closed.
+    plan: read from it.
+    out_tree: the structure of its results.
+  """
+
+  jaxpr: Any
+  plan: provenance.Plan
+  out_tree: Any
+
+
+class Combine(NamedTuple):
+  """How what sites record comes together: over branches, iterations and shards, in any order.
+
+  Attributes:
+    merge: (record, record) -> record.
+    fold: record with a leading axis -> record.
+    absent: (site, lengths of leading axes) -> the record that merges as nothing.
+    across: (record, mesh axes) -> record.
+  """
+
+  merge: Callable[[Any, Any], Any]
+  fold: Callable[[Any], Any]
+  absent: Callable[[provenance.Site, tuple[int, ...]], Any]
+  across: Callable[[Any, tuple[str, ...]], Any]
+
+
+def range_shape(site: provenance.Site, lengths: tuple[int, ...] | None = None) -> tuple[int, ...]:
+  """Returns the shape of either end of a site's range: one a layer of a scan; of two activations, one each."""
+  lengths = site.lengths if lengths is None else lengths
+  return (*lengths, 2) if site.paired else lengths
+
+
+def _across(span: numerics.Range, axes: tuple[str, ...]) -> numerics.Range:
+  return lax.pmin(span[0], axes), lax.pmax(span[1], axes)
+
+
+RANGES = Combine(
+  merge=numerics.merge,
+  fold=lambda span: (jnp.min(span[0], axis=0, initial=jnp.inf), jnp.max(span[1], axis=0, initial=-jnp.inf)),
+  absent=lambda site, lengths: numerics.unseen(range_shape(site, lengths)),
+  across=_across,
+)
+NOTHING = Combine(merge=lambda one, other: (), fold=lambda _: (), absent=lambda *_: (), across=lambda record, _: record)
+
+
+def trace(
+  fn: Callable[..., Any], args: Sequence[Any], tags: Sequence[provenance.Tag], *, pairs: bool = False
+) -> Program:
+  """Traces and reads a function.
+
+  Args:
+    fn: takes `args`.
+    args: pytrees of arrays.
+    tags: one a leaf of `args`, in order.
+    pairs: whether products of two activations are sites too.
+  """
+  jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+  return Program(jaxpr, provenance.read(jaxpr, tags, pairs=pairs), jax.tree.structure(shapes))
+
+
+def trace_model(
+  model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any, pairs: bool = False
+) -> tuple[Program, list[Any]]:
+  """Traces a model's apply.
+
+  Returns:
+    (the program, its inputs, flat).
+  """
+
+  def fn(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
+    return model.apply(params, state, inputs, train=train, key=key, step=step)
+
+  args = (params, state, inputs, key, step)
+  return trace(fn, args, model_tags(*args), pairs=pairs), jax.tree.leaves(args)
+
+
+def bits_by_site(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
+  """Decides the bits of every site; None keeps it float.
+
+  Args:
+    plan: of the program.
+    bits: where no rule speaks.
+    rules: by regular expression on the site's name; the first that matches decides.
+    what: names the asking part in an error.
+  """
+  rules = {
+    pattern: None if value is None else check_bits(value, f'{what}: rule {pattern!r}')
+    for pattern, value in (rules or {}).items()
+  }
+
+  def decide(name: str, site: provenance.Site) -> Bits | None:
+    own = next((value for pattern, value in rules.items() if re.search(pattern, name)), bits)
+    return None if own is not None and own.activation is None and site.paired else own
+
+  return {name: decide(name, site) for name, site in plan.weight_sites().items()}
+
+
+def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
+  """Decides the bits of every site, as `bits_by_site`, and refuses what would silently do nothing, or do it twice.
+
+  Args:
+    plan: of the program.
+    bits: where no rule speaks.
+    rules: by regular expression on the site's name.
+    what: names the asking part in an error.
+
+  Raises:
+    ValueError: nothing can be quantized; a rule matches nothing or asks for what cannot be; a weight that is
+      integers already.
+  """
+  sites = plan.weight_sites()
+  left = [site for site in plan.all_sites() if site.why_not]
+  if not sites:
+    reasons = '; '.join(sorted({f'{site.name or site.kind}: {site.why_not}' for site in left})[:4])
+    raise ValueError(
+      f'{what} finds no contraction of a parameter with an activation ({reasons or "no contraction at all"}):'
+      ' pass the weights as arguments, not through a closure, or leave the part out'
+    )
+  for pattern in rules or {}:
+    try:
+      trees.select(sites, pattern, what=f'{what}: rule')
+    except ValueError:
+      for site in left:
+        if _matches(pattern, site.name):
+          raise ValueError(f'{what}: rule {pattern!r} names {site.name}, which stays float: {site.why_not}') from None
+      raise
+  chosen = bits_by_site(plan, bits, rules, what)
+  integers = frozenset().union(*(paths for name, paths in marks(plan) if name.startswith(numerics.MARK)))
+  for name, site in sites.items():
+    if chosen[name] is not None and site.paths & integers:
+      raise ValueError(
+        f'{what}: {name} is quantized already by another part: keep it float in one of them, rules={{{name!r}: None}}'
+      )
+  return chosen
+
+
+def marks(plan: provenance.Plan) -> list[tuple[str, frozenset[str]]]:
+  """Returns (name, paths) of every `checkpoint_name` on a weight, at any depth."""
+  return [mark for inner in plan.walk() for mark in inner.marks]
+
+
+def _matches(pattern: str, name: str) -> bool:
+  if not name:
+    return False
+  try:
+    return re.search(pattern, name) is not None
+  except re.error:
+    return False
+
+
+def run(
+  program: Program,
+  leaves: Sequence[Any],
+  bits: Mapping[str, Bits | None],
+  visit: Visit,
+  combine: Combine = NOTHING,
+  reads: Mapping[str, Any] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+  """Runs a program with other arithmetic at its sites.
+
+  Args:
+    program: what was traced.
+    leaves: its inputs, flat.
+    bits: by site; None leaves it as it is.
+    visit: what is done at a site.
+    combine: of what visits record.
+    reads: by site, what its visit reads, with the lengths of the enclosing scans as leading axes; may lack a site.
+
+  Returns:
+    (results, the records by site).
+  """
+
+  def at(site: provenance.Site, eqn: Any, operands: Sequence[Any], read: Any, axes: tuple[str, ...]) -> Any:
+    product = products.Product(eqn.primitive, eqn.params, site.side, eqn.outvars[0].aval.dtype)
+    return visit(site, product, operands[1 - site.side], operands[site.side], read, axes)
+
+  rules = rewrite.Rules(at, lambda site: bits.get(site.name) is not None, *combine)
+  known = {name: read for name, read in (reads or {}).items() if bits.get(name) is not None}
+  results, records = rewrite.run(program.jaxpr, program.plan, leaves, rules, known)
+  return jax.tree.unflatten(program.out_tree, results), records
+
+
+def seen(site: provenance.Site, x: jax.Array, w: jax.Array, axes: tuple[str, ...]) -> numerics.Range:
+  """Returns the range of a site's activation, or of both: of the whole tensor, not of this shard."""
+  span = numerics.observe(x)
+  if site.paired:
+    span = jax.tree.map(lambda *ends: jnp.stack(ends), span, numerics.observe(w))
+  return _across(span, axes) if axes else span
+
+
+def observing(site: provenance.Site, product: products.Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
+  """A Visit that computes in float and records the activation's range."""
+  del read
+  return product.bind(x, w), seen(site, x, w, axes)
+
+
+def in_integers(
+  bits: Mapping[str, Bits | None],
+  choose: Choose,
+  *,
+  real: bool = False,
+  active: jax.Array | None = None,
+  observe: bool = True,
+) -> Visit:
+  """Returns the Visit that quantizes.
+
+  Args:
+    bits: by site.
+    choose: (stored range or None, observed range) -> the range to use.
+    real: whether to execute int8 operands.
+    active: bool[] or None; False is float.
+    observe: whether to record the activation's range (combine by `RANGES`); else stored ranges are used as they are,
+      no activation is looked through, and there is no record (`NOTHING`).
+  """
+
+  def visit(site: provenance.Site, product: products.Product, x: Any, w: Any, stored: Any, axes: Any) -> Any:
+    own = bits[site.name]
+    if own.activation is None:
+      out = products.weight_quantized(product, x, w, bits=own, active=active)
+      return out, numerics.unseen() if observe else ()
+    span = seen(site, x, w, axes) if observe or stored is None else stored
+    used = choose(stored, span) if observe else span
+    multiply = products.pair_quantized if site.paired else products.quantized
+    return multiply(product, x, w, used, bits=own, real=real, active=active), span if observe else ()
+
+  return visit
+
+
+def stored_or(stored: numerics.Range | None, span: numerics.Range) -> numerics.Range:
+  """Takes the stored range where it holds anything, else that of the call."""
+  if stored is None:
+    return span
+  known = numerics.is_seen(stored)
+  return jnp.where(known, stored[0], span[0]), jnp.where(known, stored[1], span[1])

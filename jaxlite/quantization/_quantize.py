@@ -1,0 +1,223 @@
+"""Quantization to 2 to 8 bits by rewriting the program: fake in training, real integers from the same ranges.
+
+Any JAX function, whatever wrote it: its jaxpr is read, each contraction of a weight with an activation is done in
+integers (`quant_product.py`), all else stays. Nothing is patched, so a float trace before or after changes
+nothing. What could not be quantized is told by `coverage`, never passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlite import trees
+from jaxlite.graph.provenance import DATA, weight
+from jaxlite.quantization import _numerics as numerics
+from jaxlite.quantization import _program as quant_program
+from jaxlite.quantization._numerics import BitsLike, check_bits
+from jaxlite.quantization._program import Ranges, Rules
+
+
+class Coverage(NamedTuple):
+  """One contraction of a function, and what quantization does with it.
+
+  Attributes:
+    name: the path of its weight, `#2` on a second use; '' where it has none.
+    kind: dot_general, conv_general_dilated, ...
+    bits: of its weight; None where it stays float.
+    activation_bits: of its activation; None where that stays float.
+    why: why it stays float, or what to know; '' where there is nothing to say.
+    flops: floating-point operations of one call; of branches that share a weight the first is counted, of a
+      while loop one iteration.
+    share: of all contractions' flops, from 0 to 1.
+  """
+
+  name: str
+  kind: str
+  bits: int | None
+  activation_bits: int | None
+  why: str
+  flops: int
+  share: float
+
+  @property
+  def quantized(self) -> bool:
+    return self.bits is not None
+
+
+def quantize(
+  fn: Callable[..., Any],
+  *,
+  bits: BitsLike = 8,
+  weights: int | Sequence[int] = 0,
+  real: bool = False,
+  rules: Rules | None = None,
+  ranges: Ranges | None = None,
+  attention: bool = False,
+) -> Callable[..., Any]:
+  """Returns the function with its contractions of weights and activations done in integers.
+
+  Weights are symmetric per output channel, activations affine per tensor over the range of the call, or over
+  given ranges. A weight is what depends on the weight arguments and constants only: a masked, transposed or
+  normalised weight is one. Gradients pass straight through, zero where an activation was clipped: take
+  `jax.grad` of the result, not the other way round.
+
+  Args:
+    fn: any function of pytrees of arrays; leaves that are no arrays are passed as they are.
+    bits: 2 to 8, of weights and activations, or a pair of theirs; (4, None) leaves activations float.
+    weights: position(s) of the arguments that hold the weights.
+    real: execute int8 operands into int32 instead of integer-valued float32. Bit-equal while
+      K * max|a| * max|w| <= 2^24, K being the length of the sum.
+    rules: {regular expression on a site's name: bits, as above, or None to keep it float}; the first match decides.
+    ranges: {site: (lowest, highest)}, as `observe`, `calibrate` or `model_state['jl.fake_quant']` gives them; a
+      site that it lacks takes the range of the call.
+    attention: also quantize products of two activations, both per tensor, named `<activations>`.
+
+  Returns:
+    A function of the same arguments.
+
+  Raises:
+    ValueError: when called, if nothing could be quantized, or a rule matches nothing.
+
+  References:
+    Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+    2018, https://arxiv.org/abs/1712.05877
+
+  >>> import jax.numpy as jnp
+  >>> w, x = jnp.array([[0.5], [-1.0]]), jnp.array([[0.1, 0.7], [1.0, 0.0]])
+  >>> dense = lambda w, x: x @ w
+  >>> fake, real = quantize(dense)(w, x), quantize(dense, real=True)(w, x)
+  >>> bool((fake == real).all()), bool((abs(fake - dense(w, x)) < 0.01).all())
+  (True, True)
+  """
+  number = check_bits(bits, 'quantize')
+
+  def quantized(*args: Any, **kwargs: Any) -> Any:
+    program, leaves = _program(fn, weights, args, kwargs, attention)
+    chosen = quant_program.check(program.plan, number, rules, 'quantize')
+    unknown = sorted(set(ranges or {}) - set(chosen))
+    if unknown:
+      raise ValueError(
+        f'quantize: ranges name {unknown[0]!r}, which is no site; nearest: {trees.nearest(unknown[0], chosen)}'
+      )
+    visit = quant_program.in_integers(chosen, quant_program.stored_or, real=real)
+    return quant_program.run(program, leaves, chosen, visit, quant_program.RANGES, ranges)[0]
+
+  return quantized
+
+
+def observe(
+  fn: Callable[..., Any], *, weights: int | Sequence[int] = 0, rules: Rules | None = None, attention: bool = False
+) -> Callable[..., tuple[Any, dict[str, numerics.Range]]]:
+  """Returns the function in float, giving also the ranges of its activations, for `quantize(ranges=)`.
+
+  Args:
+    fn: any function of pytrees of arrays.
+    weights: position(s) of the arguments that hold the weights.
+    rules: as in `quantize`; sites kept float are not observed.
+    attention: as in `quantize`.
+
+  Returns:
+    A function of the same arguments, to (outputs, {site: (lowest, highest)}). Ranges of several batches merge
+    by minimum and maximum.
+
+  >>> import jax.numpy as jnp
+  >>> _, ranges = observe(lambda p, x: x @ p['w'])({'w': jnp.ones((2, 2))}, jnp.array([[0.0, 3.0]]))
+  >>> {name: [float(end) for end in span] for name, span in ranges.items()}
+  {'w': [0.0, 3.0]}
+  """
+
+  def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, numerics.Range]]:
+    program, leaves = _program(fn, weights, args, kwargs, attention)
+    chosen = quant_program.check(program.plan, check_bits(numerics.MAX_BITS, 'observe'), rules, 'observe')
+    return quant_program.run(program, leaves, chosen, quant_program.observing, quant_program.RANGES)
+
+  return observed
+
+
+def coverage(
+  fn: Callable[..., Any],
+  *,
+  bits: BitsLike = 8,
+  weights: int | Sequence[int] = 0,
+  rules: Rules | None = None,
+  attention: bool = False,
+) -> Callable[..., list[Coverage]]:
+  """Tells what `quantize` with the same arguments would do to a function: every contraction, and why not.
+
+  Args:
+    fn: any function of pytrees of arrays.
+    bits: as in `quantize`.
+    weights: as in `quantize`.
+    rules: as in `quantize`.
+    attention: as in `quantize`.
+
+  Returns:
+    A function of the same arguments (arrays or ShapeDtypeStructs) to a list of Coverage, in program order.
+
+  >>> import jax.numpy as jnp
+  >>> attend = lambda p, x: (x @ p['q']) @ (x @ p['k']).T
+  >>> for row in coverage(attend)({'q': jnp.ones((4, 2)), 'k': jnp.ones((4, 2))}, jnp.ones((3, 4))):
+  ...   print(row.name, row.bits, row.why, round(row.share, 2))
+  q 8  0.36
+  k 8  0.36
+   None both operands are activations 0.27
+  """
+
+  number = check_bits(bits, 'coverage')
+
+  def covered(*args: Any, **kwargs: Any) -> list[Coverage]:
+    program, _ = _program(fn, weights, args, kwargs, attention)
+    sites = program.plan.all_sites()
+    decide = quant_program.check if rules else quant_program.bits_by_site
+    chosen = decide(program.plan, number, rules, 'coverage')
+    total = sum(site.flops for site in sites) or 1
+    rows = []
+    for site in sites:
+      kept = None if site.why_not else chosen[site.name]
+      why = site.why_not or ('kept float by rule' if kept is None else '')
+      if kept is not None and site.custom:
+        why = 'its gradient is its own derivative rule'
+      weight_bits, activation_bits = kept or (None, None)
+      weight_bits = activation_bits if site.paired else weight_bits
+      share = site.flops / total
+      rows.append(Coverage(site.name, site.kind, weight_bits, activation_bits, why, site.flops, share))
+    return rows
+
+  return covered
+
+
+def _program(
+  fn: Callable[..., Any], weights: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], attention: bool
+) -> tuple[quant_program.Program, list[Any]]:
+  positions = (weights,) if isinstance(weights, int) else tuple(weights)
+  for position in positions:
+    if not 0 <= position < len(args):
+      raise ValueError(
+        f'weights are looked for at position {position}, and {len(args)} arguments were given by position: pass'
+        ' them by position, or correct weights='
+      )
+  tags = []
+  for position, arg in enumerate((*args, kwargs)):
+    prefix = f'arg{position}/' if len(positions) > 1 else ''
+    for path, leaf in zip(*trees.flatten(arg)[:2], strict=True):
+      if _is_array(leaf):
+        name = (prefix + path).rstrip('/') or f'arg{position}'
+        is_weight = position in positions and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        tags.append(weight(name) if is_weight else DATA)
+  leaves, treedef = jax.tree.flatten((tuple(args), kwargs))
+  arrays = [leaf for leaf in leaves if _is_array(leaf)]
+
+  def of_arrays(arrays: list[Any]) -> Any:
+    rest = iter(arrays)
+    args, kwargs = jax.tree.unflatten(treedef, [next(rest) if _is_array(leaf) else leaf for leaf in leaves])
+    return fn(*args, **kwargs)
+
+  return quant_program.trace(of_arrays, [arrays], tags, pairs=attention), arrays
+
+
+def _is_array(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)

@@ -1,0 +1,1 @@
+"""A run's evidence: tables, figures, the page, and the ledger of what each part did."""

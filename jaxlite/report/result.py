@@ -1,0 +1,99 @@
+"""What one run hands back: plain values, saved as JSON and shown again without the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from jaxlite.deployment.inventory import Layer, stored_bytes
+
+
+@dataclasses.dataclass
+class Result:
+  """One finished run.
+
+  Attributes:
+    name: the run's name.
+    metrics: on the test split, the numbers that the task measures.
+    layers: every parameter array.
+    seconds: spent training, over all starts.
+    history: the points of metrics.jsonl: 'kind' ('train' or 'validation'), 'step', and numbers.
+    task: what kind of task was learned.
+    facts: what the task knows of the data and chose on validation: class names, units, thresholds.
+    rows: the task's lines of the table: [label, metric, form] each.
+    curve: [title, metric, form] of the validation curve beside the loss, or empty.
+    examples: of the test split, where each counts once; 0 where they have weights, which leave no interval.
+    evidence: arrays that tables and pictures were made of (a confusion matrix), as lists.
+    tables: of the report, each rows of cells.
+    figures: [file, caption] of the pictures that the task drew in the run's folder.
+    command: the command line that made it.
+    versions: package -> version.
+    machine: what it ran on.
+    notes: lines that the reader of the report should know.
+    best_step: the step whose model was tested, the best by validation once its sparsity target was met.
+    parts: what each part of the recipe did, [part, when, what it touched, what it could not] each (`ledger.account`).
+  """
+
+  name: str
+  metrics: dict[str, float]
+  layers: list[Layer] = dataclasses.field(default_factory=list)
+  seconds: float = 0.0
+  history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  task: str = ''
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  rows: list[list[str]] = dataclasses.field(default_factory=list)
+  curve: list[str] = dataclasses.field(default_factory=list)
+  examples: float = 0.0
+  evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
+  tables: list[list[list[str]]] = dataclasses.field(default_factory=list)
+  figures: list[list[str]] = dataclasses.field(default_factory=list)
+  command: str = ''
+  versions: dict[str, str] = dataclasses.field(default_factory=dict)
+  machine: dict[str, str] = dataclasses.field(default_factory=dict)
+  notes: list[str] = dataclasses.field(default_factory=list)
+  best_step: int | None = None
+  parts: list[list[str]] = dataclasses.field(default_factory=list)
+
+  @property
+  def parameters(self) -> int:
+    """Number of parameters, zeros included."""
+    return sum(layer.size for layer in self.layers)
+
+  @property
+  def sparsity(self) -> float:
+    """The share of weights that are exactly zero; 0 where there is no weight."""
+    weights = [layer for layer in self.layers if layer.weight]
+    size = sum(layer.size for layer in weights)
+    return sum(layer.size - layer.nonzero for layer in weights) / size if size else 0.0
+
+  @property
+  def bits(self) -> str:
+    """Bits of a stored weight, '4 and 8' where they differ."""
+    return ' and '.join(map(str, sorted({layer.bits for layer in self.layers if layer.weight})))
+
+  @property
+  def bytes(self) -> int:
+    """Bytes of all parameters, packed (see `stored_bytes`)."""
+    return sum(stored_bytes(layer.size, layer.nonzero, layer.bits, layer.scales) for layer in self.layers)
+
+
+def to_json(result: Result) -> str:
+  """Writes a Result as JSON; NaN stays NaN. `from_json` reads it."""
+  plain = dataclasses.asdict(result)
+  plain['layers'] = [layer._asdict() for layer in result.layers]
+  plain['evidence'] = {name: np.asarray(values).tolist() for name, values in result.evidence.items()}
+  return json.dumps(plain, default=float)
+
+
+def from_json(text: str) -> Result:
+  """Reads what `to_json` wrote.
+
+  >>> result = Result('mine', {'accuracy': 0.5}, [Layer('w', 4, 2)])
+  >>> from_json(to_json(result)) == result
+  True
+  """
+  plain = json.loads(text)
+  return Result(**{**plain, 'layers': [Layer(**layer) for layer in plain['layers']]})

@@ -1,0 +1,129 @@
+"""What a run hands back as evidence: the table on the terminal, `report.md`, and pictures beside it.
+
+A `Result` is plain values, so it is saved as JSON and shown again without the run. matplotlib is imported when
+pictures are drawn.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlite.report.result import Result
+from jaxlite.tasks.tables import percent, wilson
+
+PACKED = 'weights packed: the nonzero values at their bits, one mask bit a weight, float32 scales'
+
+
+def rows(results: Sequence[Result]) -> list[list[str]]:
+  """Returns the cells of the table: a measure to a row, a run to a column; first row and column name them."""
+  cells = [['', *(result.name for result in results)]]
+
+  def add(label: str, values: list[str]) -> None:
+    if any(values):
+      cells.append([label, *(value or '-' for value in values)])
+
+  def metric(label: str, name: str, write: Any) -> None:
+    add(label, [write(result.metrics[name]) if name in result.metrics else '' for result in results])
+
+  for label, name, form in dict.fromkeys(tuple(row) for result in results for row in result.rows):
+    metric(label, name, functools.partial(written, form))
+    if name == 'accuracy':
+      add('  95 % interval', [_interval(result) for result in results])
+  sized = [bool(result.layers) for result in results]
+  for label, values in (
+    ('parameters', [f'{result.parameters:,}' for result in results]),
+    ('sparsity of weights', [percent(result.sparsity, 1) for result in results]),
+    ('bits a weight', [result.bits for result in results]),
+    ('bytes as float32', [f'{4 * result.parameters:,}' for result in results]),
+    ('bytes packed', [f'{result.bytes:,}' for result in results]),
+    ('times smaller than float32', [f'{4 * result.parameters / max(1, result.bytes):.1f}' for result in results]),
+  ):
+    add(label, [value if shown else '' for value, shown in zip(values, sized, strict=True)])
+  add('seconds', [f'{result.seconds:.1f}' for result in results])
+  return cells
+
+
+def spread(results: Sequence[Result], name: str = 'accuracy') -> str:
+  """Returns a line: the mean of a metric over runs that differ by chance, and the interval that holds it.
+
+  Args:
+    results: at least two runs.
+    name: the metric, a share.
+
+  Returns:
+    The mean and its 95 % interval by Student's t.
+
+  References:
+    Student, The probable error of a mean, 1908, https://doi.org/10.2307/2331554
+
+  >>> spread([Result(str(i), {'accuracy': value}) for i, value in enumerate((0.90, 0.91, 0.92))])
+  'test accuracy over 3 runs: mean 91.00 %, 95 % interval 88.52 to 93.48 %'
+  """
+  from scipy import stats
+
+  values = np.array([result.metrics[name] for result in results])
+  half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+  low, high = percent(values.mean() - half).removesuffix(' %'), percent(values.mean() + half)
+  return f'test {name} over {len(values)} runs: mean {percent(values.mean())}, 95 % interval {low} to {high}'
+
+
+def table(results: Sequence[Result]) -> str:
+  """Returns the runs side by side, aligned for a terminal.
+
+  >>> rows = [['test accuracy', 'accuracy', 'percent'], ['loss', 'loss', '{:.4f}']]
+  >>> print(table([Result('mine', {'accuracy': 0.5, 'loss': 0.25}, seconds=3, rows=rows)]))
+                    mine
+  test accuracy  50.00 %
+  loss            0.2500
+  seconds            3.0
+  """
+  return '\n'.join(''.join(parts).rstrip() for parts in _aligned(rows(results)))
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+  """Returns cells as a Markdown table that also reads as plain text."""
+  escaped = [[cell.strip().replace('|', '\\|') for cell in row] for row in cells]
+  widths = [max(3, *(len(cell) for cell in column)) for column in zip(*escaped, strict=True)]
+  lines = [
+    '| ' + ' | '.join(f'{cell:{"<" if place == 0 else ">"}{widths[place]}}' for place, cell in enumerate(row)) + ' |'
+    for row in escaped
+  ]
+  rule = '|' + '|'.join(
+    '-' * (width + 2) if place == 0 else '-' * (width + 1) + ':' for place, width in enumerate(widths)
+  )
+  return '\n'.join([lines[0], f'{rule}|', *lines[1:]])
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[list[str]]:
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return [
+    [
+      f'{cell:<{width}}' if place == 0 else f'  {cell:>{width}}'
+      for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    for row in cells
+  ]
+
+
+def written(form: str, value: float) -> str:
+  """Writes a metric: in percent, or by a format such as '{:.4f}'.
+
+  >>> written('percent', 0.5), written('{:.3g}', 1234.5)
+  ('50.00 %', '1.23e+03')
+  """
+  return percent(value) if form == 'percent' else form.format(value)
+
+
+def _interval(result: Result) -> str:
+  """Wilson's 95 % interval: a few hundred test examples leave the second digit open, and a reader should see it."""
+  total = result.examples
+  share = result.metrics.get('accuracy', math.nan)
+  if total < 1 or not math.isfinite(share):
+    return ''
+  low, high = wilson(share, total)
+  return f'{100 * low:.1f} to {100 * high:.1f} %'

@@ -1,0 +1,1 @@
+"""One run: the loop, its folder, records, progress and guards."""

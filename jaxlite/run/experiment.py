@@ -1,0 +1,75 @@
+"""What the launcher calls: an experiment of one run or of several, trained or only evaluated, and its table."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+from jaxlite.config.schema import Config
+from jaxlite.config.schema import smoke as shrink
+from jaxlite.config.serialize import to_dict
+from jaxlite.host import preempt
+from jaxlite.report import page, tables
+from jaxlite.run import folder as run_folder
+from jaxlite.run import loop
+from jaxlite.run.workdir import check_workdir, lock
+
+
+def run(
+  config: Config,
+  workdir: str | Path,
+  *,
+  mode: str = 'train',
+  fresh: bool = False,
+  smoke: bool = False,
+  command: str = '',
+) -> int:
+  """Runs an experiment and prints its table.
+
+  Args:
+    config: with `runs`, each variation of it is a run in a folder of its own.
+    workdir: the experiment's folder.
+    mode: 'train', or 'eval' to test what was trained.
+    fresh: move what is there aside and start again.
+    smoke: a run of seconds, in a folder beside.
+    command: the command line, for the report.
+
+  Returns:
+    The exit code: 0, or 75 when a signal stopped the run and it was saved.
+  """
+  text = f'{workdir}-smoke' if smoke else str(workdir)  # not yet a Path, which makes gs:/ of gs://
+  folder = Path(text).expanduser()
+  if mode == 'eval' and not folder.is_dir():
+    raise ValueError(f'{folder} holds no run to evaluate: train first, with --mode=train')
+  check_workdir(text)
+  if fresh and (aside := run_folder.set_aside(folder)) is not None:
+    print(f'moved the old run to {aside}')
+    check_workdir(folder)
+  several = {name: dataclasses.replace(vary(config), name=name) for name, vary in config.runs.items()}
+  results = []
+  with lock(folder) if several else contextlib.nullcontext():
+    for name, one in (several or {config.name: config}).items():
+      one = dataclasses.replace(shrink(one) if smoke else one, runs={})
+      if several:
+        print(f'\n== {name}')
+      try:
+        act = loop.train if mode == 'train' else loop.evaluate_run
+        results.append(act(one, folder / name if several else folder, command=command))
+      except loop.Preempted as stop:
+        print(stop)
+        return preempt.EXIT_PREEMPTED
+    if several and mode == 'train':
+      page.write(results, folder, list(several))
+  print(f'\n{tables.table(results)}')
+  if len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1:
+    print(f'\n{tables.spread(results)}')
+  if mode == 'train':
+    print(f'\nreport: {folder / "report.md"}')
+  return 0
+
+
+def _but_for_chance(config: Config) -> str:
+  """A config without its name and seed: runs that agree in it differ by chance alone."""
+  return json.dumps(to_dict(dataclasses.replace(config, name='', seed=0, runs={})), sort_keys=True)

@@ -1,0 +1,247 @@
+"""The one training loop, read top to bottom: prepare, start or resume, train, test once, report.
+
+`train` is what notebooks and the launcher call. A run is a function of its config, its data and its seed: the
+batch of a step is computed from (seed, step), randomness from (key, name, step), and everything else that a
+later step can see lies in the checkpoint. So a run that was killed ends as if it never was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlite import checkpoint, errors
+from jaxlite import data as datasets
+from jaxlite.config.schema import Config, validate
+from jaxlite.contract import CONST, Network
+from jaxlite.deployment import stablehlo
+from jaxlite.graph.init_numpy import on_host
+from jaxlite.host import allocator, compile_cache, machine, preempt
+from jaxlite.optim._plateau import observe_score
+from jaxlite.report.result import Result
+from jaxlite.run import folder as run_folder
+from jaxlite.run import guards
+from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers
+from jaxlite.run.progress import Progress
+from jaxlite.run.record import Record
+from jaxlite.run.records import Records
+from jaxlite.run.setup import REWRITES, Setup, prepare
+from jaxlite.run.workdir import check_workdir, lock
+from jaxlite.step import multi_step, warm_up
+from jaxlite.step.state import TrainState
+
+Say = Callable[[str], None]
+
+
+class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
+  """A signal asked the run to leave; it did, after saving."""
+
+
+def train(
+  config: Config,
+  workdir: str | Path,
+  *,
+  model: Any = None,
+  data: Any = None,
+  command: str = '',
+  say: Say = print,
+) -> Result:
+  """Trains one run to its end, or on from where it stopped, and reports it.
+
+  Args:
+    config: what to train and how. `config.model` and `config.recipe` are called after all overrides.
+    workdir: the run's folder: config, checkpoints, metrics, report.
+    model: instead of `config.model`: a Model, or a network of any framework that `jl.adapt` takes.
+    data: instead of `config.data.source`: a `jaxlite.data.Dataset`, or a pair of arrays (inputs, labels) from
+      which validation and test are carved.
+    command: the command line, for the report.
+    say: prints a line.
+
+  Returns:
+    The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
+
+  Raises:
+    ValueError: one line on what cannot be right; nothing was lost.
+    Preempted: a signal came; the run was saved.
+    ImportError: a package that a run needs is not installed.
+  """
+  errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
+  validate(config)
+  folder = check_workdir(workdir)
+  if config.machine.keep_memory:
+    allocator.share_one_arena()  # before JAX starts its threads
+  with lock(folder), preempt.guard() as guard:
+    done = run_folder.settle(folder, config, say)
+    if done is not None:
+      return done
+    machine.print_device(say)
+    if config.machine.compile_cache:
+      say(compile_cache.enable())
+    setup = prepare(config, folder, model, data)
+    for note in setup.data.notes:
+      say(f'note: {note}')
+    with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
+      state, record = _start(setup, saves, say)
+      run_folder.begin(folder, config, meaning(setup.data, setup.data.facts))
+      if config.machine.rewrites:
+        setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
+      else:
+        say('rewrites for CPU: none, as machine.rewrites says')
+      with Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
+        left = 0 if record.stopped else setup.plan.total - int(state.step)
+        with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
+          if int(state.step) == 0:
+            values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
+            inputs = setup.first_batch['inputs']
+            if reason := stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs):
+              say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
+        state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
+      state = _best(setup, state, record, saves)
+    guards.check_targets(state, say)
+    facts, test = decide_and_test(setup, state, guard)
+    if test is None:
+      raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
+    result, figures = evidence(setup, state, record, facts, test, folder, command)
+    run_folder.finish(folder, result, figures, meaning(setup.data, facts))
+    return result
+
+
+def evaluate_run(
+  config: Config, workdir: str | Path, *, model: Any = None, data: Any = None, command: str = '', say: Say = print
+) -> Result:
+  """Evaluates the best checkpoint of a run on the test split; changes nothing.
+
+  Raises:
+    ValueError: the run has no checkpoint, or another config.
+  """
+  validate(config)
+  folder = Path(workdir).expanduser().absolute()
+  if not run_folder.is_begun(folder):
+    raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
+  run_folder.match(folder, config, say)
+  setup = prepare(config, folder, model, data)
+  with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
+    found = saves.restore(setup.abstract, which='best')
+  facts, test = decide_and_test(setup, found.state)
+  return evidence(setup, found.state, Record(**found.loop), facts, test, folder, command)[0]
+
+
+def _fit(
+  setup: Setup,
+  state: TrainState,
+  record: Record,
+  saves: Any,
+  records: Records,
+  guard: preempt.Guard,
+  say: Say,
+  compiling: float,
+) -> tuple[TrainState, Record]:
+  config, plan, step = setup.config, setup.plan, int(state.step)
+  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
+  pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
+  began, started = time.monotonic() - record.seconds, step
+  pace = multi_step.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
+  batches_at = functools.partial(datasets.batches_at, setup.data.train, config.data.batch_size, config.seed)
+
+  def save(*, wait: bool = False) -> None:
+    record.pending = multi_step.fetched(pending)
+    guards.check_finite(record.pending, state, saves)
+    guards.check_params(state, saves)
+    record.log_bytes, record.seconds = records.length, time.monotonic() - began
+    metric = record.best if record.best_step == step else None
+    saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
+
+  while True:
+    improved = False
+    if plan.due(step, plan.log) and record.logged < step:
+      values = multi_step.fetched(pending)
+      guards.check_finite(values, state, saves)
+      guards.check_masks(state)
+      means = {name: math.fsum(value[name] for value in values) / len(values) for name in values[0]}
+      record.logged, pending = step, []
+      records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
+      progress.line(step, f'loss {means["loss"]:.4f}')
+
+    if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
+      found = evaluate(setup, state, setup.data.validation, guard)
+      if found is not None:
+        scalars = numbers(found.values)
+        record.evaluated = step
+        records.write('validation', step, scalars)
+        name = config.eval.metric or setup.data.task.score
+        score = setup.data.task.better(name) * scalars[name]
+        state = state._replace(opt_state=observe_score(state.opt_state, score))
+        progress.line(step, f'validation {name} {scalars[name]:.4f}')
+        if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
+          improved = record.best is None or score > record.best
+          record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
+          record.stale = 0 if improved else record.stale + 1
+          record.stopped = 0 < config.eval.patience <= record.stale
+
+    last = step >= plan.total or record.stopped
+    if guard.requested:
+      save(wait=True)
+      raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
+    if improved or last or plan.due(step, plan.checkpoint):
+      save(wait=last)
+    if last:
+      progress.done()
+      return state, record
+
+    free = plan.free(step)
+    if pace is None and step > started and free >= multi_step.least(plan.gap):
+      room = multi_step.Room(step, free, plan.gap, plan.total - step, compiling)
+      state, taken, pace = multi_step.choose(
+        setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
+      )
+      record.pace = pace.steps
+      say(f'steps a dispatch: {pace.steps} ({pace.why})')
+      pending += [(terms, 1) for terms in taken]
+      step += len(taken)
+    elif pace is not None and pace.run is not None and free > 1:
+      count = min(pace.steps, free)
+      batches = multi_step.stacked(batches_at(step, count), pace.steps)
+      jax.block_until_ready(pending[-1:])  # never two under way: a signal waits for one at most
+      state, terms = pace.run(state, batches, count)
+      pending.append((terms, count))
+      step += count
+    else:
+      batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
+      state, terms = setup.train.step(state, batch)
+      if step == started and config.machine.keep_memory:
+        warm_up.keep_memory(state, say)
+      pending.append((terms, 1))
+      step += 1
+    progress.step(step)
+
+
+def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
+  """The state of the latest good checkpoint, or a new one."""
+  here = {**machine.machine(), 'jaxlib': machine.versions().get('jaxlib', '')}
+  found = saves.restore(setup.abstract)
+  if found is None:
+    state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
+    return state, Record(data=setup.data.fingerprint, machine=here)
+  record = Record(**found.loop)
+  if record.data != setup.data.fingerprint:
+    raise ValueError('the data differ from those this run began with: bring them back, or start again with --fresh')
+  for name, value in here.items():
+    if record.machine.get(name) != value:
+      say(f'note: {name} was {record.machine.get(name)}, now {value}: the run goes on, but not bit for bit')
+  say(f'resumed at step {found.step} of {setup.plan.total}')
+  record.stopped = record.stopped and record.stale >= setup.config.eval.patience > 0
+  return found.state, record
+
+
+def _best(setup: Setup, state: TrainState, record: Record, saves: Any) -> TrainState:
+  """The state that validation liked best; the last one where nothing was validated."""
+  if record.best is None or record.best_step == int(state.step):
+    return state
+  return saves.restore(setup.abstract, which='best').state

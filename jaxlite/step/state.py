@@ -1,0 +1,105 @@
+"""What goes through a train step: the state of a run, a batch, and the record of the first number not finite."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite import trees
+from jaxlite.contract import CONST, Batch, Params, State
+
+HEALTH = 'jl.health'  # model_state: int32[2], when and where a number first was not finite; -1 while none was
+
+
+class TrainState(NamedTuple):
+  """All that a run is, arrays only.
+
+  Attributes:
+    step: int32[], optimizer steps done.
+    key: the run's root key; never changes.
+    params: what is trained.
+    model_state: what else a forward needs.
+    opt_state: the state of the update parts.
+    const: arrays that never change (teachers, frozen leaves): an argument of the step, never donated.
+  """
+
+  step: jax.Array
+  key: jax.Array
+  params: Params
+  model_state: State
+  opt_state: Any
+  const: Any
+
+
+def ensemble_axes(state: TrainState) -> TrainState:
+  """Returns the `vmap` axes of a state of several models: counts and constants stay one for all.
+
+  A count that is batched would turn every schedule's `cond` into a `select` that runs both branches. Use them
+  for inputs and outputs alike: `vmap(train.step, in_axes=(axes, 0), out_axes=(axes, 0))`.
+
+  Args:
+    state: a state of one model, or its shapes.
+
+  Returns:
+    A TrainState of 0 and None.
+  """
+  counts = ('count', 'step', 'mini_step', 'gradient_step')
+  opt_state = trees.map_with_path(lambda path, _: None if path.split('/')[-1] in counts else 0, state.opt_state)
+  return TrainState(None, 0, 0, 0, opt_state, None)
+
+
+def went_nan(state: TrainState) -> tuple[int, str] | None:
+  """Tells the first step that met a number that is not finite, and where it stood.
+
+  Reading it waits for the device; call it at log steps.
+
+  Args:
+    state: a TrainState.
+
+  Returns:
+    (step, path): the step that wrote a bad parameter, or the step whose loss was bad while every parameter was
+    good (path 'loss': look at the data); None when all is well.
+  """
+  at_step, leaf = map(int, jax.device_get(state.model_state[HEALTH]))
+  if at_step < 0:
+    return None
+  return at_step, 'loss' if leaf < 0 else trees.paths(state.params)[leaf]
+
+
+def health(before: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
+  """Returns the record of the first failure, as `went_nan` reads it, after one more step.
+
+  The leaves are only read once the loss has gone bad: a step in which all is well pays nothing.
+
+  Args:
+    before: int32[2], the record before the step.
+    total: float[], the step's loss.
+    live: the state before the step.
+  """
+
+  def look(params: Params) -> jax.Array:
+    bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
+    blame = jnp.any(bad)
+    leaf = jnp.where(blame, jnp.argmax(bad).astype(jnp.int32), -1)
+    return jnp.stack([jnp.where(blame, live.step, live.step + 1), leaf])
+
+  first = ~jnp.isfinite(total) & (before[0] < 0)
+  return jax.lax.cond(first, look, lambda params: before, live.params)
+
+
+def inputs_of(batch: Batch) -> Any:
+  """Returns the inputs of a batch.
+
+  Raises:
+    ValueError: it has none.
+  """
+  if 'inputs' not in batch:
+    raise ValueError(f"a batch is a dict with 'inputs' (and 'labels', 'weight'); got the keys {sorted(batch)}")
+  return batch['inputs']
+
+
+def without_const(model_state: State) -> State:
+  """Returns the collections of a model_state that a step changes: all but its constants."""
+  return {name: value for name, value in model_state.items() if name != CONST}

@@ -1,0 +1,198 @@
+"""The train step: what is computed, as pure functions. Knows the contract and nothing of frameworks or files.
+
+Read top to bottom: how a state begins, the gradient, the update, evaluation. Which compiled programs run these
+functions, and how their arrays are donated, is `programs.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlite import trees
+from jaxlite.contract import (
+  CONST,
+  TAPS,
+  Batch,
+  Context,
+  Grad,
+  Loss,
+  Model,
+  Params,
+  Recipe,
+  Selective,
+  State,
+  Terms,
+  stream,
+  task,
+)
+from jaxlite.graph.init_numpy import copied, on_host
+from jaxlite.graph.model import weights_of
+from jaxlite.step.programs import Programs, PureStep, programs_of
+from jaxlite.step.state import HEALTH, TrainState, health, inputs_of, without_const
+
+
+class Train(NamedTuple):
+  """The functions of a training run.
+
+  Attributes:
+    init: (key, batch, params=None, model_state=None) -> TrainState.
+    step: (state, batch) -> (state, metrics). Donates the state but for its key and constants; metrics are scalars on
+      the device: 'loss' and each of its terms.
+    steps: (state, batches) -> (state, metrics), several steps a dispatch; leaves are [k, B, ...] and [k].
+    eval: (state, batch) -> (outputs, {'task': loss}), as deployed: no dropout, averages in place of live weights.
+    model: the Model wrapped in the recipe's hooks.
+    programs: what `jaxlite.train` compiles ahead and tunes; a loop of your own needs none of it.
+  """
+
+  init: Callable[..., TrainState]
+  step: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
+  steps: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
+  eval: Callable[[TrainState, Batch], tuple[Any, Terms]]
+  model: Model
+  programs: Programs
+
+
+def train_step(
+  model: Model,
+  loss: Callable[[Any, Batch], jax.Array],
+  recipe: Recipe,
+  *,
+  rewrites: bool | Mapping[str, str] = True,
+) -> Train:
+  """Builds the functions that train a model by a recipe.
+
+  Args:
+    model: from an adapter.
+    loss: (outputs, batch) -> float[B], or a scalar.
+    recipe: from `jl.chain`; it holds an optimizer.
+    rewrites: whether the programs for CPU take faster forms of pools and convolutions (see `for_cpu`): by shape, or
+      as these choices say. Programs for other platforms are what they are without.
+
+  Returns:
+    A Train.
+
+  Raises:
+    ValueError: the recipe updates nothing; at init, a part that matches no parameter, an aliased leaf, or
+      optax.MultiSteps anywhere in the recipe.
+
+  >>> import jax, jax.numpy as jnp, optax
+  >>> import jaxlite as jl
+  >>> model = jl.from_function(lambda p, x: x @ p['w'], {'w': jnp.zeros((3, 2))})
+  >>> train = train_step(model, jl.cross_entropy, jl.chain(optax.sgd(0.1)))
+  >>> batch = {'inputs': jnp.ones((4, 3)), 'labels': jnp.zeros(4, int)}
+  >>> state = train.init(jax.random.key(0), batch)
+  >>> state, metrics = train.step(state, batch)
+  >>> int(state.step), round(float(metrics['loss']), 3)
+  (1, 0.693)
+  """
+  if not isinstance(recipe, Recipe):
+    raise TypeError(f'train_step takes a recipe from jl.chain(...); got {type(recipe).__name__}')
+  if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
+    raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
+  wrapped = recipe.model(model)
+  inner = gradient_of(wrapped, recipe.loss(task(loss)))
+  update = _update_of(wrapped, recipe.tx)
+  step = _step_of(recipe.grad(inner), update)
+  programs = programs_of(PureStep(recipe, wrapped, inner, update, step, _evaluation_of(wrapped, task(loss))), rewrites)
+  return Train(_init_of(model, recipe), programs.step, programs.steps, programs.eval, wrapped, programs)
+
+
+def _init_of(model: Model, recipe: Recipe) -> Callable[..., TrainState]:
+  """How a state begins: (key, batch, params=None, model_state=None) -> TrainState."""
+
+  def init(key: jax.Array, batch: Batch, params: Params | None = None, model_state: State | None = None) -> TrainState:
+    _check_key(key)
+    if params is not None:
+      trees.check_distinct(params, 'the parameters')  # in a trace they would be several
+    return begun(key, inputs_of(batch), params, model_state)
+
+  @functools.partial(on_host, unread=(1,))
+  def begun(key: jax.Array, inputs: Any, params: Params | None, model_state: State | None) -> TrainState:
+    start = model if params is None else model._replace(init=_given(model, params, model_state))
+    params, state = recipe.model(start).init(stream(key, 'init'), inputs)
+    trees.check_distinct(params, 'the parameters')
+    state = {**state, HEALTH: jnp.full(2, -1, jnp.int32)}
+    const = state.pop(CONST, {})
+    params = jax.tree.map(copied, params)  # a step donates its state: the user's arrays live on
+    selects = any(isinstance(part, Selective) for part in recipe.parts)
+    weights = weights_of(model, key, inputs) if selects else None
+    opt_state = on_host(lambda params: recipe.tx.init(params, weights))(params)
+    if trees.find(opt_state, optax.MultiStepsState):
+      raise ValueError(
+        'optax.MultiSteps hides steps from other parts: take it out and put jl.accumulate(k) in the chain'
+      )
+    live = jax.tree.map(copied, (state, opt_state))
+    return TrainState(jnp.int32(0), copied(key), params, *live, const)
+
+  return init
+
+
+def gradient_of(model: Model, loss: Loss) -> Grad:
+  """The innermost Grad: one forward and one backward pass."""
+
+  def gradient(params: Params, state: State, batch: Batch, key: Any, step: Any) -> tuple[Params, State, Terms]:
+    def objective(params: Params) -> Any:
+      outputs, new_state = model.apply(params, state, inputs_of(batch), train=True, key=key, step=step)
+      terms = loss(Context(outputs, batch, params, new_state, key, step))
+      return functools.reduce(jnp.add, terms.values()), (new_state, terms)
+
+    grads, (new_state, terms) = jax.grad(objective, has_aux=True)(params)
+    return grads, {name: value for name, value in new_state.items() if name != TAPS}, terms
+
+  return gradient
+
+
+def _step_of(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
+  """One optimizer step: (live, fixed, batch) -> (live, metrics), as `PureStep` says."""
+
+  def whole(live: TrainState, fixed: Any, batch: Batch) -> tuple[TrainState, Terms]:
+    key, const = fixed
+    grads, state, terms = gradient(live.params, {**live.model_state, CONST: const}, batch, key, live.step)
+    return update(live, fixed, grads, without_const(state), terms)
+
+  return whole
+
+
+def _update_of(model: Model, tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
+  """What follows the gradient: (live, fixed, grads, model_state, terms) -> (live, metrics)."""
+
+  def update(live: TrainState, fixed: Any, grads: Params, state: State, terms: Terms) -> tuple[TrainState, Terms]:
+    total = functools.reduce(jnp.add, terms.values())
+    state = {**state, HEALTH: health(state[HEALTH], total, live)}
+    updates, opt_state = tx.update(grads, live.opt_state, live.params, value=total)
+    params = optax.apply_updates(live.params, updates)
+    step = live.step + 1
+    state = model.after(params, {**state, CONST: fixed[1]}, step)
+    metrics = terms if len(terms) == 1 else {'loss': total, **terms}
+    return TrainState(step, None, params, without_const(state), opt_state, None), metrics
+
+  return update
+
+
+def _evaluation_of(model: Model, loss: Loss) -> Callable[..., Any]:
+  """The forward as deployed, with the user's loss alone: (params, model_state, const, step, batch) -> ..."""
+
+  def evaluated(params: Params, state: State, const: Any, step: Any, batch: Batch) -> tuple[Any, Terms]:
+    state = {**state, CONST: const}
+    outputs, _ = model.apply(params, state, inputs_of(batch), train=False, key=None, step=step)
+    return outputs, loss(Context(outputs, batch, params, state, None, step))
+
+  return evaluated
+
+
+def _given(model: Model, params: Params, model_state: State | None) -> Callable[..., Any]:
+  def init(key: Any, inputs: Any) -> tuple[Params, State]:
+    return params, model.init(key, inputs)[1] if model_state is None else model_state
+
+  return init
+
+
+def _check_key(key: Any) -> None:
+  if not jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key):
+    raise ValueError(f'init takes a typed key: pass jax.random.key(seed); got {type(key).__name__}')

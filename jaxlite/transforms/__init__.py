@@ -1,1 +1,0 @@
-"""The product: parts of a recipe, and the function forms that work alone. One technique, one file."""

@@ -1,0 +1,169 @@
+"""Convolutions by oneDNN: XLA's values, on any threads, and a clean way back where it is missing."""
+
+import concurrent.futures
+import functools
+import platform
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import jaxlite as jl
+from convolutions import lives_in_transforms, products
+from jaxlite.cpu.kernels import choose, match, onednn, onednn_c
+from lacking import WITHOUT_EXTRA
+
+LAYOUTS = (('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW'))
+HERE = platform.system() == 'Linux' and platform.machine() == 'x86_64'
+
+
+def installed():
+  """The extra is a wheel for Linux on x86-64: there its absence is a mistake, not a reason to skip."""
+  if not HERE:
+    pytest.skip('the extra has no wheel for this platform')
+  assert onednn.missing() == ''
+
+
+def case(rng):
+  """A random convolution over one to three axes, its operands and the gradient of its result."""
+  axes, groups = int(rng.choice([1, 2, 2, 3])), int(rng.choice([1, 1, 1, 2, 4]))
+  channels, features = groups * int(rng.integers(1, 5)), groups * int(rng.integers(1, 6))
+  batch, size, kernel = int(rng.integers(1, 7)), rng.integers(5, 12, axes), rng.integers(1, 4, axes)
+  strides, dilation = (tuple(int(n) for n in rng.integers(1, top, axes)) for top in (4, 3))
+  padding = ['SAME', 'VALID', [(1, 0), (0, 2), (1, 1)][:axes]][rng.integers(3)]
+  first = rng.random() < 0.3  # channels before the other axes
+  space = 'DHW'[-axes:]
+  layout = (f'NC{space}', f'OI{space}', f'NC{space}') if first else (f'N{space}C', f'{space}IO', f'N{space}C')
+  x, w = rng.normal(size=(batch, *size, channels)), rng.normal(size=(*kernel, channels // groups, features))
+  if first:
+    x, w = np.moveaxis(x, -1, 1), np.moveaxis(w, (-1, -2), (0, 1))
+  conv = functools.partial(
+    lax.conv_general_dilated,
+    window_strides=strides,
+    padding=padding,
+    rhs_dilation=dilation,
+    dimension_numbers=layout,
+    feature_group_count=groups,
+  )
+  x, w = x.astype(np.float32), w.astype(np.float32)
+  shape = jax.eval_shape(conv, x, w).shape
+  return conv, (x, w, rng.normal(size=shape).astype(np.float32))
+
+
+def check(seed, count):
+  rng, kinds = np.random.default_rng(seed), set()
+  for _ in range(count):
+    conv, arrays = case(rng)
+    for eqn, operands, xla in products(conv, *arrays):
+      for form in choose.forms(eqn).values():
+        kind, _ = match.recognized(eqn)
+        kinds.add(kind)
+        found = np.asarray(form(*operands))
+        scale = max(float(jnp.abs(xla).max()), 1e-6)
+        np.testing.assert_allclose(found, xla, rtol=0, atol=1e-5 * scale, err_msg=str((kind, eqn.params)))
+        np.testing.assert_array_equal(np.asarray(form(*operands)), found)
+  return kinds
+
+
+def test_values_and_gradients_are_those_of_xla():
+  installed()
+  assert check(0, 6) == {'forward', 'weight', 'input'}
+
+
+@pytest.mark.slow
+def test_values_and_gradients_are_those_of_xla_in_500_cases():
+  installed()
+  check(1, 500)
+
+
+def example():
+  x = np.random.default_rng(0).normal(size=(8, 6, 6, 4)).astype(np.float32)
+  w = np.random.default_rng(1).normal(size=(3, 3, 4, 5)).astype(np.float32)
+  conv = functools.partial(
+    lax.conv_general_dilated, window_strides=(1, 1), padding='SAME', dimension_numbers=LAYOUTS[0]
+  )
+  (eqn,) = jax.make_jaxpr(conv)(x, w).jaxpr.eqns
+  return conv, next(iter(choose.forms(eqn).values())), x, w
+
+
+def test_it_lives_in_scans_and_under_jit_vmap_and_remat():
+  installed()
+  lives_in_transforms(*example())
+
+
+def test_many_threads_at_once_get_the_bits_of_one():
+  installed()
+  _, form, x, w = example()
+  run = jax.jit(form)
+  want = np.asarray(run(x, w)).tobytes()
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert set(pool.map(lambda _: np.asarray(run(x, w)).tobytes(), range(100))) == {want}
+
+
+def test_openmp_keeps_the_number_of_threads_of_the_caller():
+  installed()
+  _, form, x, w = example()
+  before = onednn_c.openmp().omp_get_max_threads()
+  jax.block_until_ready(form(x, w))
+  assert onednn_c.openmp().omp_get_max_threads() == before
+
+
+def test_without_the_extra_there_is_nothing_to_call_and_a_line_says_why():
+  program = (
+    WITHOUT_EXTRA
+    + """
+import jax, jax.numpy as jnp
+from jaxlite.cpu.kernels import choose, onednn
+x, w = jnp.ones((1, 1, 4, 4)), jnp.ones((1, 1, 2, 2))
+eqn = jax.make_jaxpr(lambda x, w: jax.lax.conv(x, w, (1, 1), 'SAME'))(x, w).eqns[0]
+assert not any(name.startswith('onednn') for name in choose.forms(eqn))
+print(onednn.missing())
+"""
+  )
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+  assert 'onednn' in done.stdout
+  assert 'pip install' in done.stdout
+
+
+def test_what_it_cannot_do_is_left_alone():
+  ones = jnp.ones
+  for x, w in (
+    (ones((1, 2, 3, 3, 3, 3)), ones((2, 2, 2, 2, 2, 2))),
+    (ones((1, 1, 4, 4), jnp.bfloat16), ones((1, 1, 2, 2), jnp.bfloat16)),
+  ):
+    (eqn,) = jax.make_jaxpr(lambda x, w: lax.conv(x, w, (1,) * (x.ndim - 2), 'SAME'))(x, w).jaxpr.eqns
+    assert choose.forms(eqn) == {}
+
+
+def test_a_teacher_keeps_the_bits_of_xla_and_evaluation_does_not_wait_for_one_core():
+  installed()
+  rng = np.random.default_rng(0)
+
+  def network(features):
+    weights = {'w': rng.normal(size=(3, 3, 6, features)).astype(np.float32), 'd': np.ones((features, 4), np.float32)}
+
+    def apply(params, x):
+      y = lax.conv_general_dilated(x, params['w'], (1, 1), 'SAME', dimension_numbers=LAYOUTS[0])
+      return y.mean((1, 2)) @ params['d']
+
+    return jl.from_function(apply, weights)
+
+  batch = {'inputs': rng.normal(size=(4, 8, 8, 6)).astype(np.float32), 'labels': np.arange(4)}
+  teacher = jl.Network(network(24), *network(24).init(jax.random.key(0), batch['inputs']))
+  nested = jl.distill(jax.jit(lambda x: teacher.predict(x)), name='nested')  # a scope does not reach into its jit
+  student = network(32)
+  train = jl.train_step(student, jl.cross_entropy, jl.chain(jl.distill(teacher), nested, optax.sgd(0.1)))
+  state = train.init(jax.random.key(0), batch)
+  text = jax.jit(train.step).lower(state, batch).as_text()
+  assert re.search(r'onednn_2_forward_\d+_4_6_32_', text)  # the network that learns: 6 channels to 32
+  assert '_4_6_24_' not in text
+  assert re.search(r'onednn_2_forward_\d+_4_6_32_', jax.jit(train.eval).lower(state, batch).as_text())
+  plain = jl.train_step(student, jl.cross_entropy, jl.chain(optax.sgd(0.1)), rewrites=False)
+  outputs, _ = plain.eval(plain.init(jax.random.key(0), batch), batch)
+  np.testing.assert_allclose(train.eval(state, batch)[0], outputs, rtol=1e-5, atol=1e-5)
