@@ -187,7 +187,7 @@ def test_frozen_layers_are_constants_that_quantization_sees_and_a_frozen_norm_ev
     state, metrics = train.step(state, BATCH)
   jax.tree.map(np.testing.assert_array_equal, before, state.const)
   assert sorted(metrics) == ['loss', 'task']  # Keras, too, counts no losses of frozen weights
-  bits = jl.weight_bits(train.model, state.params, {**state.model_state, CONST: state.const}, IMAGES)
+  bits = jl.quantization.weight_bits(train.model, state.params, {**state.model_state, CONST: state.const}, IMAGES)
   assert bits == {'net/conv/kernel': 8, 'net/out/kernel': 8}
 
 
