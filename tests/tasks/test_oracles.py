@@ -8,7 +8,6 @@ import math
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics as sk
