@@ -142,9 +142,7 @@ def make_dataset(
   found = as_task(task, as_pair(train, 'train')[1])
   pairs = {'train': train, 'validation': validation, 'test': test}
   splits = {
-    where: check_split(found, pair, where)
-    for where, pair in pairs.items()
-    if where != 'validation' or pair is not None
+    where: check_split(found, pair, where) for where, pair in pairs.items() if where != 'validation' or pair is not None
   }
   known = {'classes': classes, 'class_names': class_names}
   given = {**(facts or {}), **{key: value for key, value in known.items() if value is not None}}
@@ -181,7 +179,9 @@ def assemble(
     trees.check_alike(split.inputs, train.inputs, where)
     if split.labels.shape[1:] != train.labels.shape[1:] or split.labels.dtype != train.labels.dtype:
       got, wanted = (f'{one.dtype}{list(one.shape)}' for one in (split.labels, train.labels))
-      raise ValueError(f'every split has labels of one kind; train has {wanted}, {where} {got}: prepare {where} as train')
+      raise ValueError(
+        f'every split has labels of one kind; train has {wanted}, {where} {got}: prepare {where} as train'
+      )
     task.check_facts(split.labels, facts, where)
   mean, std, told = standardization(train.inputs, standardize, ids_known=encoder is not None)
   found = (*notes, *task.notes(train.labels, facts), *_remarks(train.inputs), *told)

@@ -237,9 +237,7 @@ def _pieces(source: Any, inputs: str, label: str, split: str) -> Iterator[tuple[
           'resize them and pass arrays to from_arrays'
         )
     pixels = as_inputs(np.stack([example[inputs] for example in examples]), split)
-    yield pixels, check_labels(
-      tasks.classification(), np.stack([example[label] for example in examples]), split
-    )
+    yield pixels, check_labels(tasks.classification(), np.stack([example[label] for example in examples]), split)
 
 
 def _line(error: Exception) -> str:

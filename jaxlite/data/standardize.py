@@ -64,12 +64,8 @@ def _given(inputs: Any, standardize: Any) -> list[tuple[Any, Any]]:
     both = [treedef.flatten_up_to(tree) for tree in standardize]
   except (ValueError, TypeError):
     names = ', '.join(path for path, _ in leaves(inputs))
-    raise ValueError(
-      f'mean and std are trees as the inputs ({names}), None for a leaf that is left as it is'
-    ) from None
-  return [
-    _check_given(mean, std, path, leaf) for mean, std, (path, leaf) in zip(*both, leaves(inputs), strict=True)
-  ]
+    raise ValueError(f'mean and std are trees as the inputs ({names}), None for a leaf that is left as it is') from None
+  return [_check_given(mean, std, path, leaf) for mean, std, (path, leaf) in zip(*both, leaves(inputs), strict=True)]
 
 
 def _check_given(mean: Any, std: Any, path: str, leaf: np.ndarray) -> tuple[Any, Any]:

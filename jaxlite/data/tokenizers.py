@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite import packages
+from jaxlite.errors import need
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")  # an apostrophe, typed or typeset, stays in its word
 _FIRST_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")  # an apostrophe, typed or typeset, stays in its word
@@ -214,7 +214,7 @@ class SubwordTokenizer:
 
   @functools.cached_property
   def _tokenizer(self) -> Any:
-    packages.need('SubwordTokenizer', 'tokenizers')
+    need('SubwordTokenizer', 'tokenizers')
     from tokenizers import Tokenizer
 
     try:

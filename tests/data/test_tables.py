@@ -133,7 +133,7 @@ BAD = {
   'inf': ((with_cell('size', 5, 'inf'), 'kind'), {}, "^numbers are finite; column 'size' has inf in row 5"),
   'an id': (({**TABLE, 'id': [f'x{i}' for i in range(ROWS)]}, 'kind'), {}, "^column 'id' has 40 values in 40 rows"),
   'a missing label': ((with_cell('kind', 7, ''), 'kind'), {}, "^every row has a label; 'kind' has none in row 7"),
-  'a real label': ((TABLE, 'size'), {}, "^a label is a class; 'size' has .* in row 0: sort the values into bins"),
+  'a real label': ((TABLE, 'size'), {}, "^a label is a class; 'size' has .* in row 0: task=jl.tasks.regression.* bins"),
   'lengths': (({**TABLE, 'size': [1.0]}, 'kind'), {}, r'^columns are \[N\], all of one length'),
   'matrix': (({**TABLE, 'size': np.ones((ROWS, 2))}, 'kind'), {}, r'^columns are \[N\], all of one length'),
   'dates': (
