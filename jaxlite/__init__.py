@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what the table below says, for type checkers and editors
   from jaxlite.optim import accumulate, augment, average, freeze
   from jaxlite.pruning import hold, prune, rigl
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
+  from jaxlite.run.cross_validation import cross_validate
   from jaxlite.run.loop import train
   from jaxlite.step.train_step import train_step
   from jaxlite.tasks.losses import cross_entropy
@@ -39,6 +40,7 @@ _WHERE = {
   'optim': ('accumulate', 'augment', 'average', 'freeze'),
   'pruning': ('hold', 'prune', 'rigl'),
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
+  'run.cross_validation': ('cross_validate',),
   'run.loop': ('train',),
   'step.train_step': ('train_step',),
   'tasks.losses': ('cross_entropy',),
@@ -98,6 +100,7 @@ __all__ = [
   'contract',
   'coverage',
   'cross_entropy',
+  'cross_validate',
   'data',
   'distill',
   'distillation',

@@ -73,18 +73,53 @@ class Network(NamedTuple):
     model: the functions.
     params: its parameters.
     model_state: its other arrays.
+    encode: raw inputs as a user has them (a table's rows, texts) -> the model's inputs; None where they are arrays.
+    answer: raw outputs -> what a user wants of them, by name ('labels', 'proba'); None where nobody said.
   """
 
   model: Model
   params: Params
   model_state: State
+  encode: Callable[[Any], Any] | None = None
+  answer: Callable[[Any], dict[str, Any]] | None = None
 
   def predict(self, inputs: Any) -> Any:
-    """Returns the outputs for one batch of raw inputs, [B, ...], as in evaluation."""
-    return _predictor(self.model.apply)(self.params, self.model_state, inputs)
+    """Returns the model's outputs for a batch of raw inputs, [B, ...], as in evaluation: logits of a classifier."""
+    return _predictor(self.model.apply)(self.params, self.model_state, self._encoded(inputs))
+
+  def predict_labels(self, inputs: Any) -> Any:
+    """Returns what is predicted in the task's own terms: classes by name, targets in their units.
+
+    Raises:
+      ValueError: nobody said what the outputs mean.
+    """
+    return self._answers(inputs, 'labels')
+
+  def predict_proba(self, inputs: Any) -> Any:
+    """Returns probabilities, float[B, classes], of a binary task float[B].
+
+    Raises:
+      ValueError: the task has none, or nobody said what the outputs mean.
+    """
+    return self._answers(inputs, 'proba')
+
+  def _encoded(self, inputs: Any) -> Any:
+    return inputs if self.encode is None else self.encode(inputs)
+
+  def _answers(self, inputs: Any, what: str) -> Any:
+    if self.answer is None:
+      raise ValueError('this network does not know what its outputs mean: use predict, which gives them as they are')
+    answers = self.answer(jax.device_get(self.predict(inputs)))
+    if what not in answers:
+      raise ValueError(f'this task answers {", ".join(answers)}; got a question for {what}')
+    return answers[what]
+
+  def __repr__(self) -> str:
+    leaves = jax.tree.leaves(self.params)
+    return f'Network({len(leaves)} arrays, {sum(jnp.size(leaf) for leaf in leaves):,} parameters)'
 
 
-@functools.lru_cache(maxsize=16)  # jit's own cache hangs on the function object: keep one for each model
+@functools.lru_cache(maxsize=16)  # jit caches by function object: keep one for each model
 def _predictor(apply: Callable[..., Any]) -> Callable[..., Any]:
   return jax.jit(lambda params, state, inputs: apply(params, state, inputs, train=False, key=None)[0])
 

@@ -18,6 +18,7 @@ _PIP = {
   'orbax.checkpoint': 'orbax-checkpoint',
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',
+  'tokenizers': "'jaxlite[tokenizers]'",
 }
 
 

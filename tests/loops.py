@@ -8,7 +8,7 @@ import optax
 
 import jaxlite as jl
 from jaxlite import checkpoint
-from jaxlite.run import records
+from jaxlite.run import loop, records
 from jaxlite.run.records import read_records
 
 X = np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32)
@@ -58,4 +58,18 @@ def leaves(folder):
 def evidence(folder):
   result = json.loads((folder / 'result.json').read_text())
   best = np.asarray(jl.load(folder).predict(X)).tobytes()
-  return leaves(folder), points(folder), result['metrics'], result['confusion'], best
+  return leaves(folder), points(folder), result['metrics'], result['evidence'], best
+
+
+def crash_at(step, monkeypatch):
+  """Ends the process's run as a fault would, before the batch of a step."""
+  real = loop.datasets.batch_at
+
+  def batch_at(split, size, seed, at):
+    if at == step:
+      raise MemoryError('the machine is gone')
+    return real(split, size, seed, at)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.datasets, 'batch_at', batch_at, raising=False)
+    yield

@@ -36,6 +36,7 @@ FLOORS = (
   ('deployment',),
   ('report',),
   ('run',),
+  ('__main__', 'experiments'),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 TRANSFORMS = FLOORS[10]
@@ -85,7 +86,9 @@ def test_a_room_imports_only_what_lies_below_it(module):
   room = room_of(module)
   for name in GRAPH[module]:
     if name == 'jaxlite' or name.startswith('jaxlite.'):
-      assert room_of(name), f'{module} imports the public names: import the module itself'
+      if not room_of(name):
+        assert room == 'experiments', f'{module} imports the public names: import the module itself'
+        continue
       other = room_of(name)
       assert other == room or FLOOR[other] < FLOOR[room], f'{module} imports {name}, which does not lie below it'
 

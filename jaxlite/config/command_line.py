@@ -23,7 +23,7 @@ from jaxlite.config.duration import UNITS, Duration
 Pairs = list[tuple[str, str | None]]
 
 
-def parse(argv: Sequence[str], flag_values: absl_flags.FlagValues, doc: str) -> Pairs:
+def parse(argv: Sequence[str], flag_values: absl_flags.FlagValues, doc: str, owner: str) -> Pairs:
   """Parses a command line: absl keeps its flags, config fields are handed back.
 
   Leaves the process on --help (exit code 0) and on a mistake (one line, exit code 2).
@@ -32,13 +32,14 @@ def parse(argv: Sequence[str], flag_values: absl_flags.FlagValues, doc: str) -> 
     argv: the whole command line, program first.
     flag_values: absl's flags, defined by the program.
     doc: what --help says first.
+    owner: the module that defines the program's flags.
 
   Returns:
     The config fields, as `split` gives them.
   """
-  known = [flag.name for flag in flag_values.get_key_flags_for_module(argv[0])]
+  known = [flag.name for flag in flag_values.get_key_flags_for_module(owner)]
   if any(word in ('-h', '-help', '--help') for word in argv[1:]):
-    print(f'{doc}\n{flag_values.main_module_help()}\n\nconfig fields (an experiment may add its own):\n{config_help()}')
+    print(f'{doc}\n{flag_values.module_help(owner)}\n\nconfig fields (an experiment may add its own):\n{config_help()}')
     sys.exit(0)
   try:
     rest, pairs = split(flag_values.read_flags_from_files(list(argv[1:])))

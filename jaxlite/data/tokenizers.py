@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite.errors import need
+from jaxlite import errors
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")  # an apostrophe, typed or typeset, stays in its word
-_FIRST_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")  # an apostrophe, typed or typeset, stays in its word
+_FIRST_WORD = 2  # after padding and the unknown word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +214,7 @@ class SubwordTokenizer:
 
   @functools.cached_property
   def _tokenizer(self) -> Any:
-    need('SubwordTokenizer', 'tokenizers')
+    errors.need('SubwordTokenizer', 'tokenizers')
     from tokenizers import Tokenizer
 
     try:

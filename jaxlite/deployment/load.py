@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxlite import errors
+from jaxlite import errors, tasks
 from jaxlite.checkpoint import load_arrays
 from jaxlite.contract import CONST, Network
+from jaxlite.data.encoders import load_encoder
 from jaxlite.deployment import stablehlo
+from jaxlite.tasks.task import Task
 
 
-def load(workdir: str | os.PathLike[str], which: str | int = 'best') -> Network:
+def load(workdir: str | os.PathLike[str], which: str | int = 'best', *, task: Task | None = None) -> Network:
   """Gives back what a run made, ready to predict, without the code that trained it.
 
   Args:
     workdir: the run's folder.
     which: 'best' by validation, 'latest', or a step that is kept.
+    task: the run's own task, where it is none of jaxlite's: it says what outputs mean.
 
   Returns:
-    A Network: `.predict(inputs)` takes raw inputs as in training, [B, ...], and holds the preprocessing. It is
-    also what `jl.distill` takes as a teacher.
+    A Network: `.predict(inputs)` takes raw inputs as in training, arrays [B, ...] or what the data set was made of
+    (a table's rows, texts), and holds the preprocessing; `.predict_labels` and `.predict_proba` answer in the task's
+    terms. It is also what `jl.distill` takes as a teacher.
 
   Raises:
     FileNotFoundError: no run, or no checkpoint, is there.
@@ -39,4 +45,24 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best') -> Network:
   if found is None:
     raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
   arrays: Mapping[str, Any] = found.state
-  return stablehlo.load_program(folder, arrays['params'], {**arrays['model_state'], CONST: arrays['const']})
+  network = stablehlo.load_program(folder, arrays['params'], {**arrays['model_state'], CONST: arrays['const']})
+  return network._replace(**_meaning(folder, task))
+
+
+def _meaning(folder: Path, task: Task | None) -> dict[str, Any]:
+  """How raw inputs become arrays and outputs answers, as the run wrote it down; what is missing stays None."""
+  path = folder / 'task.json'
+  if not path.exists():
+    return {}
+  try:
+    saved = json.loads(path.read_text(encoding='utf-8'))
+    name, facts, encoder = saved['task'], saved['facts'], saved['encoder']
+  except (ValueError, KeyError, TypeError):
+    raise ValueError(f'{path} is damaged: delete it to predict raw outputs without it, or run the test again') from None
+  task = task or tasks.named(name, facts)
+  if task is not None and task.name != name:
+    raise ValueError(f'this run learned the task {name}; got task={task.name}: leave it out, or give the run its own')
+  return {
+    'encode': load_encoder(encoder) if encoder is not None else None,
+    'answer': functools.partial(task.answer, facts=facts) if task is not None else None,
+  }

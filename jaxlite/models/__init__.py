@@ -20,7 +20,7 @@ from jaxlite.models.layers import max_pool
 from jaxlite.models.lenet import LeNet5
 from jaxlite.models.mlp import MLP, LeNet300
 from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
-from jaxlite.models.summary import Summary, summary
+from jaxlite.models.sizes import Summary, summary
 from jaxlite.models.vit import ViT
 
 __all__ = [

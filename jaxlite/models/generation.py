@@ -88,7 +88,7 @@ def generate(
     if not callable(apply):
       raise ValueError(f'generate takes a Network or a function from tokens to logits; got {type(network).__name__}')
     made = _continued if _is_hashable(apply) else _continued.__wrapped__
-    run = made(apply, window, top_k, drawn)
+    run = made(apply, window, top_k if drawn else None, drawn)
     filled = run(values, filled, counts, steps, key if drawn else None, temperature if drawn else 1.0)
   if isinstance(filled, jax.core.Tracer):
     return filled[:, :total]

@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxlite.deployment.inventory import stored_bytes
+from jaxlite.host.files import write_text
 from jaxlite.report.result import Result
-from jaxlite.report.tables import PACKED, _percent, markdown, rows
+from jaxlite.report.tables import PACKED, markdown, percent, rows
 
 
-def write(results: Sequence[Result], directory: str | os.PathLike[str]) -> Path:
+def write(results: Sequence[Result], directory: str | os.PathLike[str], folders: Sequence[str] = ()) -> Path:
   """Writes report.md and its pictures.
 
   Args:
     results: runs to show side by side, in order.
     directory: an existing folder.
+    folders: where each run lies in it, for the pictures that its task drew; none where it is the run's own folder.
 
   Returns:
     The path of report.md.
@@ -43,13 +43,12 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str]) -> Path:
       text.append(f'![{caption}]({file})\n\n{caption}.')
 
   tested = {result.name: result.best_step for result in results}
-  curves = figures.curves({result.name: result.history for result in results}, tested)
+  curve = next((result.curve for result in results if result.curve), None)
+  curves = figures.curves({result.name: result.history for result in results}, tested, curve)
   picture(curves, 'curves.png', 'Learning curves; the training loss includes what the recipe adds to it')
-  for result in results:
-    file = 'confusion.png' if len(results) == 1 else f'confusion-{_slug(result.name)}.png'
-    matrix = np.asarray(result.confusion, np.float64)
-    figure = figures.confusion(matrix, result.class_names, result.name) if matrix.size else None
-    picture(figure, file, f'Confusion matrix of {result.name} on the test split')
+  for result, inside in zip(results, folders or [''] * len(results), strict=True):
+    for file, caption in result.figures:
+      text.append(f'![{caption}]({inside}/{file})\n\n{caption}.' if inside else f'![{caption}]({file})\n\n{caption}.')
   layers = {result.name: [layer for layer in result.layers if layer.weight] for result in results}
   picture(figures.sparsity(layers), 'sparsity.png', 'Weights that are left, layer by layer')
 
@@ -57,9 +56,7 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str]) -> Path:
     text += _details(result)
   text += ['## Made by', *_provenance(results)]
   path = folder / 'report.md'
-  part = folder / 'report.md.part'
-  part.write_text('\n\n'.join(text) + '\n', encoding='utf-8')
-  os.replace(part, path)  # a run killed here leaves the old report or the new one
+  write_text(path, '\n\n'.join(text) + '\n')
   return path
 
 
@@ -69,23 +66,14 @@ def _slug(name: str) -> str:
 
 def _details(result: Result) -> list[str]:
   text = [f'## {result.name}']
-  averages = ('micro', 'macro', 'weighted')
-  scores = [
-    [label, *(_percent(result.metrics[f'{name}_{average}']) for average in averages)]
-    for name, label in (('precision', 'precision'), ('recall', 'recall'), ('f1', 'F1'))
-    if all(f'{name}_{average}' in result.metrics for average in averages)
-  ]
-  if scores:
-    text.append(markdown([['', *averages], *scores]))
-  if len(result.confusion):
-    text.append(markdown(_classes(np.asarray(result.confusion, np.float64), result.class_names)))
+  text += [markdown(table) for table in result.tables]
   if result.layers:
     named = [
       [
         f'`{layer.path}`',
         f'{layer.size:,}',
         f'{layer.nonzero:,}',
-        _percent(1 - layer.nonzero / max(1, layer.size), 1),
+        percent(1 - layer.nonzero / max(1, layer.size), 1),
         str(layer.bits),
         f'{stored_bytes(layer.size, layer.nonzero, layer.bits, layer.scales):,}',
       ]
@@ -96,20 +84,6 @@ def _details(result: Result) -> list[str]:
     text.append('### What each part did')
     text.append(markdown([['part', 'when', 'what it touched', 'what it could not'], *result.parts]))
   return text if len(text) > 1 else []
-
-
-def _classes(matrix: np.ndarray, names: Sequence[str], most: int = 20) -> list[list[str]]:
-  """A row a class; of more than `most` classes those with the lowest F1."""
-  actual, predicted, hits = matrix.sum(axis=1), matrix.sum(axis=0), np.diag(matrix)
-  f1 = 2 * hits / np.maximum(actual + predicted, 1e-300)
-  shown = range(len(matrix)) if len(matrix) <= most else np.sort(np.argsort(f1, kind='stable')[:most])
-  title = 'class' if len(matrix) <= most else f'class (the {most} lowest F1)'
-  body = []
-  for index in shown:
-    precision, recall = hits[index] / max(predicted[index], 1e-300), hits[index] / max(actual[index], 1e-300)
-    name = names[index] if len(names) else str(index)
-    body.append([name, f'{actual[index]:g}', _percent(precision), _percent(recall), _percent(f1[index])])
-  return [[title, 'examples', 'precision', 'recall', 'F1'], *body]
 
 
 def _provenance(results: Sequence[Result]) -> list[str]:

@@ -17,18 +17,24 @@ class Result:
 
   Attributes:
     name: the run's name.
-    metrics: on the test split, as `tasks.classification_metrics` names them, without the confusion matrix.
+    metrics: on the test split, the numbers that the task measures.
     layers: every parameter array.
     seconds: spent training, over all starts.
     history: the points of metrics.jsonl: 'kind' ('train' or 'validation'), 'step', and numbers.
-    confusion: [classes, classes] on the test split, labels in rows; empty where there is none.
-    class_names: one a class, or empty.
+    task: what kind of task was learned.
+    facts: what the task knows of the data and chose on validation: class names, units, thresholds.
+    rows: the task's lines of the table: [label, metric, form] each.
+    curve: [title, metric, form] of the validation curve beside the loss, or empty.
+    examples: the weight of the test split, where every example counts once: their number.
+    evidence: arrays that tables and pictures were made of (a confusion matrix), as lists.
+    tables: of the report, each rows of cells.
+    figures: [file, caption] of the pictures that the task drew in the run's folder.
     command: the command line that made it.
     versions: package -> version.
     machine: what it ran on.
     notes: lines that the reader of the report should know.
     best_step: the step whose model was tested, the best by validation once its sparsity target was met.
-    parts: what each part of the recipe did, [part, when, what it touched, what it could not] each (`parts.account`).
+    parts: what each part of the recipe did, [part, when, what it touched, what it could not] each (`ledger.account`).
   """
 
   name: str
@@ -36,8 +42,14 @@ class Result:
   layers: list[Layer] = dataclasses.field(default_factory=list)
   seconds: float = 0.0
   history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-  confusion: list[list[float]] = dataclasses.field(default_factory=list)
-  class_names: list[str] = dataclasses.field(default_factory=list)
+  task: str = ''
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  rows: list[list[str]] = dataclasses.field(default_factory=list)
+  curve: list[str] = dataclasses.field(default_factory=list)
+  examples: float = 0.0
+  evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
+  tables: list[list[list[str]]] = dataclasses.field(default_factory=list)
+  figures: list[list[str]] = dataclasses.field(default_factory=list)
   command: str = ''
   versions: dict[str, str] = dataclasses.field(default_factory=dict)
   machine: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -72,7 +84,7 @@ def to_json(result: Result) -> str:
   """Writes a Result as JSON; NaN stays NaN. `from_json` reads it."""
   plain = dataclasses.asdict(result)
   plain['layers'] = [layer._asdict() for layer in result.layers]
-  plain['confusion'] = np.asarray(result.confusion, np.float64).tolist()
+  plain['evidence'] = {name: np.asarray(values).tolist() for name, values in result.evidence.items()}
   return json.dumps(plain, default=float)
 
 

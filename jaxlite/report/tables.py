@@ -6,8 +6,8 @@ pictures are drawn.
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ PACKED = 'weights packed: the nonzero values at their bits, one mask bit a weigh
 
 
 def rows(results: Sequence[Result]) -> list[list[str]]:
-  """Returns the cells of the table: a row a measure, a column a run; first row and column name them."""
+  """Returns the cells of the table: a measure to a row, a run to a column; first row and column name them."""
   cells = [['', *(result.name for result in results)]]
 
   def add(label: str, values: list[str]) -> None:
@@ -29,19 +29,15 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
   def metric(label: str, name: str, write: Any) -> None:
     add(label, [write(result.metrics[name]) if name in result.metrics else '' for result in results])
 
-  metric('test accuracy', 'accuracy', _percent)
-  add('  95 % interval', [_interval(result) for result in results])
-  for name in dict.fromkeys(name for result in results for name in result.metrics):
-    if found := re.fullmatch(r'top(\d+)_accuracy', name):
-      metric(f'top-{found[1]} accuracy', name, _percent)
-  metric('loss', 'loss', '{:.4f}'.format)
-  for name, label in (('precision', 'precision'), ('recall', 'recall'), ('f1', 'F1')):
-    metric(f'{label}, macro', f'{name}_macro', _percent)
+  for label, name, form in dict.fromkeys(tuple(row) for result in results for row in result.rows):
+    metric(f'test {label}' if not label.startswith('test') else label, name, functools.partial(written, form))
+    if name == 'accuracy':
+      add('  95 % interval', [_interval(result) for result in results])
   metric('test outputs that are NaN', 'nan_outputs', '{:g}'.format)
   sized = [bool(result.layers) for result in results]
   for label, values in (
     ('parameters', [f'{result.parameters:,}' for result in results]),
-    ('sparsity of weights', [_percent(result.sparsity, 1) for result in results]),
+    ('sparsity of weights', [percent(result.sparsity, 1) for result in results]),
     ('bits a weight', [result.bits for result in results]),
     ('bytes as float32', [f'{4 * result.parameters:,}' for result in results]),
     ('bytes packed', [f'{result.bytes:,}' for result in results]),
@@ -72,17 +68,18 @@ def spread(results: Sequence[Result], name: str = 'accuracy') -> str:
 
   values = np.array([result.metrics[name] for result in results])
   half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-  low, high = _percent(values.mean() - half).removesuffix(' %'), _percent(values.mean() + half)
-  return f'test {name} over {len(values)} runs: mean {_percent(values.mean())}, 95 % interval {low} to {high}'
+  low, high = percent(values.mean() - half).removesuffix(' %'), percent(values.mean() + half)
+  return f'test {name} over {len(values)} runs: mean {percent(values.mean())}, 95 % interval {low} to {high}'
 
 
 def table(results: Sequence[Result]) -> str:
   """Returns the runs side by side, aligned for a terminal.
 
-  >>> print(table([Result('mine', {'accuracy': 0.5, 'loss': 0.25}, seconds=3)]))
+  >>> rows = [['accuracy', 'accuracy', 'percent'], ['loss', 'loss', '{:.4f}']]
+  >>> print(table([Result('mine', {'accuracy': 0.5, 'loss': 0.25}, seconds=3, rows=rows)]))
                     mine
   test accuracy  50.00 %
-  loss            0.2500
+  test loss       0.2500
   seconds            3.0
   """
   return '\n'.join(''.join(parts).rstrip() for parts in _aligned(rows(results)))
@@ -113,13 +110,22 @@ def _aligned(cells: Sequence[Sequence[str]]) -> list[list[str]]:
   ]
 
 
-def _percent(share: float, digits: int = 2) -> str:
+def written(form: str, value: float) -> str:
+  """Writes a metric: in percent, or by a format such as '{:.4f}'.
+
+  >>> written('percent', 0.5), written('{:.3g}', 1234.5)
+  ('50.00 %', '1.23e+03')
+  """
+  return percent(value) if form == 'percent' else form.format(value)
+
+
+def percent(share: float, digits: int = 2) -> str:
   return f'{100 * share:.{digits}f} %'
 
 
 def _interval(result: Result) -> str:
   """Wilson's 95 % interval: a few hundred test examples leave the second digit open, and a reader should see it."""
-  total = float(np.sum(result.confusion)) if len(result.confusion) else 0.0
+  total = result.examples
   share = result.metrics.get('accuracy', math.nan)
   if total < 1 or not math.isfinite(share):
     return ''

@@ -61,7 +61,7 @@ def run(
         print(stop)
         return preempt.EXIT_PREEMPTED
     if several and mode == 'train':
-      page.write(results, folder)
+      page.write(results, folder, list(several))
   print(f'\n{tables.table(results)}')
   if len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1:
     print(f'\n{tables.spread(results)}')

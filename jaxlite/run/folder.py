@@ -1,13 +1,13 @@
 """A run's folder: its config, whether it is finished, the evidence it leaves, and using what it made.
 
-`config.json` is what the run began with, `result.json` is there once it is done, `stablehlo.bin` and `checkpoints/`
+`config.json` is what the run began with, `result.json` is there once it is done, `program.bin` and `checkpoints/`
 are what `load` needs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxlite.host.files import write_text
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
 from jaxlite.run.workdir import lock
+from jaxlite.tasks.task import Figure
 
 _FORMAT = 1
 
@@ -45,8 +46,9 @@ def settle(folder: Path, config: Config, say: Callable[[str], None]) -> Result |
   return None
 
 
-def begin(folder: Path, config: Config) -> None:
-  """Makes a folder this config's own."""
+def begin(folder: Path, config: Config, meaning: dict[str, Any]) -> None:
+  """Makes a folder this config's own, and says there what its inputs and outputs mean."""
+  _write_meaning(folder, meaning)
   write_text(folder / 'config.json', json.dumps({'format': _FORMAT, 'config': to_dict(config)}, indent=1) + '\n')
   (folder / 'result.json').unlink(missing_ok=True)  # a longer run is not finished any more
 
@@ -75,8 +77,13 @@ def match(folder: Path, config: Config, say: Callable[[str], None]) -> dict[str,
   return saved
 
 
-def finish(folder: Path, result: Result) -> None:
-  """Writes the report, then the mark that the run is done."""
+def finish(folder: Path, result: Result, figures: Sequence[Figure], meaning: dict[str, Any]) -> None:
+  """Writes the report and its pictures, then the mark that the run is done."""
+  from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
+
+  for figure in figures:
+    save(figure.draw(), folder / f'{figure.slug}.png')
+  _write_meaning(folder, meaning)
   page.write([result], folder)
   write_text(folder / 'result.json', to_json(result) + '\n')
 
@@ -98,6 +105,10 @@ def set_aside(folder: Path) -> Path | None:
       number += 1
     folder.rename(aside)
   return aside
+
+
+def _write_meaning(folder: Path, meaning: dict[str, Any]) -> None:
+  write_text(folder / 'task.json', json.dumps({'format': _FORMAT, **meaning}, indent=1) + '\n')
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -13,93 +13,35 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
-from jaxlite.adapters import adapt
-from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config, validate
-from jaxlite.contract import CONST, Model, Network, Recipe, chain
-from jaxlite.cpu import autotune
-from jaxlite.deployment import inventory, stablehlo
-from jaxlite.errors import nearest
+from jaxlite.contract import CONST, Network
+from jaxlite.deployment import stablehlo
 from jaxlite.graph.init_numpy import on_host
-from jaxlite.graph.model import weights_of
 from jaxlite.host import allocator, compile_cache, machine, preempt
-from jaxlite.optim._normalize import normalize
 from jaxlite.optim._plateau import observe_score
-from jaxlite.report import ledger
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
+from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers
 from jaxlite.run.progress import Progress
-from jaxlite.run.records import Records, read_records
-from jaxlite.run.timetable import Plan
+from jaxlite.run.record import Record
+from jaxlite.run.records import Records
+from jaxlite.run.setup import REWRITES, Setup, prepare
 from jaxlite.run.workdir import check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
-from jaxlite.step.train_step import Train, train_step
-from jaxlite.tasks import metrics
-from jaxlite.tasks.losses import cross_entropy
 
 Say = Callable[[str], None]
-
-_REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
   """A signal asked the run to leave; it did, after saving."""
-
-
-class Setup(NamedTuple):
-  """All that a run is made of before its first step."""
-
-  config: Config
-  data: datasets.Dataset
-  network: Model
-  recipe: Recipe
-  train: Train
-  metric: metrics.Metrics
-  plan: Plan
-  abstract: TrainState
-  first_batch: Any
-
-
-@dataclasses.dataclass
-class Record:
-  """What the loop itself remembers; saved with every checkpoint.
-
-  Attributes:
-    log_bytes: length of metrics.jsonl.
-    logged: the last step whose training point is written.
-    evaluated: the last step whose evaluation is written.
-    pending: training metrics since the last point, as plain numbers.
-    best: best validation metric, larger is better; None before the first.
-    best_step: where it was reached.
-    stale: evaluations since.
-    stopped: early stopping has ended the run.
-    seconds: spent training, over all starts.
-    pace: steps a dispatch, at most; 0 until that was chosen.
-    data: fingerprint of the data.
-    machine: what bit-equality hangs on.
-  """
-
-  log_bytes: int = 0
-  logged: int = 0
-  evaluated: int = 0
-  pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
-  best: float | None = None
-  best_step: int = 0
-  stale: int = 0
-  stopped: bool = False
-  seconds: float = 0.0
-  pace: int = 0
-  data: str = ''
-  machine: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def train(
@@ -147,9 +89,9 @@ def train(
       say(f'note: {note}')
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
       state, record = _start(setup, saves, say)
-      run_folder.begin(folder, config)
+      run_folder.begin(folder, config, meaning(setup.data, setup.data.facts))
       if config.machine.rewrites:
-        setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / _REWRITES, say))
+        setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
       else:
         say('rewrites for CPU: none, as machine.rewrites says')
       with Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
@@ -163,11 +105,11 @@ def train(
         state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
       state = _best(setup, state, record, saves)
     guards.check_targets(state, say)
-    test = evaluate(setup, state, setup.data.test, guard)
+    facts, test = decide_and_test(setup, state, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
-    result = _evidence(setup, state, record, test, folder, command)
-    run_folder.finish(folder, result)
+    result, figures = evidence(setup, state, record, facts, test, folder, command)
+    run_folder.finish(folder, result, figures, meaning(setup.data, facts))
     return result
 
 
@@ -187,49 +129,8 @@ def evaluate_run(
   setup = prepare(config, folder, model, data)
   with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
     found = saves.restore(setup.abstract, which='best')
-  record = Record(**found.loop)
-  return _evidence(setup, found.state, record, evaluate(setup, found.state, setup.data.test), folder, command)
-
-
-def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
-  """Builds data, model, recipe and step of a run; writes nothing and trains nothing."""
-  data = _dataset(config, data)
-  batch_size = config.data.batch_size
-  epoch = datasets.steps_per_epoch(data.train, batch_size)
-  sizes = {'steps_per_epoch': epoch, 'batch_size': batch_size}
-  total = config.train.to_steps(**sizes)
-
-  def steps(duration: Duration) -> int:
-    return max(1, duration.to_steps(**sizes, total_steps=total))
-
-  plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
-  absolute = dataclasses.replace(config, teacher=str(folder / config.teacher)) if config.teacher else config
-  recipe = absolute.recipe(absolute, total)
-  if not isinstance(recipe, Recipe):
-    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
-  recipe = chain(normalize(data.mean, data.std), recipe)
-  network = adapt(absolute.model(absolute) if model is None else model)
-  rewrites = (autotune.read(folder / _REWRITES).choices or True) if config.machine.rewrites else False
-  built = train_step(network, config.loss or cross_entropy, recipe, rewrites=rewrites)
-  first = datasets.batch_at(data.train, batch_size, config.seed, 0)
-  abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
-  metric = metrics.classification_metrics(data.classes)
-  if config.eval.metric not in metric.names:
-    near = nearest(config.eval.metric, metric.names)
-    raise ValueError(f'eval.metric is one of the metrics; got {config.eval.metric!r}; nearest: {near}')
-  outputs, terms = jax.eval_shape(built.eval, abstract, first)  # what does not fit is told before training
-  jax.eval_shape(metric.update, jax.eval_shape(metric.init), outputs, first, terms['task'])
-  return Setup(config, data, network, recipe, built, metric, plan, abstract, first)
-
-
-def evaluate(setup: Setup, state: TrainState, split: datasets.Split, guard: preempt.Guard | None = None) -> dict | None:
-  """Returns the metrics of a split, or None when a signal came first."""
-  total = setup.metric.init()
-  for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
-    if guard is not None and guard.requested:
-      return None
-    total = _evaluated(setup.train.eval, setup.metric.update)(total, state, batch)
-  return setup.metric.compute(jax.device_get(total))
+  facts, test = decide_and_test(setup, found.state)
+  return evidence(setup, found.state, Record(**found.loop), facts, test, folder, command)[0]
 
 
 def _fit(
@@ -268,15 +169,16 @@ def _fit(
       records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
       progress.line(step, f'loss {means["loss"]:.4f}')
 
-    if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
+    if plan.due(step, plan.evaluate) and record.evaluated < step and datasets.examples_in(setup.data.validation):
       found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
-        scalars = {name: value for name, value in found.items() if name != 'confusion'}
+        scalars = numbers(found.values)
         record.evaluated = step
         records.write('validation', step, scalars)
-        score = _score(scalars, config.eval.metric)
+        name = config.eval.metric or setup.data.task.score
+        score = setup.data.task.better(name) * scalars[name]
         state = state._replace(opt_state=observe_score(state.opt_state, score))
-        progress.line(step, f'validation {config.eval.metric} {scalars[config.eval.metric]:.4f}')
+        progress.line(step, f'validation {name} {scalars[name]:.4f}')
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = record.best is None or score > record.best
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
@@ -338,58 +240,8 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   return found.state, record
 
 
-def _evidence(
-  setup: Setup, state: TrainState, record: Record, found: dict[str, Any], folder: Path, command: str
-) -> Result:
-  """All that the report shows of a run."""
-  full = {**state.model_state, CONST: state.const}
-  inputs = setup.first_batch['inputs']
-  weights = weights_of(setup.network, jax.random.key(0), inputs)
-  history = read_records(folder)
-  return Result(
-    name=setup.config.name,
-    metrics={name: value for name, value in found.items() if name != 'confusion'},
-    layers=inventory.layers(setup.train.model, state.params, full, inputs, weights),
-    seconds=record.seconds,
-    history=history,
-    confusion=found['confusion'].tolist(),
-    class_names=list(setup.data.class_names),
-    command=command,
-    versions=machine.versions(),
-    machine=machine.machine(),
-    notes=list(setup.data.notes),
-    best_step=int(state.step),
-    parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
-  )
-
-
 def _best(setup: Setup, state: TrainState, record: Record, saves: Any) -> TrainState:
   """The state that validation liked best; the last one where nothing was validated."""
   if record.best is None or record.best_step == int(state.step):
     return state
   return saves.restore(setup.abstract, which='best').state
-
-
-def _dataset(config: Config, data: Any) -> datasets.Dataset:
-  if data is None:
-    return datasets.load(
-      config.data.source, directory=config.data.directory, validation=config.data.validation, seed=config.seed
-    )
-  if isinstance(data, datasets.Dataset):
-    return data
-  return datasets.from_arrays(data, validation=config.data.validation, seed=config.seed)
-
-
-def _score(values: dict[str, float], name: str) -> float:
-  return -values[name] if name == 'loss' else values[name]
-
-
-@functools.lru_cache(maxsize=8)
-def _evaluated(evaluate_batch: Any, update: Any) -> Any:
-  """One compiled program: forward, loss and the running metrics."""
-
-  def add(total: Any, state: TrainState, batch: Any) -> Any:
-    outputs, terms = evaluate_batch(state, batch)
-    return update(total, outputs, batch, jnp.asarray(terms['task']))
-
-  return jax.jit(add, donate_argnums=0)

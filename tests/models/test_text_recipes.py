@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 STEPS, STOP, SPARSITY = 40, 25, 0.5
 STUDENT = Decoder(9, width=8, layers=1, heads=2, hidden=16, length=8, dropout=0.1)
-TEACHER = Decoder(9, width=16, layers=2, heads=2, hidden=32, length=8, positions='learned', tied=False)
+TEACHER = Decoder(9, width=16, layers=1, heads=2, hidden=32, length=8, positions='learned', tied=False)
 
 
 def next_token_loss(logits, batch):
@@ -74,7 +74,10 @@ def test_a_whole_recipe_learns_keeps_its_laws_and_resumes_to_the_same_bits(name,
   net, big, loss, divergence, make = CASES[name]
   batches = list(make())
   model, teacher = jl.from_linen(net), jl.from_linen(big)
-  teacher = jl.Network(teacher, *jax.jit(teacher.init)(KEY, batches[0]['inputs']))
+  shapes = jax.eval_shape(teacher.init, KEY, batches[0]['inputs'])[0]
+  teacher = jl.Network(
+    teacher, jax.tree.map(lambda leaf: RNG.normal(0, 0.3, leaf.shape).astype(np.float32), shapes), {}
+  )
   recipe = jl.chain(
     optax.clip_by_global_norm(1.0),
     jl.fake_quant(bits=8),
@@ -113,10 +116,8 @@ def test_a_whole_recipe_learns_keeps_its_laws_and_resumes_to_the_same_bits(name,
   for path, leaf in leaves.items():
     zeros = int((leaf == 0).sum())
     assert zeros == (round(SPARSITY * leaf.size) if path in weights else 0), path
-  outputs, _ = train.eval(state, batches[0])
-  live = jl.Network(train.model, state.params, {**state.model_state, 'jl.const': state.const})
-  np.testing.assert_array_equal(live.predict(batches[0]['inputs']), outputs)
   if name == 'decoder':  # and text comes out of what was trained, at integers
+    live = jl.Network(train.model, state.params, {**state.model_state, 'jl.const': state.const})
     [text] = generate(live, [[1, 2, 3]], 9, temperature=0, length=8)
     assert sum((b - a) % 8 == 1 for a, b in itertools.pairwise(text)) >= 9
 

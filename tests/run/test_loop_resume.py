@@ -7,21 +7,7 @@ import pytest
 
 import jaxlite as jl
 from jaxlite.run import loop
-from loops import X, Y, evidence, leaves, points, run, up_and_down
-
-
-def crash_at(step, monkeypatch):
-  """Ends the process's run as a fault would, before the batch of a step."""
-  real = loop.datasets.batch_at
-
-  def batch_at(split, size, seed, at):
-    if at == step:
-      raise MemoryError('the machine is gone')
-    return real(split, size, seed, at)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(loop.datasets, 'batch_at', batch_at, raising=False)
-    yield
+from loops import X, Y, crash_at, evidence, leaves, points, run, up_and_down
 
 
 def event_steps(folder):

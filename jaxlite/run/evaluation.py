@@ -1,0 +1,130 @@
+"""Measuring a model on a split, and the evidence that a run hands back."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlite import data as datasets
+from jaxlite.contract import CONST
+from jaxlite.deployment import inventory
+from jaxlite.graph.model import weights_of
+from jaxlite.host import machine, preempt
+from jaxlite.report import ledger
+from jaxlite.report.result import Result
+from jaxlite.run.record import Record
+from jaxlite.run.records import read_records
+from jaxlite.run.setup import Setup
+from jaxlite.step.state import TrainState
+from jaxlite.tasks.metrics import Metrics
+from jaxlite.tasks.task import Facts, Figure
+
+_EVIDENCE = 1 << 18  # values of an array that a result keeps: a confusion matrix of 512 classes
+
+
+class Measured(NamedTuple):
+  """What was found on a split.
+
+  Attributes:
+    values: the metrics: numbers and arrays by name.
+    kept: what the metrics keep of each example, None for most.
+  """
+
+  values: dict[str, Any]
+  kept: Any
+
+
+def evaluate(
+  setup: Setup, state: TrainState, split: Any, guard: preempt.Guard | None = None, metric: Metrics | None = None
+) -> Measured | None:
+  """Measures a split; None when a signal came first."""
+  metric = metric or setup.metric
+  total, kept = metric.init(), []
+  for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
+    if guard is not None and guard.requested:
+      return None
+    total, examples = _evaluated(setup.train.eval, metric.update, metric.keep)(total, state, batch)
+    kept.append(examples)
+  if metric.keep is None:
+    return Measured(metric.compute(jax.device_get(total)), None)
+  count = datasets.examples_in(split)  # behind them stands the last batch's padding
+  whole = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(kept))
+  return Measured(metric.compute(jax.device_get(total), whole), whole)
+
+
+def decide_and_test(
+  setup: Setup, state: TrainState, guard: preempt.Guard | None = None
+) -> tuple[Facts, Measured | None]:
+  """What the task decides on validation (a threshold), and the test split measured with it."""
+  data, metric = setup.data, setup.metric
+  facts = data.facts
+  if metric.keep is not None and datasets.examples_in(data.validation):
+    found = evaluate(setup, state, data.validation, guard)
+    if found is None:
+      return facts, None
+    facts = {**facts, **data.task.decide(found.kept, facts)}
+    metric = data.task.metrics(facts)
+  return facts, evaluate(setup, state, data.test, guard, metric)
+
+
+def meaning(data: datasets.Dataset, facts: Facts) -> dict[str, Any]:
+  """What a loaded run needs to take a user's inputs and to answer in a user's terms, as JSON takes it."""
+  encoder = data.encoder.to_json() if data.encoder is not None else None
+  return {'task': data.task.name, 'facts': facts, 'features': list(data.feature_names), 'encoder': encoder}
+
+
+def evidence(
+  setup: Setup, state: TrainState, record: Record, facts: Facts, test: Measured, folder: Path, command: str
+) -> tuple[Result, list[Figure]]:
+  """All that the report shows of a run, and the pictures that its task draws."""
+  full = {**state.model_state, CONST: state.const}
+  inputs = setup.first_batch['inputs']
+  weights = weights_of(setup.network, jax.random.key(0), inputs)
+  history = read_records(folder)
+  task, name = setup.data.task, setup.config.name
+  figures = task.figures(test.values, facts, name)
+  result = Result(
+    name=name,
+    metrics=numbers(test.values),
+    layers=inventory.layers(setup.train.model, state.params, full, inputs, weights),
+    seconds=record.seconds,
+    history=history,
+    task=task.name,
+    facts=facts,
+    rows=[list(row) for row in task.rows],
+    curve=list(task.curve or ()),
+    examples=float(datasets.weight_of(setup.data.test)),
+    evidence={key: value for key, value in test.values.items() if np.ndim(value) and np.size(value) <= _EVIDENCE},
+    tables=task.tables(test.values, facts),
+    figures=[[f'{figure.slug}.png', figure.caption] for figure in figures],
+    command=command,
+    versions=machine.versions(),
+    machine=machine.machine(),
+    notes=list(setup.data.notes),
+    best_step=int(state.step),
+    parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
+  )
+  return result, figures
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+  return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
+
+
+@functools.lru_cache(maxsize=8)
+def _evaluated(evaluate_batch: Any, update: Any, keep: Any) -> Any:
+  """One compiled program: forward, loss, the running metrics, and what is kept of each example."""
+
+  def add(total: Any, state: TrainState, batch: Any) -> Any:
+    outputs, terms = evaluate_batch(state, batch)
+    total = update(total, outputs, batch, jnp.asarray(terms['task']))
+    if keep is None:
+      return total, None
+    return total, {**keep(outputs, batch), 'weight': batch['weight']}
+
+  return jax.jit(add, donate_argnums=0)

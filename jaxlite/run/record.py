@@ -1,0 +1,39 @@
+"""What the loop itself remembers, saved with every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass
+class Record:
+  """What the loop itself remembers; saved with every checkpoint.
+
+  Attributes:
+    log_bytes: length of metrics.jsonl.
+    logged: the last step whose training point is written.
+    evaluated: the last step whose evaluation is written.
+    pending: training metrics since the last point, as plain numbers.
+    best: best validation metric, larger is better; None before the first.
+    best_step: where it was reached.
+    stale: evaluations since.
+    stopped: early stopping has ended the run.
+    seconds: spent training, over all starts.
+    pace: steps a dispatch, at most; 0 until that was chosen.
+    data: fingerprint of the data.
+    machine: what bit-equality hangs on.
+  """
+
+  log_bytes: int = 0
+  logged: int = 0
+  evaluated: int = 0
+  pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  best: float | None = None
+  best_step: int = 0
+  stale: int = 0
+  stopped: bool = False
+  seconds: float = 0.0
+  pace: int = 0
+  data: str = ''
+  machine: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,98 @@
+"""All that a run is made of before its first step: data, model, recipe and step, built from a config."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxlite import data as datasets
+from jaxlite.adapters import adapt
+from jaxlite.config.duration import Duration
+from jaxlite.config.schema import Config
+from jaxlite.contract import Model, Recipe, chain
+from jaxlite.cpu import autotune
+from jaxlite.errors import nearest
+from jaxlite.optim._normalize import normalize
+from jaxlite.run import defaults
+from jaxlite.run.timetable import Plan
+from jaxlite.step.state import TrainState
+from jaxlite.step.train_step import Train, train_step
+from jaxlite.tasks.metrics import Metrics
+
+REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
+
+
+class Setup(NamedTuple):
+  """What a run is made of before its first step."""
+
+  config: Config
+  data: datasets.Dataset
+  network: Model
+  recipe: Recipe
+  train: Train
+  metric: Metrics
+  plan: Plan
+  abstract: TrainState
+  first_batch: Any
+
+
+def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
+  """Builds data, model, recipe and step of a run; writes nothing and trains nothing."""
+  data = dataset_of(config, data)
+  batch_size = config.data.batch_size
+  epoch = datasets.steps_per_epoch(data.train, batch_size)
+  sizes = {'steps_per_epoch': epoch, 'batch_size': batch_size}
+  total = config.train.to_steps(**sizes)
+
+  def steps(duration: Duration) -> int:
+    return max(1, duration.to_steps(**sizes, total_steps=total))
+
+  plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
+  absolute = dataclasses.replace(config, teacher=str(folder / config.teacher)) if config.teacher else config
+  recipe = (absolute.recipe or defaults.recipe)(absolute, total)
+  if not isinstance(recipe, Recipe):
+    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
+  recipe = chain(normalize(data.mean, data.std), recipe, *_present(data.task.hook(data.facts)))
+  if model is None:
+    model = absolute.model(absolute) if absolute.model is not None else defaults.model(data)
+  network = adapt(model)
+  rewrites = (autotune.read(folder / REWRITES).choices or True) if config.machine.rewrites else False
+  built = train_step(network, config.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
+  first = datasets.batch_at(data.train, batch_size, config.seed, 0)
+  abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
+  metric = data.task.metrics(data.facts)
+  if config.eval.metric and config.eval.metric not in metric.names:
+    near = nearest(config.eval.metric, metric.names)
+    raise ValueError(f'eval.metric is one of the metrics; got {config.eval.metric!r}; nearest: {near}')
+  outputs, terms = jax.eval_shape(built.eval, abstract, first)  # what does not fit is told before training
+  jax.eval_shape(metric.update, jax.eval_shape(metric.init), outputs, first, terms['task'])
+  if metric.keep is not None:
+    jax.eval_shape(metric.keep, outputs, first)
+  return Setup(config, data, network, recipe, built, metric, plan, abstract, first)
+
+
+def dataset_of(config: Config, data: Any) -> datasets.Dataset:
+  """The data of a run: given, made by the config's function, or loaded by name."""
+  if data is None and config.data.load is not None:
+    data = config.data.load(config)
+  if data is None:
+    data = datasets.load(
+      config.data.source, directory=config.data.directory, validation=config.data.validation, seed=config.seed
+    )
+  task = config.task() if config.task is not None else None
+  if isinstance(data, datasets.Dataset):
+    if task is not None and task.name != data.task.name:
+      raise ValueError(
+        f'the config names the task {task.name}, the data set was made for {data.task.name}: make it with '
+        f'task={task.name}, or leave config.task out'
+      )
+    return data
+  given = {'task': task, 'standardize': config.data.standardize}
+  return datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given)
+
+
+def _present(hook: Any) -> tuple[Any, ...]:
+  return () if hook is None else (hook,)

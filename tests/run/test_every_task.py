@@ -1,0 +1,164 @@
+"""Every kind of task through the whole loop: trained, killed and resumed to the same bits, tested, loaded, answered."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import jaxlite as jl
+from jaxlite.run import loop
+from loops import crash_at, leaves, points
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(120, 6)).astype(np.float32)
+TOKENS = RNG.integers(1, 9, (60, 8)).astype(np.int32)
+
+
+class Case(NamedTuple):
+  """One task: its data, its network, and a question to the loaded run."""
+
+  data: object
+  model: object
+  asked: object
+
+
+def dense(outputs):
+  return lambda p, x: x @ p['w'] + p['b'], {'w': np.zeros((6, outputs), np.float32), 'b': np.zeros(outputs, np.float32)}
+
+
+def per_position(outputs):
+  table = RNG.normal(size=(9, 4)).astype(np.float32)
+  return lambda p, x: p['table'][x] @ p['w'], {'table': table, 'w': np.zeros((4, outputs), np.float32)}
+
+
+def cases():
+  target = X @ np.arange(1, 7, dtype=np.float32) * 50 + 1000
+  several = np.stack([X[:, 0] > 0, X[:, 1] > 0.5, X[:, 2] > -0.5], 1).astype(int)
+  following = np.concatenate([TOKENS[:, 1:], np.full((60, 1), -1, np.int32)], 1)
+  arrays, tasks = jl.data.from_arrays, jl.tasks
+  return {
+    'classification': Case(arrays((X, (X[:, 0] > 0).astype(int))), dense(2), X[:5]),
+    'regression': Case(arrays((X, target), task=tasks.regression(target_names=['price'])), dense(1), X[:5]),
+    'two targets': Case(arrays((X, np.stack([target, -target], 1)), task=tasks.regression()), dense(2), X[:5]),
+    'binary': Case(arrays((X, (X[:, 0] > 1).astype(int)), task=tasks.binary(recall=0.8)), dense(1), X[:5]),
+    'multi_label': Case(arrays((X, several), task=tasks.multi_label()), dense(3), X[:5]),
+    'language': Case(arrays((TOKENS, following), task=tasks.language(9)), per_position(9), TOKENS[:5]),
+    'segmentation': Case(arrays((TOKENS, TOKENS % 3), task=tasks.segmentation(3)), per_position(3), TOKENS[:5]),
+  }
+
+
+CASES = cases()
+
+
+def config_of():
+  config = jl.Config(name='task', train=jl.Duration(steps=12))
+  config.optim.lr = 0.05
+  config.log.every = config.eval.every = jl.Duration(steps=3)
+  config.checkpoint.every, config.data.batch_size, config.eval.batch_size = jl.Duration(steps=4), 16, 20
+  config.log.tensorboard = config.log.progress = False
+  return config
+
+
+def trained(folder, case):
+  return jl.train(config_of(), folder, model=case.model, data=case.data, say=lambda line: None)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_task_is_trained_resumed_tested_reported_and_loaded(name, tmp_path, monkeypatch):
+  case = CASES[name]
+  straight = trained(tmp_path / 'straight', case)
+  for _ in crash_at(7, monkeypatch):
+    with pytest.raises(MemoryError):
+      trained(tmp_path / 'killed', case)
+  resumed = trained(tmp_path / 'killed', case)
+  assert leaves(tmp_path / 'killed') == leaves(tmp_path / 'straight')
+  assert points(tmp_path / 'killed') == points(tmp_path / 'straight')
+  assert resumed.metrics == straight.metrics
+  assert resumed.facts == straight.facts
+  task = case.data.task
+  assert task.score in straight.metrics
+  again = loop.evaluate_run(config_of(), tmp_path / 'straight', model=case.model, data=case.data, say=lambda line: None)
+  assert again.metrics == straight.metrics
+  report = (tmp_path / 'straight' / 'report.md').read_text()
+  for file, _ in straight.figures:
+    assert (tmp_path / 'straight' / file).stat().st_size > 1000
+    assert f']({file})' in report
+  for label, metric, _ in straight.rows:
+    assert (label in report) == (metric in straight.metrics), label
+  network = jl.load(tmp_path / 'straight')
+  raw = np.asarray(network.predict(case.asked))
+  assert np.isfinite(raw).all()
+  labels = network.predict_labels(case.asked)
+  assert len(labels) == len(case.asked)
+  saved = json.loads((tmp_path / 'straight' / 'task.json').read_text())
+  assert saved['task'] == task.name
+  assert saved['facts'] == json.loads(json.dumps(straight.facts))
+
+
+def test_regression_answers_in_the_units_of_its_targets(tmp_path):
+  case = CASES['regression']
+  result = trained(tmp_path, case)
+  network = jl.load(tmp_path)
+  test = case.data.test
+  found = np.asarray(network.predict_labels(test.inputs), np.float64).reshape(-1)
+  assert abs(np.sqrt(np.mean((found - test.labels) ** 2)) - result.metrics['rmse']) < 1e-4 * result.metrics['rmse']
+  assert abs(found.mean() - 1000) < 300  # twelve steps: near the targets' mean, not near zero
+
+
+def test_a_threshold_is_chosen_on_validation_and_kept_with_the_model(tmp_path):
+  case = CASES['binary']
+  result = trained(tmp_path, case)
+  network = jl.load(tmp_path)
+  proba = np.asarray(network.predict_proba(case.data.validation.inputs))
+  threshold, wanted = result.facts['threshold'], case.data.validation.labels == 1
+  assert (proba >= threshold)[wanted].mean() >= 0.8
+  labels = np.asarray(network.predict_labels(X))
+  names = result.facts['class_names']
+  assert list(labels) == [names[int(p >= threshold)] for p in np.asarray(network.predict_proba(X))]
+
+
+def rank_error(outputs, batch):
+  import jax.numpy as jnp
+
+  return jnp.abs(outputs[:, 0] - batch['labels'])
+
+
+def test_a_task_of_ones_own_is_twenty_lines(tmp_path):
+  mine = jl.tasks.Task(
+    'ranks',
+    loss=lambda facts: lambda outputs, batch: rank_error(outputs, batch) ** 2,
+    metrics=lambda facts: jl.tasks.means(error=rank_error),
+    score='error',
+    falls=('error',),
+    rows=(('error', 'error', '{:.3f}'),),
+  )
+  data = jl.data.from_arrays((X, X[:, 0] * 2), task=mine)
+  result = jl.train(config_of(), tmp_path, model=dense(1), data=data, say=lambda line: None)
+  scores = [point['error'] for point in points(tmp_path) if point['kind'] == 'validation']
+  assert result.best_step == 3 * (1 + int(np.argmin(scores)))  # smaller is better
+  with pytest.raises(ValueError, match='does not know what its outputs mean'):
+    jl.load(tmp_path).predict_labels(X[:2])
+  assert len(jl.load(tmp_path, task=mine).predict_labels(X[:2])) == 2
+
+
+@pytest.mark.parametrize('name', ['classification', 'regression'])
+def test_folds_test_every_example_once_and_go_on(name, tmp_path):
+  case = CASES[name]
+  pair = (np.concatenate([split.inputs for split in (case.data.train, case.data.validation, case.data.test)]),)
+  pair += (np.concatenate([split.labels for split in (case.data.train, case.data.validation, case.data.test)]),)
+  data = jl.data.from_arrays(pair, task=case.data.task)
+  found = jl.cross_validate(config_of(), tmp_path, data=data, model=lambda: case.model, folds=3, say=lambda line: None)
+  assert sum(result.examples for result in found.results) == 120
+  metric = case.data.task.score
+  assert found.mean[metric] == pytest.approx(np.mean([result.metrics[metric] for result in found.results]))
+  again = jl.cross_validate(config_of(), tmp_path, data=data, model=lambda: case.model, folds=3, say=lambda line: None)
+  assert again.mean == found.mean
+
+
+def test_the_first_minute_needs_neither_model_nor_recipe(tmp_path):
+  config = jl.Config(name='mine', train=jl.Duration(epochs=15))
+  config.log.progress = config.log.tensorboard = False
+  labels = (X[:, 0] + X[:, 1] > 0).astype(int)
+  result = jl.train(config, tmp_path, data=(X, labels), say=lambda line: None)
+  assert result.metrics['accuracy'] >= 0.75
