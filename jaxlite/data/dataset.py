@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlite import tasks
 from jaxlite.data import inputs as trees
-from jaxlite.data.inputs import as_array, as_inputs, frozen, pieces
+from jaxlite.data.inputs import as_array, as_inputs, as_leaves, frozen, pieces
 from jaxlite.data.standardize import standardization
 from jaxlite.tasks.task import Facts, Task
 
@@ -180,7 +180,7 @@ def assemble(
     if split.labels.shape[1:] != train.labels.shape[1:] or split.labels.dtype != train.labels.dtype:
       got, wanted = (f'{one.dtype}{list(one.shape)}' for one in (split.labels, train.labels))
       raise ValueError(
-        f'every split has labels of one kind; train has {wanted}, {where} {got}: prepare {where} as train'
+        f'every split has one kind of labels; train has {wanted}, {where} {got}: prepare {where} as train'
       )
     task.check_facts(split.labels, facts, where)
   mean, std, told = standardization(train.inputs, standardize, ids_known=encoder is not None)
@@ -247,7 +247,8 @@ def check_split(task: Task, pair: Any, where: str) -> Split:
   """
   inputs, labels, weight = (*as_pair(pair, where), None)[:3]
   labels = check_labels(task, labels, where)
-  inputs = as_inputs(inputs, where, len(labels))
+  # A list in a Split is a tree; elsewhere it may be a list of examples.
+  inputs = as_leaves(inputs, where) if isinstance(pair, Split) else as_inputs(inputs, where, len(labels))
   if not len(labels):
     raise ValueError(f'a split needs at least one example; {where} is empty: carve it from train or give more data')
   trees.check_inputs(inputs, where, len(labels))

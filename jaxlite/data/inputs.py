@@ -36,7 +36,16 @@ def as_inputs(values: Any, where: str, count: int | None = None) -> Any:
   >>> tree['age'].dtype, tree['image'].shape
   (dtype('float32'), (2, 4, 4, 1))
   """
-  tree = _as_tree(values, where, '', count)
+  return _some(_as_tree(values, where, '', count), values, where)
+
+
+def as_leaves(inputs: Any, where: str) -> Any:
+  """Returns inputs that are known to be a tree of arrays, leaf by leaf as `as_inputs` has them."""
+  arrays = [_as_leaf(leaf, where, path) for path, leaf in leaves(inputs)]
+  return _some(jax.tree.structure(inputs).unflatten(arrays), inputs, where)
+
+
+def _some(tree: Any, values: Any, where: str) -> Any:
   if not jax.tree.leaves(tree):
     raise ValueError(f'inputs are arrays; {where} has none of them, {values!r}: give each example something')
   return tree

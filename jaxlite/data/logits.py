@@ -59,8 +59,7 @@ def cache_logits(
   Args:
     teacher: a Network (`jaxlite.load(workdir)` gives that of a run), or a function from raw inputs to logits.
     data: a Dataset; validation and test stay as they are. Inputs are any tree; views need one array and classes [N].
-      One that brings a teacher's logits already gets a second's,
-      under another name, of the same views.
+      One that brings a teacher's logits already gets a second's, under another name, of the same views.
     folder: where the logits are kept; made where it is not there.
     views: how each example is shown, one `(key, batch) -> batch` a view, None as it is. At each step one view is
       drawn at random for each example, and the batch holds its inputs, labels and logits. E.g.
