@@ -142,7 +142,9 @@ def _numbers(column: str, kind: str, values: np.ndarray) -> np.ndarray:
     numbers = frames.as_numbers(column, values)
   if numbers is None:
     place = next((row for row, cell in enumerate(frames.as_text(values)) if cell), 0)
-    raise ValueError(f'column {column!r} held numbers in training, not {values[place]!r} as in row {place}: convert it')
+    raise ValueError(
+      f'column {column!r} held numbers in training, not {str(values[place])!r} as in row {place}: convert it'
+    )
   frames.check_finite(column, numbers, values)
   return numbers
 

@@ -61,9 +61,14 @@ def read_columns(table: Any) -> dict[str, np.ndarray]:
   return columns
 
 
+def categories(table: Any) -> list[str]:
+  """Returns the columns that a DataFrame itself calls categorical: names, whatever they look like."""
+  if not hasattr(table, 'columns') or not hasattr(table, 'dtypes'):
+    return []
+  return [str(name) for name in table.columns if str(table[name].dtype) == 'category']
+
+
 def _column(values: Any) -> np.ndarray:
-  if str(getattr(values, 'dtype', '')) == 'category':  # a DataFrame's own word for names, whatever they look like
-    return np.array([None if _is_missing(value) else _text(value) for value in np.asarray(values, object)], object)
   try:
     return np.asarray(values)
   except ValueError:

@@ -66,16 +66,17 @@ def _as_tree(values: Any, where: str, path: str, count: int | None) -> Any:
 
 
 def _is_tree(values: Any, count: int | None) -> bool:
-  """Whether a list or tuple is a tree of inputs, and not the examples of one array."""
-  if hasattr(values, '_fields'):
+  """Whether this is a tree of inputs, and not one array or a list of one array's examples."""
+  if isinstance(values, Mapping) or hasattr(values, '_fields'):
     return True
-  if not values or len(values) == count:
+  if not isinstance(values, tuple | list) or len(values) == count:
     return False
-  if any(isinstance(value, Mapping) for value in values):
-    return True
-  return all(np.ndim(value) > 0 and len(value) == count for value in values if hasattr(value, 'shape')) and any(
-    hasattr(value, 'shape') for value in values
-  )
+  return any(_is_tree(value, count) or _holds_all(value, count) for value in values)
+
+
+def _holds_all(value: Any, count: int | None) -> bool:
+  """Whether this is an array of all examples."""
+  return getattr(value, 'ndim', 0) > 0 and len(value) == count
 
 
 def _join(path: str, name: str) -> str:

@@ -71,6 +71,7 @@ def from_table(
     (names,) if isinstance(names, str) else tuple(names) for names in (label, drop, categorical)
   )
   columns = frames.read_columns(table)
+  categorical += tuple(name for name in frames.categories(table) if name not in (*labels, *drop, weight, *categorical))
   _check_roles(list(columns), labels, weight, drop, categorical)
   frames.check_named(columns, drop)
   others = (*labels, *((weight,) if weight is not None else ()), *drop)
@@ -175,10 +176,12 @@ def read_labels(columns: Mapping[str, np.ndarray], task: Any) -> tuple[Task, np.
 
 def _takes(task: Task, labels: np.ndarray, given: Mapping[str, Any]) -> bool:
   try:
-    task.facts(task.check(labels, 'train'), given)
+    checked = task.check(labels, 'train')
+    facts = task.facts(checked, given)
+    task.check_facts(checked, facts, 'train')
   except ValueError:
     return False
-  return True
+  return all(facts.get(name) == value for name, value in given.items())  # a regression takes no names
 
 
 def _whole(numbers: np.ndarray) -> bool:
@@ -201,7 +204,9 @@ def _numbers_of(values: np.ndarray) -> np.ndarray | None:
 def _label_numbers(label: str, values: np.ndarray) -> np.ndarray:
   numbers = _numbers_of(values)
   if numbers is None:
-    raise ValueError(f'of several labels each is a column of numbers; {label!r} has {str(values[0])!r} in row 0')
+    raise ValueError(
+      f'of several labels each is a column of numbers; {label!r} has {str(values[0])!r} in row 0: number it'
+    )
   frames.check_finite(label, numbers, values)
   return numbers
 

@@ -1,4 +1,4 @@
-"""A stream is a function of (seed, step): what stands for a training split gives the same batches however it is asked."""
+"""A stream is a function of (seed, step): it gives the same batches however it is asked."""
 
 import itertools
 
@@ -105,13 +105,25 @@ def forgetful():
 
 used_up = endless(0)
 BAD = {
-  'no dict': (lambda seed, step: make(seed, step)['inputs'], {}, "^a batch is a dict with 'inputs' and 'labels'; .* ndarray"),
+  'no dict': (
+    lambda seed, step: make(seed, step)['inputs'],
+    {},
+    "^a batch is a dict with 'inputs' and 'labels'; .* ndarray",
+  ),
   'no labels': (lambda seed, step: {'inputs': TEST[0]}, {}, '^a batch is a dict .* that of step 0 is a dict of inputs'),
   'not a function of its arguments': (forgetful(), {}, r'^a stream makes the same batch for the same \(seed, step\)'),
-  'nan': (lambda seed, step: {'inputs': TEST[0] * np.nan, 'labels': TEST[1]}, {}, '^inputs are finite; the first batch'),
+  'nan': (
+    lambda seed, step: {'inputs': TEST[0] * np.nan, 'labels': TEST[1]},
+    {},
+    '^inputs are finite; the first batch',
+  ),
   'no steps': (make, {'steps_per_epoch': 0}, '^steps_per_epoch is a whole number, at least 1'),
   'no test': (make, {'test': None}, '^a stream needs a test split'),
-  'other shapes': (make, {'test': (np.zeros((4, 2)), TEST[1])}, r'^every split has examples of one shape; train has \[3\]'),
+  'other shapes': (
+    make,
+    {'test': (np.zeros((4, 2)), TEST[1])},
+    r'^every split has examples of one shape; train has \[3\]',
+  ),
   'other classes': (make, {'test': (TEST[0], [0, 1, 2, 9])}, '^labels are .* test has 2 at 2'),
 }
 
@@ -126,17 +138,23 @@ def test_what_cannot_be_a_stream_is_one_line(case):
 
 def test_shapes_never_change_between_batches():
   data = stream(shifting, **OPTIONS)
-  with pytest.raises(ValueError, match=r'^every batch has the same shapes; inputs of the first is float32\[8, 3\], that of '):
+  with pytest.raises(
+    ValueError, match=r'^every batch has the same shapes; inputs of the first is float32\[8, 3\], that of '
+  ):
     data.train.at(0, 4)
   extra = stream(lambda seed, step: make(seed, step) | ({'more': np.ones(8)} if step > 6 else {}), **OPTIONS)
-  with pytest.raises(ValueError, match=r'^every batch holds the same arrays; .* that of step 7 inputs, labels, more, step'):
+  with pytest.raises(
+    ValueError, match=r'^every batch holds the same arrays; .* that of step 7 inputs, labels, more, step'
+  ):
     extra.train.at(0, 7)
 
 
 def test_a_batch_size_is_the_streams_own_and_what_needs_all_examples_is_refused(tmp_path):
   data = KINDS['stream']
   for call in (steps_per_epoch, lambda split, size: batch_at(split, size, 0, 0)):
-    with pytest.raises(ValueError, match=r'^a stream makes batches of its own size, 8; got batch_size 4: set data.batch_s'):
+    with pytest.raises(
+      ValueError, match=r'^a stream makes batches of its own size, 8; got batch_size 4: set data.batch_s'
+    ):
       call(data.train, 4)
   with pytest.raises(ValueError, match='come from a stream'):
     attach(data, a=np.ones(8))

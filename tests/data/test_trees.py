@@ -1,4 +1,4 @@
-"""Inputs of any tree, with weights: leaf by leaf what an array alone gets, and nothing that an id or a mask should not."""
+"""Inputs of any tree, with weights: each leaf is treated as an array alone is; ids and masks are left as they are."""
 
 import collections
 
@@ -33,7 +33,7 @@ NUMBERS = Task('numbers', loss=lambda facts: cross_entropy, metrics=lambda facts
 def numbered(shape, dtype):
   """A leaf whose examples are their number; the shape is that of one example."""
   return lambda count: np.broadcast_to(
-    np.arange(count).reshape(-1, *[1] * len(shape)) % (2 if dtype == bool else 256), (count, *shape)
+    np.arange(count).reshape(-1, *[1] * len(shape)) % (2 if dtype is bool else 256), (count, *shape)
   ).astype(dtype)
 
 
@@ -138,7 +138,9 @@ def test_quantities_are_standardized_leaf_by_leaf_as_scikit_learn_does_and_ids_a
     oracle = StandardScaler().fit(data.train.inputs[name].reshape(-1, channels).astype(np.float64))
     np.testing.assert_allclose(data.mean[name], oracle.mean_, rtol=1e-6)
     np.testing.assert_allclose(data.std[name], oracle.scale_, rtol=1e-6)
-  assert [data.mean[name] for name in ('tokens', 'mask')] == [data.std[name] for name in ('tokens', 'mask')] == [None] * 2
+  assert (
+    [data.mean[name] for name in ('tokens', 'mask')] == [data.std[name] for name in ('tokens', 'mask')] == [None] * 2
+  )
   assert data.train.inputs['age'].dtype == np.float32
   (note,) = data.notes
   assert note.startswith('inputs (tokens) are integers, taken for ids')
@@ -216,7 +218,11 @@ BAD = {
   'zero std': ((X, Y), {'standardize': (0, 0)}, '^mean and std of the inputs are finite and std positive'),
   'half': ((X, Y), {'standardize': (0, None)}, '^mean and std of the inputs go together'),
   'other tree': (({'a': X}, Y), {'standardize': ({'b': 0}, {'b': 1})}, r'^mean and std are trees as the inputs \(a\)'),
-  'ids by mean': ((X.astype(int), Y), {'standardize': (0, 1)}, '^int32 is not standardized; mean and std of the inputs'),
+  'ids by mean': (
+    (X.astype(int), Y),
+    {'standardize': (0, 1)},
+    '^int32 is not standardized; mean and std of the inputs',
+  ),
 }
 
 
@@ -234,7 +240,9 @@ def test_splits_have_the_same_tree():
     make_dataset('bad', one, None, other)
   with pytest.raises(ValueError, match=r'^every split has examples of one shape; train has \[3\], test \(a\) \[2\]'):
     make_dataset('bad', one, None, ({'a': X[:, :2]}, Y))
-  with pytest.raises(ValueError, match=r'^every split has one kind of labels; train has int32\[20\], test int32\[20, 2'):
+  with pytest.raises(
+    ValueError, match=r'^every split has one kind of labels; train has int32\[20\], test int32\[20, 2'
+  ):
     make_dataset('bad', (X, Y), None, (X, np.ones((20, 2), int)), task=NUMBERS)
 
 
