@@ -130,6 +130,8 @@ def fit_table(
       continue
     text = frames.as_text(values)
     kinds = np.unique(text)
+    if kinds.tolist() == ['']:
+      raise ValueError(f'a column holds numbers or strings; {column!r} is empty in every row: drop it')
     if len(kinds) > max(16, len(text) // 2):
       raise ValueError(f'column {column!r} has {len(kinds)} values in {len(text)} rows, too many to learn: drop it')
     found.append((column, NAMES, tuple(map(str, np.unique(text[rows])))))

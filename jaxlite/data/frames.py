@@ -34,7 +34,7 @@ def read_columns(table: Any) -> dict[str, np.ndarray]:
   elif isinstance(table, np.ndarray) and table.dtype.names:
     columns = {column: table[column] for column in table.dtype.names}
   elif isinstance(table, Mapping):
-    if table and not any(np.ndim(values) for values in table.values()):
+    if table and not any(hasattr(values, '__len__') and not isinstance(values, str) for values in table.values()):
       raise ValueError('a table is a dict of columns; got a dict of single values: put one row into a list, [row]')
     columns = {str(column): _column(values) for column, values in table.items()}
   elif isinstance(table, list | tuple) and table and all(isinstance(row, Mapping) for row in table):
@@ -140,20 +140,29 @@ def _counts(values: np.ndarray) -> bool:
   return bool((np.diff(numbers) == 1).all() and numbers[0] in (0, 1))
 
 
-def as_numbers(column: str, values: np.ndarray) -> np.ndarray | None:
-  """Returns float64 [N] with NaN where a number is missing, or None for a column of names.
+def check_dates(column: str, values: np.ndarray) -> None:
+  """Raises where a column holds dates or durations: what of them matters only a person knows.
 
   Raises:
-    ValueError: dates, and numbers with a few words among them.
+    ValueError: one line with the column.
   """
-  if values.dtype.kind in 'biuf':
-    return values.astype(np.float64)
   objects = values.tolist() if values.dtype.kind == 'O' else ()
   if values.dtype.kind in 'mM' or any(hasattr(value, 'isoformat') and not _is_missing(value) for value in objects):
     raise ValueError(
       f'a column holds numbers or strings; {column!r} has dates: make numbers of them (year, weekday, days since), or '
       'drop it'
     )
+
+
+def as_numbers(column: str, values: np.ndarray) -> np.ndarray | None:
+  """Returns float64 [N] with NaN where a number is missing, or None for a column of names.
+
+  Raises:
+    ValueError: dates, and numbers with a few words among them.
+  """
+  check_dates(column, values)
+  if values.dtype.kind in 'biuf':
+    return values.astype(np.float64)
   if values.dtype.kind not in 'OUST':
     raise ValueError(f'a column holds numbers or strings; {column!r} has {values.dtype}: convert it')
   text = as_text(values)

@@ -90,6 +90,9 @@ def _place(where: str, path: str) -> str:
 def _as_leaf(values: Any, where: str, path: str) -> np.ndarray:
   array = as_array(values, f'inputs of {_place(where, path)}')
   place = _place(where, path)
+  if array.dtype.kind in 'OUSV' and not array.dtype.name.startswith(_FLOATS):
+    kind = f'has dtype {array.dtype}' if array.ndim else f'is {type(values).__name__}'
+    raise ValueError(f'inputs are numbers; {place} {kind}: give an array of numbers, or use from_table or from_texts')
   if array.ndim < (1 if path else 2) or 0 in array.shape[1:]:
     raise ValueError(
       f'inputs are [N, features] or [N, H, W, C]; {place} has {list(array.shape)}: give each example its axes'
@@ -105,9 +108,7 @@ def _as_leaf(values: Any, where: str, path: str) -> np.ndarray:
       )
     return array.astype(np.int32)
   if array.dtype.kind != 'f' and not array.dtype.name.startswith(_FLOATS):
-    raise ValueError(
-      f'inputs are numbers; {place} has dtype {array.dtype}: encode them, or use from_table or from_texts'
-    )
+    raise ValueError(f'inputs are numbers; {place} has dtype {array.dtype}: make real numbers of them')
   with np.errstate(over='ignore'):  # what float32 cannot hold becomes inf, which is refused with its place
     return array.astype(np.float32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,7 @@ def from_table(
   >>> data.encoder({'size': [7], 'colour': ['blue']}).tolist()
   [[7.0, 1.0, 0.0]]
   """
-  labels, drop, categorical = (
-    (names,) if isinstance(names, str) else tuple(names) for names in (label, drop, categorical)
-  )
+  labels, drop, categorical = map(_as_names, (label, drop, categorical))
   columns = frames.read_columns(table)
   categorical += tuple(name for name in frames.categories(table) if name not in (*labels, *drop, weight, *categorical))
   _check_roles(list(columns), labels, weight, drop, categorical)
@@ -99,6 +97,10 @@ def from_table(
     notes=[line.replace('training never saw', 'train does not have') for line in told],
     encoder=encoder,
   )
+
+
+def _as_names(names: Any) -> tuple[str, ...]:
+  return tuple(map(str, names)) if isinstance(names, Iterable) and not isinstance(names, str) else (str(names),)
 
 
 def _check_roles(
@@ -136,6 +138,7 @@ def read_labels(columns: Mapping[str, np.ndarray], task: Any) -> tuple[Task, np.
   """
   names = list(columns)
   for label, values in columns.items():
+    frames.check_dates(label, values)
     missing = np.flatnonzero(frames.as_text(values) == '')
     if len(missing):
       raise ValueError(f'every row has a label; {label!r} has none in row {missing[0]}: drop the row')

@@ -14,6 +14,7 @@ from jaxlite.data import splits
 from jaxlite.data.arrays import carved
 from jaxlite.data.dataset import Dataset, as_task, check_labels, make_dataset
 from jaxlite.data.encoders import TextEncoder, as_texts
+from jaxlite.data.inputs import as_array
 from jaxlite.data.sequences import windows
 from jaxlite.data.tables import read_labels
 from jaxlite.data.tokenizers import ByteTokenizer, WordTokenizer
@@ -64,7 +65,7 @@ def from_texts(
   ((16, 2), ('no', 'yes'), ('film', 'bad', 'good'))
   """
   texts = as_texts(texts)
-  values = np.asarray(labels)
+  values = as_array(labels, 'labels')
   if values.ndim == 1:
     learned, targets, given = read_labels({'labels': values}, task)
   else:
@@ -79,7 +80,7 @@ def from_texts(
     length = min(_LONGEST, max(1, *counts))
   encoder = TextEncoder(tokenizer, whole(length, 'length', least=1))
   inputs, told = encoder.encode(texts)
-  weights = None if weight is None else np.asarray(weight)
+  weights = None if weight is None else as_array(weight, 'weights')
   if weights is not None and weights.shape != (len(texts),):
     raise ValueError(f'weights are float[{len(texts)}], one a text; got {list(weights.shape)}')
   parts = {

@@ -84,7 +84,10 @@ BAD = {
   ),
   'no features': ({'train': replaced(inputs=np.zeros(6))}, r'^inputs are \[N, features\] .* train has \[6\]: give'),
   'no pixels': ({'train': replaced(inputs=np.zeros((6, 0)))}, r'^inputs are \[N, features\] .* train has \[6, 0\]'),
-  'text': ({'train': replaced(inputs=np.array([['a']] * 6))}, '^inputs are numbers; train has dtype <U1: encode'),
+  'text': (
+    {'train': replaced(inputs=np.array([['a']] * 6))},
+    '^inputs are numbers; train has dtype <U1: give an array',
+  ),
   'masked': ({'train': replaced(inputs=np.ma.masked_less(np.arange(6.0)[:, None], 2))}, '^every value .* of train are'),
   'complex': ({'train': replaced(inputs=np.ones((6, 2), complex))}, '^inputs are numbers; train has dtype complex'),
 }

@@ -83,6 +83,7 @@ def test_the_splits_hold_what_the_encoder_gives():
   )
 )
 def test_the_json_form_gives_the_same_encoder(rows):
+  rows = [*rows, (0.0, 'q', True, 'a')]
   table = dict(zip(('x', 'word', 'flag', 'some'), (list(column) for column in zip(*rows, strict=True)), strict=True))
   columns = {name: np.array(values, object if name in ('word', 'some') else None) for name, values in table.items()}
   encoder = fit_table(columns, np.arange(len(rows)), categorical=['word'], others=['label'])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
+import jaxlite as jl
 from jaxlite.contract import CONST, Model
 from jaxlite.data import batch_at, batches_at, eval_batches, from_arrays, make_dataset, steps_per_epoch
 from jaxlite.data.inputs import leaves
@@ -213,6 +214,10 @@ BAD = {
   'one label': ((X, 3), {'task': NUMBERS}, r'^labels are \[N, ...\]; train has one value'),
   'no task': ((X, Y), {'task': 'regression'}, "^task is a Task or a function that makes one.*got 'regression'"),
   'a function': ((X, Y), {'task': lambda: 3}, '^task is a Task .* a function that gives int'),
+  'names of classes': ((X, Y), {'task': jl.tasks.regression, 'class_names': ['a']}, '^regression has no class_names'),
+  'feature names': ((X, Y), {'feature_names': ['a']}, '^every feature has one name; got 1 names for 3 features'),
+  'nothing at all': ((None, Y), {}, '^inputs are numbers; train is NoneType: give an array'),
+  'a task to call': ((X, Y), {'task': lambda config: NUMBERS}, '^task is a Task or a function that makes one'),
   'unknown': ((X, Y), {'standardize': 'yes'}, r'^standardize is True, False or a pair \(mean, std\); got str'),
   'shape': ((X, Y), {'standardize': (np.ones(2), np.ones(2))}, r'^mean and std of the inputs .* one example, \[3\]'),
   'zero std': ((X, Y), {'standardize': (0, 0)}, '^mean and std of the inputs are finite and std positive'),
