@@ -183,7 +183,7 @@ class Selective(optax.GradientTransformationExtraArgs):
   """An update part that works on weights only: its `init` takes `(params, weights=None)`.
 
   `weights` are the paths that enter a contraction, as `train_step` reads them off the model, each with the layout
-  of its axes (`jaxlite.graph.layouts.Layout`, None where it is not clear); None in a foreign loop, where the part
+  of its axes (`jaxlite.graph.layouts.LeafLayout`, None where it is not clear); None in a foreign loop, where the part
   goes by shape and name.
   """
 

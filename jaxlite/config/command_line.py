@@ -122,8 +122,6 @@ def load(path: str, pairs: Pairs, root: pathlib.Path) -> configs.Config:
     raise errors.ConfigError(f'get_config() of {path} returns a jaxlite.Config; got {type(config).__name__}')
   config = fields.apply_overrides(config, pairs)
   configs.validate(config)
-  if config.model is None and not config.runs:
-    raise errors.ConfigError(f'model is a function (config) -> network; got None: set model= in {path}')
   return config
 
 

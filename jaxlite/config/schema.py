@@ -65,13 +65,13 @@ class EvalConfig:
 
   Attributes:
     every: between evaluations on the validation split.
-    metric: which validation metric picks the best model.
+    metric: which validation metric picks the best model; '' for the task's own (accuracy for classes).
     patience: evaluations without improvement before the run stops early; 0 never stops it.
     batch_size: examples a batch.
   """
 
   every: Duration = dataclasses.field(default_factory=lambda: Duration(epochs=1))
-  metric: str = 'accuracy'
+  metric: str = ''
   patience: int = 0
   batch_size: int = 512
 
@@ -133,8 +133,9 @@ class Config:
     data, optim, eval, log, checkpoint, machine: see their classes.
     train: the length of the run.
     teacher: the folder of a finished run to learn from, relative to this run's own; empty for none.
-    model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one.
-    recipe: (config, total_steps) -> Recipe.
+    model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one, or for a
+      small default by the form of the data.
+    recipe: (config, total_steps) -> Recipe; None for clipping, AdamW and a warm-up cosine out of `optim`.
     task: () -> what is learned, such as `jl.tasks.regression`; None takes that of the data, or classification for data
       that name none.
     loss: (outputs, batch) -> float[B]; None takes the task's.
@@ -169,7 +170,6 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('optim.lr', lambda value: 0 < value < math.inf, 'above 0 and finite'),
   ('optim.weight_decay', lambda value: 0 <= value < math.inf, 'at least 0 and finite'),
   ('optim.clip', lambda value: 0 <= value < math.inf, 'at least 0 (0: off) and finite'),
-  ('eval.metric', bool, 'the name of a metric'),
   ('eval.patience', lambda value: value >= 0, 'at least 0 (0: off)'),
   ('eval.batch_size', lambda value: value >= 1, 'at least 1'),
   ('machine.steps_per_dispatch', lambda value: value >= 0, 'at least 0 (0: chosen by time)'),
@@ -199,8 +199,6 @@ def validate(config: Config) -> None:
     if path in values and not holds(values[path]):  # an experiment's own group may lack a field of ours
       shown = values[path] if isinstance(values[path], Duration) else repr(values[path])
       raise ConfigError(f'{path} is {rule}; got {shown}')
-  if config.recipe is None and not config.runs:  # a variation may bring its own
-    raise ConfigError('recipe is a function (config, total_steps) -> Recipe; got None: set recipe= in the config')
   for path, name in (('name', config.name), *(('runs', name) for name in config.runs)):
     if not re.fullmatch(r'\w[\w.\-]*', name):
       raise ConfigError(f'{path}: a run names its folder in letters, digits, dot, dash and underscore; got {name!r}')

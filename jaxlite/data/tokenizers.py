@@ -277,7 +277,7 @@ def load_tokenizer(text: str) -> Tokenizer:
   CharTokenizer(characters=('a', 'b'))
   """
   found = _parsed(text)
-  kinds = {'bytes': ByteTokenizer, 'characters': CharTokenizer, 'words': WordTokenizer}
+  kinds: dict[str, Any] = {'bytes': ByteTokenizer, 'characters': CharTokenizer, 'words': WordTokenizer}
   if found.get('kind') in kinds:
     return kinds[found['kind']].from_json(text)
   if isinstance(found.get('model'), dict):
@@ -299,7 +299,8 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _content(text: str, kind: str) -> dict[str, Any]:
   found = _parsed(text)
-  if found.get('kind') != kind or (kind != 'bytes' and not isinstance(found.get(kind), list)):
+  names = found.get(kind, ())
+  if found.get('kind') != kind or not all(isinstance(name, str) for name in names) or (kind != 'bytes' and not names):
     raise ValueError(f'this tokenizer reads JSON of the kind {kind!r}; got {found.get("kind")!r}: use load_tokenizer')
   return found
 

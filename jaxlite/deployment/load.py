@@ -12,7 +12,6 @@ from typing import Any
 from jaxlite import errors, tasks
 from jaxlite.checkpoint import load_arrays
 from jaxlite.contract import CONST, Network
-from jaxlite.data.encoders import load_encoder
 from jaxlite.deployment import stablehlo
 from jaxlite.tasks.task import Task
 
@@ -59,10 +58,16 @@ def _meaning(folder: Path, task: Task | None) -> dict[str, Any]:
     name, facts, encoder = saved['task'], saved['facts'], saved['encoder']
   except (ValueError, KeyError, TypeError):
     raise ValueError(f'{path} is damaged: delete it to predict raw outputs without it, or run the test again') from None
-  task = task or tasks.named(name, facts)
+  if task is None and name in tasks.BUILT_IN:
+    task = tasks.named(name, facts)
   if task is not None and task.name != name:
     raise ValueError(f'this run learned the task {name}; got task={task.name}: leave it out, or give the run its own')
+  encode = None
+  if encoder is not None:
+    from jaxlite.data.encoders import load_encoder
+
+    encode = load_encoder(encoder)
   return {
-    'encode': load_encoder(encoder) if encoder is not None else None,
+    'encode': encode,
     'answer': functools.partial(task.answer, facts=facts) if task is not None else None,
   }

@@ -17,6 +17,7 @@ from jax import export
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Model, Network, Params, Side, State
+from jaxlite.host.files import write_bytes, write_text
 
 _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
@@ -52,8 +53,8 @@ def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inpu
     'batch': batch,
     'inputs': [{'shape': list(leaf.shape[1:]), 'dtype': str(leaf.dtype)} for leaf in flat_inputs],
   }
-  (workdir / 'program.bin').write_bytes(program.serialize())
-  (workdir / 'program.json').write_text(json.dumps(about, indent=1) + '\n')
+  write_bytes(workdir / 'program.bin', program.serialize())
+  write_text(workdir / 'program.json', json.dumps(about, indent=1) + '\n')
   return ''
 
 

@@ -65,10 +65,7 @@ def generate(
   steps = _whole(steps, 'steps', 0)
   top_k = None if top_k is None else _whole(top_k, 'top_k', 1)
   length = None if length is None else _whole(length, 'length', 1)
-  if isinstance(temperature, bool) or not isinstance(temperature, int | float | np.number):
-    raise ValueError(f'generate: temperature is a number from 0; got {type(temperature).__name__}')
-  if not 0 <= temperature < math.inf:
-    raise ValueError(f'generate: temperature is a number from 0; got {temperature}')
+  temperature = _temperature(temperature)
   drawn = steps > 0 and temperature > 0 and top_k != 1
   if drawn and not jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key):
     raise ValueError(
@@ -162,6 +159,16 @@ def _whole(value: Any, what: str, least: int) -> int:
   return number
 
 
+def _temperature(value: Any) -> float:
+  try:
+    number = math.nan if isinstance(value, bool | str) else float(value)
+  except (TypeError, ValueError, jax.errors.ConcretizationTypeError):
+    number = math.nan
+  if not 0 <= number < math.inf:
+    raise ValueError(f'generate: temperature is a number from 0; got {value!r}')
+  return number
+
+
 def _is_hashable(value: Any) -> bool:
   try:
     hash(value)
@@ -174,9 +181,11 @@ def _of_lists(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
   """Returns (int32[B, T] padded with 0 on the right, int32[B] lengths)."""
   rows = []
   for place, one in enumerate(prompts):
-    row = np.asarray(one if not isinstance(one, str | bytes) else 0.0)
+    row = np.asarray(one)
+    if row.ndim == 0 and np.issubdtype(row.dtype, np.integer):
+      raise ValueError(f'prompts are a list of lists of ids; got a list of ids, {list(prompts)[:3]}: give [prompt]')
     if row.ndim != 1 or not (np.issubdtype(row.dtype, np.integer) or not row.size):
-      raise ValueError(f'a prompt is a list of ids, and prompts a list of those; item {place} is {one!r}: encode it')
+      raise ValueError(f'a prompt is a list of ids, and prompts a list of those; prompt {place} is {one!r}: encode it')
     if not row.size:
       raise ValueError(f'a prompt needs one token at least; prompt {place} is empty: begin it with a newline, say')
     rows.append(row)

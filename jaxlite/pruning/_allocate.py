@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from jaxlite import trees
-from jaxlite.graph.layouts import Layout
+from jaxlite.graph.layouts import LeafLayout
 
 
 class Leaf(NamedTuple):
@@ -19,7 +19,7 @@ class Leaf(NamedTuple):
   """
 
   shape: tuple[int, ...]
-  layout: Layout | None = None
+  layout: LeafLayout | None = None
 
 
 class Global(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
-from jaxlite.graph.layouts import Layout
+from jaxlite.graph.layouts import LeafLayout
 from jaxlite.pruning._allocate import Allocate, Global, Leaf, allocated, by_rules
 from jaxlite.pruning._structure import Structure, element
 from jaxlite.pruning._top_k import keep_largest, keep_largest_of
@@ -33,7 +33,7 @@ class Target(NamedTuple):
   """
 
   shape: tuple[int, ...]
-  layout: Layout | None
+  layout: LeafLayout | None
   structure: Structure
   sparsity: float
   shared: Global | None
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 def targets(
   leaves: Mapping[str, Any],
-  layouts: Mapping[str, Layout | None] | None,
+  layouts: Mapping[str, LeafLayout | None] | None,
   sparsity: float,
   structure: Structures,
   allocate: Allocate,

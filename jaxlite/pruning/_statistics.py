@@ -224,7 +224,7 @@ def _patches(eqn: Any, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
   return jnp.transpose(found, (1, 0, 4, 3, 2)).reshape(groups, batch * positions, math.prod(spatial) * channels)
 
 
-def _laid_out(rows: jax.Array, leaf: Any, layout: layouts.Layout) -> jax.Array:
+def _laid_out(rows: jax.Array, leaf: Any, layout: layouts.LeafLayout) -> jax.Array:
   """float32[S, K] in the leaf's own axes; the groups of a convolution lie along its outputs."""
   shape = np.shape(leaf)
   stack = layout.stack(len(shape))

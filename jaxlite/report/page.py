@@ -11,7 +11,8 @@ from typing import Any
 from jaxlite.deployment.inventory import stored_bytes
 from jaxlite.host.files import write_text
 from jaxlite.report.result import Result
-from jaxlite.report.tables import PACKED, markdown, percent, rows
+from jaxlite.report.tables import PACKED, markdown, rows
+from jaxlite.tasks.tables import percent
 
 
 def write(results: Sequence[Result], directory: str | os.PathLike[str], folders: Sequence[str] = ()) -> Path:

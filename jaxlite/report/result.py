@@ -25,7 +25,7 @@ class Result:
     facts: what the task knows of the data and chose on validation: class names, units, thresholds.
     rows: the task's lines of the table: [label, metric, form] each.
     curve: [title, metric, form] of the validation curve beside the loss, or empty.
-    examples: the weight of the test split, where every example counts once: their number.
+    examples: of the test split, where each counts once; 0 where they have weights, which leave no interval.
     evidence: arrays that tables and pictures were made of (a confusion matrix), as lists.
     tables: of the report, each rows of cells.
     figures: [file, caption] of the pictures that the task drew in the run's folder.

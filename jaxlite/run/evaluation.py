@@ -52,7 +52,7 @@ def evaluate(
     kept.append(examples)
   if metric.keep is None:
     return Measured(metric.compute(jax.device_get(total)), None)
-  count = datasets.examples_in(split)  # behind them stands the last batch's padding
+  count = len(split.labels)  # behind them stands the last batch's padding
   whole = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(kept))
   return Measured(metric.compute(jax.device_get(total), whole), whole)
 
@@ -63,7 +63,7 @@ def decide_and_test(
   """What the task decides on validation (a threshold), and the test split measured with it."""
   data, metric = setup.data, setup.metric
   facts = data.facts
-  if metric.keep is not None and datasets.examples_in(data.validation):
+  if metric.keep is not None and len(data.validation.labels):
     found = evaluate(setup, state, data.validation, guard)
     if found is None:
       return facts, None
@@ -98,8 +98,12 @@ def evidence(
     facts=facts,
     rows=[list(row) for row in task.rows],
     curve=list(task.curve or ()),
-    examples=float(datasets.weight_of(setup.data.test)),
-    evidence={key: value for key, value in test.values.items() if np.ndim(value) and np.size(value) <= _EVIDENCE},
+    examples=float(len(setup.data.test.labels)) if setup.data.test.weight is None else 0.0,
+    evidence={
+      key: np.asarray(value).tolist()
+      for key, value in test.values.items()
+      if np.ndim(value) and np.size(value) <= _EVIDENCE
+    },
     tables=task.tables(test.values, facts),
     figures=[[f'{figure.slug}.png', figure.caption] for figure in figures],
     command=command,
@@ -128,3 +132,9 @@ def _evaluated(evaluate_batch: Any, update: Any, keep: Any) -> Any:
     return total, {**keep(outputs, batch), 'weight': batch['weight']}
 
   return jax.jit(add, donate_argnums=0)
+
+
+def _arrays(values: dict[str, Any]) -> dict[str, Any]:
+  """The arrays among what was measured, as lists; without those that are too large to keep."""
+  arrays = {name: np.asarray(value) for name, value in values.items() if np.ndim(value)}
+  return {name: array.tolist() for name, array in arrays.items() if array.size <= _EVIDENCE}

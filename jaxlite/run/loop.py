@@ -169,7 +169,7 @@ def _fit(
       records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
       progress.line(step, f'loss {means["loss"]:.4f}')
 
-    if plan.due(step, plan.evaluate) and record.evaluated < step and datasets.examples_in(setup.data.validation):
+    if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
       found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
         scalars = numbers(found.values)

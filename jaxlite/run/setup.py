@@ -59,7 +59,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   if model is None:
     model = absolute.model(absolute) if absolute.model is not None else defaults.model(data)
   network = adapt(model)
-  rewrites = (autotune.read(folder / REWRITES).choices or True) if config.machine.rewrites else False
+  rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, config.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))

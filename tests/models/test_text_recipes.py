@@ -14,6 +14,7 @@ import jaxlite as jl
 from jaxlite import trees
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.data import pad, windows
+from jaxlite.distillation import kd
 from jaxlite.models import Decoder, EmbeddingBag, generate
 
 KEY = jax.random.key(0)
@@ -31,9 +32,9 @@ def next_token_loss(logits, batch):
 
 
 def token_kd(student, teacher, *, labels, temperature=2.0):
-  """`jl.kd` over each text's own tokens."""
+  """`kd` over each text's own tokens."""
   live = labels >= 0
-  return jnp.where(live, jl.kd(student, teacher, temperature=temperature), 0).sum(1) / jnp.maximum(live.sum(1), 1)
+  return jnp.where(live, kd(student, teacher, temperature=temperature), 0).sum(1) / jnp.maximum(live.sum(1), 1)
 
 
 def text_batches():
@@ -63,7 +64,7 @@ CASES = {
     EmbeddingBag(9, classes=2, width=8, hidden=8, dropout=0.1),
     EmbeddingBag(9, classes=2, width=16),
     jl.cross_entropy,
-    jl.kd,
+    kd,
     document_batches,
   ),
 }
