@@ -184,11 +184,7 @@ def assemble(
     if split.labels.shape[1:] != train.labels.shape[1:] or split.labels.dtype != train.labels.dtype:
       got, wanted = (f'{one.dtype}{list(one.shape)}' for one in (split.labels, train.labels))
       raise ValueError(
-<<<<<<< HEAD
         f'every split has one kind of labels; train has {wanted}, {where} {got}: prepare {where} as train'
-=======
-        f'every split has labels of one kind; train has {wanted}, {where} {got}: prepare {where} as train'
->>>>>>> main
       )
     task.check_facts(split.labels, facts, where)
   _check_features(train.inputs, feature_names)

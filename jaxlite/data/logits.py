@@ -86,13 +86,7 @@ def cache_logits(
     raise TypeError('cache_logits runs a teacher, so it takes a Network or a function; got a name')
   teachers.check_teacher(teacher, 'cache_logits')
   if not isinstance(data.train, Split | Columns):
-<<<<<<< HEAD
     raise ValueError('cache_logits runs over examples in memory; a stream makes them: distil from the teacher')
-=======
-    raise ValueError(
-      'cache_logits runs over examples in memory; these come from a stream: distil from the teacher itself'
-    )
->>>>>>> main
   views = list(views)
   if not views or not all(view is None or callable(view) for view in views):
     raise ValueError('views are functions (key, batch) -> batch, or None for the example as it is; one at least')
