@@ -55,8 +55,8 @@ def cache_logits(
 
   Args:
     teacher: a Network (`jaxlite.load(workdir)` gives that of a run), or a function from raw inputs to logits.
-    data: a Dataset; validation and test stay as they are. Inputs of any tree; views need one array and classes [N]. One that brings a teacher's logits already gets a second's,
-      under another name, of the same views.
+    data: a Dataset; validation and test stay as they are. Inputs are any tree; views need one array and classes [N].
+      One that brings a teacher's logits already gets a second's, under another name, of the same views.
     folder: where the logits are kept; made where it is not there.
     views: how each example is shown, one `(key, batch) -> batch` a view, None as it is. At each step one view is
       drawn at random for each example, and the batch holds its inputs, labels and logits. E.g.
@@ -86,9 +86,7 @@ def cache_logits(
     raise TypeError('cache_logits runs a teacher, so it takes a Network or a function; got a name')
   teachers.check_teacher(teacher, 'cache_logits')
   if not isinstance(data.train, Split | Columns):
-    raise ValueError(
-      'cache_logits runs over examples in memory; these come from a stream: distil from the teacher itself'
-    )
+    raise ValueError('cache_logits runs over examples in memory; a stream makes them: distil from the teacher')
   views = list(views)
   if not views or not all(view is None or callable(view) for view in views):
     raise ValueError('views are functions (key, batch) -> batch, or None for the example as it is; one at least')

@@ -30,6 +30,7 @@ def spoiled(place, value):
 
 
 FLOAT = pair(dtype=np.float32)
+NOT_CLASSES = '^labels are integers .N. where no task is named; train has '
 BAD = {
   'no pair': ({'train': pair()[0]}, r'^a split is a pair \(inputs, labels\); train is ndarray: pass'),
   'empty': ({'test': (np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, int))}, '^a split needs .* test is empty: carve'),
@@ -40,19 +41,19 @@ BAD = {
   'huge label': ({'train': replaced(labels=[0, 1, 2**40, 0, 0, 1])}, '^labels are .* train has 1099511627776 at 2'),
   'real labels': (
     {'train': replaced(labels=np.linspace(0, 1, 6))},
-    r'^labels are integers .* labels.astype\(int\); .*regression',
+    NOT_CLASSES + r'.*astype\(int\); .*regression',
   ),
   'one-hot': (
     {'train': replaced(labels=np.eye(6))},
-    r'^labels are integers .*float64\[6, 6\]: .* one-hot; .*multi_label',
+    NOT_CLASSES + '.* one-hot; .*multi_label',
   ),
   'column': (
     {'train': replaced(labels=np.zeros((6, 1), int))},
-    r'^labels are integers .* use labels\[:, 0\]; .*binary',
+    NOT_CLASSES + r'.* use labels\[:, 0\]; .*binary',
   ),
   'strings': (
     {'train': replaced(labels=list('abcabc'))},
-    r'^labels are integers .* train has <U1\[6\]: .*numpy.unique',
+    NOT_CLASSES + '<U1.*numpy.unique',
   ),
   'nan': (
     {'train': FLOAT, 'validation': spoiled((2, 1, 3, 0), np.nan), 'test': FLOAT},
@@ -83,7 +84,10 @@ BAD = {
   ),
   'no features': ({'train': replaced(inputs=np.zeros(6))}, r'^inputs are \[N, features\] .* train has \[6\]: give'),
   'no pixels': ({'train': replaced(inputs=np.zeros((6, 0)))}, r'^inputs are \[N, features\] .* train has \[6, 0\]'),
-  'text': ({'train': replaced(inputs=np.array([['a']] * 6))}, '^inputs are numbers; train has dtype <U1: encode'),
+  'text': (
+    {'train': replaced(inputs=np.array([['a']] * 6))},
+    '^inputs are numbers; train has dtype <U1: give an array',
+  ),
   'masked': ({'train': replaced(inputs=np.ma.masked_less(np.arange(6.0)[:, None], 2))}, '^every value .* of train are'),
   'complex': ({'train': replaced(inputs=np.ones((6, 2), complex))}, '^inputs are numbers; train has dtype complex'),
 }
