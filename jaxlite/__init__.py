@@ -110,6 +110,7 @@ __all__ = [
   'from_equinox',
   'from_function',
   'from_haiku',
+  'from_keras',
   'from_linen',
   'from_nnx',
   'hint',
