@@ -13,6 +13,10 @@ forward itself: a `Hook(model=...)`. A term of the loss: `Hook(loss=...)` readin
 
 A hook named `x` keeps what it learns in `params['jl.x']`, what its forward needs in `model_state['jl.x']`
 and arrays that never change in `model_state['jl.const']['x']`.
+
+A part accounts for itself. A state (a NamedTuple anywhere in an optimizer's state or in `model_state['jl.x']`) may have
+`account(params) -> Account` for the ledger, `status() -> Status` for the guards of a run, and `hear(score) -> state`
+for validation scores, larger is better. A hook may say more by its fields `account` and `dispatches`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ import optax
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
+LOSSES = 'loss/'  # begins the name of a tap that is itself a term of the loss: what a network brings (regularizers)
+APART = 'jl.apart'  # the `jax.named_scope` of a network whose bits stay its own: no equation in it is rewritten
 
 Params = dict[str, Any]
 State = dict[str, Any]
@@ -40,7 +46,6 @@ def _same(x: Any) -> Any:
 
 
 def _same_state(params: Params, model_state: State, step: Any) -> State:
-  del params, step
   return model_state
 
 
@@ -85,26 +90,17 @@ class Network(NamedTuple):
 
   def predict(self, inputs: Any) -> Any:
     """Returns the model's outputs for a batch of raw inputs, [B, ...], as in evaluation: logits of a classifier."""
-    return _predictor(self.model.apply)(self.params, self.model_state, self._encoded(inputs))
+    return _predictor(self.model.apply)(
+      self.params, self.model_state, inputs if self.encode is None else self.encode(inputs)
+    )
 
   def predict_labels(self, inputs: Any) -> Any:
-    """Returns what is predicted in the task's own terms: classes by name, targets in their units.
-
-    Raises:
-      ValueError: nobody said what the outputs mean.
-    """
+    """Returns what is predicted in the task's own terms: classes by name, targets in their units."""
     return self._answers(inputs, 'labels')
 
   def predict_proba(self, inputs: Any) -> Any:
-    """Returns probabilities, float[B, classes], of a binary task float[B].
-
-    Raises:
-      ValueError: the task has none, or nobody said what the outputs mean.
-    """
+    """Returns probabilities: float[B, classes], of a binary task float[B]."""
     return self._answers(inputs, 'proba')
-
-  def _encoded(self, inputs: Any) -> Any:
-    return inputs if self.encode is None else self.encode(inputs)
 
   def _answers(self, inputs: Any, what: str) -> Any:
     if self.answer is None:
@@ -148,6 +144,32 @@ Loss = Callable[[Context], Terms]  # named scalar terms; their sum is minimised,
 Grad = Callable[..., tuple[Params, State, Terms]]  # (params, model_state, batch, key, step) -> (grads, state, terms)
 
 
+class Account(NamedTuple):
+  """What a part did in a run, in words; '' where there is nothing to tell.
+
+  Attributes:
+    when: the steps at which it acted.
+    touched: arrays, by number and path.
+    left: what it could not do or did not reach; it stands after the part's name, and is a warning at a run's end.
+  """
+
+  when: str = ''
+  touched: str = ''
+  left: str = ''
+
+
+class Status(NamedTuple):
+  """How a part stands: arrays of any shape, so that the state of several models (`vmap`) can answer.
+
+  Attributes:
+    reached: bool[...], whether it is at its goal; before that a model is no candidate for the best.
+    broken: int32[...], values of its own that another part changed; above 0 a run stops.
+  """
+
+  reached: Any = True
+  broken: Any = 0
+
+
 class Hook(NamedTuple):
   """A part that is no Optax transformation: it wraps the model, the loss or the gradient.
 
@@ -156,26 +178,35 @@ class Hook(NamedTuple):
     model: Model -> Model.
     loss: Loss -> Loss. Adds a term, or rescales 'task'; never touches another part's term.
     grad: Grad -> Grad. May call the inner gradient several times.
+    account: (trained, bare, inputs) -> Account: of the Network that a run ended with, constants among its state, the
+      Model without hooks and one batch of inputs. None leaves it to the hook's states.
+    dispatches: `grad` called outside a trace runs several programs; a step does so where one would be slow.
   """
 
   name: str
   model: Callable[[Model], Model] = _same
   loss: Callable[[Loss], Loss] = _same
   grad: Callable[[Grad], Grad] = _same
+  account: Callable[[Network, Model, Any], Account] | None = None
+  dispatches: bool = False
 
   @property
   def init(self) -> Any:
     """Raises: plain Optax would silently ignore a hook, so it is told."""
     raise TypeError(f'{self.name!r} is a hook, not an Optax transformation: chain it with jl.chain and jl.train_step')
 
-  update = init
+  @property
+  def update(self) -> Any:
+    """Raises, as `init` does."""
+    return self.init
 
 
 class Side(Hook):
   """A Hook whose model runs a network beside the student (a teacher).
 
   `chain` composes it outside every other model hook, whatever its place, so that no rewrite (quantization,
-  masks, remat) ever reaches the side network: its outputs are bit-equal to its own.
+  masks, remat) ever reaches the side network, and it runs in the scope `APART`: its outputs are bit-equal to its own.
+  Its constants serve training alone: they are not deployed.
   """
 
 
@@ -183,7 +214,7 @@ class Selective(optax.GradientTransformationExtraArgs):
   """An update part that works on weights only: its `init` takes `(params, weights=None)`.
 
   `weights` are the paths that enter a contraction, as `train_step` reads them off the model, each with the layout
-  of its axes (`jaxlite.graph.layouts.Layout`, None where it is not clear); None in a foreign loop, where the part
+  of its axes (`jaxlite.graph.layouts.LeafLayout`, None where it is not clear); None in a foreign loop, where the part
   goes by shape and name.
   """
 
@@ -247,11 +278,10 @@ def chain(*parts: Any) -> Recipe:
     else:
       raise TypeError(f'a part is an Optax transformation, a Hook or a Recipe; part {index} is {type(part).__name__}')
   hooks = [part for part in flat if isinstance(part, Hook)]
-  sides = [part for part in hooks if isinstance(part, Side)]
-  inner = [part for part in hooks if not isinstance(part, Side)]
+  outward = sorted(hooks, key=lambda hook: not isinstance(hook, Side))
   return Recipe(
     tx=_chain_updates([part for part in flat if not isinstance(part, Hook)]),
-    model=_compose([hook.model for hook in sides + inner]),
+    model=_compose([hook.model for hook in outward]),
     loss=_compose([hook.loss for hook in hooks]),
     grad=_compose([hook.grad for hook in hooks]),
     parts=flat,
@@ -337,9 +367,8 @@ def drop_extras(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
   >>> drop_extras({'w': 1, 'jl.x': 2, 'jl.const': {'x': 3}}, 'x')
   {'w': 1}
   """
-  kept = {key: value for key, value in tree.items() if key != f'jl.{name}'}
-  const = {owner: value for owner, value in kept.get(CONST, {}).items() if owner != name}
-  kept.pop(CONST, None)
+  kept = {key: value for key, value in tree.items() if key not in (f'jl.{name}', CONST)}
+  const = {owner: value for owner, value in tree.get(CONST, {}).items() if owner != name}
   return {**kept, CONST: const} if const else kept
 
 
@@ -350,6 +379,24 @@ def with_const(model_state: State, name: str, value: Any) -> State:
   {'jl.const': {'teacher': 1}}
   """
   return {**model_state, CONST: {**model_state.get(CONST, {}), name: value}}
+
+
+def join_const(model_state: State, const: Any) -> State:
+  """Returns the model_state that a Model takes: with the constants that a TrainState keeps apart; None is none.
+
+  >>> join_const({'stats': 1}, {'teacher': 2})
+  {'stats': 1, 'jl.const': {'teacher': 2}}
+  """
+  return model_state if const is None else {**model_state, CONST: const}
+
+
+def split_const(model_state: State) -> tuple[State, Any]:
+  """Returns what a step changes (neither constants nor taps) and the constants; `join_const` is its inverse.
+
+  >>> split_const({'stats': 1, 'jl.const': {'teacher': 2}, 'jl.taps': {}})
+  ({'stats': 1}, {'teacher': 2})
+  """
+  return {name: value for name, value in model_state.items() if name not in (CONST, TAPS)}, model_state.get(CONST)
 
 
 def with_tap(model_state: State, name: str, value: Any) -> State:
@@ -381,51 +428,3 @@ def stream(key: Any, name: str, step: Any = None) -> Any:
     return None
   key = jax.random.fold_in(key, zlib.crc32(name.encode()))
   return key if step is None else jax.random.fold_in(key, step)
-
-
-def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
-  """Returns the mean over examples, each counted by its weight (0 is padding); 0 when all weigh nothing.
-
-  Args:
-    values: float[B].
-    weight: float[B] or None.
-
-  Returns:
-    float[].
-
-  >>> import jax.numpy as jnp
-  >>> float(weighted_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1.0, 1.0, 0.0])))
-  2.0
-  """
-  if weight is None:
-    return jnp.mean(values)
-  weight = weight.astype(values.dtype)
-  total = jnp.sum(weight)
-  summed = jnp.sum(jnp.where(weight > 0, values, 0) * weight)
-  return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1), 0)
-
-
-def task(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
-  """Lifts a user's loss into a Loss with the one term 'task'.
-
-  Args:
-    loss: (outputs, batch) -> float[B], or a scalar that is taken as it is.
-
-  Returns:
-    A Loss: the weighted mean over the batch.
-
-  Raises:
-    ValueError: the loss is neither a scalar nor one value an example.
-  """
-
-  def term(context: Context) -> Terms:
-    values = jnp.asarray(loss(context.outputs, context.batch))
-    weight = context.batch.get('weight')
-    if values.ndim == 0:
-      return {'task': values}
-    if values.ndim != 1 or (weight is not None and values.shape != weight.shape):
-      expected = '[B]' if weight is None else str(list(weight.shape))
-      raise ValueError(f'a loss gives one value an example, float{expected}, or a scalar; got {list(values.shape)}')
-    return {'task': weighted_mean(values, weight)}
-
-  return term

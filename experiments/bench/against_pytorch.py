@@ -150,13 +150,12 @@ def main(_: list[str]) -> None:
   from jaxlite.cpu.kernels import (
     onednn,  # not before: the flags are told without JAX
     onednn_c,
-    onednn_handlers,
   )
 
   settings = (
     f'{rounds} rounds of {seconds} s a form; allocator: {FLAGS.allocator}; {serving.cores()} cores of '
     f'{evidence.processor() or platform.machine()}; load of the machine at the end {os.getloadavg()[0]:.1f}; '
-    + (onednn.missing() or f'oneDNN {onednn_c.version()}, {"C" if onednn_handlers.library() else "Python"} handlers')
+    + (onednn.missing() or f'oneDNN {onednn_c.version()}')
   )
   text = evidence.table(results, settings, 'not installed' if absent else serving.version(FLAGS.torch_python, 'torch'))
   print(text)

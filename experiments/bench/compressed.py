@@ -24,6 +24,7 @@ import jaxlite as jl
 from jaxlite.cpu import autotune
 from jaxlite.host import allocator
 from jaxlite.models import ResNet20, SmallCNN
+from jaxlite.step import warm_up
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 5, 'alternations')
@@ -69,7 +70,7 @@ def main(_: list[str]) -> None:
     for recipe, parts in recipes(case.lr[FLAGS.optimizer]).items():
       train = jl.train_step(jl.from_linen(NETWORKS[name]()), jl.cross_entropy, jl.chain(*parts))
       state = train.init(jax.random.key(0), batch)
-      train = train.tune(state, batch, lambda sites: autotune.choose(sites).table.choices)  # as the loop does
+      train = warm_up.tuned(train, state, batch, lambda sites: autotune.choose(sites).table.choices)  # as the loop does
       running[recipe] = train, train.step(state, batch)[0]
     allocator.keep_mapped()
     clock = time.process_time if FLAGS.cpu_time else time.perf_counter

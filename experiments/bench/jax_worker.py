@@ -42,6 +42,7 @@ def jaxlite_form(spec: dict[str, Any], steps: int) -> serving.Running:
   import jaxlite as jl
   from jaxlite import models
   from jaxlite.cpu import autotune
+  from jaxlite.step import warm_up
 
   name = spec['case']
   if name in cases.WIDTHS:
@@ -51,7 +52,7 @@ def jaxlite_form(spec: dict[str, Any], steps: int) -> serving.Running:
   train = jl.train_step(jl.from_linen(network), jl.cross_entropy, jl.chain(optimizer_of(spec)))
   given = cases.batches(name)
   state = train.init(jax.random.key(0), given[0], params=linen_models.tree(cases.weights(name)))
-  train = train.tune(state, given[0], lambda sites: autotune.choose(sites).table.choices)
+  train = warm_up.tuned(train, state, given[0], lambda sites: autotune.choose(sites).table.choices)
   if steps > 1:
     starts = range(0, len(given) * steps, steps)
     order = [[index % len(given) for index in range(at, at + steps)] for at in starts]

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,9 +20,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxlite.cpu.kernels import compiler, direct, onednn, onednn_c, onednn_handlers
-from jaxlite.cpu.site import NATIVE, Site
-from jaxlite.host.files import user_cache
+from jaxlite.cpu.kernels import choose as kernels
+from jaxlite.cpu.kernels import compiler, direct, onednn, onednn_c
+from jaxlite.cpu.site import XLA_FORM, Site
+from jaxlite.host.files import user_cache, write_text
+from jaxlite.host.machine import cores, processor_lines
 
 SECONDS = 1.5  # for all sites of a program, compilation included
 _SMALL = 20e6  # FLOPs below which no form can gain or lose much: about a quarter of a millisecond
@@ -37,7 +38,7 @@ class Table(NamedTuple):
 
   Attributes:
     choices: the name of a form by the key of its site.
-    machine: what the times hang on.
+    machine: what the times depend on.
   """
 
   choices: dict[str, str]
@@ -84,7 +85,7 @@ def choose(
   for site in ordered:
     if site.exact:
       continue
-    names = tuple(site.forms) if site.looped and site.default != NATIVE else (*site.forms, NATIVE)
+    names = tuple(site.forms) if site.looped and site.default != XLA_FORM else (*site.forms, XLA_FORM)
     found = next((one[site.key] for one in (known or {}, cached) if one.get(site.key) in names), None)
     worth = site.flops >= _SMALL and len(names) > 1 and _bytes(site) <= _LARGE
     if found is None and worth and time.monotonic() < ends:
@@ -110,13 +111,10 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
   if saved.machine not in ('', machine()):
     say('note: the rewrites for CPU were chosen on another machine or jaxlib: they are kept, others may be faster')
   sites = list(sites)
-  lost = {
-    site.key: saved.choices[site.key]
-    for site in sites
-    if saved.choices.get(site.key, NATIVE) not in (*site.forms, NATIVE)
-  }
+  here = {site.key: (*site.forms, XLA_FORM) for site in sites}
+  lost = [name for key, name in saved.choices.items() if name not in here.get(key, (XLA_FORM,))]
   if lost:
-    names = ', '.join(sorted(set(lost.values())))
+    names = ', '.join(sorted(set(lost)))
     say(f'note: {len(lost)} operations ran by {names} and do no more: the last bits will differ. {without()}')
   found = choose(sites, saved.choices)
   say(found.why)
@@ -133,28 +131,28 @@ def read(path: Path) -> Table:
     return Table({}, '')
 
 
+def recorded(path: Path) -> dict[str, str]:
+  """Returns the choices of a run's table that hold here: without those of kernels that this machine does not have."""
+  choices = read(path).choices
+  return {key: name for key, name in choices.items() if not kernels.is_kernel(name) or name in kernels.names()}
+
+
 def write(path: Path, table: Table) -> None:
   """Writes a table whole or not at all."""
-  with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=path.name, delete=False) as file:
-    json.dump(table._asdict(), file, indent=1)
-  os.replace(file.name, path)
+  write_text(path, json.dumps(table._asdict(), indent=1))
 
 
 def machine() -> str:
-  """Returns a name for what times hang on: the processor, its count, jaxlib, the kernels there are."""
-  try:
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    about = '|'.join(line for line in lines if line.startswith(('model name', 'flags', 'Features', 'cpu cores')))
-  except OSError:
-    about = platform.processor()
-  parts = (platform.machine(), about, str(os.cpu_count()), os.environ.get('XLA_FLAGS', ''))
+  """Returns a name for what times depend on: the processor, its count, jaxlib, the kernels there are."""
+  about = '|'.join(processor_lines('model name', 'flags', 'Features', 'cpu cores')) or platform.processor()
+  parts = (platform.machine(), about, str(cores()), os.environ.get('XLA_FLAGS', ''))
   own = '-direct' if compiler.compiler() else ''
   with_it = own if onednn.missing() else f'-onednn-{onednn_c.version()}'
   return f'jaxlib-{jax.lib.__version__}{with_it}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
 
 
 def _file(folder: Path | None) -> Path:
-  return (user_cache().parent / 'rewrites' if folder is None else folder) / f'{machine()}.json'
+  return (user_cache() / 'rewrites' if folder is None else folder) / f'{machine()}.json'
 
 
 def _remember(path: Path, choices: Mapping[str, str]) -> None:
@@ -189,7 +187,7 @@ def _as_read(site: Site, name: str) -> Callable[..., jax.Array]:
 
 
 def _bytes(site: Site) -> int:
-  result = jax.eval_shape(site.native, *site.operands)
+  result = jax.eval_shape(site.xla_form, *site.operands)
   return sum(one.size * one.dtype.itemsize for one in (*site.operands, result))
 
 
@@ -202,10 +200,9 @@ def _why(sites: list[Site], choices: Mapping[str, str], timed: int) -> str:
 
 
 def _left_off(names: Iterable[str]) -> str:
-  """What kernels are called, and what would make convolutions faster here and is not there."""
+  """Which kernels are called, or what would make convolutions faster here and is not there."""
   if any(name.startswith('onednn') for name in names):
-    called = 'from C' if onednn_handlers.library() else f'from Python, which is slower: {compiler.WHY_NOT}'
-    return f'; oneDNN {onednn_c.version()} called {called}'
+    return f'; oneDNN {onednn_c.version()}'
   if any(name.startswith('direct') for name in names):
     return '; kernels compiled on this machine'
   return f'; {without()}' if names and without() else ''
@@ -213,4 +210,8 @@ def _left_off(names: Iterable[str]) -> str:
 
 def without() -> str:
   """Returns what kernels are missing here, and why; '' where oneDNN's are there."""
-  return '; '.join(filter(None, (onednn.missing(), direct.missing()))) if onednn.missing() else ''
+  if not onednn.missing():
+    return ''
+  if onednn.missing().endswith(compiler.WHY_NOT):  # then our own kernels are missing for the same reason
+    return onednn.missing()
+  return '; '.join(filter(None, (onednn.missing(), direct.missing())))

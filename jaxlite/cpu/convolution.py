@@ -3,9 +3,9 @@
 Four cases. A weight gradient is a convolution whose contraction runs over the batch and whose kernel is the whole
 gradient of the output: XLA:CPU is slow at it. So it is at depthwise convolutions and their gradients. And inside a loop
 every convolution is slow, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward
-convolution of many channels outside of loops is a kernel's (oneDNN's where that extra is installed, ours where there is
-a C compiler) or the native one; where channels are few (grey and colour pictures) it is one fused sum; in a teacher it
-is always the native one: its bits are what the same network gives when it is called alone.
+convolution of many channels outside of loops is a kernel's where there is a C compiler (oneDNN's if that extra is
+installed, else ours), else XLA's own; where channels are few (gray and color pictures) it is one fused sum; in a
+teacher it is always XLA's own: its bits are what the same network gives when it is called alone.
 
 All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
 """
@@ -25,21 +25,21 @@ from jax import lax
 
 from jaxlite.cpu.fusion import alone
 from jaxlite.cpu.kernels import choose, match
-from jaxlite.cpu.site import NATIVE, Site, Where, describe, native, shapes_of
+from jaxlite.cpu.site import XLA_FORM, Site, Where, describe, shapes_of, xla_form
 from jaxlite.graph.contractions import flops_of
 
 _CHUNKS = 4  # each is an operation to compile: eight are hardly faster and take twice the time at a start
 _PLACES = 64  # unrolled in the program: more would make a long one
 _GROUPS = 16  # likewise
-_FEW, _TERMS = 4, 48  # channels, and channels times places, up to which a sum of products is quicker than native
-_TINY = 1e5  # FLOPs below which nothing is gained, in a loop neither: the native bits stay, the same in both
+_FEW, _TERMS = 4, 48  # channels, and channels times places, up to which a sum of products is quicker than XLA's own
+_TINY = 1e5  # FLOPs below which nothing is gained, in a loop neither: XLA's own bits stay, the same in both
 _PATCHES = 64 << 20  # bytes: shifted copies side by side take as many times the memory as a kernel has places
 
 _Form = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def site(eqn: Any, where: Where) -> Site | None:
-  """Returns the site of a `conv_general_dilated`; None where only the native form is sure, or good enough.
+  """Returns the site of a `conv_general_dilated`; None where only XLA's own form is sure, or good enough.
 
   Args:
     eqn: the equation.
@@ -74,8 +74,8 @@ def site(eqn: Any, where: Where) -> Site | None:
   words = [*eqn.params['dimension_numbers'], *(eqn.params[name] for name in names)]
   key = describe(kind, eqn, *(str(word).replace(' ', '') for word in words))
   flops = flops_of(eqn)
-  default = default if flops >= _TINY else NATIVE
-  return Site(kind, key, shapes_of(eqn), forms, default, native(eqn), flops=flops, looped=looped)
+  default = default if flops >= _TINY else XLA_FORM
+  return Site(kind, key, shapes_of(eqn), forms, default, xla_form(eqn), flops=flops, looped=looped)
 
 
 def _is_backward(eqn: Any) -> bool:
@@ -90,7 +90,7 @@ def _of_weight_gradient(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   positions = math.prod(eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:])
   forms: dict[str, _Form] = {}
   if places > _PLACES:
-    return {}, NATIVE
+    return {}, XLA_FORM
   if looped or places == 1 or groups > 1:
     forms['gemm'] = functools.partial(_gradient_by_places, eqn.params)
   fits = channels * places * positions * batch * lhs.dtype.itemsize <= _PATCHES
@@ -114,8 +114,8 @@ def _of_weight_gradient(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   elif channels == 1:
     wanted = 'channels_first'
   else:
-    wanted = 'chunks' if channels >= 32 or strided else NATIVE
-  return forms, wanted if wanted in forms else NATIVE
+    wanted = 'chunks' if channels >= 32 or strided else XLA_FORM
+  return forms, wanted if wanted in forms else XLA_FORM
 
 
 def _of_few_channels(eqn: Any) -> tuple[dict[str, _Form], str]:
@@ -124,7 +124,7 @@ def _of_few_channels(eqn: Any) -> tuple[dict[str, _Form], str]:
   terms = kernel.size // kernel.shape[numbers.rhs_spec[0]]
   grouped = eqn.params['feature_group_count'] > 1 or eqn.params['batch_group_count'] > 1
   if grouped or kernel.shape[numbers.rhs_spec[1]] > _FEW or terms > _TERMS:
-    return {}, NATIVE
+    return {}, XLA_FORM
   return {'outer': functools.partial(_by_outer_products, eqn.params)}, 'outer'
 
 
@@ -139,7 +139,7 @@ def _of_any(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   places = math.prod(kernel.shape[axis] for axis in numbers.rhs_spec[2:])
   depthwise = groups > 1 and channels == 1
   if eqn.params['batch_group_count'] > 1 or places > _PLACES or not (looped or depthwise):
-    return {}, NATIVE
+    return {}, XLA_FORM
   by_places = functools.partial(_by_places, eqn.params)
   # Of a depthwise kernel it is elementwise, and reads each entry at every place: what stands before would be fused in.
   forms: dict[str, _Form] = {'gemm': alone(by_places) if depthwise else by_places}
@@ -300,7 +300,7 @@ def _laid_out(params: Any, found: jax.Array, kernel: tuple[int, ...]) -> jax.Arr
 
 
 def _gradient_by_chunks(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-  """Native gradients of parts of the batch, added from first to last."""
+  """XLA's own gradients of parts of the batch, added from first to last."""
   axes = (params['dimension_numbers'].lhs_spec[1], params['dimension_numbers'].rhs_spec[1])
   batch = lhs.shape[axes[0]]
   size = -(-batch // _CHUNKS)

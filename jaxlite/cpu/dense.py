@@ -1,7 +1,7 @@
-"""Matrix products by oneDNN, where that extra is installed and the product is large.
+"""Matrix products by oneDNN, where that extra and a C compiler are installed and the product is large.
 
 XLA:CPU lays operands out anew before it multiplies them, above all in the gradient of a dense layer's weights, whose
-operands both lie the wrong way round: oneDNN takes them as they lie. In a teacher a product is always the native one:
+operands both lie the wrong way round: oneDNN takes them as they lie. In a teacher a product is always XLA's own:
 its bits are what the same network gives when it is called alone.
 """
 
@@ -14,15 +14,14 @@ from typing import Any
 from jax import lax
 
 from jaxlite.cpu.kernels import choose
-from jaxlite.cpu.kernels import onednn_handlers as handlers
-from jaxlite.cpu.site import Site, Where, describe, native, shapes_of
+from jaxlite.cpu.site import Site, Where, describe, shapes_of, xla_form
 from jaxlite.graph.contractions import flops_of
 
 _LEAST, _LEAST_TURNED = 20e6, 1e6  # FLOPs below which a call of its own gains little; XLA turns operands slowly
 
 
 def site(eqn: Any, where: Where, turned: bool = False) -> Site | None:
-  """Returns the site of a `dot_general`; None where only the native form is sure, or good enough.
+  """Returns the site of a `dot_general`; None where only XLA's own form is sure, or good enough.
 
   Args:
     eqn: the equation.
@@ -32,15 +31,13 @@ def site(eqn: Any, where: Where, turned: bool = False) -> Site | None:
   flops = flops_of(eqn)
   if where.apart or flops < (_LEAST_TURNED if turned else _LEAST):
     return None
-  if flops < _LEAST and handlers.library() is None:  # a call through Python would take longer than the product
-    return None
   forms = choose.forms(eqn, turned)
   if not forms:
     return None
   numbers = str(eqn.params['dimension_numbers']).replace(' ', '')
   key = describe('matrix product', eqn, numbers, *(['turned'] if turned else []))
   read = functools.partial(lax.transpose, permutation=_turn(eqn)) if turned else None
-  return Site('matrix product', key, shapes_of(eqn), forms, next(iter(forms)), native(eqn), flops=flops, read=read)
+  return Site('matrix product', key, shapes_of(eqn), forms, next(iter(forms)), xla_form(eqn), flops=flops, read=read)
 
 
 def turned(jaxpr: Any) -> set[Any]:

@@ -1,9 +1,9 @@
 """Max-pooling: its gradient without a search per window, its value by shifted slices.
 
 XLA:CPU runs `select_and_scatter` as a loop over windows that compares and scatters element by element. Here the winner
-of every window is found by comparing k shifted views of the whole array in window order, which vectorises, and the
+of every window is found by comparing k shifted views of the whole array in window order, which vectorizes, and the
 gradient is laid back without a scatter. The same winner (the first of equals), the same order of summation where
-windows overlap: the same gradient as the native one, entry by entry.
+windows overlap: the same gradient as XLA's own, entry by entry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlite.cpu.fusion import held
-from jaxlite.cpu.site import Site, describe, native, shapes_of
+from jaxlite.cpu.site import Site, describe, shapes_of, xla_form
 
 _TAPS = 32  # a window of more entries would make a long program
 _FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
@@ -28,7 +28,7 @@ _SUMS = ('float32', 'float64')  # in half precision XLA may keep a running sum i
 
 
 def gradient(eqn: Any) -> Site | None:
-  """Returns the site of a `select_and_scatter_add`; None where only the native form is sure."""
+  """Returns the site of a `select_and_scatter_add`; None where only XLA's own form is sure."""
   source, operand = (atom.aval for atom in eqn.invars)
   windows = _windows(eqn.params, operand.shape, source.shape)
   if windows is None or eqn.params['select_prim'].name != 'ge' or operand.dtype.name not in _FLOATS:
@@ -43,7 +43,7 @@ def gradient(eqn: Any) -> Site | None:
 
 
 def value(eqn: Any) -> Site | None:
-  """Returns the site of a `reduce_window_max`; None where only the native form is sure."""
+  """Returns the site of a `reduce_window_max`; None where only XLA's own form is sure."""
   (operand,) = (atom.aval for atom in eqn.invars)
   dilated = {*eqn.params['base_dilation'], *eqn.params['window_dilation']} != {1}
   windows = None if dilated else _windows(eqn.params, operand.shape, eqn.outvars[0].aval.shape)
@@ -55,7 +55,7 @@ def value(eqn: Any) -> Site | None:
 
 def _site(kind: str, eqn: Any, windows: _Windows, name: str, form: Any) -> Site:
   key = describe(kind, eqn, *windows)
-  return Site(kind, key, shapes_of(eqn), {name: form}, name, native(eqn), exact=True)
+  return Site(kind, key, shapes_of(eqn), {name: form}, name, xla_form(eqn), exact=True)
 
 
 class _Windows(NamedTuple):

@@ -3,7 +3,7 @@
 The program is traced, its jaxpr edited, and what was edited is bound again: an equation that is exchanged keeps the
 types of its operands and results, so that nothing around it has to be emitted anew, and control flow, sharding, scopes
 and effects stay what they were. The exchange is a choice by platform inside one call, made at lowering: a program for
-GPU or TPU holds the native equation and nothing else. All of it happens after differentiation; what comes out may be
+GPU or TPU holds XLA's own equation and nothing else. All of it happens after differentiation; what comes out may be
 differentiated, batched, partitioned and exported again.
 """
 
@@ -17,7 +17,7 @@ import jax
 from jax.extend import core
 
 from jaxlite.cpu import convolution, dense, pool
-from jaxlite.cpu.site import NATIVE, Site, Where
+from jaxlite.cpu.site import XLA_FORM, Site, Where
 from jaxlite.graph import walk
 from jaxlite.host.gc_pause import paused
 
@@ -40,7 +40,7 @@ def for_cpu(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[
 
   Args:
     fn: any function of pytrees of arrays.
-    choices: by the key of a site, the name of its form, as `cost` measures them; a site that is not named takes the
+    choices: by the key of a site, the name of its form, as `autotune` measures them; a site that is not named takes the
       form that its shape suggests. Names that do not fit are an error.
 
   Returns:
@@ -150,7 +150,7 @@ def _exchanged(eqn: Any, where: Where, turned: bool, exchange: _Exchange) -> Any
   if site is not None:
     name = exchange.choices.get(site.key, site.default)
     form = site.form(name)
-    return eqn if name == NATIVE else _either(eqn, site, name, form, exchange.calls)
+    return eqn if name == XLA_FORM else _either(eqn, site, name, form, exchange.calls)
   inside = where.inside(eqn)
   if eqn.primitive.name == 'shard_map' and eqn.params['check_vma']:
     return _sharded(eqn, inside, exchange)
@@ -165,7 +165,7 @@ def _exchanged(eqn: Any, where: Where, turned: bool, exchange: _Exchange) -> Any
 
 
 def _either(eqn: Any, site: Site, name: str, form: Callable[..., Any], calls: dict[Any, Any]) -> Any:
-  """The equation as one call that holds the form for CPU and the native one for the others."""
+  """The equation as one call that holds the form for CPU and XLA's own for the others."""
   kind = (name, site.key, eqn.primitive, *sorted(eqn.params.items()), *(atom.aval for atom in eqn.invars), eqn.ctx)
   try:
     call = calls.get(kind)
@@ -180,7 +180,7 @@ def _either(eqn: Any, site: Site, name: str, form: Callable[..., Any], calls: di
   chosen.__name__ = f'{MARK}_{eqn.primitive.name}_{name}'
 
   def either(*operands: Any) -> Any:
-    return jax.lax.platform_dependent(*operands, cpu=jax.jit(chosen), default=site.native)
+    return jax.lax.platform_dependent(*operands, cpu=jax.jit(chosen), default=site.xla_form)
 
   either.__name__ = eqn.primitive.name
   call = _in_place_of(eqn, jax.jit(either))

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-NATIVE = 'native'  # the name of the equation as it stands
-APART = 'jl.apart'  # the scope of a network whose bits are to be those of its own call: a teacher
+from jaxlite.contract import APART
+
+XLA_FORM = 'xla'  # the name of the equation as it stands
 
 
 class Where(NamedTuple):
@@ -38,14 +39,14 @@ class Site(NamedTuple):
 
   Attributes:
     kind: what the equation is, in words.
-    key: what the choice hangs on, in words: sites of one key take one form.
+    key: what the choice depends on, in words: sites of one key take one form.
     operands: their shapes and dtypes.
-    forms: by name, functions of the operands; 'native' is never among them.
-    default: the form taken where nothing was measured; may be 'native'.
-    native: the equation itself, as a function.
-    flops: of the equation; 0 where they are not what its time hangs on.
-    looped: whether it stands in a loop, where the native form has to be avoided.
-    exact: every form gives the native bits, so that there is nothing to choose or record.
+    forms: by name, functions of the operands; 'xla' is never among them.
+    default: the form taken where nothing was measured; may be 'xla'.
+    xla_form: the equation itself, as a function.
+    flops: of the equation; 0 where its time does not depend on them.
+    looped: whether it stands in a loop, where XLA's own form has to be avoided.
+    exact: every form gives XLA's own bits, so that there is nothing to choose or record.
     read: what the program does with the result at once, and a form may be made for: measured with it.
   """
 
@@ -54,27 +55,27 @@ class Site(NamedTuple):
   operands: tuple[jax.ShapeDtypeStruct, ...]
   forms: Mapping[str, Callable[..., jax.Array]]
   default: str
-  native: Callable[..., jax.Array]
+  xla_form: Callable[..., jax.Array]
   flops: int = 0
   looped: bool = False
   exact: bool = False
   read: Callable[[jax.Array], jax.Array] | None = None
 
   def form(self, name: str) -> Callable[..., jax.Array]:
-    """Returns a form by its name, the native one too.
+    """Returns a form by its name, XLA's own too.
 
     Raises:
       ValueError: there is none of this name.
     """
-    if name == NATIVE:
-      return self.native
+    if name == XLA_FORM:
+      return self.xla_form
     if name not in self.forms:
-      known = ', '.join((*self.forms, NATIVE))
+      known = ', '.join((*self.forms, XLA_FORM))
       raise ValueError(f'a choice names a form of its site ({known}); got {name!r} for {self.key!r}')
     return self.forms[name]
 
 
-def native(eqn: Any) -> Callable[..., jax.Array]:
+def xla_form(eqn: Any) -> Callable[..., jax.Array]:
   """Returns an equation with one result as a function of its operands."""
 
   def run(*operands: Any) -> jax.Array:
@@ -84,7 +85,7 @@ def native(eqn: Any) -> Callable[..., jax.Array]:
 
 
 def describe(kind: str, eqn: Any, *words: Any) -> str:
-  """Returns the key of an equation: its kind, operands and what else its cost hangs on.
+  """Returns the key of an equation: its kind, operands and what else its cost depends on.
 
   >>> eqn = jax.make_jaxpr(lambda x: x + x)(jax.numpy.ones((2, 3))).jaxpr.eqns[0]
   >>> describe('sum', eqn, 'twice')

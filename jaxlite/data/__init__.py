@@ -12,12 +12,15 @@ _HOMES = {
   'arrays': ('from_arrays',),
   'batches': ('batch_at', 'batches_at', 'eval_batches', 'steps_per_epoch'),
   'columns': ('Columns', 'attach'),
+  'crossval': ('folds',),
   'dataset': ('Dataset', 'Split', 'make_dataset'),
+  'encoders': ('TableEncoder', 'TextEncoder', 'load_encoder'),
   'logits': ('cache_logits',),
   'sequences': ('Windows', 'pad', 'windows'),
   'sources': ('load',),
   'streams': ('Stream', 'from_iterable', 'stream'),
   'tables': ('from_table',),
+  'texts': ('from_text', 'from_texts'),
   'tokenizers': ('ByteTokenizer', 'CharTokenizer', 'SubwordTokenizer', 'WordTokenizer', 'load_tokenizer'),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

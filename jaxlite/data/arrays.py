@@ -86,6 +86,26 @@ def from_arrays(
   )
 
 
+def carved(
+  task: Task, labels: np.ndarray, validation: float | None, test: float | None, seed: int
+) -> dict[str, np.ndarray]:
+  """Returns the rows of each split, as `from_arrays` carves them: 'train', 'test', and 'validation' unless it is 0.
+
+  >>> from jaxlite import tasks
+  >>> found = carved(tasks.classification(), np.arange(20) % 2, 0, 0.2, seed=0)
+  >>> sorted(found), len(found['train'])
+  (['test', 'train'], 16)
+  """
+  left, found = np.arange(len(labels)), {}
+  for where, given in (('test', test), ('validation', validation)):
+    if where == 'validation' and isinstance(given, int | float) and given == 0:
+      continue
+    count = splits.share(0.1 if given is None else given, len(labels), where)
+    kept, taken = splits.carve(groups(task, labels[left]), count, seed, where)
+    found[where], left = left[taken], left[kept]
+  return {'train': left, **found}
+
+
 def groups(task: Task, labels: np.ndarray) -> np.ndarray:
   """Returns int [N]: what a carved split keeps the shares of; one group where the task has none.
 

@@ -15,13 +15,12 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxlite.host import files
 
 PROOF = 'dataset_info.json'  # written by TFDS, and by `store`, into every complete folder
 VERSION = '1.0.0'  # of the data sets that jaxlite prepares itself
@@ -44,12 +43,9 @@ class Decoded(NamedTuple):
 
 
 def root() -> pathlib.Path:
-  """Returns where prepared data are kept: $JAXLITE_DATA, else $XDG_CACHE_HOME/jaxlite, else ~/.cache/jaxlite."""
+  """Returns where prepared data are kept: $JAXLITE_DATA, else jaxlite's folder among the user's caches."""
   own = os.environ.get('JAXLITE_DATA')
-  if own:
-    return pathlib.Path(own).expanduser()
-  shared = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-  return pathlib.Path(shared) / 'jaxlite'
+  return pathlib.Path(own).expanduser() if own else files.user_cache()
 
 
 def prepared(where: pathlib.Path, name: str) -> pathlib.Path:
@@ -65,31 +61,21 @@ def scratch(where: pathlib.Path) -> Iterator[pathlib.Path]:
     ValueError: the folder cannot be written, or the disk is full.
   """
   try:
-    where.mkdir(parents=True, exist_ok=True)
-    for old in where.glob('.preparing-*'):
-      with contextlib.suppress(FileNotFoundError):  # its process has just removed it
-        if time.time() - old.stat().st_mtime > _STALE_SECONDS:
-          shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix='.preparing-', dir=where) as folder:
-      yield pathlib.Path(folder)
+    with files.scratch(where, '.preparing-', stale_seconds=_STALE_SECONDS) as folder:
+      yield folder
   except OSError as error:
     raise ValueError(f'cannot keep prepared data in {where} ({error}): set JAXLITE_DATA to another folder') from None
 
 
 def settle(made: pathlib.Path, final: pathlib.Path) -> None:
   """Renames a complete folder into its place, unless another process was first."""
-  final.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    os.rename(made, final)
-  except OSError:
-    if not (final / PROOF).exists():
-      raise
+  files.settle(made, final, lambda folder: (folder / PROOF).exists())
 
 
 def place(prepared: pathlib.Path, where: pathlib.Path) -> pathlib.Path:
   """Returns the folder for the arrays decoded from `prepared`: its name changes when any of the files does."""
-  files = sorted(path for path in prepared.rglob('*') if path.is_file())
-  stats = [(str(path.relative_to(prepared)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+  found = sorted(path for path in prepared.rglob('*') if path.is_file())
+  stats = [(str(path.relative_to(prepared)), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
   key = hashlib.sha256(json.dumps([_LAYOUT, str(prepared.resolve()), stats]).encode()).hexdigest()
   return where / 'decoded' / key[:20]
 

@@ -7,6 +7,7 @@ nothing past this file meets a label that its task does not know, a NaN, an empt
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxlite import tasks
 from jaxlite.data import inputs as trees
-from jaxlite.data.inputs import as_array, as_inputs, frozen, pieces
+from jaxlite.data.inputs import as_array, as_inputs, as_leaves, frozen, pieces
 from jaxlite.data.standardize import standardization
 from jaxlite.tasks.task import Facts, Task
 
@@ -146,11 +147,14 @@ def make_dataset(
   }
   known = {'classes': classes, 'class_names': class_names}
   given = {**(facts or {}), **{key: value for key, value in known.items() if value is not None}}
+  told = found.facts(splits['train'].labels, given)
+  if class_names and 'class_names' not in told:
+    raise ValueError(f'{found.name} has no class_names; it knows {", ".join(told) or "nothing"}: give them as facts=')
   return assemble(
     name,
     {where: weighted(found, split) for where, split in splits.items()},
     found,
-    found.facts(splits['train'].labels, given),
+    told,
     feature_names=feature_names,
     standardize=standardize,
     notes=notes,
@@ -180,14 +184,20 @@ def assemble(
     if split.labels.shape[1:] != train.labels.shape[1:] or split.labels.dtype != train.labels.dtype:
       got, wanted = (f'{one.dtype}{list(one.shape)}' for one in (split.labels, train.labels))
       raise ValueError(
-        f'every split has labels of one kind; train has {wanted}, {where} {got}: prepare {where} as train'
+        f'every split has one kind of labels; train has {wanted}, {where} {got}: prepare {where} as train'
       )
     task.check_facts(split.labels, facts, where)
+  _check_features(train.inputs, feature_names)
   mean, std, told = standardization(train.inputs, standardize, ids_known=encoder is not None)
   found = (*notes, *task.notes(train.labels, facts), *_remarks(train.inputs), *told)
   three = (train, splits.get('validation', nothing(train)), splits['test'])
   print_ = fingerprint(splits)
   return Dataset(name, *three, task, facts, mean, std, print_, found, tuple(map(str, feature_names)), encoder)
+
+
+def _check_features(inputs: Any, names: Sequence[str]) -> None:
+  if len(names) and isinstance(inputs, np.ndarray) and inputs.ndim == 2 and len(names) != inputs.shape[1]:
+    raise ValueError(f'every feature has one name; got {len(names)} names for {inputs.shape[1]} features')
 
 
 def nothing(split: Split) -> Split:
@@ -208,9 +218,9 @@ def as_task(task: Any, labels: Any) -> Task:
   if isinstance(task, Task):
     return task
   if task is not None:
-    made = task() if callable(task) else task
+    made = task() if _is_callable(task) else task
     if not isinstance(made, Task):
-      got = f'a function that gives {type(made).__name__}' if callable(task) else repr(task)
+      got = f'a function that gives {type(made).__name__}' if _is_callable(task) else repr(task)
       raise ValueError(f'task is a Task or a function that makes one, such as jl.tasks.regression; got {got}')
     return made
   array = as_array(labels, 'labels of train')
@@ -227,6 +237,15 @@ def as_task(task: Any, labels: Any) -> Task:
     f'labels are integers [N] where no task is named; train has {array.dtype}{list(array.shape)}: {fix}'
     'else say what is learned: task=jl.tasks.regression(), .binary(), .multi_label(), .language(), .segmentation()'
   )
+
+
+def _is_callable(task: Any) -> bool:
+  """Whether this can be called without arguments."""
+  try:
+    inspect.signature(task).bind()
+  except (TypeError, ValueError):
+    return False
+  return True
 
 
 def as_pair(pair: Any, where: str) -> Pair:
@@ -247,7 +266,8 @@ def check_split(task: Task, pair: Any, where: str) -> Split:
   """
   inputs, labels, weight = (*as_pair(pair, where), None)[:3]
   labels = check_labels(task, labels, where)
-  inputs = as_inputs(inputs, where, len(labels))
+  # A list in a Split is a tree; elsewhere it may be a list of examples.
+  inputs = as_leaves(inputs, where) if isinstance(pair, Split) else as_inputs(inputs, where, len(labels))
   if not len(labels):
     raise ValueError(f'a split needs at least one example; {where} is empty: carve it from train or give more data')
   trees.check_inputs(inputs, where, len(labels))

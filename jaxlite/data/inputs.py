@@ -36,7 +36,16 @@ def as_inputs(values: Any, where: str, count: int | None = None) -> Any:
   >>> tree['age'].dtype, tree['image'].shape
   (dtype('float32'), (2, 4, 4, 1))
   """
-  tree = _as_tree(values, where, '', count)
+  return _some(_as_tree(values, where, '', count), values, where)
+
+
+def as_leaves(inputs: Any, where: str) -> Any:
+  """Returns inputs that are known to be a tree of arrays, leaf by leaf as `as_inputs` has them."""
+  arrays = [_as_leaf(leaf, where, path) for path, leaf in leaves(inputs)]
+  return _some(jax.tree.structure(inputs).unflatten(arrays), inputs, where)
+
+
+def _some(tree: Any, values: Any, where: str) -> Any:
   if not jax.tree.leaves(tree):
     raise ValueError(f'inputs are arrays; {where} has none of them, {values!r}: give each example something')
   return tree
@@ -57,16 +66,17 @@ def _as_tree(values: Any, where: str, path: str, count: int | None) -> Any:
 
 
 def _is_tree(values: Any, count: int | None) -> bool:
-  """Whether a list or tuple is a tree of inputs, and not the examples of one array."""
-  if hasattr(values, '_fields'):
+  """Whether this is a tree of inputs, and not one array or a list of one array's examples."""
+  if isinstance(values, Mapping) or hasattr(values, '_fields'):
     return True
-  if not values or len(values) == count:
+  if not isinstance(values, tuple | list) or len(values) == count:
     return False
-  if any(isinstance(value, Mapping) for value in values):
-    return True
-  return all(np.ndim(value) > 0 and len(value) == count for value in values if hasattr(value, 'shape')) and any(
-    hasattr(value, 'shape') for value in values
-  )
+  return any(_is_tree(value, count) or _holds_all(value, count) for value in values)
+
+
+def _holds_all(value: Any, count: int | None) -> bool:
+  """Whether this is an array of all examples."""
+  return getattr(value, 'ndim', 0) > 0 and len(value) == count
 
 
 def _join(path: str, name: str) -> str:
@@ -80,6 +90,9 @@ def _place(where: str, path: str) -> str:
 def _as_leaf(values: Any, where: str, path: str) -> np.ndarray:
   array = as_array(values, f'inputs of {_place(where, path)}')
   place = _place(where, path)
+  if array.dtype.kind in 'OUSV' and not array.dtype.name.startswith(_FLOATS):
+    kind = f'has dtype {array.dtype}' if array.ndim else f'is {type(values).__name__}'
+    raise ValueError(f'inputs are numbers; {place} {kind}: give an array of numbers, or use from_table or from_texts')
   if array.ndim < (1 if path else 2) or 0 in array.shape[1:]:
     raise ValueError(
       f'inputs are [N, features] or [N, H, W, C]; {place} has {list(array.shape)}: give each example its axes'
@@ -95,9 +108,7 @@ def _as_leaf(values: Any, where: str, path: str) -> np.ndarray:
       )
     return array.astype(np.int32)
   if array.dtype.kind != 'f' and not array.dtype.name.startswith(_FLOATS):
-    raise ValueError(
-      f'inputs are numbers; {place} has dtype {array.dtype}: encode them, or use from_table or from_texts'
-    )
+    raise ValueError(f'inputs are numbers; {place} has dtype {array.dtype}: make real numbers of them')
   with np.errstate(over='ignore'):  # what float32 cannot hold becomes inf, which is refused with its place
     return array.astype(np.float32)
 

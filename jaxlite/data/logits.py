@@ -10,13 +10,10 @@ drawn beforehand and kept beside their logits: a student and its teacher always 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +29,11 @@ from jaxlite.data.dataset import Dataset, Split
 from jaxlite.data.inputs import leaves, take
 from jaxlite.distillation import _teachers as teachers
 from jaxlite.errors import whole
+from jaxlite.host import files
 from jaxlite.optim._augment import Augmentation
 
 _LAYOUT = 1  # of the files; another number makes older ones invisible
 _PROOF = 'proof.json'
-_SCRATCH = '.making-'
 _STALE_SECONDS = 24 * 3600  # scratch of this age was left by a process that was killed
 
 
@@ -58,8 +55,8 @@ def cache_logits(
 
   Args:
     teacher: a Network (`jaxlite.load(workdir)` gives that of a run), or a function from raw inputs to logits.
-    data: a Dataset; validation and test stay as they are. Inputs of any tree; views need one array and classes [N]. One that brings a teacher's logits already gets a second's,
-      under another name, of the same views.
+    data: a Dataset; validation and test stay as they are. Inputs are any tree; views need one array and classes [N].
+      One that brings a teacher's logits already gets a second's, under another name, of the same views.
     folder: where the logits are kept; made where it is not there.
     views: how each example is shown, one `(key, batch) -> batch` a view, None as it is. At each step one view is
       drawn at random for each example, and the batch holds its inputs, labels and logits. E.g.
@@ -89,9 +86,7 @@ def cache_logits(
     raise TypeError('cache_logits runs a teacher, so it takes a Network or a function; got a name')
   teachers.check_teacher(teacher, 'cache_logits')
   if not isinstance(data.train, Split | Columns):
-    raise ValueError(
-      'cache_logits runs over examples in memory; these come from a stream: distil from the teacher itself'
-    )
+    raise ValueError('cache_logits runs over examples in memory; a stream makes them: distil from the teacher')
   views = list(views)
   if not views or not all(view is None or callable(view) for view in views):
     raise ValueError('views are functions (key, batch) -> batch, or None for the example as it is; one at least')
@@ -230,13 +225,8 @@ def _program(fn: Any, *args: Any) -> str:
 def _make(final: Path, plan: _Plan, data: Dataset, seed: int, batch_size: int) -> None:
   """Writes into a folder of this process's own, and renames it when it is whole."""
   try:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for old in final.parent.glob(f'{_SCRATCH}*'):
-      with contextlib.suppress(FileNotFoundError):  # its process has just removed it
-        if time.time() - old.stat().st_mtime > _STALE_SECONDS:
-          shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=final.parent) as scratch:
-      made = Path(scratch) / 'made'
+    with files.scratch(final.parent, '.making-', stale_seconds=_STALE_SECONDS) as folder:
+      made = folder / 'made'
       made.mkdir()
       arrays = {
         name: np.lib.format.open_memmap(made / f'{name}.npy', 'w+', dtype=kind.dtype, shape=kind.shape)
@@ -249,11 +239,7 @@ def _make(final: Path, plan: _Plan, data: Dataset, seed: int, batch_size: int) -
       del arrays
       if final.exists() and _fetch(final) is None:  # damaged: what is there is no good to anyone
         shutil.rmtree(final, ignore_errors=True)
-      try:
-        os.rename(made, final)
-      except OSError:
-        if _fetch(final) is None:  # else another process was first, with the same
-          raise
+      files.settle(made, final, lambda folder: _fetch(folder) is not None)
   except OSError as error:
     raise ValueError(f'cannot keep logits in {final.parent} ({error}): give another folder') from None
 
@@ -261,7 +247,7 @@ def _make(final: Path, plan: _Plan, data: Dataset, seed: int, batch_size: int) -
 def _fill(arrays: Mapping[str, np.ndarray], plan: _Plan, data: Dataset, seed: int, batch_size: int) -> None:
   count = len(data.train.labels)
   for number, show in enumerate(plan.shown):
-    # Where examples meet (mixup), those beside each other must be no neighbours of a sorted file.
+    # Where examples meet (mixup), those beside each other must be no neighbors of a sorted file.
     order = np.arange(count) if show is None else np.random.default_rng((seed, number)).permutation(count)
     for chunk, start in enumerate(range(0, count, batch_size)):
       rows = order[start : start + batch_size]

@@ -2,194 +2,248 @@
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxlite.data.arrays import from_arrays
-from jaxlite.data.dataset import Dataset
+from jaxlite import tasks
+from jaxlite.data import frames
+from jaxlite.data.arrays import carved
+from jaxlite.data.dataset import Dataset, as_task, check_labels, make_dataset
+from jaxlite.data.encoders import fit_table
+from jaxlite.errors import nearest
+from jaxlite.tasks.task import Task
+
+_FEW = 20  # whole numbers as labels: up to so many, or a fiftieth of the rows, are taken for classes
 
 
 def from_table(
   table: Any,
-  label: str,
+  label: str | Sequence[str],
   *,
+  task: Task | Callable[[], Task] | None = None,
+  weight: str | None = None,
   drop: str | Sequence[str] = (),
   categorical: str | Sequence[str] = (),
   validation: float | None = None,
   test: float | None = None,
+  standardize: Any = True,
+  facts: Mapping[str, Any] | None = None,
   name: str = 'table',
   seed: int = 0,
 ) -> Dataset:
   """Makes a Dataset of a table's rows, splits carved from it, seeded and stratified.
 
   Args:
-    table: a path of a CSV file with a header (commas, semicolons or tabs), a dict of columns, a structured
-      array, or a DataFrame.
-    label: the column to predict: strings, or whole numbers.
+    table: a path of a CSV file with a header (commas, semicolons or tabs), a dict of columns, a list of rows that are
+      dicts, a structured array, or a DataFrame.
+    label: the column to predict; several for a task of several targets or labels.
+    task: what is learned, such as `jl.tasks.regression`; None takes classification, where the label is of strings or of
+      few whole numbers.
+    weight: a column that says how much each row counts.
     drop: columns to leave out, such as an id.
     categorical: columns of numbers that are names (a postcode) and become one-hot.
-    validation: the fraction of rows to carve; None takes a tenth.
-    test: as validation.
+    validation: the fraction of rows to carve; None takes a tenth, 0 holds nothing out.
+    test: as validation, above 0.
+    standardize: True, False, or a pair (mean, std) of float[features]; see `make_dataset`.
+    facts: what else the task should know, by name.
     name: what the data are called.
     seed: of the carving.
 
   Returns:
-    The Dataset: inputs float32 [N, features], raw; `mean` and `std` of train standardise them on the device.
-    Columns of strings give one feature a value, 'column=value'; a missing string is the value ''.
-    `class_names` are the label's values, sorted.
+    The Dataset: inputs float32 [N, features], raw; `mean` and `std` of train standardize them on the device.
+    Columns of strings give one feature a value that train has, 'column=value'; a missing string is the value ''; a
+    value that only the other splits have is none of them, and noted. `class_names` are the label's values, sorted.
+    `encoder` does the same to other tables.
 
   Raises:
-    ValueError: a column is missing, not readable as one kind, or has missing numbers; rows count from 0.
+    ValueError: a column is missing, not readable as one kind, has dates, no name or missing numbers; rows count from 0.
 
   >>> table = {'size': [1.0, 2.0, 3.0] * 4, 'colour': ['red', 'blue', 'red'] * 4, 'kind': ['a', 'b', 'a'] * 4}
   >>> data = from_table(table, 'kind')
   >>> data.feature_names, data.class_names
   (('size', 'colour=blue', 'colour=red'), ('a', 'b'))
+  >>> data.encoder({'size': [7], 'colour': ['blue']}).tolist()
+  [[7.0, 1.0, 0.0]]
   """
-  drop, categorical = ((names,) if isinstance(names, str) else tuple(names) for names in (drop, categorical))
-  columns = _columns(table)
-  for wanted in (label, *drop, *categorical):
-    if wanted not in columns:
-      raise ValueError(f'a column is named as in the table; got {wanted!r}, the table has {", ".join(columns)}')
-  if label in (*drop, *categorical):
-    raise ValueError(f'the label is neither dropped nor encoded; {label!r} is: take it off drop and categorical')
-  names, features = [], []
-  for column, values in columns.items():
-    if column != label and column not in drop:
-      for feature, numbers in _encode(column, values, column in categorical):
-        names.append(feature)
-        features.append(numbers)
+  labels, drop, categorical = map(_as_names, (label, drop, categorical))
+  columns = frames.read_columns(table)
+  categorical += tuple(name for name in frames.categories(table) if name not in (*labels, *drop, weight, *categorical))
+  _check_roles(list(columns), labels, weight, drop, categorical)
+  frames.check_named(columns, drop)
+  others = (*labels, *((weight,) if weight is not None else ()), *drop)
+  features = {column: values for column, values in columns.items() if column not in others}
   if not features:
-    raise ValueError(f'a table needs a column besides the label {label!r}: give features')
-  class_names, labels = _classes(label, columns[label])
-  inputs = np.stack(features, axis=1)
-  return from_arrays(
-    (inputs, labels), validation, test, name=name, class_names=class_names, feature_names=names, seed=seed
+    raise ValueError(f'a table needs a column besides the label {", ".join(map(repr, labels))}: give features')
+  learned, targets, given = read_labels({column: columns[column] for column in labels}, task)
+  weights = None if weight is None else _as_weights(weight, columns[weight])
+  rows = carved(learned, check_labels(learned, targets, 'train'), validation, test, seed)
+  encoder = fit_table(features, rows['train'], categorical=categorical, others=others)
+  inputs, told = encoder.encode(features)  # what is new is new in validation or test alone
+  splits = {
+    where: (inputs[which], targets[which], *(() if weights is None else (weights[which],)))
+    for where, which in rows.items()
+  }
+  return make_dataset(
+    name,
+    splits['train'],
+    splits.get('validation'),
+    splits['test'],
+    task=learned,
+    facts={**given, **(facts or {})},
+    feature_names=encoder.feature_names,
+    standardize=standardize,
+    notes=[line.replace('training never saw', 'train does not have') for line in told],
+    encoder=encoder,
   )
 
 
-def _columns(table: Any) -> dict[str, np.ndarray]:
-  """Reads any kind of table as arrays of one length, by column."""
-  if isinstance(table, str | os.PathLike):
-    columns = _read_csv(os.fspath(table))
-  elif isinstance(table, np.ndarray) and table.dtype.names:
-    columns = {column: table[column] for column in table.dtype.names}
-  elif isinstance(table, Mapping):
-    columns = {str(column): np.asarray(values) for column, values in table.items()}
-  elif hasattr(table, 'columns') and hasattr(table, '__getitem__'):  # a DataFrame, without importing its library
-    columns = {str(column): np.asarray(table[column]) for column in table.columns}
-  else:
-    raise ValueError(
-      f'a table is a CSV path, a dict of columns, a structured array or a DataFrame; got {type(table).__name__}'
-    )
-  sizes = {column: np.shape(values) for column, values in columns.items()}
-  if len(set(sizes.values())) > 1 or any(len(size) != 1 for size in sizes.values()):
-    raise ValueError(f'columns are [N], all of one length; got {sizes}: cut or fill them')
-  if not columns or not next(iter(sizes.values()))[0]:
-    raise ValueError('a table needs a row at least; this one is empty')
-  return columns
+def _as_names(names: Any) -> tuple[str, ...]:
+  return tuple(map(str, names)) if isinstance(names, Iterable) and not isinstance(names, str) else (str(names),)
 
 
-def _read_csv(path: str) -> dict[str, np.ndarray]:
-  try:
-    with open(path, newline='', encoding='utf-8-sig') as file:
-      head = file.readline()
-      file.seek(0)
-      reader = csv.reader(file, delimiter=max(',;\t', key=head.count))
-      header = next(reader, [])
-      rows = [(reader.line_num, row) for row in reader if row]
-  except OSError as error:
-    raise ValueError(f'cannot read the table {path}: {error.strerror or error}') from None
-  except (UnicodeDecodeError, csv.Error) as error:
-    raise ValueError(f'a table is a CSV file in UTF-8; {path} is not: {error}') from None
-  header = [column.strip() for column in header]
-  if len(set(header)) != len(header):
-    raise ValueError(f'columns have names of their own; {path} has {", ".join(header)}: rename one')
-  for line, row in rows:
-    if len(row) != len(header):
-      raise ValueError(f'every row has {len(header)} cells, as the header; {path} line {line} has {len(row)}: fix it')
-  cells = [[cell.strip() for cell in row] for _, row in rows]
-  return {column: np.array([row[index] for row in cells], dtype=object) for index, column in enumerate(header)}
-
-
-def _encode(column: str, values: np.ndarray, categorical: bool) -> list[tuple[str, np.ndarray]]:
-  """Returns the features of one column, each float64 [N] with its name."""
-  numbers = None if categorical else _as_numbers(column, values)
-  if numbers is not None:
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
+def _check_roles(
+  columns: list[str], labels: Sequence[str], weight: str | None, drop: Sequence[str], categorical: Sequence[str]
+) -> None:
+  if not labels:
+    raise ValueError(f'a label is a column of the table, or several; got none: the table has {", ".join(columns)}')
+  for wanted in (*labels, *(() if weight is None else (weight,)), *drop, *categorical):
+    if wanted not in columns:
+      near = nearest(str(wanted), columns)
       raise ValueError(
-        f'numbers are finite; column {column!r} has {_shown(values[bad[0]])} in row {bad[0]}: fill it in or drop it'
+        f'a column is named as in the table; got {wanted!r}, the table has {", ".join(columns)} (nearest: {near})'
       )
-    return [(column, numbers)]
-  text = _as_text(values)
-  kinds, index = np.unique(text, return_inverse=True)
-  if len(kinds) > max(16, len(text) // 2):
-    raise ValueError(f'column {column!r} has {len(kinds)} values in {len(text)} rows, too many to learn: drop it')
-  return [(f'{column}={kind}', (index == place).astype(np.float64)) for place, kind in enumerate(kinds)]
+  for label in labels:
+    if label in (*drop, *categorical, weight) or labels.count(label) > 1:
+      raise ValueError(
+        f'the label is neither dropped nor encoded; {label!r} is: take it off drop, categorical and weight'
+      )
+  if weight is not None and weight in (*drop, *categorical):
+    raise ValueError(f'a weight is neither dropped nor encoded; {weight!r} is: take it off drop and categorical')
 
 
-def _as_numbers(column: str, values: np.ndarray) -> np.ndarray | None:
-  """Returns float64 [N] with NaN where a number is missing, or None for a column of names."""
+def read_labels(columns: Mapping[str, np.ndarray], task: Any) -> tuple[Task, np.ndarray, dict[str, Any]]:
+  """Returns the task, labels that it takes, and what their columns say of them ('class_names', 'target_names').
+
+  Args:
+    columns: one or several, [N] each.
+    task: a Task, a function that makes one, or None.
+
+  Raises:
+    ValueError: a row without a label, labels that need a task to be named, or that it does not take.
+
+  >>> read_labels({'kind': np.array(['b', 'a', 'b'])}, None)[1:]
+  (array([1, 0, 1]), {'class_names': ['a', 'b']})
+  """
+  names = list(columns)
+  for label, values in columns.items():
+    frames.check_dates(label, values)
+    missing = np.flatnonzero(frames.as_text(values) == '')
+    if len(missing):
+      raise ValueError(f'every row has a label; {label!r} has none in row {missing[0]}: drop the row')
+  if len(columns) > 1:
+    if task is None:
+      raise ValueError(
+        f'several labels need a task; got {", ".join(map(repr, names))}: task=jl.tasks.regression() or .multi_label()'
+      )
+    together = np.stack([_label_numbers(label, values) for label, values in columns.items()], axis=1)
+    truths = np.isin(together, (0, 1)).all()
+    return (
+      as_task(task, together),
+      together.astype(int) if truths else together,
+      {
+        'target_names': names,
+        'class_names': names,
+      },
+    )
+  label, values = names[0], columns[names[0]]
+  if task is None:
+    class_names, numbered = _classes(label, values, few=True)
+    return tasks.classification(), numbered, {'class_names': class_names}
+  learned = as_task(task, values)
+  if learned.name == 'classification':
+    class_names, numbered = _classes(label, values, few=False)
+    return learned, numbered, {'class_names': class_names}
+  numbers = _numbers_of(values)
+  raw = frames.as_text(values) if numbers is None else numbers
+  raw = raw.astype(int) if numbers is not None and _whole(numbers) else raw
+  if _takes(learned, raw, {}):
+    return learned, raw, {'target_names': [label]}
+  kinds, index = np.unique(raw, return_inverse=True)  # names of classes, most likely
+  class_names = [str(kind) for kind in kinds]
+  if raw.dtype.kind != 'f' and _takes(learned, index, {'class_names': class_names}):
+    return learned, index, {'class_names': class_names}
+  return learned, raw, {'target_names': [label]}  # the task says what is wrong with them
+
+
+def _takes(task: Task, labels: np.ndarray, given: Mapping[str, Any]) -> bool:
+  try:
+    checked = task.check(labels, 'train')
+    facts = task.facts(checked, given)
+    task.check_facts(checked, facts, 'train')
+  except ValueError:
+    return False
+  return all(facts.get(name) == value for name, value in given.items())  # a regression takes no names
+
+
+def _whole(numbers: np.ndarray) -> bool:
+  return bool((np.isfinite(numbers) & (numbers == np.round(numbers)) & (np.abs(numbers) < 2**53)).all())
+
+
+def _numbers_of(values: np.ndarray) -> np.ndarray | None:
+  """Returns float64 [N], or None where some are no numbers; true and false are 1 and 0."""
   if values.dtype.kind in 'biuf':
     return values.astype(np.float64)
-  if values.dtype.kind not in 'OUST':
-    raise ValueError(f'a column holds numbers or strings; {column!r} has {values.dtype}: convert it')
-  text = _as_text(values)
-  numbers, words = np.full(len(text), np.nan), []
-  for row, cell in enumerate(text):
-    try:
-      numbers[row] = float(cell) if cell else np.nan
-    except ValueError:
-      words.append(row)
-  filled = sum(bool(cell) for cell in text)
-  if not words and filled:
-    return numbers
-  if 2 * len(words) < filled:  # mostly numbers: a stray 'NA' must not turn a measurement into categories
-    place = words[0]
+  told = frames.truth(values)
+  if told is not None and np.isfinite(told).all():
+    return told
+  try:
+    return frames.as_text(values).astype(np.float64)
+  except ValueError:
+    return None
+
+
+def _label_numbers(label: str, values: np.ndarray) -> np.ndarray:
+  numbers = _numbers_of(values)
+  if numbers is None:
     raise ValueError(
-      f'column {column!r} holds numbers, but {str(text[place])!r} in row {place}: '
-      f'fix it, or name the column in categorical if it holds names'
+      f'of several labels each is a column of numbers; {label!r} has {str(values[0])!r} in row 0: number it'
     )
-  return None
+  frames.check_finite(label, numbers, values)
+  return numbers
 
 
-def _as_text(values: np.ndarray) -> np.ndarray:
-  """Returns str [N]; a missing value (None, NaN) is ''."""
-
-  def text(value: Any) -> str:
-    if value is None or value != value:
-      return ''
-    return (value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)).strip()
-
-  return np.array([text(value) for value in values.tolist()])
+def _as_weights(column: str, values: np.ndarray) -> np.ndarray:
+  numbers = frames.as_numbers(column, values)
+  if numbers is None:
+    raise ValueError(f'a weight is a column of numbers; {column!r} has {str(values[0])!r} in row 0')
+  frames.check_finite(column, numbers, values)
+  return numbers
 
 
-def _shown(value: Any) -> str:
-  return 'nothing' if value is None or value == '' else str(value)
-
-
-def _classes(label: str, values: np.ndarray) -> tuple[list[str], np.ndarray]:
-  """Returns the label's values, sorted, and int [N] that numbers them."""
-  text = _as_text(values)
-  missing = np.flatnonzero(text == '')
-  if len(missing):
-    raise ValueError(f'every row has a label; {label!r} has none in row {missing[0]}: drop the row')
+def _classes(label: str, values: np.ndarray, *, few: bool) -> tuple[list[str], np.ndarray]:
+  """Returns the label's values, sorted, and int [N] that numbers them; `few`: many numbers are no classes."""
+  text = frames.as_text(values)
   try:  # whole numbers first: as float64 large ids would fall together
     numbers = np.array([int(cell) for cell in text]) if values.dtype.kind not in 'bf' else values.astype(np.float64)
-  except ValueError:
+  except (ValueError, OverflowError):
     try:
       numbers = text.astype(np.float64)
     except ValueError:
       kinds, index = np.unique(text, return_inverse=True)
       return [str(kind) for kind in kinds], index
   wrong = np.flatnonzero(~np.isfinite(numbers) | (numbers != np.round(numbers))) if numbers.dtype.kind == 'f' else ()
+  fix = 'task=jl.tasks.regression() learns numbers'
   if len(wrong):
     place = int(wrong[0])
-    raise ValueError(f'a label is a class; {label!r} has {values[place]} in row {place}: sort the values into bins')
+    raise ValueError(
+      f'a label is a class; {label!r} has {values[place]} in row {place}: {fix}, or sort the values into bins'
+    )
   kinds, index = np.unique(numbers, return_inverse=True)
+  if few and len(kinds) > max(_FEW, len(numbers) // 50):
+    raise ValueError(
+      f'a label is a class where no task is named; {label!r} has {len(kinds)} whole numbers in {len(numbers)} rows: '
+      f'{fix}, task=jl.tasks.classification() classes'
+    )
   return [str(int(kind)) for kind in kinds], index

@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Params, State
-from jaxlite.graph.layouts import Layout
-from jaxlite.quantization._qat import weight_bits
+from jaxlite.graph.layouts import LeafLayout
+from jaxlite.quantization import weight_bits
 
 
 class Layer(NamedTuple):
@@ -54,7 +54,9 @@ def stored_bytes(size: int, nonzero: int, bits: int, scales: int = 0) -> int:
   return min(dense, sparse) + 4 * scales
 
 
-def layers(model: Any, params: Params, state: State, inputs: Any, weights: Mapping[str, Layout | None]) -> list[Layer]:
+def layers(
+  model: Any, params: Params, state: State, inputs: Any, weights: Mapping[str, LeafLayout | None]
+) -> list[Layer]:
   """Counts what a trained model consists of: every array, as it would be stored.
 
   Args:
@@ -84,7 +86,7 @@ def layers(model: Any, params: Params, state: State, inputs: Any, weights: Mappi
   return found
 
 
-def _channels(shape: tuple[int, ...], layout: Layout | None) -> int:
+def _channels(shape: tuple[int, ...], layout: LeafLayout | None) -> int:
   """How many scales a quantized weight has: one for each output, of each weight that is stacked in it."""
   if layout is None:  # its axes are mixed on the way: as most frameworks lay them
     return shape[-1] if shape else 1

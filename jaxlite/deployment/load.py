@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxlite import errors, tasks
 from jaxlite.checkpoint import load_arrays
-from jaxlite.contract import CONST, Network
+from jaxlite.contract import Network, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.tasks.task import Task
 
@@ -44,7 +44,7 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best', *, task: Ta
   if found is None:
     raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
   arrays: Mapping[str, Any] = found.state
-  network = stablehlo.load_program(folder, arrays['params'], {**arrays['model_state'], CONST: arrays['const']})
+  network = stablehlo.load_program(folder, arrays['params'], join_const(arrays['model_state'], arrays['const']))
   return network._replace(**_meaning(folder, task))
 
 
@@ -58,7 +58,8 @@ def _meaning(folder: Path, task: Task | None) -> dict[str, Any]:
     name, facts, encoder = saved['task'], saved['facts'], saved['encoder']
   except (ValueError, KeyError, TypeError):
     raise ValueError(f'{path} is damaged: delete it to predict raw outputs without it, or run the test again') from None
-  task = task or tasks.named(name, facts)
+  if task is None and name in tasks.BUILT_IN:
+    task = tasks.named(name, facts)
   if task is not None and task.name != name:
     raise ValueError(f'this run learned the task {name}; got task={task.name}: leave it out, or give the run its own')
   encode = None

@@ -1,4 +1,4 @@
-"""First values without a compiler: what initialisers draw, computed by NumPy from the program that draws it.
+"""First values without a compiler: what initializers draw, computed by NumPy from the program that draws it.
 
 XLA compiles the drawing of a network's first weights longer than its train step, and each shape of zeros is a program
 too. So the function is traced, everything that does not reach its results (the forward pass) is dropped, and the
@@ -87,7 +87,7 @@ def _run(traced: Callable[..., Any], args: Any, unread: tuple[int, ...], probe: 
   slim, used = partial_eval.dce_jaxpr(bare, [True] * len(bare.outvars))
   hands_off = [index in unread for index, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
   if any(use and hands for use, hands in zip(used, hands_off, strict=True)):
-    raise Unknown('results that hang on data')
+    raise Unknown('results that depend on data')
   if _drawn(slim) > LIMIT:
     raise Unknown('many random numbers')
   operands = [leaf for leaf, keep in zip(leaves, used, strict=True) if keep]

@@ -20,7 +20,7 @@ from jaxlite.graph import provenance, walk
 Axes = tuple[tuple[int, ...], ...]  # for each axis of a value, the axes of a leaf that it holds
 
 
-class Layout(NamedTuple):
+class LeafLayout(NamedTuple):
   """What a contraction does with the axes of a weight; an axis in neither field stacks independent weights.
 
   Attributes:
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
   def stack(self, ndim: int) -> tuple[int, ...]:
     """Returns the axes along which independent weights are stacked.
 
-    >>> Layout((1,), (2,)).stack(3)
+    >>> LeafLayout((1,), (2,)).stack(3)
     (0,)
     """
     return tuple(axis for axis in range(ndim) if axis not in self.summed + self.outputs)
@@ -49,14 +49,14 @@ class Layouts:
     items: (path, layout or None) of each weight.
     skipped: (path, why) of the weights of whose inputs nothing is known.
 
-  >>> jax.tree.leaves(Layouts((('w', Layout((0,), (1,))),)))
+  >>> jax.tree.leaves(Layouts((('w', LeafLayout((0,), (1,))),)))
   []
   """
 
-  items: tuple[tuple[str, Layout | None], ...] = ()
+  items: tuple[tuple[str, LeafLayout | None], ...] = ()
   skipped: tuple[tuple[str, str], ...] = ()
 
-  def by_path(self) -> dict[str, Layout | None]:
+  def by_path(self) -> dict[str, LeafLayout | None]:
     """Returns the layouts by path."""
     return dict(self.items)
 
@@ -72,19 +72,19 @@ class Use(NamedTuple):
   """
 
   path: str
-  layout: Layout
+  layout: LeafLayout
   order: tuple[int, ...]
   batch: tuple[int, ...]
 
 
-def layouts_of(uses: Mapping[str, tuple[Use, ...]]) -> dict[str, Layout | None]:
+def layouts_of(uses: Mapping[str, tuple[Use, ...]]) -> dict[str, LeafLayout | None]:
   """Returns one layout a path; None where two uses disagree.
 
-  >>> one, other = Use('w', Layout((0,), (1,)), (0,), ()), Use('w', Layout((1,), (0,)), (1,), ())
+  >>> one, other = Use('w', LeafLayout((0,), (1,)), (0,), ()), Use('w', LeafLayout((1,), (0,)), (1,), ())
   >>> layouts_of({'w': (one,), 'w#2': (other,)})
   {'w': None}
   """
-  found: dict[str, Layout | None] = {}
+  found: dict[str, LeafLayout | None] = {}
   for use in itertools.chain.from_iterable(uses.values()):
     found[use.path] = use.layout if found.setdefault(use.path, use.layout) == use.layout else None
   return found
@@ -163,7 +163,7 @@ def _use(site: provenance.Site, eqn: Any, path: str, axes: Axes) -> Use:
   def of_leaf(own: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis for one in own for axis in axes[one])
 
-  return Use(path, Layout(of_leaf(order), tuple(sorted(of_leaf(outputs)))), order, batch)
+  return Use(path, LeafLayout(of_leaf(order), tuple(sorted(of_leaf(outputs)))), order, batch)
 
 
 def _enter(
@@ -262,7 +262,7 @@ _MOVES: dict[str, Callable[[Any, Axes, Sequence[int]], Axes]] = {
 _MIXES = frozenset({*provenance.CONTRACTIONS, *provenance.OTHER_CONTRACTIONS, 'gather', 'scatter', 'triangular_solve'})
 
 
-def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args: Any) -> dict[str, Layout | None]:
+def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args: Any) -> dict[str, LeafLayout | None]:
   """Finds the weights of a program and their layouts.
 
   Args:
@@ -276,7 +276,7 @@ def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args:
   >>> import jax.numpy as jnp
   >>> tags = [provenance.weight('w'), provenance.DATA]
   >>> model_layouts(lambda w, x: x @ w.T, tags, jnp.ones((5, 3)), jnp.ones((2, 3)))
-  {'w': Layout(summed=(1,), outputs=(0,))}
+  {'w': LeafLayout(summed=(1,), outputs=(0,))}
   """
   jaxpr = jax.make_jaxpr(fn)(*args)
   plan = provenance.read(jaxpr, tags)
@@ -285,7 +285,7 @@ def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args:
   return {path: known.get(path) for path in sorted(weights)}
 
 
-def parameter_layouts(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict[str, Layout | None]:
+def parameter_layouts(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict[str, LeafLayout | None]:
   """As `provenance.contraction_weights`, with the layout of each.
 
   Args:

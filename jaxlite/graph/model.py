@@ -16,7 +16,7 @@ from jaxlite.contract import (
   Params,
   State,
 )
-from jaxlite.graph.layouts import Layout, model_layouts, parameter_layouts
+from jaxlite.graph.layouts import LeafLayout, model_layouts, parameter_layouts
 from jaxlite.graph.provenance import CONSTANT, DATA, Tag, read, weight
 
 
@@ -84,7 +84,7 @@ def model_weights(model: Model, params: Params, model_state: State, inputs: Any,
   return used & frozenset(trees.paths(params))
 
 
-def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, Layout | None]:
+def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, LeafLayout | None]:
   """Returns the parameters that enter a contraction and the layouts of their axes, read off a model's program.
 
   Args:
@@ -98,7 +98,7 @@ def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, Layout | 
   return parameter_layouts(lambda p, s, x, k, t: forward(p, s, x, key=k, step=t)[0], params, state, inputs, key, step)
 
 
-def _layouts(model: Model, params: Params, state: State, inputs: Any, key: Any) -> dict[str, Layout | None]:
+def _layouts(model: Model, params: Params, state: State, inputs: Any, key: Any) -> dict[str, LeafLayout | None]:
   def forward(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
     return model.apply(params, state, inputs, train=True, key=key, step=step)[0]
 

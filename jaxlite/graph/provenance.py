@@ -346,7 +346,7 @@ def contraction_weights(fn: Callable[..., Any], params: Any, *args: Any, **kwarg
 
   A leaf counts when a `dot_general` or `conv_general_dilated`, at any depth of control flow, multiplies data by
   something that depends on that leaf and otherwise on parameters and constants only: kernels, also masked,
-  transposed, reshaped, normalised or summed of factors; no bias, norm scale or looked-up embedding. The data may
+  transposed, reshaped, normalized or summed of factors; no bias, norm scale or looked-up embedding. The data may
   be of any type: a kernel that meets raw uint8 pixels is one.
 
   Args:

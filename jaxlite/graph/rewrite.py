@@ -227,7 +227,7 @@ def _emit_while(
   cond_plan, body_plan = plans
   num_cond, num_body = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
   for_cond, for_body = operands[:num_cond], operands[num_cond : num_cond + num_body]
-  inside = runner._replace(collectives=False)  # a shard may leave the loop before its neighbours
+  inside = runner._replace(collectives=False)  # a shard may leave the loop before its neighbors
 
   def cond(state: Any) -> Any:
     return inside.body(eqn.params['cond_jaxpr'], cond_plan, [*for_cond, *state[0]], reads)[0][0]

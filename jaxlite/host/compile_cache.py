@@ -39,7 +39,7 @@ def enable(root: str | os.PathLike[str] | None = None, *, limit: int = LIMIT) ->
     import filelock  # without its lock two processes could tear an entry, and nothing is ever dropped
   except ImportError:
     return 'no compile cache: filelock is missing; pip install filelock'
-  folder = (Path(root) if root is not None else user_cache()) / _machine(jax.lib.__version__)
+  folder = (Path(root) if root is not None else user_cache() / 'programs') / _machine(jax.lib.__version__)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
@@ -61,7 +61,7 @@ def enable(root: str | os.PathLike[str] | None = None, *, limit: int = LIMIT) ->
 
 
 def _machine(jaxlib: str) -> str:
-  """A name for what compiled code hangs on: jaxlib, the processor's abilities, the compiler's flags."""
+  """A name for what compiled code depends on: jaxlib, the processor's abilities, the compiler's flags."""
   parts = (platform.machine(), abilities(), os.environ.get('XLA_FLAGS', ''))
   return f'jaxlib-{jaxlib}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -17,7 +18,7 @@ def print_device(say: Callable[[str], None] = print) -> None:
 
   devices = jax.devices()
   kinds = ', '.join(sorted({device.device_kind for device in devices}))
-  say(f'device: {len(devices)} x {devices[0].platform} ({kinds}), {os.cpu_count()} CPU cores, jax {jax.__version__}')
+  say(f'device: {len(devices)} x {devices[0].platform} ({kinds}), {cores()} CPU cores, jax {jax.__version__}')
   if devices[0].platform == 'cpu':
     for sign, what, fix in _SIGNS:
       if any(Path('/dev').glob(sign)):
@@ -46,8 +47,7 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, str]:
   """Returns what this process runs on: system, processor, cores, memory, and JAX's devices where JAX is loaded."""
   found = {'system': f'{platform.system()} {platform.release()} {platform.machine()}', 'processor': _processor()}
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  found['cores'] = str(cores)
+  found['cores'] = str(cores())
   with contextlib.suppress(AttributeError, ValueError, OSError):  # no such call on this system
     found['memory'] = f'{os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.1f} GiB'
   if 'jax' in sys.modules:
@@ -56,22 +56,51 @@ def machine() -> dict[str, str]:
   return found
 
 
-def _processor() -> str:
+def cores() -> int:
+  """Returns how many CPU cores this process may use: fewer than the machine has under `taskset` or in a CPU set."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else all_cores()
+
+
+def all_cores() -> int:
+  """Returns how many CPU cores the machine has, whether or not this process may use them."""
+  return os.cpu_count() or 1
+
+
+@functools.cache
+def _cpuinfo() -> tuple[str, ...] | None:
+  """The kernel's own table of the processors; None where there is none."""
   try:
-    lines = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines()
+    return tuple(Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines())
   except OSError:
-    lines = []
-  named = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return None
+
+
+def processor_lines(*starts: str) -> list[str]:
+  """Returns the lines of the kernel's table of processors that begin with one of these words; [] where it has none."""
+  return [line for line in _cpuinfo() or () if line.startswith(starts)]
+
+
+def _processor() -> str:
+  named = [line.partition(':')[2].strip() for line in processor_lines('model name')]
   return named[0] if named else platform.processor() or 'unknown'
 
 
 def abilities() -> str:
-  """Returns what compiled code hangs on of the processor, as the system names it."""
-  try:
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    return next((line for line in lines if line.startswith(('flags', 'Features'))), '')
-  except OSError:
+  """Returns what compiled code depends on of the processor, as the system names it."""
+  if _cpuinfo() is None:
     return platform.processor()
+  return next(iter(processor_lines('flags', 'Features')), '')
+
+
+def resident() -> int:
+  """Returns the bytes of memory that this process has in use; where that is not told, the most that it ever had."""
+  try:
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  except OSError:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def available() -> int:
@@ -93,15 +122,17 @@ def mapped() -> int:
 
 
 def status(name: str) -> int:
+  """Returns one line of the kernel's table of this process, in bytes; 0 where it is not there."""
   return kibibytes(Path('/proc/self/status'), name)
 
 
 def meminfo(name: str) -> int:
+  """Returns one line of the kernel's table of memory, in bytes; 0 where it is not there."""
   return kibibytes(Path('/proc/meminfo'), name)
 
 
 def kibibytes(path: Path, name: str) -> int:
-  """One line of the kernel's own tables, in bytes; 0 where there is none, which decides for frugality."""
+  """Returns one line of the kernel's tables, in bytes; 0 where there is none, so that memory is spared."""
   try:
     lines = path.read_text().splitlines()
   except OSError:
@@ -110,7 +141,7 @@ def kibibytes(path: Path, name: str) -> int:
 
 
 def control_group(root: Path = Path('/sys/fs/cgroup')) -> int | None:
-  """Bytes left in the control group (version 2 or 1); None where it sets no limit."""
+  """Returns the bytes left in the control group (version 2 or 1); None where it sets no limit."""
   for limit, used in (
     ('memory.max', 'memory.current'),
     ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),

@@ -139,7 +139,7 @@ def _keep_children_out() -> None:
 
 
 def _distributed() -> bool:
-  jax = sys.modules.get('jax')  # not imported: not initialised
+  jax = sys.modules.get('jax')  # not imported: not initialized
   return jax is not None and jax.distributed.is_initialized()
 
 

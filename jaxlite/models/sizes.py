@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxlite.adapters import adapt
+from jaxlite.graph.contractions import CONTRACTIONS, flops_of
 from jaxlite.graph.walk import bodies, opened
 
 
@@ -59,14 +59,8 @@ def _flops(jaxpr: Any) -> int:
   for eqn in opened(jaxpr)[0].eqns:
     name = eqn.primitive.name
     inner = [_flops(body) for body in bodies(eqn)]
-    if name == 'dot_general':
-      (contracted, _), _ = eqn.params['dimension_numbers']
-      shape = eqn.invars[0].aval.shape
-      total += 2 * eqn.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
-    elif name == 'conv_general_dilated':
-      kernel = eqn.invars[1].aval
-      out_features = kernel.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
-      total += 2 * eqn.outvars[0].aval.size * (kernel.size // out_features)
+    if name in CONTRACTIONS:
+      total += flops_of(eqn)
     elif name == 'cond':
       total += max(inner)
     else:

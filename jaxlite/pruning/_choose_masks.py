@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
-from jaxlite.graph.layouts import Layout
+from jaxlite.graph.layouts import LeafLayout
 from jaxlite.pruning._allocate import Allocate, Global, Leaf, allocated, by_rules
 from jaxlite.pruning._structure import Structure, element
 from jaxlite.pruning._top_k import keep_largest, keep_largest_of
@@ -33,7 +33,7 @@ class Target(NamedTuple):
   """
 
   shape: tuple[int, ...]
-  layout: Layout | None
+  layout: LeafLayout | None
   structure: Structure
   sparsity: float
   shared: Global | None
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 def targets(
   leaves: Mapping[str, Any],
-  layouts: Mapping[str, Layout | None] | None,
+  layouts: Mapping[str, LeafLayout | None] | None,
   sparsity: float,
   structure: Structures,
   allocate: Allocate,
@@ -203,5 +203,4 @@ def leaves_at(tree: Any, paths: Any) -> dict[str, Any]:
   >>> leaves_at({'a': {'w': 1, 'b': 2}}, ['a/w'])
   {'a/w': 1}
   """
-  names, leaves, _ = trees.flatten(tree)
-  return {name: leaf for name, leaf in zip(names, leaves, strict=True) if name in paths}
+  return {path: leaf for path, leaf in trees.by_path(tree).items() if path in paths}

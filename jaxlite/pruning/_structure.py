@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlite.graph.layouts import Layout
+from jaxlite.graph.layouts import LeafLayout
 
 
-def _itself(scores: jax.Array, layout: Layout | None) -> jax.Array:
+def _itself(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
   del layout
   return scores
 
 
-def _spread_itself(units: jax.Array, shape: tuple[int, ...], layout: Layout | None) -> jax.Array:
+def _spread_itself(units: jax.Array, shape: tuple[int, ...], layout: LeafLayout | None) -> jax.Array:
   del shape, layout
   return units
 
 
-def _none(shape: tuple[int, ...], layout: Layout | None) -> None:
+def _none(shape: tuple[int, ...], layout: LeafLayout | None) -> None:
   del shape, layout
 
 
@@ -45,10 +45,10 @@ class Structure(NamedTuple):
   """
 
   describe: str
-  units: Callable[[jax.Array, Layout | None], jax.Array] = _itself
-  spread: Callable[[jax.Array, tuple[int, ...], Layout | None], jax.Array] = _spread_itself
-  rivals: Callable[[tuple[int, ...], Layout | None], tuple[int, ...] | None] = _none
-  fixed: Callable[[tuple[int, ...], Layout | None], int | None] = _none
+  units: Callable[[jax.Array, LeafLayout | None], jax.Array] = _itself
+  spread: Callable[[jax.Array, tuple[int, ...], LeafLayout | None], jax.Array] = _spread_itself
+  rivals: Callable[[tuple[int, ...], LeafLayout | None], tuple[int, ...] | None] = _none
+  fixed: Callable[[tuple[int, ...], LeafLayout | None], int | None] = _none
   fewest: int = 0
   share: float | None = None
   pattern: tuple[int, int] | None = None
@@ -68,7 +68,7 @@ def per_output(axis: int | None = None) -> Structure:
     https://arxiv.org/abs/2306.11695
   """
 
-  def rivals(shape: tuple[int, ...], layout: Layout | None) -> tuple[int, ...]:
+  def rivals(shape: tuple[int, ...], layout: LeafLayout | None) -> tuple[int, ...]:
     if axis is None and layout is not None:
       return layout.summed
     return tuple(one for one in range(len(shape)) if one != (-1 if axis is None else axis) % len(shape))
@@ -87,19 +87,19 @@ def channel(axis: int | None = None) -> Structure:
   [[5.0, 1.0]]
   """
 
-  def together(ndim: int, layout: Layout | None) -> tuple[int, ...]:
+  def together(ndim: int, layout: LeafLayout | None) -> tuple[int, ...]:
     if axis is None and layout is not None:
       return layout.summed
     return tuple(one for one in range(ndim) if one != (-1 if axis is None else axis) % ndim)
 
-  def units(scores: jax.Array, layout: Layout | None) -> jax.Array:
+  def units(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
     # Scaled, so that the squares of small scores do not vanish.
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     top = jnp.max(wide, axis=together(scores.ndim, layout), keepdims=True, initial=0.0)
     scaled = wide / jnp.where(top > 0, top, 1)
     return top * jnp.sqrt(jnp.sum(scaled**2, axis=together(scores.ndim, layout), keepdims=True))
 
-  def spread(units: jax.Array, shape: tuple[int, ...], layout: Layout | None) -> jax.Array:
+  def spread(units: jax.Array, shape: tuple[int, ...], layout: LeafLayout | None) -> jax.Array:
     return jnp.broadcast_to(units, shape)
 
   return Structure('channel', units, spread, fewest=1)
@@ -132,12 +132,12 @@ def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
       f'n_m: of each m weights n live, so they are integers and 1 <= n <= m; got n={n}, m={m}: 2:4 is n_m(2, 4)'
     )
 
-  def along(ndim: int, layout: Layout | None) -> tuple[int, ...]:
+  def along(ndim: int, layout: LeafLayout | None) -> tuple[int, ...]:
     if axis is not None:
       return (axis % ndim,)
     return layout.summed if layout is not None else (max(ndim - 2, 0),)
 
-  def units(scores: jax.Array, layout: Layout | None) -> jax.Array:
+  def units(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
     """Scores in which those that the pattern keeps are infinite."""
     scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
     summed = along(scores.ndim, layout)
@@ -158,7 +158,7 @@ def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
     live = jnp.transpose(live, tuple(order.index(one) for one in range(scores.ndim)))
     return jnp.where(live, jnp.inf, jnp.minimum(scores, jnp.finfo(scores.dtype).max))
 
-  def fixed(shape: tuple[int, ...], layout: Layout | None) -> int:
+  def fixed(shape: tuple[int, ...], layout: LeafLayout | None) -> int:
     summed = along(len(shape), layout)
     length = math.prod(shape[one] for one in summed)
     return sum(_room(length, n, m)) * (math.prod(shape) // max(length, 1))
@@ -194,11 +194,11 @@ def block(rows: int, columns: int) -> Structure:
     values = jnp.pad(values, [(0, 0)] * len(lead) + [(0, -height % rows), (0, -width % columns)])
     return values.reshape(*lead, -(-height // rows), rows, -(-width // columns), columns)
 
-  def units(scores: jax.Array, layout: Layout | None) -> jax.Array:
+  def units(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     return jnp.sum(blocks(wide), axis=(-3, -1)) / jnp.sum(blocks(jnp.ones_like(wide)), axis=(-3, -1))
 
-  def spread(units: jax.Array, shape: tuple[int, ...], layout: Layout | None) -> jax.Array:
+  def spread(units: jax.Array, shape: tuple[int, ...], layout: LeafLayout | None) -> jax.Array:
     wide: Any = jnp.repeat(jnp.repeat(units, rows, axis=-2), columns, axis=-1)
     return wide[..., : shape[-2], : shape[-1]]
 

@@ -11,7 +11,8 @@ from typing import Any
 from jaxlite.deployment.inventory import stored_bytes
 from jaxlite.host.files import write_text
 from jaxlite.report.result import Result
-from jaxlite.report.tables import PACKED, markdown, percent, rows
+from jaxlite.report.tables import PACKED, markdown, rows
+from jaxlite.tasks.tables import percent
 
 
 def write(results: Sequence[Result], directory: str | os.PathLike[str], folders: Sequence[str] = ()) -> Path:
@@ -44,7 +45,7 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str], folders:
 
   tested = {result.name: result.best_step for result in results}
   curve = next((result.curve for result in results if result.curve), None)
-  curves = figures.curves({result.name: result.history for result in results}, tested)
+  curves = figures.curves({result.name: result.history for result in results}, tested, curve)
   picture(curves, 'curves.png', 'Learning curves; the training loss includes what the recipe adds to it')
   for result, inside in zip(results, folders or [''] * len(results), strict=True):
     for file, caption in result.figures:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.report.result import Result
+from jaxlite.tasks.tables import percent, wilson
 
 PACKED = 'weights packed: the nonzero values at their bits, one mask bit a weight, float32 scales'
 
@@ -30,10 +31,9 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
     add(label, [write(result.metrics[name]) if name in result.metrics else '' for result in results])
 
   for label, name, form in dict.fromkeys(tuple(row) for result in results for row in result.rows):
-    metric(f'test {label}' if not label.startswith('test') else label, name, functools.partial(written, form))
+    metric(label, name, functools.partial(written, form))
     if name == 'accuracy':
       add('  95 % interval', [_interval(result) for result in results])
-  metric('test outputs that are NaN', 'nan_outputs', '{:g}'.format)
   sized = [bool(result.layers) for result in results]
   for label, values in (
     ('parameters', [f'{result.parameters:,}' for result in results]),
@@ -75,11 +75,11 @@ def spread(results: Sequence[Result], name: str = 'accuracy') -> str:
 def table(results: Sequence[Result]) -> str:
   """Returns the runs side by side, aligned for a terminal.
 
-  >>> rows = [['accuracy', 'accuracy', 'percent'], ['loss', 'loss', '{:.4f}']]
+  >>> rows = [['test accuracy', 'accuracy', 'percent'], ['loss', 'loss', '{:.4f}']]
   >>> print(table([Result('mine', {'accuracy': 0.5, 'loss': 0.25}, seconds=3, rows=rows)]))
                     mine
   test accuracy  50.00 %
-  test loss       0.2500
+  loss            0.2500
   seconds            3.0
   """
   return '\n'.join(''.join(parts).rstrip() for parts in _aligned(rows(results)))
@@ -119,17 +119,11 @@ def written(form: str, value: float) -> str:
   return percent(value) if form == 'percent' else form.format(value)
 
 
-def percent(share: float, digits: int = 2) -> str:
-  return f'{100 * share:.{digits}f} %'
-
-
 def _interval(result: Result) -> str:
   """Wilson's 95 % interval: a few hundred test examples leave the second digit open, and a reader should see it."""
   total = result.examples
   share = result.metrics.get('accuracy', math.nan)
   if total < 1 or not math.isfinite(share):
     return ''
-  z = 1.959964
-  middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-  half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-  return f'{100 * (middle - half):.1f} to {100 * (middle + half):.1f} %'
+  low, high = wilson(share, total)
+  return f'{100 * low:.1f} to {100 * high:.1f} %'

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import data as datasets
-from jaxlite.contract import CONST
+from jaxlite.contract import join_const
 from jaxlite.deployment import inventory
 from jaxlite.graph.model import weights_of
 from jaxlite.host import machine, preempt
@@ -82,7 +82,7 @@ def evidence(
   setup: Setup, state: TrainState, record: Record, facts: Facts, test: Measured, folder: Path, command: str
 ) -> tuple[Result, list[Figure]]:
   """All that the report shows of a run, and the pictures that its task draws."""
-  full = {**state.model_state, CONST: state.const}
+  full = join_const(state.model_state, state.const)
   inputs = setup.first_batch['inputs']
   weights = weights_of(setup.network, jax.random.key(0), inputs)
   history = read_records(folder)
@@ -99,7 +99,11 @@ def evidence(
     rows=[list(row) for row in task.rows],
     curve=list(task.curve or ()),
     examples=float(len(setup.data.test.labels)) if setup.data.test.weight is None else 0.0,
-    evidence={key: np.asarray(value).tolist() for key, value in test.values.items() if np.ndim(value) and np.size(value) <= _EVIDENCE},
+    evidence={
+      key: np.asarray(value).tolist()
+      for key, value in test.values.items()
+      if np.ndim(value) and np.size(value) <= _EVIDENCE
+    },
     tables=task.tables(test.values, facts),
     figures=[[f'{figure.slug}.png', figure.caption] for figure in figures],
     command=command,
@@ -128,3 +132,9 @@ def _evaluated(evaluate_batch: Any, update: Any, keep: Any) -> Any:
     return total, {**keep(outputs, batch), 'weight': batch['weight']}
 
   return jax.jit(add, donate_argnums=0)
+
+
+def _arrays(values: dict[str, Any]) -> dict[str, Any]:
+  """The arrays among what was measured, as lists; without those that are too large to keep."""
+  arrays = {name: np.asarray(value) for name, value in values.items() if np.ndim(value)}
+  return {name: array.tolist() for name, array in arrays.items() if array.size <= _EVIDENCE}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import TextIO
+
+from jaxlite.host.machine import resident
 
 
 class Progress:
@@ -77,11 +78,4 @@ def memory_in_use() -> int:
   stats = jax.local_devices()[0].memory_stats() if jax.local_devices()[0].platform != 'cpu' else None
   if stats and 'bytes_in_use' in stats:
     return int(stats['bytes_in_use'])
-  try:
-    with open('/proc/self/statm') as statm:
-      return int(statm.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-  except OSError:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
+  return resident()

@@ -15,7 +15,7 @@ from jaxlite.config.schema import Config
 from jaxlite.contract import Model, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.errors import nearest
-from jaxlite.optim._normalize import normalize
+from jaxlite.optim import normalize
 from jaxlite.run import defaults
 from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState
@@ -59,7 +59,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   if model is None:
     model = absolute.model(absolute) if absolute.model is not None else defaults.model(data)
   network = adapt(model)
-  rewrites = (autotune.read(folder / REWRITES).choices or True) if config.machine.rewrites else False
+  rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, config.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))

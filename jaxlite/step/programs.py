@@ -1,34 +1,215 @@
-"""Which compiled programs run the pure step: one a step, several steps in one, or several a step on CPU."""
+"""Which compiled programs run the pure step: one a step, several steps in one, or several programs a step on CPU.
+
+Nothing here decides what is computed: that is `train_step.py`. Jit, donation, rewrites for CPU, dispatching the
+micro-batches of a step one by one, and compiling ahead of the first step belong here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import (
-  CONST,
-  Batch,
-  Recipe,
-)
-from jaxlite.cpu.replace import sites
+from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const
+from jaxlite.cpu.replace import Choices, for_cpu, sites
 from jaxlite.cpu.site import Site
-from jaxlite.step.state import TrainState
+from jaxlite.graph.walk import has_primitive
+from jaxlite.step.state import TrainState, inputs_of, without_const
 
 
-def _sites_within(recipe: Recipe, inner: Callable[..., Any], state: TrainState, batch: Batch) -> dict[str, Site]:
-  """The sites of a gradient as the recipe's hooks call it, with the shapes that it is given there."""
+class PureStep(NamedTuple):
+  """A train step as pure functions.
+
+  In `update` and `step`, `live` is the state without its key and constants, which are `fixed`, (key, const): what a
+  program gives back costs microseconds an array, so it gives nothing twice. For the same reason a loss of one term is
+  that term alone in the metrics.
+
+  Attributes:
+    recipe: whose hooks wrap `model` and `inner`.
+    model: wrapped in the recipe's model hooks.
+    inner: one forward and one backward pass, as the recipe's gradient hooks are given it.
+    update: (live, fixed, grads, model_state, terms) -> (live, metrics), what follows the gradient.
+    step: (live, fixed, batch) -> (live, metrics), gradient and update.
+    evaluate: (params, model_state, const, step, batch) -> (outputs, terms).
+  """
+
+  recipe: Recipe
+  model: Model
+  inner: Grad
+  update: Callable[[TrainState, Any, Params, State, Terms], tuple[TrainState, Terms]]
+  step: Callable[[TrainState, Any, Batch], tuple[TrainState, Terms]]
+  evaluate: Callable[[Params, State, Any, Any, Batch], tuple[Any, Terms]]
+
+
+class Programs(NamedTuple):
+  """Compiled programs for a PureStep.
+
+  Attributes:
+    step: (state, batch) -> (state, metrics), as `Train.step`.
+    steps: (state, batches) -> (state, metrics), as `Train.steps`.
+    eval: (state, batch) -> (outputs, terms), as `Train.eval`.
+    compile: (state, batch) -> None; compiles `step` for arrays like these and runs nothing, so that another thread can
+      do it while something else is prepared.
+    tune: (state, batch, choose) -> Programs in which each rewrite for CPU has the form that `choose`, given the
+      `Site`s of the step's program, names by their keys. Shapes are enough.
+  """
+
+  step: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
+  steps: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
+  eval: Callable[[TrainState, Batch], tuple[Any, Terms]]
+  compile: Callable[[TrainState, Batch], None]
+  tune: Callable[[TrainState, Batch, Callable[[Iterable[Site]], Choices]], Programs]
+
+
+class _Parts(NamedTuple):
+  """What programs of all choices of rewrites share, so that it is traced and compiled once.
+
+  Attributes:
+    traced: the whole step.
+    update: compiled, for a gradient that other programs made; donates the state and the gradient's new model_state.
+    convolves: (state, inputs) -> bool, whether the forward has a convolution.
+    splits: (state, batch) -> bool, whether the step runs as several programs; None where it never does.
+  """
+
+  traced: Callable[..., Any]
+  update: Callable[..., Any]
+  convolves: Callable[[TrainState, Any], bool]
+  splits: Callable[[TrainState, Batch], bool] | None
+
+
+def programs_of(pure: PureStep, rewrites: bool | Choices = True) -> Programs:
+  """Makes the programs of a step; they are compiled when they are first called.
+
+  Args:
+    pure: the step.
+    rewrites: as in `train_step`.
+  """
+  convolves = _convolves(pure.model)
+
+  def splits(state: TrainState, batch: Batch) -> bool:
+    return on_cpu(state, batch) and convolves(state, inputs_of(batch))
+
+  dispatches = any(isinstance(part, Hook) and part.dispatches for part in pure.recipe.parts)
+  update = jax.jit(pure.update, donate_argnums=(0, 3))
+  parts = _Parts(jax.jit(pure.step), update, convolves, splits if dispatches else None)
+  choices = rewrites if isinstance(rewrites, Mapping) else None
+  return _assembled(pure, parts, choices, rewrites is not False)
+
+
+def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: bool) -> Programs:
+  faster = functools.partial(for_cpu, choices=choices) if rewrite else lambda fn: fn
+  compiled = jax.jit(faster(parts.traced), donate_argnums=0)
+  step = _single(compiled)
+  if parts.splits is not None:
+    step = _either(parts.splits, _dispatched(pure.recipe.grad(faster(pure.inner)), parts.update), step)
+
+  def compile_ahead(state: TrainState, batch: Batch) -> None:
+    if parts.splits is None or not parts.splits(state, batch):
+      compiled.lower(*_split(state), batch).compile()
+
+  def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Programs:
+    return _assembled(pure, parts, choose(_sites(pure, parts, state, batch).values()), rewrite)
+
+  return Programs(step, _several(pure, parts, faster, step), _evaluation(pure, faster), compile_ahead, tune)
+
+
+def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
+  """One program a step."""
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
+    done, key, params, model_state, opt_state, const = state
+    live, metrics = compiled(TrainState(done, None, params, model_state, opt_state, None), (key, const), batch)
+    return _joined(live, key, const), _with_loss(metrics)
+
+  return step
+
+
+def _dispatched(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
+  """A step whose gradient is several programs: XLA:CPU runs a convolution in accumulate's scan many times slower."""
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
+    done, key, params, model_state, opt_state, const = state
+    grads, full, terms = gradient(params, join_const(model_state, const), batch, key, done)
+    live = TrainState(done, None, params, None, opt_state, None)
+    live, metrics = update(live, (key, const), grads, without_const(full), terms)
+    return _joined(live, key, const), _with_loss(metrics)
+
+  return step
+
+
+def _either(
+  splits: Callable[[TrainState, Batch], bool], several: Callable[..., Any], single: Callable[..., Any]
+) -> Callable[..., Any]:
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
+    return several(state, batch) if splits(state, batch) else single(state, batch)
+
+  return step
+
+
+def _several(pure: PureStep, parts: _Parts, faster: Callable[..., Any], step: Callable[..., Any]) -> Callable[..., Any]:
+  """Several steps a dispatch: a scan, or a loop in Python where a convolution in a scan would be slow."""
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  @faster
+  def scanned(live: TrainState, fixed: Any, batches: Batch) -> tuple[TrainState, Terms]:
+    return jax.lax.scan(lambda live, batch: pure.step(live, fixed, batch), live, batches)
+
+  def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Terms]:
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs_of(batches))
+    if on_cpu(state, batches) and parts.convolves(state, one):
+      metrics = []
+      for i in range(jax.tree.leaves(batches)[0].shape[0]):
+        state, terms = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], dict(batches)))
+        metrics.append(terms)
+      return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+    live, metrics = scanned(*_split(state), dict(batches))
+    return _joined(live, state.key, state.const), _with_loss(metrics)
+
+  return steps
+
+
+def _evaluation(pure: PureStep, faster: Callable[..., Any]) -> Callable[..., Any]:
+  evaluated = jax.jit(faster(pure.evaluate))
+
+  def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:
+    return evaluated(state.params, state.model_state, state.const, state.step, batch)
+
+  return evaluate
+
+
+def _convolves(model: Model) -> Callable[[TrainState, Any], bool]:
+  """Tells, for (state, inputs), whether the forward in training has a convolution; traced once a shape."""
+
+  @functools.lru_cache(maxsize=8)
+  def convolves_at(treedef: Any, shapes: tuple[Any, ...]) -> bool:
+    params, state, const, key, inputs = jax.tree.unflatten(treedef, shapes)
+    forward = functools.partial(model.apply, train=True)
+    jaxpr = jax.make_jaxpr(forward)(params, join_const(state, const), inputs, key=key, step=jnp.int32(0))
+    return has_primitive(jaxpr, 'conv_general_dilated')
+
+  def convolves(state: TrainState, inputs: Any) -> bool:
+    arrays = (state.params, state.model_state, state.const, state.key, inputs)
+    leaves, treedef = jax.tree.flatten(jax.tree.map(_shape, arrays))
+    return convolves_at(treedef, tuple(leaves))
+
+  return convolves
+
+
+def _sites(pure: PureStep, parts: _Parts, state: TrainState, batch: Batch) -> dict[str, Site]:
+  """The sites of what will be dispatched: of the whole step, or of the gradient as the recipe's hooks call it."""
+  if parts.splits is None or not parts.splits(state, batch):
+    return sites(jax.make_jaxpr(parts.traced)(*_split(state), batch))
   found: dict[str, Site] = {}
 
   def seen(*args: Any) -> Any:
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), args)
-    found.update(sites(jax.make_jaxpr(inner)(*shapes)))
-    return inner(*args)
+    found.update(sites(jax.make_jaxpr(pure.inner)(*jax.tree.map(_shape, args))))
+    return pure.inner(*args)
 
-  full = {**state.model_state, CONST: state.const}
-  jax.eval_shape(recipe.grad(seen), state.params, full, batch, state.key, state.step)
+  full = join_const(state.model_state, state.const)
+  jax.eval_shape(pure.recipe.grad(seen), state.params, full, batch, state.key, state.step)
   return found
 
 
@@ -38,3 +219,21 @@ def on_cpu(state: TrainState, batch: Batch) -> bool:
   if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
     return False
   return all(device.platform == 'cpu' for device in leaves[0].devices())
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype)
+
+
+def _split(state: TrainState) -> tuple[TrainState, Any]:
+  """The state as a program takes it: what is donated, and what is not."""
+  return state._replace(key=None, const=None), (state.key, state.const)
+
+
+def _joined(live: TrainState, key: Any, const: Any) -> TrainState:
+  """The state as its user has it. Not `_replace`, which costs a microsecond more, at every step."""
+  return TrainState(live[0], key, live[2], live[3], live[4], const)
+
+
+def _with_loss(metrics: Terms) -> Terms:
+  return metrics if len(metrics) > 1 else {'loss': next(iter(metrics.values())), **metrics}

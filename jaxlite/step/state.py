@@ -1,4 +1,4 @@
-"""The state of a run, arrays only, and the record of the first number that was not finite."""
+"""What goes through a train step: the state of a run, a batch, and the record of the first number not finite."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
-from jaxlite.contract import (
-  Params,
-  State,
-)
+from jaxlite.contract import CONST, Batch, Params, State
 
 HEALTH = 'jl.health'  # model_state: int32[2], when and where a number first was not finite; -1 while none was
 
@@ -29,7 +26,7 @@ class TrainState(NamedTuple):
   """
 
   step: jax.Array
-  key: jax.Array
+  key: Any
   params: Params
   model_state: State
   opt_state: Any
@@ -50,7 +47,7 @@ def ensemble_axes(state: TrainState) -> TrainState:
   """
   counts = ('count', 'step', 'mini_step', 'gradient_step')
   opt_state = trees.map_with_path(lambda path, _: None if path.split('/')[-1] in counts else 0, state.opt_state)
-  return TrainState(None, 0, 0, 0, opt_state, None)
+  return TrainState(None, 0, 0, 0, opt_state, None)  # type: ignore[arg-type]  # axes in place of arrays
 
 
 def went_nan(state: TrainState) -> tuple[int, str] | None:
@@ -71,8 +68,16 @@ def went_nan(state: TrainState) -> tuple[int, str] | None:
   return at_step, 'loss' if leaf < 0 else trees.paths(state.params)[leaf]
 
 
-def _health(health: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
-  """Keeps the first failure. The leaves are only read once the loss has gone bad: a quiet step pays nothing."""
+def health(before: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
+  """Returns the record of the first failure, as `went_nan` reads it, after one more step.
+
+  The leaves are only read once the loss has gone bad: a step in which all is well pays nothing.
+
+  Args:
+    before: int32[2], the record before the step.
+    total: float[], the step's loss.
+    live: the state before the step.
+  """
 
   def look(params: Params) -> jax.Array:
     bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
@@ -80,5 +85,21 @@ def _health(health: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
     leaf = jnp.where(blame, jnp.argmax(bad).astype(jnp.int32), -1)
     return jnp.stack([jnp.where(blame, live.step, live.step + 1), leaf])
 
-  first = ~jnp.isfinite(total) & (health[0] < 0)
-  return jax.lax.cond(first, look, lambda params: health, live.params)
+  first = ~jnp.isfinite(total) & (before[0] < 0)
+  return jax.lax.cond(first, look, lambda params: before, live.params)
+
+
+def inputs_of(batch: Batch) -> Any:
+  """Returns the inputs of a batch.
+
+  Raises:
+    ValueError: it has none.
+  """
+  if 'inputs' not in batch:
+    raise ValueError(f"a batch is a dict with 'inputs' (and 'labels', 'weight'); got the keys {sorted(batch)}")
+  return batch['inputs']
+
+
+def without_const(model_state: State) -> State:
+  """Returns the collections of a model_state that a step changes: all but its constants."""
+  return {name: value for name, value in model_state.items() if name != CONST}

@@ -1,4 +1,4 @@
-"""What is made ready for a run's first step: forms for this CPU, the compiled program, memory that stays mapped."""
+"""Before and after a run's first step: forms for this CPU, the compiled program, memory that stays mapped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxlite.cpu import autotune
+from jaxlite.cpu.replace import Choices
+from jaxlite.cpu.site import Site
 from jaxlite.host import allocator
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train
@@ -36,7 +38,20 @@ def with_forms(train: Train, state: TrainState, batch: Any, path: Path, say: Say
   """
   if any(device.platform != 'cpu' for device in state.step.devices()):
     return train
-  return train.tune(state, batch, functools.partial(autotune.settle, path, say=say))
+  return tuned(train, state, batch, functools.partial(autotune.settle, path, say=say))
+
+
+def tuned(train: Train, state: TrainState, batch: Any, choose: Callable[[Iterable[Site]], Choices]) -> Train:
+  """Returns the same functions, run by programs in which each rewrite for CPU has the form that is chosen for it.
+
+  Args:
+    train: of a run.
+    state: of it, or its shapes.
+    batch: one of its batches, [B, ...], or its shapes.
+    choose: given the `Site`s of the step's program, names the form of each by its key.
+  """
+  programs = train.programs.tune(state, batch, choose)
+  return train._replace(step=programs.step, steps=programs.steps, eval=programs.eval, programs=programs)
 
 
 @dataclasses.dataclass
@@ -67,7 +82,7 @@ def compiling(train: Train, state: TrainState, batch: Any, *, steps: int) -> Ite
 
   def run() -> None:
     began = time.monotonic()
-    train.compile(state, batch)
+    train.programs.compile(state, batch)
     took.seconds = time.monotonic() - began
 
   with concurrent.futures.ThreadPoolExecutor(1, 'jaxlite-compile') as thread:

@@ -1,20 +1,69 @@
-"""What is learned: losses, metrics, tables and pictures of a kind of task."""
+"""What is learned: losses, metrics, tables and pictures of a kind of task.
 
-from jaxlite.tasks._classification import classification
-from jaxlite.tasks.losses import class_weights, cross_entropy, weighted_cross_entropy
-from jaxlite.tasks.metrics import Metrics, classification_metrics
-from jaxlite.tasks.task import Task
+Names are imported when they are first used (PEP 562): a report draws with `tasks.figures` and needs no JAX for it.
+"""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what the table below says, for type checkers and editors
+  from jaxlite.tasks._binary import binary
+  from jaxlite.tasks._classification import classification
+  from jaxlite.tasks._language import language
+  from jaxlite.tasks._multi_label import multi_label
+  from jaxlite.tasks._named import BUILT_IN, named
+  from jaxlite.tasks._regression import regression, units
+  from jaxlite.tasks._segmentation import position_metrics, segmentation, sequence_labels
+  from jaxlite.tasks.losses import class_weights, cross_entropy, weighted_cross_entropy
+  from jaxlite.tasks.metrics import Metrics, classification_metrics, means
+  from jaxlite.tasks.task import Facts, Figure, Task
+
+_WHERE = {
+  '_binary': ('binary',),
+  '_classification': ('classification',),
+  '_language': ('language',),
+  '_multi_label': ('multi_label',),
+  '_named': ('BUILT_IN', 'named'),
+  '_regression': ('regression', 'units'),
+  '_segmentation': ('position_metrics', 'segmentation', 'sequence_labels'),
+  'losses': ('class_weights', 'cross_entropy', 'weighted_cross_entropy'),
+  'metrics': ('Metrics', 'classification_metrics', 'means'),
+  'task': ('Facts', 'Figure', 'Task'),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
+  'BUILT_IN',
+  'Facts',
+  'Figure',
   'Metrics',
   'Task',
+  'binary',
   'class_weights',
   'classification',
   'classification_metrics',
   'cross_entropy',
+  'language',
+  'means',
+  'multi_label',
+  'named',
+  'position_metrics',
+  'regression',
+  'segmentation',
+  'sequence_labels',
+  'units',
   'weighted_cross_entropy',
 ]
 
 
-def named(name, facts):
-  return classification() if name == 'classification' else None
+def __getattr__(name: str) -> Any:
+  if name not in _MODULE:
+    raise AttributeError(f'jaxlite.tasks has no {name!r}')
+  value = getattr(importlib.import_module(f'jaxlite.tasks.{_MODULE[name]}'), name)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  return list(__all__)

@@ -2,82 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxlite.errors import whole
+from jaxlite.tasks import figures
+from jaxlite.tasks.labels import absent, check_range, class_labels, named_classes, stated
 from jaxlite.tasks.losses import cross_entropy
 from jaxlite.tasks.metrics import classification_metrics
-from jaxlite.tasks.task import Facts, Task
+from jaxlite.tasks.tables import class_table, score_table
+from jaxlite.tasks.task import Facts, Figure, Task
 
 
-def classification(classes: int | None = None, class_names: Sequence[str] | None = None) -> Task:
-  """One class an example, labels int[N]."""
-  stated = {key: value for key, value in (('classes', classes), ('class_names', class_names)) if value is not None}
+def classification(
+  classes: int | None = None, class_names: Sequence[str] | None = None, top: Sequence[int] = (5,)
+) -> Task:
+  """Learns which one class an example belongs to; the model returns logits, float[B, classes].
+
+  Args:
+    classes: how many classes; None takes the largest training label and one.
+    class_names: one name a class; None numbers them.
+    top: for each k below the number of classes, top-k accuracy is measured.
+
+  Returns:
+    The Task. Labels are int[N]; in a batch they may be float[B, classes], a distribution each. Facts: 'classes',
+    'class_names', 'top'. Metrics: see `classification_metrics`. The best model is that of the highest accuracy.
+
+  Raises:
+    ValueError: from `check` and `facts`, labels that are no classes.
+
+  >>> task = classification(class_names=['cat', 'dog'])
+  >>> labels = task.check([0, 1, 1], 'train')
+  >>> facts = task.facts(labels, {})
+  >>> task.answer(np.array([[2.0, 1.0]]), facts)['labels'].tolist()
+  ['cat']
+  """
 
   def facts(labels: np.ndarray, given: Mapping[str, Any]) -> Facts:
-    known = {**stated, **given}
-    names = known.get('class_names')
-    count = known.get('classes')
-    count = (len(names) if names else int(labels.max()) + 1) if count is None else count
-    count = whole(count, 'classes', least=1)
-    names = [str(name) for name in (names or range(count))]
-    if len(names) != count:
-      raise ValueError(f'every class has one name; got {len(names)} names for {count} classes: fix class_names')
-    return {**known, 'classes': count, 'class_names': names}
+    found = named_classes(labels, stated(given, classes=classes, class_names=class_names))
+    return {**found, 'top': [int(k) for k in top]}
 
+  rows = [('test accuracy', 'accuracy', 'percent')]
+  rows += [(f'top-{k} accuracy', f'top{k}_accuracy', 'percent') for k in top]
+  rows += [('loss', 'loss', '{:.4f}'), ('precision, macro', 'precision_macro', 'percent')]
+  rows += [('recall, macro', 'recall_macro', 'percent'), ('F1, macro', 'f1_macro', 'percent')]
   return Task(
     'classification',
     loss=lambda facts: cross_entropy,
-    metrics=lambda facts: classification_metrics(facts['classes']),
+    metrics=lambda facts: classification_metrics(facts['classes'], facts.get('top', top)),
     score='accuracy',
-    check=_check,
+    falls=('loss', 'nan_outputs'),
+    check=class_labels,
     facts=facts,
-    check_facts=_check_facts,
-    notes=lambda labels, facts: list(_notes(labels, facts)),
+    check_facts=lambda labels, facts, where: check_range(labels, facts['classes'], where),
+    notes=_notes,
     groups=lambda labels: labels,
+    answer=_answer,
+    rows=(*rows, ('test outputs that are NaN', 'nan_outputs', '{:g}')),
+    curve=('Validation accuracy, %', 'accuracy', 'percent'),
+    tables=_tables,
+    figures=_figures,
   )
 
 
-def _check(array: Any, where: str) -> np.ndarray:
-  array = np.asarray(array)
-  if array.ndim == 2 and array.shape[1] == 1:
-    raise ValueError(f'labels are [N]; {where} has {list(array.shape)}: use labels[:, 0]')
-  if array.ndim != 1:
-    fix = 'use labels.argmax(-1) if they are one-hot' if array.ndim == 2 else 'give one integer an example'
-    raise ValueError(f'labels are [N]; {where} has {list(array.shape)}: {fix}')
-  if not len(array):
-    return array.astype(np.int32)
-  if array.dtype.kind in 'USO':
-    raise ValueError(
-      f'labels are integers; {where} has {array.dtype}: use numpy.unique(labels, return_inverse=True)[1]'
-    )
-  if array.dtype.kind not in 'biu':
-    raise ValueError(f'labels are integers; {where} has {array.dtype}: use labels.astype(int) if they are whole')
-  low, high = int(array.min()), int(array.max())
-  if low < 0 or high >= 1 << 31:
-    wrong = int(np.flatnonzero((array < 0) | (array >= 1 << 31))[0])
-    raise ValueError(f'labels are 0 .. classes - 1; {where} has {int(array[wrong])} at {wrong}: number the classes')
-  return array.astype(np.int32, copy=False)
+def softmax(logits: Any) -> np.ndarray:
+  """Returns probabilities over the last axis, float32, on the host; logits of inf share what there is.
+
+  >>> softmax([[0.0, 0.0], [float('inf'), 0.0]]).tolist()
+  [[0.5, 0.5], [1.0, 0.0]]
+  """
+  logits = np.asarray(logits).astype(np.float32)
+  top = logits.max(axis=-1, keepdims=True)
+  with np.errstate(invalid='ignore'):
+    shifted = np.where(logits == top, 0, logits - top)  # inf - inf is 0 here
+  power = np.exp(np.where(np.isnan(top), np.nan, shifted))
+  return (power / power.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def _check_facts(labels: np.ndarray, facts: Facts, where: str) -> None:
-  classes = facts['classes']
-  wrong = np.flatnonzero(labels >= classes)
-  if len(wrong):
-    value, place = int(labels[wrong[0]]), int(wrong[0])
-    fix = f'pass classes={int(labels.max()) + 1} or fix the label'
-    raise ValueError(f'labels are 0 .. classes - 1 = {classes - 1}; {where} has {value} at {place}: {fix}')
+def _notes(labels: np.ndarray, facts: Facts) -> list[str]:
+  found = absent(np.bincount(labels, minlength=facts['classes']), facts['class_names'])
+  return found + (['there is one class only: any model is right always'] if facts['classes'] < 2 else [])
 
 
-def _notes(labels: np.ndarray, facts: Facts) -> Iterator[str]:
-  names = facts['class_names']
-  counts = np.bincount(labels, minlength=len(names))
-  missing = [names[index] for index in np.flatnonzero(counts == 0)]
-  if missing:
-    shown = ', '.join(missing[:8]) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')
-    yield f'train has no example of {shown}: the model cannot learn what it never sees'
-  if len(names) < 2:
-    yield 'there is one class only: any model is right always'
+def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
+  outputs = np.asarray(outputs)
+  return {'labels': np.asarray(facts['class_names'])[outputs.argmax(axis=-1)], 'proba': softmax(outputs)}
+
+
+def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
+  tables = score_table(values)
+  if len(values.get('confusion', ())):
+    tables.append(class_table(values['confusion'], facts.get('class_names', ())))
+  return tables
+
+
+def _figures(values: Mapping[str, Any], facts: Facts, title: str) -> list[Figure]:
+  if not len(values.get('confusion', ())):
+    return []
+  caption = f'Confusion matrix of {title} on the test split'
+  matrix, names = values['confusion'], facts.get('class_names', ())
+  return [Figure('confusion', caption, lambda: figures.confusion(matrix, names, title))]

@@ -19,7 +19,7 @@ from networks import convnet
 
 @pytest.fixture(autouse=True)
 def without_onednn(monkeypatch):
-  """What holds without the extra; with it, test_cpu_onednn.py."""
+  """What holds without the extra; with it, test_onednn.py."""
   monkeypatch.setattr(choose, 'forms', lambda *_: {})
 
 
@@ -59,8 +59,8 @@ def test_the_fastest_is_chosen_once_and_then_remembered(tmp_path, monkeypatch):
 
 def test_a_run_keeps_its_choices_whatever_the_cache_says(tmp_path):
   autotune.choose([made_up(default='slow')], folder=tmp_path)
-  kept = autotune.choose([made_up(default='slow')], {'made up slow': 'native'}, folder=tmp_path)
-  assert kept.table.choices == {'made up slow': 'native'}
+  kept = autotune.choose([made_up(default='slow')], {'made up slow': 'xla'}, folder=tmp_path)
+  assert kept.table.choices == {'made up slow': 'xla'}
 
 
 def test_no_time_or_nothing_to_gain_leaves_it_to_the_shape(tmp_path):
@@ -141,7 +141,7 @@ def test_a_run_writes_its_choices_before_its_first_step_and_reads_them_back(tmp_
 
   assert run(tmp_path / 'off', 2, rewrites=False) == ['rewrites for CPU: none, as machine.rewrites says']
   (line,) = run(tmp_path / 'on', 2)
-  assert line.startswith('rewrites for CPU: 1 convolution as native, 1 weight gradient as native')
+  assert line.startswith('rewrites for CPU: 1 convolution as xla, 1 weight gradient as xla')
   table = autotune.read(tmp_path / 'on' / 'rewrites.json')
   key = next(key for key in table.choices if key.startswith('weight gradient'))
   autotune.write(tmp_path / 'on' / 'rewrites.json', autotune.Table({key: 'channels_first'}, 'another'))

@@ -11,7 +11,7 @@ from jaxlite.cpu.replace import MARK, for_cpu, sites
 
 @pytest.fixture(autouse=True)
 def without_onednn(monkeypatch):
-  """What holds without the extra; with it, test_cpu_onednn.py."""
+  """What holds without the extra; with it, test_onednn.py."""
   monkeypatch.setattr(choose, 'forms', lambda *_: {})
 
 
@@ -69,7 +69,7 @@ def check(conv, x, w, *, say=''):
       if not set(sites(jaxpr)) & set(choices):
         continue
       # What has no such form would else take the one that its shape asks for.
-      choices |= {key: 'native' for key, site in found.items() if not site.looped and form not in site.forms}
+      choices |= {key: 'xla' for key, site in found.items() if not site.looped and form not in site.forms}
       ours = for_cpu(fn, choices)
       got, again = ours(x, w), ours(x, w)
       for one, other, twice in zip(wanted, got, again, strict=True):
@@ -77,7 +77,7 @@ def check(conv, x, w, *, say=''):
         top = float(jnp.abs(one).max())
         np.testing.assert_allclose(other[lead], one, rtol=0, atol=1e-5 * top, err_msg=f'{form} {lead} {say}')
       if not lead and not any(form in site.forms for site in forward.values()):
-        np.testing.assert_array_equal(got[0], wanted[0])  # the native bits
+        np.testing.assert_array_equal(got[0], wanted[0])  # XLA's own bits
   return found
 
 
@@ -172,7 +172,7 @@ def test_five_hundred_random_convolutions():
 def test_what_is_tiny_keeps_its_native_bits_in_a_loop_too():
   x, w = operands(np.random.default_rng(0), 2, (4, 4), 3, (3, 3), 4)
   for fn in all_of(convolution(), x, w):
-    assert {site.default for site in sites(jax.make_jaxpr(fn)(x, w)).values()} == {'native'}
+    assert {site.default for site in sites(jax.make_jaxpr(fn)(x, w)).values()} == {'xla'}
 
 
 def test_a_loop_keeps_no_native_convolution_and_an_empty_batch_keeps_all():

@@ -72,13 +72,13 @@ def check(seed, count):
     conv, arrays = case(rng)
     if 0 in arrays[2].shape:
       continue
-    for eqn, operands, native in products(conv, *arrays):
+    for eqn, operands, xla in products(conv, *arrays):
       for name, form in choose.forms(eqn).items():
         assert name.startswith('direct')
         kinds.append(match.recognized(eqn)[0])
         found = np.asarray(form(*operands))
-        scale = max(float(jnp.abs(native).max()), 1e-6)
-        np.testing.assert_allclose(found, native, rtol=0, atol=1e-5 * scale, err_msg=str((kinds[-1], eqn.params)))
+        scale = max(float(jnp.abs(xla).max()), 1e-6)
+        np.testing.assert_allclose(found, xla, rtol=0, atol=1e-5 * scale, err_msg=str((kinds[-1], eqn.params)))
         np.testing.assert_array_equal(np.asarray(form(*operands)), found)
   return kinds
 
@@ -134,7 +134,7 @@ import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}])
 import hashlib, jax, numpy as np
 import jaxlite as jl
-from jaxlite.cpu import kernels, onednn
+from jaxlite.cpu.kernels import choose, onednn
 onednn.missing, choose.CHUNKS = lambda: 'taken away', 2
 conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 rng = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def test_narrower_vectors_give_the_same_numbers(flags, tmp_path):
     conv, arrays = case(rng)
     if 0 in arrays[2].shape:
       continue
-    for eqn, (one, other), native in products(conv, *arrays):
+    for eqn, (one, other), xla in products(conv, *arrays):
       if not choose.forms(eqn):
         continue
       kind, geometry = match.recognized(eqn)
@@ -180,7 +180,7 @@ def test_narrower_vectors_give_the_same_numbers(flags, tmp_path):
       spec = direct.spec(kind, geometry, 1)
       results = []
       for product in (narrow, wide):
-        held = [spec, np.asarray(one), np.asarray(other), np.full(native.shape, np.nan, np.float32)]
+        held = [spec, np.asarray(one), np.asarray(other), np.full(xla.shape, np.nan, np.float32)]
         assert product(*(ctypes.c_void_p(array.ctypes.data) for array in held), None) == 0
         results.append(held[-1])
       scale = max(float(np.abs(results[1]).max()), 1e-6)

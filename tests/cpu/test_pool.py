@@ -1,4 +1,4 @@
-"""The law of the max-pools on CPU: the gradient is the native one, entry by entry, in ties and NaN too."""
+"""The law of the max-pools on CPU: the gradient is XLA's own, entry by entry, in ties and NaN too."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def pooled(window, stride, padding, layout='NHWC'):
 
 
 def both(pool, x, key):
-  """(native, rewritten) of a pool and its gradient under one cotangent."""
+  """(xla, rewritten) of a pool and its gradient under one cotangent."""
   shape = jax.eval_shape(pool, x)
   cotangent = jax.random.normal(key, shape.shape, jnp.float32).astype(shape.dtype)
 
@@ -57,9 +57,9 @@ CASES = {
 def check(window, stride, padding, shape, layout='NHWC'):
   shape = shape if layout == 'NHWC' else (shape[0], shape[3], *shape[1:3])
   x = tied(np.random.default_rng(0), shape)
-  native, ours, found = both(pooled(window, stride, padding, layout), x, jax.random.key(1))
+  xla, ours, found = both(pooled(window, stride, padding, layout), x, jax.random.key(1))
   assert [site.exact for site in found.values()] == [True, True]
-  for one, other in zip(native, ours, strict=True):
+  for one, other in zip(xla, ours, strict=True):
     np.testing.assert_array_equal(one, other)
 
 
@@ -81,8 +81,8 @@ def test_nan_and_infinities_win_where_they_win_natively():
   rng = np.random.default_rng(2)
   for window, stride, padding in [((3, 3), (2, 2), 'SAME')]:
     x = rng.choice([np.nan, np.inf, -np.inf, 0.0, 1.0], (4, 7, 8, 3)).astype(np.float32)
-    native, ours, _ = both(pooled(window, stride, padding), jnp.asarray(x), jax.random.key(0))
-    for one, other in zip(native, ours, strict=True):
+    xla, ours, _ = both(pooled(window, stride, padding), jnp.asarray(x), jax.random.key(0))
+    for one, other in zip(xla, ours, strict=True):
       np.testing.assert_array_equal(one, other)
 
 
@@ -95,18 +95,18 @@ def test_other_dtypes_are_exact_or_native(dtype):
       np.testing.assert_array_equal(jax.jit(pool)(x), for_cpu(pool)(x))
       assert not sites(jax.make_jaxpr(pool)(x))
     else:
-      native, ours, found = both(pooled(window, stride, 'SAME'), x, jax.random.key(0))
-      assert len(found) == 1 + (window == stride)  # sums in half precision stay native
-      for one, other in zip(native, ours, strict=True):
+      xla, ours, found = both(pooled(window, stride, 'SAME'), x, jax.random.key(0))
+      assert len(found) == 1 + (window == stride)  # sums in half precision stay XLA's
+      for one, other in zip(xla, ours, strict=True):
         np.testing.assert_array_equal(one.astype(np.float32), other.astype(np.float32))
 
 
 def test_double_precision():
   with jax.enable_x64(True):
     x = tied(np.random.default_rng(3), (2, 7, 7, 3), 'float64')
-    native, ours, found = both(pooled((3, 3), (2, 2), 'SAME'), x, jax.random.key(0))
+    xla, ours, found = both(pooled((3, 3), (2, 2), 'SAME'), x, jax.random.key(0))
     assert len(found) == 2
-    for one, other in zip(native, ours, strict=True):
+    for one, other in zip(xla, ours, strict=True):
       assert other.dtype == np.float64
       np.testing.assert_array_equal(one, other)
 
@@ -147,8 +147,8 @@ def random_case(seed):
 def check_random(seeds):
   for seed in seeds:
     window, stride, padding, x = random_case(seed)
-    native, ours, _ = both(pooled(window, stride, padding), x, jax.random.key(seed))
-    for one, other in zip(native, ours, strict=True):
+    xla, ours, _ = both(pooled(window, stride, padding), x, jax.random.key(seed))
+    for one, other in zip(xla, ours, strict=True):
       np.testing.assert_array_equal(one, other, err_msg=f'{window} {stride} {padding} {x.shape}')
 
 

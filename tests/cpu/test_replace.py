@@ -20,7 +20,7 @@ from jaxlite.cpu.replace import MARK, for_cpu, sites
 
 @pytest.fixture(autouse=True)
 def without_onednn(monkeypatch):
-  """What holds without the extra; with it, test_cpu_onednn.py."""
+  """What holds without the extra; with it, test_onednn.py."""
   monkeypatch.setattr(choose, 'forms', lambda *_: {})
 
 
@@ -100,9 +100,9 @@ def test_the_marker_stands_in_the_program_for_cpu_alone(program):
   for platform in ('cuda', 'tpu'):
     text = lowered(for_cpu(program), platform, X, W)
     assert MARK not in text
-    native = lowered(program, platform, X, W)
+    xla = lowered(program, platform, X, W)
     for op in ('stablehlo.convolution', '"stablehlo.select_and_scatter"', '"stablehlo.reduce_window"'):
-      assert (op in text) == (op in native)
+      assert (op in text) == (op in xla)
 
 
 def test_what_comes_out_may_be_differentiated_and_batched_again():
@@ -171,7 +171,7 @@ def test_a_choice_by_platform_that_is_already_made_is_left_alone():
   ours = for_cpu(gradient)
 
   def to_exchange(fn):
-    return [site for site in sites(jax.make_jaxpr(fn)(X, W)).values() if site.default != 'native']
+    return [site for site in sites(jax.make_jaxpr(fn)(X, W)).values() if site.default != 'xla']
 
   assert to_exchange(gradient)
   assert not to_exchange(ours)
@@ -189,7 +189,7 @@ def test_choices_name_forms():
   (key, *_) = sites(jax.make_jaxpr(gradient)(X, W))
   with pytest.raises(ValueError, match=f"got 'magic' for .{key[:8]}"):
     for_cpu(gradient, {key: 'magic'})(X, W)
-  every = dict.fromkeys(sites(jax.make_jaxpr(gradient)(X, W)), 'native')
+  every = dict.fromkeys(sites(jax.make_jaxpr(gradient)(X, W)), 'xla')
   assert MARK not in jax.jit(for_cpu(gradient, every)).lower(X, W).as_text()
 
 

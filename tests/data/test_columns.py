@@ -10,8 +10,9 @@ N = 20
 
 
 def data():
-  number = np.arange(2 * N)
-  return from_arrays((number[:N, None].astype(np.float32), number[:N] % 3), (number[:5, None] * 1.0, number[:5] % 3), 0.2)
+  number = np.arange(N)
+  inputs = number[:, None].astype(np.float32)
+  return from_arrays((inputs, number % 3), (inputs[:5], number[:5] % 3), 0.2)
 
 
 def test_a_column_comes_with_its_example_and_changes_nothing_else():

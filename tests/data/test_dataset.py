@@ -30,6 +30,7 @@ def spoiled(place, value):
 
 
 FLOAT = pair(dtype=np.float32)
+NOT_CLASSES = '^labels are integers .N. where no task is named; train has '
 BAD = {
   'no pair': ({'train': pair()[0]}, r'^a split is a pair \(inputs, labels\); train is ndarray: pass'),
   'empty': ({'test': (np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, int))}, '^a split needs .* test is empty: carve'),
@@ -38,10 +39,22 @@ BAD = {
   'out of range': ({'test': replaced(labels=[0, 1, 2, 9, 0, 1])}, '^labels are .* test has 9 at 3: pass classes=10'),
   'negative': ({'train': replaced(labels=[0, 1, -1, 0, 0, 1])}, '^labels are .* train has -1 at 2: number'),
   'huge label': ({'train': replaced(labels=[0, 1, 2**40, 0, 0, 1])}, '^labels are .* train has 1099511627776 at 2'),
-  'real labels': ({'train': replaced(labels=np.linspace(0, 1, 6))}, r'^labels are integers .* labels.astype\(int\); .*regression'),
-  'one-hot': ({'train': replaced(labels=np.eye(6))}, r'^labels are integers .*float64\[6, 6\]: .* one-hot; .*multi_label'),
-  'column': ({'train': replaced(labels=np.zeros((6, 1), int))}, r'^labels are integers .* use labels\[:, 0\]; .*binary'),
-  'strings': ({'train': replaced(labels=list('abcabc'))}, r'^labels are integers .* train has <U1\[6\]: .*numpy.unique'),
+  'real labels': (
+    {'train': replaced(labels=np.linspace(0, 1, 6))},
+    NOT_CLASSES + r'.*astype\(int\); .*regression',
+  ),
+  'one-hot': (
+    {'train': replaced(labels=np.eye(6))},
+    NOT_CLASSES + '.* one-hot; .*multi_label',
+  ),
+  'column': (
+    {'train': replaced(labels=np.zeros((6, 1), int))},
+    NOT_CLASSES + r'.* use labels\[:, 0\]; .*binary',
+  ),
+  'strings': (
+    {'train': replaced(labels=list('abcabc'))},
+    NOT_CLASSES + '<U1.*numpy.unique',
+  ),
   'nan': (
     {'train': FLOAT, 'validation': spoiled((2, 1, 3, 0), np.nan), 'test': FLOAT},
     r'^inputs are finite; validation has nan at \[2, 1, 3, 0\]: drop example 2',
@@ -51,8 +64,14 @@ BAD = {
     r'^inputs are finite; train has inf at \[5, 0, 0, 0\]: drop example 5',
   ),
   'beyond float32': ({'train': (np.full((6, 2), 1e300), pair()[1])}, '^inputs are finite; train has inf'),
-  'beyond int32': ({'train': (np.full((6, 2), 2**31), pair()[1])}, '^integers are ids and fit .* train have 2147483648'),
-  'below int32': ({'train': (np.full((6, 2), -(2**40)), pair()[1])}, '^integers are ids and fit .* have -1099511627776'),
+  'beyond int32': (
+    {'train': (np.full((6, 2), 2**31), pair()[1])},
+    '^integers are ids and fit .* train have 2147483648',
+  ),
+  'below int32': (
+    {'train': (np.full((6, 2), -(2**40)), pair()[1])},
+    '^integers are ids and fit .* have -1099511627776',
+  ),
   'shapes': ({'test': pair(shape=(5, 4, 1))}, r'^every split has .* train has \[4, 4, 1\], test \[5, 4, 1\]: resize'),
   'dtypes': ({'test': FLOAT}, '^every split has one dtype.* train is uint8, test float32: prepare test as train'),
   'ragged': (
@@ -65,7 +84,10 @@ BAD = {
   ),
   'no features': ({'train': replaced(inputs=np.zeros(6))}, r'^inputs are \[N, features\] .* train has \[6\]: give'),
   'no pixels': ({'train': replaced(inputs=np.zeros((6, 0)))}, r'^inputs are \[N, features\] .* train has \[6, 0\]'),
-  'text': ({'train': replaced(inputs=np.array([['a']] * 6))}, '^inputs are numbers; train has dtype <U1: encode'),
+  'text': (
+    {'train': replaced(inputs=np.array([['a']] * 6))},
+    '^inputs are numbers; train has dtype <U1: give an array',
+  ),
   'masked': ({'train': replaced(inputs=np.ma.masked_less(np.arange(6.0)[:, None], 2))}, '^every value .* of train are'),
   'complex': ({'train': replaced(inputs=np.ones((6, 2), complex))}, '^inputs are numbers; train has dtype complex'),
 }

@@ -113,8 +113,8 @@ def test_a_killed_prepare_leaves_nothing_that_looks_prepared(tmp_path, prepared)
     assert not left[0].exists()
 
 
-def test_a_second_start_imports_neither_tfds_nor_jax_nor_scikit_learn(prepared):
-  heavy = ('tensorflow', 'tensorflow_datasets', 'jax', 'sklearn')
+def test_a_second_start_imports_neither_tfds_nor_scikit_learn(prepared):
+  heavy = ('tensorflow', 'tensorflow_datasets', 'sklearn')
   code = f'import sys; {LOAD}; print([name for name in {heavy} if name in sys.modules])'
   output, errors = run(code, JAXLITE_DATA=str(prepared)).communicate(timeout=60)
   assert output.endswith('[]\n'), errors

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+import jaxlite as jl
 from jaxlite.data import from_table
 
 ROWS = 40
@@ -133,7 +134,7 @@ BAD = {
   'inf': ((with_cell('size', 5, 'inf'), 'kind'), {}, "^numbers are finite; column 'size' has inf in row 5"),
   'an id': (({**TABLE, 'id': [f'x{i}' for i in range(ROWS)]}, 'kind'), {}, "^column 'id' has 40 values in 40 rows"),
   'a missing label': ((with_cell('kind', 7, ''), 'kind'), {}, "^every row has a label; 'kind' has none in row 7"),
-  'a real label': ((TABLE, 'size'), {}, "^a label is a class; 'size' has .* in row 0: sort the values into bins"),
+  'a real label': ((TABLE, 'size'), {}, "^a label is a class; 'size' has .* in row 0: task=jl.tasks.regression.* bins"),
   'lengths': (({**TABLE, 'size': [1.0]}, 'kind'), {}, r'^columns are \[N\], all of one length'),
   'matrix': (({**TABLE, 'size': np.ones((ROWS, 2))}, 'kind'), {}, r'^columns are \[N\], all of one length'),
   'dates': (
@@ -141,6 +142,15 @@ BAD = {
     {},
     "^a column holds numbers or strings; 'day'",
   ),
+  'dates to predict': (
+    ({**TABLE, 'day': np.arange(ROWS).astype('datetime64[D]')}, 'day'),
+    {},
+    "^a column holds numbers or strings; 'day' has dates",
+  ),
+  'an empty column': (({**TABLE, 'none': [None] * ROWS}, 'kind'), {}, "'none' is empty in every row: drop it"),
+  'ragged cells': (({**TABLE, 'list': [[1], [1, 2]] * 20}, 'kind'), {}, '^a column holds one value a row'),
+  'no label': ((TABLE, []), {}, '^a label is a column of the table, or several; got none'),
+  'weight dropped': ((TABLE, 'kind'), {'weight': 'size', 'drop': 'size'}, '^a weight is neither dropped'),
   'only a label': (({'kind': TABLE['kind']}, 'kind'), {}, '^a table needs a column besides the label'),
   'no rows': (({'size': [], 'kind': []}, 'kind'), {}, '^a table needs a row'),
   'no columns': (({}, 'kind'), {}, '^a table needs a row'),
@@ -172,3 +182,109 @@ def test_a_bad_csv_file_is_one_line(content, message, tmp_path):
   path.write_bytes(content)
   with pytest.raises(ValueError, match=message):
     from_table(path, 'a')
+
+
+# Other tasks than classification, weights, and what a DataFrame brings
+
+
+def test_a_table_of_numbers_to_predict_is_a_regression_where_it_is_named():
+  number = np.arange(ROWS)
+  table = {**TABLE, 'price': number * 1.5, 'age': number}
+  data = from_table(table, 'price', task=jl.tasks.regression, drop='age')
+  assert data.facts['target_names'] == ['price']
+  assert sorted(everything(data)[:, -1]) == sorted((number * 1.5).tolist())
+  two = from_table(table, ['price', 'age'], task=jl.tasks.regression(), standardize=False)
+  assert two.facts['target_names'] == ['price', 'age']
+  assert two.train.labels.shape == (32, 2)
+  np.testing.assert_array_equal(two.train.labels[:, 0], two.train.labels[:, 1] * 1.5)
+  assert two.mean is None
+  for labels, message in (
+    (['price', 'age'], '^several labels need a task'),
+    ('age', '^a label is a class where no task'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      from_table(table, labels)
+
+
+def test_labels_that_a_task_does_not_take_as_they_are_are_named():
+  data = from_table(TABLE, 'kind', task=jl.tasks.binary(positive='cat'))
+  assert (data.facts['class_names'], data.facts['positive']) == (['cat', 'dog'], 0)
+  codes = from_table({**TABLE, 'kind': np.arange(ROWS) % 2 + 1}, 'kind', task=jl.tasks.binary)
+  assert codes.facts['class_names'] == ['1', '2']
+  ordered = from_table(TABLE, 'kind', task=jl.tasks.binary(class_names=['dog', 'cat']))
+  assert ordered.facts['class_names'] == ['dog', 'cat']
+  flags = {'drama': np.arange(ROWS) % 2 == 0, 'war': ['yes', 'no'] * (ROWS // 2)}
+  with pytest.raises(ValueError, match="each is a column of numbers; 'war' has 'yes' in row 0"):
+    from_table({**TABLE, **flags}, list(flags), task=jl.tasks.multi_label)
+  flags['war'] = ['True', 'false'] * (ROWS // 2)
+  many = from_table({**TABLE, **flags}, list(flags), task=jl.tasks.multi_label)
+  assert many.facts['names'] == ['drama', 'war']
+  assert (many.train.labels[:, 0] == many.train.labels[:, 1]).all()
+  with pytest.raises(ValueError, match='labels'):
+    from_table({**TABLE, 'kind': ['a', 'b', 'c', 'd'] * 10}, 'kind', task=jl.tasks.regression)
+
+
+def test_a_column_of_weights_weighs_its_row_and_is_no_feature():
+  table = {'x': np.arange(40.0), 'w': np.arange(40) / 8, 'kind': ['a', 'b'] * 20}
+  data = from_table(table, 'kind', weight='w')
+  assert data.feature_names == ('x',)
+  for split in (data.train, data.validation, data.test):
+    np.testing.assert_array_equal(split.weight, split.inputs[:, 0] / 8)
+  assert data.encoder({'x': [1.0]}).tolist() == [[1.0]]
+  for bad, message in (
+    ({'w': -table['w']}, '^weights are 0 to 65535'),
+    ({'w': ['a', 'b'] * 20}, "^a weight is a column of numbers; 'w' has 'a'"),
+    ({'w': [None, *table['w'][1:]]}, "^numbers are finite; column 'w' has nothing in row 0"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      from_table({**table, **bad}, 'kind', weight='w')
+
+
+@pytest.mark.parametrize('name', ['', 'Unnamed: 0'])
+@pytest.mark.parametrize('first', [0, 1])
+def test_a_column_without_a_name_that_counts_the_rows_is_refused_unless_it_is_dropped(name, first, tmp_path):
+  table = {name: np.arange(ROWS) + first, **TABLE}
+  for form in (table, csv_of(table, tmp_path / 'x.csv')):
+    with pytest.raises(ValueError, match=rf"^columns have names; '{name}' has none and counts the rows: pass drop=\["):
+      from_table(form, 'kind')
+    assert from_table(form, 'kind', drop=[name]).fingerprint == from_table(TABLE, 'kind').fingerprint
+    assert len(from_table(form, 'kind', drop=name).encoder(form)) == ROWS
+  with pytest.raises(ValueError, match='may be an index'):
+    from_table({**table, name: np.arange(ROWS) % 7}, 'kind')
+
+
+def csv_of(table, path):
+  path.write_text('\n'.join(','.join(map(str, row)) for row in [list(table), *zip(*table.values(), strict=True)]))
+  return path
+
+
+def test_a_data_frame_brings_categories_truths_and_missing_values():
+  pandas = pytest.importorskip('pandas')
+  frame = pandas.DataFrame(TABLE)
+  frame['code'] = pandas.Categorical(np.arange(ROWS) % 3)
+  frame['flag'] = np.arange(ROWS) % 2 == 0
+  frame['maybe'] = pandas.array([True, None] * (ROWS // 2), dtype='boolean')
+  frame['text'] = pandas.Series(['a', None] * (ROWS // 2), dtype='string')
+  frame['whole'] = pandas.array(range(ROWS), dtype='Int64')
+  data = from_table(frame, 'kind')
+  codes = ('code=0', 'code=1', 'code=2', 'flag', 'maybe=', 'maybe=True', 'text=', 'text=a', 'whole')
+  assert data.feature_names == ('size', 'colour=blue', 'colour=green', 'colour=red', 'count', *codes)
+  encoded = data.encoder(frame.drop(columns='kind'))
+  np.testing.assert_array_equal(encoded[:, -9:-6], np.eye(3)[np.arange(ROWS) % 3])
+  np.testing.assert_array_equal(encoded[:, -1], np.arange(ROWS))
+  np.testing.assert_array_equal(data.encoder(frame.to_dict('records')), encoded)
+  for bad, message in (
+    ({'whole': pandas.array([None, *range(1, ROWS)], dtype='Int64')}, "^numbers are finite; column 'whole' has "),
+    ({'day': pandas.date_range('2020', periods=ROWS)}, "^a column holds numbers or strings; 'day' has dates: make"),
+    ({'day': pandas.date_range('2020', periods=ROWS, tz='UTC')}, "'day' has dates"),
+    ({'wait': pandas.to_timedelta(np.arange(ROWS), unit='h')}, "'wait' has dates"),
+    ({'list': [[1, 2]] * ROWS}, "^a cell is a number or a string; 'list' has a list in row 0"),
+  ):
+    with pytest.raises(ValueError, match=message) as caught:
+      from_table(frame.assign(**bad), 'kind')
+    assert '\n' not in str(caught.value)
+  doubled = pandas.concat([frame, frame[['size']]], axis=1)
+  with pytest.raises(ValueError, match=r'^columns have names of their own; the table has size,'):
+    from_table(doubled, 'kind')
+  with pytest.raises(ValueError, match=r'^a table needs a row'):
+    from_table(frame[:0], 'kind')

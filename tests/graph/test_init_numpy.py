@@ -98,7 +98,7 @@ OF_ANY_RANK = ('zeros', 'ones', 'constant', 'normal', 'uniform', 'truncated_norm
     if len(shape) > 1 or name in OF_ANY_RANK
   ],
 )
-def test_initialisers_draw_what_they_draw_jitted_and_compile_nothing(name, shape):
+def test_initializers_draw_what_they_draw_jitted_and_compile_nothing(name, shape):
   def draw(key):
     return DRAWN[name](key, shape)
 
@@ -109,7 +109,7 @@ def test_initialisers_draw_what_they_draw_jitted_and_compile_nothing(name, shape
 
 
 @pytest.mark.parametrize('name', OTHERS)
-def test_what_initialisers_are_made_of_is_what_it_is_jitted(name):
+def test_what_initializers_are_made_of_is_what_it_is_jitted(name):
   with compiled() as programs:
     found = on_host(OTHERS[name])(KEY)
   assert not programs

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 
 import jaxlite as jl
-from jaxlite.graph.layouts import Layout, parameter_layouts
+from jaxlite.graph.layouts import LeafLayout, parameter_layouts
 from jaxlite.graph.model import weights_of
 
 X = jnp.ones((2, 3))
@@ -36,21 +36,21 @@ def branched(p, x):
 
 
 CASES = {
-  'x @ w': (lambda p, x: x @ p['w'], (3, 5), Layout(A, B)),
-  'x @ w.T': (lambda p, x: x @ p['w'].T, (5, 3), Layout(B, A)),
-  'w @ x': (lambda p, x: p['w'] @ x.T, (5, 3), Layout(B, A)),
-  'masked and cast': (lambda p, x: x @ (p['w'] * (p['w'] > 0)).astype(jnp.bfloat16), (3, 5), Layout(A, B)),
-  'heads': (lambda p, x: jnp.einsum('bi,ihd->bhd', x, p['w']), (3, 2, 5), Layout(A, (1, 2))),
+  'x @ w': (lambda p, x: x @ p['w'], (3, 5), LeafLayout(A, B)),
+  'x @ w.T': (lambda p, x: x @ p['w'].T, (5, 3), LeafLayout(B, A)),
+  'w @ x': (lambda p, x: p['w'] @ x.T, (5, 3), LeafLayout(B, A)),
+  'masked and cast': (lambda p, x: x @ (p['w'] * (p['w'] > 0)).astype(jnp.bfloat16), (3, 5), LeafLayout(A, B)),
+  'heads': (lambda p, x: jnp.einsum('bi,ihd->bhd', x, p['w']), (3, 2, 5), LeafLayout(A, (1, 2))),
   'heads summed': (lambda p, x: jnp.einsum('bh,hbo->bo', x, p['w'][:, :2]), (3, 4, 5), None),
-  'merged heads': (lambda p, x: x @ p['w'].reshape(3, 10), (3, 2, 5), Layout(A, (1, 2))),
+  'merged heads': (lambda p, x: x @ p['w'].reshape(3, 10), (3, 2, 5), LeafLayout(A, (1, 2))),
   'split axis': (lambda p, x: x @ p['w'].reshape(3, 10), (30,), None),
-  'a row of ones': (lambda p, x: x @ p['w'].reshape(3, 5), (1, 3, 5), Layout((1,), (2,))),
-  'experts': (lambda p, x: jnp.einsum('ebi,eio->ebo', jnp.stack([x] * 4), p['w']), (4, 3, 5), Layout((1,), (2,))),
-  'layers in a scan': (stacked, (7, 3, 3), Layout((1,), (2,))),
-  'weight norm': (normed, (3, 5), Layout(A, B)),
-  'remat and jit': (lambda p, x: jax.checkpoint(jax.jit(lambda w: x @ w))(p['w']), (3, 5), Layout(A, B)),
-  'while': (looped, (3, 3), Layout(B, A)),
-  'cond': (branched, (5, 3), Layout(B, A)),
+  'a row of ones': (lambda p, x: x @ p['w'].reshape(3, 5), (1, 3, 5), LeafLayout((1,), (2,))),
+  'experts': (lambda p, x: jnp.einsum('ebi,eio->ebo', jnp.stack([x] * 4), p['w']), (4, 3, 5), LeafLayout((1,), (2,))),
+  'layers in a scan': (stacked, (7, 3, 3), LeafLayout((1,), (2,))),
+  'weight norm': (normed, (3, 5), LeafLayout(A, B)),
+  'remat and jit': (lambda p, x: jax.checkpoint(jax.jit(lambda w: x @ w))(p['w']), (3, 5), LeafLayout(A, B)),
+  'while': (looped, (3, 3), LeafLayout(B, A)),
+  'cond': (branched, (5, 3), LeafLayout(B, A)),
   'tied both ways': (lambda p, x: x @ p['w'].T @ p['w'], (5, 3), None),
 }
 
@@ -93,7 +93,7 @@ def haiku_net(x):
   return hk.Linear(5, name='dense')(hk.Conv2D(8, 3, name='conv')(x).mean((1, 2)))
 
 
-IN_OUT, HWIO = Layout((0,), (1,)), Layout((0, 1, 2), (3,))
+IN_OUT, HWIO = LeafLayout((0,), (1,)), LeafLayout((0, 1, 2), (3,))
 FRAMEWORKS = {
   'linen': (
     lambda: jl.from_linen(LinenNet()),
@@ -103,7 +103,7 @@ FRAMEWORKS = {
   'haiku': (lambda: jl.from_haiku(haiku_net), {'conv/w': HWIO, 'dense/w': IN_OUT}),
   'equinox': (
     lambda: jl.from_equinox(EqxNet(jax.random.key(0))),
-    {'conv/weight': Layout((2, 3, 1), (0,)), 'dense/weight': Layout((1,), (0,))},
+    {'conv/weight': LeafLayout((2, 3, 1), (0,)), 'dense/weight': LeafLayout((1,), (0,))},
   ),
 }
 

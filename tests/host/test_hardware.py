@@ -30,7 +30,7 @@ LACKING = {
   'mallopt': ('from jaxlite.host import allocator; allocator._glibc = lambda: None', {}, 'the allocator is not glibc'),
   'AVX-512': ('', {'XLA_FLAGS': '--xla_cpu_max_isa=AVX2', 'ONEDNN_MAX_CPU_ISA': 'AVX2'}, 'rewrites for CPU'),
   'a second core': ('os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})', {}, 'rewrites for CPU'),
-  'a compiler': ('', {'PATH': '', 'CC': ''}, 'called from Python, which is slower: no C compiler'),
+  'a compiler': ('', {'PATH': '', 'CC': ''}, 'oneDNN is installed but not called: no C compiler'),
   'oneDNN': (WITHOUT_EXTRA, {}, 'kernels compiled on this machine'),
   'oneDNN and a compiler': (WITHOUT_EXTRA, {'PATH': '', 'CC': ''}, 'no convolutions in C: no C compiler was found'),
 }

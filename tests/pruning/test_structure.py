@@ -10,7 +10,7 @@ import pytest
 
 import jaxlite as jl
 from jaxlite import trees
-from jaxlite.graph.layouts import Layout
+from jaxlite.graph.layouts import LeafLayout
 from jaxlite.pruning._allocate import erk, global_, uniform
 from jaxlite.pruning._choose_masks import draw, targets
 from jaxlite.pruning._hold import hold
@@ -40,11 +40,11 @@ def pattern_by_hand(rows, n, m):
 
 
 LAYOUTS = {
-  '(in, out)': ((10, 3), Layout((0,), (1,)), lambda w: w.T),
-  '(out, in)': ((3, 10), Layout((1,), (0,)), lambda w: w),
-  'HWIO': ((2, 2, 3, 4), Layout((0, 1, 2), (3,)), lambda w: w.reshape(12, 4).T),
-  'OIHW': ((4, 3, 2, 2), Layout((2, 3, 1), (0,)), lambda w: w.transpose(0, 2, 3, 1).reshape(4, 12)),
-  'layers': ((2, 8, 3), Layout((1,), (2,)), lambda w: w.transpose(0, 2, 1).reshape(6, 8)),
+  '(in, out)': ((10, 3), LeafLayout((0,), (1,)), lambda w: w.T),
+  '(out, in)': ((3, 10), LeafLayout((1,), (0,)), lambda w: w),
+  'HWIO': ((2, 2, 3, 4), LeafLayout((0, 1, 2), (3,)), lambda w: w.reshape(12, 4).T),
+  'OIHW': ((4, 3, 2, 2), LeafLayout((2, 3, 1), (0,)), lambda w: w.transpose(0, 2, 3, 1).reshape(4, 12)),
+  'layers': ((2, 8, 3), LeafLayout((1,), (2,)), lambda w: w.transpose(0, 2, 1).reshape(6, 8)),
   'no layout': ((2, 5, 3), None, lambda w: w.transpose(0, 2, 1).reshape(6, 5)),
 }
 
@@ -72,7 +72,7 @@ def test_n_of_m_comes_gradually_and_ends_at_the_pattern():
 
 def test_n_of_m_holds_where_scores_are_not_finite():
   scores = np.array([[np.nan, np.inf, np.inf, np.nan, 1.0, 2.0, 3.0, 4.0]], np.float32)
-  assert drawn(n_m(1, 4), scores, 0.75, Layout((1,), (0,))).reshape(2, 4).sum(1).tolist() == [1, 1]
+  assert drawn(n_m(1, 4), scores, 0.75, LeafLayout((1,), (0,))).reshape(2, 4).sum(1).tolist() == [1, 1]
 
 
 def test_channels_live_or_die_whole():
@@ -81,7 +81,7 @@ def test_channels_live_or_die_whole():
   norms = np.linalg.norm(scores.reshape(36, 10).astype(np.float64), axis=0)
   assert sorted(np.nonzero(mask.all((0, 1, 2)))[0]) == sorted(np.argsort(-norms)[:3])
   assert mask.sum() == 3 * 36
-  np.testing.assert_array_equal(drawn(channel(), scores.T, 0.7, Layout((1, 2, 3), (0,))), mask.T)
+  np.testing.assert_array_equal(drawn(channel(), scores.T, 0.7, LeafLayout((1, 2, 3), (0,))), mask.T)
   assert drawn(channel(), scores[..., :2], 0.99).all((0, 1, 2)).sum() == 1  # the last one lives
 
 
@@ -95,7 +95,7 @@ def test_each_output_keeps_its_own_share():
   mask = drawn(per_output(), scores, 0.75)
   assert mask.sum(0).tolist() == [2] * 5
   np.testing.assert_array_equal(mask, np.argsort(np.argsort(-scores, axis=0), axis=0) < 2)
-  np.testing.assert_array_equal(drawn(per_output(), scores.T.copy(), 0.75, Layout((1,), (0,))), mask.T)
+  np.testing.assert_array_equal(drawn(per_output(), scores.T.copy(), 0.75, LeafLayout((1,), (0,))), mask.T)
 
 
 def test_blocks_live_or_die_whole():

@@ -80,7 +80,7 @@ def test_what_cannot_be_compiled_is_told_by_the_first_step():
 
 def test_compiling_runs_nothing_and_takes_no_array():
   train, state = training()
-  train.compile(state, BATCH)
+  train.programs.compile(state, BATCH)
   assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(state))
   assert int(state.step) == 0
   assert jnp.isfinite(train.step(state, BATCH)[1]['loss'])

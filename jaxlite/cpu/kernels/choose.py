@@ -1,10 +1,10 @@
-"""Equations as kernels see them: which of a convolution's three products one is, or which matrix product."""
+"""Which kernel serves an equation: oneDNN's, one of our own, or none."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,25 +12,50 @@ import jax
 from jax import lax
 
 from jaxlite.cpu.kernels import direct, ffi, onednn, onednn_handlers
-from jaxlite.cpu.kernels.match import Geometry, Layout, contraction, exchanged, recognized
+from jaxlite.cpu.kernels.match import ConvGeometry, MatmulLayout, contraction, exchanged, recognized
 from jaxlite.graph.contractions import flops_of
+from jaxlite.host.machine import all_cores
 
-CHUNKS = min(8, max(2, os.cpu_count() or 1))  # part of a form's name, so that a resume takes the number it began with
+# The bits of a sum depend on the number of chunks, so it is that of the machine, not of the cores a process may use;
+# it is part of a form's name, so that a resume takes the number it began with.
+CHUNKS = min(8, max(2, all_cores()))
 _CHUNK = 4e6  # FLOPs of a matrix product up to which it is one thread's work
-_kept: list[onednn.Product] = []  # what handlers in C point to
 _LAYOUT = 2  # of the names of targets; another meaning of the same numbers needs another
+
+
+def names() -> tuple[str, ...]:
+  """Returns the names of the forms that call a kernel here: one, or none."""
+  if _partitioned():
+    return ()
+  if not onednn.missing():
+    return (f'onednn{CHUNKS}',)
+  return () if direct.missing() else (f'direct{CHUNKS}',)
+
+
+def _partitioned() -> bool:
+  """Whether programs may be split over devices: such a program would gather what it calls a kernel with."""
+  return jax.local_device_count('cpu') > 1
+
+
+def is_kernel(name: str) -> bool:
+  """Tells whether a form of this name calls a kernel, here or on another machine.
+
+  >>> is_kernel('onednn8'), is_kernel('direct2'), is_kernel('outer')
+  (True, True, False)
+  """
+  return re.fullmatch(r'(onednn|direct)\d+', name) is not None
 
 
 def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]:
   """Returns the form of an equation that calls a kernel, by name; empty where there is none.
 
-  oneDNN's where that extra is installed, else for a convolution one of our own where there is a C compiler.
+  Where there is a C compiler, oneDNN's if that extra is installed, else for a convolution one of our own.
 
   Args:
     eqn: a `conv_general_dilated` or a `dot_general`.
     turned: a `dot_general` without a batch is made with its operands exchanged and transposed.
   """
-  if jax.local_device_count('cpu') > 1:  # a partitioned program would gather what it calls with
+  if _partitioned():
     return {}
   if eqn.primitive.name == 'dot_general':
     kind, found = 'turned' if turned else 'matmul', None if onednn.missing() else contraction(eqn)
@@ -52,7 +77,7 @@ def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]
   return {f'onednn{CHUNKS}': functools.partial(_call, eqn, kind, call)}
 
 
-def _direct(eqn: Any, kind: str, of: Geometry | None) -> dict[str, Callable[..., jax.Array]]:
+def _direct(eqn: Any, kind: str, of: ConvGeometry | None) -> dict[str, Callable[..., jax.Array]]:
   if of is None or not direct.fits(of) or direct.missing():
     return {}
   chunks = onednn.chunks_of(of.batch, CHUNKS) if kind == 'weight' else 1
@@ -60,8 +85,8 @@ def _direct(eqn: Any, kind: str, of: Geometry | None) -> dict[str, Callable[...,
 
 
 def _call(eqn: Any, kind: str, call: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
-  """The equation's product by a kernel; its derivatives are the native ones, since it is linear in each operand."""
-  native = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
+  """The equation's product by a kernel; its derivatives are XLA's own, since it is linear in each operand."""
+  xla_form = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(eqn.params))
   shape = jax.ShapeDtypeStruct(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
 
   @jax.custom_jvp
@@ -78,24 +103,22 @@ def _call(eqn: Any, kind: str, call: Callable[..., jax.Array], *operands: jax.Ar
   @product.defjvp
   def _(primals: Any, tangents: Any) -> Any:
     (lhs, rhs), (dlhs, drhs) = primals, tangents
-    return product(lhs, rhs), native(dlhs, rhs) + native(lhs, drhs)
+    return product(lhs, rhs), xla_form(dlhs, rhs) + xla_form(lhs, drhs)
 
   return product(*operands)
 
 
 @functools.cache
-def _target(kind: str, of: Geometry | Layout, chunks: int) -> str | None:
-  """Registers a product and returns its name; None where oneDNN has no kernel."""
+def _target(kind: str, of: ConvGeometry | MatmulLayout, chunks: int) -> str | None:
+  """Registers a product and returns its name; None where oneDNN has no kernel, or there is no room for a handler."""
   try:
-    product = onednn.Contraction(of, chunks) if isinstance(of, Layout) else onednn.Convolution(kind, of, chunks)
+    product = onednn.Contraction(of, chunks) if isinstance(of, MatmulLayout) else onednn.Convolution(kind, of, chunks)
   except RuntimeError:
     return None
   sizes = ('x'.join(map(str, part)) if isinstance(part, tuple) else str(part) for part in of)
   name = '_'.join(['jaxlite_cpu_onednn', str(_LAYOUT), kind, str(chunks), *sizes])
-  compiled = onednn_handlers.handler(product)
-  if compiled is None:
-    ffi.register(name, product)
-  else:
-    _kept.append(product)
-    ffi.register_address(name, ctypes.c_void_p(compiled))
+  address = onednn_handlers.handler(product)
+  if address is None:
+    return None
+  ffi.register(name, ctypes.c_void_p(address))
   return name

@@ -9,13 +9,12 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxlite.host.files import user_cache
+from jaxlite.host.files import user_cache, whole_file
 from jaxlite.host.machine import abilities
 
 _HERE = Path(__file__).parent
@@ -32,7 +31,7 @@ def load(name: str, *, tuned: bool = False, folder: Path | None = None) -> Any:
     tuned: whether it may use all that this processor is able to, for kernels of our own.
     folder: where it is kept; None is the user's cache.
   """
-  path = built(name, folder or user_cache().parent / 'handlers', tuned=tuned)
+  path = built(name, folder or user_cache() / 'handlers', tuned=tuned)
   if path is None:
     return None
   try:
@@ -61,13 +60,9 @@ def built(name: str, folder: Path, *, tuned: bool = False) -> Path | None:
   for tuning in (('-march=native',), ('-mcpu=native',), ()) if tuned else ((),):  # compilers differ in what they take
     with contextlib.suppress(OSError, subprocess.SubprocessError):
       folder.mkdir(parents=True, exist_ok=True)
-      made = Path(tempfile.mkstemp(dir=folder, suffix='.part')[1])
-      try:
+      with whole_file(path) as made:
         command = [found, *_FLAGS, *tuning, f'-I{jax.ffi.include_dir()}', str(_HERE / f'{name}.c'), '-o', str(made)]
         subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
-        os.replace(made, path)  # whole or not at all, whoever else compiles
-      finally:
-        made.unlink(missing_ok=True)
       return path
   return None
 

@@ -1,6 +1,6 @@
 // Convolutions over up to three axes as an operation of an XLA program, on XLA's own threads and without a library.
 //
-// A few neighbouring pixels by a few vectors of channels are summed in registers (the gradient of the weights: a few
+// A few neighboring pixels by a few vectors of channels are summed in registers (the gradient of the weights: a few
 // entries of a window by a few vectors). Rows of the image are laid out with their padding in a buffer of the thread's
 // own; there the entries of a window's row lie side by side, pixel by pixel and channel by channel, so that the sum
 // over them is one run. Here: how weights are packed, and how the work is cut and shared. `direct.py` compiles this

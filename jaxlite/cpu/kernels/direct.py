@@ -2,8 +2,8 @@
 
 XLA:CPU runs a convolution of many channels on one thread and oneDNN's extra is made for one platform; these kernels
 (`direct.c`) are compiled for the processor at hand, run on XLA's threads and take every layout. Of the gradient of the
-weights a fixed number of chunks of the batch is added in order, and nothing else hangs on how the work is shared: the
-result is the same for any number of threads.
+weights a fixed number of chunks of the batch is added in order, and nothing else depends on how the work is shared:
+the result is the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxlite.cpu.kernels import compiler, ffi
-from jaxlite.cpu.kernels.match import Geometry
+from jaxlite.cpu.kernels.match import ConvGeometry
 
 TARGET = 'jaxlite_cpu_direct_1'  # it stands in compiled programs: another meaning of `spec` needs another number
 KINDS = ('forward', 'input', 'weight')
@@ -37,11 +37,11 @@ def missing() -> str:
     return f'no convolutions in C: {compiler.WHY_NOT}'
   if not _tried(lib.jaxlite_product):
     return 'no convolutions in C: their trial came out wrong on this processor'
-  ffi.register_address(TARGET, ctypes.cast(lib.jaxlite_direct, ctypes.c_void_p))
+  ffi.register(TARGET, ctypes.cast(lib.jaxlite_direct, ctypes.c_void_p))
   return ''
 
 
-def spec(kind: str, of: Geometry, chunks: int) -> np.ndarray:
+def spec(kind: str, of: ConvGeometry, chunks: int) -> np.ndarray:
   """Returns a product of a convolution as direct.c reads it: over three axes, the first of size 1 where it has fewer.
 
   Args:
@@ -61,7 +61,7 @@ def spec(kind: str, of: Geometry, chunks: int) -> np.ndarray:
   return np.array([*numbers, *itertools.chain(*sizes, (0,) * more + of.low, *strides)], np.int64)
 
 
-def fits(of: Geometry) -> bool:
+def fits(of: ConvGeometry) -> bool:
   """Tells whether a kernel serves a convolution.
 
   Groups of few channels leave most of a vector idle, but for those of one channel, in arrays where these lie last.
@@ -75,7 +75,7 @@ def fits(of: Geometry) -> bool:
   return of.groups == 1 or alone or min(of.inputs, of.outputs) >= LEAST * of.groups
 
 
-def call(kind: str, of: Geometry, chunks: int, shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:
+def call(kind: str, of: ConvGeometry, chunks: int, shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:
   """Returns one of a convolution's three products.
 
   Args:
@@ -93,7 +93,7 @@ def _tried(product: Any) -> bool:
   """A small convolution and both its gradients, against NumPy; without XLA, since this may be asked inside a trace."""
   rng = np.random.default_rng(0)
   x, w, g = (rng.normal(size=size).astype(np.float32) for size in ((2, 5, 5, 3), (3, 3, 3, 18), (2, 3, 3, 18)))
-  of = Geometry(
+  of = ConvGeometry(
     *(2, 3, 18, 1, (5, 5), (3, 3), (3, 3), (2, 2), (1, 1), (1, 1), (1, 1)),
     *((75, 1, 15, 3), (1, 18, 162, 54), (162, 1, 54, 18)),
   )

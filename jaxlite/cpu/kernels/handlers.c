@@ -1,7 +1,7 @@
 // A product by oneDNN as an operation of an XLA program, without Python and on XLA's own threads.
 //
-// What `onednn.Product` does by ctypes, with the same kernels, chunks and order of summation, so with the same
-// bits. `native.py` compiles this file where there is a C compiler; the functions of oneDNN come as addresses.
+// `onednn.py` makes the kernels and `onednn_handlers.py` compiles this file where there is a C compiler; the functions
+// of oneDNN come as addresses. The chunks of a sum are added in order, so the bits do not depend on the threads.
 
 #include <pthread.h>
 
@@ -15,7 +15,7 @@ typedef struct {
   void *memory;
 } Arg;
 
-// What the library is called by, in the order in which native.py gives it.
+// What the library is called by, in the order in which onednn_handlers.py gives it.
 static struct {
   int (*stream_create)(void **, void *, unsigned);
   int (*memory_create)(void **, const void *, void *, void *);
@@ -26,7 +26,7 @@ static struct {
   void *engine;
 } dnnl;
 
-// One product: the fields of `native.Product`.
+// One product: the fields of `onednn_handlers.CProduct`.
 typedef struct {
   int64_t kind, chunks, same;
   int64_t steps[3];  // bytes from chunk to chunk: of the two arrays with a batch, of weights that are read as they lie
@@ -139,14 +139,15 @@ static int chunk(void *data, int index) {
   return status ? status : run(call->of->primitive, 4, args);
 }
 
-static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
-  if (only_asks(frame)) return NULL;
+enum { NO_MEMORY = -1 };
+
+// Without a frame all chunks run on the caller's thread.
+static int multiply(int target, XLA_FFI_CallFrame *frame, char *first, char *second, char *out) {
   const Product *of = &products[target];
-  char *second = argument(frame, 1), *out = result(frame);
   Slot *slot = take(target);
-  if (slot == NULL) return fail(frame, "onednn: no memory for a product");
+  if (slot == NULL) return NO_MEMORY;
   int status = of->kind == WEIGHT ? 0 : move(of, slot, second);
-  Call call = {of, slot, argument(frame, 0), of->kind == WEIGHT ? second : out};
+  Call call = {of, slot, first, of->kind == WEIGHT ? second : out};
   if (!status) status = share(frame, of->chunks, chunk, &call);
   if (!status && of->kind == WEIGHT) {
     float *sum = slot->weights[0];
@@ -157,7 +158,14 @@ static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
     status = move(of, slot, out);
   }
   give(target, slot);
-  return status ? fail(frame, "onednn: a product failed") : NULL;
+  return status;
+}
+
+static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
+  if (only_asks(frame)) return NULL;
+  int status = multiply(target, frame, argument(frame, 0), argument(frame, 1), result(frame));
+  if (!status) return NULL;
+  return fail(frame, status == NO_MEMORY ? "onednn: no memory for a product" : "onednn: a product failed");
 }
 
 #define ONE(n) \
@@ -190,4 +198,12 @@ void *jaxlite_handler(const Product *product) {
   }
   pthread_mutex_unlock(&lock);
   return handler;
+}
+
+// Runs a product outside of any program; returns 0 where all went well.
+int jaxlite_run(const void *handler, char *first, char *second, char *out) {
+  for (int target = 0; target < known; target++) {
+    if ((void *)handlers[target] == handler) return multiply(target, NULL, first, second, out);
+  }
+  return NO_MEMORY;
 }

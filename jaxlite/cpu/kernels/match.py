@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
-class Geometry(NamedTuple):
+class ConvGeometry(NamedTuple):
   """A convolution over one to three axes, as the forward pass sees it, whichever of its arrays is computed.
 
   Attributes:
@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
   y: tuple[int, ...]
 
 
-class Layout(NamedTuple):
+class MatmulLayout(NamedTuple):
   """A product of matrices, or of as many as a batch has: out[..., m, n] = sum over k of a[..., m, k] b[..., k, n].
 
   Attributes:
@@ -56,7 +56,7 @@ class Layout(NamedTuple):
 _AXES = 12  # that oneDNN knows
 
 
-def recognized(eqn: Any) -> tuple[str, Geometry] | None:
+def recognized(eqn: Any) -> tuple[str, ConvGeometry] | None:
   """Reads a `conv_general_dilated` over one to three axes as a product of a convolution.
 
   After differentiation a gradient of the weights is an equation that contracts over the batch, and a gradient of the
@@ -68,6 +68,8 @@ def recognized(eqn: Any) -> tuple[str, Geometry] | None:
   Returns:
     ('forward', 'input' or 'weight', its geometry); None for what oneDNN is not asked to do.
 
+  >>> import jax
+  >>> from jax import lax
   >>> conv = lambda x, w: lax.conv_general_dilated(x, w, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
   >>> x, w = jax.numpy.ones((4, 8, 8, 3)), jax.numpy.ones((3, 3, 3, 5))
   >>> program = jax.make_jaxpr(jax.grad(lambda x, w: conv(x, w).sum(), (0, 1)))(x, w)
@@ -95,7 +97,7 @@ def recognized(eqn: Any) -> tuple[str, Geometry] | None:
   if plain and batched == 1 and min(low) >= 0 and min(high) >= 0:
     sizes = (tuple(left[2:]), tuple(right[2:]), tuple(result[2:]))
     ends = tuple(steps), tuple(apart), low, high
-    return 'forward', Geometry(left[0], left[1], right[0], groups, *sizes, *ends, tuple(x), tuple(w), tuple(y))
+    return 'forward', ConvGeometry(left[0], left[1], right[0], groups, *sizes, *ends, tuple(x), tuple(w), tuple(y))
   if batched == groups == 1 and set(steps) == {1}:
     before = [(size - 1) * step - pad for size, step, pad in zip(right[2:], apart, low, strict=True)]
     swapped = tuple(y), (w[1], w[0], *w[2:]), tuple(x)
@@ -118,7 +120,7 @@ def is_weight_gradient(eqn: Any) -> bool:
   return numbers.lhs_spec[1] == 0 and kernel >= result and eqn.params['feature_group_count'] == 1
 
 
-def contraction(eqn: Any) -> Layout | None:
+def contraction(eqn: Any) -> MatmulLayout | None:
   """Reads a `dot_general` as a product of matrices, or of a batch of them, whose operands stay as they lie.
 
   Args:
@@ -127,6 +129,7 @@ def contraction(eqn: Any) -> Layout | None:
   Returns:
     Its layout; None for what oneDNN is not asked to do: another dtype than float32, axes that do not lie together.
 
+  >>> import jax
   >>> program = jax.make_jaxpr(lambda x, g: jax.numpy.einsum('bti,bto->io', x, g))(*[jax.numpy.ones((2, 3, 4))] * 2)
   >>> layout = contraction(next(eqn for eqn in program.eqns if eqn.primitive.name == 'dot_general'))
   >>> layout.rows, layout.inner, layout.columns, layout.a
@@ -153,13 +156,13 @@ def contraction(eqn: Any) -> Layout | None:
   if None in (rows, across, columns, across_too):
     return None
   a, b = (*outer, rows[1], across[1]), (*outer_too, across_too[1], columns[1])
-  return Layout(tuple(lhs.shape[axis] for axis in batch), rows[0], across[0], columns[0], a, b)
+  return MatmulLayout(tuple(lhs.shape[axis] for axis in batch), rows[0], across[0], columns[0], a, b)
 
 
-def exchanged(of: Layout) -> Layout:
+def exchanged(of: MatmulLayout) -> MatmulLayout:
   (*outer, row, across), (*outer_too, across_too, column) = of.a, of.b
   a, b = (*outer_too, column, across_too), (*outer, across, row)
-  return Layout(of.batch, of.columns, of.inner, of.rows, a, b)
+  return MatmulLayout(of.batch, of.columns, of.inner, of.rows, a, b)
 
 
 def _merged(aval: Any, axes: Sequence[int]) -> tuple[int, int] | None:
@@ -184,7 +187,7 @@ def _geometry(
   dilation: Sequence[int],
   low: Sequence[int],
   strides: tuple[Sequence[int], Sequence[int], Sequence[int]],
-) -> Geometry | None:
+) -> ConvGeometry | None:
   """The forward pass of a gradient: padding at the end is what makes its sizes agree."""
   sizes = tuple(image[2:]), tuple(kernel[2:]), tuple(result[2:])
   high = [
@@ -198,7 +201,7 @@ def _geometry(
   if not agree or min(low) < 0:
     return None
   x, w, y = map(tuple, strides)
-  return Geometry(batch, inputs, outputs, groups, *sizes, *map(tuple, (stride, dilation, low, high)), x, w, y)
+  return ConvGeometry(batch, inputs, outputs, groups, *sizes, *map(tuple, (stride, dilation, low, high)), x, w, y)
 
 
 def _pairs(numbers: Any, lhs: Any, rhs: Any, out: Any) -> list[tuple[Any, Any]]:

@@ -1,24 +1,23 @@
-"""Convolutions and matrix products by oneDNN's own kernels, through its C interface and ctypes.
+"""Convolutions and matrix products by oneDNN's own kernels, made through its C interface by ctypes.
 
-The library comes with the extra `jaxlite[onednn]` and is loaded when the first product asks for it; without it, or
-where a trial convolution comes out wrong, there is nothing here to call and `missing` says why. Kernels run on one
-thread each. The batch is cut into a fixed number of chunks that run side by side on threads of this module, and the
-chunks' weight gradients are added in order: the result hangs on the number of chunks and never on the number of
-threads. (OpenMP's own team of threads would fight with XLA's.)
+The library comes with the extra `jaxlite[onednn]` and is loaded when the first product asks for it. Without it,
+without the C compiler that makes what calls it (`onednn_handlers`), or where a trial convolution comes out wrong,
+there is nothing here to call and `missing` says why. Kernels run on one thread each. The batch is cut into a fixed
+number of chunks that run side by side on XLA's threads, and the chunks' weight gradients are added in order: the
+result depends on the number of chunks and never on the number of threads. (OpenMP's own team of threads would
+compete with XLA's.)
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import ctypes
 import functools
 import math
-import os
 
 import numpy as np
 
-from jaxlite.cpu.kernels import onednn_c
-from jaxlite.cpu.kernels.match import Geometry, Layout
+from jaxlite.cpu.kernels import compiler, onednn_c, onednn_handlers
+from jaxlite.cpu.kernels.match import ConvGeometry, MatmulLayout
 
 _TRAINING, _AUTO = 64, 3
 _SRC, _DST, _WEIGHTS, _SCRATCHPAD, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 1, 17, 33, 80, 129, 145, 161
@@ -30,11 +29,12 @@ _WEIGHTS_MD = {'forward': 131, 'input': 131, 'weight': 132}
 def missing() -> str:
   """Returns why oneDNN cannot be used here; '' if it can.
 
-  >>> missing() == '' or 'onednn' in missing()
+  >>> missing() == '' or 'onednn' in missing().lower()
   True
   """
   try:
-    onednn_c.library()
+    if onednn_handlers.library() is None:
+      return f'oneDNN is installed but not called: {compiler.WHY_NOT}'
     _try_out()
   except (OSError, ImportError, RuntimeError) as error:
     return f'no onednn: {error} (pip install "jaxlite[onednn]")'
@@ -50,16 +50,8 @@ def chunks_of(batch: int, wanted: int) -> int:
   return next(n for n in range(max(1, min(wanted, batch)), 0, -1) if batch % n == 0)
 
 
-def entry_points() -> list[int | None]:
-  """Returns the addresses of the functions that run a convolution, and the engine, in the order of handlers.c."""
-  names = ('stream_create', 'memory_create', 'memory_set_data_handle', 'primitive_execute')
-  functions = [getattr(onednn_c.library(), f'dnnl_{name}') for name in names]
-  functions += [onednn_c.openmp().omp_get_max_threads, onednn_c.openmp().omp_set_num_threads]
-  return [*(ctypes.cast(function, ctypes.c_void_p).value for function in functions), onednn_c.engine().value]
-
-
 class Product:
-  """A kernel ready to run on the addresses of two operands and a result; safe on several threads at once.
+  """A kernel for two operands and a result, and all that its handler needs; never changed once it is made.
 
   Attributes:
     kind: 'weight' where every chunk makes a whole result and these are added.
@@ -68,7 +60,6 @@ class Product:
 
   kind: str
   chunks: int
-  idle: list[_Slot]
   desc: ctypes.c_void_p
 
   def _build(self) -> None:
@@ -77,19 +68,9 @@ class Product:
     self.primitive = onednn_c.new('dnnl_primitive_create', self.desc)
     self.scratch = onednn_c.query(self.desc, _SCRATCHPAD_MD)
 
-  def __call__(self, first: int, second: int, out: int) -> None:
-    try:
-      slot = self.idle.pop()
-    except IndexError:  # another thread is at it
-      slot = _Slot(self)
-    try:
-      slot.run(first, second, out)
-    finally:
-      self.idle.append(slot)
-
 
 class Convolution(Product):
-  """One of a convolution's three products, ready to run on addresses; safe on several threads at once.
+  """One of a convolution's three products.
 
   Args:
     kind: 'forward' (image, weights -> result), 'input' (gradient of the result, weights -> gradient of the image) or
@@ -101,13 +82,12 @@ class Convolution(Product):
     RuntimeError: oneDNN has no kernel for it but a slow reference.
   """
 
-  def __init__(self, kind: str, geometry: Geometry, chunks: int):
+  def __init__(self, kind: str, geometry: ConvGeometry, chunks: int):
     self.kind, self.chunks = kind, chunks
     with onednn_c.OneThread():  # a kernel is made for as many threads as there are when it is made
       self._prepare(kind, geometry, chunks)
-      self.idle: list[_Slot] = [_Slot(self)]
 
-  def _prepare(self, kind: str, geometry: Geometry, chunks: int) -> None:
+  def _prepare(self, kind: str, geometry: ConvGeometry, chunks: int) -> None:
     lib = onednn_c.library()
     batch = geometry.batch // chunks
     g = geometry
@@ -159,7 +139,7 @@ class Convolution(Product):
 
 
 class Contraction(Product):
-  """A matrix product, or a batch of them, ready to run on addresses; safe on several threads at once.
+  """A matrix product, or a batch of them.
 
   Args:
     layout: its operands'.
@@ -171,7 +151,7 @@ class Contraction(Product):
 
   kind = 'forward'  # the second operand is read as it lies, by every chunk
 
-  def __init__(self, layout: Layout, chunks: int):
+  def __init__(self, layout: MatmulLayout, chunks: int):
     self.chunks, self.same, self.reorder = chunks, True, ctypes.c_void_p()
     with onednn_c.OneThread():
       batch, rows, inner, columns, a, b = layout
@@ -187,71 +167,6 @@ class Contraction(Product):
       self.mds, self.numbers = (x, y), (_SRC, _WEIGHTS, _DST)
       each = 4 * outer[0]
       self.steps = each * a[0], each * out[0], each * b[0] if batch else 0
-      self.idle = [_Slot(self)]
-
-
-class _Slot:
-  """The memory that one call of a product needs beside its operands."""
-
-  def __init__(self, of: Product):
-    self.of = of
-    self.read = of.same and of.kind != 'weight'  # as they lie, no copy
-    weights = 1 if of.kind != 'weight' else of.chunks
-    self.weights = [] if self.read else [onednn_c.room(of.packed) for _ in range(weights)]
-    self.scratch = [onednn_c.room(of.scratch) for _ in range(of.chunks)]
-    self.plain = onednn_c.memory(of.plain)
-    self.calls = []
-    for index in range(of.chunks):
-      pair = [onednn_c.memory(md) for md in of.mds]
-      own = onednn_c.memory(of.packed, None if self.read else self.weights[min(index, weights - 1)].ctypes.data)
-      scratch = onednn_c.memory(of.scratch, self.scratch[index].ctypes.data)
-      one, middle, other = of.numbers
-      args = (_Arg * 4)((one, pair[0]), (middle, own), (other, pair[1]), (_SCRATCHPAD, scratch))
-      self.calls.append((pair, own, args))
-    packed = self.calls[0][1]
-    ways = (self.plain, packed) if of.kind != 'weight' else (packed, self.plain)
-    self.moves = (_Arg * 2)((_SRC, ways[0]), (_DST, ways[1]))
-
-  def run(self, first: int, second: int, out: int) -> None:
-    of = self.of
-    one, other = (first, second) if of.kind == 'weight' else (first, out)
-    with onednn_c.OneThread():
-      if of.kind != 'weight':
-        self.move(second)
-      rest = [_workers().submit(self.chunk, index, one, other) for index in range(1, of.chunks)]
-      self.chunk(0, one, other)
-      for task in rest:
-        task.result()
-      if of.kind == 'weight':
-        for more in self.weights[1:]:
-          np.add(self.weights[0], more, out=self.weights[0])
-        self.move(out)
-
-  def chunk(self, index: int, one: int, other: int) -> None:
-    pair, _, args = self.calls[index]
-    lib = onednn_c.library()
-    for memory, at, step in zip(pair, (one, other), self.of.steps[:2], strict=True):
-      onednn_c.check('set', lib.dnnl_memory_set_data_handle(memory, at + index * step))
-    with onednn_c.OneThread():
-      onednn_c.check('product', lib.dnnl_primitive_execute(self.of.primitive, onednn_c.stream(), 4, args))
-
-  def move(self, weights: int) -> None:
-    lib, of = onednn_c.library(), self.of
-    if self.read:
-      for index, (_, own, _) in enumerate(self.calls):
-        onednn_c.check('set', lib.dnnl_memory_set_data_handle(own, weights + index * of.steps[2]))
-      return
-    onednn_c.check('set', lib.dnnl_memory_set_data_handle(self.plain, weights))
-    onednn_c.check('reorder', lib.dnnl_primitive_execute(of.reorder, onednn_c.stream(), 2, self.moves))
-
-
-@functools.cache
-def _workers() -> concurrent.futures.ThreadPoolExecutor:
-  return concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), 'jaxlite-onednn')
-
-
-class _Arg(ctypes.Structure):
-  _fields_ = (('number', ctypes.c_int), ('memory', ctypes.c_void_p))
 
 
 def _try_out() -> None:
@@ -261,9 +176,12 @@ def _try_out() -> None:
   y, back = np.zeros((2, 3, 3, 5), np.float32), np.zeros_like(w)
   views = np.stack([x[:, i : i + 3, j : j + 3] for i in range(2) for j in range(2)], 3).reshape(2, 3, 3, 12)
   strides = (48, 1, 12, 3), (1, 5, 30, 15), (45, 1, 15, 5)
-  geometry = Geometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides)
-  Convolution('forward', geometry, 2)(x.ctypes.data, w.ctypes.data, y.ctypes.data)
-  Convolution('weight', geometry, 2)(x.ctypes.data, y.ctypes.data, back.ctypes.data)
+  geometry = ConvGeometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides)
+  for kind, second, out in (('forward', w, y), ('weight', y, back)):
+    address = onednn_handlers.handler(Convolution(kind, geometry, 2))
+    if address is None:
+      raise RuntimeError('there is no room for its trial convolution')
+    onednn_handlers.run(address, x, second, out)
   right = np.tensordot(views, w.reshape(12, 5), 1)
   slope = np.tensordot(views, right, ([0, 1, 2], [0, 1, 2])).reshape(w.shape)
   if not (np.allclose(y, right, atol=1e-5) and np.allclose(back, slope, atol=1e-4)):

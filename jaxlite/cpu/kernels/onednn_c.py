@@ -9,11 +9,8 @@ import ctypes
 import functools
 import importlib.metadata
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 PACKAGE = 'onednn-cpu-gomp'
 F32, ANY, CPU, USER = 3, 1, 1, 1
@@ -73,19 +70,7 @@ def library() -> Any:
   lib.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
   lib.dnnl_memory_desc_get_size.argtypes = [ctypes.c_void_p]
   lib.dnnl_memory_desc_equal.argtypes = [ctypes.c_void_p] * 2
-  lib.dnnl_memory_set_data_handle.argtypes = [ctypes.c_void_p] * 2
-  lib.dnnl_primitive_execute.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
   return lib
-
-
-_local = threading.local()
-
-
-def stream() -> Any:
-  """Returns this thread's own stream."""
-  if not hasattr(_local, 'stream'):
-    _local.stream = new('dnnl_stream_create', engine(), 1)
-  return _local.stream
 
 
 @functools.cache
@@ -127,16 +112,3 @@ def implementation(desc: ctypes.c_void_p) -> str:
   name = ctypes.c_char_p()
   check('query', library().dnnl_primitive_desc_query(desc, _IMPLEMENTATION, 0, ctypes.byref(name)))
   return (name.value or b'').decode()
-
-
-def memory(md: ctypes.c_void_p, at: int | None = None) -> ctypes.c_void_p:
-  """Returns a memory of a description, at an address or nowhere yet."""
-  return new('dnnl_memory_create', md, engine(), ctypes.c_void_p(at))
-
-
-def room(md: ctypes.c_void_p) -> np.ndarray:
-  """Zeros for a memory, float32, on a boundary of 64 bytes."""
-  size = size_of(md)
-  raw = np.zeros(size + 64, np.uint8)
-  start = -raw.ctypes.data % 64
-  return raw[start : start + size // 4 * 4].view(np.float32)

@@ -1,7 +1,6 @@
-"""oneDNN's products called without Python: handlers in C, compiled once where the machine has a C compiler.
+"""What calls oneDNN's products inside a program: handlers in C, compiled once where the machine has a C compiler.
 
-A handler in Python takes the interpreter's lock and brings threads of its own, which compete with XLA's; one in C does
-neither. The bits are the same, so nothing hangs on which of them runs: without a compiler `foreign` is used.
+They run on XLA's own threads and without the interpreter's lock. Where there is no compiler oneDNN is not used.
 """
 
 from __future__ import annotations
@@ -10,10 +9,12 @@ import ctypes
 import functools
 from typing import Any
 
-from jaxlite.cpu.kernels import compiler, onednn, onednn_c
+import numpy as np
+
+from jaxlite.cpu.kernels import compiler, onednn_c
 
 
-class Product(ctypes.Structure):
+class CProduct(ctypes.Structure):
   """One product, as handlers.c knows it."""
 
   _fields_ = (
@@ -33,16 +34,30 @@ class Product(ctypes.Structure):
   )
 
 
-def handler(of: onednn.Product) -> int | None:
-  """Returns the address of a handler in C for a product; None where there is none.
+@functools.cache
+def library() -> Any:
+  """Returns the compiled handlers, loaded and bound to oneDNN; None where they cannot be compiled.
 
-  Args:
-    of: the product. It has to outlive every program that calls the handler.
+  Raises:
+    OSError, ImportError: oneDNN cannot be had.
   """
-  lib = library()
+  functions = _entry_points()
+  lib = compiler.load('handlers')
   if lib is None:
     return None
-  product = Product(
+  lib.jaxlite_handler.restype = ctypes.c_void_p
+  lib.jaxlite_run.argtypes = [ctypes.c_void_p] * 4
+  lib.jaxlite_setup((ctypes.c_void_p * len(functions))(*functions))
+  return lib
+
+
+def handler(of: Any) -> int | None:
+  """Returns the address of a handler for a product; None where there is no room for more of them.
+
+  Args:
+    of: an `onednn.Product`.
+  """
+  product = CProduct(
     ('forward', 'input', 'weight').index(of.kind),
     of.chunks,
     of.same,
@@ -57,15 +72,27 @@ def handler(of: onednn.Product) -> int | None:
     of.plain.value,
     of.scratch.value,
   )
-  return lib.jaxlite_handler(ctypes.byref(product))
+  return library().jaxlite_handler(ctypes.byref(product))
 
 
-@functools.cache
-def library() -> Any:
-  """Returns the compiled handlers, loaded and bound to oneDNN; None where they cannot be had."""
-  lib = None if onednn.missing() else compiler.load('handlers')
-  if lib is None:
-    return None
-  lib.jaxlite_handler.restype = ctypes.c_void_p
-  lib.jaxlite_setup((ctypes.c_void_p * 7)(*onednn.entry_points()))
-  return lib
+def run(address: int, first: np.ndarray, second: np.ndarray, out: np.ndarray) -> None:
+  """Runs a product outside of any program, on this thread alone.
+
+  Args:
+    address: of its handler.
+    first, second: float32, laid out as the product was made for.
+    out: is written.
+
+  Raises:
+    RuntimeError: it failed.
+  """
+  if library().jaxlite_run(address, *(array.ctypes.data for array in (first, second, out))):
+    raise RuntimeError('onednn: a product failed')
+
+
+def _entry_points() -> list[int | None]:
+  """The addresses of the functions that run a product, and the engine, in the order of handlers.c."""
+  names = ('stream_create', 'memory_create', 'memory_set_data_handle', 'primitive_execute')
+  functions = [getattr(onednn_c.library(), f'dnnl_{name}') for name in names]
+  functions += [onednn_c.openmp().omp_get_max_threads, onednn_c.openmp().omp_set_num_threads]
+  return [*(ctypes.cast(function, ctypes.c_void_p).value for function in functions), onednn_c.engine().value]

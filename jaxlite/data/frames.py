@@ -1,0 +1,228 @@
+"""Reading any kind of small table as named columns, and cells as numbers or as text."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlite.errors import nearest
+
+_UNNAMED = re.compile(r'(Unnamed: \d+)?')
+_TRUTH = {'true': 1.0, '1': 1.0, 'false': 0.0, '0': 0.0}
+
+
+def read_columns(table: Any) -> dict[str, np.ndarray]:
+  """Returns a table as arrays [N] by column.
+
+  Args:
+    table: a path of a CSV file with a header (commas, semicolons or tabs), a dict of columns, a list of rows that are
+      dicts, a structured array, or a DataFrame.
+
+  Raises:
+    ValueError: one line: no table, two columns of one name, columns of several lengths, no row.
+
+  >>> read_columns([{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'y'}])['b'].tolist()
+  ['x', 'y']
+  """
+  if isinstance(table, str | os.PathLike):
+    columns = _read_csv(os.fspath(table))
+  elif isinstance(table, np.ndarray) and table.dtype.names:
+    columns = {column: table[column] for column in table.dtype.names}
+  elif isinstance(table, Mapping):
+    if table and not any(hasattr(values, '__len__') and not isinstance(values, str) for values in table.values()):
+      raise ValueError('a table is a dict of columns; got a dict of single values: put one row into a list, [row]')
+    columns = {str(column): _column(values) for column, values in table.items()}
+  elif isinstance(table, list | tuple) and table and all(isinstance(row, Mapping) for row in table):
+    columns = _from_rows(table)
+  elif hasattr(table, 'columns') and hasattr(table, '__getitem__'):  # a DataFrame, without importing its library
+    names = [str(column) for column in table.columns]
+    _check_names(names, 'the table')
+    columns = {name: _column(table[column]) for name, column in zip(names, table.columns, strict=True)}
+  else:
+    raise ValueError(
+      f'a table is a CSV path, a dict of columns, a structured array or a DataFrame; got {type(table).__name__}'
+    )
+  for column, values in columns.items():
+    if values.dtype == object:
+      for row, value in enumerate(values.tolist() if values.ndim == 1 else ()):
+        if isinstance(value, list | tuple | dict | set | np.ndarray):
+          kind = type(value).__name__
+          raise ValueError(f'a cell is a number or a string; {column!r} has a {kind} in row {row}: give it columns')
+  sizes = {column: np.shape(values) for column, values in columns.items()}
+  if len(set(sizes.values())) > 1 or any(len(size) != 1 for size in sizes.values()):
+    raise ValueError(f'columns are [N], all of one length; got {sizes}: cut or fill them')
+  if not columns or not next(iter(sizes.values()))[0]:
+    raise ValueError('a table needs a row at least; this one is empty')
+  return columns
+
+
+def categories(table: Any) -> list[str]:
+  """Returns the columns that a DataFrame itself calls categorical: names, whatever they look like."""
+  if not hasattr(table, 'columns') or not hasattr(table, 'dtypes'):
+    return []
+  return [str(name) for name in table.columns if str(table[name].dtype) == 'category']
+
+
+def _column(values: Any) -> np.ndarray:
+  try:
+    return np.asarray(values)
+  except ValueError:
+    raise ValueError('a column holds one value a row; got lists of several lengths: give one column each') from None
+
+
+def _from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  names = list(rows[0])
+  for place, row in enumerate(rows):
+    if set(row) != set(names):
+      odd = next(name for name in (*names, *row) if (name in row) != (name in names))
+      what = f'lacks {odd!r}' if odd in names else f'has {odd!r} (nearest: {nearest(str(odd), map(str, names))})'
+      raise ValueError(f'every row has the columns of the first; row {place} {what}: give all rows the same')
+  return {str(name): _objects([row[name] for row in rows]) for name in names}
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+  if all(isinstance(value, bool | np.bool_) for value in values):
+    return np.array(values, bool)
+  found = np.empty(len(values), object)
+  found[:] = values
+  return found
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+  if len(set(names)) != len(names):
+    raise ValueError(f'columns have names of their own; {where} has {", ".join(names)}: rename one')
+
+
+def _read_csv(path: str) -> dict[str, np.ndarray]:
+  try:
+    with open(path, newline='', encoding='utf-8-sig') as file:
+      head = file.readline()
+      file.seek(0)
+      reader = csv.reader(file, delimiter=max(',;\t', key=head.count))
+      header = next(reader, [])
+      rows = [(reader.line_num, row) for row in reader if row]
+  except OSError as error:
+    raise ValueError(f'cannot read the table {path}: {error.strerror or error}') from None
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise ValueError(f'a table is a CSV file in UTF-8; {path} is not: {error}') from None
+  header = [column.strip() for column in header]
+  _check_names(header, path)
+  for line, row in rows:
+    if len(row) != len(header):
+      raise ValueError(f'every row has {len(header)} cells, as the header; {path} line {line} has {len(row)}: fix it')
+  cells = [[cell.strip() for cell in row] for _, row in rows]
+  return {column: np.array([row[index] for row in cells], dtype=object) for index, column in enumerate(header)}
+
+
+def check_named(columns: Mapping[str, np.ndarray], drop: Sequence[str]) -> None:
+  """Raises where a column without a name is not dropped: most often the rows' own numbers, which predict by accident.
+
+  Raises:
+    ValueError: one line with the column and the way out.
+  """
+  for name, values in columns.items():
+    if name not in drop and _UNNAMED.fullmatch(name):
+      counts = 'counts the rows' if _counts(values) else 'may be an index'
+      raise ValueError(f'columns have names; {name!r} has none and {counts}: pass drop=[{name!r}], or name it')
+
+
+def _counts(values: np.ndarray) -> bool:
+  """Whether a column is 0, 1, 2, ... or 1, 2, 3, ..."""
+  try:
+    numbers = np.array([float(_text(value)) for value in values.tolist()])
+  except ValueError:
+    return False
+  return bool((np.diff(numbers) == 1).all() and numbers[0] in (0, 1))
+
+
+def check_dates(column: str, values: np.ndarray) -> None:
+  """Raises where a column holds dates or durations: what of them matters only a person knows.
+
+  Raises:
+    ValueError: one line with the column.
+  """
+  objects = values.tolist() if values.dtype.kind == 'O' else ()
+  if values.dtype.kind in 'mM' or any(hasattr(value, 'isoformat') and not _is_missing(value) for value in objects):
+    raise ValueError(
+      f'a column holds numbers or strings; {column!r} has dates: make numbers of them (year, weekday, days since), or '
+      'drop it'
+    )
+
+
+def as_numbers(column: str, values: np.ndarray) -> np.ndarray | None:
+  """Returns float64 [N] with NaN where a number is missing, or None for a column of names.
+
+  Raises:
+    ValueError: dates, and numbers with a few words among them.
+  """
+  check_dates(column, values)
+  if values.dtype.kind in 'biuf':
+    return values.astype(np.float64)
+  if values.dtype.kind not in 'OUST':
+    raise ValueError(f'a column holds numbers or strings; {column!r} has {values.dtype}: convert it')
+  text = as_text(values)
+  numbers, words = np.full(len(text), np.nan), []
+  for row, cell in enumerate(text):
+    try:
+      numbers[row] = float(cell) if cell else np.nan
+    except ValueError:
+      words.append(row)
+  filled = sum(bool(cell) for cell in text)
+  if not words and filled:
+    return numbers
+  if 2 * len(words) < filled:  # mostly numbers: a stray 'NA' must not turn a measurement into categories
+    place = words[0]
+    raise ValueError(
+      f'column {column!r} holds numbers, but {str(text[place])!r} in row {place}: '
+      f'fix it, or name the column in categorical if it holds names'
+    )
+  return None
+
+
+def check_finite(column: str, numbers: np.ndarray, values: np.ndarray) -> None:
+  """Raises where a number is missing or infinite.
+
+  Raises:
+    ValueError: one line with column and row.
+  """
+  bad = np.flatnonzero(~np.isfinite(numbers))
+  if len(bad):
+    place = int(bad[0])
+    nothing = values[place] is None or (isinstance(values[place], str) and not values[place].strip())
+    shown = 'nothing' if nothing else str(values[place])
+    raise ValueError(f'numbers are finite; column {column!r} has {shown} in row {place}: fill it in or drop it')
+
+
+def truth(values: np.ndarray) -> np.ndarray | None:
+  """Returns float64 [N], 1 and 0 for true and false in any writing (NaN for neither), or None for numbers."""
+  if values.dtype.kind in 'biuf':
+    return None
+  return np.array([_TRUTH.get(cell.lower(), np.nan) for cell in as_text(values)])
+
+
+def as_text(values: np.ndarray) -> np.ndarray:
+  """Returns str [N]; a missing value (None, NaN) is '', a whole number has no point.
+
+  >>> as_text(np.array(['a ', None, 2.0, 2, b'x'], object)).tolist()
+  ['a', '', '2', '2', 'x']
+  """
+  return np.array([_text(value) for value in values.tolist()])
+
+
+def _is_missing(value: Any) -> bool:
+  if isinstance(value, float):
+    return value != value
+  return value is None or type(value).__name__ in ('NAType', 'NaTType')
+
+
+def _text(value: Any) -> str:
+  if _is_missing(value):
+    return ''
+  if isinstance(value, float) and value.is_integer():  # 7 and 7.0 are one name, whichever way the table was read
+    return str(int(value))
+  return (value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)).strip()

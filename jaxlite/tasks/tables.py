@@ -1,0 +1,78 @@
+"""Cells of a task's tables, as text: shares in percent, a line a class, scores by kind of mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+KINDS = (('precision', 'precision'), ('recall', 'recall'), ('f1', 'F1'))
+_MEANS = ('micro', 'macro', 'weighted')
+
+
+def percent(share: float, digits: int = 2) -> str:
+  """Writes a share.
+
+  >>> percent(0.5), percent(float('nan'))
+  ('50.00 %', '-')
+  """
+  return f'{100 * share:.{digits}f} %' if math.isfinite(share) else '-'
+
+
+def wilson(share: float, total: float) -> tuple[float, float]:
+  """Returns the 95 % interval of a share that was counted over `total` examples.
+
+  References:
+    Wilson, Probable inference, the law of succession, and statistical inference, 1927,
+    https://doi.org/10.1080/01621459.1927.10502953
+
+  >>> [round(end, 3) for end in wilson(0.9, 100)]
+  [0.826, 0.945]
+  """
+  z = 1.959964
+  middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+  half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+  return middle - half, middle + half
+
+
+def score_table(values: Mapping[str, Any]) -> list[list[list[str]]]:
+  """Returns the table of precision, recall and F1 by kind of mean, or none where they were not measured."""
+  body = [
+    [label, *(percent(values[f'{name}_{mean}']) for mean in _MEANS)]
+    for name, label in KINDS
+    if all(f'{name}_{mean}' in values for mean in _MEANS)
+  ]
+  return [[['', *_MEANS], *body]] if body else []
+
+
+def class_table(matrix: Any, names: Sequence[str], *, iou: bool = False, unit: str = 'examples', most: int = 20) -> Any:
+  """Returns a line a class; of more than `most` classes those with the lowest F1.
+
+  Args:
+    matrix: float[C, C], labels in rows.
+    names: C names, or none.
+    iou: adds the intersection over union.
+    unit: what was counted.
+    most: how many lines at most.
+
+  Returns:
+    Rows of cells.
+
+  >>> class_table([[1, 1], [0, 2]], ['cat', 'dog'])[1]
+  ['cat', '2', '100.00 %', '50.00 %', '66.67 %']
+  """
+  matrix = np.asarray(matrix, np.float64)
+  actual, predicted, hits = matrix.sum(axis=1), matrix.sum(axis=0), np.diag(matrix)
+  f1 = 2 * hits / np.maximum(actual + predicted, 1e-300)
+  shown = range(len(matrix)) if len(matrix) <= most else np.sort(np.argsort(f1, kind='stable')[:most])
+  title = 'class' if len(matrix) <= most else f'class (the {most} lowest F1)'
+  body = []
+  for index in shown:
+    precision, recall = hits[index] / max(predicted[index], 1e-300), hits[index] / max(actual[index], 1e-300)
+    name = names[index] if len(names) else str(index)
+    cells = [name, f'{actual[index]:g}', percent(precision), percent(recall), percent(f1[index])]
+    union = actual[index] + predicted[index] - hits[index]
+    body.append([*cells, *([percent(hits[index] / union if union else math.nan)] if iou else [])])
+  return [[title, unit, 'precision', 'recall', 'F1', *(['IoU'] if iou else [])], *body]
