@@ -120,7 +120,7 @@ def test_a_whole_recipe_learns_keeps_its_laws_and_resumes_to_the_same_bits(name,
   if name == 'decoder':  # and text comes out of what was trained, at integers
     live = jl.Network(train.model, state.params, {**state.model_state, 'jl.const': state.const})
     [text] = generate(live, [[1, 2, 3]], 9, temperature=0, length=8)
-    assert sum((b - a) % 8 == 1 for a, b in itertools.pairwise(text)) >= 9
+    assert sum((b - a) % 8 == 1 for a, b in itertools.pairwise(text)) >= 7  # of 11
 
 
 def test_a_mean_over_tokens_is_exact_with_padding_and_weights():
