@@ -88,9 +88,14 @@ def compare(folder, kills, seed, *names):
 
 
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path):
-  compare(tmp_path, 6, 1, 'all')
+  compare(tmp_path, 3, 1, 'all')
 
 
+def test_what_is_dispatched_several_steps_at_once_survives_kills(tmp_path):
+  compare(tmp_path, 2, 2, 'dispatched')
+
+
+@pytest.mark.slow
 def test_each_part_alone_survives_kills(tmp_path):
   compare(tmp_path, 6, 2, *ALONE)
 
