@@ -152,7 +152,7 @@ def _numbered(targets: int) -> list[str]:
 
 def _columns(outputs: Any, targets: int) -> Any:
   """Outputs as [B, targets]: [B] against [B, 1] would broadcast to [B, B] and say nothing."""
-  shape = getattr(outputs, 'shape', None)
+  shape: Any = getattr(outputs, 'shape', None)
   fits = shape is not None and ((len(shape) == 1 and targets == 1) or (len(shape) == 2 and shape[1] == targets))
   if not fits or not jnp.issubdtype(outputs.dtype, jnp.floating):
     wanted = 'float[B] or float[B, 1]' if targets == 1 else f'float[B, {targets}]'

@@ -121,7 +121,8 @@ def named_classes(labels: np.ndarray, given: Mapping[str, Any]) -> dict[str, Any
   >>> named_classes(np.array([0, 2]), {})
   {'classes': 3, 'class_names': ['0', '1', '2']}
   """
-  classes, names = given.get('classes'), given.get('class_names')
+  classes: Any = given.get('classes')
+  names: Any = given.get('class_names')
   has_names = names is not None and len(names) > 0
   if classes is None:
     classes = len(names) if has_names else int(labels.max(initial=0)) + 1
@@ -138,7 +139,7 @@ def absent(counts: np.ndarray, names: Sequence[str], what: str = 'example') -> l
   >>> absent(np.array([1, 0]), ['cat', 'dog'])
   ['train has no example of dog: the model cannot learn what it never sees']
   """
-  missing = [names[index] for index in np.flatnonzero(counts == 0)]
+  missing = [names[int(index)] for index in np.flatnonzero(counts == 0)]
   if not missing:
     return []
   shown = ', '.join(missing[:8]) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')
