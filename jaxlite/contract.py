@@ -3,8 +3,8 @@
 A **part** is one of two things, never both:
 
 - an *update part* is an Optax transformation. It changes updates, owns its step count, and works in any
-  foreign loop. One whose word must be the last (`prune`: what it masks stays zero) is a `Last`.
-- a `Hook` changes how the model runs (`model`), what is minimised (`loss`) or how gradients are taken
+  foreign loop. One that must come last (`prune`: what it masks stays zero) is a `Last`.
+- a `Hook` changes how the model runs (`model`), what is minimized (`loss`) or how gradients are taken
   (`grad`). Each field wraps the thing it is named after; a field left out is the identity.
 
 To write a new part, ask what it touches. Weights on their way into the model: `reparam` with a view. The
@@ -45,14 +45,6 @@ def _same(x: Any) -> Any:
   return x
 
 
-def _same_state(params: Params, model_state: State, step: Any) -> State:
-  return model_state
-
-
-def _same_pair(params: Params, model_state: State) -> tuple[Params, State]:
-  return params, model_state
-
-
 class Model(NamedTuple):
   """The only picture of a model: four pure functions. Nothing past the adapters knows a framework.
 
@@ -67,8 +59,8 @@ class Model(NamedTuple):
 
   init: Callable[..., tuple[Params, State]]
   apply: Callable[..., tuple[Any, State]]
-  after: Callable[..., State] = _same_state
-  export: Callable[..., tuple[Params, State]] = _same_pair
+  after: Callable[..., State] = lambda params, model_state, step: model_state
+  export: Callable[..., tuple[Params, State]] = lambda params, model_state: (params, model_state)
 
 
 class Network(NamedTuple):
@@ -90,9 +82,8 @@ class Network(NamedTuple):
 
   def predict(self, inputs: Any) -> Any:
     """Returns the model's outputs for a batch of raw inputs, [B, ...], as in evaluation: logits of a classifier."""
-    return _predictor(self.model.apply)(
-      self.params, self.model_state, inputs if self.encode is None else self.encode(inputs)
-    )
+    encoded = inputs if self.encode is None else self.encode(inputs)
+    return _predictor(self.model.apply)(self.params, self.model_state, encoded)
 
   def predict_labels(self, inputs: Any) -> Any:
     """Returns what is predicted in the task's own terms: classes by name, targets in their units."""
@@ -103,11 +94,10 @@ class Network(NamedTuple):
     return self._answers(inputs, 'proba')
 
   def _answers(self, inputs: Any, what: str) -> Any:
-    if self.answer is None:
-      raise ValueError('this network does not know what its outputs mean: use predict, which gives them as they are')
-    answers = self.answer(jax.device_get(self.predict(inputs)))
+    answers = {} if self.answer is None else self.answer(jax.device_get(self.predict(inputs)))
     if what not in answers:
-      raise ValueError(f'this task answers {", ".join(answers)}; got a question for {what}')
+      known = ', '.join(answers) or 'nothing, since it does not know what its outputs mean: use predict'
+      raise ValueError(f'asked for {what}, this network answers {known}')
     return answers[what]
 
   def __repr__(self) -> str:
@@ -140,7 +130,7 @@ class Context(NamedTuple):
   step: Any
 
 
-Loss = Callable[[Context], Terms]  # named scalar terms; their sum is minimised, each is a metric
+Loss = Callable[[Context], Terms]  # named scalar terms; their sum is minimized, each is a metric
 Grad = Callable[..., tuple[Params, State, Terms]]  # (params, model_state, batch, key, step) -> (grads, state, terms)
 
 
@@ -362,64 +352,40 @@ def reparam(
 
 
 def drop_extras(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
-  """Returns params or model_state without the entries of the hook `name`.
-
-  >>> drop_extras({'w': 1, 'jl.x': 2, 'jl.const': {'x': 3}}, 'x')
-  {'w': 1}
-  """
+  """Returns params or model_state without the entries of the hook `name`."""
   kept = {key: value for key, value in tree.items() if key not in (f'jl.{name}', CONST)}
   const = {owner: value for owner, value in tree.get(CONST, {}).items() if owner != name}
   return {**kept, CONST: const} if const else kept
 
 
 def with_const(model_state: State, name: str, value: Any) -> State:
-  """Returns model_state with arrays that never change, owned by the hook `name`.
-
-  >>> with_const({}, 'teacher', 1)
-  {'jl.const': {'teacher': 1}}
-  """
+  """Returns model_state with arrays that never change, owned by the hook `name`."""
   return {**model_state, CONST: {**model_state.get(CONST, {}), name: value}}
 
 
 def join_const(model_state: State, const: Any) -> State:
-  """Returns the model_state that a Model takes: with the constants that a TrainState keeps apart; None is none.
-
-  >>> join_const({'stats': 1}, {'teacher': 2})
-  {'stats': 1, 'jl.const': {'teacher': 2}}
-  """
+  """Returns the model_state that a Model takes: with the constants that a TrainState keeps apart; None is none."""
   return model_state if const is None else {**model_state, CONST: const}
 
 
 def split_const(model_state: State) -> tuple[State, Any]:
-  """Returns what a step changes (neither constants nor taps) and the constants; `join_const` is its inverse.
-
-  >>> split_const({'stats': 1, 'jl.const': {'teacher': 2}, 'jl.taps': {}})
-  ({'stats': 1}, {'teacher': 2})
-  """
+  """Returns what a step changes (neither constants nor taps) and the constants; `join_const` is its inverse."""
   return {name: value for name, value in model_state.items() if name not in (CONST, TAPS)}, model_state.get(CONST)
 
 
 def with_tap(model_state: State, name: str, value: Any) -> State:
-  """Returns model_state with a value left for the loss.
-
-  >>> with_tap({}, 'teacher/logits', 1)
-  {'jl.taps': {'teacher/logits': 1}}
-  """
+  """Returns model_state with a value left for the loss."""
   return {**model_state, TAPS: {**model_state.get(TAPS, {}), name: value}}
 
 
 def stream(key: Any, name: str, step: Any = None) -> Any:
-  """Derives the key of one named source of randomness at one step: no key is ever carried.
+  """Returns fold_in(fold_in(key, crc32(name)), step): the key of one source of randomness; no key is ever carried.
 
   Args:
     key: the root key, typed; None stays None.
     name: the source's name; it is hashed by crc32, since Python's own hash differs between processes.
     step: int32[] or None for a source drawn once.
 
-  Returns:
-    fold_in(fold_in(key, crc32(name)), step).
-
-  >>> import jax
   >>> a, b = stream(jax.random.key(0), 'dropout', 3), stream(jax.random.key(0), 'dropout', 4)
   >>> bool((jax.random.key_data(a) == jax.random.key_data(b)).all())
   False
