@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlite.version import __version__ as __version__
 
-if TYPE_CHECKING:  # what the table below says, for type checkers and editors
-  from jaxlite.adapters import adapt, from_equinox, from_function, from_haiku, from_linen, from_nnx
+if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
+  from jaxlite import checkpoint, contract, data, distillation, models, optim, pruning, quantization, step, tasks
+  from jaxlite.adapters import adapt, from_equinox, from_function, from_haiku, from_keras, from_linen, from_nnx
   from jaxlite.config.duration import Duration
   from jaxlite.config.schema import Config
   from jaxlite.contract import Hook, Model, Network, Recipe, chain, reparam
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # what the table below says, for type checkers and editors
   from jaxlite.tasks.losses import cross_entropy
 
 _WHERE = {
-  'adapters': ('adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_linen', 'from_nnx'),
+  'adapters': ('adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_keras', 'from_linen', 'from_nnx'),
   'config.duration': ('Duration',),
   'config.schema': ('Config',),
   'contract': ('Hook', 'Model', 'Network', 'Recipe', 'chain', 'reparam'),
@@ -110,6 +111,7 @@ __all__ = [
   'from_equinox',
   'from_function',
   'from_haiku',
+  'from_keras',
   'from_linen',
   'from_nnx',
   'hint',

@@ -3,8 +3,8 @@
 A **part** is one of two things, never both:
 
 - an *update part* is an Optax transformation. It changes updates, owns its step count, and works in any
-  foreign loop. One whose word must be the last (`prune`: what it masks stays zero) is a `Last`.
-- a `Hook` changes how the model runs (`model`), what is minimised (`loss`) or how gradients are taken
+  foreign loop. One that must come last (`prune`: what it masks stays zero) is a `Last`.
+- a `Hook` changes how the model runs (`model`), what is minimized (`loss`) or how gradients are taken
   (`grad`). Each field wraps the thing it is named after; a field left out is the identity.
 
 To write a new part, ask what it touches. Weights on their way into the model: `reparam` with a view. The
@@ -13,6 +13,10 @@ forward itself: a `Hook(model=...)`. A term of the loss: `Hook(loss=...)` readin
 
 A hook named `x` keeps what it learns in `params['jl.x']`, what its forward needs in `model_state['jl.x']`
 and arrays that never change in `model_state['jl.const']['x']`.
+
+A part accounts for itself. A state (a NamedTuple anywhere in an optimizer's state or in `model_state['jl.x']`) may have
+`account(params) -> Account` for the ledger, `status() -> Status` for the guards of a run, and `hear(score) -> state`
+for validation scores, larger is better. A hook may say more by its fields `account` and `dispatches`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ import optax
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
+LOSSES = 'loss/'  # begins the name of a tap that is itself a term of the loss: what a network brings (regularizers)
+APART = 'jl.apart'  # the `jax.named_scope` of a network whose bits stay its own: no equation in it is rewritten
 
 Params = dict[str, Any]
 State = dict[str, Any]
@@ -37,15 +43,6 @@ Terms = dict[str, jax.Array]
 
 def _same(x: Any) -> Any:
   return x
-
-
-def _same_state(params: Params, model_state: State, step: Any) -> State:
-  del params, step
-  return model_state
-
-
-def _same_pair(params: Params, model_state: State) -> tuple[Params, State]:
-  return params, model_state
 
 
 class Model(NamedTuple):
@@ -62,8 +59,8 @@ class Model(NamedTuple):
 
   init: Callable[..., tuple[Params, State]]
   apply: Callable[..., tuple[Any, State]]
-  after: Callable[..., State] = _same_state
-  export: Callable[..., tuple[Params, State]] = _same_pair
+  after: Callable[..., State] = lambda params, model_state, step: model_state
+  export: Callable[..., tuple[Params, State]] = lambda params, model_state: (params, model_state)
 
 
 class Network(NamedTuple):
@@ -85,33 +82,22 @@ class Network(NamedTuple):
 
   def predict(self, inputs: Any) -> Any:
     """Returns the model's outputs for a batch of raw inputs, [B, ...], as in evaluation: logits of a classifier."""
-    return _predictor(self.model.apply)(self.params, self.model_state, self._encoded(inputs))
+    encoded = inputs if self.encode is None else self.encode(inputs)
+    return _predictor(self.model.apply)(self.params, self.model_state, encoded)
 
   def predict_labels(self, inputs: Any) -> Any:
-    """Returns what is predicted in the task's own terms: classes by name, targets in their units.
-
-    Raises:
-      ValueError: nobody said what the outputs mean.
-    """
+    """Returns what is predicted in the task's own terms: classes by name, targets in their units."""
     return self._answers(inputs, 'labels')
 
   def predict_proba(self, inputs: Any) -> Any:
-    """Returns probabilities, float[B, classes], of a binary task float[B].
-
-    Raises:
-      ValueError: the task has none, or nobody said what the outputs mean.
-    """
+    """Returns probabilities: float[B, classes], of a binary task float[B]."""
     return self._answers(inputs, 'proba')
 
-  def _encoded(self, inputs: Any) -> Any:
-    return inputs if self.encode is None else self.encode(inputs)
-
   def _answers(self, inputs: Any, what: str) -> Any:
-    if self.answer is None:
-      raise ValueError('this network does not know what its outputs mean: use predict, which gives them as they are')
-    answers = self.answer(jax.device_get(self.predict(inputs)))
+    answers = {} if self.answer is None else self.answer(jax.device_get(self.predict(inputs)))
     if what not in answers:
-      raise ValueError(f'this task answers {", ".join(answers)}; got a question for {what}')
+      known = ', '.join(answers) or 'nothing, since it does not know what its outputs mean: use predict'
+      raise ValueError(f'asked for {what}, this network answers {known}')
     return answers[what]
 
   def __repr__(self) -> str:
@@ -144,8 +130,34 @@ class Context(NamedTuple):
   step: Any
 
 
-Loss = Callable[[Context], Terms]  # named scalar terms; their sum is minimised, each is a metric
+Loss = Callable[[Context], Terms]  # named scalar terms; their sum is minimized, each is a metric
 Grad = Callable[..., tuple[Params, State, Terms]]  # (params, model_state, batch, key, step) -> (grads, state, terms)
+
+
+class Account(NamedTuple):
+  """What a part did in a run, in words; '' where there is nothing to tell.
+
+  Attributes:
+    when: the steps at which it acted.
+    touched: arrays, by number and path.
+    left: what it could not do or did not reach; it stands after the part's name, and is a warning at a run's end.
+  """
+
+  when: str = ''
+  touched: str = ''
+  left: str = ''
+
+
+class Status(NamedTuple):
+  """How a part stands: arrays of any shape, so that the state of several models (`vmap`) can answer.
+
+  Attributes:
+    reached: bool[...], whether it is at its goal; before that a model is no candidate for the best.
+    broken: int32[...], values of its own that another part changed; above 0 a run stops.
+  """
+
+  reached: Any = True
+  broken: Any = 0
 
 
 class Hook(NamedTuple):
@@ -156,26 +168,35 @@ class Hook(NamedTuple):
     model: Model -> Model.
     loss: Loss -> Loss. Adds a term, or rescales 'task'; never touches another part's term.
     grad: Grad -> Grad. May call the inner gradient several times.
+    account: (trained, bare, inputs) -> Account: of the Network that a run ended with, constants among its state, the
+      Model without hooks and one batch of inputs. None leaves it to the hook's states.
+    dispatches: `grad` called outside a trace runs several programs; a step does so where one would be slow.
   """
 
   name: str
   model: Callable[[Model], Model] = _same
   loss: Callable[[Loss], Loss] = _same
   grad: Callable[[Grad], Grad] = _same
+  account: Callable[[Network, Model, Any], Account] | None = None
+  dispatches: bool = False
 
   @property
   def init(self) -> Any:
     """Raises: plain Optax would silently ignore a hook, so it is told."""
     raise TypeError(f'{self.name!r} is a hook, not an Optax transformation: chain it with jl.chain and jl.train_step')
 
-  update = init
+  @property
+  def update(self) -> Any:
+    """Raises, as `init` does."""
+    return self.init
 
 
 class Side(Hook):
   """A Hook whose model runs a network beside the student (a teacher).
 
   `chain` composes it outside every other model hook, whatever its place, so that no rewrite (quantization,
-  masks, remat) ever reaches the side network: its outputs are bit-equal to its own.
+  masks, remat) ever reaches the side network, and it runs in the scope `APART`: its outputs are bit-equal to its own.
+  Its constants serve training alone: they are not deployed.
   """
 
 
@@ -247,11 +268,10 @@ def chain(*parts: Any) -> Recipe:
     else:
       raise TypeError(f'a part is an Optax transformation, a Hook or a Recipe; part {index} is {type(part).__name__}')
   hooks = [part for part in flat if isinstance(part, Hook)]
-  sides = [part for part in hooks if isinstance(part, Side)]
-  inner = [part for part in hooks if not isinstance(part, Side)]
+  outward = sorted(hooks, key=lambda hook: not isinstance(hook, Side))
   return Recipe(
     tx=_chain_updates([part for part in flat if not isinstance(part, Hook)]),
-    model=_compose([hook.model for hook in sides + inner]),
+    model=_compose([hook.model for hook in outward]),
     loss=_compose([hook.loss for hook in hooks]),
     grad=_compose([hook.grad for hook in hooks]),
     parts=flat,
@@ -332,47 +352,40 @@ def reparam(
 
 
 def drop_extras(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
-  """Returns params or model_state without the entries of the hook `name`.
-
-  >>> drop_extras({'w': 1, 'jl.x': 2, 'jl.const': {'x': 3}}, 'x')
-  {'w': 1}
-  """
-  kept = {key: value for key, value in tree.items() if key != f'jl.{name}'}
-  const = {owner: value for owner, value in kept.get(CONST, {}).items() if owner != name}
-  kept.pop(CONST, None)
+  """Returns params or model_state without the entries of the hook `name`."""
+  kept = {key: value for key, value in tree.items() if key not in (f'jl.{name}', CONST)}
+  const = {owner: value for owner, value in tree.get(CONST, {}).items() if owner != name}
   return {**kept, CONST: const} if const else kept
 
 
 def with_const(model_state: State, name: str, value: Any) -> State:
-  """Returns model_state with arrays that never change, owned by the hook `name`.
-
-  >>> with_const({}, 'teacher', 1)
-  {'jl.const': {'teacher': 1}}
-  """
+  """Returns model_state with arrays that never change, owned by the hook `name`."""
   return {**model_state, CONST: {**model_state.get(CONST, {}), name: value}}
 
 
-def with_tap(model_state: State, name: str, value: Any) -> State:
-  """Returns model_state with a value left for the loss.
+def join_const(model_state: State, const: Any) -> State:
+  """Returns the model_state that a Model takes: with the constants that a TrainState keeps apart; None is none."""
+  return model_state if const is None else {**model_state, CONST: const}
 
-  >>> with_tap({}, 'teacher/logits', 1)
-  {'jl.taps': {'teacher/logits': 1}}
-  """
+
+def split_const(model_state: State) -> tuple[State, Any]:
+  """Returns what a step changes (neither constants nor taps) and the constants; `join_const` is its inverse."""
+  return {name: value for name, value in model_state.items() if name not in (CONST, TAPS)}, model_state.get(CONST)
+
+
+def with_tap(model_state: State, name: str, value: Any) -> State:
+  """Returns model_state with a value left for the loss."""
   return {**model_state, TAPS: {**model_state.get(TAPS, {}), name: value}}
 
 
 def stream(key: Any, name: str, step: Any = None) -> Any:
-  """Derives the key of one named source of randomness at one step: no key is ever carried.
+  """Returns fold_in(fold_in(key, crc32(name)), step): the key of one source of randomness; no key is ever carried.
 
   Args:
     key: the root key, typed; None stays None.
     name: the source's name; it is hashed by crc32, since Python's own hash differs between processes.
     step: int32[] or None for a source drawn once.
 
-  Returns:
-    fold_in(fold_in(key, crc32(name)), step).
-
-  >>> import jax
   >>> a, b = stream(jax.random.key(0), 'dropout', 3), stream(jax.random.key(0), 'dropout', 4)
   >>> bool((jax.random.key_data(a) == jax.random.key_data(b)).all())
   False
@@ -381,51 +394,3 @@ def stream(key: Any, name: str, step: Any = None) -> Any:
     return None
   key = jax.random.fold_in(key, zlib.crc32(name.encode()))
   return key if step is None else jax.random.fold_in(key, step)
-
-
-def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
-  """Returns the mean over examples, each counted by its weight (0 is padding); 0 when all weigh nothing.
-
-  Args:
-    values: float[B].
-    weight: float[B] or None.
-
-  Returns:
-    float[].
-
-  >>> import jax.numpy as jnp
-  >>> float(weighted_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1.0, 1.0, 0.0])))
-  2.0
-  """
-  if weight is None:
-    return jnp.mean(values)
-  weight = weight.astype(values.dtype)
-  total = jnp.sum(weight)
-  summed = jnp.sum(jnp.where(weight > 0, values, 0) * weight)
-  return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1), 0)
-
-
-def task(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
-  """Lifts a user's loss into a Loss with the one term 'task'.
-
-  Args:
-    loss: (outputs, batch) -> float[B], or a scalar that is taken as it is.
-
-  Returns:
-    A Loss: the weighted mean over the batch.
-
-  Raises:
-    ValueError: the loss is neither a scalar nor one value an example.
-  """
-
-  def term(context: Context) -> Terms:
-    values = jnp.asarray(loss(context.outputs, context.batch))
-    weight = context.batch.get('weight')
-    if values.ndim == 0:
-      return {'task': values}
-    if values.ndim != 1 or (weight is not None and values.shape != weight.shape):
-      expected = '[B]' if weight is None else str(list(weight.shape))
-      raise ValueError(f'a loss gives one value an example, float{expected}, or a scalar; got {list(values.shape)}')
-    return {'task': weighted_mean(values, weight)}
-
-  return term

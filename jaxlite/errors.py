@@ -15,6 +15,7 @@ from typing import Any
 _PIP = {
   'equinox': "'jaxlite[equinox]'",
   'haiku': "'jaxlite[haiku]'",
+  'keras': "'jaxlite[keras]'",
   'orbax.checkpoint': 'orbax-checkpoint',
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',
@@ -74,6 +75,26 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
 
 def _last_part(name: str) -> str:
   return re.split(r'[./]', name)[-1]
+
+
+def counted(number: int, what: str) -> str:
+  """Returns a number of things in words.
+
+  >>> counted(1, 'step'), counted(2000, 'step')
+  ('1 step', '2,000 steps')
+  """
+  return f'{number:,} {what}' + ('' if number == 1 else 's')
+
+
+def arrays(paths: Iterable[str], most: int = 4) -> str:
+  """Returns how many arrays there are, and the paths of the first `most`.
+
+  >>> arrays(['a/w', 'b/w', 'c/w'], most=2)
+  '3 arrays: a/w, b/w and 1 more'
+  """
+  paths = list(paths)
+  shown = ', '.join(paths[:most]) + (f' and {len(paths) - most} more' if len(paths) > most else '')
+  return counted(len(paths), 'array') + (f': {shown}' if paths and most else '')
 
 
 class ConfigError(ValueError):

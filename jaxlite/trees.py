@@ -83,6 +83,16 @@ def paths(tree: Any) -> list[str]:
   return flatten(tree)[0]
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+  """Returns every leaf by its path.
+
+  >>> by_path({'dense': {'kernel': 1.0}})
+  {'dense/kernel': 1.0}
+  """
+  names, leaves, _ = flatten(tree)
+  return dict(zip(names, leaves, strict=True))
+
+
 def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   """Maps `fn(path, leaf, *other_leaves)` over a pytree.
 
@@ -118,7 +128,7 @@ def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset
     if not picked:
       raise ValueError(f'{what} picks no parameter; known paths: {_shown(names)}')
     return picked
-  picked = set()
+  found: set[str] = set()
   for pattern in [rule] if isinstance(rule, str) else rule:
     try:
       matched = [name for name in names if re.search(pattern, name)]
@@ -126,8 +136,8 @@ def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset
       raise ValueError(f'{what} {pattern!r} is no regular expression: {error}') from None
     if not matched:
       raise ValueError(f'{what} {pattern!r} matches no parameter; nearest paths: {nearest(pattern, names)}')
-    picked.update(matched)
-  return frozenset(picked)
+    found.update(matched)
+  return frozenset(found)
 
 
 def _shown(names: Sequence[str], limit: int = 8) -> str:
@@ -292,6 +302,31 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
       fill = lambda mine, theirs: theirs if mine is None else mine  # noqa: E731
       merged[name] = jax.tree.map(fill, merged[name], value, is_leaf=lambda node: node is None)
   return merged
+
+
+def able(tree: Any, method: str) -> list[Any]:
+  """Returns every node of a pytree whose type has a method of this name, outermost first, also those inside others.
+
+  >>> from typing import NamedTuple
+  >>> class Count(NamedTuple):
+  ...   n: int
+  ...   def double(self):
+  ...     return 2 * self.n
+  >>> [node.double() for node in able({'a': (Count(3), 4)}, 'double')]
+  [6]
+  """
+  return nodes(tree, lambda node: callable(getattr(type(node), method, None)))
+
+
+def nodes(tree: Any, wanted: Callable[[Any], bool]) -> list[Any]:
+  """Returns every node of a pytree that a predicate picks, outermost first, also those inside others.
+
+  >>> nodes({'a': (1, (2,))}, lambda node: isinstance(node, tuple))
+  [(1, (2,)), (2,)]
+  """
+  inside = jax.tree.leaves(tree, is_leaf=lambda node: node is not tree and wanted(node))
+  found = [tree] if wanted(tree) else []
+  return found + [one for node in inside if node is not tree and wanted(node) for one in nodes(node, wanted)]
 
 
 def find(tree: Any, kind: type) -> list[Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jaxlite as jl
 from jaxlite.contract import stream
 
-FRAMEWORKS = ('linen', 'nnx', 'equinox', 'haiku', 'function')
+FRAMEWORKS = ('linen', 'nnx', 'equinox', 'haiku', 'keras', 'function')
 
 
 def convnet(*, keep=1.0, traces=None):
@@ -93,6 +93,13 @@ def haiku_dense(sizes):
   return lambda x: hk.Linear(sizes[2], name='b')(jax.nn.relu(hk.Linear(sizes[1], name='a')(x)))
 
 
+def keras_dense(sizes):
+  import keras
+
+  layers = [keras.layers.Dense(sizes[1], activation='relu', name='a'), keras.layers.Dense(sizes[2], name='b')]
+  return keras.Sequential([keras.Input(sizes[:1]), *layers], name='net')
+
+
 def function_dense(params, x):
   (w1, b1), (w2, b2) = params
   return jax.nn.relu(x @ w1 + b1) @ w2 + b2
@@ -122,4 +129,8 @@ def dense(framework, weights):
   if framework == 'haiku':
     values = {'a': {'w': w1, 'b': b1}, 'b': {'w': w2, 'b': b2}}
     return jl.from_haiku(haiku_dense(sizes), values), ('a/w', 'a/b', 'b/w', 'b/b'), False
+  if framework == 'keras':
+    module = keras_dense(sizes)
+    module.set_weights(weights)
+    return jl.from_keras(module), ('net/a/kernel', 'net/a/bias', 'net/b/kernel', 'net/b/bias'), False
   return jl.from_function(function_dense, [(w1, b1), (w2, b2)]), ('0/0', '0/1', '1/0', '1/1'), False

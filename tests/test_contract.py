@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import jaxlite as jl
-from jaxlite.contract import Context, Network, drop_extras, stream, task, weighted_mean
+from jaxlite.contract import Context, Network, drop_extras, stream
 from jaxlite.step.train_step import train_step
+from jaxlite.tasks.lift import lift_loss, weighted_mean
 
 
 def linear():
@@ -164,7 +165,7 @@ def test_streams_differ_by_name_and_step_and_repeat():
 def test_task_is_the_weighted_mean(weight):
   values = jnp.array([1.0, 5.0, 3.0])
   batch = {'inputs': values} if weight is None else {'inputs': values, 'weight': jnp.array(weight)}
-  found = task(lambda outputs, batch: outputs)(Context(values, batch, {}, {}, None, 0))['task']
+  found = lift_loss(lambda outputs, batch: outputs)(Context(values, batch, {}, {}, None, 0))['task']
   expected = 0.0 if weight and not any(weight) else np.average([1.0, 5.0, 3.0], weights=weight)
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -172,8 +173,8 @@ def test_task_is_the_weighted_mean(weight):
 def test_a_loss_of_another_shape_is_refused():
   context = Context(jnp.ones((3, 2)), {'inputs': 0, 'weight': jnp.ones(3)}, {}, {}, None, 0)
   with pytest.raises(ValueError, match='one value an example'):
-    task(lambda outputs, batch: outputs)(context)
-  assert task(lambda outputs, batch: jnp.sum(outputs))(context)['task'] == 6.0
+    lift_loss(lambda outputs, batch: outputs)(context)
+  assert lift_loss(lambda outputs, batch: jnp.sum(outputs))(context)['task'] == 6.0
 
 
 def test_padding_has_no_gradient_even_where_its_loss_is_infinite():

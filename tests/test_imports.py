@@ -40,7 +40,7 @@ FLOORS = (
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 TRANSFORMS = FLOORS[10]
-NETWORKS = {'flax', 'equinox', 'haiku'}
+NETWORKS = {'flax', 'equinox', 'haiku', 'keras'}
 HEAVY = ('jax', 'orbax', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'flax', 'numpy')
 
 

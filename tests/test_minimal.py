@@ -83,6 +83,7 @@ def named(what, *words):
 named(lambda: jl.from_linen(None), 'flax')
 named(lambda: jl.from_nnx(None), 'flax')
 named(lambda: jl.from_haiku(None), 'haiku', 'jaxlite[haiku]')
+named(lambda: jl.from_keras(None), 'keras', 'jaxlite[keras]')
 named(lambda: jl.from_equinox(None), 'equinox', 'jaxlite[equinox]')
 named(lambda: jl.train(config, 'run', model=(apply, params), data=pair), 'orbax-checkpoint', 'flatbuffers')
 named(lambda: jl.load('run'), 'orbax-checkpoint')

@@ -1,4 +1,4 @@
-"""README is true: its Python runs, its commands are those that exist, its links lead somewhere."""
+"""The READMEs are true: their Python runs, their commands are those that exist, their links lead somewhere."""
 
 import re
 import subprocess
@@ -8,39 +8,61 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / 'README.md').read_text()
+RUN = ('README.md', 'experiments/README.md', '.github/CONTRIBUTING.md')
+PAGES = (*RUN, '.github/SECURITY.md', 'CHANGELOG.md')
+TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 
 
-def blocks(language):
-  return re.findall(rf'```{language}\n(.*?)```', TEXT, re.DOTALL)
+def blocks(page, language):
+  return re.findall(rf'```{language}\n(.*?)```', TEXT[page], re.DOTALL)
 
 
-def test_the_python_blocks_run_in_order():
-  namespace = {}
-  for block in blocks('python'):
-    exec(compile(block, 'README.md', 'exec'), namespace)
+@pytest.mark.parametrize('page', RUN)
+def test_the_python_blocks_run_in_order(page):
+  namespace = {'__name__': 'readme'}
+  for block in blocks(page, 'python'):
+    exec(compile(block, page, 'exec'), namespace)
 
 
 def test_the_commands_name_what_exists():
-  text = '\n'.join(blocks('bash'))
+  text = '\n'.join(block for page in PAGES for block in blocks(page, 'bash'))
   for file in re.findall(r'[\w/]+\.py', text):
     assert (ROOT / file).exists(), file
   extras = (ROOT / 'pyproject.toml').read_text()
-  for extra in re.findall(r"-e '\.\[(\w+)\]'", text):
+  for extra in re.findall(r"-e '\.\[(\w+)\]'", '\n'.join(TEXT.values())):
     assert f'\n{extra} = [' in extras
-  assert 'pip install -e . && python launch.py' in text
-  assert "pip install -e '.[test]' && pytest" in text
+  first = '\n'.join(blocks('README.md', 'bash'))
+  assert 'pip install -e . && python launch.py' in first
+  assert "pip install -e '.[test]' && pytest" in first
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_the_links_lead_somewhere(page):
+  for target in re.findall(r'\]\(([^)\s]+)\)', TEXT[page]):
+    if '://' in target:
+      continue
+    file, _, heading = target.partition('#')
+    path = (ROOT / page).parent / file if file else ROOT / page
+    assert path.exists(), target
+    if heading:
+      titles = re.findall(r'^#+ (.*)$', path.read_text(), re.MULTILINE)
+      assert heading in {re.sub(r'[^\w -]', '', title).lower().replace(' ', '-') for title in titles}, target
+
+
+def test_the_first_page_is_short():
+  assert len(TEXT['README.md'].splitlines()) <= 200
 
 
 BENCHES = re.compile(r'`python (experiments/bench/\w+\.py)([^`]*)`')
 
 
-def test_every_flag_of_the_readme_is_a_flag():
-  for file, words in BENCHES.findall(TEXT):
+def test_every_flag_of_the_readmes_is_a_flag():
+  text = TEXT['README.md'] + TEXT['experiments/README.md']
+  for file, words in BENCHES.findall(text):
     for flag in re.findall(r'--([\w.]+)', words):
       assert f"'{flag.removeprefix('no')}'" in (ROOT / file).read_text(), (file, flag)
   shown = subprocess.run([sys.executable, str(ROOT / 'launch.py'), '--help'], capture_output=True, text=True).stdout
-  for flag in set(re.findall(r'--([\w.]+)', BENCHES.sub('', TEXT))) - {'config.optim.lr'}:
+  for flag in set(re.findall(r'--([\w.]+)', BENCHES.sub('', text))) - {'config.optim.lr'}:
     assert re.search(rf'--(\[no\])?{re.escape(flag.split(".")[0])}', shown), flag
   assert 'optim.lr' in shown
 

@@ -20,10 +20,10 @@ import turns
 from absl import app, flags
 
 import jaxlite as jl
-from jaxlite.contract import task
 from jaxlite.models import SmallCNN
 from jaxlite.optim._accumulate import micro_step
 from jaxlite.step.train_step import gradient_of
+from jaxlite.tasks.lift import lift_loss
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 15, 'alternations')
@@ -73,7 +73,7 @@ def main(_: list[str]) -> None:
 def temporaries() -> tuple[int, int]:
   """Bytes of XLA's temporaries for the full batch's gradient and for one micro-step."""
   model = jl.from_linen(SmallCNN())
-  gradient = gradient_of(model, task(jl.cross_entropy))
+  gradient = gradient_of(model, lift_loss(jl.cross_entropy))
   params, state = model.init(jax.random.key(0), batch()['inputs'])
   key, zero = jax.random.key(0), jnp.int32(0)
   whole = jax.jit(gradient).lower(params, state, batch(), key, zero)

@@ -13,11 +13,12 @@ from jaxlite.adapters import common
 from jaxlite.adapters.equinox import from_equinox
 from jaxlite.adapters.function import from_function
 from jaxlite.adapters.haiku import from_haiku
+from jaxlite.adapters.keras import from_keras
 from jaxlite.adapters.linen import from_linen
 from jaxlite.adapters.nnx import from_nnx
 from jaxlite.contract import Model
 
-__all__ = ['adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_linen', 'from_nnx']
+__all__ = ['adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_keras', 'from_linen', 'from_nnx']
 
 
 def adapt(model: Any) -> Model:
@@ -25,7 +26,7 @@ def adapt(model: Any) -> Model:
 
   Args:
     model: a Model; a Linen, NNX or Equinox module; (Equinox module, its `eqx.nn.State`); what `hk.transform`
-      returned; or (function, params) as `from_function` takes them.
+      returned; a Keras model or layer; or (function, params) as `from_function` takes them.
 
   Returns:
     The Model.
@@ -49,12 +50,15 @@ def adapt(model: Any) -> Model:
     return from_equinox(model)
   if hk and isinstance(model, hk.Transformed | hk.TransformedWithState):
     return from_haiku(model)
+  keras = getattr(sys.modules.get('keras'), 'Layer', None)
+  if keras and isinstance(model, keras):
+    return from_keras(model)
   if type(model) is tuple and len(model) == 2:
     if eqx and isinstance(model[0], eqx.Module) and isinstance(model[1], eqx.nn.State):
       return from_equinox(*model)
     if callable(model[0]):
       return from_function(*model)
   raise TypeError(
-    'a model is a Model, a Linen, NNX or Equinox module, a Haiku transform, or (function, params); got '
+    'a model is a Model, a Linen, NNX or Equinox module, a Haiku transform, a Keras model, or (function, params); got '
     f'{common.kind_of(model)}: call from_nnx, from_equinox, from_haiku or from_function on a constructor'
   )

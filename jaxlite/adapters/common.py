@@ -43,7 +43,7 @@ def build(init: Callable[..., tuple[Params, State]], forward: Forward) -> Model:
     if taken:
       raise ValueError(f"names that begin with 'jl.' belong to hooks; a network holds {taken[0]!r}: rename it")
     trees.check_distinct(params, 'params')  # before the copy, which would hide it
-    return _own(params), _own(model_state)  # copies: the step donates them, and the user's arrays live on
+    return owned(params), owned(model_state)  # copies: the step donates them, and the user's arrays live on
 
   def apply(
     params: Params, model_state: State, inputs: Any, *, train: bool, key: Any, step: Any = None
@@ -93,7 +93,7 @@ def _settle(new: State, old: State) -> State:
   return trees.map_with_path(like, old, new)
 
 
-def _own(tree: Any) -> Any:
+def owned(tree: Any) -> Any:
   """Copies every leaf into a JAX array of its own, never weakly typed."""
 
   def copy(path: str, leaf: Any) -> jax.Array:
@@ -110,8 +110,8 @@ def start_values(given: Any, born: Callable[..., Any], key: Any, inputs: Any, wh
   """Takes the given start values, and those of the framework's own init for what is missing."""
   born = jax.jit(born)  # traced once for both uses
   wanted = jax.eval_shape(born, key, inputs)
-  shapes = dict(zip(*trees.flatten(wanted)[:2], strict=True))
-  found = dict(zip(*trees.flatten(given)[:2], strict=True))
+  shapes = trees.by_path(wanted)
+  found = trees.by_path(given)
   found = {path: leaf for path, leaf in found.items() if path.split('/')[0] not in TRANSIENT}
   for path, leaf in found.items():
     if path not in shapes:
@@ -150,7 +150,7 @@ def nested(tree: Any) -> dict[str, Any]:
 
 def restore(layout: Layout, nested: Mapping[str, Any]) -> Any:
   """Turns nested dicts back into the pytree of `layout`; what it does not name is left out."""
-  found = dict(zip(*trees.flatten(nested)[:2], strict=True))
+  found = trees.by_path(nested)
   absent = [name for name in layout.names if name not in found]
   if absent:
     raise ValueError(f'a forward needs every leaf that init gave; {absent} are missing: init this model')

@@ -58,7 +58,7 @@ def from_haiku(fn: Any, params: Any = None, state: Any = None, *, train_arg: Any
 
   def forward(params: Params, state: State, inputs: Any, train: bool, key: Any) -> tuple[Any, State]:
     modules: dict[str, dict[str, Any]] = {}
-    for name, leaf in zip(*trees.flatten(params)[:2], strict=True):
+    for name, leaf in trees.by_path(params).items():
       owner, _, own = name.rpartition('/')
       modules.setdefault(owner, {})[own] = leaf
     outputs, new = fn.apply(modules, state.get('state', {}), key, inputs, **mode(train))

@@ -1,12 +1,14 @@
 """Saving a run and finding it again: asynchronous, atomic, checked bit for bit, never silently wrong.
 
 A folder of checkpoints holds one Orbax checkpoint a step, `00000100/`, and, written twice and never again,
-`const-<hash>/` for the arrays that never change in a run.
+`const-<hash>/` for the arrays that never change in a run. Each leaf is an Orbax array of its own, so that any Orbax
+reader sees the tree (`state` in the checkpoint); `manifest` holds the hash of each, and what Orbax cannot hold.
 
-From the ground: hashing.py hashes leaves; packing.py turns a pytree into a few byte arrays and a table;
-manifest.py seals what a checkpoint says of itself; storage.py puts one on disk with Orbax and reads it back
-verified; directory.py knows the folder's names; checkpoints.py saves in the background and restores the newest
-sound one.
+From the ground: hashing.py hashes leaves; names.py names them for Orbax; regions.py tells which part of one a device
+holds; leaves.py copies them to the host and back; containers.py writes the containers of a tree down; manifest.py
+seals what a checkpoint says of itself; storage.py puts one on disk with Orbax and reads it back verified; directory.py
+knows the folder's names; checkpoints.py saves in the background and restores the newest sound one.
+
 """
 
 from jaxlite.checkpoint.checkpoints import Checkpoints, Restored, load_arrays

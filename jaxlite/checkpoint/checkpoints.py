@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import numpy as np
 
-from jaxlite.checkpoint import directory, hashing, packing, storage
+from jaxlite.checkpoint import containers, directory, leaves, storage
 from jaxlite.checkpoint.directory import Entry
+from jaxlite.checkpoint.leaves import Snapshot
 from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Damaged, Manifest
+from jaxlite.checkpoint.names import orbax_names
 
 _T = TypeVar('_T')
 
@@ -125,15 +126,15 @@ class Checkpoints:
     except (TypeError, ValueError) as error:
       raise TypeError(f'the loop values of a checkpoint must be JSON: {error}') from None
     metric = None if metric is None or not math.isfinite(metric) else float(metric)
-    arrays = packing.by_path(state)
+    arrays, named = leaves.by_path(state), orbax_names(state)
     const = {path: arrays.pop(path) for path in list(arrays) if path.split('/')[0] == self._const_name}
     if not arrays:
       raise ValueError('a checkpoint needs a state with at least one array that changes, got none')
-    packed = packing.pack(arrays)
+    snapshot = leaves.snapshot(arrays, named)
     same = len(const) == len(self._const[0]) and all(map(operator.is_, const.values(), self._const[0]))
-    fresh = None if same else (list(const.values()), packing.pack(const))
-    manifest = Manifest(step, metric, loop, None, packing.structure(state), packed.leaves, {})
-    self._pending.append(self._writer.submit(self._write_step, packed.groups, manifest, fresh))
+    fresh = None if same else (list(const.values()), leaves.snapshot(const, named))
+    manifest = Manifest(step, metric, loop, None, containers.structure(state), snapshot.leaves, {})
+    self._pending.append(self._writer.submit(self._write_step, snapshot, manifest, fresh))
     if wait:
       self.wait()
 
@@ -180,22 +181,25 @@ class Checkpoints:
 
     Raises:
       CheckpointMismatch: structure, shape or dtype differ; lists where. Nothing was read but the manifest.
-      CheckpointError: there are checkpoints and none is sound, or none of that step, or a newer format.
+      CheckpointError: there are checkpoints and none is sound, or none of that step, or an older or newer format.
     """
 
     def read(path: Path, manifest: Manifest) -> Restored:
       const = self._copy(manifest.const, lambda _, found: found.leaves) if manifest.const else []
-      lines = packing.differences([*manifest.leaves, *const], abstract_state)
+      lines = leaves.differences([*manifest.leaves, *const], abstract_state)
       if lines:
         shown = lines if len(lines) <= 9 else [*lines[:8], f'and {len(lines) - 8} more']
         raise CheckpointMismatch(
           f'checkpoint {path} does not fit the program; use the config that made it, or another workdir:\n  '
           + '\n  '.join(shown)
         )
-      groups = storage.read(path, manifest, manifest.leaves)
-      if manifest.const:
-        groups |= self._copy(manifest.const, lambda copy, found: storage.read(copy, found, found.leaves))
-      state = packing.unpack(groups, [*manifest.leaves, *const], abstract_state)
+      want = leaves.by_path(abstract_state)
+
+      def arrays(where: Path, found: Manifest) -> dict[str, Any]:
+        return storage.read(where, found, found.leaves, lambda leaf, of: leaves.restored(leaf, of, want[leaf.path]))
+
+      have = arrays(path, manifest) | (self._copy(manifest.const, arrays) if manifest.const else {})
+      state = jax.tree.structure(abstract_state).unflatten(have[path] for path in want)
       return Restored(manifest.step, state, manifest.loop)
 
     return self._newest_sound(which, read)
@@ -209,17 +213,15 @@ class Checkpoints:
       unknown = [name for name in names if name not in parts]
       if unknown:
         raise ValueError(f'checkpoint {path} has no part {unknown[0]!r}; it has: {", ".join(parts) or "none"}')
-      wanted = {leaf for name in names for leaf in packing.leaf_paths(parts[name])}
+      wanted = {leaf for name in names for leaf in containers.leaf_paths(parts[name])}
 
       def arrays(where: Path, found: Manifest) -> dict[str, jax.Array]:
-        leaves = [leaf for leaf in found.leaves if leaf.path in wanted]
-        groups = storage.read(where, found, leaves)
-        return {leaf.path: packing.to_device(groups, leaf) for leaf in leaves}
+        return storage.read(where, found, [leaf for leaf in found.leaves if leaf.path in wanted], leaves.restored)
 
       loaded = arrays(path, manifest)
       if manifest.const and self._const_name in names:
         loaded |= self._copy(manifest.const, arrays)
-      state = {name: packing.rebuild(parts[name], loaded) for name in names}
+      state = {name: containers.rebuild(parts[name], loaded) for name in names}
       return Restored(manifest.step, state, manifest.loop)
 
     return self._newest_sound(which, read)
@@ -280,10 +282,10 @@ class Checkpoints:
 
   # The next three run in the writer's thread.
 
-  def _write_step(
-    self, groups: dict[str, np.ndarray], manifest: Manifest, const: tuple[list[Any], packing.Packed] | None
-  ) -> None:
+  def _write_step(self, snapshot: Snapshot, manifest: Manifest, const: tuple[list[Any], Snapshot] | None) -> None:
     folder = self.directory
+    for entry in directory.entries(folder):
+      self._rank(entry)  # refuses a folder of another format before it is written to
     try:
       folder.mkdir(parents=True, exist_ok=True)
       if not self._clean:
@@ -291,10 +293,9 @@ class Checkpoints:
         self._clean = True
       if const is not None:
         self._const = (const[0], self._write_const(const[1]))
-      hashes = packing.leaf_hashes(groups, manifest.leaves)
-      manifest = manifest._replace(hashes=hashes, const=self._const[1])
+      manifest = manifest._replace(hashes=snapshot.hashes(), const=self._const[1])
       entry = directory.next_entry(folder, manifest.step)
-      storage.write(folder / entry.name, groups, manifest)
+      storage.write(folder / entry.name, snapshot, manifest)
     except Exception as error:
       with contextlib.suppress(OSError):
         directory.remove_leftovers(folder)  # half a checkpoint would keep a full disk full
@@ -323,11 +324,11 @@ class Checkpoints:
     if all(self._rank(entry) < math.inf for entry in kept):  # an unreadable one may need any constants
       directory.remove_other_constants(self.directory, {const for _, const in self._metrics.values() if const})
 
-  def _write_const(self, packed: packing.Packed) -> str | None:
-    if not packed.leaves:
+  def _write_const(self, snapshot: Snapshot) -> str | None:
+    if not snapshot.leaves:
       return None
-    hashes = packing.leaf_hashes(packed.groups, packed.leaves)
-    whole = hashing.combined(hashes)
+    manifest = Manifest(0, None, {}, None, None, snapshot.leaves, snapshot.hashes())
+    whole = manifest.combined()
     for path in directory.const_paths(self.directory, whole):
       if path.exists():
         try:
@@ -337,7 +338,7 @@ class Checkpoints:
         except Damaged as damage:
           self._log(f'constants {path} are damaged, writing them again: {damage}')
           directory.remove(path)
-      storage.write(path, packed.groups, Manifest(0, None, {}, whole, None, packed.leaves, hashes))
+      storage.write(path, snapshot, manifest._replace(const=whole))
     return whole
 
   def _copy(self, whole: str, read: Callable[[Path, Manifest], _T]) -> _T:
@@ -374,7 +375,7 @@ def load_arrays(
 
   Raises:
     ValueError: the saved state has no such name.
-    CheckpointError: there are checkpoints and none is sound, or none of that step, or a newer format.
+    CheckpointError: there are checkpoints and none is sound, or none of that step, or an older or newer format.
 
   >>> import tempfile, jax.numpy as jnp
   >>> with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,12 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from jaxlite.checkpoint import packing
+from jaxlite.checkpoint import hashing
+from jaxlite.checkpoint.containers import Structure
+from jaxlite.checkpoint.leaves import Leaf
 
-FORMAT = 1  # of the content and the packed bytes; a newer one is refused, an older one must stay readable
+FORMAT = 2  # of the content and the arrays beside it; any other is refused
+_WRITERS = {1: 'jaxlite 0.1'}  # of older formats: who reads them
 
 
 class CheckpointError(RuntimeError):
@@ -35,18 +38,27 @@ class Manifest(NamedTuple):
     metric: larger is better; None never counts as best.
     loop: the loop's own values, as JSON keeps them.
     const: the combined hash of the leaves that never change, which lie elsewhere; None where there are none.
-    structure: the containers of the whole state, see `packing.structure`.
-    leaves: where each leaf lies.
-    hashes: the sha256 of each leaf, by path.
+    structure: the containers of the whole state, see `containers.structure`.
+    leaves: what each leaf is, and the name of its array.
+    hashes: the sha256 of each leaf, by path and region: one for a whole leaf, one a shard for a sharded one.
   """
 
   step: int
   metric: float | None
   loop: dict[str, Any]
   const: str | None
-  structure: packing.Structure
-  leaves: list[packing.Leaf]
-  hashes: dict[str, str]
+  structure: Structure
+  leaves: list[Leaf]
+  hashes: dict[str, dict[str, str]]
+
+  def combined(self) -> str:
+    """Returns one hash for all leaves; for leaves that are not sharded, the `fingerprint` of their tree."""
+    flat = {
+      f'{path}[{region}]' if region else path: digest
+      for path, digests in self.hashes.items()
+      for region, digest in digests.items()
+    }
+    return hashing.combined(flat)
 
 
 def seal(manifest: Manifest) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def unseal(sealed: Any, where: Any) -> Manifest:
 
   Raises:
     Damaged: no envelope, or not as it was written.
-    CheckpointError: a newer format.
+    CheckpointError: a newer or an older format.
   """
   if not isinstance(sealed, dict) or 'format' not in sealed:
     raise Damaged('it has no format number, so jaxlite did not write it')
@@ -83,12 +95,18 @@ def unseal(sealed: Any, where: Any) -> Manifest:
     raise Damaged('its manifest has another hash than was written')
   if sealed['format'] > FORMAT:
     raise CheckpointError(
-      f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads up to {FORMAT}: install a newer jaxlite'
+      f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads {FORMAT}: install a newer jaxlite'
+    )
+  if sealed['format'] < FORMAT:
+    reader = _WRITERS.get(sealed['format'], 'an older jaxlite')
+    raise CheckpointError(
+      f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads {FORMAT}: finish that run with {reader}, '
+      'which reads it, or start again with --fresh or in another workdir'
     )
   content = dict(sealed['content'])
   rows = content.pop('leaves')
-  leaves = [packing.Leaf(row[0], row[1], tuple(row[2]), *row[3:7]) for row in rows]
-  return Manifest(**content, leaves=leaves, hashes={row[0]: row[7] for row in rows})
+  leaves = [Leaf(*row[:3], tuple(row[3]), *row[4:6]) for row in rows]
+  return Manifest(**content, leaves=leaves, hashes={row[0]: row[6] for row in rows})
 
 
 def _hash(number: Any, content: Any) -> str:

@@ -1,102 +1,188 @@
-"""One checkpoint on disk: written whole by Orbax, read back verified or reported as damaged.
+"""One checkpoint on disk: written whole by Orbax, read back leaf by leaf, verified or reported as damaged.
 
-The only file that imports Orbax, on first use: it takes half a second. Orbax makes a write atomic, and loads
-flipped bits of array data without a word; the hashes in the manifest catch those.
+The only file that imports Orbax, on the first save: it takes half a second. Orbax makes a write atomic. It loads
+flipped bits of array data without a word; the hashes in the manifest catch those. It loads all leaves in one event
+loop, which the first unreadable one ends under the others; so the arrays are read with TensorStore, on which Orbax
+stands, and each leaf is judged alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import json
 import logging
+import math
 import os
-import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxlite.checkpoint import hashing, packing
+from jaxlite.checkpoint import leaves, names, regions
+from jaxlite.checkpoint.leaves import Leaf, Snapshot
 from jaxlite.checkpoint.manifest import Damaged, Manifest, seal, unseal
 
+_T = TypeVar('_T')
 _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: each in a folder of its own
 _REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
+_ALONE = threading.Lock()  # Orbax mixes up the folders of two saves under way in one process
+_AT_ONCE = 1 << 26  # bytes read before they are handed on: a restore needs little more memory than the state
 
 
-def write(path: Path, groups: dict[str, np.ndarray], manifest: Manifest) -> None:
-  blobs = _blobs(manifest.leaves)
-  arrays = {blobs[group][0]: array for group, array in groups.items()}
-  with _orbax() as ocp:
-    ocp.save_checkpointables(path, {_ARRAYS: arrays, _MANIFEST: seal(manifest)})
+def write(path: Path, snapshot: Snapshot, manifest: Manifest) -> None:
+  """Writes a checkpoint."""
+  named = {leaf.name: snapshot.arrays[leaf.path] for leaf in snapshot.leaves if leaf.stored}
+  parts = {_ARRAYS: names.nest(named)} if named else {}  # Orbax refuses an empty tree
+  with _ALONE, _orbax() as ocp:
+    ocp.save_checkpointables(path, {**parts, _MANIFEST: seal(manifest)})
 
 
 def read_manifest(path: Path) -> Manifest:
+  """Reads and verifies what a checkpoint says of itself."""
   try:
-    with _orbax() as ocp:
-      sealed = ocp.load_checkpointables(path, {_MANIFEST: None})[_MANIFEST]
-  except Exception as error:  # whatever Orbax makes of garbage
+    sealed = json.loads((path / _MANIFEST / 'data.json').read_bytes())
+  except (OSError, ValueError, RecursionError) as error:
     raise Damaged(reason(error)) from error
   return unseal(sealed, path)
 
 
 def read_const_manifest(path: Path, whole: str) -> Manifest:
+  """Reads and verifies the manifest of constants, and that they are those of this run."""
   manifest = read_manifest(path)
-  if hashing.combined(manifest.hashes) != whole:
+  if manifest.combined() != whole:
     raise Damaged('they are those of another run')
   return manifest
 
 
-def read(path: Path, manifest: Manifest, leaves: Sequence[packing.Leaf]) -> dict[str, np.ndarray]:
-  """Reads and verifies the groups of these leaves."""
-  blobs = _blobs(manifest.leaves)
-  groups = {}
-  try:
-    with _orbax() as ocp:
-      # One array a call: where several are read at once and one fails, Orbax leaves the others without a loop.
-      for group in dict.fromkeys(leaf.group for leaf in leaves):
-        name, size = blobs[group]
-        # Orbax fills the array given, so damaged metadata cannot ask for more memory than the manifest does.
-        found = ocp.load_checkpointables(path, {_ARRAYS: {name: np.empty(size, np.uint8)}})
-        groups[group] = found[_ARRAYS][name]
-    found = packing.leaf_hashes(groups, leaves)
-  except Exception as error:  # whatever Orbax makes of garbage
-    raise Damaged(reason(error)) from error
-  wrong = [leaf.path for leaf in leaves if found[leaf.path] != manifest.hashes[leaf.path]]
-  if wrong:
-    raise Damaged(f'{len(wrong)} of {len(leaves)} leaves have another hash than was written, first {wrong[0]!r}')
-  return groups
+def read(
+  path: Path,
+  manifest: Manifest,
+  wanted: Sequence[Leaf],
+  use: Callable[[Leaf, Mapping[str, np.ndarray]], _T] = lambda leaf, found: None,
+) -> dict[str, _T]:
+  """Reads and verifies leaves, a few at a time.
+
+  Args:
+    path: the checkpoint.
+    manifest: what it says of itself.
+    wanted: which leaves.
+    use: makes of a sound leaf, given by region as it is stored, what is kept of it.
+
+  Returns:
+    What `use` made, by path.
+
+  Raises:
+    Damaged: leaves cannot be read or have another hash than was written; tells how many, and the first.
+  """
+  made: dict[str, _T] = {}
+  damaged: list[str] = []
+  for batch in _batches(wanted):
+    for leaf, found in _fetch(path, batch, manifest.hashes):
+      if isinstance(found, Exception):
+        damaged.append(f'{leaf.path!r} cannot be read: {reason(found)}')
+      elif leaf.stored and leaves.hashes_of(leaf, found) != manifest.hashes[leaf.path]:
+        damaged.append(f'{leaf.path!r} has another hash than was written')
+      elif not damaged:
+        made[leaf.path] = use(leaf, found)
+  if damaged:
+    raise Damaged(f'{len(damaged)} of {len(wanted)} leaves are damaged, first {damaged[0]}')
+  return made
 
 
-def _blobs(leaves: Sequence[packing.Leaf]) -> dict[str, tuple[str, int]]:
-  """The array that holds each group, and its size: numbered, since a name may hold anything."""
-  sizes = packing.group_sizes(leaves)
-  return {
-    group: (f'{index:02d}_' + re.sub(r'\W+', '_', group, flags=re.ASCII)[:40], size)
-    for index, (group, size) in enumerate(sizes.items())
+def _batches(wanted: Sequence[Leaf]) -> Iterator[list[Leaf]]:
+  batch: list[Leaf] = []
+  size = 0
+  for leaf in wanted:
+    nbytes = math.prod(leaf.stored_shape) * jnp.dtype(leaf.stored or 'uint8').itemsize
+    if batch and size + nbytes > _AT_ONCE:
+      yield batch
+      batch, size = [], 0
+    batch.append(leaf)
+    size += nbytes
+  yield batch
+
+
+def _fetch(
+  path: Path, batch: Sequence[Leaf], hashes: Mapping[str, Mapping[str, str]]
+) -> Iterator[tuple[Leaf, dict[str, np.ndarray] | Exception]]:
+  """Reads leaves at once: what is stored of each, by region, or why it cannot be read."""
+  import tensorstore
+
+  context = tensorstore.Context({'cache_pool': {'total_bytes_limit': 0}, 'file_io_concurrency': {'limit': 32}})
+  base = {'driver': 'file', 'path': f'{path / _ARRAYS}/'}
+  opening = {
+    leaf.path: tensorstore.open(
+      {'driver': 'zarr3', 'kvstore': {'driver': 'ocdbt', 'base': base, 'path': f'{leaf.name}/'}},
+      open=True,
+      read=True,
+      context=context,
+    )
+    for leaf in batch
+    if leaf.stored
   }
+  reading: dict[str, dict[str, Any] | Exception] = {}
+  for leaf in batch:
+    try:
+      if leaf.stored:
+        array = opening.pop(leaf.path).result()
+        if (array.shape, array.dtype.name) != (leaf.stored_shape, leaf.stored):  # before it asks for any memory
+          raise ValueError(f'it is {leaves.spell(array.dtype.name, array.shape)}')
+        reading[leaf.path] = {region: array[regions.slices(region)].read() for region in hashes[leaf.path]}
+    except Exception as error:  # whatever TensorStore makes of garbage
+      reading[leaf.path] = error
+  for leaf in batch:
+    found = reading.pop(leaf.path, {})
+    try:
+      yield leaf, found if isinstance(found, Exception) else {key: future.result() for key, future in found.items()}
+    except Exception as error:  # the same
+      yield leaf, error
 
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[Any]:
   """Imports Orbax; while it works, keeps its log quiet: a full disk would be 200 lines of traceback."""
   from orbax.checkpoint import v1 as ocp
+  from orbax.checkpoint._src import asyncio_utils
 
   def foreign(record: logging.LogRecord) -> bool:
     return 'orbax' not in record.pathname
 
   context = ocp.Context()
+  context.array.saving.use_ocdbt = context.array.saving.use_zarr3 = True  # as `_fetch` reads
   context.array.saving.use_compression = False  # weights hardly shrink, and a save would cost four times the CPU
+  context.memory.deepcopy_host_arrays = False  # a snapshot is a copy already
   context.checkpointables.registry = ocp.handlers.local_registry()
   context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name=_MANIFEST)
-  context.pytree.loading.partial_load = True
-  logger = logging.getLogger('absl')
+  logger, run = logging.getLogger('absl'), asyncio_utils.run_sync
   logger.addFilter(foreign)
+  asyncio_utils.run_sync = lambda work: run(_to_the_end(work))
   try:
     with context:
       yield ocp
   finally:
+    asyncio_utils.run_sync = run
     logger.removeFilter(foreign)
+
+
+async def _to_the_end(work: Awaitable[_T]) -> _T:
+  """Waits for all writes under way when one has failed.
+
+  Orbax closes their event loop at once: each would say so on stderr, and write on while the leftovers are removed.
+  """
+  try:
+    return await work
+  except BaseException:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:
+      done, _ = await asyncio.wait(left, timeout=60)
+      for task in done:
+        task.cancelled() or task.exception()  # looked at, so that nobody reports it
+    raise
 
 
 def reason(error: BaseException) -> str:

@@ -129,6 +129,8 @@ def _module(file: pathlib.Path) -> Any:
   # Saved configs name functions by module: the name must not depend on where the command was typed.
   name = f'{file.parent.name}.{file.stem}'
   spec = importlib.util.spec_from_file_location(name, file)
+  assert spec, file  # the file is there, and it ends in .py
+  assert spec.loader, file
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module  # annotations of its dataclasses are looked up there
   if str(file.parent) not in sys.path:

@@ -6,6 +6,7 @@ import dataclasses
 import fractions
 import math
 import numbers
+from typing import Any
 
 from jaxlite.errors import ConfigError
 
@@ -50,7 +51,7 @@ class Duration:
       got = ', '.join(f'{unit}={amount!r}' for unit, amount in given) or 'none'
       raise ConfigError(f'a duration has exactly one of {", ".join(UNITS)}; got {got}')
     unit, amount = given[0]
-    kind = numbers.Integral if unit in ('steps', 'examples') else numbers.Real
+    kind: Any = numbers.Integral if unit in ('steps', 'examples') else numbers.Real
     if isinstance(amount, bool) or not isinstance(amount, kind):
       raise ConfigError(
         f'{unit} of a duration is {"an int" if kind is numbers.Integral else "a number"}; got {amount!r}'
@@ -86,7 +87,7 @@ class Duration:
       )
     # As written, not as stored: 10 % of 30 is 3 whatever binary fraction 0.1 is.
     exact = fractions.Fraction(str(amount))
-    scale = {
+    scale: dict[str, int | fractions.Fraction] = {
       'steps': 1,
       'epochs': steps_per_epoch,
       'examples': fractions.Fraction(1, batch_size),

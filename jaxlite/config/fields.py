@@ -163,7 +163,8 @@ def apply_overrides(config: Any, pairs: Iterable[tuple[str, str | None]]) -> Any
   """
   runs = getattr(config, 'runs', None)
   runs = runs if isinstance(runs, dict) else {}
-  common, own = [], {name: [] for name in runs}
+  common: list[tuple[str, str | None]] = []
+  own: dict[str, list[tuple[str, str | None]]] = {name: [] for name in runs}
   for path, text in pairs:
     group, _, inner = path.partition('.')
     name, _, field = inner.partition('.')

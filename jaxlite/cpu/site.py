@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxlite.contract import APART
+
 XLA_FORM = 'xla'  # the name of the equation as it stands
-APART = 'jl.apart'  # the scope of a network whose bits are to be those of its own call: a teacher
 
 
 class Where(NamedTuple):

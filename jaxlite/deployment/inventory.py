@@ -11,7 +11,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Params, State
 from jaxlite.graph.layouts import LeafLayout
-from jaxlite.quantization._qat import weight_bits
+from jaxlite.quantization import weight_bits
 
 
 class Layer(NamedTuple):

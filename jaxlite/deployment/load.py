@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxlite import errors, tasks
 from jaxlite.checkpoint import load_arrays
-from jaxlite.contract import CONST, Network
+from jaxlite.contract import Network, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.tasks.task import Task
 
@@ -44,7 +44,7 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best', *, task: Ta
   if found is None:
     raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
   arrays: Mapping[str, Any] = found.state
-  network = stablehlo.load_program(folder, arrays['params'], {**arrays['model_state'], CONST: arrays['const']})
+  network = stablehlo.load_program(folder, arrays['params'], join_const(arrays['model_state'], arrays['const']))
   return network._replace(**_meaning(folder, task))
 
 

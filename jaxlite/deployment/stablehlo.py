@@ -16,7 +16,7 @@ import numpy as np
 from jax import export
 
 from jaxlite import trees
-from jaxlite.contract import CONST, Model, Network, Params, Side, State
+from jaxlite.contract import Model, Network, Params, Side, State, join_const, split_const
 from jaxlite.host.files import write_bytes, write_text
 
 _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -93,7 +93,7 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
     del key, step
     if train:
       raise ValueError('a loaded run predicts; to train on, build its model and give params= to init')
-    flat = dict(zip(*trees.flatten({'params': params, 'model_state': state})[:2], strict=True))
+    flat = trees.by_path({'params': params, 'model_state': state})
     return _run(program, about, [flat[name] for name in names], inputs), state
 
   def init(key: Any, inputs: Any) -> tuple[Params, State]:
@@ -106,8 +106,9 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
 def _served(values: Network, recipe: Any) -> dict[str, Any]:
   """The arrays that prediction needs: those of every hook but the side networks."""
   sides = {part.name for part in recipe.parts if isinstance(part, Side)}
-  const = {owner: value for owner, value in values.model_state.get(CONST, {}).items() if owner not in sides}
-  return {'params': values.params, 'model_state': {**values.model_state, CONST: const}}
+  live, const = split_const(values.model_state)
+  const = {owner: value for owner, value in (const or {}).items() if owner not in sides}
+  return {'params': values.params, 'model_state': join_const(live, const)}
 
 
 def _export(forward: Any, shapes: list[Any], inputs: Any) -> tuple[Any, int | None]:

@@ -54,7 +54,7 @@ def distill(
   'distill'
   """
   several = isinstance(teacher, list | tuple) and not teachers.is_network(teacher)
-  who: list[Teacher] = list(teacher) if several else [teacher]
+  who: list[Any] = list(teacher) if several else [teacher]  # type: ignore[arg-type]
   teachers.check_share(alpha, name)
   teachers.check_loss(loss, temperature, name)
   shares = _shares(weights, len(who), name)

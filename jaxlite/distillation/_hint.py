@@ -126,7 +126,7 @@ def hint(
     args = (drop_extras(params, name), state, inputs, key, step)
     return _with_features(forward, args, model_tags(*args), list(pairs), f'{name}, student')
 
-  def compare(student: jax.Array, teacher: jax.Array, where: tuple[str, str], context: Context) -> jax.Array:
+  def compare(student: jax.Array, teacher: jax.Array, where: tuple[str, str], context: Context) -> Any:
     if len(student) != len(teacher):
       raise ValueError(f'{_said(name, where)}: layers are paired one by one; got {len(student)} and {len(teacher)}')
     terms = []
@@ -137,7 +137,7 @@ def hint(
         raise ValueError(f'{_said(name, where)}: {error}') from None
     return sum(terms) / len(terms)
 
-  def total(learned: Any, left: Mapping[str, Any], context: Context) -> jax.Array:
+  def total(learned: Any, left: Mapping[str, Any], context: Context) -> Any:
     terms = []
     for where in pairs.items():
       student, teacher = left[f'{name}/student/{where[0]}'], left[f'{name}/teacher/{where[1]}']

@@ -10,15 +10,15 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import TAPS, Context, Network, weighted_mean
-from jaxlite.cpu.site import APART
+from jaxlite.contract import APART, TAPS, Context, Network
 from jaxlite.distillation._kd import check_classes
 from jaxlite.errors import nearest
+from jaxlite.tasks.lift import weighted_mean
 
 Teacher = Network | Callable[[Any], jax.Array] | str
 Divergence = Callable[..., jax.Array]  # (student, teacher, and any of temperature=, labels=, weight=) -> float[B]
@@ -27,7 +27,7 @@ Share = float | Callable[[Any], Any]
 _KEYWORDS = ('temperature', 'labels', 'weight')
 
 
-def is_network(teacher: Any) -> bool:
+def is_network(teacher: Any) -> TypeGuard[Network]:
   """Tells whether a teacher brings arrays of its own."""
   return all(hasattr(teacher, field) for field in Network._fields)
 
@@ -76,7 +76,7 @@ def run(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
   return apart(lambda values, inputs: forward(teacher, values, inputs), values, inputs)
 
 
-def forward(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
+def forward(teacher: Any, values: dict[str, Any], inputs: Any) -> Any:
   """Returns a teacher's outputs, as in evaluation."""
   if not values:
     return teacher(inputs)

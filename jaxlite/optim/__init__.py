@@ -6,6 +6,7 @@ from jaxlite.optim._augment import augment, crop, cutmix, cutout, flip, mixup, s
 from jaxlite.optim._average import average
 from jaxlite.optim._freeze import freeze
 from jaxlite.optim._normalize import normalize
+from jaxlite.optim._optax_states import optax_account
 from jaxlite.optim._penalties import l2, label_smoothing
 from jaxlite.optim._plateau import observe_score, plateau
 from jaxlite.optim._proximal import l1_proximal
@@ -30,6 +31,7 @@ __all__ = [
   'next_phase',
   'normalize',
   'observe_score',
+  'optax_account',
   'plateau',
   'refresh_statistics',
   'sam',

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import CONST, TAPS, Batch, Grad, Hook, Params, State, Terms, stream
-
-
-class Accumulate(Hook):
-  """The Hook of `accumulate`: `train_step` knows it by type, to dispatch micro-steps where a scan is slow."""
+from jaxlite.contract import Account, Batch, Grad, Hook, Params, State, Terms, join_const, split_const, stream
 
 
 def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
@@ -44,11 +41,11 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   def grad(inner: Grad) -> Grad:
     if micro_batches == 1:
       return inner
-    one = functools.partial(micro_step, inner, micro_batches)
+    one: Callable[..., Any] = functools.partial(micro_step, inner, micro_batches)
     dispatched = jax.jit(one, donate_argnums=0)
 
     def accumulated(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
-      state, const = _without_const(state)
+      state, const = split_const(state)
       fixed = (params, const, dict(batch), key, step)
       sums = jax.tree.map(jnp.zeros_like, params)
       if _traced(fixed):
@@ -62,11 +59,12 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
           terms.append(term)
       # One after the other in both forms: a reduction may add in another order, and resume is bit for bit.
       total = functools.reduce(lambda one, other: jax.tree.map(jnp.add, one, other), terms)
-      return sums, state if const is None else {**state, CONST: const}, total
+      return sums, join_const(state, const), total
 
     return accumulated
 
-  return Accumulate(name, grad=grad)
+  told = Account(f'each step, in {micro_batches} micro-batches')
+  return Hook(name, grad=grad, account=lambda *_: told, dispatches=micro_batches > 1)
 
 
 def micro_step(
@@ -74,20 +72,14 @@ def micro_step(
 ) -> tuple[Params, State, Terms]:
   """Adds the gradient of micro-batch `i`, weighted by its share, to the running sums."""
   micro, share = _micro_batch(batch, k, i)
-  full = state if const is None else {**state, CONST: const}
-  grads, full, terms = inner(params, full, micro, stream(key, 'micro_batch', i), step)
+  grads, full, terms = inner(params, join_const(state, const), micro, stream(key, 'micro_batch', i), step)
   sums = jax.tree.map(lambda running, grad: running + grad * share.astype(grad.dtype), sums, grads)
-  state = {name: value for name, value in full.items() if name not in (CONST, TAPS)}
-  return sums, state, jax.tree.map(lambda term: term * share.astype(term.dtype), terms)
+  return sums, split_const(full)[0], jax.tree.map(lambda term: term * share.astype(term.dtype), terms)
 
 
 def _as_scan(result: tuple[Params, State, Terms]) -> Any:
   sums, state, terms = result
   return (sums, state), terms
-
-
-def _without_const(state: State) -> tuple[State, Any]:
-  return {name: value for name, value in state.items() if name != CONST}, state.get(CONST)
 
 
 def _micro_batch(batch: Any, k: int, i: Any) -> tuple[Any, jax.Array]:

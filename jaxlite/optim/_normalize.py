@@ -60,7 +60,7 @@ def normalize(mean: Any, std: Any, *, name: str = 'normalize') -> Hook:
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       constants = {'mean': jax.tree.map(jnp.asarray, mean), 'std': jax.tree.map(jnp.asarray, std)}
-      params, state = inner.init(key, standardize({CONST: {name: constants}}, inputs))
+      params, state = inner.init(key, standardize(with_const({}, name, constants), inputs))
       return params, with_const(state, name, constants)
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite import trees
-from jaxlite.contract import Context, Hook, Loss, Selective, Terms, weighted_mean
+from jaxlite.contract import Account, Context, Hook, Loss, Selective, Terms
+from jaxlite.errors import arrays
+from jaxlite.tasks.lift import weighted_mean
 
 
 def label_smoothing(amount: float = 0.1, *, name: str = 'label_smoothing') -> Hook:
@@ -51,6 +54,16 @@ class L2State(NamedTuple):
   """State of `l2`: the rate of each leaf, float32[]; 0 where it does not apply."""
 
   rates: Any
+
+  def account(self, params: Any) -> Account:
+    """Tells which leaves have a rate."""
+    return rated(self.rates)._replace(when='each step')
+
+
+def rated(rates: Any) -> Account:
+  """Tells which leaves have a rate above 0."""
+  touched = [path for path, rate in trees.by_path(rates).items() if np.any(rate)]
+  return Account('', arrays(touched), '' if touched else 'it has a rate of 0 everywhere')
 
 
 def l2(rate: float, *, select: trees.Rule = None) -> Selective:

@@ -7,7 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+from jaxlite.contract import Account
+from jaxlite.errors import counted
 
 
 class PlateauState(NamedTuple):
@@ -28,6 +32,16 @@ class PlateauState(NamedTuple):
   cooldown: jax.Array
   observed: jax.Array
   rule: dict[str, jax.Array]
+
+  def account(self, params: Any) -> Account:
+    """Tells how many scores were heard, and the scale that came of them."""
+    seen, scale = int(np.max(self.observed)), float(np.mean(self.scale))
+    left = '' if seen else 'it heard no score, so it never lowered the rate: validate, or leave it out'
+    return Account(f'{counted(seen, "score")} seen', f'updates are multiplied by {scale:g} at the end', left)
+
+  def hear(self, score: Any) -> PlateauState:
+    """Returns the state after one more score, larger is better."""
+    return _observe(self, score)
 
 
 def plateau(
@@ -94,10 +108,10 @@ def plateau(
 
 
 def observe_score(tree: Any, score: Any) -> Any:
-  """Tells every `plateau` inside a tree of optimizer states one validation score, larger is better.
+  """Tells one validation score, larger is better, to every state in a tree that has a method `hear`: a `plateau`'s.
 
   Args:
-    tree: any pytree, e.g. `TrainState.opt_state`; without a PlateauState it comes back as it is.
+    tree: any pytree, e.g. `TrainState.opt_state`; where nothing hears it comes back as it is.
     score: float[]; give the negative of a loss. NaN is no improvement.
 
   Returns:
@@ -107,8 +121,16 @@ def observe_score(tree: Any, score: Any) -> Any:
   >>> float(state.scale), round(float(state.best), 2), int(state.wait)
   (1.0, 0.3, 0)
   """
-  known = lambda node: isinstance(node, PlateauState)  # noqa: E731
-  return jax.tree.map(lambda node: _observe(node, score) if known(node) else node, tree, is_leaf=known)
+
+  def hears(node: Any) -> bool:
+    return callable(getattr(type(node), 'hear', None))
+
+  def inside(node: Any) -> bool:
+    return node is not tree and hears(node)
+
+  # What stands inside a state that hears is told first, so that the outer one knows it as it is now.
+  told = jax.tree.map(lambda node: observe_score(node, score) if inside(node) else node, tree, is_leaf=inside)
+  return told.hear(score) if hears(told) else told
 
 
 @jax.jit

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxlite import trees
-from jaxlite.contract import Last
+from jaxlite.contract import Account, Last
+from jaxlite.errors import counted
+from jaxlite.optim._penalties import rated
 
 
 class ProximalState(NamedTuple):
@@ -20,8 +23,12 @@ class ProximalState(NamedTuple):
     rates: the rate of each leaf, float32[]; 0 where it does not apply.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
   rates: Any
+
+  def account(self, params: Any) -> Account:
+    """Tells which leaves have a rate."""
+    return rated(self.rates)._replace(when=counted(int(np.max(self.count)), 'update'))
 
 
 def l1_proximal(rate: float, learning_rate: float | optax.Schedule, *, select: trees.Rule = None) -> Last:

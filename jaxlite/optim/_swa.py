@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxlite.contract import CONST, TAPS, Batch, Hook, Model, Params, State
+from jaxlite import trees
+from jaxlite.contract import Account, Batch, Hook, Model, Params, State, join_const, split_const
+from jaxlite.errors import arrays, counted
 from jaxlite.optim._average import averaged
 
 
@@ -20,8 +23,15 @@ class SwaState(NamedTuple):
     mean: their equal average, at least float32; zeros while the count is 0.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
   mean: Params
+
+  def account(self, params: Params) -> Account:
+    """Tells how many sets of weights are in the mean."""
+    count = int(np.max(self.count))
+    left = '' if count else 'it averaged nothing: its begin was not reached'
+    kept = arrays(trees.paths(self.mean), most=0)
+    return Account(f'{counted(count, "set")} of weights averaged', f'keeps {kept}', left)
 
 
 def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
@@ -107,20 +117,18 @@ def refresh_statistics(
   >>> float(refresh_statistics(model, {}, {'mean': jnp.zeros(())}, [{'inputs': jnp.ones(3)}] * 3)['mean'])
   0.875
   """
-  const = model_state.get(CONST)
-  live = {name: value for name, value in model_state.items() if name not in (CONST, TAPS)}
+  live, const = split_const(model_state)
   if not jax.tree.leaves(live):
     raise ValueError('refresh_statistics: the network keeps no statistics; leave the call out')
 
   @jax.jit
   def forward(params: Params, live: State, const: Any, inputs: Any, key: Any, step: Any) -> State:
-    full = live if const is None else {**live, CONST: const}
-    _, new = model.apply(params, full, inputs, train=True, key=key, step=step)
-    return {name: value for name, value in new.items() if name not in (CONST, TAPS)}
+    _, new = model.apply(params, join_const(live, const), inputs, train=True, key=key, step=step)
+    return split_const(new)[0]
 
   step = -1
   for step, batch in enumerate(batches):
     live = forward(params, live, const, batch['inputs'], key, jnp.int32(step))
   if step < 0:
     raise ValueError('refresh_statistics needs a batch at least; got none')
-  return live if const is None else {**live, CONST: const}
+  return join_const(live, const)

@@ -82,7 +82,7 @@ def next_phase(before: Any, train: Any, batch: Batch, *, freeze: str = 'freeze')
 
 def _optimizer(before: Any, fresh: Any) -> Any:
   learned, learns = set(trees.paths(before.params)), trees.paths(fresh.params)
-  old = _by_path(before.opt_state)
+  old = trees.by_path(before.opt_state)
 
   def leaf(path: str, own: Any) -> Any:
     if _fits(old, path, own):
@@ -100,7 +100,7 @@ def _optimizer(before: Any, fresh: Any) -> Any:
 
 def _carried(before: Any, fresh: Any) -> Any:
   """The old value of every leaf that was there already: an average has more leaves once more of them learn."""
-  old = _by_path(before)
+  old = trees.by_path(before)
   return trees.map_with_path(lambda path, own: jnp.copy(old[path]) if _fits(old, path, own) else own, fresh)
 
 
@@ -112,7 +112,3 @@ def _whole(old: Any, own: Any) -> Any:
 
 def _fits(old: dict[str, Any], path: str, own: Any) -> bool:
   return path in old and jnp.shape(old[path]) == jnp.shape(own) and old[path].dtype == own.dtype
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-  return dict(zip(*trees.flatten(tree)[:2], strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxlite import trees
 from jaxlite.graph.layouts import LeafLayout
@@ -132,13 +132,13 @@ def allocated(leaves: Mapping[str, Leaf], sparsity: float, allocate: Allocate, *
   return shares
 
 
-def by_rules(leaves: Mapping[str, Leaf], rules: Mapping[str, object], default: object, *, what: str) -> dict:
+def by_rules(leaves: Mapping[str, Leaf], rules: Mapping[str, Any], default: Any, *, what: str) -> dict[str, Any]:
   """Returns what the first matching rule says of each leaf; every rule must match some leaf.
 
   >>> by_rules({'a/w': Leaf((2,)), 'b/w': Leaf((2,))}, {'^a': 1, 'w$': 2}, 0, what='rule')
   {'a/w': 1, 'b/w': 2}
   """
   found = dict.fromkeys(leaves, default)
-  for pattern in reversed(rules):
+  for pattern in reversed(list(rules)):
     found.update(dict.fromkeys(trees.select(leaves, pattern, what=what), rules[pattern]))
   return found

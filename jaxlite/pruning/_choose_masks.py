@@ -203,5 +203,4 @@ def leaves_at(tree: Any, paths: Any) -> dict[str, Any]:
   >>> leaves_at({'a': {'w': 1, 'b': 2}}, ['a/w'])
   {'a/w': 1}
   """
-  names, leaves, _ = trees.flatten(tree)
-  return {name: leaf for name, leaf in zip(names, leaves, strict=True) if name in paths}
+  return {path: leaf for path, leaf in trees.by_path(tree).items() if path in paths}

@@ -109,7 +109,7 @@ def prune(
       masks=masks,
       broken=state.broken + broken,
       sparsity=jnp.where(schedule.due(count), schedule.at(count, sparsity), state.sparsity),
-      reached=state.reached | (count >= schedule.end),
+      reached=state.reached | (schedule.due(count) & (count >= schedule.end)),
       **drawn_at(state, schedule),
     )
 

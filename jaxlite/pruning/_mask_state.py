@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite import trees
+from jaxlite.contract import Account, Status
+from jaxlite.errors import arrays, counted
 from jaxlite.graph.layouts import Layouts
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, uniform
@@ -35,7 +38,7 @@ class PruneState(NamedTuple):
     layouts: axes of the weights, where a structure or an allocation asks for them.
   """
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
   masks: Any
   broken: jax.Array
   sparsity: jax.Array
@@ -44,6 +47,40 @@ class PruneState(NamedTuple):
   last: jax.Array
   context: Any = None
   layouts: Layouts | None = None
+
+  def account(self, params: Any) -> Account:
+    """Tells what the masks did to the params."""
+    masked, leaves = trees.paths(self.masks), trees.by_path(params)
+    held = [np.asarray(leaves[path]) for path in masked]
+    zeros, size = sum(int((leaf == 0).sum()) for leaf in held), sum(leaf.size for leaf in held)
+    left = [shortfall(self, begun=bool(np.any(self.refreshes)))]
+    if broken := int(np.sum(self.broken)):
+      left.append(f'{broken:,} weights were written to after it: it must be the last part')
+    drawn = _drawn(int(np.max(self.refreshes)), int(np.max(self.last)))
+    return Account(
+      f'{counted(int(np.max(self.count)), "update")}; {drawn}',
+      f'{arrays(masked)}; {zeros:,} of {size:,} weights are zero',
+      '; '.join(filter(None, left)),
+    )
+
+  def status(self) -> Status:
+    """Tells whether the schedule has reached its target, and how many weights another part wrote to."""
+    return Status(self.reached, self.broken)
+
+
+def _drawn(times: int, last: int) -> str:
+  if not times:
+    return 'masks never drawn anew'
+  return f'masks drawn {"once, at" if times == 1 else f"{times:,} times, last at"} update {last:,}'
+
+
+def shortfall(state: Any, *, begun: bool) -> str:
+  """Tells what is missing to the target of a state with `reached` and `sparsity`; '' where nothing is."""
+  if np.all(state.reached):
+    return ''
+  if not begun:
+    return 'it masked nothing: its begin was not reached'
+  return f'its target was not reached: masks stand at sparsity {float(np.mean(state.sparsity)):.3f}'
 
 
 def layouts_for(
@@ -73,7 +110,7 @@ def start(params: Any, masks: Mapping[str, jax.Array], *, packed: bool) -> Prune
   )
 
 
-def drawn_at(state: PruneState, schedule: Schedule) -> dict[str, jax.Array]:
+def drawn_at(state: PruneState, schedule: Schedule) -> dict[str, Any]:
   """Returns the fields of a state that tell how often, and when last, masks were drawn, this update counted in."""
   due = schedule.due(state.count)
   return {'refreshes': state.refreshes + due, 'last': jnp.where(due, state.count, state.last)}

@@ -7,7 +7,7 @@ weight's shape or, packed, uint8[ceil(n / 8)]: eight weights a byte, 1/32 of flo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,6 +47,16 @@ def unpack(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return mask
   bits = (mask[:, None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)) & 1
   return (bits.reshape(-1)[: math.prod(shape)] != 0).reshape(shape)
+
+
+def bits(mask: Any) -> np.ndarray:
+  """Returns a mask's values on the host, packed or not; what fills up its last byte is 0.
+
+  >>> bits(np.uint8([176])).tolist()
+  [1, 0, 1, 1, 0, 0, 0, 0]
+  """
+  mask = np.asarray(mask)
+  return mask if mask.dtype == bool else np.unpackbits(mask, axis=-1)
 
 
 def over(fn: Callable[..., Any], masks: Any, *rest: Any, unmasked: Callable[[Any], Any] = lambda leaf: None) -> Any:
@@ -91,8 +101,8 @@ def by_path(masks: Any, params: Any, *, what: str) -> Any:
   Raises:
     ValueError: no mask at all, a mask of no parameter, or of another shape.
   """
-  found = dict(zip(*trees.flatten(masks)[:2], strict=True))
-  shapes = dict(zip(*trees.flatten(params)[:2], strict=True))
+  found = trees.by_path(masks)
+  shapes = trees.by_path(params)
   if not found:
     raise ValueError(f'{what}: there is no mask in what was given: sparsify first')
   for path, mask in found.items():
@@ -106,13 +116,3 @@ def by_path(masks: Any, params: Any, *, what: str) -> Any:
         f' got {dtype}{list(np.shape(mask))}: give masks of these params'
       )
   return trees.map_with_path(lambda path, _: jnp.array(found[path]) if path in found else None, params)
-
-
-def views(model_state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-  """Returns by hook's name what `straight_through` and its like keep: masks by path, and the sparsity last asked.
-
-  >>> views({'jl.straight': {'masks': {}, 'sparsity': 0.5}, 'jl.average': {'w': 1.0}, 'batch_stats': {}})
-  {'straight': {'masks': {}, 'sparsity': 0.5}}
-  """
-  kept = {name: own for name, own in model_state.items() if name.startswith('jl.') and isinstance(own, Mapping)}
-  return {name.removeprefix('jl.'): own for name, own in kept.items() if {'masks', 'sparsity'} <= own.keys()}

@@ -270,9 +270,9 @@ def _reset(state: Any, fresh: Any, changed: Mapping[str, jax.Array], params: Any
 
 def _owners(state: Any, params: Any) -> dict[str, str]:
   """By path of a state's leaf, the parameter whose path it ends with and whose shape it has."""
-  shapes = {path: np.shape(leaf) for path, leaf in zip(*trees.flatten(params)[:2], strict=True)}
+  shapes = {path: np.shape(leaf) for path, leaf in trees.by_path(params).items()}
   found = {}
-  for path, leaf in zip(*trees.flatten(state)[:2], strict=True):
+  for path, leaf in trees.by_path(state).items():
     ends = [name for name in shapes if not name or path == name or path.endswith(f'/{name}')]
     longest = max(ends, key=len, default=None)
     if longest is not None and np.shape(leaf) == shapes[longest]:
@@ -300,7 +300,7 @@ def unreset(state: Any, params: Any) -> list[str]:
   found = []
   for one in trees.find(state, DynamicState):
     owned = _owners(one.inner, params)
-    for path, leaf in zip(*trees.flatten(one.inner)[:2], strict=True):
+    for path, leaf in trees.by_path(one.inner).items():
       if np.size(leaf) > 1 and path not in owned:
         found.append(path)
   return found

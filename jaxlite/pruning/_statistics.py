@@ -17,9 +17,10 @@ import numpy as np
 from jax import lax
 
 from jaxlite import trees
-from jaxlite.contract import Batch, Context, Model, task
+from jaxlite.contract import Batch, Context, Model
 from jaxlite.graph import layouts, provenance, rewrite, walk
 from jaxlite.graph.model import model_tags
+from jaxlite.tasks.lift import lift_loss
 
 
 class Calibration(NamedTuple):
@@ -85,7 +86,7 @@ def gather_statistics(
   if totals is None:
     raise ValueError('gather_statistics reads what reaches the weights, so it needs at least one batch; got none')
   known, skipped = _read(apply, params, model_state, batch['inputs'])
-  leaves = dict(zip(*trees.flatten(params)[:2], strict=True))
+  leaves = trees.by_path(params)
   squares, moments = totals
   return Calibration(
     norms={path: _laid_out(jnp.sqrt(one), leaves[path], known[path]) for path, one in squares.items()},
@@ -107,7 +108,7 @@ def _forward(model: Model | Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 def _objective(apply: Any, loss: Any, params: Any, state: Any, batch: Batch) -> jax.Array:
   outputs = apply(params, state, batch['inputs'])
-  return task(loss)(Context(outputs, batch, params, state, None, None))['task']
+  return lift_loss(loss)(Context(outputs, batch, params, state, None, None))['task']
 
 
 class _Program(NamedTuple):

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite import trees
-from jaxlite.contract import Hook, Model, Params, State, reparam
+from jaxlite.contract import Account, Hook, Model, Params, State, Status, reparam
+from jaxlite.errors import arrays
+from jaxlite.graph.layouts import Layouts
 from jaxlite.graph.model import _layouts
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, uniform
 from jaxlite.pruning._choose_masks import Structures, draw, leaves_at, scores_of, targets
-from jaxlite.pruning._mask_state import layouts_for, layouts_in
+from jaxlite.pruning._mask_state import layouts_for, layouts_in, shortfall
 from jaxlite.pruning._structure import element
 from jaxlite.pruning.scores import Score, magnitude
 from jaxlite.pruning.sparsity_schedules import Schedule, schedule_of
+
+
+class StraightState(NamedTuple):
+  """What `straight_through` keeps.
+
+  Attributes:
+    masks: by path, bool[...], True where a weight lives, or its bits (uint8).
+    sparsity: float32[], the sparsity last asked of the masks.
+    reached: bool[], whether masks of the target sparsity have been drawn.
+    layouts: axes of the weights, where a structure or an allocation asks for them.
+  """
+
+  masks: dict[str, jax.Array]
+  sparsity: jax.Array
+  reached: jax.Array
+  layouts: Layouts | None = None
+
+  def account(self, params: Params) -> Account:
+    """Tells how many weights are masked."""
+    leaves = trees.by_path(params)
+    size = {path: np.size(leaves.get(path, mask)) for path, mask in self.masks.items()}
+    live = sum(int(np.sum(masking.bits(mask))) for mask in self.masks.values())
+    masked = f'{sum(size.values()) - live:,} of {sum(size.values()):,} weights are masked'
+    return Account('', f'{arrays(self.masks)}; {masked}', shortfall(self, begun=bool(np.any(self.sparsity))))
+
+  def status(self) -> Status:
+    """Tells whether masks of the target sparsity have been drawn."""
+    return Status(self.reached)
 
 
 def straight_through(
@@ -94,20 +125,21 @@ def straight_through(
       layouts = _layouts(inner, params, state, inputs, key)
       chosen = trees.weight_paths(params, select, layouts, what=name)
       dense = {path: jnp.ones(leaf.shape, bool) for path, leaf in leaves_at(params, chosen).items()}
-      own = {
-        'masks': {path: masking.pack(mask) if packed else mask for path, mask in dense.items()},
-        'sparsity': jnp.zeros((), jnp.float32),
-        'layouts': layouts_for(chosen, layouts, structure, allocate),
-      }
+      own = StraightState(
+        {path: masking.pack(mask) if packed else mask for path, mask in dense.items()},
+        jnp.zeros((), jnp.float32),
+        jnp.zeros((), bool),
+        layouts_for(chosen, layouts, structure, allocate),
+      )
       return params, refreshed(params, {**state, slot: own}, jnp.int32(0))
 
     def view(params: Params, state: State, **_: Any) -> Params:
-      return see(params, state[slot]['masks'])
+      return see(params, state[slot].masks)
 
     def refreshed(params: Params, state: State, step: Any) -> State:
       own = state[slot]
-      leaves = leaves_at(params, own['masks'])
-      goals = targets(leaves, layouts_in(own['layouts']), sparsity, structure, allocate, what=name)
+      leaves = leaves_at(params, own.masks)
+      goals = targets(leaves, layouts_in(own.layouts), sparsity, structure, allocate, what=name)
 
       def drawn() -> Any:
         scores = scores_of(score, params, None, goals, what=name)
@@ -115,9 +147,10 @@ def straight_through(
         return {path: masking.pack(mask) if packed else mask for path, mask in found.items()}
 
       due = plan.due(step)
-      masks = jax.lax.cond(due, drawn, lambda: own['masks'])
-      asked = jnp.where(due, plan.at(step, sparsity), own['sparsity'])
-      return {**state, slot: {**own, 'masks': masks, 'sparsity': asked}}
+      masks = jax.lax.cond(due, drawn, lambda: own.masks)
+      asked = jnp.where(due, plan.at(step, sparsity), own.sparsity)
+      reached = own.reached | (due & (step >= plan.end))
+      return {**state, slot: StraightState(masks, asked, reached, own.layouts)}
 
     wrapped = reparam(inner, name, lambda key, params, state: (params, state), view)
 

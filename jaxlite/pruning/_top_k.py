@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def _search(
     shift, _, reach, _ = state
     return (shift > 0) & jnp.any(reach != keep)
 
-  def fix_digit(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+  def fix_digit(state: tuple[Any, ...]) -> tuple[Any, ...]:
     shift, threshold, reach, above = state
     shift = shift - _DIGIT
     unit = jnp.ones((), dtype) << shift.astype(dtype)
@@ -145,7 +146,7 @@ def _search(
 def _counts(values: list[jax.Array], floors: list[jax.Array], axes: tuple[int, ...] | None) -> list[jax.Array]:
   """How many values reach each floor: one reduction of many results, since XLA reads its operand once for all."""
   zeros = (jnp.int32(0),) * len(floors)
-  total = [0] * len(floors)
+  total: list[Any] = [0] * len(floors)
   for one in values:
     over = tuple(range(one.ndim)) if axes is None else axes
     reach = tuple((one >= floor).astype(jnp.int32) for floor in floors)

@@ -101,7 +101,7 @@ def synflow(model: Model | Callable[[Any, Any], Any], inputs: Any) -> Score:
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *jnp.shape(leaf)[1:]), jnp.result_type(leaf)), inputs)
 
   def score(params: Any, context: Any = None) -> Any:
-    def flow(sizes: Any) -> jax.Array:
+    def flow(sizes: Any) -> Any:
       ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
       if isinstance(model, Model):
         outputs = model.apply(sizes, {} if context is None else context, ones, train=False, key=None)[0]

@@ -1,9 +1,10 @@
 """Quantization: 2 to 8 bits by rewriting the program, trained (`fake_quant`, `lsq`) or after training (`ptq`)."""
 
+from jaxlite.quantization._account import weight_bits
 from jaxlite.quantization._calibration import by_min_max, by_mse, by_percentile
 from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._ptq import ptq
-from jaxlite.quantization._qat import fake_quant, weight_bits
+from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import coverage, observe, quantize
 from jaxlite.quantization._ranges import dynamic_ranges, ema_ranges, frozen_ranges
 

@@ -22,6 +22,7 @@ from jaxlite.graph import provenance
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
 from jaxlite.quantization import _program as quant_program
+from jaxlite.quantization._account import account_of
 from jaxlite.quantization._numerics import Bits, BitsLike, check_bits
 from jaxlite.quantization._program import Rules
 
@@ -142,7 +143,7 @@ def lsq(
 
     return Model(init, apply, after, export)
 
-  return Hook(name, model=wrap)
+  return Hook(name, model=wrap, account=account_of(wrap))
 
 
 class Measured(NamedTuple):
@@ -157,7 +158,7 @@ class Measured(NamedTuple):
 
   span: numerics.Range
   total: jax.Array
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
   weight: jax.Array
 
 

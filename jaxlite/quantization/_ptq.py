@@ -90,7 +90,9 @@ def ptq(
     bits_of.update({site: own.activation for site, own in wanted.items()})
     return quant_program.run(program, leaves, wanted, _counting, _HISTOGRAMS)[1]
 
-  collect, seen, bits_of, any_batch = jax.jit(histograms), {}, {}, False
+  seen: dict[str, Histogram] = {}
+  bits_of: dict[str, Any] = {}
+  collect, any_batch = jax.jit(histograms), False
   for batch in batches:
     any_batch, inputs = True, _inputs(batch)
     for site, new in collect(network.params, network.model_state, inputs).items():

@@ -1,4 +1,4 @@
-"""Quantization-aware training: `fake_quant` as a hook, and which weights a model quantizes."""
+"""Quantization-aware training: `fake_quant` as a hook."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxlite import trees
 from jaxlite.contract import Hook, Model, Params, State, drop_extras
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
+from jaxlite.quantization._account import account_of
 from jaxlite.quantization._numerics import BitsLike, check_bits
 from jaxlite.quantization._program import Rules
 from jaxlite.quantization._ranges import Activations, check_step, ema_ranges, given_ranges
@@ -126,28 +126,7 @@ def fake_quant(
 
     return Model(init, apply, after, export)
 
-  return Hook(name, model=wrap)
-
-
-def weight_bits(model: Model, params: Params, model_state: State, inputs: Any) -> dict[str, int]:
-  """Tells the bits of every weight that a model multiplies in integers, read off the program that it runs.
-
-  Args:
-    model: as the recipe wrapped it.
-    params: its params.
-    model_state: its state.
-    inputs: one batch, arrays or ShapeDtypeStructs.
-
-  Returns:
-    {path: bits}; a weight that is not listed is float. Used at several sites, the most bits.
-  """
-  program, _ = quant_program.trace_model(model, params, model_state, inputs, train=False, key=None, step=None)
-  found: dict[str, int] = {}
-  for mark, paths in quant_program.marks(program.plan):
-    if mark.startswith(numerics.MARK):
-      bits = int(mark.removeprefix(numerics.MARK))
-      found.update({path: max(bits, found.get(path, 0)) for path in paths if not trees.is_extra(path)})
-  return found
+  return Hook(name, model=wrap, account=account_of(wrap))
 
 
 def _without(state: State, entry: str) -> State:

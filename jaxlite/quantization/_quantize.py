@@ -203,7 +203,7 @@ def _program(
   tags = []
   for position, arg in enumerate((*args, kwargs)):
     prefix = f'arg{position}/' if len(positions) > 1 else ''
-    for path, leaf in zip(*trees.flatten(arg)[:2], strict=True):
+    for path, leaf in trees.by_path(arg).items():
       if _is_array(leaf):
         name = (prefix + path).rstrip('/') or f'arg{position}'
         is_weight = position in positions and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -156,4 +156,6 @@ def given_ranges(ranges: Ranges, shapes: Mapping[str, tuple[int, ...]], what: st
       raise ValueError(
         f'{what}: the range of {name} is float32{list(shapes[name])} each end, got {list(jnp.shape(ranges[name][0]))}'
       )
-  return {name: tuple(jnp.asarray(end, jnp.float32) for end in ranges[name]) for name in shapes}
+  return {
+    name: (jnp.asarray(ranges[name][0], jnp.float32), jnp.asarray(ranges[name][1], jnp.float32)) for name in shapes
+  }

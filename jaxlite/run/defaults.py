@@ -82,7 +82,7 @@ def model(data: Dataset) -> Any:
     return models.EmbeddingBag(vocabulary=int(facts.get('tokens', tokens.max() + 1)), classes=outputs)
   if outputs is not None and len(leaves) == 1 and isinstance(inputs, np.ndarray):
     pictures = inputs.ndim == 4 and min(inputs.shape[1:3]) >= 4
-    return models.SmallCNN(classes=outputs) if pictures else models.MLP(classes=outputs)
+    return models.SmallCNN(classes=outputs) if pictures else models.MLP((128, 64), classes=outputs)
   found = ', '.join(f'{leaf.dtype}{list(leaf.shape)}' for leaf in leaves[:4])
   raise ConfigError(f'no default network for the task {data.task.name} on inputs {found}: give model=')
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import data as datasets
-from jaxlite.contract import CONST
+from jaxlite.contract import join_const
 from jaxlite.deployment import inventory
 from jaxlite.graph.model import weights_of
 from jaxlite.host import machine, preempt
@@ -82,7 +82,7 @@ def evidence(
   setup: Setup, state: TrainState, record: Record, facts: Facts, test: Measured, folder: Path, command: str
 ) -> tuple[Result, list[Figure]]:
   """All that the report shows of a run, and the pictures that its task draws."""
-  full = {**state.model_state, CONST: state.const}
+  full = join_const(state.model_state, state.const)
   inputs = setup.first_batch['inputs']
   weights = weights_of(setup.network, jax.random.key(0), inputs)
   history = read_records(folder)

@@ -1,6 +1,7 @@
 """What a run must not go on with, and what it must not end without: numbers that are not finite, masks, targets.
 
-The loop asks at log points and before it saves, so that no checkpoint holds what went wrong.
+The loop asks at log points and before it saves, so that no checkpoint holds what went wrong. Parts are asked by
+`status` and `account` (see `contract.py`), whoever wrote them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite import trees
-from jaxlite.optim._plateau import PlateauState
-from jaxlite.pruning import _masks as masks
-from jaxlite.pruning._mask_state import PruneState
+from jaxlite.contract import Hook, Recipe, Status
+from jaxlite.errors import counted
+from jaxlite.report.ledger import name_of, told
 from jaxlite.step.state import TrainState, went_nan
 
 
@@ -44,25 +46,47 @@ def _refuse(step: int, path: str, saves: Any) -> NoReturn:
   raise ValueError(f'training met a number that is not finite at step {step}, first in {where} or clip; {kept}')
 
 
-def check_masks(state: TrainState) -> None:
-  """Raises where another part wrote to what prune holds at zero."""
-  if any(int(prune.broken) for prune in trees.find(state.opt_state, PruneState)):
-    raise ValueError('an update after prune wrote to weights that it holds at zero: make jl.prune the last part')
-
-
 def complete(state: TrainState) -> bool:
-  """Tells whether every pruning schedule has reached its target: before that a model is no candidate for the best."""
-  return all(bool(prune.reached) for prune in trees.find(state.opt_state, PruneState))
+  """Tells whether every part is at its goal (its target sparsity): before that a model is no candidate for the best."""
+  return all(np.all(status.reached) for _, status in _answers(state))
 
 
-def check_targets(state: TrainState, say: Callable[[str], None]) -> None:
-  """Says which schedule did not reach its target, or never acted, by the end of the run."""
-  for prune in trees.find(state.opt_state, PruneState):
-    if not bool(prune.reached):
-      say(f'warning: prune stands at sparsity {float(prune.sparsity):.3f}: its end lies beyond the last step')
-  for name, view in masks.views(state.model_state).items():
-    if not float(view['sparsity']):
-      say(f'warning: {name} masked nothing: its begin lies beyond the last step')
-  for plateau in trees.find(state.opt_state, PlateauState):
-    if not int(plateau.observed):
-      say('warning: plateau heard no validation, so it never lowered the rate: validate, or leave it out')
+def check_unbroken(recipe: Recipe, state: TrainState) -> None:
+  """Raises where a part wrote to what another one holds (what prune masks)."""
+  for where, status in _answers(state):
+    if broken := int(np.sum(status.broken)):
+      raise ValueError(
+        f'another part wrote to {counted(broken, "value")} that {_name(recipe, state, where)} holds: make '
+        f'{_name(recipe, state, where)} the last part of the chain'
+      )
+
+
+def check_targets(recipe: Recipe, state: TrainState, say: Callable[[str], None]) -> None:
+  """Says what a part did not do or did not reach by the end of the run."""
+  short = [where for where, status in _answers(state) if not np.all(status.reached)]
+  for where, own in _kept(state).items():
+    left = told(own, state.params).left
+    if where in short and not left:
+      left = 'its goal was not reached'
+    if left:
+      say(f'warning: {_name(recipe, state, where)}: {left}')
+
+
+def _kept(state: TrainState) -> dict[str | int, Any]:
+  """What parts keep: of update parts by place, of hooks by name."""
+  hooks = {name.removeprefix('jl.'): own for name, own in state.model_state.items() if name.startswith('jl.')}
+  return {**dict(enumerate(state.opt_state)), **hooks}
+
+
+def _answers(state: TrainState) -> list[tuple[str | int, Status]]:
+  """Every state that can tell how it stands, and what it says, on the host."""
+  asked = [(where, node) for where, own in _kept(state).items() for node in trees.able(own, 'status')]
+  said = jax.device_get([node.status() for _, node in asked])
+  return [(where, status) for (where, _), status in zip(asked, said, strict=True)]
+
+
+def _name(recipe: Recipe, state: TrainState, where: str | int) -> str:
+  if isinstance(where, str):
+    return where
+  updates = [part for part in recipe.parts if not isinstance(part, Hook)]
+  return name_of(updates[where], state.opt_state[where])

@@ -20,11 +20,11 @@ import jax
 from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
 from jaxlite.config.schema import Config, validate
-from jaxlite.contract import CONST, Network
+from jaxlite.contract import Network, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt
-from jaxlite.optim._plateau import observe_score
+from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
@@ -98,13 +98,13 @@ def train(
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
           if int(state.step) == 0:
-            values = Network(setup.train.model, state.params, {**state.model_state, CONST: state.const})
+            values = Network(setup.train.model, state.params, join_const(state.model_state, state.const))
             inputs = setup.first_batch['inputs']
             if reason := stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs):
               say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
         state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
       state = _best(setup, state, record, saves)
-    guards.check_targets(state, say)
+    guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
@@ -163,7 +163,7 @@ def _fit(
     if plan.due(step, plan.log) and record.logged < step:
       values = multi_step.fetched(pending)
       guards.check_finite(values, state, saves)
-      guards.check_masks(state)
+      guards.check_unbroken(setup.recipe, state)
       means = {name: math.fsum(value[name] for value in values) / len(values) for name in values[0]}
       record.logged, pending = step, []
       records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
@@ -177,7 +177,8 @@ def _fit(
         records.write('validation', step, scalars)
         name = config.eval.metric or setup.data.task.score
         score = setup.data.task.better(name) * scalars[name]
-        state = state._replace(opt_state=observe_score(state.opt_state, score))
+        opt_state, model_state = observe_score((state.opt_state, state.model_state), score)
+        state = state._replace(opt_state=opt_state, model_state=model_state)
         progress.line(step, f'validation {name} {scalars[name]:.4f}')
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = record.best is None or score > record.best

@@ -15,7 +15,7 @@ from jaxlite.config.schema import Config
 from jaxlite.contract import Model, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.errors import nearest
-from jaxlite.optim._normalize import normalize
+from jaxlite.optim import normalize
 from jaxlite.run import defaults
 from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState

@@ -140,7 +140,8 @@ def choose(
     return state, [], Pace(1, 'each is logged, evaluated or saved' if room.gap < 2 else 'a stack of batches is too big')
 
   jax.block_until_ready(state)
-  taken, alone = [], math.inf
+  taken: list[Any] = []
+  alone = math.inf
   tries = 1 if wanted else max(1, min(3, room.next - 1))  # one may be slow by chance
   while alone > SLOW_SECONDS and len(taken) < tries:
     began = time.perf_counter()

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import CONST, Batch, Grad, Model, Params, Recipe, State, Terms
+from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const
 from jaxlite.cpu.replace import Choices, for_cpu, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
-from jaxlite.optim._accumulate import Accumulate
 from jaxlite.step.state import TrainState, inputs_of, without_const
 
 
@@ -93,8 +92,7 @@ def programs_of(pure: PureStep, rewrites: bool | Choices = True) -> Programs:
   def splits(state: TrainState, batch: Batch) -> bool:
     return on_cpu(state, batch) and convolves(state, inputs_of(batch))
 
-  # By type until a Hook can tell that it dispatches several programs itself; the only place that asks.
-  dispatches = any(isinstance(part, Accumulate) for part in pure.recipe.parts)
+  dispatches = any(isinstance(part, Hook) and part.dispatches for part in pure.recipe.parts)
   update = jax.jit(pure.update, donate_argnums=(0, 3))
   parts = _Parts(jax.jit(pure.step), update, convolves, splits if dispatches else None)
   choices = rewrites if isinstance(rewrites, Mapping) else None
@@ -134,7 +132,7 @@ def _dispatched(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
     done, key, params, model_state, opt_state, const = state
-    grads, full, terms = gradient(params, {**model_state, CONST: const}, batch, key, done)
+    grads, full, terms = gradient(params, join_const(model_state, const), batch, key, done)
     live = TrainState(done, None, params, None, opt_state, None)
     live, metrics = update(live, (key, const), grads, without_const(full), terms)
     return _joined(live, key, const), _with_loss(metrics)
@@ -189,7 +187,7 @@ def _convolves(model: Model) -> Callable[[TrainState, Any], bool]:
   def convolves_at(treedef: Any, shapes: tuple[Any, ...]) -> bool:
     params, state, const, key, inputs = jax.tree.unflatten(treedef, shapes)
     forward = functools.partial(model.apply, train=True)
-    jaxpr = jax.make_jaxpr(forward)(params, {**state, CONST: const}, inputs, key=key, step=jnp.int32(0))
+    jaxpr = jax.make_jaxpr(forward)(params, join_const(state, const), inputs, key=key, step=jnp.int32(0))
     return has_primitive(jaxpr, 'conv_general_dilated')
 
   def convolves(state: TrainState, inputs: Any) -> bool:
@@ -210,7 +208,7 @@ def _sites(pure: PureStep, parts: _Parts, state: TrainState, batch: Batch) -> di
     found.update(sites(jax.make_jaxpr(pure.inner)(*jax.tree.map(_shape, args))))
     return pure.inner(*args)
 
-  full = {**state.model_state, CONST: state.const}
+  full = join_const(state.model_state, state.const)
   jax.eval_shape(pure.recipe.grad(seen), state.params, full, batch, state.key, state.step)
   return found
 

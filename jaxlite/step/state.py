@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
   """
 
   step: jax.Array
-  key: jax.Array
+  key: Any
   params: Params
   model_state: State
   opt_state: Any
@@ -47,7 +47,7 @@ def ensemble_axes(state: TrainState) -> TrainState:
   """
   counts = ('count', 'step', 'mini_step', 'gradient_step')
   opt_state = trees.map_with_path(lambda path, _: None if path.split('/')[-1] in counts else 0, state.opt_state)
-  return TrainState(None, 0, 0, 0, opt_state, None)
+  return TrainState(None, 0, 0, 0, opt_state, None)  # type: ignore[arg-type]  # axes in place of arrays
 
 
 def went_nan(state: TrainState) -> tuple[int, str] | None:

@@ -28,13 +28,14 @@ from jaxlite.contract import (
   Selective,
   State,
   Terms,
+  join_const,
   stream,
-  task,
 )
 from jaxlite.graph.init_numpy import copied, on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.step.programs import Programs, PureStep, programs_of
 from jaxlite.step.state import HEALTH, TrainState, health, inputs_of, without_const
+from jaxlite.tasks.lift import lift_loss
 
 
 class Train(NamedTuple):
@@ -96,10 +97,12 @@ def train_step(
   if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
     raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
   wrapped = recipe.model(model)
-  inner = gradient_of(wrapped, recipe.loss(task(loss)))
+  inner = gradient_of(wrapped, recipe.loss(lift_loss(loss)))
   update = _update_of(wrapped, recipe.tx)
   step = _step_of(recipe.grad(inner), update)
-  programs = programs_of(PureStep(recipe, wrapped, inner, update, step, _evaluation_of(wrapped, task(loss))), rewrites)
+  programs = programs_of(
+    PureStep(recipe, wrapped, inner, update, step, _evaluation_of(wrapped, lift_loss(loss))), rewrites
+  )
   return Train(_init_of(model, recipe), programs.step, programs.steps, programs.eval, wrapped, programs)
 
 
@@ -153,7 +156,7 @@ def _step_of(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
 
   def whole(live: TrainState, fixed: Any, batch: Batch) -> tuple[TrainState, Terms]:
     key, const = fixed
-    grads, state, terms = gradient(live.params, {**live.model_state, CONST: const}, batch, key, live.step)
+    grads, state, terms = gradient(live.params, join_const(live.model_state, const), batch, key, live.step)
     return update(live, fixed, grads, without_const(state), terms)
 
   return whole
@@ -168,7 +171,7 @@ def _update_of(model: Model, tx: optax.GradientTransformationExtraArgs) -> Calla
     updates, opt_state = tx.update(grads, live.opt_state, live.params, value=total)
     params = optax.apply_updates(live.params, updates)
     step = live.step + 1
-    state = model.after(params, {**state, CONST: fixed[1]}, step)
+    state = model.after(params, join_const(state, fixed[1]), step)
     metrics = terms if len(terms) == 1 else {'loss': total, **terms}
     return TrainState(step, None, params, without_const(state), opt_state, None), metrics
 
@@ -179,7 +182,7 @@ def _evaluation_of(model: Model, loss: Loss) -> Callable[..., Any]:
   """The forward as deployed, with the user's loss alone: (params, model_state, const, step, batch) -> ..."""
 
   def evaluated(params: Params, state: State, const: Any, step: Any, batch: Batch) -> tuple[Any, Terms]:
-    state = {**state, CONST: const}
+    state = join_const(state, const)
     outputs, _ = model.apply(params, state, inputs_of(batch), train=False, key=None, step=step)
     return outputs, loss(Context(outputs, batch, params, state, None, step))
 

@@ -149,11 +149,11 @@ def _check(values: Any, where: str, names: list[str] | None) -> np.ndarray:
     text = array.astype(str)
     if names is None:
       found = np.unique(text)
-      shown = ', '.join(map(repr, found[:4])) + (', ...' if len(found) > 4 else '')
+      shown = ', '.join(map(repr, found[:4].tolist())) + (', ...' if len(found) > 4 else '')
       raise ValueError(f'labels of {where} are text ({shown}): pass class_names=[the other, the one looked for]')
     wrong = np.flatnonzero(~np.isin(text, names))
     if len(wrong):
-      raise ValueError(f'labels are {names[0]!r} or {names[1]!r}; {where} has {text[wrong[0]]!r} at {wrong[0]}')
+      raise ValueError(f'labels are {names[0]!r} or {names[1]!r}; {where} has {str(text[wrong[0]])!r} at {wrong[0]}')
     return (text == names[1]).astype(np.int32)
   if array.dtype.kind == 'f' and array.ndim == 1 and np.isin(array, (0, 1)).all():
     array = array.astype(np.int32)

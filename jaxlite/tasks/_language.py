@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.errors import whole
-from jaxlite.tasks.counting import PLACES, carry, count, number, position_weight
+from jaxlite.tasks.counting import PLACES, carry, count, number, position_weight, with_weight
 from jaxlite.tasks.labels import check_range, position_labels, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.positions import check_positions, position_cross_entropy, positions, unlabeled
@@ -106,6 +106,7 @@ def _metrics(facts: Facts) -> Metrics:
 
   def update(state: LanguageState, outputs: Any, batch: Mapping[str, Any], loss: Any) -> LanguageState:
     logits, labels = check_positions(outputs, batch, size)
+    batch = with_weight(batch, labels)
     weight = position_weight(labels, batch).reshape(-1)
     nan = jnp.any(jnp.isnan(logits), axis=-1)
     right = (jnp.argmax(logits, axis=-1) == labels) & ~nan

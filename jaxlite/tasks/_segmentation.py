@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxlite.tasks import figures
 from jaxlite.tasks._classification import softmax
-from jaxlite.tasks.counting import PLACES, carry, count_pairs, number, position_weight
+from jaxlite.tasks.counting import PLACES, carry, count_pairs, number, position_weight, with_weight
 from jaxlite.tasks.labels import absent, check_range, named_classes, position_labels, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.positions import check_positions, position_cross_entropy, positions, unlabeled
@@ -150,7 +150,7 @@ def position_metrics(classes: int) -> Metrics:
   >>> metric = position_metrics(2)
   >>> batch = {'labels': jnp.array([[0, 1, -1]])}
   >>> outputs = jnp.array([[[1.0, 0], [1, 0], [0, 1]]])
-  >>> values = metric.compute(metric.update(metric.init(), outputs, batch, jnp.zeros(1)))
+  >>> values = metric.compute(jax.jit(metric.update)(metric.init(), outputs, batch, jnp.zeros(1)))
   >>> values['accuracy'], values['mean_iou']
   (0.5, 0.25)
   """
@@ -160,6 +160,7 @@ def position_metrics(classes: int) -> Metrics:
 
   def update(state: PositionsState, outputs: Any, batch: Mapping[str, Any], loss: Any) -> PositionsState:
     logits, labels = check_positions(outputs, batch, classes)
+    batch = with_weight(batch, labels)
     weight = position_weight(labels, batch).reshape(-1)
     nan = jnp.any(jnp.isnan(logits), axis=-1)
     predicted = jnp.where(nan, classes, jnp.argmax(logits, axis=-1)).reshape(-1)

@@ -20,6 +20,13 @@ _BASE = 16
 _PIECE = 2**16 - 1
 
 
+def with_weight(batch: Mapping[str, Any], labels: jax.Array) -> Mapping[str, Any]:
+  """Returns the batch with a 'weight': where it has none, how many labeled positions each example of int[B, P] has."""
+  if batch.get('weight') is not None:
+    return batch
+  return {**batch, 'weight': jnp.sum(labels >= 0, axis=1, dtype=jnp.int32).astype(jnp.float32)}
+
+
 def position_weight(labels: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
   """Returns each position's weight, float[B, P]: the example's weight over how many positions it has; 0 where none is.
 
@@ -28,12 +35,10 @@ def position_weight(labels: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
 
   Args:
     labels: int[B, P], below 0 where nothing is labeled.
-    batch: may hold 'weight', float[B].
+    batch: holds 'weight', float[B].
   """
   labeled = labels >= 0
   count = jnp.sum(labeled, axis=1, dtype=jnp.int32).astype(jnp.float32)
-  if batch.get('weight') is None:
-    return labeled.astype(jnp.float32)
   weight = jnp.asarray(batch['weight']).astype(jnp.float32)
   each = weight / jnp.maximum(count, 1)
   near = jnp.round(each)
@@ -106,7 +111,7 @@ def carry(digits: jax.Array) -> jax.Array:
 def number(digits: Any) -> np.ndarray:
   """Reads digits, uint32[5, ...], as float64[...].
 
-  >>> float(number(count(jnp.full(3, 0.5), jnp.array([True, True, False]))))
+  >>> float(number(jax.jit(count)(jnp.full(3, 0.5), jnp.array([True, True, False]))))
   1.0
   """
   places = 2.0 ** (-_BASE * (np.arange(PLACES) - 1))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite.contract import weighted_mean
+from jaxlite.tasks.lift import weighted_mean
 from jaxlite.tasks.losses import check_classes
 
 # A weight is counted in four digits of base 2**16: one before the binary point and three behind it. A batch adds
@@ -155,7 +155,7 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
 
 def _scores(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
   """Precision, recall and F1 from float64[C]: right predictions, predictions and labels of each class."""
-  scores = {}
+  scores: dict[str, Any] = {}
   for name, below in (('precision', predicted), ('recall', actual), ('f1', (predicted + actual) / 2)):
     each = _ratio(hits, below)
     scores[f'{name}_micro'] = _ratio(hits.sum(), below.sum())
@@ -181,11 +181,11 @@ def _digits(weight: jax.Array) -> jax.Array:
 
 def _carry(digits: jax.Array) -> jax.Array:
   """Brings every digit but the first, uint32[4, ...], below 2**16 again."""
-  digits = list(digits)
+  rows = list(digits)
   for place in range(_DIGITS - 1, 0, -1):
-    digits[place - 1] = digits[place - 1] + (digits[place] >> _BASE)
-    digits[place] = digits[place] & (2**_BASE - 1)
-  return jnp.stack(digits)
+    rows[place - 1] = rows[place - 1] + (rows[place] >> _BASE)
+    rows[place] = rows[place] & (2**_BASE - 1)
+  return jnp.stack(rows)
 
 
 def _number(digits: Any) -> np.ndarray:
@@ -253,7 +253,7 @@ def means(**values: Callable[[Any, Mapping[str, Any]], jax.Array]) -> Metrics:
   def update(state: MeansState, outputs: Any, batch: Mapping[str, Any], loss: Any) -> MeansState:
     size = jax.tree.leaves(batch['labels'])[0].shape[0] if 'labels' in batch else jax.tree.leaves(outputs)[0].shape[0]
     weight = jnp.asarray(batch.get('weight', jnp.ones(size)))
-    sums = []
+    sums: list[Any] = []
     for name, value in (*((name, fn(outputs, batch)) for name, fn in values.items()), ('loss', jnp.asarray(loss))):
       if value.shape != (size,) and not (name == 'loss' and value.ndim == 0):
         raise ValueError(f'a metric gives one number an example, float[{size}]; {name} gives {list(value.shape)}')

@@ -1,4 +1,4 @@
-"""Laws that every adapter keeps, over one network in five frameworks with the same weights."""
+"""Laws that every adapter keeps, over one network in six frameworks with the same weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxlite import adapters, trees
-from networks import FRAMEWORKS, dense, equinox_dense, function_dense, haiku_dense, linen_dense, nnx_dense
+from networks import FRAMEWORKS, dense, equinox_dense, function_dense, haiku_dense, keras_dense, linen_dense, nnx_dense
 
 KEY = jax.random.key(7)
 RNG = np.random.default_rng(0)
@@ -43,7 +44,7 @@ def test_same_weights_give_the_outputs_and_gradients_of_numpy(framework):
   up = 2 * (np.maximum(hidden, 0) @ W2 + B2)
   back = (up @ W2.T) * (hidden > 0)
   expected = (X.T @ back, back.sum(0), np.maximum(hidden, 0).T @ up, up.sum(0))
-  found = dict(zip(*trees.flatten(grads)[:2], strict=True))
+  found = trees.by_path(grads)
   assert sorted(found) == sorted(names)
   for name, oracle in zip(names, expected, strict=True):
     np.testing.assert_allclose(found[name].T if transposed else found[name], oracle, rtol=1e-4, atol=1e-4)
@@ -64,6 +65,11 @@ def conv(framework):
     return adapters.from_equinox(eqx.nn.Sequential([to_first, inner, to_last]))
   if framework == 'haiku':
     return adapters.from_haiku(lambda x: hk.Conv2D(4, 3, name='c')(x), {'c': {'w': K1, 'b': C1}})
+  if framework == 'keras':
+    layer = keras.layers.Conv2D(4, 3, padding='same')
+    layer.build(IMAGES.shape)
+    layer.set_weights([K1, C1])
+    return adapters.from_keras(layer)
   layout = ('NHWC', 'HWIO', 'NHWC')
   run = lambda p, x: jax.lax.conv_general_dilated(x, p['k'], (1, 1), 'SAME', dimension_numbers=layout) + p['c']  # noqa: E731
   return adapters.from_function(run, {'k': K1, 'c': C1})
@@ -115,6 +121,11 @@ def hk_full(rate):
   return hk.transform_with_state(run)
 
 
+def keras_full(rate):
+  norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+  return keras.Sequential([keras.layers.Dense(8), norm, keras.layers.Dropout(rate)])  # not built
+
+
 def fn_full(rate):
   def run(params, x, *, train, key, state):
     x = x @ params['w']
@@ -134,6 +145,7 @@ def full(framework, rate=0.5):
     'nnx': lambda: adapters.from_nnx(lambda rngs: NnxFull(rate, rngs)),
     'equinox': lambda: adapters.from_equinox(lambda key: eqx_full(rate, key)),
     'haiku': lambda: adapters.from_haiku(hk_full(rate)),
+    'keras': lambda: adapters.from_keras(keras_full(rate)),
     'function': lambda: adapters.from_function(*fn_full(rate)),
   }[framework]()
 
@@ -162,7 +174,7 @@ def test_batch_statistics_follow_the_data_and_serve_evaluation(framework):
     return state, outputs
 
   settled, outputs = jax.lax.scan(step, state, None, length=300)
-  found = dict(zip(*trees.flatten(params)[:2], strict=True))
+  found = trees.by_path(params)
   weight = next(leaf for leaf in found.values() if sorted(leaf.shape) == [6, 8])
   hidden = data @ (weight if weight.shape[0] == 6 else weight.T)  # the bias falls out
   oracle = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
@@ -273,13 +285,14 @@ def test_init_can_be_evaluated_for_shapes_alone(framework):
   )
 
 
-@pytest.mark.parametrize('framework', FRAMEWORKS[:4])
+@pytest.mark.parametrize('framework', FRAMEWORKS[:5])
 def test_adapt_picks_the_adapter(framework):
   given = {
     'linen': linen_dense(SIZES),
     'nnx': nnx_dense(SIZES),
     'equinox': equinox_dense(SIZES),
     'haiku': hk.transform(haiku_dense(SIZES)),
+    'keras': keras_dense(SIZES),
   }[framework]
   params, state = adapters.adapt(given).init(KEY, X)
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 6 * 8 + 8 + 8 * 3 + 3
@@ -304,6 +317,7 @@ def test_adapt_takes_models_pairs_and_nothing_else():
     ('from_nnx', 'flax', 'pip install flax'),
     ('from_equinox', 'equinox', r"pip install 'jaxlite\[equinox\]'"),
     ('from_haiku', 'haiku', r"pip install 'jaxlite\[haiku\]'"),
+    ('from_keras', 'keras', r"pip install 'jaxlite\[keras\]'"),
   ],
 )
 def test_an_absent_framework_is_named_with_the_command_that_installs_it(name, module, command):
@@ -315,5 +329,5 @@ def test_an_absent_framework_is_named_with_the_command_that_installs_it(name, mo
 
 
 def test_the_adapters_import_no_framework():
-  code = 'import sys, jaxlite.adapters; print([m for m in ("flax", "equinox", "haiku") if m in sys.modules])'
+  code = 'import sys, jaxlite.adapters; print([m for m in ("flax", "equinox", "haiku", "keras") if m in sys.modules])'
   assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'

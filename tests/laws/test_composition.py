@@ -87,7 +87,7 @@ def part_of(data, start, stop):
 
 
 def matrices(tree):
-  found = dict(zip(*trees.flatten(tree)[:2], strict=True))
+  found = trees.by_path(tree)
   return {path: np.asarray(leaf) for path, leaf in found.items() if leaf.ndim > 1 and not trees.is_extra(path)}
 
 
@@ -103,7 +103,7 @@ def check_promises(names, train, state, inputs):
   for own in trees.find(state.opt_state, PruneState):  # prune's, and rigl's inside it
     assert int(own.broken) == 0
     assert bool(own.reached)
-    masks = dict(zip(*trees.flatten(own.masks)[:2], strict=True))
+    masks = trees.by_path(own.masks)
     assert set(masks) == set(live)
     for path, mask in masks.items():
       assert not live[path][~np.asarray(mask)].any(), path
@@ -209,7 +209,7 @@ def full_chain(model, shape, steps, every):
     state, metrics = train.steps(state, data)
     (own,) = trees.find(state.opt_state, PruneState)
     assert int(own.broken) == 0, start
-    masks = dict(zip(*trees.flatten(own.masks)[:2], strict=True))
+    masks = trees.by_path(own.masks)
     for path, leaf in matrices(state.params).items():
       assert not leaf[~np.asarray(masks[path])].any(), (start, path)
     assert np.isfinite(metrics['loss']).all()

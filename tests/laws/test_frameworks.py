@@ -1,10 +1,11 @@
-"""One network in five frameworks: the same recipe gives the same losses, and each resumes to the last bit."""
+"""One network in six frameworks: the same recipe gives the same losses, and each resumes to the last bit."""
 
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import optax
 import pytest
@@ -103,6 +104,13 @@ def haiku_full(x, is_training):
   return hk.Linear(5)(hk.dropout(hk.next_rng_key(), 0.4, x) if is_training else x)
 
 
+def keras_full():
+  layers = keras.layers  # named, since Keras numbers the others on through a process
+  norm = layers.BatchNormalization(momentum=0.9, name='norm')
+  dropout = [layers.ReLU(), layers.Dropout(0.4), layers.Dense(5, name='b')]
+  return keras.Sequential([layers.Dense(16, name='a'), norm, *dropout], name='net')
+
+
 def function_full(p, x, *, train, key, state):
   x = x @ p['w1'] + p['b1']
   mean = x.mean(0) if train else state['mean']
@@ -122,6 +130,9 @@ def full(framework):
     return jl.from_equinox(EqxFull)
   if framework == 'haiku':
     return jl.from_haiku(haiku_full)
+  if framework == 'keras':
+    keras.utils.set_random_seed(0)
+    return jl.from_keras(keras_full())
   params = {'w1': W1, 'b1': B1, 'w2': W2, 'b2': B2}
   return jl.from_function(function_full, params, {'mean': np.zeros(16, np.float32)})
 
@@ -129,7 +140,7 @@ def full(framework):
 def bits(state):
   return {
     path: np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-    for path, leaf in zip(*trees.flatten(state)[:2], strict=True)
+    for path, leaf in trees.by_path(state).items()
   }
 
 

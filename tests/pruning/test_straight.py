@@ -49,8 +49,8 @@ def test_the_gradient_reaches_every_weight_and_the_forward_only_the_living():
     for name in ('a', 'b'):
       order = np.argsort(-np.abs(dense[name]), axis=None, kind='stable')
       masks[name] = (np.argsort(order) < dense[name].size // 2).reshape(dense[name].shape)
-    np.testing.assert_array_equal(state.model_state['jl.straight']['masks']['a'], masks['a'])
-    np.testing.assert_array_equal(state.model_state['jl.straight']['masks']['b'], masks['b'])
+    np.testing.assert_array_equal(state.model_state['jl.straight'].masks['a'], masks['a'])
+    np.testing.assert_array_equal(state.model_state['jl.straight'].masks['b'], masks['b'])
     seen = {name: leaf * masks.get(name, 1) for name, leaf in dense.items()}
     value, grads = jax.value_and_grad(lambda p: jnp.mean((apply(p, BATCH['inputs']) - TARGET) ** 2))(seen)
     state, metrics = train.step(state, BATCH)
@@ -90,7 +90,7 @@ def test_masks_follow_the_schedule_and_a_plain_call_refreshes_for_ever():
     state = train.init(jax.random.key(0), BATCH)
     masks = []
     for _ in range(7):
-      masks.append(np.asarray(state.model_state['jl.straight']['masks']['a']))
+      masks.append(np.asarray(state.model_state['jl.straight'].masks['a']))
       state, _ = train.step(state, BATCH)
     shown[name] = masks
   changes = {name: [int((a != b).any()) for a, b in itertools.pairwise(m)] for name, m in shown.items()}
@@ -128,11 +128,11 @@ def test_packed_masks_are_the_same_masks():
     state, _ = train.step(state, BATCH)
     states.append(state)
   for name in ('a', 'b'):
-    one, other = (state.model_state['jl.straight']['masks'][name] for state in states)
+    one, other = (state.model_state['jl.straight'].masks[name] for state in states)
     np.testing.assert_array_equal(one, unpack(other, START[name].shape))
     np.testing.assert_array_equal(states[0].params[name], states[1].params[name])
-  assert (np.asarray(states[0].model_state['jl.straight']['masks']['a']).reshape(2, 4, 6).sum(1) == 2).all()
-  assert np.asarray(states[0].model_state['jl.straight']['masks']['b'])[:, :4].sum(1).tolist() == [2] * 4  # (out, in)
+  assert (np.asarray(states[0].model_state['jl.straight'].masks['a']).reshape(2, 4, 6).sum(1) == 2).all()
+  assert np.asarray(states[0].model_state['jl.straight'].masks['b'])[:, :4].sum(1).tolist() == [2] * 4  # (out, in)
 
 
 RECIPES = {

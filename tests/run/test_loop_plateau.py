@@ -19,7 +19,7 @@ def recipe(config, total):
 
 def kept(folder):
   found = checkpoint.load_arrays(folder / 'checkpoints', ('opt_state',), which='latest').state
-  return {path.split('/')[-1]: np.asarray(leaf) for path, leaf in zip(*trees.flatten(found)[:2], strict=True)}
+  return {path.split('/')[-1]: np.asarray(leaf) for path, leaf in trees.by_path(found).items()}
 
 
 def heard(folder, metric):

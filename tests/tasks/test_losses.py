@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlite.contract import Context, task
+from jaxlite.contract import Context
 from jaxlite.optim._penalties import label_smoothing
+from jaxlite.tasks.lift import lift_loss
 from jaxlite.tasks.losses import class_weights, cross_entropy, weighted_cross_entropy
 
 
@@ -126,7 +127,7 @@ def test_smoothing_and_soft_labels_go_together():
   rng = np.random.default_rng(2)
   logits, soft = rng.normal(size=(6, 3)).astype(np.float32), rng.dirichlet(np.ones(3), 6).astype(np.float32)
   context = Context(jnp.asarray(logits), {'labels': jnp.asarray(soft)}, {}, {}, None, 0)
-  terms = label_smoothing(0.2).loss(task(cross_entropy))(context)
+  terms = label_smoothing(0.2).loss(lift_loss(cross_entropy))(context)
   wanted = _oracle(logits, 0.8 * np.float64(soft) + 0.2 / 3).mean()
   np.testing.assert_allclose(sum(terms.values()), wanted, rtol=1e-5)
 
