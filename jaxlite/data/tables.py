@@ -81,6 +81,12 @@ def from_table(
   rows = carved(learned, check_labels(learned, targets, 'train'), validation, test, seed)
   encoder = fit_table(features, rows['train'], categorical=categorical, others=others)
   inputs, told = encoder.encode(features)  # what is new is new in validation or test alone
+  told = [line.replace('training never saw', 'train does not have') for line in told]
+  told += [
+    f'column {column!r} counts the rows: if it is an index, drop={column!r}'
+    for column, values in features.items()
+    if len(values) > 2 and frames.counts_rows(values)
+  ]
   splits = {
     where: (inputs[which], targets[which], *(() if weights is None else (weights[which],)))
     for where, which in rows.items()
@@ -94,7 +100,7 @@ def from_table(
     facts={**given, **(facts or {})},
     feature_names=encoder.feature_names,
     standardize=standardize,
-    notes=[line.replace('training never saw', 'train does not have') for line in told],
+    notes=told,
     encoder=encoder,
   )
 

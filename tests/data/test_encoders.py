@@ -96,12 +96,13 @@ def test_the_json_form_gives_the_same_encoder(rows):
 
 def test_names_are_learned_from_training_rows_alone_and_others_are_said():
   colour = np.array(['red', 'blue'] * 20, object)
-  plain = from_table({'x': np.arange(40.0), 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
-  place = int(plain.test.inputs[0, 0])
+  x = np.arange(40.0) * 2
+  plain = from_table({'x': x, 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
+  place = int(plain.test.inputs[0, 0]) // 2
   colour[place] = 'mauve'
-  data = from_table({'x': np.arange(40.0), 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
+  data = from_table({'x': x, 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
   assert data.feature_names == ('x', 'colour=blue', 'colour=red')
-  assert data.test.inputs[0].tolist() == [place, 0, 0]
+  assert data.test.inputs[0].tolist() == [2 * place, 0, 0]
   (note,) = data.notes
   assert note == (
     f"column 'colour' has 'mauve' in row {place}, a name that train does not have "

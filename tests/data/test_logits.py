@@ -252,3 +252,22 @@ def test_mistakes_are_told_in_one_line(given, kind, message, tmp_path):
     cache_logits(**{'teacher': teacher(), 'data': data(), 'folder': tmp_path, **given})
   assert '\n' not in str(raised.value)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_of_a_tree_with_weights_and_of_positions(tmp_path):
+  ids = RNG.integers(0, 5, (20, 4))
+  tree = {'ids': ids, 'x': RNG.normal(size=(20, 4)).astype(np.float32)}
+  plain = from_arrays((tree, ids % 3, np.arange(1, 21)), task=jl.tasks.segmentation(3))
+
+  def shows(inputs):
+    return inputs['x'][..., None] + jax.nn.one_hot(inputs['ids'], 3)
+
+  taught = cache_logits(shows, plain, tmp_path, batch_size=7)
+  for step in range(4):
+    batch, was = batch_at(taught.train, 5, 0, step), batch_at(plain.train, 5, 0, step)
+    np.testing.assert_allclose(batch['logits'], shows(batch['inputs']), rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, {name: batch[name] for name in was}, was)
+  with pytest.raises(ValueError, match='views show one array with one class an example'):
+    cache_logits(shows, plain, tmp_path, views=[lambda key, batch: batch])
+  with pytest.raises(ValueError, match=r'of the 3 classes, \[16, 4, 3\]; this one gives \[16, 4\]'):
+    cache_logits(lambda inputs: inputs['x'], plain, tmp_path)

@@ -151,6 +151,7 @@ BAD = {
   'ragged cells': (({**TABLE, 'list': [[1], [1, 2]] * 20}, 'kind'), {}, '^a column holds one value a row'),
   'no label': ((TABLE, []), {}, '^a label is a column of the table, or several; got none'),
   'weight dropped': ((TABLE, 'kind'), {'weight': 'size', 'drop': 'size'}, '^a weight is neither dropped'),
+  'another table': ((TABLE, 'kind'), {'test': TABLE}, '^test is a fraction of the rows, .* got dict'),
   'only a label': (({'kind': TABLE['kind']}, 'kind'), {}, '^a table needs a column besides the label'),
   'no rows': (({'size': [], 'kind': []}, 'kind'), {}, '^a table needs a row'),
   'no columns': (({}, 'kind'), {}, '^a table needs a row'),
@@ -251,6 +252,12 @@ def test_a_column_without_a_name_that_counts_the_rows_is_refused_unless_it_is_dr
     assert len(from_table(form, 'kind', drop=name).encoder(form)) == ROWS
   with pytest.raises(ValueError, match='may be an index'):
     from_table({**table, name: np.arange(ROWS) % 7}, 'kind')
+
+
+def test_a_named_column_that_counts_the_rows_is_noted():
+  (note,) = from_table({'id': np.arange(ROWS), **TABLE}, 'kind').notes
+  assert note == "column 'id' counts the rows: if it is an index, drop='id'"
+  assert from_table(TABLE, 'kind').notes == ()
 
 
 def csv_of(table, path):

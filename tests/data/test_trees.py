@@ -92,6 +92,10 @@ def test_the_weight_of_an_example_is_its_own_times_its_labeled_positions():
   assert data.test.weight.tolist() == [2.0, 1.0, 3.0, 0.0]
   (batch,) = eval_batches(data.test, 9)
   assert batch['weight'].tolist() == [2.0, 1.0, 3.0, 0.0]
+  with pytest.raises(ValueError, match='the weight of a Split counts its labeled positions already; train is one'):
+    from_arrays(data.train, task=POSITIONS)
+  with pytest.raises(ValueError, match='all weights or labeled positions of test are 0'):
+    make_dataset('text', (inputs, labels), None, (inputs[3:], labels[3:]), task=POSITIONS)
   carved = from_arrays((np.tile(inputs, (10, 1)), np.tile(labels, (10, 1)), np.tile(own, 10)), task=POSITIONS)
   wanted = np.tile(own, 10).sum() and sum(own * [2, 1, 3, 0]) * 10
   assert sum(split.weight.sum() for split in (carved.train, carved.validation, carved.test)) == wanted
