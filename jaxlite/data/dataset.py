@@ -179,6 +179,11 @@ def finish(
   told = task.facts(splits['train'].labels, given)
   if class_names and 'class_names' not in told:
     raise ValueError(f'{task.name} has no class_names; it knows {", ".join(told) or "nothing"}: give them as facts=')
+  if class_names and list(told['class_names']) != list(map(str, class_names)):
+    raise ValueError(
+      f'classes have one name each; class_names says {", ".join(map(str, class_names))}, the task '
+      f'{", ".join(told["class_names"])}: give them once'
+    )
   return assemble(name, {where: weighted(task, split, where) for where, split in splits.items()}, task, told, **options)
 
 

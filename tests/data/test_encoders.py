@@ -135,13 +135,16 @@ def without(*names):
 
 
 BAD = {
-  'missing': (without('size'), "^the table lacks the column 'size' that training had"),
+  'missing': (without('size'), "^the table lacks the column 'size', which training had;"),
   'renamed': (
     {**without('colour'), 'color': ['red'] * 2},
-    "^the table lacks the column 'colour' .* nearest .*: color$",
+    "^the table lacks the column 'colour', .* nearest .*: color$",
   ),
-  'several': (without('size', 'new'), "^the table lacks the columns 'size', 'new' that training had"),
-  'extra': ({**GOOD, 'sizes': [1, 2]}, "^training had no the column 'sizes'; nearest to 'sizes': size,"),
+  'several': (without('size', 'new'), "^the table lacks the columns 'size', 'new', which training had"),
+  'extra': (
+    {**GOOD, 'sizes': [1, 2]},
+    "^the table has the column 'sizes', which training had not; nearest to 'sizes': size,",
+  ),
   'words': ({**GOOD, 'size': ['big', 'small']}, "^column 'size' held numbers in training, not 'big' as in row 0"),
   'no number': ({**GOOD, 'size': [1.0, np.nan]}, "^numbers are finite; column 'size' has nan in row 1"),
   'beyond float32': ({**GOOD, 'size': [1.0, 1e300]}, "^numbers fit into float32; 'size' does not in row 1"),

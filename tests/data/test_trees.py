@@ -219,6 +219,11 @@ BAD = {
   'no task': ((X, Y), {'task': 'regression'}, "^task is a Task or a function that makes one.*got 'regression'"),
   'a function': ((X, Y), {'task': lambda: 3}, '^task is a Task .* a function that gives int'),
   'names of classes': ((X, Y), {'task': jl.tasks.regression, 'class_names': ['a']}, '^regression has no class_names'),
+  'names twice': (
+    (X, Y),
+    {'task': jl.tasks.classification(class_names=['a', 'b']), 'class_names': ['b', 'a']},
+    '^classes have one name each; class_names says b, a, the task a, b: give them once',
+  ),
   'feature names': ((X, Y), {'feature_names': ['a']}, '^every feature has one name; got 1 names for 3 features'),
   'nothing at all': ((None, Y), {}, '^inputs are numbers; train is NoneType: give an array'),
   'a task to call': ((X, Y), {'task': lambda config: NUMBERS}, '^task is a Task or a function that makes one'),
