@@ -149,8 +149,9 @@ def with_stated(found: Mapping[str, Any], facts: Mapping[str, Any] | None) -> di
   """
   own = found.get('class_names')
   if facts and own is not None and list(facts.get('class_names', own)) != own:
+    said = ', '.join(map(str, facts['class_names']))
     raise ValueError(
-      f'class_names are the values of the label, {", ".join(own)}; facts say {", ".join(map(str, facts["class_names"]))}: '
+      f'class_names are the values of the label, {", ".join(own)}; facts say {said}: '
       'rename the values, or give them an order by task=jl.tasks.classification(class_names=...)'
     )
   return {**found, **(facts or {})}
