@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxlite import trees
-from jaxlite.contract import Params, State
-from jaxlite.graph.layouts import LeafLayout
-from jaxlite.quantization import weight_bits
+if TYPE_CHECKING:
+  from jaxlite.contract import Params, State
+  from jaxlite.graph.layouts import LeafLayout
 
 
 class Layer(NamedTuple):
@@ -66,6 +65,9 @@ def layers(
     inputs: one batch.
     weights: what enters a contraction, with the layout of its axes.
   """
+  from jaxlite import trees  # here, so that a report is shown without JAX
+  from jaxlite.quantization import weight_bits
+
   bits = weight_bits(model, params, state, inputs)
   exported, _ = model.export(params, state)
   names, leaves, _ = trees.flatten(exported)

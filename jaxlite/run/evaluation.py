@@ -98,7 +98,7 @@ def evidence(
     facts=facts,
     rows=[list(row) for row in task.rows],
     curve=list(task.curve or ()),
-    examples=float(len(setup.data.test.labels)) if setup.data.test.weight is None else 0.0,
+    examples=float(len(setup.data.test.labels)) if task.interval and setup.data.test.weight is None else 0.0,
     evidence={
       key: np.asarray(value).tolist()
       for key, value in test.values.items()

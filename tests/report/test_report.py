@@ -15,6 +15,7 @@ from jaxlite.deployment.inventory import Layer, stored_bytes
 from jaxlite.host import machine
 from jaxlite.report import figures, page, tables
 from jaxlite.report.result import Result, from_json, to_json
+from jaxlite.tasks import classification
 
 
 def _history(steps=200):
@@ -32,10 +33,14 @@ def _result(name='student', mistakes=2, nonzero=9):
   metrics = {'accuracy': np.trace(confusion) / confusion.sum(), 'loss': 0.0625, 'top2_accuracy': 1.0}
   metrics |= {f'{a}_{b}': 0.5 for a in ('precision', 'recall', 'f1') for b in ('micro', 'macro', 'weighted')}
   layers = [Layer('dense/kernel', 90, nonzero, 8, True, 3), Layer('dense/bias', 10, 10, 32, False)]
-  return Result(
-    name, metrics, layers, 12.34, _history(), confusion.tolist(), ['a', 'b', 'c'], 'python launch.py',
-    {'jax': '0'}, {'cores': '2'},
+  task, facts = classification(), {'classes': 3, 'class_names': ['a', 'b', 'c'], 'top': (2,)}
+  result = Result(
+    name, metrics, layers, 12.34, _history(), task.name, facts, [list(row) for row in task.rows], list(task.curve),
+    confusion.sum(), {'confusion': confusion.tolist()}, command='python launch.py', versions={'jax': '0'},
   )  # fmt: skip
+  result.machine = {'cores': '2'}
+  result.tables = task.tables({**metrics, 'confusion': confusion}, facts)
+  return result
 
 
 def test_stored_bytes_are_those_of_arrays_that_are_really_packed():
@@ -82,7 +87,7 @@ def test_terminal_and_markdown_say_the_same():
 def test_a_result_survives_json():
   result = _result()
   result.metrics['loss'] = np.float32(0.25)
-  result.confusion = np.asarray(result.confusion)
+  result.evidence['confusion'] = np.asarray(result.evidence['confusion'])
   back = from_json(to_json(result))
   assert tables.rows([back]) == tables.rows([result])
   assert back.layers == result.layers
@@ -96,14 +101,17 @@ def test_a_report_is_whole_and_the_same_twice(tmp_path):
   files = []
   for folder in (tmp_path / 'one', tmp_path / 'two'):
     folder.mkdir()
-    path = page.write([_result('teacher', 0, 90), _result()], folder)
+    drawn = _result()
+    drawn.figures = [['roc.png', 'A picture that the task drew in the run']]
+    path = page.write([_result('teacher', 0, 90), drawn], folder, ['', 'student'])
     text = path.read_text()
-    pictures = re.findall(r'\]\((.*?\.png)\)', text)
+    assert '](student/roc.png)' in text
+    pictures = [file for file in re.findall(r'\]\((.*?\.png)\)', text) if '/' not in file]
     assert sorted(pictures) == sorted(file.name for file in folder.glob('*.png'))
     assert {file.name for file in folder.iterdir()} == {*pictures, 'report.md'}
     files.append({file.name: file.read_bytes() for file in folder.iterdir()})
   assert files[0] == files[1]
-  assert {'curves.png', 'confusion-teacher.png', 'confusion-student.png', 'sparsity.png'} <= files[0].keys()
+  assert {'curves.png', 'sparsity.png'} <= files[0].keys()
   assert dict(matplotlib.rcParams) == before
   for row in tables.rows([_result('teacher', 0, 90), _result()]):
     assert all(cell.strip() in text for cell in row)
@@ -116,7 +124,7 @@ def test_pyplot_and_its_windows_stay_out():
   code = (
     'import sys, tempfile\nfrom jaxlite.report import page\nfrom jaxlite.report.result import Result\n'
     "assert 'matplotlib' not in sys.modules\n"
-    "page.write([Result('x', {'accuracy': 1.0}, confusion=[[1.0, 0], [0, 1]])], tempfile.mkdtemp())\n"
+    "page.write([Result('x', {'accuracy': 1.0}, tables=[[['a', 'b'], ['c', 'd']]])], tempfile.mkdtemp())\n"
     "assert 'matplotlib.pyplot' not in sys.modules and 'jax' not in sys.modules\n"
   )
   subprocess.run([sys.executable, '-W', 'error', '-c', code], check=True)
@@ -130,7 +138,7 @@ def _orange(path):
 
 def test_one_mistake_in_sixty_can_be_seen_and_none_leaves_no_trace(tmp_path):
   for mistakes in (0, 1):
-    matrix = np.asarray(_result(mistakes=mistakes).confusion)
+    matrix = np.asarray(_result(mistakes=mistakes).evidence['confusion'])
     figures.save(figures.confusion(matrix, [], 'x'), tmp_path / 'x.png')
     assert (_orange(tmp_path / 'x.png') > 1000) is bool(mistakes)
 
@@ -159,11 +167,13 @@ def test_odd_names_and_sizes_draw_without_a_warning(tmp_path, classes):
   confusion = np.full((classes, classes), 0.5)
   confusion[0] = 0
   names = (['$5 $', '_{x}|', 'コート', 'a very long name that must be cut', ''] * classes)[:classes]
-  result = Result(
-    'r$un_|', {'accuracy': math.nan}, [Layer('x' * 60, 0, 0), Layer('y', 3, 0)], confusion=confusion.tolist(),
-    class_names=names, history=[{'kind': 'validation', 'step': 1, 'accuracy': 0.0, 'loss': 0.0}],
-  )  # fmt: skip
+  task, facts = classification(), {'classes': classes, 'class_names': names, 'top': ()}
+  history = [{'kind': 'validation', 'step': 1, 'accuracy': 0.0, 'loss': 0.0}]
+  result = Result('r$un_|', {'accuracy': math.nan}, [Layer('x' * 60, 0, 0), Layer('y', 3, 0)], history=history)
+  result.tables = task.tables({'confusion': confusion}, facts)
   path = page.write([result], tmp_path)
+  for picture in task.figures({'confusion': confusion}, facts, 'r$un_|'):
+    figures.save(picture.draw(), tmp_path / f'{picture.slug}.png')
   for file in tmp_path.glob('*.png'):
     with Image.open(file) as image:
       assert min(image.size) > 150
