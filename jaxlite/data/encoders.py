@@ -93,10 +93,12 @@ class TableEncoder:
     extra = [name for name in found if name not in (*names, *self.others)]
     if missing:
       near = nearest(missing[0], extra or found)
-      raise ValueError(f'the table lacks {_listed(missing)} that training had; nearest to {missing[0]!r}: {near}')
+      raise ValueError(f'the table lacks {_listed(missing)}, which training had; nearest to {missing[0]!r}: {near}')
     if extra:
       near = nearest(extra[0], names)
-      raise ValueError(f'training had no {_listed(extra)}; nearest to {extra[0]!r}: {near}: drop it or rename it')
+      raise ValueError(
+        f'the table has {_listed(extra)}, which training had not; nearest to {extra[0]!r}: {near}: drop or rename it'
+      )
 
   def to_json(self) -> str:
     """Returns its JSON form."""
@@ -130,6 +132,9 @@ def fit_table(
       continue
     text = frames.as_text(values)
     kinds = np.unique(text)
+    if {kind.lower() for kind in kinds} <= {'true', 'false'} and column not in categorical:
+      found.append((column, TRUTH, ()))  # as a DataFrame has them that was not written out and read again
+      continue
     if kinds.tolist() == ['']:
       raise ValueError(f'a column holds numbers or strings; {column!r} is empty in every row: drop it')
     if len(kinds) > max(16, len(text) // 2):

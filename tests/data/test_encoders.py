@@ -96,12 +96,13 @@ def test_the_json_form_gives_the_same_encoder(rows):
 
 def test_names_are_learned_from_training_rows_alone_and_others_are_said():
   colour = np.array(['red', 'blue'] * 20, object)
-  plain = from_table({'x': np.arange(40.0), 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
-  place = int(plain.test.inputs[0, 0])
+  x = np.arange(40.0) * 2
+  plain = from_table({'x': x, 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
+  place = int(plain.test.inputs[0, 0]) // 2
   colour[place] = 'mauve'
-  data = from_table({'x': np.arange(40.0), 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
+  data = from_table({'x': x, 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
   assert data.feature_names == ('x', 'colour=blue', 'colour=red')
-  assert data.test.inputs[0].tolist() == [place, 0, 0]
+  assert data.test.inputs[0].tolist() == [2 * place, 0, 0]
   (note,) = data.notes
   assert note == (
     f"column 'colour' has 'mauve' in row {place}, a name that train does not have "
@@ -134,13 +135,16 @@ def without(*names):
 
 
 BAD = {
-  'missing': (without('size'), "^the table lacks the column 'size' that training had"),
+  'missing': (without('size'), "^the table lacks the column 'size', which training had;"),
   'renamed': (
     {**without('colour'), 'color': ['red'] * 2},
-    "^the table lacks the column 'colour' .* nearest .*: color$",
+    "^the table lacks the column 'colour', .* nearest .*: color$",
   ),
-  'several': (without('size', 'new'), "^the table lacks the columns 'size', 'new' that training had"),
-  'extra': ({**GOOD, 'sizes': [1, 2]}, "^training had no the column 'sizes'; nearest to 'sizes': size,"),
+  'several': (without('size', 'new'), "^the table lacks the columns 'size', 'new', which training had"),
+  'extra': (
+    {**GOOD, 'sizes': [1, 2]},
+    "^the table has the column 'sizes', which training had not; nearest to 'sizes': size,",
+  ),
   'words': ({**GOOD, 'size': ['big', 'small']}, "^column 'size' held numbers in training, not 'big' as in row 0"),
   'no number': ({**GOOD, 'size': [1.0, np.nan]}, "^numbers are finite; column 'size' has nan in row 1"),
   'beyond float32': ({**GOOD, 'size': [1.0, 1e300]}, "^numbers fit into float32; 'size' does not in row 1"),

@@ -151,6 +151,12 @@ BAD = {
   'ragged cells': (({**TABLE, 'list': [[1], [1, 2]] * 20}, 'kind'), {}, '^a column holds one value a row'),
   'no label': ((TABLE, []), {}, '^a label is a column of the table, or several; got none'),
   'weight dropped': ((TABLE, 'kind'), {'weight': 'size', 'drop': 'size'}, '^a weight is neither dropped'),
+  'other class names': (
+    (TABLE, 'kind'),
+    {'facts': {'class_names': ['dog', 'cat']}},
+    '^class_names are the values of the label, cat, dog; facts say dog, cat',
+  ),
+  'another table': ((TABLE, 'kind'), {'test': TABLE}, '^test is a fraction of the rows, .* got dict'),
   'only a label': (({'kind': TABLE['kind']}, 'kind'), {}, '^a table needs a column besides the label'),
   'no rows': (({'size': [], 'kind': []}, 'kind'), {}, '^a table needs a row'),
   'no columns': (({}, 'kind'), {}, '^a table needs a row'),
@@ -251,6 +257,42 @@ def test_a_column_without_a_name_that_counts_the_rows_is_refused_unless_it_is_dr
     assert len(from_table(form, 'kind', drop=name).encoder(form)) == ROWS
   with pytest.raises(ValueError, match='may be an index'):
     from_table({**table, name: np.arange(ROWS) % 7}, 'kind')
+
+
+def test_classes_are_numbered_as_a_task_names_them():
+  kinds, classification = np.array(['no', 'yes', 'no', 'maybe'] * 10), jl.tasks.classification
+  for values, names in (
+    (kinds, ['yes', 'no', 'maybe', 'never']),
+    (np.arange(ROWS) % 3, ['zero', 'one', 'two']),
+    (np.arange(ROWS) % 3 + 7, ['9', '8', '7']),
+    (kinds, None),
+  ):
+    data = from_table({'x': np.arange(ROWS) * 2.0, 'y': values}, 'y', task=classification(class_names=names))
+    for split in (data.train, data.validation, data.test):
+      rows = (split.inputs[:, 0] / 2).astype(int)
+      told = np.array(data.class_names)[split.labels]
+      wanted = np.array(names)[values[rows]] if 'one' in data.class_names else values[rows].astype(str)
+      assert told.tolist() == wanted.tolist()
+  with pytest.raises(ValueError, match=r"^class_names are the values of 'y'; it has 'maybe' in row 3, got yes, no"):
+    from_table({'x': kinds, 'y': kinds}, 'y', task=classification(class_names=['yes', 'no']))
+
+
+def test_truths_are_one_feature_however_they_were_written(tmp_path):
+  table = {'flag': np.arange(ROWS) % 3 == 0, 'kind': TABLE['kind']}
+  one, other = (from_table(form, 'kind') for form in (table, csv_of(table, tmp_path / 'flags.csv')))
+  assert one.fingerprint == other.fingerprint
+  assert one.encoder == other.encoder
+
+
+def test_whole_numbers_that_float32_rounds_are_noted():
+  (note,) = from_table({'when': 1_600_000_000 + 37 * np.arange(ROWS), **TABLE}, 'kind').notes
+  assert note.startswith("column 'when' has whole numbers beyond 2**24, which float32 rounds")
+
+
+def test_a_named_column_that_counts_the_rows_is_noted():
+  (note,) = from_table({'id': np.arange(ROWS), **TABLE}, 'kind').notes
+  assert note == "column 'id' counts the rows: if it is an index, drop='id'"
+  assert from_table(TABLE, 'kind').notes == ()
 
 
 def csv_of(table, path):
