@@ -98,7 +98,8 @@ def evidence(
     facts=facts,
     rows=[list(row) for row in task.rows],
     curve=list(task.curve or ()),
-    examples=float(len(setup.data.test.labels)) if setup.data.test.weight is None else 0.0,
+    examples=len(setup.data.test.labels),
+    interval=task.interval if setup.data.test.weight is None else '',
     evidence={
       key: np.asarray(value).tolist()
       for key, value in test.values.items()

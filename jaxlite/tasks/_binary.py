@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import absent, as_array, class_labels, stated
+from jaxlite.tasks.labels import absent, as_array, class_labels, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.ranking import (
   against,
   average_precision,
+  check_wishes,
   choose_threshold,
   ranking,
   roc_auc,
@@ -63,16 +64,13 @@ def binary(
   >>> task.answer(np.array([3.0, -3.0]), facts)['labels'].tolist()
   ['spam', 'ham']
   """
-  for name, wish in (('recall', recall), ('precision', precision)):
-    if wish is not None and not 0 < wish <= 1:
-      raise ValueError(f'binary: a wanted {name} is above 0 and at most 1; got {wish}')
+  wanted = check_wishes('binary', recall=recall, precision=precision)
   if class_names is not None and len(class_names) != 2:
     raise ValueError(f'binary has two classes; got {len(class_names)} class_names: use classification()')
-  wanted = {name: wish for name, wish in (('recall', recall), ('precision', precision)) if wish is not None}
 
   def facts(labels: np.ndarray, given: Mapping[str, Any]) -> Facts:
     said = stated(given, class_names=class_names)
-    names = list(map(str, said.get('class_names') or ('0', '1')))
+    names = names_of(said, 'class_names') or ['0', '1']
     if len(names) != 2 or said.get('classes') not in (None, 2):
       raise ValueError(f'binary has two classes; the data have {max(len(names), said.get("classes") or 0)}: '
                        'use classification()')  # fmt: skip

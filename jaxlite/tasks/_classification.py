@@ -60,6 +60,7 @@ def classification(
     groups=lambda labels: labels,
     answer=_answer,
     rows=(*rows, ('test outputs that are NaN', 'nan_outputs', '{:g}')),
+    interval='accuracy',
     curve=('Validation accuracy, %', 'accuracy', 'percent'),
     tables=_tables,
     figures=_figures,

@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxlite.tasks import figures
 from jaxlite.tasks._binary import sigmoid, sigmoid_cross_entropy
-from jaxlite.tasks.labels import as_array, stated
+from jaxlite.tasks.labels import as_array, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
-from jaxlite.tasks.ranking import against, average_precision, choose_threshold, ranking, roc_auc
+from jaxlite.tasks.ranking import against, average_precision, check_wishes, choose_threshold, ranking, roc_auc
 from jaxlite.tasks.tables import percent, score_table
 from jaxlite.tasks.task import Facts, Figure, Task
 
@@ -21,17 +21,26 @@ _BASE = means()
 _MOST = 20
 
 
-def multi_label(names: Sequence[str] | None = None, threshold: str | float = 'each') -> Task:
+def multi_label(
+  names: Sequence[str] | None = None,
+  threshold: str | float = 'each',
+  recall: float | None = None,
+  precision: float | None = None,
+) -> Task:
   """Learns which labels an example has; the model returns logits, float[B, labels].
 
   Args:
     names: one name a label; None numbers them.
     threshold: 'each' chooses a threshold for every label on the validation split, that of its best F1; 'one' a
       common one, that of the best micro F1; a number fixes it.
+    recall: at least this recall is wanted, in (0, 1], of every label or, with 'one', of all together; then the
+      threshold is that of the highest precision.
+    precision: at least this precision is wanted, in (0, 1]; then it is that of the highest recall.
 
   Returns:
-    The Task. Labels are 0 and 1 (any number type, or booleans), [N, labels]. Facts: 'names', and once decided
-    'thresholds' (0.5 before) and 'threshold_note' where a label had no example to go by. Metrics, by scikit-learn's
+    The Task. Labels are 0 and 1 (any number type, or booleans), [N, labels]. Facts: 'names', 'threshold', 'wanted',
+    and once decided 'thresholds' (0.5 before) and 'threshold_note' where a label had no example to go by or a wish
+    could not be met. Metrics, by scikit-learn's
     conventions with zero_division=0: 'precision', 'recall' and 'f1' each with '_micro', '_macro' and '_weighted' at
     the thresholds, 'average_precision_macro' (0 for a label without a positive), 'roc_auc_macro' (NaN where a label
     has no positive or no negative), 'exact_match', 'loss' (the mean over labels). The best model is that of the highest
@@ -47,14 +56,19 @@ def multi_label(names: Sequence[str] | None = None, threshold: str | float = 'ea
   """
   if not (threshold in ('each', 'one') or (not isinstance(threshold, str) and 0 <= threshold <= 1)):
     raise ValueError(f"multi_label: threshold is 'each', 'one' or a number in [0, 1]; got {threshold!r}")
+  wanted = check_wishes('multi_label', recall=recall, precision=precision)
+  if wanted and not isinstance(threshold, str):
+    raise ValueError(
+      f'multi_label: a threshold of {threshold} is fixed and {", ".join(wanted)} wanted: give one of the two'
+    )
 
   def facts(labels: np.ndarray, given: Mapping[str, Any]) -> Facts:
-    said = stated({'names': given.get('names') or given.get('target_names')}, names=names).get('names')
-    found = list(map(str, said)) if said else [str(index) for index in range(labels.shape[1])]
+    found = names_of(stated(given, names=names), 'names') or names_of(given, 'target_names')
+    found = found or [str(index) for index in range(labels.shape[1])]
     if len(found) != labels.shape[1]:
       raise ValueError(f'every label has one name; got {len(found)} names for {labels.shape[1]} labels: fix names')
     fixed = {} if isinstance(threshold, str) else {'thresholds': [float(threshold)] * len(found)}
-    return {'names': found, 'threshold': threshold, **fixed}
+    return {'names': found, 'threshold': threshold, 'wanted': wanted, **fixed}
 
   return Task(
     'multi_label',
@@ -114,7 +128,7 @@ def _notes(labels: np.ndarray, facts: Facts) -> list[str]:
 
 
 def _pair(outputs: Any, batch: Mapping[str, Any], labels: int) -> tuple[jax.Array, jax.Array]:
-  shape = getattr(outputs, 'shape', ())
+  shape: tuple[Any, ...] = getattr(outputs, 'shape', ())
   if len(shape) != 2 or shape[1] != labels or not jnp.issubdtype(outputs.dtype, jnp.floating):
     got = f'{outputs.dtype}{list(shape)}' if hasattr(outputs, 'dtype') else type(outputs).__name__
     raise ValueError(f'a model of {labels} labels returns logits, float[B, {labels}]; got {got}: fix its last layer')
@@ -191,13 +205,14 @@ def _decide(kept: Mapping[str, Any], facts: Facts) -> Facts:
   labels, logits, weight = _kept(kept)
   proba, count = against(labels, sigmoid(logits)), len(facts['names'])
   if facts['threshold'] == 'one':
-    ranked = ranking(labels.ravel(), proba.ravel(), np.repeat(weight, count))
-    threshold, note = choose_threshold(ranked)
-    return {'thresholds': [threshold] * count, **({'threshold_note': note} if note else {})}
-  chosen = [choose_threshold(ranking(labels[:, index], proba[:, index], weight)) for index in range(count)]
-  without = [name for name, (_, note) in zip(facts['names'], chosen, strict=True) if note]
-  note = f'no positive example of {", ".join(without)} on the validation split: their thresholds are 0.5'
-  return {'thresholds': [threshold for threshold, _ in chosen], **({'threshold_note': note} if without else {})}
+    chosen = [choose_threshold(ranking(labels.ravel(), proba.ravel(), np.repeat(weight, count)), **facts['wanted'])]
+    names = ['all labels']
+  else:
+    ranked = [ranking(labels[:, index], proba[:, index], weight) for index in range(count)]
+    chosen, names = [choose_threshold(one, **facts['wanted']) for one in ranked], facts['names']
+  notes = [f'{name}: {note}' for name, (_, note) in zip(names, chosen, strict=True) if note]
+  thresholds = [threshold for threshold, _ in chosen] * (count // len(chosen))
+  return {'thresholds': thresholds, **({'threshold_note': '; '.join(notes)} if notes else {})}
 
 
 def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:

@@ -18,7 +18,7 @@ BUILT_IN: Mapping[str, Callable[[Mapping[str, Any]], Task]] = {
   'binary': lambda facts: binary(facts['class_names'][facts['positive']], facts['class_names'], **facts['wanted']),
   'classification': lambda facts: classification(facts['classes'], facts['class_names'], facts['top']),
   'language': lambda facts: language(facts['vocabulary'], facts.get('token_bytes')),
-  'multi_label': lambda facts: multi_label(facts['names'], facts['threshold']),
+  'multi_label': lambda facts: multi_label(facts['names'], facts['threshold'], **facts['wanted']),
   'regression': lambda facts: regression(
     facts['target_names'], facts['loss'] if facts['loss'] in ('mse', 'mae') else 'mse', facts['standardize']
   ),

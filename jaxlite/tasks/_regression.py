@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlite.contract import CONST, Hook, Model, Params, State, drop_extras, with_const
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import as_array, stated
+from jaxlite.tasks.labels import as_array, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.task import Facts, Figure, Task
 
@@ -57,8 +57,7 @@ def regression(
 
   def facts(labels: np.ndarray, given: Mapping[str, Any]) -> Facts:
     columns = labels.reshape(len(labels), -1).astype(np.float64)
-    names = stated(given, target_names=target_names).get('target_names')
-    names = list(map(str, names)) if names else _numbered(columns.shape[1])
+    names = names_of(stated(given, target_names=target_names), 'target_names') or _numbered(columns.shape[1])
     if len(names) != columns.shape[1]:
       raise ValueError(f'every target has one name; got {len(names)} names for {columns.shape[1]}: fix target_names')
     mean, std = columns.mean(axis=0), columns.std(axis=0)
@@ -152,7 +151,7 @@ def _numbered(targets: int) -> list[str]:
 
 def _columns(outputs: Any, targets: int) -> Any:
   """Outputs as [B, targets]: [B] against [B, 1] would broadcast to [B, B] and say nothing."""
-  shape = getattr(outputs, 'shape', None)
+  shape: Any = getattr(outputs, 'shape', None)
   fits = shape is not None and ((len(shape) == 1 and targets == 1) or (len(shape) == 2 and shape[1] == targets))
   if not fits or not jnp.issubdtype(outputs.dtype, jnp.floating):
     wanted = 'float[B] or float[B, 1]' if targets == 1 else f'float[B, {targets}]'

@@ -121,15 +121,24 @@ def named_classes(labels: np.ndarray, given: Mapping[str, Any]) -> dict[str, Any
   >>> named_classes(np.array([0, 2]), {})
   {'classes': 3, 'class_names': ['0', '1', '2']}
   """
-  classes, names = given.get('classes'), given.get('class_names')
-  has_names = names is not None and len(names) > 0
+  classes, names = given.get('classes'), names_of(given, 'class_names')
   if classes is None:
-    classes = len(names) if has_names else int(labels.max(initial=0)) + 1
+    classes = len(names) or int(labels.max(initial=0)) + 1
   classes = whole(classes, 'classes', least=1)
-  names = list(map(str, names)) if has_names else [str(index) for index in range(classes)]
+  names = names or [str(index) for index in range(classes)]
   if len(names) != classes:
     raise ValueError(f'every class has one name; got {len(names)} names for {classes} classes: fix class_names')
   return {'classes': classes, 'class_names': names}
+
+
+def names_of(given: Mapping[str, Any], what: str) -> list[str]:
+  """Returns names as text; none where they are not given, or empty.
+
+  >>> names_of({'class_names': ('a', 1)}, 'class_names'), names_of({}, 'class_names')
+  (['a', '1'], [])
+  """
+  names = given.get(what)
+  return [] if names is None else [str(name) for name in names]
 
 
 def absent(counts: np.ndarray, names: Sequence[str], what: str = 'example') -> list[str]:
@@ -138,7 +147,7 @@ def absent(counts: np.ndarray, names: Sequence[str], what: str = 'example') -> l
   >>> absent(np.array([1, 0]), ['cat', 'dog'])
   ['train has no example of dog: the model cannot learn what it never sees']
   """
-  missing = [names[index] for index in np.flatnonzero(counts == 0)]
+  missing = [names[int(index)] for index in np.flatnonzero(counts == 0)]
   if not missing:
     return []
   shown = ', '.join(missing[:8]) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')

@@ -97,6 +97,18 @@ def roc_auc(ranked: Ranking) -> float:
   return float(area / (ranked.positives * ranked.negatives))
 
 
+def check_wishes(task: str, **wishes: float | None) -> dict[str, float]:
+  """Returns those of a wanted recall and a wanted precision that are given; raises where one is no share.
+
+  >>> check_wishes('binary', recall=0.9, precision=None)
+  {'recall': 0.9}
+  """
+  for name, wish in wishes.items():
+    if wish is not None and not 0 < wish <= 1:
+      raise ValueError(f'{task}: a wanted {name} is above 0 and at most 1; got {wish}')
+  return {name: float(wish) for name, wish in wishes.items() if wish is not None}
+
+
 def choose_threshold(
   ranked: Ranking, *, recall: float | None = None, precision: float | None = None
 ) -> tuple[float, str]:

@@ -74,6 +74,8 @@ class Task(NamedTuple):
     answer: (outputs, facts) -> what a user wants of a prediction, by name: 'labels' (names or values) and where there
       is one 'proba'; NumPy arrays with an example a row.
     rows: the lines of the result's table: (label, metric, form), form 'percent' or a format such as '{:.4f}'.
+    interval: of the rows' metrics one that is a share of independent examples, whose total is that of 'confusion': the
+      report gives its 95 % interval. '' where there is none.
     curve: (title, metric, form) of the validation curve that is drawn beside the loss.
     tables: (values, facts) -> tables of the report, each a list of rows of cells; `values` is what compute gave.
     figures: (values, facts, title) -> Figures of the report.
@@ -94,6 +96,7 @@ class Task(NamedTuple):
   decide: Callable[[Any, Facts], Facts] = lambda kept, facts: {}
   answer: Callable[[np.ndarray, Facts], dict[str, Any]] = lambda outputs, facts: {'labels': outputs}
   rows: tuple[tuple[str, str, str], ...] = ()
+  interval: str = ''
   curve: tuple[str, str, str] | None = None
   tables: Callable[[Mapping[str, Any], Facts], list[list[list[str]]]] = lambda values, facts: []
   figures: Callable[[Mapping[str, Any], Facts, str], list[Figure]] = lambda values, facts, title: []

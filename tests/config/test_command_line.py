@@ -167,8 +167,6 @@ def test_an_experiment_that_fails_is_named(folder):
     ('def get_config():\n  x = 1\n  return x / 0', 'bad.py, line 3, raises ZeroDivisionError'),
     ('import nothing_of_that_name', "line 1, raises ModuleNotFoundError: No module named 'nothing_of_that_name'"),
     ('def get_config(:', 'SyntaxError'),
-    ('from jaxlite.config import *\ndef get_config():\n  return Config(name="x", recipe=max)', 'model is a function'),
-    ('from jaxlite.config import *\ndef get_config():\n  return Config(name="x", model=max)', 'recipe is a function'),
   ):
     (folder / 'bad.py').write_text(text)
     error = _refused(folder, '--config=bad.py')

@@ -42,7 +42,6 @@ from jaxlite.errors import ConfigError
     ('train', Duration(percent=50), 'steps, epochs or examples'),
     ('train', 3, 'Duration'),
     ('model', 3, 'a function'),
-    ('recipe', None, 'total_steps'),
     ('widths', [1, 2], 'tuple[int, ...]'),
     ('runs', {'../x': abs}, 'folder'),
     ('runs', {'x': 3}, 'runs is dict'),

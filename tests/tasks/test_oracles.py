@@ -17,7 +17,7 @@ from jaxlite import tasks
 BATCH = 16
 FEW, MANY = range(60), range(60, 1060)
 BINARY = {'class_names': ['no', 'yes'], 'positive': 1, 'wanted': {}}
-LABELS = {'names': ['a', 'b', 'c'], 'threshold': 'each'}
+LABELS = {'names': ['a', 'b', 'c'], 'threshold': 'each', 'wanted': {}}
 BYTES = [1, 3, 0, 2, 7]
 
 

@@ -32,6 +32,7 @@ def _sample(name, size=40):
     'binary': lambda: (tasks.binary('no', ['no', 'yes'], recall=0.9), two, noise(size) - 2 * two),
     'binary of two logits': lambda: (tasks.binary(precision=0.7), two, noise(size, 2) + np.eye(2)[two.astype(int)]),
     'multi_label': lambda: (tasks.multi_label(['a', 'b', 'c'], 'one'), many, noise(size, 3) + many),
+    'multi_label of a wish': lambda: (tasks.multi_label(recall=0.8), many, noise(size, 3) + many),
     'language': lambda: (tasks.language(3, [1, 2, 3]), words, noise(size, 5, 3)),
     'segmentation': lambda: (tasks.segmentation(3), spots, noise(size, 4, 2, 3)),
     'sequence_labels': lambda: (tasks.sequence_labels(class_names=['o', 'x', 'y']), words, noise(size, 5, 3)),
@@ -39,8 +40,8 @@ def _sample(name, size=40):
 
 
 SAMPLES = [
-  *('classification', 'regression', 'regression of two', 'binary', 'binary of two logits', 'multi_label', 'language'),
-  *('segmentation', 'sequence_labels'),
+  *('classification', 'regression', 'regression of two', 'binary', 'binary of two logits'),
+  *('multi_label', 'multi_label of a wish', 'language', 'segmentation', 'sequence_labels'),
 ]
 
 
@@ -78,6 +79,8 @@ def test_a_task_names_what_it_measures(shown):
     assert name in (*names, 'nan_outputs', 'bits_per_byte')
     assert form == 'percent' or form.format(0.5)
   worse = {name for name in (*names, 'nan_outputs') if task.better(name) < 0}
+  if task.name in ('binary', 'multi_label') and 'recall' in facts['wanted']:
+    assert np.min(values['recall' if task.name == 'binary' else 'recall_each']) >= facts['wanted']['recall']
   assert worse == {'loss', 'nan_outputs', 'mae', 'rmse', 'perplexity', 'bits_per_byte'} & {*names, 'nan_outputs'}
 
 
@@ -173,6 +176,8 @@ def test_bad_labels_get_one_line(task, labels, words):
     (lambda: tasks.binary(recall=1.5), 'at most 1'),
     (lambda: tasks.binary(class_names=['a', 'b', 'c']), 'classification()'),
     (lambda: tasks.multi_label(threshold='best'), "'each', 'one'"),
+    (lambda: tasks.multi_label(recall=0), 'above 0'),
+    (lambda: tasks.multi_label(threshold=0.3, recall=0.9), 'one of the two'),
     (lambda: tasks.units([0.0], [0.0]), 'std positive'),
     (lambda: tasks.binary().facts(np.zeros(2, int), {'classes': 3}), 'have 3'),
   ],
