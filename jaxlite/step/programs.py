@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const
+from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const, split_const
 from jaxlite.cpu.replace import Choices, for_cpu, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
-from jaxlite.step.state import TrainState, inputs_of, without_const
+from jaxlite.step.state import TrainState, inputs_of
 
 
 class PureStep(NamedTuple):
@@ -134,7 +134,7 @@ def _dispatched(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any
     done, key, params, model_state, opt_state, const = state
     grads, full, terms = gradient(params, join_const(model_state, const), batch, key, done)
     live = TrainState(done, None, params, None, opt_state, None)
-    live, metrics = update(live, (key, const), grads, without_const(full), terms)
+    live, metrics = update(live, (key, const), grads, split_const(full)[0], terms)
     return _joined(live, key, const), _with_loss(metrics)
 
   return step
