@@ -10,8 +10,9 @@ import pytest
 from jax import lax
 
 from jaxlite.contract import Model, chain
+from jaxlite.quantization._account import weight_bits
 from jaxlite.quantization._lsq import lsq
-from jaxlite.quantization._qat import fake_quant, weight_bits
+from jaxlite.quantization._qat import fake_quant
 from jaxlite.step.train_step import train_step
 from jaxlite.tasks.losses import cross_entropy
 

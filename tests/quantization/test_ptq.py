@@ -11,10 +11,11 @@ from jaxlite.contract import Model, Network
 from jaxlite.models import MLP, LeNet5, SmallCNN
 from jaxlite.quantization import _calibration as calibration
 from jaxlite.quantization import _numerics as numerics
+from jaxlite.quantization._account import weight_bits
 from jaxlite.quantization._calibration import by_min_max, by_mse, by_percentile, histogram
 from jaxlite.quantization._clip_weights import clip_weight
 from jaxlite.quantization._ptq import ptq
-from jaxlite.quantization._qat import fake_quant, weight_bits
+from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import coverage, quantize
 from jaxlite.quantization._ranges import dynamic_ranges, ema_ranges, frozen_ranges
 

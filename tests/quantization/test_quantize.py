@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxlite.contract import Model, chain, reparam, with_const
-from jaxlite.quantization._qat import fake_quant, weight_bits
+from jaxlite.quantization._account import weight_bits
+from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import coverage, observe, quantize
 
 KEY = jax.random.key(0)

@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from jaxlite import tasks
-from jaxlite.contract import Model, weighted_mean
+from jaxlite.contract import Model
 from jaxlite.tasks.counting import count, count_pairs, number
+from jaxlite.tasks.lift import weighted_mean
 
 
 def _sample(name, size=40):
