@@ -26,7 +26,7 @@ class Result:
     rows: the task's lines of the table: [label, metric, form] each.
     curve: [title, metric, form] of the validation curve beside the loss, or empty.
     examples: how many the test split has.
-    interval: the metric that is a share of the examples, each counted once, so that chance leaves it an interval; or ''.
+    interval: the metric that is a share of the examples, each counted once, so that it has an interval; else empty.
     evidence: arrays that tables and pictures were made of (a confusion matrix), as lists.
     tables: of the report, each rows of cells.
     figures: [file, caption] of the pictures that the task drew in the run's folder.
