@@ -98,7 +98,7 @@ class Bench:
     self.normalize = jl.optim.normalize(self.data.mean, self.data.std)
 
   def kept(self, name: str, module: nn.Module, seed: int) -> jl.Network:
-    """A model that a row kept, with its standardisation."""
+    """A model that a row kept, with its standardization."""
     model = self.normalize.model(jl.from_linen(module))
     params, state = model.init(jax.random.key(0), self.data.train.inputs[:2])
     with np.load(self.folder / f'{name}-{seed}.npz') as values:

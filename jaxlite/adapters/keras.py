@@ -40,7 +40,7 @@ def from_keras(model: Any) -> Model:
   in evaluation, as in Keras. Seeds are no state: each is made from the key at every forward.
 
   Losses that layers bring (regularizers, `add_loss`) are counted: a forward in training leaves their sum in
-  `jl.taps`, and `train_step` minimises it as the term 'layer_losses', beside 'task'. An optimizer, losses and metrics
+  `jl.taps`, and `train_step` minimizes it as the term 'layer_losses', beside 'task'. An optimizer, losses and metrics
   that the model was compiled with are not used, nor are constraints; a mask that reaches the outputs does not reach
   the loss: give such examples a weight.
 

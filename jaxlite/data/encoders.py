@@ -31,10 +31,10 @@ class TableEncoder:
       'names'; values are the names that training saw, sorted, the missing one as ''.
     others: columns of the training table that are no inputs (label, weight, what was dropped): allowed, not read.
 
-  >>> encoder = TableEncoder((('size', 'number', ()), ('colour', 'names', ('blue', 'red'))), others=('kind',))
+  >>> encoder = TableEncoder((('size', 'number', ()), ('color', 'names', ('blue', 'red'))), others=('kind',))
   >>> encoder.feature_names
-  ('size', 'colour=blue', 'colour=red')
-  >>> encoder([{'size': 2, 'colour': 'red'}]).tolist()
+  ('size', 'color=blue', 'color=red')
+  >>> encoder([{'size': 2, 'color': 'red'}]).tolist()
   [[2.0, 0.0, 1.0]]
   """
 

@@ -60,11 +60,11 @@ def from_table(
   Raises:
     ValueError: a column is missing, not readable as one kind, has dates, no name or missing numbers; rows count from 0.
 
-  >>> table = {'size': [1.0, 2.0, 3.0] * 4, 'colour': ['red', 'blue', 'red'] * 4, 'kind': ['a', 'b', 'a'] * 4}
+  >>> table = {'size': [1.0, 2.0, 3.0] * 4, 'color': ['red', 'blue', 'red'] * 4, 'kind': ['a', 'b', 'a'] * 4}
   >>> data = from_table(table, 'kind')
   >>> data.feature_names, data.class_names
-  (('size', 'colour=blue', 'colour=red'), ('a', 'b'))
-  >>> data.encoder({'size': [7], 'colour': ['blue']}).tolist()
+  (('size', 'color=blue', 'color=red'), ('a', 'b'))
+  >>> data.encoder({'size': [7], 'color': ['blue']}).tolist()
   [[7.0, 1.0, 0.0]]
   """
   labels, drop, categorical = map(_as_names, (label, drop, categorical))

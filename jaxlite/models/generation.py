@@ -38,7 +38,7 @@ def generate(
     prompt: int[B, T], or a list of lists of ids, of any lengths from 1.
     steps: tokens to add to each, from 0.
     key: of `jax.random.key(seed)`; not needed where nothing is drawn.
-    temperature: divides the logits: above 1 more even, towards 0 more greedy; 0 takes the likeliest token (of equal
+    temperature: divides the logits: above 1 more even, toward 0 more greedy; 0 takes the likeliest token (of equal
       ones the first).
     top_k: draw among the k likeliest only (of equal ones the first); None among all.
     length: tokens that the model sees at once, exactly: a longer text slides out of the window on the left, a shorter

@@ -2,7 +2,7 @@
 
 Each factory gives one such function. It draws anew for each example, depends on the key and the batch alone,
 keeps the dtype (but for `mixup`, which needs fractions) and runs under jit, vmap and scan. Whatever else stands
-in the batch is handed through. Pixels stay raw: 0 .. 255 for uint8; models normalise.
+in the batch is handed through. Pixels stay raw: 0 .. 255 for uint8; models normalize.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def mixup(alpha: float, classes: int) -> Augmentation:
 def cutmix(alpha: float, classes: int) -> Augmentation:
   """Pastes a box of another example into each image; the labels are shared by the area that it really covers.
 
-  The box has the image's proportions and a share of its area drawn from Beta(alpha, alpha), its centre anywhere;
+  The box has the image's proportions and a share of its area drawn from Beta(alpha, alpha), its center anywhere;
   what lies beyond the border is cut off, and does not count. Examples of weight 0 are padding: they stay as they
   are, and nothing of them is pasted.
 
@@ -331,7 +331,7 @@ def _windows(key: jax.Array, padded: jax.Array, shape: tuple[int, ...], padding:
 
 
 def _stretch(key: jax.Array, count: int, length: int, size: int | jax.Array) -> jax.Array:
-  """bool [count, length]: `size` neighbours (one number, or [count, 1]) around a random place, cut off at the ends."""
+  """bool [count, length]: `size` neighbors (one number, or [count, 1]) around a random place, cut off at the ends."""
   start = jax.random.randint(key, (count, 1), 0, length) - size // 2
   place = jnp.arange(length)
   return (place >= start) & (place < start + size)

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss near the weights is worst."""
+"""Sharpness-aware minimization: the gradient is taken where the loss near the weights is worst."""
 
 from __future__ import annotations
 

@@ -287,7 +287,7 @@ def unreset(state: Any, params: Any) -> list[str]:
 
   Args:
     state: a DynamicState, or any state that holds some.
-    params: what it was initialised with.
+    params: what it was initialized with.
 
   Returns:
     Paths in the state of the inner optimizer, of arrays of more than one element.

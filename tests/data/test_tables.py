@@ -11,7 +11,7 @@ ROWS = 40
 RNG = np.random.default_rng(0)
 TABLE = {
   'size': RNG.normal(5, 2, ROWS),
-  'colour': RNG.choice(['red', 'blue', 'green'], ROWS),
+  'color': RNG.choice(['red', 'blue', 'green'], ROWS),
   'count': RNG.integers(0, 9, ROWS),
   'kind': np.array(['dog', 'cat'])[np.arange(ROWS) % 2],
 }
@@ -65,14 +65,14 @@ FORMS = {
 @pytest.mark.parametrize('form', FORMS)
 def test_every_kind_of_table_gives_the_same_data(form, tmp_path):
   data = from_table(FORMS[form](tmp_path), 'kind')
-  assert data.feature_names == ('size', 'colour=blue', 'colour=green', 'colour=red', 'count')
+  assert data.feature_names == ('size', 'color=blue', 'color=green', 'color=red', 'count')
   assert data.class_names == ('cat', 'dog')
-  onehot = OneHotEncoder(sparse_output=False).fit_transform(TABLE['colour'][:, None])
+  onehot = OneHotEncoder(sparse_output=False).fit_transform(TABLE['color'][:, None])
   wanted = np.column_stack([TABLE['size'], onehot, TABLE['count'], TABLE['kind'] == 'dog']).astype(np.float32)
   np.testing.assert_array_equal(everything(data), np.array(sorted(map(tuple, wanted))))
 
 
-def test_standardising_by_the_statistics_equals_scikit_learns():
+def test_standardizing_by_the_statistics_equals_scikit_learns():
   data = from_table(TABLE, 'kind')
   oracle = StandardScaler().fit(data.train.inputs.astype(np.float64))
   got = (data.test.inputs - data.mean) / data.std
@@ -93,23 +93,23 @@ def test_large_ids_do_not_fall_together():
 
 
 def test_bytes_are_text():
-  data = from_table({**TABLE, 'colour': TABLE['colour'].astype('S'), 'kind': TABLE['kind'].astype('S')}, 'kind')
+  data = from_table({**TABLE, 'color': TABLE['color'].astype('S'), 'kind': TABLE['kind'].astype('S')}, 'kind')
   assert data.feature_names == from_table(TABLE, 'kind').feature_names
   assert data.class_names == ('cat', 'dog')
 
 
 def test_numbers_may_be_names_and_columns_may_be_dropped():
-  data = from_table(TABLE, 'kind', categorical='count', drop=['size', 'colour'])
+  data = from_table(TABLE, 'kind', categorical='count', drop=['size', 'color'])
   assert data.feature_names == tuple(f'count={value}' for value in sorted(set(TABLE['count'].tolist())))
   assert (data.train.inputs.sum(1) == 1).all()
 
 
 def test_a_missing_string_is_a_value_of_its_own():
-  colour = TABLE['colour'].astype(object)
-  colour[:10], colour[10] = None, float('nan')
-  data = from_table({**TABLE, 'colour': colour}, 'kind')
-  assert 'colour=' in data.feature_names
-  place = data.feature_names.index('colour=')
+  color = TABLE['color'].astype(object)
+  color[:10], color[10] = None, float('nan')
+  data = from_table({**TABLE, 'color': color}, 'kind')
+  assert 'color=' in data.feature_names
+  place = data.feature_names.index('color=')
   assert everything(data)[:, place].sum() == 11
 
 
@@ -310,7 +310,7 @@ def test_a_data_frame_brings_categories_truths_and_missing_values():
   frame['whole'] = pandas.array(range(ROWS), dtype='Int64')
   data = from_table(frame, 'kind')
   codes = ('code=0', 'code=1', 'code=2', 'flag', 'maybe=', 'maybe=True', 'text=', 'text=a', 'whole')
-  assert data.feature_names == ('size', 'colour=blue', 'colour=green', 'colour=red', 'count', *codes)
+  assert data.feature_names == ('size', 'color=blue', 'color=green', 'color=red', 'count', *codes)
   encoded = data.encoder(frame.drop(columns='kind'))
   np.testing.assert_array_equal(encoded[:, -9:-6], np.eye(3)[np.arange(ROWS) % 3])
   np.testing.assert_array_equal(encoded[:, -1], np.arange(ROWS))
