@@ -40,9 +40,9 @@ def from_arrays(
     task: what is learned: a Task or a function () -> Task, such as `jl.tasks.regression`; None takes classification,
       where labels are integers [N].
     classes: how many classes; None takes the largest label of train and one.
-    class_names: one name a class; None numbers them.
+    class_names: one name per class; None numbers them.
     facts: what else the task should know, by name.
-    feature_names: one name a feature of a table.
+    feature_names: one name per feature of a table.
     standardize: True, False, or a pair (mean, std); see `make_dataset`.
     notes: lines to hand on.
     encoder: what made the inputs, where something did.

@@ -64,7 +64,7 @@ class Dataset(NamedTuple):
     std: float32, as `mean`; 1 where train does not vary.
     fingerprint: sha256 over names, dtypes, shapes and bytes of the splits' arrays, in hexadecimal.
     notes: lines that a person should read before training, such as a class without examples.
-    feature_names: one name a feature of a table, else empty.
+    feature_names: one name per feature of a table, else empty.
     encoder: what made the inputs of raw rows or texts (`jaxlite.data.encoders`); None where they came as arrays.
   """
 
@@ -90,7 +90,7 @@ class Dataset(NamedTuple):
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """One name a class; empty where the task has none."""
+    """One name per class; empty where the task has none."""
     return tuple(self.facts.get('class_names') or ())
 
 
@@ -120,9 +120,9 @@ def make_dataset(
     task: what is learned: a Task or a function () -> Task, such as `jl.tasks.regression`; None takes classification,
       where labels are integers [N].
     classes: how many classes, where the task asks; None leaves it to the labels of train.
-    class_names: one name a class; None numbers them.
+    class_names: one name per class; None numbers them.
     facts: what else the task should know, by name ('target_names', ...).
-    feature_names: one name a feature of a table.
+    feature_names: one name per feature of a table.
     standardize: True takes mean and standard deviation of train's quantities, False none; or a pair (mean, std), each
       an array, or a tree like the inputs with None for what stays as it is.
     notes: lines to hand on.
@@ -328,7 +328,7 @@ def check_labels(task: Task, labels: Any, where: str) -> np.ndarray:
 def _as_weight(weight: Any, where: str, count: int) -> np.ndarray:
   array = as_array(weight, f'weights of {where}')
   if array.shape != (count,) or array.dtype.kind not in 'biuf':
-    raise ValueError(f'weights are float[{count}], one an example; {where} has {array.dtype}{list(array.shape)}')
+    raise ValueError(f'weights are float[{count}], one per example; {where} has {array.dtype}{list(array.shape)}')
   array = array.astype(np.float32)
   wrong = np.flatnonzero(~np.isfinite(array) | (array < 0) | (array > _MOST_WEIGHT))
   if len(wrong):

@@ -24,7 +24,7 @@ NUMBER, TRUTH, NAMES = 'number', 'truth', 'names'
 
 @dataclasses.dataclass(frozen=True)
 class TableEncoder:
-  """Rows of a table as float32 [N, features]: a number is a feature, a name is one feature a value, one of them 1.
+  """Rows of a table as float32 [N, features]: a number is a feature, a name is one feature per value, one of them 1.
 
   Attributes:
     columns: (name, kind, values) of each column in its order; the kind is 'number', 'truth' (true or false) or
@@ -43,7 +43,7 @@ class TableEncoder:
 
   @property
   def feature_names(self) -> tuple[str, ...]:
-    """One name a feature; 'column=value' for a name."""
+    """One name per feature; 'column=value' for a name."""
     names = []
     for column, kind, values in self.columns:
       names += [f'{column}={value}' for value in values] if kind == NAMES else [column]

@@ -72,7 +72,7 @@ def _column(values: Any) -> np.ndarray:
   try:
     return np.asarray(values)
   except ValueError:
-    raise ValueError('a column holds one value a row; got lists of several lengths: give one column each') from None
+    raise ValueError('a column holds one value per row; got lists of several lengths: give one column each') from None
 
 
 def _from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ class Stream(NamedTuple):
 
   Attributes:
     steps: batches an epoch.
-    batch_size: examples a batch.
+    batch_size: examples per batch.
     at: (seed, step) -> the batch, checked: 'inputs', 'labels', 'weight', and what else was made.
   """
 

@@ -53,7 +53,7 @@ def from_table(
 
   Returns:
     The Dataset: inputs float32 [N, features], raw; `mean` and `std` of train standardize them on the device.
-    Columns of strings give one feature a value that train has, 'column=value'; a missing string is the value ''; a
+    Columns of strings give one feature per value that train has, 'column=value'; a missing string is the value ''; a
     value that only the other splits have is none of them, and noted. `class_names` are the label's values, sorted.
     `encoder` does the same to other tables.
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxlite.report.result import Result
 from jaxlite.tasks.tables import percent, wilson
 
-PACKED = 'weights packed: the nonzero values at their bits, one mask bit a weight, float32 scales'
+PACKED = 'weights packed: the nonzero values at their bits, one mask bit per weight, float32 scales'
 
 
 def rows(results: Sequence[Result]) -> list[list[str]]:
@@ -38,7 +38,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
   for label, values in (
     ('parameters', [f'{result.parameters:,}' for result in results]),
     ('sparsity of weights', [percent(result.sparsity, 1) for result in results]),
-    ('bits a weight', [result.bits for result in results]),
+    ('bits per weight', [result.bits for result in results]),
     ('bytes as float32', [f'{4 * result.parameters:,}' for result in results]),
     ('bytes packed', [f'{result.bytes:,}' for result in results]),
     ('times smaller than float32', [f'{4 * result.parameters / max(1, result.bytes):.1f}' for result in results]),

@@ -203,7 +203,7 @@ def _fit(
         setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
       )
       record.pace = pace.steps
-      say(f'steps a dispatch: {pace.steps} ({pace.why})')
+      say(f'steps per dispatch: {pace.steps} ({pace.why})')
       pending += [(terms, 1) for terms in taken]
       step += len(taken)
     elif pace is not None and pace.run is not None and free > 1:

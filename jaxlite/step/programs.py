@@ -1,4 +1,4 @@
-"""Which compiled programs run the pure step: one a step, several steps in one, or several programs a step on CPU.
+"""Which compiled programs run the pure step: one per step, several steps in one, or several programs per step on CPU.
 
 Nothing here decides what is computed: that is `train_step.py`. Jit, donation, rewrites for CPU, dispatching the
 micro-batches of a step one by one, and compiling ahead of the first step belong here.
@@ -117,7 +117,7 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
-  """One program a step."""
+  """One program per step."""
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
     done, key, params, model_state, opt_state, const = state
@@ -150,7 +150,7 @@ def _either(
 
 
 def _several(pure: PureStep, parts: _Parts, faster: Callable[..., Any], step: Callable[..., Any]) -> Callable[..., Any]:
-  """Several steps a dispatch: a scan, or a loop in Python where a convolution in a scan would be slow."""
+  """Several steps per dispatch: a scan, or a loop in Python where a convolution in a scan would be slow."""
 
   @functools.partial(jax.jit, donate_argnums=0)
   @faster

@@ -45,7 +45,7 @@ class Train(NamedTuple):
     init: (key, batch, params=None, model_state=None) -> TrainState.
     step: (state, batch) -> (state, metrics). Donates the state but for its key and constants; metrics are scalars on
       the device: 'loss' and each of its terms.
-    steps: (state, batches) -> (state, metrics), several steps a dispatch; leaves are [k, B, ...] and [k].
+    steps: (state, batches) -> (state, metrics), several steps per dispatch; leaves are [k, B, ...] and [k].
     eval: (state, batch) -> (outputs, {'task': loss}), as deployed: no dropout, averages in place of live weights.
     model: the Model wrapped in the recipe's hooks.
     programs: what `jaxlite.train` compiles ahead and tunes; a loop of your own needs none of it.

@@ -148,7 +148,7 @@ BAD = {
     "^a column holds numbers or strings; 'day' has dates",
   ),
   'an empty column': (({**TABLE, 'none': [None] * ROWS}, 'kind'), {}, "'none' is empty in every row: drop it"),
-  'ragged cells': (({**TABLE, 'list': [[1], [1, 2]] * 20}, 'kind'), {}, '^a column holds one value a row'),
+  'ragged cells': (({**TABLE, 'list': [[1], [1, 2]] * 20}, 'kind'), {}, '^a column holds one value per row'),
   'no label': ((TABLE, []), {}, '^a label is a column of the table, or several; got none'),
   'weight dropped': ((TABLE, 'kind'), {'weight': 'size', 'drop': 'size'}, '^a weight is neither dropped'),
   'other class names': (

@@ -208,7 +208,7 @@ BAD = {
   'ragged': (({'a': [[1]] * 19 + [[1, 2]]}, Y), {}, r'^examples have one shape; .* train \(a\) differ: .*jl.data.pad'),
   'keys': (({1: X}, Y), {}, r'^inputs have names; train has the key 1: make it a string'),
   'huge': (({'a': np.full((20, 1), 2**31)}, Y), {}, r'^integers are ids .* train \(a\) have 2147483648'),
-  'weights': ((X, Y, np.ones(19)), {}, r'^weights are float\[20\], one an example; train has float64\[19\]'),
+  'weights': ((X, Y, np.ones(19)), {}, r'^weights are float\[20\], one per example; train has float64\[19\]'),
   'negative': ((X, Y, np.where(Y, -1, 1)), {}, '^weights are 0 to 65535; train has -1.0 at 1'),
   'nan weight': ((X, Y, np.where(Y, np.nan, 1)), {}, '^weights are 0 to 65535; train has nan at 1'),
   'heavy': ((X, Y, np.full(20, 1e6)), {}, '^weights are 0 to 65535; train has 1000000.0 at 0: scale'),

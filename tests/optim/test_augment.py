@@ -315,7 +315,7 @@ def test_reaching_beyond_the_image_is_refused(fn):
     fn(jax.random.key(0), batch_of(2, 4, 9))
 
 
-@pytest.mark.parametrize('fill, message', [([1, 2, 3], 'one a channel'), (-1, '0 to 255'), (256, '0 to 255')])
+@pytest.mark.parametrize('fill, message', [([1, 2, 3], 'one per channel'), (-1, '0 to 255'), (256, '0 to 255')])
 def test_a_fill_that_does_not_fit_is_refused(fill, message):
   for fn in (cutout(2, fill=fill), shift(2, fill=fill)):
     with pytest.raises(ValueError, match=message):
