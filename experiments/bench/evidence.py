@@ -11,8 +11,8 @@ import cases
 import numpy as np
 
 HEAD = (
-  '| form | ms per step | mean | examples per second | ratio to the best PyTorch (min to max) | start cold, s | warm, s '
-  '| peak MiB |\n|---|---|---|---|---|---|---|---|\n'
+  '| form | ms per step | mean | examples per second | ratio to the best PyTorch (min to max) | start cold, s '
+  '| warm, s | peak MiB |\n|---|---|---|---|---|---|---|---|\n'
 )
 
 

@@ -2,8 +2,8 @@
 
   python experiments/bench/pipelines.py [--short]
 
-Three tables. Pictures per second of `batch_at` at 28x28, against a pipeline that fetches, converts and stacks one example
-at a time, as loaders that are handed single examples do (once as lean as it can be, once with a Python iterator
+Three tables. Pictures per second of `batch_at` at 28x28, against a pipeline that fetches, converts and stacks one
+example at a time, as loaders that are handed single examples do (once as lean as it can be, once with a Python iterator
 between the stages). What `batch_at` takes of a CNN's train step, and what is left of it when another thread gathers
 ahead. What each augmentation adds to the step. JAX and NumPy in one process, in turns; CPU seconds beside the clock's,
 since other work on the machine disturbs them less.
