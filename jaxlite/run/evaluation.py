@@ -100,11 +100,7 @@ def evidence(
     curve=list(task.curve or ()),
     examples=len(setup.data.test.labels),
     interval=task.interval if setup.data.test.weight is None else '',
-    evidence={
-      key: np.asarray(value).tolist()
-      for key, value in test.values.items()
-      if np.ndim(value) and np.size(value) <= _EVIDENCE
-    },
+    evidence=_arrays(test.values),
     tables=task.tables(test.values, facts),
     figures=[[f'{figure.slug}.png', figure.caption] for figure in figures],
     command=command,

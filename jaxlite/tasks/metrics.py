@@ -33,7 +33,7 @@ class Metrics(NamedTuple):
     update: (state, outputs, batch, loss) -> state, inside jit. `loss` is float[B], or the batch's weighted mean.
     compute: (state) -> dict, on the host: plain numbers by name, and arrays that tables and figures are made of. Where
       there is a `keep`: (state, kept) -> dict.
-    keep: (outputs, batch) -> pytree of arrays [B, ...], inside jit: what has to come to the host example by example
+    keep: (outputs, batch) -> dict of arrays [B, ...], inside jit: what has to come to the host example by example
       (scores that are ranked, targets in their units). 'weight' is kept beside it. `kept` is the same tree with the
       examples of all batches, [N, ...], NumPy, without padding.
   """
