@@ -43,7 +43,7 @@ flags.DEFINE_integer('seeds', 5, 'runs behind each mean')
 flags.DEFINE_integer('epochs', 3, 'length of a run')
 flags.DEFINE_list('rates', ['2e-3', '5e-3'], 'learning rates that every row may choose from')
 flags.DEFINE_string('only', '', 'rows whose name this regular expression finds')
-BATCH, PIECES = 128, 5  # batch size; dispatches a run
+BATCH, PIECES = 128, 5  # batch size; dispatches per run
 
 Course = Callable[..., jl.Network]  # (rate, seed, start=None) -> what it has become
 
@@ -98,7 +98,7 @@ class Bench:
     self.normalize = jl.optim.normalize(self.data.mean, self.data.std)
 
   def kept(self, name: str, module: nn.Module, seed: int) -> jl.Network:
-    """A model that a row kept, with its standardisation."""
+    """A model that a row kept, with its standardization."""
     model = self.normalize.model(jl.from_linen(module))
     params, state = model.init(jax.random.key(0), self.data.train.inputs[:2])
     with np.load(self.folder / f'{name}-{seed}.npz') as values:
@@ -357,7 +357,7 @@ def shown(test: Sequence[float]) -> str:
 
 
 def wide(found: dict[str, tuple[Row, list[float]]], columns: Sequence[str]) -> Iterator[str]:
-  """A table of a technique a line, its strength a column."""
+  """A table of one technique per line, its strength a column."""
   yield f'| LeNet-300-100 | {" | ".join(columns)} |'
   yield '|---|' + len(columns) * '--:|'
   lines = [name.removeprefix(f'{own} ') for name in found for own in columns if name.startswith(f'{own} ')]
@@ -370,7 +370,7 @@ def wide(found: dict[str, tuple[Row, list[float]]], columns: Sequence[str]) -> I
 
 
 def narrow(found: dict[str, tuple[Row, list[float]]]) -> Iterator[str]:
-  """A table of one network a line, its baselines beside it."""
+  """A table of one network per line, its baselines beside it."""
   yield '| network | test accuracy, % | against |'
   yield '|---|--:|---|'
   for name, (row, test) in found.items():

@@ -9,7 +9,7 @@ A **part** is one of two things, never both:
 
 To write a new part, ask what it touches. Weights on their way into the model: `reparam` with a view. The
 forward itself: a `Hook(model=...)`. A term of the loss: `Hook(loss=...)` reading what the model left in
-`jl.taps`. The batch, or several passes a step: `Hook(grad=...)`. The updates: plain Optax.
+`jl.taps`. The batch, or several passes per step: `Hook(grad=...)`. The updates: plain Optax.
 
 A hook named `x` keeps what it learns in `params['jl.x']`, what its forward needs in `model_state['jl.x']`
 and arrays that never change in `model_state['jl.const']['x']`.
@@ -210,7 +210,7 @@ class Selective(optax.GradientTransformationExtraArgs):
 
 
 class Last(Selective):
-  """A Selective that must have the last word; `chain` refuses a later update that is not one."""
+  """A Selective that must come last; `chain` refuses a later update that is not one."""
 
 
 class Recipe(NamedTuple):

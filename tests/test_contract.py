@@ -172,7 +172,7 @@ def test_task_is_the_weighted_mean(weight):
 
 def test_a_loss_of_another_shape_is_refused():
   context = Context(jnp.ones((3, 2)), {'inputs': 0, 'weight': jnp.ones(3)}, {}, {}, None, 0)
-  with pytest.raises(ValueError, match='one value an example'):
+  with pytest.raises(ValueError, match='one value per example'):
     lift_loss(lambda outputs, batch: outputs)(context)
   assert lift_loss(lambda outputs, batch: jnp.sum(outputs))(context)['task'] == 6.0
 

@@ -93,6 +93,12 @@ def test_a_room_imports_only_what_lies_below_it(module):
       assert other == room or FLOOR[other] < FLOOR[room], f'{module} imports {name}, which does not lie below it'
 
 
+@pytest.mark.parametrize('module', [one for one in FILES if room_of(one) in ('step', 'deployment', 'report', 'run')])
+def test_no_module_knows_a_transform_by_type(module):
+  """What a part did, wants and hears is asked of it (`contract.Account`, `Status`): other rooms see public names."""
+  assert not [name for name in GRAPH[module] if room_of(name) in TRANSFORMS and '._' in name]
+
+
 def test_no_imports_go_in_a_circle():
   state = {}
 
@@ -121,7 +127,7 @@ def test_only_the_room_that_owns_a_package_imports_it(module):
   if room not in ('adapters', 'models'):
     assert not used & NETWORKS
   if room != 'checkpoint':
-    assert 'orbax' not in used
+    assert not used & {'orbax', 'tensorstore'}
   if room != 'data':
     assert not used & {'tensorflow_datasets', 'array_record', 'sklearn'}
   assert 'tensorflow' not in used

@@ -66,3 +66,11 @@ print(compiler.built('handlers', pathlib.Path('made')))
   where, made = run(installed, tmp_path, '-c', program).split()
   assert pathlib.Path(where).is_relative_to(installed)
   assert compiler.compiler() is None or made.endswith('.so')
+
+
+def test_the_main_job_runs_from_an_installed_wheel(installed, tmp_path):
+  out = run(installed, tmp_path, '-m', 'jaxlite', '--smoke', '--workdir=mine')
+  assert '  teacher  ' in out
+  assert (tmp_path / 'mine-smoke' / 'student' / 'result.json').exists()
+  command = (tmp_path / 'mine-smoke' / 'report.md').read_text()
+  assert '`python -m jaxlite --smoke --workdir=mine`' in command

@@ -86,7 +86,7 @@ def check_losses(turns: list[Turn]) -> float:
 
 
 def timed(turns: list[Turn], rounds: int, seconds: float) -> dict[str, np.ndarray]:
-  """Returns the seconds a step of each form, by name, float[rounds]: A, B, C, A, B, C ..."""
+  """Returns the seconds per step of each form, by name, float[rounds]: A, B, C, A, B, C ..."""
   steps = {}
   for turn in turns:
     for want in (1, 10):  # the first turn is not counted: it finds the caches cold

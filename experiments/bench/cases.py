@@ -22,7 +22,7 @@ class Case(NamedTuple):
   Attributes:
     name: how a flag calls it.
     title: how the table calls it.
-    batch: examples a step.
+    batch: examples per step.
     image: shape of one example.
     lr: learning rate, by optimizer.
   """

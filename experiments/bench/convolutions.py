@@ -94,7 +94,7 @@ def timed(form: Any, x: Any, w: Any) -> float:
 
 
 def main(_: list[str]) -> None:
-  """Prints a row a kind."""
+  """Prints one row per kind."""
   allocator.share_one_arena()
   absent = serving.missing(FLAGS.torch_python, 'torch')
   worker = None if absent else serving.start(FLAGS.torch_python, 'convolutions_torch.py', {})

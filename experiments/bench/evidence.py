@@ -11,8 +11,8 @@ import cases
 import numpy as np
 
 HEAD = (
-  '| form | ms a step | mean | examples a second | ratio to the best PyTorch (min to max) | start cold, s | warm, s '
-  '| peak MiB |\n|---|---|---|---|---|---|---|---|\n'
+  '| form | ms per step | mean | examples per second | ratio to the best PyTorch (min to max) | start cold, s '
+  '| warm, s | peak MiB |\n|---|---|---|---|---|---|---|---|\n'
 )
 
 
@@ -37,7 +37,7 @@ class Result(NamedTuple):
     case: what.
     optimizer: 'sgd' or 'adamw'.
     apart: largest relative difference of any form's early losses to jaxlite's.
-    times: seconds a step by form, float[rounds].
+    times: seconds per step by form, float[rounds].
     first: seconds of a form's build and first step in a process that was already up, by form.
     starts: by form; empty where not measured.
   """
@@ -63,7 +63,7 @@ def ratio(result: Result, name: str, against: str) -> tuple[float, float, float]
 
 
 def counted(result: Result) -> str:
-  """Returns the form that counts for jaxlite: several steps a dispatch where it has that form."""
+  """Returns the form that counts for jaxlite: several steps per dispatch where it has that form."""
   return next((name for name in result.times if name.startswith('jaxlite, ')), 'jaxlite')
 
 

@@ -20,7 +20,7 @@ STEPS = {'mlp': 20, 'tiny': 100, 'vit': 4}  # a dispatch; a convolution on CPU i
 
 def forms(case: str) -> list[str]:
   """Returns the forms of a case."""
-  return ['jaxlite', *([f'jaxlite, {STEPS[case]} steps a dispatch'] if case in STEPS else []), 'Linen + Optax', 'NNX']
+  return ['jaxlite', *([f'jaxlite, {STEPS[case]} steps per dispatch'] if case in STEPS else []), 'Linen + Optax', 'NNX']
 
 
 def optimizer_of(spec: dict[str, Any]) -> Any:
@@ -34,7 +34,7 @@ def optimizer_of(spec: dict[str, Any]) -> Any:
 
 
 def jaxlite_form(spec: dict[str, Any], steps: int) -> serving.Running:
-  """`train_step` as the loop calls it: rewrites chosen by time, one or several steps a dispatch."""
+  """`train_step` as the loop calls it: rewrites chosen by time, one or several steps per dispatch."""
   import jax
   import linen_models
   import numpy as np

@@ -2,8 +2,8 @@
 
   python experiments/bench/pipelines.py [--short]
 
-Three tables. Pictures a second of `batch_at` at 28x28, against a pipeline that fetches, converts and stacks one example
-at a time, as loaders that are handed single examples do (once as lean as it can be, once with a Python iterator
+Three tables. Pictures per second of `batch_at` at 28x28, against a pipeline that fetches, converts and stacks one
+example at a time, as loaders that are handed single examples do (once as lean as it can be, once with a Python iterator
 between the stages). What `batch_at` takes of a CNN's train step, and what is left of it when another thread gathers
 ahead. What each augmentation adds to the step. JAX and NumPy in one process, in turns; CPU seconds beside the clock's,
 since other work on the machine disturbs them less.
@@ -40,7 +40,7 @@ def turns(forms: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.n
 
 
 def pipelines(rounds: int) -> None:
-  """Pictures a second, one core."""
+  """Pictures per second, one core."""
   from jaxlite.data import Split, batch_at
 
   rng = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def within_a_step(rounds: int) -> None:
 
 
 def show(title: str, found: dict[str, np.ndarray], steps: int) -> None:
-  """Prints milliseconds a step and ratios to the first form, on the clock and in CPU seconds."""
+  """Prints milliseconds per step and ratios to the first form, on the clock and in CPU seconds."""
   print(f'\n{title:32} {"ms":>7} {"ratio (min to max)":>22} {"CPU ms":>8} {"ratio (min to max)":>22}')
   first = next(iter(found.values()))
   for name, times in found.items():

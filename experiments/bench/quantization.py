@@ -26,7 +26,7 @@ from jaxlite.quantization._ranges import ema_ranges, frozen_ranges
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('rounds', 15, 'alternations')
 flags.DEFINE_integer('steps', 5, 'steps a round')
-flags.DEFINE_integer('batch', 128, 'examples a step')
+flags.DEFINE_integer('batch', 128, 'examples per step')
 flags.DEFINE_list('networks', ['MLP', 'SmallCNN'], 'of MLP (1.2 M parameters), SmallCNN, ResNet20')
 flags.DEFINE_list('only', [], 'recipes; all if empty')
 

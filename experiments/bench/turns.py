@@ -27,7 +27,7 @@ def in_turns(
     clock: `time.process_time` counts what all threads of this process work, which others' work hardly changes.
 
   Returns:
-    By name the seconds a step, float[rounds].
+    By name the seconds per step, float[rounds].
   """
   states = {name: state for name, (_, state) in running.items()}
   times: dict[str, list[float]] = {name: [] for name in running}
@@ -45,7 +45,7 @@ def in_turns(
 
 def table(times: dict[str, np.ndarray], against: str, title: str = '') -> None:
   """Prints the median time of each, and its ratio to one of them: median, minimum and maximum of the rounds."""
-  print(f'{title:36} {"ms a step":>10} {"ratio":>7} {"min":>6} {"max":>6}')
+  print(f'{title:36} {"ms per step":>10} {"ratio":>7} {"min":>6} {"max":>6}')
   for name, found in times.items():
     ratio = found / times[against]
     print(f'{name:36} {1e3 * np.median(found):10.1f} {np.median(ratio):7.3f} {ratio.min():6.2f} {ratio.max():6.2f}')

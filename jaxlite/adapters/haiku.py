@@ -18,7 +18,7 @@ def from_haiku(fn: Any, params: Any = None, state: Any = None, *, train_arg: Any
   Args:
     fn: what `hk.transform` or `hk.transform_with_state` returned, or the plain function that they take. It is
       called as `fn(inputs)`.
-    params: start values, as Haiku's `init` returns them; what is missing is initialised.
+    params: start values, as Haiku's `init` returns them; what is missing is initialized.
     state: start values of the state, likewise.
     train_arg: as in `from_linen`.
 

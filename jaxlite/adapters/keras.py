@@ -40,7 +40,7 @@ def from_keras(model: Any) -> Model:
   in evaluation, as in Keras. Seeds are no state: each is made from the key at every forward.
 
   Losses that layers bring (regularizers, `add_loss`) are counted: a forward in training leaves their sum in
-  `jl.taps`, and `train_step` minimises it as the term 'layer_losses', beside 'task'. An optimizer, losses and metrics
+  `jl.taps`, and `train_step` minimizes it as the term 'layer_losses', beside 'task'. An optimizer, losses and metrics
   that the model was compiled with are not used, nor are constraints; a mask that reaches the outputs does not reach
   the loss: give such examples a weight.
 
@@ -120,7 +120,7 @@ def from_keras(model: Any) -> Model:
     return trees.nest(values[0]), {'state': trees.nest(values[1])} if values[1] else {}
 
   def forward(params: Params, state: State, inputs: Any, train: bool, key: Any) -> tuple[Any, State]:
-    flat = dict(zip(*trees.flatten(trees.merge(params, state.get('state', {})))[:2], strict=True))
+    flat = trees.by_path(trees.merge(params, state.get('state', {})))
     outputs, losses, scope = run(flat, inputs, train, key)
     total = functools.reduce(jnp.add, [jnp.sum(one, dtype=jnp.float32) for one in losses]) if losses else None
     new = {name: scope.get_current_value(one) for name, one in variables(inputs).others.items()}
@@ -178,13 +178,13 @@ def assign(model: Any, params: Params, model_state: State | None = None) -> None
   """
   _backend(model, 'assign')
   known = _read(model)
-  given = dict(zip(*trees.flatten(params)[:2], strict=True))
+  given = trees.by_path(params)
   extra = sorted(name for name in given if name not in known.trained)
   absent = sorted(name for name in known.trained if name not in given)
   if extra or absent:
     what = f'does not know {extra[0]!r}' if extra else f'needs {absent[0]!r}, too'
     raise ValueError(f'assign takes the params of the model as its init gives them; it {what}: export them first')
-  state = dict(zip(*trees.flatten((model_state or {}).get('state', {}))[:2], strict=True))
+  state = trees.by_path((model_state or {}).get('state', {}))
   unknown = [name for name in state if name not in known.others]
   if unknown:
     raise ValueError(f'assign takes the model_state of the model; it does not know {unknown[0]!r}')

@@ -19,9 +19,9 @@ def from_linen(module: Any, variables: Any = None, *, train_arg: Any = ...) -> M
 
   Args:
     module: an `nn.Module` instance, bound or not. It is called as `module(inputs)`.
-    variables: start values, e.g. `{'params': ..., 'batch_stats': ...}`; what is missing is initialised.
+    variables: start values, e.g. `{'params': ..., 'batch_stats': ...}`; what is missing is initialized.
     train_arg: name of the argument of `__call__` that tells training from evaluation, None for none. By
-      default `train`, `training`, `is_training`, `deterministic` and `use_running_average` are recognised.
+      default `train`, `training`, `is_training`, `deterministic` and `use_running_average` are recognized.
 
   Returns:
     The Model. `init(key, inputs)` gives Linen's own initial values for that key.

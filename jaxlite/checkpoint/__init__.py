@@ -1,6 +1,6 @@
 """Saving a run and finding it again: asynchronous, atomic, checked bit for bit, never silently wrong.
 
-A folder of checkpoints holds one Orbax checkpoint a step, `00000100/`, and, written twice and never again,
+A folder of checkpoints holds one Orbax checkpoint per step, `00000100/`, and, written twice and never again,
 `const-<hash>/` for the arrays that never change in a run. Each leaf is an Orbax array of its own, so that any Orbax
 reader sees the tree (`state` in the checkpoint); `manifest` holds the hash of each, and what Orbax cannot hold.
 

@@ -69,7 +69,7 @@ class Snapshot(NamedTuple):
   """A copy of a state, ready to be written.
 
   Attributes:
-    leaves: one entry a leaf, in the order they were given.
+    leaves: one entry per leaf, in the order they were given.
     arrays: what Orbax is given, by path: NumPy, and a jax.Array in host memory for a leaf split over devices.
   """
 

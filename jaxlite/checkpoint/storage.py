@@ -114,7 +114,7 @@ def _fetch(
   import tensorstore
 
   context = tensorstore.Context({'cache_pool': {'total_bytes_limit': 0}, 'file_io_concurrency': {'limit': 32}})
-  base = {'driver': 'file', 'path': f'{path / _ARRAYS}/'}
+  base = {'driver': 'file', 'path': f'{(path / _ARRAYS).resolve()}/'}  # TensorStore takes no '..'
   opening = {
     leaf.path: tensorstore.open(
       {'driver': 'zarr3', 'kvstore': {'driver': 'ocdbt', 'base': base, 'path': f'{leaf.name}/'}},

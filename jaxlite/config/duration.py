@@ -67,7 +67,7 @@ class Duration:
 
     Args:
       steps_per_epoch: optimizer steps in one pass over the training split.
-      batch_size: examples a step.
+      batch_size: examples per step.
       total_steps: the whole run's steps; needed for percent only.
 
     Returns:

@@ -27,7 +27,7 @@ class DataConfig:
   Attributes:
     source: the name of a data set ('digits', 'fashion_mnist', or any that is prepared as array_record).
     directory: the folder that holds it; empty for the usual place.
-    batch_size: examples a step.
+    batch_size: examples per step.
     validation: the share of the training split that is held out, in [0, 1); 0: the last model is taken.
     load: (config) -> a `jaxlite.data.Dataset`, an experiment's own data; None loads `source`.
     standardize: pictures and numbers by mean and standard deviation of the training split; False leaves them as they
@@ -67,7 +67,7 @@ class EvalConfig:
     every: between evaluations on the validation split.
     metric: which validation metric picks the best model; '' for the task's own (accuracy for classes).
     patience: evaluations without improvement before the run stops early; 0 never stops it.
-    batch_size: examples a batch.
+    batch_size: examples per batch.
   """
 
   every: Duration = dataclasses.field(default_factory=lambda: Duration(epochs=1))

@@ -30,6 +30,7 @@ SECONDS = 1.5  # for all sites of a program, compilation included
 _SMALL = 20e6  # FLOPs below which no form can gain or lose much: about a quarter of a millisecond
 _CLEARLY = 0.9  # of the default's time: what a form must beat, so that noise does not choose
 _LARGE = 256 << 20  # bytes of operands and result that a measurement may take beside the run; a default is safe
+_RENAMED = {'native': XLA_FORM}  # as tables of jaxlite 0.1 call it
 _ROUNDS, _LONG = 4, 0.5  # seconds after which no further round begins: where a form takes long, noise is small
 
 
@@ -126,7 +127,8 @@ def read(path: Path) -> Table:
   """Returns a table from a file; an empty one where there is none, or a damaged one."""
   try:
     found = json.loads(path.read_text())
-    return Table({str(key): str(name) for key, name in found['choices'].items()}, str(found['machine']))
+    choices = {str(key): _RENAMED.get(name, str(name)) for key, name in found['choices'].items()}
+    return Table(choices, str(found['machine']))
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return Table({}, '')
 

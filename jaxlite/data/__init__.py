@@ -1,4 +1,4 @@
-"""Data: splits held as arrays, where they come from, how they are batched, and augmentation on the device.
+"""Data: splits of arrays, or streams; where they come from, how they are batched, what encodes raw rows and texts.
 
 Names load on first use, so that reading one of them never imports TensorFlow Datasets or scikit-learn.
 """

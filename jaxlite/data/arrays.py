@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.data import inputs, splits
-from jaxlite.data.dataset import Dataset, Pair, Split, as_pair, as_task, check_split, make_dataset
+from jaxlite.data.dataset import Dataset, Pair, Split, as_pair, as_task, check_split, finish
 from jaxlite.tasks.task import Task
 
 
@@ -40,9 +40,9 @@ def from_arrays(
     task: what is learned: a Task or a function () -> Task, such as `jl.tasks.regression`; None takes classification,
       where labels are integers [N].
     classes: how many classes; None takes the largest label of train and one.
-    class_names: one name a class; None numbers them.
+    class_names: one name per class; None numbers them.
     facts: what else the task should know, by name.
-    feature_names: one name a feature of a table.
+    feature_names: one name per feature of a table.
     standardize: True, False, or a pair (mean, std); see `make_dataset`.
     notes: lines to hand on.
     encoder: what made the inputs, where something did.
@@ -62,20 +62,18 @@ def from_arrays(
   learned = as_task(task, as_pair(train, 'train')[1])
   pair = check_split(learned, train, 'train')
   total = len(pair.labels)
-  carved: dict[str, Any] = {'test': test, 'validation': validation}  # in this order: test never depends on validation
-  for where, given in carved.items():
-    if where == 'validation' and isinstance(given, int | float) and given == 0:
-      carved[where] = None
-    elif given is None or not isinstance(given, tuple | list):
+  parts: dict[str, Split] = {}
+  for where, given in (('test', test), ('validation', validation)):  # in this order: test never depends on validation
+    if isinstance(given, tuple | list):
+      parts[where] = check_split(learned, given, where)
+    elif where == 'test' or not _is_zero(given):
       count = splits.share(0.1 if given is None else given, total, where)
       kept, taken = splits.carve(groups(learned, pair.labels), count, seed, where)
-      carved[where], pair = rows(pair, taken), rows(pair, kept)
-  return make_dataset(
+      parts[where], pair = rows(pair, taken), rows(pair, kept)
+  return finish(
     name,
-    pair,
-    carved['validation'],
-    carved['test'],
-    task=learned,
+    {'train': pair, **dict(reversed(parts.items()))},
+    learned,
     classes=classes,
     class_names=class_names,
     facts=facts,
@@ -84,6 +82,10 @@ def from_arrays(
     notes=notes,
     encoder=encoder,
   )
+
+
+def _is_zero(given: Any) -> bool:
+  return isinstance(given, int | float) and given == 0
 
 
 def carved(
@@ -98,8 +100,10 @@ def carved(
   """
   left, found = np.arange(len(labels)), {}
   for where, given in (('test', test), ('validation', validation)):
-    if where == 'validation' and isinstance(given, int | float) and given == 0:
+    if where == 'validation' and _is_zero(given):
       continue
+    if given is not None and not isinstance(given, int | float):
+      raise ValueError(f'{where} is a fraction of the rows, between 0 and 1; got {type(given).__name__}: try 0.1')
     count = splits.share(0.1 if given is None else given, len(labels), where)
     kept, taken = splits.carve(groups(task, labels[left]), count, seed, where)
     found[where], left = left[taken], left[kept]

@@ -23,7 +23,7 @@ def steps_per_epoch(split: Source, batch_size: int) -> int:
 
   Args:
     split: N examples, or a stream, which says itself how long an epoch is.
-    batch_size: examples a batch, 1 .. N; a stream's own.
+    batch_size: examples per batch, 1 .. N; a stream's own.
 
   Raises:
     ValueError: batch_size is below 1 or above N, or not the stream's.
@@ -44,7 +44,7 @@ def batch_at(split: Source, batch_size: int, seed: int, step: int) -> Batch:
 
   Args:
     split: N examples.
-    batch_size: examples a batch, 1 .. N.
+    batch_size: examples per batch, 1 .. N.
     seed: not negative; with `step` it decides the batch.
     step: not negative; the epoch is `step // steps_per_epoch(split, batch_size)`.
 
@@ -75,7 +75,7 @@ def batches_at(split: Source, batch_size: int, seed: int, step: int, count: int)
 
   Args:
     split: N examples.
-    batch_size: examples a batch, 1 .. N.
+    batch_size: examples per batch, 1 .. N.
     seed: as in `batch_at`.
     step: the first step.
     count: how many steps, at least 1.
@@ -99,7 +99,7 @@ def batches_at(split: Source, batch_size: int, seed: int, step: int, count: int)
   rows = np.empty((count, batch_size), np.int64)
   weight = np.ones((count, batch_size), np.float32)
   done = 0
-  while done < count:  # a turn an epoch
+  while done < count:  # one turn per epoch
     epoch, index = divmod(step + done, epoch_steps)
     order = _order(total, seed, epoch)
     here = min(count - done, epoch_steps - index)
@@ -131,7 +131,7 @@ def eval_batches(split: Split | Columns, batch_size: int) -> Iterator[Batch]:
 
   Args:
     split: N examples.
-    batch_size: examples a batch; above N it becomes N, as no padding is then needed.
+    batch_size: examples per batch; above N it becomes N, as no padding is then needed.
 
   Yields:
     Batches as `batch_at` gives them.

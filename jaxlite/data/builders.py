@@ -22,7 +22,7 @@ _CLOTHES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Sh
 
 
 class _Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Grey pictures with labels, from arrays that are read when they are needed and not before."""
+  """Gray pictures with labels, from arrays that are read when they are needed and not before."""
 
   VERSION = tfds.core.Version(cache.VERSION)
   PICTURE: tuple[int, int, int]

@@ -33,7 +33,7 @@ class Decoded(NamedTuple):
 
   Attributes:
     name: what the data are called.
-    class_names: one name a class, or empty where only numbers are known.
+    class_names: one name per class, or empty where only numbers are known.
     splits: (inputs, labels) by split; memory-mapped.
   """
 
@@ -91,7 +91,7 @@ def store(
   Args:
     folder: an empty folder.
     name: what the data are called.
-    class_names: one name a class, or none.
+    class_names: one name per class, or none.
     splits: by split, how many examples, and an iterator of pieces (inputs [n, ...], labels [n]).
   """
   digests = {}

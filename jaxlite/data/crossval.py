@@ -64,7 +64,7 @@ def folds(
       standardize = False
   else:
     learned = as_task(task, as_pair(data, 'the data')[1])
-    everything = weighted(learned, check_split(learned, data, 'the data'))
+    everything = weighted(learned, check_split(learned, data, 'the data'), 'the data')
     given = dict(facts or {})
   total = len(everything.labels)
   if whole(k, 'k', least=2) > total:

@@ -64,7 +64,7 @@ class Dataset(NamedTuple):
     std: float32, as `mean`; 1 where train does not vary.
     fingerprint: sha256 over names, dtypes, shapes and bytes of the splits' arrays, in hexadecimal.
     notes: lines that a person should read before training, such as a class without examples.
-    feature_names: one name a feature of a table, else empty.
+    feature_names: one name per feature of a table, else empty.
     encoder: what made the inputs of raw rows or texts (`jaxlite.data.encoders`); None where they came as arrays.
   """
 
@@ -90,7 +90,7 @@ class Dataset(NamedTuple):
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """One name a class; empty where the task has none."""
+    """One name per class; empty where the task has none."""
     return tuple(self.facts.get('class_names') or ())
 
 
@@ -120,9 +120,9 @@ def make_dataset(
     task: what is learned: a Task or a function () -> Task, such as `jl.tasks.regression`; None takes classification,
       where labels are integers [N].
     classes: how many classes, where the task asks; None leaves it to the labels of train.
-    class_names: one name a class; None numbers them.
+    class_names: one name per class; None numbers them.
     facts: what else the task should know, by name ('target_names', ...).
-    feature_names: one name a feature of a table.
+    feature_names: one name per feature of a table.
     standardize: True takes mean and standard deviation of train's quantities, False none; or a pair (mean, std), each
       an array, or a tree like the inputs with None for what stays as it is.
     notes: lines to hand on.
@@ -145,21 +145,46 @@ def make_dataset(
   splits = {
     where: check_split(found, pair, where) for where, pair in pairs.items() if where != 'validation' or pair is not None
   }
-  known = {'classes': classes, 'class_names': class_names}
-  given = {**(facts or {}), **{key: value for key, value in known.items() if value is not None}}
-  told = found.facts(splits['train'].labels, given)
-  if class_names and 'class_names' not in told:
-    raise ValueError(f'{found.name} has no class_names; it knows {", ".join(told) or "nothing"}: give them as facts=')
-  return assemble(
+  return finish(
     name,
-    {where: weighted(found, split) for where, split in splits.items()},
+    splits,
     found,
-    told,
+    classes=classes,
+    class_names=class_names,
+    facts=facts,
     feature_names=feature_names,
     standardize=standardize,
     notes=notes,
     encoder=encoder,
   )
+
+
+def finish(
+  name: str,
+  splits: dict[str, Split],
+  task: Task,
+  *,
+  classes: int | None,
+  class_names: Sequence[str] | None,
+  facts: Mapping[str, Any] | None,
+  **options: Any,
+) -> Dataset:
+  """Makes a Dataset of splits that `check_split` gave: asks the task for facts and for the weight of positions.
+
+  Raises:
+    ValueError: what the user stated is not what the task knows; the splits do not fit each other or the facts.
+  """
+  known = {'classes': classes, 'class_names': class_names}
+  given = {**(facts or {}), **{key: value for key, value in known.items() if value is not None}}
+  told = task.facts(splits['train'].labels, given)
+  if class_names and 'class_names' not in told:
+    raise ValueError(f'{task.name} has no class_names; it knows {", ".join(told) or "nothing"}: give them as facts=')
+  if class_names and list(told['class_names']) != list(map(str, class_names)):
+    raise ValueError(
+      f'classes have one name each; class_names says {", ".join(map(str, class_names))}, the task '
+      f'{", ".join(told["class_names"])}: give them once'
+    )
+  return assemble(name, {where: weighted(task, split, where) for where, split in splits.items()}, task, told, **options)
 
 
 def assemble(
@@ -191,8 +216,8 @@ def assemble(
   mean, std, told = standardization(train.inputs, standardize, ids_known=encoder is not None)
   found = (*notes, *task.notes(train.labels, facts), *_remarks(train.inputs), *told)
   three = (train, splits.get('validation', nothing(train)), splits['test'])
-  print_ = fingerprint(splits)
-  return Dataset(name, *three, task, facts, mean, std, print_, found, tuple(map(str, feature_names)), encoder)
+  sha256 = fingerprint(splits)
+  return Dataset(name, *three, task, facts, mean, std, sha256, found, tuple(map(str, feature_names)), encoder)
 
 
 def _check_features(inputs: Any, names: Sequence[str]) -> None:
@@ -266,6 +291,10 @@ def check_split(task: Task, pair: Any, where: str) -> Split:
   """
   inputs, labels, weight = (*as_pair(pair, where), None)[:3]
   labels = check_labels(task, labels, where)
+  if isinstance(pair, Split) and weight is not None and task.weight(labels) is not None:
+    raise ValueError(
+      f'the weight of a Split counts its labeled positions already; {where} is one: pass (inputs, labels, weight)'
+    )
   # A list in a Split is a tree; elsewhere it may be a list of examples.
   inputs = as_leaves(inputs, where) if isinstance(pair, Split) else as_inputs(inputs, where, len(labels))
   if not len(labels):
@@ -299,27 +328,29 @@ def check_labels(task: Task, labels: Any, where: str) -> np.ndarray:
 def _as_weight(weight: Any, where: str, count: int) -> np.ndarray:
   array = as_array(weight, f'weights of {where}')
   if array.shape != (count,) or array.dtype.kind not in 'biuf':
-    raise ValueError(f'weights are float[{count}], one an example; {where} has {array.dtype}{list(array.shape)}')
+    raise ValueError(f'weights are float[{count}], one per example; {where} has {array.dtype}{list(array.shape)}')
   array = array.astype(np.float32)
   wrong = np.flatnonzero(~np.isfinite(array) | (array < 0) | (array > _MOST_WEIGHT))
   if len(wrong):
     got = f'{array[wrong[0]]} at {wrong[0]}'
     raise ValueError(f'weights are 0 to {_MOST_WEIGHT}; {where} has {got}: scale them, 0 for what does not count')
-  if count and not array.any():
-    raise ValueError(f'some example counts; all weights of {where} are 0: give one above 0')
   return array
 
 
-def weighted(task: Task, split: Split) -> Split:
-  """Multiplies the weight of each example by the number of its labeled positions, where the task counts them."""
+def weighted(task: Task, split: Split, where: str) -> Split:
+  """Multiplies the weight of each example by the number of its labeled positions, where the task counts them.
+
+  Raises:
+    ValueError: no example of the split counts.
+  """
   positions = task.weight(split.labels)
-  if positions is None:
-    return split
-  positions = np.asarray(positions, np.float32)
-  weight = positions if split.weight is None else positions * split.weight
-  if not weight.any():
-    raise ValueError('some example has a labeled position; a split has none: give labels, or more examples')
-  return split._replace(weight=frozen(weight))
+  if positions is not None:
+    own = np.asarray(positions, np.float32)
+    split = split._replace(weight=frozen(own if split.weight is None else own * split.weight))
+  if split.weight is not None and not split.weight.any():
+    what = 'weights' if positions is None else 'weights or labeled positions'
+    raise ValueError(f'some example counts; all {what} of {where} are 0: give one above 0')
+  return split
 
 
 def _remarks(inputs: Any) -> list[str]:

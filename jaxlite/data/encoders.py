@@ -24,17 +24,17 @@ NUMBER, TRUTH, NAMES = 'number', 'truth', 'names'
 
 @dataclasses.dataclass(frozen=True)
 class TableEncoder:
-  """Rows of a table as float32 [N, features]: a number is a feature, a name is one feature a value, one of them 1.
+  """Rows of a table as float32 [N, features]: a number is a feature, a name is one feature per value, one of them 1.
 
   Attributes:
     columns: (name, kind, values) of each column in its order; the kind is 'number', 'truth' (true or false) or
       'names'; values are the names that training saw, sorted, the missing one as ''.
     others: columns of the training table that are no inputs (label, weight, what was dropped): allowed, not read.
 
-  >>> encoder = TableEncoder((('size', 'number', ()), ('colour', 'names', ('blue', 'red'))), others=('kind',))
+  >>> encoder = TableEncoder((('size', 'number', ()), ('color', 'names', ('blue', 'red'))), others=('kind',))
   >>> encoder.feature_names
-  ('size', 'colour=blue', 'colour=red')
-  >>> encoder([{'size': 2, 'colour': 'red'}]).tolist()
+  ('size', 'color=blue', 'color=red')
+  >>> encoder([{'size': 2, 'color': 'red'}]).tolist()
   [[2.0, 0.0, 1.0]]
   """
 
@@ -43,7 +43,7 @@ class TableEncoder:
 
   @property
   def feature_names(self) -> tuple[str, ...]:
-    """One name a feature; 'column=value' for a name."""
+    """One name per feature; 'column=value' for a name."""
     names = []
     for column, kind, values in self.columns:
       names += [f'{column}={value}' for value in values] if kind == NAMES else [column]
@@ -93,10 +93,12 @@ class TableEncoder:
     extra = [name for name in found if name not in (*names, *self.others)]
     if missing:
       near = nearest(missing[0], extra or found)
-      raise ValueError(f'the table lacks {_listed(missing)} that training had; nearest to {missing[0]!r}: {near}')
+      raise ValueError(f'the table lacks {_listed(missing)}, which training had; nearest to {missing[0]!r}: {near}')
     if extra:
       near = nearest(extra[0], names)
-      raise ValueError(f'training had no {_listed(extra)}; nearest to {extra[0]!r}: {near}: drop it or rename it')
+      raise ValueError(
+        f'the table has {_listed(extra)}, which training had not; nearest to {extra[0]!r}: {near}: drop or rename it'
+      )
 
   def to_json(self) -> str:
     """Returns its JSON form."""
@@ -130,6 +132,9 @@ def fit_table(
       continue
     text = frames.as_text(values)
     kinds = np.unique(text)
+    if {kind.lower() for kind in kinds} <= {'true', 'false'} and column not in categorical:
+      found.append((column, TRUTH, ()))  # as a DataFrame has them that was not written out and read again
+      continue
     if kinds.tolist() == ['']:
       raise ValueError(f'a column holds numbers or strings; {column!r} is empty in every row: drop it')
     if len(kinds) > max(16, len(text) // 2):

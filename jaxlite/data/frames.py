@@ -72,7 +72,7 @@ def _column(values: Any) -> np.ndarray:
   try:
     return np.asarray(values)
   except ValueError:
-    raise ValueError('a column holds one value a row; got lists of several lengths: give one column each') from None
+    raise ValueError('a column holds one value per row; got lists of several lengths: give one column each') from None
 
 
 def _from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -127,12 +127,16 @@ def check_named(columns: Mapping[str, np.ndarray], drop: Sequence[str]) -> None:
   """
   for name, values in columns.items():
     if name not in drop and _UNNAMED.fullmatch(name):
-      counts = 'counts the rows' if _counts(values) else 'may be an index'
+      counts = 'counts the rows' if counts_rows(values) else 'may be an index'
       raise ValueError(f'columns have names; {name!r} has none and {counts}: pass drop=[{name!r}], or name it')
 
 
-def _counts(values: np.ndarray) -> bool:
-  """Whether a column is 0, 1, 2, ... or 1, 2, 3, ..."""
+def counts_rows(values: np.ndarray) -> bool:
+  """Whether a column is 0, 1, 2, ... or 1, 2, 3, ...
+
+  >>> counts_rows(np.array([1, 2, 3])), counts_rows(np.array([1, 3, 2]))
+  (True, False)
+  """
   try:
     numbers = np.array([float(_text(value)) for value in values.tolist()])
   except ValueError:

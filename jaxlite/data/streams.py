@@ -28,7 +28,7 @@ class Stream(NamedTuple):
 
   Attributes:
     steps: batches an epoch.
-    batch_size: examples a batch.
+    batch_size: examples per batch.
     at: (seed, step) -> the batch, checked: 'inputs', 'labels', 'weight', and what else was made.
   """
 
@@ -111,7 +111,9 @@ def stream(
   )
   given = {'validation': validation, 'test': test}
   splits = {
-    where: weighted(learned, check_split(learned, pair, where)) for where, pair in given.items() if pair is not None
+    where: weighted(learned, check_split(learned, pair, where), where)
+    for where, pair in given.items()
+    if pair is not None
   }
   if 'test' not in splits:
     raise ValueError('a stream needs a test split, (inputs, labels): it cannot be carved from what is made')

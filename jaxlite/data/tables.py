@@ -11,7 +11,7 @@ from jaxlite import tasks
 from jaxlite.data import frames
 from jaxlite.data.arrays import carved
 from jaxlite.data.dataset import Dataset, as_task, check_labels, make_dataset
-from jaxlite.data.encoders import fit_table
+from jaxlite.data.encoders import NUMBER, fit_table
 from jaxlite.errors import nearest
 from jaxlite.tasks.task import Task
 
@@ -53,18 +53,18 @@ def from_table(
 
   Returns:
     The Dataset: inputs float32 [N, features], raw; `mean` and `std` of train standardize them on the device.
-    Columns of strings give one feature a value that train has, 'column=value'; a missing string is the value ''; a
+    Columns of strings give one feature per value that train has, 'column=value'; a missing string is the value ''; a
     value that only the other splits have is none of them, and noted. `class_names` are the label's values, sorted.
     `encoder` does the same to other tables.
 
   Raises:
     ValueError: a column is missing, not readable as one kind, has dates, no name or missing numbers; rows count from 0.
 
-  >>> table = {'size': [1.0, 2.0, 3.0] * 4, 'colour': ['red', 'blue', 'red'] * 4, 'kind': ['a', 'b', 'a'] * 4}
+  >>> table = {'size': [1.0, 2.0, 3.0] * 4, 'color': ['red', 'blue', 'red'] * 4, 'kind': ['a', 'b', 'a'] * 4}
   >>> data = from_table(table, 'kind')
   >>> data.feature_names, data.class_names
-  (('size', 'colour=blue', 'colour=red'), ('a', 'b'))
-  >>> data.encoder({'size': [7], 'colour': ['blue']}).tolist()
+  (('size', 'color=blue', 'color=red'), ('a', 'b'))
+  >>> data.encoder({'size': [7], 'color': ['blue']}).tolist()
   [[7.0, 1.0, 0.0]]
   """
   labels, drop, categorical = map(_as_names, (label, drop, categorical))
@@ -81,6 +81,17 @@ def from_table(
   rows = carved(learned, check_labels(learned, targets, 'train'), validation, test, seed)
   encoder = fit_table(features, rows['train'], categorical=categorical, others=others)
   inputs, told = encoder.encode(features)  # what is new is new in validation or test alone
+  told = [line.replace('training never saw', 'train does not have') for line in told]
+  told += [
+    f'column {column!r} has whole numbers beyond 2**24, which float32 rounds: subtract or divide, or drop it'
+    for column, kind, _ in encoder.columns
+    if kind == NUMBER and _is_rounded(frames.as_numbers(column, features[column]))
+  ]
+  told += [
+    f'column {column!r} counts the rows: if it is an index, drop={column!r}'
+    for column, values in features.items()
+    if len(values) > 2 and frames.counts_rows(values)
+  ]
   splits = {
     where: (inputs[which], targets[which], *(() if weights is None else (weights[which],)))
     for where, which in rows.items()
@@ -91,12 +102,16 @@ def from_table(
     splits.get('validation'),
     splits['test'],
     task=learned,
-    facts={**given, **(facts or {})},
+    facts=with_stated(given, facts),
     feature_names=encoder.feature_names,
     standardize=standardize,
-    notes=[line.replace('training never saw', 'train does not have') for line in told],
+    notes=told,
     encoder=encoder,
   )
+
+
+def _is_rounded(numbers: Any) -> bool:
+  return bool(((numbers == np.round(numbers)) & (numbers != numbers.astype(np.float32))).any())
 
 
 def _as_names(names: Any) -> tuple[str, ...]:
@@ -121,6 +136,25 @@ def _check_roles(
       )
   if weight is not None and weight in (*drop, *categorical):
     raise ValueError(f'a weight is neither dropped nor encoded; {weight!r} is: take it off drop and categorical')
+
+
+def with_stated(found: Mapping[str, Any], facts: Mapping[str, Any] | None) -> dict[str, Any]:
+  """Joins what label columns say and what the user states.
+
+  Raises:
+    ValueError: other class names than the labels themselves are.
+
+  >>> with_stated({'target_names': ['price']}, {'unit': 'EUR'})
+  {'target_names': ['price'], 'unit': 'EUR'}
+  """
+  own = found.get('class_names')
+  if facts and own is not None and list(facts.get('class_names', own)) != own:
+    said = ', '.join(map(str, facts['class_names']))
+    raise ValueError(
+      f'class_names are the values of the label, {", ".join(own)}; facts say {said}: '
+      'rename the values, or give them an order by task=jl.tasks.classification(class_names=...)'
+    )
+  return {**found, **(facts or {})}
 
 
 def read_labels(columns: Mapping[str, np.ndarray], task: Any) -> tuple[Task, np.ndarray, dict[str, Any]]:
@@ -164,7 +198,7 @@ def read_labels(columns: Mapping[str, np.ndarray], task: Any) -> tuple[Task, np.
   learned = as_task(task, values)
   if learned.name == 'classification':
     class_names, numbered = _classes(label, values, few=False)
-    return learned, numbered, {'class_names': class_names}
+    return learned, *_as_the_task_names(learned, label, class_names, numbered)
   numbers = _numbers_of(values)
   raw = frames.as_text(values) if numbers is None else numbers
   raw = raw.astype(int) if numbers is not None and _whole(numbers) else raw
@@ -175,6 +209,22 @@ def read_labels(columns: Mapping[str, np.ndarray], task: Any) -> tuple[Task, np.
   if raw.dtype.kind != 'f' and _takes(learned, index, {'class_names': class_names}):
     return learned, index, {'class_names': class_names}
   return learned, raw, {'target_names': [label]}  # the task says what is wrong with them
+
+
+def _as_the_task_names(
+  task: Task, label: str, class_names: list[str], numbered: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Numbers classes as a task does that was made with class names of its own; else as they were found, sorted."""
+  own = task.facts(np.zeros(1, np.int32), {'class_names': class_names})['class_names']
+  if own == class_names:
+    return numbered, {'class_names': class_names}
+  if not set(class_names) <= set(own) and set(class_names) <= set(map(str, range(len(own)))):
+    return np.array([int(name) for name in class_names])[numbered], {}  # numbers that the task's names stand for
+  for place, name in enumerate(class_names):
+    if name not in own:
+      row = int(np.flatnonzero(numbered == place)[0])
+      raise ValueError(f'class_names are the values of {label!r}; it has {name!r} in row {row}, got {", ".join(own)}')
+  return np.array([own.index(name) for name in class_names])[numbered], {}
 
 
 def _takes(task: Task, labels: np.ndarray, given: Mapping[str, Any]) -> bool:

@@ -96,6 +96,8 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
     flat = trees.by_path({'params': params, 'model_state': state})
     return _run(program, about, [flat[name] for name in names], inputs), state
 
+  apply.input_shapes = [tuple(one['shape']) for one in about['inputs']]  # type: ignore[attr-defined]  # fixed, for generate
+
   def init(key: Any, inputs: Any) -> tuple[Params, State]:
     del key, inputs
     return params, model_state

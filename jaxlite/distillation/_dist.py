@@ -57,7 +57,7 @@ def dist(
 
 
 def _correlation(one: jax.Array, other: jax.Array, counts: jax.Array, *, axis: int) -> jax.Array:
-  def centred(values: jax.Array) -> jax.Array:
+  def centered(values: jax.Array) -> jax.Array:
     total = jnp.sum(counts, axis=axis, keepdims=True)
     mean = jnp.sum(counts * values, axis=axis, keepdims=True) / jnp.where(total > 0, total, 1)
     away = values - mean
@@ -65,7 +65,7 @@ def _correlation(one: jax.Array, other: jax.Array, counts: jax.Array, *, axis: i
     most = jax.lax.stop_gradient(jnp.max(jnp.abs(away), axis=axis, keepdims=True))
     return away / jnp.where(most > 0, most, 1)
 
-  one, other = centred(one), centred(other)
+  one, other = centered(one), centered(other)
   spread = jnp.sum(counts * one**2, axis=axis) * jnp.sum(counts * other**2, axis=axis)
   varies = spread > 0
   return jnp.where(varies, jnp.sum(counts * one * other, axis=axis) / jnp.sqrt(jnp.where(varies, spread, 1)), 0)

@@ -119,7 +119,7 @@ def hint(
 
     return teachers.apart(tapped, values.get('params', {}), values.get('model_state', {}), inputs, None, None)
 
-  def learnt(inner: Model, params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
+  def learned(inner: Model, params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
     def forward(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
       return inner.apply(params, state, inputs, train=True, key=key, step=step)
 
@@ -157,7 +157,7 @@ def hint(
 
       def both(params: Params, state: State, inputs: Any) -> Any:
         _, given = taught(state[CONST][name], inputs)
-        _, own = learnt(inner, params, state, inputs, jax.random.key(0), jnp.int32(0))
+        _, own = learned(inner, params, state, inputs, jax.random.key(0), jnp.int32(0))
         return own, given
 
       own, given = jax.eval_shape(both, params, state, inputs)
@@ -170,7 +170,7 @@ def hint(
       if not train:
         return inner.apply(drop_extras(params, name), state, inputs, train=False, key=key, step=step)
       logits, given = taught(state[CONST][name], inputs)
-      (outputs, state), own = learnt(inner, params, state, inputs, key, step)
+      (outputs, state), own = learned(inner, params, state, inputs, key, step)
       for tap, value in {f'{name}/logits': logits, **leave((own, given))}.items():
         state = with_tap(state, tap, value)
       return outputs, state

@@ -199,7 +199,7 @@ def term(
   if values.ndim == 0:
     return values
   if values.shape[0] != student.shape[0]:
-    raise ValueError(f'{what}: a loss gives one value an example, float[{student.shape[0]}]; got {list(values.shape)}')
+    raise ValueError(f'{what}: a loss gives one value per example, float[{student.shape[0]}]; got {list(values.shape)}')
   return weighted_mean(jnp.mean(values.reshape(len(values), -1), axis=1), weight)
 
 

@@ -267,7 +267,7 @@ def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args:
 
   Args:
     fn: takes `args`; it is traced, never run.
-    tags: one a leaf of `args`.
+    tags: one per leaf of `args`.
     *args: pytrees of arrays or ShapeDtypeStructs.
 
   Returns:

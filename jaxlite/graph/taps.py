@@ -131,7 +131,7 @@ def read(
   Args:
     fn: takes `args`.
     args: pytrees of arrays or ShapeDtypeStructs.
-    tags: one a leaf of `args`.
+    tags: one per leaf of `args`.
     names: as in `tapped`.
     what: names the asking part in an error.
 

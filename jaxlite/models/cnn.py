@@ -17,7 +17,7 @@ class SmallCNN(nn.Module):
   """3x3 convolutions, each halving the image with a max-pool, then two dense layers.
 
   By default, on 28x28x1 images: 421,642 parameters (320 + 18,496 + 401,536 + 1,290) and 2 * 4,241,152 =
-  8,482,304 FLOPs an example (28 * 28 * 9 * 32 + 14 * 14 * 9 * 32 * 64 + 3,136 * 128 + 1,280 multiply-adds).
+  8,482,304 FLOPs per example (28 * 28 * 9 * 32 + 14 * 14 * 9 * 32 * 64 + 3,136 * 128 + 1,280 multiply-adds).
   On 8x8x1 digits: 53,002 parameters and 2 * 347,392 = 694,784 FLOPs.
 
   Attributes:

@@ -199,7 +199,7 @@ def turned(x: jax.Array, places: jax.Array, base: float = 10_000.0) -> jax.Array
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, allowed: jax.Array) -> jax.Array:
   """Mixes values by the softmax of products of queries and keys, where it is allowed.
 
-  The softmax is in at least float32, its division last: of d numbers a token in place of T.
+  The softmax is in at least float32, its division last: of d numbers per token in place of T.
 
   Args:
     query: float[B, T, heads, d].

@@ -19,7 +19,7 @@ class DepthwiseCNN(nn.Module):
 
   Convolutions have no bias; batch norm and ReLU follow each. By default, on 28x28x1 images: 141,130 parameters
   (288 in the stem, 6,048 depthwise, 129,024 pointwise, 3,200 in normalization, 2,570 in the dense layer) and
-  2 * 4,518,976 = 9,037,952 FLOPs an example (225,792 + 309,312 + 3,981,312 + 2,560 multiply-adds). On 32x32x3
+  2 * 4,518,976 = 9,037,952 FLOPs per example (225,792 + 309,312 + 3,981,312 + 2,560 multiply-adds). On 32x32x3
   images: 141,706 parameters and 2 * 5,992,960 = 11,985,920 FLOPs.
 
   Attributes:

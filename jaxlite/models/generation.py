@@ -38,12 +38,12 @@ def generate(
     prompt: int[B, T], or a list of lists of ids, of any lengths from 1.
     steps: tokens to add to each, from 0.
     key: of `jax.random.key(seed)`; not needed where nothing is drawn.
-    temperature: divides the logits: above 1 more even, towards 0 more greedy; 0 takes the likeliest token (of equal
+    temperature: divides the logits: above 1 more even, toward 0 more greedy; 0 takes the likeliest token (of equal
       ones the first).
     top_k: draw among the k likeliest only (of equal ones the first); None among all.
     length: tokens that the model sees at once, exactly: a longer text slides out of the window on the left, a shorter
       one is padded. Give the length of training to a model with learned positions. With it, one compiled program
-      serves prompts and steps of many sizes. None is as many as there are.
+      serves prompts and steps of many sizes. None is as many as there are, for a loaded run that of its training.
 
   Returns:
     int32[B, T + steps], the prompt first; for lists, a list of lists. Within a jax transformation, where nothing can
@@ -66,6 +66,7 @@ def generate(
   top_k = None if top_k is None else _whole(top_k, 'top_k', 1)
   length = None if length is None else _whole(length, 'length', 1)
   temperature = _temperature(temperature)
+  length = length or _trained_length(network)
   drawn = steps > 0 and temperature > 0 and top_k != 1
   if drawn and not jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key):
     raise ValueError(
@@ -100,6 +101,12 @@ def generate(
   if listed:
     return [row[: count + steps] for row, count in zip(host.tolist(), counts.tolist(), strict=True)]
   return filled[:, :total]
+
+
+def _trained_length(network: Any) -> int | None:
+  """The tokens that a loaded program takes, where it is one of [B, T]; its shapes are fixed."""
+  shapes = getattr(getattr(getattr(network, 'model', None), 'apply', None), 'input_shapes', ())
+  return shapes[0][0] if len(shapes) == 1 and len(shapes[0]) == 1 else None
 
 
 @functools.lru_cache(maxsize=16)

@@ -108,7 +108,7 @@ class ConvPool(nn.Module):
 
 
 def as_images(x: Any, name: str, dtype: Any, smallest: int) -> jax.Array:
-  """Returns [B, H, W, C] of a float dtype; grey images may come without channels.
+  """Returns [B, H, W, C] of a float dtype; gray images may come without channels.
 
   Args:
     x: [B, H, W, C] or [B, H, W], any dtype.

@@ -15,7 +15,7 @@ class LeNet5(nn.Module):
   """Caffe's LeNet-5: two 5x5 convolutions without padding, each max-pooled, and two dense layers.
 
   The only nonlinearities are the pools and one ReLU. On 28x28x1 images with 10 classes: 431,080 parameters
-  (520 + 25,050 + 400,500 + 5,010) and 2 * 2,293,000 = 4,586,000 FLOPs an example (24 * 24 * 25 * 20 +
+  (520 + 25,050 + 400,500 + 5,010) and 2 * 2,293,000 = 4,586,000 FLOPs per example (24 * 24 * 25 * 20 +
   8 * 8 * 25 * 20 * 50 + 800 * 500 + 500 * 10 multiply-adds). Images have at least 16x16 pixels.
 
   Attributes:

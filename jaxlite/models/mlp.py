@@ -16,7 +16,7 @@ class MLP(nn.Module):
   """Dense layers with ReLU between them; the last gives the logits.
 
   With sizes n0 (inputs an example), *widths, classes: sum of n[i] * n[i+1] + n[i+1] parameters, and
-  2 * sum of n[i] * n[i+1] FLOPs an example.
+  2 * sum of n[i] * n[i+1] FLOPs per example.
 
   Attributes:
     widths: sizes of the hidden layers; empty for a linear classifier.
@@ -47,7 +47,7 @@ class MLP(nn.Module):
 class LeNet300(MLP):
   """LeNet-300-100: the multilayer perceptron that pruning papers start from.
 
-  On 28x28 images with 10 classes: 266,610 parameters and 2 * 266,200 = 532,400 FLOPs an example
+  On 28x28 images with 10 classes: 266,610 parameters and 2 * 266,200 = 532,400 FLOPs per example
   (784 * 300 + 300 * 100 + 100 * 10 multiply-adds).
 
   Attributes:

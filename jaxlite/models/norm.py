@@ -17,7 +17,7 @@ class BatchNorm(nn.Module):
   """Normalizes each channel by its mean and variance: over the batch in training, the running ones elsewhere.
 
   The numbers, parameters and statistics of `flax.linen.BatchNorm`, up to rounding. Its derivative is written as sums
-  over the activations as they are, which XLA:CPU computes in one pass, where sums over centred activations are first
+  over the activations as they are, which XLA:CPU computes in one pass, where sums over centered activations are first
   written out.
 
   Attributes:

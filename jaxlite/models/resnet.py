@@ -76,7 +76,7 @@ class ResNet8(ResNet):
   """The residual network of one block a stage.
 
   On 32x32x3 images with 10 classes: 75,290 parameters (432 + 4,608 + 13,824 + 55,296 in convolutions, 480 in
-  normalization, 650 in the dense layer) and 2 * 12,239,488 = 24,478,976 FLOPs an example (442,368 + 4,718,592 +
+  normalization, 650 in the dense layer) and 2 * 12,239,488 = 24,478,976 FLOPs per example (442,368 + 4,718,592 +
   3,538,944 + 3,538,944 + 640 multiply-adds). With `projection` 2,752 parameters more.
 
   Attributes:
@@ -97,7 +97,7 @@ class ResNet20(ResNet):
   """The residual network of three blocks a stage: the smallest of its paper, given there as 0.27 M parameters.
 
   On 32x32x3 images with 10 classes: 269,722 parameters (432 + 13,824 + 50,688 + 202,752 in convolutions, 1,376
-  in normalization, 650 in the dense layer) and 2 * 40,551,040 = 81,102,080 FLOPs an example (442,368 +
+  in normalization, 650 in the dense layer) and 2 * 40,551,040 = 81,102,080 FLOPs per example (442,368 +
   14,155,776 + 12,976,128 + 12,976,128 + 640 multiply-adds). With `projection` 2,752 parameters more.
 
   Attributes:

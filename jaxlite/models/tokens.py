@@ -39,7 +39,7 @@ def as_tokens(inputs: Any, name: str) -> tuple[jax.Array, jax.Array | None]:
   if mask is not None:
     mask = jnp.asarray(mask)
     if mask.shape != tokens.shape:
-      raise ValueError(f'{name}: a mask has one entry a token, {list(tokens.shape)}; got {list(mask.shape)}')
+      raise ValueError(f'{name}: a mask has one entry per token, {list(tokens.shape)}; got {list(mask.shape)}')
     mask = mask != 0
   return tokens.astype(jnp.int32), mask
 

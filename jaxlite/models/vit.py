@@ -21,7 +21,7 @@ class ViT(nn.Module):
       parameters  p*p*C*d + d + T*d + L*(4*d*d + 2*d*h + 9*d + h) + 2*d + d*classes + classes
       mult-adds   T*p*p*C*d + L*(T*(4*d*d + 2*d*h) + 2*T*T*d) + d*classes
 
-  By default, on 32x32x3 images: 809,098 parameters and 2 * 54,920,448 = 109,840,896 FLOPs an example. On 28x28x1
+  By default, on 32x32x3 images: 809,098 parameters and 2 * 54,920,448 = 109,840,896 FLOPs per example. On 28x28x1
   images 803,082 parameters and 2 * 41,095,424 = 82,190,848 FLOPs.
 
   Attributes:
@@ -116,7 +116,7 @@ class _Block(nn.Module):
 
 def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """Softmax attention, each [B, T, heads, d / heads]; the softmax in at least float32, its division last: of d / heads
-  numbers a token in place of T, in the gradient too."""
+  numbers per token in place of T, in the gradient too."""
   scaled = query * query.shape[-1] ** -0.5
   wide = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum('bqhd,bkhd->bhqk', scaled, key, preferred_element_type=wide)

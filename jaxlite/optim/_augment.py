@@ -2,7 +2,7 @@
 
 Each factory gives one such function. It draws anew for each example, depends on the key and the batch alone,
 keeps the dtype (but for `mixup`, which needs fractions) and runs under jit, vmap and scan. Whatever else stands
-in the batch is handed through. Pixels stay raw: 0 .. 255 for uint8; models normalise.
+in the batch is handed through. Pixels stay raw: 0 .. 255 for uint8; models normalize.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def shift(pixels: int, *, fill: float | Sequence[float] = 0) -> Augmentation:
 
   Args:
     pixels: the farthest move along either axis, below the image's height and width.
-    fill: what comes in at the border: one number, or one a channel.
+    fill: what comes in at the border: one number, or one per channel.
 
   Returns:
     (key, batch) -> batch, for inputs [B, H, W, C] of any dtype. The same as cropping the padded image.
@@ -112,7 +112,7 @@ def shift(pixels: int, *, fill: float | Sequence[float] = 0) -> Augmentation:
     border = [(pixels, pixels), (pixels, pixels)]
     padded = jnp.pad(images, [(0, 0), *border, (0, 0)])
     inside = jnp.pad(jnp.ones(images.shape[1:3], bool), border)[None, :, :, None]
-    padded = jnp.where(inside, padded, value)  # jnp.pad knows one value only, not one a channel
+    padded = jnp.where(inside, padded, value)  # jnp.pad knows one value only, not one per channel
     return {**batch, 'inputs': _windows(key, padded, images.shape, pixels)}
 
   return apply
@@ -154,7 +154,7 @@ def cutout(size: int, *, fill: float | Sequence[float] = 0) -> Augmentation:
 
   Args:
     size: the square's side, 1 to the smaller side of the image.
-    fill: what is put there: one number, or one a channel (the data set's mean is neutral to the model).
+    fill: what is put there: one number, or one per channel (the data set's mean is neutral to the model).
 
   Returns:
     (key, batch) -> batch, for inputs [B, H, W, C] of any dtype.
@@ -225,7 +225,7 @@ def mixup(alpha: float, classes: int) -> Augmentation:
 def cutmix(alpha: float, classes: int) -> Augmentation:
   """Pastes a box of another example into each image; the labels are shared by the area that it really covers.
 
-  The box has the image's proportions and a share of its area drawn from Beta(alpha, alpha), its centre anywhere;
+  The box has the image's proportions and a share of its area drawn from Beta(alpha, alpha), its center anywhere;
   what lies beyond the border is cut off, and does not count. Examples of weight 0 are padding: they stay as they
   are, and nothing of them is pasted.
 
@@ -331,7 +331,7 @@ def _windows(key: jax.Array, padded: jax.Array, shape: tuple[int, ...], padding:
 
 
 def _stretch(key: jax.Array, count: int, length: int, size: int | jax.Array) -> jax.Array:
-  """bool [count, length]: `size` neighbours (one number, or [count, 1]) around a random place, cut off at the ends."""
+  """bool [count, length]: `size` neighbors (one number, or [count, 1]) around a random place, cut off at the ends."""
   start = jax.random.randint(key, (count, 1), 0, length) - size // 2
   place = jnp.arange(length)
   return (place >= start) & (place < start + size)
@@ -356,7 +356,7 @@ def _fill(fill: float | Sequence[float], images: jax.Array, what: str) -> jax.Ar
   """Returns fill in the images' dtype, [] or [C]."""
   value = np.asarray(fill, np.float64)
   if value.shape not in ((), (images.shape[-1],)):
-    raise ValueError(f'{what}: fill is one number or one a channel; got {list(value.shape)} for {images.shape[-1]}')
+    raise ValueError(f'{what}: fill is one number or one per channel; got {list(value.shape)} for {images.shape[-1]}')
   if jnp.issubdtype(images.dtype, jnp.integer):
     info = jnp.iinfo(images.dtype)
     value = np.round(value)

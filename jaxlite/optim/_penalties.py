@@ -15,7 +15,7 @@ from jaxlite.tasks.lift import weighted_mean
 
 
 def label_smoothing(amount: float = 0.1, *, name: str = 'label_smoothing') -> Hook:
-  """Mixes the labels with the uniform distribution: `amount` of the loss pulls towards every class alike.
+  """Mixes the labels with the uniform distribution: `amount` of the loss pulls toward every class alike.
 
   Args:
     amount: the uniform share, in [0, 1).

@@ -32,9 +32,9 @@ class ProximalState(NamedTuple):
 
 
 def l1_proximal(rate: float, learning_rate: float | optax.Schedule, *, select: trees.Rule = None) -> Last:
-  """Minimises the loss plus `rate` times the sum of |weight|: after the update, weights shrink to real zeros.
+  """Minimizes the loss plus `rate` times the sum of |weight|: after the update, weights shrink to real zeros.
 
-  Each selected weight moves towards zero by learning_rate * rate and stops there exactly, where a penalty in the
+  Each selected weight moves toward zero by learning_rate * rate and stops there exactly, where a penalty in the
   loss would only hover around it. Zeros may come back when their gradient is strong enough.
 
   It comes after the optimizer, since it acts on what the update leads to: a `Last`. Beside another Last the

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss near the weights is worst."""
+"""Sharpness-aware minimization: the gradient is taken where the loss near the weights is worst."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxlite.contract import Batch, Grad, Hook, Params, State
 def sam(rho: float = 0.05, *, name: str = 'sam') -> Hook:
   """Takes the gradient at `weights + rho * gradient / |gradient|`, and applies it to the weights themselves.
 
-  Two passes a step over the same batch with the same draws (dropout, augmentation). Batch statistics and the
+  Two passes per step over the same batch with the same draws (dropout, augmentation). Batch statistics and the
   metrics are those of the first pass, at the weights; the second leaves no trace but its gradient. Left of
   `accumulate` one ascent is made for the whole batch; right of it one for each micro-batch, as in the paper's
   distributed runs.

@@ -107,7 +107,7 @@ def polynomial(
     first: the value at step 0.
     final: the value at step `length` and after.
     length: how long it takes, at least 1 step.
-    power: above 0; 1 is a straight line (a warm-up, say), 2 slows down towards the end.
+    power: above 0; 1 is a straight line (a warm-up, say), 2 slows down toward the end.
     run: the sizes of the run, where `length` is not in steps.
 
   Returns:

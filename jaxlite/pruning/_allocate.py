@@ -26,7 +26,7 @@ class Global(NamedTuple):
   """One threshold for all leaves; see `global_`."""
 
   floor: float
-  normalise: bool
+  normalize: bool
 
 
 Allocate = Callable[[Mapping[str, Leaf], float], Mapping[str, float]] | Mapping[str, float] | Global
@@ -81,12 +81,12 @@ def _raw_density(leaf: Leaf) -> float:
   return sum(lengths) / max(math.prod(lengths), 1)
 
 
-def global_(*, floor: float = 0.0, normalise: bool = False) -> Global:
+def global_(*, floor: float = 0.0, normalize: bool = False) -> Global:
   """Lets all leaves compete for one number of weights that live, met exactly.
 
   Args:
     floor: the share of each leaf that lives whatever the others' scores: without it a layer may die whole.
-    normalise: divide each leaf's scores by their L2 norm first, so that leaves of small weights compete too.
+    normalize: divide each leaf's scores by their L2 norm first, so that leaves of small weights compete too.
 
   Returns:
     An allocation.
@@ -95,11 +95,11 @@ def global_(*, floor: float = 0.0, normalise: bool = False) -> Global:
     ValueError: a floor outside [0, 1].
 
   >>> global_(floor=0.05)
-  Global(floor=0.05, normalise=False)
+  Global(floor=0.05, normalize=False)
   """
   if not 0 <= floor <= 1:
     raise ValueError(f'global_: floor is the share of each leaf that lives, in [0, 1]; got {floor}')
-  return Global(floor, normalise)
+  return Global(floor, normalize)
 
 
 def allocated(leaves: Mapping[str, Leaf], sparsity: float, allocate: Allocate, *, what: str) -> dict[str, float]:

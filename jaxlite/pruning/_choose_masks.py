@@ -158,7 +158,7 @@ def _together(
   competing = {}
   for path, one in units.items():
     wide = one.astype(jnp.promote_types(one.dtype, jnp.float32))
-    if shared.normalise:
+    if shared.normalize:
       top = jnp.max(wide, initial=0.0)  # scaled, so that squares neither vanish nor overflow
       wide = wide / jnp.where(top > 0, top, 1)
       norm = jnp.sqrt(jnp.sum(wide**2))

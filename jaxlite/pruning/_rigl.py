@@ -1,7 +1,7 @@
 """RigL and SET: sparse from the start to the end, with connections that move.
 
 Each is a wrapper that owns its optimizer, as `optax.MultiSteps` does: the raw gradient comes in, moments live
-inside, and the last word goes out. So it needs no extra arguments, and works wherever Optax works.
+inside, and what it changes comes last. So it needs no extra arguments, and works wherever Optax works.
 """
 
 from __future__ import annotations
@@ -281,13 +281,13 @@ def _owners(state: Any, params: Any) -> dict[str, str]:
 
 
 def unreset(state: Any, params: Any) -> list[str]:
-  """Lists what `rigl` and `set_` cannot reset when a connection moves: arrays that hold no value a weight.
+  """Lists what `rigl` and `set_` cannot reset when a connection moves: arrays that hold no value per weight.
 
   Adafactor's factored moments, SM3's accumulators and L-BFGS's memory are such; they stay as they are.
 
   Args:
     state: a DynamicState, or any state that holds some.
-    params: what it was initialised with.
+    params: what it was initialized with.
 
   Returns:
     Paths in the state of the inner optimizer, of arrays of more than one element.

@@ -77,8 +77,8 @@ def synflow(model: Model | Callable[[Any, Any], Any], inputs: Any) -> Score:
 
   Every weight is taken by its size, an example of ones runs through, and |w| times the derivative of the outputs' sum
   is the score. In a network of linear layers and ReLUs without biases the scores of each layer have one sum, so that
-  under one threshold for all (`global_(normalise=False)`) no layer dies while others hold more, if pruning goes in many
-  small steps: `prune(0.99, end=100, every=1, score=synflow(...), allocate=global_(normalise=False))`.
+  under one threshold for all (`global_(normalize=False)`) no layer dies while others hold more, if pruning goes in many
+  small steps: `prune(0.99, end=100, every=1, score=synflow(...), allocate=global_(normalize=False))`.
 
   Args:
     model: a Model, run as in evaluation, its model_state being the context; or a function (params, inputs) -> outputs.
@@ -137,7 +137,7 @@ def grasp(params: Any, context: Any) -> Any:
 
   The product has a sign, and a weight whose loss would help the flow goes first; so all scores are lifted by the
   least of them, which keeps their order. As published it is used once, before training, with
-  `allocate=global_(normalise=False)`.
+  `allocate=global_(normalize=False)`.
 
   Args:
     params: pytree of arrays.

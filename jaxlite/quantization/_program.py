@@ -61,7 +61,7 @@ class Combine(NamedTuple):
 
 
 def range_shape(site: provenance.Site, lengths: tuple[int, ...] | None = None) -> tuple[int, ...]:
-  """Returns the shape of either end of a site's range: one a layer of a scan; of two activations, one each."""
+  """Returns the shape of either end of a site's range: one per layer of a scan; of two activations, one each."""
   lengths = site.lengths if lengths is None else lengths
   return (*lengths, 2) if site.paired else lengths
 
@@ -87,7 +87,7 @@ def trace(
   Args:
     fn: takes `args`.
     args: pytrees of arrays.
-    tags: one a leaf of `args`, in order.
+    tags: one per leaf of `args`, in order.
     pairs: whether products of two activations are sites too.
   """
   jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)

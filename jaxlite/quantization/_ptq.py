@@ -108,7 +108,7 @@ def ptq(
 
 
 def _range(seen: Histogram, bits: int, calibrate: Calibrate) -> numerics.Range:
-  """Calibrates every slice of a histogram with leading axes (one a layer of a scan)."""
+  """Calibrates every slice of a histogram with leading axes (one per layer of a scan)."""
   low, high = (np.array(end, np.float32) for end in seen.span)
   for index in np.ndindex(low.shape):
     if low[index] <= high[index]:

@@ -62,7 +62,7 @@ def quantize(
 
   Weights are symmetric per output channel, activations affine per tensor over the range of the call, or over
   given ranges. A weight is what depends on the weight arguments and constants only: a masked, transposed or
-  normalised weight is one. Gradients pass straight through, zero where an activation was clipped: take
+  normalized weight is one. Gradients pass straight through, zero where an activation was clipped: take
   `jax.grad` of the result, not the other way round.
 
   Args:

@@ -57,7 +57,7 @@ def account(
     history: the points of metrics.jsonl: from those of kind 'train' come the terms of the loss.
 
   Returns:
-    A Row a part, in the recipe's order.
+    A Row per part, in the recipe's order.
 
   >>> import jax.numpy as jnp, optax
   >>> import jaxlite as jl

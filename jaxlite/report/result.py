@@ -25,7 +25,8 @@ class Result:
     facts: what the task knows of the data and chose on validation: class names, units, thresholds.
     rows: the task's lines of the table: [label, metric, form] each.
     curve: [title, metric, form] of the validation curve beside the loss, or empty.
-    examples: of the test split, where each counts once; 0 where they have weights, which leave no interval.
+    examples: how many the test split has.
+    interval: the metric that is a share of the examples, each counted once, so that it has an interval; else empty.
     evidence: arrays that tables and pictures were made of (a confusion matrix), as lists.
     tables: of the report, each rows of cells.
     figures: [file, caption] of the pictures that the task drew in the run's folder.
@@ -46,7 +47,8 @@ class Result:
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
   rows: list[list[str]] = dataclasses.field(default_factory=list)
   curve: list[str] = dataclasses.field(default_factory=list)
-  examples: float = 0.0
+  examples: int = 0
+  interval: str = ''
   evidence: dict[str, Any] = dataclasses.field(default_factory=dict)
   tables: list[list[list[str]]] = dataclasses.field(default_factory=list)
   figures: list[list[str]] = dataclasses.field(default_factory=list)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxlite.report.result import Result
 from jaxlite.tasks.tables import percent, wilson
 
-PACKED = 'weights packed: the nonzero values at their bits, one mask bit a weight, float32 scales'
+PACKED = 'weights packed: the nonzero values at their bits, one mask bit per weight, float32 scales'
 
 
 def rows(results: Sequence[Result]) -> list[list[str]]:
@@ -32,13 +32,13 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
 
   for label, name, form in dict.fromkeys(tuple(row) for result in results for row in result.rows):
     metric(label, name, functools.partial(written, form))
-    if name == 'accuracy':
-      add('  95 % interval', [_interval(result) for result in results])
+    if any(name == result.interval for result in results):
+      add('  95 % interval', [_interval(result) if name == result.interval else '' for result in results])
   sized = [bool(result.layers) for result in results]
   for label, values in (
     ('parameters', [f'{result.parameters:,}' for result in results]),
     ('sparsity of weights', [percent(result.sparsity, 1) for result in results]),
-    ('bits a weight', [result.bits for result in results]),
+    ('bits per weight', [result.bits for result in results]),
     ('bytes as float32', [f'{4 * result.parameters:,}' for result in results]),
     ('bytes packed', [f'{result.bytes:,}' for result in results]),
     ('times smaller than float32', [f'{4 * result.parameters / max(1, result.bytes):.1f}' for result in results]),
@@ -122,7 +122,7 @@ def written(form: str, value: float) -> str:
 def _interval(result: Result) -> str:
   """Wilson's 95 % interval: a few hundred test examples leave the second digit open, and a reader should see it."""
   total = result.examples
-  share = result.metrics.get('accuracy', math.nan)
+  share = result.metrics.get(result.interval, math.nan)
   if total < 1 or not math.isfinite(share):
     return ''
   low, high = wilson(share, total)

@@ -23,7 +23,7 @@ class CrossValidation(NamedTuple):
   """What k folds found.
 
   Attributes:
-    results: one Result a fold.
+    results: one Result per fold.
     mean: of each metric over the folds.
     interval: the half width of its 95 % interval by Student's t. Folds share training examples, so it is too narrow
       by what they share: it tells chance between folds, not between data sets.
@@ -49,7 +49,7 @@ def cross_validate(
   command: str = '',
   say: Callable[[str], None] = print,
 ) -> CrossValidation:
-  """Trains one run a fold and tells how well the recipe does on examples it has not seen.
+  """Trains one run per fold and tells how well the recipe does on examples it has not seen.
 
   Every example is tested exactly once; of what is left, `config.data.validation` picks the best model of its fold.
   Each fold is a run in a folder of its own, so that a killed cross-validation goes on where it stopped.

@@ -57,11 +57,12 @@ def _warmup(config: Config, total_steps: int) -> int:
   return min(steps, max(0, total_steps - 1)) if amount else 0
 
 
-def model(data: Dataset) -> Any:
+def model(data: Dataset, inputs: Any) -> Any:
   """A small network for the form of the inputs and the task: a CNN for pictures, an MLP for tables, tokens embedded.
 
   Args:
-    data: its first example and its facts are looked at.
+    data: its facts and its encoder are looked at.
+    inputs: those of one batch, as the data have them.
 
   Returns:
     A Flax Linen module.
@@ -71,16 +72,16 @@ def model(data: Dataset) -> Any:
   """
   from jaxlite import models  # Flax, which a run with a model of its own need not have
 
-  inputs, facts, task = data.train.inputs, data.facts, data.task.name
+  facts, task = data.facts, data.task.name
   leaves = jax.tree.leaves(inputs)
   tokens = inputs['tokens'] if isinstance(inputs, dict) and 'tokens' in inputs else inputs
   ids = isinstance(tokens, np.ndarray) and tokens.ndim == 2 and tokens.dtype == np.int32
+  outputs = _outputs(task, facts)
   if task == 'language' and ids:
     return models.Decoder(vocabulary=int(facts['vocabulary']), length=int(tokens.shape[1]))
-  outputs = _outputs(task, facts)
-  if outputs is not None and ids:
-    return models.EmbeddingBag(vocabulary=int(facts.get('tokens', tokens.max() + 1)), classes=outputs)
-  if outputs is not None and len(leaves) == 1 and isinstance(inputs, np.ndarray):
+  if outputs is not None and ids and hasattr(data.encoder, 'tokenizer'):
+    return models.EmbeddingBag(vocabulary=int(data.encoder.tokenizer.vocabulary), classes=outputs)
+  if outputs is not None and not ids and isinstance(inputs, np.ndarray):
     pictures = inputs.ndim == 4 and min(inputs.shape[1:3]) >= 4
     return models.SmallCNN(classes=outputs) if pictures else models.MLP((128, 64), classes=outputs)
   found = ', '.join(f'{leaf.dtype}{list(leaf.shape)}' for leaf in leaves[:4])
@@ -88,7 +89,7 @@ def model(data: Dataset) -> Any:
 
 
 def _outputs(task: str, facts: dict[str, Any]) -> int | None:
-  names = {'classification': 'classes', 'regression': 'targets', 'multi_label': 'labels'}
-  if task == 'binary':
-    return 1
-  return int(facts[names[task]]) if task in names and names[task] in facts else None
+  if task == 'multi_label':
+    return len(facts['names'])
+  known = {'classification': facts.get('classes'), 'regression': facts.get('targets'), 'binary': 1}
+  return known.get(task)

@@ -98,12 +98,9 @@ def evidence(
     facts=facts,
     rows=[list(row) for row in task.rows],
     curve=list(task.curve or ()),
-    examples=float(len(setup.data.test.labels)) if task.interval and setup.data.test.weight is None else 0.0,
-    evidence={
-      key: np.asarray(value).tolist()
-      for key, value in test.values.items()
-      if np.ndim(value) and np.size(value) <= _EVIDENCE
-    },
+    examples=len(setup.data.test.labels),
+    interval=task.interval if setup.data.test.weight is None else '',
+    evidence=_arrays(test.values),
     tables=task.tables(test.values, facts),
     figures=[[f'{figure.slug}.png', figure.caption] for figure in figures],
     command=command,

@@ -59,8 +59,8 @@ def train(
     config: what to train and how. `config.model` and `config.recipe` are called after all overrides.
     workdir: the run's folder: config, checkpoints, metrics, report.
     model: instead of `config.model`: a Model, or a network of any framework that `jl.adapt` takes.
-    data: instead of `config.data.source`: a `jaxlite.data.Dataset`, or a pair of arrays (inputs, labels) from
-      which validation and test are carved.
+    data: instead of `config.data.source`: a `jaxlite.data.Dataset`, or arrays (inputs, labels) or (inputs, labels,
+      weight) from which validation and test are carved.
     command: the command line, for the report.
     say: prints a line.
 
@@ -203,7 +203,7 @@ def _fit(
         setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
       )
       record.pace = pace.steps
-      say(f'steps a dispatch: {pace.steps} ({pace.why})')
+      say(f'steps per dispatch: {pace.steps} ({pace.why})')
       pending += [(terms, 1) for terms in taken]
       step += len(taken)
     elif pace is not None and pace.run is not None and free > 1:

@@ -10,7 +10,7 @@ from jaxlite.host.machine import resident
 
 
 class Progress:
-  """One line that is redrawn on a terminal, or a plain line a log point elsewhere.
+  """One line that is redrawn on a terminal, or one plain line per log point elsewhere.
 
   Shows steps, rate, time left and memory. Prints nothing when `show` is False.
   """
@@ -35,7 +35,7 @@ class Progress:
       self._out.flush()
 
   def rate(self, step: int) -> float:
-    """Examples a second since the first step was compiled."""
+    """Examples per second since the first step was compiled."""
     spent = time.monotonic() - (self._began or time.monotonic())
     return (step - self._start) * self._batch_size / spent if spent > 0 else 0.0
 

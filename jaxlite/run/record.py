@@ -20,9 +20,9 @@ class Record:
     stale: evaluations since.
     stopped: early stopping has ended the run.
     seconds: spent training, over all starts.
-    pace: steps a dispatch, at most; 0 until that was chosen.
+    pace: steps per dispatch, at most; 0 until that was chosen.
     data: fingerprint of the data.
-    machine: what bit-equality hangs on.
+    machine: what equal bits depend on.
   """
 
   log_bytes: int = 0

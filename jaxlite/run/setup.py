@@ -56,12 +56,12 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   if not isinstance(recipe, Recipe):
     raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
   recipe = chain(normalize(data.mean, data.std), recipe, *_present(data.task.hook(data.facts)))
+  first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
-    model = absolute.model(absolute) if absolute.model is not None else defaults.model(data)
+    model = absolute.model(absolute) if absolute.model is not None else defaults.model(data, first['inputs'])
   network = adapt(model)
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, config.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
-  first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
   metric = data.task.metrics(data.facts)
   if config.eval.metric and config.eval.metric not in metric.names:

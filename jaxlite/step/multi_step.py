@@ -1,4 +1,4 @@
-"""Several steps a dispatch: how many, chosen by trying, and never at the price of a bit.
+"""Several steps per dispatch: how many, chosen by trying, and never at the price of a bit.
 
 A step of a small model takes less time than sending it off. So the loop may send several at once: one compiled program
 that is given a stack of batches and how many of them to take, whatever lies between two points where somebody looks. It
@@ -126,7 +126,7 @@ def choose(
     state: where the run stands; donated.
     batches_at: (the first step, how many) -> their batches, stacked.
     room: where the run stands.
-    wanted: steps a dispatch, as the config says; 0 chooses by time.
+    wanted: steps per dispatch, as the config says; 0 chooses by time.
 
   Returns:
     (state, the metrics of each step taken, the Pace).

@@ -1,4 +1,4 @@
-"""Which compiled programs run the pure step: one a step, several steps in one, or several programs a step on CPU.
+"""Which compiled programs run the pure step: one per step, several steps in one, or several programs per step on CPU.
 
 Nothing here decides what is computed: that is `train_step.py`. Jit, donation, rewrites for CPU, dispatching the
 micro-batches of a step one by one, and compiling ahead of the first step belong here.
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const
+from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const, split_const
 from jaxlite.cpu.replace import Choices, for_cpu, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
-from jaxlite.step.state import TrainState, inputs_of, without_const
+from jaxlite.step.state import TrainState, inputs_of
 
 
 class PureStep(NamedTuple):
@@ -117,7 +117,7 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
-  """One program a step."""
+  """One program per step."""
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
     done, key, params, model_state, opt_state, const = state
@@ -134,7 +134,7 @@ def _dispatched(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any
     done, key, params, model_state, opt_state, const = state
     grads, full, terms = gradient(params, join_const(model_state, const), batch, key, done)
     live = TrainState(done, None, params, None, opt_state, None)
-    live, metrics = update(live, (key, const), grads, without_const(full), terms)
+    live, metrics = update(live, (key, const), grads, split_const(full)[0], terms)
     return _joined(live, key, const), _with_loss(metrics)
 
   return step
@@ -150,7 +150,7 @@ def _either(
 
 
 def _several(pure: PureStep, parts: _Parts, faster: Callable[..., Any], step: Callable[..., Any]) -> Callable[..., Any]:
-  """Several steps a dispatch: a scan, or a loop in Python where a convolution in a scan would be slow."""
+  """Several steps per dispatch: a scan, or a loop in Python where a convolution in a scan would be slow."""
 
   @functools.partial(jax.jit, donate_argnums=0)
   @faster

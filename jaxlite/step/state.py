@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
-from jaxlite.contract import CONST, Batch, Params, State
+from jaxlite.contract import Batch, Params, State
 
 HEALTH = 'jl.health'  # model_state: int32[2], when and where a number first was not finite; -1 while none was
 
@@ -98,8 +98,3 @@ def inputs_of(batch: Batch) -> Any:
   if 'inputs' not in batch:
     raise ValueError(f"a batch is a dict with 'inputs' (and 'labels', 'weight'); got the keys {sorted(batch)}")
   return batch['inputs']
-
-
-def without_const(model_state: State) -> State:
-  """Returns the collections of a model_state that a step changes: all but its constants."""
-  return {name: value for name, value in model_state.items() if name != CONST}

@@ -16,7 +16,6 @@ import optax
 
 from jaxlite import trees
 from jaxlite.contract import (
-  CONST,
   TAPS,
   Batch,
   Context,
@@ -29,12 +28,13 @@ from jaxlite.contract import (
   State,
   Terms,
   join_const,
+  split_const,
   stream,
 )
 from jaxlite.graph.init_numpy import copied, on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.step.programs import Programs, PureStep, programs_of
-from jaxlite.step.state import HEALTH, TrainState, health, inputs_of, without_const
+from jaxlite.step.state import HEALTH, TrainState, health, inputs_of
 from jaxlite.tasks.lift import lift_loss
 
 
@@ -45,7 +45,7 @@ class Train(NamedTuple):
     init: (key, batch, params=None, model_state=None) -> TrainState.
     step: (state, batch) -> (state, metrics). Donates the state but for its key and constants; metrics are scalars on
       the device: 'loss' and each of its terms.
-    steps: (state, batches) -> (state, metrics), several steps a dispatch; leaves are [k, B, ...] and [k].
+    steps: (state, batches) -> (state, metrics), several steps per dispatch; leaves are [k, B, ...] and [k].
     eval: (state, batch) -> (outputs, {'task': loss}), as deployed: no dropout, averages in place of live weights.
     model: the Model wrapped in the recipe's hooks.
     programs: what `jaxlite.train` compiles ahead and tunes; a loop of your own needs none of it.
@@ -120,8 +120,7 @@ def _init_of(model: Model, recipe: Recipe) -> Callable[..., TrainState]:
     start = model if params is None else model._replace(init=_given(model, params, model_state))
     params, state = recipe.model(start).init(stream(key, 'init'), inputs)
     trees.check_distinct(params, 'the parameters')
-    state = {**state, HEALTH: jnp.full(2, -1, jnp.int32)}
-    const = state.pop(CONST, {})
+    state, const = split_const({**state, HEALTH: jnp.full(2, -1, jnp.int32)})
     params = jax.tree.map(copied, params)  # a step donates its state: the user's arrays live on
     selects = any(isinstance(part, Selective) for part in recipe.parts)
     weights = weights_of(model, key, inputs) if selects else None
@@ -131,7 +130,7 @@ def _init_of(model: Model, recipe: Recipe) -> Callable[..., TrainState]:
         'optax.MultiSteps hides steps from other parts: take it out and put jl.accumulate(k) in the chain'
       )
     live = jax.tree.map(copied, (state, opt_state))
-    return TrainState(jnp.int32(0), copied(key), params, *live, const)
+    return TrainState(jnp.int32(0), copied(key), params, *live, const or {})
 
   return init
 
@@ -157,7 +156,7 @@ def _step_of(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
   def whole(live: TrainState, fixed: Any, batch: Batch) -> tuple[TrainState, Terms]:
     key, const = fixed
     grads, state, terms = gradient(live.params, join_const(live.model_state, const), batch, key, live.step)
-    return update(live, fixed, grads, without_const(state), terms)
+    return update(live, fixed, grads, split_const(state)[0], terms)
 
   return whole
 
@@ -173,7 +172,7 @@ def _update_of(model: Model, tx: optax.GradientTransformationExtraArgs) -> Calla
     step = live.step + 1
     state = model.after(params, join_const(state, fixed[1]), step)
     metrics = terms if len(terms) == 1 else {'loss': total, **terms}
-    return TrainState(step, None, params, without_const(state), opt_state, None), metrics
+    return TrainState(step, None, params, split_const(state)[0], opt_state, None), metrics
 
   return update
 

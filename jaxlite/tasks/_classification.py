@@ -22,7 +22,7 @@ def classification(
 
   Args:
     classes: how many classes; None takes the largest training label and one.
-    class_names: one name a class; None numbers them.
+    class_names: one name per class; None numbers them.
     top: for each k below the number of classes, top-k accuracy is measured.
 
   Returns:

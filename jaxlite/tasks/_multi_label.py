@@ -128,7 +128,7 @@ def _notes(labels: np.ndarray, facts: Facts) -> list[str]:
 
 
 def _pair(outputs: Any, batch: Mapping[str, Any], labels: int) -> tuple[jax.Array, jax.Array]:
-  shape = getattr(outputs, 'shape', ())
+  shape: tuple[Any, ...] = getattr(outputs, 'shape', ())
   if len(shape) != 2 or shape[1] != labels or not jnp.issubdtype(outputs.dtype, jnp.floating):
     got = f'{outputs.dtype}{list(shape)}' if hasattr(outputs, 'dtype') else type(outputs).__name__
     raise ValueError(f'a model of {labels} labels returns logits, float[B, {labels}]; got {got}: fix its last layer')

@@ -1,4 +1,4 @@
-"""Regression: one number an example, or several."""
+"""Regression: one number per example, or several."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def regression(
   difference is exact where the two are near, so a mean far above the spread costs no more than float32 labels do.
 
   Args:
-    target_names: one name a target; None numbers them.
+    target_names: one name per target; None numbers them.
     loss: 'mse', 'mae', or a function of the residuals (predicted minus true, in standard deviations where
       `standardize` is on), float[B, targets] -> float[B, targets]; its mean over targets is the example's loss.
     standardize: False leaves targets as they are.
@@ -44,7 +44,7 @@ def regression(
 
   Raises:
     ValueError: from `check`, labels that are not finite numbers or that float32 cannot tell apart; from the loss,
-      outputs of another shape than the labels; from `facts`, not one name a target.
+      outputs of another shape than the labels; from `facts`, not one name per target.
 
   >>> task = regression()
   >>> labels = task.check([10.0, 30.0], 'train')
@@ -151,7 +151,7 @@ def _numbered(targets: int) -> list[str]:
 
 def _columns(outputs: Any, targets: int) -> Any:
   """Outputs as [B, targets]: [B] against [B, 1] would broadcast to [B, B] and say nothing."""
-  shape = getattr(outputs, 'shape', None)
+  shape: Any = getattr(outputs, 'shape', None)
   fits = shape is not None and ((len(shape) == 1 and targets == 1) or (len(shape) == 2 and shape[1] == targets))
   if not fits or not jnp.issubdtype(outputs.dtype, jnp.floating):
     wanted = 'float[B] or float[B, 1]' if targets == 1 else f'float[B, {targets}]'

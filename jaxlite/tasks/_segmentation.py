@@ -41,7 +41,7 @@ def segmentation(classes: int | None = None, class_names: Sequence[str] | None =
 
   Args:
     classes: how many classes; None takes the largest training label and one.
-    class_names: one name a class; None numbers them.
+    class_names: one name per class; None numbers them.
 
   Returns:
     The Task. Labels are int[N, ...], -1 where a position does not count. Facts: 'classes', 'class_names'. Metrics, over
@@ -71,7 +71,7 @@ def sequence_labels(classes: int | None = None, class_names: Sequence[str] | Non
 
   Args:
     classes: how many classes; None takes the largest training label and one.
-    class_names: one name a class; None numbers them.
+    class_names: one name per class; None numbers them.
 
   Returns:
     The Task.

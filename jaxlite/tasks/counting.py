@@ -101,11 +101,11 @@ def _split(digits: jax.Array) -> jax.Array:
 
 def carry(digits: jax.Array) -> jax.Array:
   """Brings every digit but the first, uint32[places, ...], below 2**16 again."""
-  digits = list(digits)
-  for place in range(len(digits) - 1, 0, -1):
-    digits[place - 1] = digits[place - 1] + (digits[place] >> _BASE)
-    digits[place] = digits[place] & (2**_BASE - 1)
-  return jnp.stack(digits)
+  rows = list(digits)
+  for place in range(len(rows) - 1, 0, -1):
+    rows[place - 1] = rows[place - 1] + (rows[place] >> _BASE)
+    rows[place] = rows[place] & (2**_BASE - 1)
+  return jnp.stack(rows)
 
 
 def number(digits: Any) -> np.ndarray:

@@ -147,7 +147,7 @@ def absent(counts: np.ndarray, names: Sequence[str], what: str = 'example') -> l
   >>> absent(np.array([1, 0]), ['cat', 'dog'])
   ['train has no example of dog: the model cannot learn what it never sees']
   """
-  missing = [names[index] for index in np.flatnonzero(counts == 0)]
+  missing = [names[int(index)] for index in np.flatnonzero(counts == 0)]
   if not missing:
     return []
   shown = ', '.join(missing[:8]) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')

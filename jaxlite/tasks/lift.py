@@ -43,7 +43,7 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
     A Loss: the weighted mean over the batch; a tap 'loss/x' (regularizers of layers) is the term 'x' beside it.
 
   Raises:
-    ValueError: the loss is neither a scalar nor one value an example.
+    ValueError: the loss is neither a scalar nor one value per example.
   """
 
   def term(context: Context) -> Terms:
@@ -55,7 +55,7 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
       return {'task': values, **own}
     if values.ndim != 1 or (weight is not None and values.shape != weight.shape):
       expected = '[B]' if weight is None else str(list(weight.shape))
-      raise ValueError(f'a loss gives one value an example, float{expected}, or a scalar; got {list(values.shape)}')
+      raise ValueError(f'a loss gives one value per example, float{expected}, or a scalar; got {list(values.shape)}')
     return {'task': weighted_mean(values, weight), **own}
 
   return term

@@ -63,7 +63,7 @@ def weighted_cross_entropy(weights: Any) -> Callable[[Any, Mapping[str, Any]], j
   def loss(outputs: Any, batch: Mapping[str, Any]) -> jax.Array:
     logits, labels = check_classes(outputs, batch)
     if logits.shape[1] != len(known):
-      raise ValueError(f'class weights are one a class; got {len(known)} for logits {list(logits.shape)}')
+      raise ValueError(f'class weights are one per class; got {len(known)} for logits {list(logits.shape)}')
     return _cross_entropy(logits, labels, known)
 
   return loss

@@ -33,7 +33,7 @@ class Metrics(NamedTuple):
     update: (state, outputs, batch, loss) -> state, inside jit. `loss` is float[B], or the batch's weighted mean.
     compute: (state) -> dict, on the host: plain numbers by name, and arrays that tables and figures are made of. Where
       there is a `keep`: (state, kept) -> dict.
-    keep: (outputs, batch) -> pytree of arrays [B, ...], inside jit: what has to come to the host example by example
+    keep: (outputs, batch) -> dict of arrays [B, ...], inside jit: what has to come to the host example by example
       (scores that are ranked, targets in their units). 'weight' is kept beside it. `kept` is the same tree with the
       examples of all batches, [N, ...], NumPy, without padding.
   """
@@ -229,7 +229,7 @@ class MeansState(NamedTuple):
 
 
 def means(**values: Callable[[Any, Mapping[str, Any]], jax.Array]) -> Metrics:
-  """Weighted means over all examples of one number an example each: the metrics of a task of one's own.
+  """Weighted means over all examples of one number per example each: the metrics of a task of one's own.
 
   Args:
     **values: by name, (outputs, batch) -> float[B].
@@ -238,7 +238,7 @@ def means(**values: Callable[[Any, Mapping[str, Any]], jax.Array]) -> Metrics:
     Metrics: each name, and 'loss'.
 
   Raises:
-    ValueError: from `update`, a value that is not one number an example; from `compute`, no example.
+    ValueError: from `update`, a value that is not one number per example; from `compute`, no example.
 
   >>> metric = means(error=lambda outputs, batch: jnp.abs(outputs - batch['labels']))
   >>> batch = {'labels': jnp.array([1.0, 2.0, 9.0]), 'weight': jnp.array([1.0, 1.0, 0.0])}
@@ -256,7 +256,7 @@ def means(**values: Callable[[Any, Mapping[str, Any]], jax.Array]) -> Metrics:
     sums: list[Any] = []
     for name, value in (*((name, fn(outputs, batch)) for name, fn in values.items()), ('loss', jnp.asarray(loss))):
       if value.shape != (size,) and not (name == 'loss' and value.ndim == 0):
-        raise ValueError(f'a metric gives one number an example, float[{size}]; {name} gives {list(value.shape)}')
+        raise ValueError(f'a metric gives one number per example, float[{size}]; {name} gives {list(value.shape)}')
       sums.append(_add(state.sums[len(sums)], _weighted_sum(value, weight)))
     total = jnp.sum(jnp.maximum(weight.astype(jnp.float32), 0))
     return MeansState(jnp.stack(sums), _add(state.weight, total))

@@ -28,7 +28,7 @@ def check_positions(outputs: Any, batch: Mapping[str, Any], classes: int) -> tup
     ...
   ValueError: labels are int[2, 3] for outputs [2, 3, 4]; got int32[2, 4]
   """
-  shape = getattr(outputs, 'shape', ())
+  shape: tuple[Any, ...] = getattr(outputs, 'shape', ())
   if len(shape) < 3 or shape[-1] != classes or not jnp.issubdtype(outputs.dtype, jnp.floating):
     got = f'{outputs.dtype}{list(shape)}' if hasattr(outputs, 'dtype') else type(outputs).__name__
     raise ValueError(f'outputs are logits at every position, float[B, ..., {classes}]; got {got}: fix the last layer')

@@ -48,7 +48,7 @@ def score_table(values: Mapping[str, Any]) -> list[list[list[str]]]:
 
 
 def class_table(matrix: Any, names: Sequence[str], *, iou: bool = False, unit: str = 'examples', most: int = 20) -> Any:
-  """Returns a line a class; of more than `most` classes those with the lowest F1.
+  """Returns one line per class; of more than `most` classes those with the lowest F1.
 
   Args:
     matrix: float[C, C], labels in rows.

@@ -72,7 +72,7 @@ class Task(NamedTuple):
     decide: (kept, facts) -> facts to add, chosen on the validation split after training (a threshold). `kept` is what
       `Metrics.keep` gave for it.
     answer: (outputs, facts) -> what a user wants of a prediction, by name: 'labels' (names or values) and where there
-      is one 'proba'; NumPy arrays with an example a row.
+      is one 'proba'; NumPy arrays with one example per row.
     rows: the lines of the result's table: (label, metric, form), form 'percent' or a format such as '{:.4f}'.
     interval: of the rows' metrics one that is a share of independent examples, whose total is that of 'confusion': the
       report gives its 95 % interval. '' where there is none.

@@ -195,13 +195,13 @@ def test_an_error_of_ours_stays_one_line_through_jit():
   assert errors.one_line(error.value) is None
 
 
-def test_an_experiment_may_import_its_neighbour_and_be_varied(tmp_path):
-  (tmp_path / 'neighbour_of_mine.py').write_text('WIDTH = 7\n')
+def test_an_experiment_may_import_its_neighbor_and_be_varied(tmp_path):
+  (tmp_path / 'neighbor_of_mine.py').write_text('WIDTH = 7\n')
   text = (
     EXPERIMENT
-    + '\nimport neighbour_of_mine\n'
+    + '\nimport neighbor_of_mine\n'
     + (
-      'def long(config):\n  return dataclasses.replace(config, seed=neighbour_of_mine.WIDTH)\n'
+      'def long(config):\n  return dataclasses.replace(config, seed=neighbor_of_mine.WIDTH)\n'
       'def get_config():\n  return Mine(name="mine", runs={"long": long})\n'
     )
   )

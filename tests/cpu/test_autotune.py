@@ -57,6 +57,14 @@ def test_the_fastest_is_chosen_once_and_then_remembered(tmp_path, monkeypatch):
   assert '(0 timed now)' in again.why
 
 
+def test_what_an_older_run_chose_stands_under_its_new_name(tmp_path):
+  older = {'choices': {'made up quick': 'native'}, 'machine': autotune.machine()}
+  (tmp_path / 'older').write_text(json.dumps(older))
+  said = []
+  assert autotune.settle(tmp_path / 'older', [made_up()], said.append) == {'made up quick': 'xla'}
+  assert '1 made up as xla (0 timed now)' in said[0]
+
+
 def test_a_run_keeps_its_choices_whatever_the_cache_says(tmp_path):
   autotune.choose([made_up(default='slow')], folder=tmp_path)
   kept = autotune.choose([made_up(default='slow')], {'made up slow': 'xla'}, folder=tmp_path)

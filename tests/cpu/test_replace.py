@@ -197,7 +197,7 @@ def test_two_devices():
   code = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import PartitionSpec as P
-    from test_cpu_replace import MARK, W, X, close, for_cpu, loss
+    from test_replace import MARK, W, X, close, for_cpu, loss
     mesh = jax.make_mesh((2,), ('devices',), axis_types=(jax.sharding.AxisType.Auto,))
 
     def step(checked):
@@ -219,7 +219,7 @@ def test_two_devices():
   environment = {
     **os.environ,
     'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-    'PYTHONPATH': os.pathsep.join([str(here), str(here.parents[1])]),
+    'PYTHONPATH': os.pathsep.join([str(here), str(here.parent), str(here.parents[1])]),
   }
   done = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False

@@ -166,12 +166,12 @@ def test_the_callers_arrays_stay_writeable_and_the_splits_do_not():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.floats(-1e4, 1e4), st.floats(1e-2, 1e4), st.integers(0, 1000))
-def test_statistics_equal_scikit_learns(count, features, centre, scale, seed):
-  inputs = (np.random.default_rng(seed).normal(size=(count, features)) * scale + centre).astype(np.float32)
-  inputs[:, 0] = np.float32(centre)  # a feature that does not vary
+def test_statistics_equal_scikit_learns(count, features, center, scale, seed):
+  inputs = (np.random.default_rng(seed).normal(size=(count, features)) * scale + center).astype(np.float32)
+  inputs[:, 0] = np.float32(center)  # a feature that does not vary
   mean, std = channel_stats(inputs)
   oracle = StandardScaler().fit(inputs.astype(np.float64))
-  np.testing.assert_allclose(mean, oracle.mean_, rtol=1e-6, atol=1e-6 * abs(centre) + 1e-30)
+  np.testing.assert_allclose(mean, oracle.mean_, rtol=1e-6, atol=1e-6 * abs(center) + 1e-30)
   tiny = np.sqrt(oracle.var_) <= np.finfo(np.float32).eps * np.abs(inputs).max(0)
   np.testing.assert_allclose(std, np.where(tiny, 1.0, np.sqrt(oracle.var_)), rtol=1e-5)
   assert std[0] == 1

@@ -24,7 +24,7 @@ ROWS = 40
 RNG = np.random.default_rng(0)
 TABLE = {
   'size': RNG.normal(5, 2, ROWS),
-  'colour': RNG.choice(['red', 'blue', 'green'], ROWS),
+  'color': RNG.choice(['red', 'blue', 'green'], ROWS),
   'count': RNG.integers(0, 9, ROWS),
   'new': RNG.random(ROWS) < 0.5,
   'kind': np.array(['dog', 'cat'])[np.arange(ROWS) % 2],
@@ -60,8 +60,8 @@ FORMS = {
 @pytest.mark.parametrize('form', FORMS)
 def test_every_form_of_a_table_gives_the_numbers_of_an_oracle(form, tmp_path):
   onehot = OneHotEncoder(sparse_output=False)
-  colour, count = (onehot.fit_transform(TABLE[name][:, None]) for name in ('colour', 'count'))
-  wanted = np.column_stack([TABLE['size'], colour, count, TABLE['new']]).astype(np.float32)
+  color, count = (onehot.fit_transform(TABLE[name][:, None]) for name in ('color', 'count'))
+  wanted = np.column_stack([TABLE['size'], color, count, TABLE['new']]).astype(np.float32)
   got = ENCODER(FORMS[form](TABLE, tmp_path))
   assert got.dtype == np.float32
   np.testing.assert_array_equal(got, wanted)
@@ -95,20 +95,20 @@ def test_the_json_form_gives_the_same_encoder(rows):
 
 
 def test_names_are_learned_from_training_rows_alone_and_others_are_said():
-  colour = np.array(['red', 'blue'] * 20, object)
-  plain = from_table({'x': np.arange(40.0), 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
-  place = int(plain.test.inputs[0, 0])
-  colour[place] = 'mauve'
-  data = from_table({'x': np.arange(40.0), 'colour': colour, 'kind': ['a', 'b'] * 20}, 'kind')
-  assert data.feature_names == ('x', 'colour=blue', 'colour=red')
-  assert data.test.inputs[0].tolist() == [place, 0, 0]
+  color = np.array(['red', 'blue'] * 20, object)
+  x = np.arange(40.0) * 2
+  plain = from_table({'x': x, 'color': color, 'kind': ['a', 'b'] * 20}, 'kind')
+  place = int(plain.test.inputs[0, 0]) // 2
+  color[place] = 'mauve'
+  data = from_table({'x': x, 'color': color, 'kind': ['a', 'b'] * 20}, 'kind')
+  assert data.feature_names == ('x', 'color=blue', 'color=red')
+  assert data.test.inputs[0].tolist() == [2 * place, 0, 0]
   (note,) = data.notes
   assert note == (
-    f"column 'colour' has 'mauve' in row {place}, a name that train does not have "
-    '(1 of 40 rows): it counts as none of 2'
+    f"column 'color' has 'mauve' in row {place}, a name that train does not have (1 of 40 rows): it counts as none of 2"
   )
-  with pytest.warns(UserWarning, match=r"column 'colour' has 'pink' in row 1, a name that training never saw \(1 of 2"):
-    got = data.encoder({'x': [1, 2], 'colour': ['red', 'pink']})
+  with pytest.warns(UserWarning, match=r"column 'color' has 'pink' in row 1, a name that training never saw \(1 of 2"):
+    got = data.encoder({'x': [1, 2], 'color': ['red', 'pink']})
   assert got.tolist() == [[1, 0, 1], [2, 0, 0]]
 
 
@@ -134,13 +134,16 @@ def without(*names):
 
 
 BAD = {
-  'missing': (without('size'), "^the table lacks the column 'size' that training had"),
+  'missing': (without('size'), "^the table lacks the column 'size', which training had;"),
   'renamed': (
-    {**without('colour'), 'color': ['red'] * 2},
-    "^the table lacks the column 'colour' .* nearest .*: color$",
+    {**without('color'), 'color': ['red'] * 2},
+    "^the table lacks the column 'color', .* nearest .*: color$",
   ),
-  'several': (without('size', 'new'), "^the table lacks the columns 'size', 'new' that training had"),
-  'extra': ({**GOOD, 'sizes': [1, 2]}, "^training had no the column 'sizes'; nearest to 'sizes': size,"),
+  'several': (without('size', 'new'), "^the table lacks the columns 'size', 'new', which training had"),
+  'extra': (
+    {**GOOD, 'sizes': [1, 2]},
+    "^the table has the column 'sizes', which training had not; nearest to 'sizes': size,",
+  ),
   'words': ({**GOOD, 'size': ['big', 'small']}, "^column 'size' held numbers in training, not 'big' as in row 0"),
   'no number': ({**GOOD, 'size': [1.0, np.nan]}, "^numbers are finite; column 'size' has nan in row 1"),
   'beyond float32': ({**GOOD, 'size': [1.0, 1e300]}, "^numbers fit into float32; 'size' does not in row 1"),

@@ -148,7 +148,7 @@ def test_pictures_beside_other_features_without_supervised_keys(home, tmp_path):
   'name, options, message',
   [
     ('uneven', {'sides': (6, 7)}, r'^examples have one shape; train of .* has \[6, 5, 3\] at 0 and \[7, 5, 3\] at'),
-    ('unlabelled', {'label': False}, r'^one input and one label are wanted; unlabelled has id, photo, size'),
+    ('unlabeled', {'label': False}, r'^one input and one label are wanted; unlabeled has id, photo, size'),
     ('untrained', {'splits': ('test',)}, r'^a data set needs a train split; untrained has test'),
   ],
 )

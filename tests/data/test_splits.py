@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxlite.data.splits import carve, share
 
-labelled = st.lists(st.integers(0, 6), min_size=2, max_size=120).map(np.array)
+labeled = st.lists(st.integers(0, 6), min_size=2, max_size=120).map(np.array)
 
 
 def partition(labels, count, seed):
@@ -19,7 +19,7 @@ def partition(labels, count, seed):
 
 
 @settings(max_examples=200, deadline=None)
-@given(labelled, st.floats(0.01, 0.99), st.integers(0, 2**40))
+@given(labeled, st.floats(0.01, 0.99), st.integers(0, 2**40))
 def test_a_partition_with_each_class_by_its_share(labels, fraction, seed):
   count = share(fraction, len(labels), 'test')
   sizes = np.bincount(labels)

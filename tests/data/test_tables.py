@@ -11,7 +11,7 @@ ROWS = 40
 RNG = np.random.default_rng(0)
 TABLE = {
   'size': RNG.normal(5, 2, ROWS),
-  'colour': RNG.choice(['red', 'blue', 'green'], ROWS),
+  'color': RNG.choice(['red', 'blue', 'green'], ROWS),
   'count': RNG.integers(0, 9, ROWS),
   'kind': np.array(['dog', 'cat'])[np.arange(ROWS) % 2],
 }
@@ -65,14 +65,14 @@ FORMS = {
 @pytest.mark.parametrize('form', FORMS)
 def test_every_kind_of_table_gives_the_same_data(form, tmp_path):
   data = from_table(FORMS[form](tmp_path), 'kind')
-  assert data.feature_names == ('size', 'colour=blue', 'colour=green', 'colour=red', 'count')
+  assert data.feature_names == ('size', 'color=blue', 'color=green', 'color=red', 'count')
   assert data.class_names == ('cat', 'dog')
-  onehot = OneHotEncoder(sparse_output=False).fit_transform(TABLE['colour'][:, None])
+  onehot = OneHotEncoder(sparse_output=False).fit_transform(TABLE['color'][:, None])
   wanted = np.column_stack([TABLE['size'], onehot, TABLE['count'], TABLE['kind'] == 'dog']).astype(np.float32)
   np.testing.assert_array_equal(everything(data), np.array(sorted(map(tuple, wanted))))
 
 
-def test_standardising_by_the_statistics_equals_scikit_learns():
+def test_standardizing_by_the_statistics_equals_scikit_learns():
   data = from_table(TABLE, 'kind')
   oracle = StandardScaler().fit(data.train.inputs.astype(np.float64))
   got = (data.test.inputs - data.mean) / data.std
@@ -93,23 +93,23 @@ def test_large_ids_do_not_fall_together():
 
 
 def test_bytes_are_text():
-  data = from_table({**TABLE, 'colour': TABLE['colour'].astype('S'), 'kind': TABLE['kind'].astype('S')}, 'kind')
+  data = from_table({**TABLE, 'color': TABLE['color'].astype('S'), 'kind': TABLE['kind'].astype('S')}, 'kind')
   assert data.feature_names == from_table(TABLE, 'kind').feature_names
   assert data.class_names == ('cat', 'dog')
 
 
 def test_numbers_may_be_names_and_columns_may_be_dropped():
-  data = from_table(TABLE, 'kind', categorical='count', drop=['size', 'colour'])
+  data = from_table(TABLE, 'kind', categorical='count', drop=['size', 'color'])
   assert data.feature_names == tuple(f'count={value}' for value in sorted(set(TABLE['count'].tolist())))
   assert (data.train.inputs.sum(1) == 1).all()
 
 
 def test_a_missing_string_is_a_value_of_its_own():
-  colour = TABLE['colour'].astype(object)
-  colour[:10], colour[10] = None, float('nan')
-  data = from_table({**TABLE, 'colour': colour}, 'kind')
-  assert 'colour=' in data.feature_names
-  place = data.feature_names.index('colour=')
+  color = TABLE['color'].astype(object)
+  color[:10], color[10] = None, float('nan')
+  data = from_table({**TABLE, 'color': color}, 'kind')
+  assert 'color=' in data.feature_names
+  place = data.feature_names.index('color=')
   assert everything(data)[:, place].sum() == 11
 
 
@@ -148,9 +148,15 @@ BAD = {
     "^a column holds numbers or strings; 'day' has dates",
   ),
   'an empty column': (({**TABLE, 'none': [None] * ROWS}, 'kind'), {}, "'none' is empty in every row: drop it"),
-  'ragged cells': (({**TABLE, 'list': [[1], [1, 2]] * 20}, 'kind'), {}, '^a column holds one value a row'),
+  'ragged cells': (({**TABLE, 'list': [[1], [1, 2]] * 20}, 'kind'), {}, '^a column holds one value per row'),
   'no label': ((TABLE, []), {}, '^a label is a column of the table, or several; got none'),
   'weight dropped': ((TABLE, 'kind'), {'weight': 'size', 'drop': 'size'}, '^a weight is neither dropped'),
+  'other class names': (
+    (TABLE, 'kind'),
+    {'facts': {'class_names': ['dog', 'cat']}},
+    '^class_names are the values of the label, cat, dog; facts say dog, cat',
+  ),
+  'another table': ((TABLE, 'kind'), {'test': TABLE}, '^test is a fraction of the rows, .* got dict'),
   'only a label': (({'kind': TABLE['kind']}, 'kind'), {}, '^a table needs a column besides the label'),
   'no rows': (({'size': [], 'kind': []}, 'kind'), {}, '^a table needs a row'),
   'no columns': (({}, 'kind'), {}, '^a table needs a row'),
@@ -253,6 +259,42 @@ def test_a_column_without_a_name_that_counts_the_rows_is_refused_unless_it_is_dr
     from_table({**table, name: np.arange(ROWS) % 7}, 'kind')
 
 
+def test_classes_are_numbered_as_a_task_names_them():
+  kinds, classification = np.array(['no', 'yes', 'no', 'maybe'] * 10), jl.tasks.classification
+  for values, names in (
+    (kinds, ['yes', 'no', 'maybe', 'never']),
+    (np.arange(ROWS) % 3, ['zero', 'one', 'two']),
+    (np.arange(ROWS) % 3 + 7, ['9', '8', '7']),
+    (kinds, None),
+  ):
+    data = from_table({'x': np.arange(ROWS) * 2.0, 'y': values}, 'y', task=classification(class_names=names))
+    for split in (data.train, data.validation, data.test):
+      rows = (split.inputs[:, 0] / 2).astype(int)
+      told = np.array(data.class_names)[split.labels]
+      wanted = np.array(names)[values[rows]] if 'one' in data.class_names else values[rows].astype(str)
+      assert told.tolist() == wanted.tolist()
+  with pytest.raises(ValueError, match=r"^class_names are the values of 'y'; it has 'maybe' in row 3, got yes, no"):
+    from_table({'x': kinds, 'y': kinds}, 'y', task=classification(class_names=['yes', 'no']))
+
+
+def test_truths_are_one_feature_however_they_were_written(tmp_path):
+  table = {'flag': np.arange(ROWS) % 3 == 0, 'kind': TABLE['kind']}
+  one, other = (from_table(form, 'kind') for form in (table, csv_of(table, tmp_path / 'flags.csv')))
+  assert one.fingerprint == other.fingerprint
+  assert one.encoder == other.encoder
+
+
+def test_whole_numbers_that_float32_rounds_are_noted():
+  (note,) = from_table({'when': 1_600_000_000 + 37 * np.arange(ROWS), **TABLE}, 'kind').notes
+  assert note.startswith("column 'when' has whole numbers beyond 2**24, which float32 rounds")
+
+
+def test_a_named_column_that_counts_the_rows_is_noted():
+  (note,) = from_table({'id': np.arange(ROWS), **TABLE}, 'kind').notes
+  assert note == "column 'id' counts the rows: if it is an index, drop='id'"
+  assert from_table(TABLE, 'kind').notes == ()
+
+
 def csv_of(table, path):
   path.write_text('\n'.join(','.join(map(str, row)) for row in [list(table), *zip(*table.values(), strict=True)]))
   return path
@@ -268,7 +310,7 @@ def test_a_data_frame_brings_categories_truths_and_missing_values():
   frame['whole'] = pandas.array(range(ROWS), dtype='Int64')
   data = from_table(frame, 'kind')
   codes = ('code=0', 'code=1', 'code=2', 'flag', 'maybe=', 'maybe=True', 'text=', 'text=a', 'whole')
-  assert data.feature_names == ('size', 'colour=blue', 'colour=green', 'colour=red', 'count', *codes)
+  assert data.feature_names == ('size', 'color=blue', 'color=green', 'color=red', 'count', *codes)
   encoded = data.encoder(frame.drop(columns='kind'))
   np.testing.assert_array_equal(encoded[:, -9:-6], np.eye(3)[np.arange(ROWS) % 3])
   np.testing.assert_array_equal(encoded[:, -1], np.arange(ROWS))

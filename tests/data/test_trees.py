@@ -92,6 +92,10 @@ def test_the_weight_of_an_example_is_its_own_times_its_labeled_positions():
   assert data.test.weight.tolist() == [2.0, 1.0, 3.0, 0.0]
   (batch,) = eval_batches(data.test, 9)
   assert batch['weight'].tolist() == [2.0, 1.0, 3.0, 0.0]
+  with pytest.raises(ValueError, match='the weight of a Split counts its labeled positions already; train is one'):
+    from_arrays(data.train, task=POSITIONS)
+  with pytest.raises(ValueError, match='all weights or labeled positions of test are 0'):
+    make_dataset('text', (inputs, labels), None, (inputs[3:], labels[3:]), task=POSITIONS)
   carved = from_arrays((np.tile(inputs, (10, 1)), np.tile(labels, (10, 1)), np.tile(own, 10)), task=POSITIONS)
   wanted = np.tile(own, 10).sum() and sum(own * [2, 1, 3, 0]) * 10
   assert sum(split.weight.sum() for split in (carved.train, carved.validation, carved.test)) == wanted
@@ -204,7 +208,7 @@ BAD = {
   'ragged': (({'a': [[1]] * 19 + [[1, 2]]}, Y), {}, r'^examples have one shape; .* train \(a\) differ: .*jl.data.pad'),
   'keys': (({1: X}, Y), {}, r'^inputs have names; train has the key 1: make it a string'),
   'huge': (({'a': np.full((20, 1), 2**31)}, Y), {}, r'^integers are ids .* train \(a\) have 2147483648'),
-  'weights': ((X, Y, np.ones(19)), {}, r'^weights are float\[20\], one an example; train has float64\[19\]'),
+  'weights': ((X, Y, np.ones(19)), {}, r'^weights are float\[20\], one per example; train has float64\[19\]'),
   'negative': ((X, Y, np.where(Y, -1, 1)), {}, '^weights are 0 to 65535; train has -1.0 at 1'),
   'nan weight': ((X, Y, np.where(Y, np.nan, 1)), {}, '^weights are 0 to 65535; train has nan at 1'),
   'heavy': ((X, Y, np.full(20, 1e6)), {}, '^weights are 0 to 65535; train has 1000000.0 at 0: scale'),
@@ -215,6 +219,11 @@ BAD = {
   'no task': ((X, Y), {'task': 'regression'}, "^task is a Task or a function that makes one.*got 'regression'"),
   'a function': ((X, Y), {'task': lambda: 3}, '^task is a Task .* a function that gives int'),
   'names of classes': ((X, Y), {'task': jl.tasks.regression, 'class_names': ['a']}, '^regression has no class_names'),
+  'names twice': (
+    (X, Y),
+    {'task': jl.tasks.classification(class_names=['a', 'b']), 'class_names': ['b', 'a']},
+    '^classes have one name each; class_names says b, a, the task a, b: give them once',
+  ),
   'feature names': ((X, Y), {'feature_names': ['a']}, '^every feature has one name; got 1 names for 3 features'),
   'nothing at all': ((None, Y), {}, '^inputs are numbers; train is NoneType: give an array'),
   'a task to call': ((X, Y), {'task': lambda config: NUMBERS}, '^task is a Task or a function that makes one'),

@@ -30,7 +30,7 @@ def kd_published(student, teacher, t):
 
 
 def dkd_published(student, teacher, labels, t, alpha, beta):
-  """Zhao et al., eq. 6 and 7: KL of (p_t, 1 - p_t), and KL of the others renormalised among themselves."""
+  """Zhao et al., eq. 6 and 7: KL of (p_t, 1 - p_t), and KL of the others renormalized among themselves."""
   result = np.zeros(len(labels))
   for i, label in enumerate(labels):
     parts = []
@@ -78,7 +78,7 @@ def rkd_published(student, teacher, distance, angle):
 
 
 def attention_published(student, teacher, power):
-  """Zagoruyko and Komodakis, F_sum^p of each, normalised; the authors' code means the squared difference."""
+  """Zagoruyko and Komodakis, F_sum^p of each, normalized; the authors' code means the squared difference."""
 
   def attention(a):
     flat = (np.abs(a.astype(np.float64)) ** power).sum(-1).reshape(len(a), -1)

@@ -261,7 +261,7 @@ def test_dropout_draws_in_training_only():
     (TINY, np.ones(6, int), r'int\[B, T\]; got \[6\]: add the missing axis'),
     (TINY, np.ones((2, 0), int), r'one token at least; got \[2, 0\]'),
     (TINY, {'ids': TOKENS}, r"a dict of 'tokens' and, where there is padding, 'mask'; got \['ids'\]"),
-    (TINY, {'tokens': TOKENS, 'mask': np.ones((2, 5))}, r'one entry a token, \[2, 6\]; got \[2, 5\]'),
+    (TINY, {'tokens': TOKENS, 'mask': np.ones((2, 5))}, r'one entry per token, \[2, 6\]; got \[2, 5\]'),
     (TINY.clone(heads=3), TOKENS, 'a multiple of its heads; got width=8, heads=3'),
     (TINY.clone(width=6), TOKENS, 'width / heads is even; got 6 / 2 = 3'),
     (TINY.clone(positions='sinus'), TOKENS, "'rope' or 'learned'; got 'sinus'"),

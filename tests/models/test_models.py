@@ -52,7 +52,7 @@ def test_flops_count_scans_by_length_conds_by_the_dearest_branch_and_groups():
 @pytest.mark.parametrize(
   'module, size', [(MLP(()), 8), (MLP([5]), 3), (SmallCNN((4, 4), 8), 8), (SmallCNN((4, 6), 8, batch_norm=True), 13)]
 )
-def test_grey_images_come_with_or_without_channels_and_of_any_dtype(module, size):
+def test_gray_images_come_with_or_without_channels_and_of_any_dtype(module, size):
   model = adapters.adapt(module)
   images = np.random.default_rng(0).integers(0, 2, (3, size, size, 1)).astype(np.uint8)
   params, state = model.init(KEY, images)

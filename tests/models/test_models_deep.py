@@ -221,7 +221,7 @@ def test_the_forward_is_that_of_numpy_in_training_and_batch_statistics_are_track
 
 
 @pytest.mark.parametrize('name', ['resnet', 'depthwise', 'vit', 'vit_token'])
-def test_evaluation_takes_any_dtype_grey_images_and_empty_batches_and_sees_examples_alone(name):
+def test_evaluation_takes_any_dtype_gray_images_and_empty_batches_and_sees_examples_alone(name):
   net = TINY[name]
   model = adapters.adapt(net)
   images = RNG.integers(0, 2, (3, 8, 8, 1)).astype(np.uint8)

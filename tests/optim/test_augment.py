@@ -199,10 +199,10 @@ def test_cutout_blanks_one_rectangle_and_nothing_else(height, width):
     np.testing.assert_array_equal(out[~blank], kept[~blank])
 
 
-def test_cutout_reaches_every_pixel_as_often_as_its_neighbours_allow():
+def test_cutout_reaches_every_pixel_as_often_as_its_neighbors_allow():
   batch = {'inputs': np.ones((20_000, 6, 6, 1), np.float32)}
   share = 1 - inputs_of(cutout(3), 0, batch).mean(0)[..., 0]
-  along = np.array([2, 3, 3, 3, 3, 2]) / 6  # a border pixel has a neighbour less to be cut out with
+  along = np.array([2, 3, 3, 3, 3, 2]) / 6  # a border pixel has a neighbor less to be cut out with
   assert np.abs(share - along[:, None] * along[None]).max() < 5 * np.sqrt(0.25 / 20_000)
 
 
@@ -315,7 +315,7 @@ def test_reaching_beyond_the_image_is_refused(fn):
     fn(jax.random.key(0), batch_of(2, 4, 9))
 
 
-@pytest.mark.parametrize('fill, message', [([1, 2, 3], 'one a channel'), (-1, '0 to 255'), (256, '0 to 255')])
+@pytest.mark.parametrize('fill, message', [([1, 2, 3], 'one per channel'), (-1, '0 to 255'), (256, '0 to 255')])
 def test_a_fill_that_does_not_fit_is_refused(fill, message):
   for fn in (cutout(2, fill=fill), shift(2, fill=fill)):
     with pytest.raises(ValueError, match=message):

@@ -75,7 +75,7 @@ def test_an_average_is_exactly_as_sparse_as_the_live_weights(hook, hook_first):
 
 
 def test_swa_of_half_precision_weights_keeps_small_differences():
-  """2,000 weights that alternate between two neighbours in bfloat16: their mean lies between, and is found."""
+  """2,000 weights that alternate between two neighbors in bfloat16: their mean lies between, and is found."""
   hook = swa(1)
   model = hook.model(Model(lambda key, inputs: ({'w': jnp.ones(2, jnp.bfloat16)}, {}), apply))
   params, state = model.init(jax.random.key(0), None)

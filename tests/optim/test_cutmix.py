@@ -44,7 +44,7 @@ def test_a_box_of_one_real_partner_and_labels_by_its_area(count, height, width, 
     np.testing.assert_allclose(out['weight'], batch['weight'], rtol=1e-6)
 
 
-def test_the_area_follows_beta_and_the_centre_is_anywhere():
+def test_the_area_follows_beta_and_the_center_is_anywhere():
   """With alpha 1 the wanted share is uniform; of a box of side s, s - s^2 / 4 lies inside on average."""
   count = 4_000
   out = jax.jit(cutmix(1.0, count))(jax.random.key(0), numbered(count, 20, 20))

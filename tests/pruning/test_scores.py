@@ -40,7 +40,7 @@ def test_synflow_in_small_steps_keeps_every_layer_alive_where_magnitude_does_not
   params['1'] = params['1'] / 100  # small weights, as many as all others
   alive = {}
   for name, score in {'synflow': synflow(forward, np.zeros((1, 20))), 'magnitude': magnitude}.items():
-    tx = jl.prune(0.97, end=40, every=1, score=score, allocate=global_(normalise=False))
+    tx = jl.prune(0.97, end=40, every=1, score=score, allocate=global_(normalize=False))
     update, weights = jax.jit(tx.update), jax.tree.map(jnp.array, params)
     state = tx.init(weights)
     for _ in range(41):
@@ -81,7 +81,7 @@ def test_grasp_orders_weights_as_the_published_score():
   np.testing.assert_allclose(got, want - min(want.min(), 0), atol=1e-4 * np.abs(want).max())
   assert got.min() == 0
   _, masks = jl.pruning.sparsify(params, 0.5, score=grasp, context=gradient_flow(objective, params), select='.',
-                         allocate=global_(normalise=False))  # fmt: skip
+                         allocate=global_(normalize=False))  # fmt: skip
   live = np.concatenate([np.asarray(masks['u']).reshape(-1), masks['v']])
   assert set(np.flatnonzero(live)) == set(np.argsort(want)[-6:])
   with pytest.raises(ValueError, match='a tree like params'):

@@ -133,7 +133,7 @@ def test_a_floor_keeps_every_layer_alive_and_norms_let_small_ones_compete():
   assert floored['a'].sum() == 5
   np.testing.assert_array_equal(floored['a'].ravel().nonzero()[0], np.sort(np.argsort(-scores['a'], axis=None)[:5]))
   assert sum(mask.sum() for mask in floored.values()) == 68 - round(68 * 0.8)
-  normal = shared(scores, 0.5, normalise=True)
+  normal = shared(scores, 0.5, normalize=True)
   both = {path: value / np.linalg.norm(value) for path, value in scores.items()}
   threshold = np.sort(np.concatenate([v.ravel() for v in both.values()]))[34]
   for path in both:

@@ -218,7 +218,7 @@ def test_clipping_leaves_what_is_not_finite_and_the_dtype():
   assert clip_weight(jnp.zeros((0, 3)), (0,), 4).shape == (0, 3)
 
 
-def test_each_output_channel_is_clipped_whatever_the_layout_and_what_is_normalised_stays():
+def test_each_output_channel_is_clipped_whatever_the_layout_and_what_is_normalized_stays():
   wide = jnp.asarray(RNG.standard_t(3, size=(40, 6)), jnp.float32)
 
   def forward(p, x):

@@ -166,7 +166,7 @@ def test_no_nan_is_made(name, real):
   assert all(np.isfinite(values).all() for values in (out, *gradients))
 
 
-def test_a_nan_stays_where_it_is_and_spoils_no_neighbour():
+def test_a_nan_stays_where_it_is_and_spoils_no_neighbor():
   dense = lambda w, x: x @ w  # noqa: E731
   w, x = arrays('dense')
   clean = jax.jit(quantize(dense))(w, x)

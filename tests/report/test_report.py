@@ -36,7 +36,7 @@ def _result(name='student', mistakes=2, nonzero=9):
   task, facts = classification(), {'classes': 3, 'class_names': ['a', 'b', 'c'], 'top': (2,)}
   result = Result(
     name, metrics, layers, 12.34, _history(), task.name, facts, [list(row) for row in task.rows], list(task.curve),
-    confusion.sum(), {'confusion': confusion.tolist()}, command='python launch.py', versions={'jax': '0'},
+    60, 'accuracy', {'confusion': confusion.tolist()}, command='python launch.py', versions={'jax': '0'},
   )  # fmt: skip
   result.machine = {'cores': '2'}
   result.tables = task.tables({**metrics, 'confusion': confusion}, facts)

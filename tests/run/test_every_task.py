@@ -57,6 +57,7 @@ def config_of():
   config.log.every = config.eval.every = jl.Duration(steps=3)
   config.checkpoint.every, config.data.batch_size, config.eval.batch_size = jl.Duration(steps=4), 16, 20
   config.log.tensorboard = config.log.progress = False
+  config.machine.steps_per_dispatch = 1  # so that a crash can be placed between two steps
   return config
 
 

@@ -31,7 +31,7 @@ MISTAKES = {
   'labels of another length': ({'data': (X, Y[:-1])}, '90 inputs and 89 labels'),
   'labels as floats': ({'data': (X, Y + 0.5)}, 'labels are integers'),
   'no examples': ({'data': (X[:0], Y[:0])}, 'train is empty: carve it'),
-  'images of other shapes': ({'data': ([TALL[0], TALL[0, :2]], [0, 1])}, 'examples have one shape; .*: resize or pad'),
+  'images of other shapes': ({'data': ([TALL[0], TALL[0, :2]], [0, 1])}, 'examples have one shape; .*: resize'),
   'not a pair': ({'data': X}, r'pass \(inputs, labels\)'),
   'a batch above the data': ({'data__batch_size': 600}, 'batch_size 600: lower it'),
   'a sparsity of one': ({'recipe': late(lambda c: jl.prune(1.0))}, r'in \[0, 1\); got 1\.0'),

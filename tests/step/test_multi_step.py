@@ -1,4 +1,4 @@
-"""Laws of several steps a dispatch: the same bits however a run is cut, and never where they would not be."""
+"""Laws of several steps per dispatch: the same bits however a run is cut, and never where they would not be."""
 
 import signal
 
@@ -158,7 +158,7 @@ POINTS = {'log__every': jl.Duration(steps=6), 'eval__every': jl.Duration(steps=9
 def trained(folder, steps_per_dispatch, **fields):
   said = []
   run(folder, steps=30, machine__steps_per_dispatch=steps_per_dispatch, say=said.append, **POINTS, **fields)
-  return [line for line in said if line.startswith('steps a dispatch')]
+  return [line for line in said if line.startswith('steps per dispatch')]
 
 
 def test_a_run_leaves_the_same_evidence_whatever_its_dispatches(tmp_path):
@@ -167,7 +167,7 @@ def test_a_run_leaves_the_same_evidence_whatever_its_dispatches(tmp_path):
   for steps in (0, 2, 3, 50):
     (line,) = trained(tmp_path / str(steps), steps)
     assert evidence(tmp_path / str(steps)) == wanted
-    assert steps == 0 or line.startswith(f'steps a dispatch: {min(steps, 4)} (')
+    assert steps == 0 or line.startswith(f'steps per dispatch: {min(steps, 4)} (')
 
 
 @pytest.mark.parametrize('how', ['crash', 'signal'])

@@ -141,7 +141,7 @@ def test_smoothing_and_soft_labels_go_together():
     (lambda: weighted_cross_entropy([1.0, np.nan]), 'finite'),
     (
       lambda: weighted_cross_entropy([1.0, 1.0])(jnp.zeros((2, 3)), {'labels': jnp.zeros(2, int)}),
-      'class weights are one a class; got 2 for logits [2, 3]',
+      'class weights are one per class; got 2 for logits [2, 3]',
     ),
     (lambda: class_weights([0, 2], 2), 'class_weights: labels are 0 to 1; got 0 to 2'),
     (lambda: class_weights([0, 0], 3), 'every class needs an example; none of class 1'),

@@ -1,6 +1,6 @@
 """oneDNN's C interface by ctypes: the library loaded, and its objects made.
 
-Nothing here is ever given back: there is one of each object a shape, for the process.
+Nothing here is ever given back: there is one of each object per shape, for the process.
 """
 
 from __future__ import annotations
