@@ -11,6 +11,10 @@ import pytest
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   _CACHE = tempfile.TemporaryDirectory(prefix='jaxlite-cache-')
   os.environ['XDG_CACHE_HOME'] = _CACHE.name
+  # JAX's own cache, without a limit: with one it reads the whole folder for every program that it writes.
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(_CACHE.name, 'programs')
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
   # Keras reads both when it is first imported; it would write a file into the user's home.
   os.environ['KERAS_BACKEND'], os.environ['KERAS_HOME'] = 'jax', _CACHE.name
 

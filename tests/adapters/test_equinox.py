@@ -33,8 +33,9 @@ class Buffers(eqx.Module):
     return self.activation(self.scale * (x * self.freq)[self.index] @ self.weight)
 
 
-@pytest.mark.parametrize('given', [Buffers(KEY), Buffers], ids=['instance', 'constructor'])
+@pytest.mark.parametrize('given', [lambda: Buffers(KEY), lambda: Buffers], ids=['instance', 'constructor'])
 def test_equinox_integers_and_frozen_floats_are_buffers(given):
+  given = given()
   model = from_equinox(given, frozen='^freq$')
   params, state = jax.jit(model.init)(KEY, X)
   assert trees.paths(params) == ['scale', 'weight']
@@ -115,10 +116,10 @@ class Tied(eqx.Module):
     return x @ self.one @ self.two
 
 
-@pytest.mark.parametrize('given', [Tied(KEY), Tied], ids=['instance', 'constructor'])
+@pytest.mark.parametrize('given', [lambda: Tied(KEY), lambda: Tied], ids=['instance', 'constructor'])
 def test_equinox_naive_ties_are_an_error(given):
   with pytest.raises(ValueError, match="'one' and 'two' are one array"):
-    from_equinox(given).init(KEY, X)
+    from_equinox(given()).init(KEY, X)
 
 
 def test_equinox_shared_weights_are_one_parameter():

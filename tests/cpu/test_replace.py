@@ -24,8 +24,9 @@ def without_onednn(monkeypatch):
   monkeypatch.setattr(choose, 'forms', lambda *_: {})
 
 
-X = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-W = jax.random.normal(jax.random.key(1), (3, 3, 3, 16))  # large enough to be exchanged in a loop
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(2, 8, 8, 3)), jnp.float32)
+W = jnp.asarray(RNG.normal(size=(3, 3, 3, 16)), jnp.float32)  # large enough to be exchanged in a loop
 
 
 def network(x, w):

@@ -22,11 +22,12 @@ print(json.dumps([line, events.count('cache_hits'), float(out)]))
 
 def start(root, **environment):
   code = PROGRAM.format(root=repr(str(root)) if root is not None else None)
+  own = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}  # not the session's
   run = subprocess.run(
     [sys.executable, '-W', 'error', '-c', code],
     capture_output=True,
     text=True,
-    env={**os.environ, **environment},
+    env={**own, **environment},
     check=True,
     timeout=120,
   )

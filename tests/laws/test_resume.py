@@ -24,6 +24,7 @@ ALONE = (*PARTS, 'dispatched')
 
 def start(workdir, *names, cache=None):
   environment = {**os.environ, 'PYTHONPATH': str(ROOT), **({} if cache is None else {'XDG_CACHE_HOME': str(cache)})}
+  del environment['JAX_COMPILATION_CACHE_DIR']  # a cache that begins empty is the run's own
   return subprocess.Popen(
     [sys.executable, str(PROGRAM), str(workdir), *names], stdout=subprocess.PIPE, text=True, env=environment
   )
@@ -35,7 +36,7 @@ def digest(run):
   found = checkpoint.load_arrays(run / 'checkpoints', names, which='latest')
   points = [{name: point[name] for name in point if name not in records.CLOCK} for point in read_records(run)]
   result = json.loads((run / 'result.json').read_text())
-  evidence = [checkpoint.fingerprint(found.state), points, result['metrics'], result['confusion'], result['layers']]
+  evidence = [checkpoint.fingerprint(found.state), points, result['metrics'], result['evidence'], result['layers']]
   return hashlib.sha256(json.dumps(evidence, sort_keys=True).encode()).hexdigest(), len(points)
 
 
