@@ -305,8 +305,8 @@ def resume_check(rows: Sequence[Row], folder: Path) -> bool:
     torn.mkdir(parents=True)
     if (whole / 'rewrites.json').exists():  # forms that were timed; two fresh runs may choose others
       shutil.copy(whole / 'rewrites.json', torn)
-    process = alone(row, torn)
-    while process.poll() is None and len(saved(torn)) < 2:
+    process, total = alone(row, torn), max(saved(whole))
+    while process.poll() is None and max(saved(torn), default=0) < total / 3:
       time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -335,10 +335,9 @@ def wait(process: subprocess.Popen, row: Row) -> list[str]:
   return out.splitlines()
 
 
-def saved(folder: Path) -> list[str]:
-  """Names of the checkpoints that are complete."""
-  checkpoints = folder / 'checkpoints'
-  return [path.name for path in checkpoints.glob('[0-9]*') if path.name.isdigit()] if checkpoints.exists() else []
+def saved(folder: Path) -> list[int]:
+  """Steps of the checkpoints that are complete."""
+  return [int(path.name) for path in (folder / 'checkpoints').glob('*') if path.name.isdigit()]
 
 
 def evidence(folder: Path) -> dict[str, Any]:
