@@ -30,7 +30,7 @@ from jaxlite.data.inputs import leaves, take
 from jaxlite.distillation import _teachers as teachers
 from jaxlite.errors import whole
 from jaxlite.host import files
-from jaxlite.optim._augment import Augmentation
+from jaxlite.optim import Augmentation
 
 _LAYOUT = 1  # of the files; another number makes older ones invisible
 _PROOF = 'proof.json'
