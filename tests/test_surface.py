@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import types
+import typing
 
 import pytest
 
@@ -119,4 +120,5 @@ def test_every_public_name_is_documented(room):
   package = importlib.import_module(f'jaxlite.{room}')
   for name in package.__all__:
     value = getattr(package, name)
-    assert inspect.getdoc(value), f'jaxlite.{room}.{name} has no docstring'
+    alias = typing.get_origin(value) is not None  # a type by name, which can carry none
+    assert alias or inspect.getdoc(value), f'jaxlite.{room}.{name} has no docstring'

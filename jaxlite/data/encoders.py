@@ -52,7 +52,8 @@ class TableEncoder:
   def __call__(self, table: Any) -> np.ndarray:
     """Returns float32 [N, features] of a table in any form that `from_table` takes.
 
-    Names that training never saw are 0 in every feature of their column, with a warning.
+    Names that training never saw are 0 in every feature of their column, with a warning. An array [N, features], such
+    as the inputs of a split, is encoded already and passes.
 
     Raises:
       ValueError: a column is missing, unknown or of another kind, a number is missing.
@@ -64,6 +65,8 @@ class TableEncoder:
 
   def encode(self, table: Any) -> tuple[np.ndarray, list[str]]:
     """Returns float32 [N, features], and a line for each column with names that training never saw."""
+    if _is_array(table):
+      return self._encoded(np.asarray(table)), []
     found = frames.read_columns(table)
     self._check_columns(list(found))
     features, told = [], []
@@ -86,6 +89,15 @@ class TableEncoder:
         f'numbers fit into float32; {self.feature_names[index[1]]!r} does not in row {index[0]}: scale it'
       )
     return inputs, told
+
+  def _encoded(self, array: np.ndarray) -> np.ndarray:
+    count = len(self.feature_names)
+    if array.ndim != 2 or array.shape[1] != count or array.dtype.kind not in 'biuf':
+      raise ValueError(
+        f'rows are a table, or its encoded features, float[N, {count}] ({_listed(list(self.feature_names))}); '
+        f'got {array.dtype}{list(array.shape)}'
+      )
+    return array.astype(np.float32)
 
   def _check_columns(self, found: list[str]) -> None:
     names = [column for column, *_ in self.columns]
@@ -178,6 +190,8 @@ class TextEncoder:
   def __call__(self, texts: Any) -> Any:
     """Returns {'tokens': int32 [N, length], 'mask': bool [N, length]}, or the tokens alone, of strings.
 
+    What looks like that already, such as the inputs of a split, passes.
+
     Raises:
       ValueError: something else than strings; characters that the tokenizer does not know.
     """
@@ -188,6 +202,8 @@ class TextEncoder:
 
   def encode(self, texts: Any) -> tuple[Any, list[str]]:
     """Returns what a call returns, and lines on texts that are cut or empty."""
+    if isinstance(texts, Mapping) and set(texts) == {'tokens', 'mask'} if self.mask else _is_array(texts):
+      return texts, []
     ids = self.tokenize(texts)
     counts = np.array([len(one) for one in ids], np.int64)
     told = []
@@ -212,6 +228,12 @@ class TextEncoder:
     """Returns the encoder of a JSON form; ValueError where it is of another kind."""
     found = _parsed(text, 'text')
     return cls(load_tokenizer(found['tokenizer']), int(found['length']), bool(found['mask']))
+
+
+def _is_array(values: Any) -> bool:
+  """Whether this is an array of numbers: no structured array, no strings, no DataFrame."""
+  dtype = getattr(values, 'dtype', None)
+  return getattr(dtype, 'kind', '') in ('b', 'i', 'u', 'f') and hasattr(values, 'ndim')
 
 
 def as_texts(texts: Any) -> list[str]:

@@ -27,10 +27,10 @@ from jaxlite.contract import Network, stream
 from jaxlite.data.columns import Columns, digest, with_columns
 from jaxlite.data.dataset import Dataset, Split
 from jaxlite.data.inputs import leaves, take
-from jaxlite.distillation import _teachers as teachers
+from jaxlite.distillation import check_teacher, teacher_outputs, teacher_values
 from jaxlite.errors import whole
 from jaxlite.host import files
-from jaxlite.optim._augment import Augmentation
+from jaxlite.optim import Augmentation
 
 _LAYOUT = 1  # of the files; another number makes older ones invisible
 _PROOF = 'proof.json'
@@ -84,7 +84,7 @@ def cache_logits(
   """
   if isinstance(teacher, str):
     raise TypeError('cache_logits runs a teacher, so it takes a Network or a function; got a name')
-  teachers.check_teacher(teacher, 'cache_logits')
+  check_teacher(teacher, 'cache_logits')
   if not isinstance(data.train, Split | Columns):
     raise ValueError('cache_logits runs over examples in memory; a stream makes them: distil from the teacher')
   views = list(views)
@@ -161,9 +161,9 @@ def _plan(teacher: Any, data: Dataset, views: list[Any], seed: int, batch_size: 
 
   @jax.jit
   def predict(values: Any, inputs: Any) -> jax.Array:
-    return jnp.asarray(teachers.forward(teacher, values, inputs)).astype(jnp.float32)
+    return jnp.asarray(teacher_outputs(teacher, values, inputs)).astype(jnp.float32)
 
-  values = teachers.values_of(teacher)
+  values = teacher_values(teacher)
   logits = jax.eval_shape(predict, values, inputs)
   classes = data.facts.get('classes', logits.shape[-1] if logits.ndim else 0)
   wanted = (*batch['labels'].shape, classes) if 'classes' in data.facts else (batch_size, *logits.shape[1:])

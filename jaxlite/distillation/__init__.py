@@ -8,9 +8,13 @@ from jaxlite.distillation._hint import hint
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._rkd import rkd
 from jaxlite.distillation._self_distill import self_distill
+from jaxlite.distillation._teachers import check_teacher
+from jaxlite.distillation._teachers import forward as teacher_outputs
+from jaxlite.distillation._teachers import values_of as teacher_values
 
 __all__ = [
   'attention_transfer',
+  'check_teacher',
   'dist',
   'distill',
   'dkd',
@@ -18,4 +22,6 @@ __all__ = [
   'kd',
   'rkd',
   'self_distill',
+  'teacher_outputs',
+  'teacher_values',
 ]

@@ -2,7 +2,7 @@
 
 from jaxlite.optim import schedules as schedules
 from jaxlite.optim._accumulate import accumulate
-from jaxlite.optim._augment import augment, crop, cutmix, cutout, flip, mixup, shift
+from jaxlite.optim._augment import Augmentation, augment, crop, cutmix, cutout, flip, mixup, shift
 from jaxlite.optim._average import average
 from jaxlite.optim._freeze import freeze
 from jaxlite.optim._normalize import normalize
@@ -16,6 +16,7 @@ from jaxlite.optim._unfreeze import next_phase, unfreezing
 from jaxlite.optim.schedules import warmup_cosine
 
 __all__ = [
+  'Augmentation',
   'accumulate',
   'augment',
   'average',

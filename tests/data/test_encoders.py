@@ -69,6 +69,15 @@ def test_every_form_of_a_table_gives_the_numbers_of_an_oracle(form, tmp_path):
   assert ENCODER.feature_names == DATA.feature_names
 
 
+def test_what_is_encoded_already_passes():
+  np.testing.assert_array_equal(ENCODER(DATA.test.inputs), DATA.test.inputs)
+  texts = TextEncoder(ByteTokenizer(), 4)
+  encoded = texts(['ab', 'c'])
+  assert texts(encoded) is encoded
+  ids = TextEncoder(ByteTokenizer(), 4, mask=False)
+  np.testing.assert_array_equal(ids(ids(['ab'])), ids(['ab']))
+
+
 def test_the_splits_hold_what_the_encoder_gives():
   both = np.concatenate([split.inputs for split in (DATA.train, DATA.validation, DATA.test)])
   assert sorted(map(tuple, both)) == sorted(map(tuple, ENCODER(TABLE)))
@@ -150,7 +159,7 @@ BAD = {
   'one row': (rows_of(GOOD)[0], r'^a table is a dict of columns; got a dict of single values: .* \[row\]'),
   'odd rows': ([*rows_of(GOOD), {'size': 1}], r'^every row has the columns of the first; row 2 lacks '),
   'no rows': ([], '^a table is a CSV path'),
-  'an array': (np.ones((2, 4)), '^a table is a CSV path, .* got ndarray'),
+  'an array': (np.ones((2, 4)), r'^rows are a table, or its encoded features, float\[N, 13\] .* got float64\[2, 4\]'),
 }
 
 
