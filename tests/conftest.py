@@ -1,7 +1,8 @@
-"""What holds for every test: caches of the user are left alone, and shared within one session."""
+"""What holds for every test: caches of the user are left alone and shared within one session, and what is quick."""
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -18,12 +19,57 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   # Keras reads both when it is first imported; it would write a file into the user's home.
   os.environ['KERAS_BACKEND'], os.environ['KERAS_HOME'] = 'jax', _CACHE.name
 
+HERE = Path(__file__).parent
+# The inner loop: of each room what is tested within seconds and imports little. Names of files below tests/.
+QUICK = (
+  *('test_contract', 'test_imports', 'test_surface', 'test_trees', 'config/*', 'deployment/*', 'report/*'),
+  *('checkpoint/test_roundtrip', 'data/test_[abcdefipst]*', 'distillation/test_divergences', 'graph/test_[ptw]*'),
+  *(
+    'host/test_files',
+    'host/test_gc_pause',
+    'host/test_preempt',
+    'models/test_models_norm',
+    'models/test_embedding_bag',
+  ),
+  *('optim/test_phases', 'optim/test_plateau', 'optim/test_schedules', 'optim/test_averages', 'pruning/test_prune'),
+  *(
+    'pruning/test_scores',
+    'pruning/test_threshold',
+    'quantization/test_quantize',
+    'quantization/test_quantize_oracles',
+  ),
+  *('run/test_records', 'run/test_workdir', 'run/test_loop_refusals', 'step/test_warm_up', 'step/test_platforms'),
+  *('tasks/test_losses', 'tasks/test_ranking', 'tasks/test_tasks', 'step/test_train_step', 'models/test_embedding_bag'),
+)
+_SLOWER = ('data/test_sources.py',)
+
+
+def _quick() -> set[Path]:
+  return {path for name in QUICK for path in HERE.glob(f'{name}.py')} - {HERE / name for name in _SLOWER}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """With `-m quick` leaves the other files unread: importing them all takes longer than the tests."""
+  if config.option.markexpr == 'quick':
+    quick = _quick()
+    others = [str(path) for path in HERE.rglob('test_*.py') if path not in quick]
+    config.option.ignore = [*(config.option.ignore or ()), *others, str(HERE.parent / 'jaxlite')]
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks select
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  quick = _quick()
+  for item in items:
+    if item.path in quick and item.get_closest_marker('slow') is None:
+      item.add_marker('quick')
+
 
 @pytest.fixture(autouse=True)
 def _unoptimized(request: pytest.FixtureRequest):
   """Has XLA leave its optimizations out where a test says that it may: half of the time that a program takes to
   compile. Bits and speed are judged of programs as users get them."""
-  if request.node.get_closest_marker('unoptimized') is None:
+  mark = request.node.get_closest_marker('unoptimized')
+  if mark is None or mark.args == (False,):  # a test in a file that is marked
     yield
     return
   import jax

@@ -32,6 +32,7 @@ IMAGES = RNG.normal(size=(5, 7, 6, 2)).astype(np.float32)
 # --- the same weights, without state or randomness --------------------------------------------------------------
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_same_weights_give_the_outputs_and_gradients_of_numpy(framework):
   model, names, transposed = dense(framework, WEIGHTS)
@@ -75,6 +76,7 @@ def conv(framework):
   return adapters.from_function(run, {'k': K1, 'c': C1})
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_same_convolution_gives_the_outputs_of_numpy(framework):
   model = conv(framework)

@@ -11,6 +11,8 @@ from jaxlite.distillation._dkd import dkd
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._rkd import rkd
 
+pytestmark = pytest.mark.unoptimized
+
 # --- published formulas ------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ def recipe():
   return jl.chain(jl.fake_quant(), jl.distill(teacher), optax.adam(1e-2), pruned)
 
 
+@pytest.mark.unoptimized
 def test_the_same_recipe_gives_the_same_losses_and_the_same_sparsity_in_every_framework():
   losses = {}
   for framework in FRAMEWORKS:

@@ -8,6 +8,8 @@ import pytest
 from jaxlite import contract
 from jaxlite.optim._augment import augment, crop, cutout, flip, mixup, shift
 
+pytestmark = pytest.mark.unoptimized
+
 ALL = {
   'flip': flip(),
   'shift': shift(2),
@@ -84,6 +86,7 @@ def test_deterministic_in_the_key_and_different_between_keys_and_examples(name):
   assert len({image.tobytes() for image in first}) > 1
 
 
+@pytest.mark.unoptimized(False)
 @pytest.mark.parametrize('name', ALL)
 def test_scan_and_vmap_equal_the_loop(name):
   fn = ALL[name]

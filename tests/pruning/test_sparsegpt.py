@@ -14,6 +14,8 @@ from jaxlite.pruning._statistics import gather_statistics
 from jaxlite.pruning._structure import channel, element, n_m, per_output
 from jaxlite.pruning.scores import snip, wanda
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 
 
