@@ -131,6 +131,19 @@ def check_named(columns: Mapping[str, np.ndarray], drop: Sequence[str]) -> None:
       raise ValueError(f'columns have names; {name!r} has none and {counts}: pass drop=[{name!r}], or name it')
 
 
+def counting(columns: Mapping[str, np.ndarray]) -> list[str]:
+  """Returns a line for each column of whole numbers that counts the rows in their order, as R's `rownames` do.
+
+  >>> counting({'rownames': np.array([1, 2, 3]), 'size': np.array([3, 1, 2])})
+  ["column 'rownames' counts the rows, which says nothing of new ones: leave it out with drop=['rownames']"]
+  """
+  return [
+    f'column {name!r} counts the rows, which says nothing of new ones: leave it out with drop=[{name!r}]'
+    for name, values in columns.items()
+    if values.dtype.kind in 'iuO' and len(values) > 2 and _counts(values)
+  ]
+
+
 def _counts(values: np.ndarray) -> bool:
   """Whether a column is 0, 1, 2, ... or 1, 2, 3, ..."""
   try:

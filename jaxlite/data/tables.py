@@ -94,7 +94,7 @@ def from_table(
     facts={**given, **(facts or {})},
     feature_names=encoder.feature_names,
     standardize=standardize,
-    notes=[line.replace('training never saw', 'train does not have') for line in told],
+    notes=[*frames.counting(features), *(line.replace('training never saw', 'train does not have') for line in told)],
     encoder=encoder,
   )
 

@@ -35,7 +35,7 @@ def digest(run):
   found = checkpoint.load_arrays(run / 'checkpoints', names, which='latest')
   points = [{name: point[name] for name in point if name not in records.CLOCK} for point in read_records(run)]
   result = json.loads((run / 'result.json').read_text())
-  evidence = [checkpoint.fingerprint(found.state), points, result['metrics'], result['confusion'], result['layers']]
+  evidence = [checkpoint.fingerprint(found.state), points, result['metrics'], result['evidence'], result['layers']]
   return hashlib.sha256(json.dumps(evidence, sort_keys=True).encode()).hexdigest(), len(points)
 
 
