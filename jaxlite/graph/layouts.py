@@ -280,7 +280,7 @@ def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args:
   """
   jaxpr = jax.make_jaxpr(fn)(*args)
   plan = provenance.read(jaxpr, tags)
-  weights = frozenset().union(*(site.paths for site in plan.all_sites() if site.weighs))
+  weights = frozenset().union(*(site.weights for site in plan.all_sites()))
   known = layouts_of(read(jaxpr, plan, tags))
   return {path: known.get(path) for path in sorted(weights)}
 

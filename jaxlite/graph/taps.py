@@ -208,7 +208,7 @@ def _contraction(
 ) -> Iterator[_Candidate]:
   if site.side is not None and (site.weighs or not site.why_not):
     tap = Tap('', layers, tuple(eqn.outvars[0].aval.shape), _channels(eqn, site.side), where)
-    yield _Candidate(site.paths, tap, barred)
+    yield _Candidate(site.weights or site.paths, tap, barred)
 
 
 def _channels(eqn: Any, side: int) -> tuple[int, ...]:

@@ -122,7 +122,7 @@ def _trace(apply: Any, params: Any, state: Any, inputs: Any) -> _Program:
   jaxpr = jax.make_jaxpr(apply)(params, state, inputs)
   tags = model_tags(params, state, inputs, None, None)
   plan = provenance.read(jaxpr, tags)
-  weights = frozenset().union(*(site.paths for site in plan.all_sites() if site.weighs)) & {*trees.paths(params)}
+  weights = frozenset().union(*(site.weights for site in plan.all_sites())) & {*trees.paths(params)}
   return _Program(jaxpr, plan, layouts.read(jaxpr, plan, tags), weights)
 
 
