@@ -41,6 +41,17 @@ class LeafLayout(NamedTuple):
     """
     return tuple(axis for axis in range(ndim) if axis not in self.summed + self.outputs)
 
+  def layer(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Returns the axes of one of the weights that a leaf of this shape stacks; None where it is a single one.
+
+    >>> LeafLayout((1,), (2,)).layer((4, 3, 3)), LeafLayout((0,), (1,)).layer((3, 3))
+    ((1, 2), None)
+    """
+    stack = self.stack(len(shape))
+    if all(shape[axis] == 1 for axis in stack):
+      return None
+    return tuple(axis for axis in range(len(shape)) if axis not in stack)
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)

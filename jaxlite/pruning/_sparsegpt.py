@@ -43,7 +43,7 @@ def sparsegpt(
     sparsity: the share of each selected leaf that becomes zero, in [0, 1).
     structure: `element` or `n_m(n, m)`; or {regular expression on paths: structure}.
     allocate: `uniform`, `erk`, or {regular expression on paths: sparsity}.
-    select: a rule on paths; None takes the weights of which the calibration knows the inputs.
+    select: a rule on paths; None takes the calibration's weights.
     damping: added to a Gram matrix's diagonal, as a share of its mean.
     block: inputs whose dead weights are chosen together; a multiple of m for N:M.
     packed: give the masks as bits.
@@ -76,14 +76,12 @@ def sparsegpt(
       'sparsegpt reads Gram matrices, and the calibration holds none: gather_statistics(..., grams=True)'
     )
   skipped = dict(context.layouts.skipped)
-  if select is None:
-    select = lambda path: path in context.grams  # noqa: E731
   goals = goals_of(params, sparsity, context, structure, allocate, select, what='sparsegpt')
   weights, masks = leaves_at(params, goals), {}
   for path, goal in goals.items():
     if path not in context.grams:
       why = skipped.get(path, 'gather_statistics(grams=True) over the weights records them')
-      raise ValueError(f'sparsegpt finds no Gram matrix of the inputs of {path!r}: {why}')
+      raise ValueError(f'sparsegpt finds no Gram matrix of the inputs of {path!r}: {why}; select= leaves it out')
     weights[path], masks[path] = _pruned(path, weights[path], np.asarray(context.grams[path]), goal, damping, block)
   return trees.map_with_path(lambda path, leaf: weights.get(path, leaf), params), laid_out(masks, params, packed)
 

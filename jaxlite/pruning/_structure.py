@@ -1,6 +1,7 @@
 """Structures: how the weights of a leaf come together into units that live or die as one.
 
-Each takes the layout of a leaf, as `train_step` reads it off the model. In a foreign loop there is none, and the
+Each takes the layout of a leaf, as `train_step` reads it off the model. Layers that a leaf stacks (by scan or vmap)
+never compete with each other. In a foreign loop there is none, and the
 defaults are those of (in, out) and HWIO kernels: outputs last, summed over second to last; say `axis=` elsewhere.
 """
 
@@ -42,6 +43,7 @@ class Structure(NamedTuple):
     fewest: units that live whatever the sparsity.
     share: the sparsity that the structure itself asks for, None where any will do.
     pattern: (n, m) of N:M, else None.
+    by_axes: it goes by the layout, so a weight of which none can be read is refused.
   """
 
   describe: str
@@ -52,6 +54,7 @@ class Structure(NamedTuple):
   fewest: int = 0
   share: float | None = None
   pattern: tuple[int, int] | None = None
+  by_axes: bool = False
 
 
 element = Structure('element')  # every weight is a unit
@@ -73,7 +76,7 @@ def per_output(axis: int | None = None) -> Structure:
       return layout.summed
     return tuple(one for one in range(len(shape)) if one != (-1 if axis is None else axis) % len(shape))
 
-  return Structure('per output', rivals=rivals)
+  return Structure('per output', rivals=rivals, by_axes=axis is None)
 
 
 def channel(axis: int | None = None) -> Structure:
@@ -102,7 +105,7 @@ def channel(axis: int | None = None) -> Structure:
   def spread(units: jax.Array, shape: tuple[int, ...], layout: LeafLayout | None) -> jax.Array:
     return jnp.broadcast_to(units, shape)
 
-  return Structure('channel', units, spread, fewest=1)
+  return Structure('channel', units, spread, fewest=1, by_axes=axis is None)
 
 
 def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
@@ -163,7 +166,7 @@ def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
     length = math.prod(shape[one] for one in summed)
     return sum(_room(length, n, m)) * (math.prod(shape) // max(length, 1))
 
-  return Structure(f'{n}:{m}', units, fixed=fixed, share=1 - n / m, pattern=(n, m))
+  return Structure(f'{n}:{m}', units, fixed=fixed, share=1 - n / m, pattern=(n, m), by_axes=axis is None)
 
 
 def _room(length: int, n: int, m: int) -> list[int]:
@@ -195,6 +198,9 @@ def block(rows: int, columns: int) -> Structure:
     return values.reshape(*lead, -(-height // rows), rows, -(-width // columns), columns)
 
   def units(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
+    layer = layout and layout.layer(scores.shape)
+    if layer and not {scores.ndim - 2, scores.ndim - 1} <= {*layer}:
+      raise ValueError(f'block: a block lies in one layer; a weight {scores.shape} stacks layers along its last two axes')
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     return jnp.sum(blocks(wide), axis=(-3, -1)) / jnp.sum(blocks(jnp.ones_like(wide)), axis=(-3, -1))
 
