@@ -22,7 +22,7 @@ Rule = None | str | Sequence[str] | Callable[[str], bool]
 # As frameworks and people write them: `bias_n` and `bias_ih` of a GRU, `ln1`, `ln_f`, `bn2`, `norm_1`, `LayerNorm_0`.
 _NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gain|gamma|beta|offset|shift)(_?[a-z]{0,2}\d*)?$', re.IGNORECASE)
 _NORM = re.compile(r'(norm|(^|_)(ln|bn|gn))(_?(\d+|[a-z]|out|in|final|pre|post))?$', re.IGNORECASE)
-_POSITION = re.compile(r'(^|_)(wpe|pos(ition)?s?(al)?)($|_|emb|enc|\d)', re.IGNORECASE)
+_POSITION = re.compile(r'(^|_)(wpe|pos(ition)?s?(al)?)($|_?emb|_?enc|_?table|\d)', re.IGNORECASE)
 
 
 def path_string(key_path: Sequence[Any]) -> str:

@@ -88,9 +88,7 @@ def tops(covers: Covers) -> frozenset[str]:
   """Returns the leaves than which no other spans farther along any axis."""
   live = {path: cover for path, cover in covers.items() if not cover.lost}
   return frozenset(
-    path
-    for path, cover in live.items()
-    if all(_within(other.extents, cover.extents) for other in live.values())
+    path for path, cover in live.items() if all(_within(other.extents, cover.extents) for other in live.values())
   )
 
 

@@ -41,17 +41,6 @@ class LeafLayout(NamedTuple):
     """
     return tuple(axis for axis in range(ndim) if axis not in self.summed + self.outputs)
 
-  def layer(self, shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Returns the axes of one of the weights that a leaf of this shape stacks; None where it is a single one.
-
-    >>> LeafLayout((1,), (2,)).layer((4, 3, 3)), LeafLayout((0,), (1,)).layer((3, 3))
-    ((1, 2), None)
-    """
-    stack = self.stack(len(shape))
-    if all(shape[axis] == 1 for axis in stack):
-      return None
-    return tuple(axis for axis in range(len(shape)) if axis not in stack)
-
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -339,9 +328,7 @@ def _squeezed(eqn: Any, view: View, shape: Sequence[int]) -> View:
 
 def _broadcast(eqn: Any, view: View, shape: Sequence[int]) -> View:
   out: list[tuple[int, ...]] = [()] * len(shape)
-  for group, axis, size in zip(
-    view.axes, eqn.params['broadcast_dimensions'], eqn.invars[0].aval.shape, strict=True
-  ):
+  for group, axis, size in zip(view.axes, eqn.params['broadcast_dimensions'], eqn.invars[0].aval.shape, strict=True):
     out[axis] = group if size == shape[axis] else ()
   return view._replace(axes=tuple(out))
 

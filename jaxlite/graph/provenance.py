@@ -363,7 +363,9 @@ def _read_while(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Ta
 
 def _read_cond(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag, ...], tuple[Plan, ...]]:
   plans = tuple(_read(branch, given[1:], place) for branch in eqn.params['branches'])
-  return tuple(_join([given[0], *outs], _join(outs).covers) for outs in zip(*(p.out for p in plans), strict=True)), plans
+  return tuple(
+    _join([given[0], *outs], _join(outs).covers) for outs in zip(*(p.out for p in plans), strict=True)
+  ), plans
 
 
 _READERS: dict[str, Callable[..., tuple[tuple[Tag, ...], tuple[Plan, ...]]]] = {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxlite import trees
 from jaxlite.graph.layouts import LeafLayout
 from jaxlite.pruning._allocate import Allocate, Global, Leaf, allocated, by_rules
-from jaxlite.pruning._structure import Structure, element
+from jaxlite.pruning._structure import Structure, element, is_element
 from jaxlite.pruning._top_k import keep_largest, keep_largest_of
 
 Structures = Structure | Mapping[str, Structure]
@@ -41,7 +41,10 @@ class Target(NamedTuple):
   @property
   def layer(self) -> tuple[int, ...] | None:
     """The axes of one of the layers that the leaf stacks, None where it is a single one."""
-    return None if self.layout is None else self.layout.layer(self.shape)
+    declared = {axis % len(self.shape) for axis in self.structure.stack}
+    seen = self.layout.stack(len(self.shape)) if self.layout is not None else ()
+    stack = {axis for axis in (*declared, *seen) if self.shape[axis] != 1}
+    return tuple(axis for axis in range(len(self.shape)) if axis not in stack) if stack else None
 
   @property
   def layers(self) -> int:
@@ -80,16 +83,17 @@ def targets(
       f'{what}: structure is element, channel(), n_m(2, 4), ... or rules, {{path: structure}}; got {structure!r}'
     )
   seen = {path: Leaf(tuple(leaf.shape), (layouts or {}).get(path)) for path, leaf in leaves.items()}
-  shares = allocated(seen, sparsity, allocate, what=what)
   alone = isinstance(structure, Structure)
   structures = (
     dict.fromkeys(seen, structure) if alone else by_rules(seen, structure, element, what=f'{what}: structure rule')
   )
+  seen = {path: _declared(leaf, structures[path].stack, foreign=layouts is None) for path, leaf in seen.items()}
+  shares = allocated(seen, sparsity, allocate, what=what)
   shared = allocate if isinstance(allocate, Global) else None
   found = {}
   for path, leaf in seen.items():
     own, share = structures[path], shares[path]
-    if own is not element and len(leaf.shape) < 2:
+    if not is_element(own) and len(leaf.shape) - len(own.stack) < 2:
       raise ValueError(f'{what}: the structure {own.describe} needs two axes; {path!r} has {len(leaf.shape)}')
     if own.by_axes and layouts is not None and not (leaf.layout and leaf.layout.summed):
       raise ValueError(
@@ -107,6 +111,16 @@ def targets(
       f'{what}: {structure.describe} makes {structure.share:g} of the weights zero; got sparsity={sparsity}: pass that'
     )
   return found
+
+
+def _declared(leaf: Leaf, stack: tuple[int, ...], *, foreign: bool) -> Leaf:
+  """The leaf with the axes that are declared to stack layers; of the others a foreign loop tells nothing: as usual."""
+  if not stack or (leaf.layout is None and not foreign):
+    return leaf
+  axes = {axis % len(leaf.shape) for axis in stack}
+  usual = LeafLayout(tuple(range(len(leaf.shape) - 1)), (len(leaf.shape) - 1,))
+  summed, outputs = (tuple(axis for axis in own if axis not in axes) for own in leaf.layout or usual)
+  return leaf._replace(layout=LeafLayout(summed, outputs))
 
 
 def draw(
@@ -176,8 +190,7 @@ def _together(
   floor = sum(floors[path] * layers[path] for path in units)
   if floor > final:
     raise ValueError(
-      f'global_: floor={shared.floor} keeps {floor} units alive, sparsity={sparsity} only {final}:'
-      ' lower one of them'
+      f'global_: floor={shared.floor} keeps {floor} units alive, sparsity={sparsity} only {final}: lower one of them'
     )
   competing = {}
   for path, one in units.items():

@@ -18,7 +18,7 @@ from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at
 from jaxlite.pruning._mask_state import laid_out
 from jaxlite.pruning._one_shot import goals_of
 from jaxlite.pruning._statistics import Calibration
-from jaxlite.pruning._structure import element
+from jaxlite.pruning._structure import element, is_element
 
 
 def sparsegpt(
@@ -93,10 +93,12 @@ def _pruned(path: str, leaf: Any, grams: np.ndarray, goal: Target, damping: floa
   order = (*stack, *layout.outputs, *layout.summed)
   moved = np.transpose(np.asarray(leaf, np.float64), order)
   inputs = grams.shape[-1]
+  if len(grams) == 1 and goal.layers > 1:  # declared to be layers, over shared inputs
+    grams = np.repeat(grams, goal.layers, axis=0)
   # A group of a convolution holds the outputs next to each other, so one reshape serves stacks and groups.
   dense = moved.reshape(grams.shape[0], -1, inputs)
   pattern = goal.structure.pattern
-  if pattern is None and goal.structure is not element:
+  if pattern is None and not is_element(goal.structure):
     raise ValueError(f'sparsegpt prunes single weights or N:M; {path!r} asks for {goal.structure.describe}')
   pruned, live = dense.copy(), np.ones(dense.shape, bool)
   for index, gram in enumerate(grams):

@@ -238,7 +238,9 @@ def _placed(program: _Program, use: layouts.Use, record: jax.Array) -> jax.Array
   if parts > 1:
     (start, size), wide = use.box[layout.outputs[0]], shape[layout.outputs[0]] // parts
     place.append(slice(start // wide, (start + size) // wide))
-  whole = jnp.zeros((*(shape[axis] for axis in stack), max(inside, parts), *record.shape[len(stack) + 1 :]), record.dtype)
+  whole = jnp.zeros(
+    (*(shape[axis] for axis in stack), max(inside, parts), *record.shape[len(stack) + 1 :]), record.dtype
+  )
   whole = whole.at[tuple(place)].set(record)
   return whole.reshape(math.prod(whole.shape[: len(stack) + 1]), *whole.shape[len(stack) + 1 :])
 

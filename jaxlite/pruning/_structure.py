@@ -44,6 +44,7 @@ class Structure(NamedTuple):
     share: the sparsity that the structure itself asks for, None where any will do.
     pattern: (n, m) of N:M, else None.
     by_axes: it goes by the layout, so a weight of which none can be read is refused.
+    stack: axes that are declared to stack layers, beside those of the layout.
   """
 
   describe: str
@@ -55,9 +56,32 @@ class Structure(NamedTuple):
   share: float | None = None
   pattern: tuple[int, int] | None = None
   by_axes: bool = False
+  stack: tuple[int, ...] = ()
 
 
 element = Structure('element')  # every weight is a unit
+
+
+def is_element(structure: Structure) -> bool:
+  """Tells whether every weight is a unit, in layers or not."""
+  return structure._replace(describe=element.describe, stack=()) == element
+
+
+def stacked(structure: Structure = element, *, axis: int | tuple[int, ...] = 0) -> Structure:
+  """Declares axes along which a leaf stacks layers, where no program tells: each layer is then pruned by itself.
+
+  A foreign loop shows arrays only, and the first layer of an ensemble over shared inputs is one wide layer to any
+  reader of its program. Layers that a scan runs over, or a vmap over inputs of their own, need no declaring.
+
+  Args:
+    structure: of each layer.
+    axis: the axis or axes.
+
+  >>> stacked(n_m(2, 4), axis=0).describe
+  '2:4 of each layer'
+  """
+  axes = (axis,) if isinstance(axis, int) else tuple(axis)
+  return structure._replace(describe=f'{structure.describe} of each layer', stack=axes)
 
 
 def per_output(axis: int | None = None) -> Structure:
@@ -198,9 +222,10 @@ def block(rows: int, columns: int) -> Structure:
     return values.reshape(*lead, -(-height // rows), rows, -(-width // columns), columns)
 
   def units(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
-    layer = layout and layout.layer(scores.shape)
-    if layer and not {scores.ndim - 2, scores.ndim - 1} <= {*layer}:
-      raise ValueError(f'block: a block lies in one layer; a weight {scores.shape} stacks layers along its last two axes')
+    if layout is not None and {scores.ndim - 2, scores.ndim - 1} & {*layout.stack(scores.ndim)}:
+      raise ValueError(
+        f'block: a block lies in one layer; a weight {scores.shape} stacks layers along its last two axes'
+      )
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     return jnp.sum(blocks(wide), axis=(-3, -1)) / jnp.sum(blocks(jnp.ones_like(wide)), axis=(-3, -1))
 

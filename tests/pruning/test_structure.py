@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 
 
 def drawn(structure, scores, sparsity, layout=None, **rest):
-  goals = targets({'w': scores}, {'w': layout}, sparsity, structure, uniform, what='test')
+  goals = targets({'w': scores}, layout and {'w': layout}, sparsity, structure, uniform, what='test')
   return np.asarray(draw(goals, {'w': jnp.asarray(scores)}, **rest)['w'])
 
 
