@@ -36,7 +36,7 @@ class Tag(NamedTuple):
   paths: frozenset[str] = frozenset()
   data: bool = False
   varies: frozenset[int] = frozenset()
-  covers: Mapping[str, Cover] = {}  # noqa: RUF012
+  covers: Mapping[str, Cover] = {}
 
 
 CONSTANT = Tag()

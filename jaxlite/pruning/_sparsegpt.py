@@ -71,7 +71,7 @@ def sparsegpt(
     )
   if damping <= 0 or block < 1:
     raise ValueError(f'sparsegpt: damping and block are positive; got damping={damping}, block={block}')
-  if not context.grams:
+  if context.norms and not context.grams:
     raise ValueError(
       'sparsegpt reads Gram matrices, and the calibration holds none: gather_statistics(..., grams=True)'
     )
