@@ -225,12 +225,25 @@ _MOVES: dict[str, Callable[[Any, Extents, Extents, Sequence[int]], Extents]] = {
   'slice': _sliced_once,
   'dynamic_slice': lambda eqn, own, extents, shape: extents if own else (1,) * len(shape),
   'split': _sliced_once,
+  'tile': _sliced_once,
+  'unstack': lambda eqn, own, extents, shape: tuple(e for axis, e in enumerate(extents) if axis != eqn.params['axis']),
+  'stack': lambda eqn, own, extents, shape: (*extents[: eqn.params['axis']], 1, *extents[eqn.params['axis'] :]),
 }
 _IN_PLACE = frozenset({'concatenate', 'pad', 'rev', 'dynamic_update_slice', 'cumsum', 'sort', 'stop_gradient'})
 # What data may do to a weight so that it is still one: pick whole matrices, and move what was picked.
 _PICKERS = frozenset({'gather', 'dynamic_slice'})
 _LAYS_OUT = frozenset(
-  {'transpose', 'squeeze', 'broadcast_in_dim', 'reshape', 'slice', 'convert_element_type', 'stop_gradient', 'copy'}
+  {
+    'transpose',
+    'squeeze',
+    'broadcast_in_dim',
+    'reshape',
+    'slice',
+    'convert_element_type',
+    'stop_gradient',
+    'copy',
+    'reduce_sum',
+  }
 )
 _SCALES = frozenset({'mul', 'div', 'neg'})
 

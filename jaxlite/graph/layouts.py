@@ -259,6 +259,15 @@ def _moved(eqn: Any, given: list[Views]) -> list[Views]:
       {path: _cut(view, eqn.params['axis'], ends[place], size) for path, view in given[0].items()}
       for place, size in enumerate(eqn.params['sizes'])
     ]
+  if name == 'optimization_barrier':
+    return given
+  if name == 'unstack':
+    axis = eqn.params['axis']
+    parts = [{p: _cut(v, axis, place, 1) for p, v in given[0].items()} for place in range(len(shapes))]
+    return [{p: v._replace(axes=v.axes[:axis] + v.axes[axis + 1 :]) for p, v in part.items()} for part in parts]
+  if name == 'stack':
+    axis = eqn.params['axis']
+    given = [{p: v._replace(axes=(*v.axes[:axis], (), *v.axes[axis:])) for p, v in views.items()} for views in given]
   if name in _MIXES or len(eqn.outvars) != 1:
     return [{} for _ in shapes]
   if name in _SIDE_BY_SIDE:  # each keeps its axes, and what is multiplied is no longer that leaf alone
@@ -313,9 +322,13 @@ def _sliced_at_run_time(eqn: Any, view: View, shape: Sequence[int]) -> View:
 def _gathered(eqn: Any, view: View, shape: Sequence[int]) -> View:
   numbers = eqn.params['dimension_numbers']
   gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-  left = [group for axis, group in enumerate(view.axes) if axis not in gone]
+  own, taken = eqn.invars[0].aval.shape, eqn.params['slice_sizes']
+  whole = [size == wide and axis not in gone for axis, (size, wide) in enumerate(zip(taken, own, strict=True))]
+  left = [view.axes[axis] if whole[axis] else () for axis in range(len(own)) if axis not in gone]
   out = dict(zip(numbers.offset_dims, left, strict=True))
-  return View(tuple(out.get(axis, ()) for axis in range(len(shape))), view.sizes, None)
+  # Along the indices lies what they pick from: in several of them, or with more than one entry at a time, mixed.
+  along = tuple(a for axis, group in enumerate(view.axes) if not whole[axis] for a in group * (1 + (taken[axis] > 1)))
+  return View(tuple(out.get(axis, along) for axis in range(len(shape))), view.sizes, None)
 
 
 def _transposed(eqn: Any, view: View, shape: Sequence[int]) -> View:
@@ -352,7 +365,7 @@ def _padded(eqn: Any, view: View, shape: Sequence[int]) -> View:
   return view if tuple(shape) == eqn.invars[0].aval.shape else view._replace(starts=None)
 
 
-def _reversed(eqn: Any, view: View, shape: Sequence[int]) -> View:
+def _in_place(eqn: Any, view: View, shape: Sequence[int]) -> View:
   return view._replace(starts=None)
 
 
@@ -365,9 +378,10 @@ _MOVES: dict[str, Callable[[Any, View, Sequence[int]], View]] = {
   'dynamic_slice': _sliced_at_run_time,
   'gather': _gathered,
   'pad': _padded,
-  'rev': _reversed,
+  'rev': _in_place,
+  'tile': _in_place,
 }
-_SIDE_BY_SIDE = frozenset({'concatenate', 'dynamic_update_slice'})
+_SIDE_BY_SIDE = frozenset({'concatenate', 'stack', 'dynamic_update_slice'})
 _MIXES = frozenset(
   {*provenance.CONTRACTIONS, *provenance.OTHER_CONTRACTIONS, 'scatter', 'scatter-add', 'triangular_solve', 'sort'}
 )

@@ -189,10 +189,12 @@ def _joined(eqn: Any, given: Sequence[Tag], out: Any) -> Tag:
   if name in CONTRACTIONS + OTHER_CONTRACTIONS:  # an inner product: its sides were judged, and span it together
     for side, position in enumerate(operands_of(eqn)):
       summed, batch = axes_of(eqn, side)
-      winners = covering.judged(given[position].covers, eqn.invars[position].aval.shape, summed, batch)
+      shape_of = eqn.invars[position].aval.shape  # without axes of its own it only scales or mixes the other
+      winners = covering.judged(given[position].covers, shape_of, summed, batch, strict=True)
       several[position] = covering.pieces(several[position], winners, range(len(shape)), shape)
   elif name in _SIDE_BY_SIDE and sum(map(bool, several)) > 1:
-    axes = [eqn.params['dimension']] if name == 'concatenate' else range(len(shape))
+    along = eqn.params.get('dimension', eqn.params.get('axis'))  # of a concatenation, of a stack
+    axes = range(len(shape)) if along is None else [along]
     several = [covering.pieces(one, covering.tops(one), axes, shape) for one in several]
   together = covering.merged(several)
   if any(tag.data for tag in given):
@@ -200,7 +202,7 @@ def _joined(eqn: Any, given: Sequence[Tag], out: Any) -> Tag:
   return _join(given, together)
 
 
-_SIDE_BY_SIDE = frozenset({'concatenate', 'dynamic_update_slice', 'scatter', 'scatter-add'})
+_SIDE_BY_SIDE = frozenset({'concatenate', 'stack', 'dynamic_update_slice', 'scatter', 'scatter-add'})
 
 
 def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
@@ -231,16 +233,34 @@ def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
       out, inner[index] = _READERS[name](eqn, given, place)
     elif name in walk.CALLS:
       custom = place.custom or name.startswith('custom_')
-      plan = _read(eqn.params[walk.CALLS[name]], given, place._replace(custom=custom))
-      out, inner[index] = plan.out, (plan,)
+      body = eqn.params[walk.CALLS[name]]
+      into, outof = walk.opened(body)[0].invars, walk.opened(body)[0].outvars
+      plan = _read(body, _of_shards(given, eqn.invars, into), place._replace(custom=custom))
+      out, inner[index] = tuple(_of_shards(plan.out, outof, eqn.outvars)), (plan,)
     else:
       from_outside = 'callback' in name or (not given and eqn.effects and name != 'axis_index')
       out = tuple(DATA if from_outside else _joined(eqn, given, var) for var in eqn.outvars)
+      out = tuple(given) if name == 'optimization_barrier' else out
       if any(tag.data for tag in out):
         beyond.extend(_unwired(eqn, place))
     env.update(zip(eqn.outvars, out, strict=True))
   out = tuple(tag_of(atom) for atom in bare.outvars)
   return Plan(out, sites, inner, tuple(beyond), tuple(marks), len(place.lengths))
+
+
+def _of_shards(tags: Sequence[Tag], given: Sequence[Any], taken: Sequence[Any]) -> list[Tag]:
+  """Tags of values that have another shape on the other side of a call: one shard of them, or all."""
+
+  def fitted(cover: Cover, own: tuple[int, ...], shape: tuple[int, ...]) -> Cover:
+    extents = zip(cover.extents, own, shape, strict=True)
+    return cover._replace(extents=tuple(wide if e == size else min(e, wide) for e, size, wide in extents))
+
+  found = []
+  for tag, one, other in zip(tags, given, taken, strict=True):
+    own, shape = (getattr(var.aval, 'shape', ()) for var in (one, other))
+    covers = {path: fitted(cover, own, shape) for path, cover in tag.covers.items()} if own != shape else tag.covers
+    found.append(tag._replace(covers=covers))
+  return found
 
 
 def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:

@@ -107,6 +107,20 @@ CASES = {
     {'w': LeafLayout((1, 2, 3), (4,))},
   ),
   'depthwise': (lambda p, x: conv(p['w'], x[0, 0] * jnp.ones((2, 5, 5, 4)), 4), {'w': (3, 3, 1, 4)}, {'w': CONV}),
+  'a list of layers, stacked': (
+    lambda p, x: lax.scan(lambda c, w: (c @ w, None), x, jnp.stack([p['a'], p['b']]))[0],
+    {'a': (6, 6), 'b': (6, 6)},
+    {'a': IN_OUT, 'b': IN_OUT},
+  ),
+  'unstacked': (lambda p, x: [x @ w for w in jnp.unstack(p['w'])], {'w': (3, 6, 4)}, {'w': LAYERS}),
+  'tiled gain': (lambda p, x: x @ (p['w'] * jnp.tile(p['g'], (6, 1))), {'w': (6, 4), 'g': (4,)}, {'w': IN_OUT}),
+  'rows in another order': (lambda p, x: x @ p['w'][jnp.array([1, 0, 2, 3, 5, 4])], {'w': (6, 4)}, {'w': IN_OUT}),
+  'circulant': (lambda p, x: x @ p['c'][(jnp.arange(6)[:, None] - jnp.arange(6)) % 6], {'c': (6,)}, {'c': None}),
+  'mixture of kernels': (
+    lambda p, x: x @ jnp.einsum('k,kio->io', jax.nn.softmax(p['m']), p['w']),
+    {'w': (3, 6, 2), 'm': (3,)},
+    {'w': None},
+  ),
   # Whole matrices that data pick are weights, rows are not.
   'experts by index': (
     lambda p, x: jax.vmap(lambda x, i: x @ p['w'][i])(x, CHOICE + (x[:, 0] > 0)),

@@ -8,6 +8,8 @@ import pytest
 from jax import lax
 
 import jaxlite as jl
+from jaxlite.contract import Model
+from jaxlite.deployment.inventory import layers
 from jaxlite.graph.layouts import LeafLayout, parameter_layouts
 from jaxlite.pruning import (
   channel,
@@ -183,3 +185,10 @@ def test_complex_weights_are_pruned_by_their_size():
   updates, _ = tx.update({'w': jnp.zeros_like(params['w'])}, tx.init(params, weights), params)
   live = np.asarray(optax.apply_updates(params, updates)['w']) != 0
   np.testing.assert_array_equal(live, np.abs(w) > np.sort(np.abs(w).ravel())[15])
+
+
+def test_a_report_counts_each_layer_of_a_stack():
+  apply = lambda p, s, x, *, train, key, step=None: (scanned(p, x), s)  # noqa: E731
+  params = {'w': jnp.ones((3, 6, 6)).at[1, :3].set(0)}
+  rows = layers(Model(None, apply), params, {}, jnp.ones((2, 6)), {'w': LAYERS})
+  assert [(row.path, row.size, row.nonzero) for row in rows] == [('w[0]', 36, 36), ('w[1]', 36, 18), ('w[2]', 36, 36)]
