@@ -17,7 +17,7 @@ from jaxlite.pruning._rigl import rigl, set_, unreset
 from jaxlite.pruning._sparsegpt import sparsegpt
 from jaxlite.pruning._statistics import gather_statistics
 from jaxlite.pruning._straight_through import straight_through
-from jaxlite.pruning._structure import block, channel, element, n_m, per_output
+from jaxlite.pruning._structure import block, channel, element, n_m, per_output, stacked
 
 __all__ = [
   'PruneState',
@@ -39,6 +39,7 @@ __all__ = [
   'sparsegpt',
   'sparsify',
   'sparsity_schedules',
+  'stacked',
   'straight_through',
   'uniform',
   'unreset',

@@ -85,7 +85,7 @@ def prune(
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
     chosen = trees.weight_paths(params, select, weights, what='prune')
-    layouts = layouts_for(chosen, weights, structure, allocate)
+    layouts = layouts_for(chosen, weights)
     goals = targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what='prune')
     dense = {path: jnp.ones(goal.shape, bool) for path, goal in goals.items()}
     return start(params, dense, packed=packed)._replace(context=jax.tree.map(jnp.copy, context), layouts=layouts)

@@ -14,9 +14,6 @@ from jaxlite.contract import Account, Status
 from jaxlite.errors import arrays, counted
 from jaxlite.graph.layouts import Layouts
 from jaxlite.pruning import _masks as masking
-from jaxlite.pruning._allocate import Allocate, uniform
-from jaxlite.pruning._choose_masks import Structures
-from jaxlite.pruning._structure import element
 from jaxlite.pruning.sparsity_schedules import Schedule
 
 _CHECK = 16  # updates between counts of broken weights; one more follows each refresh
@@ -35,7 +32,7 @@ class PruneState(NamedTuple):
     refreshes: int32[], how often masks were drawn anew.
     last: int32[], the update that last drew them, -1 before the first.
     context: what the scores read, None for most.
-    layouts: axes of the weights, where a structure or an allocation asks for them.
+    layouts: axes of the weights, None where they are not known (a foreign loop).
   """
 
   count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
@@ -83,11 +80,9 @@ def shortfall(state: Any, *, begun: bool) -> str:
   return f'its target was not reached: masks stand at sparsity {float(np.mean(state.sparsity)):.3f}'
 
 
-def layouts_for(
-  chosen: frozenset[str], weights: Mapping[str, Any] | None, structure: Structures, allocate: Allocate
-) -> Layouts | None:
-  """Returns the layouts that a state must remember: None where nothing asks for them, or none are known."""
-  if not isinstance(weights, Mapping) or (structure is element and allocate is uniform):
+def layouts_for(chosen: frozenset[str], weights: Mapping[str, Any] | None) -> Layouts | None:
+  """Returns the layouts that a state must remember: None where none are known."""
+  if not isinstance(weights, Mapping):
     return None
   return Layouts(tuple((path, weights.get(path)) for path in sorted(chosen)))
 
