@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlite import trees
 from jaxlite.contract import TAPS, Context, Loss, Model, Params, Side, State, Terms, drop_extras, with_tap
 from jaxlite.distillation import _teachers as teachers
 from jaxlite.distillation._kd import kd
@@ -58,7 +59,7 @@ def self_distill(
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      return params, {**state, slot: jax.tree.map(jnp.copy, params)}
+      return params, {**state, slot: jax.tree.map(lambda leaf: jnp.array(trees.widened(leaf), copy=True), params)}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if not train:
@@ -67,13 +68,15 @@ def self_distill(
       def evaluated(averaged: Params, state: State, inputs: Any) -> Any:
         return inner.apply(averaged, state, inputs, train=False, key=None, step=step)[0]
 
-      logits = teachers.apart(evaluated, state[slot], state, inputs)
+      averaged = jax.tree.map(_stand_in, state[slot], params)
+      logits = teachers.apart(evaluated, averaged, state, inputs)
       outputs, state = inner.apply(params, state, inputs, train=True, key=key, step=step)
       return outputs, with_tap(state, tap, logits)
 
     def after(params: Params, state: State, step: Any) -> State:
       kept = jnp.minimum(decay, 1 - 1 / jnp.maximum(step, 1))
-      moved = jax.tree.map(lambda old, new: _move(old, new, kept), state[slot], params)
+      moved = trees.moved(state[slot], params, kept)
+      moved = jax.tree.map(lambda own, live: jnp.where(live == 0, jnp.zeros_like(own), own), moved, params)
       return inner.after(params, {**state, slot: moved}, step)
 
     def export(params: Params, state: State) -> tuple[Params, State]:
@@ -93,7 +96,5 @@ def self_distill(
   return Side(name, model=model, loss=add)
 
 
-def _move(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
-  # In float32, since bfloat16 loses small steps of it; zeros stay zeros.
-  wide = old.astype(jnp.float32) + (1 - decay) * (new.astype(jnp.float32) - old.astype(jnp.float32))
-  return jnp.where(new == 0, jnp.zeros_like(new), wide.astype(new.dtype))
+def _stand_in(average: jax.Array, live: jax.Array) -> jax.Array:
+  return jax.lax.stop_gradient(average).astype(live.dtype)  # kept in at least float32, run in the weight's own dtype

@@ -120,6 +120,7 @@ def _init_of(model: Model, recipe: Recipe) -> Callable[..., TrainState]:
     start = model if params is None else model._replace(init=_given(model, params, model_state))
     params, state = recipe.model(start).init(stream(key, 'init'), inputs)
     trees.check_distinct(params, 'the parameters')
+    _check_learnable(params)
     state, const = split_const({**state, HEALTH: jnp.full(2, -1, jnp.int32)})
     params = jax.tree.map(copied, params)  # a step donates its state: the user's arrays live on
     selects = any(isinstance(part, Selective) for part in recipe.parts)
@@ -193,6 +194,15 @@ def _given(model: Model, params: Params, model_state: State | None) -> Callable[
     return params, model.init(key, inputs)[1] if model_state is None else model_state
 
   return init
+
+
+def _check_learnable(params: Params) -> None:
+  for path, leaf in trees.by_path(params).items():
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      raise ValueError(
+        f'parameters are what learns, arrays of floats; {path!r} is {leaf.dtype}{list(jnp.shape(leaf))}: keep it in the '
+        f"model's state, or take it out with jl.freeze('^{path}$')"
+      )
 
 
 def _check_key(key: Any) -> None:
