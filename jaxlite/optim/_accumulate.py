@@ -17,12 +17,12 @@ from jaxlite.tasks.lift import examples_in
 def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   """Takes the gradient of a batch in several micro-batches, as if it were taken at once.
 
-  Each micro-batch counts by its share of the batch's total weight, so padding changes nothing; batch
-  statistics are threaded through; sums are kept in at least float32; what has no example (`batch['shared']`, see
-  `jaxlite.tasks.lift.examples_in`) goes to each micro-batch whole; schedules and counts see one optimizer step; no accumulator enters a
-  checkpoint. Inside a trace it is a scan. Called with concrete arrays it dispatches one compiled micro-step
-  k times with a donated accumulator: `train_step` does so on a CPU where the model convolves, since XLA:CPU
-  runs a convolution inside a scan many times slower. Both give the same numbers, up to rounding where
+  Each micro-batch counts by its share of the batch's total weight, so padding changes nothing; batch statistics
+  are threaded through; schedules and counts see one optimizer step; no accumulator enters a checkpoint. Sums are
+  kept in at least float32. What has no examples (`batch['shared']`, see `jaxlite.tasks.lift.examples_in`) goes to
+  each micro-batch whole. Inside a trace it is a scan. Called with concrete arrays it dispatches one compiled
+  micro-step k times with a donated accumulator: `train_step` does so on a CPU where the model convolves, since
+  XLA:CPU runs a convolution inside a scan many times slower. Both give the same numbers, up to rounding where
   convolutions take other forms in a loop (`jl.for_cpu`).
 
   Args:

@@ -110,7 +110,9 @@ def test_label_smoothing_leaves_other_terms_and_labels_alone():
   train = jl.train_step(MODEL, by_class, jl.chain(jl.optim.label_smoothing(0.2), hook, optax.sgd(0.1)))
   _, metrics = train.step(train.init(jax.random.key(0), BATCH), BATCH)
   assert all(jnp.issubdtype(dtype, jnp.integer) for dtype in seen)
-  np.testing.assert_allclose(metrics['task'] + metrics['label_smoothing'], 0.5 * smoothed(by_class, 0.2)(LOGITS), rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics['task'] + metrics['label_smoothing'], 0.5 * smoothed(by_class, 0.2)(LOGITS), rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize(
