@@ -208,36 +208,6 @@ def weight_paths(params: Any, rule: Rule, weights: Iterable[str] | None, *, what
   return chosen
 
 
-def widened(leaf: Any) -> jax.Array:
-  """Returns an array in the dtype that its running values are kept in: at least float32, wider and complex as it is.
-
-  >>> widened(jax.numpy.ones(2, 'bfloat16')).dtype, widened(jax.numpy.ones(2, 'complex64')).dtype
-  (dtype('float32'), dtype('complex64'))
-  """
-  leaf = jax.numpy.asarray(leaf)
-  return leaf.astype(jax.numpy.promote_types(leaf.dtype, np.float32))
-
-
-def moved(running: Any, new: Any, kept: Any) -> Any:
-  """Moves a running average towards new values; it stays in its own dtype, which `widened` made.
-
-  Args:
-    running: a pytree of arrays.
-    new: likewise; a leaf that is no number with fractions (a count, a key) is taken as it is.
-    kept: the share of the old average kept, in [0, 1].
-
-  >>> moved({'w': widened(jax.numpy.ones(1, 'bfloat16'))}, {'w': jax.numpy.zeros(1, 'bfloat16')}, 0.999)['w'].tolist()
-  [0.9990000128746033]
-  """
-
-  def move(old: Any, leaf: Any) -> Any:
-    if not jax.numpy.issubdtype(leaf.dtype, np.inexact):
-      return leaf
-    return (old + (1 - kept) * (leaf.astype(old.dtype) - old)).astype(old.dtype)
-
-  return jax.tree.map(move, running, new)
-
-
 def check_distinct(tree: Any, what: str) -> None:
   """Raises when one array stands at two paths: donated twice, or trained as if it were two.
 

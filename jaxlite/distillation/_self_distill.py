@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlite import trees
 from jaxlite.contract import TAPS, Context, Loss, Model, Params, Side, State, Terms, drop_extras, with_tap
 from jaxlite.distillation import _teachers as teachers
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._teachers import Divergence, Share
+from jaxlite.tasks import running
 
 
 def self_distill(
@@ -24,10 +24,11 @@ def self_distill(
 ) -> Side:
   """Lets the student learn from the average of its own past weights, beside the labels.
 
-  The teacher is the student as it is evaluated (no dropout, running statistics, its own quantization), with the
-  averaged weights in place of the live ones; where `average` is in the recipe, evaluation is on that average, and
-  so is the teacher. It runs on the same, augmented, inputs, only while training, and gets no gradient. The average
-  lies in model_state['jl.<name>']; a weight that is exactly zero (pruned) is exactly zero in it.
+  The teacher is the student as it is evaluated (no dropout, running statistics, its own quantization), with averages
+  of its weights and statistics in place of the live ones; where `average` is in the recipe, evaluation is on that
+  average, and so is the teacher. It runs on the same, augmented, inputs, only while training, and gets no gradient.
+  The averages lie in model_state['jl.<name>'], in at least float32; a weight that is exactly zero (pruned) is exactly
+  zero in them.
 
   Args:
     decay: the share of the old average kept each optimizer step, in [0, 1); 1 - 1 / step while that is less, so
@@ -59,7 +60,7 @@ def self_distill(
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      return params, {**state, slot: jax.tree.map(lambda leaf: jnp.array(trees.widened(leaf), copy=True), params)}
+      return params, {**state, slot: jax.tree.map(_start, running.with_statistics(params, state))}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if not train:
@@ -68,16 +69,18 @@ def self_distill(
       def evaluated(averaged: Params, state: State, inputs: Any) -> Any:
         return inner.apply(averaged, state, inputs, train=False, key=None, step=step)[0]
 
-      averaged = jax.tree.map(_stand_in, state[slot], params)
-      logits = teachers.apart(evaluated, averaged, state, inputs)
+      averaged, statistics = running.read_average(state[slot], params, state)
+      logits = teachers.apart(evaluated, averaged, statistics, inputs)
       outputs, state = inner.apply(params, state, inputs, train=True, key=key, step=step)
       return outputs, with_tap(state, tap, logits)
 
     def after(params: Params, state: State, step: Any) -> State:
       kept = jnp.minimum(decay, 1 - 1 / jnp.maximum(step, 1))
-      moved = trees.moved(state[slot], params, kept)
-      moved = jax.tree.map(lambda own, live: jnp.where(live == 0, jnp.zeros_like(own), own), moved, params)
-      return inner.after(params, {**state, slot: moved}, step)
+      moved = running.moved(state[slot], running.with_statistics(params, state), kept)
+      held = jax.tree.map(
+        lambda own, live: jnp.where(live == 0, 0, own), {name: moved[name] for name in params}, params
+      )
+      return inner.after(params, {**state, slot: {**moved, **held}}, step)
 
     def export(params: Params, state: State) -> tuple[Params, State]:
       return inner.export(params, drop_extras(state, name))
@@ -96,5 +99,5 @@ def self_distill(
   return Side(name, model=model, loss=add)
 
 
-def _stand_in(average: jax.Array, live: jax.Array) -> jax.Array:
-  return jax.lax.stop_gradient(average).astype(live.dtype)  # kept in at least float32, run in the weight's own dtype
+def _start(leaf: jax.Array) -> jax.Array:
+  return jnp.array(running.widened(leaf), copy=True)  # a step donates both

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlite import trees
 from jaxlite.contract import Account, Batch, Grad, Hook, Params, State, Terms, join_const, split_const, stream
+from jaxlite.tasks import running
 from jaxlite.tasks.lift import examples_in
 
 
@@ -50,7 +50,7 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
     def accumulated(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
       state, const = split_const(state)
       fixed = (params, const, dict(batch), key, step)
-      sums = jax.tree.map(lambda leaf: jnp.zeros_like(trees.widened(leaf)), params)
+      sums = jax.tree.map(lambda leaf: jnp.zeros_like(running.widened(leaf)), params)
       if _traced(fixed):
         turn = lambda carry, i: _as_scan(one(*carry, i, *fixed))  # noqa: E731
         (sums, state), terms = jax.lax.scan(turn, (sums, state), jnp.arange(micro_batches))
@@ -62,7 +62,7 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
           terms.append(term)
       # One after the other in both forms: a reduction may add in another order, and resume is bit for bit.
       total = functools.reduce(lambda one, other: jax.tree.map(jnp.add, one, other), terms)
-      grads = jax.tree.map(lambda running, leaf: running.astype(leaf.dtype), sums, params)
+      grads = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), sums, params)
       return grads, join_const(state, const), total
 
     return accumulated
@@ -77,12 +77,12 @@ def micro_step(
   """Adds the gradient of micro-batch `i`, weighted by its share, to the running sums."""
   micro, share = _micro_batch(batch, k, i)
   grads, full, terms = inner(params, join_const(state, const), micro, stream(key, 'micro_batch', i), step)
-  sums = jax.tree.map(lambda running, grad: running + trees.widened(grad) * _like(share, running), sums, grads)
-  return sums, split_const(full)[0], jax.tree.map(lambda term: trees.widened(term) * _like(share, term), terms)
+  sums = jax.tree.map(lambda total, grad: total + running.widened(grad) * _like(share, total), sums, grads)
+  return sums, split_const(full)[0], jax.tree.map(lambda term: running.widened(term) * _like(share, term), terms)
 
 
 def _like(share: jax.Array, leaf: Any) -> jax.Array:
-  return share.astype(trees.widened(leaf).dtype)
+  return share.astype(running.widened(leaf).dtype)
 
 
 def _as_scan(result: tuple[Params, State, Terms]) -> Any:

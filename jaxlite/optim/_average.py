@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import Hook, Model, Params, State, drop_extras
+from jaxlite.tasks import running
 
 
 def average(decay: float = 0.999, *, warmup: bool = True, name: str = 'average') -> Hook:
@@ -43,13 +44,13 @@ def average(decay: float = 0.999, *, warmup: bool = True, name: str = 'average')
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
 
   def start(values: Params) -> Params:
-    return jax.tree.map(lambda leaf: jnp.array(trees.widened(leaf), copy=True), values)
+    return jax.tree.map(lambda leaf: jnp.array(running.widened(leaf), copy=True), values)
 
   def advance(own: Params, values: Params, step: Any) -> Params:
-    means = trees.moved(own, values, share(step))
+    means = running.moved(own, values, share(step))
 
     def held(path: str, mean: jax.Array, live: jax.Array) -> jax.Array:
-      return mean if path.startswith(f'{_STATISTICS}/') else jnp.where(live == 0, jnp.zeros_like(mean), mean)
+      return mean if path.startswith(f'{running.STATISTICS}/') else jnp.where(live == 0, jnp.zeros_like(mean), mean)
 
     return trees.map_with_path(held, means, values)
 
@@ -84,21 +85,12 @@ def averaged(
   slot = f'jl.{name}'
 
   def seen(params: Params, state: State) -> tuple[Params, State]:
-    means = read(state[slot], _with_statistics(params, state))
-    means, own = (drop_extras(means, 'statistics'), means[_STATISTICS]) if _has_statistics(means) else (means, {})
-
-    def weight(mean: jax.Array, live: jax.Array) -> jax.Array:
-      return jnp.where(live == 0, live, mean.astype(live.dtype))
-
-    def statistic(path: str, live: Any) -> Any:
-      return own[path].astype(live.dtype) if path in own else live
-
-    return jax.tree.map(weight, means, params), trees.map_with_path(statistic, state)
+    return running.read_average(read(state[slot], running.with_statistics(params, state)), params, state)
 
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      return params, {**state, slot: start(_with_statistics(params, state))}
+      return params, {**state, slot: start(running.with_statistics(params, state))}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if train:
@@ -108,7 +100,7 @@ def averaged(
       return outputs, {**new, **{own: value for own, value in state.items() if not trees.is_extra(own)}}  # live ones
 
     def after(params: Params, state: State, step: Any) -> State:
-      own = advance(state[slot], _with_statistics(params, state), step)
+      own = advance(state[slot], running.with_statistics(params, state), step)
       return inner.after(params, {**state, slot: own}, step)
 
     def export(params: Params, state: State) -> tuple[Params, State]:
@@ -118,17 +110,3 @@ def averaged(
     return Model(init, apply, after, export)
 
   return Hook(name, model=model)
-
-
-_STATISTICS = 'jl.statistics'
-
-
-def _has_statistics(tree: Any) -> bool:
-  return isinstance(tree, dict) and _STATISTICS in tree
-
-
-def _with_statistics(params: Params, state: State) -> Params:
-  """What is averaged: the params and the network's own statistics by path; no counts, no keys, nothing of hooks."""
-  own = trees.by_path({name: value for name, value in state.items() if not trees.is_extra(name)})
-  own = {path: leaf for path, leaf in own.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
-  return {**params, _STATISTICS: own} if own else params

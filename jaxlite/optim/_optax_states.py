@@ -16,6 +16,7 @@ import optax
 from jaxlite import trees
 from jaxlite.contract import Account, Params
 from jaxlite.errors import counted
+from jaxlite.tasks import running
 
 
 def optax_account(state: Any) -> Account | None:
@@ -87,7 +88,7 @@ def _schedule_free(state: Any) -> Callable[[Params], Params]:
   def leaf(path: str, live: Any) -> Any:
     if path not in others:
       return live
-    return (trees.widened(live) - (1.0 - state.b1) * trees.widened(others[path])) / state.b1
+    return (running.widened(live) - (1.0 - state.b1) * running.widened(others[path])) / state.b1
 
   return lambda params: trees.map_with_path(leaf, params)
 
@@ -110,6 +111,10 @@ def _is(kind: type) -> Callable[[Any], bool]:
 _UNFIT: dict[type, str] = {
   optax.MultiStepsState: (
     'optax.MultiSteps hides steps from other parts: take it out and put jl.accumulate(k) in the chain'
+  ),
+  optax.contrib.DifferentiallyPrivateAggregateState: (
+    'optax.contrib.dpsgd asks for the gradient of each example, which no step takes: use it in your own loop, with '
+    'jax.vmap(jax.grad(...))'
   ),
   optax.LookaheadState: (
     'optax.lookahead trains pairs of params, which no model takes: use its fast optimizer alone, with jl.average() for '

@@ -11,6 +11,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Account, Context, Hook, Loss, Selective, Terms
 from jaxlite.errors import arrays
+from jaxlite.tasks import running
 from jaxlite.tasks.lift import LABELS
 
 
@@ -68,7 +69,7 @@ def _uniform(inner: Loss, context: Context, name: str) -> jax.Array:
   def against(labels: jax.Array) -> jax.Array:
     return inner(context._replace(batch={**context.batch, LABELS: labels}))['task']
 
-  soft = jnp.full(outputs.shape, 1 / classes, trees.widened(outputs).dtype)
+  soft = jnp.full(outputs.shape, 1 / classes, running.widened(outputs).dtype)
   try:
     jax.eval_shape(against, soft)
   except Exception as error:  # a loss for whole labels; what it raises has no common class
@@ -101,7 +102,7 @@ def rated(rates: Any) -> Account:
 
 def rate_of(rate: float, leaf: Any) -> jax.Array:
   """Returns a rate in the precision of the leaf that it multiplies: real, at least float32."""
-  return jnp.asarray(rate, jnp.finfo(trees.widened(leaf).dtype).dtype)
+  return jnp.asarray(rate, jnp.finfo(running.widened(leaf).dtype).dtype)
 
 
 def l2(rate: float, *, select: trees.Rule = None) -> Selective:

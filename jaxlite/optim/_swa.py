@@ -13,6 +13,7 @@ from jaxlite import trees
 from jaxlite.contract import Account, Batch, Hook, Model, Params, State, join_const, split_const
 from jaxlite.errors import arrays, counted
 from jaxlite.optim._average import averaged
+from jaxlite.tasks import running
 
 
 class SwaState(NamedTuple):
@@ -66,7 +67,7 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
     raise ValueError(f'swa: begin and every count optimizer steps, at least 1; got begin={begin}, every={every}')
 
   def start(params: Params) -> SwaState:
-    mean = jax.tree.map(lambda leaf: jnp.zeros_like(trees.widened(leaf)), params)
+    mean = jax.tree.map(lambda leaf: jnp.zeros_like(running.widened(leaf)), params)
     return SwaState(jnp.zeros((), jnp.int32), mean)
 
   def advance(own: SwaState, params: Params, step: Any) -> SwaState:

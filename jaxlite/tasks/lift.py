@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import LOSSES, TAPS, Batch, Context, Loss, Terms
+from jaxlite.tasks import running
 
 SHARED = 'shared'  # batch: a tree of arrays without an axis of examples (class weights), never taken apart
 LABELS = 'jl.labels'  # batch: labels for the user's loss alone, in place of 'labels', which other parts go on reading
@@ -66,7 +67,7 @@ def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
   >>> float(weighted_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1.0, 1.0, 0.0])))
   2.0
   """
-  values = trees.widened(values)
+  values = running.widened(values)
   if weight is None:
     return jnp.mean(values)
   weight = weight.astype(values.dtype)
@@ -92,7 +93,7 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
   def term(context: Context) -> Terms:
     batch = dict(context.batch)
     given = {**batch, 'labels': batch.pop(LABELS)} if LABELS in batch else context.batch
-    values = trees.widened(loss(context.outputs, given))
+    values = running.widened(loss(context.outputs, given))
     weight = context.batch.get('weight')
     taps = context.model_state.get(TAPS, {}).items()
     own = {name.removeprefix(LOSSES): value for name, value in taps if name.startswith(LOSSES)}

@@ -1,11 +1,14 @@
 """What a run writes of its training, the mean over the examples since the last point; bad batches that are borne."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import jaxlite as jl
+from jaxlite import checkpoint
 from jaxlite.run import loop
 from loops import X, Y, config_of, points, run
 
@@ -69,6 +72,26 @@ def test_a_run_bears_the_bad_batches_that_a_part_leaves_out(tmp_path):
   losses = {point['step']: point['loss'] for point in points(tmp_path / 'run') if point['kind'] == 'train'}
   assert sorted(losses) == [2, 6, 8]
   assert np.isfinite(list(losses.values())).all()
+
+
+def test_a_run_evaluates_keeps_and_hands_back_a_schedule_free_model_where_it_is_to_be_read(tmp_path):
+  def recipe(config, total):
+    return jl.chain(optax.contrib.schedule_free_sgd(0.5), jl.prune(0.5, begin=2))
+
+  folder = tmp_path / 'run'
+  run(folder, recipe, model=model(), steps=8)
+  found = checkpoint.load_arrays(folder / 'checkpoints', ('params', 'model_state', 'opt_state'), which='best').state
+  own, y = found['opt_state'][0], found['params']['w']
+  x = np.where(y == 0, 0, optax.contrib.schedule_free_eval_params(_Free(own['b1'], own['z']), {'w': y})['w'])
+  assert (x == 0).sum() == 9
+  setup = loop.prepare(config_of(recipe), folder, model(), (X, Y))
+  wanted = (X - setup.data.mean) / setup.data.std @ x
+  np.testing.assert_allclose(jl.load(folder).predict(X), wanted, rtol=1e-4, atol=1e-5)
+
+
+class _Free(NamedTuple):
+  b1: object
+  z: object
 
 
 def test_a_run_stops_where_a_part_gives_up(tmp_path):

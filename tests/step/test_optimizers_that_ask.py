@@ -68,8 +68,9 @@ def test_line_searches_get_their_value_and_gradient(tx, hooks):
     (optax.contrib.sophia(0.1), r'sophia asks for obj_fn.*use optax\.adamw'),
     (optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05)), r'use its optimizer alone, with jl\.optim\.sam'),
     (optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True), r'with jl\.optim\.sam'),
+    (optax.contrib.dpsgd(0.1, 1.0, 0.1, 0), r'gradient of each example.*jax\.vmap'),
   ],
-  ids=['lookahead', 'sophia', 'sam', 'opaque'],
+  ids=['lookahead', 'sophia', 'sam', 'opaque', 'dpsgd'],
 )
 def test_what_no_step_can_serve_is_refused_in_a_line_that_says_what_to_use(tx, words):
   with pytest.raises(ValueError, match=words) as told:
