@@ -47,3 +47,19 @@ def test_a_state_without_masks_is_told():
 
 def test_the_first_line_of_what_has_to_be_last_says_so():
   assert 'last' in jl.prune.__doc__.splitlines()[0]
+
+
+def test_recorded_gradients_count_every_example_alike_whatever_the_batches():
+  rng = np.random.default_rng(2)
+  x, y = rng.normal(size=(5, 6)).astype(np.float32), rng.normal(size=(5, 4)).astype(np.float32)
+  loss = lambda outputs, batch: ((outputs - batch['labels']) ** 2).sum(1)  # noqa: E731
+  parts = [{'inputs': x[:3], 'labels': y[:3]}, {'inputs': x[2:], 'labels': y[2:], 'weight': np.float32([0, 1, 1])}]
+  half = {'w': PARAMS['w'].astype(jnp.bfloat16)}
+  for params, rtol in ((PARAMS, 1e-4), (half, 2e-2)):
+    found = jl.pruning.gather_statistics(lambda p, x: x @ p['w'], params, batches=parts, loss=loss).gradients['w']
+    w = np.float64(params['w'].astype(jnp.float32))
+    np.testing.assert_allclose(found, 2 * x.T @ (x @ w - y) / 5, rtol=rtol, atol=10 * rtol)
+    assert found.dtype == jnp.float32
+  mean = lambda outputs, batch: loss(outputs, batch).mean()  # noqa: E731
+  with pytest.raises(ValueError, match='got a scalar: leave its mean out'):
+    jl.pruning.gather_statistics(lambda p, x: x @ p['w'], PARAMS, batches=parts, loss=mean)

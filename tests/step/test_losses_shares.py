@@ -182,6 +182,19 @@ def test_a_leaf_that_cannot_learn_is_told_and_may_be_frozen(leaf):
   np.testing.assert_array_equal(state.const['freeze']['mask'], leaf)
 
 
+def test_sam_ascends_along_the_conjugate_of_a_complex_gradient():
+  bowl = lambda params: jnp.sum(jnp.abs(params['w']) ** 2)  # noqa: E731
+  seen = []
+
+  def inner(params, state, batch, key, step):
+    seen.append(params['w'])
+    return jax.grad(bowl)(params), state, {'task': bowl(params)}
+
+  start = {'w': jnp.array([3 + 4j], jnp.complex64)}
+  jl.optim.sam(0.5).grad(inner)(start, {}, {}, None, 0)
+  np.testing.assert_allclose(seen[1], [(3 + 4j) * 1.1], rtol=1e-6)  # farther up, in its own direction
+
+
 # --- which leaves have examples ---
 
 
