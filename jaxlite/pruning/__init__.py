@@ -9,7 +9,7 @@ from jaxlite.pruning import sparsity_schedules as sparsity_schedules
 from jaxlite.pruning._allocate import erk, global_, uniform
 from jaxlite.pruning._gradual import prune
 from jaxlite.pruning._hold import hold
-from jaxlite.pruning._mask_state import PruneState
+from jaxlite.pruning._mask_state import PruneState, check
 from jaxlite.pruning._masks import apply_masks
 from jaxlite.pruning._one_shot import sparsify
 from jaxlite.pruning._rewind import rewind
@@ -24,6 +24,7 @@ __all__ = [
   'apply_masks',
   'block',
   'channel',
+  'check',
   'element',
   'erk',
   'gather_statistics',

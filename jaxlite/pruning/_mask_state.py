@@ -65,6 +65,36 @@ class PruneState(NamedTuple):
     return Status(self.reached, self.broken)
 
 
+def check(state: Any) -> None:
+  """Raises where another part wrote to what masks hold at zero, in a loop of your own: they are not last in the chain.
+
+  Call it at log steps: reading the counts waits for the device. `jaxlite.train` does so itself.
+
+  Args:
+    state: the optimizer's state, e.g. of `optax.chain(..., prune(0.9))`, or any pytree that holds it.
+
+  Raises:
+    ValueError: weights that are not zero where a mask says so; or nothing in the state holds masks, so that there is
+      nothing to check.
+
+  >>> params = {'w': jnp.ones((2, 2))}
+  >>> state = start(params, {'w': jnp.eye(2, dtype=bool)}, packed=False)
+  >>> check(state)
+  >>> check(state._replace(broken=jnp.int32(2)))
+  Traceback (most recent call last):
+    ...
+  ValueError: another part wrote to 2 values that a mask holds at zero: make the pruning part the last of its chain
+  """
+  told = [node.status() for node in trees.able(state, 'status')]
+  if not told:
+    raise ValueError('pruning.check finds no part that holds masks in this state: give it the state of the optimizer')
+  if broken := sum(int(np.sum(jax.device_get(one.broken))) for one in told):
+    raise ValueError(
+      f'another part wrote to {counted(broken, "value")} that a mask holds at zero: make the pruning part the last of '
+      'its chain'
+    )
+
+
 def _drawn(times: int, last: int) -> str:
   if not times:
     return 'masks never drawn anew'

@@ -20,7 +20,8 @@ from jaxlite import trees
 from jaxlite.contract import Batch, Context, Model
 from jaxlite.graph import layouts, provenance, rewrite, walk
 from jaxlite.graph.model import model_tags
-from jaxlite.tasks.lift import lift_loss
+from jaxlite.tasks import running
+from jaxlite.tasks.lift import examples_in, lift_loss
 
 
 class Calibration(NamedTuple):
@@ -32,7 +33,7 @@ class Calibration(NamedTuple):
     grams: by path, float32[S, K, K], the sum over batches and positions of x x^T, where K runs over the summed axes
       of the weight in `layouts`' order, and S over its stacked axes and groups: those of a convolution, or equal parts
       of its outputs that meet inputs of their own (a fused weight that is split); empty where not asked for.
-    gradients: tree like params, the mean gradient of the loss; None without one.
+    gradients: tree like params, at least float32: the mean gradient of the loss; None without one.
     layouts: of every weight, None where the program mixes its axes; and why a weight has no statistics.
   """
 
@@ -58,14 +59,14 @@ def gather_statistics(
     params: its parameters.
     model_state: of a Model.
     batches: dicts with 'inputs', and with what the loss reads. Batches of one shape are compiled once.
-    loss: (outputs, batch) -> float[B] or a scalar; with one, gradients are recorded too.
+    loss: (outputs, batch) -> float[B]; with one, gradients are recorded too, each example's by its weight.
     grams: whether to record Gram matrices, K^2 floats for a weight that sums over K inputs; else norms only.
 
   Returns:
     A Calibration.
 
   Raises:
-    ValueError: no batch, or a network in which no weight meets an activation.
+    ValueError: no batch, a network in which no weight meets an activation, or a loss that is a scalar.
 
   >>> batch = {'inputs': jnp.array([[3.0, 0.0], [4.0, 1.0]])}
   >>> found = gather_statistics(lambda p, x: x @ p['w'], {'w': jnp.ones((2, 3))}, batches=[batch])
@@ -74,15 +75,17 @@ def gather_statistics(
   """
   apply = _forward(model)
   model_state = {} if model_state is None else model_state
-  totals, gradients, seen = None, None, 0
+  totals, gradients, weights = None, None, []
   record = jax.jit(functools.partial(_moments, apply, grams=grams))
   slope = jax.jit(jax.grad(functools.partial(_objective, apply, loss))) if loss is not None else None
   for batch in batches:
-    seen += 1
     found = record(params, model_state, batch['inputs'])
     totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
     if slope is not None:
-      one = slope(params, model_state, dict(batch))
+      weight = batch['weight'] if 'weight' in batch else np.ones(examples_in(batch)[0], np.float32)
+      weights.append(float(np.sum(weight, dtype=float)))
+      one = slope(params, model_state, {**batch, 'weight': jnp.asarray(weight)})
+      one = jax.tree.map(lambda leaf: running.widened(leaf) * weights[-1], one)
       gradients = one if gradients is None else jax.tree.map(jnp.add, gradients, one)
   if totals is None:
     raise ValueError('gather_statistics reads what reaches the weights, so it needs at least one batch; got none')
@@ -92,7 +95,7 @@ def gather_statistics(
   return Calibration(
     norms={path: _laid_out(jnp.sqrt(one), leaves[path], known[path]) for path, one in squares.items()},
     grams=moments,
-    gradients=jax.tree.map(lambda one: one / seen, gradients),
+    gradients=jax.tree.map(lambda one: one / (sum(weights) or 1.0), gradients),
     layouts=layouts.Layouts(tuple(known.items()), tuple(skipped.items())),
   )
 
