@@ -56,19 +56,24 @@ flags.DEFINE_string('alone', '', 'train one run in this folder and stop: what --
 
 
 class Pixels(nn.Module):
-  """Convolutions that keep the picture's size, and a class a pixel: float32[B, H, W, classes] of [B, H, W, 1]."""
+  """Convolutions at half of the picture's size, each place of which tells four pixels' classes.
+
+  float32[B, H, W, classes] of [B, H, W, 1], H and W even.
+  """
 
   classes: int
   widths: Sequence[int]
-  kernel: int
 
   @nn.compact
   def __call__(self, x: Any) -> jax.Array:
     x = jnp.asarray(x, jnp.float32)
     for index, width in enumerate(self.widths, 1):
-      conv = nn.Conv(width, (self.kernel, self.kernel), kernel_init=scaled_normal(2.0), name=f'conv{index}')
-      x = nn.relu(conv(x))
-    return nn.Dense(self.classes, kernel_init=scaled_normal(1.0), name='head')(x)
+      kernel, strides = ((5, 5), 2) if index == 1 else ((3, 3), 1)
+      x = nn.relu(nn.Conv(width, kernel, strides, kernel_init=scaled_normal(2.0), name=f'conv{index}')(x))
+    x = nn.Dense(4 * self.classes, kernel_init=scaled_normal(1.0), name='head')(x)
+    batch, height, across, _ = x.shape
+    x = x.reshape(batch, height, across, 2, 2, self.classes).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, 2 * height, 2 * across, self.classes)
 
 
 class Row(NamedTuple):
@@ -107,7 +112,7 @@ ROWS = (
     'diabetes',
     'regression: diabetes (442)',
     task_data.diabetes,
-    Budget(60, 32, RATES, {'widths': (32,)}),
+    Budget(30, 32, RATES, {'widths': (32,)}),
     task_grades.regression,
     (('rmse', 'RMSE', '.2f', 1),),
     mlp(1),
@@ -171,9 +176,9 @@ ROWS = (
   ),
   Row(
     'mosaics',
-    'segmentation: mosaics of digits (1,800)',
+    'segmentation: mosaics of digits (2,200)',
     task_data.mosaics,
-    Budget(8, 32, RATES, {'classes': 11, 'widths': (16, 16, 16), 'kernel': 5}),
+    Budget(20, 32, RATES, {'classes': 11, 'widths': (32, 32, 32, 32)}),
     task_grades.segmentation,
     (('mean_iou', 'mean IoU, %', '.2f', 100),),
     Pixels,

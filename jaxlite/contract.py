@@ -16,7 +16,8 @@ and arrays that never change in `model_state['jl.const']['x']`.
 
 A part accounts for itself. A state (a NamedTuple anywhere in an optimizer's state or in `model_state['jl.x']`) may have
 `account(params) -> Account` for the ledger, `status() -> Status` for the guards of a run, and `hear(score) -> state`
-for validation scores, larger is better. A hook may say more by its fields `account` and `dispatches`.
+for validation scores, larger is better; one of an update part may have `point(params) -> params`, where the model is to
+be read when it does not train. A hook may say more by its fields `account` and `dispatches`.
 """
 
 from __future__ import annotations
@@ -154,10 +155,12 @@ class Status(NamedTuple):
   Attributes:
     reached: bool[...], whether it is at its goal; before that a model is no candidate for the best.
     broken: int32[...], values of its own that another part changed; above 0 a run stops.
+    rejected: bool[...], whether it left the last update out: then the step keeps model_state, and a run goes on.
   """
 
   reached: Any = True
   broken: Any = 0
+  rejected: Any = False
 
 
 class Hook(NamedTuple):

@@ -19,8 +19,10 @@ from jaxlite.errors import nearest
 
 Rule = None | str | Sequence[str] | Callable[[str], bool]
 
-_NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gamma|beta|offset)$', re.IGNORECASE)
-_NORM = re.compile(r'norm(_?\d+)?$', re.IGNORECASE)
+# As frameworks and people write them: `bias_n` and `bias_ih` of a GRU, `ln1`, `ln_f`, `bn2`, `norm_1`, `LayerNorm_0`.
+_NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gain|gamma|beta|offset|shift)(_?[a-z]{0,2}\d*)?$', re.IGNORECASE)
+_NORM = re.compile(r'(norm|(^|_)(ln|bn|gn))(_?(\d+|[a-z]|out|in|final|pre|post))?$', re.IGNORECASE)
+_POSITION = re.compile(r'(^|_)(wpe|pos(ition)?s?(al)?)($|_?emb|_?enc|_?table|\d)', re.IGNORECASE)
 
 
 def path_string(key_path: Sequence[Any]) -> str:
@@ -153,8 +155,8 @@ def looks_like_weight(path: str, leaf: Any) -> bool:
     leaf: an array, float[...].
 
   Returns:
-    True for a floating leaf with at least two axes longer than 1 whose name is no bias, scale or norm and
-    that no hook added (`jl.*`).
+    True for a floating or complex leaf with at least two axes longer than 1 whose name is no bias, scale, norm or
+    position, nor its parents' a norm or a position, and that no hook added (`jl.*`).
 
   >>> import numpy as np
   >>> looks_like_weight('dense/kernel', np.zeros((3, 4))), looks_like_weight('conv/bias', np.zeros((8, 1, 1)))
@@ -165,7 +167,8 @@ def looks_like_weight(path: str, leaf: Any) -> bool:
   if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), np.inexact):
     return False
   *parents, name = path.split('/')
-  return not _NOT_A_WEIGHT.search(name) and not any(_NORM.search(part) for part in [*parents, name])
+  beside = any(pattern.search(part) for pattern in (_NORM, _POSITION) for part in [*parents, name])
+  return not beside and not _NOT_A_WEIGHT.search(name)
 
 
 def is_extra(path: str) -> bool:

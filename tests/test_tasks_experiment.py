@@ -19,7 +19,7 @@ def test_two_rows_in_their_short_form(tmp_path):
   rows = [line for line in done.stdout.splitlines() if line.startswith('| ')]
   assert [re.split(r' *\| *', row)[1] for row in rows[1:]] == [
     'regression: diabetes (442)',
-    'segmentation: mosaics of digits (1,800)',
+    'segmentation: mosaics of digits (2,200)',
   ]
   assert 'MLPRegressor: ' in rows[1]
   assert 'PyTorch: not run' in rows[2]

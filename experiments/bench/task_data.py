@@ -101,7 +101,7 @@ def topics_note() -> str:
   return f'pydoc_data.topics of Python {platform.python_version()}, {len(text):,} characters, sha256 {digest}'
 
 
-def mosaics(seed: int, train: int = 1200, others: int = 300) -> Any:
+def mosaics(seed: int, train: int = 1600, others: int = 300) -> Any:
   """Handwritten digits pasted at random places; the class of a pixel is its digit, or background.
 
   Digits of the three splits are disjoint: a digit that is tested was never trained on.

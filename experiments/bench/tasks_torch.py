@@ -85,13 +85,13 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Pixels(nn.Module):
-  """Convolutions that keep the picture's size, and a class a pixel."""
+  """Convolutions at half of the picture's size, each place of which tells four pixels' classes."""
 
-  def __init__(self, classes: int, widths: list[int], kernel: int) -> None:
+  def __init__(self, classes: int, widths: list[int]) -> None:
     super().__init__()
-    sizes = [1, *widths]
-    self.convs = nn.ModuleList(nn.Conv2d(*pair, kernel, padding='same') for pair in itertools.pairwise(sizes))
-    self.head = nn.Conv2d(widths[-1], classes, 1)
+    first = nn.Conv2d(1, widths[0], 5, stride=2, padding=2)
+    self.convs = nn.ModuleList([first, *(nn.Conv2d(*pair, 3, padding=1) for pair in itertools.pairwise(widths))])
+    self.head = nn.Conv2d(widths[-1], 4 * classes, 1)
     for conv in self.convs:
       drawn(conv, 2.0)
     drawn(self.head)
@@ -100,7 +100,7 @@ class Pixels(nn.Module):
     x = x['inputs'].permute(0, 3, 1, 2)
     for conv in self.convs:
       x = F.relu(conv(x))
-    return self.head(x).permute(0, 2, 3, 1)
+    return F.pixel_shuffle(self.head(x), 2).permute(0, 2, 3, 1)
 
 
 def drawn(layer: Any, scale: float = 1.0) -> None:

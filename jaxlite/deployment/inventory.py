@@ -17,7 +17,7 @@ class Layer(NamedTuple):
   """One parameter array, as it would be stored.
 
   Attributes:
-    path: its path in the params.
+    path: its path in the params; of a leaf that stacks layers, one each: 'blocks/kernel[2]'.
     size: number of values.
     nonzero: how many are not exactly zero.
     bits: of a stored value: 8 where it is quantized, 32 for float32.
@@ -74,17 +74,33 @@ def layers(
   found = []
   for path, leaf in zip(names, leaves, strict=True):
     values = np.asarray(leaf)
-    quantized = path in bits
-    found.append(
-      Layer(
-        path=path,
-        size=values.size,
-        nonzero=int(np.count_nonzero(values)),
-        bits=bits.get(path, 8 * values.dtype.itemsize),
-        weight=path in weights,
-        scales=_channels(values.shape, weights.get(path)) if quantized else 0,
+    layout = weights.get(path)
+    for place, one in _layers(values, layout):
+      found.append(
+        Layer(
+          path=path + place,
+          size=one.size,
+          nonzero=int(np.count_nonzero(one)),
+          bits=bits.get(path, 8 * values.dtype.itemsize),
+          weight=path in weights,
+          scales=_channels(one.shape, layout) if path in bits else 0,
+        )
       )
+  return found
+
+
+def _layers(values: np.ndarray, layout: LeafLayout | None) -> list[tuple[str, np.ndarray]]:
+  """(place, values) of each layer that a leaf stacks, in the leaf's axes; of a single one the place is ''."""
+  stack = () if layout is None else [axis for axis in layout.stack(values.ndim) if values.shape[axis] > 1]
+  if not stack:
+    return [('', values)]
+  found = []
+  for place in np.ndindex(*(values.shape[axis] for axis in stack)):
+    at = tuple(
+      slice(place[stack.index(axis)], place[stack.index(axis)] + 1) if axis in stack else slice(None)
+      for axis in range(values.ndim)
     )
+    found.append((f'[{",".join(map(str, place))}]', values[at]))
   return found
 
 

@@ -11,6 +11,7 @@ from jaxlite.contract import TAPS, Context, Loss, Model, Params, Side, State, Te
 from jaxlite.distillation import _teachers as teachers
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._teachers import Divergence, Share
+from jaxlite.tasks import running
 
 
 def self_distill(
@@ -23,10 +24,11 @@ def self_distill(
 ) -> Side:
   """Lets the student learn from the average of its own past weights, beside the labels.
 
-  The teacher is the student as it is evaluated (no dropout, running statistics, its own quantization), with the
-  averaged weights in place of the live ones; where `average` is in the recipe, evaluation is on that average, and
-  so is the teacher. It runs on the same, augmented, inputs, only while training, and gets no gradient. The average
-  lies in model_state['jl.<name>']; a weight that is exactly zero (pruned) is exactly zero in it.
+  The teacher is the student as it is evaluated (no dropout, running statistics, its own quantization), with averages
+  of its weights and statistics in place of the live ones; where `average` is in the recipe, evaluation is on that
+  average, and so is the teacher. It runs on the same, augmented, inputs, only while training, and gets no gradient.
+  The averages lie in model_state['jl.<name>'], in at least float32; a weight that is exactly zero (pruned) is exactly
+  zero in them.
 
   Args:
     decay: the share of the old average kept each optimizer step, in [0, 1); 1 - 1 / step while that is less, so
@@ -58,7 +60,7 @@ def self_distill(
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      return params, {**state, slot: jax.tree.map(jnp.copy, params)}
+      return params, {**state, slot: jax.tree.map(_start, running.with_statistics(params, state))}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if not train:
@@ -67,14 +69,18 @@ def self_distill(
       def evaluated(averaged: Params, state: State, inputs: Any) -> Any:
         return inner.apply(averaged, state, inputs, train=False, key=None, step=step)[0]
 
-      logits = teachers.apart(evaluated, state[slot], state, inputs)
+      averaged, statistics = running.read_average(state[slot], params, state)
+      logits = teachers.apart(evaluated, averaged, statistics, inputs)
       outputs, state = inner.apply(params, state, inputs, train=True, key=key, step=step)
       return outputs, with_tap(state, tap, logits)
 
     def after(params: Params, state: State, step: Any) -> State:
       kept = jnp.minimum(decay, 1 - 1 / jnp.maximum(step, 1))
-      moved = jax.tree.map(lambda old, new: _move(old, new, kept), state[slot], params)
-      return inner.after(params, {**state, slot: moved}, step)
+      moved = running.moved(state[slot], running.with_statistics(params, state), kept)
+      held = jax.tree.map(
+        lambda own, live: jnp.where(live == 0, 0, own), {name: moved[name] for name in params}, params
+      )
+      return inner.after(params, {**state, slot: {**moved, **held}}, step)
 
     def export(params: Params, state: State) -> tuple[Params, State]:
       return inner.export(params, drop_extras(state, name))
@@ -93,7 +99,5 @@ def self_distill(
   return Side(name, model=model, loss=add)
 
 
-def _move(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
-  # In float32, since bfloat16 loses small steps of it; zeros stay zeros.
-  wide = old.astype(jnp.float32) + (1 - decay) * (new.astype(jnp.float32) - old.astype(jnp.float32))
-  return jnp.where(new == 0, jnp.zeros_like(new), wide.astype(new.dtype))
+def _start(leaf: jax.Array) -> jax.Array:
+  return jnp.array(running.widened(leaf), copy=True)  # a step donates both

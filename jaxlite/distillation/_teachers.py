@@ -170,7 +170,7 @@ def term(
 
   Args:
     loss: (student, teacher, and those of temperature=, labels=, weight= that it names) -> float[B, ...], or a
-      scalar that is taken as it is.
+      scalar that is taken as it is: where examples have a weight, only of a loss that names weight=.
     student: logits or features, float[B, ...].
     teacher: likewise.
     context: of the loss.
@@ -196,8 +196,13 @@ def term(
     elif name == 'labels' and parameter.default is inspect.Parameter.empty:
       raise ValueError(f"{what}: this loss needs the batch's labels; it has {', '.join(context.batch)}")
   values = jnp.asarray(loss(student, teacher, **given))
-  if values.ndim == 0:
+  if values.ndim == 0 and (weight is None or 'weight' in given):
     return values
+  if values.ndim == 0:
+    raise ValueError(
+      f'{what}: where examples count by their weight, a loss gives one value each, float[{student.shape[0]}], or takes '
+      'weight= itself; got a scalar: leave its mean out'
+    )
   if values.shape[0] != student.shape[0]:
     raise ValueError(f'{what}: a loss gives one value per example, float[{student.shape[0]}]; got {list(values.shape)}')
   return weighted_mean(jnp.mean(values.reshape(len(values), -1), axis=1), weight)

@@ -7,7 +7,42 @@ from collections.abc import Mapping
 from typing import Any
 
 CONTRACTIONS = ('dot_general', 'conv_general_dilated')
-OTHER_CONTRACTIONS = ('ragged_dot', 'ragged_dot_general', 'scaled_dot', 'scaled_matmul')  # read, never rewritten
+# Read, never rewritten.
+OTHER_CONTRACTIONS = ('ragged_dot', 'ragged_dot_general', 'scaled_dot', 'scaled_matmul', 'bcoo_dot_general')
+
+
+def operands_of(eqn: Any) -> tuple[int, int]:
+  """Returns at which positions of an equation its two operands stand."""
+  return (0, 2) if eqn.primitive.name == 'bcoo_dot_general' else (0, 1)
+
+
+def axes_of(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Returns the axes of an operand that a contraction sums over, and those that both operands share.
+
+  Those of a sparse operand (its stored values in a row) are not told apart: all are summed.
+
+  >>> import jax
+  >>> closed = jax.make_jaxpr(lambda x, w: x @ w)(jax.numpy.ones((2, 3)), jax.numpy.ones((3, 4)))
+  >>> axes_of(closed.jaxpr.eqns[-1], 1)
+  ((0,), ())
+  """
+  name, ndim = eqn.primitive.name, eqn.invars[operands_of(eqn)[side]].aval.ndim
+  if name == 'conv_general_dilated':
+    if side == 1:
+      return summed_axes(name, eqn.params, 1, ndim), ()
+    return tuple(eqn.params['dimension_numbers'].lhs_spec[1:]), ()
+  numbers = eqn.params.get('dimension_numbers')
+  if name == 'bcoo_dot_general' and side == 0:
+    return tuple(range(ndim)), ()
+  if name == 'ragged_dot_general':
+    ragged = eqn.params['ragged_dot_dimension_numbers']
+    contracted, batches = ragged.dot_dimension_numbers
+    groups = tuple(ragged.rhs_group_dimensions) if side == 1 else ()
+    return tuple(contracted[side]), (*batches[side], *groups)
+  if numbers is None:  # x [..., K] by a weight [..., K, N], or what is kept transposed: not known
+    return ((ndim - 1,) if side == 0 else (max(ndim - 2, 0),)), tuple(range(ndim - 2))
+  contracted, batches = numbers
+  return tuple(contracted[side]), tuple(batches[side])
 
 
 def summed_axes(kind: str, params: Mapping[str, Any], side: int, ndim: int) -> tuple[int, ...]:
@@ -33,13 +68,18 @@ def flops_of(eqn: Any) -> int:
   >>> flops_of(closed.jaxpr.eqns[-1])
   48
   """
-  lhs, rhs = (atom.aval for atom in eqn.invars[:2])
+  lhs, rhs = (eqn.invars[position].aval for position in operands_of(eqn))
   out = math.prod(eqn.outvars[0].aval.shape)
-  if eqn.primitive.name == 'dot_general':
+  name = eqn.primitive.name
+  if name == 'bcoo_dot_general':  # each stored value meets what the other operand has beside the summed axes
+    (_, contracted), (_, batch) = eqn.params['dimension_numbers']
+    free = [size for axis, size in enumerate(rhs.shape) if axis not in (*contracted, *batch)]
+    return 2 * lhs.size * math.prod(free)
+  if name == 'dot_general':
     summed = math.prod(lhs.shape[axis] for axis in eqn.params['dimension_numbers'][0][0])
-  elif eqn.primitive.name == 'conv_general_dilated':
+  elif name == 'conv_general_dilated':
     out_features = rhs.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
     summed = rhs.size // max(out_features, 1)
   else:
-    summed = lhs.shape[-1] if lhs.shape else 1
+    summed = math.prod(lhs.shape[axis] for axis in axes_of(eqn, 0)[0])
   return 2 * out * summed

@@ -16,8 +16,8 @@ import jax
 
 from jaxlite import trees
 from jaxlite.graph import provenance, walk
-
-Axes = tuple[tuple[int, ...], ...]  # for each axis of a value, the axes of a leaf that it holds
+from jaxlite.graph.contractions import axes_of, operands_of
+from jaxlite.graph.views import View, Views, agreed, moved
 
 
 class LeafLayout(NamedTuple):
@@ -69,16 +69,19 @@ class Use(NamedTuple):
     layout: of the leaf, in this contraction.
     order: the weight operand's contracted axes, in the order of `layout.summed`.
     batch: its batch axes, in the leaf's order.
+    box: (start, size) along each axis of the leaf, of the part that this contraction multiplies; None where it is not
+      known, or multiplied together with other leaves' parts.
   """
 
   path: str
-  layout: LeafLayout
-  order: tuple[int, ...]
-  batch: tuple[int, ...]
+  layout: LeafLayout | None
+  order: tuple[int, ...] = ()
+  batch: tuple[int, ...] = ()
+  box: tuple[tuple[int, int], ...] | None = None
 
 
 def layouts_of(uses: Mapping[str, tuple[Use, ...]]) -> dict[str, LeafLayout | None]:
-  """Returns one layout a path; None where two uses disagree.
+  """Returns one layout a path; None where it is not clear, or two uses disagree.
 
   >>> one, other = Use('w', LeafLayout((0,), (1,)), (0,), ()), Use('w', LeafLayout((1,), (0,)), (1,), ())
   >>> layouts_of({'w': (one,), 'w#2': (other,)})
@@ -93,8 +96,8 @@ def layouts_of(uses: Mapping[str, tuple[Use, ...]]) -> dict[str, LeafLayout | No
 def read(jaxpr: Any, plan: provenance.Plan, tags: Sequence[provenance.Tag]) -> dict[str, tuple[Use, ...]]:
   """Follows each parameter's axes to the contractions that use it.
 
-  Axes are followed through transposes, reshapes, squeezes, elementwise operations (masks, casts, scales), scans
-  over layers and calls. A weight whose axes a program mixes has no entry.
+  Axes are followed through transposes, reshapes, squeezes, slices, splits, concatenations, elementwise operations
+  (masks, casts, scales), scans over layers and calls. A weight whose axes a program mixes has a Use without a layout.
 
   Args:
     jaxpr: closed or open.
@@ -102,19 +105,17 @@ def read(jaxpr: Any, plan: provenance.Plan, tags: Sequence[provenance.Tag]) -> d
     tags: as `provenance.read` got them.
 
   Returns:
-    By site name, a Use for each leaf that its weight is made of.
+    By site name, a Use for each weight that its fixed operand is made of; of sites that are never rewritten, which may
+    share a name, by name and place.
   """
   uses: dict[str, tuple[Use, ...]] = {}
   invars = walk.opened(jaxpr)[0].invars
   views = [
-    {next(iter(tag.paths)): tuple((axis,) for axis in range(len(var.aval.shape)))} if len(tag.paths) == 1 else {}
+    {path: View.whole(var.aval.shape) for path in tag.paths if len(tag.paths) == 1}
     for var, tag in zip(invars, tags, strict=True)
   ]
   _follow(jaxpr, plan, views, uses)
   return uses
-
-
-Views = dict[str, Axes]  # of one value: by leaf, where its axes lie
 
 
 def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Views], uses: dict[str, tuple[Use, ...]]) -> list[Views]:
@@ -131,39 +132,44 @@ def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Views], uses: dic
     inner = plan.inner.get(index, ())
     out: list[Views] = [{} for _ in eqn.outvars]
     if site is not None:
-      if site.side is not None and site.weighs:
-        clear = {path: axes for path, axes in operands[site.side].items() if _is_clear(axes)}
-        uses[site.name] = tuple(_use(site, eqn, path, axes) for path, axes in clear.items())
+      if site.weights:
+        views = operands[operands_of(eqn)[site.side]]
+        name = site.name if not site.why_not else f'{site.name}!{len(uses)}'
+        uses[name] = tuple(_use(site, eqn, path, views.get(path)) for path in sorted(site.weights))
     elif inner:
       out = _enter(eqn, inner, operands, uses)
-    elif any(operands) and len(eqn.outvars) == 1:
-      out = [_moved(eqn, operands)]
+    elif any(operands):
+      out = moved(eqn, operands)
     env.update(zip(eqn.outvars, out, strict=True))
   return [views_of(atom) for atom in bare.outvars]
 
 
-def _is_clear(axes: Axes) -> bool:
-  """Whether no axis of the leaf lies in two axes of the value (a reshape that splits it)."""
-  held = [axis for group in axes for axis in group]
-  return len(held) == len(set(held))
-
-
-def _use(site: provenance.Site, eqn: Any, path: str, axes: Axes) -> Use:
-  numbers = eqn.params['dimension_numbers']
-  batch: tuple[int, ...] = ()
+def _use(site: provenance.Site, eqn: Any, path: str, view: View | None) -> Use:
+  if view is None or not view.is_clear or (site.kind == 'bcoo_dot_general' and site.side == 0):
+    return Use(path, None)
+  axes = view.axes
   if site.kind == 'conv_general_dilated':
-    features, channels, *spatial = numbers.rhs_spec
-    order, outputs = (*spatial, channels), (features,)
+    features, channels, *spatial = eqn.params['dimension_numbers'].rhs_spec
+    order, batch = (*spatial, channels), ()
+    outputs = axes[features][_stacked(axes[features], view.sizes, eqn.params['feature_group_count']) :]
   else:
-    contracted, batches = numbers
-    batch = tuple(sorted(batches[site.side], key=lambda axis: axes[axis]))
-    order = tuple(sorted(contracted[site.side], key=lambda axis: axes[axis]))
-    outputs = tuple(axis for axis in range(len(axes)) if axis not in order + batch)
+    summed, batches = axes_of(eqn, site.side)
+    batch = tuple(sorted(batches, key=lambda axis: axes[axis]))
+    order = tuple(sorted(summed, key=lambda axis: axes[axis]))
+    outputs = tuple(a for axis, group in enumerate(axes) if axis not in order + batch for a in group)
+  of_leaf = tuple(axis for one in order for axis in axes[one])
+  return Use(path, LeafLayout(of_leaf, tuple(sorted(outputs))), order, batch, view.box)
 
-  def of_leaf(own: Sequence[int]) -> tuple[int, ...]:
-    return tuple(axis for one in own for axis in axes[one])
 
-  return Use(path, LeafLayout(of_leaf(order), tuple(sorted(of_leaf(outputs)))), order, batch)
+def _stacked(held: Sequence[int], sizes: Sequence[int], groups: int) -> int:
+  """How many of the axes along a convolution's outputs are layers: a vmap makes groups of them, outermost."""
+  wide = [place for place, axis in enumerate(held) if sizes[axis] > 1]
+  count = 0
+  for place in wide[:-1]:
+    if groups % math.prod(sizes[axis] for axis in held[: place + 1]):
+      break
+    count = place + 1
+  return count
 
 
 def _enter(
@@ -173,93 +179,26 @@ def _enter(
   if name == 'scan':
     consts, carry = walk.scan_layout(eqn)
     split = consts + carry
-    layers = [{path: axes[1:] for path, axes in views.items()} for views in given[split:]]
+    layers = [{path: view._replace(axes=view.axes[1:]) for path, view in views.items()} for views in given[split:]]
     body = eqn.params['jaxpr']
     bare = walk.opened(body)[0]
-    kept = [out is var for out, var in zip(bare.outvars[:carry], bare.invars[consts:split], strict=True)]
-    through = [views if same else {} for views, same in zip(given[consts:split], kept, strict=True)]
+    through = _unchanged(given[consts:split], bare.outvars[:carry], bare.invars[consts:split])
     _follow(body, plans[0], [*given[:consts], *through, *layers], uses)
     return [*through, *({} for _ in eqn.outvars[carry:])]
   if name == 'while':
     conds, bodies = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
-    nothing: list[Views] = [{} for _ in eqn.outvars]
-    _follow(eqn.params['body_jaxpr'], plans[1], [*given[conds : conds + bodies], *nothing], uses)
-    return nothing
+    bare = walk.opened(eqn.params['body_jaxpr'])[0]
+    through = _unchanged(given[conds + bodies :], bare.outvars, bare.invars[bodies:])
+    _follow(eqn.params['body_jaxpr'], plans[1], [*given[conds : conds + bodies], *through], uses)
+    return through
   if name == 'cond':
     found = [_follow(branch, plan, given[1:], uses) for branch, plan in zip(eqn.params['branches'], plans, strict=True)]
-    return [first if all(first == other for other in rest) else {} for first, *rest in zip(*found, strict=True)]
+    return [agreed(several) for several in zip(*found, strict=True)]
   return _follow(eqn.params[walk.CALLS[name]], plans[0], given, uses)
 
 
-def _moved(eqn: Any, given: list[Views]) -> Views:
-  """Where the axes lie after an equation that is no contraction."""
-  shape = eqn.outvars[0].aval.shape
-  move = _MOVES.get(eqn.primitive.name)
-  if move is not None:
-    return {path: move(eqn, axes, shape) for path, axes in given[0].items()}
-  if eqn.primitive.name in _MIXES:
-    return {}
-  out: Views = {}
-  for atom, views in zip(eqn.invars, given, strict=True):
-    own = getattr(atom.aval, 'shape', ())
-    # Elementwise, or along an axis: every axis stays where it is, but for one of length 1 that is stretched.
-    if len(own) == len(shape) and all(size in (1, wide) for size, wide in zip(own, shape, strict=True)):
-      for path, axes in views.items():
-        seen = tuple(group if size == wide else () for group, size, wide in zip(axes, own, shape, strict=True))
-        if sum(map(len, seen)) > sum(map(len, out.get(path, ()))):  # w * (its norm): the one that holds more of it
-          out[path] = seen
-  return out
-
-
-def _transposed(eqn: Any, axes: Axes, shape: Sequence[int]) -> Axes:
-  return tuple(axes[axis] for axis in eqn.params['permutation'])
-
-
-def _squeezed(eqn: Any, axes: Axes, shape: Sequence[int]) -> Axes:
-  return tuple(group for axis, group in enumerate(axes) if axis not in eqn.params['dimensions'])
-
-
-def _broadcast(eqn: Any, axes: Axes, shape: Sequence[int]) -> Axes:
-  out: list[tuple[int, ...]] = [()] * len(shape)
-  for group, axis, size in zip(axes, eqn.params['broadcast_dimensions'], eqn.invars[0].aval.shape, strict=True):
-    out[axis] = group if size == shape[axis] else ()
-  return tuple(out)
-
-
-def _reshaped(eqn: Any, axes: Axes, shape: Sequence[int]) -> Axes:
-  """Axes of one block of equal size lie together: merged into one, or, split, in each of them."""
-  before = eqn.invars[0].aval.shape
-  if 0 in before or eqn.params.get('dimensions') is not None:
-    return ((),) * len(shape)
-  out: list[tuple[int, ...]] = []
-  start = 0
-  while len(out) < len(shape):
-    stop, end = start + (start < len(before)), len(out) + 1
-    while math.prod(before[start:stop]) != math.prod(shape[len(out) : end]):
-      if math.prod(before[start:stop]) < math.prod(shape[len(out) : end]):
-        stop += 1
-      else:
-        end += 1
-    while stop < len(before) and before[stop] == 1 and end == len(shape):
-      stop += 1
-    several = stop - start > 1  # of several, those of length 1 hold nothing
-    held = tuple(
-      a for group, n in zip(axes[start:stop], before[start:stop], strict=True) if n > 1 or not several for a in group
-    )
-    wide = [axis for axis in range(len(out), end) if shape[axis] != 1]
-    bearer = wide[:1] or [len(out)]
-    out += [held if axis in (wide or bearer) else () for axis in range(len(out), end)]
-    start = stop
-  return tuple(out)
-
-
-_MOVES: dict[str, Callable[[Any, Axes, Sequence[int]], Axes]] = {
-  'transpose': _transposed,
-  'squeeze': _squeezed,
-  'broadcast_in_dim': _broadcast,
-  'reshape': _reshaped,
-}
-_MIXES = frozenset({*provenance.CONTRACTIONS, *provenance.OTHER_CONTRACTIONS, 'gather', 'scatter', 'triangular_solve'})
+def _unchanged(views: Sequence[Views], out: Sequence[Any], into: Sequence[Any]) -> list[Views]:
+  return [view if one is other else {} for view, one, other in zip(views, out, into, strict=True)]
 
 
 def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args: Any) -> dict[str, LeafLayout | None]:
@@ -280,7 +219,7 @@ def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args:
   """
   jaxpr = jax.make_jaxpr(fn)(*args)
   plan = provenance.read(jaxpr, tags)
-  weights = frozenset().union(*(site.paths for site in plan.all_sites() if site.weighs))
+  weights = frozenset().union(*(site.weights for site in plan.all_sites()))
   known = layouts_of(read(jaxpr, plan, tags))
   return {path: known.get(path) for path in sorted(weights)}
 

@@ -80,7 +80,7 @@ def model_weights(model: Model, params: Params, model_state: State, inputs: Any,
 
   args = (params, model_state, inputs, key, jax.ShapeDtypeStruct((), jnp.int32))
   plan = read(jax.make_jaxpr(forward)(*args), model_tags(*args))
-  used = frozenset().union(*(site.paths for site in plan.weight_sites().values()))
+  used = frozenset().union(*(site.weights for site in plan.all_sites()))
   return used & frozenset(trees.paths(params))
 
 

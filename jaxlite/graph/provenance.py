@@ -1,15 +1,14 @@
 """Where a value comes from: which contractions multiply a weight by an activation, and which weight.
 
-A value is a *weight* when it depends on parameters and constants only, whatever the operations between: masks,
-transposes, weight norm and low-rank sums keep a weight a weight, and nothing is guessed from shapes. This file
-reads a program once and writes a `Plan` of it: the sites, named by the paths of their weights. What is done at
-a site is `rewrite`'s business and its callers'.
+An operand is *fixed* when it depends on parameters and constants only, whatever the operations between: masks,
+transposes, weight norm and low-rank sums keep it fixed, and nothing is guessed from shapes. Which of its leaves are
+weights and which only scale or shift them is `covers`' to say. This file reads a program once and writes a `Plan` of
+it: the sites, named by the paths of their weights. What is done at a site is `rewrite`'s business and its callers'.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,124 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
+from jaxlite.graph import covers as covering
 from jaxlite.graph import walk
-from jaxlite.graph.contractions import CONTRACTIONS, OTHER_CONTRACTIONS, flops_of, summed_axes
-
-
-class Tag(NamedTuple):
-  """What a value depends on.
-
-  Attributes:
-    paths: the parameters, by path; empty for a constant and for data.
-    data: it depends on something that is neither parameter nor constant.
-    varies: depths of the enclosing scans along which it differs from one iteration to the next.
-  """
-
-  paths: frozenset[str] = frozenset()
-  data: bool = False
-  varies: frozenset[int] = frozenset()
-
-
-CONSTANT = Tag()
-DATA = Tag(data=True)
-
-
-def weight(path: str) -> Tag:
-  """Returns the tag of a parameter's leaf."""
-  return Tag(frozenset((path,)))
-
-
-class Site(NamedTuple):
-  """One contraction of a program.
-
-  Attributes:
-    name: the paths of its weight, joined by '+'; `#2` on its second use; '' where no operand is a weight, or
-      `<activations>` where it is `paired`.
-    kind: the primitive's name.
-    side: which operand is the weight, 0 or 1; None where it is not exactly one.
-    why_not: why it is no weight times activation, '' where it is.
-    stack: depths of the enclosing scans that give each iteration another weight, outermost first.
-    lengths: the lengths of those scans.
-    flops: floating-point operations of one pass, every iteration of a scan counted, of a while one.
-    shape: of its weight; () where side is None.
-    summed: the axes of its weight that are summed over; the others are its output channels.
-    paths: the parameters that its weight depends on.
-    custom: it stands under a custom derivative rule.
-    weighs: its fixed operand is a weight, though the types of both may keep it from being rewritten.
-  """
-
-  name: str
-  kind: str
-  side: int | None
-  why_not: str
-  stack: tuple[int, ...]
-  lengths: tuple[int, ...]
-  flops: int
-  shape: tuple[int, ...]
-  summed: tuple[int, ...]
-  paths: frozenset[str]
-  custom: bool
-  weighs: bool
-
-  @property
-  def paired(self) -> bool:
-    """Whether it is a product of two activations that may be rewritten; `side` is then 1."""
-    return not self.why_not and not self.paths
-
-  @property
-  def channels(self) -> int:
-    """How many outputs its weight has."""
-    return math.prod(size for axis, size in enumerate(self.shape) if axis not in self.summed)
-
-
-class Plan(NamedTuple):
-  """A jaxpr, read: one for every body.
-
-  Attributes:
-    out: the tags of its results.
-    sites: the contractions that stand in it directly, by equation index.
-    inner: the plans of the bodies of an equation, by equation index.
-    beyond: contractions inside bodies whose wiring is not known, never rewritten.
-    marks: (name, paths) of every `checkpoint_name` on a weight.
-    depth: how many scans enclose it.
-  """
-
-  out: tuple[Tag, ...]
-  sites: Mapping[int, Site]
-  inner: Mapping[int, tuple[Plan, ...]]
-  beyond: tuple[Site, ...]
-  marks: tuple[tuple[str, frozenset[str]], ...]
-  depth: int
-
-  def walk(self) -> Iterator[Plan]:
-    """Yields this plan and every plan inside it."""
-    yield self
-    for index in sorted(self.inner):
-      for plan in self.inner[index]:
-        yield from plan.walk()
-
-  def _in_order(self) -> Iterator[Site]:
-    for index in sorted({*self.sites, *self.inner}):
-      if index in self.sites:
-        yield self.sites[index]
-      for plan in self.inner.get(index, ()):
-        yield from plan._in_order()
-    yield from self.beyond
-
-  def all_sites(self) -> list[Site]:
-    """Returns every contraction, rewritable or not, in program order; of branches that share one, the first."""
-    seen: set[str] = set()
-    kept = []
-    for site in self._in_order():
-      if site.why_not or site.name not in seen:
-        kept.append(site)
-      if not site.why_not:
-        seen.add(site.name)
-    return kept
-
-  def weight_sites(self) -> dict[str, Site]:
-    """Returns by name the sites that multiply a weight by an activation."""
-    return {site.name: site for site in self.all_sites() if not site.why_not}
+from jaxlite.graph.contractions import CONTRACTIONS, OTHER_CONTRACTIONS, axes_of, flops_of, operands_of
+from jaxlite.graph.covers import Cover
+from jaxlite.graph.plan import CONSTANT, DATA, Plan, Site, Tag
+from jaxlite.graph.plan import weight as weight
 
 
 class _Place(NamedTuple):
@@ -158,13 +45,44 @@ def read(jaxpr: Any, tags: Sequence[Tag], *, pairs: bool = False) -> Plan:
   Returns:
     The Plan, its sites named.
   """
-  return _named(_read(jaxpr, tags, _Place(pairs=pairs)), {}, {})
+  own = [
+    tag._replace(covers=covering.merged([covering.whole(path, var.aval.shape) for path in tag.paths]))
+    for tag, var in zip(tags, walk.opened(jaxpr)[0].invars, strict=True)
+  ]
+  return _named(_read(jaxpr, own, _Place(pairs=pairs)), {}, {})
 
 
-def _join(tags: Sequence[Tag]) -> Tag:
+def _join(tags: Sequence[Tag], covers: Mapping[str, Cover] | None = None) -> Tag:
+  """The tag of what depends on several; `covers` of their own, where they do not come together element by element."""
   data = any(tag.data for tag in tags)
   paths = frozenset() if data else frozenset().union(*(tag.paths for tag in tags))
-  return Tag(paths, data, frozenset().union(*(tag.varies for tag in tags)))
+  varies = frozenset().union(*(tag.varies for tag in tags))
+  if covers is None:  # data that picked nothing leave nothing
+    covers = {} if any(tag.data and not tag.covers for tag in tags) else covering.merged([tag.covers for tag in tags])
+  return Tag(paths, data, varies, covers)
+
+
+def _joined(eqn: Any, given: Sequence[Tag], out: Any) -> Tag:
+  """The tag of a result of an equation without a body."""
+  name, shape = eqn.primitive.name, getattr(out.aval, 'shape', ())
+  several = [covering.through(eqn, position, tag.covers, shape) for position, tag in enumerate(given)]
+  if name in CONTRACTIONS + OTHER_CONTRACTIONS:  # an inner product: its sides were judged, and span it together
+    for side, position in enumerate(operands_of(eqn)):
+      summed, batch = axes_of(eqn, side)
+      shape_of = eqn.invars[position].aval.shape  # without axes of its own it only scales or mixes the other
+      winners = covering.judged(given[position].covers, shape_of, summed, batch, strict=True)
+      several[position] = covering.pieces(several[position], winners, range(len(shape)), shape)
+  elif name in _SIDE_BY_SIDE and sum(map(bool, several)) > 1:
+    along = eqn.params.get('dimension', eqn.params.get('axis'))  # of a concatenation, of a stack
+    axes = range(len(shape)) if along is None else [along]
+    several = [covering.pieces(one, covering.tops(one), axes, shape) for one in several]
+  together = covering.merged(several)
+  if any(tag.data for tag in given):
+    together = covering.picked(eqn, given, together)
+  return _join(given, together)
+
+
+_SIDE_BY_SIDE = frozenset({'concatenate', 'stack', 'dynamic_update_slice', 'scatter', 'scatter-add'})
 
 
 def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
@@ -190,61 +108,101 @@ def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
     elif name in OTHER_CONTRACTIONS:
       sites[index] = _site(eqn, given, place._replace(barred=f'{name} has no rule'))
     elif name == 'name' and given[0].paths:
-      marks.append((eqn.params['name'], given[0].paths))
+      marks.append((eqn.params['name'], covering.tops(given[0].covers) or given[0].paths))
     if name in _READERS:
       out, inner[index] = _READERS[name](eqn, given, place)
     elif name in walk.CALLS:
       custom = place.custom or name.startswith('custom_')
-      plan = _read(eqn.params[walk.CALLS[name]], given, place._replace(custom=custom))
-      out, inner[index] = plan.out, (plan,)
+      body = eqn.params[walk.CALLS[name]]
+      into, outof = walk.opened(body)[0].invars, walk.opened(body)[0].outvars
+      plan = _read(body, _of_shards(given, eqn.invars, into), place._replace(custom=custom))
+      out, inner[index] = tuple(_of_shards(plan.out, outof, eqn.outvars)), (plan,)
     else:
       from_outside = 'callback' in name or (not given and eqn.effects and name != 'axis_index')
-      together = DATA if from_outside else _join(given)
-      if together.data:
+      out = tuple(DATA if from_outside else _joined(eqn, given, var) for var in eqn.outvars)
+      out = tuple(given) if name == 'optimization_barrier' else out
+      if any(tag.data for tag in out):
         beyond.extend(_unwired(eqn, place))
-      out = (together,) * len(eqn.outvars)
     env.update(zip(eqn.outvars, out, strict=True))
   out = tuple(tag_of(atom) for atom in bare.outvars)
   return Plan(out, sites, inner, tuple(beyond), tuple(marks), len(place.lengths))
 
 
+def _of_shards(tags: Sequence[Tag], given: Sequence[Any], taken: Sequence[Any]) -> list[Tag]:
+  """Tags of values that have another shape on the other side of a call: one shard of them, or all."""
+
+  def fitted(cover: Cover, own: tuple[int, ...], shape: tuple[int, ...]) -> Cover:
+    extents = zip(cover.extents, own, shape, strict=True)
+    return cover._replace(extents=tuple(wide if e == size else min(e, wide) for e, size, wide in extents))
+
+  found = []
+  for tag, one, other in zip(tags, given, taken, strict=True):
+    own, shape = (getattr(var.aval, 'shape', ()) for var in (one, other))
+    covers = {path: fitted(cover, own, shape) for path, cover in tag.covers.items()} if own != shape else tag.covers
+    found.append(tag._replace(covers=covers))
+  return found
+
+
 def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
-  pair = given[:2]
+  positions = operands_of(eqn)
+  pair = [given[position] for position in positions]
+  avals = [eqn.invars[position].aval for position in positions]
+  axes = [axes_of(eqn, side) for side in (0, 1)]
   weights = [side for side, tag in enumerate(pair) if tag.paths]
-  dtypes = [atom.aval.dtype for atom in eqn.invars[:2]]
+  dtypes = [aval.dtype for aval in avals]
   why_not = ''
   paired = place.pairs and eqn.primitive.name == 'dot_general' and all(tag.data for tag in pair)
+  mine = [
+    covering.judged(tag.covers, aval.shape, *own, strict=tag.data)
+    for tag, aval, own in zip(pair, avals, axes, strict=True)
+  ]
   if len(weights) == 2:
     why_not = 'both operands are weights: it can be folded'
   elif not weights and all(tag.data for tag in pair):
     why_not = '' if paired else 'both operands are activations'
+    if not paired and sum(map(bool, mine)) == 1:
+      weights = [0 if mine[0] else 1]
+      why_not = 'data pick its weight'
   elif not weights:
     why_not = 'its fixed operand is no parameter'
   elif not pair[1 - weights[0]].data:
     why_not = 'its other operand is a constant: it can be folded'
   elif eqn.primitive.name == 'conv_general_dilated' and weights[0] == 0:
     why_not = 'its weight stands in the image position'
+  side = weights[0] if len(weights) == 1 else 1 if paired else None
+  meets = side is not None and not paired and why_not in ('', 'data pick its weight')
+  weighs = meets and bool(mine[side]) and jnp.issubdtype(dtypes[side], jnp.inexact)
   why_not = why_not or place.barred
-  weighs = not (why_not or paired) and jnp.issubdtype(dtypes[weights[0]], jnp.floating)
   if not why_not and not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
     why_not = f'its operands are {dtypes[0]} and {dtypes[1]}'
-  side = weights[0] if len(weights) == 1 else 1 if paired else None
   varies = pair[side].varies if side is not None and not paired else frozenset()
   stack = tuple(sorted(varies))
-  paths = frozenset().union(*(tag.paths for tag in pair))
+  paths = frozenset().union(*(tag.covers.keys() if tag.data and weighs else tag.paths for tag in pair))
   lengths = tuple(place.lengths[depth] for depth in stack)
   flops = flops_of(eqn) * place.trips
-  shape = () if side is None else eqn.invars[side].aval.shape
-  ruled = shape and eqn.primitive.name in CONTRACTIONS
-  summed = summed_axes(eqn.primitive.name, eqn.params, side, len(shape)) if ruled else ()
-  return Site('', eqn.primitive.name, side, why_not, stack, lengths, flops, shape, summed, paths, place.custom, weighs)
+  shape = () if side is None else avals[side].shape
+  return Site(
+    name='',
+    kind=eqn.primitive.name,
+    side=side,
+    why_not=why_not,
+    stack=stack,
+    lengths=lengths,
+    flops=flops,
+    shape=shape,
+    summed=() if side is None else axes[side][0],
+    paths=paths,
+    weights=mine[side] if weighs else frozenset(),
+    custom=place.custom,
+    weighs=weighs,
+  )
 
 
 def _unwired(eqn: Any, place: _Place) -> Iterator[Site]:
   for body in walk.bodies(eqn):
     for inside in walk.equations(body):
       if inside.primitive.name in CONTRACTIONS + OTHER_CONTRACTIONS:
-        yield _site(inside, [DATA, DATA], place._replace(barred=''))._replace(
+        yield _site(inside, [DATA] * len(inside.invars), place._replace(barred=''))._replace(
           why_not=f'it stands inside {eqn.primitive.name}'
         )
 
@@ -256,7 +214,7 @@ def _read_scan(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag
   here = frozenset((depth,))
   split = num_consts + num_carry
   consts, carry = given[:num_consts], list(given[num_consts:split])
-  xs = [tag._replace(varies=tag.varies | here) for tag in given[split:]]
+  xs = [tag._replace(varies=tag.varies | here, covers=_of_one(tag.covers)) for tag in given[split:]]
   body = eqn.params['jaxpr']
   bare = walk.opened(body)[0]
   kept = [out is var for out, var in zip(bare.outvars[:num_carry], bare.invars[num_consts:split], strict=True)]
@@ -269,8 +227,17 @@ def _read_scan(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag
     if grown == carry:
       break
     carry = grown
-  out = [tag._replace(varies=tag.varies - here) for tag in (*carry, *plan.out[num_carry:])]
-  return tuple(out), (plan,)
+  ys = [tag._replace(covers=_of_all(tag.covers, length)) for tag in plan.out[num_carry:]]
+  return tuple(tag._replace(varies=tag.varies - here) for tag in (*carry, *ys)), (plan,)
+
+
+def _of_one(covers: Mapping[str, Cover]) -> dict[str, Cover]:
+  """What one iteration of a scan sees of a stack."""
+  return {path: Cover(c.extents[1:], c.rank - (c.extents[0] > 1), c.lost) for path, c in covers.items()}
+
+
+def _of_all(covers: Mapping[str, Cover], length: int) -> dict[str, Cover]:
+  return {path: cover._replace(extents=(length, *cover.extents)) for path, cover in covers.items()}
 
 
 def _read_while(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag, ...], tuple[Plan, ...]]:
@@ -286,7 +253,7 @@ def _read_while(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Ta
     # How often the body runs may depend on data; then so does all that it changes.
     stop = Tag(data=cond.out[0].data)
     grown = [
-      before if same else _join([before, after, stop])
+      before if same else _join([before, after]) if not stop.data else _join([before, after, stop], {})
       for before, after, same in zip(carry, body.out, kept, strict=True)
     ]
     if grown == carry:
@@ -296,7 +263,9 @@ def _read_while(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Ta
 
 def _read_cond(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag, ...], tuple[Plan, ...]]:
   plans = tuple(_read(branch, given[1:], place) for branch in eqn.params['branches'])
-  return tuple(_join([given[0], *outs]) for outs in zip(*(plan.out for plan in plans), strict=True)), plans
+  return tuple(
+    _join([given[0], *outs], _join(outs).covers) for outs in zip(*(p.out for p in plans), strict=True)
+  ), plans
 
 
 _READERS: dict[str, Callable[..., tuple[tuple[Tag, ...], tuple[Plan, ...]]]] = {
@@ -327,8 +296,9 @@ def _named(plan: Plan, counts: dict[str, int], shapes: dict[str, Any]) -> Plan:
 
 
 def _name(site: Site, counts: dict[str, int], shapes: dict[str, Any]) -> Site:
-  own = [path for path in site.paths if not trees.is_extra(path)]
-  base = '+'.join(sorted(own or site.paths))  # what a hook added to a weight does not rename it
+  known = site.weights or site.paths
+  own = [path for path in known if not trees.is_extra(path)]
+  base = '+'.join(sorted(own or known))  # what a hook added to a weight does not rename it
   base = '<activations>' if site.paired else base
   if site.why_not or not base:
     return site._replace(name=base)
@@ -344,10 +314,10 @@ def _name(site: Site, counts: dict[str, int], shapes: dict[str, Any]) -> Site:
 def contraction_weights(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> frozenset[str]:
   """Finds the parameters that enter a contraction with an activation.
 
-  A leaf counts when a `dot_general` or `conv_general_dilated`, at any depth of control flow, multiplies data by
-  something that depends on that leaf and otherwise on parameters and constants only: kernels, also masked,
-  transposed, reshaped, normalized or summed of factors; no bias, norm scale or looked-up embedding. The data may
-  be of any type: a kernel that meets raw uint8 pixels is one.
+  A leaf counts when a contraction, at any depth of control flow, multiplies data by something that depends on that
+  leaf and otherwise on parameters and constants only: kernels, also masked, transposed, reshaped, normalized, summed
+  of factors, or picked whole by data; no bias, gain, norm scale or looked-up embedding. The data may be of any type:
+  a kernel that meets raw uint8 pixels is one.
 
   Args:
     fn: (params, *args, **kwargs) -> anything; it is traced, never run.
@@ -359,13 +329,13 @@ def contraction_weights(fn: Callable[..., Any], params: Any, *args: Any, **kwarg
     The paths, as `trees.paths` writes them.
 
   >>> import jax.numpy as jnp
-  >>> params = {'w': jnp.ones((3, 4)), 'mask': jnp.ones((3, 4)), 'b': jnp.ones(4)}
-  >>> sorted(contraction_weights(lambda p, x: x @ (p['w'] * p['mask']) + p['b'], params, jnp.ones((2, 3))))
-  ['mask', 'w']
+  >>> params = {'w': jnp.ones((3, 4)), 'gain': jnp.ones(4), 'b': jnp.ones(4)}
+  >>> sorted(contraction_weights(lambda p, x: x @ (p['w'] * p['gain']) + p['b'], params, jnp.ones((2, 3))))
+  ['w']
   """
   names, _, _ = trees.flatten(params)
   closed = jax.make_jaxpr(lambda params, *args: fn(params, *args, **kwargs))(params, *args)
   inputs = [weight(name) for name in names]
   inputs += [DATA] * (len(walk.opened(closed)[0].invars) - len(inputs))
   sites = read(closed, inputs).all_sites()
-  return frozenset().union(*(site.paths for site in sites if site.weighs))
+  return frozenset().union(*(site.weights for site in sites))

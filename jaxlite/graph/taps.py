@@ -17,6 +17,7 @@ import jax
 from jaxlite import trees
 from jaxlite.errors import nearest
 from jaxlite.graph import provenance, rewrite, walk
+from jaxlite.graph.contractions import CONTRACTIONS
 
 _BARRED = {
   'while': 'inside a while loop, where it has a value each turn: use a scan',
@@ -206,9 +207,9 @@ def _bodies(eqn: Any) -> list[Any]:
 def _contraction(
   eqn: Any, site: provenance.Site, where: tuple[int, ...], layers: tuple[int, ...], barred: str
 ) -> Iterator[_Candidate]:
-  if site.side is not None and (site.weighs or not site.why_not):
+  if site.side is not None and site.kind in CONTRACTIONS and (site.weighs or not site.why_not):
     tap = Tap('', layers, tuple(eqn.outvars[0].aval.shape), _channels(eqn, site.side), where)
-    yield _Candidate(site.paths, tap, barred)
+    yield _Candidate(site.weights or site.paths, tap, barred)
 
 
 def _channels(eqn: Any, side: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from jaxlite.optim._augment import Augmentation, augment, crop, cutmix, cutout, 
 from jaxlite.optim._average import average
 from jaxlite.optim._freeze import freeze
 from jaxlite.optim._normalize import normalize
-from jaxlite.optim._optax_states import optax_account
+from jaxlite.optim._optax_states import evaluation_point, optax_account, refuse_unfit, rejected
 from jaxlite.optim._penalties import l2, label_smoothing
 from jaxlite.optim._plateau import observe_score, plateau
 from jaxlite.optim._proximal import l1_proximal
@@ -23,6 +23,7 @@ __all__ = [
   'crop',
   'cutmix',
   'cutout',
+  'evaluation_point',
   'flip',
   'freeze',
   'l1_proximal',
@@ -35,6 +36,8 @@ __all__ = [
   'optax_account',
   'plateau',
   'refresh_statistics',
+  'refuse_unfit',
+  'rejected',
   'sam',
   'schedules',
   'shift',

@@ -10,16 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import Account, Batch, Grad, Hook, Params, State, Terms, join_const, split_const, stream
+from jaxlite.tasks import running
+from jaxlite.tasks.lift import examples_in
 
 
 def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   """Takes the gradient of a batch in several micro-batches, as if it were taken at once.
 
-  Each micro-batch counts by its share of the batch's total weight, so padding changes nothing; batch
-  statistics are threaded through; schedules and counts see one optimizer step; no accumulator enters a
-  checkpoint. Inside a trace it is a scan. Called with concrete arrays it dispatches one compiled micro-step
-  k times with a donated accumulator: `train_step` does so on a CPU where the model convolves, since XLA:CPU
-  runs a convolution inside a scan many times slower. Both give the same numbers, up to rounding where
+  Each micro-batch counts by its share of the batch's total weight, so padding changes nothing; batch statistics
+  are threaded through; schedules and counts see one optimizer step; no accumulator enters a checkpoint. Sums are
+  kept in at least float32. What has no examples (`batch['shared']`, see `jaxlite.tasks.lift.examples_in`) goes to
+  each micro-batch whole. Inside a trace it is a scan. Called with concrete arrays it dispatches one compiled
+  micro-step k times with a donated accumulator: `train_step` does so on a CPU where the model convolves, since
+  XLA:CPU runs a convolution inside a scan many times slower. Both give the same numbers, up to rounding where
   convolutions take other forms in a loop (`jl.for_cpu`).
 
   Args:
@@ -30,7 +33,7 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
     A Hook on the gradient.
 
   Raises:
-    ValueError: k under 1; at trace time, a batch that k does not divide.
+    ValueError: k under 1; at trace time, a batch that k does not divide, or a loss that is a scalar.
 
   >>> accumulate(4).name
   'accumulate'
@@ -47,7 +50,7 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
     def accumulated(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
       state, const = split_const(state)
       fixed = (params, const, dict(batch), key, step)
-      sums = jax.tree.map(jnp.zeros_like, params)
+      sums = jax.tree.map(lambda leaf: jnp.zeros_like(running.widened(leaf)), params)
       if _traced(fixed):
         turn = lambda carry, i: _as_scan(one(*carry, i, *fixed))  # noqa: E731
         (sums, state), terms = jax.lax.scan(turn, (sums, state), jnp.arange(micro_batches))
@@ -59,7 +62,8 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
           terms.append(term)
       # One after the other in both forms: a reduction may add in another order, and resume is bit for bit.
       total = functools.reduce(lambda one, other: jax.tree.map(jnp.add, one, other), terms)
-      return sums, join_const(state, const), total
+      grads = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), sums, params)
+      return grads, join_const(state, const), total
 
     return accumulated
 
@@ -73,8 +77,12 @@ def micro_step(
   """Adds the gradient of micro-batch `i`, weighted by its share, to the running sums."""
   micro, share = _micro_batch(batch, k, i)
   grads, full, terms = inner(params, join_const(state, const), micro, stream(key, 'micro_batch', i), step)
-  sums = jax.tree.map(lambda running, grad: running + grad * share.astype(grad.dtype), sums, grads)
-  return sums, split_const(full)[0], jax.tree.map(lambda term: term * share.astype(term.dtype), terms)
+  sums = jax.tree.map(lambda total, grad: total + running.widened(grad) * _like(share, total), sums, grads)
+  return sums, split_const(full)[0], jax.tree.map(lambda term: running.widened(term) * _like(share, term), terms)
+
+
+def _like(share: jax.Array, leaf: Any) -> jax.Array:
+  return share.astype(running.widened(leaf).dtype)
 
 
 def _as_scan(result: tuple[Params, State, Terms]) -> Any:
@@ -83,15 +91,19 @@ def _as_scan(result: tuple[Params, State, Terms]) -> Any:
 
 
 def _micro_batch(batch: Any, k: int, i: Any) -> tuple[Any, jax.Array]:
-  """Returns rows i*B/k to (i+1)*B/k of every leaf [B, ...], and their share of the batch's total weight."""
-  size = jax.tree.leaves(batch)[0].shape[0]
+  """Returns rows i*B/k to (i+1)*B/k of every leaf that has examples, and their share of the batch's total weight."""
+  size, has = examples_in(batch)
   if size % k:
     raise ValueError(f'accumulate: a batch of {size} does not split into {k} equal parts: use a multiple of {k}')
-  micro = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * (size // k), size // k), batch)
-  if 'weight' not in batch:
-    return micro, jnp.float32(1 / k)
-  total = jnp.sum(batch['weight'].astype(jnp.float32))
-  part = jnp.sum(micro['weight'].astype(jnp.float32))
+
+  def rows(leaf: Any, per_example: bool) -> Any:
+    return jax.lax.dynamic_slice_in_dim(leaf, i * (size // k), size // k) if per_example else leaf
+
+  micro = jax.tree.map(rows, batch, has)
+  if 'weight' not in batch:  # a part of a batch always has one: a loss that hides its examples is told
+    return {**micro, 'weight': jnp.ones(size // k, jnp.float32)}, jnp.asarray(1 / k)
+  total = jnp.sum(batch['weight'].astype(float))
+  part = jnp.sum(micro['weight'].astype(float))
   return micro, jnp.where(total > 0, part / jnp.where(total > 0, total, 1), 1 / k)
 
 

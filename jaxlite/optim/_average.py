@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlite import trees
 from jaxlite.contract import Hook, Model, Params, State, drop_extras
+from jaxlite.tasks import running
 
 
 def average(decay: float = 0.999, *, warmup: bool = True, name: str = 'average') -> Hook:
   """Keeps an exponential moving average of the params, used whenever the model does not train.
 
-  A weight that is exactly zero (pruned) is exactly zero in the average too, so the average is as sparse as
-  the weights.
+  Batch statistics of the network are averaged alike, and every average is kept in at least float32. A weight that is
+  exactly zero (pruned) is exactly zero in the average too, so the average is as sparse as the weights.
 
   Args:
     decay: the share of the old average kept each optimizer step, in [0, 1).
@@ -38,11 +40,21 @@ def average(decay: float = 0.999, *, warmup: bool = True, name: str = 'average')
   if not 0 <= decay < 1:
     raise ValueError(f'average: decay is the share of the old average kept, in [0, 1); got {decay}')
 
-  def advance(own: Params, params: Params, step: Any) -> Params:
-    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
-    return jax.tree.map(lambda old, new: _move(old, new, kept), own, params)
+  def share(step: Any) -> Any:
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
 
-  return averaged(name, lambda params: jax.tree.map(jnp.copy, params), advance, lambda own, params: own)
+  def start(values: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.array(running.widened(leaf), copy=True), values)
+
+  def advance(own: Params, values: Params, step: Any) -> Params:
+    means = running.moved(own, values, share(step))
+
+    def held(path: str, mean: jax.Array, live: jax.Array) -> jax.Array:
+      return mean if path.startswith(f'{running.STATISTICS}/') else jnp.where(live == 0, jnp.zeros_like(mean), mean)
+
+    return trees.map_with_path(held, means, values)
+
+  return averaged(name, start, advance, lambda own, values: own)
 
 
 def averaged(
@@ -53,11 +65,15 @@ def averaged(
 ) -> Hook:
   """Makes the Hook of an average: it follows the params after each optimizer step and stands in for them.
 
+  The network's own statistics (batch norm's) are averaged with them, under the key 'jl.statistics': those of the live
+  weights fit no average of weights. What hooks keep stays as it is.
+
   Args:
     name: the hook's name; what it keeps is `model_state['jl.<name>']`.
     start: params -> what is kept, at init.
     advance: (kept, params, step) -> kept, on the new params.
-    read: (kept, params) -> params, as evaluation and export see them.
+    read: (kept, params) -> the average. Evaluation and export see it in the dtypes of the params, and a param that is
+      exactly zero as zero.
 
   Returns:
     A Hook on the model.
@@ -68,27 +84,29 @@ def averaged(
   """
   slot = f'jl.{name}'
 
+  def seen(params: Params, state: State) -> tuple[Params, State]:
+    return running.read_average(read(state[slot], running.with_statistics(params, state)), params, state)
+
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      return params, {**state, slot: start(params)}
+      return params, {**state, slot: start(running.with_statistics(params, state))}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
-      seen = params if train else read(state[slot], params)
-      return inner.apply(seen, state, inputs, train=train, key=key, step=step)
+      if train:
+        return inner.apply(params, state, inputs, train=True, key=key, step=step)
+      weights, statistics = seen(params, state)
+      outputs, new = inner.apply(weights, statistics, inputs, train=False, key=key, step=step)
+      return outputs, {**new, **{own: value for own, value in state.items() if not trees.is_extra(own)}}  # live ones
 
     def after(params: Params, state: State, step: Any) -> State:
-      return inner.after(params, {**state, slot: advance(state[slot], params, step)}, step)
+      own = advance(state[slot], running.with_statistics(params, state), step)
+      return inner.after(params, {**state, slot: own}, step)
 
     def export(params: Params, state: State) -> tuple[Params, State]:
-      return inner.export(read(state[slot], params), drop_extras(state, name))
+      params, state = seen(params, state)
+      return inner.export(params, drop_extras(state, name))
 
     return Model(init, apply, after, export)
 
   return Hook(name, model=model)
-
-
-def _move(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
-  # The running value stays in the leaf's own dtype; bfloat16 loses small steps, so the sum is taken in float32.
-  wide = old.astype(jnp.float32) + (1 - decay) * (new.astype(jnp.float32) - old.astype(jnp.float32))
-  return jnp.where(new == 0, jnp.zeros_like(new), wide.astype(new.dtype))

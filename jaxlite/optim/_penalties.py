@@ -11,22 +11,27 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Account, Context, Hook, Loss, Selective, Terms
 from jaxlite.errors import arrays
-from jaxlite.tasks.lift import weighted_mean
+from jaxlite.tasks import running
+from jaxlite.tasks.lift import LABELS
 
 
 def label_smoothing(amount: float = 0.1, *, name: str = 'label_smoothing') -> Hook:
   """Mixes the labels with the uniform distribution: `amount` of the loss pulls toward every class alike.
+
+  The user's own loss is asked a second time, for the uniform distribution in place of the labels; one that takes
+  whole labels only is asked for each class, and the answers are averaged.
 
   Args:
     amount: the uniform share, in [0, 1).
     name: the hook's name.
 
   Returns:
-    A Hook on the loss: 'task' is scaled by 1 - amount, the uniform cross-entropy is a term of its own. The
-    outputs must be logits, float[B, classes].
+    A Hook on the loss: 'task' is scaled by 1 - amount, the loss against the uniform distribution is a term of its own.
+    The outputs must be logits, float[B, ..., classes].
 
   Raises:
-    ValueError: amount outside [0, 1).
+    ValueError: amount outside [0, 1); at trace time, outputs that are no logits, or a loss of more than 256 classes
+      that takes no distribution.
 
   References:
     Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015,
@@ -41,17 +46,46 @@ def label_smoothing(amount: float = 0.1, *, name: str = 'label_smoothing') -> Ho
   def loss(inner: Loss) -> Loss:
     def terms(context: Context) -> Terms:
       values = inner(context)
-      uniform = -jnp.mean(jax.nn.log_softmax(context.outputs.astype(jnp.float32)), axis=-1)
-      smoothed = amount * weighted_mean(uniform, context.batch.get('weight'))
-      return {**values, 'task': (1 - amount) * values['task'], name: smoothed}
+      return {**values, 'task': (1 - amount) * values['task'], name: amount * _uniform(inner, context, name)}
 
     return terms
 
   return Hook(name, loss=loss)
 
 
+_MOST_CLASSES = 256  # for which a loss is asked one by one
+
+
+def _uniform(inner: Loss, context: Context, name: str) -> jax.Array:
+  """The term 'task' against the uniform distribution over classes, all else as it is."""
+  outputs, labels = context.outputs, context.batch.get('labels')
+  if not hasattr(outputs, 'shape') or outputs.ndim < 2 or not jnp.issubdtype(outputs.dtype, jnp.floating):
+    got = f'{outputs.dtype}{list(outputs.shape)}' if hasattr(outputs, 'shape') else type(outputs).__name__
+    raise ValueError(f'{name} works on logits, float[B, ..., classes]; got {got}: leave it out')
+  if labels is None:
+    raise ValueError(f"{name} needs the batch's labels; it has {', '.join(context.batch)}")
+  classes = outputs.shape[-1]
+
+  def against(labels: jax.Array) -> jax.Array:
+    return inner(context._replace(batch={**context.batch, LABELS: labels}))['task']
+
+  soft = jnp.full(outputs.shape, 1 / classes, running.widened(outputs).dtype)
+  try:
+    jax.eval_shape(against, soft)
+  except Exception as error:  # a loss for whole labels; what it raises has no common class
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or classes > _MOST_CLASSES:
+      reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+      raise ValueError(
+        f'{name} needs a loss that takes labels as a distribution, float{list(outputs.shape)}, such as '
+        f'jl.cross_entropy; this one says: {reason}'
+      ) from None
+    each = jnp.arange(classes, dtype=labels.dtype)
+    return jnp.mean(jax.vmap(lambda label: against(jnp.where(labels < 0, labels, label)))(each))  # -1: no label
+  return against(soft)
+
+
 class L2State(NamedTuple):
-  """State of `l2`: the rate of each leaf, float32[]; 0 where it does not apply."""
+  """State of `l2`: the rate of each leaf, real[], at least float32; 0 where it does not apply."""
 
   rates: Any
 
@@ -64,6 +98,11 @@ def rated(rates: Any) -> Account:
   """Tells which leaves have a rate above 0."""
   touched = [path for path, rate in trees.by_path(rates).items() if np.any(rate)]
   return Account('', arrays(touched), '' if touched else 'it has a rate of 0 everywhere')
+
+
+def rate_of(rate: float, leaf: Any) -> jax.Array:
+  """Returns a rate in the precision of the leaf that it multiplies: real, at least float32."""
+  return jnp.asarray(rate, jnp.finfo(running.widened(leaf).dtype).dtype)
 
 
 def l2(rate: float, *, select: trees.Rule = None) -> Selective:
@@ -96,7 +135,7 @@ def l2(rate: float, *, select: trees.Rule = None) -> Selective:
 
   def init(params: Any, weights: frozenset[str] | None = None) -> L2State:
     chosen = trees.weight_paths(params, select, weights, what='l2')
-    return L2State(trees.map_with_path(lambda path, leaf: jnp.float32(rate if path in chosen else 0), params))
+    return L2State(trees.map_with_path(lambda path, leaf: rate_of(rate if path in chosen else 0, leaf), params))
 
   def update(updates: Any, state: L2State, params: Any = None, **_: Any) -> tuple[Any, L2State]:
     if params is None:

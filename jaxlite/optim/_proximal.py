@@ -12,7 +12,7 @@ import optax
 from jaxlite import trees
 from jaxlite.contract import Account, Last
 from jaxlite.errors import counted
-from jaxlite.optim._penalties import rated
+from jaxlite.optim._penalties import rate_of, rated
 
 
 class ProximalState(NamedTuple):
@@ -20,7 +20,7 @@ class ProximalState(NamedTuple):
 
   Attributes:
     count: int32[], updates done.
-    rates: the rate of each leaf, float32[]; 0 where it does not apply.
+    rates: the rate of each leaf, real[], at least float32; 0 where it does not apply.
   """
 
   count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
@@ -69,7 +69,7 @@ def l1_proximal(rate: float, learning_rate: float | optax.Schedule, *, select: t
 
   def init(params: Any, weights: frozenset[str] | None = None) -> ProximalState:
     chosen = trees.weight_paths(params, select, weights, what='l1_proximal')
-    rates = trees.map_with_path(lambda path, leaf: jnp.float32(rate if path in chosen else 0), params)
+    rates = trees.map_with_path(lambda path, leaf: rate_of(rate if path in chosen else 0, leaf), params)
     return ProximalState(jnp.zeros((), jnp.int32), rates)
 
   def update(updates: Any, state: ProximalState, params: Any = None, **_: Any) -> tuple[Any, ProximalState]:
@@ -87,7 +87,7 @@ def _shrink(update: jax.Array, weight: jax.Array, rate: jax.Array, step_size: An
   # what lands beyond the threshold never passes zero on its way back.
   dtype = jnp.promote_types(update.dtype, weight.dtype)
   landed = weight.astype(dtype) + update.astype(dtype)
-  threshold = (rate * step_size).astype(dtype)
+  threshold = (rate * step_size).astype(jnp.finfo(dtype).dtype)  # of a complex weight the length shrinks
   shrunk = update.astype(dtype) - jnp.sign(landed) * threshold
   held = jnp.where(jnp.abs(landed) <= threshold, -weight.astype(dtype), shrunk)
   return jnp.where(rate > 0, held, update.astype(dtype))

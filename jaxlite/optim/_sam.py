@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import Batch, Grad, Hook, Params, State
+from jaxlite.tasks import running
 
 
 def sam(rho: float = 0.05, *, name: str = 'sam') -> Hook:
@@ -54,11 +55,9 @@ def sam(rho: float = 0.05, *, name: str = 'sam') -> Hook:
 
 @jax.jit  # one dispatch where `accumulate` calls from outside a trace
 def _ascend(params: Params, grads: Params, rho: float) -> Params:
-  squares = [jnp.sum(jnp.square(jnp.abs(_wide(leaf)))) for leaf in jax.tree.leaves(grads)]
+  squares = [jnp.sum(jnp.square(jnp.abs(running.widened(leaf)))) for leaf in jax.tree.leaves(grads)]
   norm = jnp.sqrt(sum(squares, jnp.float32(0)))
   length = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1), 0)  # at a stationary point there is no way up
-  return jax.tree.map(lambda w, g: (_wide(w) + length * _wide(g)).astype(w.dtype), params, grads)
-
-
-def _wide(leaf: jax.Array) -> jax.Array:
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+  # Of a complex weight the way up is the conjugate of what jax.grad gives.
+  ascend = lambda w, g: (running.widened(w) + length * jnp.conj(running.widened(g))).astype(w.dtype)  # noqa: E731
+  return jax.tree.map(ascend, params, grads)

@@ -13,6 +13,7 @@ from jaxlite import trees
 from jaxlite.contract import Account, Batch, Hook, Model, Params, State, join_const, split_const
 from jaxlite.errors import arrays, counted
 from jaxlite.optim._average import averaged
+from jaxlite.tasks import running
 
 
 class SwaState(NamedTuple):
@@ -41,8 +42,8 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
   in what is seen, so the average is as sparse as the weights are now. Use it with a learning rate that stays
   high: constant, or `cosine_restarts` with `every` as its period.
 
-  Batch statistics stay those that training tracked, for the live weights. `refresh_statistics` re-estimates
-  them for the average, which networks with batch norm usually need.
+  Batch statistics are averaged alike. `refresh_statistics` re-estimates them for the averaged weights themselves,
+  which is better still where the weights differ much.
 
   Args:
     begin: optimizer steps done before the first weights are taken, at least 1.
@@ -66,7 +67,7 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
     raise ValueError(f'swa: begin and every count optimizer steps, at least 1; got begin={begin}, every={every}')
 
   def start(params: Params) -> SwaState:
-    mean = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+    mean = jax.tree.map(lambda leaf: jnp.zeros_like(running.widened(leaf)), params)
     return SwaState(jnp.zeros((), jnp.int32), mean)
 
   def advance(own: SwaState, params: Params, step: Any) -> SwaState:
@@ -80,7 +81,7 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
 
   def read(own: SwaState, params: Params) -> Params:
     def seen(mean: jax.Array, live: jax.Array) -> jax.Array:
-      return jnp.where((own.count == 0) | (live == 0), live, mean.astype(live.dtype))
+      return jnp.where(own.count == 0, live, mean.astype(live.dtype))
 
     return jax.tree.map(seen, own.mean, params)
 

@@ -9,7 +9,7 @@ from jaxlite.pruning import sparsity_schedules as sparsity_schedules
 from jaxlite.pruning._allocate import erk, global_, uniform
 from jaxlite.pruning._gradual import prune
 from jaxlite.pruning._hold import hold
-from jaxlite.pruning._mask_state import PruneState
+from jaxlite.pruning._mask_state import PruneState, check
 from jaxlite.pruning._masks import apply_masks
 from jaxlite.pruning._one_shot import sparsify
 from jaxlite.pruning._rewind import rewind
@@ -17,13 +17,14 @@ from jaxlite.pruning._rigl import rigl, set_, unreset
 from jaxlite.pruning._sparsegpt import sparsegpt
 from jaxlite.pruning._statistics import gather_statistics
 from jaxlite.pruning._straight_through import straight_through
-from jaxlite.pruning._structure import block, channel, element, n_m, per_output
+from jaxlite.pruning._structure import block, channel, element, n_m, per_output, stacked
 
 __all__ = [
   'PruneState',
   'apply_masks',
   'block',
   'channel',
+  'check',
   'element',
   'erk',
   'gather_statistics',
@@ -39,6 +40,7 @@ __all__ = [
   'sparsegpt',
   'sparsify',
   'sparsity_schedules',
+  'stacked',
   'straight_through',
   'uniform',
   'unreset',

@@ -77,7 +77,7 @@ def erk(leaves: Mapping[str, Leaf], sparsity: float) -> dict[str, float]:
 def _raw_density(leaf: Leaf) -> float:
   lengths = leaf.shape
   if leaf.layout is not None:  # of one weight of a stack
-    lengths = tuple(leaf.shape[axis] for axis in leaf.layout.summed + leaf.layout.outputs)
+    lengths = tuple(leaf.shape[axis] for axis in leaf.layout.summed + leaf.layout.outputs) or lengths
   return sum(lengths) / max(math.prod(lengths), 1)
 
 
@@ -85,8 +85,8 @@ def global_(*, floor: float = 0.0, normalize: bool = False) -> Global:
   """Lets all leaves compete for one number of weights that live, met exactly.
 
   Args:
-    floor: the share of each leaf that lives whatever the others' scores: without it a layer may die whole.
-    normalize: divide each leaf's scores by their L2 norm first, so that leaves of small weights compete too.
+    floor: the share of each layer that lives whatever the others' scores: without it a layer may die whole.
+    normalize: divide each layer's scores by their L2 norm first, so that leaves of small weights compete too.
 
   Returns:
     An allocation.

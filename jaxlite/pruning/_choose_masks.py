@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxlite import trees
 from jaxlite.graph.layouts import LeafLayout
 from jaxlite.pruning._allocate import Allocate, Global, Leaf, allocated, by_rules
-from jaxlite.pruning._structure import Structure, element
+from jaxlite.pruning._structure import Structure, element, is_element
 from jaxlite.pruning._top_k import keep_largest, keep_largest_of
 
 Structures = Structure | Mapping[str, Structure]
@@ -37,6 +37,19 @@ class Target(NamedTuple):
   structure: Structure
   sparsity: float
   shared: Global | None
+
+  @property
+  def layer(self) -> tuple[int, ...] | None:
+    """The axes of one of the layers that the leaf stacks, None where it is a single one."""
+    declared = {axis % len(self.shape) for axis in self.structure.stack}
+    seen = self.layout.stack(len(self.shape)) if self.layout is not None else ()
+    stack = {axis for axis in (*declared, *seen) if self.shape[axis] != 1}
+    return tuple(axis for axis in range(len(self.shape)) if axis not in stack) if stack else None
+
+  @property
+  def layers(self) -> int:
+    """How many layers the leaf stacks."""
+    return 1 if self.layer is None else math.prod(self.shape) // max(math.prod(self.shape[a] for a in self.layer), 1)
 
 
 def targets(
@@ -62,24 +75,31 @@ def targets(
     By path, the Target.
 
   Raises:
-    ValueError: a rule that matches nothing; a sparsity that contradicts the structure or a floor.
+    ValueError: a rule that matches nothing; a sparsity that contradicts the structure or a floor; a structure that
+      goes by axes of a weight whose axes the program does not show.
   """
   if not isinstance(structure, Structure | Mapping):
     raise TypeError(
       f'{what}: structure is element, channel(), n_m(2, 4), ... or rules, {{path: structure}}; got {structure!r}'
     )
   seen = {path: Leaf(tuple(leaf.shape), (layouts or {}).get(path)) for path, leaf in leaves.items()}
-  shares = allocated(seen, sparsity, allocate, what=what)
   alone = isinstance(structure, Structure)
   structures = (
     dict.fromkeys(seen, structure) if alone else by_rules(seen, structure, element, what=f'{what}: structure rule')
   )
+  seen = {path: _declared(leaf, structures[path].stack, foreign=layouts is None) for path, leaf in seen.items()}
+  shares = allocated(seen, sparsity, allocate, what=what)
   shared = allocate if isinstance(allocate, Global) else None
   found = {}
   for path, leaf in seen.items():
     own, share = structures[path], shares[path]
-    if own is not element and len(leaf.shape) < 2:
+    if not is_element(own) and len(leaf.shape) - len(own.stack) < 2:
       raise ValueError(f'{what}: the structure {own.describe} needs two axes; {path!r} has {len(leaf.shape)}')
+    if own.by_axes and layouts is not None and not (leaf.layout and leaf.layout.summed):
+      raise ValueError(
+        f'{what}: {own.describe} goes by the axes that are summed, and those of {path!r} cannot be read off the program'
+        ' (it mixes them, uses the weight in two ways, or sums none): say axis=, or give it another structure by a rule'
+      )
     fixed = own.fixed(leaf.shape, leaf.layout)
     if shared and (fixed is not None or own.rivals(leaf.shape, leaf.layout) is not None):
       raise ValueError(f'{what}: one threshold for all leaves cannot hold {own.describe} ({path!r}): allocate=uniform')
@@ -91,6 +111,16 @@ def targets(
       f'{what}: {structure.describe} makes {structure.share:g} of the weights zero; got sparsity={sparsity}: pass that'
     )
   return found
+
+
+def _declared(leaf: Leaf, stack: tuple[int, ...], *, foreign: bool) -> Leaf:
+  """The leaf with the axes that are declared to stack layers; of the others a foreign loop tells nothing: as usual."""
+  if not stack or (leaf.layout is None and not foreign):
+    return leaf
+  axes = {axis % len(leaf.shape) for axis in stack}
+  usual = LeafLayout(tuple(range(len(leaf.shape) - 1)), (len(leaf.shape) - 1,))
+  summed, outputs = (tuple(axis for axis in own if axis not in axes) for own in leaf.layout or usual)
+  return leaf._replace(layout=LeafLayout(summed, outputs))
 
 
 def draw(
@@ -131,9 +161,13 @@ def draw(
 def _alone(target: Target, units: jax.Array, at: Callable[[float], Any], done: Any) -> jax.Array:
   structure = target.structure
   axes = structure.rivals(target.shape, target.layout)
+  alike = target.layers if axes is None else 1
+  axes = target.layer if axes is None else axes  # layers do not compete
   size = units.size if axes is None else math.prod(units.shape[axis] for axis in axes)
   final = structure.fixed(target.shape, target.layout)
-  if final is None:
+  if final is not None:
+    final //= alike
+  else:
     final = max(size - round(size * target.sparsity), min(structure.fewest, size))
   return keep_largest(units, _kept(size, final, at(target.sparsity), done), axes=axes)
 
@@ -148,22 +182,26 @@ def _together(
   sparsity = next(iter(targets.values())).sparsity
   size = sum(one.size for one in units.values())
   final = size - round(size * sparsity)
+  layers = {path: targets[path].layers for path in units}
   least = {path: targets[path].structure.fewest for path in units}
-  floors = {path: max(math.ceil(shared.floor * one.size), least[path]) for path, one in units.items()}
-  if sum(floors.values()) > final:
+  floors = {  # of each layer
+    path: max(math.ceil(shared.floor * (one.size // layers[path])), least[path]) for path, one in units.items()
+  }
+  floor = sum(floors[path] * layers[path] for path in units)
+  if floor > final:
     raise ValueError(
-      f'global_: floor={shared.floor} keeps {sum(floors.values())} units alive, sparsity={sparsity} only {final}:'
-      ' lower one of them'
+      f'global_: floor={shared.floor} keeps {floor} units alive, sparsity={sparsity} only {final}: lower one of them'
     )
   competing = {}
   for path, one in units.items():
+    axes = targets[path].layer
     wide = one.astype(jnp.promote_types(one.dtype, jnp.float32))
     if shared.normalize:
-      top = jnp.max(wide, initial=0.0)  # scaled, so that squares neither vanish nor overflow
+      top = jnp.max(wide, axis=axes, keepdims=True, initial=0.0)  # scaled, so that squares neither vanish nor overflow
       wide = wide / jnp.where(top > 0, top, 1)
-      norm = jnp.sqrt(jnp.sum(wide**2))
+      norm = jnp.sqrt(jnp.sum(wide**2, axis=axes, keepdims=True))
       wide = wide / jnp.where(norm > 0, norm, 1)
-    competing[path] = jnp.where(keep_largest(wide, floors[path]), jnp.inf, wide) if floors[path] else wide
+    competing[path] = jnp.where(keep_largest(wide, floors[path], axes=axes), jnp.inf, wide) if floors[path] else wide
   live = keep_largest_of(list(competing.values()), _kept(size, final, at(sparsity), done))
   return dict(zip(competing, live, strict=True))
 

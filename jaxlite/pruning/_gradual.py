@@ -43,9 +43,10 @@ def prune(
   allocate: Allocate = uniform,
   packed: bool = False,
 ) -> Last:
-  """Zeroes the weights that matter least, gradually, and holds them at exactly zero.
+  """Zeroes the weights that matter least, gradually, and holds them at exactly zero: the last part of a chain.
 
-  Stands last in a chain and needs no call beside `update`. Masks are drawn at `begin`, each `every` updates after
+  It needs no call beside `update`. What an update after it writes to dead weights is counted; in a loop of your own
+  `jl.pruning.check(state)` raises on it. Masks are drawn at `begin`, each `every` updates after
   it, and at `end`, where the target is reached whatever `every` is. Between them the sparsity follows the cubic
   schedule of Zhu and Gupta. The masks are those of a stable sort by score.
 
@@ -85,12 +86,12 @@ def prune(
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
     chosen = trees.weight_paths(params, select, weights, what='prune')
-    layouts = layouts_for(chosen, weights, structure, allocate)
+    layouts = layouts_for(chosen, weights)
     goals = targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what='prune')
     dense = {path: jnp.ones(goal.shape, bool) for path, goal in goals.items()}
     return start(params, dense, packed=packed)._replace(context=jax.tree.map(jnp.copy, context), layouts=layouts)
 
-  def update(updates: Any, state: PruneState, params: Any = None, **_: Any) -> tuple[Any, PruneState]:
+  def update(updates: Any, state: PruneState, params: Any = None, **extra: Any) -> tuple[Any, PruneState]:
     if params is None:
       raise ValueError('prune needs the weights to mask them: call update(grads, state, params)')
     count = state.count
@@ -99,7 +100,8 @@ def prune(
 
     def refresh(masks: Any, kept: Any) -> tuple[Any, Any]:
       # Not of params + updates: a branch that reads the updates would have them written out at every step.
-      scores = scores_of(score, params, state.context, goals, what='prune')
+      # Where the model is read at another point than it trains at, its weights are those that count.
+      scores = scores_of(score, extra.get('point', params), state.context, goals, what='prune')
       drawn = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
       return laid_out(drawn, params, packed), kept
 

@@ -14,9 +14,6 @@ from jaxlite.contract import Account, Status
 from jaxlite.errors import arrays, counted
 from jaxlite.graph.layouts import Layouts
 from jaxlite.pruning import _masks as masking
-from jaxlite.pruning._allocate import Allocate, uniform
-from jaxlite.pruning._choose_masks import Structures
-from jaxlite.pruning._structure import element
 from jaxlite.pruning.sparsity_schedules import Schedule
 
 _CHECK = 16  # updates between counts of broken weights; one more follows each refresh
@@ -35,7 +32,7 @@ class PruneState(NamedTuple):
     refreshes: int32[], how often masks were drawn anew.
     last: int32[], the update that last drew them, -1 before the first.
     context: what the scores read, None for most.
-    layouts: axes of the weights, where a structure or an allocation asks for them.
+    layouts: axes of the weights, None where they are not known (a foreign loop).
   """
 
   count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
@@ -68,6 +65,36 @@ class PruneState(NamedTuple):
     return Status(self.reached, self.broken)
 
 
+def check(state: Any) -> None:
+  """Raises where another part wrote to what masks hold at zero, in a loop of your own: they are not last in the chain.
+
+  Call it at log steps: reading the counts waits for the device. `jaxlite.train` does so itself.
+
+  Args:
+    state: the optimizer's state, e.g. of `optax.chain(..., prune(0.9))`, or any pytree that holds it.
+
+  Raises:
+    ValueError: weights that are not zero where a mask says so; or nothing in the state holds masks, so that there is
+      nothing to check.
+
+  >>> params = {'w': jnp.ones((2, 2))}
+  >>> state = start(params, {'w': jnp.eye(2, dtype=bool)}, packed=False)
+  >>> check(state)
+  >>> check(state._replace(broken=jnp.int32(2)))
+  Traceback (most recent call last):
+    ...
+  ValueError: another part wrote to 2 values that a mask holds at zero: make the pruning part the last of its chain
+  """
+  told = [node.status() for node in trees.able(state, 'status')]
+  if not told:
+    raise ValueError('pruning.check finds no part that holds masks in this state: give it the state of the optimizer')
+  if broken := sum(int(np.sum(jax.device_get(one.broken))) for one in told):
+    raise ValueError(
+      f'another part wrote to {counted(broken, "value")} that a mask holds at zero: make the pruning part the last of '
+      'its chain'
+    )
+
+
 def _drawn(times: int, last: int) -> str:
   if not times:
     return 'masks never drawn anew'
@@ -83,11 +110,9 @@ def shortfall(state: Any, *, begun: bool) -> str:
   return f'its target was not reached: masks stand at sparsity {float(np.mean(state.sparsity)):.3f}'
 
 
-def layouts_for(
-  chosen: frozenset[str], weights: Mapping[str, Any] | None, structure: Structures, allocate: Allocate
-) -> Layouts | None:
-  """Returns the layouts that a state must remember: None where nothing asks for them, or none are known."""
-  if not isinstance(weights, Mapping) or (structure is element and allocate is uniform):
+def layouts_for(chosen: frozenset[str], weights: Mapping[str, Any] | None) -> Layouts | None:
+  """Returns the layouts that a state must remember: None where none are known."""
+  if not isinstance(weights, Mapping):
     return None
   return Layouts(tuple((path, weights.get(path)) for path in sorted(chosen)))
 

@@ -13,7 +13,7 @@ from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at, s
 from jaxlite.pruning._mask_state import laid_out
 from jaxlite.pruning._statistics import Calibration
 from jaxlite.pruning._structure import element
-from jaxlite.pruning.scores import Score, magnitude
+from jaxlite.pruning.scores import Score, magnitude, wanda
 from jaxlite.pruning.sparsity_schedules import check_sparsity
 
 
@@ -45,7 +45,8 @@ def sparsify(
     in fine-tuning.
 
   Raises:
-    ValueError: a sparsity outside [0, 1), no weight selected, a rule that matches nothing.
+    ValueError: a sparsity outside [0, 1), no weight selected, a rule that matches nothing; `wanda` for a weight of
+      whose inputs the calibration knows nothing.
 
   >>> import jax.numpy as jnp
   >>> params, masks = sparsify({'w': jnp.array([[1.0, 4.0], [3.0, 2.0]]), 'b': jnp.ones(2)}, 0.5)
@@ -53,6 +54,10 @@ def sparsify(
   ([[0.0, 4.0], [3.0, 0.0]], None)
   """
   goals = goals_of(params, sparsity, context, structure, allocate, select, what='sparsify')
+  if score is wanda and isinstance(context, Calibration):
+    for path, why in context.layouts.skipped:
+      if path in goals:
+        raise ValueError(f'wanda knows nothing of the inputs of {path!r}: {why}; select= leaves it out')
 
   @jax.jit
   def drawn(params: Any, context: Any) -> Any:

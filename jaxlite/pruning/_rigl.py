@@ -189,9 +189,9 @@ def _dynamic(
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> DynamicState:
     chosen = trees.weight_paths(params, select, weights, what=what)
-    layouts = layouts_for(chosen, weights, element, allocate)
+    layouts = layouts_for(chosen, weights)
     drawn = {
-      path: keep_largest(jax.random.uniform(named_key(seed, f'masks/{path}'), goal.shape), _live(goal))
+      path: keep_largest(jax.random.uniform(named_key(seed, f'masks/{path}'), goal.shape), _live(goal), axes=goal.layer)
       for path, goal in goals_of(params, chosen, layouts).items()
     }
     masks = start(params, drawn, packed=packed)
@@ -210,7 +210,7 @@ def _dynamic(
       weights, gradients = leaves_at(params, chosen), leaves_at(updates, chosen)
       before = {p: masking.unpack(mask, goals[p].shape) for p, mask in leaves_at(masks, chosen).items()}
       after = {
-        path: _moved(before[path], weights[path], grow(path, gradients[path], count), share, _live(goal))
+        path: _moved(before[path], weights[path], grow(path, gradients[path], count), share, goal)
         for path, goal in goals.items()
       }
       # A weight that grew starts at zero, whatever noise came in with it, and so does its optimizer.
@@ -240,15 +240,20 @@ def _kind(thing: Any) -> str:
 
 
 def _live(goal: Target) -> int:
-  size = int(np.prod(goal.shape))
+  """How many weights of each layer live."""
+  size = int(np.prod(goal.shape)) // goal.layers
   return size - round(size * goal.sparsity)
 
 
-def _moved(mask: jax.Array, weight: jax.Array, growth: jax.Array, share: jax.Array, live: int) -> jax.Array:
-  """Drops a share of the live weights, the smallest, and grows as many among the dead, those just dropped too."""
-  moving = jnp.minimum(jnp.floor(live * share).astype(jnp.int32), weight.size - live)
-  kept = keep_largest(weight, live - moving, among=mask)
-  return kept | keep_largest(growth, moving, among=~kept)
+def _moved(mask: jax.Array, weight: jax.Array, growth: jax.Array, share: jax.Array, goal: Target) -> jax.Array:
+  """Drops a share of the live weights, the smallest, and grows as many among the dead, those just dropped too.
+
+  Each of the layers that a leaf stacks by itself.
+  """
+  live = _live(goal)
+  moving = jnp.minimum(jnp.floor(live * share).astype(jnp.int32), weight.size // goal.layers - live)
+  kept = keep_largest(jnp.abs(weight), live - moving, axes=goal.layer, among=mask)
+  return kept | keep_largest(growth, moving, axes=goal.layer, among=~kept)
 
 
 def _started(params: Any, before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> Any:

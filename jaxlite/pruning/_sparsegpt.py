@@ -18,7 +18,7 @@ from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at
 from jaxlite.pruning._mask_state import laid_out
 from jaxlite.pruning._one_shot import goals_of
 from jaxlite.pruning._statistics import Calibration
-from jaxlite.pruning._structure import element
+from jaxlite.pruning._structure import element, is_element
 
 
 def sparsegpt(
@@ -43,7 +43,7 @@ def sparsegpt(
     sparsity: the share of each selected leaf that becomes zero, in [0, 1).
     structure: `element` or `n_m(n, m)`; or {regular expression on paths: structure}.
     allocate: `uniform`, `erk`, or {regular expression on paths: sparsity}.
-    select: a rule on paths; None takes the weights of which the calibration knows the inputs.
+    select: a rule on paths; None takes the calibration's weights.
     damping: added to a Gram matrix's diagonal, as a share of its mean.
     block: inputs whose dead weights are chosen together; a multiple of m for N:M.
     packed: give the masks as bits.
@@ -71,19 +71,17 @@ def sparsegpt(
     )
   if damping <= 0 or block < 1:
     raise ValueError(f'sparsegpt: damping and block are positive; got damping={damping}, block={block}')
-  if not context.grams:
+  if context.norms and not context.grams:
     raise ValueError(
       'sparsegpt reads Gram matrices, and the calibration holds none: gather_statistics(..., grams=True)'
     )
   skipped = dict(context.layouts.skipped)
-  if select is None:
-    select = lambda path: path in context.grams  # noqa: E731
   goals = goals_of(params, sparsity, context, structure, allocate, select, what='sparsegpt')
   weights, masks = leaves_at(params, goals), {}
   for path, goal in goals.items():
     if path not in context.grams:
       why = skipped.get(path, 'gather_statistics(grams=True) over the weights records them')
-      raise ValueError(f'sparsegpt finds no Gram matrix of the inputs of {path!r}: {why}')
+      raise ValueError(f'sparsegpt finds no Gram matrix of the inputs of {path!r}: {why}; select= leaves it out')
     weights[path], masks[path] = _pruned(path, weights[path], np.asarray(context.grams[path]), goal, damping, block)
   return trees.map_with_path(lambda path, leaf: weights.get(path, leaf), params), laid_out(masks, params, packed)
 
@@ -95,10 +93,12 @@ def _pruned(path: str, leaf: Any, grams: np.ndarray, goal: Target, damping: floa
   order = (*stack, *layout.outputs, *layout.summed)
   moved = np.transpose(np.asarray(leaf, np.float64), order)
   inputs = grams.shape[-1]
+  if len(grams) == 1 and goal.layers > 1:  # declared to be layers, over shared inputs
+    grams = np.repeat(grams, goal.layers, axis=0)
   # A group of a convolution holds the outputs next to each other, so one reshape serves stacks and groups.
   dense = moved.reshape(grams.shape[0], -1, inputs)
   pattern = goal.structure.pattern
-  if pattern is None and goal.structure is not element:
+  if pattern is None and not is_element(goal.structure):
     raise ValueError(f'sparsegpt prunes single weights or N:M; {path!r} asks for {goal.structure.describe}')
   pruned, live = dense.copy(), np.ones(dense.shape, bool)
   for index, gram in enumerate(grams):

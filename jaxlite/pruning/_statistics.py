@@ -20,7 +20,8 @@ from jaxlite import trees
 from jaxlite.contract import Batch, Context, Model
 from jaxlite.graph import layouts, provenance, rewrite, walk
 from jaxlite.graph.model import model_tags
-from jaxlite.tasks.lift import lift_loss
+from jaxlite.tasks import running
+from jaxlite.tasks.lift import examples_in, lift_loss
 
 
 class Calibration(NamedTuple):
@@ -30,8 +31,9 @@ class Calibration(NamedTuple):
     norms: by path, the L2 norm of the input that each weight multiplies, float32[...]: of the weight's rank, with
       length 1 along its outputs.
     grams: by path, float32[S, K, K], the sum over batches and positions of x x^T, where K runs over the summed axes
-      of the weight in `layouts`' order, and S over its stacked axes and groups; empty where not asked for.
-    gradients: tree like params, the mean gradient of the loss; None without one.
+      of the weight in `layouts`' order, and S over its stacked axes and groups: those of a convolution, or equal parts
+      of its outputs that meet inputs of their own (a fused weight that is split); empty where not asked for.
+    gradients: tree like params, at least float32: the mean gradient of the loss; None without one.
     layouts: of every weight, None where the program mixes its axes; and why a weight has no statistics.
   """
 
@@ -57,14 +59,14 @@ def gather_statistics(
     params: its parameters.
     model_state: of a Model.
     batches: dicts with 'inputs', and with what the loss reads. Batches of one shape are compiled once.
-    loss: (outputs, batch) -> float[B] or a scalar; with one, gradients are recorded too.
+    loss: (outputs, batch) -> float[B]; with one, gradients are recorded too, each example's by its weight.
     grams: whether to record Gram matrices, K^2 floats for a weight that sums over K inputs; else norms only.
 
   Returns:
     A Calibration.
 
   Raises:
-    ValueError: no batch, or a network in which no weight meets an activation.
+    ValueError: no batch, a network in which no weight meets an activation, or a loss that is a scalar.
 
   >>> batch = {'inputs': jnp.array([[3.0, 0.0], [4.0, 1.0]])}
   >>> found = gather_statistics(lambda p, x: x @ p['w'], {'w': jnp.ones((2, 3))}, batches=[batch])
@@ -73,15 +75,17 @@ def gather_statistics(
   """
   apply = _forward(model)
   model_state = {} if model_state is None else model_state
-  totals, gradients, seen = None, None, 0
+  totals, gradients, weights = None, None, []
   record = jax.jit(functools.partial(_moments, apply, grams=grams))
   slope = jax.jit(jax.grad(functools.partial(_objective, apply, loss))) if loss is not None else None
   for batch in batches:
-    seen += 1
     found = record(params, model_state, batch['inputs'])
     totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
     if slope is not None:
-      one = slope(params, model_state, dict(batch))
+      weight = batch['weight'] if 'weight' in batch else np.ones(examples_in(batch)[0], np.float32)
+      weights.append(float(np.sum(weight, dtype=float)))
+      one = slope(params, model_state, {**batch, 'weight': jnp.asarray(weight)})
+      one = jax.tree.map(lambda leaf: running.widened(leaf) * weights[-1], one)
       gradients = one if gradients is None else jax.tree.map(jnp.add, gradients, one)
   if totals is None:
     raise ValueError('gather_statistics reads what reaches the weights, so it needs at least one batch; got none')
@@ -91,7 +95,7 @@ def gather_statistics(
   return Calibration(
     norms={path: _laid_out(jnp.sqrt(one), leaves[path], known[path]) for path, one in squares.items()},
     grams=moments,
-    gradients=jax.tree.map(lambda one: one / seen, gradients),
+    gradients=jax.tree.map(lambda one: one / (sum(weights) or 1.0), gradients),
     layouts=layouts.Layouts(tuple(known.items()), tuple(skipped.items())),
   )
 
@@ -116,14 +120,16 @@ class _Program(NamedTuple):
   plan: provenance.Plan
   uses: Mapping[str, tuple[layouts.Use, ...]]
   weights: frozenset[str]
+  shapes: Mapping[str, tuple[int, ...]]
 
 
 def _trace(apply: Any, params: Any, state: Any, inputs: Any) -> _Program:
   jaxpr = jax.make_jaxpr(apply)(params, state, inputs)
   tags = model_tags(params, state, inputs, None, None)
   plan = provenance.read(jaxpr, tags)
-  weights = frozenset().union(*(site.paths for site in plan.all_sites() if site.weighs)) & {*trees.paths(params)}
-  return _Program(jaxpr, plan, layouts.read(jaxpr, plan, tags), weights)
+  weights = frozenset().union(*(site.weights for site in plan.all_sites())) & {*trees.paths(params)}
+  shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in trees.by_path(params).items()}
+  return _Program(jaxpr, plan, layouts.read(jaxpr, plan, tags), weights, shapes)
 
 
 def _read(apply: Any, params: Any, state: Any, inputs: Any) -> tuple[dict[str, Any], dict[str, str]]:
@@ -134,18 +140,49 @@ def _read(apply: Any, params: Any, state: Any, inputs: Any) -> tuple[dict[str, A
   recorded = {use.path for name in _wanted(program) for use in program.uses[name]}
   skipped = {}
   for path in sorted(program.weights - recorded):
-    unclear = 'the program mixes its axes, or uses it in two ways'
-    skipped[path] = 'it stands in a branch or a while' if known.get(path) is not None else unclear
+    skipped[path] = _why_not(program, path, known.get(path)) or 'it stands in a branch or a while'
   return {path: known.get(path) for path in sorted(program.weights)}, skipped
 
 
 def _wanted(program: _Program) -> frozenset[str]:
-  """The sites to record: of one clear leaf, always run, the same number of times."""
+  """The sites to record: of clear leaves, always run, the same number of times."""
   known = layouts.layouts_of(program.uses)
   sure = frozenset(_always_run(program.jaxpr, program.plan))
+  clear = {path for path, layout in known.items() if not _why_not(program, path, layout)}
   return frozenset(
-    name for name, uses in program.uses.items() if name in sure and uses and all(known[use.path] for use in uses)
+    name for name, uses in program.uses.items() if name in sure and uses and all(use.path in clear for use in uses)
   )
+
+
+def _why_not(program: _Program, path: str, layout: layouts.LeafLayout | None) -> str:
+  """Why no inputs can be told of a weight, '' where they can."""
+  if layout is None:
+    return 'the program mixes its axes, or uses it in two ways'
+  shape = program.shapes[path]
+  sites = {site.name: site for site in program.plan.all_sites()}
+  for name, uses in program.uses.items():
+    for use in uses:
+      if use.path != path:
+        continue
+      site = sites[name.partition('!')[0]]
+      if '!' in name:
+        return next(s.why_not for s in program.plan.all_sites() if s.why_not and path in s.weights)
+      if use.box is None:
+        return 'it is put together with others, or its parts are picked as the program runs'
+      cut = [axis for axis, (_, size) in enumerate(use.box) if size != shape[axis]]
+      first = layout.outputs[:1] if site.kind == 'dot_general' else ()
+      if not {*cut} <= {*layout.stack(len(shape)), *first}:
+        return 'it is cut along its inputs, or in several ways along its outputs'
+  return ''
+
+
+def _groups(program: _Program, path: str, layout: layouts.LeafLayout) -> int:
+  """Into how many equal parts of its outputs a weight is cut by its uses."""
+  if not layout.outputs:
+    return 1
+  features = program.shapes[path][layout.outputs[0]]
+  boxes = [use.box[layout.outputs[0]] for uses in program.uses.values() for use in uses if use.path == path and use.box]
+  return features // max(math.gcd(features, *(end for start, size in boxes for end in (start, start + size))), 1)
 
 
 def _always_run(jaxpr: Any, plan: provenance.Plan) -> Iterable[str]:
@@ -187,9 +224,28 @@ def _moments(apply: Any, params: Any, state: Any, inputs: Any, *, grams: bool) -
       for into, field in ((squares, 'squares'), (moments, 'gram')):
         if field in record:
           one = record[field]
-          one = one.reshape(math.prod(one.shape[: lead + 1]), *one.shape[lead + 1 :])
+          one = _placed(program, use, one.reshape(math.prod(one.shape[: lead + 1]), *one.shape[lead + 1 :]))
           into[use.path] = into[use.path] + one if use.path in into else one
   return squares, moments
+
+
+def _placed(program: _Program, use: layouts.Use, record: jax.Array) -> jax.Array:
+  """What one use recorded, float32[S of its part, K...], among zeros for the weight's other parts: float32[S, K...]."""
+  shape, layout = program.shapes[use.path], use.layout
+  stack = layout.stack(len(shape))
+  parts = _groups(program, use.path, layout)
+  place = [slice(use.box[axis][0], sum(use.box[axis])) for axis in stack]
+  own = [use.box[axis][1] for axis in stack]
+  inside = record.shape[0] // max(math.prod(own), 1)  # groups of a convolution
+  record = record.reshape(*own, inside, *record.shape[1:])
+  if parts > 1:
+    (start, size), wide = use.box[layout.outputs[0]], shape[layout.outputs[0]] // parts
+    place.append(slice(start // wide, (start + size) // wide))
+  whole = jnp.zeros(
+    (*(shape[axis] for axis in stack), max(inside, parts), *record.shape[len(stack) + 1 :]), record.dtype
+  )
+  whole = whole.at[tuple(place)].set(record)
+  return whole.reshape(math.prod(whole.shape[: len(stack) + 1]), *whole.shape[len(stack) + 1 :])
 
 
 def _rows(eqn: Any, operands: Any, side: int, use: layouts.Use) -> jax.Array:
@@ -234,8 +290,10 @@ def _laid_out(rows: jax.Array, leaf: Any, layout: layouts.LeafLayout) -> jax.Arr
   groups = rows.shape[0] // max(math.prod(stacked), 1)
   order = (*stack, *layout.outputs, *layout.summed)
   if groups > 1:
-    (features,) = (shape[axis] for axis in layout.outputs)
-    wide = jnp.repeat(rows.reshape(*stacked, groups, *summed), features // groups, axis=len(stacked))
+    features, *others = (shape[axis] for axis in layout.outputs)
+    ones = (1 for _ in others)
+    wide = rows.reshape(*stacked, groups, *ones, *summed)
+    wide = jnp.repeat(wide, features // groups, axis=len(stacked))
   else:
     wide = rows.reshape(*stacked, *(1 for _ in layout.outputs), *summed)
   return jnp.transpose(wide, tuple(order.index(axis) for axis in range(len(shape))))

@@ -29,7 +29,7 @@ class StraightState(NamedTuple):
     masks: by path, bool[...], True where a weight lives, or its bits (uint8).
     sparsity: float32[], the sparsity last asked of the masks.
     reached: bool[], whether masks of the target sparsity have been drawn.
-    layouts: axes of the weights, where a structure or an allocation asks for them.
+    layouts: axes of the weights.
   """
 
   masks: dict[str, jax.Array]
@@ -129,7 +129,7 @@ def straight_through(
         {path: masking.pack(mask) if packed else mask for path, mask in dense.items()},
         jnp.zeros((), jnp.float32),
         jnp.zeros((), bool),
-        layouts_for(chosen, layouts, structure, allocate),
+        layouts_for(chosen, layouts),
       )
       return params, refreshed(params, {**state, slot: own}, jnp.int32(0))
 

@@ -1,6 +1,7 @@
 """Structures: how the weights of a leaf come together into units that live or die as one.
 
-Each takes the layout of a leaf, as `train_step` reads it off the model. In a foreign loop there is none, and the
+Each takes the layout of a leaf, as `train_step` reads it off the model. Layers that a leaf stacks (by scan or vmap)
+never compete with each other. In a foreign loop there is none, and the
 defaults are those of (in, out) and HWIO kernels: outputs last, summed over second to last; say `axis=` elsewhere.
 """
 
@@ -42,6 +43,8 @@ class Structure(NamedTuple):
     fewest: units that live whatever the sparsity.
     share: the sparsity that the structure itself asks for, None where any will do.
     pattern: (n, m) of N:M, else None.
+    by_axes: it goes by the layout, so a weight of which none can be read is refused.
+    stack: axes that are declared to stack layers, beside those of the layout.
   """
 
   describe: str
@@ -52,9 +55,33 @@ class Structure(NamedTuple):
   fewest: int = 0
   share: float | None = None
   pattern: tuple[int, int] | None = None
+  by_axes: bool = False
+  stack: tuple[int, ...] = ()
 
 
 element = Structure('element')  # every weight is a unit
+
+
+def is_element(structure: Structure) -> bool:
+  """Tells whether every weight is a unit, in layers or not."""
+  return structure._replace(describe=element.describe, stack=()) == element
+
+
+def stacked(structure: Structure = element, *, axis: int | tuple[int, ...] = 0) -> Structure:
+  """Declares axes along which a leaf stacks layers, where no program tells: each layer is then pruned by itself.
+
+  A foreign loop shows arrays only, and the first layer of an ensemble over shared inputs is one wide layer to any
+  reader of its program. Layers that a scan runs over, or a vmap over inputs of their own, need no declaring.
+
+  Args:
+    structure: of each layer.
+    axis: the axis or axes.
+
+  >>> stacked(n_m(2, 4), axis=0).describe
+  '2:4 of each layer'
+  """
+  axes = (axis,) if isinstance(axis, int) else tuple(axis)
+  return structure._replace(describe=f'{structure.describe} of each layer', stack=axes)
 
 
 def per_output(axis: int | None = None) -> Structure:
@@ -73,7 +100,7 @@ def per_output(axis: int | None = None) -> Structure:
       return layout.summed
     return tuple(one for one in range(len(shape)) if one != (-1 if axis is None else axis) % len(shape))
 
-  return Structure('per output', rivals=rivals)
+  return Structure('per output', rivals=rivals, by_axes=axis is None)
 
 
 def channel(axis: int | None = None) -> Structure:
@@ -102,7 +129,7 @@ def channel(axis: int | None = None) -> Structure:
   def spread(units: jax.Array, shape: tuple[int, ...], layout: LeafLayout | None) -> jax.Array:
     return jnp.broadcast_to(units, shape)
 
-  return Structure('channel', units, spread, fewest=1)
+  return Structure('channel', units, spread, fewest=1, by_axes=axis is None)
 
 
 def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
@@ -163,7 +190,7 @@ def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
     length = math.prod(shape[one] for one in summed)
     return sum(_room(length, n, m)) * (math.prod(shape) // max(length, 1))
 
-  return Structure(f'{n}:{m}', units, fixed=fixed, share=1 - n / m, pattern=(n, m))
+  return Structure(f'{n}:{m}', units, fixed=fixed, share=1 - n / m, pattern=(n, m), by_axes=axis is None)
 
 
 def _room(length: int, n: int, m: int) -> list[int]:
@@ -195,6 +222,10 @@ def block(rows: int, columns: int) -> Structure:
     return values.reshape(*lead, -(-height // rows), rows, -(-width // columns), columns)
 
   def units(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
+    if layout is not None and {scores.ndim - 2, scores.ndim - 1} & {*layout.stack(scores.ndim)}:
+      raise ValueError(
+        f'block: a block lies in one layer; a weight {scores.shape} stacks layers along its last two axes'
+      )
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     return jnp.sum(blocks(wide), axis=(-3, -1)) / jnp.sum(blocks(jnp.ones_like(wide)), axis=(-3, -1))
 

@@ -22,9 +22,12 @@ from jaxlite.step.state import TrainState, went_nan
 
 
 def check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) -> None:
-  """Raises where a loss since the last log point was not finite, naming the first step and leaf."""
-  if not all(math.isfinite(value['loss']) for value in values):
-    _refuse(*(went_nan(state) or (int(state.step), 'loss')), saves)
+  """Raises where a loss since the last log point was not finite, naming the first step and leaf.
+
+  A step that a part left out (`optax.apply_if_finite`) is no failure of the run: the state does not know of it.
+  """
+  if not all(math.isfinite(value['loss']) for value in values) and (failed := went_nan(state)):
+    _refuse(*failed, saves)
 
 
 def check_params(state: TrainState, saves: Any) -> None:

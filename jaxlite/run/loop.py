@@ -8,14 +8,13 @@ later step can see lies in the checkpoint. So a run that was killed ends as if i
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
@@ -31,7 +30,7 @@ from jaxlite.run import guards
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers
 from jaxlite.run.progress import Progress
 from jaxlite.run.record import Record
-from jaxlite.run.records import Records
+from jaxlite.run.records import WEIGHT, Records, means_of
 from jaxlite.run.setup import REWRITES, Setup, prepare
 from jaxlite.run.workdir import check_workdir, lock
 from jaxlite.step import multi_step, warm_up
@@ -148,7 +147,15 @@ def _fit(
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
   began, started = time.monotonic() - record.seconds, step
   pace = multi_step.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
-  batches_at = functools.partial(datasets.batches_at, setup.data.train, config.data.batch_size, config.seed)
+  weights: dict[int, Any] = {}  # of the batches of steps under way: what each counts for in a point of the record
+
+  def batches_at(step: int, count: int) -> Any:
+    batches = datasets.batches_at(setup.data.train, config.data.batch_size, config.seed, step, count)
+    weights.update(enumerate(batches['weight'].sum(1, dtype=float), step))
+    return batches
+
+  def took(step: int, terms: Any, count: int) -> None:
+    pending.append(({**terms, WEIGHT: np.array([weights.pop(step + i) for i in range(count)])}, count))
 
   def save(*, wait: bool = False) -> None:
     record.pending = multi_step.fetched(pending)
@@ -164,10 +171,11 @@ def _fit(
       values = multi_step.fetched(pending)
       guards.check_finite(values, state, saves)
       guards.check_unbroken(setup.recipe, state)
-      means = {name: math.fsum(value[name] for value in values) / len(values) for name in values[0]}
+      means = means_of(values)
       record.logged, pending = step, []
-      records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
-      progress.line(step, f'loss {means["loss"]:.4f}')
+      if means:
+        records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
+      progress.line(step, f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
 
     if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
       found = evaluate(setup, state, setup.data.validation, guard)
@@ -204,21 +212,23 @@ def _fit(
       )
       record.pace = pace.steps
       say(f'steps per dispatch: {pace.steps} ({pace.why})')
-      pending += [(terms, 1) for terms in taken]
+      for i, terms in enumerate(taken):
+        took(step + i, terms, 1)
       step += len(taken)
     elif pace is not None and pace.run is not None and free > 1:
       count = min(pace.steps, free)
       batches = multi_step.stacked(batches_at(step, count), pace.steps)
       jax.block_until_ready(pending[-1:])  # never two under way: a signal waits for one at most
       state, terms = pace.run(state, batches, count)
-      pending.append((terms, count))
+      took(step, terms, count)
       step += count
     else:
       batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
       state, terms = setup.train.step(state, batch)
       if step == started and config.machine.keep_memory:
         warm_up.keep_memory(state, say)
-      pending.append((terms, 1))
+      weights[step] = batch['weight'].sum(dtype=float)
+      took(step, terms, 1)
       step += 1
     progress.step(step)
 

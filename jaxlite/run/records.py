@@ -7,14 +7,40 @@ checkpoint stores how long the record was, and a resume cuts it back to there: n
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 CLOCK = ('time', 'seconds', 'examples_per_second')  # fields that a resume may change
+WEIGHT = 'jl.weight'  # among the metrics of a step: the total weight of its batch
+
+
+def means_of(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Returns the mean of each metric over the examples of several steps: each step by the weight of its batch.
+
+  Args:
+    steps: the metrics of each, plain numbers, and `WEIGHT`.
+
+  Returns:
+    The means; empty where no loss was finite. A step whose loss was not finite, and that a part left out, is no part
+    of them.
+
+  >>> means_of([{'loss': 1.0, WEIGHT: 3.0}, {'loss': 2.0, WEIGHT: 1.0}, {'loss': math.nan, WEIGHT: 4.0}])
+  {'loss': 1.25}
+  """
+  taken = [step for step in steps if math.isfinite(step['loss'])]
+  weights = [step.get(WEIGHT, 1.0) for step in taken]
+  if not math.fsum(weights) > 0:  # nothing but padding: its loss is 0 whatever it counts
+    weights = [1.0] * len(taken)
+  names = [name for name in taken[0] if name != WEIGHT] if taken else []
+  total = math.fsum(weights)
+  return {
+    name: math.fsum(step[name] * weight for step, weight in zip(taken, weights, strict=True)) / total for name in names
+  }
 
 
 class Records:

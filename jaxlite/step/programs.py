@@ -31,7 +31,8 @@ class PureStep(NamedTuple):
     recipe: whose hooks wrap `model` and `inner`.
     model: wrapped in the recipe's model hooks.
     inner: one forward and one backward pass, as the recipe's gradient hooks are given it.
-    update: (live, fixed, grads, model_state, terms) -> (live, metrics), what follows the gradient.
+    update: (live, fixed, grads, model_state, terms, asked) -> (live, metrics), what follows the gradient. `asked` is
+      (batch, model_state before it), for parts that ask the loss again or leave a step out.
     step: (live, fixed, batch) -> (live, metrics), gradient and update.
     evaluate: (params, model_state, const, step, batch) -> (outputs, terms).
   """
@@ -39,7 +40,7 @@ class PureStep(NamedTuple):
   recipe: Recipe
   model: Model
   inner: Grad
-  update: Callable[[TrainState, Any, Params, State, Terms], tuple[TrainState, Terms]]
+  update: Callable[[TrainState, Any, Params, State, Terms, tuple[Batch, State]], tuple[TrainState, Terms]]
   step: Callable[[TrainState, Any, Batch], tuple[TrainState, Terms]]
   evaluate: Callable[[Params, State, Any, Any, Batch], tuple[Any, Terms]]
 
@@ -134,7 +135,7 @@ def _dispatched(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any
     done, key, params, model_state, opt_state, const = state
     grads, full, terms = gradient(params, join_const(model_state, const), batch, key, done)
     live = TrainState(done, None, params, None, opt_state, None)
-    live, metrics = update(live, (key, const), grads, split_const(full)[0], terms)
+    live, metrics = update(live, (key, const), grads, split_const(full)[0], terms, (batch, model_state))
     return _joined(live, key, const), _with_loss(metrics)
 
   return step

@@ -33,8 +33,9 @@ from jaxlite.contract import (
 )
 from jaxlite.graph.init_numpy import copied, on_host
 from jaxlite.graph.model import weights_of
+from jaxlite.optim import evaluation_point, refuse_unfit, rejected
 from jaxlite.step.programs import Programs, PureStep, programs_of
-from jaxlite.step.state import HEALTH, TrainState, health, inputs_of
+from jaxlite.step.state import HEALTH, POINT, TrainState, health, inputs_of
 from jaxlite.tasks.lift import lift_loss
 
 
@@ -70,7 +71,7 @@ def train_step(
 
   Args:
     model: from an adapter.
-    loss: (outputs, batch) -> float[B], or a scalar.
+    loss: (outputs, batch) -> float[B]; or a scalar, where examples have no weight and are not accumulated.
     recipe: from `jl.chain`; it holds an optimizer.
     rewrites: whether the programs for CPU take faster forms of pools and convolutions (see `for_cpu`): by shape, or
       as these choices say. Programs for other platforms are what they are without.
@@ -79,8 +80,8 @@ def train_step(
     A Train.
 
   Raises:
-    ValueError: the recipe updates nothing; at init, a part that matches no parameter, an aliased leaf, or
-      optax.MultiSteps anywhere in the recipe.
+    ValueError: the recipe updates nothing; at init, a part that matches no parameter, an aliased leaf, one that cannot
+      learn, or a part of Optax that no step can serve; at the first step, a scalar loss where shares are needed.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> import jaxlite as jl
@@ -96,9 +97,10 @@ def train_step(
     raise TypeError(f'train_step takes a recipe from jl.chain(...); got {type(recipe).__name__}')
   if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
     raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
-  wrapped = recipe.model(model)
-  inner = gradient_of(wrapped, recipe.loss(lift_loss(loss)))
-  update = _update_of(wrapped, recipe.tx)
+  wrapped = _read_at_point(recipe.model(model))
+  terms = recipe.loss(lift_loss(loss))
+  inner = gradient_of(wrapped, terms)
+  update = _update_of(wrapped, recipe.tx, _value_of(recipe.grad(_no_gradient_of(_forward_of(wrapped, terms)))))
   step = _step_of(recipe.grad(inner), update)
   programs = programs_of(
     PureStep(recipe, wrapped, inner, update, step, _evaluation_of(wrapped, lift_loss(loss))), rewrites
@@ -120,15 +122,15 @@ def _init_of(model: Model, recipe: Recipe) -> Callable[..., TrainState]:
     start = model if params is None else model._replace(init=_given(model, params, model_state))
     params, state = recipe.model(start).init(stream(key, 'init'), inputs)
     trees.check_distinct(params, 'the parameters')
+    _check_learnable(params)
     state, const = split_const({**state, HEALTH: jnp.full(2, -1, jnp.int32)})
     params = jax.tree.map(copied, params)  # a step donates its state: the user's arrays live on
     selects = any(isinstance(part, Selective) for part in recipe.parts)
     weights = weights_of(model, key, inputs) if selects else None
     opt_state = on_host(lambda params: recipe.tx.init(params, weights))(params)
-    if trees.find(opt_state, optax.MultiStepsState):
-      raise ValueError(
-        'optax.MultiSteps hides steps from other parts: take it out and put jl.accumulate(k) in the chain'
-      )
+    refuse_unfit(opt_state)
+    point = evaluation_point(opt_state, params)
+    state = state if point is None else {**state, POINT: point}
     live = jax.tree.map(copied, (state, opt_state))
     return TrainState(jnp.int32(0), copied(key), params, *live, const or {})
 
@@ -137,17 +139,43 @@ def _init_of(model: Model, recipe: Recipe) -> Callable[..., TrainState]:
 
 def gradient_of(model: Model, loss: Loss) -> Grad:
   """The innermost Grad: one forward and one backward pass."""
+  forward = _forward_of(model, loss)
 
-  def gradient(params: Params, state: State, batch: Batch, key: Any, step: Any) -> tuple[Params, State, Terms]:
-    def objective(params: Params) -> Any:
-      outputs, new_state = model.apply(params, state, inputs_of(batch), train=True, key=key, step=step)
-      terms = loss(Context(outputs, batch, params, new_state, key, step))
-      return functools.reduce(jnp.add, terms.values()), (new_state, terms)
-
-    grads, (new_state, terms) = jax.grad(objective, has_aux=True)(params)
-    return grads, {name: value for name, value in new_state.items() if name != TAPS}, terms
+  def gradient(*args: Any) -> tuple[Params, State, Terms]:
+    grads, (new_state, terms) = jax.grad(forward, has_aux=True)(*args)
+    return grads, new_state, terms
 
   return gradient
+
+
+def _forward_of(model: Model, loss: Loss) -> Callable[..., Any]:
+  """(params, model_state, batch, key, step) -> (what is minimized, (model_state, terms))."""
+
+  def forward(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
+    outputs, new_state = model.apply(params, state, inputs_of(batch), train=True, key=key, step=step)
+    terms = loss(Context(outputs, batch, params, new_state, key, step))
+    new_state = {name: value for name, value in new_state.items() if name != TAPS}
+    return functools.reduce(jnp.add, terms.values()), (new_state, terms)
+
+  return forward
+
+
+def _no_gradient_of(forward: Callable[..., Any]) -> Grad:
+  """As the gradient, without its backward pass: what hooks on the gradient are given when only the value is asked."""
+
+  def no_gradient(params: Params, *args: Any) -> tuple[Params, State, Terms]:
+    return jax.tree.map(jnp.zeros_like, params), *forward(params, *args)[1]
+
+  return no_gradient
+
+
+def _value_of(gradient: Grad) -> Callable[..., jax.Array]:
+  """(params, model_state, batch, key, step) -> what is minimized, over the same micro-batches, with the same draws."""
+
+  def value(*args: Any) -> jax.Array:
+    return functools.reduce(jnp.add, gradient(*args)[2].values())
+
+  return value
 
 
 def _step_of(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,25 +184,54 @@ def _step_of(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
   def whole(live: TrainState, fixed: Any, batch: Batch) -> tuple[TrainState, Terms]:
     key, const = fixed
     grads, state, terms = gradient(live.params, join_const(live.model_state, const), batch, key, live.step)
-    return update(live, fixed, grads, split_const(state)[0], terms)
+    return update(live, fixed, grads, split_const(state)[0], terms, (batch, live.model_state))
 
   return whole
 
 
-def _update_of(model: Model, tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
-  """What follows the gradient: (live, fixed, grads, model_state, terms) -> (live, metrics)."""
+def _update_of(
+  model: Model, tx: optax.GradientTransformationExtraArgs, value: Callable[..., jax.Array]
+) -> Callable[..., Any]:
+  """What follows the gradient: (live, fixed, grads, model_state, terms, asked) -> (live, metrics)."""
 
-  def update(live: TrainState, fixed: Any, grads: Params, state: State, terms: Terms) -> tuple[TrainState, Terms]:
+  def update(
+    live: TrainState, fixed: Any, grads: Params, state: State, terms: Terms, asked: tuple[Batch, State]
+  ) -> tuple[TrainState, Terms]:
+    key, const = fixed
+    batch, before = asked
     total = functools.reduce(jnp.add, terms.values())
     state = {**state, HEALTH: health(state[HEALTH], total, live)}
-    updates, opt_state = tx.update(grads, live.opt_state, live.params, value=total)
+    value_fn = lambda params: value(params, join_const(before, const), batch, key, live.step)  # noqa: E731
+    extra = {'value': total, 'grad': grads, 'value_fn': value_fn}
+    if POINT in before:
+      extra['point'] = before[POINT]
+    updates, opt_state = tx.update(grads, live.opt_state, live.params, **extra)
     params = optax.apply_updates(live.params, updates)
     step = live.step + 1
-    state = model.after(params, join_const(state, fixed[1]), step)
+    point = evaluation_point(opt_state, params)
+    state = state if point is None else {**state, POINT: point}
+    state = split_const(model.after(params if point is None else point, join_const(state, const), step))[0]
+    if (bad := rejected(opt_state)) is not None:  # what a forward left that nobody trusts goes with it
+      bad &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+      state = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, state)
     metrics = terms if len(terms) == 1 else {'loss': total, **terms}
-    return TrainState(step, None, params, split_const(state)[0], opt_state, None), metrics
+    return TrainState(step, None, params, state, opt_state, None), metrics
 
   return update
+
+
+def _read_at_point(model: Model) -> Model:
+  """Reads a model at the point that an update part keeps in its state, where it does not train."""
+
+  def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
+    seen = params if train else state.get(POINT, params)
+    return model.apply(seen, state, inputs, train=train, key=key, step=step)
+
+  def export(params: Params, state: State) -> tuple[Params, State]:
+    seen = state.get(POINT, params)
+    return model.export(seen, {name: value for name, value in state.items() if name != POINT})
+
+  return model._replace(apply=apply, export=export)
 
 
 def _evaluation_of(model: Model, loss: Loss) -> Callable[..., Any]:
@@ -193,6 +250,15 @@ def _given(model: Model, params: Params, model_state: State | None) -> Callable[
     return params, model.init(key, inputs)[1] if model_state is None else model_state
 
   return init
+
+
+def _check_learnable(params: Params) -> None:
+  for path, leaf in trees.by_path(params).items():
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      raise ValueError(
+        f'parameters are what learns, arrays of floats; {path!r} is {leaf.dtype}{list(jnp.shape(leaf))}: keep it in '
+        f"the model's state, or take it out with jl.freeze('^{path}$')"
+      )
 
 
 def _check_key(key: Any) -> None:

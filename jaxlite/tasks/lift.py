@@ -1,4 +1,4 @@
-"""From values to the terms that a step minimizes: the mean over a batch, and a user's loss as a `Loss`."""
+"""From a batch to the terms that a step minimizes: its examples, their mean, and a user's loss as a `Loss`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,49 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlite import trees
 from jaxlite.contract import LOSSES, TAPS, Batch, Context, Loss, Terms
+from jaxlite.tasks import running
+
+SHARED = 'shared'  # batch: a tree of arrays without an axis of examples (class weights), never taken apart
+LABELS = 'jl.labels'  # batch: labels for the user's loss alone, in place of 'labels', which other parts go on reading
+
+
+def examples_in(batch: Batch) -> tuple[int, dict[str, Any]]:
+  """Tells how many examples a batch has, and which of its leaves have them.
+
+  Every leaf of inputs, labels and weight has an example a row. Of what else stands in a batch, a leaf has them where
+  its first axis is as long; what lies under `batch['shared']` never has.
+
+  Args:
+    batch: a dict with 'inputs', [B, ...].
+
+  Returns:
+    (B, a tree like the batch of bools).
+
+  Raises:
+    ValueError: a leaf of inputs, labels or weight without B rows.
+
+  >>> batch = {'inputs': jnp.ones((8, 2)), 'class_weight': jnp.ones(10), 'scale': 2.0, 'shared': {'prior': jnp.ones(8)}}
+  >>> examples_in(batch)
+  (8, {'inputs': True, 'class_weight': False, 'scale': False, 'shared': {'prior': False}})
+  """
+  named = {name: batch[name] for name in ('inputs', 'labels', 'weight') if name in batch}
+  rows = {path: jnp.shape(leaf)[:1] for path, leaf in trees.by_path(named).items()}
+  size = next((row[0] for row in rows.values() if row), None)
+  for path, row in rows.items():
+    if row != (size,):
+      got = f'{row[0]} rows' if row else 'a scalar'
+      raise ValueError(
+        f"inputs, labels and weight have an example a row; {path!r} is {got} beside {size}: put what is no example's "
+        f'under batch[{SHARED!r}]'
+      )
+
+  def has(name: str, leaf: Any) -> bool:
+    return name != SHARED and jnp.shape(leaf)[:1] == (size,)
+
+  found = {name: jax.tree.map(lambda leaf, name=name: has(name, leaf), tree) for name, tree in batch.items()}
+  return size or 0, found
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
@@ -19,12 +61,13 @@ def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
     weight: float[B] or None.
 
   Returns:
-    float[].
+    float[], at least float32.
 
   >>> import jax.numpy as jnp
   >>> float(weighted_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1.0, 1.0, 0.0])))
   2.0
   """
+  values = running.widened(values)
   if weight is None:
     return jnp.mean(values)
   weight = weight.astype(values.dtype)
@@ -37,25 +80,33 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
   """Lifts a user's loss into a Loss: the term 'task', and those that the network's forward brought itself.
 
   Args:
-    loss: (outputs, batch) -> float[B], or a scalar that is taken as it is.
+    loss: (outputs, batch) -> float[B]; or a scalar, taken as it is, for batches whose examples have no weight.
 
   Returns:
     A Loss: the weighted mean over the batch; a tap 'loss/x' (regularizers of layers) is the term 'x' beside it.
 
   Raises:
-    ValueError: the loss is neither a scalar nor one value per example.
+    ValueError: the loss is neither a scalar nor one value per example; or a scalar, which hides the examples, where
+      each counts by its weight (padding, micro-batches).
   """
 
   def term(context: Context) -> Terms:
-    values = jnp.asarray(loss(context.outputs, context.batch))
+    batch = dict(context.batch)
+    given = {**batch, 'labels': batch.pop(LABELS)} if LABELS in batch else context.batch
+    values = running.widened(loss(context.outputs, given))
     weight = context.batch.get('weight')
     taps = context.model_state.get(TAPS, {}).items()
     own = {name.removeprefix(LOSSES): value for name, value in taps if name.startswith(LOSSES)}
-    if values.ndim == 0:
+    if values.ndim == 0 and weight is None:
       return {'task': values, **own}
     if values.ndim != 1 or (weight is not None and values.shape != weight.shape):
-      expected = '[B]' if weight is None else str(list(weight.shape))
-      raise ValueError(f'a loss gives one value per example, float{expected}, or a scalar; got {list(values.shape)}')
+      if weight is None:
+        raise ValueError(f'a loss gives one value per example, float[B], or a scalar; got {list(values.shape)}')
+      got = 'a scalar: leave its mean out' if values.ndim == 0 else str(list(values.shape))
+      raise ValueError(
+        f'a loss gives one value per example, float{list(weight.shape)}, where each counts by its weight (padding, '
+        f'micro-batches); got {got}'
+      )
     return {'task': weighted_mean(values, weight), **own}
 
   return term

@@ -246,6 +246,13 @@ def test_a_column_of_weights_weighs_its_row_and_is_no_feature():
       from_table({**table, **bad}, 'kind', weight='w')
 
 
+def test_a_column_that_counts_the_rows_is_told_under_any_name():
+  rows = {'rownames': np.arange(1, 21), 'x': np.arange(20.0), 'kind': ['a', 'b'] * 10}
+  (note,) = from_table(rows, 'kind').notes
+  assert note.startswith("column 'rownames' counts the rows")
+  assert from_table(rows, 'kind', drop='rownames').notes == ()
+
+
 @pytest.mark.parametrize('name', ['', 'Unnamed: 0'])
 @pytest.mark.parametrize('first', [0, 1])
 def test_a_column_without_a_name_that_counts_the_rows_is_refused_unless_it_is_dropped(name, first, tmp_path):

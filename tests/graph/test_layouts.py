@@ -41,7 +41,7 @@ CASES = {
   'w @ x': (lambda p, x: p['w'] @ x.T, (5, 3), LeafLayout(B, A)),
   'masked and cast': (lambda p, x: x @ (p['w'] * (p['w'] > 0)).astype(jnp.bfloat16), (3, 5), LeafLayout(A, B)),
   'heads': (lambda p, x: jnp.einsum('bi,ihd->bhd', x, p['w']), (3, 2, 5), LeafLayout(A, (1, 2))),
-  'heads summed': (lambda p, x: jnp.einsum('bh,hbo->bo', x, p['w'][:, :2]), (3, 4, 5), None),
+  'heads summed': (lambda p, x: jnp.einsum('bh,hbo->bo', x, p['w'][:, :2]), (3, 4, 5), LeafLayout(A, (2,))),
   'merged heads': (lambda p, x: x @ p['w'].reshape(3, 10), (3, 2, 5), LeafLayout(A, (1, 2))),
   'split axis': (lambda p, x: x @ p['w'].reshape(3, 10), (30,), None),
   'a row of ones': (lambda p, x: x @ p['w'].reshape(3, 5), (1, 3, 5), LeafLayout((1,), (2,))),

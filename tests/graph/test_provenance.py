@@ -28,14 +28,14 @@ CASES = {
   'weight norm': (
     lambda p, x: x @ (p['v'] * p['g'] / jnp.linalg.norm(p['v'], axis=0)),
     {'v': (3, 3), 'g': (3,)},
-    'vg',
+    'v',
   ),
   'low rank': (lambda p, x: x @ (p['w'] + p['a'] @ p['b']), {**SQUARE, 'a': (3, 1), 'b': (1, 3)}, 'wab'),
   'constant mask': (lambda p, x: x @ (p['w'] * jnp.eye(3)), SQUARE, 'w'),
   'weight first': (lambda p, x: p['w'] @ x.T, SQUARE, 'w'),
   'einsum': (lambda p, x: jnp.einsum('bi,ohi->bho', x, p['w']), {'w': (4, 2, 3)}, 'w'),
   'embedding': (lambda p, x: p['e'][x.astype(int)[:, 0]] @ p['w'], {**SQUARE, 'e': (9, 3)}, 'w'),
-  'chosen by data': (lambda p, x: x @ p['w'][x[0, 0].astype(int)], {'w': (2, 3, 3)}, ''),
+  'chosen by data': (lambda p, x: x @ p['w'][x[0, 0].astype(int)], {'w': (2, 3, 3)}, 'w'),
   'no activation': (lambda p, x: p['a'] @ p['w'] + x, {**SQUARE, 'a': (2, 3)}, ''),
   'jit': (lambda p, x: jax.jit(jnp.dot)(x, p['w']), SQUARE, 'w'),
   'remat': (lambda p, x: jax.checkpoint(jnp.dot)(x, p['w']), SQUARE, 'w'),
@@ -76,7 +76,7 @@ CASES = {
     {**SQUARE, 'v': (3, 3)},
     'wv',
   ),
-  'weights chosen by data': (lambda p, x: x @ lax.cond(x.sum() > 0, lambda: p['w'], lambda: -p['w']), SQUARE, ''),
+  'weights chosen by data': (lambda p, x: x @ lax.cond(x.sum() > 0, lambda: p['w'], lambda: -p['w']), SQUARE, 'w'),
   'platform': (lambda p, x: lax.platform_dependent(x, p['w'], cpu=jnp.dot, default=lambda x, w: -x @ w), SQUARE, 'w'),
 }
 

@@ -144,7 +144,9 @@ def test_what_stands_in_a_branch_is_skipped_and_said():
   assert found.layouts.skipped == (('w', 'it stands in a branch or a while'),)
   with pytest.raises(ValueError, match="'w': it stands in a branch"):
     sparsegpt(params, found, 0.5, select='^w$')
-  pruned, masks = sparsegpt(params, found, 0.5)
+  with pytest.raises(ValueError, match="'w': it stands in a branch"):  # never left dense in silence
+    sparsegpt(params, found, 0.5)
+  pruned, masks = sparsegpt(params, found, 0.5, select='^v$')
   assert masks['w'] is None
   np.testing.assert_array_equal(pruned['w'], params['w'])
 

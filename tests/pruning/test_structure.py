@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 
 
 def drawn(structure, scores, sparsity, layout=None, **rest):
-  goals = targets({'w': scores}, {'w': layout}, sparsity, structure, uniform, what='test')
+  goals = targets({'w': scores}, layout and {'w': layout}, sparsity, structure, uniform, what='test')
   return np.asarray(draw(goals, {'w': jnp.asarray(scores)}, **rest)['w'])
 
 
@@ -45,7 +45,7 @@ LAYOUTS = {
   'HWIO': ((2, 2, 3, 4), LeafLayout((0, 1, 2), (3,)), lambda w: w.reshape(12, 4).T),
   'OIHW': ((4, 3, 2, 2), LeafLayout((2, 3, 1), (0,)), lambda w: w.transpose(0, 2, 3, 1).reshape(4, 12)),
   'layers': ((2, 8, 3), LeafLayout((1,), (2,)), lambda w: w.transpose(0, 2, 1).reshape(6, 8)),
-  'no layout': ((2, 5, 3), None, lambda w: w.transpose(0, 2, 1).reshape(6, 5)),
+  'a foreign loop': ((2, 5, 3), None, lambda w: w.transpose(0, 2, 1).reshape(6, 5)),
 }
 
 

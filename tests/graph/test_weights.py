@@ -1,0 +1,240 @@
+"""Which leaves of a program are weights and how their axes lie, on networks as strangers write them."""
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental import sparse
+
+import jaxlite as jl
+from jaxlite import trees
+from jaxlite.graph.layouts import LeafLayout, parameter_layouts
+from jaxlite.graph.model import weights_of
+
+X = jnp.ones((2, 6))
+CHOICE = jnp.array([0, 1])
+IN_OUT, OUT_IN, LAYERS = LeafLayout((0,), (1,)), LeafLayout((1,), (0,)), LeafLayout((1,), (2,))
+CONV = LeafLayout((0, 1, 2), (3,))
+
+
+def conv(w, x, groups=1):
+  return lax.conv_general_dilated(
+    x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups
+  )
+
+
+def normed(p, x):
+  return x @ (p['v'] * p['g'] / jnp.linalg.norm(p['v'], axis=0))
+
+
+def group_scales(p, x):
+  return x @ (p['w'] * jnp.repeat(jnp.repeat(p['s'], 2, 0), 5, 1))
+
+
+def in_a_scan(p, x):
+  return lax.scan(lambda c, q: (c @ (q['w'] * q['a']), None), x, p)[0]
+
+
+def switched(p, x):
+  one = lambda x, i: x @ lax.cond(i > 0, lambda: p['w'][1], lambda: p['w'][0])  # noqa: E731
+  return jax.vmap(one)(x, CHOICE)
+
+
+def halves(p, x):
+  a, b = jnp.split(p['w'], [12], 1)
+  return jnp.tanh(x @ a)[:, :6] @ b
+
+
+CASES = {
+  # name: (function, shapes, {weight: layout})
+  # What scales or shifts is no weight.
+  'weight norm': (normed, {'v': (6, 3), 'g': (3,)}, {'v': IN_OUT}),
+  'learned scalar': (lambda p, x: x @ (p['s'] * p['v']), {'v': (6, 3), 's': ()}, {'v': IN_OUT}),
+  'scalar times constant': (lambda p, x: x @ (p['s'] * jnp.eye(6)), {'s': ()}, {}),
+  'gain and shift': (lambda p, x: x @ (p['v'] * p['g'] + p['b']), {'v': (6, 3), 'g': (6, 1), 'b': (3,)}, {'v': IN_OUT}),
+  'gains in two pieces': (
+    lambda p, x: x @ (p['v'] * jnp.concatenate([p['g'], p['h']])),
+    {'v': (6, 5), 'g': (2,), 'h': (3,)},
+    {'v': IN_OUT},
+  ),
+  'scale of each block': (group_scales, {'w': (6, 5), 's': (3, 1)}, {'w': IN_OUT}),
+  'scalar of each layer': (in_a_scan, {'w': (3, 6, 6), 'a': (3,)}, {'w': LAYERS}),
+  'angle': (
+    lambda p, x: x[:, :2] @ jnp.stack([jnp.stack([jnp.cos(p['t']), jnp.sin(p['t'])]), jnp.ones(2)]),
+    {'t': ()},
+    {},
+  ),
+  'scaled low rank': (
+    lambda p, x: x @ (p['w'] + p['s'] * (p['a'] @ p['b'])),
+    {'w': (6, 4), 'a': (6, 2), 'b': (2, 4), 's': ()},
+    {'w': IN_OUT, 'a': None, 'b': None},
+  ),
+  # What cannot be told is listed, not chosen.
+  'diagonal': (lambda p, x: x @ jnp.diag(p['v']), {'v': (6,)}, {}),
+  'outer product': (lambda p, x: x @ (p['u'][:, None] * p['v']), {'u': (6,), 'v': (3,)}, {}),
+  'no sum': (lambda p, x: jnp.einsum('bd,d->bd', x, p['v']), {'v': (6,)}, {}),
+  # Axes through slices, splits, concatenations.
+  'unrolled': (lambda p, x: x @ p['w'][0] @ p['w'][1].T, {'w': (2, 6, 6)}, {'w': None}),
+  'unrolled alike': (lambda p, x: x @ p['w'][0] @ p['w'][1], {'w': (2, 6, 6)}, {'w': LAYERS}),
+  'unrolled by a loop': (
+    lambda p, x: lax.fori_loop(0, 2, lambda i, c: c @ p['w'][i], x),
+    {'w': (2, 6, 6)},
+    {'w': LAYERS},
+  ),
+  'fused qkv': (lambda p, x: [x @ one for one in jnp.split(p['w'], 3, 1)], {'w': (6, 12)}, {'w': IN_OUT}),
+  'fused qkv, (out, in)': (lambda p, x: [x @ p['w'][i : i + 4].T for i in (0, 4)], {'w': (8, 6)}, {'w': OUT_IN}),
+  'concatenated': (
+    lambda p, x: x @ jnp.concatenate([p['a'], p['b']], 1),
+    {'a': (6, 3), 'b': (6, 5)},
+    {'a': IN_OUT, 'b': IN_OUT},
+  ),
+  'padded': (lambda p, x: x @ jnp.pad(p['w'], [(0, 2), (0, 0)]), {'w': (4, 5)}, {'w': IN_OUT}),
+  'two parts': (halves, {'w': (6, 18)}, {'w': IN_OUT}),
+  'symmetric': (lambda p, x: x @ (p['w'] + p['w'].T), {'w': (6, 6)}, {'w': None}),
+  # A convolution under vmap.
+  'ensemble of convolutions': (
+    lambda p, x: jax.vmap(conv)(p['w'], x[0, 0] * jnp.ones((4, 2, 5, 5, 2))),
+    {'w': (4, 3, 3, 2, 5)},
+    {'w': LeafLayout((1, 2, 3), (4,))},
+  ),
+  'ensemble of depthwise convolutions': (
+    lambda p, x: jax.vmap(lambda w, x: conv(w, x, 4))(p['w'], x[0, 0] * jnp.ones((4, 2, 5, 5, 4))),
+    {'w': (4, 3, 3, 1, 4)},
+    {'w': LeafLayout((1, 2, 3), (4,))},
+  ),
+  'depthwise': (lambda p, x: conv(p['w'], x[0, 0] * jnp.ones((2, 5, 5, 4)), 4), {'w': (3, 3, 1, 4)}, {'w': CONV}),
+  'a list of layers, stacked': (
+    lambda p, x: lax.scan(lambda c, w: (c @ w, None), x, jnp.stack([p['a'], p['b']]))[0],
+    {'a': (6, 6), 'b': (6, 6)},
+    {'a': IN_OUT, 'b': IN_OUT},
+  ),
+  'unstacked': (lambda p, x: [x @ w for w in jnp.unstack(p['w'])], {'w': (3, 6, 4)}, {'w': LAYERS}),
+  'tiled gain': (lambda p, x: x @ (p['w'] * jnp.tile(p['g'], (6, 1))), {'w': (6, 4), 'g': (4,)}, {'w': IN_OUT}),
+  'rows in another order': (lambda p, x: x @ p['w'][jnp.array([1, 0, 2, 3, 5, 4])], {'w': (6, 4)}, {'w': IN_OUT}),
+  'circulant': (lambda p, x: x @ p['c'][(jnp.arange(6)[:, None] - jnp.arange(6)) % 6], {'c': (6,)}, {'c': None}),
+  'mixture of kernels': (
+    lambda p, x: x @ jnp.einsum('k,kio->io', jax.nn.softmax(p['m']), p['w']),
+    {'w': (3, 6, 2), 'm': (3,)},
+    {'w': None},
+  ),
+  # Whole matrices that data pick are weights, rows are not.
+  'experts by index': (
+    lambda p, x: jax.vmap(lambda x, i: x @ p['w'][i])(x, CHOICE + (x[:, 0] > 0)),
+    {'w': (3, 6, 5)},
+    {'w': LAYERS},
+  ),
+  'experts by cond': (switched, {'w': (2, 6, 5)}, {'w': LAYERS}),
+  'ragged': (lambda p, x: lax.ragged_dot(x, p['w'], jnp.array([1, 1, 0])), {'w': (3, 6, 5)}, {'w': LAYERS}),
+  'embedding': (
+    lambda p, x: (p['e'][x.astype(int)] + p['pos']) @ p['w'],
+    {'e': (3, 6), 'pos': (6, 6), 'w': (6, 4)},
+    {'w': IN_OUT},
+  ),
+  'embeddings multiplied': (
+    lambda p, x: jnp.einsum('bd,bd->b', p['e'][x[:, 0].astype(int)], p['e'][x[:, 1].astype(int)]),
+    {'e': (3, 6)},
+    {},
+  ),
+  'complex': (lambda p, x: x @ lax.complex(p['r'], p['i']), {'r': (6, 5), 'i': (6, 5)}, {'r': IN_OUT, 'i': IN_OUT}),
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_weights_and_their_axes(name):
+  fn, shapes, expected = CASES[name]
+  params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+  x = jax.ShapeDtypeStruct(X.shape, jnp.float32)
+  assert parameter_layouts(fn, params, x) == expected
+
+
+def test_a_dense_weight_meets_a_sparse_input():
+  x = sparse.BCOO.fromdense(jnp.eye(6))
+  forward = lambda p, data: sparse.BCOO((data, x.indices), shape=(6, 6)) @ p['w']  # noqa: E731
+  assert parameter_layouts(forward, {'w': jnp.ones((6, 4))}, x.data) == {'w': IN_OUT}
+
+
+class LinenNormed(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.WeightNorm(nn.Dense(3))(nn.relu(nn.WeightNorm(nn.Dense(8))(x)))
+
+
+class EqxNormed(eqx.Module):
+  layer: eqx.nn.WeightNorm
+
+  def __call__(self, x):
+    return self.layer(x)
+
+
+def haiku_gru(x):
+  core = hk.GRU(8)
+  return hk.dynamic_unroll(core, x, core.initial_state(2), time_major=False)[0]
+
+
+FRAMEWORKS = {
+  'Linen WeightNorm': (
+    lambda: jl.from_linen(LinenNormed()),
+    np.ones((2, 6), np.float32),
+    {'Dense_0/kernel': IN_OUT, 'Dense_1/kernel': IN_OUT},
+  ),
+  'Equinox WeightNorm': (
+    lambda: jl.from_equinox(EqxNormed(eqx.nn.WeightNorm(eqx.nn.Linear(6, 8, key=jax.random.key(0))))),
+    np.ones((2, 6), np.float32),
+    {'layer/layer/weight': OUT_IN},
+  ),
+  'Haiku GRU': (
+    lambda: jl.from_haiku(haiku_gru),
+    np.ones((2, 5, 6), np.float32),
+    {'gru/w_h': IN_OUT, 'gru/w_i': IN_OUT},
+  ),
+}
+
+
+@pytest.mark.parametrize('name', FRAMEWORKS)
+def test_a_framework_s_own_layers(name):
+  make, x, expected = FRAMEWORKS[name]
+  assert weights_of(make(), jax.random.key(0), x) == expected
+
+
+BESIDE = [
+  'ln1/weight',
+  'blocks/ln_f/w',
+  'attn_norm_1/weight',
+  'norm2/weight',
+  'bn1/weight',
+  'gru/bias_n',
+  'cell/bias_ih',
+]
+BESIDE += ['pos_embedding', 'wpe/embedding', 'position_embeddings/weight', 'positional_encoding', 'rms/gain']
+KERNELS = ['dense/kernel', 'w', 'weight_ih', 'posterior/kernel', 'compose/w', 'lnet/w', 'position_net/kernel', 'plan/w']
+
+
+def test_a_foreign_loop_goes_by_names_that_people_give():
+  leaf = np.zeros((4, 8), np.float32)
+  assert [path for path in BESIDE if trees.looks_like_weight(path, leaf)] == []
+  assert [path for path in KERNELS if not trees.looks_like_weight(path, leaf)] == []
+
+
+def test_coverage_lists_every_contraction_with_its_share():
+  s = sparse.BCOO.fromdense(jnp.eye(6))
+
+  def forward(p, x):
+    one = lax.ragged_dot(x, p['ragged'], jnp.array([1, 1]))
+    two = jax.vmap(lambda x, i: x @ p['experts'][i])(x, (x[:, 0] > 0).astype(int))
+    three = sparse.BCOO((x[0], s.indices), shape=(6, 6)) @ p['thin']
+    return one, two, three, x @ p['dense']
+
+  shapes = {'ragged': (2, 6, 6), 'experts': (2, 6, 6), 'thin': (6, 2), 'dense': (6, 6)}
+  rows = jl.coverage(forward)({path: jnp.ones(shape) for path, shape in shapes.items()}, X)
+  assert {row.name: row.why for row in rows} == {
+    'ragged': 'ragged_dot_general has no rule',
+    'experts': 'data pick its weight',
+    'thin': 'bcoo_dot_general has no rule',
+    'dense': '',
+  }
+  assert {row.name: row.flops for row in rows} == {'ragged': 144, 'experts': 144, 'thin': 24, 'dense': 144}
+  assert sum(row.share for row in rows) == pytest.approx(1)

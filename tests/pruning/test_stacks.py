@@ -1,0 +1,194 @@
+"""A leaf that stacks layers is pruned as those layers, unrolled, would be; a gain never."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import jaxlite as jl
+from jaxlite.contract import Model
+from jaxlite.deployment.inventory import layers
+from jaxlite.graph.layouts import LeafLayout, parameter_layouts
+from jaxlite.pruning import (
+  channel,
+  element,
+  erk,
+  gather_statistics,
+  global_,
+  n_m,
+  per_output,
+  sparsegpt,
+  sparsify,
+  stacked,
+  uniform,
+)
+from jaxlite.pruning._choose_masks import draw, targets
+from jaxlite.pruning.scores import wanda
+
+RNG = np.random.default_rng(0)
+# Layers of very different size, so that one budget for all of them would kill the smallest.
+STACK = (RNG.normal(size=(3, 8, 6)) * np.array([1, 1e-2, 1e-4])[:, None, None]).astype(np.float32)
+LAYERS, IN_OUT = LeafLayout((1,), (2,)), LeafLayout((0,), (1,))
+
+
+def masks_of(leaves, layouts, structure, allocate, sparsity=0.5):
+  goals = targets(leaves, layouts, sparsity, structure, allocate, what='test')
+  found = draw(goals, {path: jnp.abs(jnp.asarray(leaf)) for path, leaf in leaves.items()})
+  return {path: np.asarray(mask) for path, mask in found.items()}
+
+
+BOTH = {
+  'uniform': (element, uniform),
+  'erk': (element, erk),
+  'global': (element, global_(floor=0.2, normalize=True)),
+  'channel': (channel(), uniform),
+  'channel, global': (channel(), global_()),
+  '2:4': (n_m(2, 4), uniform),
+  'per output': (per_output(), uniform),
+}
+
+
+@pytest.mark.parametrize('name', BOTH)
+def test_a_stack_is_pruned_as_its_layers_unrolled(name):
+  structure, allocate = BOTH[name]
+  wide = np.abs(RNG.normal(size=(24, 20))).astype(np.float32)
+  rolled = masks_of({'w': STACK, 'v': wide}, {'w': LAYERS, 'v': IN_OUT}, structure, allocate)
+  unrolled = {f'w{i}': layer for i, layer in enumerate(STACK)}
+  expected = masks_of({**unrolled, 'v': wide}, dict.fromkeys([*unrolled, 'v'], IN_OUT), structure, allocate)
+  np.testing.assert_array_equal(rolled['w'], np.stack([expected[f'w{i}'] for i in range(3)]))
+  np.testing.assert_array_equal(rolled['v'], expected['v'])
+  foreign = masks_of({'w': STACK, 'v': wide}, None, {'^w$': stacked(structure), '^v$': structure}, allocate)
+  np.testing.assert_array_equal(foreign['w'], rolled['w'])
+
+
+def scanned(p, x):
+  return lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, p['w'])[0]
+
+
+def test_rigl_moves_within_each_layer():
+  params = {'w': jnp.asarray(RNG.normal(size=(3, 6, 6)) * np.array([1, 1e-2, 1e-4])[:, None, None], jnp.float32)}
+  tx = jl.rigl(optax.sgd(0.0), 0.5, end=4, every=1)
+  weights = parameter_layouts(scanned, params, jnp.ones((2, 6)))
+  state, update = tx.init(params, weights), jax.jit(tx.update)
+  for _ in range(3):
+    _, state = update({'w': jnp.asarray(RNG.normal(size=(3, 6, 6)), jnp.float32)}, state, params)
+    assert np.asarray(state.masks.masks['w']).sum((1, 2)).tolist() == [18, 18, 18]
+
+
+def normed(p, x):
+  return x @ (p['v'] * (p['s'] * p['g'] / jnp.linalg.norm(p['v'], axis=0)))
+
+
+def test_gains_and_learned_scalars_are_left_alone_by_every_part():
+  params = {
+    'v': jnp.asarray(RNG.normal(size=(8, 5)), jnp.float32),
+    'g': jnp.linspace(0.1, 1, 5)[None],
+    's': jnp.float32(1e-3),
+  }
+  x = np.asarray(RNG.normal(size=(16, 8)), np.float32)
+  weights = parameter_layouts(normed, params, x)
+  for tx in (
+    jl.prune(0.75, begin=0),
+    jl.prune(0.5, begin=0, structure=n_m(2, 4)),
+    jl.rigl(optax.sgd(0.1), 0.75, end=2),
+    jl.optim.l2(0.1),
+  ):
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params, weights), params)
+    assert np.asarray(updates['v']).any()
+    assert not np.asarray(updates['g']).any()
+    assert not np.asarray(updates['s']).any()
+  found = gather_statistics(normed, params, batches=[{'inputs': x}])
+  np.testing.assert_allclose(found.grams['v'][0], x.T.astype(np.float64) @ x, rtol=1e-4, atol=1e-4)
+  assert {*found.grams} == {'v'}
+  for pruned, masks in (
+    sparsegpt(params, found, 0.5),
+    sparsify(params, 0.5, score=wanda, context=found, structure=per_output()),
+  ):
+    assert np.asarray(masks['v']).sum() == 20
+    np.testing.assert_array_equal(pruned['g'], params['g'])
+
+
+def parts(p, x):
+  """A gated cell as Haiku writes one: the last third of a fused weight meets another input than the rest."""
+  a, b = jnp.split(p['w'], [12], 1)
+  return jnp.tanh(x @ a)[:, :6] @ b
+
+
+def unrolled(p, x):
+  return jnp.tanh(jnp.tanh(x @ p['w'][0]) @ p['w'][1]) @ p['w'][2]
+
+
+@pytest.mark.parametrize('name', ['fused', 'unrolled'])
+def test_statistics_of_a_weight_that_is_used_in_parts(name):
+  x = np.asarray(RNG.normal(size=(16, 6)), np.float32)
+  if name == 'fused':
+    forward, params = parts, {'w': RNG.normal(size=(6, 18)).astype(np.float32)}
+    inputs = [x, x, np.tanh(x @ params['w'][:, :12])[:, :6]]
+    of = lambda leaf, part: leaf[:, 6 * part : 6 * part + 6]  # noqa: E731
+  else:
+    forward, params = unrolled, {'w': RNG.normal(size=(3, 6, 6)).astype(np.float32)}
+    one = np.tanh(x @ params['w'][0])
+    inputs = [x, one, np.tanh(one @ params['w'][1])]
+    of = lambda leaf, part: leaf[part]  # noqa: E731
+  found = gather_statistics(forward, params, batches=[{'inputs': x}])
+  pruned, masks = sparsegpt(params, found, 0.5, structure=n_m(1, 2))
+  for part, rows in enumerate(inputs):
+    np.testing.assert_allclose(found.grams['w'][part], rows.T @ rows, rtol=1e-4, atol=1e-3)
+    norms = of(np.broadcast_to(found.norms['w'], params['w'].shape), part)
+    np.testing.assert_allclose(norms, np.broadcast_to(np.linalg.norm(rows, axis=0)[:, None], norms.shape), rtol=1e-4)
+    # As if it were a weight of its own.
+    own = {'w': of(params['w'], part)}
+    alone = gather_statistics(lambda p, x: x @ p['w'], own, batches=[{'inputs': rows}])
+    expected, mask = sparsegpt(own, alone, 0.5, structure=n_m(1, 2))
+    np.testing.assert_array_equal(of(np.asarray(masks['w']), part), mask['w'])
+    np.testing.assert_allclose(of(np.asarray(pruned['w']), part), expected['w'], rtol=1e-3, atol=1e-4)
+
+
+def test_axes_that_cannot_be_followed_are_refused():
+  params = {'w': jnp.asarray(RNG.normal(size=(6, 6)), jnp.float32)}
+  both = lambda p, x: x @ (p['w'] + p['w'].T)  # noqa: E731
+  found = gather_statistics(both, params, batches=[{'inputs': np.ones((2, 6), np.float32)}])
+  weights = parameter_layouts(both, params, jnp.ones((2, 6)))
+  for structure in (n_m(2, 4), channel(), per_output()):
+    with pytest.raises(ValueError, match="axes that are summed, and those of 'w' cannot be read"):
+      jl.prune(0.5, begin=0, structure=structure).init(params, weights)
+  with pytest.raises(ValueError, match="no Gram matrix of the inputs of 'w': the program mixes its axes"):
+    sparsegpt(params, found, 0.5)
+  with pytest.raises(ValueError, match="wanda knows nothing of the inputs of 'w': the program mixes its axes"):
+    sparsify(params, 0.5, score=wanda, context=found)
+  jl.prune(0.5, begin=0, structure=n_m(2, 4, axis=0)).init(params, weights)  # said, it is known
+
+
+def test_experts_that_data_pick_are_pruned_each_by_itself():
+  params = {'w': jnp.asarray(STACK)}
+  x = RNG.normal(size=(4, 8)).astype(np.float32)
+  routed = lambda p, x: jax.vmap(lambda x, i: x @ p['w'][i])(x, jnp.argmax(x[:, :3], 1))  # noqa: E731
+  tx = jl.prune(0.5, begin=0, structure=n_m(2, 4))
+  updates, _ = tx.update(
+    {'w': jnp.zeros_like(params['w'])}, tx.init(params, parameter_layouts(routed, params, x)), params
+  )
+  live = np.asarray(optax.apply_updates(params, updates)['w']) != 0
+  assert (live.reshape(3, 2, 4, 6).sum(2) == 2).all()
+  found = gather_statistics(
+    lambda p, x: routed(p, x) @ p['v'], {**params, 'v': np.ones((6, 2), np.float32)}, batches=[{'inputs': x}]
+  )
+  assert found.layouts.skipped == (('w', 'data pick its weight'),)
+
+
+def test_complex_weights_are_pruned_by_their_size():
+  w = (RNG.normal(size=(8, 4)) + 1j * RNG.normal(size=(8, 4))).astype(np.complex64)
+  params = {'w': jnp.asarray(w)}
+  weights = parameter_layouts(lambda p, x: x @ p['w'], params, jnp.ones((2, 8)))
+  tx = jl.prune(0.5, begin=0)
+  updates, _ = tx.update({'w': jnp.zeros_like(params['w'])}, tx.init(params, weights), params)
+  live = np.asarray(optax.apply_updates(params, updates)['w']) != 0
+  np.testing.assert_array_equal(live, np.abs(w) > np.sort(np.abs(w).ravel())[15])
+
+
+def test_a_report_counts_each_layer_of_a_stack():
+  apply = lambda p, s, x, *, train, key, step=None: (scanned(p, x), s)  # noqa: E731
+  params = {'w': jnp.ones((3, 6, 6)).at[1, :3].set(0)}
+  rows = layers(Model(None, apply), params, {}, jnp.ones((2, 6)), {'w': LAYERS})
+  assert [(row.path, row.size, row.nonzero) for row in rows] == [('w[0]', 36, 36), ('w[1]', 36, 18), ('w[2]', 36, 36)]
