@@ -17,6 +17,8 @@ import jaxlite as jl
 from jaxlite import models
 from jaxlite.graph.init_numpy import copied, on_host
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(3)
 IMAGES = np.ones((2, 8, 8, 3), np.float32)
 ROWS = np.ones((2, 8), np.float32)
