@@ -133,3 +133,12 @@ def one_line(error: Exception) -> str | None:
   ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
   on_purpose = ours and (frames[-1].line or '').startswith('raise ')
   return message if on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError) else None
+
+
+def as_flags(message: str) -> str:
+  """Returns a message of the library in the words of the command line.
+
+  >>> as_flags('give another workdir, or move the run aside with fresh=True')
+  'give another --workdir, or move the run aside with --fresh'
+  """
+  return message.replace('another workdir', 'another --workdir').replace('fresh=True', '--fresh')

@@ -169,6 +169,14 @@ class Checkpoints:
     best = self._best(directory.entries(self.directory))
     return best.step if best else None
 
+  def loop(self) -> dict[str, Any] | None:
+    """Returns the loop's own values of the newest checkpoint whose manifest is sound; None where there is none."""
+    self.wait()
+    for entry in directory.entries(self.directory)[::-1]:
+      with contextlib.suppress(Damaged):
+        return storage.read_manifest(self.directory / entry.name).loop
+    return None
+
   def restore(self, abstract_state: Any, *, which: str | int = 'latest') -> Restored | None:
     """Restores the newest sound checkpoint, whatever the number of devices it was saved from.
 

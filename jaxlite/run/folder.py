@@ -13,19 +13,25 @@ from typing import Any
 
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.config.schema import Config
-from jaxlite.config.serialize import compare, to_dict
+from jaxlite.config.serialize import as_saved, compare, to_dict
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import write_text
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
+from jaxlite.run import identity
+from jaxlite.run.identity import Identity
+from jaxlite.run.record import Record, recorded
+from jaxlite.run.setup import Setup
 from jaxlite.run.workdir import lock
 from jaxlite.tasks.task import Figure
 
 _FORMAT = 1
 
+Say = Callable[[str], None]
 
-def settle(folder: Path, config: Config, say: Callable[[str], None]) -> Result | None:
-  """Tells whether a folder is this config's, and finished; changes nothing.
+
+def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record | None:
+  """Tells whether a folder holds a run, and that it is this config's; changes nothing.
 
   Args:
     folder: exists.
@@ -33,48 +39,77 @@ def settle(folder: Path, config: Config, say: Callable[[str], None]) -> Result |
     say: is given a line for each difference that is allowed.
 
   Returns:
-    The Result of a run that is already finished; None when there is something to do.
+    What the run's newest checkpoint remembers. None where there is none: until then a run that failed may be mended
+    and started again.
 
   Raises:
     ConfigError: the folder belongs to a run with another config.
   """
-  done = folder / 'result.json'
-  if is_begun(folder):  # until its first checkpoint a run that failed may be mended and started again
-    saved = match(folder, config, say)
-    if done.exists() and saved['train'] == to_dict(config)['train']:
-      return _read_result(done)
-  return None
+  with Checkpoints(folder / 'checkpoints') as saves:
+    if saves.latest_step() is None:
+      return None
+    record = recorded(saves.loop() or {})
+  saved = record.began.get('config') or _read_config(folder / 'config.json')
+  record.began['config'] = saved
+  differences = compare(saved, config)
+  if differences.refused:
+    raise ConfigError(
+      f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another workdir, '
+      'move the old run aside with fresh=True, or take the change back'
+    )
+  for line in differences.allowed:
+    say(f'config: {line}')
+  return record
 
 
-def begin(folder: Path, config: Config, meaning: dict[str, Any]) -> None:
-  """Makes a folder this config's own, and says there what its inputs and outputs mean."""
+def verify(setup: Setup, folder: Path, record: Record, again: Callable[[Config], Setup], say: Say) -> Identity:
+  """Makes sure that a run's code and data are those that it began with.
+
+  Args:
+    setup: of now.
+    folder: the run's.
+    record: as `opened` gave it.
+    again: makes a Setup of another config with the data of `setup`.
+    say: is given a line on what may differ and does.
+
+  Returns:
+    The Identity of `setup`.
+
+  Raises:
+    ConfigError: another program, or other data.
+  """
+  now = identity.identify(setup)
+  if 'programs' not in record.began:
+    say('note: this run was begun by an older jaxlite, which kept no text of its program: taken for the code of now')
+    return now
+  before = as_saved(record.began['config'], setup.config)
+  same = to_dict(before) == now.began['config']
+  kept = identity.check(folder, record.began, now if same else identity.identify(again(before)), say)
+  if not kept and is_finished(folder):
+    identity.write(folder, now)
+  return now
+
+
+def reported(folder: Path, config: Config, record: Record, say: Say) -> Result | None:
+  """Returns the Result of a run that is finished, which is said; None when there is something to do."""
+  if not is_finished(folder) or record.began['config']['train'] != to_dict(config)['train']:
+    return None
+  result = _read_result(folder / 'result.json')
+  say(f'this run is finished: reported from {folder}, nothing is trained (to train anew: fresh=True)')
+  return result
+
+
+def begin(folder: Path, config: Config, began: Identity, meaning: dict[str, Any]) -> None:
+  """Makes a folder this config's own, and says there what it runs and what its inputs and outputs mean."""
   _write_meaning(folder, meaning)
+  identity.write(folder, began)
   write_text(folder / 'config.json', json.dumps({'format': _FORMAT, 'config': to_dict(config)}, indent=1) + '\n')
   (folder / 'result.json').unlink(missing_ok=True)  # a longer run is not finished any more
 
 
-def is_begun(folder: Path) -> bool:
-  """Tells whether a folder holds a checkpoint."""
-  with Checkpoints(folder / 'checkpoints') as saves:
-    return saves.latest_step() is not None
-
-
-def match(folder: Path, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
-  """Returns the config that a run began with, as saved; says what differs.
-
-  Raises:
-    ConfigError: another config than this one, in a field that may not change.
-  """
-  saved = _read_config(folder / 'config.json')
-  differences = compare(saved, config)
-  if differences.refused:
-    raise ConfigError(
-      f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another --workdir, '
-      'move the old run aside with --fresh, or take the change back'
-    )
-  for line in differences.allowed:
-    say(f'config: {line}')
-  return saved
+def is_finished(folder: Path) -> bool:
+  """Tells whether a folder holds the result of a run."""
+  return (folder / 'result.json').exists()
 
 
 def finish(folder: Path, result: Result, figures: Sequence[Figure], meaning: dict[str, Any]) -> None:
@@ -117,7 +152,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if saved['format'] == _FORMAT:
       return saved['config']
   except (ValueError, KeyError, TypeError, OSError):
-    raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with --fresh') from None
+    raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with fresh=True') from None
   raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
 
 

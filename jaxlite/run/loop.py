@@ -30,7 +30,8 @@ from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers
 from jaxlite.run.progress import Progress
-from jaxlite.run.record import Record
+from jaxlite.run.identity import identify
+from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import Records
 from jaxlite.run.setup import REWRITES, Setup, prepare
 from jaxlite.run.workdir import check_workdir, lock
@@ -50,6 +51,7 @@ def train(
   *,
   model: Any = None,
   data: Any = None,
+  fresh: bool = False,
   command: str = '',
   say: Say = print,
 ) -> Result:
@@ -61,6 +63,7 @@ def train(
     model: instead of `config.model`: a Model, or a network of any framework that `jl.adapt` takes.
     data: instead of `config.data.source`: a `jaxlite.data.Dataset`, or a pair of arrays (inputs, labels) from
       which validation and test are carved.
+    fresh: what is in the workdir is moved aside, and the run starts again.
     command: the command line, for the report.
     say: prints a line.
 
@@ -68,28 +71,38 @@ def train(
     The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
 
   Raises:
-    ValueError: one line on what cannot be right; nothing was lost.
+    ValueError: one line on what cannot be right; nothing was lost. So it is where the workdir holds a run of another
+      config, of other data, or of other code: what the code of now makes is traced and compared.
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   folder = check_workdir(workdir)
+  if fresh and any(folder.iterdir()):
+    say(f'moved the old run to {run_folder.set_aside(folder)}')
+    check_workdir(workdir)
   if config.machine.keep_memory:
     allocator.share_one_arena()  # before JAX starts its threads
   with lock(folder), preempt.guard() as guard:
-    done = run_folder.settle(folder, config, say)
-    if done is not None:
-      return done
+    before = run_folder.opened(folder, config, say)
     machine.print_device(say)
     if config.machine.compile_cache:
       say(compile_cache.enable())
     setup = prepare(config, folder, model, data)
     for note in setup.data.notes:
       say(f'note: {note}')
+    if before is None:
+      began = identify(setup)
+    else:
+      began = run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
+      done = run_folder.reported(folder, config, before, say)
+      if done is not None:
+        return done
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
       state, record = _start(setup, saves, say)
-      run_folder.begin(folder, config, meaning(setup.data, setup.data.facts))
+      record.began = began.began
+      run_folder.begin(folder, config, began, meaning(setup.data, setup.data.facts))
       if config.machine.rewrites:
         setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
       else:
@@ -123,14 +136,15 @@ def evaluate_run(
   """
   validate(config)
   folder = Path(workdir).expanduser().absolute()
-  if not run_folder.is_begun(folder):
+  before = run_folder.opened(folder, config, say)
+  if before is None:
     raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
-  run_folder.match(folder, config, say)
   setup = prepare(config, folder, model, data)
+  run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
   with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
     found = saves.restore(setup.abstract, which='best')
   facts, test = decide_and_test(setup, found.state)
-  return evidence(setup, found.state, Record(**found.loop), facts, test, folder, command)[0]
+  return evidence(setup, found.state, recorded(found.loop), facts, test, folder, command)[0]
 
 
 def _fit(
@@ -230,9 +244,11 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   if found is None:
     state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
     return state, Record(data=setup.data.fingerprint, machine=here)
-  record = Record(**found.loop)
+  record = recorded(found.loop)
   if record.data != setup.data.fingerprint:
-    raise ValueError('the data differ from those this run began with: bring them back, or start again with --fresh')
+    raise ValueError(
+      'the data differ from those this run began with: bring them back, or move the run aside with fresh=True'
+    )
   for name, value in here.items():
     if record.machine.get(name) != value:
       say(f'note: {name} was {record.machine.get(name)}, now {value}: the run goes on, but not bit for bit')

@@ -23,6 +23,7 @@ class Record:
     pace: steps a dispatch, at most; 0 until that was chosen.
     data: fingerprint of the data.
     machine: what bit-equality hangs on.
+    began: what the run is known by, see `identity`; empty in checkpoints of older versions.
   """
 
   log_bytes: int = 0
@@ -37,3 +38,10 @@ class Record:
   pace: int = 0
   data: str = ''
   machine: dict[str, Any] = dataclasses.field(default_factory=dict)
+  began: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def recorded(loop: dict[str, Any]) -> Record:
+  """Returns the Record that a checkpoint holds; what a newer version has added to it is left out."""
+  known = {field.name for field in dataclasses.fields(Record)}
+  return Record(**{name: value for name, value in loop.items() if name in known})

@@ -33,7 +33,7 @@ class Records:
     self._file = open(self._workdir / 'metrics.jsonl', 'ab')  # noqa: SIM115
     if self._file.tell() < length:
       self._file.close()
-      raise ValueError(f'{self._file.name} has lost lines that the checkpoint knows of: start again with --fresh')
+      raise ValueError(f'{self._file.name} has lost lines that the checkpoint knows of: start again with fresh=True')
     self._file.truncate(length)
     self._file.seek(length)  # truncating leaves the position where it was: `length` would lie until the next point
     self._tensorboard = _event_writer(self._workdir, read_records(self._workdir)) if tensorboard else None
@@ -87,7 +87,7 @@ def read_records(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except ValueError:
       raise ValueError(
         f'{path}: line {number} is no JSON, so it was changed by hand or damaged: bring it back, or start again with '
-        '--fresh'
+        'fresh=True'
       ) from None
   return points
 

@@ -62,7 +62,7 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
       pass
   except OSError as error:
     raise WorkdirError(
-      f'the workdir {path} cannot be written ({error.strerror or error}): give another --workdir'
+      f'the workdir {path} cannot be written ({error.strerror or error}): give another workdir'
     ) from error
   return path
 
@@ -92,7 +92,7 @@ def lock(workdir: str | os.PathLike[str]) -> Iterator[Path]:
   try:
     handle = open(file, 'a+', encoding='utf-8')  # noqa: SIM115  (to append: a refused run must not empty the file)
   except OSError as error:
-    raise WorkdirError(f'{file} cannot be opened ({error.strerror}): whose is it? Give another --workdir') from error
+    raise WorkdirError(f'{file} cannot be opened ({error.strerror}): whose is it? Give another workdir') from error
   with handle:
     held = _kernel_lock(handle)
     holder = _read(handle)
@@ -146,11 +146,11 @@ def _lives(holder: dict[str, Any]) -> bool:
 
 def _refusal(path: Path, holder: dict[str, Any], *, sure: bool) -> str:
   who = 'process {pid} on {host}, since {since}'.format_map({'pid': '?', 'host': '?', 'since': '?', **holder})
-  fix = 'wait for it, end it, or give another --workdir'
+  fix = 'wait for it, end it, or give another workdir'
   if not sure:
     fix += f'; if it is gone, delete {path / _FILE}'
   elif holder and not _lives(holder):
-    fix = 'that process is gone, but a child of it lives on: end it, or give another --workdir'
+    fix = 'that process is gone, but a child of it lives on: end it, or give another workdir'
   return f'another run has the workdir {path} ({who}): {fix}'
 
 

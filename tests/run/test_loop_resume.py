@@ -89,7 +89,7 @@ def test_another_config_or_other_data_are_refused_and_nothing_is_changed(tmp_pat
     ({'seed': 1}, 'seed: saved 0, now 1'),
     ({'data__batch_size': 8}, 'data.batch_size: saved 16, now 8'),
   ):
-    with pytest.raises(ValueError, match=f'^[^\n]*{words}[^\n]*--workdir[^\n]*--fresh[^\n]*$'):
+    with pytest.raises(ValueError, match=f'^[^\n]*{words}[^\n]*another workdir[^\n]*fresh=True[^\n]*$'):
       run(tmp_path, **fields)
   with pytest.raises(ValueError, match='the data differ'):
     run(tmp_path, steps=14, data=(X + 1, Y))

@@ -33,7 +33,7 @@ def test_a_new_folder_is_made_and_left_empty(tmp_path: Path):
 def test_a_file_in_the_way_is_named(tmp_path: Path):
   (tmp_path / 'file').write_text('')
   for path in (tmp_path / 'file', tmp_path / 'file' / 'run'):
-    with pytest.raises(WorkdirError, match=r'file.* cannot be written .*give another --workdir'):
+    with pytest.raises(WorkdirError, match=r'file.* cannot be written .*give another workdir'):
       check_workdir(path)
 
 
@@ -59,7 +59,7 @@ except ValueError as error:
   done = subprocess.run(
     [sys.executable, '-c', script], env={**os.environ, 'PYTHONPATH': ROOT}, capture_output=True, text=True, check=True
   )
-  assert 'cannot be written (Permission denied): give another --workdir' in done.stdout
+  assert 'cannot be written (Permission denied): give another workdir' in done.stdout
   assert len(done.stdout.splitlines()) == 1
 
 
