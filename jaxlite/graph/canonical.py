@@ -23,8 +23,15 @@ from jaxlite.graph.walk import opened
 
 # Parameters of equations that change nothing of what is computed, or are only called while tracing.
 _NAMELESS = frozenset(
-  ['name', 'debug_info', 'debug', 'inline', 'keep_unused', 'donated_invars', 'ctx_mesh', 'compiler_options_kvs']
-  + [
+  [
+    'name',
+    'debug_info',
+    'debug',
+    'inline',
+    'keep_unused',
+    'donated_invars',
+    'ctx_mesh',
+    'compiler_options_kvs',
     'in_layouts',
     'out_layouts',
     'jvp_jaxpr_fun',

@@ -29,8 +29,8 @@ from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers
-from jaxlite.run.progress import Progress
 from jaxlite.run.identity import identify
+from jaxlite.run.progress import Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import Records
 from jaxlite.run.setup import REWRITES, Setup, prepare
