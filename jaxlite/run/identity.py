@@ -76,7 +76,7 @@ def check(folder: Path, began: dict[str, Any], again: Identity, say: Callable[[s
     say: is given a line on what may differ and does.
 
   Returns:
-    Whether the run's own text is still right; False where it is to be recorded anew.
+    Whether the text in the run's folder is to be written anew.
 
   Raises:
     ConfigError: another program, or other data; tells which equations differ.
@@ -98,14 +98,16 @@ def check(folder: Path, began: dict[str, Any], again: Identity, say: Callable[[s
     ]
     if newer:
       say(f'note: {differ[0]} is traced to other equations by other versions ({"; ".join(newer)}): recorded anew')
-      return False
+      return True
     raise ConfigError(f'{folder} holds a run of another program: {_shown(folder, began, again, differ[0])}: {way_out}')
   if began['values'] != again.began['values']:
     say(
       'note: what this run started from (first weights, a teacher) has other values now than when it began: it keeps '
       'its own'
     )
-  return True
+    return False
+  kept = _sections(folder)
+  return any(_hash(_comparable(part, kept.get(part, ''))) != began['programs'][part] for part in _PARTS)
 
 
 def write(folder: Path, identity: Identity) -> None:

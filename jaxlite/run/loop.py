@@ -20,8 +20,6 @@ import jax
 from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
 from jaxlite.config.schema import Config, validate
-from jaxlite.contract import Network, join_const
-from jaxlite.deployment import stablehlo
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt
 from jaxlite.optim import observe_score
@@ -96,7 +94,7 @@ def train(
       began = identify(setup)
     else:
       began = run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
-      done = run_folder.reported(folder, config, before, say)
+      done = run_folder.reported(setup, folder, before, say)
       if done is not None:
         return done
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
@@ -107,14 +105,12 @@ def train(
         setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
       else:
         say('rewrites for CPU: none, as machine.rewrites says')
-      with Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
+      record.rewrites = run_folder.text(folder / REWRITES) or ''
+      log = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
+      with Records(folder, **log) as records:
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
-          if int(state.step) == 0:
-            values = Network(setup.train.model, state.params, join_const(state.model_state, state.const))
-            inputs = setup.first_batch['inputs']
-            if reason := stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs):
-              say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
+          run_folder.write_program(setup, folder, say, anew=int(state.step) == 0)
         state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
       state = _best(setup, state, record, saves)
     guards.check_targets(setup.recipe, state, say)
@@ -168,6 +164,7 @@ def _fit(
     record.pending = multi_step.fetched(pending)
     guards.check_finite(record.pending, state, saves)
     guards.check_params(state, saves)
+    record.log = records.keep()
     record.log_bytes, record.seconds = records.length, time.monotonic() - began
     metric = record.best if record.best_step == step else None
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)

@@ -12,6 +12,8 @@ class Record:
 
   Attributes:
     log_bytes: length of metrics.jsonl.
+    log: what puts it together again, see `Records.keep`.
+    rewrites: the text of rewrites.json, without which other forms might be chosen; '' where there is none.
     logged: the last step whose training point is written.
     evaluated: the last step whose evaluation is written.
     pending: training metrics since the last point, as plain numbers.
@@ -27,6 +29,8 @@ class Record:
   """
 
   log_bytes: int = 0
+  log: dict[str, Any] = dataclasses.field(default_factory=dict)
+  rewrites: str = ''
   logged: int = 0
   evaluated: int = 0
   pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
