@@ -132,9 +132,14 @@ class Checkpoints:
       raise ValueError('a checkpoint needs a state with at least one array that changes, got none')
     snapshot = leaves.snapshot(arrays, named)
     same = len(const) == len(self._const[0]) and all(map(operator.is_, const.values(), self._const[0]))
-    fresh = None if same else (list(const.values()), leaves.snapshot(const, named))
+    same = same and all(path.is_dir() and any(path.iterdir()) for path in self._const_paths())  # still on disk
+
+    def constants() -> tuple[list[Any], Snapshot]:
+      return list(const.values()), leaves.snapshot(const, named)
+
+    fresh = None if same else constants()
     manifest = Manifest(step, metric, loop, None, containers.structure(state), snapshot.leaves, {})
-    self._pending.append(self._writer.submit(self._write_step, snapshot, manifest, fresh))
+    self._pending.append(self._writer.submit(self._write_step, snapshot, manifest, fresh, constants))
     if wait:
       self.wait()
 
@@ -162,6 +167,11 @@ class Checkpoints:
     """Returns the step of the newest checkpoint on disk, sound or not; None when there is none."""
     self.wait()
     return max((entry.step for entry in directory.entries(self.directory)), default=None)
+
+  def holds(self, step: int) -> bool:
+    """Tells whether a checkpoint of this step is on disk, sound or not."""
+    self.wait()
+    return any(entry.step == step for entry in directory.entries(self.directory))
 
   def best_step(self) -> int | None:
     """Returns the step of the checkpoint with the largest metric; None when none has one."""
@@ -290,20 +300,25 @@ class Checkpoints:
 
   # The next three run in the writer's thread.
 
-  def _write_step(self, snapshot: Snapshot, manifest: Manifest, const: tuple[list[Any], Snapshot] | None) -> None:
+  def _write_step(
+    self,
+    snapshot: Snapshot,
+    manifest: Manifest,
+    const: tuple[list[Any], Snapshot] | None,
+    constants: Callable[[], tuple[list[Any], Snapshot]],
+  ) -> None:
     folder = self.directory
     for entry in directory.entries(folder):
       self._rank(entry)  # refuses a folder of another format before it is written to
     try:
-      folder.mkdir(parents=True, exist_ok=True)
-      if not self._clean:
-        directory.remove_leftovers(folder)
-        self._clean = True
-      if const is not None:
-        self._const = (const[0], self._write_const(const[1]))
-      manifest = manifest._replace(hashes=snapshot.hashes(), const=self._const[1])
-      entry = directory.next_entry(folder, manifest.step)
-      storage.write(folder / entry.name, snapshot, manifest)
+      try:
+        entry, manifest = self._attempt(snapshot, manifest, const)
+      except Exception as error:
+        if not storage.may_pass(error):
+          raise
+        self._log(f'the checkpoint of step {manifest.step} is written again ({storage.reason(error)})')
+        self._clean = False
+        entry, manifest = self._attempt(snapshot, manifest, constants())
     except Exception as error:
       with contextlib.suppress(OSError):
         directory.remove_leftovers(folder)  # half a checkpoint would keep a full disk full
@@ -318,6 +333,20 @@ class Checkpoints:
       self._retire(entry)
     except OSError as error:
       self._log(f'old checkpoints in {folder} could not be removed ({storage.reason(error)})')
+
+  def _attempt(
+    self, snapshot: Snapshot, manifest: Manifest, const: tuple[list[Any], Snapshot] | None
+  ) -> tuple[Entry, Manifest]:
+    self.directory.mkdir(parents=True, exist_ok=True)
+    if not self._clean:
+      directory.remove_leftovers(self.directory)
+      self._clean = True
+    if const is not None:
+      self._const = (const[0], self._write_const(const[1]))
+    manifest = manifest._replace(hashes=snapshot.hashes(), const=self._const[1])
+    entry = directory.next_entry(self.directory, manifest.step)
+    storage.write(self.directory / entry.name, snapshot, manifest)
+    return entry, manifest
 
   def _retire(self, newest: Entry) -> None:
     entries = directory.entries(self.directory)
@@ -348,6 +377,9 @@ class Checkpoints:
           directory.remove(path)
       storage.write(path, snapshot, manifest._replace(const=whole))
     return whole
+
+  def _const_paths(self) -> list[Path]:
+    return directory.const_paths(self.directory, self._const[1]) if self._const[1] else []
 
   def _copy(self, whole: str, read: Callable[[Path, Manifest], _T]) -> _T:
     """Reads the first sound copy of the constants."""

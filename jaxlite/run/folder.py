@@ -154,6 +154,20 @@ def begin(folder: Path, config: Config, began: Identity, about: dict[str, Any]) 
   (folder / 'result.json').unlink(missing_ok=True)  # a longer run is not finished any more
 
 
+def keep(setup: Setup, folder: Path, began: Identity, record: Record, say: Say) -> None:
+  """Looks at a save whether what the run has written is still there, and writes it again where it is not."""
+  missing = [name for name in (_CONFIG, _TASK, identity.FILE) if not (folder / name).exists()]
+  if record.rewrites and not (folder / REWRITES).exists():
+    missing.append(REWRITES)
+  if missing:
+    say(f'{" and ".join(missing)} of {folder} is gone, though the run is under way: written again')
+    folder.mkdir(parents=True, exist_ok=True)
+    begin(folder, setup.config, began, meaning(setup.data, setup.data.facts))
+    if record.rewrites:
+      write_text(folder / REWRITES, record.rewrites)
+    write_program(setup, folder, say)
+
+
 def is_finished(folder: Path) -> bool:
   """Tells whether a folder holds the result of a run."""
   return (folder / 'result.json').exists()

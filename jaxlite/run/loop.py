@@ -27,7 +27,7 @@ from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers
-from jaxlite.run.identity import identify
+from jaxlite.run.identity import Identity, identify
 from jaxlite.run.progress import Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import Records
@@ -111,8 +111,8 @@ def train(
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
           run_folder.write_program(setup, folder, say, anew=int(state.step) == 0)
-        state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
-      state = _best(setup, state, record, saves)
+        state, record = _fit(setup, folder, began, state, record, saves, records, guard, say, took.seconds)
+      state = _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
@@ -145,6 +145,8 @@ def evaluate_run(
 
 def _fit(
   setup: Setup,
+  folder: Path,
+  identity: Identity,
   state: TrainState,
   record: Record,
   saves: Any,
@@ -166,6 +168,10 @@ def _fit(
     guards.check_params(state, saves)
     record.log = records.keep()
     record.log_bytes, record.seconds = records.length, time.monotonic() - began
+    run_folder.keep(setup, folder, identity, record, say)
+    if record.best is not None and record.best_step != step and not saves.holds(record.best_step):
+      say(f'the checkpoint of step {record.best_step}, the best so far, is gone: the best from here on is taken')
+      record.best, record.best_step, record.stale = None, 0, 0
     metric = record.best if record.best_step == step else None
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
 
@@ -254,8 +260,17 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   return found.state, record
 
 
-def _best(setup: Setup, state: TrainState, record: Record, saves: Any) -> TrainState:
-  """The state that validation liked best; the last one where nothing was validated."""
+def _best(setup: Setup, state: TrainState, record: Record, saves: Any, say: Say) -> TrainState:
+  """The state that validation liked best; the last one where nothing was validated, or where the best is gone."""
   if record.best is None or record.best_step == int(state.step):
     return state
-  return saves.restore(setup.abstract, which='best').state
+  step, why = int(state.step), f'no checkpoint of step {record.best_step} is there'
+  if saves.holds(record.best_step):
+    try:
+      return saves.restore(setup.abstract, which=record.best_step).state
+    except checkpoint.CheckpointError as error:
+      why = str(error)
+  say(f'the best model is lost ({why}): the model in memory, of step {step}, is taken and saved')
+  record.best, record.best_step = None, 0
+  saves.save(step, state, dataclasses.asdict(record), wait=True)
+  return state

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
-from jaxlite.run import records
-from loops import evidence, run
+from jaxlite.run import loop, records
+from loops import X, evidence, leaves, points, run, up_and_down
 
 FILES = ('config.json', 'task.json', 'result.json', 'program.bin', 'program.json', 'metrics.jsonl', 'step.txt')
 
@@ -48,7 +48,11 @@ def test_a_damaged_file_of_a_finished_run_is_told_and_made_again(name, finished,
     if name != 'step.txt' and not (name == 'result.json' and data is None):
       assert any(name in line for line in said), said
     assert evidence(folder) == want
-    if name not in ('result.json', 'program.bin'):  # these hold seconds, and bytes that are serialized anew
+    if name not in (
+      'result.json',
+      'program.bin',
+      'program.json',
+    ):  # these hold seconds, and bytes that are serialized anew
       assert (folder / name).read_bytes() == sound[name]
 
 
@@ -116,3 +120,49 @@ def test_a_long_record_lies_in_chunks_and_is_put_together_again(tmp_path, monkey
     pass
   assert 'are lost' in said[-1]
   assert len(records.read_records(tmp_path)) >= 18
+
+
+@pytest.mark.parametrize('taken', ['constants', 'checkpoints', 'everything'])
+def test_what_is_taken_away_while_a_run_is_under_way_is_written_again(taken, tmp_path, monkeypatch):
+  real, folder = loop.datasets.batch_at, tmp_path / 'run'
+
+  def batch_at(split, size, seed, at):
+    if at == 5:
+      for path in list(folder.glob('checkpoints/const-*') if taken == 'constants' else [folder / 'checkpoints']):
+        path.rename(tmp_path / f'taken-{path.name}')  # perhaps while a save is under way
+      if taken == 'everything':
+        folder.rename(tmp_path / 'moved')
+    return real(split, size, seed, at)
+
+  fields = {'steps': 12, 'machine__steps_per_dispatch': 1}
+  run(tmp_path / 'straight', **fields)
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.datasets, 'batch_at', batch_at)
+    said = []
+    run(folder, say=said.append, **fields)
+  assert points(folder) == points(tmp_path / 'straight')
+  assert leaves(folder) == leaves(tmp_path / 'straight')  # every leaf of the last checkpoint can be read
+  assert np.isfinite(jl.load(folder).predict(X)).all()
+  if taken == 'everything':
+    assert any('is gone' in line and 'written again' in line for line in said)
+  said.clear()
+  run(folder, say=said.append, **fields)
+  assert any(line.startswith('this run is finished') for line in said)
+
+
+def test_the_model_in_memory_is_the_last_resort(tmp_path, monkeypatch):
+  """The best checkpoint is gone when the run ends: the last model is tested, and that is said."""
+  real = loop._fit
+
+  def fit(*words):
+    found = real(*words)
+    shutil.rmtree(tmp_path / 'checkpoints')
+    return found
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, '_fit', fit)
+    said = []
+    result = run(tmp_path, up_and_down, say=said.append)
+  assert result.best_step == 12
+  assert any('model in memory' in line and 'step 12' in line for line in said)
+  assert jl.load(tmp_path).predict(X).shape == (90, 3)
