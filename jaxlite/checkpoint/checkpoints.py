@@ -222,7 +222,9 @@ class Checkpoints:
 
     return self._newest_sound(which, read)
 
-  def load(self, names: Sequence[str], *, which: str | int = 'best') -> Restored | None:
+  def load(
+    self, names: Sequence[str], *, which: str | int = 'best', keep: Callable[[str], bool] | None = None
+  ) -> Restored | None:
     """Restores parts of a state by their top-level names, without a template: see `load_arrays`."""
 
     def read(path: Path, manifest: Manifest) -> Restored:
@@ -231,6 +233,8 @@ class Checkpoints:
       unknown = [name for name in names if name not in parts]
       if unknown:
         raise ValueError(f'checkpoint {path} has no part {unknown[0]!r}; it has: {", ".join(parts) or "none"}')
+      if keep is not None:
+        parts = {name: containers.pruned(parts[name], keep) for name in names}
       wanted = {leaf for name in names for leaf in containers.leaf_paths(parts[name])}
 
       def arrays(where: Path, found: Manifest) -> dict[str, jax.Array]:
@@ -398,6 +402,7 @@ def load_arrays(
   names: Sequence[str] = ('params', 'model_state', 'const'),
   *,
   which: str | int = 'best',
+  keep: Callable[[str], bool] | None = None,
   log: Callable[[str], Any] = print,
 ) -> Restored | None:
   """Loads parts of a checkpoint without a template: what a prediction needs, and no optimizer state.
@@ -406,6 +411,7 @@ def load_arrays(
     directory: the folder of checkpoints; nothing in it is changed.
     names: top-level names of the saved state.
     which: 'latest', 'best' (largest metric, else the latest) or a step.
+    keep: (path) -> whether a leaf is loaded; entries of dicts that are left without one are left out. None loads all.
     log: is given one line for each damaged checkpoint passed over.
 
   Returns:
@@ -425,7 +431,7 @@ def load_arrays(
   {'params': {'layers': [Array([1., 1.], dtype=float32)]}}
   """
   with Checkpoints(directory, log=log) as checkpoints:
-    return checkpoints.load(names, which=which)
+    return checkpoints.load(names, which=which, keep=keep)
 
 
 def _tell_uncollected(pending: Sequence[concurrent.futures.Future[None]], log: Callable[[str], Any]) -> None:

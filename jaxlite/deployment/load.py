@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxlite import errors, tasks
 from jaxlite.checkpoint import load_arrays
-from jaxlite.contract import Network, join_const
+from jaxlite.contract import CONST, Network, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.host.sealed import Damaged, read_sealed
 from jaxlite.tasks.task import Task
@@ -40,7 +40,13 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best', *, task: Ta
     raise FileNotFoundError(f'{folder} holds several runs: load one of them, {", ".join(inside)}')
   if not (folder / 'checkpoints').is_dir():
     raise FileNotFoundError(f'{folder} holds no checkpoints: give the folder of a run')
-  found = load_arrays(folder / 'checkpoints', which=which)
+  served = stablehlo.served_arrays(folder)
+
+  def keep(path: str) -> bool:  # a teacher's arrays serve training alone
+    part, _, rest = path.partition('/')
+    return part != 'const' or not served or f'model_state/{CONST}/{rest}' in served
+
+  found = load_arrays(folder / 'checkpoints', which=which, keep=keep)
   if found is None:
     raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
   arrays: Mapping[str, Any] = found.state

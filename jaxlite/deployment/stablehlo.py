@@ -107,6 +107,14 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
   return Network(Model(init, apply), params, model_state)
 
 
+def served_arrays(workdir: Path) -> frozenset[str]:
+  """Returns the paths of the arrays that a saved forward reads; none where it is missing or damaged."""
+  try:
+    return frozenset(map(str, _read_program(workdir)[1]['arrays']))
+  except ValueError:
+    return frozenset()
+
+
 def program_damage(workdir: Path) -> str:
   """Returns what is wrong with the files of a saved forward, in a few words; '' where they are as they were written."""
   try:

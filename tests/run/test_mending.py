@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 import jaxlite as jl
@@ -166,3 +168,14 @@ def test_the_model_in_memory_is_the_last_resort(tmp_path, monkeypatch):
   assert result.best_step == 12
   assert any('model in memory' in line and 'step 12' in line for line in said)
   assert jl.load(tmp_path).predict(X).shape == (90, 3)
+
+
+def test_a_loaded_student_carries_no_array_of_its_teacher(tmp_path):
+  run(tmp_path / 'teacher', steps=2)
+  teacher = jl.load(tmp_path / 'teacher')
+  run(tmp_path / 'student', lambda config, total: jl.chain(jl.distill(teacher), optax.adam(0.05)), steps=2)
+  student = jl.load(tmp_path / 'student')
+  assert set(student.model_state['jl.const']) == {'normalize'}
+  assert sum(leaf.size for leaf in jax.tree.leaves((student.params, student.model_state['jl.const']))) == 6 * 3 + 3 + 12
+  assert student.predict(X).shape == (90, 3)
+  assert len(repr(student)) < 100
