@@ -195,11 +195,15 @@ def set_aside(folder: Path) -> Path | None:
   """
   if not folder.exists():
     return None
+  linked = folder.is_symlink()
+  folder = folder.resolve() if linked else folder  # a workdir that is itself a link stays one: to another disk, say
   with lock(folder):
     number = 1
     while (aside := folder.with_name(f'{folder.name}.old{number}')).exists():
       number += 1
     folder.rename(aside)
+    if linked:
+      folder.mkdir()
   return aside
 
 

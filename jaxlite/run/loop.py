@@ -21,7 +21,7 @@ from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
 from jaxlite.config.schema import Config, validate
 from jaxlite.graph.init_numpy import on_host
-from jaxlite.host import allocator, compile_cache, machine, preempt
+from jaxlite.host import allocator, compile_cache, machine, preempt, streams
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
@@ -32,7 +32,7 @@ from jaxlite.run.progress import Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import Records
 from jaxlite.run.setup import REWRITES, Setup, prepare
-from jaxlite.run.workdir import check_workdir, lock
+from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
 
@@ -76,7 +76,14 @@ def train(
   """
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
-  folder = check_workdir(workdir)
+  say = streams.steady(say)
+  try:
+    folder = check_workdir(workdir)
+  except WorkdirError:
+    done = _only_reported(config, Path(workdir), model, data, say)
+    if done is None or fresh:
+      raise
+    return done
   if fresh and any(folder.iterdir()):
     say(f'moved the old run to {run_folder.set_aside(folder)}')
     check_workdir(workdir)
@@ -120,6 +127,16 @@ def train(
     result, figures = evidence(setup, state, record, facts, test, folder, command)
     run_folder.finish(folder, result, figures, meaning(setup.data, facts))
     return result
+
+
+def _only_reported(config: Config, folder: Path, model: Any, data: Any, say: Say) -> Result | None:
+  """The Result of a finished run in a folder that cannot be written: a shared one, an archive."""
+  before = run_folder.opened(folder, config, say) if run_folder.is_finished(folder) else None
+  if before is None:
+    return None
+  setup = prepare(config, folder, model, data)
+  run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
+  return run_folder.reported(setup, folder, before, say)
 
 
 def evaluate_run(

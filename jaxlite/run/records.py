@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlite.host.files import write_bytes
+from jaxlite.run.workdir import unlinked
 
 CHUNKS = 'checkpoints/history'  # in a run's folder
 _CHUNK = 1 << 16  # bytes
@@ -60,7 +61,7 @@ class Records:
     self._path = self._workdir / 'metrics.jsonl'
     if kept:
       length = mend(self._workdir, length, kept, say)
-    self._file = open(self._path, 'a+b')  # noqa: SIM115
+    self._file = open(self._path, 'a+b', opener=unlinked)  # noqa: SIM115
     if self._file.tell() < length:
       self._file.close()
       raise ValueError(f'{self._file.name} has lost lines that the checkpoint knows of: start again with fresh=True')
@@ -69,7 +70,11 @@ class Records:
     self._hashes: list[str] = []  # of what is written, chunk by chunk
     self._tail = self._file.read()  # what is behind the last full chunk; the file stands at its end
     self._hash_chunks()
-    self._tensorboard = _event_writer(self._workdir, read_records(self._workdir)) if tensorboard else None
+    try:
+      self._tensorboard = _event_writer(self._workdir, read_records(self._workdir)) if tensorboard else None
+    except Exception:
+      self._file.close()
+      raise
 
   @property
   def length(self) -> int:
@@ -118,10 +123,13 @@ class Records:
     """
     point = {'kind': kind, 'step': step, 'time': round(time.time(), 3), **values}
     line = (json.dumps(point) + '\n').encode()
-    self._file.write(line)
+    try:
+      self._file.write(line)
+      self._file.flush()  # in the kernel's hands before the next checkpoint begins: a killed process loses nothing
+    except OSError as error:
+      raise OSError(error.errno, error.strerror, str(self._path)) from error  # a write does not say to where
     self._tail += line
     self._hash_chunks()
-    self._file.flush()  # in the kernel's hands before the next checkpoint begins: a killed process loses nothing
     if self._tensorboard is not None:
       _add_point(self._tensorboard, point)
       self._tensorboard.flush()
@@ -219,6 +227,8 @@ def _event_writer(workdir: Path, points: list[dict[str, Any]]) -> Any:
     print('no TensorBoard files: tensorboardX is missing; pip install tensorboardX', file=sys.stderr)
     return None
   folder = workdir / 'tensorboard'
+  if folder.is_symlink():
+    raise ValueError(f"{folder} is a link, and what stands behind it is not the run's: remove the link")
   for old in folder.glob('events.out.tfevents.*'):
     old.unlink()
   writer = SummaryWriter(str(folder), flush_secs=3600)
