@@ -25,6 +25,8 @@ from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Dam
 from jaxlite.checkpoint.names import orbax_names
 
 _T = TypeVar('_T')
+_Const = tuple[list[Any], Snapshot] | None  # what never changes and is to be written: the leaves, and their copy
+_Constants = Callable[[], tuple[list[Any], Snapshot]]
 
 
 class Restored(NamedTuple):
@@ -133,10 +135,7 @@ class Checkpoints:
     snapshot = leaves.snapshot(arrays, named)
     same = len(const) == len(self._const[0]) and all(map(operator.is_, const.values(), self._const[0]))
     same = same and all(path.is_dir() and any(path.iterdir()) for path in self._const_paths())  # still on disk
-
-    def constants() -> tuple[list[Any], Snapshot]:
-      return list(const.values()), leaves.snapshot(const, named)
-
+    constants: _Constants = lambda: (list(const.values()), leaves.snapshot(const, named))  # noqa: E731
     fresh = None if same else constants()
     manifest = Manifest(step, metric, loop, None, containers.structure(state), snapshot.leaves, {})
     self._pending.append(self._writer.submit(self._write_step, snapshot, manifest, fresh, constants))
@@ -302,15 +301,9 @@ class Checkpoints:
     """The first with the largest metric: a tie does not move the best."""
     return max((entry for entry in entries if math.isfinite(self._rank(entry))), key=self._rank, default=None)
 
-  # The next three run in the writer's thread.
+  # The next four run in the writer's thread.
 
-  def _write_step(
-    self,
-    snapshot: Snapshot,
-    manifest: Manifest,
-    const: tuple[list[Any], Snapshot] | None,
-    constants: Callable[[], tuple[list[Any], Snapshot]],
-  ) -> None:
+  def _write_step(self, snapshot: Snapshot, manifest: Manifest, const: _Const, constants: _Constants) -> None:
     folder = self.directory
     for entry in directory.entries(folder):
       self._rank(entry)  # refuses a folder of another format before it is written to
@@ -338,9 +331,7 @@ class Checkpoints:
     except OSError as error:
       self._log(f'old checkpoints in {folder} could not be removed ({storage.reason(error)})')
 
-  def _attempt(
-    self, snapshot: Snapshot, manifest: Manifest, const: tuple[list[Any], Snapshot] | None
-  ) -> tuple[Entry, Manifest]:
+  def _attempt(self, snapshot: Snapshot, manifest: Manifest, const: _Const) -> tuple[Entry, Manifest]:
     self.directory.mkdir(parents=True, exist_ok=True)
     if not self._clean:
       directory.remove_leftovers(self.directory)

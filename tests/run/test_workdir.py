@@ -45,7 +45,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path):
   # Root writes anywhere: let a child give root up.
   script = f"""
 import os, sys
-from jaxlite.checkpoint import check_workdir
+from jaxlite.run.workdir import check_workdir
 if os.getuid() == 0:
   os.setuid(65534)
 try:
@@ -65,7 +65,7 @@ except ValueError as error:
 
 _HOLD = """
 import os, sys, time
-from jaxlite.checkpoint import lock
+from jaxlite.run.workdir import lock
 with lock(sys.argv[1]):
   if sys.argv[2:] == ['fork'] and os.fork() == 0:
     time.sleep(60)
