@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib.util
 import operator
 import pathlib
@@ -10,6 +11,8 @@ import re
 import traceback
 from collections.abc import Iterable
 from typing import Any
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # What pip installs, where its name is not that of the module.
 _PIP = {
@@ -127,9 +130,21 @@ def one_line(error: Exception) -> str | None:
   message = str(error)
   if not message:
     return None
+  if isinstance(error, OSError) and error.errno in _FULL:
+    where = f' for {error.filename}' if error.filename else ''
+    return f'no room is left{where} ({error.strerror}): make room, then run the same command again'
   if isinstance(error, OSError | ConfigError):
     return None if '\n' in message else message
   frames = traceback.extract_tb(error.__traceback__)
   ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
   on_purpose = ours and (frames[-1].line or '').startswith('raise ')
   return message if on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError) else None
+
+
+def as_flags(message: str) -> str:
+  """Returns a message of the library in the words of the command line.
+
+  >>> as_flags('give another workdir, or move the run aside with fresh=True')
+  'give another --workdir, or move the run aside with --fresh'
+  """
+  return message.replace('another workdir', 'another --workdir').replace('fresh=True', '--fresh')

@@ -42,8 +42,8 @@ def config_of(recipe=adam, *, steps=12, **fields):
   return config
 
 
-def run(folder, recipe=adam, *, model=None, data=(X, Y), say=lambda line: None, **fields):
-  return jl.train(config_of(recipe, **fields), folder, model=model or linear(), data=data, say=say)
+def run(folder, recipe=adam, *, model=None, data=(X, Y), fresh=False, say=lambda line: None, **fields):
+  return jl.train(config_of(recipe, **fields), folder, model=model or linear(), data=data, fresh=fresh, say=say)
 
 
 def points(folder):

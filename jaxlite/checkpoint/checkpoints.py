@@ -25,6 +25,8 @@ from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Dam
 from jaxlite.checkpoint.names import orbax_names
 
 _T = TypeVar('_T')
+_Const = tuple[list[Any], Snapshot] | None  # what never changes and is to be written: the leaves, and their copy
+_Constants = Callable[[], tuple[list[Any], Snapshot]]
 
 
 class Restored(NamedTuple):
@@ -132,9 +134,11 @@ class Checkpoints:
       raise ValueError('a checkpoint needs a state with at least one array that changes, got none')
     snapshot = leaves.snapshot(arrays, named)
     same = len(const) == len(self._const[0]) and all(map(operator.is_, const.values(), self._const[0]))
-    fresh = None if same else (list(const.values()), leaves.snapshot(const, named))
+    same = same and all(path.is_dir() and any(path.iterdir()) for path in self._const_paths())  # still on disk
+    constants: _Constants = lambda: (list(const.values()), leaves.snapshot(const, named))  # noqa: E731
+    fresh = None if same else constants()
     manifest = Manifest(step, metric, loop, None, containers.structure(state), snapshot.leaves, {})
-    self._pending.append(self._writer.submit(self._write_step, snapshot, manifest, fresh))
+    self._pending.append(self._writer.submit(self._write_step, snapshot, manifest, fresh, constants))
     if wait:
       self.wait()
 
@@ -163,11 +167,24 @@ class Checkpoints:
     self.wait()
     return max((entry.step for entry in directory.entries(self.directory)), default=None)
 
+  def holds(self, step: int) -> bool:
+    """Tells whether a checkpoint of this step is on disk, sound or not."""
+    self.wait()
+    return any(entry.step == step for entry in directory.entries(self.directory))
+
   def best_step(self) -> int | None:
     """Returns the step of the checkpoint with the largest metric; None when none has one."""
     self.wait()
     best = self._best(directory.entries(self.directory))
     return best.step if best else None
+
+  def loop(self) -> dict[str, Any] | None:
+    """Returns the loop's own values of the newest checkpoint whose manifest is sound; None where there is none."""
+    self.wait()
+    for entry in directory.entries(self.directory)[::-1]:
+      with contextlib.suppress(Damaged):
+        return storage.read_manifest(self.directory / entry.name).loop
+    return None
 
   def restore(self, abstract_state: Any, *, which: str | int = 'latest') -> Restored | None:
     """Restores the newest sound checkpoint, whatever the number of devices it was saved from.
@@ -204,7 +221,9 @@ class Checkpoints:
 
     return self._newest_sound(which, read)
 
-  def load(self, names: Sequence[str], *, which: str | int = 'best') -> Restored | None:
+  def load(
+    self, names: Sequence[str], *, which: str | int = 'best', keep: Callable[[str], bool] | None = None
+  ) -> Restored | None:
     """Restores parts of a state by their top-level names, without a template: see `load_arrays`."""
 
     def read(path: Path, manifest: Manifest) -> Restored:
@@ -213,6 +232,8 @@ class Checkpoints:
       unknown = [name for name in names if name not in parts]
       if unknown:
         raise ValueError(f'checkpoint {path} has no part {unknown[0]!r}; it has: {", ".join(parts) or "none"}')
+      if keep is not None:
+        parts = {name: containers.pruned(parts[name], keep) for name in names}
       wanted = {leaf for name in names for leaf in containers.leaf_paths(parts[name])}
 
       def arrays(where: Path, found: Manifest) -> dict[str, jax.Array]:
@@ -280,22 +301,21 @@ class Checkpoints:
     """The first with the largest metric: a tie does not move the best."""
     return max((entry for entry in entries if math.isfinite(self._rank(entry))), key=self._rank, default=None)
 
-  # The next three run in the writer's thread.
+  # The next four run in the writer's thread.
 
-  def _write_step(self, snapshot: Snapshot, manifest: Manifest, const: tuple[list[Any], Snapshot] | None) -> None:
+  def _write_step(self, snapshot: Snapshot, manifest: Manifest, const: _Const, constants: _Constants) -> None:
     folder = self.directory
     for entry in directory.entries(folder):
       self._rank(entry)  # refuses a folder of another format before it is written to
     try:
-      folder.mkdir(parents=True, exist_ok=True)
-      if not self._clean:
-        directory.remove_leftovers(folder)
-        self._clean = True
-      if const is not None:
-        self._const = (const[0], self._write_const(const[1]))
-      manifest = manifest._replace(hashes=snapshot.hashes(), const=self._const[1])
-      entry = directory.next_entry(folder, manifest.step)
-      storage.write(folder / entry.name, snapshot, manifest)
+      try:
+        entry, manifest = self._attempt(snapshot, manifest, const)
+      except Exception as error:
+        if not storage.may_pass(error):
+          raise
+        self._log(f'the checkpoint of step {manifest.step} is written again ({storage.reason(error)})')
+        self._clean = False
+        entry, manifest = self._attempt(snapshot, manifest, constants())
     except Exception as error:
       with contextlib.suppress(OSError):
         directory.remove_leftovers(folder)  # half a checkpoint would keep a full disk full
@@ -310,6 +330,18 @@ class Checkpoints:
       self._retire(entry)
     except OSError as error:
       self._log(f'old checkpoints in {folder} could not be removed ({storage.reason(error)})')
+
+  def _attempt(self, snapshot: Snapshot, manifest: Manifest, const: _Const) -> tuple[Entry, Manifest]:
+    self.directory.mkdir(parents=True, exist_ok=True)
+    if not self._clean:
+      directory.remove_leftovers(self.directory)
+      self._clean = True
+    if const is not None:
+      self._const = (const[0], self._write_const(const[1]))
+    manifest = manifest._replace(hashes=snapshot.hashes(), const=self._const[1])
+    entry = directory.next_entry(self.directory, manifest.step)
+    storage.write(self.directory / entry.name, snapshot, manifest)
+    return entry, manifest
 
   def _retire(self, newest: Entry) -> None:
     entries = directory.entries(self.directory)
@@ -341,6 +373,9 @@ class Checkpoints:
       storage.write(path, snapshot, manifest._replace(const=whole))
     return whole
 
+  def _const_paths(self) -> list[Path]:
+    return directory.const_paths(self.directory, self._const[1]) if self._const[1] else []
+
   def _copy(self, whole: str, read: Callable[[Path, Manifest], _T]) -> _T:
     """Reads the first sound copy of the constants."""
     failed = []
@@ -351,41 +386,6 @@ class Checkpoints:
         failed.append(f'{path.name}: {damage}')
         self._log(f'constants {path} are damaged, taking the other copy: {damage}')
     raise Damaged('no copy of its constants is sound: ' + ', '.join(failed))
-
-
-def load_arrays(
-  directory: str | os.PathLike[str],
-  names: Sequence[str] = ('params', 'model_state', 'const'),
-  *,
-  which: str | int = 'best',
-  log: Callable[[str], Any] = print,
-) -> Restored | None:
-  """Loads parts of a checkpoint without a template: what a prediction needs, and no optimizer state.
-
-  Args:
-    directory: the folder of checkpoints; nothing in it is changed.
-    names: top-level names of the saved state.
-    which: 'latest', 'best' (largest metric, else the latest) or a step.
-    log: is given one line for each damaged checkpoint passed over.
-
-  Returns:
-    Restored, with `state` a dict by name. Dicts, lists, tuples and None come back as they were, other nodes
-    (NamedTuples, custom classes) as dicts by field; leaves are JAX arrays on the default device. None when
-    nothing was ever saved.
-
-  Raises:
-    ValueError: the saved state has no such name.
-    CheckpointError: there are checkpoints and none is sound, or none of that step, or an older or newer format.
-
-  >>> import tempfile, jax.numpy as jnp
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   with Checkpoints(folder) as checkpoints:
-  ...     checkpoints.save(1, {'params': {'layers': [jnp.ones(2)]}, 'opt_state': jnp.ones(9)}, {})
-  ...   load_arrays(folder, ['params'], which='latest').state
-  {'params': {'layers': [Array([1., 1.], dtype=float32)]}}
-  """
-  with Checkpoints(directory, log=log) as checkpoints:
-    return checkpoints.load(names, which=which)
 
 
 def _tell_uncollected(pending: Sequence[concurrent.futures.Future[None]], log: Callable[[str], Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,6 +48,21 @@ def leaf_paths(shape: Structure) -> list[str]:
     return [] if shape is None else [shape]
   [(kind, children)] = shape.items()
   return [path for child in children for path in leaf_paths(child[1] if kind == 'dict' else child)]
+
+
+def pruned(shape: Structure, keep: Callable[[str], bool]) -> Structure:
+  """Returns a `structure` without the dict entries of which no leaf is kept.
+
+  >>> pruned(structure({'a': {'x': 1.0, 'y': 2.0}, 'b': 3.0}), lambda path: path == 'a/x')
+  {'dict': [['a', {'dict': [['x', 'a/x']]}]]}
+  """
+  if not isinstance(shape, dict):
+    return shape
+  [(kind, children)] = shape.items()
+  if kind != 'dict':
+    return {kind: [pruned(child, keep) for child in children]}
+  kept = [[name, child] for name, child in children if not leaf_paths(child) or any(map(keep, leaf_paths(child)))]
+  return {'dict': [[name, pruned(child, keep)] for name, child in kept]}
 
 
 def rebuild(shape: Structure, leaves: Mapping[str, Any]) -> Any:

@@ -101,7 +101,7 @@ def unseal(sealed: Any, where: Any) -> Manifest:
     reader = _WRITERS.get(sealed['format'], 'an older jaxlite')
     raise CheckpointError(
       f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads {FORMAT}: finish that run with {reader}, '
-      'which reads it, or start again with --fresh or in another workdir'
+      'which reads it, or start again with fresh=True or in another workdir'
     )
   content = dict(sealed['content'])
   rows = content.pop('leaves')

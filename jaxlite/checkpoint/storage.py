@@ -30,6 +30,7 @@ from jaxlite.checkpoint.manifest import Damaged, Manifest, seal, unseal
 _T = TypeVar('_T')
 _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: each in a folder of its own
 _REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
+_PASSING = ('no such file', 'not_found', 'timed out', 'timeout', 'deadline')
 _ALONE = threading.Lock()  # Orbax mixes up the folders of two saves under way in one process
 _AT_ONCE = 1 << 26  # bytes read before they are handed on: a restore needs little more memory than the state
 
@@ -183,6 +184,19 @@ async def _to_the_end(work: Awaitable[_T]) -> _T:
       for task in done:
         task.cancelled() or task.exception()  # looked at, so that nobody reports it
     raise
+
+
+def may_pass(error: BaseException | None) -> bool:
+  """Tells whether a write that failed may go well a second time.
+
+  What it wrote to was taken away under it, or Orbax's clock, which runs on while a laptop sleeps, timed it out.
+  """
+  while error is not None:
+    text = f'{type(error).__name__}: {error}'.lower()
+    if isinstance(error, FileNotFoundError | TimeoutError) or any(word in text for word in _PASSING):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def reason(error: BaseException) -> str:

@@ -125,6 +125,37 @@ def may_change(path: str) -> bool:
   return path.split('.')[0] in ('log', 'eval', 'checkpoint', 'machine') or path == 'data.directory'
 
 
+def as_saved(saved: Mapping[str, Any], config: Any, prefix: str = '') -> Any:
+  """Returns a config with all that may change between a run and its resume as it was saved, its length too.
+
+  Args:
+    saved: what `to_dict` gave when the run began.
+    config: the config of now; its functions, and what the saved one lacks, stay.
+    prefix: of the fields' paths.
+
+  >>> from jaxlite.config import Config
+  >>> config = Config(name='x')
+  >>> saved = to_dict(config)
+  >>> config.train, config.optim.lr = Duration(steps=9), 0.5
+  >>> back = as_saved(saved, config)
+  >>> str(back.train), back.optim.lr
+  ('10 epochs', 0.5)
+  """
+  changes: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    path, value, old = f'{prefix}{field.name}', getattr(config, field.name), saved.get(field.name, _ABSENT)
+    if old is _ABSENT or not field.init:
+      continue
+    if isinstance(value, Duration):
+      if _is_duration(old) and (may_change(path) or path == 'train'):
+        changes[field.name] = Duration(**old)
+    elif is_group(value) and isinstance(old, Mapping):
+      changes[field.name] = as_saved(old, value, f'{path}.')
+    elif may_change(path) and old != _plain(value, path) and not callable(value):
+      changes[field.name] = tuple(old) if isinstance(value, tuple) else old
+  return dataclasses.replace(config, **changes)
+
+
 class _Absent:
   def __repr__(self) -> str:
     return 'nothing'

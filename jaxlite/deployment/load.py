@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 from jaxlite import errors, tasks
 from jaxlite.checkpoint import load_arrays
-from jaxlite.contract import Network, join_const
+from jaxlite.contract import CONST, Network, join_const
 from jaxlite.deployment import stablehlo
+from jaxlite.host.sealed import Damaged, read_sealed
 from jaxlite.tasks.task import Task
 
 
@@ -40,7 +40,13 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best', *, task: Ta
     raise FileNotFoundError(f'{folder} holds several runs: load one of them, {", ".join(inside)}')
   if not (folder / 'checkpoints').is_dir():
     raise FileNotFoundError(f'{folder} holds no checkpoints: give the folder of a run')
-  found = load_arrays(folder / 'checkpoints', which=which)
+  served = stablehlo.served_arrays(folder)
+
+  def keep(path: str) -> bool:  # a teacher's arrays serve training alone
+    part, _, rest = path.partition('/')
+    return part != 'const' or not served or f'model_state/{CONST}/{rest}' in served
+
+  found = load_arrays(folder / 'checkpoints', which=which, keep=keep)
   if found is None:
     raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
   arrays: Mapping[str, Any] = found.state
@@ -54,10 +60,14 @@ def _meaning(folder: Path, task: Task | None) -> dict[str, Any]:
   if not path.exists():
     return {}
   try:
-    saved = json.loads(path.read_text(encoding='utf-8'))
+    saved = read_sealed(path)
     name, facts, encoder = saved['task'], saved['facts'], saved['encoder']
-  except (ValueError, KeyError, TypeError):
-    raise ValueError(f'{path} is damaged: delete it to predict raw outputs without it, or run the test again') from None
+  except (Damaged, KeyError) as error:
+    why = str(error) if isinstance(error, Damaged) else f'{error} is missing'
+    raise ValueError(
+      f'{path} is damaged ({why}): train the run again to write it anew (a finished one is not trained), or delete it '
+      'to predict raw outputs without it'
+    ) from None
   if task is None and name in tasks.BUILT_IN:
     task = tasks.named(name, facts)
   if task is not None and task.name != name:

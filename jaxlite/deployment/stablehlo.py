@@ -6,7 +6,7 @@ open and the weights left out: they stay in the checkpoints. `jaxlite.load` puts
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from jax import export
 
 from jaxlite import trees
 from jaxlite.contract import Model, Network, Params, Side, State, join_const, split_const
-from jaxlite.host.files import write_bytes, write_text
+from jaxlite.host.files import write_bytes
+from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 
+_PROGRAM, _ABOUT = 'program.bin', 'program.json'  # in a run's folder
 _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
@@ -48,13 +50,15 @@ def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inpu
     reason = str(error).strip().splitlines()
     return f'{type(error).__name__}: {reason[0] if reason else "no message"}'
   flat_inputs, _ = jax.tree.flatten(inputs)
+  data = bytes(program.serialize())
   about = {
+    'program': hashlib.sha256(data).hexdigest(),
     'arrays': names,
     'batch': batch,
     'inputs': [{'shape': list(leaf.shape[1:]), 'dtype': str(leaf.dtype)} for leaf in flat_inputs],
   }
-  write_bytes(workdir / 'program.bin', program.serialize())
-  write_text(workdir / 'program.json', json.dumps(about, indent=1) + '\n')
+  write_bytes(workdir / _PROGRAM, data)
+  write_sealed(workdir / _ABOUT, about)
   return ''
 
 
@@ -73,20 +77,20 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
     FileNotFoundError: the run wrote no program.
     ValueError: it is damaged.
   """
-  path = workdir / 'program.bin'
-  if not path.exists():
+  path = workdir / _PROGRAM
+  if not path.exists() and not (workdir / _ABOUT).exists():
     raise FileNotFoundError(
-      f'{workdir} holds no program.bin: its model could not be written (the run said why); build it again and '
-      'restore the checkpoint into it'
+      f'{workdir} holds no {_PROGRAM}: its model could not be written (the run said why), or it was deleted; '
+      'train the run again to write it (a finished one is not trained), or build the model and restore a checkpoint'
     )
+  data, about = _read_program(workdir)
   try:
-    program = export.deserialize(bytearray(path.read_bytes()))
-    about = json.loads((workdir / 'program.json').read_text())
+    program = export.deserialize(bytearray(data))
     names = about['arrays']
-  except Exception as error:  # a flatbuffer that was cut fails in many ways
+  except Exception as error:  # whatever flatbuffers make of another version's bytes
     raise ValueError(
-      f'{path} or its program.json is damaged or from another jax ({type(error).__name__}): the checkpoints are what '
-      'counts; build the model again and restore one into it'
+      f'{path} is from another jax ({type(error).__name__}): the checkpoints are what counts; build the model again '
+      'and restore one into it'
     ) from None
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
@@ -103,6 +107,41 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
     return params, model_state
 
   return Network(Model(init, apply), params, model_state)
+
+
+def served_arrays(workdir: Path) -> frozenset[str]:
+  """Returns the paths of the arrays that a saved forward reads; none where it is missing or damaged."""
+  try:
+    return frozenset(map(str, _read_program(workdir)[1]['arrays']))
+  except ValueError:
+    return frozenset()
+
+
+def program_damage(workdir: Path) -> str:
+  """Returns what is wrong with the files of a saved forward, in a few words; '' where they are as they were written."""
+  try:
+    _read_program(workdir)
+  except ValueError as error:
+    return str(error)
+  return ''
+
+
+def _read_program(workdir: Path) -> tuple[bytes, dict[str, Any]]:
+  """The bytes of the program, which nothing has touched yet, and what is said of it."""
+  path = workdir / _PROGRAM
+  try:
+    about = read_sealed(workdir / _ABOUT)
+    if not isinstance(about.get('arrays'), list) or not isinstance(about.get('inputs'), list):
+      raise Damaged('it does not name its arrays and inputs')
+    data = path.read_bytes()
+    if 'program' in about and about['program'] != hashlib.sha256(data).hexdigest():
+      raise Damaged(f'{_PROGRAM} has another hash than was written')
+  except (Damaged, OSError) as error:
+    why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    raise ValueError(
+      f'{path} or its {_ABOUT} is damaged ({why}): train the run again to write it anew (a finished one is not trained)'
+    ) from None
+  return data, about
 
 
 def _served(values: Network, recipe: Any) -> dict[str, Any]:

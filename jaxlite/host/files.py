@@ -30,7 +30,10 @@ def user_cache() -> Path:
     base = Path(os.environ.get('LOCALAPPDATA', '~/AppData/Local'))
   else:
     base = Path('~/.cache')
-  return base.expanduser() / 'jaxlite'
+  try:
+    return base.expanduser() / 'jaxlite'
+  except RuntimeError:  # no HOME, and no entry for this user: a container
+    return Path(tempfile.gettempdir()) / f'jaxlite-{os.getuid() if hasattr(os, "getuid") else "user"}'
 
 
 @contextlib.contextmanager
@@ -57,6 +60,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
   try:
     yield part
     os.replace(part, path)
+  except OSError as error:
+    if error.errno is None or error.filename is not None:
+      raise
+    raise OSError(error.errno, error.strerror, str(path)) from error  # a write does not say to where
   finally:
     part.unlink(missing_ok=True)
 

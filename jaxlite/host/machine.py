@@ -36,7 +36,18 @@ _SIGNS = (
 def versions() -> dict[str, str]:
   """Returns the versions that the numbers of a run may depend on."""
   found = {'python': platform.python_version()}
-  for name in ('jaxlite', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scikit-learn'):
+  for name in (
+    'jaxlite',
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'equinox',
+    'dm-haiku',
+    'orbax-checkpoint',
+    'numpy',
+    'scikit-learn',
+  ):
     try:
       found[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

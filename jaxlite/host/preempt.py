@@ -1,5 +1,8 @@
 """From a signal to a clean save: SIGTERM or Ctrl-C sets a flag that the loop looks at, and no more.
 
+So do a terminal that hangs up (SIGHUP) and a cluster's notice (SIGUSR1), unless the user has a handler for them, or
+has told the process not to mind (`nohup`).
+
 The loop asks `guard.requested` before each step and each evaluation batch; where it is set it saves, and the
 launcher leaves with `EXIT_PREEMPTED`. A second signal leaves at once.
 
@@ -19,9 +22,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from jaxlite.host.streams import listening
+
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, run the same command again
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NOTICES = tuple(getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name))
 _ECHO_SECONDS = 0.5  # `timeout` and some schedulers send a signal to a process and then to its group: twice
 
 
@@ -33,6 +39,7 @@ class Guard:
   """
 
   def __init__(self) -> None:
+    self.signals = _SIGNALS + tuple(one for one in _NOTICES if signal.getsignal(one) == signal.SIG_DFL)
     self._signal: int | None = None
     self._handled = 0.0
     self._pid = os.getpid()
@@ -82,7 +89,7 @@ class Guard:
         with contextlib.suppress(OSError):
           os.write(forward, data)
       number, now = data[0], time.monotonic()
-      if number not in _SIGNALS:
+      if number not in self.signals:
         continue
       self._signal = number
       name = signal.Signals(number).name
@@ -96,7 +103,7 @@ class Guard:
 
 @contextlib.contextmanager
 def guard() -> Iterator[Guard]:
-  """Catches SIGTERM and SIGINT while the context lasts; afterwards the old handlers are back.
+  """Catches SIGTERM, SIGINT, SIGHUP and SIGUSR1 while the context lasts; afterwards the old handlers are back.
 
   Outside the main thread, where Python allows no handlers, and where `jax.distributed` runs, which has its own
   notice of preemption (a handler here would silence it), nothing is installed.
@@ -119,7 +126,7 @@ def guard() -> Iterator[Guard]:
   forward = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   thread = threading.Thread(target=watch._watch, args=(reader, forward), name='jaxlite-preempt', daemon=True)
   thread.start()
-  before = {number: signal.signal(number, watch._handle) for number in _SIGNALS}
+  before = {number: signal.signal(number, watch._handle) for number in watch.signals}
   try:
     yield watch
   finally:
@@ -144,4 +151,5 @@ def _distributed() -> bool:
 
 
 def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
+  with listening(sys.stderr):
+    print(line, file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.deployment.inventory import Layer, stored_bytes
+from jaxlite.host.sealed import sealed_text, unsealed
 
 
 @dataclasses.dataclass
@@ -87,15 +88,18 @@ def to_json(result: Result) -> str:
   plain = dataclasses.asdict(result)
   plain['layers'] = [layer._asdict() for layer in result.layers]
   plain['evidence'] = {name: np.asarray(values).tolist() for name, values in result.evidence.items()}
-  return json.dumps(plain, default=float)
+  return sealed_text(json.loads(json.dumps(plain, default=float)))
 
 
 def from_json(text: str) -> Result:
   """Reads what `to_json` wrote.
 
+  Raises:
+    ValueError: it is not as it was written.
+
   >>> result = Result('mine', {'accuracy': 0.5}, [Layer('w', 4, 2)])
   >>> from_json(to_json(result)) == result
   True
   """
-  plain = json.loads(text)
+  plain = unsealed(text)
   return Result(**{**plain, 'layers': [Layer(**layer) for layer in plain['layers']]})

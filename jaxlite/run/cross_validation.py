@@ -14,6 +14,7 @@ from jaxlite import data as datasets
 from jaxlite.config.schema import Config
 from jaxlite.report import page, tables
 from jaxlite.report.result import Result
+from jaxlite.run import folder as run_folder
 from jaxlite.run import loop
 from jaxlite.run.setup import dataset_of
 from jaxlite.run.workdir import check_workdir, lock
@@ -46,6 +47,7 @@ def cross_validate(
   data: Any = None,
   model: Callable[[], Any] | None = None,
   folds: int = 5,
+  fresh: bool = False,
   command: str = '',
   say: Callable[[str], None] = print,
 ) -> CrossValidation:
@@ -61,6 +63,7 @@ def cross_validate(
     model: () -> a network, called for each fold, since a network that was trained must not be trained on; None as in
       `jaxlite.train`.
     folds: how many, at least 2 and at most the examples of the rarest class.
+    fresh: what is in the workdir is moved aside, and all folds start again.
     command: the command line, for the report.
     say: prints a line.
 
@@ -78,6 +81,9 @@ def cross_validate(
     https://www.jmlr.org/papers/v5/grandvalet04a.html
   """
   folder = check_workdir(workdir)
+  if fresh and any(folder.iterdir()):
+    say(f'moved the old runs to {run_folder.set_aside(folder)}')
+    check_workdir(workdir)
   parts = datasets.folds(dataset_of(config, data), folds, config.seed, validation=config.data.validation)
   results = []
   with lock(folder):

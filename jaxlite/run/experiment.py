@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
 from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
 from jaxlite.config.serialize import to_dict
-from jaxlite.host import preempt
+from jaxlite.host import preempt, streams
 from jaxlite.report import page, tables
 from jaxlite.run import folder as run_folder
 from jaxlite.run import loop
@@ -39,13 +40,14 @@ def run(
   Returns:
     The exit code: 0, or 75 when a signal stopped the run and it was saved.
   """
+  say = streams.steady(functools.partial(print, flush=True))
   text = f'{workdir}-smoke' if smoke else str(workdir)  # not yet a Path, which makes gs:/ of gs://
   folder = Path(text).expanduser()
   if mode == 'eval' and not folder.is_dir():
     raise ValueError(f'{folder} holds no run to evaluate: train first, with --mode=train')
   check_workdir(text)
   if fresh and (aside := run_folder.set_aside(folder)) is not None:
-    print(f'moved the old run to {aside}')
+    say(f'moved the old run to {aside}')
     check_workdir(folder)
   several = {name: dataclasses.replace(vary(config), name=name) for name, vary in config.runs.items()}
   results = []
@@ -53,20 +55,20 @@ def run(
     for name, one in (several or {config.name: config}).items():
       one = dataclasses.replace(shrink(one) if smoke else one, runs={})
       if several:
-        print(f'\n== {name}')
+        say(f'\n== {name}')
       try:
         act = loop.train if mode == 'train' else loop.evaluate_run
-        results.append(act(one, folder / name if several else folder, command=command))
+        results.append(act(one, folder / name if several else folder, command=command, say=say))
       except loop.Preempted as stop:
-        print(stop)
+        say(str(stop))
         return preempt.EXIT_PREEMPTED
     if several and mode == 'train':
       page.write(results, folder, list(several))
-  print(f'\n{tables.table(results)}')
+  say(f'\n{tables.table(results)}')
   if len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1:
-    print(f'\n{tables.spread(results)}')
+    say(f'\n{tables.spread(results)}')
   if mode == 'train':
-    print(f'\nreport: {folder / "report.md"}')
+    say(f'\nreport: {folder / "report.md"}')
   return 0
 
 

@@ -13,19 +13,30 @@ from typing import Any
 
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.config.schema import Config
-from jaxlite.config.serialize import compare, to_dict
+from jaxlite.config.serialize import as_saved, compare, to_dict
+from jaxlite.contract import Network, join_const
+from jaxlite.deployment import stablehlo
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import write_text
+from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
+from jaxlite.run import identity, records
+from jaxlite.run.evaluation import meaning
+from jaxlite.run.identity import Identity
+from jaxlite.run.record import Record, recorded
+from jaxlite.run.setup import REWRITES, Setup
 from jaxlite.run.workdir import lock
 from jaxlite.tasks.task import Figure
 
 _FORMAT = 1
+_CONFIG, _TASK = 'config.json', 'task.json'
+
+Say = Callable[[str], None]
 
 
-def settle(folder: Path, config: Config, say: Callable[[str], None]) -> Result | None:
-  """Tells whether a folder is this config's, and finished; changes nothing.
+def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record | None:
+  """Tells whether a folder holds a run, and that it is this config's; changes nothing.
 
   Args:
     folder: exists.
@@ -33,59 +44,144 @@ def settle(folder: Path, config: Config, say: Callable[[str], None]) -> Result |
     say: is given a line for each difference that is allowed.
 
   Returns:
-    The Result of a run that is already finished; None when there is something to do.
+    What the run's newest checkpoint remembers. None where there is none: until then a run that failed may be mended
+    and started again.
 
   Raises:
     ConfigError: the folder belongs to a run with another config.
   """
-  done = folder / 'result.json'
-  if is_begun(folder):  # until its first checkpoint a run that failed may be mended and started again
-    saved = match(folder, config, say)
-    if done.exists() and saved['train'] == to_dict(config)['train']:
-      return _read_result(done)
-  return None
-
-
-def begin(folder: Path, config: Config, meaning: dict[str, Any]) -> None:
-  """Makes a folder this config's own, and says there what its inputs and outputs mean."""
-  _write_meaning(folder, meaning)
-  write_text(folder / 'config.json', json.dumps({'format': _FORMAT, 'config': to_dict(config)}, indent=1) + '\n')
-  (folder / 'result.json').unlink(missing_ok=True)  # a longer run is not finished any more
-
-
-def is_begun(folder: Path) -> bool:
-  """Tells whether a folder holds a checkpoint."""
   with Checkpoints(folder / 'checkpoints') as saves:
-    return saves.latest_step() is not None
-
-
-def match(folder: Path, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
-  """Returns the config that a run began with, as saved; says what differs.
-
-  Raises:
-    ConfigError: another config than this one, in a field that may not change.
-  """
-  saved = _read_config(folder / 'config.json')
+    if saves.latest_step() is None:
+      return None
+    record = recorded(saves.loop() or {})
+  saved = record.began.get('config') or _read_config(folder / _CONFIG)
+  record.began['config'] = saved
   differences = compare(saved, config)
   if differences.refused:
     raise ConfigError(
-      f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another --workdir, '
-      'move the old run aside with --fresh, or take the change back'
+      f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another workdir, '
+      'move the old run aside with fresh=True, or take the change back'
     )
   for line in differences.allowed:
     say(f'config: {line}')
-  return saved
+  if record.rewrites and text(folder / REWRITES) != record.rewrites:  # before the forms are read from it
+    say(f'{folder / REWRITES} is missing or damaged: written again from the checkpoint')
+    write_text(folder / REWRITES, record.rewrites)
+  return record
 
 
-def finish(folder: Path, result: Result, figures: Sequence[Figure], meaning: dict[str, Any]) -> None:
+def verify(setup: Setup, folder: Path, record: Record, again: Callable[[Config], Setup], say: Say) -> Identity:
+  """Makes sure that a run's code and data are those that it began with.
+
+  Args:
+    setup: of now.
+    folder: the run's.
+    record: as `opened` gave it.
+    again: makes a Setup of another config with the data of `setup`.
+    say: is given a line on what may differ and does.
+
+  Returns:
+    The Identity of `setup`.
+
+  Raises:
+    ConfigError: another program, or other data.
+  """
+  now = identity.identify(setup)
+  if 'programs' not in record.began:
+    say('note: this run was begun by an older jaxlite, which kept no text of its program: taken for the code of now')
+    return now
+  before = as_saved(record.began['config'], setup.config)
+  same = to_dict(before) == now.began['config']
+  began = now if same else identity.identify(again(before))
+  if identity.check(folder, record.began, began, say) and is_finished(folder):
+    identity.write(folder, began)
+  return now
+
+
+def reported(setup: Setup, folder: Path, record: Record, say: Say) -> Result | None:
+  """Returns the Result of a run that is finished, which is said; None when there is something to do.
+
+  Files of the folder that are damaged are told and written again, from the checkpoint and from the code of now.
+  """
+  if not is_finished(folder) or record.began['config']['train'] != to_dict(setup.config)['train']:
+    return None
+  try:
+    result = from_json((folder / 'result.json').read_text())
+  except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    say(f'{folder / "result.json"} is damaged ({error}): the run is tested again')
+    return None
+  _mend(setup, folder, record, result, say)
+  say(f'this run is finished: reported from {folder}, nothing is trained (to train anew: fresh=True)')
+  return result
+
+
+def _mend(setup: Setup, folder: Path, record: Record, result: Result, say: Say) -> None:
+  def told(path: Path) -> None:
+    say(f'{path} is missing or damaged: written again')
+
+  if 'programs' in record.began and text(folder / _CONFIG) != _config_text(record.began['config']):
+    told(folder / _CONFIG)
+    write_text(folder / _CONFIG, _config_text(record.began['config']))
+  try:
+    read_sealed(folder / _TASK)
+  except Damaged:
+    told(folder / _TASK)
+    _write_meaning(folder, meaning(setup.data, result.facts))
+  write_program(setup, folder, say)
+  if record.log:
+    records.mend(folder, record.log_bytes, record.log, say)
+
+
+def write_program(setup: Setup, folder: Path, say: Say, *, anew: bool = False) -> None:
+  """Writes the forward that `jaxlite.load` predicts by where it is missing or damaged, or `anew` in any case."""
+  damage = '' if anew else stablehlo.program_damage(folder)
+  if not (damage or anew):
+    return
+  shapes = setup.abstract
+  values = Network(setup.train.model, shapes.params, join_const(shapes.model_state, shapes.const))
+  reason = stablehlo.save_program(folder, setup.train.model, setup.recipe, values, setup.first_batch['inputs'])
+  if reason:
+    say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
+  elif damage:
+    say(f'{folder / "program.bin"} or its program.json is missing or damaged: written again')
+
+
+def begin(folder: Path, config: Config, began: Identity, about: dict[str, Any]) -> None:
+  """Makes a folder this config's own, and says there what it runs and what its inputs and outputs mean."""
+  _write_meaning(folder, about)
+  identity.write(folder, began)
+  write_text(folder / _CONFIG, _config_text(to_dict(config)))
+  (folder / 'result.json').unlink(missing_ok=True)  # a longer run is not finished any more
+
+
+def keep(setup: Setup, folder: Path, began: Identity, record: Record, say: Say) -> None:
+  """Looks at a save whether what the run has written is still there, and writes it again where it is not."""
+  missing = [name for name in (_CONFIG, _TASK, identity.FILE) if not (folder / name).exists()]
+  if record.rewrites and not (folder / REWRITES).exists():
+    missing.append(REWRITES)
+  if missing:
+    say(f'{" and ".join(missing)} of {folder} is gone, though the run is under way: written again')
+    folder.mkdir(parents=True, exist_ok=True)
+    begin(folder, setup.config, began, meaning(setup.data, setup.data.facts))
+    if record.rewrites:
+      write_text(folder / REWRITES, record.rewrites)
+    write_program(setup, folder, say)
+
+
+def is_finished(folder: Path) -> bool:
+  """Tells whether a folder holds the result of a run."""
+  return (folder / 'result.json').exists()
+
+
+def finish(folder: Path, result: Result, figures: Sequence[Figure], about: dict[str, Any]) -> None:
   """Writes the report and its pictures, then the mark that the run is done."""
   from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
 
   for figure in figures:
     save(figure.draw(), folder / f'{figure.slug}.png')
-  _write_meaning(folder, meaning)
+  _write_meaning(folder, about)
   page.write([result], folder)
-  write_text(folder / 'result.json', to_json(result) + '\n')
+  write_text(folder / 'result.json', to_json(result))
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -99,16 +195,20 @@ def set_aside(folder: Path) -> Path | None:
   """
   if not folder.exists():
     return None
+  linked = folder.is_symlink()
+  folder = folder.resolve() if linked else folder  # a workdir that is itself a link stays one: to another disk, say
   with lock(folder):
     number = 1
     while (aside := folder.with_name(f'{folder.name}.old{number}')).exists():
       number += 1
     folder.rename(aside)
+    if linked:
+      folder.mkdir()
   return aside
 
 
-def _write_meaning(folder: Path, meaning: dict[str, Any]) -> None:
-  write_text(folder / 'task.json', json.dumps({'format': _FORMAT, **meaning}, indent=1) + '\n')
+def _write_meaning(folder: Path, about: dict[str, Any]) -> None:
+  write_sealed(folder / _TASK, {'format': _FORMAT, **about})
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -116,13 +216,18 @@ def _read_config(path: Path) -> dict[str, Any]:
     saved = json.loads(path.read_text())
     if saved['format'] == _FORMAT:
       return saved['config']
-  except (ValueError, KeyError, TypeError, OSError):
-    raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with --fresh') from None
+  except (ValueError, KeyError, TypeError, OSError, RecursionError):
+    raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with fresh=True') from None
   raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
 
 
-def _read_result(path: Path) -> Result:
+def _config_text(config: dict[str, Any]) -> str:
+  return json.dumps({'format': _FORMAT, 'config': config}, indent=1) + '\n'
+
+
+def text(path: Path) -> str | None:
+  """Returns what a file says; None where it cannot be read."""
   try:
-    return from_json(path.read_text())
-  except (ValueError, KeyError, TypeError):
-    raise ConfigError(f'{path} is damaged: delete it, and the same command tests the run again') from None
+    return path.read_text(encoding='utf-8')
+  except (OSError, ValueError):
+    return None

@@ -54,7 +54,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       message = errors.one_line(error)
       if message is None or FLAGS.traceback:
         raise
-      command_line.fail(message)
+      command_line.fail(errors.as_flags(message))
 
   usage = _USAGE.format(program=program)
   app.run(run, flags_parser=lambda argv: command_line.parse(argv, FLAGS, usage, __name__))

@@ -19,20 +19,19 @@ import numpy as np
 from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
 from jaxlite.config.schema import Config, validate
-from jaxlite.contract import Network, join_const
-from jaxlite.deployment import stablehlo
 from jaxlite.graph.init_numpy import on_host
-from jaxlite.host import allocator, compile_cache, machine, preempt
+from jaxlite.host import allocator, compile_cache, machine, preempt, streams
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers
+from jaxlite.run.identity import Identity, identify
 from jaxlite.run.progress import Progress
-from jaxlite.run.record import Record
+from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import WEIGHT, Records, means_of
 from jaxlite.run.setup import REWRITES, Setup, prepare
-from jaxlite.run.workdir import check_workdir, lock
+from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
 
@@ -49,6 +48,7 @@ def train(
   *,
   model: Any = None,
   data: Any = None,
+  fresh: bool = False,
   command: str = '',
   say: Say = print,
 ) -> Result:
@@ -60,6 +60,7 @@ def train(
     model: instead of `config.model`: a Model, or a network of any framework that `jl.adapt` takes.
     data: instead of `config.data.source`: a `jaxlite.data.Dataset`, or arrays (inputs, labels) or (inputs, labels,
       weight) from which validation and test are carved.
+    fresh: what is in the workdir is moved aside, and the run starts again.
     command: the command line, for the report.
     say: prints a line.
 
@@ -67,42 +68,57 @@ def train(
     The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
 
   Raises:
-    ValueError: one line on what cannot be right; nothing was lost.
+    ValueError: one line on what cannot be right; nothing was lost. So it is where the workdir holds a run of another
+      config, of other data, or of other code: what the code of now makes is traced and compared.
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
-  folder = check_workdir(workdir)
+  say = streams.steady(say)
+  try:
+    folder = check_workdir(workdir)
+  except WorkdirError:
+    done = _only_reported(config, Path(workdir), model, data, say)
+    if done is None or fresh:
+      raise
+    return done
+  if fresh and any(folder.iterdir()):
+    say(f'moved the old run to {run_folder.set_aside(folder)}')
+    check_workdir(workdir)
   if config.machine.keep_memory:
     allocator.share_one_arena()  # before JAX starts its threads
   with lock(folder), preempt.guard() as guard:
-    done = run_folder.settle(folder, config, say)
-    if done is not None:
-      return done
+    before = run_folder.opened(folder, config, say)
     machine.print_device(say)
     if config.machine.compile_cache:
       say(compile_cache.enable())
     setup = prepare(config, folder, model, data)
     for note in setup.data.notes:
       say(f'note: {note}')
+    if before is None:
+      began = identify(setup)
+    else:
+      began = run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
+      done = run_folder.reported(setup, folder, before, say)
+      if done is not None:
+        return done
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
       state, record = _start(setup, saves, say)
-      run_folder.begin(folder, config, meaning(setup.data, setup.data.facts))
+      record.began = began.began
+      run_folder.begin(folder, config, began, meaning(setup.data, setup.data.facts))
       if config.machine.rewrites:
         setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
       else:
         say('rewrites for CPU: none, as machine.rewrites says')
-      with Records(folder, length=record.log_bytes, tensorboard=config.log.tensorboard) as records:
+      record.rewrites = run_folder.text(folder / REWRITES) or ''
+      log = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
+      with Records(folder, **log) as records:
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
-          if int(state.step) == 0:
-            values = Network(setup.train.model, state.params, join_const(state.model_state, state.const))
-            inputs = setup.first_batch['inputs']
-            if reason := stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs):
-              say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
-        state, record = _fit(setup, state, record, saves, records, guard, say, took.seconds)
-      state = _best(setup, state, record, saves)
+          run_folder.write_program(setup, folder, say, anew=int(state.step) == 0)
+        state, record = _fit(setup, folder, began, state, record, saves, records, guard, say, took.seconds)
+      state = _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
@@ -110,6 +126,16 @@ def train(
     result, figures = evidence(setup, state, record, facts, test, folder, command)
     run_folder.finish(folder, result, figures, meaning(setup.data, facts))
     return result
+
+
+def _only_reported(config: Config, folder: Path, model: Any, data: Any, say: Say) -> Result | None:
+  """The Result of a finished run in a folder that cannot be written: a shared one, an archive."""
+  before = run_folder.opened(folder, config, say) if run_folder.is_finished(folder) else None
+  if before is None:
+    return None
+  setup = prepare(config, folder, model, data)
+  run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
+  return run_folder.reported(setup, folder, before, say)
 
 
 def evaluate_run(
@@ -122,18 +148,21 @@ def evaluate_run(
   """
   validate(config)
   folder = Path(workdir).expanduser().absolute()
-  if not run_folder.is_begun(folder):
+  before = run_folder.opened(folder, config, say)
+  if before is None:
     raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
-  run_folder.match(folder, config, say)
   setup = prepare(config, folder, model, data)
+  run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
   with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
     found = saves.restore(setup.abstract, which='best')
   facts, test = decide_and_test(setup, found.state)
-  return evidence(setup, found.state, Record(**found.loop), facts, test, folder, command)[0]
+  return evidence(setup, found.state, recorded(found.loop), facts, test, folder, command)[0]
 
 
 def _fit(
   setup: Setup,
+  folder: Path,
+  identity: Identity,
   state: TrainState,
   record: Record,
   saves: Any,
@@ -161,7 +190,12 @@ def _fit(
     record.pending = multi_step.fetched(pending)
     guards.check_finite(record.pending, state, saves)
     guards.check_params(state, saves)
+    record.log = records.keep()
     record.log_bytes, record.seconds = records.length, time.monotonic() - began
+    run_folder.keep(setup, folder, identity, record, say)
+    if record.best is not None and record.best_step != step and not saves.holds(record.best_step):
+      say(f'the checkpoint of step {record.best_step}, the best so far, is gone: the best from here on is taken')
+      record.best, record.best_step, record.stale = None, 0, 0
     metric = record.best if record.best_step == step else None
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
 
@@ -240,9 +274,11 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   if found is None:
     state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
     return state, Record(data=setup.data.fingerprint, machine=here)
-  record = Record(**found.loop)
+  record = recorded(found.loop)
   if record.data != setup.data.fingerprint:
-    raise ValueError('the data differ from those this run began with: bring them back, or start again with --fresh')
+    raise ValueError(
+      'the data differ from those this run began with: bring them back, or move the run aside with fresh=True'
+    )
   for name, value in here.items():
     if record.machine.get(name) != value:
       say(f'note: {name} was {record.machine.get(name)}, now {value}: the run goes on, but not bit for bit')
@@ -251,8 +287,17 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   return found.state, record
 
 
-def _best(setup: Setup, state: TrainState, record: Record, saves: Any) -> TrainState:
-  """The state that validation liked best; the last one where nothing was validated."""
+def _best(setup: Setup, state: TrainState, record: Record, saves: Any, say: Say) -> TrainState:
+  """The state that validation liked best; the last one where nothing was validated, or where the best is gone."""
   if record.best is None or record.best_step == int(state.step):
     return state
-  return saves.restore(setup.abstract, which='best').state
+  step, why = int(state.step), f'no checkpoint of step {record.best_step} is there'
+  if saves.holds(record.best_step):
+    try:
+      return saves.restore(setup.abstract, which=record.best_step).state
+    except checkpoint.CheckpointError as error:
+      why = str(error)
+  say(f'the best model is lost ({why}): the model in memory, of step {step}, is taken and saved')
+  record.best, record.best_step = None, 0
+  saves.save(step, state, dataclasses.asdict(record), wait=True)
+  return state

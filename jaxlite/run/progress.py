@@ -7,6 +7,7 @@ import time
 from typing import TextIO
 
 from jaxlite.host.machine import resident
+from jaxlite.host.streams import listening
 
 
 class Progress:
@@ -31,8 +32,7 @@ class Progress:
       self._began, self._start = now, step  # the first step compiles: it says nothing of the rate
     if self._live and now - self._drawn > 0.2:
       self._drawn = now
-      self._out.write(f'\r\x1b[K{self._bar(step)} {self._numbers(step)}')
-      self._out.flush()
+      self._write(f'\r\x1b[K{self._bar(step)} {self._numbers(step)}')
 
   def rate(self, step: int) -> float:
     """Examples per second since the first step was compiled."""
@@ -43,15 +43,17 @@ class Progress:
     """Says something at a log point without tearing the bar."""
     if not self._show:
       return
-    if self._live:
-      self._out.write('\r\x1b[K')
-    self._out.write(f'step {step}/{self._total}  {text}  {self._numbers(step)}\n')
-    self._out.flush()
+    cleared = '\r\x1b[K' if self._live else ''
+    self._write(f'{cleared}step {step}/{self._total}  {text}  {self._numbers(step)}\n')
 
   def done(self) -> None:
     """Clears the bar."""
     if self._live:
-      self._out.write('\r\x1b[K')
+      self._write('\r\x1b[K')
+
+  def _write(self, text: str) -> None:
+    with listening(self._out):
+      self._out.write(text)
       self._out.flush()
 
   def _bar(self, step: int) -> str:

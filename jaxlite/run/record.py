@@ -12,6 +12,8 @@ class Record:
 
   Attributes:
     log_bytes: length of metrics.jsonl.
+    log: what puts it together again, see `Records.keep`.
+    rewrites: the text of rewrites.json, without which other forms might be chosen; '' where there is none.
     logged: the last step whose training point is written.
     evaluated: the last step whose evaluation is written.
     pending: training metrics since the last point, as plain numbers.
@@ -23,9 +25,12 @@ class Record:
     pace: steps per dispatch, at most; 0 until that was chosen.
     data: fingerprint of the data.
     machine: what equal bits depend on.
+    began: what the run is known by, see `identity`; empty in checkpoints of older versions.
   """
 
   log_bytes: int = 0
+  log: dict[str, Any] = dataclasses.field(default_factory=dict)
+  rewrites: str = ''
   logged: int = 0
   evaluated: int = 0
   pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -37,3 +42,10 @@ class Record:
   pace: int = 0
   data: str = ''
   machine: dict[str, Any] = dataclasses.field(default_factory=dict)
+  began: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def recorded(loop: dict[str, Any]) -> Record:
+  """Returns the Record that a checkpoint holds; what a newer version has added to it is left out."""
+  known = {field.name for field in dataclasses.fields(Record)}
+  return Record(**{name: value for name, value in loop.items() if name in known})

@@ -1,20 +1,29 @@
 """What a run says while it trains: metrics.jsonl, TensorBoard files and the progress line.
 
 The JSON lines are the record; the TensorBoard files are rebuilt from them whenever a run resumes. A
-checkpoint stores how long the record was, and a resume cuts it back to there: no point is torn or doubled.
+checkpoint stores how long the record was, and a resume cuts it back to there: no point is torn or doubled. What is
+older than its last 64 KiB lies beside the checkpoints in chunks that are written once, the rest in each checkpoint: a
+record that was damaged or deleted is put together again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxlite.host.files import write_bytes
+from jaxlite.run.workdir import unlinked
+
+CHUNKS = 'checkpoints/history'  # in a run's folder
+_CHUNK = 1 << 16  # bytes
 CLOCK = ('time', 'seconds', 'examples_per_second')  # fields that a resume may change
 WEIGHT = 'jl.weight'  # among the metrics of a step: the total weight of its batch
 
@@ -53,21 +62,82 @@ class Records:
   [0.5]
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], *, length: int, tensorboard: bool = True):
-    """Opens the record, cut back to its first `length` bytes (0 for a new run)."""
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    *,
+    length: int,
+    kept: Mapping[str, Any] | None = None,
+    tensorboard: bool = True,
+    say: Callable[[str], None] = print,
+  ):
+    """Opens the record, cut back to its first `length` bytes (0 for a new run).
+
+    Args:
+      workdir: the run's folder.
+      length: what `length` was when the checkpoint was saved.
+      kept: what `keep` gave then; None for a new run, and in checkpoints of older versions.
+      tensorboard: also write TensorBoard files.
+      say: is given a line where the record was damaged.
+
+    Raises:
+      ValueError: lines are missing, and `kept` is None.
+    """
     self._workdir = Path(workdir)
-    self._file = open(self._workdir / 'metrics.jsonl', 'ab')  # noqa: SIM115
+    self._path = self._workdir / 'metrics.jsonl'
+    if kept:
+      length = mend(self._workdir, length, kept, say)
+    self._file = open(self._path, 'a+b', opener=unlinked)  # noqa: SIM115
     if self._file.tell() < length:
       self._file.close()
-      raise ValueError(f'{self._file.name} has lost lines that the checkpoint knows of: start again with --fresh')
+      raise ValueError(f'{self._file.name} has lost lines that the checkpoint knows of: start again with fresh=True')
     self._file.truncate(length)
-    self._file.seek(length)  # truncating leaves the position where it was: `length` would lie until the next point
-    self._tensorboard = _event_writer(self._workdir, read_records(self._workdir)) if tensorboard else None
+    self._file.seek(0)
+    self._hashes: list[str] = []  # of what is written, chunk by chunk
+    self._tail = self._file.read()  # what is behind the last full chunk; the file stands at its end
+    self._hash_chunks()
+    try:
+      self._tensorboard = _event_writer(self._workdir, read_records(self._workdir)) if tensorboard else None
+    except Exception:
+      self._file.close()
+      raise
 
   @property
   def length(self) -> int:
     """Bytes written so far; a checkpoint keeps it."""
     return self._file.tell()
+
+  def keep(self) -> dict[str, Any]:
+    """Returns what a checkpoint needs to put the record together again, and makes sure that the rest is on disk."""
+    if not self._stands():
+      self._rewrite()
+    for number, digest in enumerate(self._hashes):
+      path = _chunk_path(self._workdir, digest)
+      if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file.seek(number * _CHUNK)
+        write_bytes(path, self._file.read(_CHUNK))
+        self._file.seek(0, os.SEEK_END)
+    return {'chunks': list(self._hashes), 'tail': self._tail.decode()}
+
+  def _hash_chunks(self) -> None:
+    while len(self._tail) >= _CHUNK:
+      self._hashes.append(hashlib.sha256(self._tail[:_CHUNK]).hexdigest())
+      self._tail = self._tail[_CHUNK:]
+
+  def _stands(self) -> bool:
+    try:
+      return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+    except OSError:
+      return False
+
+  def _rewrite(self) -> None:
+    """The file was removed, renamed or replaced under the run: what was written is still in the open one."""
+    self._file.seek(0)
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(self._path, self._file.read())
+    self._file.close()
+    self._file = open(self._path, 'a+b')  # noqa: SIM115
 
   def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Appends one point.
@@ -78,8 +148,14 @@ class Records:
       values: plain numbers by name.
     """
     point = {'kind': kind, 'step': step, 'time': round(time.time(), 3), **values}
-    self._file.write((json.dumps(point) + '\n').encode())
-    self._file.flush()  # in the kernel's hands before the next checkpoint begins: a killed process loses nothing
+    line = (json.dumps(point) + '\n').encode()
+    try:
+      self._file.write(line)
+      self._file.flush()  # in the kernel's hands before the next checkpoint begins: a killed process loses nothing
+    except OSError as error:
+      raise OSError(error.errno, error.strerror, str(self._path)) from error  # a write does not say to where
+    self._tail += line
+    self._hash_chunks()
     if self._tensorboard is not None:
       _add_point(self._tensorboard, point)
       self._tensorboard.flush()
@@ -97,6 +173,57 @@ class Records:
     self.close()
 
 
+def mend(workdir: Path, length: int, kept: Mapping[str, Any], say: Callable[[str], None]) -> int:
+  """Makes sure that the first `length` bytes of a record are those that a checkpoint knows of.
+
+  Args:
+    workdir: the run's folder.
+    length: of the record when the checkpoint was saved.
+    kept: what `Records.keep` gave then.
+    say: is given a line where the record was damaged.
+
+  Returns:
+    The length; less where the record is damaged and its copies are too.
+  """
+  path = workdir / 'metrics.jsonl'
+  try:
+    data = path.read_bytes()[:length]
+  except OSError:
+    data = b''
+  parts, lost = [], False
+  for number, digest in enumerate(kept['chunks']):
+    part = data[number * _CHUNK : (number + 1) * _CHUNK]
+    if hashlib.sha256(part).hexdigest() != digest:
+      with contextlib.suppress(OSError):
+        copy = _chunk_path(workdir, digest).read_bytes()
+        part = copy if hashlib.sha256(copy).hexdigest() == digest else part
+      lost = lost or hashlib.sha256(part).hexdigest() != digest
+    parts.append(part)
+  whole = b''.join([*parts, kept['tail'].encode()])
+  if whole == data and not lost:
+    return length
+  if not lost:
+    say(f'{path} was damaged or cut: written again from the checkpoints')
+  else:
+    lines = [line for line in whole.split(b'\n') if _is_point(line)]
+    whole = b''.join(line + b'\n' for line in lines)
+    say(f'{path} was damaged, and so is its copy in {CHUNKS}: {len(lines)} points are kept, the others are lost')
+  write_bytes(path, whole)
+  return len(whole)
+
+
+def _is_point(line: bytes) -> bool:
+  try:
+    point = json.loads(line)
+  except (ValueError, RecursionError):
+    return False
+  return isinstance(point, dict) and {'kind', 'step', 'time'} <= set(point)
+
+
+def _chunk_path(workdir: Path, digest: str) -> Path:
+  return workdir / CHUNKS / f'{digest[:32]}.jsonl'
+
+
 def read_records(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """Returns the points of a run in order; a last line that was torn by a kill is left out.
 
@@ -110,10 +237,10 @@ def read_records(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
     try:
       points.append(json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
       raise ValueError(
         f'{path}: line {number} is no JSON, so it was changed by hand or damaged: bring it back, or start again with '
-        '--fresh'
+        'fresh=True'
       ) from None
   return points
 
@@ -126,6 +253,8 @@ def _event_writer(workdir: Path, points: list[dict[str, Any]]) -> Any:
     print('no TensorBoard files: tensorboardX is missing; pip install tensorboardX', file=sys.stderr)
     return None
   folder = workdir / 'tensorboard'
+  if folder.is_symlink():
+    raise ValueError(f"{folder} is a link, and what stands behind it is not the run's: remove the link")
   for old in folder.glob('events.out.tfevents.*'):
     old.unlink()
   writer = SummaryWriter(str(folder), flush_secs=3600)

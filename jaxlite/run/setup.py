@@ -37,6 +37,7 @@ class Setup(NamedTuple):
   plan: Plan
   abstract: TrainState
   first_batch: Any
+  began: Any  # the jaxpr of the first state
 
 
 def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
@@ -62,7 +63,8 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   network = adapt(model)
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, config.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
-  abstract = jax.eval_shape(lambda: built.init(jax.random.key(config.seed), first))
+  key = jax.random.key(config.seed)
+  began, abstract = jax.make_jaxpr(lambda key, batch: built.init(key, batch), return_shape=True)(key, first)
   metric = data.task.metrics(data.facts)
   if config.eval.metric and config.eval.metric not in metric.names:
     near = nearest(config.eval.metric, metric.names)
@@ -71,7 +73,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   jax.eval_shape(metric.update, jax.eval_shape(metric.init), outputs, first, terms['task'])
   if metric.keep is not None:
     jax.eval_shape(metric.keep, outputs, first)
-  return Setup(config, data, network, recipe, built, metric, plan, abstract, first)
+  return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began)
 
 
 def dataset_of(config: Config, data: Any) -> datasets.Dataset:

@@ -55,14 +55,17 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
     raise WorkdirError(
       f'a workdir is a local folder, got {text!r}: buckets come later, copy there when the run is done'
     )
-  path = Path(text).expanduser().absolute()
+  try:
+    path = Path(text).expanduser().absolute()
+  except RuntimeError:
+    raise WorkdirError(f'the home in the workdir {text!r} is not known here: give another workdir') from None
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):  # permission bits do not tell: try
       pass
   except OSError as error:
     raise WorkdirError(
-      f'the workdir {path} cannot be written ({error.strerror or error}): give another --workdir'
+      f'the workdir {path} cannot be written ({error.strerror or error}): give another workdir'
     ) from error
   return path
 
@@ -90,9 +93,9 @@ def lock(workdir: str | os.PathLike[str]) -> Iterator[Path]:
   path = Path(workdir).absolute()
   file = path / _FILE
   try:
-    handle = open(file, 'a+', encoding='utf-8')  # noqa: SIM115  (to append: a refused run must not empty the file)
+    handle = open(file, 'a+', encoding='utf-8', opener=unlinked)  # noqa: SIM115  (appended to, never emptied)
   except OSError as error:
-    raise WorkdirError(f'{file} cannot be opened ({error.strerror}): whose is it? Give another --workdir') from error
+    raise WorkdirError(f'{file} cannot be opened ({error.strerror}): whose is it? Give another workdir') from error
   with handle:
     held = _kernel_lock(handle)
     holder = _read(handle)
@@ -103,6 +106,15 @@ def lock(workdir: str | os.PathLike[str]) -> Iterator[Path]:
       yield path
     finally:
       _write(handle, None)  # closing the file lets go of the lock
+
+
+def unlinked(path: str, flags: int) -> int:
+  """Opens a file for `open`, and never what a link in its place names: what stands behind is not the run's.
+
+  Raises:
+    OSError: it is a link.
+  """
+  return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
 
 
 def _kernel_lock(handle: Any) -> bool | None:
@@ -146,11 +158,11 @@ def _lives(holder: dict[str, Any]) -> bool:
 
 def _refusal(path: Path, holder: dict[str, Any], *, sure: bool) -> str:
   who = 'process {pid} on {host}, since {since}'.format_map({'pid': '?', 'host': '?', 'since': '?', **holder})
-  fix = 'wait for it, end it, or give another --workdir'
+  fix = 'wait for it, end it, or give another workdir'
   if not sure:
     fix += f'; if it is gone, delete {path / _FILE}'
   elif holder and not _lives(holder):
-    fix = 'that process is gone, but a child of it lives on: end it, or give another --workdir'
+    fix = 'that process is gone, but a child of it lives on: end it, or give another workdir'
   return f'another run has the workdir {path} ({who}): {fix}'
 
 

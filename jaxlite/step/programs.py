@@ -56,6 +56,8 @@ class Programs(NamedTuple):
       do it while something else is prepared.
     tune: (state, batch, choose) -> Programs in which each rewrite for CPU has the form that `choose`, given the
       `Site`s of the step's program, names by their keys. Shapes are enough.
+    jaxpr: (state, batch) -> (the step, the forward as evaluated), traced for arrays of these shapes, before rewrites
+      for CPU and before dispatch: what they compute.
   """
 
   step: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
@@ -63,6 +65,7 @@ class Programs(NamedTuple):
   eval: Callable[[TrainState, Batch], tuple[Any, Terms]]
   compile: Callable[[TrainState, Batch], None]
   tune: Callable[[TrainState, Batch, Callable[[Iterable[Site]], Choices]], Programs]
+  jaxpr: Callable[[TrainState, Batch], tuple[Any, Any]]
 
 
 class _Parts(NamedTuple):
@@ -70,12 +73,14 @@ class _Parts(NamedTuple):
 
   Attributes:
     traced: the whole step.
+    evaluated: `PureStep.evaluate`, compiled before it is rewritten.
     update: compiled, for a gradient that other programs made; donates the state and the gradient's new model_state.
     convolves: (state, inputs) -> bool, whether the forward has a convolution.
     splits: (state, batch) -> bool, whether the step runs as several programs; None where it never does.
   """
 
   traced: Callable[..., Any]
+  evaluated: Callable[..., Any]
   update: Callable[..., Any]
   convolves: Callable[[TrainState, Any], bool]
   splits: Callable[[TrainState, Batch], bool] | None
@@ -95,7 +100,7 @@ def programs_of(pure: PureStep, rewrites: bool | Choices = True) -> Programs:
 
   dispatches = any(isinstance(part, Hook) and part.dispatches for part in pure.recipe.parts)
   update = jax.jit(pure.update, donate_argnums=(0, 3))
-  parts = _Parts(jax.jit(pure.step), update, convolves, splits if dispatches else None)
+  parts = _Parts(jax.jit(pure.step), jax.jit(pure.evaluate), update, convolves, splits if dispatches else None)
   choices = rewrites if isinstance(rewrites, Mapping) else None
   return _assembled(pure, parts, choices, rewrites is not False)
 
@@ -114,7 +119,13 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Programs:
     return _assembled(pure, parts, choose(_sites(pure, parts, state, batch).values()), rewrite)
 
-  return Programs(step, _several(pure, parts, faster, step), _evaluation(pure, faster), compile_ahead, tune)
+  def jaxpr(state: TrainState, batch: Batch) -> tuple[Any, Any]:
+    state, batch = jax.tree.map(_shape, (state, batch))
+    read = (state.params, state.model_state, state.const, state.step)
+    return jax.make_jaxpr(parts.traced)(*_split(state), batch), jax.make_jaxpr(parts.evaluated)(*read, batch)
+
+  several = _several(pure, parts, faster, step)
+  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr)
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,8 +183,8 @@ def _several(pure: PureStep, parts: _Parts, faster: Callable[..., Any], step: Ca
   return steps
 
 
-def _evaluation(pure: PureStep, faster: Callable[..., Any]) -> Callable[..., Any]:
-  evaluated = jax.jit(faster(pure.evaluate))
+def _evaluation(parts: _Parts, faster: Callable[..., Any]) -> Callable[..., Any]:
+  evaluated = jax.jit(faster(parts.evaluated))
 
   def evaluate(state: TrainState, batch: Batch) -> tuple[Any, Terms]:
     return evaluated(state.params, state.model_state, state.const, state.step, batch)

@@ -89,23 +89,8 @@ def test_another_config_or_other_data_are_refused_and_nothing_is_changed(tmp_pat
     ({'seed': 1}, 'seed: saved 0, now 1'),
     ({'data__batch_size': 8}, 'data.batch_size: saved 16, now 8'),
   ):
-    with pytest.raises(ValueError, match=f'^[^\n]*{words}[^\n]*--workdir[^\n]*--fresh[^\n]*$'):
+    with pytest.raises(ValueError, match=f'^[^\n]*{words}[^\n]*another workdir[^\n]*fresh=True[^\n]*$'):
       run(tmp_path, **fields)
   with pytest.raises(ValueError, match='the data differ'):
     run(tmp_path, steps=14, data=(X + 1, Y))
   assert everything() == before
-
-
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"format": 1}', '\x00\x01'])
-def test_a_damaged_config_is_told_in_one_line(text, tmp_path):
-  folder = SHARED.get('damaged')
-  if folder is None:
-    folder = SHARED['damaged'] = tmp_path / 'run'
-    run(folder, steps=2)
-  (folder / 'config.json').write_text(text)
-  with pytest.raises(ValueError, match=r'^[^\n]*config\.json is missing or damaged: restore it[^\n]*$'):
-    run(folder, steps=2)
-  assert jl.load(folder).predict(X[:2]).shape == (2, 3)  # what was trained is still there
-
-
-SHARED = {}

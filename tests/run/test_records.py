@@ -34,7 +34,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 
 
 def test_lost_lines_are_told(tmp_path):
-  with pytest.raises(ValueError, match='--fresh'):
+  with pytest.raises(ValueError, match='fresh=True'):
     Records(tmp_path, length=10, tensorboard=False)
 
 
@@ -57,5 +57,5 @@ def test_progress_can_be_silent():
 
 def test_a_damaged_line_is_named(tmp_path):
   (tmp_path / 'metrics.jsonl').write_bytes(b'{"step": 1}\n{"ste\n{"step": 3}\n')
-  with pytest.raises(ValueError, match=r'metrics\.jsonl: line 2 is no JSON.*--fresh'):
+  with pytest.raises(ValueError, match=r'metrics\.jsonl: line 2 is no JSON.*fresh=True'):
     read_records(tmp_path)

@@ -33,7 +33,7 @@ def test_a_new_folder_is_made_and_left_empty(tmp_path: Path):
 def test_a_file_in_the_way_is_named(tmp_path: Path):
   (tmp_path / 'file').write_text('')
   for path in (tmp_path / 'file', tmp_path / 'file' / 'run'):
-    with pytest.raises(WorkdirError, match=r'file.* cannot be written .*give another --workdir'):
+    with pytest.raises(WorkdirError, match=r'file.* cannot be written .*give another workdir'):
       check_workdir(path)
 
 
@@ -45,7 +45,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path):
   # Root writes anywhere: let a child give root up.
   script = f"""
 import os, sys
-from jaxlite.checkpoint import check_workdir
+from jaxlite.run.workdir import check_workdir
 if os.getuid() == 0:
   os.setuid(65534)
 try:
@@ -59,13 +59,13 @@ except ValueError as error:
   done = subprocess.run(
     [sys.executable, '-c', script], env={**os.environ, 'PYTHONPATH': ROOT}, capture_output=True, text=True, check=True
   )
-  assert 'cannot be written (Permission denied): give another --workdir' in done.stdout
+  assert 'cannot be written (Permission denied): give another workdir' in done.stdout
   assert len(done.stdout.splitlines()) == 1
 
 
 _HOLD = """
 import os, sys, time
-from jaxlite.checkpoint import lock
+from jaxlite.run.workdir import lock
 with lock(sys.argv[1]):
   if sys.argv[2:] == ['fork'] and os.fork() == 0:
     time.sleep(60)

@@ -1,0 +1,73 @@
+"""JSON files that answer for a run, each with the hash of its own content: one flipped digit is no longer believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxlite.host.files import write_text
+
+_SEAL = 'sha256'
+
+
+class Damaged(ValueError):  # noqa: N818  (says what is damaged; whoever reads the file says the way out)
+  """A file is missing, is no JSON of ours, or is not as it was written."""
+
+
+def sealed_text(content: Mapping[str, Any]) -> str:
+  """Returns JSON text of a dict and of its own hash; `unsealed` reads it.
+
+  >>> unsealed(sealed_text({'accuracy': 0.5}))
+  {'accuracy': 0.5}
+  """
+  plain = json.loads(json.dumps(content))
+  return json.dumps({**plain, _SEAL: _hash(plain)}, indent=1) + '\n'
+
+
+def unsealed(text: str | bytes) -> dict[str, Any]:
+  """Returns the dict in a text that `sealed_text` made. One without a hash, of an older version, is taken as it is.
+
+  Raises:
+    Damaged: it is not as it was written.
+
+  >>> unsealed(sealed_text({'accuracy': 0.5}).replace('0.5', '0.9'))
+  Traceback (most recent call last):
+    ...
+  jaxlite.host.sealed.Damaged: it has another hash than was written
+  """
+  try:
+    found = json.loads(text)
+  except (ValueError, RecursionError):
+    raise Damaged('it is no JSON') from None
+  if not isinstance(found, dict):
+    raise Damaged(f'it holds a {type(found).__name__} where a table of names belongs')
+  seal = found.pop(_SEAL, None)
+  if seal is not None and seal != _hash(found):
+    raise Damaged('it has another hash than was written')
+  return found
+
+
+def write_sealed(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+  """Writes a dict as a sealed JSON file, whole or not at all."""
+  write_text(path, sealed_text(content))
+
+
+def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns what `write_sealed` wrote.
+
+  Raises:
+    Damaged: it is missing or not as it was written.
+  """
+  try:
+    data = Path(path).read_bytes()
+  except OSError as error:
+    raise Damaged(f'it cannot be read ({error.strerror or error})') from None
+  return unsealed(data)
+
+
+def _hash(plain: Any) -> str:
+  return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

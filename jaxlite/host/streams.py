@@ -1,0 +1,48 @@
+"""Speaking to a terminal or a pipe that may go away: a run is worth more than the lines about it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a pipe without a reader, a terminal that hung up
+
+
+def steady(say: Callable[[str], Any]) -> Callable[[str], None]:
+  """Returns the same function, which falls silent where its reader is gone (`| head -1`, a closed terminal).
+
+  >>> import io
+  >>> heard = []
+  >>> steady(heard.append)('a line')
+  >>> heard
+  ['a line']
+  """
+
+  def said(line: str) -> None:
+    with listening(sys.stdout):
+      say(line)
+      sys.stdout.flush()  # here, and not when the interpreter ends
+
+  return said
+
+
+@contextlib.contextmanager
+def listening(stream: Any) -> Iterator[None]:
+  """Runs the block; where writing fails because nobody reads, the stream writes to nowhere from then on.
+
+  Args:
+    stream: what the block writes to.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _GONE:
+      raise
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream of Python's own has no descriptor
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, stream.fileno())
+      os.close(nowhere)
