@@ -8,6 +8,8 @@ import pytest
 
 from jaxlite.models.norm import BatchNorm
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 

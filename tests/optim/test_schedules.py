@@ -13,6 +13,8 @@ import pytest
 from jaxlite.config.duration import Duration
 from jaxlite.optim.schedules import Run, cosine, cosine_restarts, in_steps, join, one_cycle, piecewise, polynomial
 
+pytestmark = pytest.mark.unoptimized
+
 RATES = [(0.3, 0.1), (0.1, 0.3), (1e-3, 0.0), (0.0, 0.7), (0.123456789, 1e-7), (3.0, 3.0)]
 
 
