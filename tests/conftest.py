@@ -22,7 +22,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 HERE = Path(__file__).parent
 # The inner loop: of each room what is tested within seconds and imports little. Names of files below tests/.
 QUICK = (
-  *('test_contract', 'test_imports', 'test_surface', 'test_trees', 'config/*', 'deployment/*', 'report/*'),
+  *('test_contract', 'test_imports', 'test_surface', 'test_trees', 'config/*', 'deployment/*', 'report/test_report'),
   *('checkpoint/test_roundtrip', 'data/test_[abcdefipst]*', 'distillation/test_divergences', 'graph/test_[pw]*'),
   *(
     'host/test_files',
