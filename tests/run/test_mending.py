@@ -12,8 +12,7 @@ import jaxlite as jl
 from jaxlite.run import loop, records
 from loops import X, evidence, leaves, points, run, up_and_down
 
-FILES = ('config.json', 'task.json', 'result.json', 'program.bin', 'program.json', 'metrics.jsonl', 'step.txt')
-FILES += ('rewrites.json',)
+FILES = (
   'config.json',
   'task.json',
   'result.json',
