@@ -26,7 +26,7 @@ class Budget(NamedTuple):
 
   Attributes:
     epochs: over the training split.
-    batch: examples a step.
+    batch: examples per step.
     rates: learning rates to choose from, on seed 0 by validation.
     sizes: of the network, by name.
   """

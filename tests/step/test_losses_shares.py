@@ -41,7 +41,9 @@ def mean_loss(outputs, batch):
 def test_a_scalar_loss_is_refused_where_shares_are_needed(parts, batch):
   train = jl.train_step(MODEL, mean_loss, jl.chain(*parts, optax.sgd(0.1)))
   state = train.init(jax.random.key(0), batch)
-  with pytest.raises(ValueError, match=r'one value an example, float\[\d\], where .* got a scalar: leave its mean out'):
+  with pytest.raises(
+    ValueError, match=r'one value per example, float\[\d\], where .* got a scalar: leave its mean out'
+  ):
     train.step(state, batch)
   if 'weight' in batch:
     with pytest.raises(ValueError, match='got a scalar: leave its mean out'):
