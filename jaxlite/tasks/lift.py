@@ -42,8 +42,8 @@ def examples_in(batch: Batch) -> tuple[int, dict[str, Any]]:
     if row != (size,):
       got = f'{row[0]} rows' if row else 'a scalar'
       raise ValueError(
-        f"inputs, labels and weight have one example per row; {path!r} is {got} beside {size}: put what is no example's "
-        f'under batch[{SHARED!r}]'
+        f'inputs, labels and weight have one row per example; {path!r} is {got} beside {size}: put what is no '
+        f"example's under batch[{SHARED!r}]"
       )
 
   def has(name: str, leaf: Any) -> bool:
