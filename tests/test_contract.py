@@ -174,7 +174,10 @@ def test_a_loss_of_another_shape_is_refused():
   context = Context(jnp.ones((3, 2)), {'inputs': 0, 'weight': jnp.ones(3)}, {}, {}, None, 0)
   with pytest.raises(ValueError, match='one value per example'):
     lift_loss(lambda outputs, batch: outputs)(context)
-  assert lift_loss(lambda outputs, batch: jnp.sum(outputs))(context)['task'] == 6.0
+  scalar = lift_loss(lambda outputs, batch: jnp.sum(outputs))
+  with pytest.raises(ValueError, match='got a scalar: leave its mean out'):
+    scalar(context)
+  assert scalar(context._replace(batch={'inputs': 0}))['task'] == 6.0
 
 
 def test_padding_has_no_gradient_even_where_its_loss_is_infinite():

@@ -53,7 +53,7 @@ def test_the_first_page_is_short():
   assert len(TEXT['README.md'].splitlines()) <= 200
 
 
-BENCHES = re.compile(r'`python (experiments/bench/\w+\.py)([^`]*)`')
+BENCHES = re.compile(r'`python (experiments/(?:bench/)?\w+\.py)([^`]*)`')
 
 
 def test_every_flag_of_the_readmes_is_a_flag():

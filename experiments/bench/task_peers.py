@@ -26,7 +26,7 @@ class Budget(NamedTuple):
 
   Attributes:
     epochs: over the training split.
-    batch: examples a step.
+    batch: examples per step.
     rates: learning rates to choose from, on seed 0 by validation.
     sizes: of the network, by name.
   """
@@ -56,7 +56,11 @@ class Outcome(NamedTuple):
 def scikit(
   data: Any, budget: Budget, rate: float, seed: int, grade: Grade, score: str, better: int, folder: Path
 ) -> Outcome:
-  """Trains an MLP of scikit-learn on a table, epoch by epoch, and keeps the best."""
+  """Trains an MLP of scikit-learn on a table, epoch by epoch, and keeps the best.
+
+  On one thread: its products are small, and several only wait for each other.
+  """
+  import threadpoolctl
   from sklearn.neural_network import MLPClassifier, MLPRegressor
 
   del folder
@@ -82,15 +86,15 @@ def scikit(
     return proba if data.train.labels.ndim == 2 else proba[:, 1]
 
   best, kept = -np.inf, model
-  for _ in range(budget.epochs):
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # a last batch that is smaller is no fault
+  with warnings.catch_warnings(), threadpoolctl.threadpool_limits(1):
+    warnings.simplefilter('ignore')  # a last batch that is smaller is no fault
+    for _ in range(budget.epochs):
       model.partial_fit(train, labels, **classes)
-    found = Said(data.validation.labels, said(model, validation))
-    value = better * grade(found, found)[score]
-    if value > best:
-      best, kept = value, copy.deepcopy(model)
-  return Outcome(better * best, said(kept, validation), said(kept, test), time.monotonic() - began)
+      found = Said(data.validation.labels, said(model, validation))
+      value = better * grade(found, found)[score]
+      if value > best:
+        best, kept = value, copy.deepcopy(model)
+    return Outcome(better * best, said(kept, validation), said(kept, test), time.monotonic() - began)
 
 
 def pytorch(

@@ -68,7 +68,7 @@ class Use(NamedTuple):
     path: of the leaf.
     layout: of the leaf, in this contraction.
     order: the weight operand's contracted axes, in the order of `layout.summed`.
-    batch: its batch axes, in the leaf's order.
+    batch: its batch axes that hold axes of the leaf, in the leaf's order.
     box: (start, size) along each axis of the leaf, of the part that this contraction multiplies; None where it is not
       known, or multiplied together with other leaves' parts.
   """
@@ -154,7 +154,7 @@ def _use(site: provenance.Site, eqn: Any, path: str, view: View | None) -> Use:
     outputs = axes[features][_stacked(axes[features], view.sizes, eqn.params['feature_group_count']) :]
   else:
     summed, batches = axes_of(eqn, site.side)
-    batch = tuple(sorted(batches, key=lambda axis: axes[axis]))
+    batch = tuple(sorted((axis for axis in batches if axes[axis]), key=lambda axis: axes[axis]))
     order = tuple(sorted(summed, key=lambda axis: axes[axis]))
     outputs = tuple(a for axis, group in enumerate(axes) if axis not in order + batch for a in group)
   of_leaf = tuple(axis for one in order for axis in axes[one])

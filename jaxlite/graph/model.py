@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,8 @@ from jaxlite.contract import (
   Params,
   State,
 )
-from jaxlite.graph.layouts import LeafLayout, model_layouts, parameter_layouts
-from jaxlite.graph.provenance import CONSTANT, DATA, Tag, read, weight
+from jaxlite.graph.layouts import LeafLayout, model_layouts
+from jaxlite.graph.provenance import CONSTANT, DATA, Tag, weight
 
 
 def model_tags(params: Params, model_state: State, inputs: Any, key: Any, step: Any) -> list[Tag]:
@@ -74,14 +73,7 @@ def model_weights(model: Model, params: Params, model_state: State, inputs: Any,
   >>> model_weights(Model(init=None, apply=apply), params, state, jnp.ones((1, 2)))
   frozenset({'w'})
   """
-
-  def forward(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
-    return model.apply(params, state, inputs, train=True, key=key, step=step)[0]
-
-  args = (params, model_state, inputs, key, jax.ShapeDtypeStruct((), jnp.int32))
-  plan = read(jax.make_jaxpr(forward)(*args), model_tags(*args))
-  used = frozenset().union(*(site.weights for site in plan.all_sites()))
-  return used & frozenset(trees.paths(params))
+  return frozenset(_layouts(model, params, model_state, inputs, key))
 
 
 def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, LeafLayout | None]:
@@ -93,14 +85,15 @@ def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, LeafLayou
     inputs: one batch, [B, ...].
   """
   params, state = jax.eval_shape(model.init, key, inputs)
-  forward = functools.partial(model.apply, train=True)
-  step = jax.ShapeDtypeStruct((), jnp.int32)
-  return parameter_layouts(lambda p, s, x, k, t: forward(p, s, x, key=k, step=t)[0], params, state, inputs, key, step)
+  return _layouts(model, params, state, inputs, key)
 
 
 def _layouts(model: Model, params: Params, state: State, inputs: Any, key: Any) -> dict[str, LeafLayout | None]:
+  """The one answer to which leaves of `params` are weights, and how their axes lie."""
+
   def forward(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
     return model.apply(params, state, inputs, train=True, key=key, step=step)[0]
 
   args = (params, state, inputs, key, jax.ShapeDtypeStruct((), jnp.int32))
-  return model_layouts(forward, model_tags(*args), *args)
+  own = frozenset(trees.paths(params))
+  return {path: layout for path, layout in model_layouts(forward, model_tags(*args), *args).items() if path in own}

@@ -62,7 +62,7 @@ def prune(
       what is dead is zero, so by magnitude nothing comes back (`straight_through` and `rigl` let weights come back).
     context: arrays that the score reads, such as a `Calibration`; kept in the state, so no program captures them.
     structure: `element`, `channel()`, `n_m(2, 4)`, `per_output()`, `block(4, 4)`; or by rules, {regular expression
-      on paths: structure}.
+      on paths: structure}. Where no program tells which axes stack layers (a foreign loop), `stacked(..., axis=0)`.
     allocate: `uniform`, `erk`, `global_(floor=0.1)`; or {regular expression on paths: sparsity}.
     packed: keep a mask as bits, 1/32 of float32 weights, instead of bytes.
 

@@ -128,7 +128,7 @@ def _trace(apply: Any, params: Any, state: Any, inputs: Any) -> _Program:
   tags = model_tags(params, state, inputs, None, None)
   plan = provenance.read(jaxpr, tags)
   weights = frozenset().union(*(site.weights for site in plan.all_sites())) & {*trees.paths(params)}
-  shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in trees.by_path(params).items()}
+  shapes = {path: tuple(np.shape(leaf)) for path, leaf in trees.by_path(params).items()}
   return _Program(jaxpr, plan, layouts.read(jaxpr, plan, tags), weights, shapes)
 
 
@@ -148,10 +148,9 @@ def _wanted(program: _Program) -> frozenset[str]:
   """The sites to record: of clear leaves, always run, the same number of times."""
   known = layouts.layouts_of(program.uses)
   sure = frozenset(_always_run(program.jaxpr, program.plan))
-  clear = {path for path, layout in known.items() if not _why_not(program, path, layout)}
-  return frozenset(
-    name for name, uses in program.uses.items() if name in sure and uses and all(use.path in clear for use in uses)
-  )
+  clear = {path for path in program.weights if not _why_not(program, path, known.get(path))}
+  own = {name: {use.path for use in uses} & program.weights for name, uses in program.uses.items()}
+  return frozenset(name for name, paths in own.items() if name in sure and paths and paths <= clear)
 
 
 def _why_not(program: _Program, path: str, layout: layouts.LeafLayout | None) -> str:
@@ -169,11 +168,19 @@ def _why_not(program: _Program, path: str, layout: layouts.LeafLayout | None) ->
         return next(s.why_not for s in program.plan.all_sites() if s.why_not and path in s.weights)
       if use.box is None:
         return 'it is put together with others, or its parts are picked as the program runs'
+      many, held = _stacks(site, use), math.prod(use.box[axis][1] for axis in layout.stack(len(shape)))
+      if held not in (1, many):
+        return 'it is shared by some of the layers that it stands in'
       cut = [axis for axis, (_, size) in enumerate(use.box) if size != shape[axis]]
       first = layout.outputs[:1] if site.kind == 'dot_general' else ()
       if not {*cut} <= {*layout.stack(len(shape)), *first}:
         return 'it is cut along its inputs, or in several ways along its outputs'
   return ''
+
+
+def _stacks(site: provenance.Site, use: layouts.Use) -> int:
+  """How many weights a site multiplies: in the scans around it, and along its batch axes."""
+  return math.prod(site.lengths) * math.prod(site.shape[axis] for axis in use.batch)
 
 
 def _groups(program: _Program, path: str, layout: layouts.LeafLayout) -> int:
@@ -221,21 +228,26 @@ def _moments(apply: Any, params: Any, state: Any, inputs: Any, *, grams: bool) -
   for name, record in records.items():
     lead = len(sites[name].lengths)
     for use in program.uses[name]:
+      if use.path not in program.weights:  # frozen
+        continue
       for into, field in ((squares, 'squares'), (moments, 'gram')):
         if field in record:
           one = record[field]
-          one = _placed(program, use, one.reshape(math.prod(one.shape[: lead + 1]), *one.shape[lead + 1 :]))
+          one = one.reshape(math.prod(one.shape[: lead + 1]), *one.shape[lead + 1 :])
+          one = _placed(program, use, _stacks(sites[name], use), one)
           into[use.path] = into[use.path] + one if use.path in into else one
   return squares, moments
 
 
-def _placed(program: _Program, use: layouts.Use, record: jax.Array) -> jax.Array:
+def _placed(program: _Program, use: layouts.Use, many: int, record: jax.Array) -> jax.Array:
   """What one use recorded, float32[S of its part, K...], among zeros for the weight's other parts: float32[S, K...]."""
   shape, layout = program.shapes[use.path], use.layout
   stack = layout.stack(len(shape))
   parts = _groups(program, use.path, layout)
   place = [slice(use.box[axis][0], sum(use.box[axis])) for axis in stack]
   own = [use.box[axis][1] for axis in stack]
+  if math.prod(own) != many:  # one for all the layers that scale it
+    record = jnp.sum(record.reshape(many, -1, *record.shape[1:]), axis=0)
   inside = record.shape[0] // max(math.prod(own), 1)  # groups of a convolution
   record = record.reshape(*own, inside, *record.shape[1:])
   if parts > 1:

@@ -181,9 +181,10 @@ def scaled(
 def scaled_by_weight(product: Product, x: jax.Array, w_steps: jax.Array, w_scale: jax.Array) -> jax.Array:
   """Multiplies a float activation by a weight's integers and scales the sums once.
 
-  Summed in float32: in float16 the integers of a few hundred terms would overflow.
+  Summed in at least float32: in float16 the integers of a few hundred terms would overflow.
   """
-  sums = product.bind(x, w_steps.astype(x.dtype), preferred_element_type=jnp.dtype(jnp.float32))
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  sums = product.bind(x, w_steps.astype(x.dtype), preferred_element_type=jnp.dtype(wide))
   return (sums * product.on_output(w_scale, x.ndim)).astype(product.dtype)
 
 

@@ -67,7 +67,21 @@ def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record |
   if record.rewrites and text(folder / REWRITES) != record.rewrites:  # before the forms are read from it
     say(f'{folder / REWRITES} is missing or damaged: written again from the checkpoint')
     write_text(folder / REWRITES, record.rewrites)
+  for name in _damaged(folder, record):
+    say(f'{folder / name} is missing or damaged, which costs nothing: a checkpoint and the code of now make it again')
   return record
+
+
+def _damaged(folder: Path, record: Record) -> list[str]:
+  """Which of the files that say what a run is are not as its checkpoint knows them."""
+  found = []
+  if 'programs' in record.began and text(folder / _CONFIG) != _config_text(record.began['config']):
+    found.append(_CONFIG)
+  try:
+    read_sealed(folder / _TASK)
+  except Damaged:
+    found.append(_TASK)
+  return found
 
 
 def verify(setup: Setup, folder: Path, record: Record, again: Callable[[Config], Setup], say: Say) -> Identity:
@@ -116,16 +130,10 @@ def reported(setup: Setup, folder: Path, record: Record, say: Say) -> Result | N
 
 
 def _mend(setup: Setup, folder: Path, record: Record, result: Result, say: Say) -> None:
-  def told(path: Path) -> None:
-    say(f'{path} is missing or damaged: written again')
-
-  if 'programs' in record.began and text(folder / _CONFIG) != _config_text(record.began['config']):
-    told(folder / _CONFIG)
+  damaged = _damaged(folder, record)
+  if _CONFIG in damaged:
     write_text(folder / _CONFIG, _config_text(record.began['config']))
-  try:
-    read_sealed(folder / _TASK)
-  except Damaged:
-    told(folder / _TASK)
+  if _TASK in damaged:
     _write_meaning(folder, meaning(setup.data, result.facts))
   write_program(setup, folder, say)
   if record.log:

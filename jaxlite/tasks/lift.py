@@ -17,9 +17,9 @@ LABELS = 'jl.labels'  # batch: labels for the user's loss alone, in place of 'la
 
 
 def examples_in(batch: Batch) -> tuple[int, dict[str, Any]]:
-  """Tells how many examples a batch has, and which of its leaves have them.
+  """Tells how many examples per batch has, and which of its leaves have them.
 
-  Every leaf of inputs, labels and weight has an example a row. Of what else stands in a batch, a leaf has them where
+  Every leaf of inputs, labels and weight has one example per row. Of what else stands in a batch, a leaf has them where
   its first axis is as long; what lies under `batch['shared']` never has.
 
   Args:
@@ -42,8 +42,8 @@ def examples_in(batch: Batch) -> tuple[int, dict[str, Any]]:
     if row != (size,):
       got = f'{row[0]} rows' if row else 'a scalar'
       raise ValueError(
-        f"inputs, labels and weight have an example a row; {path!r} is {got} beside {size}: put what is no example's "
-        f'under batch[{SHARED!r}]'
+        f'inputs, labels and weight have one row per example; {path!r} is {got} beside {size}: put what is no '
+        f"example's under batch[{SHARED!r}]"
       )
 
   def has(name: str, leaf: Any) -> bool:

@@ -29,7 +29,7 @@ def widened(leaf: Any) -> jax.Array:
 
 
 def moved(running: Any, new: Any, kept: Any) -> Any:
-  """Moves a running average towards new values; it stays in its own dtype, which `widened` made.
+  """Moves a running average toward new values; it stays in its own dtype, which `widened` made.
 
   Args:
     running: a pytree of arrays.

@@ -99,6 +99,10 @@ def test_gains_and_learned_scalars_are_left_alone_by_every_part():
     assert np.asarray(updates['v']).any()
     assert not np.asarray(updates['g']).any()
     assert not np.asarray(updates['s']).any()
+  assert [(row.name, row.bits) for row in jl.coverage(normed)(params, x)] == [('v', 8)]
+  base = Model(lambda key, x: (params, {}), lambda p, s, x, *, train, key, step=None: (normed(p, x), s))
+  _, state = jl.pruning.straight_through(0.75).model(base).init(jax.random.key(0), x)
+  assert {*state['jl.straight'].masks} == {'v'}
   found = gather_statistics(normed, params, batches=[{'inputs': x}])
   np.testing.assert_allclose(found.grams['v'][0], x.T.astype(np.float64) @ x, rtol=1e-4, atol=1e-4)
   assert {*found.grams} == {'v'}
@@ -144,6 +148,17 @@ def test_statistics_of_a_weight_that_is_used_in_parts(name):
     expected, mask = sparsegpt(own, alone, 0.5, structure=n_m(1, 2))
     np.testing.assert_array_equal(of(np.asarray(masks['w']), part), mask['w'])
     np.testing.assert_allclose(of(np.asarray(pruned['w']), part), expected['w'], rtol=1e-3, atol=1e-4)
+
+
+def test_inputs_of_one_weight_that_several_layers_scale_are_added_up():
+  params = {'w': RNG.normal(size=(6, 6)).astype(np.float32) / 3, 'a': np.array([1.0, 2.0, 0.5], np.float32)}
+  forward = lambda p, x: lax.scan(lambda c, a: (jnp.tanh(c @ (p['w'] * a)), None), x, p['a'])[0]  # noqa: E731
+  x = np.asarray(RNG.normal(size=(4, 6)), np.float32)
+  found = gather_statistics(forward, params, batches=[{'inputs': x}])
+  expected = 0
+  for a in params['a']:
+    expected, x = expected + x.T @ x, np.tanh(x @ (params['w'] * a))
+  np.testing.assert_allclose(found.grams['w'], expected[None], rtol=1e-4, atol=1e-4)
 
 
 def test_axes_that_cannot_be_followed_are_refused():

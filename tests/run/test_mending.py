@@ -12,7 +12,16 @@ import jaxlite as jl
 from jaxlite.run import loop, records
 from loops import X, evidence, leaves, points, run, up_and_down
 
-FILES = ('config.json', 'task.json', 'result.json', 'program.bin', 'program.json', 'metrics.jsonl', 'step.txt')
+FILES = (
+  'config.json',
+  'task.json',
+  'result.json',
+  'program.bin',
+  'program.json',
+  'metrics.jsonl',
+  'step.txt',
+  'rewrites.json',
+)
 
 
 @pytest.fixture(scope='module')
@@ -49,13 +58,13 @@ def test_a_damaged_file_of_a_finished_run_is_told_and_made_again(name, finished,
     run(folder, steps=6, log__every=jl.Duration(steps=1), say=said.append)
     if name != 'step.txt' and not (name == 'result.json' and data is None):
       assert any(name in line for line in said), said
-    assert evidence(folder) == want
     if name not in (
       'result.json',
       'program.bin',
       'program.json',
     ):  # these hold seconds, and bytes that are serialized anew
       assert (folder / name).read_bytes() == sound[name]
+  assert evidence(folder) == want
 
 
 def test_no_flipped_bit_of_the_program_reaches_xla(finished, tmp_path):
@@ -86,14 +95,16 @@ def test_a_digit_or_two_exchanged_names_are_not_believed(finished, tmp_path):
   assert any('result.json is damaged' in line and 'tested again' in line for line in said)
 
 
-@pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'program.bin', 'task.json'])
+@pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'program.bin', 'task.json', 'rewrites.json'])
 def test_one_lost_file_does_not_end_a_run_whose_checkpoints_are_sound(name, finished, tmp_path):
   folder, _, sound = finished
   shutil.copytree(folder, tmp_path / 'run')
   (tmp_path / 'run' / name).write_bytes(flipped(sound[name], 40))
   shutil.copytree(folder, tmp_path / 'straight')
-  for one in ('straight', 'run'):
-    run(tmp_path / one, steps=8, log__every=jl.Duration(steps=1))
+  said = []
+  run(tmp_path / 'straight', steps=8, log__every=jl.Duration(steps=1))
+  run(tmp_path / 'run', steps=8, log__every=jl.Duration(steps=1), say=said.append)
+  assert any(name in line and 'damaged' in line for line in said)
   assert evidence(tmp_path / 'run') == evidence(tmp_path / 'straight')
 
 

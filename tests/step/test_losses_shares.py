@@ -41,7 +41,9 @@ def mean_loss(outputs, batch):
 def test_a_scalar_loss_is_refused_where_shares_are_needed(parts, batch):
   train = jl.train_step(MODEL, mean_loss, jl.chain(*parts, optax.sgd(0.1)))
   state = train.init(jax.random.key(0), batch)
-  with pytest.raises(ValueError, match=r'one value an example, float\[\d\], where .* got a scalar: leave its mean out'):
+  with pytest.raises(
+    ValueError, match=r'one value per example, float\[\d\], where .* got a scalar: leave its mean out'
+  ):
     train.step(state, batch)
   if 'weight' in batch:
     with pytest.raises(ValueError, match='got a scalar: leave its mean out'):
@@ -169,6 +171,17 @@ def test_running_averages_keep_small_steps_complex_parts_and_double_precision():
     soft = 0.9 * np.eye(3)[LABELS] + 0.1 / 3
     wanted = -(soft * log_softmax(logits)).sum(1).mean()
     np.testing.assert_allclose(smoothed(jl.cross_entropy, logits=logits)(jnp.asarray(logits)), wanted, rtol=1e-14)
+
+
+def test_quantized_weights_leave_double_precision_activations_as_they_are():
+  with jax.enable_x64(True):
+    x, w = RNG.normal(size=(4, 5)), RNG.normal(size=(5, 3))
+    model = jl.from_function(lambda p, x: x @ p['w'], {'w': jnp.asarray(w)})
+    train = jl.train_step(model, jl.cross_entropy, jl.chain(jl.fake_quant(bits=(4, None)), optax.sgd(0.0)))
+    batch = {'inputs': jnp.asarray(x), 'labels': jnp.zeros(4, int)}
+    found = train.eval(train.init(jax.random.key(0), batch), batch)[0]
+    scale = np.abs(w).astype(np.float32).max(0) * np.float32(1 / 7)
+    np.testing.assert_allclose(found, x @ np.round(w / scale) * np.float64(scale), rtol=1e-12)
 
 
 @pytest.mark.parametrize('leaf', [jnp.arange(3), jnp.array([True, False, True])], ids=['integers', 'booleans'])
