@@ -24,11 +24,10 @@ def self_distill(
 ) -> Side:
   """Lets the student learn from the average of its own past weights, beside the labels.
 
-  The teacher is the student as it is evaluated (no dropout, running statistics, its own quantization), with averages
-  of its weights and statistics in place of the live ones; where `average` is in the recipe, evaluation is on that
-  average, and so is the teacher. It runs on the same, augmented, inputs, only while training, and gets no gradient.
-  The averages lie in model_state['jl.<name>'], in at least float32; a weight that is exactly zero (pruned) is exactly
-  zero in them.
+  The teacher is the student as it is evaluated (no dropout, running statistics, its own quantization), with the
+  averaged weights in place of the live ones; where `average` is in the recipe, evaluation is on that average, and
+  so is the teacher. It runs on the same, augmented, inputs, only while training, and gets no gradient. The average
+  lies in model_state['jl.<name>'], in at least float32; a weight that is exactly zero (pruned) is exactly zero in it.
 
   Args:
     decay: the share of the old average kept each optimizer step, in [0, 1); 1 - 1 / step while that is less, so
@@ -60,7 +59,7 @@ def self_distill(
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      return params, {**state, slot: jax.tree.map(_start, running.with_statistics(params, state))}
+      return params, {**state, slot: jax.tree.map(_start, params)}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if not train:
@@ -69,18 +68,16 @@ def self_distill(
       def evaluated(averaged: Params, state: State, inputs: Any) -> Any:
         return inner.apply(averaged, state, inputs, train=False, key=None, step=step)[0]
 
-      averaged, statistics = running.read_average(state[slot], params, state)
-      logits = teachers.apart(evaluated, averaged, statistics, inputs)
+      averaged, _ = running.read_average(state[slot], params, state)
+      logits = teachers.apart(evaluated, averaged, state, inputs)
       outputs, state = inner.apply(params, state, inputs, train=True, key=key, step=step)
       return outputs, with_tap(state, tap, logits)
 
     def after(params: Params, state: State, step: Any) -> State:
       kept = jnp.minimum(decay, 1 - 1 / jnp.maximum(step, 1))
-      moved = running.moved(state[slot], running.with_statistics(params, state), kept)
-      held = jax.tree.map(
-        lambda own, live: jnp.where(live == 0, 0, own), {name: moved[name] for name in params}, params
-      )
-      return inner.after(params, {**state, slot: {**moved, **held}}, step)
+      moved = running.moved(state[slot], params, kept)
+      moved = jax.tree.map(lambda mean, live: jnp.where(live == 0, 0, mean), moved, params)
+      return inner.after(params, {**state, slot: moved}, step)
 
     def export(params: Params, state: State) -> tuple[Params, State]:
       return inner.export(params, drop_extras(state, name))

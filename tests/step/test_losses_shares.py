@@ -247,19 +247,6 @@ def normed(params, state, inputs, *, train, key, step=None):
   return (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5), {**state, 'stats': counted}
 
 
-def test_a_mean_teacher_has_the_mean_statistics():
-  hook, slot = jl.distillation.self_distill(0.6), 'jl.self_distill'
-  start = {'stats': {'mean': jnp.zeros(3), 'var': jnp.ones(3), 'seen': jnp.int32(0)}}
-  model = hook.model(jl.Model(lambda key, x: ({'w': jnp.eye(3) + 0.1}, start), normed))
-  params, state = model.init(jax.random.key(0), BATCH['inputs'])
-  live = {'mean': jnp.full(3, 2.0), 'var': jnp.full(3, 5.0), 'seen': jnp.int32(7)}
-  state = model.after(params, {**state, 'stats': live}, 1_000)
-  _, new = model.apply(params, state, BATCH['inputs'], train=True, key=None, step=1_000)
-  wanted = (LOGITS @ np.float64(params['w']) - 0.8) / np.sqrt(0.6 + 0.4 * 5 + 1e-5)
-  np.testing.assert_allclose(new['jl.taps']['self_distill/logits'], wanted, rtol=1e-5)
-  assert slot in new
-
-
 @pytest.mark.parametrize('hook', [jl.average(0.6, warmup=False), jl.optim.swa(1)], ids=['average', 'swa'])
 def test_an_average_of_weights_is_read_with_the_average_of_their_statistics(hook):
   start = {'stats': {'mean': jnp.zeros(3), 'var': jnp.ones(3), 'seen': jnp.int32(0)}}
