@@ -145,8 +145,8 @@ def without(*names):
 BAD = {
   'missing': (without('size'), "^the table lacks the column 'size', which training had;"),
   'renamed': (
-    {**without('color'), 'color': ['red'] * 2},
-    "^the table lacks the column 'color', .* nearest .*: color$",
+    {**without('color'), 'colors': ['red'] * 2},
+    "^the table lacks the column 'color', .* nearest .*: colors$",
   ),
   'several': (without('size', 'new'), "^the table lacks the columns 'size', 'new', which training had"),
   'extra': (
