@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import absent, as_array, class_labels, names_of, stated
+from jaxlite.tasks.labels import absent, as_array, as_given, class_labels, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.ranking import (
   against,
@@ -274,7 +274,7 @@ def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   proba = sigmoid(np.asarray(_logit(np.asarray(outputs), facts['positive'])))
   positive = facts['positive']
   index = np.where(proba >= facts.get('threshold', 0.5), positive, 1 - positive)
-  return {'labels': np.asarray(facts['class_names'])[index], 'proba': proba}
+  return {'labels': as_given(facts['class_names'])[index], 'proba': proba}
 
 
 def _names(facts: Facts) -> list[str]:

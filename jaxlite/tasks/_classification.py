@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import absent, check_range, class_labels, named_classes, stated
+from jaxlite.tasks.labels import absent, as_given, check_range, class_labels, named_classes, stated
 from jaxlite.tasks.losses import cross_entropy
 from jaxlite.tasks.metrics import classification_metrics
 from jaxlite.tasks.tables import class_table, score_table
@@ -88,7 +88,7 @@ def _notes(labels: np.ndarray, facts: Facts) -> list[str]:
 
 def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   outputs = np.asarray(outputs)
-  return {'labels': np.asarray(facts['class_names'])[outputs.argmax(axis=-1)], 'proba': softmax(outputs)}
+  return {'labels': as_given(facts['class_names'])[outputs.argmax(axis=-1)], 'proba': softmax(outputs)}
 
 
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -161,3 +162,13 @@ def stated(given: Mapping[str, Any], **arguments: Any) -> dict[str, Any]:
   {'classes': 3, 'class_names': ['a', 'b', 'c']}
   """
   return {**given, **{name: value for name, value in arguments.items() if value is not None}}
+
+
+def as_given(names: Sequence[str]) -> np.ndarray:
+  """Returns class names as a user's labels were: whole numbers as numbers, so that predictions compare with them.
+
+  >>> as_given(['0', '1']).tolist(), as_given(['cat', '1']).tolist()
+  ([0, 1], ['cat', '1'])
+  """
+  numbers = [int(name) if re.fullmatch(r'-?[1-9]\d{0,17}|0', name) else None for name in names]
+  return np.asarray(names if None in numbers else numbers)

@@ -113,7 +113,7 @@ def test_a_saved_run_finds_its_task(shown):
   assert len(one['labels']) == len(outputs)
   assert again.metrics(facts).names == task.metrics(facts).names
   if 'threshold' in values:  # what is answered is what was measured
-    right = np.asarray(one['labels']) == np.asarray(facts['class_names'])[labels]
+    right = np.asarray(one['labels']).astype(str) == np.asarray(facts['class_names'])[labels]
     assert abs(right.mean() - values['accuracy']) < 1e-12
 
 
