@@ -90,7 +90,7 @@ def from_table(
   told += [
     f'column {column!r} counts the rows: if it is an index, drop={column!r}'
     for column, values in features.items()
-    if len(values) > 2 and frames.counts_rows(values)
+    if values.dtype.kind in 'iuO' and len(values) > 2 and frames.counts_rows(values)
   ]
   splits = {
     where: (inputs[which], targets[which], *(() if weights is None else (weights[which],)))

@@ -31,8 +31,8 @@ def recipe(config: Config, total_steps: int) -> Recipe:
     The Recipe.
 
   >>> from jaxlite.config import Config
-  >>> [type(part).__name__ for part in recipe(Config(name='x'), 100).parts][:1]
-  ['GradientTransformationExtraArgs']
+  >>> len(recipe(Config(name='x'), 100).parts)
+  4
   """
   optim = config.optim
   rate = warmup_cosine(optim.lr, total_steps, warmup_steps=_warmup(config, total_steps))

@@ -131,7 +131,7 @@ def test_real_sites_can_be_timed(tmp_path):
   np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * float(jnp.abs(one).max()))
 
 
-def test_a_run_writes_its_choices_before_its_first_step_and_reads_them_back(tmp_path):
+def test_a_run_writes_its_choices_before_its_first_step_and_reads_them_back(tmp_path, monkeypatch):
   data = (np.random.default_rng(0).normal(size=(40, 4, 4, 1)).astype('float32'), np.arange(40) % 3)
 
   def run(folder, steps, **machine):
@@ -150,9 +150,15 @@ def test_a_run_writes_its_choices_before_its_first_step_and_reads_them_back(tmp_
   assert run(tmp_path / 'off', 2, rewrites=False) == ['rewrites for CPU: none, as machine.rewrites says']
   (line,) = run(tmp_path / 'on', 2)
   assert line.startswith('rewrites for CPU: 1 convolution as xla, 1 weight gradient as xla')
-  table = autotune.read(tmp_path / 'on' / 'rewrites.json')
-  key = next(key for key in table.choices if key.startswith('weight gradient'))
-  autotune.write(tmp_path / 'on' / 'rewrites.json', autotune.Table({key: 'channels_first'}, 'another'))
-  note, line = run(tmp_path / 'on', 4)
+  chosen = autotune.read(tmp_path / 'on' / 'rewrites.json')
+  with monkeypatch.context() as patch:
+    patch.setattr(autotune, 'machine', lambda: 'another')
+    note, again = run(tmp_path / 'on', 4)
   assert 'another machine' in note
-  assert '1 weight gradient as channels_first' in line
+  assert again.partition(' (')[0] == line.partition(' (')[0]
+  assert autotune.read(tmp_path / 'on' / 'rewrites.json') == chosen
+  key = next(key for key in chosen.choices if key.startswith('weight gradient'))
+  autotune.write(tmp_path / 'on' / 'rewrites.json', autotune.Table({key: 'channels_first'}, chosen.machine))
+  note, again = run(tmp_path / 'on', 6)  # edited by hand: the choices that the run began with are in its checkpoints
+  assert 'written again from the checkpoint' in note
+  assert again.partition(' (')[0] == line.partition(' (')[0]

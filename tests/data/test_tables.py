@@ -249,7 +249,7 @@ def test_a_column_of_weights_weighs_its_row_and_is_no_feature():
 def test_a_column_that_counts_the_rows_is_told_under_any_name():
   rows = {'rownames': np.arange(1, 21), 'x': np.arange(20.0), 'kind': ['a', 'b'] * 10}
   (note,) = from_table(rows, 'kind').notes
-  assert note.startswith("column 'rownames' counts the rows")
+  assert note == "column 'rownames' counts the rows: if it is an index, drop='rownames'"
   assert from_table(rows, 'kind', drop='rownames').notes == ()
 
 

@@ -55,7 +55,7 @@ def test_one_call_gives_the_network_that_the_function_form_gives_from_the_ranges
   function = jax.jit(quantize(mlp, ranges=got.model_state['jl.fake_quant']))
   np.testing.assert_array_equal(got.predict(3 * X), function(PARAMS, 3 * X))
   assert got.params is PARAMS
-  assert weight_bits(*got, X) == {'a': 8, 'b': 8}
+  assert weight_bits(got.model, got.params, got.model_state, X) == {'a': 8, 'b': 8}
 
 
 def test_calibration_is_the_same_whatever_the_batches_order_or_size():
