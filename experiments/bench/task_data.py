@@ -25,7 +25,8 @@ def diabetes(seed: int) -> Any:
   """442 patients, ten measurements, how far the disease came after a year."""
   from sklearn.datasets import load_diabetes
 
-  raw = load_diabetes(as_frame=True, scaled=False).frame
+  found = load_diabetes(scaled=False)
+  raw = dict(zip(found.feature_names, found.data.T, strict=True)) | {'target': found.target}
   return jl.data.from_table(
     raw, 'target', task=jl.tasks.regression, categorical='sex', validation=0.2, test=0.2, name='diabetes', seed=seed
   )
