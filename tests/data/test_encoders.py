@@ -4,6 +4,7 @@ import json
 import warnings
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +52,7 @@ FORMS = {
   'rows': lambda table, folder: rows_of(table),
   'csv': lambda table, folder: csv_of(table, folder / 'a.csv'),
   'semicolons': lambda table, folder: str(csv_of(table, folder / 'b.csv', ';')),
-  'frame': lambda table, folder: pytest.importorskip('pandas').DataFrame(table),
+  'frame': lambda table, folder: pandas.DataFrame(table),
   'another order': lambda table, folder: dict(reversed(table.items())),
   'without the label': lambda table, folder: {name: values for name, values in table.items() if name != 'kind'},
 }

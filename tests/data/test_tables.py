@@ -1,6 +1,7 @@
 """`from_table` reads any small table to the same numbers, and never guesses in silence."""
 
 import numpy as np
+import pandas
 import pytest
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -308,7 +309,6 @@ def csv_of(table, path):
 
 
 def test_a_data_frame_brings_categories_truths_and_missing_values():
-  pandas = pytest.importorskip('pandas')
   frame = pandas.DataFrame(TABLE)
   frame['code'] = pandas.Categorical(np.arange(ROWS) % 3)
   frame['flag'] = np.arange(ROWS) % 2 == 0
