@@ -8,6 +8,7 @@ later step can see lies in the checkpoint. So a run that was killed ends as if i
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -217,13 +218,13 @@ def _fit(
         scalars = numbers(found.values)
         record.evaluated = step
         records.write('validation', step, scalars)
-        name = config.eval.metric or setup.data.task.score
+        name = setup.score
         score = setup.data.task.better(name) * scalars[name]
         opt_state, model_state = observe_score((state.opt_state, state.model_state), score)
         state = state._replace(opt_state=opt_state, model_state=model_state)
         progress.line(step, f'validation {name} {scalars[name]:.4f}')
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
-          improved = record.best is None or score > record.best
+          improved = not math.isnan(score) and (record.best is None or score > record.best)
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
           record.stale = 0 if improved else record.stale + 1
           record.stopped = 0 < config.eval.patience <= record.stale

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxlite import data as datasets
 from jaxlite.adapters import adapt
@@ -21,6 +22,7 @@ from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train, train_step
 from jaxlite.tasks.metrics import Metrics
+from jaxlite.tasks.task import Task
 
 REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
 
@@ -38,6 +40,7 @@ class Setup(NamedTuple):
   abstract: TrainState
   first_batch: Any
   began: Any  # the jaxpr of the first state
+  score: str  # the metric that picks the best model
 
 
 def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
@@ -66,14 +69,14 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   key = jax.random.key(config.seed)
   began, abstract = jax.make_jaxpr(lambda key, batch: built.init(key, batch), return_shape=True)(key, first)
   metric = data.task.metrics(data.facts)
-  if config.eval.metric and config.eval.metric not in metric.names:
-    near = nearest(config.eval.metric, metric.names)
-    raise ValueError(f'eval.metric is one of the metrics; got {config.eval.metric!r}; nearest: {near}')
+  if (score := config.eval.metric or data.task.score) not in metric.names:
+    asked = 'eval.metric' if config.eval.metric else f'the score of the task {data.task.name}'
+    raise ValueError(f'{asked} is one of the metrics; got {score!r}; nearest: {nearest(score, metric.names)}')
   outputs, terms = jax.eval_shape(built.eval, abstract, first)  # what does not fit is told before training
   jax.eval_shape(metric.update, jax.eval_shape(metric.init), outputs, first, terms['task'])
   if metric.keep is not None:
     jax.eval_shape(metric.keep, outputs, first)
-  return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began)
+  return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score)
 
 
 def dataset_of(config: Config, data: Any) -> datasets.Dataset:
@@ -85,15 +88,32 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
       config.data.source, directory=config.data.directory, validation=config.data.validation, seed=config.seed
     )
   task = config.task() if config.task is not None else None
-  if isinstance(data, datasets.Dataset):
-    if task is not None and task.name != data.task.name:
-      raise ValueError(
-        f'the config names the task {task.name}, the data set was made for {data.task.name}: make it with '
-        f'task={task.name}, or leave config.task out'
-      )
+  if not isinstance(data, datasets.Dataset):
+    given = {'task': task, 'standardize': config.data.standardize}
+    return datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given)
+  if task is not None:
+    _check_task(config, data, task)
+  if config.data.standardize:
     return data
-  given = {'task': task, 'standardize': config.data.standardize}
-  return datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given)
+  return data._replace(
+    mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
+  )
+
+
+def _check_task(config: Config, data: datasets.Dataset, task: Task) -> None:
+  """Raises where a data set was made for another task than the config names, or for the same with other arguments."""
+  if task.name != data.task.name:
+    raise ValueError(
+      f'the config names the task {task.name}, the data set was made for {data.task.name}: make it with '
+      f'task={task.name}, or leave config.task out'
+    )
+  labels = datasets.batch_at(data.train, config.data.batch_size, config.seed, 0)['labels']
+  asked, has = task.facts(np.asarray(labels), {}), data.task.facts(np.asarray(labels), {})
+  if differ := [f'{name}: {asked[name]} and {has.get(name)}' for name in asked if asked[name] != has.get(name)]:
+    raise ValueError(
+      f'config.task and the task that the data set was made with differ ({"; ".join(differ)}): make the data set with '
+      'task=config.task, or leave config.task out'
+    )
 
 
 def _present(hook: Any) -> tuple[Any, ...]:

@@ -164,3 +164,36 @@ def test_the_first_minute_needs_neither_model_nor_recipe(tmp_path):
   labels = (X[:, 0] + X[:, 1] > 0).astype(int)
   result = jl.train(config, tmp_path, data=(X, labels), say=lambda line: None)
   assert result.metrics['accuracy'] >= 0.75
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+  labels = (X[:, 0] > 0).astype(int)
+  one_class = X[labels == 1][:10], np.ones(10, int)  # no curve over one class: ROC-AUC is NaN
+  data = jl.data.from_arrays((X[:80], labels[:80]), one_class, (X[80:], labels[80:]), task=jl.tasks.binary())
+  config = config_of()
+  config.eval.metric = 'roc_auc'
+  result = jl.train(config, tmp_path, model=dense(1), data=data, say=lambda line: None)
+  assert result.best_step == 12  # the last one, since no validation told any from another
+
+
+def test_a_task_named_twice_is_one_and_a_score_is_a_metric(tmp_path):
+  config = config_of()
+  config.task = lambda: jl.tasks.binary(recall=0.9)
+  with pytest.raises(
+    ValueError, match=r"differ \(wanted: \{'recall': 0.9\} and \{'recall': 0.8\}\): make the data set"
+  ):
+    jl.train(config, tmp_path, model=dense(1), data=CASES['binary'].data, say=lambda line: None)
+  config.task = lambda: jl.tasks.binary(recall=0.8)
+  jl.train(config, tmp_path, model=dense(1), data=CASES['binary'].data, say=lambda line: None)
+  lost = jl.tasks.Task('lost', lambda facts: rank_error, lambda facts: jl.tasks.means(error=rank_error), 'eror')
+  with pytest.raises(ValueError, match="the score of the task lost is one of the metrics; got 'eror'; nearest: error"):
+    jl.train(config_of(), tmp_path / 'b', model=dense(1), data=jl.data.from_arrays((X, X[:, 0]), task=lost), say=print)
+
+
+def test_standardizing_is_turned_off_by_the_config_whatever_the_data_are(tmp_path):
+  config, said = config_of(), []
+  config.data.standardize = False
+  jl.train(config, tmp_path, model=dense(2), data=CASES['classification'].data, say=said.append)
+  assert 'note: inputs are not standardized: data.standardize' in said
+  params = jl.load(tmp_path).params
+  np.testing.assert_allclose(jl.load(tmp_path).predict(X[:5]), X[:5] @ params['w'] + params['b'], rtol=1e-5, atol=1e-5)
