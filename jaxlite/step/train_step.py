@@ -253,7 +253,12 @@ def _given(model: Model, params: Params, model_state: State | None) -> Callable[
 
 
 def _check_learnable(params: Params) -> None:
-  for path, leaf in trees.by_path(params).items():
+  leaves = trees.by_path(params)
+  if not leaves:
+    raise ValueError(
+      'a model has a parameter that learns; this one has none: leave one out of jl.freeze, or unfreeze it'
+    )
+  for path, leaf in leaves.items():
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
       raise ValueError(
         f'parameters are what learns, arrays of floats; {path!r} is {leaf.dtype}{list(jnp.shape(leaf))}: keep it in '

@@ -194,6 +194,6 @@ def test_standardizing_is_turned_off_by_the_config_whatever_the_data_are(tmp_pat
   config, said = config_of(), []
   config.data.standardize = False
   jl.train(config, tmp_path, model=dense(2), data=CASES['classification'].data, say=said.append)
-  assert 'note: inputs are not standardized: data.standardize' in said
+  assert 'note: inputs are not standardized, as data.standardize says' in said
   params = jl.load(tmp_path).params
   np.testing.assert_allclose(jl.load(tmp_path).predict(X[:5]), X[:5] @ params['w'] + params['b'], rtol=1e-5, atol=1e-5)

@@ -359,3 +359,13 @@ def test_label_smoothing_equals_smoothed_labels():
   _, metrics = train.step(train.init(jax.random.key(0), batch), batch)
   soft = optax.smooth_labels(jax.nn.one_hot(labels, 3), 0.3)
   np.testing.assert_allclose(metrics['loss'], optax.softmax_cross_entropy(logits, soft).mean(), rtol=1e-6)
+
+
+def test_a_model_with_nothing_to_train_is_told():
+  train = jl.train_step(
+    jl.from_function(lambda p, x: x @ p['w'], {'w': jnp.ones((3, 2))}),
+    jl.cross_entropy,
+    jl.chain(jl.freeze('w'), optax.sgd(0.1)),
+  )
+  with pytest.raises(ValueError, match='a model has a parameter that learns; this one has none'):
+    train.init(jax.random.key(0), {'inputs': jnp.ones((2, 3)), 'labels': jnp.zeros(2, int)})
