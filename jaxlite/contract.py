@@ -119,8 +119,7 @@ class Context(NamedTuple):
     batch: the whole batch.
     params: the outermost params: before any view.
     model_state: with the taps of this forward.
-    key: the run's root key.
-    step: int32[], the optimizer step.
+    key, step: the run's root key; int32[], the optimizer step.
   """
 
   outputs: Any
@@ -141,7 +140,7 @@ class Account(NamedTuple):
   Attributes:
     when: the steps at which it acted.
     touched: arrays, by number and path.
-    left: what it could not do or did not reach; it stands after the part's name, and is a warning at a run's end.
+    left: what it could not do or reach: a warning at a run's end, behind the part's name.
   """
 
   when: str = ''
@@ -174,6 +173,7 @@ class Hook(NamedTuple):
     account: (trained, bare, inputs) -> Account: of the Network that a run ended with, constants among its state, the
       Model without hooks and one batch of inputs. None leaves it to the hook's states.
     dispatches: `grad` called outside a trace runs several programs; a step does so where one would be slow.
+    distribution: it reads outputs as logits over classes of which one is right.
   """
 
   name: str
@@ -182,6 +182,7 @@ class Hook(NamedTuple):
   grad: Callable[[Grad], Grad] = _same
   account: Callable[[Network, Model, Any], Account] | None = None
   dispatches: bool = False
+  distribution: bool = False
 
   @property
   def init(self) -> Any:

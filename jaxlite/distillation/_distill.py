@@ -97,7 +97,7 @@ def distill(
 
     return terms
 
-  return Side(name, model=model, loss=add)
+  return Side(name, model=model, loss=add, distribution=several or teachers.compares_classes(loss))
 
 
 def _shares(weights: Sequence[float] | None, count: int, what: str) -> list[float]:

@@ -18,7 +18,7 @@ def kd(student: jax.Array, teacher: jax.Array, *, temperature: float = 4.0) -> j
     float32[...]: temperature^2 * KL(teacher || student).
 
   Raises:
-    ValueError: the shapes differ.
+    ValueError: the shapes differ, or there is one class only.
 
   References:
     Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
@@ -32,11 +32,16 @@ def kd(student: jax.Array, teacher: jax.Array, *, temperature: float = 4.0) -> j
 
 
 def check_classes(student: jax.Array, teacher: jax.Array) -> None:
-  """Raises ValueError where two arrays of logits differ in shape."""
+  """Raises ValueError where logits differ in shape, or are of one class: its softmax is always 1."""
   if student.shape != teacher.shape:
     raise ValueError(
       f'distill: teacher and student need the same classes; the teacher gives {list(teacher.shape)}, the student '
       f'{list(student.shape)}: train the teacher on this label set'
+    )
+  if student.ndim < 1 or student.shape[-1] < 2:
+    raise ValueError(
+      f'distill: softened predictions are over at least two classes; got logits {list(student.shape)}: give loss=, '
+      'such as a squared difference'
     )
 
 

@@ -93,7 +93,7 @@ def self_distill(
 
     return terms
 
-  return Side(name, model=model, loss=add)
+  return Side(name, model=model, loss=add, distribution=teachers.compares_classes(loss))
 
 
 def _start(leaf: jax.Array) -> jax.Array:

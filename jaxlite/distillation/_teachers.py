@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import APART, TAPS, Context, Network
-from jaxlite.distillation._kd import check_classes
+from jaxlite.distillation._dist import dist
+from jaxlite.distillation._dkd import dkd
+from jaxlite.distillation._kd import check_classes, kd
 from jaxlite.errors import nearest
 from jaxlite.tasks.lift import weighted_mean
 
@@ -144,6 +146,11 @@ def own_temperature(loss: Divergence) -> float:
   parameter = _parameters(loss).get('temperature')
   default = None if parameter is None else parameter.default
   return default if isinstance(default, int | float) else 1.0
+
+
+def compares_classes(loss: Divergence) -> bool:
+  """Tells whether a divergence is one of ours that reads its arrays as logits over classes."""
+  return getattr(loss, 'func', loss) in (kd, dkd, dist)  # of a partial, what it calls
 
 
 def check_loss(loss: Divergence, temperature: float | None, what: str) -> None:

@@ -50,7 +50,7 @@ def label_smoothing(amount: float = 0.1, *, name: str = 'label_smoothing') -> Ho
 
     return terms
 
-  return Hook(name, loss=loss)
+  return Hook(name, loss=loss, distribution=True)
 
 
 _MOST_CLASSES = 256  # for which a loss is asked one by one
@@ -64,14 +64,21 @@ def _uniform(inner: Loss, context: Context, name: str) -> jax.Array:
     raise ValueError(f'{name} works on logits, float[B, ..., classes]; got {got}: leave it out')
   if labels is None:
     raise ValueError(f"{name} needs the batch's labels; it has {', '.join(context.batch)}")
-  classes = outputs.shape[-1]
+  classes, labels = outputs.shape[-1], jnp.asarray(labels)
+  whole = jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == outputs.shape[:-1]
+  soft = jnp.issubdtype(labels.dtype, jnp.floating) and labels.shape == outputs.shape
+  if classes < 2 or not (whole or soft):
+    raise ValueError(
+      f'{name} needs classes of which one is right: labels int{list(outputs.shape[:-1])} or a distribution each, and '
+      f'at least 2 logits; got {labels.dtype}{list(labels.shape)} for outputs {list(outputs.shape)}: leave it out'
+    )
 
   def against(labels: jax.Array) -> jax.Array:
     return inner(context._replace(batch={**context.batch, LABELS: labels}))['task']
 
-  soft = jnp.full(outputs.shape, 1 / classes, running.widened(outputs).dtype)
+  even = jnp.full(outputs.shape, 1 / classes, running.widened(outputs).dtype)
   try:
-    jax.eval_shape(against, soft)
+    jax.eval_shape(against, even)
   except Exception as error:  # a loss for whole labels; what it raises has no common class
     if not jnp.issubdtype(labels.dtype, jnp.integer) or classes > _MOST_CLASSES:
       reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -81,7 +88,7 @@ def _uniform(inner: Loss, context: Context, name: str) -> jax.Array:
       ) from None
     each = jnp.arange(classes, dtype=labels.dtype)
     return jnp.mean(jax.vmap(lambda label: against(jnp.where(labels < 0, labels, label)))(each))  # -1: no label
-  return against(soft)
+  return against(even)
 
 
 class L2State(NamedTuple):

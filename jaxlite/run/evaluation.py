@@ -13,6 +13,7 @@ import numpy as np
 from jaxlite import data as datasets
 from jaxlite.contract import join_const
 from jaxlite.deployment import inventory
+from jaxlite.errors import counted
 from jaxlite.graph.model import weights_of
 from jaxlite.host import machine, preempt
 from jaxlite.report import ledger
@@ -72,6 +73,14 @@ def decide_and_test(
   return facts, evaluate(setup, state, data.test, guard, metric)
 
 
+def stopped_early(setup: Setup, record: Record) -> str:
+  """A line on a run that early stopping ended, for the terminal and the report."""
+  return (
+    f'stopped early at step {record.evaluated} of {setup.plan.total}: {counted(record.stale, "validation")} without '
+    f'a better {setup.score} than at step {record.best_step}'
+  )
+
+
 def meaning(data: datasets.Dataset, facts: Facts) -> dict[str, Any]:
   """What a loaded run needs to take a user's inputs and to answer in a user's terms, as JSON takes it."""
   encoder = data.encoder.to_json() if data.encoder is not None else None
@@ -106,7 +115,7 @@ def evidence(
     command=command,
     versions=machine.versions(),
     machine=machine.machine(),
-    notes=list(setup.data.notes),
+    notes=[*setup.data.notes, *([stopped_early(setup, record)] if record.stopped else [])],
     best_step=int(state.step),
     parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
   )

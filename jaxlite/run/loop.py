@@ -26,7 +26,7 @@ from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
-from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers
+from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify
 from jaxlite.run.progress import Progress
 from jaxlite.run.record import Record, recorded
@@ -237,6 +237,8 @@ def _fit(
       save(wait=last)
     if last:
       progress.done()
+      if record.stopped:
+        say(stopped_early(setup, record))
       return state, record
 
     free = plan.free(step)

@@ -13,7 +13,7 @@ from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config
-from jaxlite.contract import Model, Recipe, chain
+from jaxlite.contract import Hook, Model, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.errors import nearest
 from jaxlite.optim import normalize
@@ -59,6 +59,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   recipe = (absolute.recipe or defaults.recipe)(absolute, total)
   if not isinstance(recipe, Recipe):
     raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
+  _check_parts(recipe, data.task)
   recipe = chain(normalize(data.mean, data.std), recipe, *_present(data.task.hook(data.facts)))
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
@@ -98,6 +99,16 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
   return data._replace(
     mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
   )
+
+
+def _check_parts(recipe: Recipe, task: Task) -> None:
+  """Raises where a part reads outputs as logits over classes of which one is right, and the task's are not."""
+  for part in recipe.parts:
+    if isinstance(part, Hook) and part.distribution and not task.distribution:
+      raise ValueError(
+        f'{part.name} needs outputs that are logits over classes of which one is right; those of the task {task.name} '
+        'are not: leave it out, or give it a loss of your own, such as loss=lambda student, teacher: ...'
+      )
 
 
 def _check_task(config: Config, data: datasets.Dataset, task: Task) -> None:

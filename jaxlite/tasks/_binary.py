@@ -81,6 +81,7 @@ def binary(
     loss=lambda facts: _loss(facts['positive']),
     metrics=_metrics,
     score='average_precision',
+    distribution=False,
     falls=('loss', 'nan_outputs'),
     check=functools.partial(_check, names=None if class_names is None else list(map(str, class_names))),
     facts=facts,

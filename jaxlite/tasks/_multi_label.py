@@ -75,6 +75,7 @@ def multi_label(
     loss=lambda facts: _loss(len(facts['names'])),
     metrics=_metrics,
     score='average_precision_macro',
+    distribution=False,
     falls=('loss', 'nan_outputs'),
     check=_check,
     facts=facts,

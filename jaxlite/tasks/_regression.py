@@ -80,6 +80,7 @@ def regression(
     loss=lambda facts: _loss(facts, _LOSSES[loss] if isinstance(loss, str) else loss),
     metrics=_metrics,
     score='rmse',
+    distribution=False,
     falls=('loss', 'mae', 'rmse', 'nan_outputs'),
     check=_check,
     facts=facts,

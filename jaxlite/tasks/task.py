@@ -68,6 +68,8 @@ class Task(NamedTuple):
       pixels). An example's loss is the mean over its own positions and its weight their number, so that every
       position counts alike, whatever the batches. None: every example counts once.
     groups: (labels) -> int[N] or None: what a carved split keeps the shares of; None draws at random.
+    distribution: outputs are logits over classes of which one is right (an example's, a position's); parts that read
+      them so, such as `kd` and `label_smoothing`, are refused where they are not.
     hook: (facts) -> a Hook that stands innermost in the recipe (the units of a regression), or None.
     decide: (kept, facts) -> facts to add, chosen on the validation split after training (a threshold). `kept` is what
       `Metrics.keep` gave for it.
@@ -92,6 +94,7 @@ class Task(NamedTuple):
   notes: Callable[[np.ndarray, Facts], Sequence[str]] = lambda labels, facts: ()
   weight: Callable[[np.ndarray], np.ndarray | None] = lambda labels: None
   groups: Callable[[np.ndarray], np.ndarray | None] = lambda labels: None
+  distribution: bool = True
   hook: Callable[[Facts], Any] = lambda facts: None
   decide: Callable[[Any, Facts], Facts] = lambda kept, facts: {}
   answer: Callable[[np.ndarray, Facts], dict[str, Any]] = lambda outputs, facts: {'labels': outputs}

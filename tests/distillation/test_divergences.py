@@ -247,3 +247,8 @@ def test_mistakes_are_told_in_one_line(call, message):
   with pytest.raises(ValueError, match=message) as raised:
     call()
   assert '\n' not in str(raised.value)
+
+
+def test_one_output_is_no_distribution():
+  with pytest.raises(ValueError, match=r'over at least two classes; got logits \[4, 1\]: give loss='):
+    kd(jnp.ones((4, 1)), jnp.zeros((4, 1)))

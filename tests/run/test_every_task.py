@@ -4,6 +4,7 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+import optax
 import pytest
 
 import jaxlite as jl
@@ -197,3 +198,41 @@ def test_standardizing_is_turned_off_by_the_config_whatever_the_data_are(tmp_pat
   assert 'note: inputs are not standardized, as data.standardize says' in said
   params = jl.load(tmp_path).params
   np.testing.assert_allclose(jl.load(tmp_path).predict(X[:5]), X[:5] @ params['w'] + params['b'], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['regression', 'binary', 'multi_label'])
+def test_what_reads_outputs_as_one_class_of_many_is_refused_where_they_are_not(name, tmp_path):
+  case = CASES[name]
+  teacher = jl.Network(jl.from_function(*dense(1)), {'w': np.ones((6, 1), np.float32), 'b': np.ones(1, np.float32)}, {})
+  wrong = jl.distill(teacher), jl.distillation.self_distill(), jl.optim.label_smoothing(0.1), jl.distill([teacher] * 2)
+  for part in wrong:
+    config = config_of()
+    config.recipe = lambda config, total, part=part: jl.chain(part, optax.adam(0.1))
+    with pytest.raises(ValueError, match=f'{part.name} needs outputs .* of the task {name} are not: leave it out'):
+      jl.train(config, tmp_path, model=case.model, data=case.data, say=print)
+
+
+def test_a_divergence_of_ones_own_teaches_any_task(tmp_path):
+  config, case = config_of(), CASES['regression']
+  teacher = jl.Network(jl.from_function(*dense(1)), {'w': np.ones((6, 1), np.float32), 'b': np.ones(1, np.float32)}, {})
+  part = jl.distill(teacher, loss=lambda student, teacher: ((student - teacher) ** 2).mean(-1))
+  config.recipe = lambda config, total: jl.chain(part, optax.adam(0.1))
+  jl.train(config, tmp_path, model=case.model, data=case.data, say=lambda line: None)
+  assert all(point['distill'] > 0 for point in points(tmp_path) if point['kind'] == 'train')
+
+
+def test_early_stopping_says_when_and_why(tmp_path):
+  config, said = config_of(), []
+  config.eval.patience, config.eval.metric = 1, 'share'
+  always = jl.tasks.Task(
+    'flat',
+    loss=lambda facts: rank_error,
+    metrics=lambda facts: jl.tasks.means(share=lambda outputs, batch: 0 * rank_error(outputs, batch)),
+    score='share',
+  )
+  data = jl.data.from_arrays((X, X[:, 0]), task=always)
+  result = jl.train(config, tmp_path, model=dense(1), data=data, say=said.append)
+  line = 'stopped early at step 6 of 12: 1 validation without a better share than at step 3'
+  assert line in said
+  assert line in result.notes
+  assert line in (tmp_path / 'report.md').read_text()
