@@ -44,8 +44,6 @@ def dkd(
   [0.0]
   """
   check_classes(student, teacher)
-  if student.shape[-1] < 2:
-    raise ValueError('dkd tells the class of the label from the others; there is one class only: use kd')
   if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != student.shape[:-1]:
     raise ValueError(
       f'dkd needs one integer label for each of {list(student.shape[:-1])}; got {labels.dtype}{list(labels.shape)}: '
