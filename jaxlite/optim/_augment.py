@@ -80,7 +80,7 @@ def flip(*, probability: float = 0.5) -> Augmentation:
     raise ValueError(f'a probability is 0 to 1; flip got {probability}')
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    images = _images(batch, 'flip')
+    images = _images(batch, 'flip', moves=True)
     mirrored = jax.random.bernoulli(key, probability, (len(images),))
     return {**batch, 'inputs': jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)}
 
@@ -107,7 +107,7 @@ def shift(pixels: int, *, fill: float | Sequence[float] = 0) -> Augmentation:
   whole(pixels, 'shift', least=0)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    images = _images(batch, 'shift', below=pixels)
+    images = _images(batch, 'shift', below=pixels, moves=True)
     value = _fill(fill, images, 'shift')
     border = [(pixels, pixels), (pixels, pixels)]
     padded = jnp.pad(images, [(0, 0), *border, (0, 0)])
@@ -142,7 +142,7 @@ def crop(padding: int) -> Augmentation:
   whole(padding, 'crop', least=0)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    images = _images(batch, 'crop', below=padding)
+    images = _images(batch, 'crop', below=padding, moves=True)
     padded = jnp.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)], mode='reflect')
     return {**batch, 'inputs': _windows(key, padded, images.shape, padding)}
 
@@ -212,7 +212,12 @@ def mixup(alpha: float, classes: int) -> Augmentation:
   whole(classes, 'mixup: classes', least=1)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    inputs = _field(batch, 'inputs', 'mixup').astype(jnp.float32)
+    inputs = _field(batch, 'inputs', 'mixup')
+    if jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.dtype != jnp.uint8:
+      raise ValueError(
+        f'mixup blends numbers; inputs are {inputs.dtype}, taken for ids: leave it out, or make them float32'
+      )
+    inputs = inputs.astype(jnp.float32)
     labels = _soft(_field(batch, 'labels', 'mixup'), classes, 'mixup')
     pairs, shares = jax.random.split(key)
     partner = _partners(pairs, _real(batch))
@@ -340,15 +345,22 @@ def _stretch(key: jax.Array, count: int, length: int, size: int | jax.Array) -> 
 def _field(batch: contract.Batch, name: str, what: str) -> jax.Array:
   if name not in batch:
     raise ValueError(f'{what} needs {name!r} in the batch; it has {", ".join(batch)}')
+  if not hasattr(batch[name], 'shape'):
+    raise ValueError(f'{what} works on one array; {name} are a {type(batch[name]).__name__}: write one for these')
   return jnp.asarray(batch[name])
 
 
-def _images(batch: contract.Batch, what: str, *, below: int = 0) -> jax.Array:
+def _images(batch: contract.Batch, what: str, *, below: int = 0, moves: bool = False) -> jax.Array:
   images = _field(batch, 'inputs', what)
   if images.ndim != 4:
     raise ValueError(f'{what} works on images [B, H, W, C]; inputs are {list(images.shape)}: leave it out for these')
   if below >= min(images.shape[1:3]) > 0:
     raise ValueError(f'{what} stays within the image; it reaches {below} pixels of {list(images.shape[1:3])}: lower it')
+  labels = getattr(batch.get('labels'), 'shape', ())
+  if moves and len(labels) > 2 and labels[1:3] == images.shape[1:3]:
+    raise ValueError(
+      f'{what} moves pixels, and labels {list(labels)} have one for each, which would stay: leave it out'
+    )
   return images
 
 
