@@ -68,7 +68,7 @@ def _meaning(folder: Path, task: Task | None) -> dict[str, Any]:
       f'{path} is damaged ({why}): train the run again to write it anew (a finished one is not trained), or delete it '
       'to predict raw outputs without it'
     ) from None
-  if task is None and name in tasks.BUILT_IN:
+  if task is None and saved.get('built_in'):
     task = tasks.named(name, facts)
   if task is not None and task.name != name:
     raise ValueError(f'this run learned the task {name}; got task={task.name}: leave it out, or give the run its own')

@@ -22,6 +22,7 @@ from jaxlite.run.record import Record
 from jaxlite.run.records import read_records
 from jaxlite.run.setup import Setup
 from jaxlite.step.state import TrainState
+from jaxlite.tasks import is_built_in
 from jaxlite.tasks.metrics import Metrics
 from jaxlite.tasks.task import Facts, Figure
 
@@ -84,7 +85,8 @@ def stopped_early(setup: Setup, record: Record) -> str:
 def meaning(data: datasets.Dataset, facts: Facts) -> dict[str, Any]:
   """What a loaded run needs to take a user's inputs and to answer in a user's terms, as JSON takes it."""
   encoder = data.encoder.to_json() if data.encoder is not None else None
-  return {'task': data.task.name, 'facts': facts, 'features': list(data.feature_names), 'encoder': encoder}
+  named = {'task': data.task.name, 'built_in': is_built_in(data.task), 'facts': facts}
+  return {**named, 'features': list(data.feature_names), 'encoder': encoder}
 
 
 def evidence(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # what the table below says, for type checkers and editors
   from jaxlite.tasks._classification import classification
   from jaxlite.tasks._language import language
   from jaxlite.tasks._multi_label import multi_label
-  from jaxlite.tasks._named import BUILT_IN, named
+  from jaxlite.tasks._named import BUILT_IN, is_built_in, named
   from jaxlite.tasks._regression import regression, units
   from jaxlite.tasks._segmentation import position_metrics, segmentation, sequence_labels
   from jaxlite.tasks.losses import class_weights, cross_entropy, weighted_cross_entropy
@@ -25,7 +25,7 @@ _WHERE = {
   '_classification': ('classification',),
   '_language': ('language',),
   '_multi_label': ('multi_label',),
-  '_named': ('BUILT_IN', 'named'),
+  '_named': ('BUILT_IN', 'is_built_in', 'named'),
   '_regression': ('regression', 'units'),
   '_segmentation': ('position_metrics', 'segmentation', 'sequence_labels'),
   'losses': ('class_weights', 'cross_entropy', 'weighted_cross_entropy'),
@@ -44,6 +44,7 @@ __all__ = [
   'classification',
   'classification_metrics',
   'cross_entropy',
+  'is_built_in',
   'language',
   'means',
   'multi_label',

@@ -27,6 +27,16 @@ BUILT_IN: Mapping[str, Callable[[Mapping[str, Any]], Task]] = {
 }
 
 
+def is_built_in(task: Task) -> bool:
+  """Tells whether a Task is one of jaxlite's as it is: one of your own may bear the same name.
+
+  >>> is_built_in(regression()), is_built_in(regression()._replace(answer=max))
+  (True, False)
+  """
+  made_by = [getattr(getattr(one, 'func', one), '__module__', '') for one in (task.loss, task.answer)]
+  return task.name in BUILT_IN and all(module.startswith('jaxlite.tasks.') for module in made_by)
+
+
 def named(name: str, facts: Facts) -> Task:
   """Returns the built-in task of a saved run, made with the arguments that its facts record.
 

@@ -236,3 +236,12 @@ def test_early_stopping_says_when_and_why(tmp_path):
   assert line in said
   assert line in result.notes
   assert line in (tmp_path / 'report.md').read_text()
+
+
+def test_a_task_of_ones_own_may_bear_the_name_of_a_built_in_one(tmp_path):
+  mine = jl.tasks.Task('binary', lambda facts: rank_error, lambda facts: jl.tasks.means(error=rank_error), 'error')
+  data = jl.data.from_arrays((X, X[:, 0]), task=mine)
+  jl.train(config_of(), tmp_path, model=dense(1), data=data, say=lambda line: None)
+  with pytest.raises(ValueError, match='does not know what its outputs mean'):
+    jl.load(tmp_path).predict_proba(X[:2])
+  assert len(jl.load(tmp_path, task=mine).predict_labels(X[:2])) == 2
