@@ -44,6 +44,9 @@ def from_keras(model: Any) -> Model:
   that the model was compiled with are not used, nor are constraints; a mask that reaches the outputs does not reach
   the loss: give such examples a weight.
 
+  The first values are Keras's own, drawn by seeds that its layers took when they were made: call
+  `keras.utils.set_random_seed(0)` before the model is made to have the same run twice.
+
   Keras numbers layers without a name on through a process: call `keras.utils.clear_session()` before a model is built
   again to resume it there, or name the layers.
 
