@@ -15,7 +15,16 @@ from jaxlite.version import __version__ as __version__
 
 if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite import checkpoint, contract, data, distillation, models, optim, pruning, quantization, step, tasks
-  from jaxlite.adapters import adapt, from_equinox, from_function, from_haiku, from_keras, from_linen, from_nnx
+  from jaxlite.adapters import (
+    adapt,
+    from_equinox,
+    from_function,
+    from_haiku,
+    from_keras,
+    from_linen,
+    from_nnx,
+    give_back,
+  )
   from jaxlite.config.duration import Duration
   from jaxlite.config.schema import Config
   from jaxlite.contract import Hook, Model, Network, Recipe, chain, reparam
@@ -31,7 +40,16 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.tasks.losses import cross_entropy
 
 _WHERE = {
-  'adapters': ('adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_keras', 'from_linen', 'from_nnx'),
+  'adapters': (
+    'adapt',
+    'from_equinox',
+    'from_function',
+    'from_haiku',
+    'from_keras',
+    'from_linen',
+    'from_nnx',
+    'give_back',
+  ),
   'config.duration': ('Duration',),
   'config.schema': ('Config',),
   'contract': ('Hook', 'Model', 'Network', 'Recipe', 'chain', 'reparam'),
@@ -114,6 +132,7 @@ __all__ = [
   'from_keras',
   'from_linen',
   'from_nnx',
+  'give_back',
   'hint',
   'hold',
   'load',

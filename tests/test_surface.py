@@ -38,6 +38,7 @@ TOP = [
   'from_haiku',
   'from_function',
   'from_keras',
+  'give_back',
   'prune',
   'rigl',
   'hold',

@@ -12,21 +12,33 @@ from typing import Any
 from jaxlite.adapters import common
 from jaxlite.adapters.equinox import from_equinox
 from jaxlite.adapters.function import from_function
+from jaxlite.adapters.give_back import GivenBack, give_back
 from jaxlite.adapters.haiku import from_haiku
 from jaxlite.adapters.keras import from_keras
 from jaxlite.adapters.linen import from_linen
 from jaxlite.adapters.nnx import from_nnx
-from jaxlite.contract import Model
+from jaxlite.contract import Model, Network, Params, State
 
-__all__ = ['adapt', 'from_equinox', 'from_function', 'from_haiku', 'from_keras', 'from_linen', 'from_nnx']
+__all__ = [
+  'GivenBack',
+  'adapt',
+  'from_equinox',
+  'from_function',
+  'from_haiku',
+  'from_keras',
+  'from_linen',
+  'from_nnx',
+  'give_back',
+]
 
 
 def adapt(model: Any) -> Model:
   """Picks the adapter for a network of any framework, importing none.
 
   Args:
-    model: a Model; a Linen, NNX or Equinox module; (Equinox module, its `eqx.nn.State`); what `hk.transform`
-      returned; a Keras model or layer; or (function, params) as `from_function` takes them.
+    model: a Model; a Network, whose values are the start and whose inputs are raw; a Linen, NNX or Equinox module;
+      (Equinox module, its `eqx.nn.State`); what `hk.transform` returned; a Keras model or layer; or (function, params)
+      as `from_function` takes them.
 
   Returns:
     The Model.
@@ -40,6 +52,8 @@ def adapt(model: Any) -> Model:
   """
   if isinstance(model, Model):
     return model
+  if isinstance(model, Network):
+    return _started(model)
   # A module of a framework that was never imported cannot stand here, so sys.modules is enough.
   linen, nnx, eqx, hk = (sys.modules.get(name) for name in ('flax.linen', 'flax.nnx', 'equinox', 'haiku'))
   if linen and isinstance(model, linen.Module):
@@ -62,3 +76,18 @@ def adapt(model: Any) -> Model:
     'a model is a Model, a Linen, NNX or Equinox module, a Haiku transform, a Keras model, or (function, params); got '
     f'{common.kind_of(model)}: call from_nnx, from_equinox, from_haiku or from_function on a constructor'
   )
+
+
+def _started(network: Network) -> Model:
+  """The Model of a Network, begun with its values, which may be others than those that it was loaded with."""
+  model = network.model
+
+  def init(key: Any, inputs: Any) -> tuple[Params, State]:
+    del key, inputs
+    return network.params, network.model_state
+
+  def apply(*args: Any, **kwargs: Any) -> Any:
+    return model.apply(*args, **kwargs)
+
+  vars(apply).update({'around': (), **vars(model.apply)})  # what is known of it, and that nobody standardizes for it
+  return model._replace(init=init, apply=apply)

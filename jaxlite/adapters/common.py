@@ -157,6 +157,28 @@ def restore(layout: Layout, nested: Mapping[str, Any]) -> Any:
   return layout.treedef.unflatten([found[name] for name in layout.names])
 
 
+def taken_back(held: Any, given: Mapping[str, Any]) -> Layout:
+  """Returns the layout of what a module holds, where the given values are exactly those of it.
+
+  Raises:
+    ValueError: a value is missing, unknown or of another shape.
+  """
+  layout = layout_of(held)
+  shapes = dict(zip(layout.names, map(np.shape, jax.tree.leaves(held)), strict=True))
+  values = trees.by_path(given)
+  for name in (*shapes, *values):
+    if name not in values or name not in shapes:
+      who, other = ('the network', values) if name not in values else ('this module', shapes)
+      raise ValueError(
+        f'a module takes back its own values; {who} has no {name!r}; nearest: {nearest(name, other)}: give the module '
+        'that was trained'
+      )
+    if np.shape(values[name]) != shapes[name]:
+      got, wanted = list(np.shape(values[name])), list(shapes[name])
+      raise ValueError(f'a module takes back its own values; {name!r} is {got} in the network and {wanted} in it')
+  return layout
+
+
 def plain(tree: Any) -> Any:
   """Turns every mapping inside nested mappings (a Flax FrozenDict, say) into a dict."""
   return {name: plain(value) for name, value in tree.items()} if isinstance(tree, Mapping) else tree

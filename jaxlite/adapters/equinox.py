@@ -110,3 +110,14 @@ def from_equinox(
     return outputs, {**state, 'state': common.nested(carried)} if stateful and held.names else state
 
   return common.build(init, forward)
+
+
+def to_equinox(module: Any, state: Any, params: Params, model_state: State) -> tuple[Any, Any]:
+  """Returns (module, state) that hold values which came from them; what has no arrays is as it was."""
+  import equinox as eqx
+
+  arrays, static = eqx.partition(module, common.is_array)
+  given = trees.merge(params, model_state.get('buffers', {}))
+  node = eqx.combine(common.restore(common.taken_back(arrays, given), given), static)
+  held = model_state.get('state', {})
+  return node, None if state is None else common.restore(common.taken_back(state, held), held)

@@ -57,11 +57,16 @@ def from_haiku(fn: Any, params: Any = None, state: Any = None, *, train_arg: Any
     return values['params'], {'state': values['state']} if values['state'] else {}
 
   def forward(params: Params, state: State, inputs: Any, train: bool, key: Any) -> tuple[Any, State]:
-    modules: dict[str, dict[str, Any]] = {}
-    for name, leaf in trees.by_path(params).items():
-      owner, _, own = name.rpartition('/')
-      modules.setdefault(owner, {})[own] = leaf
-    outputs, new = fn.apply(modules, state.get('state', {}), key, inputs, **mode(train))
+    outputs, new = fn.apply(to_haiku(params), state.get('state', {}), key, inputs, **mode(train))
     return outputs, {'state': common.plain(new)} if state else state
 
   return common.build(init, forward)
+
+
+def to_haiku(params: Params) -> dict[str, dict[str, Any]]:
+  """Returns params as Haiku has them: by the module's name, then by their own."""
+  modules: dict[str, dict[str, Any]] = {}
+  for name, leaf in trees.by_path(params).items():
+    owner, _, own = name.rpartition('/')
+    modules.setdefault(owner, {})[own] = leaf
+  return modules

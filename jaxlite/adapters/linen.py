@@ -80,4 +80,6 @@ def from_linen(module: Any, variables: Any = None, *, train_arg: Any = ...) -> M
     outputs, new = module.apply(given, inputs, rngs=rngs, mutable=list(state), **mode(train))
     return outputs, {name: common.plain(nn.unbox(new[name])) for name in state}
 
-  return common.build(init, forward)
+  model = common.build(init, forward)
+  model.apply.module = module  # type: ignore[attr-defined]  # so that a run can say what it is made of
+  return model

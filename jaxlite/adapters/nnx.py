@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxlite import errors
+from jaxlite import errors, trees
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State, stream
 
@@ -45,8 +46,7 @@ def from_nnx(module: Any, *, train_arg: Any = ...) -> Model:
     signed = module.__init__ if isinstance(module, type) else module  # NNX's metaclass hides a class's own signature
     return module(rngs=rngs) if 'rngs' in common.parameters_of(signed) else module(rngs)
 
-  def value(leaf: Any) -> Any:
-    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+  value = functools.partial(_value, nnx)
 
   def values(node: Any, where: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     found = dict(nnx.to_flat_state(nnx.state(node)))
@@ -96,3 +96,31 @@ def from_nnx(module: Any, *, train_arg: Any = ...) -> Model:
     return outputs, {'state': common.nested(values(node, at['state']))} if train and state else state
 
   return common.build(init, forward)
+
+
+def to_nnx(module: Any, params: Params, model_state: State) -> Any:
+  """Returns values that came from an NNX module as the `nnx.State` that `nnx.update(module, state)` takes."""
+  from flax import nnx
+
+  if not isinstance(module, nnx.Module):
+    raise TypeError(f'an nnx.Module takes values back; got {common.kind_of(module)}')
+  probe = nnx.clone(module)
+  nnx.pop(probe, nnx.Intermediate)
+  leaves = {path: leaf for path, leaf in nnx.to_flat_state(nnx.state(probe)) if not _is_random(nnx, leaf)}
+  held = {'/'.join(map(str, path)): _value(nnx, leaf) for path, leaf in leaves.items()}
+  given = trees.merge(params, model_state.get('state', {}))
+  found = common.restore(common.taken_back(held, given), given)
+  return nnx.from_flat_state(
+    {
+      path: leaf.replace(found[name]) if isinstance(leaf, nnx.Variable) else found[name]
+      for (path, leaf), name in zip(leaves.items(), held, strict=True)
+    }
+  )
+
+
+def _is_random(nnx: Any, leaf: Any) -> bool:
+  return isinstance(leaf, nnx.RngKey | nnx.RngCount)
+
+
+def _value(nnx: Any, leaf: Any) -> Any:
+  return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf

@@ -1,38 +1,58 @@
-"""Gives back what a run made: a network that predicts, without the code that trained it."""
+"""Gives back what a run made: a network that predicts without the code that trained it, and with it is opened again."""
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxlite import errors, tasks
+from jaxlite import errors, tasks, trees
 from jaxlite.checkpoint import load_arrays
-from jaxlite.contract import CONST, Network, join_const
-from jaxlite.deployment import stablehlo
+from jaxlite.contract import CONST, Network, Recipe, join_const
+from jaxlite.deployment import opening, stablehlo
 from jaxlite.host.sealed import Damaged, read_sealed
-from jaxlite.tasks.task import Task
+from jaxlite.tasks.task import Facts, Task
 
 
-def load(workdir: str | os.PathLike[str], which: str | int = 'best', *, task: Task | None = None) -> Network:
-  """Gives back what a run made, ready to predict, without the code that trained it.
+def load(
+  workdir: str | os.PathLike[str],
+  which: str | int = 'best',
+  *,
+  model: Any = None,
+  recipe: Recipe | None = None,
+  task: Task | None = None,
+) -> Network:
+  """Gives back what a run made, ready to predict, without the code that trained it; with its model, ready for more.
+
+  Without `model` a network predicts, teaches (`jl.distill`) and no more: what a run wrote is a compiled program. With
+  it the values stand in the model again, preprocessing around them, and the network can be quantized (`jl.ptq`,
+  `jl.quantize`, `jl.coverage`), pruned (`jl.pruning.gather_statistics`, `sparsegpt`), hinted from, trained on
+  (`jl.train(model=network)`) and given back to its framework (`jl.give_back`). One that was made of a reference
+  network (`jl.models`, or no model at all) is so without being told. Parameters are the network's own: averages are
+  taken, masks merged, and what else hooks added is left out.
 
   Args:
     workdir: the run's folder.
     which: 'best' by validation, 'latest', or a step that is kept.
+    model: what was trained, as `jl.train` took it; its own values do not matter. A network of another function is
+      refused: on the same inputs it has to give what the run gives.
+    recipe: beside the model, of a run that trained in few bits: its recipe, which computes them. `jl.chain()`, a recipe
+      of nothing, takes the weights as floats.
     task: the run's own task, where it is none of jaxlite's: it says what outputs mean.
 
   Returns:
     A Network: `.predict(inputs)` takes raw inputs as in training, arrays [B, ...] or what the data set was made of
     (a table's rows, texts), and holds the preprocessing; `.predict_labels` and `.predict_proba` answer in the task's
-    terms. It is also what `jl.distill` takes as a teacher.
+    terms.
 
   Raises:
     FileNotFoundError: no run, or no checkpoint, is there.
     ImportError: Orbax or flatbuffers is not installed.
+    ValueError: a file is damaged; the model or the recipe is not the one that was trained.
   """
+  if recipe is not None and model is None:
+    raise ValueError('recipe= says what stands around a model, so it needs model= too')
   errors.need('jaxlite.load', 'orbax.checkpoint', 'flatbuffers')
   folder = Path(workdir)
   inside = [path.parent.name for path in sorted(folder.glob('*/config.json'))]
@@ -50,15 +70,47 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best', *, task: Ta
   if found is None:
     raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
   arrays: Mapping[str, Any] = found.state
-  network = stablehlo.load_program(folder, arrays['params'], join_const(arrays['model_state'], arrays['const']))
-  return network._replace(**_meaning(folder, task))
+  stored = stablehlo.read_program(folder)
+  params, state = arrays['params'], join_const(arrays['model_state'], arrays['const'])
+  values = trees.by_path({'params': params, 'model_state': state})
+  meaning = _meaning(folder, task)
+  if model is not None:
+    network = opening.opened(stored, values, model, recipe, meaning.task, meaning.facts)
+  else:
+    network = opening.reopened(stored, values, meaning.task, meaning.facts) or stablehlo.sealed_network(
+      stored, params, state
+    )
+  answer = None if meaning.task is None else Answer(meaning.task, meaning.facts)
+  return network._replace(encode=meaning.encode, answer=answer)
 
 
-def _meaning(folder: Path, task: Task | None) -> dict[str, Any]:
+class Answer(NamedTuple):
+  """What a network's outputs mean.
+
+  Attributes:
+    task: what was learned.
+    facts: what is known of it.
+  """
+
+  task: Task
+  facts: Facts
+
+  def __call__(self, outputs: Any) -> dict[str, Any]:
+    """Returns what a user wants of outputs, by name."""
+    return self.task.answer(outputs, self.facts)
+
+
+class _Meaning(NamedTuple):
+  task: Task | None = None
+  facts: Facts = {}  # noqa: RUF012
+  encode: Any = None
+
+
+def _meaning(folder: Path, task: Task | None) -> _Meaning:
   """How raw inputs become arrays and outputs answers, as the run wrote it down; what is missing stays None."""
   path = folder / 'task.json'
   if not path.exists():
-    return {}
+    return _Meaning()
   try:
     saved = read_sealed(path)
     name, facts, encoder = saved['task'], saved['facts'], saved['encoder']
@@ -77,7 +129,4 @@ def _meaning(folder: Path, task: Task | None) -> dict[str, Any]:
     from jaxlite.data.encoders import load_encoder
 
     encode = load_encoder(encoder)
-  return {
-    'encode': encode,
-    'answer': functools.partial(task.answer, facts=facts) if task is not None else None,
-  }
+  return _Meaning(task, facts, encode)

@@ -97,6 +97,7 @@ def distill(
 
     return terms
 
+  model = teachers.brought(model, who)
   return Side(name, model=model, loss=add, distribution=several or teachers.compares_classes(loss))
 
 

@@ -75,8 +75,8 @@ def hint(
   tap '<name>/logits', which `distill('<name>/logits')` takes as its teacher.
 
   Args:
-    teacher: a Network, or a function from inputs to outputs. One that `jaxlite.load` gives is sealed: for hints
-      build its model and give Network(model, params, model_state).
+    teacher: a Network, or a function from inputs to outputs. Of a run, `jaxlite.load(workdir, model=...)`: one that
+      was loaded without its model shows nothing of its inside.
     pairs: {the student's tap: the teacher's tap}.
     scale: of the term: the mean over pairs, layers and examples.
     loss: (student, teacher) -> float[B], of features: `mean_squared`, `attention_transfer`, `rkd` or your own.
@@ -189,7 +189,7 @@ def hint(
 
     return terms
 
-  return Side(name, model=model, loss=add)
+  return Side(name, model=teachers.brought(model, [teacher]), loss=add)
 
 
 def _with_features(

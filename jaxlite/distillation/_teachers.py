@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 
-from jaxlite.contract import APART, TAPS, Context, Network
+from jaxlite.contract import APART, TAPS, Context, Model, Network
 from jaxlite.distillation._dist import dist
 from jaxlite.distillation._dkd import dkd
 from jaxlite.distillation._kd import check_classes, kd
@@ -59,6 +59,12 @@ def check_share(alpha: Share, what: str) -> None:
   """Raises ValueError where alpha is no share. What a schedule gives is its own affair."""
   if not callable(alpha) and not 0 <= alpha <= 1:
     raise ValueError(f"{what}: alpha is the teacher's share of the loss, in [0, 1]; got {alpha}")
+
+
+def brought(model: Callable[[Model], Model], who: Sequence[Any]) -> Callable[[Model], Model]:
+  """Returns a hook's `model`, which says which networks it runs: whoever has the data looks whether they fit."""
+  model.networks = tuple(one for one in who if is_network(one))  # type: ignore[attr-defined]
+  return model
 
 
 def values_of(teacher: Teacher) -> dict[str, Any]:

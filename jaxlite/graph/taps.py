@@ -146,6 +146,8 @@ def read(
   plan = provenance.read(jaxpr, tags)
   candidates = list(_candidates(jaxpr, plan, (), (), ''))
   wanted = [names] if isinstance(names, str) else list(names)
+  if not candidates:
+    walk.refuse_sealed(jaxpr, what)
   found = {name: _pick(name, candidates, what) for name in wanted}
   only = _only(plan, (), {tap.where for tap in found.values()})
   return Program(jaxpr, only, jax.tree.structure(shapes), found)

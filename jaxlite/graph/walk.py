@@ -23,6 +23,10 @@ CALLS = {
   'custom_vjp_call': 'call_jaxpr',
 }
 
+# How a program that `jax.export` wrote is called: a network that was loaded without its model. Nobody sees inside.
+SEALED = 'call_exported'
+GIVE_MODEL = 'give its model, jaxlite.load(workdir, model=...), and recipe= too where it trained in few bits'
+
 
 def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
   """Returns the bare jaxpr and its constants, of a closed or an open one.
@@ -96,3 +100,14 @@ def scan_layout(eqn: Any) -> tuple[int, int]:
     return eqn.params['num_consts'], eqn.params['num_carry']
   consts, carry, _ = eqn.params['ft_in'].unpack()  # jax 0.12 keeps the three groups as trees
   return len(list(consts)), len(list(carry))
+
+
+def refuse_sealed(jaxpr: Any, what: str) -> None:
+  """Raises ValueError where a program calls one that is sealed, in whose inside `what` would do nothing.
+
+  Args:
+    jaxpr: open or closed.
+    what: names the asking part.
+  """
+  if has_primitive(jaxpr, SEALED):
+    raise ValueError(f'{what} cannot see inside a network that was loaded without its model: {GIVE_MODEL}')

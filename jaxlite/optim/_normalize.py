@@ -61,6 +61,8 @@ def normalize(mean: Any, std: Any, *, name: str = 'normalize') -> Hook:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       constants = {'mean': jax.tree.map(jnp.asarray, mean), 'std': jax.tree.map(jnp.asarray, std)}
       params, state = inner.init(key, standardize(with_const({}, name, constants), inputs))
+      if name in state.get(CONST, {}):
+        raise ValueError(f'{name}: this model standardizes its inputs already, as a loaded network does: leave it out')
       return params, with_const(state, name, constants)
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxlite import trees
-from jaxlite.contract import Batch, Context, Model
+from jaxlite.contract import Batch, Context, Model, Network
 from jaxlite.graph import layouts, provenance, rewrite, walk
 from jaxlite.graph.model import model_tags
 from jaxlite.tasks import running
@@ -44,8 +44,8 @@ class Calibration(NamedTuple):
 
 
 def gather_statistics(
-  model: Model | Callable[[Any, Any], Any],
-  params: Any,
+  model: Model | Network | Callable[[Any, Any], Any],
+  params: Any = None,
   model_state: Any = None,
   batches: Iterable[Batch] = (),
   *,
@@ -55,7 +55,8 @@ def gather_statistics(
   """Runs batches through a network and records what reaches each weight.
 
   Args:
-    model: a Model, run as in evaluation; or a function (params, inputs) -> outputs.
+    model: a Model, run as in evaluation; or a function (params, inputs) -> outputs; or a Network, such as
+      `jaxlite.load` gives, which brings its values.
     params: its parameters.
     model_state: of a Model.
     batches: dicts with 'inputs', and with what the loss reads. Batches of one shape are compiled once.
@@ -73,6 +74,12 @@ def gather_statistics(
   >>> found.norms['w'].tolist(), found.grams['w'].tolist()
   ([[5.0], [1.0]], [[[25.0, 4.0], [4.0, 1.0]]])
   """
+  if isinstance(model, Network):
+    if params is not None or model_state is not None:
+      raise ValueError('gather_statistics: a Network brings its values: give batches= alone')
+    model, params, model_state, encode = model.model, model.params, model.model_state, model.encode
+    if encode is not None:
+      batches = ({**batch, 'inputs': encode(batch['inputs'])} for batch in batches)
   apply = _forward(model)
   model_state = {} if model_state is None else model_state
   totals, gradients, weights = None, None, []
@@ -135,6 +142,7 @@ def _trace(apply: Any, params: Any, state: Any, inputs: Any) -> _Program:
 def _read(apply: Any, params: Any, state: Any, inputs: Any) -> tuple[dict[str, Any], dict[str, str]]:
   program = _trace(apply, params, state, inputs)
   if not program.weights:
+    walk.refuse_sealed(program.jaxpr, 'gather_statistics')
     raise ValueError('gather_statistics finds no contraction of a parameter with an activation: pass weights as params')
   known = layouts.layouts_of(program.uses)
   recorded = {use.path for name in _wanted(program) for use in program.uses[name]}

@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Hook, Model, Params, State, drop_extras, with_const
-from jaxlite.graph import provenance
+from jaxlite.graph import provenance, walk
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
 from jaxlite.quantization import _program as quant_program
@@ -95,6 +95,7 @@ def lsq(
       program, leaves = quant_program.trace_model(
         model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32)
       )
+      walk.refuse_sealed(program.jaxpr, name)
       chosen = quant_program.check(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
       ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxlite.contract import Network, Params, State
+from jaxlite.graph import walk
 from jaxlite.graph.provenance import Site
 from jaxlite.quantization import _calibration as calibration
 from jaxlite.quantization import _numerics as numerics
@@ -43,7 +44,7 @@ def ptq(
   Args:
     network: a float network: a Model with its params and state.
     batches: a few batches of data such as will be met: dicts with 'inputs' (examples of 'weight' 0 do not count), or
-      bare inputs, [B, ...]. One pass is made.
+      bare inputs, [B, ...]; what the network's `encode` takes (rows, texts) is encoded. One pass is made.
     bits: 2 to 8, of weights and activations, or a pair of theirs; (4, None) leaves activations float.
     calibrate: `by_min_max()`, `by_percentile(percent)` or `by_mse()`; None is `by_percentile(99.9)`.
     clip: clip the largest weights of each output channel where that lessens the mean squared error of all (see
@@ -54,8 +55,8 @@ def ptq(
     real: execute int8 operands into int32 instead of integer-valued float32.
 
   Returns:
-    A Network of the same params (clipped, where asked); its ranges stand in `model_state['jl.fake_quant']`, where
-    training can go on from with `fake_quant`.
+    The Network with the same params (clipped, where asked), encoding and answering as before; its ranges stand in
+    `model_state['jl.fake_quant']`, where training can go on from with `fake_quant`.
 
   Raises:
     ValueError: no batches; nothing to quantize, or a network that is quantized already; an activation that no
@@ -85,6 +86,7 @@ def ptq(
     program, leaves = quant_program.trace_model(
       network.model, params, state, inputs, train=False, key=None, step=None, pairs=attention
     )
+    walk.refuse_sealed(program.jaxpr, 'ptq')
     chosen = quant_program.check(program.plan, number, rules, 'ptq')
     wanted = {site: own for site, own in chosen.items() if own is not None and own.activation is not None}
     bits_of.update({site: own.activation for site, own in wanted.items()})
@@ -94,7 +96,7 @@ def ptq(
   bits_of: dict[str, Any] = {}
   collect, any_batch = jax.jit(histograms), False
   for batch in batches:
-    any_batch, inputs = True, _inputs(batch)
+    any_batch, inputs = True, _inputs(network, batch)
     for site, new in collect(network.params, network.model_state, inputs).items():
       new = jax.tree.map(np.asarray, new)._replace(counts=np.asarray(new.counts, np.int64))
       seen[site] = calibration.merge(seen[site], new) if site in seen else new
@@ -104,7 +106,8 @@ def ptq(
   activations = frozen_ranges(ranges) if ranges else dynamic_ranges()
   hook = fake_quant(number, rules=rules, activations=activations, attention=attention, real=real)
   params = clip_params(network, inputs, number, rules) if clip else network.params
-  return Network(hook.model(network.model), params, {**network.model_state, f'jl.{hook.name}': ranges})
+  state = {**network.model_state, f'jl.{hook.name}': ranges}
+  return network._replace(model=hook.model(network.model), params=params, model_state=state)
 
 
 def _range(seen: Histogram, bits: int, calibrate: Calibrate) -> numerics.Range:
@@ -141,11 +144,12 @@ _HISTOGRAMS = quant_program.Combine(
 )
 
 
-def _inputs(batch: Any) -> Any:
-  if not (isinstance(batch, Mapping) and 'inputs' in batch):
-    return batch
-  weight = batch.get('weight')
+def _inputs(network: Network, batch: Any) -> Any:
+  named = isinstance(batch, Mapping) and 'inputs' in batch
+  inputs = batch['inputs'] if named else batch
+  inputs = inputs if network.encode is None else network.encode(inputs)
+  weight = batch.get('weight') if named else None
   if weight is None or np.all(np.asarray(weight) > 0):
-    return batch['inputs']
+    return inputs
   kept = np.flatnonzero(np.asarray(weight) > 0)
-  return jax.tree.map(lambda leaf: leaf[kept], batch['inputs'])
+  return jax.tree.map(lambda leaf: leaf[kept], inputs)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxlite.contract import Hook, Model, Params, State, drop_extras
+from jaxlite.graph import walk
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
 from jaxlite.quantization._account import account_of
@@ -83,6 +84,7 @@ def fake_quant(
       program, _ = quant_program.trace_model(
         model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32), pairs=attention
       )
+      walk.refuse_sealed(program.jaxpr, name)
       chosen = quant_program.check(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
       ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]

@@ -14,6 +14,9 @@ import jax
 import numpy as np
 
 from jaxlite import trees
+from jaxlite.contract import Network
+from jaxlite.graph import walk
+from jaxlite.graph.model import model_tags
 from jaxlite.graph.provenance import DATA, weight
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
@@ -49,7 +52,7 @@ class Coverage(NamedTuple):
 
 
 def quantize(
-  fn: Callable[..., Any],
+  fn: Callable[..., Any] | Network,
   *,
   bits: BitsLike = 8,
   weights: int | Sequence[int] = 0,
@@ -66,7 +69,8 @@ def quantize(
   `jax.grad` of the result, not the other way round.
 
   Args:
-    fn: any function of pytrees of arrays; leaves that are no arrays are passed as they are.
+    fn: any function of pytrees of arrays; leaves that are no arrays are passed as they are. Or a Network, such as
+      `jaxlite.load` gives: the result is then a function of its inputs.
     bits: 2 to 8, of weights and activations, or a pair of theirs; (4, None) leaves activations float.
     weights: position(s) of the arguments that hold the weights.
     real: execute int8 operands into int32 instead of integer-valued float32. Bit-equal while
@@ -97,6 +101,7 @@ def quantize(
 
   def quantized(*args: Any, **kwargs: Any) -> Any:
     program, leaves = _program(fn, weights, args, kwargs, attention)
+    walk.refuse_sealed(program.jaxpr, 'quantize')
     chosen = quant_program.check(program.plan, number, rules, 'quantize')
     unknown = sorted(set(ranges or {}) - set(chosen))
     if unknown:
@@ -110,12 +115,16 @@ def quantize(
 
 
 def observe(
-  fn: Callable[..., Any], *, weights: int | Sequence[int] = 0, rules: Rules | None = None, attention: bool = False
+  fn: Callable[..., Any] | Network,
+  *,
+  weights: int | Sequence[int] = 0,
+  rules: Rules | None = None,
+  attention: bool = False,
 ) -> Callable[..., tuple[Any, dict[str, numerics.Range]]]:
   """Returns the function in float, giving also the ranges of its activations, for `quantize(ranges=)`.
 
   Args:
-    fn: any function of pytrees of arrays.
+    fn: as in `quantize`.
     weights: position(s) of the arguments that hold the weights.
     rules: as in `quantize`; sites kept float are not observed.
     attention: as in `quantize`.
@@ -132,6 +141,7 @@ def observe(
 
   def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, numerics.Range]]:
     program, leaves = _program(fn, weights, args, kwargs, attention)
+    walk.refuse_sealed(program.jaxpr, 'observe')
     chosen = quant_program.check(program.plan, check_bits(numerics.MAX_BITS, 'observe'), rules, 'observe')
     return quant_program.run(program, leaves, chosen, quant_program.observing, quant_program.RANGES)
 
@@ -139,7 +149,7 @@ def observe(
 
 
 def coverage(
-  fn: Callable[..., Any],
+  fn: Callable[..., Any] | Network,
   *,
   bits: BitsLike = 8,
   weights: int | Sequence[int] = 0,
@@ -149,7 +159,7 @@ def coverage(
   """Tells what `quantize` with the same arguments would do to a function: every contraction, and why not.
 
   Args:
-    fn: any function of pytrees of arrays.
+    fn: as in `quantize`.
     bits: as in `quantize`.
     weights: as in `quantize`.
     rules: as in `quantize`.
@@ -171,6 +181,7 @@ def coverage(
 
   def covered(*args: Any, **kwargs: Any) -> list[Coverage]:
     program, _ = _program(fn, weights, args, kwargs, attention)
+    walk.refuse_sealed(program.jaxpr, 'coverage')
     sites = program.plan.all_sites()
     decide = quant_program.check if rules else quant_program.bits_by_site
     chosen = decide(program.plan, number, rules, 'coverage')
@@ -191,8 +202,14 @@ def coverage(
 
 
 def _program(
-  fn: Callable[..., Any], weights: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], attention: bool
+  fn: Callable[..., Any] | Network,
+  weights: int | Sequence[int],
+  args: Sequence[Any],
+  kwargs: dict[str, Any],
+  attention: bool,
 ) -> tuple[quant_program.Program, list[Any]]:
+  if isinstance(fn, Network):
+    return _of_network(fn, weights, args, kwargs, attention)
   positions = (weights,) if isinstance(weights, int) else tuple(weights)
   for position in positions:
     if not 0 <= position < len(args):
@@ -217,6 +234,22 @@ def _program(
     return fn(*args, **kwargs)
 
   return quant_program.trace(of_arrays, [arrays], tags, pairs=attention), arrays
+
+
+def _of_network(
+  network: Network, weights: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], attention: bool
+) -> tuple[quant_program.Program, list[Any]]:
+  """The program of a network, as it predicts."""
+  if weights != 0 or len(args) != 1 or kwargs:
+    raise ValueError('a Network brings its weights: call the result with inputs alone, and leave weights= out')
+  inputs = args[0] if network.encode is None else network.encode(args[0])
+  params, state = network.params, network.model_state
+
+  def forward(params: Any, state: Any, inputs: Any) -> Any:
+    return network.model.apply(params, state, inputs, train=False, key=None)[0]
+
+  given = [params, state, inputs]
+  return quant_program.trace(forward, given, model_tags(*given, None, None), pairs=attention), jax.tree.leaves(given)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -14,11 +14,12 @@ from typing import Any
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.config.schema import Config
 from jaxlite.config.serialize import as_saved, compare, to_dict
-from jaxlite.contract import Network, join_const
+from jaxlite.contract import Hook, Network, Side, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import write_text
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
+from jaxlite.quantization import weight_bits
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
 from jaxlite.run import identity, records
@@ -28,6 +29,7 @@ from jaxlite.run.record import Record, recorded
 from jaxlite.run.setup import REWRITES, Setup
 from jaxlite.run.workdir import lock
 from jaxlite.tasks.task import Figure
+from jaxlite.version import __version__
 
 _FORMAT = 1
 _CONFIG, _TASK = 'config.json', 'task.json'
@@ -147,11 +149,31 @@ def write_program(setup: Setup, folder: Path, say: Say, *, anew: bool = False) -
     return
   shapes = setup.abstract
   values = Network(setup.train.model, shapes.params, join_const(shapes.model_state, shapes.const))
-  reason = stablehlo.save_program(folder, setup.train.model, setup.recipe, values, setup.first_batch['inputs'])
+  inputs = setup.first_batch['inputs']
+  reason = stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs, _made(setup, values))
   if reason:
     say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
   elif damage:
     say(f'{folder / "program.bin"} or its program.json is missing or damaged: written again')
+
+
+def _made(setup: Setup, values: Network) -> dict[str, Any]:
+  """What whoever opens the network must know: which one it is, what the run put around it, and what else is there."""
+  made: dict[str, Any] = {'version': __version__, 'around': list(setup.around)}
+  unchanged = Hook._field_defaults['model']
+  hooks = [part for part in setup.recipe.parts if isinstance(part, Hook) and part.model is not unchanged]
+  network = setup.network.apply
+  loaded = hasattr(network, 'around')  # with whatever was around it
+  made['plain'] = not loaded and all(isinstance(part, Side) or part.name in setup.around for part in hooks)
+  if not made['plain']:
+    bits = weight_bits(setup.train.model, values.params, values.model_state, setup.first_batch['inputs'])
+    made['quantized'] = bool(bits)
+  described = getattr(network, 'made_of', None)
+  if (module := getattr(network, 'module', None)) is not None:
+    from jaxlite.models.saved import described as describe  # Flax, which is there where a module of it is
+
+    described = describe(module)
+  return {**made, 'network': described} if described else made
 
 
 def begin(folder: Path, config: Config, began: Identity, about: dict[str, Any]) -> None:

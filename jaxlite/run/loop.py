@@ -58,7 +58,9 @@ def train(
   Args:
     config: what to train and how. `config.model` and `config.recipe` are called after all overrides.
     workdir: the run's folder: config, checkpoints, metrics, report.
-    model: instead of `config.model`: a Model, or a network of any framework that `jl.adapt` takes.
+    model: instead of `config.model`: a Model, or a network of any framework that `jl.adapt` takes. A Network, such as
+      `jl.load(workdir, model=...)` gives, is trained on from its values; it keeps its own preprocessing, and the data
+      have to agree with it.
     data: instead of `config.data.source`: a `jaxlite.data.Dataset`, or arrays (inputs, labels) or (inputs, labels,
       weight) from which validation and test are carved.
     fresh: what is in the workdir is moved aside, and the run starts again.

@@ -13,11 +13,11 @@ from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config
-from jaxlite.contract import Hook, Model, Recipe, chain
+from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.errors import nearest
 from jaxlite.optim import normalize
-from jaxlite.run import defaults
+from jaxlite.run import agreement, defaults
 from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train, train_step
@@ -41,6 +41,7 @@ class Setup(NamedTuple):
   first_batch: Any
   began: Any  # the jaxpr of the first state
   score: str  # the metric that picks the best model
+  around: tuple[str, ...]  # the hooks that stand around the model whatever the recipe says, by name
 
 
 def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
@@ -60,11 +61,17 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   if not isinstance(recipe, Recipe):
     raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
   _check_parts(recipe, data.task)
-  recipe = chain(normalize(data.mean, data.std), recipe, *_present(data.task.hook(data.facts)))
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
     model = absolute.model(absolute) if absolute.model is not None else defaults.model(data, first['inputs'])
+  if isinstance(model, Network):
+    data = agreement.started(model, data)
+  agreement.check_teachers(recipe, data)
   network = adapt(model)
+  around = getattr(network.apply, 'around', None)
+  if around is None:
+    outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
+    recipe, around = chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *inner))
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, config.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
   key = jax.random.key(config.seed)
@@ -77,7 +84,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
   jax.eval_shape(metric.update, jax.eval_shape(metric.init), outputs, first, terms['task'])
   if metric.keep is not None:
     jax.eval_shape(metric.keep, outputs, first)
-  return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score)
+  return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score, around)
 
 
 def dataset_of(config: Config, data: Any) -> datasets.Dataset:
@@ -127,5 +134,5 @@ def _check_task(config: Config, data: datasets.Dataset, task: Task) -> None:
     )
 
 
-def _present(hook: Any) -> tuple[Any, ...]:
-  return () if hook is None else (hook,)
+def _present(hook: Hook | None) -> tuple[Hook, ...]:
+  return () if hook is None or hook == Hook(hook.name) else (hook,)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlite import trees
+from jaxlite.adapters import adapt
 from jaxlite.contract import (
   TAPS,
   Batch,
@@ -22,6 +23,7 @@ from jaxlite.contract import (
   Grad,
   Loss,
   Model,
+  Network,
   Params,
   Recipe,
   Selective,
@@ -61,7 +63,7 @@ class Train(NamedTuple):
 
 
 def train_step(
-  model: Model,
+  model: Model | Network,
   loss: Callable[[Any, Batch], jax.Array],
   recipe: Recipe,
   *,
@@ -70,7 +72,7 @@ def train_step(
   """Builds the functions that train a model by a recipe.
 
   Args:
-    model: from an adapter.
+    model: from an adapter; or a Network, whose values are the start.
     loss: (outputs, batch) -> float[B]; or a scalar, where examples have no weight and are not accumulated.
     recipe: from `jl.chain`; it holds an optimizer.
     rewrites: whether the programs for CPU take faster forms of pools and convolutions (see `for_cpu`): by shape, or
@@ -97,6 +99,7 @@ def train_step(
     raise TypeError(f'train_step takes a recipe from jl.chain(...); got {type(recipe).__name__}')
   if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
     raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
+  model = adapt(model) if isinstance(model, Network) else model
   wrapped = _read_at_point(recipe.model(model))
   terms = recipe.loss(lift_loss(loss))
   inner = gradient_of(wrapped, terms)
