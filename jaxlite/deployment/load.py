@@ -51,8 +51,6 @@ def load(
     ImportError: Orbax or flatbuffers is not installed.
     ValueError: a file is damaged; the model or the recipe is not the one that was trained.
   """
-  if recipe is not None and model is None:
-    raise ValueError('recipe= says what stands around a model, so it needs model= too')
   errors.need('jaxlite.load', 'orbax.checkpoint', 'flatbuffers')
   folder = Path(workdir)
   inside = [path.parent.name for path in sorted(folder.glob('*/config.json'))]
@@ -74,6 +72,10 @@ def load(
   params, state = arrays['params'], join_const(arrays['model_state'], arrays['const'])
   values = trees.by_path({'params': params, 'model_state': state})
   meaning = _meaning(folder, task)
+  if recipe is not None and model is None:
+    model = opening.reference(stored)
+    if model is None:
+      raise ValueError('recipe= says what stands around a model, and this run was made of one of your own: give model=')
   if model is not None:
     network = opening.opened(stored, values, model, recipe, meaning.task, meaning.facts)
   else:

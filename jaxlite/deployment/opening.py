@@ -74,24 +74,34 @@ def reopened(stored: Stored, served: Mapping[str, Any], task: Task | None, facts
 
   A run of few bits stays sealed: what computes its integers stands in its recipe.
   """
-  made = stored.made
-  if made.get('quantized') or 'network' not in made:
+  made, module = stored.made, reference(stored)
+  if made.get('quantized') or module is None:
+    return None
+  try:
+    if not made.get('plain') or made.get('version') != __version__:
+      return opened(stored, served, module, None, task, facts)
+    own = stored.own(served) or {}
+    wrapped = chain(*_around(stored, own, task, facts, (), ())).model(adapt(module))
+    if stored.input_tree().num_leaves > 1 and 'normalize' in made['around']:  # statistics with None among them
+      params, state = _filled(wrapped, stored, own, served)
+    else:  # as the run wrote it: nothing is traced
+      found = trees.nest(own)
+      params, state = found['params'], found.get('model_state', {})
+    return _network(wrapped, stored, params, state, made['around'])
+  except Exception:  # a network of another version, or one that nobody wrote: what was stored still predicts
+    return None
+
+
+def reference(stored: Stored) -> Any:
+  """Returns the network of `jaxlite.models` that a run says it was made of; None where it names none."""
+  told = stored.made.get('network')
+  if told is None:
     return None
   try:
     from jaxlite.models import saved
   except ImportError:  # no Flax: what was written predicts without it
     return None
-  module = saved.made(made['network'])
-  own = stored.own(served)
-  if module is None or own is None:
-    return None
-  try:
-    if not made.get('plain') or made.get('version') != __version__:
-      return opened(stored, served, module, None, task, facts)
-    wrapped = chain(*_around(stored, own, task, facts, (), ())).model(adapt(module))
-    return _network(wrapped, stored, *_filled(wrapped, stored, own, served), made.get('around', ()))
-  except (ValueError, TypeError):  # a network of another version: what was written still predicts
-    return None
+  return saved.made(told)
 
 
 def _network(model: Model, stored: Stored, params: Params, state: State, around: Any) -> Network:

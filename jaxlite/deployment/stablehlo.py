@@ -153,7 +153,8 @@ class Stored(NamedTuple):
   def made(self) -> dict[str, Any]:
     """What is known of how the model was made; empty where the run is of an older version."""
     made = self.about.get('made')
-    return made if isinstance(made, dict) else {}
+    around = made.get('around') if isinstance(made, dict) else None
+    return made if isinstance(around, list) and all(isinstance(one, str) for one in around) else {}
 
   def inputs(self) -> list[jax.ShapeDtypeStruct]:
     """Returns the shapes of one example of raw inputs, [1, ...], flat."""

@@ -37,12 +37,14 @@ def described(module: Any) -> dict[str, Any] | None:
   return {'network': kind.__name__, 'fields': fields}
 
 
-def made(told: Mapping[str, Any]) -> Any:
+def made(told: Any) -> Any:
   """Returns the network that `described` told of; None where it is none of ours.
 
   >>> made(described(SmallCNN(classes=3))).classes
   3
   """
+  if not isinstance(told, Mapping):
+    return None
   kind = {one.__name__: one for one in _NETWORKS}.get(str(told.get('network')))
   fields = told.get('fields')
   if kind is None or not isinstance(fields, Mapping):

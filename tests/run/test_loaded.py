@@ -12,9 +12,7 @@ from loops import config_of
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)
-X = (RNG.normal(size=(160, 6)) * 50 + 300).astype(
-  np.float32
-)  # far from where a network would learn, unless standardized
+X = (RNG.normal(size=(160, 6)) * 50 + 300).astype(np.float32)  # far from where an unstandardized network learns
 Y = (X[:, 0] > 300).astype(int) + (X[:, 1] > 300)
 WORDS = {'praise': ['good', 'fine', 'film'], 'blame': ['bad', 'dull', 'film']}
 
@@ -102,9 +100,7 @@ def test_a_teacher_whose_classes_stand_in_another_order_is_refused(tmp_path):
   trained(tmp_path / 'teacher', data, nn.Dense(2), steps=4)
   teacher = jl.load(tmp_path / 'teacher', model=nn.Dense(2))
   turned = jl.data.from_arrays((X, Y % 2), class_names=['dog', 'cat'])
-  with pytest.raises(
-    ValueError, match='the teacher of distill answers cat, dog, the labels of these data are dog, cat'
-  ):
+  with pytest.raises(ValueError, match=r'the teacher of distill answers cat, dog, .* are dog, cat'):
     trained(tmp_path / 'a', turned, nn.Dense(2), recipe=lambda c, t: jl.chain(jl.distill(teacher), optax.sgd(0.1)))
   with pytest.raises(ValueError, match='the network to train on answers cat, dog'):
     trained(tmp_path / 'b', turned, teacher)
