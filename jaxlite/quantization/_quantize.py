@@ -210,6 +210,7 @@ def _program(
 ) -> tuple[quant_program.Program, list[Any]]:
   if isinstance(fn, Network):
     return _of_network(fn, weights, args, kwargs, attention)
+  call: Callable[..., Any] = fn
   positions = (weights,) if isinstance(weights, int) else tuple(weights)
   for position in positions:
     if not 0 <= position < len(args):
@@ -231,7 +232,7 @@ def _program(
   def of_arrays(arrays: list[Any]) -> Any:
     rest = iter(arrays)
     args, kwargs = jax.tree.unflatten(treedef, [next(rest) if _is_array(leaf) else leaf for leaf in leaves])
-    return fn(*args, **kwargs)
+    return call(*args, **kwargs)
 
   return quant_program.trace(of_arrays, [arrays], tags, pairs=attention), arrays
 
