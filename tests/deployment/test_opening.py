@@ -139,17 +139,22 @@ def test_another_model_of_the_same_shapes_is_not_believed(tmp_path):
     def __call__(self, x):
       return nn.Dense(3, name='b')(self.act(nn.Dense(8, name='a')(x)))
 
+  class Half(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(8, name='a')(x)
+
   program, values, _ = stored(tmp_path, dense('linen', WEIGHTS)[0])
   np.testing.assert_allclose(opened(program, values, Other(nn.relu)).predict(X), reference(), rtol=1e-4, atol=1e-4)
   for act in (nn.gelu, nn.leaky_relu, lambda x: x, lambda x: nn.relu(x) * 1.002):
     with pytest.raises(ValueError, match='not the model that the run trained: on the same inputs outputs differ by'):
       opened(program, values, Other(act))
-  with pytest.raises(ValueError, match=r"has 'a/kernel2?', which the run has not|'a/kernel' is float32\[5, 9\]"):
+  with pytest.raises(ValueError, match=r"'a/bias' is float32\[9\] in this model and float32\[8\] in the run"):
     opened(program, values, linen_dense((5, 9, 3)))
-  with pytest.raises(ValueError, match=r"this model has 'bias', which the run has not; nearest: "):
+  with pytest.raises(ValueError, match="this model has 'bias', which the run has not; nearest: "):
     opened(program, values, nn.Dense(3))
-  with pytest.raises(ValueError, match=r"the run trained 'b/bias', which this model has not"):
-    opened(program, values, nn.Sequential([nn.Dense(8, name='a')]))
+  with pytest.raises(ValueError, match="the run trained 'b/bias', which this model has not"):
+    opened(program, values, Half())
 
 
 def hooks_of(name):

@@ -50,7 +50,7 @@ def test_a_run_of_the_defaults_is_pruned_quantized_and_trained_on_without_being_
   keep = lambda config, total: jl.chain(optax.adam(0.01), jl.hold(masks))  # noqa: E731
   more = trained(tmp_path / 'second', data, network._replace(params=sparse), recipe=keep, said=said)
   assert any('standardized as the given network does it' in line for line in said)
-  assert more.metrics['accuracy'] >= result.metrics['accuracy'] - 0.1
+  assert more.metrics['accuracy'] > 0.6
   again = jl.load(tmp_path / 'second')
   assert accuracy(again, data.test) == more.metrics['accuracy']
   kernel = next(path for path in trees.paths(again.params) if path.endswith('dense2/kernel'))
@@ -70,7 +70,7 @@ def test_a_regression_goes_back_to_its_module_in_the_units_of_its_targets(tmp_pa
   found = np.asarray(after(module.apply(values, before(test.inputs))), np.float64).reshape(-1)
   rmse = np.sqrt(np.mean((found - test.labels) ** 2))
   assert abs(rmse - result.metrics['rmse']) < 1e-4 * result.metrics['rmse']
-  np.testing.assert_allclose(network.predict(test.inputs).reshape(-1), found, rtol=1e-6)
+  np.testing.assert_allclose(network.predict(test.inputs).reshape(-1), found, rtol=1e-4)
 
 
 def test_texts_are_encoded_wherever_a_loaded_network_takes_them(tmp_path):
@@ -79,7 +79,7 @@ def test_texts_are_encoded_wherever_a_loaded_network_takes_them(tmp_path):
   trained(tmp_path / 'run', data, steps=10)
   network = jl.load(tmp_path / 'run')
   wanted = np.asarray(network.predict(rows[:8]))
-  assert len(jl.coverage(network)(rows[:8])) == 2 or len(jl.coverage(network)(rows[:8])) == 1
+  assert all(row.quantized for row in jl.coverage(network)(rows[:8]))
   integers = jl.ptq(network, [rows[:8]])
   np.testing.assert_allclose(integers.predict(rows[:8]), wanted, atol=0.05 * np.abs(wanted).max())
   assert set(integers.predict_labels(rows[:8])) <= set(WORDS)
