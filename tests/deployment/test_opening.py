@@ -85,7 +85,7 @@ def test_a_stored_network_is_opened_worked_on_and_given_back(framework, tmp_path
   np.testing.assert_allclose(after(applied(framework, module, given, before(X))), reference(), rtol=1e-4, atol=1e-4)
 
   assert sum(row.share for row in jl.coverage(network)(X) if row.quantized) == 1
-  if framework not in ('linen', 'equinox'):  # the same equations from here on
+  if framework != 'linen':  # the same equations from here on
     return
   scale = np.abs(reference()).max()
   for integers in (jl.quantize(network)(X), jl.ptq(network, [X]).predict(X)):
@@ -169,7 +169,10 @@ def hooks_of(name):
   }[name]
 
 
-@pytest.mark.parametrize('name', ['average', 'straight_through', 'freeze', 'fake_quant', 'lsq', 'both', 'teacher'])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ('fake_quant', 'freeze')]  # 'both' holds the first
+
+
+@pytest.mark.parametrize('name', ['average', 'straight_through', 'lsq', 'both', 'teacher', *SLOW])
 def test_what_hooks_added_is_in_the_weights_or_asked_for(name, tmp_path):
   few_bits = name in ('fake_quant', 'lsq', 'both')
   recipe = jl.chain(jl.optim.normalize(MEAN, STD), *hooks_of(name), optax.sgd(0.05))
