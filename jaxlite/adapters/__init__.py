@@ -12,7 +12,7 @@ from typing import Any
 from jaxlite.adapters import common
 from jaxlite.adapters.equinox import from_equinox
 from jaxlite.adapters.function import from_function
-from jaxlite.adapters.give_back import GivenBack, give_back
+from jaxlite.adapters._give_back import GivenBack, give_back
 from jaxlite.adapters.haiku import from_haiku
 from jaxlite.adapters.keras import from_keras
 from jaxlite.adapters.linen import from_linen

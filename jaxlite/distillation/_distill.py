@@ -97,8 +97,8 @@ def distill(
 
     return terms
 
-  model = teachers.brought(model, who)
-  return Side(name, model=model, loss=add, distribution=several or teachers.compares_classes(loss))
+  distribution = several or teachers.compares_classes(loss)
+  return Side(name, model=teachers.brought(model, who), loss=add, distribution=distribution)
 
 
 def _shares(weights: Sequence[float] | None, count: int, what: str) -> list[float]:

@@ -77,7 +77,8 @@ def gather_statistics(
   if isinstance(model, Network):
     if params is not None or model_state is not None:
       raise ValueError('gather_statistics: a Network brings its values: give batches= alone')
-    model, params, model_state, encode = model.model, model.params, model.model_state, model.encode
+    network, encode = model, model.encode
+    model, params, model_state = network.model, network.params, network.model_state
     if encode is not None:
       batches = ({**batch, 'inputs': encode(batch['inputs'])} for batch in batches)
   apply = _forward(model)

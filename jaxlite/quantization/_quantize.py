@@ -249,8 +249,9 @@ def _of_network(
   def forward(params: Any, state: Any, inputs: Any) -> Any:
     return network.model.apply(params, state, inputs, train=False, key=None)[0]
 
-  given = [params, state, inputs]
-  return quant_program.trace(forward, given, model_tags(*given, None, None), pairs=attention), jax.tree.leaves(given)
+  given = (params, state, inputs)
+  tags = model_tags(params, state, inputs, None, None)
+  return quant_program.trace(forward, given, tags, pairs=attention), jax.tree.leaves(given)
 
 
 def _is_array(leaf: Any) -> bool:
