@@ -10,9 +10,9 @@ import sys
 from typing import Any
 
 from jaxlite.adapters import common
+from jaxlite.adapters._give_back import GivenBack, give_back
 from jaxlite.adapters.equinox import from_equinox
 from jaxlite.adapters.function import from_function
-from jaxlite.adapters._give_back import GivenBack, give_back
 from jaxlite.adapters.haiku import from_haiku
 from jaxlite.adapters.keras import from_keras
 from jaxlite.adapters.linen import from_linen
