@@ -60,7 +60,7 @@ def others(total: int) -> dict[str, Callable[[Any], list]]:
   model = convnet()
   teacher = jl.Network(model, *model.init(jax.random.key(9), None))
   until = {'begin': 2, 'end': total // 2, 'every': 3}
-  zero = jax.tree.map(lambda leaf: (np.arange(leaf.size).reshape(leaf.shape) % 4 == 0), teacher.params)
+  zero = jax.tree.map(lambda leaf: np.arange(leaf.size).reshape(leaf.shape) % 4 == 0, teacher.params)
   kept = {'dense': {'w': zero['dense']['w'], 'b': None}, 'conv': {'w': None, 'b': None}}
   optim, pruning = jl.optim, jl.pruning
   return {
@@ -137,7 +137,9 @@ def recipe(name: str):
     if name in others(total):
       return jl.chain(*others(total)[name](rate))
     if name.startswith('task_'):
-      return jl.chain(jl.average(0.9), jl.fake_quant(), optax.adam(rate), jl.prune(0.5, begin=2, end=total // 2, every=3))
+      return jl.chain(
+        jl.average(0.9), jl.fake_quant(), optax.adam(rate), jl.prune(0.5, begin=2, end=total // 2, every=3)
+      )
     some = parts(total)[name]
     last = [part for part in some if isinstance(part, jl.contract.Last)]
     rest = [part for part in some if not isinstance(part, jl.contract.Last)]
