@@ -6,7 +6,7 @@ does neither is refused. What depends on constants alone is computed here, once,
 
 from __future__ import annotations
 
-import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Value, pruned
+from jaxlite.deployment.open_batch import SIZES, Trace, joined
+from jaxlite.deployment.operations import Graph, Operation, pruned
 from jaxlite.graph import walk
 
-_SIZES = (2, 3)  # that a function is traced at
 _LONGEST_SCAN = 256  # iterations that are written out one by one
 
 
@@ -36,7 +36,7 @@ _BINARY = _names("""
 _OTHERS = _names("""
   reshape transpose concatenate slice pad rev reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax
   argmin cumsum cumprod cummax cummin dot_general conv_general_dilated reduce_window_max reduce_window_sum
-  broadcast_in_dim gather squeeze dynamic_slice
+  broadcast_in_dim gather squeeze dynamic_slice sort
 """)
 # What leaves its operand as it is when nothing trains.
 _NOTHING = _names('copy copy_p stop_gradient optimization_barrier name sharding_constraint pvary pcast reshard')
@@ -86,10 +86,10 @@ def lower(fn: Callable[..., Any], params: Any, inputs: Any) -> Graph:
     v0 = dot_general(input, w; dimension_numbers=(((1),(0)),((),())))  # float32[B,2]
     v1 = max(v0, c1)  # float32[B,2]
   """
-  return pruned(_joined(*(_trace(fn, params, inputs, size) for size in _SIZES)))
+  return pruned(joined(*(_trace(fn, params, inputs, size) for size in SIZES)))
 
 
-def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int) -> _Writer:
+def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int) -> Trace:
   known, names = trees.flatten(params)[1], [path or 'params' for path in trees.paths(params)]
   paths, leaves, treedef = trees.flatten(inputs)
   shapes = [jax.ShapeDtypeStruct((size, *jnp.shape(leaf)[1:]), jnp.result_type(leaf)) for leaf in leaves]
@@ -98,8 +98,8 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int) -> _Writ
   def flat(known: Sequence[Any], given: Sequence[Any]) -> Any:
     return fn(jax.tree.unflatten(structure, known), jax.tree.unflatten(treedef, given))
 
-  closed, out = jax.make_jaxpr(flat, return_shape=True)(known, shapes)
-  writer = _Writer({}, {}, [], [], [])
+  closed = jax.make_jaxpr(flat)(known, shapes)
+  writer = _Writer({}, {}, [], [], [], {})
   consts = [_Const(jnp.asarray(leaf), jnp.shape(leaf), name) for leaf, name in zip(known, names, strict=True)]
   refs = []
   for path, shape in zip(paths, shapes, strict=True):
@@ -107,10 +107,14 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int) -> _Writ
     refs.append(writer.value(name, shape.shape, shape.dtype))
     writer.inputs.append(name)
   results = writer.body(closed, [*consts, *refs])
-  del out
-  for result in results:
-    writer.outputs.append(writer.named(result))
-  return writer
+  writer.outputs.extend(map(writer.named, results))
+  return writer.needed()
+
+
+class _Unknown(NamedTuple):
+  """What cannot be written; an error only where a result needs it."""
+
+  why: str
 
 
 class _Writer(NamedTuple):
@@ -121,6 +125,7 @@ class _Writer(NamedTuple):
   operations: list[Operation]
   inputs: list[str]
   outputs: list[str]
+  held: dict[Any, str]  # constants by what is in them
 
   def value(self, name: str, shape: Sequence[int], dtype: Any) -> _Ref:
     self.values[name] = _Ref(name, tuple(shape), np.dtype(dtype))
@@ -128,21 +133,34 @@ class _Writer(NamedTuple):
 
   def named(self, atom: Any) -> str:
     """The name of an operand; a constant gets one when it is first read."""
+    if isinstance(atom, _Unknown):
+      raise ValueError(atom.why)
     if isinstance(atom, _Ref):
       return atom.name
-    for name, known in self.constants.items():
-      if known.array is atom.array and known.shape == atom.shape:
-        return name
+    array = np.asarray(atom.array)
+    key = (atom.shape, array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
+    if key in self.held:
+      return self.held[key]
     name = atom.name if atom.name and atom.name not in self.constants else f'c{len(self.constants)}'
     while name in self.constants or name in self.values:
       name += '_'
-    self.constants[name] = atom
+    self.constants[name], self.held[key] = atom, name
     return name
 
   def emit(self, kind: str, operands: Sequence[Any], aval: Any, attributes: Mapping[str, Any]) -> _Ref:
     result = self.value(f'v{len(self.operations)}', aval.shape, aval.dtype)
     self.operations.append(Operation(kind, tuple(map(self.named, operands)), (result.name,), dict(attributes)))
     return result
+
+  def needed(self) -> Trace:
+    """Without what no result needs."""
+    names, kept = set(self.outputs), []
+    for one in reversed(self.operations):
+      if names.intersection(one.outputs):
+        kept.append(one)
+        names.update(one.inputs)
+    constants = {name: value for name, value in self.constants.items() if name in names}
+    return Trace(self.values, constants, kept[::-1], self.inputs, self.outputs)
 
   def body(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
     bare, consts = walk.opened(jaxpr)
@@ -166,17 +184,24 @@ class _Writer(NamedTuple):
       return operands
     if kind == 'scan':
       return self.scan(eqn, operands)
+    if kind in ('split', 'unstack', 'stack') and not all(isinstance(one, _Const) for one in operands):
+      return self.parts(eqn, operands)
     if kind == 'cond':
       return self.branch(eqn, operands)
     if kind == 'platform_index':  # which platform this will run on: the first is what every one can do
       return [_constant(np.int32(len(params.get('platforms', ())) - 1))]
+    if kind == 'select_n' and isinstance(operands[0], _Const) and operands[0].array.size == 1:
+      chosen = operands[1 + int(operands[0].array.reshape(()))]
+      if isinstance(chosen, _Unknown) or chosen.shape == eqn.outvars[0].aval.shape:
+        return [chosen]
+    unknown = next((one for one in operands if isinstance(one, _Unknown)), None)
+    if unknown is not None:
+      return [unknown] * len(eqn.outvars)
     if all(isinstance(one, _Const) for one in operands):
       return _computed(eqn, operands)
     if kind not in _UNARY | _BINARY | _OTHERS:
-      raise ValueError(
-        f'a network that leaves jaxlite is made of operations that its list knows; {kind} at '
-        f'{_where(eqn)} is none of them: compute it before or after the network, or write it by others'
-      )
+      why = f'a network that leaves jaxlite is made of operations that its list knows; {kind} at {_where(eqn)} is none'
+      return [_Unknown(f'{why}: compute it before or after the network, or write it by others')] * len(eqn.outvars)
     if kind == 'broadcast_in_dim' and not params['shape']:
       return operands[:1]
     attributes = {
@@ -187,6 +212,26 @@ class _Writer(NamedTuple):
     if kind == 'gather':
       attributes['mode'] = str(params['mode']).rpartition('.')[2].lower()
     return [self.emit(kind, operands, out.aval, attributes) for out in eqn.outvars]
+
+  def parts(self, eqn: Any, operands: list[Any]) -> list[Any]:
+    """Cuts along an axis, or puts together along a new one."""
+    axis = eqn.params['axis']
+    if eqn.primitive.name == 'stack':
+      return [self.stacked(operands, axis)]
+    (whole,) = operands
+    if eqn.primitive.name == 'unstack':
+      return [self.taken(whole, index, axis) for index in range(whole.shape[axis])]
+    found, start = [], 0
+    for out, size in zip(eqn.outvars, eqn.params['sizes'], strict=True):
+      found.append(self.cut(whole, axis, start, start + size, out.aval.shape))
+      start += size
+    return found
+
+  def cut(self, whole: _Ref, axis: int, start: int, stop: int, shape: Sequence[int]) -> _Ref:
+    starts = tuple(start if index == axis else 0 for index in range(len(shape)))
+    limits = tuple(stop if index == axis else size for index, size in enumerate(whole.shape))
+    aval = jax.ShapeDtypeStruct(tuple(shape), whole.dtype)
+    return self.emit('slice', [whole], aval, {'start_indices': starts, 'limit_indices': limits})
 
   def scan(self, eqn: Any, operands: list[Any]) -> list[Any]:
     """Writes the iterations one after the other."""
@@ -207,38 +252,34 @@ class _Writer(NamedTuple):
     outs = [self.stacked(list(reversed(one)) if reverse else one) for one in slices]
     return [*carry, *outs]
 
-  def taken(self, whole: Any, index: int) -> Any:
+  def taken(self, whole: Any, index: int, axis: int = 0) -> Any:
+    """One entry along an axis."""
+    left = (*whole.shape[:axis], *whole.shape[axis + 1 :])
     if isinstance(whole, _Const):
-      row = whole.array[0 if whole.array.shape[0] == 1 else index]
-      return _Const(row, whole.shape[1:], f'{whole.name}/{index}' if whole.name else '')
-    shape = (1, *whole.shape[1:])
-    starts, limits = (index, *[0] * len(whole.shape[1:])), (index + 1, *whole.shape[1:])
-    row = self.emit(
-      'slice', [whole], jax.ShapeDtypeStruct(shape, whole.dtype), {'start_indices': starts, 'limit_indices': limits}
-    )
-    return self.emit('reshape', [row], jax.ShapeDtypeStruct(shape[1:], whole.dtype), {'new_sizes': shape[1:]})
+      row = jnp.take(whole.array, 0 if whole.array.shape[axis] == 1 else index, axis)
+      return _Const(row, left, f'{whole.name}/{index}' if whole.name else '')
+    row = self.cut(whole, axis, index, index + 1, (*whole.shape[:axis], 1, *whole.shape[axis + 1 :]))
+    return self.emit('reshape', [row], jax.ShapeDtypeStruct(left, whole.dtype), {'new_sizes': left})
 
-  def stacked(self, rows: list[Any]) -> Any:
+  def stacked(self, rows: list[Any], axis: int = 0) -> Any:
     if all(isinstance(row, _Const) for row in rows):
-      return _constant(jnp.stack([row.whole for row in rows]))
+      return _constant(jnp.stack([row.whole for row in rows], axis))
     each = []
     for row in rows:
-      shape = (1, *row.shape)
+      shape = (*row.shape[:axis], 1, *row.shape[axis:])
       if isinstance(row, _Const):
-        each.append(_Const(row.array[None], shape))
+        each.append(_Const(jnp.expand_dims(row.array, axis), shape))
       else:
         aval = jax.ShapeDtypeStruct(shape, row.dtype)
         each.append(self.emit('reshape', [row], aval, {'new_sizes': shape}))
-    aval = jax.ShapeDtypeStruct((len(rows), *rows[0].shape), _dtype(rows[0]))
-    return self.emit('concatenate', each, aval, {'dimension': 0})
+    shape = (*rows[0].shape[:axis], len(rows), *rows[0].shape[axis:])
+    return self.emit('concatenate', each, jax.ShapeDtypeStruct(shape, _dtype(rows[0])), {'dimension': axis})
 
   def branch(self, eqn: Any, operands: list[Any]) -> list[Any]:
     index, *rest = operands
     if not isinstance(index, _Const):
-      raise ValueError(
-        f'a network that leaves jaxlite takes the same way for every input; {_where(eqn)} chooses by its input: use '
-        'jnp.where'
-      )
+      why = f'a network that leaves jaxlite takes the same way for every input; {_where(eqn)} chooses by its input'
+      return [_Unknown(f'{why}: use jnp.where')] * len(eqn.outvars)
     branches = eqn.params['branches']
     return self.body(branches[int(np.clip(int(index.array), 0, len(branches) - 1))], rest)
 
@@ -298,70 +339,3 @@ def _plain(value: Any, name: str) -> Any:
 def _where(eqn: Any) -> str:
   """The scope of an equation, or what it is."""
   return f"'{eqn.source_info.name_stack}'" if str(eqn.source_info.name_stack) else f'an equation {eqn.primitive.name}'
-
-
-# --- two traces to one open graph ---------------------------------------------------------------------------------
-
-
-def _joined(one: _Writer, other: _Writer) -> Graph:
-  kinds = [[each.kind for each in writer.operations] for writer in (one, other)]
-  if kinds[0] != kinds[1]:
-    raise ValueError(
-      f'a network that leaves jaxlite takes any batch size; this one does other things with {_SIZES[0]} examples than '
-      f'with {_SIZES[1]}'
-    )
-  values = {
-    name: Value(_open(ref.shape, other.values[name].shape, name), ref.dtype) for name, ref in one.values.items()
-  }
-  constants, swapped = {}, {}
-  for (name, first), (twin, second) in zip(one.constants.items(), other.constants.items(), strict=True):
-    array, shape = _same(first, second, name)
-    constants[name], values[name] = array, Value(shape, array.dtype)
-    swapped[twin] = name
-  operations = []
-  for first, second in zip(one.operations, other.operations, strict=True):
-    if first.inputs != tuple(swapped.get(name, name) for name in second.inputs):
-      raise ValueError(
-        f'a network that leaves jaxlite takes any batch size; {first} reads other values at another size'
-      )
-    attributes = {name: _open(value, second.attributes[name], str(first)) for name, value in first.attributes.items()}
-    operations.append(first._replace(attributes=attributes))
-  return Graph(tuple(one.inputs), tuple(one.outputs), tuple(operations), values, constants)
-
-
-def _open(one: Any, other: Any, what: str) -> Any:
-  """One attribute of both traces: what differs grows with the batch."""
-  if isinstance(one, tuple):
-    if not isinstance(other, tuple) or len(one) != len(other):
-      raise ValueError(f'{what} has another form at another batch size: {one} and {other}')
-    return tuple(_open(first, second, what) for first, second in zip(one, other, strict=True))
-  if one == other:
-    return one
-  times = other - one if isinstance(one, int) and isinstance(other, int) else 0
-  if times <= 0 or times * _SIZES[0] != one:
-    raise ValueError(
-      f'a size grows by the same number for each example, or not at all; {what} has {one} at a batch of {_SIZES[0]} '
-      f'and {other} at {_SIZES[1]}'
-    )
-  return Batch(times)
-
-
-def _same(one: _Const, other: _Const, name: str) -> tuple[np.ndarray, Shape]:
-  """A constant of both traces. Where it grows with the batch it has to be the same for every example."""
-  shape = _open(one.shape, other.shape, f'the constant {name}')
-  arrays = [np.asarray(each.array) for each in (one, other)]
-  for axis, size in enumerate(shape):
-    if not isinstance(size, Batch):
-      continue
-    heads = [array.take([0], axis) for array in arrays]
-    if any(not _equal(array, np.broadcast_to(head, array.shape)) for array, head in zip(arrays, heads, strict=True)):
-      raise ValueError(
-        f'a constant is the same for each example; {name} differs along axis {axis}: the batch is numbered'
-      )
-    arrays = heads
-  if not _equal(*arrays):
-    raise ValueError(f'the constant {name} has other values at another batch size')
-  return arrays[0], shape
-
-
-_equal = functools.partial(np.array_equal, equal_nan=False)

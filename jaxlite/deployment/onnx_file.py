@@ -104,7 +104,10 @@ def write_onnx(
   from jaxlite.deployment import reference
 
   data = onnx_bytes(graph, about=about)
-  session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
+  try:
+    session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
+  except Exception as error:  # its own classes, which it does not export
+    raise ValueError(f'ONNX Runtime cannot run this network: {str(error).splitlines()[0]}') from None
   given = {name: np.asarray(array, graph.values[name].dtype) for name, array in examples.items()}
   answers = session.run(None, given)
   wanted = reference.run(graph, given)

@@ -233,6 +233,12 @@ def _moved(x: np.ndarray, *starts: np.ndarray, slice_sizes: Sequence[int]) -> np
   return x[tuple(slice(first, first + wide) for first, wide in zip(firsts, slice_sizes, strict=True))]
 
 
+def _sorted(*operands: np.ndarray, dimension: int, num_keys: int, **_: Any) -> Any:
+  if len(operands) != 1:
+    raise NotImplementedError('arrays sorted by another')
+  return np.sort(operands[0], dimension)
+
+
 def _erf(x: np.ndarray) -> np.ndarray:
   return np.vectorize(math.erf, otypes=[np.float64])(x)
 
@@ -353,6 +359,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'reduce_window_max': _windowed(np.max, _lowest),
   'reduce_window_sum': _windowed(np.sum, lambda dtype: 0),
   'gather': _gathered,
+  'sort': _sorted,
   # what `patterns` recognizes
   'dense': _affine,
   'conv': _convolved,
