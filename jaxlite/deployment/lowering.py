@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.deployment.open_batch import SIZES, Trace, joined
-from jaxlite.deployment.operations import Graph, Operation, pruned
+from jaxlite.deployment.operations import Batch, Graph, Operation, pruned
 from jaxlite.graph import walk
 
 _LONGEST_SCAN = 256  # iterations that are written out one by one
@@ -86,7 +86,12 @@ def lower(fn: Callable[..., Any], params: Any, inputs: Any) -> Graph:
     v0 = dot_general(input, w; dimension_numbers=(((1),(0)),((),())))  # float32[B,2]
     v1 = max(v0, c1)  # float32[B,2]
   """
-  return pruned(joined(*(_trace(fn, params, inputs, size) for size in SIZES)))
+  graph = pruned(joined(*(_trace(fn, params, inputs, size) for size in SIZES)))
+  for name in graph.outputs:
+    first, *rest = graph.values[name].shape or (0,)
+    if first != Batch() or any(isinstance(size, Batch) for size in rest):
+      raise ValueError(f'a network gives one answer for each example, [B, ...]; {name} is {graph.values[name]}')
+  return graph
 
 
 def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int) -> Trace:

@@ -7,12 +7,12 @@ has one form for every framework: channels last, kernels [outputs, space..., inp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Value, pruned, readers
+from jaxlite.deployment.operations import Batch, Graph, Operation, pruned
+from jaxlite.deployment.rewriting import Editor, edited
 
 
 def recognized(graph: Graph) -> Graph:
@@ -42,80 +42,14 @@ def recognized(graph: Graph) -> Graph:
   return graph
 
 
-class _Editor(NamedTuple):
-  """A graph being read in order and written anew."""
-
-  values: dict[str, Value]
-  constants: dict[str, np.ndarray]
-  operations: list[Operation]
-  made: dict[str, Operation]  # by value
-  same: dict[str, str]  # values that turned out to be another
-  uses: Mapping[str, int]
-
-  def of(self, name: str) -> str:
-    return self.same.get(name, name)
-
-  def add(self, kind: str, inputs: Sequence[str], output: str, shape: Shape, **attributes: Any) -> str:
-    """Writes an operation whose one result is `output`."""
-    self.values[output] = Value(shape, self.values[output if output in self.values else inputs[0]].dtype)
-    return self.put(Operation(kind, tuple(inputs), (output,), attributes))
-
-  def put(self, one: Operation) -> str:
-    self.operations.append(one)
-    self.made.update(dict.fromkeys(one.outputs, one))
-    return one.outputs[0]
-
-  def fresh(self, near: str) -> str:
-    name = f'{near}_'
-    while name in self.values:
-      name += '_'
-    return name
-
-  def constant(self, near: str, array: np.ndarray, shape: Shape | None = None) -> str:
-    name = near if near not in self.values else self.fresh(near)
-    self.constants[name] = array
-    self.values[name] = Value(array.shape if shape is None else shape, array.dtype)
-    return name
-
-  def number(self, name: str) -> float | None:
-    """The value of a constant that is one number wherever it stands."""
-    array = self.constants.get(name)
-    if array is None or array.size != 1:
-      return None
-    return float(array.reshape(()))
-
-  def maker(self, name: str, kind: str) -> Operation | None:
-    """The operation that makes a value, where it is of this kind and nothing else reads the value."""
-    one = self.made.get(name)
-    return one if one is not None and one.kind == kind and self.uses.get(name, 0) == 1 else None
-
-  def graph(self, graph: Graph) -> Graph:
-    outputs = tuple(map(self.of, graph.outputs))
-    return Graph(graph.inputs, outputs, tuple(self.operations), self.values, self.constants)
-
-
-def _edited(graph: Graph, rule: Callable[[_Editor, Operation], str | None]) -> Graph:
-  """Passes each operation through a rule, which gives the name of the value that its result now is; None leaves it."""
-  uses = readers(graph.operations, graph.outputs)
-  editor = _Editor(dict(graph.values), dict(graph.constants), [], {}, {}, uses)
-  for one in graph.operations:
-    one = one._replace(inputs=tuple(map(editor.of, one.inputs)))
-    result = rule(editor, one)
-    if result is None:
-      editor.put(one)
-    elif result != one.outputs[0]:
-      editor.same[one.outputs[0]] = result
-  return editor.graph(graph)
-
-
 # --- operations that are none, or simpler than they look ------------------------------------------------------------
 
 
 def _plain(graph: Graph) -> Graph:
-  return _edited(graph, _simpler)
+  return edited(graph, _simpler)
 
 
-def _simpler(editor: _Editor, one: Operation) -> str | None:
+def _simpler(editor: Editor, one: Operation) -> str | None:
   kind, inputs, (output, *_) = one.kind, one.inputs, one.outputs
   shape = editor.values[output].shape
   first = inputs[0] if inputs else ''
@@ -148,13 +82,13 @@ def _simpler(editor: _Editor, one: Operation) -> str | None:
   return None
 
 
-def _only_ones(editor: _Editor, one: Operation) -> bool:
+def _only_ones(editor: Editor, one: Operation) -> bool:
   """Whether a broadcast only puts in axes of size 1."""
   inner, outer = editor.values[one.inputs[0]].shape, editor.values[one.outputs[0]].shape
   return [size for size in inner if size != 1] == [size for size in outer if size != 1]
 
 
-def _neutral(editor: _Editor, one: Operation) -> str | None:
+def _neutral(editor: Editor, one: Operation) -> str | None:
   """What an operation with 0, 1 or an infinity leaves as it is."""
   nothing = {'add': 0.0, 'sub': 0.0, 'mul': 1.0, 'div': 1.0, 'max': -math.inf, 'min': math.inf}[one.kind]
   for index, other in enumerate(one.inputs):
@@ -170,16 +104,16 @@ def _neutral(editor: _Editor, one: Operation) -> str | None:
 
 
 def _contractions(graph: Graph) -> Graph:
-  return _edited(graph, _contraction)
+  return edited(graph, _contraction)
 
 
-def _contraction(editor: _Editor, one: Operation) -> str | None:
+def _contraction(editor: Editor, one: Operation) -> str | None:
   if one.kind == 'dot_general':
     return _dense(editor, one)
   return _conv(editor, one) if one.kind == 'conv_general_dilated' else None
 
 
-def _dense(editor: _Editor, one: Operation) -> str | None:
+def _dense(editor: Editor, one: Operation) -> str | None:
   """A product with a constant, whichever stands first and whatever its axes."""
   known = [name in editor.constants for name in one.inputs]
   (contract, batch), (output,) = one.attributes['dimension_numbers'], one.outputs
@@ -213,7 +147,7 @@ def _dense(editor: _Editor, one: Operation) -> str | None:
   return output
 
 
-def _ordered(editor: _Editor, name: str, order: Sequence[int]) -> str:
+def _ordered(editor: Editor, name: str, order: Sequence[int]) -> str:
   if tuple(order) == tuple(range(len(order))):
     return name
   shape = editor.values[name].shape
@@ -221,7 +155,7 @@ def _ordered(editor: _Editor, name: str, order: Sequence[int]) -> str:
   return editor.add('transpose', [name], editor.fresh(name), turned, permutation=tuple(order))
 
 
-def _conv(editor: _Editor, one: Operation) -> str | None:
+def _conv(editor: Editor, one: Operation) -> str | None:
   """A convolution with a constant kernel, brought to channels last."""
   x, w = one.inputs
   told, (output,) = one.attributes, one.outputs
@@ -258,10 +192,10 @@ def _conv(editor: _Editor, one: Operation) -> str | None:
 
 
 def _folded(graph: Graph) -> Graph:
-  return _edited(graph, _fold)
+  return edited(graph, _fold)
 
 
-def _fold(editor: _Editor, one: Operation) -> str | None:
+def _fold(editor: Editor, one: Operation) -> str | None:
   """Adds, subtracts, multiplies or divides the result of a contraction by a number for each output: part of it."""
   if one.kind not in ('add', 'sub', 'mul', 'div') or len(one.inputs) != 2:
     return None
@@ -309,10 +243,10 @@ def _fold(editor: _Editor, one: Operation) -> str | None:
 
 
 def _activations(graph: Graph) -> Graph:
-  return _edited(graph, _activation)
+  return edited(graph, _activation)
 
 
-def _activation(editor: _Editor, one: Operation) -> str | None:
+def _activation(editor: Editor, one: Operation) -> str | None:
   output = one.outputs[0]
   shape = editor.values[output].shape
   if one.kind in ('max', 'min'):
@@ -335,7 +269,7 @@ def _activation(editor: _Editor, one: Operation) -> str | None:
   return None
 
 
-def _mean(editor: _Editor, one: Operation) -> str | None:
+def _mean(editor: Editor, one: Operation) -> str | None:
   """A sum divided by how many it summed."""
   for index, other in enumerate(one.inputs):
     number, total = editor.number(other), editor.maker(one.inputs[1 - index], 'reduce_sum')
@@ -353,10 +287,10 @@ def _mean(editor: _Editor, one: Operation) -> str | None:
 
 
 def _composites(graph: Graph) -> Graph:
-  return _edited(graph, _composite)
+  return edited(graph, _composite)
 
 
-def _composite(editor: _Editor, one: Operation) -> str | None:
+def _composite(editor: Editor, one: Operation) -> str | None:
   if one.kind == 'div':
     return _softmax(editor, one)
   if one.kind == 'gather':
@@ -364,19 +298,19 @@ def _composite(editor: _Editor, one: Operation) -> str | None:
   return _max_pool(editor, one) if one.kind == 'reduce_window_max' else None
 
 
-def _made(editor: _Editor, name: str, *kinds: str) -> Operation | None:
+def _made(editor: Editor, name: str, *kinds: str) -> Operation | None:
   one = editor.made.get(name)
   return one if one is not None and one.kind in kinds else None
 
 
-def _through(editor: _Editor, name: str) -> str:
+def _through(editor: Editor, name: str) -> str:
   """The value before reshapes and broadcasts that only put in axes."""
   while (one := _made(editor, name, 'reshape', 'broadcast_in_dim')) is not None:
     name = one.inputs[0]
   return name
 
 
-def _softmax(editor: _Editor, one: Operation) -> str | None:
+def _softmax(editor: Editor, one: Operation) -> str | None:
   """exp(x - max(x)) / sum(exp(x - max(x))), along one axis."""
   top = _made(editor, one.inputs[0], 'exp')
   total = _made(editor, _through(editor, one.inputs[1]), 'reduce_sum')
@@ -393,7 +327,7 @@ def _softmax(editor: _Editor, one: Operation) -> str | None:
   return editor.add('softmax', [less.inputs[0]], one.outputs[0], shape, axis=axes[0])
 
 
-def _take(editor: _Editor, one: Operation) -> str | None:
+def _take(editor: Editor, one: Operation) -> str | None:
   """Rows of a constant table."""
   table, indices = one.inputs
   offset, collapsed, start, *batching = one.attributes['dimension_numbers']
@@ -414,7 +348,7 @@ def _take(editor: _Editor, one: Operation) -> str | None:
   return editor.add('take', [table, ids], one.outputs[0], out)
 
 
-def _max_pool(editor: _Editor, one: Operation) -> str | None:
+def _max_pool(editor: Editor, one: Operation) -> str | None:
   told = one.attributes
   window, strides = told['window_dimensions'], told['window_strides']
   if {*told['base_dilation'], *told['window_dilation']} != {1} or len(window) < 3:
