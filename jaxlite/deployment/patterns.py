@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlite.deployment.operations import Batch, Graph, Operation, pruned
+from jaxlite.deployment.pooling import pools
 from jaxlite.deployment.rewriting import Editor, edited
 
 
@@ -37,7 +38,7 @@ def recognized(graph: Graph) -> Graph:
     v1 = dense(input, w, b_)  # float32[B,2]
     v2 = relu(v1)  # float32[B,2]
   """
-  for step in (_plain, _contractions, _plain, _folded, _activations, _composites, _plain):
+  for step in (_plain, pools, _contractions, _plain, _folded, _activations, _composites, _plain):
     graph = pruned(step(graph))
   return graph
 
@@ -293,9 +294,7 @@ def _composites(graph: Graph) -> Graph:
 def _composite(editor: Editor, one: Operation) -> str | None:
   if one.kind == 'div':
     return _softmax(editor, one)
-  if one.kind == 'gather':
-    return _take(editor, one)
-  return _max_pool(editor, one) if one.kind == 'reduce_window_max' else None
+  return _take(editor, one) if one.kind == 'gather' else None
 
 
 def _made(editor: Editor, name: str, *kinds: str) -> Operation | None:
@@ -346,23 +345,3 @@ def _take(editor: Editor, one: Operation) -> str | None:
     less, more = _made(editor, chosen.inputs[0], 'lt'), _made(editor, chosen.inputs[2], 'add')
     ids = chosen.inputs[1] if less is not None and more is not None and less.inputs[0] == chosen.inputs[1] else ids
   return editor.add('take', [table, ids], one.outputs[0], out)
-
-
-def _max_pool(editor: Editor, one: Operation) -> str | None:
-  told = one.attributes
-  window, strides = told['window_dimensions'], told['window_strides']
-  if {*told['base_dilation'], *told['window_dilation']} != {1} or len(window) < 3:
-    return None
-  edges = (window[0], window[-1], strides[0], strides[-1], *told['padding'][0], *told['padding'][-1])
-  if edges != (1, 1, 1, 1, 0, 0, 0, 0):
-    return None
-  x, output = one.inputs[0], one.outputs[0]
-  return editor.add(
-    'max_pool',
-    [x],
-    output,
-    editor.values[output].shape,
-    window=window[1:-1],
-    strides=strides[1:-1],
-    padding=told['padding'][1:-1],
-  )

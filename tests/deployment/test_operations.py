@@ -289,3 +289,20 @@ def test_a_value_that_two_read_is_not_folded():
       reference.run(recognized(lower(one, {}, floats(4, 3))), np.ones((4, 3), 'float32')),
       one({}, np.ones((4, 3), 'float32')),
     )
+
+
+def test_a_pool_is_one_however_it_is_written_and_a_bias_behind_it_is_the_convolutions():
+  x, known = CASES['small cnn'][1], None
+  fn, known = program(jl.adapt(models.SmallCNN()), x)
+  kinds = [one.kind for one in recognized(lower(fn, known, x)).operations]
+  assert kinds == ['conv', 'max_pool', 'relu'] * 2 + ['reshape', 'dense', 'relu', 'dense']
+
+  def slices(p, x):  # a window of 2 by 3, then one that is no whole window
+    rows = [x[:, i : x.shape[1] - 1 + i : 2, j : x.shape[2] - 2 + j : 2] for i in range(2) for j in range(3)]
+    return jax.tree.reduce(jnp.maximum, rows) if p else jax.tree.reduce(jnp.maximum, rows[:-1])
+
+  x = floats(2, 7, 8, 3)
+  for whole in (1, 0):
+    graph = recognized(lower(lambda p, x, whole=whole: slices(whole, x), {}, x))
+    assert ('max_pool' in [one.kind for one in graph.operations]) == bool(whole)
+    np.testing.assert_array_equal(reference.run(graph, x), slices(whole, x))
