@@ -13,8 +13,9 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,23 @@ class Product(NamedTuple):
     sizes = moved.shape
     head, tail = sizes[: len(shared)], sizes[len(shared) : len(shared) + len(free)]
     return moved.reshape((*head, *ones, *tail) if self.side == 1 else (*head, *tail, *ones))
+
+
+def traced_once(build: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+  """Lets equal sites share one function: it is traced, differentiated and lowered once, however deep the network is.
+
+  Args:
+    build: (product, *what is known before tracing) -> a function of arrays.
+  """
+
+  @functools.lru_cache(maxsize=1024)
+  def known(primitive: Any, params: tuple[Any, ...], side: int, dtype: Any, *rest: Any) -> Callable[..., Any]:
+    return jax.jit(build(Product(primitive, dict(params), side, dtype), *rest))
+
+  def of(product: Product, *rest: Any) -> Callable[..., Any]:
+    return known(product.primitive, tuple(sorted(product.params.items())), product.side, product.dtype, *rest)
+
+  return of
 
 
 def fake_product(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -253,8 +271,11 @@ def quantized(
     The result in the original's dtype. Its derivative is that of the float contraction at the quantized
     operands, zero for clipped activations; weights pass it through.
   """
-  axes = product.summed_axes(w.ndim)
+  return _quantizing(product, bits, real)(x, w, lax.stop_gradient(span[0]), lax.stop_gradient(span[1]), active)
 
+
+@traced_once
+def _quantizing(product: Product, bits: Bits, real: bool) -> Callable[..., jax.Array]:
   @jax.custom_jvp
   def contract(x: jax.Array, w: jax.Array, low: jax.Array, high: jax.Array, on: jax.Array | None) -> jax.Array:
     return forward(x, w, low, high, on)[0]
@@ -267,7 +288,7 @@ def quantized(
 
     grid = activation_grid((low, high), bits.activation)
     x_steps = jnp.clip(to_steps(x, grid.scale), grid.low, grid.high)
-    w_scale = weight_scale(w, axes, bits.weight)
+    w_scale = weight_scale(w, product.summed_axes(w.ndim), bits.weight)
     w_steps = marked(weight_steps(w, w_scale, bits.weight), bits.weight)
     inside = choose((grid.lowest <= x) & (x <= grid.highest), True)
     x_used = choose(x_steps, x.astype(jnp.float32))
@@ -282,7 +303,7 @@ def quantized(
     out, (x_used, x_scale, inside, w_used, w_scale) = forward(*primals)
     return out, tangent(product, x_used, x_scale, w_used, w_scale, jnp.where(inside, dx, 0), dw, out)
 
-  return contract(x, w, lax.stop_gradient(span[0]), lax.stop_gradient(span[1]), active)
+  return contract
 
 
 def pair_quantized(
@@ -310,6 +331,11 @@ def pair_quantized(
     The result in the original's dtype, its derivative zero for clipped values of either.
   """
 
+  return _pairing(product, bits, real)(x, y, lax.stop_gradient(spans[0]), lax.stop_gradient(spans[1]), active)
+
+
+@traced_once
+def _pairing(product: Product, bits: Bits, real: bool) -> Callable[..., jax.Array]:
   @jax.custom_jvp
   def contract(x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array, on: jax.Array | None) -> jax.Array:
     return forward(x, y, low, high, on)[0]
@@ -337,7 +363,7 @@ def pair_quantized(
     by_y = product.bind((x_steps * x_scale).astype(dx.dtype), jnp.where(y_inside, dy, 0))
     return out, by_x + by_y
 
-  return contract(x, y, lax.stop_gradient(spans[0]), lax.stop_gradient(spans[1]), active)
+  return contract
 
 
 def weight_quantized(
@@ -355,14 +381,17 @@ def weight_quantized(
   Returns:
     The result in the original's dtype.
   """
-  axes = product.summed_axes(w.ndim)
+  return _weight_quantizing(product, bits)(x, w, active)
 
+
+@traced_once
+def _weight_quantizing(product: Product, bits: Bits) -> Callable[..., jax.Array]:
   @jax.custom_jvp
   def contract(x: jax.Array, w: jax.Array, on: jax.Array | None) -> jax.Array:
     return forward(x, w, on)[0]
 
   def forward(x: jax.Array, w: jax.Array, on: jax.Array | None) -> Any:
-    w_scale = weight_scale(w, axes, bits.weight)
+    w_scale = weight_scale(w, product.summed_axes(w.ndim), bits.weight)
     w_steps = marked(weight_steps(w, w_scale, bits.weight), bits.weight)
     if on is not None:
       w_steps, w_scale = jnp.where(on, w_steps, w.astype(jnp.float32)), jnp.where(on, w_scale, 1.0)
@@ -373,4 +402,4 @@ def weight_quantized(
     out, (w_steps, w_scale) = forward(*primals)
     return out, tangent(product, primals[0], None, w_steps, w_scale, *tangents[:2], out)
 
-  return contract(x, w, active)
+  return contract

@@ -17,6 +17,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Hook, Recipe, Status
 from jaxlite.errors import counted
+from jaxlite.graph import alike
 from jaxlite.report.ledger import name_of, told
 from jaxlite.step.state import TrainState, went_nan
 
@@ -32,14 +33,18 @@ def check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) 
 
 def check_params(state: TrainState, saves: Any) -> None:
   """A finite loss may have a gradient that is not: what it wrote must not be saved as good."""
-  finite = jax.device_get(_are_finite(state.params))
+  leaves = jax.tree.leaves(state.params)
+  if all(device.platform == 'cpu' for device in state.step.devices()):  # where they lie NumPy reads them, uncompiled
+    finite = np.array([np.isfinite(np.asarray(leaf)).all() for leaf in leaves])
+  else:
+    finite = jax.device_get(_are_finite(leaves))
   if not finite.all():
     _refuse(int(state.step), trees.paths(state.params)[int(finite.argmin())], saves)
 
 
 @jax.jit
-def _are_finite(params: Any) -> jax.Array:
-  return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
+def _are_finite(leaves: list[jax.Array]) -> jax.Array:
+  return alike.each(lambda leaf: jnp.all(jnp.isfinite(leaf)), leaves)
 
 
 def _refuse(step: int, path: str, saves: Any) -> NoReturn:
