@@ -6,6 +6,7 @@ where that happens rarely: a stack is a copy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_MOST = 1 << 20  # entries of a stack: what is larger stays apart, its own work outweighs its compilation
-_LONGEST = 256
+_MOST = 1 << 20  # entries that are put together: what is larger stays apart, its work outweighs its compilation
+_LONGEST = 256  # arrays that are put together, by code that grows with them
 
 
 def groups(leaves: Sequence[Any]) -> list[list[int]]:
@@ -39,28 +40,81 @@ def groups(leaves: Sequence[Any]) -> list[list[int]]:
   return [group for own in found.values() for group in own]
 
 
-def each(fn: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
-  """Returns `fn` of every array, stacked in their order.
+def first(says: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
+  """Returns the position of the first array that has an entry of which `says` is True, int32[]; how many there are, if
+  none has.
 
   Args:
-    fn: of an array, to an array of one shape and type.
-    leaves: at least one.
+    says: float[...] -> bool[...], entry by entry.
+    leaves: arrays; they are joined, which is a copy, so that one reduction serves many.
 
-  >>> each(jnp.sum, [jnp.ones(3), jnp.ones((2, 2)), jnp.zeros(3)]).tolist()
-  [3.0, 4.0, 0.0]
-  """
-  found, order = _mapped(fn, leaves)
-  return found if order == sorted(order) else found[np.argsort(order)]
-
-
-def first(fn: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
-  """Returns the position of the first array of which `fn` is True, int32[]; of none, how many there are.
-
-  >>> first(jnp.any, [jnp.zeros(3), jnp.zeros((2, 2)), jnp.ones(3)]).tolist()
+  >>> first(jnp.isnan, [jnp.zeros(3), jnp.zeros((2, 2)), jnp.full(3, jnp.nan)]).tolist()
   2
   """
-  found, order = _mapped(fn, leaves)
-  return jnp.min(jnp.where(found, np.array(order, np.int32), np.int32(len(leaves))))
+  none, found = np.int32(len(leaves)), []
+  for chunk in _chunks(leaves):
+    if len(chunk) == 1:
+      found.append(jnp.where(jnp.any(says(leaves[chunk[0]])), np.int32(chunk[0]), none))
+      continue
+    joined = jnp.concatenate([leaves[i].reshape(-1) for i in chunk])
+    places = jnp.where(says(joined), jnp.arange(joined.size, dtype=jnp.int32), np.int32(joined.size))
+    place = whole(jnp.minimum, places, np.int32(joined.size), (0,))
+    ends = np.cumsum([leaves[i].size for i in chunk], dtype=np.int32)
+    found.append(jnp.min(jnp.where(place < ends, np.array(chunk, np.int32), none)))
+  return functools.reduce(jnp.minimum, found, jnp.int32(none))
+
+
+def count(says: Callable[..., jax.Array], *columns: Sequence[jax.Array]) -> jax.Array:
+  """Returns of how many entries `says` is True, int32[], over all arrays.
+
+  Args:
+    says: entry by entry, of an array of each column.
+    *columns: arrays, equally many in each and of equal shapes.
+
+  >>> count(lambda a, b: a > b, [jnp.ones(3), jnp.ones((2, 2))], [jnp.zeros(3), jnp.ones((2, 2))]).tolist()
+  3
+  """
+  total = jnp.zeros((), jnp.int32)
+  for chunk in _chunks(*columns):
+    rows = [[column[i] for i in chunk] for column in columns]
+    joined = [jnp.concatenate([leaf.reshape(-1) for leaf in row]) if len(chunk) > 1 else row[0] for row in rows]
+    found = says(*joined).astype(jnp.int32)
+    total += whole(jnp.add, found, np.int32(0), tuple(range(found.ndim)))
+  return total
+
+
+def whole(combine: Callable[[Any, Any], Any], x: jax.Array, start: Any, axes: tuple[int, ...]) -> jax.Array:
+  """Returns a reduction that stays one: XLA:CPU takes a plain one to pieces, each with a code of its own.
+
+  Args:
+    combine: (value, value) -> value, in any order.
+    x: int32[...].
+    start: what changes no value.
+    axes: to reduce over.
+
+  >>> whole(jnp.maximum, jnp.array([[1, 3], [2, 0]]), jnp.iinfo(jnp.int32).min, (0,)).tolist()
+  [2, 3]
+  """
+  twice = lambda one, other: (combine(one[0], other[0]), combine(one[1], other[1]))  # noqa: E731
+  return jax.lax.reduce((x, x), (start, start), twice, axes)[0]
+
+
+def _chunks(*columns: Sequence[jax.Array]) -> list[list[int]]:
+  """Positions of arrays of one type that are not sharded, in order, a few entries and arrays; of others, each alone."""
+  found: dict[Any, list[list[int]]] = {}
+  sizes: dict[Any, int] = {}
+  for position, row in enumerate(zip(*columns, strict=True)):
+    kind = tuple(_kind(leaf)[1:] for leaf in row) if all(map(_is_whole, row)) else position
+    sizes[kind] = sizes.get(kind, 0) + row[0].size
+    if kind not in found or sizes[kind] > _MOST or len(found[kind][-1]) >= _LONGEST:
+      found.setdefault(kind, []).append([])
+      sizes[kind] = row[0].size
+    found[kind][-1].append(position)
+  return [chunk for own in found.values() for chunk in own]
+
+
+def _is_whole(leaf: Any) -> bool:
+  return not any(getattr(getattr(jax.typeof(leaf), 'sharding', None), 'spec', None) or ())
 
 
 def unstacked(stack: jax.Array, always: jax.Array) -> list[jax.Array]:
@@ -83,16 +137,7 @@ def unstacked(stack: jax.Array, always: jax.Array) -> list[jax.Array]:
   return [jax.lax.dynamic_index_in_dim(stack, place, keepdims=False) for place in places]
 
 
-def _mapped(fn: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -> tuple[jax.Array, list[int]]:
-  """What `fn` gives, stacked, and of which positions."""
-  found, order = [], []
-  for group in groups(leaves):
-    stack = jnp.stack([leaves[i] for i in group]) if len(group) > 1 else leaves[group[0]][None]
-    found.append(jax.vmap(fn)(stack))
-    order += group
-  return jnp.concatenate(found), order
-
-
 def _kind(leaf: Any) -> Any:
   aval = jax.typeof(leaf)
-  return aval.shape, aval.dtype, str(getattr(aval, 'sharding', '')), str(getattr(aval, 'manual_axis_type', ''))
+  spec = tuple(getattr(getattr(aval, 'sharding', None), 'spec', None) or ())
+  return aval.shape, aval.dtype, spec if any(spec) else (), str(getattr(aval, 'manual_axis_type', ''))

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlite.graph import alike
+
 MARK = 'jl.bits='  # `checkpoint_name` of a weight's integers: a report reads the bits off any program
 MIN_BITS, MAX_BITS = 2, 8
 _INFINITE = np.int32(0x7F800000)  # the bits of infinity
@@ -141,11 +143,12 @@ def blend(old: Range, new: Range, decay: float) -> Range:
   >>> [float(end) for end in blend(unseen(), (0.0, 2.0), 0.9)]
   [0.0, 2.0]
   """
-  first, both = is_seen(old), jnp.logical_and(is_seen(old), is_seen(new))
+  first = jnp.asarray(is_seen(old))
+  both = first & is_seen(new)
 
   def end(old: jax.Array, new: jax.Array) -> jax.Array:
-    moved = decay * jnp.asarray(old, jnp.float32) + (1 - decay) * jnp.asarray(new, jnp.float32)
-    return jnp.where(both, moved, jnp.where(first, old, new)).astype(jnp.float32)
+    old, new = jnp.asarray(old, jnp.float32), jnp.asarray(new, jnp.float32)
+    return lax.select(both, decay * old + (1 - decay) * new, lax.select(first, old, new))
 
   return end(old[0], new[0]), end(old[1], new[1])
 
@@ -195,7 +198,7 @@ def activation_grid(span: Range, bits: int) -> Grid:
 def _scale(step: jax.Array) -> jax.Array:
   """The step, or 1 where it is too small. As a quotient: XLA computes it once then, and not again in each reader."""
   least = np.float32(SMALLEST)
-  return jnp.maximum(step, least) / jnp.where(step >= least, np.float32(1), least)
+  return jnp.maximum(step, least) / lax.select(step >= least, jnp.ones_like(step), jnp.full_like(step, least))
 
 
 def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
@@ -216,8 +219,9 @@ def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
   size, axes = jnp.abs(lax.stop_gradient(w).astype(jnp.float32)), tuple(axes)
   if size.size <= _SMALL:  # without a branch, which would take longer to compile than all the rest; as in `observe`
     moved = lax.bitcast_convert_type(size, jnp.int32) + _FINITE
-    largest = jnp.max(moved, axis=axes, keepdims=True, initial=_FINITE)
+    largest = alike.whole(jnp.maximum, moved, np.int32(-(2**31)), axes)
     largest = lax.bitcast_convert_type(jnp.maximum(largest, _FINITE) - _FINITE, jnp.float32)
+    largest = jnp.expand_dims(largest, axes)
   else:
     largest = _of_large(size, axes)
   return _scale(largest * np.float32(1 / (2 ** (bits - 1) - 1)))
@@ -243,7 +247,7 @@ def to_steps(x: jax.Array, scale: jax.Array) -> jax.Array:
   >>> to_steps(jnp.array([0.4, -2.6]), jnp.float32(1.0)).tolist()
   [0.0, -3.0]
   """
-  return jnp.round(x.astype(jnp.float32) * (1.0 / scale))
+  return lax.round(x.astype(jnp.float32) * (1.0 / scale), lax.RoundingMethod.TO_NEAREST_EVEN)
 
 
 def weight_steps(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
@@ -254,4 +258,4 @@ def weight_steps(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
   [127.0, -64.0, 0.0]
   """
   most = 2.0 ** (bits - 1) - 1
-  return jnp.clip(to_steps(w, scale), -most, most)
+  return lax.clamp(np.float32(-most), to_steps(w, scale), np.float32(most))

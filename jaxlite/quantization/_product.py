@@ -287,7 +287,7 @@ def _quantizing(product: Product, bits: Bits, real: bool) -> Callable[..., jax.A
       return quantized if on is None else jnp.where(on, quantized, plain)
 
     grid = activation_grid((low, high), bits.activation)
-    x_steps = jnp.clip(to_steps(x, grid.scale), grid.low, grid.high)
+    x_steps = lax.clamp(grid.low, to_steps(x, grid.scale), grid.high)
     w_scale = weight_scale(w, product.summed_axes(w.ndim), bits.weight)
     w_steps = marked(weight_steps(w, w_scale, bits.weight), bits.weight)
     inside = choose((grid.lowest <= x) & (x <= grid.highest), True)
@@ -301,7 +301,7 @@ def _quantizing(product: Product, bits: Bits, real: bool) -> Callable[..., jax.A
   def _(primals: Any, tangents: Any) -> Any:
     dx, dw = tangents[:2]
     out, (x_used, x_scale, inside, w_used, w_scale) = forward(*primals)
-    return out, tangent(product, x_used, x_scale, w_used, w_scale, jnp.where(inside, dx, 0), dw, out)
+    return out, tangent(product, x_used, x_scale, w_used, w_scale, lax.select(inside, dx, jnp.zeros_like(dx)), dw, out)
 
   return contract
 
@@ -344,7 +344,7 @@ def _pairing(product: Product, bits: Bits, real: bool) -> Callable[..., jax.Arra
     sides, zeros = [], []
     for index, value in enumerate((x, y)):
       grid = activation_grid((low[index], high[index]), bits.activation)
-      steps = jnp.clip(to_steps(value, grid.scale), grid.low, grid.high)
+      steps = lax.clamp(grid.low, to_steps(value, grid.scale), grid.high)
       inside, scale = (grid.lowest <= value) & (value <= grid.highest), grid.scale
       if on is not None:
         steps, inside = jnp.where(on, steps, value.astype(jnp.float32)), inside | ~on

@@ -34,17 +34,17 @@ def check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) 
 def check_params(state: TrainState, saves: Any) -> None:
   """A finite loss may have a gradient that is not: what it wrote must not be saved as good."""
   leaves = jax.tree.leaves(state.params)
-  if all(device.platform == 'cpu' for device in state.step.devices()):  # where they lie NumPy reads them, uncompiled
-    finite = np.array([np.isfinite(np.asarray(leaf)).all() for leaf in leaves])
+  if all(device.platform == 'cpu' for device in state.step.devices()):  # NumPy reads them where they lie
+    first = next((i for i, leaf in enumerate(leaves) if not np.isfinite(np.asarray(leaf)).all()), len(leaves))
   else:
-    finite = jax.device_get(_are_finite(leaves))
-  if not finite.all():
-    _refuse(int(state.step), trees.paths(state.params)[int(finite.argmin())], saves)
+    first = int(_first_not_finite(leaves))
+  if first < len(leaves):
+    _refuse(int(state.step), trees.paths(state.params)[first], saves)
 
 
 @jax.jit
-def _are_finite(leaves: list[jax.Array]) -> jax.Array:
-  return alike.each(lambda leaf: jnp.all(jnp.isfinite(leaf)), leaves)
+def _first_not_finite(leaves: list[jax.Array]) -> jax.Array:
+  return alike.first(lambda entries: ~jnp.isfinite(entries), leaves)
 
 
 def _refuse(step: int, path: str, saves: Any) -> NoReturn:

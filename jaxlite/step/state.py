@@ -84,7 +84,7 @@ def health(before: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
 
   def look(params: Params) -> jax.Array:
     leaves = jax.tree.leaves(params)
-    leaf = alike.first(lambda leaf: ~jnp.all(jnp.isfinite(leaf)), leaves)
+    leaf = alike.first(lambda entries: ~jnp.isfinite(entries), leaves)
     blame = leaf < len(leaves)
     return jnp.stack([jnp.where(blame, live.step, live.step + 1), jnp.where(blame, leaf, -1)])
 
