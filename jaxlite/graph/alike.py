@@ -95,8 +95,8 @@ def whole(combine: Callable[[Any, Any], Any], x: jax.Array, start: Any, axes: tu
   >>> whole(jnp.maximum, jnp.array([[1, 3], [2, 0]]), jnp.iinfo(jnp.int32).min, (0,)).tolist()
   [2, 3]
   """
-  twice = lambda one, other: (combine(one[0], other[0]), combine(one[1], other[1]))  # noqa: E731
-  return jax.lax.reduce((x, x), (start, start), twice, axes)[0]
+  both = lambda one, other: (combine(one[0], other[0]), one[1] | other[1])  # noqa: E731
+  return jax.lax.reduce((x, x), (np.int32(start), np.int32(0)), both, axes)[0]
 
 
 def _chunks(*columns: Sequence[jax.Array]) -> list[list[int]]:

@@ -52,3 +52,21 @@ def test_what_was_stacked_comes_apart_again():
   stack = jnp.arange(24).reshape(4, 3, 2)
   for one, other in zip(jax.jit(alike.unstacked)(stack, jnp.array(True)), stack, strict=True):
     np.testing.assert_array_equal(one, other)
+
+
+def test_count_is_that_of_all_entries():
+  one, other = leaves(1), leaves(2)
+  one += [jnp.ones((1 << 20) + 1), jnp.ones(3, jnp.float16)]
+  other += [jnp.zeros((1 << 20) + 1), jnp.zeros(3, jnp.float16)]
+  expected = sum(
+    int((np.asarray(a, np.float32) > np.asarray(b, np.float32)).sum()) for a, b in zip(one, other, strict=True)
+  )
+  assert int(jax.jit(lambda *columns: alike.count(lambda a, b: a > b, *columns))(one, other)) == expected
+  assert int(alike.count(lambda a: a > 0, [])) == 0
+
+
+def test_a_whole_reduction_is_the_plain_one():
+  x = np.random.default_rng(0).integers(-(2**31), 2**31 - 1, (65, 33, 4), dtype=np.int32)
+  for axes in ((0,), (1, 2), (0, 1, 2)):
+    got = jax.jit(lambda x, axes=axes: alike.whole(jnp.minimum, x, 2**31 - 1, axes))(x)
+    np.testing.assert_array_equal(got, x.min(axis=axes))
