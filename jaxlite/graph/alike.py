@@ -58,7 +58,7 @@ def first(says: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -
       continue
     joined = jnp.concatenate([leaves[i].reshape(-1) for i in chunk])
     places = jnp.where(says(joined), jnp.arange(joined.size, dtype=jnp.int32), np.int32(joined.size))
-    place = whole(jnp.minimum, places, np.int32(joined.size), (0,))
+    place = jnp.min(places)
     ends = np.cumsum([leaves[i].size for i in chunk], dtype=np.int32)
     found.append(jnp.min(jnp.where(place < ends, np.array(chunk, np.int32), none)))
   return functools.reduce(jnp.minimum, found, jnp.int32(none))
@@ -78,25 +78,8 @@ def count(says: Callable[..., jax.Array], *columns: Sequence[jax.Array]) -> jax.
   for chunk in _chunks(*columns):
     rows = [[column[i] for i in chunk] for column in columns]
     joined = [jnp.concatenate([leaf.reshape(-1) for leaf in row]) if len(chunk) > 1 else row[0] for row in rows]
-    found = says(*joined).astype(jnp.int32)
-    total += whole(jnp.add, found, np.int32(0), tuple(range(found.ndim)))
+    total += jnp.sum(says(*joined), dtype=jnp.int32)
   return total
-
-
-def whole(combine: Callable[[Any, Any], Any], x: jax.Array, start: Any, axes: tuple[int, ...]) -> jax.Array:
-  """Returns a reduction that stays one: XLA:CPU takes a plain one to pieces, each with a code of its own.
-
-  Args:
-    combine: (value, value) -> value, in any order.
-    x: int32[...].
-    start: what changes no value.
-    axes: to reduce over.
-
-  >>> whole(jnp.maximum, jnp.array([[1, 3], [2, 0]]), jnp.iinfo(jnp.int32).min, (0,)).tolist()
-  [2, 3]
-  """
-  both = lambda one, other: (combine(one[0], other[0]), one[1] | other[1])  # noqa: E731
-  return jax.lax.reduce((x, x), (np.int32(start), np.int32(0)), both, axes)[0]
 
 
 def _chunks(*columns: Sequence[jax.Array]) -> list[list[int]]:

@@ -23,8 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlite.graph import alike
-
 MARK = 'jl.bits='  # `checkpoint_name` of a weight's integers: a report reads the bits off any program
 MIN_BITS, MAX_BITS = 2, 8
 _INFINITE = np.int32(0x7F800000)  # the bits of infinity
@@ -219,9 +217,8 @@ def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
   size, axes = jnp.abs(lax.stop_gradient(w).astype(jnp.float32)), tuple(axes)
   if size.size <= _SMALL:  # without a branch, which would take longer to compile than all the rest; as in `observe`
     moved = lax.bitcast_convert_type(size, jnp.int32) + _FINITE
-    largest = alike.whole(jnp.maximum, moved, np.int32(-(2**31)), axes)
+    largest = jnp.max(moved, axis=axes, keepdims=True, initial=_FINITE)
     largest = lax.bitcast_convert_type(jnp.maximum(largest, _FINITE) - _FINITE, jnp.float32)
-    largest = jnp.expand_dims(largest, axes)
   else:
     largest = _of_large(size, axes)
   return _scale(largest * np.float32(1 / (2 ** (bits - 1) - 1)))

@@ -63,10 +63,3 @@ def test_count_is_that_of_all_entries():
   )
   assert int(jax.jit(lambda *columns: alike.count(lambda a, b: a > b, *columns))(one, other)) == expected
   assert int(alike.count(lambda a: a > 0, [])) == 0
-
-
-def test_a_whole_reduction_is_the_plain_one():
-  x = np.random.default_rng(0).integers(-(2**31), 2**31 - 1, (65, 33, 4), dtype=np.int32)
-  for axes in ((0,), (1, 2), (0, 1, 2)):
-    got = jax.jit(lambda x, axes=axes: alike.whole(jnp.minimum, x, 2**31 - 1, axes))(x)
-    np.testing.assert_array_equal(got, x.min(axis=axes))
