@@ -19,7 +19,7 @@ _LONGEST = 256  # arrays that are put together, by code that grows with them
 
 
 def groups(leaves: Sequence[Any]) -> list[list[int]]:
-  """Groups the positions of arrays of one shape, type and sharding.
+  """Groups the positions of arrays of one shape and type; what is sharded stays apart.
 
   Args:
     leaves: arrays.
@@ -33,7 +33,7 @@ def groups(leaves: Sequence[Any]) -> list[list[int]]:
   found: dict[Any, list[list[int]]] = {}
   for position, leaf in enumerate(leaves):
     most = max(min(_MOST // max(np.size(leaf), 1), _LONGEST), 1)
-    own = found.setdefault(_kind(leaf), [[]])
+    own = found.setdefault(_kind(leaf) if _is_whole(leaf) else position, [[]])
     if len(own[-1]) >= most:
       own.append([])
     own[-1].append(position)
@@ -57,8 +57,9 @@ def first(says: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -
       found.append(jnp.where(jnp.any(says(leaves[chunk[0]])), np.int32(chunk[0]), none))
       continue
     joined = jnp.concatenate([leaves[i].reshape(-1) for i in chunk])
-    places = jnp.where(says(joined), jnp.arange(joined.size, dtype=jnp.int32), np.int32(joined.size))
-    place = jnp.min(places)
+    nowhere = np.int32(joined.size)
+    places = jnp.where(says(joined), jnp.arange(joined.size, dtype=jnp.int32), nowhere)
+    place = jnp.min(places, initial=nowhere)  # all may be empty
     ends = np.cumsum([leaves[i].size for i in chunk], dtype=np.int32)
     found.append(jnp.min(jnp.where(place < ends, np.array(chunk, np.int32), none)))
   return functools.reduce(jnp.minimum, found, jnp.int32(none))
@@ -122,5 +123,4 @@ def unstacked(stack: jax.Array, always: jax.Array) -> list[jax.Array]:
 
 def _kind(leaf: Any) -> Any:
   aval = jax.typeof(leaf)
-  spec = tuple(getattr(getattr(aval, 'sharding', None), 'spec', None) or ())
-  return aval.shape, aval.dtype, spec if any(spec) else (), str(getattr(aval, 'manual_axis_type', ''))
+  return aval.shape, aval.dtype, str(getattr(aval, 'manual_axis_type', ''))

@@ -36,6 +36,7 @@ def test_first_names_the_first_and_none():
       bad[i] = bad[i].reshape(-1).at[-1].set(jnp.nan).reshape(bad[i].shape)
     assert int(jax.jit(lambda bad: alike.first(jnp.isnan, bad))(bad)) == place
   assert int(alike.first(jnp.isnan, found)) == len(found)
+  assert int(alike.first(jnp.isnan, [jnp.zeros((0, 2)), jnp.zeros(0)])) == 2
   large = [jnp.zeros(1 << 20), jnp.zeros(3), jnp.zeros(1 << 20), jnp.full(2, jnp.nan)]
   assert int(alike.first(jnp.isnan, large)) == 3
 
