@@ -23,6 +23,7 @@ from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
 from jaxlite.quantization import _program as quant_program
 from jaxlite.quantization._account import account_of
+from jaxlite.quantization._multiply import Product, traced_once
 from jaxlite.quantization._numerics import Bits, BitsLike, check_bits
 from jaxlite.quantization._program import Rules
 
@@ -186,7 +187,7 @@ def first_steps(measured: Measured, bits: Bits, site: provenance.Site, *, per_ch
   return steps
 
 
-def _measuring(site: Any, product: products.Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
+def _measuring(site: Any, product: Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
   del site, read
   size = jnp.abs(x.astype(jnp.float32))
   finite = jnp.isfinite(size)
@@ -231,7 +232,7 @@ _MEASURES = quant_program.Combine(
 def _learned(bits: Mapping[str, Bits | None], real: bool) -> Callable[..., Any]:
   """Returns the Visit that quantizes by learned steps."""
 
-  def visit(site: provenance.Site, product: products.Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
+  def visit(site: provenance.Site, product: Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
     own = bits[site.name]
     if read is None:  # a second use that only this kind of pass has: by what it sees
       if own.activation is None:
@@ -246,7 +247,7 @@ def _learned(bits: Mapping[str, Bits | None], real: bool) -> Callable[..., Any]:
 
 
 def learned(
-  product: products.Product,
+  product: Product,
   x: jax.Array,
   w: jax.Array,
   steps: Mapping[str, jax.Array],
@@ -283,8 +284,8 @@ def learned(
   return contract(x, w, _positive(steps['activation']), w_step, lax.stop_gradient(zero))
 
 
-@products.traced_once
-def _learning(product: products.Product, bits: Bits, real: bool, count: int, w_rate: float) -> Callable[..., jax.Array]:
+@traced_once
+def _learning(product: Product, bits: Bits, real: bool, count: int, w_rate: float) -> Callable[..., jax.Array]:
   most = 2.0 ** (bits.weight - 1) - 1
 
   @jax.custom_jvp
