@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxlite as jl
-from jaxlite.graph.walk import bodies, opened
+from jaxlite.graph.walk import bodies, equations, opened
 
 BENCH = pathlib.Path(__file__).resolve().parent.parent.parent / 'experiments' / 'bench'
 WIDTH = 8
@@ -66,7 +66,7 @@ def distinct(jaxpr, seen=None):
 @pytest.mark.parametrize('name', PARTS)
 def test_loops_and_branches_do_not_grow_with_equal_layers(name):
   def control(layers):
-    names = (eqn.primitive.name for eqn in distinct(traced(PARTS[name](), layers)))
+    names = (eqn.primitive.name for eqn in equations(traced(PARTS[name](), layers)))
     return collections.Counter(name for name in names if name in ('cond', 'while', 'scan'))
 
   assert control(3) == control(9)
