@@ -17,8 +17,8 @@ from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
 from jaxlite.quantization._calibration import BINS, Calibrate, Histogram
 from jaxlite.quantization._clip_weights import clip_params
+from jaxlite.quantization._multiply import Product
 from jaxlite.quantization._numerics import BitsLike, check_bits
-from jaxlite.quantization._product import Product
 from jaxlite.quantization._program import Rules
 from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._ranges import dynamic_ranges, frozen_ranges

@@ -31,6 +31,7 @@ from jaxlite.contract import (
   split_const,
   stream,
 )
+from jaxlite.graph import alike
 from jaxlite.graph.init_numpy import copied, on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.optim import evaluation_point, refuse_unfit, rejected
@@ -212,7 +213,8 @@ def _update_of(
     state = state if point is None else {**state, POINT: point}
     state = split_const(model.after(params if point is None else point, join_const(state, const), step))[0]
     if (bad := rejected(opt_state)) is not None:  # what a forward left that nobody trusts goes with it
-      bad &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+      leaves = jax.tree.leaves(params)
+      bad &= alike.first(lambda entries: ~jnp.isfinite(entries), leaves) == len(leaves)
       state = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, state)
     metrics = terms if len(terms) == 1 else {'loss': total, **terms}
     return TrainState(step, None, params, state, opt_state, None), metrics
