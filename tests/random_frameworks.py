@@ -1,0 +1,2 @@
+def network(rng):
+  raise NotImplementedError
