@@ -295,8 +295,8 @@ def recurrent(rng, size):
 
 
 def experts(rng, size):
-  """Three experts: all of them mixed, or one for each token, by index, by branch or in a row."""
-  out, way = 6, ['mixed', 'index', 'branch', 'ragged'][rng.integers(4)]
+  """Three experts: all of them mixed, or one for each token, by index, by branch or in groups."""
+  out, way = 6, ['mixed', 'index', 'take', 'branch', 'ragged'][rng.integers(5)]
   leaves = {'router': _draw(rng, size, 3), 'w': _draw(rng, 3, size, out)}
 
   def apply(p, x):
@@ -306,6 +306,9 @@ def experts(rng, size):
       found = jnp.einsum('ne,neo->no', jax.nn.softmax(scores), each)
     elif way == 'index':
       found = jax.vmap(lambda row, i: row @ p['w'][i])(rows, jnp.argmax(scores, -1))
+    elif way == 'take':
+      taken = p['w'][jnp.argmax(scores, -1).reshape(x.shape[:-1])]
+      found = jnp.einsum('btd,btdo->bto', x, taken)
     elif way == 'branch':
       pick = lambda i: lax.cond(i > 0, lambda: p['w'][2], lambda: p['w'][0])  # noqa: E731
       found = jax.vmap(lambda row, i: row @ pick(i))(rows, jnp.argmax(scores, -1))

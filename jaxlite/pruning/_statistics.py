@@ -179,8 +179,8 @@ def _why_not(program: _Program, path: str, layout: layouts.LeafLayout | None) ->
 
 
 def _stacks(site: provenance.Site, use: layouts.Use) -> int:
-  """How many weights a site multiplies: in the scans around it, and along its batch axes."""
-  return math.prod(site.lengths) * math.prod(site.shape[axis] for axis in use.batch)
+  """How many weights a site multiplies: in the scans around it, and at once."""
+  return math.prod(site.lengths) * use.many
 
 
 def _groups(program: _Program, path: str, layout: layouts.LeafLayout) -> int:
