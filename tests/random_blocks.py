@@ -125,8 +125,8 @@ def pair_dot(x, y):
   return np.stack(out).reshape(*lead, x.shape[-2], y.shape[-1])
 
 
-def some_form(rng, K, O):
-  return FORMS[rng.integers(len(FORMS))](rng, K, O)
+def some_form(rng, fan_in, fan_out):
+  return FORMS[rng.integers(len(FORMS))](rng, fan_in, fan_out)
 
 
 def dense(rng, size, form=None):

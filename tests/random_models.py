@@ -1,9 +1,9 @@
 """Random networks as strangers write them, each with all that its author knows of it.
 
-`network(seed)` draws one: a chain of layers, some of them scanned, vmapped, unrolled, shared, recomputed or residual, in
-float32 or bfloat16, in plain JAX or in a framework. What is known of it stands beside it: which leaves are weights, what
-is done with their axes, which of them stack layers, and the forward, unrolled in NumPy. `run` runs that forward with
-other arithmetic at its contractions, and `Records` says what they saw.
+`network(seed)` draws one: a chain of layers, some of them scanned, vmapped, unrolled, shared, recomputed or residual,
+in float32 or bfloat16, in plain JAX or in a framework. What is known of it stands beside it: which leaves are weights,
+what is done with their axes, which of them stack layers, and the forward, unrolled in NumPy. `run` runs that forward
+with other arithmetic at its contractions, and `Records` says what they saw.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def network(seed: int) -> Network:
   """Draws a network; the same for the same seed."""
   rng = np.random.default_rng(seed)
   if seed % 4 == 3:
-    return random_frameworks.network(rng)
+    return Network(*random_frameworks.network(rng))
   size = int(rng.choice([4, 6, 8]))
   tokens = rng.random() < 0.3
   blocks, wide = [], size
@@ -207,7 +207,7 @@ def unrolled(rng, size):
 
   def reference(p, x):
     for i in range(many):
-      asks = within((i, many), dense_dot(form, _of(p, i), x, use=1 if looped else i + 1), scan=False)
+      asks = within((i, many), dense_dot(form, _of(p, i), x, use=1 if looped else i + 1), scan=looped)
       x = np.tanh((yield from asks))
     return x
 

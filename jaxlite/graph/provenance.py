@@ -76,7 +76,9 @@ def _joined(eqn: Any, given: Sequence[Tag], out: Any) -> Tag:
     along = eqn.params.get('dimension', eqn.params.get('axis'))  # of a concatenation, of a stack
     axes = range(len(shape)) if along is None else [along]
     single = [along is not None and (name == 'stack' or atom.aval.shape[along] == 1) for atom in eqn.invars]
-    several = [covering.pieces(c, covering.tops(c), axes, shape, single=s) for c, s in zip(several, single, strict=True)]
+    several = [
+      covering.pieces(c, covering.tops(c), axes, shape, single=s) for c, s in zip(several, single, strict=True)
+    ]
   together = covering.merged(several)
   if any(tag.data for tag in given):
     together = covering.picked(eqn, given, together)

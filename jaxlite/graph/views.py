@@ -41,7 +41,7 @@ class View(NamedTuple):
     return None if self.starts is None else tuple(zip(self.starts, self.sizes, strict=True))
 
   def is_clear(self, batch: Sequence[int]) -> bool:
-    """Tells whether no axis of the leaf lies in two axes of the value (a reshape that splits it), batch axes being one."""
+    """Tells whether no axis of the leaf lies in two of the value's (as a reshape splits it), `batch` axes being one."""
     held = [axis for place, group in enumerate(self.axes) if place not in batch for axis in group]
     held += {axis for place in batch for axis in self.axes[place]}
     held += {axis for axis, _ in self.inner}

@@ -74,7 +74,11 @@ CASES = {
     {'w': IN_OUT, 'a': IN_OUT, 'b': IN_OUT},
   ),
   # A factor that meets the inputs passes on what it sums, the next one sums that.
-  'two factors, turned': (lambda p, x: x @ (p['a'].T @ p['b'].T), {'a': (2, 6), 'b': (4, 2)}, {'a': OUT_IN, 'b': OUT_IN}),
+  'two factors, turned': (
+    lambda p, x: x @ (p['a'].T @ p['b'].T),
+    {'a': (2, 6), 'b': (4, 2)},
+    {'a': OUT_IN, 'b': OUT_IN},
+  ),
   'three factors': (
     lambda p, x: x @ (p['a'] @ (p['c'] @ p['b'])),
     {'a': (6, 3), 'c': (3, 2), 'b': (2, 4)},
