@@ -309,10 +309,10 @@ def check_statistics(case):
       else:
         groups = np.add.reduceat(live, range(0, live.shape[-1], 4), axis=-1)
         assert (groups <= 2).all(), path
-      close = (0.02 if case.low else 2e-3) * rms(parts)
       for i, gram in enumerate(grams):
         own = pruned_row_by_row(parts[i], gram, live[i])
-        assert np.abs(got[i] - own).max() < close or np.array_equal(got[i], plain[i]), path
+        close = 2e-3 * rms(parts) + case.low * np.abs(own) / 256  # of what was kept in bfloat16
+        assert (np.abs(got[i] - own) <= close).all() or np.array_equal(got[i], plain[i]), path
 
 
 READ, HEAVY = (check_weights, check_coverage), (check_masks, check_quantized, check_statistics)
@@ -320,9 +320,9 @@ READ, HEAVY = (check_weights, check_coverage), (check_masks, check_quantized, ch
 
 @pytest.mark.parametrize('seed', range(12))
 def test_random_models(seed):
-  """The short form: what is read of each, and one of the parts."""
+  """The short form: what is read of each, and one group of parts; of 0 and 9, which take longest to compile, none."""
   case = Case(seed)
-  for check in (*READ, HEAVY[seed % 3]):
+  for check in READ if seed in (0, 9) else (*READ, HEAVY[seed % 3]):
     check(case)
 
 
