@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ import numpy as np
 from jaxlite.checkpoint import leaves, names, regions
 from jaxlite.checkpoint.leaves import Leaf, Snapshot
 from jaxlite.checkpoint.manifest import Damaged, Manifest, seal, unseal
+from jaxlite.host.files import read_json
 
 _T = TypeVar('_T')
 _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: each in a folder of its own
@@ -46,8 +46,8 @@ def write(path: Path, snapshot: Snapshot, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
   """Reads and verifies what a checkpoint says of itself."""
   try:
-    sealed = json.loads((path / _MANIFEST / 'data.json').read_bytes())
-  except (OSError, ValueError, RecursionError) as error:
+    sealed = read_json(path / _MANIFEST / 'data.json')
+  except (OSError, ValueError) as error:
     raise Damaged(reason(error)) from error
   return unseal(sealed, path)
 

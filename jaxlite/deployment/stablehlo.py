@@ -17,7 +17,7 @@ from jax import export
 
 from jaxlite import trees
 from jaxlite.contract import Model, Network, Params, Side, State, join_const, split_const
-from jaxlite.host.files import write_bytes
+from jaxlite.host.files import read_file, write_bytes
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 
 _PROGRAM, _ABOUT = 'program.bin', 'program.json'  # in a run's folder
@@ -133,7 +133,7 @@ def _read_program(workdir: Path) -> tuple[bytes, dict[str, Any]]:
     about = read_sealed(workdir / _ABOUT)
     if not isinstance(about.get('arrays'), list) or not isinstance(about.get('inputs'), list):
       raise Damaged('it does not name its arrays and inputs')
-    data = path.read_bytes()
+    data = read_file(path)
     if 'program' in about and about['program'] != hashlib.sha256(data).hexdigest():
       raise Damaged(f'{_PROGRAM} has another hash than was written')
   except (Damaged, OSError) as error:

@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from jaxlite.host.files import write_text
+from jaxlite.host.files import parsed_json, read_file, write_text
 
 _SEAL = 'sha256'
 
@@ -40,8 +39,8 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
   jaxlite.host.sealed.Damaged: it has another hash than was written
   """
   try:
-    found = json.loads(text)
-  except (ValueError, RecursionError):
+    found = parsed_json(text)
+  except ValueError:
     raise Damaged('it is no JSON') from None
   if not isinstance(found, dict):
     raise Damaged(f'it holds a {type(found).__name__} where a table of names belongs')
@@ -63,7 +62,7 @@ def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
     Damaged: it is missing or not as it was written.
   """
   try:
-    data = Path(path).read_bytes()
+    data = read_file(path)
   except OSError as error:
     raise Damaged(f'it cannot be read ({error.strerror or error})') from None
   return unsealed(data)

@@ -17,7 +17,7 @@ from jaxlite.config.serialize import as_saved, compare, to_dict
 from jaxlite.contract import Network, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.errors import ConfigError
-from jaxlite.host.files import write_text
+from jaxlite.host.files import read_file, read_json, write_text
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
@@ -120,7 +120,7 @@ def reported(setup: Setup, folder: Path, record: Record, say: Say) -> Result | N
   if not is_finished(folder) or record.began['config']['train'] != to_dict(setup.config)['train']:
     return None
   try:
-    result = from_json((folder / 'result.json').read_text())
+    result = from_json(read_file(folder / 'result.json').decode())
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
     say(f'{folder / "result.json"} is damaged ({error}): the run is tested again')
     return None
@@ -221,10 +221,10 @@ def _write_meaning(folder: Path, about: dict[str, Any]) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
   try:
-    saved = json.loads(path.read_text())
+    saved = read_json(path)
     if saved['format'] == _FORMAT:
       return saved['config']
-  except (ValueError, KeyError, TypeError, OSError, RecursionError):
+  except (ValueError, KeyError, TypeError, OSError):
     raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with fresh=True') from None
   raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
 
@@ -236,6 +236,6 @@ def _config_text(config: dict[str, Any]) -> str:
 def text(path: Path) -> str | None:
   """Returns what a file says; None where it cannot be read."""
   try:
-    return path.read_text(encoding='utf-8')
+    return read_file(path).decode()
   except (OSError, ValueError):
     return None
