@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxlite.checkpoint import hashing
 from jaxlite.checkpoint.containers import Structure
 from jaxlite.checkpoint.leaves import Leaf
+from jaxlite.host.sealed import Damaged as Damaged  # never leaves the checkpoint rooms: the one before is taken
 
 FORMAT = 2  # of the content and the arrays beside it; any other is refused
 _WRITERS = {1: 'jaxlite 0.1'}  # of older formats: who reads them
@@ -24,10 +25,6 @@ class CheckpointError(RuntimeError):
 
 class CheckpointMismatch(ValueError):  # noqa: N818  (what it says is the difference, by path)
   """A sound checkpoint does not fit the program's structure, shapes or dtypes."""
-
-
-class Damaged(Exception):  # noqa: N818  (never leaves the checkpoint rooms)
-  """A checkpoint that cannot be trusted: the one before is taken."""
 
 
 class Manifest(NamedTuple):

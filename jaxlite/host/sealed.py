@@ -1,4 +1,7 @@
-"""JSON files that answer for a run, each with the hash of its own content: one flipped digit is no longer believed."""
+"""JSON files that answer for a run, each with the hash of its own content: one flipped digit is no longer believed.
+
+They bear the id of their run as well, so that those of two runs that are exchanged are told apart.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from jaxlite.host.files import parsed_json, read_file, write_text
 
 _SEAL = 'sha256'
+RUN = 'run'  # the name of a run's id in what it writes: two runs' files look alike
 
 
 class Damaged(ValueError):  # noqa: N818  (says what is damaged; whoever reads the file says the way out)
@@ -55,17 +59,34 @@ def write_sealed(path: str | os.PathLike[str], content: Mapping[str, Any]) -> No
   write_text(path, sealed_text(content))
 
 
-def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
+def check_run(content: Mapping[str, Any], run: str | None) -> None:
+  """Raises Damaged where the id of the run that wrote something is another.
+
+  Args:
+    content: what was written, its id under `RUN`; '' or none in files of older versions.
+    run: the id that it should have; None: any.
+  """
+  if run is not None and content.get(RUN, '') != run:
+    raise Damaged('it is of another run')
+
+
+def read_sealed(path: str | os.PathLike[str], run: str | None = None) -> dict[str, Any]:
   """Returns what `write_sealed` wrote.
 
+  Args:
+    path: of the file.
+    run: the id of the run that it must be of; None: of any.
+
   Raises:
-    Damaged: it is missing or not as it was written.
+    Damaged: it is missing, not as it was written, or of another run.
   """
   try:
     data = read_file(path)
   except OSError as error:
     raise Damaged(f'it cannot be read ({error.strerror or error})') from None
-  return unsealed(data)
+  found = unsealed(data)
+  check_run(found, run)
+  return found
 
 
 def _hash(plain: Any) -> str:

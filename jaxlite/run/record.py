@@ -11,6 +11,7 @@ class Record:
   """What the loop itself remembers; saved with every checkpoint.
 
   Attributes:
+    run: the id of the run, which its files bear too; '' in checkpoints of older versions.
     log_bytes: length of metrics.jsonl.
     log: what puts it together again, see `Records.keep`.
     rewrites: the text of rewrites.json, without which other forms might be chosen; '' where there is none.
@@ -28,6 +29,7 @@ class Record:
     began: what the run is known by, see `identity`; empty in checkpoints of older versions.
   """
 
+  run: str = ''
   log_bytes: int = 0
   log: dict[str, Any] = dataclasses.field(default_factory=dict)
   rewrites: str = ''

@@ -1,0 +1,125 @@
+"""Whatever happened to one file: the same result, a way out that is said, or one line; no traceback, no wrong answer."""
+
+import shutil
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import damages
+import jaxlite as jl
+from jaxlite.checkpoint import CheckpointError
+from jaxlite.host import compile_cache
+from loops import X, config_of, evidence, leaves, linear, points, run
+
+FIELDS = {'steps': 6, 'log__every': jl.Duration(steps=1), 'checkpoint__every': jl.Duration(steps=2)}
+OURS = (ValueError, FileNotFoundError, CheckpointError, OSError)  # what is raised on purpose
+
+
+class Trained:
+  """A finished run, a sound copy of it, and what it answers."""
+
+  def __init__(self, base: Path):
+    self.folder, self.sound, self.aside = base / 'run', base / 'sound', base / 'aside'
+    self.aside.mkdir()
+    run(self.folder, **FIELDS)
+    shutil.copytree(self.folder, self.sound)
+    self.evidence, self.points, self.leaves = evidence(self.folder), points(self.folder), leaves(self.folder)
+    steps = [int(path.name) for path in (self.folder / 'checkpoints').glob('0*')]
+    self.answers = [np.asarray(jl.load(self.folder, which=step).predict(X)).tobytes() for step in steps]
+    self.best = np.asarray(jl.load(self.folder).predict(X)).tobytes()
+    self.labels = np.asarray(jl.load(self.folder).predict_labels(X)).tobytes()
+    self.metrics = run(self.folder, **FIELDS).metrics
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  return Trained(tmp_path_factory.mktemp('damages'))
+
+
+def one_line(error: Exception) -> None:
+  ours = isinstance(error, OURS)
+  frame = traceback.extract_tb(error.__traceback__)[-1]
+  assert ours, ''.join(traceback.format_exception(error))[-1500:]
+  assert '\n' not in str(error), error
+  assert isinstance(error, OSError) or (frame.line or '').startswith('raise'), ''.join(traceback.format_exception(error))[-1500:]
+
+
+def loaded(of: Trained, said) -> None:
+  """What `jl.load` predicts is the run's best, or says that it went back to another checkpoint."""
+  try:
+    network = jl.load(of.folder)
+    found, told = np.asarray(network.predict(X)).tobytes(), said()
+    assert found == of.best or (found in of.answers and 'damaged' in told), told
+    if found == of.best and 'task.json is missing' not in told:
+      assert np.asarray(network.predict_labels(X)).tobytes() == of.labels
+  except OURS as error:
+    one_line(error)
+  except Exception as error:
+    one_line(error)
+
+
+def asked_again(of: Trained) -> None:
+  """The same command ends with the same result; the folder then answers as ever, or a line has said what is lost."""
+  lines: list[str] = []
+  try:
+    result = run(of.folder, say=lines.append, **FIELDS)
+  except Exception as error:
+    one_line(error)
+    return
+  assert all('\n' not in line.strip('\n') for line in lines)
+  told = ' '.join(lines)
+  assert result.metrics == of.metrics or 'damaged' in told, (result.metrics, told)
+  if result.metrics == of.metrics and 'are lost' not in told and 'damaged' not in told:
+    assert points(of.folder) == of.points
+
+
+def gone_on(of: Trained) -> None:
+  """A longer run goes on from a sound checkpoint, or one line says why not."""
+  lines: list[str] = []
+  try:
+    result = run(of.folder, say=lines.append, **{**FIELDS, 'steps': 8})
+    assert result.best_step is not None
+  except Exception as error:
+    one_line(error)
+
+
+def evaluated(of: Trained) -> None:
+  try:
+    from jaxlite.run.loop import evaluate_run
+    from loops import Y
+
+    said: list[str] = []
+    result = evaluate_run(config_of(**FIELDS), of.folder, model=linear(), data=(X, Y), say=said.append)
+    assert result.metrics == of.metrics or any('damaged' in line for line in said), (result.metrics, said)
+  except Exception as error:
+    one_line(error)
+
+
+def through(of: Trained, count: int, seed: int, capsys) -> None:
+  failures = []
+  for number, damage in enumerate(damages.drawn(of.sound, count, seed)):
+    damages.inflict(damage, of.folder, of.aside)
+    capsys.readouterr()
+    try:
+      loaded(of, lambda: capsys.readouterr().out)
+      if number % 8 == 6:
+        evaluated(of)
+      gone_on(of) if number % 8 == 7 else asked_again(of)
+      if (of.aside / 'precious').exists():
+        assert (of.aside / 'precious').read_bytes() == b'precious', 'what stands behind a link was written'
+    except AssertionError as error:
+      failures.append(f'{damage}: {str(error)[:1500]}')
+    damages.restore(of.folder, of.sound)
+  assert not failures, f'{len(failures)} of {count}:\n' + '\n'.join(failures)
+
+
+def test_no_damage_to_a_run_is_believed_or_ends_it_badly(trained, capsys):
+  through(trained, 60, 0, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('part', range(8))
+def test_of_800_damages_to_a_run_none_is_believed_or_ends_it_badly(part, trained, capsys):
+  through(trained, 100, 1 + part, capsys)
