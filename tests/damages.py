@@ -152,7 +152,11 @@ def restore(folder: Path, sound: Path) -> None:
   wanted = {path.relative_to(sound): path for path in sound.rglob('*')}
   for path in sorted(folder.rglob('*'), reverse=True):
     name = path.relative_to(folder)
-    if path.is_symlink() or (name not in wanted and path.is_file()) or (name in wanted and path.is_dir() != wanted[name].is_dir()):
+    if (
+      path.is_symlink()
+      or (name not in wanted and path.is_file())
+      or (name in wanted and path.is_dir() != wanted[name].is_dir())
+    ):
       shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     elif name not in wanted:
       path.rmdir()

@@ -242,6 +242,8 @@ class Checkpoints:
       loaded = arrays(path, manifest)
       if manifest.const and self._const_name in names:
         loaded |= self._copy(manifest.const, arrays)
+      if lost := wanted - set(loaded):
+        raise Damaged(f'{len(lost)} of the arrays that it names are nowhere, first {min(lost)!r}')
       state = {name: containers.rebuild(parts[name], loaded) for name in names}
       return Restored(manifest.step, state, manifest.loop)
 

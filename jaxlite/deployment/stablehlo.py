@@ -102,6 +102,9 @@ def load_program(workdir: Path, params: Params, model_state: State, *, run: str 
     raise ValueError(f'{path} is not run: it asks for {unlisted}, which no run writes, so a stranger made it')
   names = about['arrays']
   held = trees.by_path({'params': params, 'model_state': model_state})
+  takes = [(*aval.shape[1:], aval.dtype) for aval in program.in_avals[len(names) :]]
+  if takes != [(*one['shape'], jnp.dtype(str(one['dtype']))) for one in about['inputs']]:
+    raise ValueError(f'{path} takes other inputs than its {_ABOUT} says: train the run again to write them anew')
   if lost := [name for name in names if name not in held]:
     raise ValueError(f'{path} reads {errors.arrays(lost)}, which the checkpoint does not hold: they are of two runs')
 
@@ -160,11 +163,11 @@ def _check_about(about: dict[str, Any]) -> None:
   arrays, inputs, batch = about.get('arrays'), about.get('inputs'), about.get('batch')
   if not isinstance(arrays, list) or not all(isinstance(name, str) for name in arrays):
     raise Damaged('it does not name its arrays')
-  if not (batch is None or (type(batch) is int and batch > 0)):
+  if 'batch' not in about or not (batch is None or (type(batch) is int and batch > 0)):
     raise Damaged('its batch size is none')
   try:
-    sizes = [size for one in inputs for size in one['shape']]  # type: ignore[union-attr]  # or it is none of ours
-    known = [jnp.dtype(one['dtype']) for one in inputs]  # type: ignore[union-attr]
+    sizes = [size for one in inputs or () for size in one['shape']]
+    known = [jnp.dtype(str(one['dtype'])) for one in inputs or ()]
   except (TypeError, KeyError, AttributeError):
     raise Damaged('it does not name its inputs') from None
   if not known or not all(type(size) is int and size >= 0 for size in sizes):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.config.schema import Config
@@ -34,6 +34,7 @@ _FORMAT = 1
 _CONFIG, _TASK = 'config.json', 'task.json'
 
 Say = Callable[[str], None]
+_T = TypeVar('_T')
 
 
 def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record | None:
@@ -58,7 +59,7 @@ def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record |
     record = recorded({'run': run, **(saves.loop() or {})})
   saved = record.began.get('config') or _read_config(folder / _CONFIG)
   record.began['config'] = saved
-  differences = compare(saved, config)
+  differences = _read_as(saved, config, compare)
   if differences.refused:
     raise ConfigError(
       f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another workdir, '
@@ -106,7 +107,7 @@ def verify(setup: Setup, folder: Path, record: Record, again: Callable[[Config],
   if 'programs' not in record.began:
     say('note: this run was begun by an older jaxlite, which kept no text of its program: taken for the code of now')
     return now
-  before = as_saved(record.began['config'], setup.config)
+  before = _read_as(record.began['config'], setup.config, as_saved)
   same = to_dict(before) == now.began['config']
   began = now if same else identity.identify(again(before))
   if identity.check(folder, record.began, began, say) and is_finished(folder):
@@ -149,9 +150,7 @@ def write_program(setup: Setup, folder: Path, run: str, say: Say, *, anew: bool 
     return
   shapes = setup.abstract
   values = Network(setup.train.model, shapes.params, join_const(shapes.model_state, shapes.const))
-  reason = stablehlo.save_program(
-    folder, setup.train.model, setup.recipe, values, setup.first_batch['inputs'], run=run
-  )
+  reason = stablehlo.save_program(folder, setup.train.model, setup.recipe, values, setup.first_batch['inputs'], run=run)
   if reason:
     say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
   elif damage:
@@ -231,6 +230,16 @@ def _read_config(path: Path) -> dict[str, Any]:
   except (ValueError, KeyError, TypeError, OSError):
     raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with fresh=True') from None
   raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
+
+
+def _read_as(saved: Any, config: Config, read: Callable[[Any, Config], _T]) -> _T:
+  try:
+    return read(saved, config)
+  except (TypeError, LookupError, AttributeError, ValueError):
+    raise ConfigError(
+      'the config that the run was saved with has another shape than was ever written: put back a copy, or start again '
+      'with fresh=True'
+    ) from None
 
 
 def _config_text(config: dict[str, Any], run: str) -> str:

@@ -27,7 +27,9 @@ def needed():
 
 
 def called(spec, one, other, out, dtype=np.float32):
-  call = jax.jit(lambda one, other: jax.ffi.ffi_call(direct.TARGET, jax.ShapeDtypeStruct(out, dtype))(one, other, spec=spec))
+  call = jax.jit(
+    lambda one, other: jax.ffi.ffi_call(direct.TARGET, jax.ShapeDtypeStruct(out, dtype))(one, other, spec=spec)
+  )
   return np.asarray(call(np.ones(one, dtype), np.ones(other, dtype)))
 
 

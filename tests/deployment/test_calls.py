@@ -1,4 +1,4 @@
-"""A portable program asks XLA for nothing but what stands on a list: a stranger's folder does not run a stranger's code."""
+"""A portable program asks XLA for nothing but what stands on a list: a stranger's folder runs no stranger's code."""
 
 import hashlib
 import json
@@ -73,7 +73,9 @@ HOSTILE = {
   'tf.call_tf_function': called('tf.call_tf_function'),
   'lapack_sgetrf_ffi ': called('lapack_sgetrf_ffi '),
   'in a loop': lambda leaves, x: lax.fori_loop(0, 3, lambda i, y: called('xla_python_cpu_callback')(leaves, y), x),
-  'in a branch': lambda leaves, x: lax.cond(x.sum() > 0, lambda: called('xla_python_cpu_callback')(leaves, x), lambda: x),
+  'in a branch': lambda leaves, x: lax.cond(
+    x.sum() > 0, lambda: called('xla_python_cpu_callback')(leaves, x), lambda: x
+  ),
 }
 
 
