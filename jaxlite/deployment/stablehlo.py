@@ -17,7 +17,7 @@ from jax import export
 
 from jaxlite import errors, trees
 from jaxlite.contract import Model, Network, Params, Side, State, join_const, split_const
-from jaxlite.deployment import calls
+from jaxlite.deployment import calls, linalg
 from jaxlite.host.files import read_file, write_bytes
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 
@@ -92,7 +92,8 @@ def load_program(workdir: Path, params: Params, model_state: State, *, run: str 
   data, about = _read_program(workdir, run)
   try:
     program = export.deserialize(bytearray(data))
-    unlisted = calls.refused(program.mlir_module())
+    text = program.mlir_module()
+    unlisted = calls.refused(text)
   except Exception as error:  # whatever flatbuffers and MLIR make of another version's bytes
     raise ValueError(
       f'{path} is from another jax ({type(error).__name__}): the checkpoints are what counts; build the model again '
@@ -100,7 +101,7 @@ def load_program(workdir: Path, params: Params, model_state: State, *, run: str 
     ) from None
   if unlisted:
     raise ValueError(f'{path} is not run: it asks for {unlisted}, which no run writes, so a stranger made it')
-  names = about['arrays']
+  names, linear = about['arrays'], linalg.MARK in text
   held = trees.by_path({'params': params, 'model_state': model_state})
   takes = [(*aval.shape[1:], aval.dtype) for aval in program.in_avals[len(names) :]]
   if takes != [(*one['shape'], jnp.dtype(str(one['dtype']))) for one in about['inputs']]:
@@ -113,7 +114,7 @@ def load_program(workdir: Path, params: Params, model_state: State, *, run: str 
     if train:
       raise ValueError('a loaded run predicts; to train on, build its model and give params= to init')
     flat = trees.by_path({'params': params, 'model_state': state})
-    return _run(path, program, about, [flat[name] for name in names], inputs), state
+    return _run(path, program, about, [flat[name] for name in names], inputs, linear), state
 
   apply.input_shapes = [tuple(one['shape']) for one in about['inputs']]  # type: ignore[attr-defined]  # fixed, for generate
 
@@ -196,7 +197,7 @@ def _export(forward: Any, shapes: list[Any], inputs: Any) -> tuple[Any, int | No
     return at(size), size
 
 
-def _run(path: Path, program: Any, about: dict[str, Any], leaves: list[Any], inputs: Any) -> Any:
+def _run(path: Path, program: Any, about: dict[str, Any], leaves: list[Any], inputs: Any, linear: bool) -> Any:
   flat, treedef = jax.tree.flatten(inputs)
   wanted = about['inputs']
   if len(flat) != len(wanted):
@@ -207,6 +208,9 @@ def _run(path: Path, program: Any, about: dict[str, Any], leaves: list[Any], inp
 
   def call(rows: list[Any]) -> Any:
     try:
+      if linear:  # sizes are known once it is compiled for them
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (leaves, rows))
+        linalg.check_sizes(jax.jit(lambda leaves, rows: program.call(leaves, treedef.unflatten(rows))).lower(*shapes))
       return program.call(leaves, jax.tree.unflatten(treedef, rows))
     except Exception as error:  # what it takes or says of itself is not so; JAX has no common class for that
       told = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -101,7 +101,7 @@ def through(tmp_path, count, seed):
 @pytest.mark.skipif(not hasattr(os, 'fork') or not shutil.which('cc'), reason='needs fork and a C compiler')
 class TestCaches:
   def test_no_damage_to_a_cache_ends_a_process_or_changes_a_number(self, tmp_path):
-    through(tmp_path, 5, 0)
+    through(tmp_path, 3, 0)
 
   @pytest.mark.slow
   @pytest.mark.parametrize('part', range(4))

@@ -115,7 +115,7 @@ def through(of: Trained, count: int, seed: int, capsys) -> None:
 
 
 def test_no_damage_to_a_run_is_believed_or_ends_it_badly(trained, capsys):
-  through(trained, 60, 0, capsys)
+  through(trained, 24, 0, capsys)
 
 
 def strangers(of: Trained, count: int, seed: int, capsys) -> None:
@@ -139,7 +139,7 @@ def strangers(of: Trained, count: int, seed: int, capsys) -> None:
 
 
 def test_no_stranger_who_seals_a_file_anew_is_answered_with_a_traceback(trained, capsys):
-  strangers(trained, 40, 0, capsys)
+  strangers(trained, 20, 0, capsys)
 
 
 @pytest.mark.slow
