@@ -21,7 +21,7 @@ import shutil
 import zlib
 from pathlib import Path
 
-from jaxlite.host.files import is_safe, own_folder, read_file, user_cache
+from jaxlite.host.files import is_own_file, own_folder, read_file, user_cache
 from jaxlite.host.machine import abilities
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 
@@ -101,7 +101,7 @@ def _drop_damaged(folder: Path) -> int:
 
 def _is_sound(program: Path, digest: str | None) -> bool:
   try:
-    if not is_safe(program):
+    if not is_own_file(program):
       return False
     data = read_file(program)
   except OSError:
@@ -168,7 +168,7 @@ def _hash(data: bytes) -> str:
 
 def _drop_unless_file(path: Path) -> None:
   """Removes what stands in the place of a file and is none: a link, a folder, a pipe."""
-  if os.path.lexists(path) and not (path.is_file() and is_safe(path)):
+  if os.path.lexists(path) and not is_own_file(path):
     _drop(path)
 
 

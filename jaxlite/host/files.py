@@ -114,8 +114,22 @@ def is_safe(path: str | os.PathLike[str]) -> bool:
   return not hasattr(os, 'geteuid') or (found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022)
 
 
+def is_own_file(path: str | os.PathLike[str]) -> bool:
+  """Tells whether a plain file of this user's (or root's) is there, whoever else may write it: in a folder of
+  `own_folder` nobody else can, and other programs write there as the user's umask says.
+
+  >>> is_own_file(os.devnull)
+  False
+  """
+  try:
+    found = os.lstat(path)
+  except OSError:
+    return False
+  return stat.S_ISREG(found.st_mode) and (not hasattr(os, 'geteuid') or found.st_uid in (0, os.geteuid()))
+
+
 def own_folder(path: Path) -> None:
-  """Makes a folder that nobody else may write to, for what will be run; takes others' rights from one that is there.
+  """Makes a folder that nobody else may enter, for what will be run; takes others' rights from one that is there.
 
   Raises:
     OSError: it cannot be made, or belongs to another user.
@@ -123,8 +137,8 @@ def own_folder(path: Path) -> None:
   path.mkdir(parents=True, exist_ok=True, mode=0o700)
   path = path.resolve()  # a cache may lie on another disk
   found = path.stat()
-  if hasattr(os, 'geteuid') and found.st_uid == os.geteuid() and found.st_mode & 0o022:
-    path.chmod(stat.S_IMODE(found.st_mode) & ~0o022)
+  if hasattr(os, 'geteuid') and found.st_uid == os.geteuid() and found.st_mode & 0o077:
+    path.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
   if not is_safe(path):
     raise PermissionError(errno.EPERM, 'it belongs to another user', os.fspath(path))
 

@@ -49,6 +49,8 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise Damaged(f'it holds a {type(found).__name__} where a table of names belongs')
   seal = found.pop(_SEAL, None)
+  if seal is None and found.get(RUN):
+    raise Damaged('its own hash is missing')
   if seal is not None and seal != _hash(found):
     raise Damaged('it has another hash than was written')
   return found

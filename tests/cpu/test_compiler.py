@@ -122,7 +122,7 @@ def test_a_folder_that_others_may_write_to_is_closed_and_one_of_another_user_is_
   folder.mkdir()
   folder.chmod(0o777)
   assert compiler.built('handlers', folder).parent == folder
-  assert folder.stat().st_mode & 0o777 == 0o755
+  assert folder.stat().st_mode & 0o777 == 0o700
   if os.geteuid() != 0:
     pytest.skip('only root gives folders away')
   os.chown(folder, 12345, 12345)

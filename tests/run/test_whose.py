@@ -102,3 +102,14 @@ def test_a_deleted_task_is_said_and_the_model_still_predicts(two, tmp_path, caps
   network = jl.load(folder)
   assert 'task.json is missing' in capsys.readouterr().out
   np.testing.assert_array_equal(network.predict(X), jl.load(two[0] / 'one').predict(X))
+
+
+def test_a_file_without_its_hash_is_not_believed(two, tmp_path):
+  folder = mixed(two, tmp_path)
+  about = json.loads((folder / 'task.json').read_text())
+  del about['sha256']
+  (folder / 'task.json').write_text(
+    json.dumps({**about, 'facts': {'classes': 3, 'class_names': list('cba'), 'top': [5]}})
+  )
+  with pytest.raises(ValueError, match=r'^[^\n]*task\.json is damaged \(its own hash is missing\)[^\n]*$'):
+    jl.load(folder)
