@@ -17,7 +17,7 @@ def two(tmp_path_factory):
   folder = tmp_path_factory.mktemp('whose')
   run(folder / 'one', steps=6)
   run(folder / 'other', steps=6, data=(X, (Y + 1) % 3))
-  return folder, {name: evidence(folder / name) for name in ('one', 'other')}
+  return folder, evidence(folder / 'one')
 
 
 def mixed(two, tmp_path, *names):
@@ -42,7 +42,10 @@ def test_a_file_of_another_run_is_told_and_made_again(name, two, tmp_path, capsy
     np.testing.assert_array_equal(jl.load(folder).predict(X), jl.load(two[0] / 'one').predict(X))
   run(folder, steps=6, say=said.append)
   assert any(name in line and 'damaged' in line for line in said), said
-  assert evidence(folder) == two[1]['one']
+  if name in ('program.json', 'result.json'):  # bytes that are serialized anew, and seconds
+    assert evidence(folder) == two[1]
+  else:
+    assert (folder / name).read_bytes() == (two[0] / 'one' / name).read_bytes()
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(two, tmp_path, capsys):
