@@ -100,9 +100,13 @@ def evaluated(of: Trained) -> None:
     one_line(error)
 
 
+# Another run's file in this one's place: by their own hashes all of them are sound.
+EXCHANGED = [damages.Damage('exchange', name, 1) for name in ('result.json', 'program.json')]
+
+
 def through(of: Trained, count: int, seed: int, capsys) -> None:
   failures = []
-  for number, damage in enumerate(damages.drawn(of.sound, count, seed)):
+  for number, damage in enumerate([*EXCHANGED, *damages.drawn(of.sound, count, seed)]):
     damages.inflict(damage, of.folder, of.aside, of.other)
     capsys.readouterr()
     try:
@@ -119,7 +123,7 @@ def through(of: Trained, count: int, seed: int, capsys) -> None:
 
 
 def test_no_damage_to_a_run_is_believed_or_ends_it_badly(trained, capsys):
-  through(trained, 24, 0, capsys)
+  through(trained, 20, 0, capsys)
 
 
 def strangers(of: Trained, count: int, seed: int, capsys) -> None:
