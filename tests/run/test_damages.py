@@ -25,7 +25,7 @@ class Trained:
   def __init__(self, base: Path):
     self.folder, self.sound, self.aside, self.other = (base / name for name in ('run', 'sound', 'aside', 'other'))
     self.aside.mkdir()
-    run(self.other, data=(X, (Y + 1) % 3), **FIELDS)
+    run(self.other, data=(X, np.roll(Y, 1)), **FIELDS)
     run(self.folder, **FIELDS)
     shutil.copytree(self.folder, self.sound)
     self.evidence, self.points, self.leaves = evidence(self.folder), points(self.folder), leaves(self.folder)
