@@ -277,7 +277,7 @@ def _labels(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
 def _fetch(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]] | None:
   """Returns (columns, digests) as they were written, or None where they are not there or no longer so."""
   try:
-    digests: dict[str, str] = json.loads((folder / _PROOF).read_text())
+    digests: dict[str, str] = files.read_json(folder / _PROOF)
     columns = {name: np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False) for name in digests}
   except (OSError, ValueError, EOFError, AttributeError, TypeError):
     return None

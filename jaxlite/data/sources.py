@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ from jaxlite.data import cache, idx
 from jaxlite.data.arrays import from_arrays
 from jaxlite.data.dataset import Dataset, check_labels
 from jaxlite.data.inputs import as_inputs
+from jaxlite.host.files import read_json
 
 _PIECE = 1024  # examples decoded at once
 _SPLITS = ('train', 'validation', 'test')
@@ -119,9 +119,18 @@ def _find(name: str, base: pathlib.Path) -> pathlib.Path | None:
     versions = [path.parent for path in folder.glob(f'*/{cache.PROOF}')]
     if versions:
       return max(versions, key=_version)
-  if (base / cache.PROOF).is_file() and json.loads((base / cache.PROOF).read_text()).get('name') == name:
+  if (base / cache.PROOF).is_file() and _named(base / cache.PROOF) == name:
     return base  # `directory` is the data set's own folder
   return None
+
+
+def _named(proof: pathlib.Path) -> Any:
+  """The name of the data set in a prepared folder; None where its description is damaged."""
+  try:
+    about = read_json(proof)
+  except (OSError, ValueError):
+    return None
+  return about.get('name') if isinstance(about, dict) else None
 
 
 def _version(folder: pathlib.Path) -> list[int]:

@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxlite import trees
+from jaxlite import errors, trees
 from jaxlite.contract import Model, Network, Params, Side, State, join_const, split_const
-from jaxlite.host.files import write_bytes
+from jaxlite.deployment import calls, linalg
+from jaxlite.host.files import read_file, write_bytes
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 
 _PROGRAM, _ABOUT = 'program.bin', 'program.json'  # in a run's folder
 _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
-def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inputs: Any) -> str:
+def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inputs: Any, *, run: str = '') -> str:
   """Writes program.bin and program.json, where the model can be written.
 
   Args:
@@ -33,6 +34,7 @@ def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inpu
     recipe: its Recipe; what only serves training (a teacher) is left out.
     values: params and model_state, constants among it; shapes are enough.
     inputs: one batch of raw inputs, [B, ...].
+    run: the id of the run that writes it.
 
   Returns:
     Why the model cannot be written (it calls back into Python, say), in one line; '' where it was.
@@ -49,9 +51,12 @@ def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inpu
   except Exception as error:  # a model that trains must not fail for this
     reason = str(error).strip().splitlines()
     return f'{type(error).__name__}: {reason[0] if reason else "no message"}'
+  if unlisted := calls.refused(program.mlir_module()):
+    return f'it asks for {unlisted}, which no portable program may'
   flat_inputs, _ = jax.tree.flatten(inputs)
   data = bytes(program.serialize())
   about = {
+    'run': run,
     'program': hashlib.sha256(data).hexdigest(),
     'arrays': names,
     'batch': batch,
@@ -62,13 +67,14 @@ def save_program(workdir: Path, model: Model, recipe: Any, values: Network, inpu
   return ''
 
 
-def load_program(workdir: Path, params: Params, model_state: State) -> Network:
+def load_program(workdir: Path, params: Params, model_state: State, *, run: str | None = None) -> Network:
   """Returns the saved forward with these values, as a Network.
 
   Args:
     workdir: a run's folder.
     params: from one of its checkpoints.
     model_state: likewise, constants under 'jl.const'.
+    run: the id of the run that it must be of; None: of any.
 
   Returns:
     A Network whose `predict` takes raw inputs.
@@ -83,22 +89,32 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
       f'{workdir} holds no {_PROGRAM}: its model could not be written (the run said why), or it was deleted; '
       'train the run again to write it (a finished one is not trained), or build the model and restore a checkpoint'
     )
-  data, about = _read_program(workdir)
+  data, about = _read_program(workdir, run)
   try:
     program = export.deserialize(bytearray(data))
-    names = about['arrays']
-  except Exception as error:  # whatever flatbuffers make of another version's bytes
+    text = program.mlir_module()
+    unlisted = calls.refused(text)
+  except Exception as error:  # whatever flatbuffers and MLIR make of another version's bytes
     raise ValueError(
       f'{path} is from another jax ({type(error).__name__}): the checkpoints are what counts; build the model again '
       'and restore one into it'
     ) from None
+  if unlisted:
+    raise ValueError(f'{path} is not run: it asks for {unlisted}, which no run writes, so a stranger made it')
+  names, linear = about['arrays'], linalg.MARK in text
+  held = trees.by_path({'params': params, 'model_state': model_state})
+  takes = [(*aval.shape[1:], aval.dtype) for aval in program.in_avals[len(names) :]]
+  if takes != [(*one['shape'], jnp.dtype(str(one['dtype']))) for one in about['inputs']]:
+    raise ValueError(f'{path} takes other inputs than its {_ABOUT} says: train the run again to write them anew')
+  if lost := [name for name in names if name not in held]:
+    raise ValueError(f'{path} reads {errors.arrays(lost)}, which the checkpoint does not hold: they are of two runs')
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     del key, step
     if train:
       raise ValueError('a loaded run predicts; to train on, build its model and give params= to init')
     flat = trees.by_path({'params': params, 'model_state': state})
-    return _run(program, about, [flat[name] for name in names], inputs), state
+    return _run(path, program, about, [flat[name] for name in names], inputs, linear), state
 
   apply.input_shapes = [tuple(one['shape']) for one in about['inputs']]  # type: ignore[attr-defined]  # fixed, for generate
 
@@ -109,31 +125,30 @@ def load_program(workdir: Path, params: Params, model_state: State) -> Network:
   return Network(Model(init, apply), params, model_state)
 
 
-def served_arrays(workdir: Path) -> frozenset[str]:
-  """Returns the paths of the arrays that a saved forward reads; none where it is missing or damaged."""
+def served_arrays(workdir: Path, run: str) -> frozenset[str]:
+  """Returns the paths of the arrays that a run's saved forward reads; none where it is missing or damaged."""
   try:
-    return frozenset(map(str, _read_program(workdir)[1]['arrays']))
+    return frozenset(_read_program(workdir, run)[1]['arrays'])
   except ValueError:
     return frozenset()
 
 
-def program_damage(workdir: Path) -> str:
-  """Returns what is wrong with the files of a saved forward, in a few words; '' where they are as they were written."""
+def program_damage(workdir: Path, run: str) -> str:
+  """Returns what is wrong with the files of a run's saved forward, in a few words; '' where they are as written."""
   try:
-    _read_program(workdir)
+    _read_program(workdir, run)
   except ValueError as error:
     return str(error)
   return ''
 
 
-def _read_program(workdir: Path) -> tuple[bytes, dict[str, Any]]:
+def _read_program(workdir: Path, run: str | None = None) -> tuple[bytes, dict[str, Any]]:
   """The bytes of the program, which nothing has touched yet, and what is said of it."""
   path = workdir / _PROGRAM
   try:
-    about = read_sealed(workdir / _ABOUT)
-    if not isinstance(about.get('arrays'), list) or not isinstance(about.get('inputs'), list):
-      raise Damaged('it does not name its arrays and inputs')
-    data = path.read_bytes()
+    about = read_sealed(workdir / _ABOUT, run)
+    _check_about(about)
+    data = read_file(path)
     if 'program' in about and about['program'] != hashlib.sha256(data).hexdigest():
       raise Damaged(f'{_PROGRAM} has another hash than was written')
   except (Damaged, OSError) as error:
@@ -142,6 +157,22 @@ def _read_program(workdir: Path) -> tuple[bytes, dict[str, Any]]:
       f'{path} or its {_ABOUT} is damaged ({why}): train the run again to write it anew (a finished one is not trained)'
     ) from None
   return data, about
+
+
+def _check_about(about: dict[str, Any]) -> None:
+  """Raises Damaged where what is said of a program has another shape than was ever written."""
+  arrays, inputs, batch = about.get('arrays'), about.get('inputs'), about.get('batch')
+  if not isinstance(arrays, list) or not all(isinstance(name, str) for name in arrays):
+    raise Damaged('it does not name its arrays')
+  if 'batch' not in about or not (batch is None or (type(batch) is int and batch > 0)):
+    raise Damaged('its batch size is none')
+  try:
+    sizes = [size for one in inputs or () for size in one['shape']]
+    known = [jnp.dtype(str(one['dtype'])) for one in inputs or ()]
+  except (TypeError, KeyError, AttributeError):
+    raise Damaged('it does not name its inputs') from None
+  if not known or not all(type(size) is int and size >= 0 for size in sizes):
+    raise Damaged('it does not name its inputs')
 
 
 def _served(values: Network, recipe: Any) -> dict[str, Any]:
@@ -166,7 +197,7 @@ def _export(forward: Any, shapes: list[Any], inputs: Any) -> tuple[Any, int | No
     return at(size), size
 
 
-def _run(program: Any, about: dict[str, Any], leaves: list[Any], inputs: Any) -> Any:
+def _run(path: Path, program: Any, about: dict[str, Any], leaves: list[Any], inputs: Any, linear: bool) -> Any:
   flat, treedef = jax.tree.flatten(inputs)
   wanted = about['inputs']
   if len(flat) != len(wanted):
@@ -174,14 +205,25 @@ def _run(program: Any, about: dict[str, Any], leaves: list[Any], inputs: Any) ->
   flat = [_check_input(leaf, want) for leaf, want in zip(flat, wanted, strict=True)]
   fixed = about['batch']
   size = flat[0].shape[0]
+
+  def call(rows: list[Any]) -> Any:
+    try:
+      if linear:  # sizes are known once it is compiled for them
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (leaves, rows))
+        linalg.check_sizes(jax.jit(lambda leaves, rows: program.call(leaves, treedef.unflatten(rows))).lower(*shapes))
+      return program.call(leaves, jax.tree.unflatten(treedef, rows))
+    except Exception as error:  # what it takes or says of itself is not so; JAX has no common class for that
+      told = (str(error).strip() or type(error).__name__).splitlines()[0]
+      raise ValueError(f'{path} cannot be run on these arrays ({told[:200]})') from None
+
   if fixed is None and size > 0:
-    return program.call(leaves, jax.tree.unflatten(treedef, flat))
+    return call(flat)
   chunk = fixed or 1  # an empty batch has no program of its own: run one example and keep none of it
   parts = []
   for start in range(0, max(size, 1), chunk):
     rows = [leaf[start : start + chunk] for leaf in flat]
     padded = [jnp.pad(row, [(0, chunk - row.shape[0])] + [(0, 0)] * (row.ndim - 1)) for row in rows]
-    parts.append(program.call(leaves, jax.tree.unflatten(treedef, padded)))
+    parts.append(call(padded))
   return jax.tree.map(lambda *outputs: jnp.concatenate(outputs)[:size], *parts)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.deployment.inventory import Layer, stored_bytes
-from jaxlite.host.sealed import sealed_text, unsealed
+from jaxlite.host.sealed import RUN, check_run, sealed_text, unsealed
 
 
 @dataclasses.dataclass
@@ -83,23 +83,32 @@ class Result:
     return sum(stored_bytes(layer.size, layer.nonzero, layer.bits, layer.scales) for layer in self.layers)
 
 
-def to_json(result: Result) -> str:
-  """Writes a Result as JSON; NaN stays NaN. `from_json` reads it."""
+def to_json(result: Result, run: str = '') -> str:
+  """Writes a Result as JSON, with the id of the run that found it; NaN stays NaN. `from_json` reads it."""
   plain = dataclasses.asdict(result)
   plain['layers'] = [layer._asdict() for layer in result.layers]
   plain['evidence'] = {name: np.asarray(values).tolist() for name, values in result.evidence.items()}
-  return sealed_text(json.loads(json.dumps(plain, default=float)))
+  return sealed_text({RUN: run, **json.loads(json.dumps(plain, default=float))})
 
 
-def from_json(text: str) -> Result:
+def from_json(text: str, run: str | None = None) -> Result:
   """Reads what `to_json` wrote.
 
+  Args:
+    text: what it returned.
+    run: the id of the run that it must be of; None: of any.
+
   Raises:
-    ValueError: it is not as it was written.
+    ValueError: it is not as it was written, or of another run.
 
   >>> result = Result('mine', {'accuracy': 0.5}, [Layer('w', 4, 2)])
   >>> from_json(to_json(result)) == result
   True
   """
   plain = unsealed(text)
-  return Result(**{**plain, 'layers': [Layer(**layer) for layer in plain['layers']]})
+  check_run(plain, run)
+  plain.pop(RUN, None)
+  try:
+    return Result(**{**plain, 'layers': [Layer(**layer) for layer in plain['layers']]})
+  except (KeyError, TypeError):
+    raise ValueError('it holds no result') from None

@@ -20,6 +20,7 @@ import numpy as np
 from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
 from jaxlite.config.schema import Config, validate
+from jaxlite.deployment import run_id
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt, streams
 from jaxlite.optim import observe_score
@@ -104,10 +105,11 @@ def train(
       done = run_folder.reported(setup, folder, before, say)
       if done is not None:
         return done
-    with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
+    run = run_id.draw() if before is None else before.run
+    with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, run=run, log=say) as saves:
       state, record = _start(setup, saves, say)
-      record.began = began.began
-      run_folder.begin(folder, config, began, meaning(setup.data, setup.data.facts))
+      record.began, record.run = began.began, run
+      run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
       if config.machine.rewrites:
         setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
       else:
@@ -117,7 +119,7 @@ def train(
       with Records(folder, **log) as records:
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
-          run_folder.write_program(setup, folder, say, anew=int(state.step) == 0)
+          run_folder.write_program(setup, folder, run, say, anew=int(state.step) == 0)
         state, record = _fit(setup, folder, began, state, record, saves, records, guard, say, took.seconds)
       state = _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
@@ -125,7 +127,7 @@ def train(
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
-    run_folder.finish(folder, result, figures, meaning(setup.data, facts))
+    run_folder.finish(folder, run, result, figures, meaning(setup.data, facts))
     return result
 
 
@@ -154,7 +156,7 @@ def evaluate_run(
     raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
   setup = prepare(config, folder, model, data)
   run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
-  with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
+  with checkpoint.Checkpoints(folder / 'checkpoints', run=before.run, log=say) as saves:
     found = saves.restore(setup.abstract, which='best')
   facts, test = decide_and_test(setup, found.state)
   return evidence(setup, found.state, recorded(found.loop), facts, test, folder, command)[0]

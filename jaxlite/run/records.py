@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlite.host.files import write_bytes
+from jaxlite.host.files import parsed_json, read_file, write_bytes
 from jaxlite.run.workdir import unlinked
 
 CHUNKS = 'checkpoints/history'  # in a run's folder
@@ -187,7 +187,7 @@ def mend(workdir: Path, length: int, kept: Mapping[str, Any], say: Callable[[str
   """
   path = workdir / 'metrics.jsonl'
   try:
-    data = path.read_bytes()[:length]
+    data = read_file(path)[:length]
   except OSError:
     data = b''
   parts, lost = [], False
@@ -195,7 +195,7 @@ def mend(workdir: Path, length: int, kept: Mapping[str, Any], say: Callable[[str
     part = data[number * _CHUNK : (number + 1) * _CHUNK]
     if hashlib.sha256(part).hexdigest() != digest:
       with contextlib.suppress(OSError):
-        copy = _chunk_path(workdir, digest).read_bytes()
+        copy = read_file(_chunk_path(workdir, digest))
         part = copy if hashlib.sha256(copy).hexdigest() == digest else part
       lost = lost or hashlib.sha256(part).hexdigest() != digest
     parts.append(part)
@@ -214,8 +214,8 @@ def mend(workdir: Path, length: int, kept: Mapping[str, Any], say: Callable[[str
 
 def _is_point(line: bytes) -> bool:
   try:
-    point = json.loads(line)
-  except (ValueError, RecursionError):
+    point = parsed_json(line)
+  except ValueError:
     return False
   return isinstance(point, dict) and {'kind', 'step', 'time'} <= set(point)
 
@@ -234,10 +234,10 @@ def read_records(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   points = []
-  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
+  for number, line in enumerate(read_file(path).split(b'\n')[:-1], start=1):
     try:
-      points.append(json.loads(line))
-    except (ValueError, RecursionError):
+      points.append(parsed_json(line))
+    except ValueError:
       raise ValueError(
         f'{path}: line {number} is no JSON, so it was changed by hand or damaged: bring it back, or start again with '
         'fresh=True'

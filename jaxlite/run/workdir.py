@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxlite.host.files import parsed_json
+
 try:
   import fcntl
 except ImportError:  # Windows
@@ -131,7 +133,7 @@ def _kernel_lock(handle: Any) -> bool | None:
 def _read(handle: Any) -> dict[str, Any]:
   handle.seek(0)
   try:
-    holder = json.loads(handle.read())
+    holder = parsed_json(handle.read(1 << 16))
   except ValueError:  # empty, or the other run is writing it right now
     return {}
   return holder if isinstance(holder, dict) else {}
@@ -151,7 +153,7 @@ def _lives(holder: dict[str, Any]) -> bool:
     os.kill(int(holder.get('pid', 0)), 0)
   except ProcessLookupError:
     return False
-  except (PermissionError, ValueError, OverflowError):
+  except (PermissionError, ValueError, TypeError, OverflowError):
     return True
   return True
 
