@@ -85,9 +85,11 @@ def test_numbers_at_5000_classes_are_those_of_scikit_learn(seed):
   np.testing.assert_allclose(found['right_each'][seen], right[seen], rtol=1e-12)
   np.fill_diagonal(matrix, 0)
   different, mistakes = found['confused_of']
-  assert different == np.count_nonzero(matrix) and np.isclose(mistakes, matrix.sum(), rtol=1e-12)
+  assert different == np.count_nonzero(matrix)
+  assert np.isclose(mistakes, matrix.sum(), rtol=1e-12)
   rows = found['confused']
-  assert len(rows) == min(100, different) and (np.diff(rows[:, 2]) <= 0).all()
+  assert len(rows) == min(100, different)
+  assert (np.diff(rows[:, 2]) <= 0).all()
   np.testing.assert_allclose(matrix[rows[:, 0].astype(int), rows[:, 1].astype(int)], rows[:, 2], rtol=1e-12)
   assert found.get('nan_outputs', 0) == pytest.approx(weight[nan].sum(dtype=float))
 
@@ -105,7 +107,8 @@ def test_mistakes_are_exact_whatever_the_batches():
       found = add_mistakes(found, labels[part], predicted[part], weight[part], classes)
     answers.append(most_confused(found, classes, most=size))
   for rows, of in answers[1:]:
-    assert np.array_equal(rows, answers[0][0]) and np.array_equal(of, answers[0][1])
+    assert np.array_equal(rows, answers[0][0])
+    assert np.array_equal(of, answers[0][1])
   wrong = (labels != predicted) & (predicted < classes)
   assert np.isclose(answers[0][1][1], weight[wrong].astype(np.float64).sum(), rtol=1e-12)
 
@@ -131,7 +134,8 @@ def test_the_prediction_is_the_first_of_the_largest(classes, dtype):
 def test_what_the_device_holds_grows_with_the_classes_and_not_with_their_square(make):
   held = lambda classes: sum(4 * leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make(classes).init)))  # noqa: E731
   assert held(DENSE) < 2 << 20
-  assert held(20_000) < 10 << 20 and held(50_000) < 10 << 20
+  assert held(20_000) < 10 << 20
+  assert held(50_000) < 10 << 20
   metric, logits = make(20_000), jax.ShapeDtypeStruct((4, 3, 20_000), 'float32')
   batch = {'labels': jax.ShapeDtypeStruct((4, 3), 'int32'), 'weight': jax.ShapeDtypeStruct((4,), 'float32')}
   if make is classification_metrics:
@@ -169,12 +173,16 @@ def test_tables_and_pictures_of_many_classes_stay_small_and_say_what_they_leave_
   random = np.random.default_rng(0)
   logits = random.normal(size=(200, CLASSES)).astype(np.float32)
   values = _measured(logits, random.integers(0, CLASSES, 200), np.ones(200, np.float32))
-  scores, classes, pairs = task.tables(values, facts)
-  assert 'the 20 lowest F1 of 5,000' in classes[0][0] and len(classes) == 21
+  _scores, classes, pairs = task.tables(values, facts)
+  assert 'the 20 lowest F1 of 5,000' in classes[0][0]
+  assert len(classes) == 21
   different = int(values['confused_of'][0])
-  assert f'the 20 heaviest of {different} pairs' in pairs[0][0] and len(pairs) == 21
-  assert pairs[1][0].startswith('kind ') and pairs[1][2] == '1'
+  assert f'the 20 heaviest of {different} pairs' in pairs[0][0]
+  assert len(pairs) == 21
+  assert pairs[1][0].startswith('kind ')
+  assert pairs[1][2] == '1'
   (picture,) = task.figures(values, facts, 'mine')
-  assert f'20 of {different} pairs' in picture.caption and '5,000 classes' in picture.caption
+  assert f'20 of {different} pairs' in picture.caption
+  assert '5,000 classes' in picture.caption
   assert max(picture.draw().get_size_inches()) < 12
   assert task.tables({'accuracy': 1.0}, facts) == [] == task.figures({'accuracy': 1.0}, facts, 'mine')
