@@ -72,7 +72,7 @@ def test_trees_lists_names_and_what_stands_for_an_array(network):
   given = {'a': Chosen(rows, np.arange(1_299, -1, -1)), 'b': np.arange(1_300)}
   net = jl.Network(model, *model.init(jax.random.key(0), {'a': rows[:1], 'b': given['b'][:1]}))
   found = net.predict(given)
-  np.testing.assert_allclose(found['sum'], rows[::-1] @ np.arange(6.0).reshape(3, 2), rtol=1e-5)
+  np.testing.assert_allclose(found['sum'], rows[::-1] @ np.arange(6.0).reshape(3, 2), rtol=1e-5, atol=1e-6)
   assert np.array_equal(found['pair'][0], rows[::-1, 0])
   assert np.array_equal(found['pair'][1], given['b'] * 2)
   few = {'a': Chosen(rows, np.arange(4)), 'b': given['b'][:4]}
@@ -111,7 +111,8 @@ def test_memory_does_not_grow_with_the_examples(tmp_path):
   """A hidden layer of 64 KiB an example: 20,000 of them were 1.2 GiB."""
   code = """
     import numpy as np, jax, jax.numpy as jnp, jaxlite as jl
-    model = jl.from_function(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': jnp.ones((4, 16_384)), 'b': jnp.ones((16_384, 2))})
+    params = {'a': jnp.ones((4, 16_384)), 'b': jnp.ones((16_384, 2))}
+    model = jl.from_function(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params)
     net = jl.Network(model, *model.init(jax.random.key(0), jnp.ones((1, 4))))
     memory = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
     inputs = np.ones((10_000, 4), np.float32)

@@ -16,6 +16,7 @@ from jaxlite.host.files import user_cache
 from jaxlite.host.machine import abilities
 
 LIMIT = 1 << 30  # bytes; a run's programs take a few MiB
+MOST = 500  # programs: with a limit JAX looks at each of them whenever it writes one; a run has some dozens
 _HIT = '/jax/compilation_cache/cache_hits'
 
 
@@ -46,6 +47,7 @@ def enable(root: str | os.PathLike[str] | None = None, *, limit: int = LIMIT) ->
       raise PermissionError
     with filelock.FileLock(folder / '.lockfile', timeout=10):  # JAX's own lock on this folder
       _drop_torn(folder)
+      _drop_oldest(folder)
   except (OSError, filelock.Timeout) as error:
     return f'no compile cache: {folder} cannot be written ({type(error).__name__}); $XDG_CACHE_HOME names another place'
   # Small programs too: a start is many of them.
@@ -72,6 +74,14 @@ def _drop_torn(folder: Path) -> None:
   for program in folder.glob('*-cache'):
     if not program.with_name(program.name.removesuffix('-cache') + '-atime').exists():
       program.unlink(missing_ok=True)
+
+
+def _drop_oldest(folder: Path) -> None:
+  """Removes the programs that were used least recently beyond `MOST`."""
+  used = {path: path.read_bytes() for path in folder.glob('*-atime')}
+  for path in sorted(used, key=lambda one: int.from_bytes(used[one], 'little'))[: max(0, len(used) - MOST)]:
+    path.with_name(path.name.removesuffix('-atime') + '-cache').unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _settings(folder: str | None, limit: int) -> dict[str, object]:

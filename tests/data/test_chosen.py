@@ -90,9 +90,8 @@ def _given(kind, count, folder):
 def _told(data):
   batches = [datasets.batch_at(data.train, 8, 3, step) for step in (0, 5, 40)]
   batches.append(datasets.batches_at(data.train, 8, 3, 2, 4))
-  batches += [
-    one for split in (data.validation, data.test) if len(split.labels) for one in datasets.eval_batches(split, 16)
-  ]
+  held = [split for split in (data.validation, data.test) if len(split.labels)]
+  batches += [one for split in held for one in datasets.eval_batches(split, 16)]
   return data.fingerprint, jax.tree.leaves((data.mean, data.std, batches)), data.notes
 
 
@@ -135,7 +134,7 @@ def test_carving_copies_next_to_nothing(kind, tmp_path):
   given_inputs = {'a': inputs, 'b': inputs[:, :3]} if kind == 'tree' else inputs
   peak, data = _peak(lambda: datasets.from_arrays((given_inputs, labels)))
   assert len(data.train.labels) == 64_000
-  assert peak < 40e6  # the two tenths, and work; copies were 144 MB at the peak
+  assert peak < 60e6  # the two tenths, and work on pieces; copies were 144 MB at the peak
   assert jax.tree.leaves(data.train.inputs)[0][5].tolist() == [1] * 1_000
 
 

@@ -144,6 +144,7 @@ def test_what_the_device_holds_grows_with_the_classes_and_not_with_their_square(
   assert program.memory_analysis().temp_size_in_bytes < 20 << 20
 
 
+@pytest.mark.unoptimized
 def test_positions_of_many_classes_are_those_of_few():
   """The same counts with and without the matrix: unused classes change no mean over those that are there."""
   random = np.random.default_rng(1)
