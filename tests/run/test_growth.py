@@ -26,14 +26,12 @@ def test_a_run_of_many_classes_writes_little_and_says_what_it_leaves_out(tmp_pat
   assert np.isclose(result.metrics['accuracy'], sk.accuracy_score(data.test.labels, predicted), rtol=1e-12)
   wanted = sk.f1_score(data.test.labels, predicted, labels=range(CLASSES), average='macro', zero_division=0)
   assert np.isclose(result.metrics['f1_macro'], wanted, rtol=1e-12)
-  pairs, counts = np.unique(
-    np.stack([data.test.labels, predicted])[:, data.test.labels != predicted], axis=1, return_counts=True
-  )
+  wrong = np.stack([data.test.labels, predicted])[:, data.test.labels != predicted]
+  pairs, counts = np.unique(wrong, axis=1, return_counts=True)
   assert result.evidence['confused_of'] == [len(counts), counts.sum()]
-  assert [row[2] for row in result.evidence['confused']] == sorted(counts.tolist(), reverse=True)[:100]
-  assert {tuple(row) for row in result.evidence['confused']} <= {
-    (*pair, n) for *pair, n in zip(*pairs, counts, strict=True)
-  }
+  rows = result.evidence['confused']
+  assert [row[2] for row in rows] == sorted(counts.tolist(), reverse=True)[:100]
+  assert set(map(tuple, rows)) <= set(zip(*pairs.tolist(), counts.tolist(), strict=True))
   assert 'confusion' not in result.evidence
   report = (tmp_path / 'report.md').read_text()
   assert f'the 20 heaviest of {len(counts)} pairs confused' in report
