@@ -40,11 +40,19 @@ def in_parts(run: Callable[[Any], Any], inputs: Any, most: int = AT_ONCE) -> Any
   made = []
   for start in (*range(0, count - most, most), count - most):  # the last begins where it ends with the last example
     found = run(_rows(inputs, slice(start, start + most)))
+    if not _has_rows(found, most):
+      return run(_rows(inputs, slice(None)))  # no result for each example: only all together say what they are
     made.append(_from(found, len(made) * most - start))
     jax.block_until_ready(made[-1])  # the next would want its memory beside this one
   if isinstance(made[0], list) and not all(hasattr(one, 'shape') for one in made[0]):
     return [one for part in made for one in part]
   return jax.tree.map(lambda *parts: (jnp if isinstance(parts[0], jax.Array) else np).concatenate(parts), *made)
+
+
+def _has_rows(found: Any, count: int) -> bool:
+  if isinstance(found, list) and not all(hasattr(one, 'shape') for one in found):
+    return len(found) == count
+  return all(np.shape(leaf)[:1] == (count,) for leaf in jax.tree.leaves(found))
 
 
 def _from(found: Any, first: int) -> Any:

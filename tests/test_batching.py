@@ -99,6 +99,9 @@ def test_answers_come_in_the_order_of_the_examples(count):
 def test_what_cannot_be_cut_runs_at_once(network):
   grown = jax.jit(lambda x: network.predict(x).sum())(jnp.ones((AT_ONCE + 5, 6, 6, 1)))
   assert grown.shape == ()
+  inputs = np.random.default_rng(0).normal(size=(700, 3)).astype(np.float32)
+  for act in (lambda x: x.T, lambda x: x.sum(), lambda x: (x, x[:4]), lambda x: x[None]):  # no result an example
+    assert all(map(np.array_equal, jax.tree.leaves(in_parts(act, inputs)), jax.tree.leaves(act(inputs))))
   seen = []
   in_parts(lambda tree: seen.append(tree['a'].shape), {'a': np.ones(3_000), 'b': np.ones(2)})
   in_parts(lambda tree: seen.append(np.shape(tree)), 3.0)
