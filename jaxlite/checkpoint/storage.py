@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import json
 import logging
 import math
@@ -21,7 +20,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -92,21 +90,9 @@ def read(
         damaged.append(f'{leaf.path!r} has another hash than was written')
       elif not damaged:
         made[leaf.path] = use(leaf, found)
-      del found
-    _let_go(made)
   if damaged:
     raise Damaged(f'{len(damaged)} of {len(wanted)} leaves are damaged, first {damaged[0]}')
   return made
-
-
-def _let_go(made: Mapping[str, Any]) -> None:
-  """Frees the host's copies of what has gone to devices.
-
-  JAX holds an array until its transfer is done, and then leaves it to the next run of Python's collector, which may be
-  far off: a run of the youngest generation will do.
-  """
-  jax.block_until_ready([array for array in made.values() if isinstance(array, jax.Array)])
-  gc.collect(0)
 
 
 def _batches(wanted: Sequence[Leaf]) -> Iterator[list[Leaf]]:
