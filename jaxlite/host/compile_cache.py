@@ -26,6 +26,7 @@ from jaxlite.host.machine import abilities
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 
 LIMIT = 1 << 30  # bytes; a run's programs take a few MiB
+MOST = 500  # programs: with a limit JAX looks at each of them whenever it writes one; a run has some dozens
 _HASHES, _LOCK = 'hashes.json', '.lockfile'  # ours, and JAX's own, beside the programs
 _HIT = '/jax/compilation_cache/cache_hits'
 
@@ -58,6 +59,7 @@ def enable(root: str | os.PathLike[str] | None = None, *, limit: int = LIMIT) ->
     _drop_unless_file(folder / _LOCK)
     with filelock.FileLock(folder / _LOCK, timeout=10):
       dropped = _drop_damaged(folder)
+      _drop_oldest(folder)
   except (OSError, filelock.Timeout) as error:
     return f'no compile cache: {folder} cannot be written ({type(error).__name__}); $XDG_CACHE_HOME names another place'
   # Small programs too: a start is many of them.
@@ -176,6 +178,14 @@ def _drop(path: Path) -> None:
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path, ignore_errors=True)
   else:
+    path.unlink(missing_ok=True)
+
+
+def _drop_oldest(folder: Path) -> None:
+  """Removes the programs that were used least recently beyond `MOST`."""
+  used = {path: path.read_bytes() for path in folder.glob('*-atime')}
+  for path in sorted(used, key=lambda one: int.from_bytes(used[one], 'little'))[: max(0, len(used) - MOST)]:
+    path.with_name(path.name.removesuffix('-atime') + '-cache').unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 

@@ -21,7 +21,8 @@ class Result:
     metrics: on the test split, the numbers that the task measures.
     layers: every parameter array.
     seconds: spent training, over all starts.
-    history: the points of metrics.jsonl: 'kind' ('train' or 'validation'), 'step', and numbers.
+    history: the points of metrics.jsonl: 'kind' ('train' or 'validation'), 'step', and numbers. They stay there: JSON
+      of a Result leaves them out.
     task: what kind of task was learned.
     facts: what the task knows of the data and chose on validation: class names, units, thresholds.
     rows: the task's lines of the table: [label, metric, form] each.
@@ -84,8 +85,10 @@ class Result:
 
 
 def to_json(result: Result, run: str = '') -> str:
-  """Writes a Result as JSON, with the id of the run that found it; NaN stays NaN. `from_json` reads it."""
-  plain = dataclasses.asdict(result)
+  """Writes a Result as JSON, with the id of the run that found it and without its history; NaN stays NaN. `from_json`
+  reads it."""
+  plain = dataclasses.asdict(dataclasses.replace(result, history=[]))
+  del plain['history']
   plain['layers'] = [layer._asdict() for layer in result.layers]
   plain['evidence'] = {name: np.asarray(values).tolist() for name, values in result.evidence.items()}
   return sealed_text({RUN: run, **json.loads(json.dumps(plain, default=float))})

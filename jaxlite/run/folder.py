@@ -128,6 +128,10 @@ def reported(setup: Setup, folder: Path, record: Record, say: Say) -> Result | N
     say(f'{folder / "result.json"} is damaged ({error}): the run is tested again')
     return None
   _mend(setup, folder, record, result, say)
+  try:
+    result.history = records.read_records(folder)
+  except ValueError as error:
+    say(f'note: the history of this run is lost ({error})')
   say(f'this run is finished: reported from {folder}, nothing is trained (to train anew: fresh=True)')
   return result
 

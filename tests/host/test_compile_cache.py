@@ -178,3 +178,17 @@ def test_a_folder_of_another_user_is_not_used(tmp_path):
   line, hits, _ = start(tmp_path)
   assert line.startswith('no compile cache: ')
   assert hits == 0
+
+
+def test_the_programs_that_were_used_least_recently_go_first(tmp_path, monkeypatch):
+  """With a limit of bytes JAX looks at every program whenever it writes one: 145 ms of processor time with 5,000."""
+  monkeypatch.setattr(compile_cache, 'MOST', 5)
+  for number in range(12):
+    (tmp_path / f'{number}-cache').write_text('program')
+    (tmp_path / f'{number}-atime').write_bytes((1_000 * (number * 7 % 12) + 70_000).to_bytes(8, 'little'))
+  compile_cache._drop_oldest(tmp_path)
+  left = sorted(path.name for path in tmp_path.iterdir())
+  wanted = [number for number in range(12) if number * 7 % 12 >= 7]
+  assert left == sorted(f'{number}-{kind}' for number in wanted for kind in ('cache', 'atime'))
+  compile_cache._drop_oldest(tmp_path)
+  assert len(list(tmp_path.iterdir())) == 10
