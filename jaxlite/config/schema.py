@@ -193,6 +193,8 @@ def validate(config: Config) -> None:
     ...
   jaxlite.errors.ConfigError: data.batch_size is at least 1; got 0
   """
+  if not isinstance(config, Config):
+    raise ConfigError(f'a run is described by a jl.Config(name=...); got {_short(config)}')
   _check_types(config, '', [path for path, *_ in fields(config)])
   values = {path: value for path, _, _, value in fields(config)}
   for path, holds, rule in _RULES:
@@ -204,6 +206,17 @@ def validate(config: Config) -> None:
       raise ConfigError(f'{path}: a run names its folder in letters, digits, dot, dash and underscore; got {name!r}')
 
 
+# How the fields are written that people get wrong.
+_WRITTEN = {
+  'train': 'train=jl.Duration(epochs=5)',
+  'model': 'model=lambda config: network; a network itself is given to jl.train(..., model=network)',
+  'recipe': 'recipe=lambda config, total_steps: jl.chain(...)',
+  'task': 'task=jl.tasks.regression, or with arguments task=lambda: jl.tasks.regression(...)',
+  'loss': 'loss=jl.cross_entropy, or lambda outputs, batch: ...',
+  'data.load': 'load=lambda config: jl.data.from_arrays(...)',
+}
+
+
 def _check_types(group: Any, prefix: str, known: list[str]) -> None:
   declared = [field.name for field in dataclasses.fields(group)]
   for name in getattr(group, '__dict__', {}):
@@ -212,7 +225,8 @@ def _check_types(group: Any, prefix: str, known: list[str]) -> None:
   for name in declared:
     value, note = getattr(group, name), annotation(type(group), name)
     if not conforms(value, note):
-      raise ConfigError(f'{prefix}{name} is {describe(note)}; got {value!r}')
+      fix = f': {_WRITTEN[prefix + name]}' if prefix + name in _WRITTEN else ''
+      raise ConfigError(f'{prefix}{name} is {describe(note)}; got {_short(value)}{fix}')
     if isinstance(value, Duration):
       try:
         value.given()
@@ -220,6 +234,12 @@ def _check_types(group: Any, prefix: str, known: list[str]) -> None:
         raise ConfigError(f'{prefix}{name}: {error}') from None
     if is_group(value):
       _check_types(value, f'{prefix}{name}.', known)
+
+
+def _short(value: Any) -> str:
+  """A value as a person reads it in one line: of what has a long name, what it is."""
+  shown = repr(value)
+  return shown if len(shown) <= 60 and '\n' not in shown else f'a {type(value).__name__}'
 
 
 def smoke(config: Config) -> Config:

@@ -74,7 +74,7 @@ def erk(leaves: Mapping[str, Leaf], sparsity: float) -> dict[str, float]:
     if not full:
       break
     dense |= full
-  # Twelve digits: leaves that are alike get the sparsity as it was written, so a half is rounded as `uniform` rounds it.
+  # Twelve digits: leaves that are alike get the sparsity as it was written, and are rounded as `uniform` rounds them.
   return {path: 0.0 if path in dense else round(1 - scale * raw[path], 12) for path in leaves}
 
 

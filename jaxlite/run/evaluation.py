@@ -117,7 +117,7 @@ def evidence(
     command=command,
     versions=machine.versions(),
     machine=machine.machine(),
-    notes=[*setup.data.notes, *([stopped_early(setup, record)] if record.stopped else [])],
+    notes=[*setup.notes, *([stopped_early(setup, record)] if record.stopped else [])],
     best_step=int(state.step),
     parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
   )

@@ -8,6 +8,7 @@ import functools
 import json
 from pathlib import Path
 
+from jaxlite.config.reads import Reads, plain, watched
 from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
 from jaxlite.config.serialize import to_dict
@@ -49,7 +50,8 @@ def run(
   if fresh and (aside := run_folder.set_aside(folder)) is not None:
     say(f'moved the old run to {aside}')
     check_workdir(folder)
-  several = {name: dataclasses.replace(vary(config), name=name) for name, vary in config.runs.items()}
+  varied = {name: _varied(config, name) for name in config.runs}
+  several = {name: one for name, (one, _) in varied.items()}
   results = []
   with lock(folder) if several else contextlib.nullcontext():
     for name, one in (several or {config.name: config}).items():
@@ -57,8 +59,12 @@ def run(
       if several:
         say(f'\n== {name}')
       try:
-        act = loop.train if mode == 'train' else loop.evaluate_run
-        results.append(act(one, folder / name if several else folder, command=command, say=say))
+        where = folder / name if several else folder
+        if mode == 'train':
+          read = varied[name][1] if several else ()
+          results.append(loop.train_varied(one, where, read, command=command, say=say))
+        else:
+          results.append(loop.evaluate_run(one, where, command=command, say=say))
       except loop.Preempted as stop:
         say(str(stop))
         return preempt.EXIT_PREEMPTED
@@ -70,6 +76,13 @@ def run(
   if mode == 'train':
     say(f'\nreport: {folder / "report.md"}')
   return 0
+
+
+def _varied(config: Config, name: str) -> tuple[Config, set[str]]:
+  """One of several runs, and the fields that its variation was made from."""
+  reads = Reads()
+  one = plain(config.runs[name](watched(config, reads, copies=False)))
+  return dataclasses.replace(one, name=name), reads.paths
 
 
 def _but_for_chance(config: Config) -> str:

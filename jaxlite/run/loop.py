@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
+from jaxlite.config.reads import unread
 from jaxlite.config.schema import Config, validate
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt, streams
@@ -74,6 +75,25 @@ def train(
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
+  return _trained(config, workdir, model=model, data=data, fresh=fresh, command=command, say=say)
+
+
+def train_varied(config: Config, workdir: str | Path, read: Collection[str], *, command: str, say: Say) -> Result:
+  """As `train`, of a config that an experiment has varied: `read` are the fields that it read to do so."""
+  return _trained(config, workdir, read, command=command, say=say)
+
+
+def _trained(
+  config: Config,
+  workdir: str | Path,
+  read: Collection[str] = (),
+  *,
+  model: Any = None,
+  data: Any = None,
+  fresh: bool = False,
+  command: str,
+  say: Say,
+) -> Result:
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)
@@ -94,8 +114,8 @@ def train(
     machine.print_device(say)
     if config.machine.compile_cache:
       say(compile_cache.enable())
-    setup = prepare(config, folder, model, data)
-    for note in setup.data.notes:
+    setup = prepare(config, folder, model, data, read)
+    for note in setup.notes:
       say(f'note: {note}')
     if before is None:
       began = identify(setup)
@@ -104,6 +124,10 @@ def train(
       done = run_folder.reported(setup, folder, before, say)
       if done is not None:
         return done
+    unused = unread(config, setup.reads.paths)  # the step is traced by now
+    for note in unused:
+      say(f'warning: {note}')
+    setup = setup._replace(notes=(*setup.notes, *unused))
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
       state, record = _start(setup, saves, say)
       record.began = began.began
