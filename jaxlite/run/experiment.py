@@ -13,10 +13,11 @@ from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
 from jaxlite.config.serialize import to_dict
 from jaxlite.host import preempt, streams
+from jaxlite.host.files import expanded
 from jaxlite.report import page, tables
 from jaxlite.run import folder as run_folder
 from jaxlite.run import loop
-from jaxlite.run.workdir import check_workdir, lock
+from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 
 
 def run(
@@ -43,17 +44,24 @@ def run(
   """
   say = streams.steady(functools.partial(print, flush=True))
   text = f'{workdir}-smoke' if smoke else str(workdir)  # not yet a Path, which makes gs:/ of gs://
-  folder = Path(text).expanduser()
+  folder = expanded(text)
   if mode == 'eval' and not folder.is_dir():
     raise ValueError(f'{folder} holds no run to evaluate: train first, with --mode=train')
-  check_workdir(text)
+  names = list(config.runs) or ['']
+  try:
+    check_workdir(text)
+    kept = False
+  except WorkdirError:  # a shared folder, an archive: what is finished there can be shown all the same
+    kept = not fresh and all(run_folder.is_finished(folder / name) for name in names)
+    if not kept:
+      raise
   if fresh and (aside := run_folder.set_aside(folder)) is not None:
     say(f'moved the old run to {aside}')
     check_workdir(folder)
   varied = {name: _varied(config, name) for name in config.runs}
   several = {name: one for name, (one, _) in varied.items()}
   results = []
-  with lock(folder) if several else contextlib.nullcontext():
+  with lock(folder) if several and not kept else contextlib.nullcontext():
     for name, one in (several or {config.name: config}).items():
       one = dataclasses.replace(shrink(one) if smoke else one, runs={})
       if several:
@@ -68,7 +76,7 @@ def run(
       except loop.Preempted as stop:
         say(str(stop))
         return preempt.EXIT_PREEMPTED
-    if several and mode == 'train':
+    if several and mode == 'train' and not kept:
       page.write(results, folder, list(several))
   say(f'\n{tables.table(results)}')
   if len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1:

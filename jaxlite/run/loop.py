@@ -23,6 +23,7 @@ from jaxlite.config.reads import unread
 from jaxlite.config.schema import Config, validate
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt, streams
+from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
@@ -172,7 +173,7 @@ def evaluate_run(
     ValueError: the run has no checkpoint, or another config.
   """
   validate(config)
-  folder = Path(workdir).expanduser().absolute()
+  folder = expanded(workdir).absolute()
   before = run_folder.opened(folder, config, say)
   if before is None:
     raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
@@ -197,7 +198,8 @@ def _fit(
   compiling: float,
 ) -> tuple[TrainState, Record]:
   config, plan, step = setup.config, setup.plan, int(state.step)
-  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
+  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress, say=say)
+  say = progress.say
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
   began, started = time.monotonic() - record.seconds, step
   pace = multi_step.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
@@ -225,7 +227,7 @@ def _fit(
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
 
   while True:
-    improved = False
+    improved, shown = False, []
     if plan.due(step, plan.log) and record.logged < step:
       values = multi_step.fetched(pending)
       guards.check_finite(values, state, saves)
@@ -234,10 +236,11 @@ def _fit(
       record.logged, pending = step, []
       if means:
         records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
-      progress.line(step, f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
+      shown.append(f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
 
     if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
-      found = evaluate(setup, state, setup.data.validation, guard)
+      with progress.first('evaluation'):
+        found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
         scalars = numbers(found.values)
         record.evaluated = step
@@ -246,19 +249,21 @@ def _fit(
         score = setup.data.task.better(name) * scalars[name]
         opt_state, model_state = observe_score((state.opt_state, state.model_state), score)
         state = state._replace(opt_state=opt_state, model_state=model_state)
-        progress.line(step, f'validation {name} {scalars[name]:.4f}')
+        shown.append(f'validation {name} {scalars[name]:.4f}')
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = not math.isnan(score) and (record.best is None or score > record.best)
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
           record.stale = 0 if improved else record.stale + 1
           record.stopped = 0 < config.eval.patience <= record.stale
 
+    progress.line(step, *shown)
     last = step >= plan.total or record.stopped
     if guard.requested:
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
     if improved or last or plan.due(step, plan.checkpoint):
-      save(wait=last)
+      with progress.first('save'):
+        save(wait=last)
     if last:
       progress.done()
       if record.stopped:
@@ -268,9 +273,11 @@ def _fit(
     free = plan.free(step)
     if pace is None and step > started and free >= multi_step.least(plan.gap):
       room = multi_step.Room(step, free, plan.gap, plan.total - step, compiling)
-      state, taken, pace = multi_step.choose(
-        setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
-      )
+      with progress.first('dispatch'):
+        state, taken, pace = multi_step.choose(
+          setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
+        )
+      progress.passed(len(taken))
       record.pace = pace.steps
       say(f'steps per dispatch: {pace.steps} ({pace.why})')
       for i, terms in enumerate(taken):

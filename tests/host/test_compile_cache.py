@@ -75,3 +75,12 @@ def test_a_program_torn_by_a_kill_is_dropped_and_compiled_again(tmp_path):
     program.with_name(program.name.removesuffix('-cache') + '-atime').unlink()
   assert start(tmp_path)[1:] == [0, value]
   assert start(tmp_path)[1] > 0
+
+
+@pytest.mark.skipif(not hasattr(os, 'getuid') or os.getuid() != 0, reason='only root gives a folder away')
+def test_a_user_without_an_entry_is_told_once_and_not_at_each_program(tmp_path):
+  line, _, first = start(tmp_path)
+  os.chown(line.removeprefix('compile cache: '), 54321, 54321)
+  line, hits, again = start(tmp_path)
+  assert line.startswith('no compile cache: the owner of ')
+  assert (hits, again) == (0, first)

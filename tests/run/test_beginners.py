@@ -12,6 +12,7 @@ from flax import nnx
 
 import jaxlite as jl
 from jaxlite import errors
+from jaxlite.run.identity import identify
 from jaxlite.run.setup import prepare
 from loops import X, Y, adam, config_of, linear, run
 
@@ -62,16 +63,28 @@ def attached():
 integer = optax.softmax_cross_entropy_with_integer_labels
 regression = {'task': jl.tasks.regression, 'data': (X, AMOUNT), 'model': linear(1)}
 MISTAKES = {
-  'no channels': ({'model': CNN(), 'data': (PICTURES, Y)}, r'returns float32\[8, 3\] .*axis of channels.*: inputs\[\.\.\., N'),
+  'no channels': (
+    {'model': CNN(), 'data': (PICTURES, Y)},
+    r'returns float32\[8, 3\] .*axis of channels.*: inputs\[\.\.\., N',
+  ),
   'channels first': ({'model': CNN(), 'data': (PICTURES[:, None], Y)}, r'inputs\.transpose\(0, 2, 3, 1\)'),
   'one example at a time': ({'model': Single()}, r'returns float32\[3\] for .*jax\.vmap'),
   'labels from one': ({'data': (X, Y + 1)}, r'3\] .*; there are 4 classes.*no label is 0.*\(labels - 1\)'),
   'too few outputs': ({'data': (X, 2 * Y)}, 'give its last layer 5 outputs$'),
   'too many outputs': ({'model': linear(5)}, r'task=lambda: jl\.tasks\.classification\(5\)'),
   'one logit for two classes': ({'model': linear(1), 'data': (X, Y // 2)}, r'is task=jl\.tasks\.binary'),
-  'a loss of Optax': ({'loss': integer}, r"optax\.softmax_cross_entropy_with_integer_labels\(outputs, batch\['labels'\]\)"),
-  'a partial of one': ({'loss': functools.partial(optax.sigmoid_focal_loss, alpha=0.5)}, r"optax\.sigmoid_focal_loss\("),
-  'a loss of logits and labels': ({'loss': lambda logits, labels: integer(logits, labels)}, r'takes \(outputs, labels\)'),
+  'a loss of Optax': (
+    {'loss': integer},
+    r"optax\.softmax_cross_entropy_with_integer_labels\(outputs, batch\['labels'\]\)",
+  ),
+  'a partial of one': (
+    {'loss': functools.partial(optax.sigmoid_focal_loss, alpha=0.5)},
+    r'optax\.sigmoid_focal_loss\(',
+  ),
+  'a loss of logits and labels': (
+    {'loss': lambda logits, labels: integer(logits, labels)},
+    r'takes \(outputs, labels\)',
+  ),
   'a loss of batch and outputs': ({'loss': lambda batch, outputs: integer(outputs, batch['labels'])}, 'exchange them'),
   'a loss that returns nothing': ({'loss': lambda outputs, batch: None}, 'does it end with return?'),
   'a column nobody has': ({'loss': lambda o, b: integer(o, b['label'])}, r"batch\['label'\].*nearest: labels\)$"),
@@ -84,28 +97,43 @@ MISTAKES = {
     r'which makes \[B, B\]: take outputs\[:, 0\]',
   ),
   'a value for each class': ({'loss': lambda o, b: (o - 1) ** 2}, 'mean over all axes but the first'),
-  'few examples': ({'data': (X[:12], Y[:12])}, r'data\.batch_size is at most the 10 training .*\(2 more .*got 16: lower data'),
+  'few examples': (
+    {'data': (X[:12], Y[:12])},
+    r'data\.batch_size is at most the 10 training .*\(2 more .*got 16: lower data',
+  ),
   'a metric of another task': ({'eval__metric': 'auc'}, r"jl\.tasks\.binary \('roc_auc'\)"),
   'a metric of Keras': ({'eval__metric': 'val_loss'}, r"those of the validation split: 'loss'"),
   'quantities as classes': ({'data': (X, np.arange(90))}, r'every class has one example .* task=jl\.tasks\.regression'),
   'a model that returns nothing': ({'made': lambda config: None}, 'config.model returns a network; .*return?'),
-  'a model of no argument': ({'made': lambda: linear()}, r'config\.model is called with \(config\); <lambda> takes \(\)'),
+  'a model of no argument': (
+    {'made': lambda: linear()},
+    r'config\.model is called with \(config\); <lambda> takes \(\)',
+  ),
   'a function for a model': ({'model': lambda x: x}, r'\(function, params\)'),
-  'a recipe of one argument': ({'recipe': lambda config: adam(config, 3)}, r'with \(config, total_steps\); <lambda> takes'),
+  'a recipe of one argument': (
+    {'recipe': lambda config: adam(config, 3)},
+    r'with \(config, total_steps\); <lambda> takes',
+  ),
   'a recipe that returns nothing': ({'recipe': lambda config, total: None}, r'got NoneType: does it end with return\?'),
   'a chain of Optax': ({'recipe': lambda config, total: optax.chain(optax.adam(1.0))}, 'write jl.chain'),
   'a teacher that still trains': ({'recipe': taught(Noisy)}, r'in evaluation mode; Noisy .*\.eval\(\) first'),
-  'a teacher without weights': ({'recipe': taught(lambda: nn.Dense(3))}, r'no weights of its own: lambda x: module\.apply'),
-  'a Model for a teacher': ({'recipe': taught(lambda: jl.adapt(linear()))}, r'jaxlite\.Network\(model, params, model_state\)'),
-  'a folder for a teacher': ({'recipe': taught(lambda: 'runs/teacher')}, r"for the folder of a run: jaxlite\.load\("),
-}  # fmt: skip
+  'a teacher without weights': (
+    {'recipe': taught(lambda: nn.Dense(3))},
+    r'no weights of its own: lambda x: module\.apply',
+  ),
+  'a Model for a teacher': (
+    {'recipe': taught(lambda: jl.adapt(linear()))},
+    r'jaxlite\.Network\(model, params, model_state\)',
+  ),
+  'a folder for a teacher': ({'recipe': taught(lambda: 'runs/teacher')}, r'for the folder of a run: jaxlite\.load\('),
+}
 
 
 @pytest.mark.parametrize('mistake', list(MISTAKES))
 def test_a_mistake_is_told_in_one_line_that_names_it_and_the_fix(mistake, tmp_path):
   fields, words = MISTAKES[mistake]
   with pytest.raises((ValueError, TypeError)) as caught:
-    prepared(tmp_path, **fields)
+    identify(prepared(tmp_path, **fields))  # which traces the step: a teacher runs in training alone
   assert re.search(words, str(caught.value)), str(caught.value)
   assert '\n' not in str(caught.value)
   assert errors.one_line(caught.value) == str(caught.value)
@@ -152,10 +180,10 @@ def test_a_fault_in_somebodys_own_code_keeps_its_traceback_and_says_what_it_was_
   )
   with pytest.raises(NameError) as caught:
     prepared(tmp_path, model=(lambda params, x: nobody(x), linear()[1]))  # noqa: F821
-  assert 'called with a batch of inputs float32[16, 6]' in caught.value.__notes__[0]
+  assert 'called with a batch of inputs float32[16, 6]' in ' '.join(caught.value.__notes__)
   with pytest.raises(Exception, match='') as caught:  # of Flax itself: a table into a convolution
     prepared(tmp_path, model=CNN())
-  assert 'called with a batch of inputs float32[16, 6]' in caught.value.__notes__[0]
+  assert 'called with a batch of inputs float32[16, 6]' in ' '.join(caught.value.__notes__)
 
 
 # --- what runs and is hardly meant is a line, and what is right draws none ---------------------------------------
@@ -181,7 +209,10 @@ DOUBTS = {
     r'makes \[B, B\] of outputs \[B, 1\] and labels \[B\]',
   ),
   'outputs and labels of one shape': ({**regression, 'loss': lambda o, b: (o[:, 0] - b['labels']) ** 2}, None),
-  'rare classes and accuracy': ({'data': (X, RARE), 'model': linear(2)}, r'1[67]\.. % are 1\), and accuracy .*f1_macro'),
+  'rare classes and accuracy': (
+    {'data': (X, RARE), 'model': linear(2)},
+    r'1[67]\.. % are 1\), and accuracy .*f1_macro',
+  ),
   'rare classes and F1': ({'data': (X, RARE), 'model': linear(2), 'eval__metric': 'f1_macro'}, None),
   'rare classes and nothing to pick by': ({'data': (X, RARE), 'model': linear(2), 'data__validation': 0.0}, None),
   'a rare class, looked for': ({'task': jl.tasks.binary, 'data': (X, RARE), 'model': linear(1)}, None),
@@ -198,8 +229,11 @@ DOUBTS = {
     },
     "of the tokens .*eval.metric='f1_macro'",
   ),
-  'patience without validation': ({'eval__patience': 2, 'data__validation': 0.0}, 'eval.patience is set to 2 and does noth'),
-}  # fmt: skip
+  'patience without validation': (
+    {'eval__patience': 2, 'data__validation': 0.0},
+    'eval.patience is set to 2 and does noth',
+  ),
+}
 
 
 @pytest.mark.parametrize('name', list(DOUBTS))
