@@ -56,7 +56,7 @@ def watched(config: Any, reads: Reads, prefix: str = '', *, copies: bool = True)
   >>> watched(Net(), reads).width, sorted(reads.paths)
   (3, ['width'])
   """
-  kind = type(config)
+  kind: Any = type(config)
   everything = [f'{prefix}{path}' for path, *_ in fields(config)]
   if any('__slots__' in vars(one) for one in kind.__mro__ if one is not object):  # it has no dict to share
     reads.paths.update(everything)
@@ -81,8 +81,9 @@ def watched(config: Any, reads: Reads, prefix: str = '', *, copies: bool = True)
     return config.__reduce_ex__(protocol)
 
   body = {'__getattribute__': get, '__reduce_ex__': reduced, '__module__': kind.__module__, '_watched': config}
+  made: Any = type(kind)
   try:
-    proxy = object.__new__(type(kind)(kind.__name__, (kind,), body))
+    proxy = object.__new__(made(kind.__name__, (kind,), body))
     object.__setattr__(proxy, '__dict__', object.__getattribute__(config, '__dict__'))
   except (TypeError, AttributeError):  # a class that is not to be derived from
     reads.paths.update(everything)

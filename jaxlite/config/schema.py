@@ -28,7 +28,8 @@ class DataConfig:
     source: the name of a data set ('digits', 'fashion_mnist', or any that is prepared as array_record).
     directory: the folder that holds it; empty for the usual place.
     batch_size: examples per step.
-    validation: the share of the training split that is held out, in [0, 1); 0: the last model is taken.
+    validation: the share of the training split that is held out, in [0, 1); 0: the last model is taken. A Dataset
+      that is split already does not read it, which is said.
     load: (config) -> a `jaxlite.data.Dataset`, an experiment's own data; None loads `source`.
     standardize: pictures and numbers by mean and standard deviation of the training split; False leaves them as they
       are. A Dataset that `load` returns, or that is given to `jaxlite.train`, has made its own choice.
@@ -65,7 +66,8 @@ class EvalConfig:
 
   Attributes:
     every: between evaluations on the validation split.
-    metric: which validation metric picks the best model; '' for the task's own (accuracy for classes).
+    metric: which validation metric picks the best model; '' for the task's own (accuracy for classes; where some are
+      rare, 'f1_macro' counts all alike).
     patience: evaluations without improvement before the run stops early; 0 never stops it.
     batch_size: examples per batch.
   """
@@ -83,7 +85,7 @@ class LogConfig:
   Attributes:
     every: between logged training points.
     tensorboard: also write TensorBoard files.
-    progress: show a bar (plain lines when not on a terminal).
+    progress: show a bar (on a terminal and in a notebook) and a line at each point.
   """
 
   every: Duration = dataclasses.field(default_factory=lambda: Duration(steps=50))

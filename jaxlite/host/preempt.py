@@ -103,7 +103,7 @@ class Guard:
 
 @contextlib.contextmanager
 def guard() -> Iterator[Guard]:
-  """Catches SIGTERM, SIGINT, SIGHUP and the notices of clusters while the context lasts; afterwards the old handlers are back.
+  """Catches the signals that ask a run to stop while the context lasts; afterwards the old handlers are back.
 
   Outside the main thread, where Python allows no handlers, and where `jax.distributed` runs, which has its own
   notice of preemption (a handler here would silence it), nothing is installed.

@@ -14,7 +14,7 @@ _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENOSPC, errno.EDQUOT)
 
 
 def steady(say: Callable[[str], Any]) -> Callable[[str], None]:
-  """Returns the same function, which falls silent where nobody takes its lines (`| head -1`, a closed terminal, a full disk).
+  """Returns the same function, which falls silent where nobody takes lines (`| head -1`, a full disk).
 
   >>> import io
   >>> heard = []

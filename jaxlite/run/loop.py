@@ -76,15 +76,10 @@ def train(
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
-  return _trained(config, workdir, model=model, data=data, fresh=fresh, command=command, say=say)
+  return train_varied(config, workdir, model=model, data=data, fresh=fresh, command=command, say=say)
 
 
-def train_varied(config: Config, workdir: str | Path, read: Collection[str], *, command: str, say: Say) -> Result:
-  """As `train`, of a config that an experiment has varied: `read` are the fields that it read to do so."""
-  return _trained(config, workdir, read, command=command, say=say)
-
-
-def _trained(
+def train_varied(
   config: Config,
   workdir: str | Path,
   read: Collection[str] = (),
@@ -95,6 +90,7 @@ def _trained(
   command: str,
   say: Say,
 ) -> Result:
+  """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so."""
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)

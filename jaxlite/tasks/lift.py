@@ -118,7 +118,7 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
 
 def _crossed(outputs: Any, batch: Batch, values: jax.Array) -> str:
   """What to say where outputs [B, 1] met labels [B], which NumPy's rules make [B, B]; '' where they did not."""
-  shapes = jnp.shape(outputs), jnp.shape(batch.get('labels'))
+  shapes = getattr(outputs, 'shape', ()), getattr(batch.get('labels'), 'shape', ())
   size = values.shape[0] if values.ndim else 0
   if shapes == ((size, 1), (size,)):
     return ': outputs are [B, 1] and labels [B], which makes [B, B]: take outputs[:, 0]'

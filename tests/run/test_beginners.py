@@ -1,5 +1,6 @@
 """Laws of the first hour: what people get wrong is told in one line that blames what is wrong, and says the fix."""
 
+import dataclasses
 import functools
 import re
 
@@ -12,6 +13,7 @@ from flax import nnx
 
 import jaxlite as jl
 from jaxlite import errors
+from jaxlite.run import experiment
 from jaxlite.run.identity import identify
 from jaxlite.run.setup import prepare
 from loops import X, Y, adam, config_of, linear, run
@@ -262,3 +264,28 @@ def test_a_field_that_nobody_reads_is_told_in_the_terminal_and_in_the_report(tmp
   assert 'optim.lr' in setup.reads.paths
   assert 'data.validation' not in setup.reads.paths
   assert 'data.validation' in prepared(tmp_path, data__validation=0.4).reads.paths
+
+
+@dataclasses.dataclass(kw_only=True)
+class Wide(jl.Config):
+  width: int = 3
+  depth: int = 1
+
+
+def test_what_a_variation_is_made_from_is_read_and_folds_read_the_share_of_validation(tmp_path, capsys):
+  base = config_of(steps=2)
+  config = Wide(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)}, width=4, depth=2)
+  config.recipe = lambda config, total: jl.chain(optax.adam(config.optim.lr))
+  config.model = lambda config: linear()
+  config.data.load = lambda config: jl.data.from_arrays((X, Y))
+  config.optim.lr, config.optim.clip = 0.5, 9.0
+  config.runs = {'a.1': lambda config: dataclasses.replace(config, seed=config.width), 'b': lambda config: config}
+  experiment.run(config, tmp_path / 'runs')
+  first, second = capsys.readouterr().out.split('== b')
+  told = [re.findall(r'warning: (\S+) is set', part) for part in (first, second)]
+  assert told == [['optim.clip', 'depth'], ['optim.clip', 'width', 'depth']]
+  said = []
+  jl.cross_validate(
+    config_of(steps=2, data__validation=0.2), tmp_path / 'folds', data=(X, Y), model=linear, folds=2, say=said.append
+  )
+  assert not [line for line in said if line.startswith('warning: ')]
