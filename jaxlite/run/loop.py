@@ -235,7 +235,7 @@ def _fit(
       shown.append(f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
 
     if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
-      with progress.first('evaluation'):
+      with progress.first('evaluation', state):
         found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
         scalars = numbers(found.values)
@@ -258,7 +258,7 @@ def _fit(
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
     if improved or last or plan.due(step, plan.checkpoint):
-      with progress.first('save'):
+      with progress.first('save', state):
         save(wait=last)
     if last:
       progress.done()
@@ -269,7 +269,7 @@ def _fit(
     free = plan.free(step)
     if pace is None and step > started and free >= multi_step.least(plan.gap):
       room = multi_step.Room(step, free, plan.gap, plan.total - step, compiling)
-      with progress.first('dispatch'):
+      with progress.first('dispatch', state):
         state, taken, pace = multi_step.choose(
           setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
         )

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from jaxlite.host.machine import resident
 from jaxlite.host.streams import listening, steady
@@ -53,17 +53,23 @@ class Progress:
       self._draw(f'{self._bar(step)} {self._numbers(step)}')
 
   @contextlib.contextmanager
-  def first(self, kind: str) -> Iterator[None]:
+  def first(self, kind: str, after: Any = ()) -> Iterator[None]:
     """Leaves the time of this block out of the rate when it is the first of its kind: it compiles something.
 
     Args:
       kind: what is done: 'evaluation', say.
+      after: arrays of the steps before, which may still be under way: their time counts.
     """
+    if kind in self._met or self._began is None:
+      yield
+      return
+    import jax
+
+    self._met.add(kind)
+    jax.block_until_ready(after)
     began = time.monotonic()
     yield
-    if kind not in self._met and self._began is not None:
-      self._met.add(kind)
-      self._began += time.monotonic() - began
+    self._began += time.monotonic() - began
 
   def passed(self, steps: int) -> None:
     """Leaves steps out of the rate that were taken while the clock of `first` stood."""

@@ -6,6 +6,8 @@ import sys
 import time
 import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxlite.run.progress import Progress, in_notebook
@@ -89,6 +91,21 @@ def test_what_is_compiled_on_the_way_is_no_part_of_the_rate_nor_of_the_time_left
   spent = time.monotonic() - began - 0.6
   assert progress.rate(11) == pytest.approx(6 / spent, rel=0.2)  # the second evaluation and six steps
   assert 'left' not in Progress(10, 0, 1, out=io.StringIO())._numbers(0)  # nothing is known yet
+
+
+def test_steps_that_are_still_under_way_count():
+  """JAX hands back arrays before they are computed: what an evaluation waits for first is the steps before it."""
+  slow = jax.jit(lambda x: jax.lax.fori_loop(0, 60, lambda i, x: jnp.sin(x @ x), x))
+  x = jnp.ones((600, 600))
+  jax.block_until_ready(slow(x))
+  progress = Progress(1_000, 0, 1, out=io.StringIO())
+  progress.step(1)
+  began = time.monotonic()
+  under_way = slow(x)
+  progress.step(2)
+  with progress.first('evaluation', under_way):
+    jax.block_until_ready(under_way)
+  assert progress.rate(2) == pytest.approx(1 / (time.monotonic() - began), rel=0.2)
 
 
 def test_the_lines_of_a_run_go_to_say_one_a_point(tmp_path, capsys):

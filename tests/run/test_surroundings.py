@@ -1,5 +1,6 @@
 """Laws of what is around a run: signals, readers that go, links, disks: the run is saved, or told in one line."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -13,7 +14,7 @@ from jaxlite import errors
 from jaxlite.host import files, preempt
 from jaxlite.run import experiment, loop, records
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
-from loops import X, Y, config_of, run
+from loops import X, Y, config_of, linear, run
 
 
 @pytest.mark.parametrize('name', ['SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU'])
@@ -131,8 +132,11 @@ def test_a_user_without_a_home_has_a_cache_and_gets_one_line_for_a_workdir_there
   assert not list(tmp_path.iterdir())  # above all no folder named ~
 
 
-def test_a_finished_run_in_a_read_only_folder_is_reported(tmp_path, monkeypatch):
+def test_a_finished_run_in_a_read_only_folder_is_reported(tmp_path, monkeypatch, capsys):
   first = run(tmp_path, steps=2)
+  config = config_of(steps=2, model=lambda config: linear(), data__load=lambda config: jl.data.from_arrays((X, Y)))
+  several = dataclasses.replace(config, runs={'a': lambda config: config})
+  experiment.run(several, tmp_path / 'several')
 
   def refuses(workdir):
     raise WorkdirError(f'the workdir {workdir} cannot be written (Read-only file system): give another workdir')
@@ -145,6 +149,9 @@ def test_a_finished_run_in_a_read_only_folder_is_reported(tmp_path, monkeypatch)
   with pytest.raises(WorkdirError, match='Read-only'):
     run(tmp_path, steps=4)
   monkeypatch.setattr(experiment, 'check_workdir', refuses)  # the launcher's way to it
-  config = config_of(steps=2, data__load=lambda config: jl.data.from_arrays((X, Y), validation=0.1))
+  monkeypatch.setattr(experiment, 'lock', None)
+  capsys.readouterr()
+  assert experiment.run(several, tmp_path / 'several') == 0
+  assert 'this run is finished' in capsys.readouterr().out
   with pytest.raises(WorkdirError, match='Read-only'):
     experiment.run(config, tmp_path / 'nothing')
