@@ -106,7 +106,7 @@ def _outputs_of(built: Train, network: Model, state: TrainState, batch: Any) -> 
 
 def _blame_inputs(error: Exception, network: Model, inputs: Any) -> None:
   """Raises where it is the form of the inputs that a model fails on; else tells what it was called with."""
-  if one_line(error) is not None:
+  if one_line(error) is not None or _runs(network, inputs):  # then it came from a part of the recipe
     return
   if hint := _other_form(network, inputs):
     said = ' '.join(str(error).split()).removesuffix('.')[:200]
@@ -126,19 +126,21 @@ def _other_form(network: Model, inputs: Any) -> str:
   if inputs.ndim == 4:
     fix = 'pictures are [N, H, W, channels], and these [N, channels, H, W]: inputs.transpose(0, 2, 3, 1)'
     forms.append((fix, inputs.transpose(0, 2, 3, 1)))
+  return next((fix for fix, form in forms if _runs(network, form, size=len(inputs))), '')
+
+
+def _runs(network: Model, inputs: Any, size: int | None = None) -> bool:
+  """Whether a network takes inputs, and where `size` is given, gives so many outputs."""
 
   def forward(inputs: Any) -> Any:
     params, state = network.init(jax.random.key(0), inputs)
     return network.apply(params, state, inputs, train=False, key=None)[0]
 
-  for fix, form in forms:
-    try:
-      outputs = jax.eval_shape(forward, form)
-    except Exception:
-      continue
-    if all(leaf.shape[:1] == (len(inputs),) for leaf in jax.tree.leaves(outputs)):
-      return fix
-  return ''
+  try:
+    outputs = jax.eval_shape(forward, inputs)
+  except Exception:
+    return False
+  return size is None or all(leaf.shape[:1] == (size,) for leaf in jax.tree.leaves(outputs))
 
 
 def _blame_outputs(error: Exception, network: Model, outputs: Any, batch: Any, data: Dataset) -> None:

@@ -5,6 +5,7 @@ import functools
 import re
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -168,6 +169,9 @@ def test_what_is_no_config_no_workdir_and_no_model_is_told(tmp_path):
   for model in (None, CNN()):
     with pytest.raises(TypeError, match=r'train_step takes a Model; .*jaxlite\.adapt'):
       jl.train_step(model, jl.cross_entropy, adam(None, 1))
+  train = jl.train_step(jl.adapt(linear()), jl.cross_entropy, adam(None, 1))
+  with pytest.raises(TypeError, match=r"a batch is a dict, such as \{'inputs': x, 'labels': y\}; got tuple"):
+    train.init(jax.random.key(0), (X, Y))
 
 
 def test_a_fault_in_somebodys_own_code_keeps_its_traceback_and_says_what_it_was_given(tmp_path):
@@ -180,6 +184,14 @@ def test_a_fault_in_somebodys_own_code_keeps_its_traceback_and_says_what_it_was_
   assert re.search(
     r"from the loss, .* float32\[16, 3\] and a batch of 'inputs' float32\[16, 6\]", caught.value.__notes__[0]
   )
+
+  def begins(params):
+    return [params].nothing
+
+  part = optax.GradientTransformation(begins, lambda updates, state, params=None: (updates, state))
+  with pytest.raises(AttributeError) as caught:  # in a part of the recipe: the model is not blamed
+    prepared(tmp_path, lambda config, total: jl.chain(part))
+  assert 'from the model' not in ' '.join(getattr(caught.value, '__notes__', ()))
   with pytest.raises(NameError) as caught:
     prepared(tmp_path, model=(lambda params, x: nobody(x), linear()[1]))  # noqa: F821
   assert 'called with a batch of inputs float32[16, 6]' in ' '.join(caught.value.__notes__)
