@@ -110,7 +110,8 @@ def test_a_user_without_a_home_has_a_cache_and_gets_one_line_for_a_workdir_there
   def nobody(path):
     raise RuntimeError('Could not determine home directory.')
 
-  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  for name in ('XDG_CACHE_HOME', 'JAXLITE_DATA', 'TFDS_DATA_DIR'):
+    monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(files.Path, 'expanduser', nobody)
   assert '~' not in str(files.user_cache())
   with pytest.raises(WorkdirError, match='another workdir'):
