@@ -46,7 +46,7 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run: keeps the latest few and the best, and restores the newest sound one.
 
-  One writer at a time: hold `jaxlite.lock(workdir)`. Not thread-safe. A save at step s is the end of the
+  One writer at a time: hold the lock of the workdir. Not thread-safe. A save at step s is the end of the
   run as it stands: whatever was there at s or beyond (left of a damaged or abandoned future) is replaced.
 
   >>> import tempfile, jax, jax.numpy as jnp

@@ -45,7 +45,7 @@ class Decoded(NamedTuple):
 def root() -> pathlib.Path:
   """Returns where prepared data are kept: $JAXLITE_DATA, else jaxlite's folder among the user's caches."""
   own = os.environ.get('JAXLITE_DATA')
-  return pathlib.Path(own).expanduser() if own else files.user_cache()
+  return files.expanded(own) if own else files.user_cache()
 
 
 def prepared(where: pathlib.Path, name: str) -> pathlib.Path:

@@ -93,7 +93,7 @@ def cache_logits(
   whole(seed, 'seed', least=0)
   batch_size = min(whole(batch_size, 'batch_size', least=1), len(data.train.labels))
   plan = _plan(teacher, data, views, seed, batch_size)
-  where = Path(folder).expanduser()
+  where = files.expanded(folder)
   final = where / _name(plan, data, seed, batch_size)
   found = _fetch(final)
   if found is None:

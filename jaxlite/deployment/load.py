@@ -13,6 +13,7 @@ from jaxlite.checkpoint import load_arrays
 from jaxlite.contract import CONST, Network, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.deployment.run_id import run_of
+from jaxlite.host.files import expanded
 from jaxlite.host.sealed import Damaged, read_sealed
 from jaxlite.tasks.task import Task
 
@@ -35,7 +36,7 @@ def load(workdir: str | os.PathLike[str], which: str | int = 'best', *, task: Ta
     ImportError: Orbax or flatbuffers is not installed.
   """
   errors.need('jaxlite.load', 'orbax.checkpoint', 'flatbuffers')
-  folder = Path(workdir)
+  folder = expanded(workdir)
   inside = [path.parent.name for path in sorted(folder.glob('*/config.json'))]
   if inside and not (folder / 'config.json').exists():
     raise FileNotFoundError(f'{folder} holds several runs: load one of them, {", ".join(inside)}')

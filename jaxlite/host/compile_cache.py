@@ -62,6 +62,11 @@ def enable(root: str | os.PathLike[str] | None = None, *, limit: int = LIMIT) ->
       _drop_oldest(folder)
   except (OSError, filelock.Timeout) as error:
     return f'no compile cache: {folder} cannot be written ({type(error).__name__}); $XDG_CACHE_HOME names another place'
+  if not _is_known(folder):  # each program would be refused, with a warning
+    return (
+      f'no compile cache: the owner of {folder} has no entry among the users of this system (a container?), which '
+      "JAX's cache asks for; a folder that JAX_COMPILATION_CACHE_DIR names needs none"
+    )
   # Small programs too: a start is many of them.
   for name, value in _settings(str(folder), limit).items():
     jax.config.update(name, value)
@@ -187,6 +192,20 @@ def _drop_oldest(folder: Path) -> None:
   for path in sorted(used, key=lambda one: int.from_bytes(used[one], 'little'))[: max(0, len(used) - MOST)]:
     path.with_name(path.name.removesuffix('-atime') + '-cache').unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def _is_known(folder: Path) -> bool:
+  """Tells whether owner and group of a folder have names."""
+  try:
+    import grp
+    import pwd
+  except ImportError:  # Windows
+    return True
+  about = folder.stat()
+  try:
+    return bool(pwd.getpwuid(about.st_uid) and grp.getgrgid(about.st_gid))
+  except KeyError:
+    return False
 
 
 def _settings(folder: str | None, limit: int) -> dict[str, object]:

@@ -40,6 +40,22 @@ def user_cache() -> Path:
     return Path(tempfile.gettempdir()) / f'jaxlite-{os.getuid() if hasattr(os, "getuid") else "user"}'
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+  """Returns a path with its `~` as the home.
+
+  Raises:
+    ValueError: the home is not known: no HOME, and no entry for this user (a container). A folder of the name `~` is
+      never made in its place.
+
+  >>> expanded('runs/mine').as_posix()
+  'runs/mine'
+  """
+  try:
+    return Path(path).expanduser()
+  except RuntimeError:
+    raise ValueError(f'the home in {os.fspath(path)!r} is not known here: set HOME, or give a full path') from None
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
   """Gives the block a name to write to, and renames that file to `path` when the block ends well.

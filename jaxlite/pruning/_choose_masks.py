@@ -89,7 +89,10 @@ def targets(
     dict.fromkeys(seen, structure) if alone else by_rules(seen, structure, element, what=f'{what}: structure rule')
   )
   seen = {path: _declared(leaf, structures[path].stack, foreign=layouts is None) for path, leaf in seen.items()}
-  shares = allocated(seen, sparsity, allocate, what=what)
+  # What a structure itself decides is no part of a budget; rules are told of it all the same, as they name paths.
+  settled = {path for path, leaf in seen.items() if structures[path].fixed(leaf.shape, leaf.layout) is not None}
+  asked = seen if isinstance(allocate, Mapping) else {path: leaf for path, leaf in seen.items() if path not in settled}
+  shares = {**dict.fromkeys(settled, sparsity), **allocated(asked, sparsity, allocate, what=what)}
   shared = allocate if isinstance(allocate, Global) else None
   found = {}
   for path, leaf in seen.items():
@@ -103,7 +106,9 @@ def targets(
       )
     fixed = own.fixed(leaf.shape, leaf.layout)
     if shared and (fixed is not None or own.rivals(leaf.shape, leaf.layout) is not None):
-      raise ValueError(f'{what}: one threshold for all leaves cannot hold {own.describe} ({path!r}): allocate=uniform')
+      raise ValueError(
+        f'{what}: one threshold for all leaves cannot hold {own.describe} ({path!r}): leave allocate out'
+      )
     if fixed is not None:
       share = 1 - fixed / max(math.prod(leaf.shape), 1)
     found[path] = Target(leaf.shape, leaf.layout, own, share, shared)

@@ -1,4 +1,4 @@
-"""The numbers of quantization: bits, ranges, grids, rounding. What is done with them stands in `quant_product.py`.
+"""The numbers of quantization: bits, ranges, grids, rounding. What is done with them stands in `_product.py`.
 
 Weights are symmetric per output channel on the narrow range, [-(2^(b-1)-1), 2^(b-1)-1]: zero is exact, so a
 pruned weight stays pruned, and negation stays on the grid. Activations are affine per tensor with an exact zero:

@@ -1,7 +1,7 @@
 """A traced program and what is to be quantized in it: sites, bits by rule, the rewriting.
 
-Between the public forms (`quantize.py`, `fake_quant.py`, `lsq.py`, `ptq.py`) and the arithmetic of one contraction
-(`quant_product.py`).
+Between the public forms (`_quantize.py`, `_qat.py`, `_lsq.py`, `_ptq.py`) and the arithmetic of one contraction
+(`_product.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Quantization to 2 to 8 bits by rewriting the program: fake in training, real integers from the same ranges.
 
 Any JAX function, whatever wrote it: its jaxpr is read, each contraction of a weight with an activation is done in
-integers (`quant_product.py`), all else stays. Nothing is patched, so a float trace before or after changes
+integers (`_product.py`), all else stays. Nothing is patched, so a float trace before or after changes
 nothing. What could not be quantized is told by `coverage`, never passed over.
 """
 

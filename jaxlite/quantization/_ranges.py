@@ -1,6 +1,6 @@
 """Where the range of an activation comes from: a moving average, the call itself, or a calibration.
 
-A range is `(lowest, highest)` by the name of its site; how a batch is turned into one is `calibrate.py`'s business.
+A range is `(lowest, highest)` by the name of its site; how a batch is turned into one is `_calibration.py`'s business.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def evidence(
     command=command,
     versions=machine.versions(),
     machine=machine.machine(),
-    notes=[*setup.data.notes, *([stopped_early(setup, record)] if record.stopped else []), *_left_out(test.values)],
+    notes=[*setup.notes, *([stopped_early(setup, record)] if record.stopped else []), *_left_out(test.values)],
     best_step=int(state.step),
     parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
   )

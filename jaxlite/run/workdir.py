@@ -43,6 +43,7 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
     Its absolute path.
 
   Raises:
+    TypeError: neither a str nor a Path.
     WorkdirError: a bucket or URL, a file in the way, or a folder that cannot be written.
 
   >>> check_workdir('gs://bucket/run')
@@ -50,6 +51,8 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
   ...
   jaxlite.run.workdir.WorkdirError: a workdir is a local folder, got 'gs://bucket/run': ...
   """
+  if not isinstance(workdir, str | os.PathLike):
+    raise TypeError(f'a workdir is a local folder, a str or a Path; got {type(workdir).__name__}: name one')
   text = os.fspath(workdir)
   if not text:
     raise WorkdirError("a workdir is a local folder, got '': name one")

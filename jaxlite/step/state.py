@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -96,8 +97,11 @@ def inputs_of(batch: Batch) -> Any:
   """Returns the inputs of a batch.
 
   Raises:
+    TypeError: it is no dict.
     ValueError: it has none.
   """
+  if not isinstance(batch, Mapping):
+    raise TypeError(f"a batch is a dict, such as {{'inputs': x, 'labels': y}}; got {type(batch).__name__}")
   if 'inputs' not in batch:
     raise ValueError(f"a batch is a dict with 'inputs' (and 'labels', 'weight'); got the keys {sorted(batch)}")
   return batch['inputs']

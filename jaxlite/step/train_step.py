@@ -96,6 +96,8 @@ def train_step(
   """
   if not isinstance(recipe, Recipe):
     raise TypeError(f'train_step takes a recipe from jl.chain(...); got {type(recipe).__name__}')
+  if not isinstance(model, Model):
+    raise TypeError(f'train_step takes a Model; got {type(model).__name__}: jaxlite.adapt(network) makes one')
   if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
     raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
   wrapped = _read_at_point(recipe.model(model))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import absent, as_given, check_range, class_labels, named_classes, stated
+from jaxlite.tasks.labels import absent, as_given, check_range, class_labels, imbalance, named_classes, stated
 from jaxlite.tasks.losses import cross_entropy
 from jaxlite.tasks.metrics import classification_metrics
 from jaxlite.tasks.tables import MOST, confusion_tables, named_class, score_table
@@ -57,6 +57,7 @@ def classification(
     facts=facts,
     check_facts=lambda labels, facts, where: check_range(labels, facts['classes'], where),
     notes=_notes,
+    doubts=_doubts,
     groups=lambda labels: labels,
     answer=_answer,
     rows=(*rows, ('test outputs that are NaN', 'nan_outputs', '{:g}')),
@@ -84,6 +85,13 @@ def softmax(logits: Any) -> np.ndarray:
 def _notes(labels: np.ndarray, facts: Facts) -> list[str]:
   found = absent(np.bincount(labels, minlength=facts['classes']), facts['class_names'])
   return found + (['there is one class only: any model is right always'] if facts['classes'] < 2 else [])
+
+
+def _doubts(labels: np.ndarray, facts: Facts, score: str) -> list[str]:
+  if score not in ('accuracy', 'precision_micro', 'recall_micro', 'f1_micro'):
+    return []
+  counts = np.bincount(labels, minlength=facts['classes'])
+  return imbalance(counts, facts['class_names'], score, 'f1_macro')
 
 
 def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:

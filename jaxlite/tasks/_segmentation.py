@@ -13,7 +13,7 @@ import numpy as np
 from jaxlite.tasks._classification import confusion_figures, softmax
 from jaxlite.tasks.confusions import DENSE, add_mistakes, by_class, class_evidence, predictions
 from jaxlite.tasks.counting import PLACES, carry, count_pairs, count_places, number, position_weight, with_weight
-from jaxlite.tasks.labels import absent, check_range, named_classes, position_labels, stated
+from jaxlite.tasks.labels import absent, check_range, imbalance, named_classes, position_labels, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.positions import check_positions, position_cross_entropy, positions, unlabeled
 from jaxlite.tasks.tables import confusion_tables
@@ -106,6 +106,12 @@ def _task(
     counts = np.bincount(labels[labels >= 0], minlength=facts['classes'])
     return [*absent(counts, facts['class_names'], unit), *unlabeled(labels, unit)]
 
+  def doubts(labels: np.ndarray, facts: Facts, metric: str) -> list[str]:
+    if metric != 'accuracy':
+      return []
+    counts = np.bincount(labels[labels >= 0], minlength=facts['classes'])
+    return imbalance(counts, facts['class_names'], metric, score, f'{unit}s')
+
   def answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
     index = np.asarray(outputs).argmax(axis=-1).astype(np.int32)
     return {'labels': write(index, facts['class_names']), 'proba': softmax(outputs)}
@@ -122,6 +128,7 @@ def _task(
     facts=facts,
     check_facts=lambda labels, facts, where: check_range(labels, facts['classes'], where),
     notes=notes,
+    doubts=doubts,
     weight=positions,
     answer=answer,
     rows=(

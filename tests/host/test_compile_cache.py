@@ -192,3 +192,12 @@ def test_the_programs_that_were_used_least_recently_go_first(tmp_path, monkeypat
   assert left == sorted(f'{number}-{kind}' for number in wanted for kind in ('cache', 'atime'))
   compile_cache._drop_oldest(tmp_path)
   assert len(list(tmp_path.iterdir())) == 10
+
+
+@pytest.mark.skipif(not hasattr(os, 'getuid') or os.getuid() != 0, reason='only root gives a folder away')
+def test_a_user_without_an_entry_has_no_cache_that_jax_would_refuse_at_each_program(tmp_path):
+  line, _, _ = start(tmp_path)
+  folder = Path(line.removeprefix('compile cache: '))
+  assert compile_cache._is_known(folder)
+  os.chown(folder, 54321, 54321)
+  assert not compile_cache._is_known(folder)
