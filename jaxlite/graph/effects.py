@@ -52,8 +52,8 @@ def without_effects(fn: Callable[..., Any], what: str) -> Callable[..., Any]:
   Traceback (most recent call last):
     ...
   ValueError: this works on a copy of its arguments, so what a call changes in them is lost; this one changed 1 array: \
-calls of argument 0: pass what changes and return it (nnx.split, nnx.merge), take an adapter (jl.from_nnx and its like), or \
-call the network in evaluation mode
+calls of argument 0: pass what changes and return it (nnx.split, nnx.merge), take an adapter (jl.from_nnx and its \
+like), or call the network in evaluation mode
   """
 
   @functools.wraps(fn)
@@ -171,7 +171,7 @@ class _Place(NamedTuple):
 def _around(fn: Any, opaque: Sequence[Any]) -> dict[tuple[int, Any], _Place]:
   """Every array that a function can reach (its cells, the globals it names, objects in these), by (holder, key)."""
   own = _globals_of(fn)
-  queue: list[tuple[str, Any]] = [('', one) for one in (fn, getattr(type(fn), '__call__', None), *opaque)]
+  queue: list[tuple[str, Any]] = [('', one) for one in (fn, type(fn).__dict__.get('__call__'), *opaque)]
   seen, found = set(), {}
   kept = []  # alive as long as their ids stand for them
   for path, node in queue:  # grows while it is read: the nearest come first
