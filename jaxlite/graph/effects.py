@@ -191,18 +191,17 @@ def _around(fn: Any, opaque: Sequence[Any]) -> dict[tuple[int, Any], _Place]:
 def _refuse_leaks(fn: Any, opaque: Sequence[Any], before: Mapping[Any, _Place], what: str) -> None:
   """Raises where a traced value was left outside, putting back what stood there."""
   held = {id(place.leaf) for place in before.values()}
-  leaked = []
-  for where, place in _around(fn, opaque).items():
-    if isinstance(place.leaf, jax.core.Tracer) and id(place.leaf) not in held:
-      leaked.append(place.path)
-      if where in before and place.put is not None:
-        place.put(before[where].leaf)
-      elif where not in before and place.drop is not None:
-        place.drop()
+  after = _around(fn, opaque).items()
+  leaked = {where: one for where, one in after if isinstance(one.leaf, jax.core.Tracer) and id(one.leaf) not in held}
+  for where, place in reversed(leaked.items()):  # what was appended last goes first
+    if where in before and place.put is not None:
+      place.put(before[where].leaf)
+    elif where not in before and place.drop is not None:
+      place.drop()
   if leaked:
     raise ValueError(
       f'{what} traces its function, so what a call writes outside is no number when it has ended; this one wrote to '
-      f'{arrays(leaked)}: {_ROADS}'
+      f'{arrays(one.path for one in leaked.values())}: {_ROADS}'
     )
 
 
@@ -213,7 +212,8 @@ def _children(node: Any, own: Mapping[str, Any] | None) -> Iterator[tuple[Any, s
       yield ('item', key), str(key), value, functools.partial(node.__setitem__, key), functools.partial(node.pop, key)
   elif isinstance(node, list):
     for index, value in enumerate(itertools.islice(node, _MOST)):
-      yield ('item', index), str(index), value, functools.partial(node.__setitem__, index), None
+      put, drop = functools.partial(node.__setitem__, index), functools.partial(node.pop, index)
+      yield ('item', index), str(index), value, put, drop
   elif isinstance(node, tuple | set | frozenset):
     for index, value in enumerate(itertools.islice(node, _MOST)):
       yield ('item', index), str(index), value, None, None
