@@ -7,6 +7,7 @@ arrays before and after the call.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import types
@@ -107,7 +108,7 @@ def _by_path(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[tuple[Any, 
 def _gone(node: Any) -> bool:
   """Tells whether a node gave its values on and holds none any more (a state that may be used once)."""
   try:
-    jax.tree_util.default_registry.flatten_one_level(node)
+    jax.tree.flatten(node, is_leaf=lambda below: below is not node)
   except Exception:
     return True
   return False
@@ -179,12 +180,13 @@ def _around(fn: Any, opaque: Sequence[Any]) -> dict[tuple[int, Any], _Place]:
       continue
     seen.add(id(node))
     kept.append(node)
-    for key, name, value, put, drop in _children(node, own):
-      below = f'{path}/{name}' if path and name else path or name
-      if isinstance(value, jax.Array):
-        found[id(node), key] = _Place(below, value, put, drop)
-      elif not isinstance(value, _OPAQUE) and not is_array(value):
-        queue.append((below, value))
+    with contextlib.suppress(Exception):  # proxies of nothing, tables that another thread changes: passed over
+      for key, name, value, put, drop in _children(node, own):
+        below = f'{path}/{name}' if path and name else path or name
+        if isinstance(value, jax.Array):
+          found[id(node), key] = _Place(below, value, put, drop)
+        elif not isinstance(value, _OPAQUE) and not is_array(value):
+          queue.append((below, value))
   return found
 
 

@@ -80,7 +80,8 @@ def quantize(
     A function of the same arguments.
 
   Raises:
-    ValueError: when called, if nothing could be quantized, or a rule matches nothing.
+    ValueError: when called, if nothing could be quantized, or a rule matches nothing; if the function changes what it
+      is given (batch statistics of a module in training) and does not return it.
 
   References:
     Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,

@@ -157,7 +157,7 @@ def told(part: Any, weights: Mapping[str, Any]) -> Any:
   `optax.chain` hands `init` the params alone; a part that selects weights then goes by their shapes and names.
 
   Args:
-    part: `prune`, `rigl`, `l2` or another that selects weights; or the `tx` of a recipe.
+    part: `prune`, `rigl`, `l2` or another that selects weights.
     weights: {path: layout}, as `Wrapped.weights` gives them.
 
   Returns:
@@ -175,7 +175,8 @@ def told(part: Any, weights: Mapping[str, Any]) -> Any:
   """
   if not isinstance(part, Selective):
     raise TypeError(f'told takes a part that selects weights (prune, rigl, l2); got {type(part).__name__}')
-  return part._replace(init=functools.partial(part.init, weights=dict(weights)))
+  known = dict(weights)
+  return part._replace(init=lambda params, weights=None: part.init(params, known))
 
 
 def check(model_state: State) -> None:

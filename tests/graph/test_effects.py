@@ -426,3 +426,19 @@ def test_a_function_is_called_as_often_as_before():
 
   without_effects(fn, 'this')(jnp.ones((6, 2)), X)
   assert len(calls) == 1
+
+
+def test_what_does_not_let_itself_be_looked_at_is_passed_over():
+  class Proxy:
+    @property
+    def __dict__(self):
+      raise RuntimeError('working outside of its context')
+
+  proxy, endless = Proxy(), []
+  endless.append(endless)
+  held = {'proxy': proxy, 'endless': endless, 'many': list(range(100_000)), 'array': jnp.zeros(2)}
+
+  def fn(w, x):
+    return x @ w + held['array']
+
+  assert jax.eval_shape(jl.quantize(fn), jnp.ones((6, 2)), X).shape == (4, 2)

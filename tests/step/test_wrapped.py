@@ -263,6 +263,13 @@ def test_a_loop_with_wrong_steps_is_told():
   loop.check(later)  # a loop that goes on from step 100
 
 
+def test_a_part_that_was_told_is_told_in_every_chain():
+  params = {'norm': jnp.ones((4, 4)), 'w': jnp.ones((4, 4))}
+  for chain in (optax.chain, lambda *parts: jl.chain(*parts).tx):
+    state = chain(optax.sgd(0.1), jl.step.told(jl.prune(0.5), {'w': None})).init(params)
+    assert trees.paths(state[1].masks) == ['w']
+
+
 def test_a_chain_with_an_optimizer_is_refused_and_so_is_what_is_no_hook():
   for part in (optax.adam(1e-2), jl.prune(0.5)):
     with pytest.raises(ValueError, match='put it into your optimizer'):
