@@ -40,7 +40,7 @@ def adam(prune):
 
 
 def prune():
-  return jl.prune(0.8, begin=2, end=6, every=2)
+  return jl.prune(0.8, begin=2, end=6, every=2, allocate=jl.pruning.uniform)
 
 
 # --- dense, batch norm, relu, dropout, dense, and each framework's own loop ----------------------------------------
