@@ -187,10 +187,12 @@ def looks_like_weight(path: str, leaf: Any) -> bool:
 def is_extra(path: str) -> bool:
   """Tells whether a hook added this leaf to the params (`jl.<name>/...`): default selections skip it.
 
-  >>> is_extra('jl.hint/projector'), is_extra('dense/kernel')
-  (True, False)
+  So it is where a loop keeps its params beside others, as in `(tree, {'jl.hint': ...})`.
+
+  >>> is_extra('jl.hint/projector'), is_extra('1/jl.hint/projector'), is_extra('dense/kernel')
+  (True, True, False)
   """
-  return path.startswith('jl.')
+  return path.startswith('jl.') or '/jl.' in path
 
 
 def weight_paths(params: Any, rule: Rule, weights: Iterable[str] | None, *, what: str) -> frozenset[str]:

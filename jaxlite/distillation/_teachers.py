@@ -20,6 +20,7 @@ from jaxlite.distillation._dist import dist
 from jaxlite.distillation._dkd import dkd
 from jaxlite.distillation._kd import check_classes, kd
 from jaxlite.errors import nearest, one_line
+from jaxlite.graph.effects import without_effects
 from jaxlite.tasks.lift import weighted_mean
 
 Teacher = Network | Callable[[Any], jax.Array] | str
@@ -86,7 +87,7 @@ def run(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
 def forward(teacher: Any, values: dict[str, Any], inputs: Any) -> Any:
   """Returns a teacher's outputs, as in evaluation."""
   if not values:
-    return _called(teacher, inputs)
+    return _called(without_effects(teacher, 'distillation'), inputs)
   return teacher.model.apply(values['params'], values['model_state'], inputs, train=False, key=None)[0]
 
 

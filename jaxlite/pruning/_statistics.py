@@ -19,6 +19,7 @@ from jax import lax
 from jaxlite import trees
 from jaxlite.contract import Batch, Context, Model
 from jaxlite.graph import layouts, provenance, rewrite, walk
+from jaxlite.graph.effects import without_effects
 from jaxlite.graph.model import model_tags
 from jaxlite.tasks import running
 from jaxlite.tasks.lift import examples_in, lift_loss
@@ -119,7 +120,8 @@ def _forward(model: Model | Callable[[Any, Any], Any]) -> Callable[..., Any]:
     raise TypeError(
       f'gather_statistics takes a Model or a function (params, inputs) -> outputs; got {type(model).__name__}'
     )
-  return lambda params, state, inputs: model(params, inputs)
+  pure = without_effects(model, 'gather_statistics')
+  return lambda params, state, inputs: pure(params, inputs)
 
 
 def _objective(apply: Any, loss: Any, params: Any, state: Any, batch: Batch) -> jax.Array:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxlite import trees
+from jaxlite.graph.effects import is_array, without_effects
 from jaxlite.graph.provenance import DATA, weight
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
@@ -80,7 +80,8 @@ def quantize(
     A function of the same arguments.
 
   Raises:
-    ValueError: when called, if nothing could be quantized, or a rule matches nothing.
+    ValueError: when called, if nothing could be quantized, or a rule matches nothing; if the function changes what it
+      is given (batch statistics of a module in training) and does not return it.
 
   References:
     Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
@@ -96,7 +97,7 @@ def quantize(
   number = check_bits(bits, 'quantize')
 
   def quantized(*args: Any, **kwargs: Any) -> Any:
-    program, leaves = _program(fn, weights, args, kwargs, attention)
+    program, leaves = _program(fn, weights, args, kwargs, attention, 'quantize')
     chosen = quant_program.check(program.plan, number, rules, 'quantize')
     unknown = sorted(set(ranges or {}) - set(chosen))
     if unknown:
@@ -131,7 +132,7 @@ def observe(
   """
 
   def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, numerics.Range]]:
-    program, leaves = _program(fn, weights, args, kwargs, attention)
+    program, leaves = _program(fn, weights, args, kwargs, attention, 'observe')
     chosen = quant_program.check(program.plan, check_bits(numerics.MAX_BITS, 'observe'), rules, 'observe')
     return quant_program.run(program, leaves, chosen, quant_program.observing, quant_program.RANGES)
 
@@ -170,7 +171,7 @@ def coverage(
   number = check_bits(bits, 'coverage')
 
   def covered(*args: Any, **kwargs: Any) -> list[Coverage]:
-    program, _ = _program(fn, weights, args, kwargs, attention)
+    program, _ = _program(fn, weights, args, kwargs, attention, 'coverage')
     sites = program.plan.all_sites()
     decide = quant_program.check if rules else quant_program.bits_by_site
     chosen = decide(program.plan, number, rules, 'coverage')
@@ -191,7 +192,12 @@ def coverage(
 
 
 def _program(
-  fn: Callable[..., Any], weights: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], attention: bool
+  fn: Callable[..., Any],
+  weights: int | Sequence[int],
+  args: Sequence[Any],
+  kwargs: dict[str, Any],
+  attention: bool,
+  what: str,
 ) -> tuple[quant_program.Program, list[Any]]:
   positions = (weights,) if isinstance(weights, int) else tuple(weights)
   for position in positions:
@@ -204,20 +210,16 @@ def _program(
   for position, arg in enumerate((*args, kwargs)):
     prefix = f'arg{position}/' if len(positions) > 1 else ''
     for path, leaf in trees.by_path(arg).items():
-      if _is_array(leaf):
+      if is_array(leaf):
         name = (prefix + path).rstrip('/') or f'arg{position}'
         is_weight = position in positions and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         tags.append(weight(name) if is_weight else DATA)
   leaves, treedef = jax.tree.flatten((tuple(args), kwargs))
-  arrays = [leaf for leaf in leaves if _is_array(leaf)]
+  arrays = [leaf for leaf in leaves if is_array(leaf)]
 
   def of_arrays(arrays: list[Any]) -> Any:
     rest = iter(arrays)
-    args, kwargs = jax.tree.unflatten(treedef, [next(rest) if _is_array(leaf) else leaf for leaf in leaves])
-    return fn(*args, **kwargs)
+    args, kwargs = jax.tree.unflatten(treedef, [next(rest) if is_array(leaf) else leaf for leaf in leaves])
+    return without_effects(fn, what)(*args, **kwargs)
 
   return quant_program.trace(of_arrays, [arrays], tags, pairs=attention), arrays
-
-
-def _is_array(leaf: Any) -> bool:
-  return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
