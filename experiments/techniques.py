@@ -183,7 +183,9 @@ def rows(bench: Bench) -> Iterator[Row]:
   for share in (0.9, 0.95, 0.98):
     for name, run in sparse(bench, share):
       yield Row(f'{100 * share:.0f} % {name}', run)
-  seldom = bench.course(lambda total: jl.chain(jl.pruning.straight_through(0.9, **span(total)), adamw(total)))
+  seldom = bench.course(
+    lambda total: jl.chain(jl.pruning.straight_through(0.9, **span(total), allocate=jl.pruning.uniform), adamw(total))
+  )
   yield Row('90 % straight-through, uniform, masks drawn each 50 steps', seldom)
   for bits in (8, 4, 2):
     yield from few_bits(bench, bits)

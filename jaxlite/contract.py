@@ -2,17 +2,16 @@
 
 A **part** is one of two things, never both:
 
-- an *update part* is an Optax transformation. It changes updates, owns its step count, and works in any
-  foreign loop. One that must come last (`prune`: what it masks stays zero) is a `Last`.
-- a `Hook` changes how the model runs (`model`), what is minimized (`loss`) or how gradients are taken
-  (`grad`). Each field wraps the thing it is named after; a field left out is the identity.
+- an *update part* is an Optax transformation. It changes updates, owns its step count, and works in any foreign loop.
+  One that must come last (`prune`: what it masks stays zero) is a `Last`.
+- a `Hook` changes how the model runs (`model`), what is minimized (`loss`) or how gradients are taken (`grad`). Each
+  field wraps the thing it is named after; a field left out is the identity.
 
-To write a new part, ask what it touches. Weights on their way into the model: `reparam` with a view. The
-forward itself: a `Hook(model=...)`. A term of the loss: `Hook(loss=...)` reading what the model left in
-`jl.taps`. The batch, or several passes per step: `Hook(grad=...)`. The updates: plain Optax.
-
-A hook named `x` keeps what it learns in `params['jl.x']`, what its forward needs in `model_state['jl.x']`
-and arrays that never change in `model_state['jl.const']['x']`.
+To write a new part, ask what it touches. Weights on their way into the model: `reparam` with a view. The forward
+itself: a `Hook(model=...)`. A term of the loss: `Hook(loss=...)` reading what the model left in `jl.taps`. The batch,
+or several passes per step: `Hook(grad=...)`. The updates: plain Optax. A hook named `x` keeps what it learns in
+`params['jl.x']`, what its forward needs in `model_state['jl.x']` and arrays that never change in
+`model_state['jl.const']['x']`.
 
 A part accounts for itself. A state (a NamedTuple anywhere in an optimizer's state or in `model_state['jl.x']`) may have
 `account(params) -> Account` for the ledger, `status() -> Status` for the guards of a run, and `hear(score) -> state`
@@ -30,6 +29,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxlite.batching import asked, in_parts
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
@@ -82,9 +83,9 @@ class Network(NamedTuple):
   answer: Callable[[Any], dict[str, Any]] | None = None
 
   def predict(self, inputs: Any) -> Any:
-    """Returns the model's outputs for a batch of raw inputs, [B, ...], as in evaluation: logits of a classifier."""
+    """Returns the model's outputs for raw inputs [B, ...], 512 at a time, as in evaluation: a classifier's logits."""
     encoded = inputs if self.encode is None else self.encode(inputs)
-    return _predictor(self.model.apply)(self.params, self.model_state, encoded)
+    return in_parts(lambda part: _predictor(self.model.apply)(self.params, self.model_state, part), encoded)
 
   def predict_labels(self, inputs: Any) -> Any:
     """Returns what is predicted in the task's own terms: classes by name, targets in their units."""
@@ -95,11 +96,9 @@ class Network(NamedTuple):
     return self._answers(inputs, 'proba')
 
   def _answers(self, inputs: Any, what: str) -> Any:
-    answers = {} if self.answer is None else self.answer(jax.device_get(self.predict(inputs)))
-    if what not in answers:
-      known = ', '.join(answers) or 'nothing, since it does not know what its outputs mean: use predict'
-      raise ValueError(f'asked for {what}, this network answers {known}')
-    return answers[what]
+    bare, encoded = self._replace(encode=None), inputs if self.encode is None else self.encode(inputs)
+    answer = self.answer or (lambda outputs: {})
+    return in_parts(lambda part: asked(answer(jax.device_get(bare.predict(part))), what), encoded, most=8192)
 
   def __repr__(self) -> str:
     leaves = jax.tree.leaves(self.params)

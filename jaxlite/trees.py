@@ -32,18 +32,30 @@ def path_string(key_path: Sequence[Any]) -> str:
     key_path: keys as `jax.tree_util.tree_flatten_with_path` gives them.
 
   Returns:
-    The path in the framework's own names; the `.value` of an NNX Variable is not part of a name.
+    The path in the framework's own names. `paths` leaves the `.value` of an NNX Variable out of them.
 
   >>> import jax
   >>> [(path, _)] = jax.tree_util.tree_flatten_with_path({'a': [0.0]})[0]
   >>> path_string(path)
   'a/0'
   """
-  names = [_key_name(key) for key in key_path]
-  last_is_variable = isinstance(key_path[-1], jax.tree_util.GetAttrKey) if key_path else False
-  if len(names) > 1 and last_is_variable and names[-1] in ('value', 'raw_value'):
-    names.pop()
-  return '/'.join(names)
+  return '/'.join(map(_key_name, key_path))
+
+
+def _named(tree: Any) -> tuple[list[str], list[Any], Any]:
+  """Flattens a tree with the path of each leaf; the `.value` of an NNX Variable, and nobody else's, is no name."""
+  keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
+  keys = [key_path for key_path, _ in keyed]
+  if any(key_path and getattr(key_path[-1], 'name', None) in ('value', 'raw_value') for key_path in keys):
+    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
+    variables = {key_path for key_path, node in found if _is_variable(node)}
+    keys = [key_path[:-1] if key_path[:-1] in variables else key_path for key_path in keys]
+  return list(map(path_string, keys)), [leaf for _, leaf in keyed], treedef
+
+
+def _is_variable(node: Any) -> bool:
+  """Whether a node is Flax NNX's box around an array, told without an import of Flax."""
+  return any(one.__name__ == 'Variable' and one.__module__.startswith('flax.nnx') for one in type(node).__mro__)
 
 
 def _key_name(key: Any) -> str:
@@ -68,12 +80,11 @@ def flatten(tree: Any) -> tuple[list[str], list[Any], Any]:
   >>> flatten({'b': 2, 'a': (0, 1)})[:2]
   (['a/0', 'a/1', 'b'], [0, 1, 2])
   """
-  keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  names = [path_string(key_path) for key_path, _ in keyed]
+  names, leaves, treedef = _named(tree)
   doubled = [name for name, count in collections.Counter(names).items() if count > 1]
   if doubled:
     raise ValueError(f'every leaf needs a path of its own; {doubled[0]!r} names several: rename one of them')
-  return names, [leaf for _, leaf in keyed], treedef
+  return names, leaves, treedef
 
 
 def paths(tree: Any) -> list[str]:
@@ -101,7 +112,9 @@ def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   >>> map_with_path(lambda path, leaf: path, {'a': 1, 'b': [2]})
   {'a': 'a', 'b': ['b/0']}
   """
-  return jax.tree_util.tree_map_with_path(lambda key_path, *leaves: fn(path_string(key_path), *leaves), tree, *rest)
+  names, leaves, treedef = _named(tree)
+  others = [treedef.flatten_up_to(one) for one in rest]
+  return treedef.unflatten(fn(*each) for each in zip(names, leaves, *others, strict=True))
 
 
 def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset[str]:
@@ -174,10 +187,12 @@ def looks_like_weight(path: str, leaf: Any) -> bool:
 def is_extra(path: str) -> bool:
   """Tells whether a hook added this leaf to the params (`jl.<name>/...`): default selections skip it.
 
-  >>> is_extra('jl.hint/projector'), is_extra('dense/kernel')
-  (True, False)
+  So it is where a loop keeps its params beside others, as in `(tree, {'jl.hint': ...})`.
+
+  >>> is_extra('jl.hint/projector'), is_extra('1/jl.hint/projector'), is_extra('dense/kernel')
+  (True, True, False)
   """
-  return path.startswith('jl.')
+  return path.startswith('jl.') or '/jl.' in path
 
 
 def weight_paths(params: Any, rule: Rule, weights: Iterable[str] | None, *, what: str) -> frozenset[str]:
@@ -282,11 +297,11 @@ def split(tree: Mapping[str, Any], chosen: Iterable[str]) -> tuple[dict[str, Any
 def _holes(value: Any, path: str, chosen: frozenset[str], invert: bool = False) -> Any:
   """A list or tuple keeps its form: None stands where a leaf went to the other side."""
 
-  def keep(key_path: Any, leaf: Any) -> Any:
-    name = f'{path}/{path_string(key_path)}' if key_path else path
-    return leaf if (name in chosen) is not invert else None
-
-  return jax.tree_util.tree_map_with_path(keep, value)
+  names, leaves, treedef = _named(value)
+  whole = (f'{path}/{name}' if name else path for name in names)
+  return treedef.unflatten(
+    leaf if (name in chosen) is not invert else None for name, leaf in zip(whole, leaves, strict=True)
+  )
 
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Laws of paths and rules: one path a leaf, in any container; a rule that picks nothing says what is near."""
 
 import collections
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -123,3 +125,35 @@ def test_split_keeps_the_form_of_lists_and_tuples():
     assert set(trees.paths(one)) == set(chosen)
     assert trees.merge(one, other) == tree
     assert trees.merge(other, one) == tree
+
+
+class _Searched(NamedTuple):
+  """A state with a field that NNX's Variables have too."""
+
+  value: jax.Array
+  info: dict
+
+
+def test_only_an_nnx_variables_value_is_no_part_of_a_name():
+  state = {'search': _Searched(jnp.zeros(2), {'error': jnp.zeros(())}), 'alone': _Searched(jnp.ones(1), {})}
+  assert trees.paths(state) == ['alone/value', 'search/value', 'search/info/error']
+  layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+  assert trees.paths({'layer': nnx.state(layer)}) == ['layer/bias', 'layer/kernel']
+  assert trees.paths({'kernel': layer.kernel}) == ['kernel']
+
+  class Own(nnx.Param):
+    pass
+
+  assert trees.paths({'mine': [Own(jnp.zeros(2))]}) == ['mine/0']
+  assert sorted(trees.split({'a': [Own(jnp.zeros(2)), jnp.ones(1)]}, ['a/0'])[0]) == ['a']
+  doubled = trees.map_with_path(lambda path, leaf: (path, leaf + 1), state)
+  assert doubled['search'].value[0] == 'search/value'
+
+
+def test_every_state_of_optax_can_be_named_for_a_checkpoint():
+  from jaxlite.checkpoint.names import orbax_names
+
+  params = {'w': jnp.zeros((3, 2)), 'value': jnp.zeros(2)}
+  for make in (optax.lbfgs, lambda: optax.adam(1e-3), lambda: optax.contrib.schedule_free_adamw(1e-3)):
+    state = make().init(params)
+    assert len(set(orbax_names(state).values())) == len(jax.tree.leaves(state))

@@ -72,6 +72,11 @@ def adapt(model: Any) -> Model:
       return from_equinox(*model)
     if callable(model[0]):
       return from_function(*model)
+  if callable(model) and not isinstance(model, type):
+    raise TypeError(
+      f'a model of a function is (function, params), function(params, inputs) -> outputs; got {common.kind_of(model)} '
+      'alone: its parameters are what is to learn'
+    )
   raise TypeError(
     'a model is a Model, a Linen, NNX or Equinox module, a Haiku transform, a Keras model, or (function, params); got '
     f'{common.kind_of(model)}: call from_nnx, from_equinox, from_haiku or from_function on a constructor'

@@ -9,6 +9,7 @@ import jax
 
 from jaxlite.adapters import common
 from jaxlite.contract import Model, Params, State
+from jaxlite.graph.effects import without_effects
 
 
 def from_function(apply: Callable[..., Any], params: Any, model_state: Any = None, *, train_arg: Any = ...) -> Model:
@@ -38,6 +39,7 @@ def from_function(apply: Callable[..., Any], params: Any, model_state: Any = Non
   """
   if not callable(apply):
     raise TypeError(f'from_function takes a function (params, inputs) -> outputs, got {common.kind_of(apply)}')
+  pure = without_effects(apply, 'from_function')
   accepted = common.parameters_of(apply)
   mode, stateful = common.mode_of(apply, train_arg), 'state' in accepted
   if model_state is not None and not stateful:
@@ -64,8 +66,8 @@ def from_function(apply: Callable[..., Any], params: Any, model_state: Any = Non
     given = {**mode(train), **({'key': key} if 'key' in accepted else {})}
     params = params if layout is None else common.restore(layout, params)
     if not stateful:
-      return apply(params, inputs, **given), state
-    pair = apply(params, inputs, state=state['state'], **given)
+      return pure(params, inputs, **given), state
+    pair = pure(params, inputs, state=state['state'], **given)
     if not isinstance(pair, tuple) or len(pair) != 2:
       raise TypeError(f'a function that takes state returns (outputs, state); this one returned {common.kind_of(pair)}')
     return pair[0], {'state': pair[1]}

@@ -15,6 +15,7 @@ def load_arrays(
   *,
   which: str | int = 'best',
   keep: Callable[[str], bool] | None = None,
+  run: str | None = None,
   log: Callable[[str], Any] = print,
 ) -> Restored | None:
   """Loads parts of a checkpoint without a template: what a prediction needs, and no optimizer state.
@@ -24,6 +25,7 @@ def load_arrays(
     names: top-level names of the saved state.
     which: 'latest', 'best' (largest metric, else the latest) or a step.
     keep: (path) -> whether a leaf is loaded; entries of dicts that are left without one are left out. None loads all.
+    run: the id of the run that they must be of; None: of any.
     log: is given one line for each damaged checkpoint passed over.
 
   Returns:
@@ -42,5 +44,5 @@ def load_arrays(
   ...   load_arrays(folder, ['params'], which='latest').state
   {'params': {'layers': [Array([1., 1.], dtype=float32)]}}
   """
-  with Checkpoints(directory, log=log) as checkpoints:
+  with Checkpoints(directory, run=run, log=log) as checkpoints:
     return checkpoints.load(names, which=which, keep=keep)

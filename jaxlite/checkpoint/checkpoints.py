@@ -46,7 +46,7 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run: keeps the latest few and the best, and restores the newest sound one.
 
-  One writer at a time: hold `jaxlite.lock(workdir)`. Not thread-safe. A save at step s is the end of the
+  One writer at a time: hold the lock of the workdir. Not thread-safe. A save at step s is the end of the
   run as it stands: whatever was there at s or beyond (left of a damaged or abandoned future) is replaced.
 
   >>> import tempfile, jax, jax.numpy as jnp
@@ -64,6 +64,7 @@ class Checkpoints:
     *,
     keep: int = 2,
     const: str = 'const',
+    run: str | None = None,
     log: Callable[[str], Any] = print,
   ):
     """Reads nothing yet and writes nothing yet.
@@ -72,6 +73,8 @@ class Checkpoints:
       directory: the folder of checkpoints; made by the first save.
       keep: how many of the latest to keep, beside the best.
       const: the top-level name of the state under which nothing changes during a run: written once.
+      run: the id of the run, which the loop's own values hold under 'run': a checkpoint of another one counts as
+        damaged. None: any.
       log: is given one line for each damaged checkpoint passed over.
 
     Raises:
@@ -80,7 +83,7 @@ class Checkpoints:
     if keep < 1:
       raise ValueError(f'keep counts checkpoints to keep and must be at least 1, got {keep}')
     self.directory = Path(directory).absolute()
-    self._keep, self._const_name, self._log = keep, const, log
+    self._keep, self._const_name, self._run, self._log = keep, const, run, log
     self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='jaxlite-checkpoint')
     self._pending: list[concurrent.futures.Future[None]] = []  # at most one
     weakref.finalize(self, _tell_uncollected, self._pending, log)
@@ -181,10 +184,7 @@ class Checkpoints:
   def loop(self) -> dict[str, Any] | None:
     """Returns the loop's own values of the newest checkpoint whose manifest is sound; None where there is none."""
     self.wait()
-    for entry in directory.entries(self.directory)[::-1]:
-      with contextlib.suppress(Damaged):
-        return storage.read_manifest(self.directory / entry.name).loop
-    return None
+    return next((manifest.loop for manifest in storage.sound_manifests(self.directory, self._run)), None)
 
   def restore(self, abstract_state: Any, *, which: str | int = 'latest') -> Restored | None:
     """Restores the newest sound checkpoint, whatever the number of devices it was saved from.
@@ -242,6 +242,8 @@ class Checkpoints:
       loaded = arrays(path, manifest)
       if manifest.const and self._const_name in names:
         loaded |= self._copy(manifest.const, arrays)
+      if lost := wanted - set(loaded):
+        raise Damaged(f'{len(lost)} of the arrays that it names are nowhere, first {min(lost)!r}')
       state = {name: containers.rebuild(parts[name], loaded) for name in names}
       return Restored(manifest.step, state, manifest.loop)
 
@@ -256,7 +258,7 @@ class Checkpoints:
     for entry in self._order(entries, which):
       path = self.directory / entry.name
       try:
-        return read(path, storage.read_manifest(path))
+        return read(path, storage.read_entry(self.directory, entry, self._run))
       except Damaged as damage:
         self._damaged.add(entry)
         failed.append(f'{entry.name} ({damage})')
@@ -288,7 +290,7 @@ class Checkpoints:
   def _rank(self, entry: Entry) -> float:
     if entry not in self._metrics:
       try:
-        manifest = storage.read_manifest(self.directory / entry.name)
+        manifest = storage.read_entry(self.directory, entry, self._run)
         self._metrics[entry] = (manifest.metric, manifest.const)
       except Damaged:
         self._metrics[entry] = None

@@ -60,6 +60,20 @@ class Leaf(NamedTuple):
     return *self.shape, jnp.dtype(self.dtype).itemsize
 
 
+def check_leaf(leaf: Leaf) -> None:
+  """Raises TypeError or ValueError where an entry names no array that there could be."""
+  words = (leaf.path, leaf.name, leaf.dtype, leaf.impl, leaf.stored)
+  if not all(isinstance(word, str) for word in words) or not all(
+    type(size) is int and size >= 0 for size in leaf.shape
+  ):
+    raise TypeError
+  if leaf.stored not in ('', *_NATIVE) or (not leaf.stored) != (0 in leaf.shape):
+    raise ValueError
+  if not leaf.impl:
+    jnp.dtype(leaf.dtype)
+  _ = leaf.stored_shape  # it asks for the words of a key
+
+
 @functools.cache
 def _words(impl: str) -> tuple[int, ...]:
   return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=impl))).shape

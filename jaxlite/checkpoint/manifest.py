@@ -11,8 +11,9 @@ import json
 from typing import Any, NamedTuple
 
 from jaxlite.checkpoint import hashing
-from jaxlite.checkpoint.containers import Structure
-from jaxlite.checkpoint.leaves import Leaf
+from jaxlite.checkpoint.containers import Structure, leaf_paths
+from jaxlite.checkpoint.leaves import Leaf, check_leaf
+from jaxlite.host.sealed import Damaged as Damaged  # never leaves the checkpoint rooms: the one before is taken
 
 FORMAT = 2  # of the content and the arrays beside it; any other is refused
 _WRITERS = {1: 'jaxlite 0.1'}  # of older formats: who reads them
@@ -24,10 +25,6 @@ class CheckpointError(RuntimeError):
 
 class CheckpointMismatch(ValueError):  # noqa: N818  (what it says is the difference, by path)
   """A sound checkpoint does not fit the program's structure, shapes or dtypes."""
-
-
-class Damaged(Exception):  # noqa: N818  (never leaves the checkpoint rooms)
-  """A checkpoint that cannot be trusted: the one before is taken."""
 
 
 class Manifest(NamedTuple):
@@ -89,7 +86,7 @@ def unseal(sealed: Any, where: Any) -> Manifest:
     Damaged: no envelope, or not as it was written.
     CheckpointError: a newer or an older format.
   """
-  if not isinstance(sealed, dict) or 'format' not in sealed:
+  if not isinstance(sealed, dict) or type(sealed.get('format')) is not int:
     raise Damaged('it has no format number, so jaxlite did not write it')
   if sealed.get('sha256') != _hash(sealed['format'], sealed.get('content')):
     raise Damaged('its manifest has another hash than was written')
@@ -103,10 +100,28 @@ def unseal(sealed: Any, where: Any) -> Manifest:
       f'checkpoint {where} has format {sealed["format"]}, this jaxlite reads {FORMAT}: finish that run with {reader}, '
       'which reads it, or start again with fresh=True or in another workdir'
     )
-  content = dict(sealed['content'])
-  rows = content.pop('leaves')
-  leaves = [Leaf(*row[:3], tuple(row[3]), *row[4:6]) for row in rows]
-  return Manifest(**content, leaves=leaves, hashes={row[0]: row[6] for row in rows})
+  try:
+    content = dict(sealed['content'])
+    rows = content.pop('leaves')
+    leaves = [Leaf(*row[:3], tuple(row[3]), *row[4:6]) for row in rows]
+    manifest = Manifest(**content, leaves=leaves, hashes={row[0]: dict(row[6]) for row in rows})
+    _check(manifest)
+  except (TypeError, ValueError, LookupError, AttributeError, RecursionError):  # sealed, but not by us
+    raise Damaged('its manifest has another shape than was ever written') from None
+  return manifest
+
+
+def _check(manifest: Manifest) -> None:
+  """Raises one of many errors where a manifest cannot be read as what it should be."""
+  step, metric, loop, const, structure, leaves, hashes = manifest
+  for leaf in leaves:
+    check_leaf(leaf)
+  paths = {leaf.path for leaf in leaves}
+  known = structure is None or paths <= set(leaf_paths(structure))
+  named = all(isinstance(one, str) for digests in hashes.values() for pair in digests.items() for one in pair)
+  plain = type(step) is int and step >= 0 and isinstance(loop, dict) and isinstance(const, str | None)
+  if not (known and named and plain and (metric is None or type(metric) in (int, float))):
+    raise ValueError
 
 
 def _hash(number: Any, content: Any) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import logging
 import math
 import os
@@ -24,8 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.checkpoint import leaves, names, regions
+from jaxlite.checkpoint.directory import Entry, entries
 from jaxlite.checkpoint.leaves import Leaf, Snapshot
 from jaxlite.checkpoint.manifest import Damaged, Manifest, seal, unseal
+from jaxlite.host.files import read_json
+from jaxlite.host.sealed import check_run
 
 _T = TypeVar('_T')
 _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: each in a folder of its own
@@ -46,10 +48,32 @@ def write(path: Path, snapshot: Snapshot, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
   """Reads and verifies what a checkpoint says of itself."""
   try:
-    sealed = json.loads((path / _MANIFEST / 'data.json').read_bytes())
-  except (OSError, ValueError, RecursionError) as error:
+    sealed = read_json(path / _MANIFEST / 'data.json')
+  except (OSError, ValueError) as error:
     raise Damaged(reason(error)) from error
   return unseal(sealed, path)
+
+
+def read_entry(folder: Path, entry: Entry, run: str | None = None) -> Manifest:
+  """Reads and verifies what the checkpoint of a step says of itself, and that it is this step's and this run's.
+
+  Args:
+    folder: of the checkpoints.
+    entry: which of them.
+    run: the id of the run; None: any.
+  """
+  manifest = read_manifest(folder / entry.name)
+  if manifest.step != entry.step:
+    raise Damaged(f'it is that of step {manifest.step}')
+  check_run(manifest.loop, run)
+  return manifest
+
+
+def sound_manifests(folder: Path, run: str | None = None) -> Iterator[Manifest]:
+  """Gives what the checkpoints of a folder say of themselves, newest first, of those whose manifest is sound."""
+  for entry in entries(folder)[::-1]:
+    with contextlib.suppress(Damaged):
+      yield read_entry(folder, entry, run)
 
 
 def read_const_manifest(path: Path, whole: str) -> Manifest:

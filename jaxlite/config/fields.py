@@ -167,7 +167,9 @@ def apply_overrides(config: Any, pairs: Iterable[tuple[str, str | None]]) -> Any
   own: dict[str, list[tuple[str, str | None]]] = {name: [] for name in runs}
   for path, text in pairs:
     group, _, inner = path.partition('.')
-    name, _, field = inner.partition('.')
+    # A run's name may hold dots: of several that the path begins with, the longest is meant.
+    name = max((run for run in runs if inner.startswith(f'{run}.')), key=len, default='')
+    field = inner.removeprefix(f'{name}.') if name else inner.partition('.')[2]
     if group == 'runs' and field and name in own:
       own[name].append((field, text))
     elif group == 'runs' and field:

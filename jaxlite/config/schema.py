@@ -28,7 +28,8 @@ class DataConfig:
     source: the name of a data set ('digits', 'fashion_mnist', or any that is prepared as array_record).
     directory: the folder that holds it; empty for the usual place.
     batch_size: examples per step.
-    validation: the share of the training split that is held out, in [0, 1); 0: the last model is taken.
+    validation: the share of the training split that is held out, in [0, 1); 0: the last model is taken. A Dataset
+      that is split already does not read it, which is said.
     load: (config) -> a `jaxlite.data.Dataset`, an experiment's own data; None loads `source`.
     standardize: pictures and numbers by mean and standard deviation of the training split; False leaves them as they
       are. A Dataset that `load` returns, or that is given to `jaxlite.train`, has made its own choice.
@@ -65,7 +66,8 @@ class EvalConfig:
 
   Attributes:
     every: between evaluations on the validation split.
-    metric: which validation metric picks the best model; '' for the task's own (accuracy for classes).
+    metric: which validation metric picks the best model; '' for the task's own (accuracy for classes; where some are
+      rare, 'f1_macro' counts all alike).
     patience: evaluations without improvement before the run stops early; 0 never stops it.
     batch_size: examples per batch.
   """
@@ -83,7 +85,7 @@ class LogConfig:
   Attributes:
     every: between logged training points.
     tensorboard: also write TensorBoard files.
-    progress: show a bar (plain lines when not on a terminal).
+    progress: show a bar (on a terminal and in a notebook) and a line at each point.
   """
 
   every: Duration = dataclasses.field(default_factory=lambda: Duration(steps=50))
@@ -193,6 +195,8 @@ def validate(config: Config) -> None:
     ...
   jaxlite.errors.ConfigError: data.batch_size is at least 1; got 0
   """
+  if not isinstance(config, Config):
+    raise ConfigError(f'a run is described by a jl.Config(name=...); got {_short(config)}')
   _check_types(config, '', [path for path, *_ in fields(config)])
   values = {path: value for path, _, _, value in fields(config)}
   for path, holds, rule in _RULES:
@@ -204,6 +208,17 @@ def validate(config: Config) -> None:
       raise ConfigError(f'{path}: a run names its folder in letters, digits, dot, dash and underscore; got {name!r}')
 
 
+# How the fields are written that people get wrong.
+_WRITTEN = {
+  'train': 'train=jl.Duration(epochs=5)',
+  'model': 'model=lambda config: network; a network itself is given to jl.train(..., model=network)',
+  'recipe': 'recipe=lambda config, total_steps: jl.chain(...)',
+  'task': 'task=jl.tasks.regression, or with arguments task=lambda: jl.tasks.regression(...)',
+  'loss': 'loss=jl.cross_entropy, or lambda outputs, batch: ...',
+  'data.load': 'load=lambda config: jl.data.from_arrays(...)',
+}
+
+
 def _check_types(group: Any, prefix: str, known: list[str]) -> None:
   declared = [field.name for field in dataclasses.fields(group)]
   for name in getattr(group, '__dict__', {}):
@@ -212,7 +227,8 @@ def _check_types(group: Any, prefix: str, known: list[str]) -> None:
   for name in declared:
     value, note = getattr(group, name), annotation(type(group), name)
     if not conforms(value, note):
-      raise ConfigError(f'{prefix}{name} is {describe(note)}; got {value!r}')
+      fix = f': {_WRITTEN[prefix + name]}' if prefix + name in _WRITTEN else ''
+      raise ConfigError(f'{prefix}{name} is {describe(note)}; got {_short(value)}{fix}')
     if isinstance(value, Duration):
       try:
         value.given()
@@ -220,6 +236,12 @@ def _check_types(group: Any, prefix: str, known: list[str]) -> None:
         raise ConfigError(f'{prefix}{name}: {error}') from None
     if is_group(value):
       _check_types(value, f'{prefix}{name}.', known)
+
+
+def _short(value: Any) -> str:
+  """A value as a person reads it in one line: of what has a long name, what it is."""
+  shown = repr(value)
+  return shown if len(shown) <= 60 and '\n' not in shown else f'a {type(value).__name__}'
 
 
 def smoke(config: Config) -> Config:

@@ -156,6 +156,20 @@ def as_saved(saved: Mapping[str, Any], config: Any, prefix: str = '') -> Any:
   return dataclasses.replace(config, **changes)
 
 
+def changed(config: Any) -> dict[str, str]:
+  """Returns the fields of a config that do not stand at their default, and what they hold, as a person reads it.
+
+  >>> from jaxlite.config import Config
+  >>> config = Config(name='x')
+  >>> config.optim.lr = 0.5
+  >>> changed(config)
+  {'name': "'x'", 'optim.lr': '0.5'}
+  """
+  defaults = _flat(_defaults(config))
+  held = _flat(to_dict(config))
+  return {path: _shown(value) for path, value in held.items() if path not in defaults or defaults[path] != value}
+
+
 class _Absent:
   def __repr__(self) -> str:
     return 'nothing'

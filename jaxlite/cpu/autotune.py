@@ -23,7 +23,7 @@ import numpy as np
 from jaxlite.cpu.kernels import choose as kernels
 from jaxlite.cpu.kernels import compiler, direct, onednn, onednn_c
 from jaxlite.cpu.site import XLA_FORM, Site
-from jaxlite.host.files import user_cache, write_text
+from jaxlite.host.files import read_json, user_cache, write_text
 from jaxlite.host.machine import cores, processor_lines
 
 SECONDS = 1.5  # for all sites of a program, compilation included
@@ -126,7 +126,7 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
 def read(path: Path) -> Table:
   """Returns a table from a file; an empty one where there is none, or a damaged one."""
   try:
-    found = json.loads(path.read_text())
+    found = read_json(path)
     choices = {str(key): _RENAMED.get(name, str(name)) for key, name in found['choices'].items()}
     return Table(choices, str(found['machine']))
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -214,6 +214,6 @@ def without() -> str:
   """Returns what kernels are missing here, and why; '' where oneDNN's are there."""
   if not onednn.missing():
     return ''
-  if onednn.missing().endswith(compiler.WHY_NOT):  # then our own kernels are missing for the same reason
+  if onednn.uncalled():  # then our own kernels are missing for the same reason
     return onednn.missing()
   return '; '.join(filter(None, (onednn.missing(), direct.missing())))

@@ -19,6 +19,7 @@ from jax.extend import core
 from jaxlite.cpu import convolution, dense, pool
 from jaxlite.cpu.site import XLA_FORM, Site, Where
 from jaxlite.graph import walk
+from jaxlite.graph.effects import without_effects
 from jaxlite.host.gc_pause import paused
 
 MARK = 'jaxlite_cpu'  # the name of every function that stands in: a lowered program shows it
@@ -47,13 +48,19 @@ def for_cpu(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[
     A function of the same arguments, compiled when it is called; it can be jitted, differentiated and batched.
 
   Raises:
-    ValueError: when called, where a choice names no form of its site.
+    ValueError: when called, where a choice names no form of its site, or the function changes its arguments (see
+      `without_effects`).
 
   >>> import jax.numpy as jnp
   >>> pool = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2,), (2,), 'VALID')
   >>> for_cpu(jax.grad(lambda x: pool(x).sum()))(jnp.array([1.0, 3.0, 2.0, 2.0])).tolist()
   [0.0, 1.0, 1.0, 0.0]
   """
+  return exchanged(without_effects(fn, 'for_cpu'), choices)
+
+
+def exchanged(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[..., Any]:
+  """As `for_cpu`, of a function that is known to have no effects."""
   traced = jax.jit(fn)  # one call in the outer program, so that only what is edited is bound again
 
   @jax.jit

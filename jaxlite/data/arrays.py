@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.data import inputs, splits
+from jaxlite.data.chosen import choose, room_for
 from jaxlite.data.dataset import Dataset, Pair, Split, as_pair, as_task, check_split, finish
 from jaxlite.tasks.task import Task
 
@@ -59,29 +60,36 @@ def from_arrays(
   >>> [len(split.labels) for split in (data.train, data.validation, data.test)]
   [70, 10, 20]
   """
-  learned = as_task(task, as_pair(train, 'train')[1])
-  pair = check_split(learned, train, 'train')
-  total = len(pair.labels)
+  with room_for(name):
+    return _made(
+      train,
+      {'test': test, 'validation': validation},  # in this order: test never depends on validation
+      as_task(task, as_pair(train, 'train')[1]),
+      seed,
+      name=name,
+      classes=classes,
+      class_names=class_names,
+      facts=facts,
+      feature_names=feature_names,
+      standardize=standardize,
+      notes=notes,
+      encoder=encoder,
+    )
+
+
+def _made(train: Pair, held: Mapping[str, Any], task: Task, seed: int, *, name: str, **options: Any) -> Dataset:
+  pair = check_split(task, train, 'train')
+  total, left = len(pair.labels), np.arange(len(pair.labels))
   parts: dict[str, Split] = {}
-  for where, given in (('test', test), ('validation', validation)):  # in this order: test never depends on validation
+  for where, given in held.items():
     if isinstance(given, tuple | list):
-      parts[where] = check_split(learned, given, where)
+      parts[where] = check_split(task, given, where)
     elif where == 'test' or not _is_zero(given):
       count = splits.share(0.1 if given is None else given, total, where)
-      kept, taken = splits.carve(groups(learned, pair.labels), count, seed, where)
-      parts[where], pair = rows(pair, taken), rows(pair, kept)
-  return finish(
-    name,
-    {'train': pair, **dict(reversed(parts.items()))},
-    learned,
-    classes=classes,
-    class_names=class_names,
-    facts=facts,
-    feature_names=feature_names,
-    standardize=standardize,
-    notes=notes,
-    encoder=encoder,
-  )
+      kept, taken = splits.carve(groups(task, pair.labels.take(left, axis=0)), count, seed, where)
+      parts[where], left = rows(pair, left[taken]), left[kept]
+  whole = pair if len(left) == total else rows(pair, left)
+  return finish(name, {'train': whole, **dict(reversed(parts.items()))}, task, **options)
 
 
 def _is_zero(given: Any) -> bool:
@@ -126,6 +134,6 @@ def groups(task: Task, labels: np.ndarray) -> np.ndarray:
 
 
 def rows(split: Split, which: np.ndarray) -> Split:
-  """Returns these examples of a split: `which` is int[...]."""
+  """Returns these examples of a split: `which` is int64[N]. Inputs of many bytes are not copied, see `chosen`."""
   weight = None if split.weight is None else split.weight[which]
-  return Split(inputs.mapped(lambda leaf: leaf[which], split.inputs), split.labels[which], weight)
+  return Split(inputs.mapped(lambda leaf: choose(leaf, which), split.inputs), split.labels[which], weight)

@@ -45,7 +45,7 @@ class Decoded(NamedTuple):
 def root() -> pathlib.Path:
   """Returns where prepared data are kept: $JAXLITE_DATA, else jaxlite's folder among the user's caches."""
   own = os.environ.get('JAXLITE_DATA')
-  return pathlib.Path(own).expanduser() if own else files.user_cache()
+  return files.expanded(own) if own else files.user_cache()
 
 
 def prepared(where: pathlib.Path, name: str) -> pathlib.Path:
@@ -113,7 +113,7 @@ def store(
 def fetch(folder: pathlib.Path) -> Decoded | None:
   """Returns what `store` wrote, or None when it is not there or no longer what was written."""
   try:
-    about: dict[str, Any] = json.loads((folder / PROOF).read_text())
+    about: dict[str, Any] = files.read_json(folder / PROOF)
     splits = {}
     for where, digests in about['sha256'].items():
       paths = [folder / f'{where}.{what}.npy' for what in ('inputs', 'labels')]
@@ -122,5 +122,5 @@ def fetch(folder: pathlib.Path) -> Decoded | None:
         return None
       splits[where] = pair
     return Decoded(about['name'], tuple(about['class_names']), splits)
-  except (OSError, ValueError, KeyError, EOFError):
+  except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError):
     return None

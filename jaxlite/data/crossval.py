@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxlite.data import splits
 from jaxlite.data.arrays import groups, rows
+from jaxlite.data.chosen import joined, room_for
 from jaxlite.data.dataset import Dataset, Pair, Split, as_pair, as_task, assemble, check_split, weighted
 from jaxlite.errors import whole
 from jaxlite.tasks.task import Task
@@ -52,6 +53,13 @@ def folds(
   >>> [np.bincount(part.test.labels).tolist() for part in parts]
   [[3, 2], [3, 2], [2, 3], [2, 3]]
   """
+  with room_for(data.name if isinstance(data, Dataset) else name):
+    return _cut(data, k, seed, validation, task, facts, standardize, name)
+
+
+def _cut(
+  data: Any, k: int, seed: int, validation: float, task: Any, facts: Any, standardize: Any, name: str
+) -> list[Dataset]:
   encoder, names, notes = None, (), ()
   if isinstance(data, Dataset):
     if not all(isinstance(split, Split) for split in (data.train, data.validation, data.test)):
@@ -89,7 +97,7 @@ def folds(
 
 
 def _together(parts: list[Split]) -> Split:
-  inputs = jax.tree.map(lambda *arrays: np.concatenate(arrays), *(part.inputs for part in parts))
+  inputs = jax.tree.map(lambda *arrays: joined(arrays), *(part.inputs for part in parts))
   weights = [np.ones(len(part.labels), np.float32) if part.weight is None else part.weight for part in parts]
   plain = all(part.weight is None for part in parts)
   return Split(inputs, np.concatenate([part.labels for part in parts]), None if plain else np.concatenate(weights))

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxlite import tasks
 from jaxlite.data import inputs as trees
+from jaxlite.data.chosen import room_for
 from jaxlite.data.inputs import as_array, as_inputs, as_leaves, frozen, pieces
 from jaxlite.data.standardize import standardization
 from jaxlite.tasks.task import Facts, Task
@@ -140,23 +141,22 @@ def make_dataset(
   >>> data.classes, data.train.labels.dtype, data.std.tolist()
   (2, dtype('int32'), [1.0, 1.0])
   """
-  found = as_task(task, as_pair(train, 'train')[1])
   pairs = {'train': train, 'validation': validation, 'test': test}
-  splits = {
-    where: check_split(found, pair, where) for where, pair in pairs.items() if where != 'validation' or pair is not None
-  }
-  return finish(
-    name,
-    splits,
-    found,
-    classes=classes,
-    class_names=class_names,
-    facts=facts,
-    feature_names=feature_names,
-    standardize=standardize,
-    notes=notes,
-    encoder=encoder,
-  )
+  with room_for(name):
+    found = as_task(task, as_pair(train, 'train')[1])
+    splits = {where: check_split(found, pair, where) for where, pair in pairs.items() if pair is not None}
+    return finish(
+      name,
+      splits,
+      found,
+      classes=classes,
+      class_names=class_names,
+      facts=facts,
+      feature_names=feature_names,
+      standardize=standardize,
+      notes=notes,
+      encoder=encoder,
+    )
 
 
 def finish(
@@ -221,7 +221,7 @@ def assemble(
 
 
 def _check_features(inputs: Any, names: Sequence[str]) -> None:
-  if len(names) and isinstance(inputs, np.ndarray) and inputs.ndim == 2 and len(names) != inputs.shape[1]:
+  if len(names) and hasattr(inputs, 'ndim') and inputs.ndim == 2 and len(names) != inputs.shape[1]:
     raise ValueError(f'every feature has one name; got {len(names)} names for {inputs.shape[1]} features')
 
 

@@ -18,6 +18,7 @@ from jaxlite.data import frames
 from jaxlite.data.sequences import pad
 from jaxlite.data.tokenizers import load_tokenizer
 from jaxlite.errors import nearest
+from jaxlite.host.files import parsed_json
 
 NUMBER, TRUTH, NAMES = 'number', 'truth', 'names'
 
@@ -278,7 +279,7 @@ def load_encoder(text: str) -> TableEncoder | TextEncoder:
 
 def _parsed(text: str, kind: str | None) -> dict[str, Any]:
   try:
-    found = json.loads(text)
+    found = parsed_json(text)
   except (TypeError, ValueError) as error:
     raise ValueError(f'an encoder is read from its JSON, as to_json wrote it: {error}') from None
   if not isinstance(found, dict):

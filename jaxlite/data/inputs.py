@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxlite import trees
+from jaxlite.data.chosen import Chosen
 
 _CHUNK = 1 << 20  # values a pass works on at once: a float64 copy of that is 8 MiB
 _FLOATS = ('bfloat16', 'float8')
@@ -117,6 +118,8 @@ def as_array(values: Any, what: str) -> np.ndarray:
   """Returns an array, or raises in one line where examples have several shapes or values are masked."""
   if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
     raise ValueError(f'every value is there; {what} are masked in places: use .filled(value)')
+  if isinstance(values, Chosen):
+    return values
   ragged = f'examples have one shape; {what} differ: resize them, or pad sequences with jl.data.pad'
   try:
     array = np.asarray(values)
@@ -199,8 +202,10 @@ def mapped(fn: Any, inputs: Any) -> Any:
   return jax.tree.map(fn, inputs)
 
 
-def frozen(array: Any) -> np.ndarray:
+def frozen(array: Any) -> Any:
   """A read-only view: the fingerprint stays true, and the caller's own array stays writeable."""
+  if isinstance(array, Chosen):
+    return array  # of one that is frozen
   view = np.asarray(array).view()
   view.flags.writeable = False
   return view

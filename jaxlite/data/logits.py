@@ -93,7 +93,7 @@ def cache_logits(
   whole(seed, 'seed', least=0)
   batch_size = min(whole(batch_size, 'batch_size', least=1), len(data.train.labels))
   plan = _plan(teacher, data, views, seed, batch_size)
-  where = Path(folder).expanduser()
+  where = files.expanded(folder)
   final = where / _name(plan, data, seed, batch_size)
   found = _fetch(final)
   if found is None:
@@ -142,7 +142,7 @@ def _plan(teacher: Any, data: Dataset, views: list[Any], seed: int, batch_size: 
     'weight': jax.ShapeDtypeStruct((batch_size,), np.float32),
   }
   shown = [None if view is None else jax.jit(_drawn(view, number, seed)) for number, view in enumerate(views)]
-  if any(views) and not (isinstance(train.inputs, np.ndarray) and train.labels.ndim == 1):
+  if any(views) and not (hasattr(train.inputs, 'ndim') and train.labels.ndim == 1):
     raise ValueError('views show one array with one class an example; these data have more: leave views out')
   seen = [batch if show is None else jax.eval_shape(show, batch, 0) for show in shown]
   for number, one in enumerate(seen):
@@ -271,13 +271,15 @@ def _fill(arrays: Mapping[str, np.ndarray], plan: _Plan, data: Dataset, seed: in
 
 def _labels(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
   """One kind of labels for all views: distributions as soon as one view blends them."""
-  return np.eye(kept.shape[-1], dtype=np.float32)[labels] if labels.ndim == 1 and kept.ndim == 3 else labels
+  if not (labels.ndim == 1 and kept.ndim == 3):
+    return labels
+  return (labels[:, None] == np.arange(kept.shape[-1])).astype(np.float32)
 
 
 def _fetch(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]] | None:
   """Returns (columns, digests) as they were written, or None where they are not there or no longer so."""
   try:
-    digests: dict[str, str] = json.loads((folder / _PROOF).read_text())
+    digests: dict[str, str] = files.read_json(folder / _PROOF)
     columns = {name: np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False) for name in digests}
   except (OSError, ValueError, EOFError, AttributeError, TypeError):
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ from jaxlite.data import cache, idx
 from jaxlite.data.arrays import from_arrays
 from jaxlite.data.dataset import Dataset, check_labels
 from jaxlite.data.inputs import as_inputs
+from jaxlite.host.files import expanded, read_json
 
 _PIECE = 1024  # examples decoded at once
 _SPLITS = ('train', 'validation', 'test')
@@ -51,13 +51,13 @@ def load(name: str, *, directory: str = '', validation: float = 0.1, seed: int =
   ((1293, 8, 8, 1), 144, 360)
   """
   name, directory = os.fspath(name), os.fspath(directory)
-  where = pathlib.Path(directory).expanduser() if directory else cache.root()
+  where = expanded(directory) if directory else cache.root()
   if name == 'digits':
     found = _decoded(_digits(where), where)
   elif name == 'fashion_mnist':
     found = _decoded((directory and _find(name, where)) or _fashion(directory), cache.root())
   else:
-    base = where if directory else pathlib.Path(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+    base = where if directory else expanded(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
     prepared = _find(name, base)
     if prepared is None:
       raise ValueError(_unknown(name, base))
@@ -94,7 +94,7 @@ def _fashion(directory: str) -> pathlib.Path:
   prepared = cache.prepared(cache.root(), 'fashion_mnist')
   if not directory and (prepared / cache.PROOF).exists():
     return prepared
-  source = os.path.expanduser(directory or idx.DEBIAN)
+  source = str(expanded(directory or idx.DEBIAN))
   absent = idx.missing(source)
   if absent:
     raise ValueError(
@@ -113,15 +113,24 @@ def _find(name: str, base: pathlib.Path) -> pathlib.Path | None:
   """Returns the folder of a data set that TFDS prepared: the newest version where several stand."""
   relative = name.replace(':', '/')  # TFDS writes name:version
   # A bare name never means a folder that happens to lie in the current directory.
-  for folder in (base / relative, *([pathlib.Path(relative).expanduser()] if '/' in relative else [])):
+  for folder in (base / relative, *([expanded(relative)] if '/' in relative else [])):
     if (folder / cache.PROOF).is_file():
       return folder
     versions = [path.parent for path in folder.glob(f'*/{cache.PROOF}')]
     if versions:
       return max(versions, key=_version)
-  if (base / cache.PROOF).is_file() and json.loads((base / cache.PROOF).read_text()).get('name') == name:
+  if (base / cache.PROOF).is_file() and _named(base / cache.PROOF) == name:
     return base  # `directory` is the data set's own folder
   return None
+
+
+def _named(proof: pathlib.Path) -> Any:
+  """The name of the data set in a prepared folder; None where its description is damaged."""
+  try:
+    about = read_json(proof)
+  except (OSError, ValueError):
+    return None
+  return about.get('name') if isinstance(about, dict) else None
 
 
 def _version(folder: pathlib.Path) -> list[int]:
@@ -129,7 +138,7 @@ def _version(folder: pathlib.Path) -> list[int]:
 
 
 def _unknown(name: str, base: pathlib.Path) -> str:
-  if not name or os.path.isabs(os.path.expanduser(name)):
+  if not name or expanded(name).is_absolute():
     return f'no data set is prepared in {name!r}: name digits, fashion_mnist, or the folder that holds {cache.PROOF}'
   there = [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []
   close = ', '.join(difflib.get_close_matches(name, ['digits', 'fashion_mnist', *there], n=3, cutoff=0.3))

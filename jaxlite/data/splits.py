@@ -39,7 +39,10 @@ def carve(labels: np.ndarray, count: int, seed: int, name: str) -> tuple[np.ndar
   quota[np.argsort(-remainder, kind='stable')[: count - quota.sum()]] += 1  # largest remainders first
   quota = np.minimum(quota, sizes - 1)
   if not quota.sum():
-    raise ValueError(f'{name} would be empty: every class has one example of {total}; give more data')
+    raise ValueError(
+      f'{name} would be empty: every class has one example of {total}: give more data, or say task=jl.tasks.regression '
+      'where labels are quantities'
+    )
   shuffled = np.random.default_rng((seed, zlib.crc32(name.encode()))).permutation(total)
   grouped = shuffled[np.argsort(group[shuffled], kind='stable')]  # class by class, shuffled within each
   rank = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)

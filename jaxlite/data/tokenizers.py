@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite import errors
+from jaxlite.host.files import parsed_json
 
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")  # an apostrophe, typed or typeset, stays in its word
 _FIRST_WORD = 2  # after padding and the unknown word
@@ -289,7 +290,7 @@ def load_tokenizer(text: str) -> Tokenizer:
 
 def _parsed(text: str) -> dict[str, Any]:
   try:
-    found = json.loads(text)
+    found = parsed_json(text)
   except (TypeError, ValueError) as error:
     raise ValueError(f'a tokenizer is read from its JSON, as to_json wrote it: {error}') from None
   if not isinstance(found, dict):

@@ -11,6 +11,8 @@ from jaxlite import errors, tasks, trees
 from jaxlite.checkpoint import load_arrays
 from jaxlite.contract import CONST, Network, Recipe, join_const
 from jaxlite.deployment import opening, stablehlo
+from jaxlite.deployment.run_id import run_of
+from jaxlite.host.files import expanded
 from jaxlite.host.sealed import Damaged, read_sealed
 from jaxlite.tasks.task import Facts, Task
 
@@ -52,26 +54,28 @@ def load(
     ValueError: a file is damaged; the model or the recipe is not the one that was trained.
   """
   errors.need('jaxlite.load', 'orbax.checkpoint', 'flatbuffers')
-  folder = Path(workdir)
+  folder = expanded(workdir)
   inside = [path.parent.name for path in sorted(folder.glob('*/config.json'))]
   if inside and not (folder / 'config.json').exists():
     raise FileNotFoundError(f'{folder} holds several runs: load one of them, {", ".join(inside)}')
   if not (folder / 'checkpoints').is_dir():
     raise FileNotFoundError(f'{folder} holds no checkpoints: give the folder of a run')
-  served = stablehlo.served_arrays(folder)
+  run = run_of(folder)
+  served = stablehlo.served_arrays(folder, run)
 
   def keep(path: str) -> bool:  # a teacher's arrays serve training alone
     part, _, rest = path.partition('/')
     return part != 'const' or not served or f'model_state/{CONST}/{rest}' in served
 
-  found = load_arrays(folder / 'checkpoints', which=which, keep=keep)
+  found = load_arrays(folder / 'checkpoints', which=which, keep=keep, run=run)
   if found is None:
     raise FileNotFoundError(f'{folder} holds no checkpoint yet: train the run first')
   arrays: Mapping[str, Any] = found.state
-  stored = stablehlo.read_program(folder)
+  stored = stablehlo.read_program(folder, run=run)
   params, state = arrays['params'], join_const(arrays['model_state'], arrays['const'])
   values = trees.by_path({'params': params, 'model_state': state})
-  meaning = _meaning(folder, task)
+  stablehlo.check_held(stored, values)
+  meaning = _meaning(folder, run, task)
   if recipe is not None and model is None:
     model = opening.reference(stored)
     if model is None:
@@ -82,7 +86,8 @@ def load(
     network = opening.reopened(stored, values, meaning.task, meaning.facts) or stablehlo.sealed_network(
       stored, params, state
     )
-  answer = None if meaning.task is None else Answer(meaning.task, meaning.facts)
+  path = folder / 'task.json' if task is None else None
+  answer = None if meaning.task is None else Answer(meaning.task, meaning.facts, path)
   return network._replace(encode=meaning.encode, answer=answer)
 
 
@@ -92,14 +97,21 @@ class Answer(NamedTuple):
   Attributes:
     task: what was learned.
     facts: what is known of it.
+    path: of the file that says so, which is not believed where it does not fit; None where the user did.
   """
 
   task: Task
   facts: Facts
+  path: Path | None = None
 
   def __call__(self, outputs: Any) -> dict[str, Any]:
     """Returns what a user wants of outputs, by name."""
-    return self.task.answer(outputs, self.facts)
+    if self.path is None:
+      return self.task.answer(outputs, self.facts)
+    try:
+      return self.task.answer(outputs, self.facts)
+    except (LookupError, TypeError, AttributeError) as error:
+      raise ValueError(f'{self.path} does not fit what the model gives ({type(error).__name__}: {error})') from None
 
 
 class _Meaning(NamedTuple):
@@ -108,27 +120,38 @@ class _Meaning(NamedTuple):
   encode: Any = None
 
 
-def _meaning(folder: Path, task: Task | None) -> _Meaning:
-  """How raw inputs become arrays and outputs answers, as the run wrote it down; what is missing stays None."""
+def _meaning(folder: Path, run: str, given: Task | None) -> _Meaning:
+  """How raw inputs become arrays and outputs answers, as the run wrote it down; what is missing is said, and None."""
   path = folder / 'task.json'
-  if not path.exists():
+  again = 'train the run again to write it anew (a finished one is not trained)'
+  if not os.path.lexists(path):
+    print(f'{path} is missing, so inputs are arrays and outputs are the raw ones: {again}')
     return _Meaning()
+  encode, task = None, given
   try:
-    saved = read_sealed(path)
+    saved = read_sealed(path, run)
     name, facts, encoder = saved['task'], saved['facts'], saved['encoder']
-  except (Damaged, KeyError) as error:
-    why = str(error) if isinstance(error, Damaged) else f'{error} is missing'
-    raise ValueError(
-      f'{path} is damaged ({why}): train the run again to write it anew (a finished one is not trained), or delete it '
-      'to predict raw outputs without it'
-    ) from None
-  if task is None and saved.get('built_in'):
-    task = tasks.named(name, facts)
-  if task is not None and task.name != name:
-    raise ValueError(f'this run learned the task {name}; got task={task.name}: leave it out, or give the run its own')
-  encode = None
-  if encoder is not None:
-    from jaxlite.data.encoders import load_encoder
+    if given is None and saved.get('built_in'):
+      task = tasks.named(name, facts)
+    _check_facts(facts)
+    if given is None and task is not None:
+      task.hook(facts)  # what stands around a model that is opened
+    if encoder is not None:
+      from jaxlite.data.encoders import load_encoder
 
-    encode = load_encoder(encoder)
+      encode = load_encoder(encoder)
+  except (Damaged, LookupError, TypeError, ValueError, AttributeError) as error:  # whatever a stranger wrote there
+    why = f'{error} is missing' if isinstance(error, KeyError) else str(error).partition('\n')[0]
+    raise ValueError(f'{path} is damaged ({why}): {again}, or delete it to predict raw outputs without it') from None
+  if given is not None and given.name != name:
+    raise ValueError(f'this run learned the task {name}; got task={given.name}: leave it out, or give the run its own')
   return _Meaning(task, facts, encode)
+
+
+def _check_facts(facts: Any) -> None:
+  """Raises Damaged where facts are none that `agreement` compares."""
+  if not isinstance(facts, dict):
+    raise Damaged(f'its facts are a {type(facts).__name__} where a table of names belongs')
+  for name in ('class_names', 'names'):
+    if not isinstance(facts.get(name, []), list | None):
+      raise Damaged(f'its {name} are no list')

@@ -87,9 +87,25 @@ def reopened(stored: Stored, served: Mapping[str, Any], task: Task | None, facts
     else:  # as the run wrote it: nothing is traced
       found = trees.nest(own)
       params, state = found['params'], found.get('model_state', {})
-    return _network(wrapped, stored, params, state, made['around'])
+    return _network(_named(wrapped, stored), stored, params, state, made['around'])
   except Exception:  # a network of another version, or one that nobody wrote: what was stored still predicts
     return None
+
+
+def _named(model: Model, stored: Stored) -> Model:
+  """A model that a file named and nothing was traced of: where it does not run, the file is to blame."""
+
+  def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
+    try:
+      return model.apply(params, state, inputs, train=train, key=key, step=step)
+    except Exception as error:  # of Flax, which has a class for each
+      if train:
+        raise
+      told = (str(error).strip() or type(error).__name__).splitlines()[0]
+      about = stored.path.with_suffix('.json')
+      raise ValueError(f'{about} names a network that does not run on these values ({told[:200]})') from None
+
+  return model._replace(apply=apply)
 
 
 def reference(stored: Stored) -> Any:

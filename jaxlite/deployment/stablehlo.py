@@ -2,16 +2,12 @@
 
 A run writes its evaluation-time forward (preprocessing, averages and all) as StableHLO, with a batch size left
 open and the weights left out: they stay in the checkpoints. `jaxlite.load` puts the two together again.
-
-Beside it stands how the values of a checkpoint become those of the bare network (`Model.export`: averages taken,
-masks merged, what hooks added left out): most are leaves of the checkpoint by another name, and what is computed is
-a second result of the same program. So a network is opened (`opening.py`) without the recipe that trained it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from jaxlite import trees
-from jaxlite.contract import CONST, Model, Network, Params, Side, State, join_const, split_const
+from jaxlite import errors, trees
+from jaxlite.contract import Model, Network, Params, Side, State, join_const, split_const
+from jaxlite.deployment import calls, linalg
+from jaxlite.deployment.about import check_about, check_results, own_of
 from jaxlite.graph import walk
-from jaxlite.host.files import write_bytes
+from jaxlite.host.files import read_file, write_bytes
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 
 _PROGRAM, _ABOUT = 'program.bin', 'program.json'  # in a run's folder
@@ -31,7 +29,14 @@ _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
 def save_program(
-  workdir: Path, model: Model, recipe: Any, values: Network, inputs: Any, made: Mapping[str, Any] | None = None
+  workdir: Path,
+  model: Model,
+  recipe: Any,
+  values: Network,
+  inputs: Any,
+  made: Mapping[str, Any] | None = None,
+  *,
+  run: str = '',
 ) -> str:
   """Writes program.bin and program.json, where the model can be written.
 
@@ -42,6 +47,7 @@ def save_program(
     values: params and model_state, constants among it; shapes are enough.
     inputs: one batch of raw inputs, [B, ...].
     made: what else is known of how the model is made, JSON values, for whoever opens it.
+    run: the id of the run that writes it.
 
   Returns:
     Why the model cannot be written (it calls back into Python, say), in one line; '' where it was.
@@ -49,7 +55,7 @@ def save_program(
   served = _served(values, recipe)
   names, leaves, treedef = trees.flatten(served)
   shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-  own = _own(model, jax.tree.unflatten(treedef, shapes))
+  own = own_of(model, jax.tree.unflatten(treedef, shapes))
 
   def forward(leaves: list[Any], inputs: Any) -> Any:
     served = jax.tree.unflatten(treedef, leaves)
@@ -61,9 +67,12 @@ def save_program(
   except Exception as error:  # a model that trains must not fail for this
     reason = str(error).strip().splitlines()
     return f'{type(error).__name__}: {reason[0] if reason else "no message"}'
+  if unlisted := calls.refused(program.mlir_module()):
+    return f'it asks for {unlisted}, which no portable program may'
   flat_inputs, _ = jax.tree.flatten(inputs)
   data = bytes(program.serialize())
   about = {
+    'run': run,
     'program': hashlib.sha256(data).hexdigest(),
     'arrays': names,
     'own': own.sources,
@@ -76,58 +85,20 @@ def save_program(
   return ''
 
 
-class _Own(NamedTuple):
-  """How the bare network's own values come of those that are served.
-
-  Attributes:
-    sources: of each own value, by path, the served one that it is, or its place among `merged`; None where
-      `Model.export` cannot be read.
-    merged: served values -> those that are computed.
-  """
-
-  sources: dict[str, str | int] | None
-  merged: Callable[[dict[str, Any]], list[Any]]
-
-
-def _own(model: Model, served: dict[str, Any]) -> _Own:
-  def exported(served: dict[str, Any]) -> dict[str, Any]:
-    params, state = model.export(served['params'], served['model_state'])
-    state = {name: value for name, value in state.items() if name == CONST or not trees.is_extra(name)}
-    return {'params': params, 'model_state': state}
-
-  try:
-    jaxpr, shapes = jax.make_jaxpr(exported, return_shape=True)(served)
-  except Exception:  # a hook of one's own, which computes with NumPy, say
-    return _Own(None, lambda served: [])
-  given = dict(zip(jaxpr.jaxpr.invars, trees.paths(served), strict=True))
-  names = trees.paths(shapes)
-  computed = [
-    name for name, var in zip(names, jaxpr.jaxpr.outvars, strict=True) if hasattr(var, 'val') or var not in given
-  ]
-
-  def merged(served: dict[str, Any]) -> list[Any]:
-    if not computed:
-      return []
-    found = trees.by_path(exported(served))
-    return [found[name] for name in computed]
-
-  sources: dict[str, str | int] = {
-    name: computed.index(name) if name in computed else given[var]
-    for name, var in zip(names, jaxpr.jaxpr.outvars, strict=True)
-  }
-  return _Own(sources, merged)
-
-
 class Stored(NamedTuple):
   """A forward as a run wrote it.
 
   Attributes:
-    program: (leaves, inputs) -> (outputs, merged values), as `jax.export` gives it back.
+    path: of its file.
+    program: (leaves, inputs) -> (outputs, merged values), as `jax.export` gives it back; of older versions -> outputs.
     about: what program.json says of it.
+    linear: whether it calls LAPACK, which trusts the sizes that it is told.
   """
 
+  path: Path
   program: Any
   about: dict[str, Any]
+  linear: bool
 
   def run(self, served: Mapping[str, Any], inputs: Any) -> Any:
     """Returns the outputs for raw inputs [B, ...], of arrays by path."""
@@ -138,23 +109,19 @@ class Stored(NamedTuple):
     sources = self.about.get('own')
     if sources is None:
       return None
-    known = set(served)
-    if not isinstance(sources, dict) or not all(isinstance(one, int) or one in known for one in sources.values()):
-      raise ValueError(f'{_ABOUT} is damaged (it names arrays that are not there): train the run again')
     merged: list[Any] = []
     if any(isinstance(one, int) for one in sources.values()):
       inputs = [jnp.zeros((self.about['batch'] or 1, *one.shape[1:]), one.dtype) for one in self.inputs()]
       inputs = jax.tree.unflatten(self.input_tree(), inputs)
       leaves = [served[name] for name in self.about['arrays']]
-      merged = jax.jit(lambda leaves, inputs: self.program.call(leaves, inputs)[1])(leaves, inputs)
+      merged = jax.jit(lambda leaves, inputs: _called(self, leaves, inputs)[1])(leaves, inputs)
     return {name: merged[one] if isinstance(one, int) else served[one] for name, one in sources.items()}
 
   @property
   def made(self) -> dict[str, Any]:
     """What is known of how the model was made; empty where the run is of an older version."""
-    made = self.about.get('made')
-    around = made.get('around') if isinstance(made, dict) else None
-    return made if isinstance(around, list) and all(isinstance(one, str) for one in around) else {}
+    made = self.about.get('made', {})
+    return made if 'around' in made else {}
 
   def inputs(self) -> list[jax.ShapeDtypeStruct]:
     """Returns the shapes of one example of raw inputs, [1, ...], flat."""
@@ -166,22 +133,25 @@ class Stored(NamedTuple):
     return jax.tree.structure(args[1])
 
 
-def load_program(workdir: Path, params: Params, model_state: State) -> Network:
+def load_program(workdir: Path, params: Params, model_state: State, *, run: str | None = None) -> Network:
   """Returns the saved forward with these values, as a Network.
 
   Args:
     workdir: a run's folder.
     params: from one of its checkpoints.
     model_state: likewise, constants under 'jl.const'.
+    run: the id of the run that it must be of; None: of any.
 
   Returns:
     A Network whose `predict` takes raw inputs.
 
   Raises:
     FileNotFoundError: the run wrote no program.
-    ValueError: it is damaged.
+    ValueError: it is damaged, or reads arrays that are not there.
   """
-  return sealed_network(read_program(workdir), params, model_state)
+  stored = read_program(workdir, run=run)
+  check_held(stored, trees.by_path({'params': params, 'model_state': model_state}))
+  return sealed_network(stored, params, model_state)
 
 
 def sealed_network(stored: Stored, params: Params, model_state: State) -> Network:
@@ -208,12 +178,24 @@ def shapes_of(stored: Stored) -> list[tuple[int, ...]]:
   return [tuple(one['shape']) for one in stored.about['inputs']]
 
 
-def read_program(workdir: Path) -> Stored:
-  """Reads a saved forward.
+def check_held(stored: Stored, held: Mapping[str, Any]) -> None:
+  """Raises ValueError where a saved forward reads arrays that are not held, by path."""
+  if lost := [name for name in stored.about['arrays'] if name not in held]:
+    raise ValueError(
+      f'{stored.path} reads {errors.arrays(lost)}, which the checkpoint does not hold: they are of two runs'
+    )
+
+
+def read_program(workdir: Path, *, run: str | None = None) -> Stored:
+  """Reads a saved forward, and looks at it: nothing of it is run.
+
+  Args:
+    workdir: a run's folder.
+    run: the id of the run that it must be of; None: of any.
 
   Raises:
     FileNotFoundError: the run wrote no program.
-    ValueError: it is damaged.
+    ValueError: it is damaged, or none that a run writes.
   """
   path = workdir / _PROGRAM
   if not path.exists() and not (workdir / _ABOUT).exists():
@@ -221,42 +203,50 @@ def read_program(workdir: Path) -> Stored:
       f'{workdir} holds no {_PROGRAM}: its model could not be written (the run said why), or it was deleted; '
       'train the run again to write it (a finished one is not trained), or build the model and restore a checkpoint'
     )
-  data, about = _read_program(workdir)
+  data, about = _read_program(workdir, run)
   try:
     program = export.deserialize(bytearray(data))
-  except Exception as error:  # whatever flatbuffers make of another version's bytes
+    text = program.mlir_module()
+    unlisted = calls.refused(text)
+  except Exception as error:  # whatever flatbuffers and MLIR make of another version's bytes
     raise ValueError(
       f'{path} is from another jax ({type(error).__name__}): the checkpoints are what counts; build the model again '
       'and restore one into it'
     ) from None
-  return Stored(program, about)
+  if unlisted:
+    raise ValueError(f'{path} is not run: it asks for {unlisted}, which no run writes, so a stranger made it')
+  takes = [(*aval.shape[1:], aval.dtype) for aval in program.in_avals[len(about['arrays']) :]]
+  if takes != [(*one['shape'], jnp.dtype(str(one['dtype']))) for one in about['inputs']]:
+    raise ValueError(f'{path} takes other inputs than its {_ABOUT} says: train the run again to write them anew')
+  if not check_results(about, program.out_tree):
+    raise ValueError(f'{path} gives other results than its {_ABOUT} says: train the run again to write them anew')
+  return Stored(path, program, about, linalg.MARK in text)
 
 
-def served_arrays(workdir: Path) -> frozenset[str]:
-  """Returns the paths of the arrays that a saved forward reads; none where it is missing or damaged."""
+def served_arrays(workdir: Path, run: str) -> frozenset[str]:
+  """Returns the paths of the arrays that a run's saved forward reads; none where it is missing or damaged."""
   try:
-    return frozenset(map(str, _read_program(workdir)[1]['arrays']))
+    return frozenset(_read_program(workdir, run)[1]['arrays'])
   except ValueError:
     return frozenset()
 
 
-def program_damage(workdir: Path) -> str:
-  """Returns what is wrong with the files of a saved forward, in a few words; '' where they are as they were written."""
+def program_damage(workdir: Path, run: str) -> str:
+  """Returns what is wrong with the files of a run's saved forward, in a few words; '' where they are as written."""
   try:
-    _read_program(workdir)
+    _read_program(workdir, run)
   except ValueError as error:
     return str(error)
   return ''
 
 
-def _read_program(workdir: Path) -> tuple[bytes, dict[str, Any]]:
+def _read_program(workdir: Path, run: str | None = None) -> tuple[bytes, dict[str, Any]]:
   """The bytes of the program, which nothing has touched yet, and what is said of it."""
   path = workdir / _PROGRAM
   try:
-    about = read_sealed(workdir / _ABOUT)
-    if not isinstance(about.get('arrays'), list) or not isinstance(about.get('inputs'), list):
-      raise Damaged('it does not name its arrays and inputs')
-    data = path.read_bytes()
+    about = read_sealed(workdir / _ABOUT, run)
+    check_about(about)
+    data = read_file(path)
     if 'program' in about and about['program'] != hashlib.sha256(data).hexdigest():
       raise Damaged(f'{_PROGRAM} has another hash than was written')
   except (Damaged, OSError) as error:
@@ -295,7 +285,7 @@ def _run(stored: Stored, leaves: list[Any], inputs: Any) -> Any:
   fixed, size = stored.about['batch'], flat[0].shape[0]
 
   def outputs(flat: list[Any]) -> Any:
-    found = stored.program.call(leaves, jax.tree.unflatten(treedef, flat))
+    found = _called(stored, leaves, treedef.unflatten(flat))
     return found[0] if 'own' in stored.about else found  # older versions wrote outputs alone
 
   if fixed is None and size > 0:
@@ -306,6 +296,18 @@ def _run(stored: Stored, leaves: list[Any], inputs: Any) -> Any:
     rows = [leaf[start : start + chunk] for leaf in flat]
     parts.append(outputs([jnp.pad(row, [(0, chunk - row.shape[0])] + [(0, 0)] * (row.ndim - 1)) for row in rows]))
   return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:size], *parts)
+
+
+def _called(stored: Stored, leaves: list[Any], inputs: Any) -> Any:
+  """All that a program gives of arrays; one line where it is not what it says of itself."""
+  try:
+    if stored.linear:  # sizes are known once it is compiled for them
+      shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (leaves, inputs))
+      linalg.check_sizes(jax.jit(lambda *given: stored.program.call(*given)).lower(*shapes))
+    return stored.program.call(leaves, inputs)
+  except Exception as error:  # what it takes or says of itself is not so; JAX has no common class for that
+    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise ValueError(f'{stored.path} cannot be run on these arrays ({told[:200]})') from None
 
 
 def checked_inputs(stored: Stored, inputs: Any) -> Any:

@@ -53,7 +53,7 @@ def distill(
   >>> distill(lambda x: x @ jnp.ones((4, 10))).name
   'distill'
   """
-  several = isinstance(teacher, list | tuple) and not teachers.is_network(teacher)
+  several = isinstance(teacher, list | tuple) and not hasattr(teacher, '_fields')  # a Model is one mistake, not four
   who: list[Any] = list(teacher) if several else [teacher]  # type: ignore[arg-type]
   teachers.check_share(alpha, name)
   teachers.check_loss(loss, temperature, name)

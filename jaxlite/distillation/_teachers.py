@@ -19,7 +19,8 @@ from jaxlite.contract import APART, TAPS, Context, Model, Network
 from jaxlite.distillation._dist import dist
 from jaxlite.distillation._dkd import dkd
 from jaxlite.distillation._kd import check_classes, kd
-from jaxlite.errors import nearest
+from jaxlite.errors import nearest, one_line
+from jaxlite.graph.effects import without_effects
 from jaxlite.tasks.lift import weighted_mean
 
 Teacher = Network | Callable[[Any], jax.Array] | str
@@ -42,6 +43,11 @@ def check_teacher(teacher: Any, what: str) -> None:
     ...
   TypeError: distill: a teacher is a Network (see jaxlite.load), a function or the name of logits in the batch; got int
   """
+  if isinstance(teacher, Model):
+    raise TypeError(
+      f'{what}: a teacher is a Network; this is a Model, which has no weights of its own: jaxlite.Network(model, '
+      'params, model_state)'
+    )
   if is_network(teacher) or callable(teacher) or isinstance(teacher, str):
     return
   if hasattr(teacher, 'shape'):
@@ -87,8 +93,34 @@ def run(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
 def forward(teacher: Any, values: dict[str, Any], inputs: Any) -> Any:
   """Returns a teacher's outputs, as in evaluation."""
   if not values:
-    return teacher(inputs)
+    return _called(without_effects(teacher, 'distillation'), inputs)
   return teacher.model.apply(values['params'], values['model_state'], inputs, train=False, key=None)[0]
+
+
+def _called(teacher: Any, inputs: Any) -> Any:
+  """Calls a teacher that is a function of the inputs; a module that is no such function is told what to do."""
+  try:
+    return teacher(inputs)
+  except Exception as error:
+    kind = next((base.__module__ for base in type(teacher).__mro__ if base.__module__.split('.')[0] in _MODULES), '')
+    if not kind or one_line(error) is not None:
+      raise
+    fix = next(fix for name, fix in _MODULES.items() if kind.startswith(name))
+    said = ' '.join(str(error).split())[:120]
+    raise ValueError(
+      f'a teacher is a function of inputs alone, in evaluation mode; {type(teacher).__name__} as it is raises '
+      f'{type(error).__name__} ({said}): {fix}'
+    ) from error
+
+
+# How a module of a framework becomes a function of inputs alone; the more special name first.
+_MODULES = {
+  'flax.nnx': 'call its .eval() first, which turns dropout and batch statistics off',
+  'flax': 'it has no weights of its own: lambda x: module.apply(variables, x), with whatever turns training off',
+  'equinox': 'equinox.nn.inference_mode(module), and jax.vmap where it takes one example',
+  'keras': 'lambda x: model(x, training=False)',
+  'haiku': 'lambda x: transformed.apply(params, None, x)',
+}
 
 
 def apart(forward: Callable[..., Any], *args: Any) -> Any:
@@ -115,6 +147,10 @@ def found(context: Context, name: str, what: str) -> jax.Array:
   if name in context.batch:
     return jax.lax.stop_gradient(jnp.asarray(context.batch[name]))
   known = [*context.batch, *taps]
+  if '/' in name and not name.startswith(('teacher/', 'hint/', 'self_distill/')):
+    raise ValueError(
+      f'{what}: {name!r} names logits in the batch, and there are none; for the folder of a run: jaxlite.load({name!r})'
+    )
   raise ValueError(
     f'{what}: neither the batch nor a tap holds {name!r}; nearest: {nearest(name, known)}: attach it with '
     'jaxlite.data.cache_logits or jaxlite.data.attach'

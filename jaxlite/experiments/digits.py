@@ -24,7 +24,7 @@ class Digits(jl.Config):
     features: channels of the convolutions.
     hidden: width of the dense layer.
     dropout: share of hidden units dropped in training.
-    sparsity: share of the inner layers' weights that end at zero; 0 prunes nothing.
+    sparsity: share of each inner layer's weights that ends at zero; 0 prunes nothing.
     sparsity_ends: the same for the first layer and the classifier, which have few weights and need them.
     bits: of weights and activations; 0 leaves them float32.
     temperature, alpha: of the distillation, where there is a teacher.
@@ -87,7 +87,7 @@ def recipe(config: Digits, total_steps: int) -> jl.Recipe:
   if config.teacher:
     parts.append(jl.distill(jl.load(config.teacher), temperature=config.temperature, alpha=config.alpha))
   if config.sparsity:
-    when = {'begin': total_steps // 10, 'end': total_steps * 6 // 10, 'every': 20}
+    when = {'begin': total_steps // 10, 'end': total_steps * 6 // 10, 'every': 20, 'allocate': jl.pruning.uniform}
     parts.append(jl.prune(config.sparsity, select='(conv2|dense1)/kernel', **when))
     parts.append(jl.prune(config.sparsity_ends, select='(conv1|dense2)/kernel', **when))
   return jl.chain(*parts)

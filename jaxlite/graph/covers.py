@@ -21,11 +21,14 @@ class Cover(NamedTuple):
     extents: for each axis of the value, how many different entries of the leaf lie along it; 1 is the same for all.
     rank: axes of the leaf, those that an enclosing scan runs over left out; what has none is never a weight.
     lost: it was judged at an inner product or a concatenation, and is no weight.
+    own: the extents of a vector that stands as a single row or column among others, where `extents` are those of them
+      all: along summed rows it is a bias. Else None.
   """
 
   extents: Extents
   rank: int
   lost: bool = False
+  own: Extents | None = None
 
 
 Covers = Mapping[str, Cover]
@@ -46,9 +49,14 @@ def merged(several: Sequence[Covers]) -> dict[str, Cover]:
   for covers in several:
     for path, cover in covers.items():
       old = found.get(path, cover)
-      wide = tuple(max(ends) for ends in zip(old.extents, cover.extents, strict=True))
-      found[path] = Cover(wide, max(old.rank, cover.rank), old.lost and cover.lost)
+      wide = _widest(old.extents, cover.extents)
+      own = None if old.own is None or cover.own is None else _widest(old.own, cover.own)
+      found[path] = Cover(wide, max(old.rank, cover.rank), old.lost and cover.lost, own)
   return found
+
+
+def _widest(one: Extents, other: Extents) -> Extents:
+  return tuple(max(ends) for ends in zip(one, other, strict=True))
 
 
 def judged(
@@ -73,14 +81,16 @@ def judged(
     return frozenset()
   outputs = [axis for axis in range(len(shape)) if axis not in {*summed, *batch}]
 
-  def reaches(cover: Cover, axes: Sequence[int], needed: bool = False) -> bool:
+  def reaches(extents: Extents, axes: Sequence[int], needed: bool = False) -> bool:
     wide = [axis for axis in axes if shape[axis] > 1]
-    return any(cover.extents[axis] > 1 for axis in wide) if wide else not needed
+    return any(extents[axis] > 1 for axis in wide) if wide else not needed
 
   return frozenset(
     path
     for path in tops(covers)
-    if reaches(covers[path], summed) and reaches(covers[path], outputs, strict) and covers[path].rank
+    if reaches(covers[path].own or covers[path].extents, summed)
+    and reaches(covers[path].extents, outputs, strict)
+    and covers[path].rank
   )
 
 
@@ -96,7 +106,9 @@ def _within(one: Extents, other: Extents) -> bool:
   return all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
-def pieces(covers: Covers, winners: frozenset[str], axes: Sequence[int], shape: Sequence[int]) -> dict[str, Cover]:
+def pieces(
+  covers: Covers, winners: frozenset[str], axes: Sequence[int], shape: Sequence[int], *, single: bool = False
+) -> dict[str, Cover]:
   """Returns the covers of what is put together of pieces, each judged alone: its winners span the whole.
 
   Args:
@@ -104,9 +116,15 @@ def pieces(covers: Covers, winners: frozenset[str], axes: Sequence[int], shape: 
     winners: its weights.
     axes: along which pieces stand side by side; of an inner product all.
     shape: of the whole.
+    single: whether the piece is of length 1 along them.
   """
-  whole_of = lambda cover: tuple(shape[axis] if axis in axes else e for axis, e in enumerate(cover.extents))  # noqa: E731
-  return {path: Cover(whole_of(cover), cover.rank, path not in winners) for path, cover in covers.items()}
+
+  def grown(path: str, cover: Cover) -> Cover:
+    whole = tuple(shape[axis] if axis in axes else e for axis, e in enumerate(cover.extents))
+    vector = single and cover.rank == sum(e > 1 for e in cover.extents)  # the piece's own axis is none of the leaf's
+    return Cover(whole, cover.rank, path not in winners, cover.extents if vector else None)
+
+  return {path: grown(path, cover) for path, cover in covers.items()}
 
 
 def through(eqn: Any, position: int, covers: Covers, shape: Sequence[int]) -> dict[str, Cover]:
@@ -125,11 +143,14 @@ def through(eqn: Any, position: int, covers: Covers, shape: Sequence[int]) -> di
   if move is None and (own == tuple(shape) or not own or name in _IN_PLACE or _stretches(own, shape)):
     move = _kept
 
-  def moved(cover: Cover) -> Cover:
-    extents = tuple(shape) if move is None else move(eqn, own, cover.extents, shape)
-    return cover._replace(extents=tuple(min(one, size) for one, size in zip(extents, shape, strict=True)))
+  def moved(before: Extents) -> Extents:
+    after = tuple(shape) if move is None else move(eqn, own, before, shape)
+    return tuple(min(one, size) for one, size in zip(after, shape, strict=True))
 
-  return {path: moved(cover) for path, cover in covers.items()}
+  return {
+    path: cover._replace(extents=moved(cover.extents), own=None if cover.own is None else moved(cover.own))
+    for path, cover in covers.items()
+  }
 
 
 def _stretches(own: Sequence[int], shape: Sequence[int]) -> bool:

@@ -192,6 +192,8 @@ def _results(eqn: Any, operands: Values) -> Values:
     return operands
   if name in _COPIES:  # an array of the caller's does not leave its device
     return [copied(one) if isinstance(one, jax.Array) else one for one in operands]
+  if name == 'unstack':
+    return list(np.moveaxis(_value(operands[0]), eqn.params['axis'], 0))
   (out,) = eqn.outvars
   with np.errstate(all='ignore'):  # as XLA: infinities and NaNs are values
     found = RULES[name](eqn, *map(_value, operands))
@@ -285,6 +287,7 @@ _MOVES: dict[str, Callable[..., Any]] = {
   'transpose': lambda eqn, x: x.transpose(eqn.params['permutation']),
   'slice': _slice,
   'concatenate': lambda eqn, *xs: np.concatenate(xs, eqn.params['dimension']),
+  'stack': lambda eqn, *xs: np.stack(xs, eqn.params['axis']),
   'rev': lambda eqn, x: np.flip(x, eqn.params['dimensions']),
   'iota': _iota,
   'select_n': lambda eqn, which, *cases: np.choose(which, cases) if which.ndim else cases[int(which)],
@@ -318,6 +321,7 @@ _CALCULATIONS: dict[str, Callable[..., Any]] = {
   'exp': _plainly(np.exp),
   'log': _plainly(np.log),
   'log1p': _plainly(np.log1p),
+  'log2': _plainly(np.log2),
   'erf': _plainly(threefry.erf),
   'erf_inv': _plainly(threefry.erf_inv),
   'nextafter': _plainly(np.nextafter),
@@ -338,5 +342,5 @@ _CALCULATIONS: dict[str, Callable[..., Any]] = {
   'reduce_max': _over_axes(np.max),
   'reduce_min': _over_axes(np.min),
 }
-RULES = {**_MOVES, **_CALCULATIONS, **dict.fromkeys(_PASSES | _COPIES)}
+RULES = {**_MOVES, **_CALCULATIONS, **dict.fromkeys(_PASSES | _COPIES | {'unstack'})}
 _CALCULATES = frozenset(_CALCULATIONS) - {'convert_element_type', 'bitcast_convert_type'}

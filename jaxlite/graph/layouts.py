@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import jax
 from jaxlite import trees
 from jaxlite.graph import provenance, walk
 from jaxlite.graph.contractions import axes_of, operands_of
-from jaxlite.graph.views import View, Views, agreed, moved
+from jaxlite.graph.views import View, Views, agreed, contracted, moved
 
 
 class LeafLayout(NamedTuple):
@@ -69,6 +70,7 @@ class Use(NamedTuple):
     layout: of the leaf, in this contraction.
     order: the weight operand's contracted axes, in the order of `layout.summed`.
     batch: its batch axes that hold axes of the leaf, in the leaf's order.
+    many: how many weights of their own it multiplies at once: along its batch axes, or in groups of a convolution.
     box: (start, size) along each axis of the leaf, of the part that this contraction multiplies; None where it is not
       known, or multiplied together with other leaves' parts.
   """
@@ -77,6 +79,7 @@ class Use(NamedTuple):
   layout: LeafLayout | None
   order: tuple[int, ...] = ()
   batch: tuple[int, ...] = ()
+  many: int = 1
   box: tuple[tuple[int, int], ...] | None = None
 
 
@@ -135,7 +138,9 @@ def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Views], uses: dic
       if site.weights:
         views = operands[operands_of(eqn)[site.side]]
         name = site.name if not site.why_not else f'{site.name}!{len(uses)}'
-        uses[name] = tuple(_use(site, eqn, path, views.get(path)) for path in sorted(site.weights))
+        uses[name] = tuple(_use(site, eqn, path, views) for path in sorted(site.weights))
+      elif site.kind == 'dot_general' and any(operands):
+        out = [contracted(eqn, operands)]
     elif inner:
       out = _enter(eqn, inner, operands, uses)
     elif any(operands):
@@ -144,21 +149,52 @@ def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Views], uses: dic
   return [views_of(atom) for atom in bare.outvars]
 
 
-def _use(site: provenance.Site, eqn: Any, path: str, view: View | None) -> Use:
-  if view is None or not view.is_clear or (site.kind == 'bcoo_dot_general' and site.side == 0):
+def _use(site: provenance.Site, eqn: Any, path: str, views: Views) -> Use:
+  summed, batches = axes_of(eqn, site.side)
+  view = views.get(path)
+  if view is None or not view.is_clear(batches) or (site.kind == 'bcoo_dot_general' and site.side == 0):
     return Use(path, None)
   axes = view.axes
   if site.kind == 'conv_general_dilated':
     features, channels, *spatial = eqn.params['dimension_numbers'].rhs_spec
     order, batch = (*spatial, channels), ()
-    outputs = axes[features][_stacked(axes[features], view.sizes, eqn.params['feature_group_count']) :]
+    stacked = _stacked(axes[features], view.sizes, eqn.params['feature_group_count'])
+    many = math.prod(view.sizes[axis] for axis in axes[features][:stacked])
+    outputs = axes[features][stacked:]
   else:
-    summed, batches = axes_of(eqn, site.side)
     batch = tuple(sorted((axis for axis in batches if axes[axis]), key=lambda axis: axes[axis]))
+    many = math.prod(site.shape[axis] for axis in batch)
     order = tuple(sorted(summed, key=lambda axis: axes[axis]))
     outputs = tuple(a for axis, group in enumerate(axes) if axis not in order + batch for a in group)
   of_leaf = tuple(axis for one in order for axis in axes[one])
-  return Use(path, LeafLayout(of_leaf, tuple(sorted(outputs))), order, batch, view.box)
+  for axis, met in view.inner:
+    side = _side(path, views, summed, batches) or {_side(one, views, summed, batches, {path}) for one in met}
+    if side in ({'outputs'}, 'summed'):  # what it makes of the inputs, or passes on
+      outputs += (axis,)
+    elif side in ({'summed'}, 'outputs'):
+      of_leaf += (axis,)
+    elif side != 'both':  # a mixture of layers
+      return Use(path, None)
+  return Use(path, LeafLayout(of_leaf, tuple(sorted(outputs))), order, batch, many, view.box)
+
+
+def _side(
+  path: str, views: Views, summed: Sequence[int], batch: Sequence[int], seen: AbstractSet[str] = frozenset()
+) -> str:
+  """On which side of a product a factor stands: it meets the inputs, 'summed', gives the outputs, or 'both'; else ''.
+
+  With `seen`, the factors that it was asked from, one in the middle answers for those beyond it.
+  """
+  view = views.get(path)
+  if view is None:
+    return ''
+  held = {
+    'summed' if place in summed else 'outputs' for place, group in enumerate(view.axes) if group and place not in batch
+  }
+  if not held and seen:
+    beyond = {one for _, met in view.inner for one in met} - seen
+    held = {_side(one, views, summed, batch, seen | {path}) for one in beyond} - {''}
+  return 'both' if len(held) > 1 else held.pop() if held else ''
 
 
 def _stacked(held: Sequence[int], sizes: Sequence[int], groups: int) -> int:

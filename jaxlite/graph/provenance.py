@@ -75,7 +75,10 @@ def _joined(eqn: Any, given: Sequence[Tag], out: Any) -> Tag:
   elif name in _SIDE_BY_SIDE and sum(map(bool, several)) > 1:
     along = eqn.params.get('dimension', eqn.params.get('axis'))  # of a concatenation, of a stack
     axes = range(len(shape)) if along is None else [along]
-    several = [covering.pieces(one, covering.tops(one), axes, shape) for one in several]
+    single = [along is not None and (name == 'stack' or atom.aval.shape[along] == 1) for atom in eqn.invars]
+    several = [
+      covering.pieces(c, covering.tops(c), axes, shape, single=s) for c, s in zip(several, single, strict=True)
+    ]
   together = covering.merged(several)
   if any(tag.data for tag in given):
     together = covering.picked(eqn, given, together)
@@ -133,7 +136,7 @@ def _of_shards(tags: Sequence[Tag], given: Sequence[Any], taken: Sequence[Any]) 
 
   def fitted(cover: Cover, own: tuple[int, ...], shape: tuple[int, ...]) -> Cover:
     extents = zip(cover.extents, own, shape, strict=True)
-    return cover._replace(extents=tuple(wide if e == size else min(e, wide) for e, size, wide in extents))
+    return cover._replace(extents=tuple(wide if e == size else min(e, wide) for e, size, wide in extents), own=None)
 
   found = []
   for tag, one, other in zip(tags, given, taken, strict=True):
@@ -233,11 +236,14 @@ def _read_scan(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag
 
 def _of_one(covers: Mapping[str, Cover]) -> dict[str, Cover]:
   """What one iteration of a scan sees of a stack."""
-  return {path: Cover(c.extents[1:], c.rank - (c.extents[0] > 1), c.lost) for path, c in covers.items()}
+  return {
+    path: Cover(c.extents[1:], c.rank - (c.extents[0] > 1), c.lost, None if c.own is None else c.own[1:])
+    for path, c in covers.items()
+  }
 
 
 def _of_all(covers: Mapping[str, Cover], length: int) -> dict[str, Cover]:
-  return {path: cover._replace(extents=(length, *cover.extents)) for path, cover in covers.items()}
+  return {path: cover._replace(extents=(length, *cover.extents), own=None) for path, cover in covers.items()}
 
 
 def _read_while(eqn: Any, given: Sequence[Tag], place: _Place) -> tuple[tuple[Tag, ...], tuple[Plan, ...]]:

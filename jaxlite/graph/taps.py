@@ -18,6 +18,7 @@ from jaxlite import trees
 from jaxlite.errors import nearest
 from jaxlite.graph import provenance, rewrite, walk
 from jaxlite.graph.contractions import CONTRACTIONS
+from jaxlite.graph.effects import without_effects
 
 _BARRED = {
   'while': 'inside a while loop, where it has a value each turn: use a scan',
@@ -91,7 +92,8 @@ def tapped(
       for position, arg in enumerate(args)
       for path in trees.paths(arg)
     ]
-    program = read(lambda *args: fn(*args, **kwargs), args, tags, names, what='tapped')
+    pure = without_effects(fn, 'tapped')
+    program = read(lambda *args: pure(*args, **kwargs), args, tags, names, what='tapped')
     return program.run(jax.tree.leaves(args))
 
   return run_tapped

@@ -22,11 +22,13 @@ class View(NamedTuple):
     axes: for each axis of the value, the axes of the leaf that it holds.
     sizes: how much of each axis of the leaf the value holds, as far as it is known.
     starts: where along each axis of the leaf that begins; None where the value is no such box of the leaf alone.
+    inner: of a factor, each axis of the leaf that was summed over inside the value, and the leaves that it met there.
   """
 
   axes: Axes
   sizes: tuple[int, ...]
   starts: tuple[int, ...] | None
+  inner: tuple[tuple[int, frozenset[str]], ...] = ()
 
   @classmethod
   def whole(cls, shape: Sequence[int]) -> View:
@@ -38,10 +40,11 @@ class View(NamedTuple):
     """(start, size) along each axis of the leaf, or None."""
     return None if self.starts is None else tuple(zip(self.starts, self.sizes, strict=True))
 
-  @property
-  def is_clear(self) -> bool:
-    """Whether no axis of the leaf lies in two axes of the value (a reshape that splits it)."""
-    held = [axis for group in self.axes for axis in group]
+  def is_clear(self, batch: Sequence[int]) -> bool:
+    """Tells whether no axis of the leaf lies in two of the value's (as a reshape splits it), `batch` axes being one."""
+    held = [axis for place, group in enumerate(self.axes) if place not in batch for axis in group]
+    held += {axis for place in batch for axis in self.axes[place]}
+    held += {axis for axis, _ in self.inner}
     return len(held) == len(set(held))
 
 
@@ -59,7 +62,7 @@ def agreed(several: Sequence[Views]) -> Views:
     for path, view in views.items():
       old = found.setdefault(path, view)
       if old is not None and old != view:
-        found[path] = old._replace(starts=None) if old.axes == view.axes else None
+        found[path] = old._replace(starts=None) if (old.axes, old.inner) == (view.axes, view.inner) else None
   return {path: view for path, view in found.items() if view is not None}
 
 
@@ -124,8 +127,8 @@ def _cut(view: View, axis: int, start: int | None, size: int) -> View:
     return view._replace(starts=None)
   sizes = tuple(size if one == leaf else old for one, old in enumerate(view.sizes))
   if view.starts is None or start is None:
-    return View(view.axes, sizes, None)
-  return View(view.axes, sizes, tuple(old + start * (one == leaf) for one, old in enumerate(view.starts)))
+    return view._replace(sizes=sizes, starts=None)
+  return view._replace(sizes=sizes, starts=tuple(old + start * (one == leaf) for one, old in enumerate(view.starts)))
 
 
 def _sliced(eqn: Any, view: View, shape: Sequence[int]) -> View:
@@ -151,8 +154,40 @@ def _gathered(eqn: Any, view: View, shape: Sequence[int]) -> View:
   left = [view.axes[axis] if whole[axis] else () for axis in range(len(own)) if axis not in gone]
   out = dict(zip(numbers.offset_dims, left, strict=True))
   # Along the indices lies what they pick from: in several of them, or with more than one entry at a time, mixed.
-  along = tuple(a for axis, group in enumerate(view.axes) if not whole[axis] for a in group * (1 + (taken[axis] > 1)))
-  return View(tuple(out.get(axis, along) for axis in range(len(shape))), view.sizes, None)
+  together = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims, strict=True))
+  picked = [axis for axis in range(len(own)) if not whole[axis] and axis not in numbers.operand_batching_dims]
+  along = tuple(a for axis in picked for a in view.axes[axis] * (1 + (taken[axis] > 1)))
+  indices = [axis for axis in range(len(shape)) if axis not in out]  # in the order of the indices' own axes
+  for place, axis in enumerate(indices):
+    out[axis] = view.axes[together[place]] if place in together else along
+  return view._replace(axes=tuple(out[axis] for axis in range(len(shape))), starts=None)
+
+
+def contracted(eqn: Any, given: Sequence[Views]) -> Views:
+  """Returns where a product of leaves holds their axes: those summed over inside are kept apart, as `inner`.
+
+  Args:
+    eqn: a dot_general of two operands that depend on no data.
+    given: the views of both.
+  """
+  sums, batches = eqn.params['dimension_numbers']
+  found: Views = {}
+  for side, views in enumerate(given):
+    ndim = eqn.invars[side].aval.ndim
+    free = tuple(axis for axis in range(ndim) if axis not in (*sums[side], *batches[side]))
+    beside = ((),) * (eqn.invars[1 - side].aval.ndim - len(sums[side]) - len(batches[side]))
+    for path, view in views.items():
+      if path in given[1 - side]:  # multiplied by itself
+        continue
+      own = tuple(view.axes[axis] for axis in free)
+      axes = (*(view.axes[axis] for axis in batches[side]), *(own + beside if side == 0 else beside + own))
+      met = tuple(
+        (leaf, frozenset(other for other, seen in given[1 - side].items() if seen.axes[partner]))
+        for axis, partner in zip(sums[side], sums[1 - side], strict=True)
+        for leaf in view.axes[axis]
+      )
+      found[path] = View(axes, view.sizes, None, view.inner + met)
+  return found
 
 
 def _transposed(eqn: Any, view: View, shape: Sequence[int]) -> View:

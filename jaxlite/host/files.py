@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
+import secrets
 import shutil
+import stat
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def user_cache() -> Path:
@@ -36,6 +40,22 @@ def user_cache() -> Path:
     return Path(tempfile.gettempdir()) / f'jaxlite-{os.getuid() if hasattr(os, "getuid") else "user"}'
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+  """Returns a path with its `~` as the home.
+
+  Raises:
+    ValueError: the home is not known: no HOME, and no entry for this user (a container). A folder of the name `~` is
+      never made in its place.
+
+  >>> expanded('runs/mine').as_posix()
+  'runs/mine'
+  """
+  try:
+    return Path(path).expanduser()
+  except RuntimeError:
+    raise ValueError(f'the home in {os.fspath(path)!r} is not known here: set HOME, or give a full path') from None
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
   """Gives the block a name to write to, and renames that file to `path` when the block ends well.
@@ -47,7 +67,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     path: of the file; its folder exists.
 
   Yields:
-    A path in the same folder that belongs to this thread alone; the block writes that file.
+    A path in the same folder that belongs to this block alone; the block writes that file. It is there already, empty,
+    under a name that nobody could know before: a link that waits there in a shared folder is not written through.
 
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   with whole_file(Path(folder) / 'a.txt') as part:
@@ -56,8 +77,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
   ('all of it', ['a.txt'])
   """
   path = Path(path)
-  part = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.part')
+  part = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.part')
   try:
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     yield part
     os.replace(part, path)
   except OSError as error:
@@ -77,6 +99,86 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   """Writes a file whole or not at all (see `whole_file`)."""
   with whole_file(path) as part:
     part.write_bytes(data)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+  """Returns what a file holds, if it is one: a pipe would be waited for, a device read without end.
+
+  Raises:
+    OSError: it cannot be read, or is no plain file.
+
+  >>> read_file(os.devnull)
+  Traceback (most recent call last):
+    ...
+  OSError: [Errno 22] no plain file: '/dev/null'
+  """
+  with open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)), 'rb') as file:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+      raise OSError(errno.EINVAL, 'no plain file', os.fspath(path))
+    return file.read()
+
+
+def is_safe(path: str | os.PathLike[str]) -> bool:
+  """Tells whether what a file or folder holds may be run: it is this user's (or root's), and nobody else may write it.
+
+  >>> is_safe(os.devnull)
+  False
+  """
+  found = os.lstat(path)
+  if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+    return False
+  return not hasattr(os, 'geteuid') or (found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022)
+
+
+def is_own_file(path: str | os.PathLike[str]) -> bool:
+  """Tells whether a plain file of this user's (or root's) is there, whoever else may write it: in a folder of
+  `own_folder` nobody else can, and other programs write there as the user's umask says.
+
+  >>> is_own_file(os.devnull)
+  False
+  """
+  try:
+    found = os.lstat(path)
+  except OSError:
+    return False
+  return stat.S_ISREG(found.st_mode) and (not hasattr(os, 'geteuid') or found.st_uid in (0, os.geteuid()))
+
+
+def own_folder(path: Path) -> None:
+  """Makes a folder that nobody else may enter, for what will be run; takes others' rights from one that is there.
+
+  Raises:
+    OSError: it cannot be made, or belongs to another user.
+  """
+  path.mkdir(parents=True, exist_ok=True, mode=0o700)
+  path = path.resolve()  # a cache may lie on another disk
+  found = path.stat()
+  if hasattr(os, 'geteuid') and found.st_uid == os.geteuid() and found.st_mode & 0o077:
+    path.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
+  if not is_safe(path):
+    raise PermissionError(errno.EPERM, 'it belongs to another user', os.fspath(path))
+
+
+def parsed_json(text: str | bytes) -> Any:
+  """Returns what a JSON text holds.
+
+  Raises:
+    ValueError: it is no JSON, or nested too deep to be any of ours.
+
+  >>> parsed_json('[' * 100_000)
+  Traceback (most recent call last):
+    ...
+  ValueError: nested too deep
+  """
+  try:
+    return json.loads(text)
+  except RecursionError:
+    raise ValueError('nested too deep') from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Returns what a JSON file holds: see `read_file` and `parsed_json`."""
+  return parsed_json(read_file(path))
 
 
 @contextlib.contextmanager

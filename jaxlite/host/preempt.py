@@ -1,7 +1,7 @@
 """From a signal to a clean save: SIGTERM or Ctrl-C sets a flag that the loop looks at, and no more.
 
-So do a terminal that hangs up (SIGHUP) and a cluster's notice (SIGUSR1), unless the user has a handler for them, or
-has told the process not to mind (`nohup`).
+So do a terminal that hangs up (SIGHUP) and a cluster's notices (SIGUSR1, SIGUSR2, SIGXCPU), unless the user has a
+handler for them, or has told the process not to mind (`nohup`).
 
 The loop asks `guard.requested` before each step and each evaluation batch; where it is set it saves, and the
 launcher leaves with `EXIT_PREEMPTED`. A second signal leaves at once.
@@ -27,7 +27,7 @@ from jaxlite.host.streams import listening
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, run the same command again
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_NOTICES = tuple(getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name))
+_NOTICES = tuple(getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU') if hasattr(signal, name))
 _ECHO_SECONDS = 0.5  # `timeout` and some schedulers send a signal to a process and then to its group: twice
 
 
@@ -103,7 +103,7 @@ class Guard:
 
 @contextlib.contextmanager
 def guard() -> Iterator[Guard]:
-  """Catches SIGTERM, SIGINT, SIGHUP and SIGUSR1 while the context lasts; afterwards the old handlers are back.
+  """Catches the signals that ask a run to stop while the context lasts; afterwards the old handlers are back.
 
   Outside the main thread, where Python allows no handlers, and where `jax.distributed` runs, which has its own
   notice of preemption (a handler here would silence it), nothing is installed.

@@ -1,4 +1,7 @@
-"""JSON files that answer for a run, each with the hash of its own content: one flipped digit is no longer believed."""
+"""JSON files that answer for a run, each with the hash of its own content: one flipped digit is no longer believed.
+
+They bear the id of their run as well, so that those of two runs that are exchanged are told apart.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from jaxlite.host.files import write_text
+from jaxlite.host.files import parsed_json, read_file, write_text
 
 _SEAL = 'sha256'
+RUN = 'run'  # the name of a run's id in what it writes: two runs' files look alike
 
 
 class Damaged(ValueError):  # noqa: N818  (says what is damaged; whoever reads the file says the way out)
@@ -40,12 +43,14 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
   jaxlite.host.sealed.Damaged: it has another hash than was written
   """
   try:
-    found = json.loads(text)
-  except (ValueError, RecursionError):
+    found = parsed_json(text)
+  except ValueError:
     raise Damaged('it is no JSON') from None
   if not isinstance(found, dict):
     raise Damaged(f'it holds a {type(found).__name__} where a table of names belongs')
   seal = found.pop(_SEAL, None)
+  if seal is None and found.get(RUN):
+    raise Damaged('its own hash is missing')
   if seal is not None and seal != _hash(found):
     raise Damaged('it has another hash than was written')
   return found
@@ -56,17 +61,34 @@ def write_sealed(path: str | os.PathLike[str], content: Mapping[str, Any]) -> No
   write_text(path, sealed_text(content))
 
 
-def read_sealed(path: str | os.PathLike[str]) -> dict[str, Any]:
+def check_run(content: Mapping[str, Any], run: str | None) -> None:
+  """Raises Damaged where the id of the run that wrote something is another.
+
+  Args:
+    content: what was written, its id under `RUN`; '' or none in files of older versions.
+    run: the id that it should have; None: any.
+  """
+  if run is not None and content.get(RUN, '') != run:
+    raise Damaged('it is of another run')
+
+
+def read_sealed(path: str | os.PathLike[str], run: str | None = None) -> dict[str, Any]:
   """Returns what `write_sealed` wrote.
 
+  Args:
+    path: of the file.
+    run: the id of the run that it must be of; None: of any.
+
   Raises:
-    Damaged: it is missing or not as it was written.
+    Damaged: it is missing, not as it was written, or of another run.
   """
   try:
-    data = Path(path).read_bytes()
+    data = read_file(path)
   except OSError as error:
     raise Damaged(f'it cannot be read ({error.strerror or error})') from None
-  return unsealed(data)
+  found = unsealed(data)
+  check_run(found, run)
+  return found
 
 
 def _hash(plain: Any) -> str:

@@ -1,4 +1,4 @@
-"""Speaking to a terminal or a pipe that may go away: a run is worth more than the lines about it."""
+"""Speaking to a terminal, a pipe or a file that may take no more: a run is worth more than the lines about it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a pipe without a reader, a terminal that hung up
+# A pipe without a reader, a terminal that hung up, a log on a disk that is full.
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENOSPC, errno.EDQUOT)
 
 
 def steady(say: Callable[[str], Any]) -> Callable[[str], None]:
-  """Returns the same function, which falls silent where its reader is gone (`| head -1`, a closed terminal).
+  """Returns the same function, which falls silent where nobody takes lines (`| head -1`, a full disk).
 
   >>> import io
   >>> heard = []
@@ -32,7 +33,7 @@ def steady(say: Callable[[str], Any]) -> Callable[[str], None]:
 
 @contextlib.contextmanager
 def listening(stream: Any) -> Iterator[None]:
-  """Runs the block; where writing fails because nobody reads, the stream writes to nowhere from then on.
+  """Runs the block; where writing fails because nobody takes it, the stream writes to nowhere from then on.
 
   Args:
     stream: what the block writes to.

@@ -18,7 +18,7 @@ from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
 from jaxlite.models.vit import ViT
 
 _NETWORKS = (MLP, Decoder, DepthwiseCNN, EmbeddingBag, LeNet5, LeNet300, ResNet, ResNet8, ResNet20, SmallCNN, ViT)
-_OF_FLAX = ('parent', 'name')  # fields that say where a module stands, not what it computes
+_OF_FLAX = frozenset({'parent', 'name'})  # fields that say where a module stands, not what it computes
 
 
 def described(module: Any) -> dict[str, Any] | None:
@@ -47,11 +47,11 @@ def made(told: Any) -> Any:
     return None
   kind = {one.__name__: one for one in _NETWORKS}.get(str(told.get('network')))
   fields = told.get('fields')
-  if kind is None or not isinstance(fields, Mapping):
+  if kind is None or not isinstance(fields, Mapping) or not _OF_FLAX.isdisjoint(fields):
     return None
   try:
     return kind(**{name: _value(name, value) for name, value in fields.items()})
-  except (TypeError, ValueError):  # of another version
+  except (TypeError, ValueError, RecursionError):  # of another version, or nobody's
     return None
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
+from jaxlite.graph import alike
 from jaxlite.graph.layouts import LeafLayout
 from jaxlite.pruning._allocate import Allocate, Global, Leaf, allocated, by_rules
 from jaxlite.pruning._structure import Structure, element, is_element
@@ -88,7 +89,10 @@ def targets(
     dict.fromkeys(seen, structure) if alone else by_rules(seen, structure, element, what=f'{what}: structure rule')
   )
   seen = {path: _declared(leaf, structures[path].stack, foreign=layouts is None) for path, leaf in seen.items()}
-  shares = allocated(seen, sparsity, allocate, what=what)
+  # What a structure itself decides is no part of a budget; rules are told of it all the same, as they name paths.
+  settled = {path for path, leaf in seen.items() if structures[path].fixed(leaf.shape, leaf.layout) is not None}
+  asked = seen if isinstance(allocate, Mapping) else {path: leaf for path, leaf in seen.items() if path not in settled}
+  shares = {**dict.fromkeys(settled, sparsity), **allocated(asked, sparsity, allocate, what=what)}
   shared = allocate if isinstance(allocate, Global) else None
   found = {}
   for path, leaf in seen.items():
@@ -102,7 +106,9 @@ def targets(
       )
     fixed = own.fixed(leaf.shape, leaf.layout)
     if shared and (fixed is not None or own.rivals(leaf.shape, leaf.layout) is not None):
-      raise ValueError(f'{what}: one threshold for all leaves cannot hold {own.describe} ({path!r}): allocate=uniform')
+      raise ValueError(
+        f'{what}: one threshold for all leaves cannot hold {own.describe} ({path!r}): leave allocate out'
+      )
     if fixed is not None:
       share = 1 - fixed / max(math.prod(leaf.shape), 1)
     found[path] = Target(leaf.shape, leaf.layout, own, share, shared)
@@ -154,22 +160,45 @@ def draw(
   if shared is not None:
     live = _together(targets, units, shared, at, done)
   else:
-    live = {path: _alone(targets[path], one, at, done) for path, one in units.items()}
+    live = _apart(targets, units, at, done)
   return {path: t.structure.spread(live[path], t.shape, t.layout) for path, t in targets.items()}
 
 
-def _alone(target: Target, units: jax.Array, at: Callable[[float], Any], done: Any) -> jax.Array:
+def _apart(
+  targets: Mapping[str, Target], units: Mapping[str, jax.Array], at: Callable[[float], Any], done: Any
+) -> dict[str, jax.Array]:
+  """Each leaf by itself, those of one kind in one loop."""
+  kinds: dict[Any, list[str]] = {}
+  for path, one in units.items():
+    kinds.setdefault(_contest(targets[path], one), []).append(path)
+  live = {}
+  for (axes, size, final, sparsity), paths in kinds.items():
+    kept = _kept(size, final, at(sparsity), done)
+    for group in alike.groups([units[path] for path in paths]):
+      several = [units[paths[i]] for i in group]
+      if len(group) == 1 or not several[0].ndim:
+        masks = [keep_largest(one, kept, axes=axes) for one in several]
+      else:  # as layers of one stack
+        within = range(several[0].ndim) if axes is None else axes
+        stack = keep_largest(jnp.stack(several), kept, axes=tuple(1 + axis for axis in within))
+        masks = alike.unstacked(stack, kept >= 0)
+      live.update({paths[i]: mask for i, mask in zip(group, masks, strict=True)})
+  return live
+
+
+def _contest(target: Target, units: jax.Array) -> tuple[tuple[int, ...] | None, int, int, float]:
+  """(the axes that compete, how many do, how many of them live in the end, the target's sparsity)."""
   structure = target.structure
   axes = structure.rivals(target.shape, target.layout)
-  alike = target.layers if axes is None else 1
+  similar = target.layers if axes is None else 1
   axes = target.layer if axes is None else axes  # layers do not compete
   size = units.size if axes is None else math.prod(units.shape[axis] for axis in axes)
   final = structure.fixed(target.shape, target.layout)
   if final is not None:
-    final //= alike
+    final //= similar
   else:
     final = max(size - round(size * target.sparsity), min(structure.fewest, size))
-  return keep_largest(units, _kept(size, final, at(target.sparsity), done), axes=axes)
+  return None if axes is None else tuple(axis % units.ndim for axis in axes), size, final, target.sparsity
 
 
 def _together(

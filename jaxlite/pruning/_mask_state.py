@@ -12,6 +12,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Account, Status
 from jaxlite.errors import arrays, counted
+from jaxlite.graph import alike
 from jaxlite.graph.layouts import Layouts
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning.sparsity_schedules import Schedule
@@ -191,9 +192,6 @@ def watched(
 
 def broken_weights(masks: Any, params: Any) -> jax.Array:
   """Counts the weights that are not zero where the masks hold zero; it reads every weight."""
-  wrong = masking.over(
-    lambda mask, param: jnp.sum((param != 0) & ~masking.unpack(mask, param.shape), dtype=jnp.int32),
-    masks,
-    params,
-  )
-  return sum(jax.tree.leaves(wrong), jnp.zeros((), jnp.int32))
+  found = jax.tree.leaves(masking.over(lambda mask, param: masking.unpack(mask, param.shape), masks, params))
+  held = jax.tree.leaves(masking.over(lambda mask, param: param, masks, params))
+  return alike.count(lambda mask, param: (param != 0) & ~mask, found, held)

@@ -8,7 +8,7 @@ import jax
 
 from jaxlite import trees
 from jaxlite.pruning import _masks as masking
-from jaxlite.pruning._allocate import Allocate, uniform
+from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at, scores_of, targets
 from jaxlite.pruning._mask_state import laid_out
 from jaxlite.pruning._statistics import Calibration
@@ -24,7 +24,7 @@ def sparsify(
   score: Score = magnitude,
   context: Any = None,
   structure: Structures = element,
-  allocate: Allocate = uniform,
+  allocate: Allocate = erk,
   select: trees.Rule = None,
   packed: bool = False,
 ) -> tuple[Any, Any]:
@@ -32,11 +32,11 @@ def sparsify(
 
   Args:
     params: any pytree of arrays.
-    sparsity: the share of each selected leaf that becomes zero, in [0, 1).
+    sparsity: the share of the selected weights that becomes zero, in [0, 1).
     score: (params, context) -> tree like params, non-negative: the largest live.
     context: what the score reads; a `Calibration` also tells which leaves are weights and how their axes lie.
     structure: `element`, `channel()`, `n_m(2, 4)`, ...; or {regular expression on paths: structure}.
-    allocate: `uniform`, `erk`, `global_()`; or {regular expression on paths: sparsity}.
+    allocate: `erk`, `uniform`, `global_()`; or {regular expression on paths: sparsity}.
     select: a rule on paths; None takes the calibration's weights, without one by shape and name.
     packed: give the masks as bits.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.pruning import _masks as masking
-from jaxlite.pruning._allocate import Allocate, uniform
+from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures
 from jaxlite.pruning._one_shot import sparsify
 from jaxlite.pruning._structure import element
@@ -24,7 +24,7 @@ def rewind(
   score: Score = magnitude,
   context: Any = None,
   structure: Structures = element,
-  allocate: Allocate = uniform,
+  allocate: Allocate = erk,
   select: trees.Rule = None,
 ) -> tuple[Any, Any]:
   """Draws masks from trained weights and goes back to early ones: a ticket to train again with `hold(masks)`.
@@ -35,7 +35,7 @@ def rewind(
   Args:
     trained: the weights at the end of training.
     early: the weights of a checkpoint early in it, the same tree.
-    sparsity: the share of each selected leaf that is zero after this round.
+    sparsity: the share of the selected weights that is zero after this round.
     score: as in `sparsify`, of the trained weights.
     context: what the score reads.
     structure: as in `sparsify`.

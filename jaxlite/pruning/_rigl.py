@@ -6,6 +6,7 @@ inside, and what it changes comes last. So it needs no extra arguments, and work
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from jaxlite import trees
 from jaxlite.contract import Last, stream
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, Global, erk
-from jaxlite.pruning._choose_masks import Target, leaves_at, targets
+from jaxlite.pruning._choose_masks import Structures, Target, leaves_at, targets
 from jaxlite.pruning._mask_state import (
   PruneState,
   drawn_at,
@@ -56,6 +57,7 @@ def rigl(
   end: int,
   every: int = 100,
   fraction: float = 0.3,
+  structure: Structures = element,
   allocate: Allocate = erk,
   select: trees.Rule = None,
   seed: int = 0,
@@ -75,6 +77,8 @@ def rigl(
     end: the update from which on connections stay; three quarters of a run is common.
     every: updates between refreshes.
     fraction: the share of a leaf's live weights that moves at first, in [0, 1].
+    structure: what moves: `element`, `channel()`, `block(4, 4)`, `per_output()`, or by rules. Where no program tells
+      which axes stack layers (a foreign loop, an ensemble over shared inputs), `stacked(..., axis=0)`.
     allocate: `erk`, `uniform`, or {regular expression on paths: sparsity}.
     select: a rule on paths; None takes the weights (in a foreign loop: by shape and name).
     seed: of the masks at init.
@@ -85,7 +89,7 @@ def rigl(
 
   Raises:
     TypeError: inner is no Optax transformation.
-    ValueError: an argument outside its range; at init, no weight selected.
+    ValueError: an argument outside its range; at init, no weight selected, or N:M, whose groups have nothing to move.
 
   References:
     Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020, https://arxiv.org/abs/1911.11134
@@ -102,7 +106,7 @@ def rigl(
     del path, count
     return jnp.abs(gradient)
 
-  return _dynamic('rigl', inner, sparsity, end, every, fraction, allocate, select, seed, packed, grow)
+  return _dynamic('rigl', inner, sparsity, end, every, fraction, structure, allocate, select, seed, packed, grow)
 
 
 def set_(
@@ -112,6 +116,7 @@ def set_(
   end: int,
   every: int = 100,
   fraction: float = 0.3,
+  structure: Structures = element,
   allocate: Allocate = erk,
   select: trees.Rule = None,
   seed: int = 0,
@@ -127,6 +132,7 @@ def set_(
     end: the update from which on connections stay.
     every: updates between refreshes.
     fraction: the share of a leaf's live weights that moves at first, in [0, 1].
+    structure: as in `rigl`.
     allocate: `erk`, `uniform`, or {regular expression on paths: sparsity}.
     select: a rule on paths; None takes the weights.
     seed: of the masks at init and of what grows.
@@ -137,7 +143,7 @@ def set_(
 
   Raises:
     TypeError: inner is no Optax transformation.
-    ValueError: an argument outside its range; at init, no weight selected.
+    ValueError: an argument outside its range; at init, no weight selected, or N:M, whose groups have nothing to move.
 
   References:
     Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity inspired by
@@ -152,7 +158,7 @@ def set_(
   def grow(path: str, gradient: jax.Array, count: jax.Array) -> jax.Array:
     return jax.random.uniform(stream(named_key(seed, f'grow/{path}'), 'set', count), gradient.shape)
 
-  return _dynamic('set_', inner, sparsity, end, every, fraction, allocate, select, seed, packed, grow)
+  return _dynamic('set_', inner, sparsity, end, every, fraction, structure, allocate, select, seed, packed, grow)
 
 
 def _dynamic(
@@ -162,6 +168,7 @@ def _dynamic(
   end: int,
   every: int,
   fraction: float,
+  structure: Structures,
   allocate: Allocate,
   select: trees.Rule,
   seed: int,
@@ -185,13 +192,20 @@ def _dynamic(
   inner = optax.with_extra_args_support(inner)
 
   def goals_of(params: Any, chosen: Any, layouts: Any) -> dict[str, Target]:
-    return targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, element, allocate, what=what)
+    goals = targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what=what)
+    for path, goal in goals.items():
+      if goal.structure.pattern is not None:
+        raise ValueError(
+          f'{what}: a pattern says how many of each group live, so {goal.structure.describe} leaves {path!r} nothing to'
+          ' move: prune or straight_through hold it'
+        )
+    return goals
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> DynamicState:
     chosen = trees.weight_paths(params, select, weights, what=what)
     layouts = layouts_for(chosen, weights)
     drawn = {
-      path: keep_largest(jax.random.uniform(named_key(seed, f'masks/{path}'), goal.shape), _live(goal), axes=goal.layer)
+      path: _drawn(jax.random.uniform(named_key(seed, f'masks/{path}'), goal.shape), goal)
       for path, goal in goals_of(params, chosen, layouts).items()
     }
     masks = start(params, drawn, packed=packed)
@@ -207,7 +221,8 @@ def _dynamic(
     share = fraction / 2 * (1 + jnp.cos(jnp.pi * count.astype(jnp.float32) / max(end, 1)))
 
     def move(masks: Any, inner_state: Any) -> tuple[Any, Any]:
-      weights, gradients = leaves_at(params, chosen), leaves_at(updates, chosen)
+      # Where the model is read at another point than it trains at, its weights are those that count.
+      weights, gradients = leaves_at(extra.get('point', params), chosen), leaves_at(updates, chosen)
       before = {p: masking.unpack(mask, goals[p].shape) for p, mask in leaves_at(masks, chosen).items()}
       after = {
         path: _moved(before[path], weights[path], grow(path, gradients[path], count), share, goal)
@@ -239,21 +254,32 @@ def _kind(thing: Any) -> str:
   return getattr(thing, '__name__', type(thing).__name__)
 
 
-def _live(goal: Target) -> int:
-  """How many weights of each layer live."""
-  size = int(np.prod(goal.shape)) // goal.layers
-  return size - round(size * goal.sparsity)
+def _drawn(scores: jax.Array, goal: Target) -> jax.Array:
+  """Masks of the units that live at first."""
+  units = goal.structure.units(scores, goal.layout)
+  axes, _, live = _competition(goal, units.shape)
+  return goal.structure.spread(keep_largest(units, live, axes=axes), goal.shape, goal.layout)
+
+
+def _competition(goal: Target, shape: tuple[int, ...]) -> tuple[tuple[int, ...] | None, int, int]:
+  """Along which axes units compete, how many of them there are in each competition, and how many live."""
+  axes = goal.structure.rivals(goal.shape, goal.layout) or goal.layer  # layers do not compete
+  size = math.prod(shape) if axes is None else math.prod(shape[axis] for axis in axes)
+  return axes, size, max(size - round(size * goal.sparsity), min(goal.structure.fewest, size))
 
 
 def _moved(mask: jax.Array, weight: jax.Array, growth: jax.Array, share: jax.Array, goal: Target) -> jax.Array:
-  """Drops a share of the live weights, the smallest, and grows as many among the dead, those just dropped too.
+  """Drops a share of the live units of a leaf, the smallest, and grows as many among the dead, those just dropped too.
 
   Each of the layers that a leaf stacks by itself.
   """
-  live = _live(goal)
-  moving = jnp.minimum(jnp.floor(live * share).astype(jnp.int32), weight.size // goal.layers - live)
-  kept = keep_largest(jnp.abs(weight), live - moving, axes=goal.layer, among=mask)
-  return kept | keep_largest(growth, moving, axes=goal.layer, among=~kept)
+  units = lambda values: goal.structure.units(values, goal.layout)  # noqa: E731
+  alive = units(mask.astype(jnp.float32)) > 0
+  axes, size, live = _competition(goal, alive.shape)
+  moving = jnp.minimum(jnp.floor(live * share).astype(jnp.int32), size - live)
+  kept = keep_largest(units(jnp.abs(weight)), live - moving, axes=axes, among=alive)
+  kept |= keep_largest(units(growth), moving, axes=axes, among=~kept)
+  return goal.structure.spread(kept, goal.shape, goal.layout)
 
 
 def _started(params: Any, before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.pruning._allocate import Allocate, uniform
+from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at
 from jaxlite.pruning._mask_state import laid_out
 from jaxlite.pruning._one_shot import goals_of
@@ -27,7 +27,7 @@ def sparsegpt(
   sparsity: float,
   *,
   structure: Structures = element,
-  allocate: Allocate = uniform,
+  allocate: Allocate = erk,
   select: trees.Rule = None,
   damping: float = 0.01,
   block: int = 128,
@@ -40,9 +40,9 @@ def sparsegpt(
   Args:
     params: pytree of arrays.
     context: of `gather_statistics`, with Gram matrices.
-    sparsity: the share of each selected leaf that becomes zero, in [0, 1).
+    sparsity: the share of the selected weights that becomes zero, in [0, 1).
     structure: `element` or `n_m(n, m)`; or {regular expression on paths: structure}.
-    allocate: `uniform`, `erk`, or {regular expression on paths: sparsity}.
+    allocate: `erk`, `uniform`, or {regular expression on paths: sparsity}.
     select: a rule on paths; None takes the calibration's weights.
     damping: added to a Gram matrix's diagonal, as a share of its mean.
     block: inputs whose dead weights are chosen together; a multiple of m for N:M.

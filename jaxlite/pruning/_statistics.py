@@ -19,6 +19,7 @@ from jax import lax
 from jaxlite import trees
 from jaxlite.contract import Batch, Context, Model, Network
 from jaxlite.graph import layouts, provenance, rewrite, walk
+from jaxlite.graph.effects import without_effects
 from jaxlite.graph.model import model_tags
 from jaxlite.tasks import running
 from jaxlite.tasks.lift import examples_in, lift_loss
@@ -59,7 +60,8 @@ def gather_statistics(
       `jaxlite.load` gives, which brings its values.
     params: its parameters.
     model_state: of a Model.
-    batches: dicts with 'inputs', and with what the loss reads. Batches of one shape are compiled once.
+    batches: dicts with 'inputs', and with what the loss reads. Batches of one shape are compiled once. Examples whose
+      'weight' is 0 (padding) are left out.
     loss: (outputs, batch) -> float[B]; with one, gradients are recorded too, each example's by its weight.
     grams: whether to record Gram matrices, K^2 floats for a weight that sums over K inputs; else norms only.
 
@@ -67,7 +69,7 @@ def gather_statistics(
     A Calibration.
 
   Raises:
-    ValueError: no batch, a network in which no weight meets an activation, or a loss that is a scalar.
+    ValueError: no batch with an example, a network in which no weight meets an activation, or a loss that is a scalar.
 
   >>> batch = {'inputs': jnp.array([[3.0, 0.0], [4.0, 1.0]])}
   >>> found = gather_statistics(lambda p, x: x @ p['w'], {'w': jnp.ones((2, 3))}, batches=[batch])
@@ -86,7 +88,7 @@ def gather_statistics(
   totals, gradients, weights = None, None, []
   record = jax.jit(functools.partial(_moments, apply, grams=grams))
   slope = jax.jit(jax.grad(functools.partial(_objective, apply, loss))) if loss is not None else None
-  for batch in batches:
+  for batch in filter(None, map(_without_padding, batches)):
     found = record(params, model_state, batch['inputs'])
     totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
     if slope is not None:
@@ -96,7 +98,9 @@ def gather_statistics(
       one = jax.tree.map(lambda leaf: running.widened(leaf) * weights[-1], one)
       gradients = one if gradients is None else jax.tree.map(jnp.add, gradients, one)
   if totals is None:
-    raise ValueError('gather_statistics reads what reaches the weights, so it needs at least one batch; got none')
+    raise ValueError(
+      'gather_statistics reads what reaches the weights, so it needs at least one batch with an example; got none'
+    )
   known, skipped = _read(apply, params, model_state, batch['inputs'])
   leaves = trees.by_path(params)
   squares, moments = totals
@@ -108,6 +112,15 @@ def gather_statistics(
   )
 
 
+def _without_padding(batch: Batch) -> Batch | None:
+  """The examples whose weight is not 0, None where there are none."""
+  real = np.asarray(batch['weight']) != 0 if 'weight' in batch else np.True_
+  if real.all():
+    return batch
+  _, rows = examples_in(batch)
+  return jax.tree.map(lambda leaf, has: leaf[real] if has else leaf, dict(batch), rows) if real.any() else None
+
+
 def _forward(model: Model | Callable[[Any, Any], Any]) -> Callable[..., Any]:
   if isinstance(model, Model):
     return lambda params, state, inputs: model.apply(params, state, inputs, train=False, key=None)[0]
@@ -115,7 +128,8 @@ def _forward(model: Model | Callable[[Any, Any], Any]) -> Callable[..., Any]:
     raise TypeError(
       f'gather_statistics takes a Model or a function (params, inputs) -> outputs; got {type(model).__name__}'
     )
-  return lambda params, state, inputs: model(params, inputs)
+  pure = without_effects(model, 'gather_statistics')
+  return lambda params, state, inputs: pure(params, inputs)
 
 
 def _objective(apply: Any, loss: Any, params: Any, state: Any, batch: Batch) -> jax.Array:
@@ -188,8 +202,8 @@ def _why_not(program: _Program, path: str, layout: layouts.LeafLayout | None) ->
 
 
 def _stacks(site: provenance.Site, use: layouts.Use) -> int:
-  """How many weights a site multiplies: in the scans around it, and along its batch axes."""
-  return math.prod(site.lengths) * math.prod(site.shape[axis] for axis in use.batch)
+  """How many weights a site multiplies: in the scans around it, and at once."""
+  return math.prod(site.lengths) * use.many
 
 
 def _groups(program: _Program, path: str, layout: layouts.LeafLayout) -> int:

@@ -14,7 +14,7 @@ from jaxlite.errors import arrays
 from jaxlite.graph.layouts import Layouts
 from jaxlite.graph.model import _layouts
 from jaxlite.pruning import _masks as masking
-from jaxlite.pruning._allocate import Allocate, uniform
+from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures, draw, leaves_at, scores_of, targets
 from jaxlite.pruning._mask_state import layouts_for, layouts_in, shortfall
 from jaxlite.pruning._structure import element
@@ -61,7 +61,7 @@ def straight_through(
   schedule: Schedule | None = None,
   score: Score = magnitude,
   structure: Structures = element,
-  allocate: Allocate = uniform,
+  allocate: Allocate = erk,
   packed: bool = False,
   name: str = 'straight',
 ) -> Hook:
@@ -77,7 +77,7 @@ def straight_through(
   `experiments/techniques.py` has a row of it.
 
   Args:
-    sparsity: the share of each selected leaf that is zero, in [0, 1).
+    sparsity: the share of the selected weights that is zero, in [0, 1).
     begin: the first optimizer step that masks, counted from 0.
     end: the step at which the target is reached by the cubic schedule; None: at `begin` in full, and masks are
       drawn anew each `every` steps for ever.

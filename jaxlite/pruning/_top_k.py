@@ -79,33 +79,42 @@ def _ordered_bits(scores: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=2)  # leaves of one shape are traced, and outside a step compiled, once
 def _keep(bits: list[jax.Array], keep: jax.Array | int, axes: tuple[int, ...] | None) -> list[jax.Array]:
-  keep = jnp.asarray(keep, jnp.int32)
-  threshold, above, exact = _search(bits, keep, bits[0].dtype.itemsize * 8, axes)
-  tied = [one == threshold for one in bits]
+  size = sum(_rivals(one.shape, axes) for one in bits)
+  dtype = bits[0].dtype
 
-  def first_tied() -> list[jax.Array]:
+  def turn(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+    _, width, values, keep, live = carry
+    threshold, above, exact = _search(values, keep, width, axes)
     # Indices counted down from the end are keys of which the first are the largest, and no two are equal.
-    size = sum(_rivals(one.shape, axes) for one in bits)
     keys, start = [], 0
-    for one, ties in zip(bits, tied, strict=True):
-      keys.append(jnp.where(ties, size - start - _index(one.shape, axes), 0).astype(jnp.uint32))
+    for one in values:
+      places = (size - start - _index(one.shape, axes)).astype(dtype)
+      keys.append(jnp.where((one == threshold) & ~exact, places, 0))
       start += _rivals(one.shape, axes)
-    floor, _, _ = _search(keys, jnp.where(exact, 0, keep - above), size.bit_length(), axes)
-    return [ties & (exact | (key >= floor)) for ties, key in zip(tied, keys, strict=True)]
+    live = [old | (one > threshold) | (exact & (one == threshold)) for old, one in zip(live, values, strict=True)]
+    return ~jnp.all(exact), jnp.int32(_even(size.bit_length())), keys, jnp.where(exact, 0, keep - above), live
 
-  taken = lax.cond(jnp.all(exact), lambda: tied, first_tied)  # the usual case has nothing to break
-  return [(one > threshold) | ties for one, ties in zip(bits, taken, strict=True)]
+  shape = () if axes is None else tuple(1 if axis in axes else n for axis, n in enumerate(bits[0].shape))
+  keep = jnp.broadcast_to(jnp.asarray(keep, jnp.int32), shape)
+  nothing = [jnp.zeros_like(one, bool) for one in bits]
+  # By scores, then, which is rare, by place among those that tie: one loop, so that the search is compiled once.
+  first = (jnp.ones((), bool), jnp.int32(_even(dtype.itemsize * 8)), bits, keep, nothing)
+  return lax.while_loop(lambda carry: carry[0], turn, first)[-1]
+
+
+def _even(width: int) -> int:
+  return -(-width // _DIGIT) * _DIGIT
 
 
 def _search(
-  values: list[jax.Array], keep: jax.Array, width: int, axes: tuple[int, ...] | None
+  values: list[jax.Array], keep: jax.Array, width: jax.Array, axes: tuple[int, ...] | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Finds the largest threshold that at least `keep` values reach, or sooner one that exactly `keep` reach.
 
   Args:
     values: unsigned[...] each, under 2**width.
     keep: int32[], or one for each competition.
-    width: bits to fix.
+    width: int32[], bits to fix, whole digits.
     axes: as in `keep_largest`; None for all.
 
   Returns:
@@ -134,7 +143,7 @@ def _search(
     return shift, threshold + unit * digit, reach, above
 
   start = (
-    jnp.int32(-(-width // _DIGIT) * _DIGIT),
+    width,
     jnp.zeros(shape, dtype),
     jnp.full(shape, everyone, jnp.int32),
     jnp.zeros(shape, jnp.int32),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import Model, stream
+from jaxlite.graph.effects import without_effects
 from jaxlite.pruning._statistics import Calibration
 
 Score = Callable[[Any, Any], Any]
@@ -106,7 +107,7 @@ def synflow(model: Model | Callable[[Any, Any], Any], inputs: Any) -> Score:
       if isinstance(model, Model):
         outputs = model.apply(sizes, {} if context is None else context, ones, train=False, key=None)[0]
       else:
-        outputs = model(sizes, ones)
+        outputs = without_effects(model, 'synflow')(sizes, ones)
       return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(outputs))
 
     sizes = jax.tree.map(jnp.abs, params)

@@ -21,8 +21,8 @@ from jaxlite.graph.model import model_tags
 from jaxlite.graph.provenance import Site
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
+from jaxlite.quantization._multiply import Product
 from jaxlite.quantization._numerics import Bits
-from jaxlite.quantization._product import Product
 from jaxlite.quantization._program import Rules
 
 SHARES = np.arange(100, 4, -1, dtype=np.float32) / 100  # of a channel's largest weight; of equals the first is taken

@@ -23,6 +23,7 @@ from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
 from jaxlite.quantization import _program as quant_program
 from jaxlite.quantization._account import account_of
+from jaxlite.quantization._multiply import Product, traced_once
 from jaxlite.quantization._numerics import Bits, BitsLike, check_bits
 from jaxlite.quantization._program import Rules
 
@@ -187,7 +188,7 @@ def first_steps(measured: Measured, bits: Bits, site: provenance.Site, *, per_ch
   return steps
 
 
-def _measuring(site: Any, product: products.Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
+def _measuring(site: Any, product: Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:
   del site, read
   size = jnp.abs(x.astype(jnp.float32))
   finite = jnp.isfinite(size)
@@ -232,7 +233,7 @@ _MEASURES = quant_program.Combine(
 def _learned(bits: Mapping[str, Bits | None], real: bool) -> Callable[..., Any]:
   """Returns the Visit that quantizes by learned steps."""
 
-  def visit(site: provenance.Site, product: products.Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
+  def visit(site: provenance.Site, product: Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
     own = bits[site.name]
     if read is None:  # a second use that only this kind of pass has: by what it sees
       if own.activation is None:
@@ -247,7 +248,7 @@ def _learned(bits: Mapping[str, Bits | None], real: bool) -> Callable[..., Any]:
 
 
 def learned(
-  product: products.Product,
+  product: Product,
   x: jax.Array,
   w: jax.Array,
   steps: Mapping[str, jax.Array],
@@ -275,8 +276,18 @@ def learned(
   """
   axes = product.summed_axes(w.ndim)
   shape = tuple(1 if axis in axes else size for axis, size in enumerate(w.shape))
+  w_rate = 1 / math.sqrt(max(w.size // max(steps['weight'].size, 1), 1) * (2.0 ** (bits.weight - 1) - 1))
+  contract = _learning(product, bits, real, count, w_rate)
+  w_step = _positive(steps['weight'])
+  w_step = w_step.reshape(shape) if w_step.ndim else jnp.broadcast_to(w_step, shape)
+  if bits.activation is None:
+    return contract(x, w, None, w_step, None)
+  return contract(x, w, _positive(steps['activation']), w_step, lax.stop_gradient(zero))
+
+
+@traced_once
+def _learning(product: Product, bits: Bits, real: bool, count: int, w_rate: float) -> Callable[..., jax.Array]:
   most = 2.0 ** (bits.weight - 1) - 1
-  w_rate = 1 / math.sqrt(max(w.size // max(steps['weight'].size, 1), 1) * most)
 
   @jax.custom_jvp
   def contract(x: jax.Array, w: jax.Array, x_step: Any, w_step: jax.Array, zero: Any) -> jax.Array:
@@ -296,7 +307,9 @@ def learned(
     x, w, x_step, w_step, zero = primals
     dx, dw, dx_step, dw_step, _ = [_moving(one) for one in tangents]
     out, (on_x, on_w) = forward(*primals)
-    dw = on_w.pulled(dw, None if dw_step is None else _spread(dw_step * w_rate, w.shape, axes), w.dtype)
+    dw = on_w.pulled(
+      dw, None if dw_step is None else _spread(dw_step * w_rate, w.shape, product.summed_axes(w.ndim)), w.dtype
+    )
     dw = jnp.zeros_like(w) if dw is None else dw
     if on_x is None:
       return out, products.tangent(product, x, None, on_w.steps, w_step, dx, dw, out)
@@ -311,11 +324,7 @@ def learned(
     dx = on_x.pulled(dx, dx_step, x.dtype)
     return out, products.tangent(product, on_x.steps, x_step, on_w.steps, w_step, dx, dw, out) + by_step
 
-  w_step = _positive(steps['weight'])
-  w_step = w_step.reshape(shape) if w_step.ndim else jnp.broadcast_to(w_step, shape)
-  if bits.activation is None:
-    return contract(x, w, None, w_step, None)
-  return contract(x, w, _positive(steps['activation']), w_step, lax.stop_gradient(zero))
+  return contract
 
 
 class _OnGrid(NamedTuple):

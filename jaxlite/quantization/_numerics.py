@@ -1,4 +1,4 @@
-"""The numbers of quantization: bits, ranges, grids, rounding. What is done with them stands in `quant_product.py`.
+"""The numbers of quantization: bits, ranges, grids, rounding. What is done with them stands in `_product.py`.
 
 Weights are symmetric per output channel on the narrow range, [-(2^(b-1)-1), 2^(b-1)-1]: zero is exact, so a
 pruned weight stays pruned, and negation stays on the grid. Activations are affine per tensor with an exact zero:
@@ -25,6 +25,9 @@ from jax import lax
 
 MARK = 'jl.bits='  # `checkpoint_name` of a weight's integers: a report reads the bits off any program
 MIN_BITS, MAX_BITS = 2, 8
+_INFINITE = np.int32(0x7F800000)  # the bits of infinity
+_FINITE = np.int32(0x00800000)  # from there it takes as many to overflow
+_SMALL = 1 << 18  # entries of a weight whose passes take less time than their compilation
 SMALLEST = 2.0**-100  # a span below this is no range: its scale would be a denormal, its inverse infinite
 
 Range = tuple[jax.Array, jax.Array]  # (lowest, highest) float32; (inf, -inf) is 'not seen'
@@ -90,17 +93,35 @@ def observe(x: jax.Array) -> Range:
   >>> [float(end) for end in observe(jnp.array([1.0, -2.0, jnp.nan]))]
   [-2.0, 1.0]
   """
-  x = lax.stop_gradient(x).astype(jnp.float32)
   if x.size == 0:
     return unseen()
-  low, high = jnp.min(x), jnp.max(x)  # not finite as soon as one entry is not
+  return _observed(lax.stop_gradient(x))
 
-  def of_finite(x: jax.Array) -> Range:
-    finite = jnp.isfinite(x)
-    return jnp.min(x, initial=jnp.inf, where=finite), jnp.max(x, initial=-jnp.inf, where=finite)
 
-  # XLA:CPU takes several times as long for a masked reduction as for a plain one, so it is kept for bad days.
-  return lax.cond(jnp.isfinite(low) & jnp.isfinite(high), lambda _: (low, high), of_finite, x)
+@jax.jit
+def _observed(x: jax.Array) -> Range:
+  # As integers that are ordered like the floats, moved so far that what is not finite overflows past the other end: a
+  # plain reduction, without a mask (which takes XLA:CPU several times as long) and without a branch. Both ends in one
+  # reduction: XLA then reads its operand once, and on CPU vectorizes it.
+  ordered = _ordered(lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32))
+  start = np.int32(2**31 - 1), np.int32(-(2**31))
+  low, high = lax.reduce((ordered - _FINITE, ordered + _FINITE), start, _wider, tuple(range(x.ndim)))
+  # Of nothing finite the ends are infinite, as those of `unseen`.
+  low, high = jnp.minimum(low, _INFINITE - _FINITE), jnp.maximum(high, ~_INFINITE + _FINITE)
+  return _as_float(low + _FINITE), _as_float(high - _FINITE)
+
+
+def _wider(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+  return jnp.minimum(one[0], other[0]), jnp.maximum(one[1], other[1])
+
+
+def _ordered(bits: jax.Array) -> jax.Array:
+  """From the bits of floats to integers that are ordered like them, and back."""
+  return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+
+
+def _as_float(ordered: jax.Array) -> jax.Array:
+  return lax.bitcast_convert_type(_ordered(ordered), jnp.float32)
 
 
 def merge(one: Range, other: Range) -> Range:
@@ -120,12 +141,12 @@ def blend(old: Range, new: Range, decay: float) -> Range:
   >>> [float(end) for end in blend(unseen(), (0.0, 2.0), 0.9)]
   [0.0, 2.0]
   """
-  both = jnp.logical_and(is_seen(old), is_seen(new))
-  first = is_seen(old)
+  first = jnp.asarray(is_seen(old))
+  both = first & is_seen(new)
 
   def end(old: jax.Array, new: jax.Array) -> jax.Array:
-    moved = jnp.where(both, decay * jnp.where(both, old, 0) + (1 - decay) * jnp.where(both, new, 0), 0)
-    return jnp.where(both, moved, jnp.where(first, old, new)).astype(jnp.float32)
+    old, new = jnp.asarray(old, jnp.float32), jnp.asarray(new, jnp.float32)
+    return lax.select(both, decay * old + (1 - decay) * new, lax.select(first, old, new))
 
   return end(old[0], new[0]), end(old[1], new[1])
 
@@ -164,8 +185,7 @@ def activation_grid(span: Range, bits: int) -> Grid:
   (1.0, 0.0, 255.0, -128.0)
   """
   stored_low, stored_high = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
-  lowest = jnp.where(is_seen(span), jnp.minimum(span[0], 0), 0)
-  highest = jnp.where(is_seen(span), jnp.maximum(span[1], 0), 0)
+  lowest, highest = jnp.minimum(span[0], 0), jnp.maximum(span[1], 0)  # 0 and 0 of what was never seen
   # Written so that fusing and constant folding cannot move a bit: halves are exact (and do not overflow where
   # the difference of two huge ends would), divisors are reciprocals, and each sum is of rounded numbers.
   scale = _scale((highest * 0.5 - lowest * 0.5) * np.float32(2 / (2**bits - 1)))
@@ -174,7 +194,9 @@ def activation_grid(span: Range, bits: int) -> Grid:
 
 
 def _scale(step: jax.Array) -> jax.Array:
-  return jnp.where(step >= SMALLEST, step, 1.0).astype(jnp.float32)
+  """The step, or 1 where it is too small. As a quotient: XLA computes it once then, and not again in each reader."""
+  least = np.float32(SMALLEST)
+  return jnp.maximum(step, least) / lax.select(step >= least, jnp.ones_like(step), jnp.full_like(step, least))
 
 
 def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
@@ -192,16 +214,24 @@ def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
   >>> weight_scale(jnp.array([[1.0, 0.0], [-127.0, 0.0]]), (0,), 8).tolist()
   [[1.0, 1.0]]
   """
-  w, axes = lax.stop_gradient(w).astype(jnp.float32), tuple(axes)
-  largest = jnp.max(jnp.abs(w), axis=axes, keepdims=True, initial=0.0)
+  size, axes = jnp.abs(lax.stop_gradient(w).astype(jnp.float32)), tuple(axes)
+  if size.size <= _SMALL:  # without a branch, which would take longer to compile than all the rest; as in `observe`
+    moved = lax.bitcast_convert_type(size, jnp.int32) + _FINITE
+    largest = jnp.max(moved, axis=axes, keepdims=True, initial=_FINITE)
+    largest = lax.bitcast_convert_type(jnp.maximum(largest, _FINITE) - _FINITE, jnp.float32)
+  else:
+    largest = _of_large(size, axes)
+  return _scale(largest * np.float32(1 / (2 ** (bits - 1) - 1)))
 
-  def of_finite(w: jax.Array) -> jax.Array:
-    size = jnp.abs(w)
+
+def _of_large(size: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """The largest finite entries. XLA:CPU takes longer for them in one masked pass, so that is kept for bad days."""
+  largest = jnp.max(size, axis=axes, keepdims=True, initial=0.0)
+
+  def of_finite(size: jax.Array) -> jax.Array:
     return jnp.max(size, axis=axes, keepdims=True, initial=0.0, where=jnp.isfinite(size))
 
-  # A masked reduction writes the masked weights out first on XLA:CPU, so it is kept for bad days.
-  largest = lax.cond(jnp.all(jnp.isfinite(largest)), lambda _: largest, of_finite, w)
-  return _scale(largest * np.float32(1 / (2 ** (bits - 1) - 1)))
+  return lax.cond(jnp.all(jnp.isfinite(largest)), lambda _: largest, of_finite, size)
 
 
 def to_steps(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -214,7 +244,7 @@ def to_steps(x: jax.Array, scale: jax.Array) -> jax.Array:
   >>> to_steps(jnp.array([0.4, -2.6]), jnp.float32(1.0)).tolist()
   [0.0, -3.0]
   """
-  return jnp.round(x.astype(jnp.float32) * (1.0 / scale))
+  return lax.round(x.astype(jnp.float32) * (1.0 / scale), lax.RoundingMethod.TO_NEAREST_EVEN)
 
 
 def weight_steps(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
@@ -225,4 +255,4 @@ def weight_steps(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
   [127.0, -64.0, 0.0]
   """
   most = 2.0 ** (bits - 1) - 1
-  return jnp.clip(to_steps(w, scale), -most, most)
+  return lax.clamp(np.float32(-most), to_steps(w, scale), np.float32(most))

@@ -1,4 +1,4 @@
-"""One contraction in integers: the product, fake and real, and its gradient.
+"""One contraction in integers: its scales, its range and its gradient, straight through.
 
 The fake product multiplies the *integers* that deployment multiplies, held in float32, and scales once
 afterwards. While K * max|a| * max|w| <= 2^24 every partial sum is an integer that float32 holds exactly, so that
@@ -13,132 +13,16 @@ References:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlite.graph.contractions import summed_axes
+from jaxlite.quantization._multiply import Product, fake_product, real_pair, real_product, traced_once
 from jaxlite.quantization._numerics import MARK, Bits, Range, activation_grid, to_steps, weight_scale, weight_steps
-
-
-class Product(NamedTuple):
-  """A contraction as the program has it, and which side is the weight.
-
-  Attributes:
-    primitive: dot_general or conv_general_dilated.
-    params: its parameters.
-    side: 0 or 1, the operand that is the weight.
-    dtype: of the original result.
-  """
-
-  primitive: Any
-  params: Mapping[str, Any]
-  side: int
-  dtype: Any
-
-  @property
-  def is_conv(self) -> bool:
-    return self.primitive.name == 'conv_general_dilated'
-
-  def ordered(self, x: Any, w: Any) -> tuple[Any, Any]:
-    """Returns activation and weight in the program's order."""
-    return (x, w) if self.side == 1 else (w, x)
-
-  def bind(self, x: jax.Array, w: jax.Array, **changed: Any) -> jax.Array:
-    return self.primitive.bind(*self.ordered(x, w), **{**self.params, **changed})
-
-  def summed_axes(self, ndim: int) -> tuple[int, ...]:
-    """Returns the weight's axes that the contraction sums over."""
-    return summed_axes(self.primitive.name, self.params, self.side, ndim)
-
-  def on_output(self, per_channel: jax.Array, x_ndim: int) -> jax.Array:
-    """Brings a value per output channel (summed axes 1) to where it broadcasts against the result."""
-    if self.is_conv:
-      shape = [1] * per_channel.ndim
-      shape[self.params['dimension_numbers'].out_spec[1]] = per_channel.size
-      return per_channel.reshape(shape)
-    contracting, batch = self.params['dimension_numbers']
-    summed, shared = contracting[self.side], batch[self.side]
-    free = [axis for axis in range(per_channel.ndim) if axis not in (*summed, *shared)]
-    ones = (1,) * (x_ndim - len(contracting[1 - self.side]) - len(batch[1 - self.side]))
-    moved = per_channel.transpose([*shared, *free, *summed])
-    sizes = moved.shape
-    head, tail = sizes[: len(shared)], sizes[len(shared) : len(shared) + len(free)]
-    return moved.reshape((*head, *ones, *tail) if self.side == 1 else (*head, *tail, *ones))
-
-
-def fake_product(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:
-  """Multiplies integer-valued float32 at full precision: no tensor-core rounding of what must be exact.
-
-  Args:
-    product: the contraction.
-    x: float32, integer-valued.
-    w: float32, integer-valued.
-
-  Returns:
-    float32, the sums.
-  """
-  highest = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
-  return product.bind(x, w, precision=highest, preferred_element_type=jnp.dtype(jnp.float32))
-
-
-def real_product(product: Product, x: jax.Array, w: jax.Array, zero: jax.Array) -> jax.Array:
-  """Multiplies stored int8 into int32, takes the zero point's share off, and gives float32 sums.
-
-  Args:
-    product: the contraction.
-    x: float32, integers relative to zero.
-    w: float32, integers.
-    zero: float32[], the zero point of the stored activation.
-
-  Returns:
-    float32, the sums.
-  """
-  stored = (x + zero).astype(jnp.int8)
-  weights = w.astype(jnp.int8)
-  changed: dict[str, Any] = {'precision': None, 'preferred_element_type': jnp.dtype(jnp.int32)}
-  if product.is_conv:  # stored zeros are `zero`, so padding must be written out
-    numbers = product.params['dimension_numbers']
-    config = [(0, 0, 0)] * stored.ndim
-    spatial = zip(numbers.lhs_spec[2:], product.params['padding'], product.params['lhs_dilation'], strict=True)
-    for axis, (before, after), dilation in spatial:
-      config[axis] = (before, after, dilation - 1)
-    stored = lax.pad(stored, zero.astype(jnp.int8), config)
-    changed['padding'] = ((0, 0),) * (stored.ndim - 2)
-    changed['lhs_dilation'] = (1,) * (stored.ndim - 2)
-  sums = product.bind(stored, weights, **changed)
-  columns = jnp.sum(weights, axis=product.summed_axes(w.ndim), keepdims=True, dtype=jnp.int32)
-  share = product.on_output(columns, x.ndim) * zero.astype(jnp.int32)
-  return (sums - share).astype(jnp.float32)
-
-
-def real_pair(product: Product, x: jax.Array, y: jax.Array, x_zero: jax.Array, y_zero: jax.Array) -> jax.Array:
-  """Multiplies two stored int8 activations into int32, takes the zero points' shares off, and gives float32 sums.
-
-  Args:
-    product: a dot_general.
-    x: float32, integers relative to zero.
-    y: float32, integers relative to zero.
-    x_zero: float32[], the zero point of the stored x.
-    y_zero: float32[], of the stored y.
-
-  Returns:
-    float32, the sums.
-  """
-  x_stored, y_stored = (x + x_zero).astype(jnp.int8), (y + y_zero).astype(jnp.int8)
-  x_zero, y_zero = x_zero.astype(jnp.int32), y_zero.astype(jnp.int32)
-  flipped = product._replace(side=1 - product.side)
-  of_x = jnp.sum(x_stored, axis=flipped.summed_axes(x.ndim), keepdims=True, dtype=jnp.int32)
-  of_y = jnp.sum(y_stored, axis=product.summed_axes(y.ndim), keepdims=True, dtype=jnp.int32)
-  length = math.prod(x.shape[axis] for axis in flipped.summed_axes(x.ndim))
-  sums = product.bind(x_stored, y_stored, precision=None, preferred_element_type=jnp.dtype(jnp.int32))
-  shares = flipped.on_output(of_x, y.ndim) * y_zero + product.on_output(of_y, x.ndim) * x_zero
-  return (sums - shares + length * x_zero * y_zero).astype(jnp.float32)
 
 
 def marked(w_steps: jax.Array, bits: int) -> jax.Array:
@@ -253,8 +137,11 @@ def quantized(
     The result in the original's dtype. Its derivative is that of the float contraction at the quantized
     operands, zero for clipped activations; weights pass it through.
   """
-  axes = product.summed_axes(w.ndim)
+  return _quantizing(product, bits, real)(x, w, lax.stop_gradient(span[0]), lax.stop_gradient(span[1]), active)
 
+
+@traced_once
+def _quantizing(product: Product, bits: Bits, real: bool) -> Callable[..., jax.Array]:
   @jax.custom_jvp
   def contract(x: jax.Array, w: jax.Array, low: jax.Array, high: jax.Array, on: jax.Array | None) -> jax.Array:
     return forward(x, w, low, high, on)[0]
@@ -266,8 +153,8 @@ def quantized(
       return quantized if on is None else jnp.where(on, quantized, plain)
 
     grid = activation_grid((low, high), bits.activation)
-    x_steps = jnp.clip(to_steps(x, grid.scale), grid.low, grid.high)
-    w_scale = weight_scale(w, axes, bits.weight)
+    x_steps = lax.clamp(grid.low, to_steps(x, grid.scale), grid.high)
+    w_scale = weight_scale(w, product.summed_axes(w.ndim), bits.weight)
     w_steps = marked(weight_steps(w, w_scale, bits.weight), bits.weight)
     inside = choose((grid.lowest <= x) & (x <= grid.highest), True)
     x_used = choose(x_steps, x.astype(jnp.float32))
@@ -280,9 +167,9 @@ def quantized(
   def _(primals: Any, tangents: Any) -> Any:
     dx, dw = tangents[:2]
     out, (x_used, x_scale, inside, w_used, w_scale) = forward(*primals)
-    return out, tangent(product, x_used, x_scale, w_used, w_scale, jnp.where(inside, dx, 0), dw, out)
+    return out, tangent(product, x_used, x_scale, w_used, w_scale, lax.select(inside, dx, jnp.zeros_like(dx)), dw, out)
 
-  return contract(x, w, lax.stop_gradient(span[0]), lax.stop_gradient(span[1]), active)
+  return contract
 
 
 def pair_quantized(
@@ -310,6 +197,11 @@ def pair_quantized(
     The result in the original's dtype, its derivative zero for clipped values of either.
   """
 
+  return _pairing(product, bits, real)(x, y, lax.stop_gradient(spans[0]), lax.stop_gradient(spans[1]), active)
+
+
+@traced_once
+def _pairing(product: Product, bits: Bits, real: bool) -> Callable[..., jax.Array]:
   @jax.custom_jvp
   def contract(x: jax.Array, y: jax.Array, low: jax.Array, high: jax.Array, on: jax.Array | None) -> jax.Array:
     return forward(x, y, low, high, on)[0]
@@ -318,7 +210,7 @@ def pair_quantized(
     sides, zeros = [], []
     for index, value in enumerate((x, y)):
       grid = activation_grid((low[index], high[index]), bits.activation)
-      steps = jnp.clip(to_steps(value, grid.scale), grid.low, grid.high)
+      steps = lax.clamp(grid.low, to_steps(value, grid.scale), grid.high)
       inside, scale = (grid.lowest <= value) & (value <= grid.highest), grid.scale
       if on is not None:
         steps, inside = jnp.where(on, steps, value.astype(jnp.float32)), inside | ~on
@@ -337,7 +229,7 @@ def pair_quantized(
     by_y = product.bind((x_steps * x_scale).astype(dx.dtype), jnp.where(y_inside, dy, 0))
     return out, by_x + by_y
 
-  return contract(x, y, lax.stop_gradient(spans[0]), lax.stop_gradient(spans[1]), active)
+  return contract
 
 
 def weight_quantized(
@@ -355,14 +247,17 @@ def weight_quantized(
   Returns:
     The result in the original's dtype.
   """
-  axes = product.summed_axes(w.ndim)
+  return _weight_quantizing(product, bits)(x, w, active)
 
+
+@traced_once
+def _weight_quantizing(product: Product, bits: Bits) -> Callable[..., jax.Array]:
   @jax.custom_jvp
   def contract(x: jax.Array, w: jax.Array, on: jax.Array | None) -> jax.Array:
     return forward(x, w, on)[0]
 
   def forward(x: jax.Array, w: jax.Array, on: jax.Array | None) -> Any:
-    w_scale = weight_scale(w, axes, bits.weight)
+    w_scale = weight_scale(w, product.summed_axes(w.ndim), bits.weight)
     w_steps = marked(weight_steps(w, w_scale, bits.weight), bits.weight)
     if on is not None:
       w_steps, w_scale = jnp.where(on, w_steps, w.astype(jnp.float32)), jnp.where(on, w_scale, 1.0)
@@ -373,4 +268,4 @@ def weight_quantized(
     out, (w_steps, w_scale) = forward(*primals)
     return out, tangent(product, primals[0], None, w_steps, w_scale, *tangents[:2], out)
 
-  return contract(x, w, active)
+  return contract

@@ -1,7 +1,7 @@
 """A traced program and what is to be quantized in it: sites, bits by rule, the rewriting.
 
-Between the public forms (`quantize.py`, `fake_quant.py`, `lsq.py`, `ptq.py`) and the arithmetic of one contraction
-(`quant_product.py`).
+Between the public forms (`_quantize.py`, `_qat.py`, `_lsq.py`, `_ptq.py`) and the arithmetic of one contraction
+(`_product.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from jaxlite.graph import provenance, rewrite
 from jaxlite.graph.model import model_tags
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
+from jaxlite.quantization._multiply import Product
 from jaxlite.quantization._numerics import Bits, check_bits
 
 Rules = Mapping[str, numerics.BitsLike | None]
 Ranges = Mapping[str, numerics.Range]
 Chosen = dict[str, Bits | None]
 # (site, product, activation, weight, what it reads or None, mesh axes) -> (result, record)
-Visit = Callable[[provenance.Site, products.Product, jax.Array, jax.Array, Any, tuple[str, ...]], tuple[jax.Array, Any]]
+Visit = Callable[[provenance.Site, Product, jax.Array, jax.Array, Any, tuple[str, ...]], tuple[jax.Array, Any]]
 Choose = Callable[[numerics.Range | None, numerics.Range], numerics.Range]
 
 
@@ -207,7 +208,7 @@ def run(
   """
 
   def at(site: provenance.Site, eqn: Any, operands: Sequence[Any], read: Any, axes: tuple[str, ...]) -> Any:
-    product = products.Product(eqn.primitive, eqn.params, site.side, eqn.outvars[0].aval.dtype)
+    product = Product(eqn.primitive, eqn.params, site.side, eqn.outvars[0].aval.dtype)
     return visit(site, product, operands[1 - site.side], operands[site.side], read, axes)
 
   rules = rewrite.Rules(at, lambda site: bits.get(site.name) is not None, *combine)
@@ -224,7 +225,7 @@ def seen(site: provenance.Site, x: jax.Array, w: jax.Array, axes: tuple[str, ...
   return _across(span, axes) if axes else span
 
 
-def observing(site: provenance.Site, product: products.Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
+def observing(site: provenance.Site, product: Product, x: Any, w: Any, read: Any, axes: Any) -> Any:
   """A Visit that computes in float and records the activation's range."""
   del read
   return product.bind(x, w), seen(site, x, w, axes)
@@ -249,7 +250,7 @@ def in_integers(
       no activation is looked through, and there is no record (`NOTHING`).
   """
 
-  def visit(site: provenance.Site, product: products.Product, x: Any, w: Any, stored: Any, axes: Any) -> Any:
+  def visit(site: provenance.Site, product: Product, x: Any, w: Any, stored: Any, axes: Any) -> Any:
     own = bits[site.name]
     if own.activation is None:
       out = products.weight_quantized(product, x, w, bits=own, active=active)

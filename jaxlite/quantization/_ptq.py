@@ -18,8 +18,8 @@ from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
 from jaxlite.quantization._calibration import BINS, Calibrate, Histogram
 from jaxlite.quantization._clip_weights import clip_params
+from jaxlite.quantization._multiply import Product
 from jaxlite.quantization._numerics import BitsLike, check_bits
-from jaxlite.quantization._product import Product
 from jaxlite.quantization._program import Rules
 from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._ranges import dynamic_ranges, frozen_ranges
@@ -48,7 +48,7 @@ def ptq(
     bits: 2 to 8, of weights and activations, or a pair of theirs; (4, None) leaves activations float.
     calibrate: `by_min_max()`, `by_percentile(percent)` or `by_mse()`; None is `by_percentile(99.9)`.
     clip: clip the largest weights of each output channel where that lessens the mean squared error of all (see
-      `clip_weights.py`). It gains most at 4 bits and below, where one large weight takes the others' steps.
+      `_clip_weights.py`). It gains most at 4 bits and below, where one large weight takes the others' steps.
     rules: {regular expression on a site's name, the path of its weight: bits, as above, or None to keep it float};
       the first match decides.
     attention: also quantize products of two activations, named `<activations>`.

@@ -35,7 +35,7 @@ def fake_quant(
   also before `begin`. On export the ranges go and the weights stay float: rounding them is deployment's.
 
   A batch norm is trained as it will be deployed, whether or not it is folded into its contraction: a factor per
-  output channel changes no integer but its sign, see `quant_numerics.py`.
+  output channel changes no integer but its sign, see `_numerics.py`.
 
   Args:
     bits: 2 to 8, of weights and activations, or a pair of theirs; (4, None) leaves activations float.

@@ -1,7 +1,7 @@
 """Quantization to 2 to 8 bits by rewriting the program: fake in training, real integers from the same ranges.
 
 Any JAX function, whatever wrote it: its jaxpr is read, each contraction of a weight with an activation is done in
-integers (`quant_product.py`), all else stays. Nothing is patched, so a float trace before or after changes
+integers (`_product.py`), all else stays. Nothing is patched, so a float trace before or after changes
 nothing. What could not be quantized is told by `coverage`, never passed over.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Network
 from jaxlite.graph import walk
+from jaxlite.graph.effects import is_array, without_effects
 from jaxlite.graph.model import model_tags
 from jaxlite.graph.provenance import DATA, weight
 from jaxlite.quantization import _numerics as numerics
@@ -84,7 +84,8 @@ def quantize(
     A function of the same arguments.
 
   Raises:
-    ValueError: when called, if nothing could be quantized, or a rule matches nothing.
+    ValueError: when called, if nothing could be quantized, or a rule matches nothing; if the function changes what it
+      is given (batch statistics of a module in training) and does not return it.
 
   References:
     Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
@@ -100,7 +101,7 @@ def quantize(
   number = check_bits(bits, 'quantize')
 
   def quantized(*args: Any, **kwargs: Any) -> Any:
-    program, leaves = _program(fn, weights, args, kwargs, attention)
+    program, leaves = _program(fn, weights, args, kwargs, attention, 'quantize')
     walk.refuse_sealed(program.jaxpr, 'quantize')
     chosen = quant_program.check(program.plan, number, rules, 'quantize')
     unknown = sorted(set(ranges or {}) - set(chosen))
@@ -140,7 +141,7 @@ def observe(
   """
 
   def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, numerics.Range]]:
-    program, leaves = _program(fn, weights, args, kwargs, attention)
+    program, leaves = _program(fn, weights, args, kwargs, attention, 'observe')
     walk.refuse_sealed(program.jaxpr, 'observe')
     chosen = quant_program.check(program.plan, check_bits(numerics.MAX_BITS, 'observe'), rules, 'observe')
     return quant_program.run(program, leaves, chosen, quant_program.observing, quant_program.RANGES)
@@ -180,7 +181,7 @@ def coverage(
   number = check_bits(bits, 'coverage')
 
   def covered(*args: Any, **kwargs: Any) -> list[Coverage]:
-    program, _ = _program(fn, weights, args, kwargs, attention)
+    program, _ = _program(fn, weights, args, kwargs, attention, 'coverage')
     walk.refuse_sealed(program.jaxpr, 'coverage')
     sites = program.plan.all_sites()
     decide = quant_program.check if rules else quant_program.bits_by_site
@@ -207,10 +208,11 @@ def _program(
   args: Sequence[Any],
   kwargs: dict[str, Any],
   attention: bool,
+  what: str,
 ) -> tuple[quant_program.Program, list[Any]]:
   if isinstance(fn, Network):
     return _of_network(fn, weights, args, kwargs, attention)
-  call: Callable[..., Any] = fn
+  call = without_effects(fn, what)
   positions = (weights,) if isinstance(weights, int) else tuple(weights)
   for position in positions:
     if not 0 <= position < len(args):
@@ -222,16 +224,16 @@ def _program(
   for position, arg in enumerate((*args, kwargs)):
     prefix = f'arg{position}/' if len(positions) > 1 else ''
     for path, leaf in trees.by_path(arg).items():
-      if _is_array(leaf):
+      if is_array(leaf):
         name = (prefix + path).rstrip('/') or f'arg{position}'
         is_weight = position in positions and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         tags.append(weight(name) if is_weight else DATA)
   leaves, treedef = jax.tree.flatten((tuple(args), kwargs))
-  arrays = [leaf for leaf in leaves if _is_array(leaf)]
+  arrays = [leaf for leaf in leaves if is_array(leaf)]
 
   def of_arrays(arrays: list[Any]) -> Any:
     rest = iter(arrays)
-    args, kwargs = jax.tree.unflatten(treedef, [next(rest) if _is_array(leaf) else leaf for leaf in leaves])
+    args, kwargs = jax.tree.unflatten(treedef, [next(rest) if is_array(leaf) else leaf for leaf in leaves])
     return call(*args, **kwargs)
 
   return quant_program.trace(of_arrays, [arrays], tags, pairs=attention), arrays
@@ -252,7 +254,3 @@ def _of_network(
   given = (params, state, inputs)
   tags = model_tags(params, state, inputs, None, None)
   return quant_program.trace(forward, given, tags, pairs=attention), jax.tree.leaves(given)
-
-
-def _is_array(leaf: Any) -> bool:
-  return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)

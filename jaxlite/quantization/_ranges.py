@@ -1,6 +1,6 @@
 """Where the range of an activation comes from: a moving average, the call itself, or a calibration.
 
-A range is `(lowest, highest)` by the name of its site; how a batch is turned into one is `calibrate.py`'s business.
+A range is `(lowest, highest)` by the name of its site; how a batch is turned into one is `_calibration.py`'s business.
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ class Activations(NamedTuple):
     """
     if stored is None or self.decay is None:
       return seen
-    moved = numerics.blend(stored, seen, self.decay)
+    moved = _blended(stored, seen, self.decay)
     if self.freeze is None or step is None:
       return moved
     still = (jnp.asarray(step) >= self.freeze) & numerics.is_seen(stored)  # what was never seen is adopted even then
     return jnp.where(still, stored[0], moved[0]), jnp.where(still, stored[1], moved[1])
+
+
+_blended = jax.jit(numerics.blend, static_argnums=2)  # traced once for all sites
 
 
 def ema_ranges(decay: float = 0.99, *, freeze: int | None = None) -> Activations:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.deployment.inventory import Layer, stored_bytes
-from jaxlite.host.sealed import sealed_text, unsealed
+from jaxlite.host.sealed import RUN, check_run, sealed_text, unsealed
 
 
 @dataclasses.dataclass
@@ -21,7 +21,8 @@ class Result:
     metrics: on the test split, the numbers that the task measures.
     layers: every parameter array.
     seconds: spent training, over all starts.
-    history: the points of metrics.jsonl: 'kind' ('train' or 'validation'), 'step', and numbers.
+    history: the points of metrics.jsonl: 'kind' ('train' or 'validation'), 'step', and numbers. They stay there: JSON
+      of a Result leaves them out.
     task: what kind of task was learned.
     facts: what the task knows of the data and chose on validation: class names, units, thresholds.
     rows: the task's lines of the table: [label, metric, form] each.
@@ -83,23 +84,34 @@ class Result:
     return sum(stored_bytes(layer.size, layer.nonzero, layer.bits, layer.scales) for layer in self.layers)
 
 
-def to_json(result: Result) -> str:
-  """Writes a Result as JSON; NaN stays NaN. `from_json` reads it."""
-  plain = dataclasses.asdict(result)
+def to_json(result: Result, run: str = '') -> str:
+  """Writes a Result as JSON, with the id of the run that found it and without its history; NaN stays NaN. `from_json`
+  reads it."""
+  plain = dataclasses.asdict(dataclasses.replace(result, history=[]))
+  del plain['history']
   plain['layers'] = [layer._asdict() for layer in result.layers]
   plain['evidence'] = {name: np.asarray(values).tolist() for name, values in result.evidence.items()}
-  return sealed_text(json.loads(json.dumps(plain, default=float)))
+  return sealed_text({RUN: run, **json.loads(json.dumps(plain, default=float))})
 
 
-def from_json(text: str) -> Result:
+def from_json(text: str, run: str | None = None) -> Result:
   """Reads what `to_json` wrote.
 
+  Args:
+    text: what it returned.
+    run: the id of the run that it must be of; None: of any.
+
   Raises:
-    ValueError: it is not as it was written.
+    ValueError: it is not as it was written, or of another run.
 
   >>> result = Result('mine', {'accuracy': 0.5}, [Layer('w', 4, 2)])
   >>> from_json(to_json(result)) == result
   True
   """
   plain = unsealed(text)
-  return Result(**{**plain, 'layers': [Layer(**layer) for layer in plain['layers']]})
+  check_run(plain, run)
+  plain.pop(RUN, None)
+  try:
+    return Result(**{**plain, 'layers': [Layer(**layer) for layer in plain['layers']]})
+  except (KeyError, TypeError):
+    raise ValueError('it holds no result') from None

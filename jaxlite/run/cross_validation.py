@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite import data as datasets
+from jaxlite.config.reads import Reads, watched
 from jaxlite.config.schema import Config
 from jaxlite.report import page, tables
 from jaxlite.report.result import Result
@@ -84,14 +85,17 @@ def cross_validate(
   if fresh and any(folder.iterdir()):
     say(f'moved the old runs to {run_folder.set_aside(folder)}')
     check_workdir(workdir)
-  parts = datasets.folds(dataset_of(config, data), folds, config.seed, validation=config.data.validation)
+  reads = Reads()
+  seen = watched(config, reads)
+  parts = datasets.folds(dataset_of(seen, data), folds, config.seed, validation=seen.data.validation)
   results = []
   with lock(folder):
     for number, part in enumerate(parts, start=1):
       say(f'\n== fold {number} of {len(parts)}')
       one = dataclasses.replace(config, name=f'{config.name}-fold{number}')
       network = model() if model is not None else None
-      results.append(loop.train(one, folder / one.name, model=network, data=part, command=command, say=say))
+      where = folder / one.name
+      results.append(loop.train_varied(one, where, reads.paths, model=network, data=part, command=command, say=say))
     page.write(results, folder, [result.name for result in results])
   mean, interval = _spread(results)
   return CrossValidation(tuple(results), mean, interval, _table(results, mean, interval))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,9 @@ from jaxlite.run.setup import Setup
 from jaxlite.step.state import TrainState
 from jaxlite.tasks import is_built_in
 from jaxlite.tasks.metrics import Metrics
-from jaxlite.tasks.task import Facts, Figure
+from jaxlite.tasks.task import Facts, Figure, Task
 
-_EVIDENCE = 1 << 18  # values of an array that a result keeps: a confusion matrix of 512 classes
+_EVIDENCE = 1 << 16  # values of an array that a result keeps: a confusion matrix of 256 classes
 
 
 class Measured(NamedTuple):
@@ -46,17 +47,28 @@ def evaluate(
 ) -> Measured | None:
   """Measures a split; None when a signal came first."""
   metric = metric or setup.metric
-  total, kept = metric.init(), []
+  merge = metric.merge or _append
+  total, kept, before = metric.init(), None, None
   for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
     if guard is not None and guard.requested:
       return None
     total, examples = _evaluated(setup.train.eval, metric.update, metric.keep)(total, state, batch)
-    kept.append(examples)
+    if before is not None:  # one batch late: the device is at work on the next
+      kept = merge(kept, jax.device_get(before))
+    before = examples
   if metric.keep is None:
     return Measured(metric.compute(jax.device_get(total)), None)
-  count = len(split.labels)  # behind them stands the last batch's padding
-  whole = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(kept))
-  return Measured(metric.compute(jax.device_get(total), whole), whole)
+  kept = merge(kept, jax.device_get(before))
+  if metric.merge is None:
+    count = len(split.labels)  # behind them stands the last batch's padding
+    kept = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *kept)
+  return Measured(metric.compute(jax.device_get(total), kept), kept)
+
+
+def _append(parts: list[Any] | None, examples: Any) -> list[Any]:
+  parts = [] if parts is None else parts
+  parts.append(examples)
+  return parts
 
 
 def decide_and_test(
@@ -65,7 +77,7 @@ def decide_and_test(
   """What the task decides on validation (a threshold), and the test split measured with it."""
   data, metric = setup.data, setup.metric
   facts = data.facts
-  if metric.keep is not None and len(data.validation.labels):
+  if data.task.decide is not Task._field_defaults['decide'] and metric.keep is not None and len(data.validation.labels):
     found = evaluate(setup, state, data.validation, guard)
     if found is None:
       return facts, None
@@ -117,7 +129,7 @@ def evidence(
     command=command,
     versions=machine.versions(),
     machine=machine.machine(),
-    notes=[*setup.data.notes, *([stopped_early(setup, record)] if record.stopped else [])],
+    notes=[*setup.notes, *([stopped_early(setup, record)] if record.stopped else []), *_left_out(test.values)],
     best_step=int(state.step),
     parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
   )
@@ -146,3 +158,13 @@ def _arrays(values: dict[str, Any]) -> dict[str, Any]:
   """The arrays among what was measured, as lists; without those that are too large to keep."""
   arrays = {name: np.asarray(value) for name, value in values.items() if np.ndim(value)}
   return {name: array.tolist() for name, array in arrays.items() if array.size <= _EVIDENCE}
+
+
+def _left_out(values: dict[str, Any]) -> list[str]:
+  """What `_arrays` leaves out, in a line each."""
+  shapes = {name: np.shape(value) for name, value in values.items()}
+  return [
+    f'result.json leaves {name} out, {list(shape)}: it keeps arrays of up to {_EVIDENCE:,} values'
+    for name, shape in shapes.items()
+    if math.prod(shape) > _EVIDENCE
+  ]

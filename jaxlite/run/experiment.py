@@ -8,14 +8,16 @@ import functools
 import json
 from pathlib import Path
 
+from jaxlite.config.reads import Reads, plain, watched
 from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
 from jaxlite.config.serialize import to_dict
 from jaxlite.host import preempt, streams
+from jaxlite.host.files import expanded
 from jaxlite.report import page, tables
 from jaxlite.run import folder as run_folder
 from jaxlite.run import loop
-from jaxlite.run.workdir import check_workdir, lock
+from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 
 
 def run(
@@ -42,27 +44,39 @@ def run(
   """
   say = streams.steady(functools.partial(print, flush=True))
   text = f'{workdir}-smoke' if smoke else str(workdir)  # not yet a Path, which makes gs:/ of gs://
-  folder = Path(text).expanduser()
+  folder = expanded(text)
   if mode == 'eval' and not folder.is_dir():
     raise ValueError(f'{folder} holds no run to evaluate: train first, with --mode=train')
-  check_workdir(text)
+  names = list(config.runs) or ['']
+  try:
+    check_workdir(text)
+    kept = False
+  except WorkdirError:  # a shared folder, an archive: what is finished there can be shown all the same
+    kept = not fresh and all(run_folder.is_finished(folder / name) for name in names)
+    if not kept:
+      raise
   if fresh and (aside := run_folder.set_aside(folder)) is not None:
     say(f'moved the old run to {aside}')
     check_workdir(folder)
-  several = {name: dataclasses.replace(vary(config), name=name) for name, vary in config.runs.items()}
+  varied = {name: _varied(config, name) for name in config.runs}
+  several = {name: one for name, (one, _) in varied.items()}
   results = []
-  with lock(folder) if several else contextlib.nullcontext():
+  with lock(folder) if several and not kept else contextlib.nullcontext():
     for name, one in (several or {config.name: config}).items():
       one = dataclasses.replace(shrink(one) if smoke else one, runs={})
       if several:
         say(f'\n== {name}')
       try:
-        act = loop.train if mode == 'train' else loop.evaluate_run
-        results.append(act(one, folder / name if several else folder, command=command, say=say))
+        where = folder / name if several else folder
+        if mode == 'train':
+          read = varied[name][1] if several else ()
+          results.append(loop.train_varied(one, where, read, command=command, say=say))
+        else:
+          results.append(loop.evaluate_run(one, where, command=command, say=say))
       except loop.Preempted as stop:
         say(str(stop))
         return preempt.EXIT_PREEMPTED
-    if several and mode == 'train':
+    if several and mode == 'train' and not kept:
       page.write(results, folder, list(several))
   say(f'\n{tables.table(results)}')
   if len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1:
@@ -70,6 +84,13 @@ def run(
   if mode == 'train':
     say(f'\nreport: {folder / "report.md"}')
   return 0
+
+
+def _varied(config: Config, name: str) -> tuple[Config, set[str]]:
+  """One of several runs, and the fields that its variation was made from."""
+  reads = Reads()
+  one = plain(config.runs[name](watched(config, reads, copies=False)))
+  return dataclasses.replace(one, name=name), reads.paths
 
 
 def _but_for_chance(config: Config) -> str:

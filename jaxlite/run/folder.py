@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.config.schema import Config
 from jaxlite.config.serialize import as_saved, compare, to_dict
 from jaxlite.contract import Hook, Network, Side, join_const
 from jaxlite.deployment import stablehlo
+from jaxlite.deployment.run_id import run_of
 from jaxlite.errors import ConfigError
-from jaxlite.host.files import write_text
-from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
+from jaxlite.host.files import read_file, read_json, write_text
+from jaxlite.host.sealed import RUN, Damaged, read_sealed, write_sealed
 from jaxlite.quantization import weight_bits
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
@@ -35,6 +36,7 @@ _FORMAT = 1
 _CONFIG, _TASK = 'config.json', 'task.json'
 
 Say = Callable[[str], None]
+_T = TypeVar('_T')
 
 
 def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record | None:
@@ -52,13 +54,14 @@ def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record |
   Raises:
     ConfigError: the folder belongs to a run with another config.
   """
-  with Checkpoints(folder / 'checkpoints') as saves:
+  run = run_of(folder)
+  with Checkpoints(folder / 'checkpoints', run=run) as saves:
     if saves.latest_step() is None:
       return None
-    record = recorded(saves.loop() or {})
+    record = recorded({'run': run, **(saves.loop() or {})})
   saved = record.began.get('config') or _read_config(folder / _CONFIG)
   record.began['config'] = saved
-  differences = compare(saved, config)
+  differences = _read_as(saved, config, compare)
   if differences.refused:
     raise ConfigError(
       f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another workdir, '
@@ -77,10 +80,10 @@ def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record |
 def _damaged(folder: Path, record: Record) -> list[str]:
   """Which of the files that say what a run is are not as its checkpoint knows them."""
   found = []
-  if 'programs' in record.began and text(folder / _CONFIG) != _config_text(record.began['config']):
+  if 'programs' in record.began and text(folder / _CONFIG) != _config_text(record.began['config'], record.run):
     found.append(_CONFIG)
   try:
-    read_sealed(folder / _TASK)
+    read_sealed(folder / _TASK, record.run)
   except Damaged:
     found.append(_TASK)
   return found
@@ -106,7 +109,7 @@ def verify(setup: Setup, folder: Path, record: Record, again: Callable[[Config],
   if 'programs' not in record.began:
     say('note: this run was begun by an older jaxlite, which kept no text of its program: taken for the code of now')
     return now
-  before = as_saved(record.began['config'], setup.config)
+  before = _read_as(record.began['config'], setup.config, as_saved)
   same = to_dict(before) == now.began['config']
   began = now if same else identity.identify(again(before))
   if identity.check(folder, record.began, began, say) and is_finished(folder):
@@ -122,11 +125,15 @@ def reported(setup: Setup, folder: Path, record: Record, say: Say) -> Result | N
   if not is_finished(folder) or record.began['config']['train'] != to_dict(setup.config)['train']:
     return None
   try:
-    result = from_json((folder / 'result.json').read_text())
+    result = from_json(read_file(folder / 'result.json').decode(), record.run)
   except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
     say(f'{folder / "result.json"} is damaged ({error}): the run is tested again')
     return None
   _mend(setup, folder, record, result, say)
+  try:
+    result.history = records.read_records(folder)
+  except ValueError as error:
+    say(f'note: the history of this run is lost ({error})')
   say(f'this run is finished: reported from {folder}, nothing is trained (to train anew: fresh=True)')
   return result
 
@@ -134,23 +141,23 @@ def reported(setup: Setup, folder: Path, record: Record, say: Say) -> Result | N
 def _mend(setup: Setup, folder: Path, record: Record, result: Result, say: Say) -> None:
   damaged = _damaged(folder, record)
   if _CONFIG in damaged:
-    write_text(folder / _CONFIG, _config_text(record.began['config']))
+    write_text(folder / _CONFIG, _config_text(record.began['config'], record.run))
   if _TASK in damaged:
-    _write_meaning(folder, meaning(setup.data, result.facts))
-  write_program(setup, folder, say)
+    _write_meaning(folder, record.run, meaning(setup.data, result.facts))
+  write_program(setup, folder, record.run, say)
   if record.log:
     records.mend(folder, record.log_bytes, record.log, say)
 
 
-def write_program(setup: Setup, folder: Path, say: Say, *, anew: bool = False) -> None:
+def write_program(setup: Setup, folder: Path, run: str, say: Say, *, anew: bool = False) -> None:
   """Writes the forward that `jaxlite.load` predicts by where it is missing or damaged, or `anew` in any case."""
-  damage = '' if anew else stablehlo.program_damage(folder)
+  damage = '' if anew else stablehlo.program_damage(folder, run)
   if not (damage or anew):
     return
   shapes = setup.abstract
   values = Network(setup.train.model, shapes.params, join_const(shapes.model_state, shapes.const))
-  inputs = setup.first_batch['inputs']
-  reason = stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs, _made(setup, values))
+  inputs, made = setup.first_batch['inputs'], _made(setup, values)
+  reason = stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs, made, run=run)
   if reason:
     say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
   elif damage:
@@ -176,11 +183,11 @@ def _made(setup: Setup, values: Network) -> dict[str, Any]:
   return {**made, 'network': described} if described else made
 
 
-def begin(folder: Path, config: Config, began: Identity, about: dict[str, Any]) -> None:
-  """Makes a folder this config's own, and says there what it runs and what its inputs and outputs mean."""
-  _write_meaning(folder, about)
+def begin(folder: Path, run: str, config: Config, began: Identity, about: dict[str, Any]) -> None:
+  """Makes a folder this run's own, and says there what it runs and what its inputs and outputs mean."""
+  _write_meaning(folder, run, about)
   identity.write(folder, began)
-  write_text(folder / _CONFIG, _config_text(to_dict(config)))
+  write_text(folder / _CONFIG, _config_text(to_dict(config), run))
   (folder / 'result.json').unlink(missing_ok=True)  # a longer run is not finished any more
 
 
@@ -192,10 +199,10 @@ def keep(setup: Setup, folder: Path, began: Identity, record: Record, say: Say) 
   if missing:
     say(f'{" and ".join(missing)} of {folder} is gone, though the run is under way: written again')
     folder.mkdir(parents=True, exist_ok=True)
-    begin(folder, setup.config, began, meaning(setup.data, setup.data.facts))
+    begin(folder, record.run, setup.config, began, meaning(setup.data, setup.data.facts))
     if record.rewrites:
       write_text(folder / REWRITES, record.rewrites)
-    write_program(setup, folder, say)
+    write_program(setup, folder, record.run, say)
 
 
 def is_finished(folder: Path) -> bool:
@@ -203,15 +210,15 @@ def is_finished(folder: Path) -> bool:
   return (folder / 'result.json').exists()
 
 
-def finish(folder: Path, result: Result, figures: Sequence[Figure], about: dict[str, Any]) -> None:
+def finish(folder: Path, run: str, result: Result, figures: Sequence[Figure], about: dict[str, Any]) -> None:
   """Writes the report and its pictures, then the mark that the run is done."""
   from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
 
   for figure in figures:
     save(figure.draw(), folder / f'{figure.slug}.png')
-  _write_meaning(folder, about)
+  _write_meaning(folder, run, about)
   page.write([result], folder)
-  write_text(folder / 'result.json', to_json(result))
+  write_text(folder / 'result.json', to_json(result, run))
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -237,27 +244,37 @@ def set_aside(folder: Path) -> Path | None:
   return aside
 
 
-def _write_meaning(folder: Path, about: dict[str, Any]) -> None:
-  write_sealed(folder / _TASK, {'format': _FORMAT, **about})
+def _write_meaning(folder: Path, run: str, about: dict[str, Any]) -> None:
+  write_sealed(folder / _TASK, {'format': _FORMAT, RUN: run, **about})
 
 
 def _read_config(path: Path) -> dict[str, Any]:
   try:
-    saved = json.loads(path.read_text())
+    saved = read_json(path)
     if saved['format'] == _FORMAT:
       return saved['config']
-  except (ValueError, KeyError, TypeError, OSError, RecursionError):
+  except (ValueError, KeyError, TypeError, OSError):
     raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with fresh=True') from None
   raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
 
 
-def _config_text(config: dict[str, Any]) -> str:
-  return json.dumps({'format': _FORMAT, 'config': config}, indent=1) + '\n'
+def _read_as(saved: Any, config: Config, read: Callable[[Any, Config], _T]) -> _T:
+  try:
+    return read(saved, config)
+  except (TypeError, LookupError, AttributeError, ValueError):
+    raise ConfigError(
+      'the config that the run was saved with has another shape than was ever written: put back a copy, or start again '
+      'with fresh=True'
+    ) from None
+
+
+def _config_text(config: dict[str, Any], run: str) -> str:
+  return json.dumps({'format': _FORMAT, **({RUN: run} if run else {}), 'config': config}, indent=1) + '\n'
 
 
 def text(path: Path) -> str | None:
   """Returns what a file says; None where it cannot be read."""
   try:
-    return path.read_text(encoding='utf-8')
+    return read_file(path).decode()
   except (OSError, ValueError):
     return None

@@ -17,6 +17,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Hook, Recipe, Status
 from jaxlite.errors import counted
+from jaxlite.graph import alike
 from jaxlite.report.ledger import name_of, told
 from jaxlite.step.state import TrainState, went_nan
 
@@ -32,14 +33,18 @@ def check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) 
 
 def check_params(state: TrainState, saves: Any) -> None:
   """A finite loss may have a gradient that is not: what it wrote must not be saved as good."""
-  finite = jax.device_get(_are_finite(state.params))
-  if not finite.all():
-    _refuse(int(state.step), trees.paths(state.params)[int(finite.argmin())], saves)
+  leaves = jax.tree.leaves(state.params)
+  if all(device.platform == 'cpu' for device in state.step.devices()):  # NumPy reads them where they lie
+    first = next((i for i, leaf in enumerate(leaves) if not np.isfinite(np.asarray(leaf)).all()), len(leaves))
+  else:
+    first = int(_first_not_finite(leaves))
+  if first < len(leaves):
+    _refuse(int(state.step), trees.paths(state.params)[first], saves)
 
 
 @jax.jit
-def _are_finite(params: Any) -> jax.Array:
-  return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
+def _first_not_finite(leaves: list[jax.Array]) -> jax.Array:
+  return alike.first(lambda entries: ~jnp.isfinite(entries), leaves)
 
 
 def _refuse(step: int, path: str, saves: Any) -> NoReturn:

@@ -22,7 +22,7 @@ from jaxlite.config.serialize import to_dict
 from jaxlite.errors import ConfigError
 from jaxlite.graph import canonical
 from jaxlite.host import machine
-from jaxlite.host.files import write_text
+from jaxlite.host.files import read_file, write_text
 from jaxlite.run.setup import Setup
 
 FILE = 'step.txt'  # in a run's folder
@@ -126,7 +126,7 @@ def _shown(folder: Path, began: dict[str, Any], again: Identity, part: str) -> s
 
 def _sections(folder: Path) -> dict[str, str]:
   try:
-    return _section((folder / FILE).read_text(encoding='utf-8'))
+    return _section(read_file(folder / FILE).decode())
   except (OSError, ValueError):
     return {}
 

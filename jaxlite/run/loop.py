@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ import numpy as np
 
 from jaxlite import checkpoint, errors
 from jaxlite import data as datasets
+from jaxlite.config.reads import unread
 from jaxlite.config.schema import Config, validate
+from jaxlite.deployment import run_id
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt, streams
+from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
@@ -76,6 +79,21 @@ def train(
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
+  return train_varied(config, workdir, model=model, data=data, fresh=fresh, command=command, say=say)
+
+
+def train_varied(
+  config: Config,
+  workdir: str | Path,
+  read: Collection[str] = (),
+  *,
+  model: Any = None,
+  data: Any = None,
+  fresh: bool = False,
+  command: str,
+  say: Say,
+) -> Result:
+  """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so."""
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)
@@ -96,8 +114,8 @@ def train(
     machine.print_device(say)
     if config.machine.compile_cache:
       say(compile_cache.enable())
-    setup = prepare(config, folder, model, data)
-    for note in setup.data.notes:
+    setup = prepare(config, folder, model, data, read)
+    for note in setup.notes:
       say(f'note: {note}')
     if before is None:
       began = identify(setup)
@@ -106,10 +124,15 @@ def train(
       done = run_folder.reported(setup, folder, before, say)
       if done is not None:
         return done
-    with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, log=say) as saves:
+    run = run_id.draw() if before is None else before.run
+    unused = unread(config, setup.reads.paths)  # the step is traced by now
+    for note in unused:
+      say(f'warning: {note}')
+    setup = setup._replace(notes=(*setup.notes, *unused))
+    with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, run=run, log=say) as saves:
       state, record = _start(setup, saves, say)
-      record.began = began.began
-      run_folder.begin(folder, config, began, meaning(setup.data, setup.data.facts))
+      record.began, record.run = began.began, run
+      run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
       if config.machine.rewrites:
         setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
       else:
@@ -119,7 +142,7 @@ def train(
       with Records(folder, **log) as records:
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
-          run_folder.write_program(setup, folder, say, anew=int(state.step) == 0)
+          run_folder.write_program(setup, folder, run, say, anew=int(state.step) == 0)
         state, record = _fit(setup, folder, began, state, record, saves, records, guard, say, took.seconds)
       state = _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
@@ -127,7 +150,7 @@ def train(
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
-    run_folder.finish(folder, result, figures, meaning(setup.data, facts))
+    run_folder.finish(folder, run, result, figures, meaning(setup.data, facts))
     return result
 
 
@@ -150,13 +173,13 @@ def evaluate_run(
     ValueError: the run has no checkpoint, or another config.
   """
   validate(config)
-  folder = Path(workdir).expanduser().absolute()
+  folder = expanded(workdir).absolute()
   before = run_folder.opened(folder, config, say)
   if before is None:
     raise ValueError(f'{folder} holds no checkpoint to evaluate: train first, with --mode=train')
   setup = prepare(config, folder, model, data)
   run_folder.verify(setup, folder, before, lambda one: prepare(one, folder, model, setup.data), say)
-  with checkpoint.Checkpoints(folder / 'checkpoints', log=say) as saves:
+  with checkpoint.Checkpoints(folder / 'checkpoints', run=before.run, log=say) as saves:
     found = saves.restore(setup.abstract, which='best')
   facts, test = decide_and_test(setup, found.state)
   return evidence(setup, found.state, recorded(found.loop), facts, test, folder, command)[0]
@@ -175,7 +198,8 @@ def _fit(
   compiling: float,
 ) -> tuple[TrainState, Record]:
   config, plan, step = setup.config, setup.plan, int(state.step)
-  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress)
+  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress, say=say)
+  say = progress.say
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
   began, started = time.monotonic() - record.seconds, step
   pace = multi_step.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
@@ -203,7 +227,7 @@ def _fit(
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
 
   while True:
-    improved = False
+    improved, shown = False, []
     if plan.due(step, plan.log) and record.logged < step:
       values = multi_step.fetched(pending)
       guards.check_finite(values, state, saves)
@@ -212,10 +236,11 @@ def _fit(
       record.logged, pending = step, []
       if means:
         records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
-      progress.line(step, f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
+      shown.append(f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
 
     if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
-      found = evaluate(setup, state, setup.data.validation, guard)
+      with progress.first('evaluation', state):
+        found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
         scalars = numbers(found.values)
         record.evaluated = step
@@ -224,19 +249,21 @@ def _fit(
         score = setup.data.task.better(name) * scalars[name]
         opt_state, model_state = observe_score((state.opt_state, state.model_state), score)
         state = state._replace(opt_state=opt_state, model_state=model_state)
-        progress.line(step, f'validation {name} {scalars[name]:.4f}')
+        shown.append(f'validation {name} {scalars[name]:.4f}')
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = not math.isnan(score) and (record.best is None or score > record.best)
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
           record.stale = 0 if improved else record.stale + 1
           record.stopped = 0 < config.eval.patience <= record.stale
 
+    progress.line(step, *shown)
     last = step >= plan.total or record.stopped
     if guard.requested:
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
     if improved or last or plan.due(step, plan.checkpoint):
-      save(wait=last)
+      with progress.first('save', state):
+        save(wait=last)
     if last:
       progress.done()
       if record.stopped:
@@ -246,9 +273,11 @@ def _fit(
     free = plan.free(step)
     if pace is None and step > started and free >= multi_step.least(plan.gap):
       room = multi_step.Room(step, free, plan.gap, plan.total - step, compiling)
-      state, taken, pace = multi_step.choose(
-        setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
-      )
+      with progress.first('dispatch', state):
+        state, taken, pace = multi_step.choose(
+          setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
+        )
+      progress.passed(len(taken))
       record.pace = pace.steps
       say(f'steps per dispatch: {pace.steps} ({pace.why})')
       for i, terms in enumerate(taken):

@@ -1,59 +1,114 @@
-"""The progress line: a bar on a terminal, plain lines elsewhere."""
+"""How far a run is: a bar on a terminal and in a notebook, and a line where something is measured."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from jaxlite.host.machine import resident
-from jaxlite.host.streams import listening
+from jaxlite.host.streams import listening, steady
+
+_REDRAW_SECONDS = 0.2
 
 
 class Progress:
-  """One line that is redrawn on a terminal, or one plain line per log point elsewhere.
+  """Says how far a run is: steps, rate, time left and memory.
 
-  Shows steps, rate, time left and memory. Prints nothing when `show` is False.
+  A bar is redrawn where a person looks on: on a terminal, and where IPython's kernel runs (a notebook). Lines go to
+  `say`, like all that a run says. Nothing is said when `show` is False.
   """
 
-  def __init__(self, total: int, start: int, batch_size: int, *, show: bool = True, out: TextIO | None = None):
-    """Args: total and start in steps; batch_size in examples."""
+  def __init__(
+    self,
+    total: int,
+    start: int,
+    batch_size: int,
+    *,
+    show: bool = True,
+    say: Callable[[str], None] | None = None,
+    out: TextIO | None = None,
+  ):
+    """Args: total and start in steps; batch_size in examples; say prints a line; out is where a bar is drawn."""
     self._total, self._start, self._batch_size = total, start, batch_size
     self._out = out or sys.stdout
+    self._say = say or steady(lambda line: print(line, file=self._out))
     self._show = show
-    self._live = show and self._out.isatty()
+    self._terminal = self._out.isatty()
+    self._live = show and (self._terminal or in_notebook(self._out))
     self._began: float | None = None
     self._drawn = 0.0
+    self._width = 0  # of the bar that stands there
+    self._met: set[str] = set()
 
   def step(self, step: int) -> None:
     """Redraws at most five times a second; costs a clock reading otherwise."""
     now = time.monotonic()
     if self._began is None:
       self._began, self._start = now, step  # the first step compiles: it says nothing of the rate
-    if self._live and now - self._drawn > 0.2:
+    if self._live and now - self._drawn > _REDRAW_SECONDS:
       self._drawn = now
-      self._write(f'\r\x1b[K{self._bar(step)} {self._numbers(step)}')
+      self._draw(f'{self._bar(step)} {self._numbers(step)}')
+
+  @contextlib.contextmanager
+  def first(self, kind: str, after: Any = ()) -> Iterator[None]:
+    """Leaves the time of this block out of the rate when it is the first of its kind: it compiles something.
+
+    Args:
+      kind: what is done: 'evaluation', say.
+      after: arrays of the steps before, which may still be under way: their time counts.
+    """
+    if kind in self._met or self._began is None:
+      yield
+      return
+    import jax
+
+    self._met.add(kind)
+    jax.block_until_ready(after)
+    began = time.monotonic()
+    yield
+    self._began += time.monotonic() - began
+
+  def passed(self, steps: int) -> None:
+    """Leaves steps out of the rate that were taken while the clock of `first` stood."""
+    self._start += steps
 
   def rate(self, step: int) -> float:
-    """Examples per second since the first step was compiled."""
+    """Examples per second, without what is compiled on the way."""
     spent = time.monotonic() - (self._began or time.monotonic())
-    return (step - self._start) * self._batch_size / spent if spent > 0 else 0.0
+    return max(0, step - self._start) * self._batch_size / spent if spent > 0 else 0.0
 
-  def line(self, step: int, text: str) -> None:
-    """Says something at a log point without tearing the bar."""
-    if not self._show:
+  def line(self, step: int, *texts: str) -> None:
+    """Says what was measured at a point, without tearing the bar.
+
+    Args:
+      step: of the point.
+      *texts: what to say; one line for all of them.
+    """
+    if not self._show or not texts:
       return
-    cleared = '\r\x1b[K' if self._live else ''
-    self._write(f'{cleared}step {step}/{self._total}  {text}  {self._numbers(step)}\n')
+    self.say('  '.join([f'step {step}/{self._total}', *texts, self._numbers(step)]))
+
+  def say(self, line: str) -> None:
+    """Says a line that is about something else, without tearing the bar."""
+    self._draw('')
+    self._say(line)
 
   def done(self) -> None:
     """Clears the bar."""
-    if self._live:
-      self._write('\r\x1b[K')
+    self._draw('')
 
-  def _write(self, text: str) -> None:
+  def _draw(self, text: str) -> None:
+    """Puts a text in the place of the bar that stands there."""
+    if not self._live or not (text or self._width):
+      return
+    # A notebook knows the carriage return alone: what was longer is written over.
+    shown = f'\r\x1b[K{text}' if self._terminal else f'\r{text.ljust(self._width)}' + ('' if text else '\r')
+    self._width = len(text)
     with listening(self._out):
-      self._out.write(text)
+      self._out.write(shown)
       self._out.flush()
 
   def _bar(self, step: int) -> str:
@@ -63,8 +118,17 @@ class Progress:
 
   def _numbers(self, step: int) -> str:
     rate = self.rate(step)
-    left = (self._total - step) * self._batch_size / rate if rate else 0.0
-    return f'{rate:,.0f} examples/s  {_clock(left)} left  {memory_in_use() / 2**20:,.0f} MiB'
+    left = f'{rate:,.0f} examples/s  {_clock((self._total - step) * self._batch_size / rate)} left  ' if rate else ''
+    return f'{left}{memory_in_use() / 2**20:,.0f} MiB'
+
+
+def in_notebook(out: TextIO) -> bool:
+  """Tells whether a stream leads to a notebook: IPython's kernel puts one of its own in the place of `sys.stdout`.
+
+  >>> in_notebook(sys.stdout)
+  False
+  """
+  return 'ipykernel' in sys.modules and type(out).__module__.split('.')[0] == 'ipykernel'
 
 
 def _clock(seconds: float) -> str:

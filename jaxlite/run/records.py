@@ -1,9 +1,8 @@
 """What a run says while it trains: metrics.jsonl, TensorBoard files and the progress line.
 
-The JSON lines are the record; the TensorBoard files are rebuilt from them whenever a run resumes. A
-checkpoint stores how long the record was, and a resume cuts it back to there: no point is torn or doubled. What is
-older than its last 64 KiB lies beside the checkpoints in chunks that are written once, the rest in each checkpoint: a
-record that was damaged or deleted is put together again.
+The JSON lines are the record. A checkpoint stores how long it was, and a resume cuts it back to there: no point is torn
+or doubled, and TensorBoard's files are cut likewise. What is older than its last 64 KiB lies beside the checkpoints in
+chunks that are written once, the rest in each checkpoint: a record that was damaged or deleted is put together again.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlite.host.files import write_bytes
+from jaxlite.host.files import parsed_json, read_file, write_bytes
+from jaxlite.run.events import EventFiles
 from jaxlite.run.workdir import unlinked
 
 CHUNKS = 'checkpoints/history'  # in a run's folder
@@ -85,8 +84,10 @@ class Records:
     """
     self._workdir = Path(workdir)
     self._path = self._workdir / 'metrics.jsonl'
+    events = (kept or {}).get('events') if length else []  # a new run has none, whatever lies there
     if kept:
-      length = mend(self._workdir, length, kept, say)
+      found = mend(self._workdir, length, kept, say)
+      length, events = found, events if found == length else None
     self._file = open(self._path, 'a+b', opener=unlinked)  # noqa: SIM115
     if self._file.tell() < length:
       self._file.close()
@@ -96,8 +97,10 @@ class Records:
     self._hashes: list[str] = []  # of what is written, chunk by chunk
     self._tail = self._file.read()  # what is behind the last full chunk; the file stands at its end
     self._hash_chunks()
+    self._tensorboard: EventFiles | None = None
     try:
-      self._tensorboard = _event_writer(self._workdir, read_records(self._workdir)) if tensorboard else None
+      if tensorboard:
+        self._tensorboard = EventFiles(self._workdir / 'tensorboard', events, lambda: read_records(self._workdir))
     except Exception:
       self._file.close()
       raise
@@ -118,7 +121,8 @@ class Records:
         self._file.seek(number * _CHUNK)
         write_bytes(path, self._file.read(_CHUNK))
         self._file.seek(0, os.SEEK_END)
-    return {'chunks': list(self._hashes), 'tail': self._tail.decode()}
+    events = {} if self._tensorboard is None else {'events': self._tensorboard.keep()}
+    return {'chunks': list(self._hashes), 'tail': self._tail.decode(), **events}
 
   def _hash_chunks(self) -> None:
     while len(self._tail) >= _CHUNK:
@@ -157,8 +161,7 @@ class Records:
     self._tail += line
     self._hash_chunks()
     if self._tensorboard is not None:
-      _add_point(self._tensorboard, point)
-      self._tensorboard.flush()
+      self._tensorboard.add(point)
 
   def close(self) -> None:
     """Closes the files."""
@@ -187,7 +190,7 @@ def mend(workdir: Path, length: int, kept: Mapping[str, Any], say: Callable[[str
   """
   path = workdir / 'metrics.jsonl'
   try:
-    data = path.read_bytes()[:length]
+    data = read_file(path)[:length]
   except OSError:
     data = b''
   parts, lost = [], False
@@ -195,7 +198,7 @@ def mend(workdir: Path, length: int, kept: Mapping[str, Any], say: Callable[[str
     part = data[number * _CHUNK : (number + 1) * _CHUNK]
     if hashlib.sha256(part).hexdigest() != digest:
       with contextlib.suppress(OSError):
-        copy = _chunk_path(workdir, digest).read_bytes()
+        copy = read_file(_chunk_path(workdir, digest))
         part = copy if hashlib.sha256(copy).hexdigest() == digest else part
       lost = lost or hashlib.sha256(part).hexdigest() != digest
     parts.append(part)
@@ -214,8 +217,8 @@ def mend(workdir: Path, length: int, kept: Mapping[str, Any], say: Callable[[str
 
 def _is_point(line: bytes) -> bool:
   try:
-    point = json.loads(line)
-  except (ValueError, RecursionError):
+    point = parsed_json(line)
+  except ValueError:
     return False
   return isinstance(point, dict) and {'kind', 'step', 'time'} <= set(point)
 
@@ -234,37 +237,12 @@ def read_records(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   points = []
-  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
+  for number, line in enumerate(read_file(path).split(b'\n')[:-1], start=1):
     try:
-      points.append(json.loads(line))
-    except (ValueError, RecursionError):
+      points.append(parsed_json(line))
+    except ValueError:
       raise ValueError(
         f'{path}: line {number} is no JSON, so it was changed by hand or damaged: bring it back, or start again with '
         'fresh=True'
       ) from None
   return points
-
-
-def _event_writer(workdir: Path, points: list[dict[str, Any]]) -> Any:
-  """A TensorBoard writer on fresh files that hold the points kept: event files cannot be cut back."""
-  try:
-    from tensorboardX import SummaryWriter
-  except ImportError:
-    print('no TensorBoard files: tensorboardX is missing; pip install tensorboardX', file=sys.stderr)
-    return None
-  folder = workdir / 'tensorboard'
-  if folder.is_symlink():
-    raise ValueError(f"{folder} is a link, and what stands behind it is not the run's: remove the link")
-  for old in folder.glob('events.out.tfevents.*'):
-    old.unlink()
-  writer = SummaryWriter(str(folder), flush_secs=3600)
-  for point in points:
-    _add_point(writer, point)
-  writer.flush()
-  return writer
-
-
-def _add_point(writer: Any, point: Mapping[str, Any]) -> None:
-  for name, value in point.items():
-    if name not in ('kind', 'step', 'time') and isinstance(value, int | float):
-      writer.add_scalar(f'{point["kind"]}/{name}', value, point['step'], walltime=point['time'])

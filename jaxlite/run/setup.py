@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ import numpy as np
 from jaxlite import data as datasets
 from jaxlite.adapters import adapt
 from jaxlite.config.duration import Duration
+from jaxlite.config.reads import Reads, watched
 from jaxlite.config.schema import Config
 from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
-from jaxlite.errors import nearest
+from jaxlite.errors import ConfigError
 from jaxlite.optim import normalize
-from jaxlite.run import agreement, defaults
+from jaxlite.run import agreement, defaults, fit
 from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train, train_step
@@ -41,13 +43,28 @@ class Setup(NamedTuple):
   first_batch: Any
   began: Any  # the jaxpr of the first state
   score: str  # the metric that picks the best model
+  notes: tuple[str, ...]  # what a person should read before training
+  reads: Reads  # the fields of the config that somebody has read
   around: tuple[str, ...]  # the hooks that stand around the model whatever the recipe says, by name
 
 
-def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -> Setup:
-  """Builds data, model, recipe and step of a run; writes nothing and trains nothing."""
-  data = dataset_of(config, data)
+def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, read: Collection[str] = ()) -> Setup:
+  """Builds data, model, recipe and step of a run; writes nothing and trains nothing.
+
+  Args:
+    config: of the run.
+    folder: the run's.
+    model: as `jaxlite.train` takes it.
+    data: likewise.
+    read: fields of the config that were read before, by whoever made it.
+  """
+  reads = Reads()
+  reads.paths.update(read)
+  given = dataclasses.replace(config, teacher=str(folder / config.teacher)) if config.teacher else config
+  seen = watched(given, reads)  # what is asked of it from here on is read
+  data = dataset_of(seen, data)
   batch_size = config.data.batch_size
+  _check_size(data, batch_size)
   epoch = datasets.steps_per_epoch(data.train, batch_size)
   sizes = {'steps_per_epoch': epoch, 'batch_size': batch_size}
   total = config.train.to_steps(**sizes)
@@ -56,14 +73,17 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
     return max(1, duration.to_steps(**sizes, total_steps=total))
 
   plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
-  absolute = dataclasses.replace(config, teacher=str(folder / config.teacher)) if config.teacher else config
-  recipe = (absolute.recipe or defaults.recipe)(absolute, total)
+  recipe = fit.asked(seen.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', seen, total)
   if not isinstance(recipe, Recipe):
-    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}')
+    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
+    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
   _check_parts(recipe, data.task)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
-    model = absolute.model(absolute) if absolute.model is not None else defaults.model(data, first['inputs'])
+    make = seen.model
+    model = defaults.model(data, first['inputs']) if make is None else fit.asked(make, 'config.model', '(config)', seen)
+    if model is None:
+      raise ConfigError(f'config.model returns a network; {fit.name_of(make)} returns None: does it end with return?')
   if isinstance(model, Network):
     data = agreement.started(model, data)
   agreement.check_teachers(recipe, data)
@@ -73,18 +93,27 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None) -
     outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
     recipe, around = chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *inner))
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
-  built = train_step(network, config.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
+  built = train_step(network, seen.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
   key = jax.random.key(config.seed)
-  began, abstract = jax.make_jaxpr(lambda key, batch: built.init(key, batch), return_shape=True)(key, first)
+  began, abstract = fit.begun(built, network, key, first)
   metric = data.task.metrics(data.facts)
   if (score := config.eval.metric or data.task.score) not in metric.names:
     asked = 'eval.metric' if config.eval.metric else f'the score of the task {data.task.name}'
-    raise ValueError(f'{asked} is one of the metrics; got {score!r}; nearest: {nearest(score, metric.names)}')
-  outputs, terms = jax.eval_shape(built.eval, abstract, first)  # what does not fit is told before training
-  jax.eval_shape(metric.update, jax.eval_shape(metric.init), outputs, first, terms['task'])
-  if metric.keep is not None:
-    jax.eval_shape(metric.keep, outputs, first)
-  return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score, around)
+    raise fit.no_metric(asked, score, metric.names)
+  jaxpr = fit.evaluated(built, network, abstract, first, data, metric)  # what does not fit is told before training
+  notes = (*data.notes, *fit.doubts(config, data, score, jaxpr, first))
+  return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score, notes, reads, around)
+
+
+def _check_size(data: datasets.Dataset, batch_size: int) -> None:
+  """Raises where a batch would be larger than the training split."""
+  labels = getattr(data.train, 'labels', None)  # a stream has a size of its own
+  if labels is not None and batch_size > len(labels):
+    held = len(data.validation.labels) + len(data.test.labels)
+    raise ConfigError(
+      f'data.batch_size is at most the {len(labels):,} training examples ({held:,} more are validation and test); got '
+      f'{batch_size}: lower data.batch_size, or give more data'
+    )
 
 
 def dataset_of(config: Config, data: Any) -> datasets.Dataset:

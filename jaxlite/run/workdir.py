@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxlite.host.files import parsed_json
+
 try:
   import fcntl
 except ImportError:  # Windows
@@ -41,6 +43,7 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
     Its absolute path.
 
   Raises:
+    TypeError: neither a str nor a Path.
     WorkdirError: a bucket or URL, a file in the way, or a folder that cannot be written.
 
   >>> check_workdir('gs://bucket/run')
@@ -48,6 +51,8 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
   ...
   jaxlite.run.workdir.WorkdirError: a workdir is a local folder, got 'gs://bucket/run': ...
   """
+  if not isinstance(workdir, str | os.PathLike):
+    raise TypeError(f'a workdir is a local folder, a str or a Path; got {type(workdir).__name__}: name one')
   text = os.fspath(workdir)
   if not text:
     raise WorkdirError("a workdir is a local folder, got '': name one")
@@ -131,7 +136,7 @@ def _kernel_lock(handle: Any) -> bool | None:
 def _read(handle: Any) -> dict[str, Any]:
   handle.seek(0)
   try:
-    holder = json.loads(handle.read())
+    holder = parsed_json(handle.read(1 << 16))
   except ValueError:  # empty, or the other run is writing it right now
     return {}
   return holder if isinstance(holder, dict) else {}
@@ -151,7 +156,7 @@ def _lives(holder: dict[str, Any]) -> bool:
     os.kill(int(holder.get('pid', 0)), 0)
   except ProcessLookupError:
     return False
-  except (PermissionError, ValueError, OverflowError):
+  except (PermissionError, ValueError, TypeError, OverflowError):
     return True
   return True
 

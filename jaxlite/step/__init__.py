@@ -1,6 +1,7 @@
-"""The train step: the pure function, and which compiled programs run it."""
+"""The train step: the pure function, and which compiled programs run it; and its pieces for loops of other people."""
 
 from jaxlite.step.state import TrainState, ensemble_axes, went_nan
 from jaxlite.step.train_step import Train
+from jaxlite.step.wrapped import Wrapped, told, wrap
 
-__all__ = ['Train', 'TrainState', 'ensemble_axes', 'went_nan']
+__all__ = ['Train', 'TrainState', 'Wrapped', 'ensemble_axes', 'told', 'went_nan', 'wrap']

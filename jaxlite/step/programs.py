@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const, split_const
-from jaxlite.cpu.replace import Choices, for_cpu, sites
+from jaxlite.cpu.replace import Choices, exchanged, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
 from jaxlite.step.state import TrainState, inputs_of
@@ -106,7 +106,7 @@ def programs_of(pure: PureStep, rewrites: bool | Choices = True) -> Programs:
 
 
 def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: bool) -> Programs:
-  faster = functools.partial(for_cpu, choices=choices) if rewrite else lambda fn: fn
+  faster = functools.partial(exchanged, choices=choices) if rewrite else lambda fn: fn
   compiled = jax.jit(faster(parts.traced), donate_argnums=0)
   step = _single(compiled)
   if parts.splits is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import Batch, Params, State
+from jaxlite.graph import alike
 
 HEALTH = 'jl.health'  # model_state: int32[2], when and where a number first was not finite; -1 while none was
 
@@ -82,10 +84,10 @@ def health(before: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
   """
 
   def look(params: Params) -> jax.Array:
-    bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)])
-    blame = jnp.any(bad)
-    leaf = jnp.where(blame, jnp.argmax(bad).astype(jnp.int32), -1)
-    return jnp.stack([jnp.where(blame, live.step, live.step + 1), leaf])
+    leaves = jax.tree.leaves(params)
+    leaf = alike.first(lambda entries: ~jnp.isfinite(entries), leaves)
+    blame = leaf < len(leaves)
+    return jnp.stack([jnp.where(blame, live.step, live.step + 1), jnp.where(blame, leaf, -1)])
 
   first = ~jnp.isfinite(total) & (before[0] < 0)
   return jax.lax.cond(first, look, lambda params: before, live.params)
@@ -95,8 +97,11 @@ def inputs_of(batch: Batch) -> Any:
   """Returns the inputs of a batch.
 
   Raises:
+    TypeError: it is no dict.
     ValueError: it has none.
   """
+  if not isinstance(batch, Mapping):
+    raise TypeError(f"a batch is a dict, such as {{'inputs': x, 'labels': y}}; got {type(batch).__name__}")
   if 'inputs' not in batch:
     raise ValueError(f"a batch is a dict with 'inputs' (and 'labels', 'weight'); got the keys {sorted(batch)}")
   return batch['inputs']

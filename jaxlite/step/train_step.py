@@ -1,7 +1,7 @@
 """The train step: what is computed, as pure functions. Knows the contract and nothing of frameworks or files.
 
-Read top to bottom: how a state begins, the gradient, the update, evaluation. Which compiled programs run these
-functions, and how their arrays are donated, is `programs.py`.
+Read top to bottom: how a state begins, the update, evaluation; the gradient is `gradient.py`. Which compiled programs
+run these functions, and how their arrays are donated, is `programs.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlite import trees
 from jaxlite.adapters import adapt
 from jaxlite.contract import (
-  TAPS,
   Batch,
   Context,
   Grad,
@@ -31,11 +29,12 @@ from jaxlite.contract import (
   Terms,
   join_const,
   split_const,
-  stream,
 )
+from jaxlite.graph import alike
 from jaxlite.graph.init_numpy import copied, on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.optim import evaluation_point, refuse_unfit, rejected
+from jaxlite.step.gradient import check_given, first_values, forward_of, gradient_of, no_gradient_of, value_of
 from jaxlite.step.programs import Programs, PureStep, programs_of
 from jaxlite.step.state import HEALTH, POINT, TrainState, health, inputs_of
 from jaxlite.tasks.lift import lift_loss
@@ -97,13 +96,15 @@ def train_step(
   """
   if not isinstance(recipe, Recipe):
     raise TypeError(f'train_step takes a recipe from jl.chain(...); got {type(recipe).__name__}')
+  model = adapt(model) if isinstance(model, Network) else model
+  if not isinstance(model, Model):
+    raise TypeError(f'train_step takes a Model; got {type(model).__name__}: jaxlite.adapt(network) makes one')
   if not any(isinstance(part, optax.GradientTransformation) for part in recipe.parts):
     raise ValueError('the recipe holds no optimizer, so nothing would learn: add one, e.g. optax.adam(1e-3)')
-  model = adapt(model) if isinstance(model, Network) else model
   wrapped = _read_at_point(recipe.model(model))
   terms = recipe.loss(lift_loss(loss))
   inner = gradient_of(wrapped, terms)
-  update = _update_of(wrapped, recipe.tx, _value_of(recipe.grad(_no_gradient_of(_forward_of(wrapped, terms)))))
+  update = _update_of(wrapped, recipe.tx, value_of(recipe.grad(no_gradient_of(forward_of(wrapped, terms)))))
   step = _step_of(recipe.grad(inner), update)
   programs = programs_of(
     PureStep(recipe, wrapped, inner, update, step, _evaluation_of(wrapped, lift_loss(loss))), rewrites
@@ -115,17 +116,12 @@ def _init_of(model: Model, recipe: Recipe) -> Callable[..., TrainState]:
   """How a state begins: (key, batch, params=None, model_state=None) -> TrainState."""
 
   def init(key: jax.Array, batch: Batch, params: Params | None = None, model_state: State | None = None) -> TrainState:
-    _check_key(key)
-    if params is not None:
-      trees.check_distinct(params, 'the parameters')  # in a trace they would be several
+    check_given(key, params)
     return begun(key, inputs_of(batch), params, model_state)
 
   @functools.partial(on_host, unread=(1,))
   def begun(key: jax.Array, inputs: Any, params: Params | None, model_state: State | None) -> TrainState:
-    start = model if params is None else model._replace(init=_given(model, params, model_state))
-    params, state = recipe.model(start).init(stream(key, 'init'), inputs)
-    trees.check_distinct(params, 'the parameters')
-    _check_learnable(params)
+    params, state = first_values(model, recipe, key, inputs, params, model_state)
     state, const = split_const({**state, HEALTH: jnp.full(2, -1, jnp.int32)})
     params = jax.tree.map(copied, params)  # a step donates its state: the user's arrays live on
     selects = any(isinstance(part, Selective) for part in recipe.parts)
@@ -138,47 +134,6 @@ def _init_of(model: Model, recipe: Recipe) -> Callable[..., TrainState]:
     return TrainState(jnp.int32(0), copied(key), params, *live, const or {})
 
   return init
-
-
-def gradient_of(model: Model, loss: Loss) -> Grad:
-  """The innermost Grad: one forward and one backward pass."""
-  forward = _forward_of(model, loss)
-
-  def gradient(*args: Any) -> tuple[Params, State, Terms]:
-    grads, (new_state, terms) = jax.grad(forward, has_aux=True)(*args)
-    return grads, new_state, terms
-
-  return gradient
-
-
-def _forward_of(model: Model, loss: Loss) -> Callable[..., Any]:
-  """(params, model_state, batch, key, step) -> (what is minimized, (model_state, terms))."""
-
-  def forward(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
-    outputs, new_state = model.apply(params, state, inputs_of(batch), train=True, key=key, step=step)
-    terms = loss(Context(outputs, batch, params, new_state, key, step))
-    new_state = {name: value for name, value in new_state.items() if name != TAPS}
-    return functools.reduce(jnp.add, terms.values()), (new_state, terms)
-
-  return forward
-
-
-def _no_gradient_of(forward: Callable[..., Any]) -> Grad:
-  """As the gradient, without its backward pass: what hooks on the gradient are given when only the value is asked."""
-
-  def no_gradient(params: Params, *args: Any) -> tuple[Params, State, Terms]:
-    return jax.tree.map(jnp.zeros_like, params), *forward(params, *args)[1]
-
-  return no_gradient
-
-
-def _value_of(gradient: Grad) -> Callable[..., jax.Array]:
-  """(params, model_state, batch, key, step) -> what is minimized, over the same micro-batches, with the same draws."""
-
-  def value(*args: Any) -> jax.Array:
-    return functools.reduce(jnp.add, gradient(*args)[2].values())
-
-  return value
 
 
 def _step_of(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,7 +170,8 @@ def _update_of(
     state = state if point is None else {**state, POINT: point}
     state = split_const(model.after(params if point is None else point, join_const(state, const), step))[0]
     if (bad := rejected(opt_state)) is not None:  # what a forward left that nobody trusts goes with it
-      bad &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+      leaves = jax.tree.leaves(params)
+      bad &= alike.first(lambda entries: ~jnp.isfinite(entries), leaves) == len(leaves)
       state = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, state)
     metrics = terms if len(terms) == 1 else {'loss': total, **terms}
     return TrainState(step, None, params, state, opt_state, None), metrics
@@ -246,29 +202,3 @@ def _evaluation_of(model: Model, loss: Loss) -> Callable[..., Any]:
     return outputs, loss(Context(outputs, batch, params, state, None, step))
 
   return evaluated
-
-
-def _given(model: Model, params: Params, model_state: State | None) -> Callable[..., Any]:
-  def init(key: Any, inputs: Any) -> tuple[Params, State]:
-    return params, model.init(key, inputs)[1] if model_state is None else model_state
-
-  return init
-
-
-def _check_learnable(params: Params) -> None:
-  leaves = trees.by_path(params)
-  if not leaves:
-    raise ValueError(
-      'a model has a parameter that learns; this one has none: leave one out of jl.freeze, or unfreeze it'
-    )
-  for path, leaf in leaves.items():
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-      raise ValueError(
-        f'parameters are what learns, arrays of floats; {path!r} is {leaf.dtype}{list(jnp.shape(leaf))}: keep it in '
-        f"the model's state, or take it out with jl.freeze('^{path}$')"
-      )
-
-
-def _check_key(key: Any) -> None:
-  if not jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key):
-    raise ValueError(f'init takes a typed key: pass jax.random.key(seed); got {type(key).__name__}')

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import absent, as_array, as_given, class_labels, names_of, stated
+from jaxlite.tasks.labels import absent, as_array, as_given, class_labels, imbalance, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.ranking import (
   against,
@@ -87,6 +87,11 @@ def binary(
     facts=facts,
     check_facts=_check_facts,
     notes=lambda labels, facts: absent(np.bincount(labels, minlength=2), facts['class_names']),
+    doubts=lambda labels, facts, score: (
+      imbalance(np.bincount(labels, minlength=2), facts['class_names'], score, 'average_precision')
+      if score == 'accuracy'
+      else ()
+    ),
     groups=lambda labels: labels,
     decide=_decide,
     answer=_answer,

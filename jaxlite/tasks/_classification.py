@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import absent, as_given, check_range, class_labels, named_classes, stated
+from jaxlite.tasks.labels import absent, as_given, check_range, class_labels, imbalance, named_classes, stated
 from jaxlite.tasks.losses import cross_entropy
 from jaxlite.tasks.metrics import classification_metrics
-from jaxlite.tasks.tables import class_table, score_table
+from jaxlite.tasks.tables import MOST, confusion_tables, named_class, score_table
 from jaxlite.tasks.task import Facts, Figure, Task
 
 
@@ -57,6 +57,7 @@ def classification(
     facts=facts,
     check_facts=lambda labels, facts, where: check_range(labels, facts['classes'], where),
     notes=_notes,
+    doubts=_doubts,
     groups=lambda labels: labels,
     answer=_answer,
     rows=(*rows, ('test outputs that are NaN', 'nan_outputs', '{:g}')),
@@ -86,21 +87,40 @@ def _notes(labels: np.ndarray, facts: Facts) -> list[str]:
   return found + (['there is one class only: any model is right always'] if facts['classes'] < 2 else [])
 
 
+def _doubts(labels: np.ndarray, facts: Facts, score: str) -> list[str]:
+  if score not in ('accuracy', 'precision_micro', 'recall_micro', 'f1_micro'):
+    return []
+  counts = np.bincount(labels, minlength=facts['classes'])
+  return imbalance(counts, facts['class_names'], score, 'f1_macro')
+
+
 def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   outputs = np.asarray(outputs)
   return {'labels': as_given(facts['class_names'])[outputs.argmax(axis=-1)], 'proba': softmax(outputs)}
 
 
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
-  tables = score_table(values)
-  if len(values.get('confusion', ())):
-    tables.append(class_table(values['confusion'], facts.get('class_names', ())))
-  return tables
+  return score_table(values) + confusion_tables(values, facts.get('class_names', ()))
 
 
 def _figures(values: Mapping[str, Any], facts: Facts, title: str) -> list[Figure]:
-  if not len(values.get('confusion', ())):
+  return confusion_figures(values, facts.get('class_names', ()), title, 'test examples')
+
+
+def confusion_figures(values: Mapping[str, Any], names: Sequence[str], title: str, unit: str) -> list[Figure]:
+  """Returns the picture of what is taken for what: the matrix, or of many classes the pairs confused most."""
+  if len(values.get('confusion', ())):
+    where = '' if unit == 'test examples' else f', {unit}'
+    caption = f'Confusion matrix of {title} on the test split{where}'
+    return [Figure('confusion', caption, lambda: figures.confusion(values['confusion'], names, title, unit))]
+  pairs = np.asarray(values.get('confused', ()))[:MOST]
+  if not len(pairs):
     return []
-  caption = f'Confusion matrix of {title} on the test split'
-  matrix, names = values['confusion'], facts.get('class_names', ())
-  return [Figure('confusion', caption, lambda: figures.confusion(matrix, names, title))]
+  actual = np.asarray(values['actual_each'])[pairs[:, 0].astype(int)]
+  of = int(np.asarray(values['confused_of'])[0])
+  caption = (
+    f'What {title} confuses most on the test split, as a share of the true class; {len(pairs)} of {of:,} pairs, since '
+    f'a matrix of {len(values["actual_each"]):,} classes would not be legible'
+  )
+  named = [f'{named_class(names, true)} as {named_class(names, taken)}' for true, taken, _ in pairs]
+  return [Figure('confused', caption, lambda: figures.bars(named, {'of the class': pairs[:, 2] / actual}, title))]

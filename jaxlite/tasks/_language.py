@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.errors import whole
+from jaxlite.tasks.confusions import predictions
 from jaxlite.tasks.counting import PLACES, carry, count, number, position_weight, with_weight
 from jaxlite.tasks.labels import check_range, position_labels, stated
 from jaxlite.tasks.metrics import Metrics, means
@@ -108,8 +109,8 @@ def _metrics(facts: Facts) -> Metrics:
     logits, labels = check_positions(outputs, batch, size)
     batch = with_weight(batch, labels)
     weight = position_weight(labels, batch).reshape(-1)
-    nan = jnp.any(jnp.isnan(logits), axis=-1)
-    right = (jnp.argmax(logits, axis=-1) == labels) & ~nan
+    place, nan = predictions(logits)
+    right = (place == labels) & ~nan
     stand_for = jnp.zeros_like(labels) if lengths is None else jnp.asarray(lengths)[jnp.clip(labels, 0, size - 1)]
     columns = (jnp.ones_like(right), right, nan, stand_for)
     sums = jnp.stack([count(weight, column.reshape(-1)) for column in columns], axis=1)

@@ -155,7 +155,7 @@ def _metrics(facts: Facts) -> Metrics:
 
   def keep(outputs: Any, batch: Mapping[str, Any]) -> Any:
     logits, labels = _pair(outputs, batch, count)
-    return {'logits': logits, 'labels': labels, 'weight': batch.get('weight', jnp.ones(len(labels)))}
+    return {'logits': logits, 'labels': labels > 0.5, 'weight': batch.get('weight', jnp.ones(len(labels)))}
 
   def compute(state: Any, kept: Mapping[str, Any]) -> dict[str, Any]:
     values = _BASE.compute(state)

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite.tasks import figures
-from jaxlite.tasks._classification import softmax
-from jaxlite.tasks.counting import PLACES, carry, count_pairs, number, position_weight, with_weight
-from jaxlite.tasks.labels import absent, check_range, named_classes, position_labels, stated
+from jaxlite.tasks._classification import confusion_figures, softmax
+from jaxlite.tasks.confusions import DENSE, add_mistakes, by_class, class_evidence, predictions
+from jaxlite.tasks.counting import PLACES, carry, count_pairs, count_places, number, position_weight, with_weight
+from jaxlite.tasks.labels import absent, check_range, imbalance, named_classes, position_labels, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.positions import check_positions, position_cross_entropy, positions, unlabeled
-from jaxlite.tasks.tables import class_table
+from jaxlite.tasks.tables import confusion_tables
 from jaxlite.tasks.task import Facts, Figure, Task
 
 _BASE = means()
@@ -26,7 +26,8 @@ class PositionsState(NamedTuple):
   """Counts so far, in digits (see `counting`).
 
   Attributes:
-    confusion: uint32[5, C + 1, C + 1], by label and predicted class; the last index is 'no class'.
+    confusion: uint32[5, C + 1, C + 1], by label and predicted class; the last index is 'no class'. Above
+      `confusions.DENSE` classes uint32[5, 3, C + 1]: right predictions, predictions and labels of each class.
     loss: the state of `means()`.
   """
 
@@ -105,6 +106,12 @@ def _task(
     counts = np.bincount(labels[labels >= 0], minlength=facts['classes'])
     return [*absent(counts, facts['class_names'], unit), *unlabeled(labels, unit)]
 
+  def doubts(labels: np.ndarray, facts: Facts, metric: str) -> list[str]:
+    if metric != 'accuracy':
+      return []
+    counts = np.bincount(labels[labels >= 0], minlength=facts['classes'])
+    return imbalance(counts, facts['class_names'], metric, score, f'{unit}s')
+
   def answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
     index = np.asarray(outputs).argmax(axis=-1).astype(np.int32)
     return {'labels': write(index, facts['class_names']), 'proba': softmax(outputs)}
@@ -121,6 +128,7 @@ def _task(
     facts=facts,
     check_facts=lambda labels, facts, where: check_range(labels, facts['classes'], where),
     notes=notes,
+    doubts=doubts,
     weight=positions,
     answer=answer,
     rows=(
@@ -144,8 +152,9 @@ def position_metrics(classes: int) -> Metrics:
 
   Returns:
     Metrics. `compute` gives 'accuracy', 'mean_iou', 'f1_macro', 'loss', under 'iou_each' float64[classes] (NaN for a
-    class that nobody has), and under 'confusion' float64[classes, classes], labels in rows. A position with a NaN among
-    its logits is predicted as no class, and counted as 'nan_outputs'.
+    class that nobody has), and under 'confusion' float64[classes, classes], labels in rows (above 256 classes what
+    `confusions.class_evidence` gives instead). A position with a NaN among its logits is predicted as no class, and
+    counted as 'nan_outputs'.
 
   >>> metric = position_metrics(2)
   >>> batch = {'labels': jnp.array([[0, 1, -1]])}
@@ -156,51 +165,64 @@ def position_metrics(classes: int) -> Metrics:
   """
 
   def init() -> PositionsState:
-    return PositionsState(jnp.zeros((PLACES, classes + 1, classes + 1), jnp.uint32), _BASE.init())
+    rows = classes + 1 if classes <= DENSE else 3
+    return PositionsState(jnp.zeros((PLACES, rows, classes + 1), jnp.uint32), _BASE.init())
+
+  def each(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Label, prediction and weight of every position, [B, P]; `classes` is no class."""
+    logits, labels = check_positions(outputs, batch, classes)
+    weight = position_weight(labels, with_weight(batch, labels))
+    place, nan = predictions(logits)
+    return jnp.where((labels >= 0) & (labels < classes), labels, classes), jnp.where(nan, classes, place), weight
 
   def update(state: PositionsState, outputs: Any, batch: Mapping[str, Any], loss: Any) -> PositionsState:
-    logits, labels = check_positions(outputs, batch, classes)
-    batch = with_weight(batch, labels)
-    weight = position_weight(labels, batch).reshape(-1)
-    nan = jnp.any(jnp.isnan(logits), axis=-1)
-    predicted = jnp.where(nan, classes, jnp.argmax(logits, axis=-1)).reshape(-1)
-    labels = jnp.where((labels >= 0) & (labels < classes), labels, classes).reshape(-1)
-    confusion = carry(state.confusion + count_pairs(weight, labels, predicted, classes + 1))
-    return PositionsState(confusion, _BASE.update(state.loss, outputs, batch, loss))
+    labels, predicted, weight = (array.reshape(-1) for array in each(outputs, batch))
+    if classes <= DENSE:
+      counts = count_pairs(weight, labels, predicted, classes + 1)
+    else:
+      three = (jnp.where(labels == predicted, weight, 0), labels), (weight, predicted), (weight, labels)
+      counts = jnp.stack([count_places(*one, classes + 1) for one in three], axis=1)
+    batch = with_weight(batch, check_positions(outputs, batch, classes)[1])
+    return PositionsState(carry(state.confusion + counts), _BASE.update(state.loss, outputs, batch, loss))
 
-  def compute(state: PositionsState) -> dict[str, Any]:
+  def keep(outputs: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return dict(zip(('labels', 'predicted', 'each'), each(outputs, batch), strict=True))
+
+  def merge(so_far: Any, kept: Mapping[str, np.ndarray]) -> Any:
+    return add_mistakes(so_far, kept['labels'], kept['predicted'], kept['each'], classes)
+
+  def compute(state: PositionsState, kept: Any = None) -> dict[str, Any]:
     loss = _BASE.compute(state.loss)['loss']
-    matrix = number(state.confusion)
-    if outside := matrix[classes].sum():
+    counts = number(state.confusion)
+    hits, called, actual = by_class(counts, classes)
+    total = actual.sum()
+    if outside := actual[classes]:
       raise ValueError(f'labels are in [0, {classes}); the weight of those outside is {outside:g}: check the data')
-    hits, actual, called = np.diag(matrix)[:-1], matrix[:-1].sum(axis=1), matrix[:-1, :-1].sum(axis=0)
+    nan = called[classes]
+    hits, called, actual = hits[:-1], called[:-1], actual[:-1]
     some = actual + called > 0
     iou = np.full(classes, np.nan)
     iou[some] = hits[some] / (actual + called - hits)[some]
     values = {
-      'accuracy': hits.sum() / matrix.sum(),
+      'accuracy': hits.sum() / total,
       'mean_iou': iou[some].mean(),
       'f1_macro': (2 * hits[some] / (actual + called)[some]).mean(),
       'loss': loss,
     }
-    if nan := matrix[:, classes].sum():
+    if nan:
       values['nan_outputs'] = nan
     numbers = {name: float(value) for name, value in values.items()}
-    return {**numbers, 'iou_each': iou, 'confusion': matrix[:-1, :-1]}
+    return {**numbers, 'iou_each': iou, **class_evidence(counts, classes, kept)}
 
-  return Metrics(('accuracy', 'mean_iou', 'f1_macro', 'loss'), init, update, compute)
+  names = ('accuracy', 'mean_iou', 'f1_macro', 'loss')
+  if classes <= DENSE:
+    return Metrics(names, init, update, compute)
+  return Metrics(names, init, update, compute, keep, merge)
 
 
 def _tables(values: Mapping[str, Any], facts: Facts, unit: str) -> list[list[list[str]]]:
-  if 'confusion' not in values:
-    return []
-  return [class_table(values['confusion'], facts['class_names'], iou=True, unit=unit)]
+  return confusion_tables(values, facts['class_names'], iou=True, unit=unit)
 
 
 def _figures(values: Mapping[str, Any], facts: Facts, title: str, unit: str) -> list[Figure]:
-  if 'confusion' not in values:
-    return []
-  caption = f'Confusion matrix of {title} on the test split, {unit}'
-  return [
-    Figure('confusion', caption, lambda: figures.confusion(values['confusion'], facts['class_names'], title, unit))
-  ]
+  return confusion_figures(values, facts['class_names'], title, unit)

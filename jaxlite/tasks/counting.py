@@ -64,7 +64,7 @@ def count(weight: jax.Array, times: jax.Array) -> jax.Array:
 
 
 def count_pairs(weight: jax.Array, rows: jax.Array, columns: jax.Array, size: int) -> jax.Array:
-  """Returns the weight of every pair (row, column), uint32[5, size, size], digits.
+  """Returns how much weight each pair (row, column) has over all positions, uint32[5, size, size], digits.
 
   Args:
     weight: float[P].
@@ -72,26 +72,36 @@ def count_pairs(weight: jax.Array, rows: jax.Array, columns: jax.Array, size: in
     columns: int[P], in [0, size).
     size: how many rows and columns there are.
   """
+  return count_places(weight, rows * size + columns, size * size).reshape(PLACES, size, size)
+
+
+def count_places(weight: jax.Array, places: jax.Array, size: int) -> jax.Array:
+  """Returns how much weight each place has over all positions, uint32[5, size], digits.
+
+  Args:
+    weight: float[P].
+    places: int[P], in [0, size).
+    size: how many places there are.
+  """
   digits = _digits(weight)
   total = digits.shape[1]
 
-  def one(digits: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    zero = jnp.zeros((len(digits), size, size), jnp.uint32)
-    return _split(zero.at[:, rows, columns].add(digits))
+  def one(digits: jax.Array, places: jax.Array) -> jax.Array:
+    return _split(jnp.zeros((len(digits), size), jnp.uint32).at[:, places].add(digits))
 
   if total <= _PIECE:
-    return one(digits, rows, columns)
+    return one(digits, places)
   short = -total % _PIECE
 
-  def cut(array: jax.Array) -> jax.Array:  # padding has no digits, so its row and column do not matter
+  def cut(array: jax.Array) -> jax.Array:  # padding has no digits, so its place does not matter
     padded = jnp.pad(array, ((0, 0),) * (array.ndim - 1) + ((0, short),))
     return jnp.moveaxis(padded.reshape(*array.shape[:-1], -1, _PIECE), -2, 0)
 
   def add(sums: jax.Array, piece: Any) -> tuple[jax.Array, None]:
     return carry(sums + one(*piece)), None
 
-  start = jnp.zeros((PLACES, size, size), jnp.uint32)
-  return jax.lax.scan(add, start, (cut(digits), cut(rows), cut(columns)))[0]
+  start = jnp.zeros((PLACES, size), jnp.uint32)
+  return jax.lax.scan(add, start, (cut(digits), cut(places)))[0]
 
 
 def _split(digits: jax.Array) -> jax.Array:

@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxlite.errors import whole
 
+_IMBALANCED = 4  # times the smallest class: from there on whoever guesses the largest is right four times in five
+
 
 def as_array(values: Any, what: str) -> np.ndarray:
   """Returns values as an array; `what` they are stands in the errors.
@@ -153,6 +155,30 @@ def absent(counts: np.ndarray, names: Sequence[str], what: str = 'example') -> l
     return []
   shown = ', '.join(missing[:8]) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')
   return [f'train has no {what} of {shown}: the model cannot learn what it never sees']
+
+
+def imbalance(counts: np.ndarray, names: Sequence[str], score: str, better: str, what: str = 'examples') -> list[str]:
+  """Returns the remark that a metric in which every example counts alike says little of the small classes, if so.
+
+  Args:
+    counts: of each class.
+    names: of each class.
+    score: the metric that picks the best model.
+    better: the metric to propose.
+    what: is counted.
+
+  >>> imbalance(np.array([99, 1]), ['ham', 'spam'], 'accuracy', 'f1_macro')[0][:80]
+  'the classes are imbalanced (of the examples 99.0 % are ham, 1.0 % are spam), and'
+  """
+  there = np.flatnonzero(counts)
+  if len(there) < 2 or counts.max() < _IMBALANCED * counts[there].min():
+    return []
+  most, least = (int(there[pick(counts[there])]) for pick in (np.argmax, np.argmin))
+  shares = [f'{100 * counts[index] / counts.sum():.1f} % are {names[index]}' for index in (most, least)]
+  return [
+    f'the classes are imbalanced (of the {what} {shares[0]}, {shares[1]}), and {score} picks a model that may miss the '
+    f'small ones: eval.metric={better!r} counts every class alike'
+  ]
 
 
 def stated(given: Mapping[str, Any], **arguments: Any) -> dict[str, Any]:

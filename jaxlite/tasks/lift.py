@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxlite import trees
 from jaxlite.contract import LOSSES, TAPS, Batch, Context, Loss, Terms
 from jaxlite.tasks import running
+from jaxlite.tasks.calling import called
 
 SHARED = 'shared'  # batch: a tree of arrays without an axis of examples (class weights), never taken apart
 LABELS = 'jl.labels'  # batch: labels for the user's loss alone, in place of 'labels', which other parts go on reading
@@ -93,16 +94,19 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
   def term(context: Context) -> Terms:
     batch = dict(context.batch)
     given = {**batch, 'labels': batch.pop(LABELS)} if LABELS in batch else context.batch
-    values = running.widened(loss(context.outputs, given))
+    values = running.widened(called(loss, context.outputs, given))
     weight = context.batch.get('weight')
     taps = context.model_state.get(TAPS, {}).items()
     own = {name.removeprefix(LOSSES): value for name, value in taps if name.startswith(LOSSES)}
     if values.ndim == 0 and weight is None:
       return {'task': values, **own}
     if values.ndim != 1 or (weight is not None and values.shape != weight.shape):
+      crossed = _crossed(context.outputs, given, values)
       if weight is None:
-        raise ValueError(f'a loss gives one value per example, float[B], or a scalar; got {list(values.shape)}')
-      got = 'a scalar: leave its mean out' if values.ndim == 0 else str(list(values.shape))
+        raise ValueError(
+          f'a loss gives one value per example, float[B], or a scalar; got {list(values.shape)}{crossed}'
+        )
+      got = 'a scalar: leave its mean out' if values.ndim == 0 else f'{list(values.shape)}{crossed}'
       raise ValueError(
         f'a loss gives one value per example, float{list(weight.shape)}, where each counts by its weight (padding, '
         f'micro-batches); got {got}'
@@ -110,3 +114,12 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
     return {'task': weighted_mean(values, weight), **own}
 
   return term
+
+
+def _crossed(outputs: Any, batch: Batch, values: jax.Array) -> str:
+  """What to say where outputs [B, 1] met labels [B], which NumPy's rules make [B, B]; '' where they did not."""
+  shapes = getattr(outputs, 'shape', ()), getattr(batch.get('labels'), 'shape', ())
+  size = values.shape[0] if values.ndim else 0
+  if shapes == ((size, 1), (size,)):
+    return ': outputs are [B, 1] and labels [B], which makes [B, B]: take outputs[:, 0]'
+  return ': take the mean over all axes but the first' if values.ndim > 1 else ''

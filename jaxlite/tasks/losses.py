@@ -1,6 +1,6 @@
 """Losses: functions (outputs, batch) -> float[B], one value for each example, whatever its weight.
 
-Weights and means are the contract's business (`contract.task`); penalties and smoothing are transforms.
+Weights and means are `lift.py`'s business; penalties and smoothing are parts of a recipe (`jl.optim`).
 """
 
 from __future__ import annotations

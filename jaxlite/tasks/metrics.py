@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlite.tasks.confusions import DENSE, add_mistakes, by_class, class_evidence, predictions
 from jaxlite.tasks.lift import weighted_mean
 from jaxlite.tasks.losses import check_classes
 
@@ -36,6 +37,8 @@ class Metrics(NamedTuple):
     keep: (outputs, batch) -> dict of arrays [B, ...], inside jit: what has to come to the host example by example
       (scores that are ranked, targets in their units). 'weight' is kept beside it. `kept` is the same tree with the
       examples of all batches, [N, ...], NumPy, without padding.
+    merge: (so far, or None at the start; what `keep` gave for one batch, NumPy) -> so far: on the host, for what would
+      grow with the examples. `kept` is then what it gave for the last batch.
   """
 
   names: tuple[str, ...]
@@ -43,13 +46,15 @@ class Metrics(NamedTuple):
   update: Callable[..., Any]
   compute: Callable[..., dict[str, Any]]
   keep: Callable[[Any, Mapping[str, Any]], Any] | None = None
+  merge: Callable[[Any, Any], Any] | None = None
 
 
 class ClassificationState(NamedTuple):
   """Counts so far, in digits (see `_digits`).
 
   Attributes:
-    confusion: uint32[4, C + 1, C + 1], by label and by predicted class; the last index is 'no class'.
+    confusion: uint32[4, C + 1, C + 1], by label and by predicted class; the last index is 'no class'. Above
+      `confusions.DENSE` classes uint32[4, 3, C + 1]: right predictions, predictions and labels of each class.
     hits: uint32[4, len(top)], examples whose label is among the k largest logits.
     loss: float32[2], the weighted sum and the rounding error that it has not seen yet.
   """
@@ -73,7 +78,9 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
 
   Returns:
     Metrics. `compute` gives floats under 'accuracy', 'top<k>_accuracy', 'loss', and 'precision', 'recall' and 'f1'
-    each with '_micro', '_macro' and '_weighted'; and under 'confusion' float64[classes, classes], labels in rows.
+    each with '_micro', '_macro' and '_weighted'; and under 'confusion' float64[classes, classes], labels in rows. Above
+    256 classes there is no matrix: what each class counts and the pairs that are confused most, see
+    `confusions.class_evidence`; then `keep` and `merge` bring mistakes to the host.
 
   Raises:
     ValueError: fewer than two classes, or a k below 1; from `update`, shapes that do not fit; from `compute`, no
@@ -97,8 +104,9 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
   ks = tuple(k for k in top if k < classes)
 
   def init() -> ClassificationState:
+    rows = classes + 1 if classes <= DENSE else 3
     return ClassificationState(
-      confusion=jnp.zeros((_DIGITS, classes + 1, classes + 1), jnp.uint32),
+      confusion=jnp.zeros((_DIGITS, rows, classes + 1), jnp.uint32),
       hits=jnp.zeros((_DIGITS, len(ks)), jnp.uint32),
       loss=jnp.zeros(2, jnp.float32),
     )
@@ -117,40 +125,58 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
       raise ValueError(
         f'weight is [{size}] and loss [{size}] or a scalar; got {list(weight.shape)} and {list(loss.shape)}'
       )
-    labels = jnp.argmax(labels, axis=1) if labels.ndim == 2 else labels
-    labels = jnp.where((labels >= 0) & (labels < classes), labels, classes)
-    nan = jnp.any(jnp.isnan(logits), axis=1)
-    predicted = jnp.where(nan, classes, jnp.argmax(logits, axis=1))
+    labels, predicted = pair(logits, labels)
     digits = _digits(weight)
     # The label's rank: classes with a larger logit, and those before it with an equal one.
     own = jnp.take_along_axis(logits, jnp.minimum(labels, classes - 1)[:, None], axis=1)
     before = (logits > own) | ((logits == own) & (jnp.arange(classes) < labels[:, None]))
-    rank = jnp.where(nan | (labels == classes), classes, jnp.sum(before, axis=1))
+    rank = jnp.where((predicted == classes) | (labels == classes), classes, jnp.sum(before, axis=1))
     hit = rank[:, None] < jnp.array(ks, int)
+    if classes <= DENSE:
+      counts = state.confusion.at[:, labels, predicted].add(digits)
+    else:
+      counts = state.confusion.at[:, 0, labels].add(digits * (labels == predicted))
+      counts = counts.at[:, 1, predicted].add(digits).at[:, 2, labels].add(digits)
     return ClassificationState(
-      confusion=_carry(state.confusion.at[:, labels, predicted].add(digits)),
+      confusion=_carry(counts),
       hits=_carry(state.hits + jnp.sum(digits[:, :, None] * hit, axis=1, dtype=jnp.uint32)),
       loss=_add(state.loss, _weighted_sum(loss, weight)),
     )
 
-  def compute(state: ClassificationState) -> dict[str, Any]:
-    matrix = _number(state.confusion)
-    total = matrix.sum()
+  def pair(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    labels = jnp.argmax(labels, axis=1).astype(jnp.int32) if labels.ndim == 2 else labels
+    place, nan = predictions(logits)
+    return jnp.where((labels >= 0) & (labels < classes), labels, classes), jnp.where(nan, classes, place)
+
+  def keep(outputs: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    labels, predicted = pair(*check_classes(outputs, batch))
+    return {'labels': labels, 'predicted': predicted}
+
+  def merge(so_far: Any, kept: Mapping[str, np.ndarray]) -> Any:
+    return add_mistakes(so_far, kept['labels'], kept['predicted'], kept['weight'], classes)
+
+  def compute(state: ClassificationState, kept: Any = None) -> dict[str, Any]:
+    counts = _number(state.confusion)
+    hits, called, actual = by_class(counts, classes)
+    total = actual.sum()
     if total == 0:
       raise ValueError('metrics need at least one example with a weight above 0; got none: is the split empty?')
-    if outside := matrix[classes].sum():
+    if outside := actual[classes]:
       raise ValueError(f'labels are in [0, {classes}); the weight of those outside is {outside:g}: check the data')
-    values = {'accuracy': np.trace(matrix) / total}
-    values |= {f'top{k}_accuracy': hits / total for k, hits in zip(ks, _number(state.hits), strict=True)}
+    values = {'accuracy': hits.sum() / total}
+    values |= {f'top{k}_accuracy': above / total for k, above in zip(ks, _number(state.hits), strict=True)}
     values['loss'] = np.asarray(state.loss, np.float64).sum() / total
-    values |= _scores(np.diag(matrix)[:-1], matrix[:-1, :-1].sum(axis=0), matrix[:-1].sum(axis=1))
-    if nan := matrix[:, classes].sum():
+    values |= _scores(hits[:-1], called[:-1], actual[:-1])
+    if nan := called[classes]:
       values['nan_outputs'] = nan
-    return {**{name: float(value) for name, value in values.items()}, 'confusion': matrix[:-1, :-1]}
+    return {**{name: float(value) for name, value in values.items()}, **class_evidence(counts, classes, kept)}
 
   kinds = ('precision', 'recall', 'f1')
   scores = [f'{score}_{mean}' for score in kinds for mean in ('micro', 'macro', 'weighted')]
-  return Metrics(('accuracy', *(f'top{k}_accuracy' for k in ks), 'loss', *scores), init, update, compute)
+  names = ('accuracy', *(f'top{k}_accuracy' for k in ks), 'loss', *scores)
+  if classes <= DENSE:
+    return Metrics(names, init, update, compute)
+  return Metrics(names, init, update, compute, keep, merge)
 
 
 def _scores(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:

@@ -64,6 +64,7 @@ class Task(NamedTuple):
       'class_names', 'target_names', ...), checked and completed here; what is not known raises ValueError.
     check_facts: (labels, facts, where) -> None; raises where the labels of any split do not fit the facts.
     notes: (labels of the training split, facts) -> lines that a person should read before training.
+    doubts: (labels, facts, the metric that picks the best model) -> lines on a metric that these labels mislead.
     weight: (labels) -> float32[N] or None: how many labeled positions an example has, where it has several (tokens,
       pixels). An example's loss is the mean over its own positions and its weight their number, so that every
       position counts alike, whatever the batches. None: every example counts once.
@@ -92,6 +93,7 @@ class Task(NamedTuple):
   facts: Callable[[np.ndarray, Mapping[str, Any]], Facts] = lambda labels, given: dict(given)
   check_facts: Callable[[np.ndarray, Facts, str], None] = lambda labels, facts, where: None
   notes: Callable[[np.ndarray, Facts], Sequence[str]] = lambda labels, facts: ()
+  doubts: Callable[[np.ndarray, Facts, str], Sequence[str]] = lambda labels, facts, score: ()
   weight: Callable[[np.ndarray], np.ndarray | None] = lambda labels: None
   groups: Callable[[np.ndarray], np.ndarray | None] = lambda labels: None
   distribution: bool = True

@@ -267,7 +267,7 @@ def test_prune_fake_quant_and_distill_in_one_step_and_back_into_keras(tmp_path):
   theirs = convolutional()
   model, great = from_keras(theirs), from_keras(convolutional('teacher'))
   teacher = jl.Network(great, *great.init(KEY, IMAGES))
-  last = jl.prune(0.75, begin=0, end=2, every=1)
+  last = jl.prune(0.75, begin=0, end=2, every=1, allocate=jl.pruning.uniform)
   recipe = jl.chain(jl.fake_quant(), jl.distill(teacher), optax.adam(1e-2), last)
   train = jl.train_step(model, jl.cross_entropy, recipe)
   state = train.init(KEY, BATCH)

@@ -1,6 +1,8 @@
 """C files compiled once, and a clean way back where they cannot be."""
 
 import os
+import pathlib
+import time
 
 import pytest
 
@@ -35,6 +37,19 @@ def test_what_is_tuned_belongs_to_a_processor_and_what_is_not_to_all_of_a_kind(t
     assert len(found) == 1 + tuned
 
 
+def refused(name, folder):
+  """Why there is no library, in one line."""
+  with pytest.raises(compiler.NoLibrary, match=r'^[^\n]+$') as error:
+    compiler.built(name, folder, tuned=NAMES[name])
+  return str(error.value)
+
+
+def lives(pid):
+  """Whether a process is there, and not only waits for somebody to ask how it ended."""
+  status = pathlib.Path(f'/proc/{pid}/stat')
+  return status.exists() and status.read_text().rpartition(')')[2].split()[0] != 'Z'
+
+
 def fake(folder, text):
   compiler = folder / 'compiler'
   compiler.write_text(text)
@@ -46,11 +61,11 @@ def fake(folder, text):
 def test_without_a_compiler_or_with_a_broken_one_there_is_none_and_no_leavings(name, tmp_path, monkeypatch):
   cache = tmp_path / 'cache'
   monkeypatch.setenv('CC', fake(tmp_path, '#!/bin/sh\nexit 1\n'))
-  assert compiler.built(name, cache, tuned=NAMES[name]) is None
+  assert 'failed' in refused(name, cache)
   assert list(cache.iterdir()) == []
   monkeypatch.delenv('CC')
   monkeypatch.setenv('PATH', str(tmp_path))
-  assert compiler.built(name, cache, tuned=NAMES[name]) is None
+  assert refused(name, cache) == 'no C compiler was found'
 
 
 def test_a_compiler_that_knows_no_tuning_is_asked_without(tmp_path, monkeypatch):
@@ -63,10 +78,72 @@ def test_a_compiler_that_knows_no_tuning_is_asked_without(tmp_path, monkeypatch)
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
   (tmp_path / 'file').write_text('')
-  assert compiler.built('handlers', tmp_path / 'file' / 'folder') is None
+  assert 'cannot be used (Not a directory)' in refused('handlers', tmp_path / 'file' / 'folder')
 
 
 def test_what_was_compiled_but_cannot_be_loaded_is_no_error(tmp_path, monkeypatch):
   monkeypatch.setenv('CC', fake(tmp_path, '#!/bin/sh\nfor last; do :; done\necho no library > "$last"\n'))
-  assert compiler.load('handlers', folder=tmp_path / 'handlers') is None
+  with pytest.raises(compiler.NoLibrary, match=r'^[^\n]*no program that can be run[^\n]*$'):
+    compiler.load('handlers', folder=tmp_path / 'handlers')
   assert os.listdir(tmp_path / 'handlers')
+
+
+DAMAGES = {
+  'flipped': lambda path, data: path.write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]),
+  'cut': lambda path, data: path.write_bytes(data[: len(data) // 2]),
+  'empty': lambda path, data: path.write_bytes(b''),
+  'longer': lambda path, data: path.write_bytes(data + b'x'),
+  'of another name': lambda path, data: path.rename(path.with_name(path.name[:-9] + '00000.so')),
+  'a link': lambda path, data: (path.rename(path.with_name('else')), path.symlink_to('else')),
+  'writable by all': lambda path, data: path.chmod(0o777),
+  "another's": lambda path, data: os.chown(path, 12345, 12345),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_what_is_not_as_it_was_made_is_made_anew(damage, tmp_path, monkeypatch):
+  """By a compiler that always makes the same: only the file that is found can differ."""
+  if damage == "another's" and os.geteuid() != 0:
+    pytest.skip('only root gives files away')
+  monkeypatch.setenv('CC', fake(tmp_path, '#!/bin/sh\nfor last; do :; done\nseq 9999 > "$last"\n'))
+  path = compiler.built('handlers', tmp_path / 'cache')
+  data = path.read_bytes()
+  DAMAGES[damage](path, data)
+  assert compiler.built('handlers', tmp_path / 'cache') == path
+  assert path.read_bytes() == data
+  assert path.stat().st_uid == os.geteuid()
+  assert path.stat().st_mode & 0o777 == 0o700
+  assert not path.is_symlink()
+
+
+def test_a_folder_that_others_may_write_to_is_closed_and_one_of_another_user_is_not_used(tmp_path):
+  needed()
+  folder = tmp_path / 'open'
+  folder.mkdir()
+  folder.chmod(0o777)
+  assert compiler.built('handlers', folder).parent == folder
+  assert folder.stat().st_mode & 0o777 == 0o700
+  if os.geteuid() != 0:
+    pytest.skip('only root gives folders away')
+  os.chown(folder, 12345, 12345)
+  assert 'it belongs to another user' in refused('handlers', folder)
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='processes are looked up as Linux lists them')
+def test_a_compiler_that_hangs_is_ended_with_its_children_and_remembered(tmp_path, monkeypatch):
+  monkeypatch.setattr(compiler, '_SECONDS', 0.5)
+  monkeypatch.setenv('CC', fake(tmp_path, f'#!/bin/sh\nsleep 77 &\necho $! >> {tmp_path}/child\nwait\n'))
+  began = time.monotonic()
+  assert 'took over 0.5 s and was ended' in refused('direct', tmp_path / 'cache')
+  for name in NAMES:  # the other file too
+    assert 'hung when it was last tried' in refused(name, tmp_path / 'cache')
+  assert time.monotonic() - began < 10
+  (child,) = (tmp_path / 'child').read_text().split()  # it ran once, and what it began is gone
+  for _ in range(100):
+    if not lives(child):
+      break
+    time.sleep(0.02)
+  assert not lives(child)
+  (mark,) = (tmp_path / 'cache').iterdir()
+  os.utime(mark, (time.time() - 2 * 24 * 3600,) * 2)
+  assert 'was ended' in refused('handlers', tmp_path / 'cache')  # tried again another day

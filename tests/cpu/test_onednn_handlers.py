@@ -127,10 +127,14 @@ def convolution():
 def test_where_handlers_cannot_be_compiled_xla_does_it_and_the_run_says_why(afresh, monkeypatch, tmp_path):
   taken = {'gone': f'onednn{choose.CHUNKS}', 'ours': f'direct{choose.CHUNKS}', 'xla': 'xla', 'made': 'outer'}
   autotune.write(tmp_path / 'table', autotune.Table(taken, 'a machine that had them'))
-  monkeypatch.setattr(onednn_handlers.compiler, 'load', lambda name, **_: None)
+
+  def load(name, **_):
+    raise compiler.NoLibrary('the C compiler failed')
+
+  monkeypatch.setattr(onednn_handlers.compiler, 'load', load)
   direct.missing.cache_clear()
   try:
-    assert onednn.missing() == f'oneDNN is installed but not called: {compiler.WHY_NOT}'
+    assert onednn.missing() == 'oneDNN is installed but not called: the C compiler failed'
     assert (choose.forms(convolution()), choose.names()) == ({}, ())
     assert autotune.without() == onednn.missing()  # one reason for all kernels, said once
     assert 'onednn' not in autotune.machine()
@@ -150,3 +154,21 @@ def test_more_products_than_there_is_room_for_are_left_to_xla(monkeypatch):
   choose._target.cache_clear()
   assert choose.forms(convolution()) == {}
   choose._target.cache_clear()
+
+
+@pytest.mark.parametrize('kind', OPERANDS)
+def test_a_product_is_never_run_on_arrays_of_other_sizes(kind):
+  name, shapes = f'jaxlite_test_onednn_{next(numbers)}', [SHAPES[name] for name in OPERANDS[kind]]
+  ffi.register(name, ctypes.c_void_p(handler(kind, 2)))
+
+  def call(one, other, out, dtype=np.float32):
+    run = jax.jit(jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(out, dtype)))
+    return jax.block_until_ready(run(np.ones(one, dtype), np.ones(other, dtype)))
+
+  assert call(*shapes).shape == shapes[2]
+  for wrong in range(3):
+    for change in (lambda s: (s[0] - 1, *s[1:]), lambda s: (*s, 2), lambda s: ()):
+      with pytest.raises(jax.errors.JaxRuntimeError, match='of other sizes than it was made for'):
+        call(*(change(shape) if at == wrong else shape for at, shape in enumerate(shapes)))
+  with pytest.raises(jax.errors.JaxRuntimeError, match='of other sizes than it was made for'):
+    call(*shapes, dtype=np.int32)

@@ -84,10 +84,14 @@ def test_the_splits_hold_what_the_encoder_gives():
   assert sorted(map(tuple, both)) == sorted(map(tuple, ENCODER(TABLE)))
 
 
+# NumPy's strings end before a NUL, so that 'a' and 'a\0' are one value to them.
+_TEXT = st.text(st.characters(exclude_characters='\0', exclude_categories=['Cs']), max_size=4)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
   st.lists(
-    st.tuples(st.floats(-1e6, 1e6), st.text(max_size=4), st.booleans(), st.sampled_from(['a', 'b', None])),
+    st.tuples(st.floats(-1e6, 1e6), _TEXT, st.booleans(), st.sampled_from(['a', 'b', None])),
     min_size=1,
     max_size=12,
   )

@@ -71,8 +71,31 @@ CASES = {
   'scaled low rank': (
     lambda p, x: x @ (p['w'] + p['s'] * (p['a'] @ p['b'])),
     {'w': (6, 4), 'a': (6, 2), 'b': (2, 4), 's': ()},
-    {'w': IN_OUT, 'a': None, 'b': None},
+    {'w': IN_OUT, 'a': IN_OUT, 'b': IN_OUT},
   ),
+  # A factor that meets the inputs passes on what it sums, the next one sums that.
+  'two factors, turned': (
+    lambda p, x: x @ (p['a'].T @ p['b'].T),
+    {'a': (2, 6), 'b': (4, 2)},
+    {'a': OUT_IN, 'b': OUT_IN},
+  ),
+  'three factors': (
+    lambda p, x: x @ (p['a'] @ (p['c'] @ p['b'])),
+    {'a': (6, 3), 'c': (3, 2), 'b': (2, 4)},
+    dict.fromkeys('acb', IN_OUT),
+  ),
+  'singular values': (
+    lambda p, x: x @ ((p['u'] * p['s']) @ p['v']),
+    {'u': (6, 3), 's': (3,), 'v': (3, 4)},
+    {'u': IN_OUT, 'v': IN_OUT},
+  ),
+  'factors of each layer': (
+    lambda p, x: lax.scan(lambda c, q: (c @ (q['a'] @ q['b']), None), x, p)[0],
+    {'a': (3, 6, 2), 'b': (3, 2, 6)},
+    {'a': LAYERS, 'b': LAYERS},
+  ),
+  'a fixed transform before it': (lambda p, x: x @ (jnp.ones((6, 4)) @ p['w']), {'w': (4, 5)}, {'w': IN_OUT}),
+  'a weight times itself': (lambda p, x: x @ (p['w'] @ p['w'].T), {'w': (6, 4)}, {'w': None}),
   # What cannot be told is listed, not chosen.
   'diagonal': (lambda p, x: x @ jnp.diag(p['v']), {'v': (6,)}, {}),
   'outer product': (lambda p, x: x @ (p['u'][:, None] * p['v']), {'u': (6,), 'v': (3,)}, {}),
@@ -91,6 +114,28 @@ CASES = {
     lambda p, x: x @ jnp.concatenate([p['a'], p['b']], 1),
     {'a': (6, 3), 'b': (6, 5)},
     {'a': IN_OUT, 'b': IN_OUT},
+  ),
+  'a bias as one more row': (
+    lambda p, x: jnp.c_[x, jnp.ones(2)] @ jnp.concatenate([p['w'], p['b'][None]]),
+    {'w': (6, 4), 'b': (4,)},
+    {'w': IN_OUT},
+  ),
+  'a bias as one more column, turned': (
+    lambda p, x: (jnp.c_[p['w'], p['b']] @ jnp.c_[x, jnp.ones(2)].T).T,
+    {'w': (4, 6), 'b': (4,)},
+    {'w': OUT_IN},
+  ),
+  'biases of members as rows': (
+    lambda p, x: jax.vmap(lambda w, b, x: jnp.c_[x, jnp.ones(2)] @ jnp.concatenate([w, b[None]]))(
+      p['w'], p['b'], jnp.stack([x] * 3)
+    ),
+    {'w': (3, 6, 4), 'b': (3, 4)},
+    {'w': LAYERS},
+  ),
+  'one more input, one more output': (
+    lambda p, x: jnp.c_[x, x[:, :1]] @ jnp.c_[jnp.concatenate([p['w'], p['row']]), p['column']],
+    {'w': (6, 4), 'row': (1, 4), 'column': (7,)},
+    {'w': IN_OUT, 'row': IN_OUT, 'column': LeafLayout((0,), ())},
   ),
   'padded': (lambda p, x: x @ jnp.pad(p['w'], [(0, 2), (0, 0)]), {'w': (4, 5)}, {'w': IN_OUT}),
   'two parts': (halves, {'w': (6, 18)}, {'w': IN_OUT}),
@@ -119,11 +164,21 @@ CASES = {
   'mixture of kernels': (
     lambda p, x: x @ jnp.einsum('k,kio->io', jax.nn.softmax(p['m']), p['w']),
     {'w': (3, 6, 2), 'm': (3,)},
-    {'w': None},
+    {'w': LAYERS},
   ),
   # Whole matrices that data pick are weights, rows are not.
   'experts by index': (
     lambda p, x: jax.vmap(lambda x, i: x @ p['w'][i])(x, CHOICE + (x[:, 0] > 0)),
+    {'w': (3, 6, 5)},
+    {'w': LAYERS},
+  ),
+  'experts of an ensemble': (
+    lambda p, x: jax.vmap(jax.vmap(lambda w, x: x @ w[(x[0] > 0).astype(int)], (None, 0)))(p['w'], jnp.stack([x, x])),
+    {'w': (2, 3, 6, 5)},
+    {'w': LeafLayout((2,), (3,))},
+  ),
+  'experts of tokens': (
+    lambda p, x: jnp.einsum('btd,btdo->bto', x[None], p['w'][(x[None, :, 0] > 0).astype(int)]),
     {'w': (3, 6, 5)},
     {'w': LAYERS},
   ),

@@ -4,8 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import pytest
+
+from jaxlite.host import compile_cache
 
 PROGRAM = """
 import json, sys
@@ -75,3 +79,126 @@ def test_a_program_torn_by_a_kill_is_dropped_and_compiled_again(tmp_path):
     program.with_name(program.name.removesuffix('-cache') + '-atime').unlink()
   assert start(tmp_path)[1:] == [0, value]
   assert start(tmp_path)[1] > 0
+
+
+def test_a_damaged_program_is_compiled_again_once_and_never_run(tmp_path):
+  _, _, value = start(tmp_path)
+  (folder,) = tmp_path.iterdir()
+  programs = list(folder.glob('*-cache'))
+  for program in programs:
+    data = bytearray(program.read_bytes())
+    data[len(data) // 2] ^= 1
+    program.write_bytes(data)
+  line, hits, found = start(tmp_path)
+  assert line.endswith(f'({len(programs)} damaged entries are compiled again)')
+  assert (hits, found) == (0, value)
+  line, hits, found = start(tmp_path)
+  assert line == f'compile cache: {folder}'
+  assert hits > 0
+  assert found == value
+
+
+def entries(folder):
+  """A cache of three programs, as JAX writes them; the last one by a process that was killed."""
+  folder.mkdir()
+  for number, name in enumerate(('a', 'b', 'c')):
+    (folder / f'{name}-cache').write_bytes(zlib.compress(bytes([number]) * 900))
+    (folder / f'{name}-atime').write_bytes(bytes(8))
+    if name == 'b':
+      compile_cache.seal(folder)
+  return folder
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[-2] ^= 4
+  path.write_bytes(data)
+
+
+def exchange(path):
+  other = path.with_name('b-cache')
+  data, path_data = other.read_bytes(), path.read_bytes()
+  other.write_bytes(path_data)
+  path.write_bytes(data)
+
+
+def link(path):
+  path.rename(path.with_name('elsewhere'))
+  path.symlink_to('elsewhere')
+
+
+DAMAGES = {
+  'flipped': (flip, {'b', 'c'}),
+  'cut': (lambda path: path.write_bytes(path.read_bytes()[:9]), {'b', 'c'}),
+  'empty': (lambda path: path.write_bytes(b''), {'b', 'c'}),
+  'exchanged': (exchange, {'c'}),
+  'a link': (link, {'b', 'c'}),
+  'a folder': (lambda path: (path.unlink(), path.mkdir()), {'b', 'c'}),
+  'writable by a group': (lambda path: path.chmod(0o664), {'a', 'b', 'c'}),  # as a umask of 002 has it
+  "another's": (lambda path: os.chown(path, 12345, 12345), {'b', 'c'}),
+  'its time is a folder': (lambda path: ((one := path.with_name('a-atime')).unlink(), one.mkdir()), {'b', 'c'}),
+  'its time is gone': (lambda path: path.with_name('a-atime').unlink(), {'b', 'c'}),
+  'no hash was written': (lambda path: flip(path.with_name('c-cache')), {'a', 'b'}),
+  'hashes of another shape': (lambda path: path.with_name('hashes.json').write_text('[1]'), {'a', 'b', 'c'}),
+  'hashes are a link': (lambda path: link(path.with_name('hashes.json')), {'a', 'b', 'c'}),
+  'nothing': (lambda path: None, {'a', 'b', 'c'}),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_what_is_not_as_it_was_written_is_dropped(damage, tmp_path):
+  if damage == "another's" and os.geteuid() != 0:
+    pytest.skip('only root gives files away')
+  folder = entries(tmp_path / 'cache')
+  change, left = DAMAGES[damage]
+  change(folder / 'a-cache')
+  compile_cache._drop_damaged(folder)
+  assert {path.name.removesuffix('-cache') for path in folder.glob('*-cache')} == left
+  assert compile_cache._drop_damaged(folder) == 0  # and it is settled
+  compile_cache.seal(folder)
+  assert set(compile_cache._known(folder)) == {f'{name}-cache' for name in left}
+
+
+def test_where_new_files_are_the_groups_too_the_second_process_still_compiles_nothing(tmp_path):
+  before = os.umask(0o002)
+  try:
+    start(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert start(tmp_path)[1] > 0
+  finally:
+    os.umask(before)
+
+
+def test_a_folder_of_another_user_is_not_used(tmp_path):
+  if os.geteuid() != 0:
+    pytest.skip('only root gives folders away')
+  line, _, _ = start(tmp_path)
+  (folder,) = tmp_path.iterdir()
+  os.chown(folder, 12345, 12345)
+  line, hits, _ = start(tmp_path)
+  assert line.startswith('no compile cache: ')
+  assert hits == 0
+
+
+def test_the_programs_that_were_used_least_recently_go_first(tmp_path, monkeypatch):
+  """With a limit of bytes JAX looks at every program whenever it writes one: 145 ms of processor time with 5,000."""
+  monkeypatch.setattr(compile_cache, 'MOST', 5)
+  for number in range(12):
+    (tmp_path / f'{number}-cache').write_text('program')
+    (tmp_path / f'{number}-atime').write_bytes((1_000 * (number * 7 % 12) + 70_000).to_bytes(8, 'little'))
+  compile_cache._drop_oldest(tmp_path)
+  left = sorted(path.name for path in tmp_path.iterdir())
+  wanted = [number for number in range(12) if number * 7 % 12 >= 7]
+  assert left == sorted(f'{number}-{kind}' for number in wanted for kind in ('cache', 'atime'))
+  compile_cache._drop_oldest(tmp_path)
+  assert len(list(tmp_path.iterdir())) == 10
+
+
+@pytest.mark.skipif(not hasattr(os, 'getuid') or os.getuid() != 0, reason='only root gives a folder away')
+def test_a_user_without_an_entry_has_no_cache_that_jax_would_refuse_at_each_program(tmp_path):
+  line, _, _ = start(tmp_path)
+  folder = Path(line.removeprefix('compile cache: '))
+  assert compile_cache._is_known(folder)
+  os.chown(folder, 54321, 54321)
+  assert not compile_cache._is_known(folder)

@@ -92,3 +92,26 @@ def test_the_cores_are_those_that_the_process_may_use(monkeypatch):
   machine.print_device(said.append)
   assert ' 3 CPU cores' in said[0]
   assert machine.machine()['cores'] == '3'
+
+
+def test_a_link_that_waits_under_the_name_of_a_part_is_not_written_through(tmp_path, monkeypatch):
+  names = []
+  for _ in range(2):
+    with files.whole_file(tmp_path / 'a') as part:
+      names.append(part.name)
+  assert len(set(names)) == 2  # nobody can know the next one
+  (tmp_path / 'precious').write_text('precious')
+  monkeypatch.setattr(files.secrets, 'token_hex', lambda size: 'guessed')
+  (tmp_path / '.a.guessed.part').symlink_to(tmp_path / 'precious')
+  with pytest.raises(FileExistsError):
+    files.write_text(tmp_path / 'a', 'through')
+  assert (tmp_path / 'precious').read_text() == 'precious'
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes with a name')
+def test_what_is_no_plain_file_is_neither_waited_for_nor_read_without_end(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  (tmp_path / 'zeros').symlink_to('/dev/zero')
+  for name in ('pipe', 'zeros', '.'):
+    with pytest.raises(OSError, match=r'no plain file|Is a directory'):
+      files.read_file(tmp_path / name)

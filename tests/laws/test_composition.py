@@ -39,12 +39,16 @@ def teacher():
   return jl.Network(jl.from_function(lambda p, x: x @ p['w'], {'w': TEACHER}), {'w': jnp.asarray(TEACHER)}, {})
 
 
+def when(steps):
+  return {'begin': steps // 10, 'end': steps // 2, 'every': 10, 'allocate': jl.pruning.uniform}
+
+
 # A kind is (hooks, what wraps the optimizer, update parts after it), made anew for every recipe.
 KINDS = {
-  'prune': lambda steps: ([], None, [jl.prune(SPARSITY, begin=steps // 10, end=steps // 2, every=10)]),
+  'prune': lambda steps: ([], None, [jl.prune(SPARSITY, **when(steps))]),
   'rigl': lambda steps: ([], lambda inner: jl.rigl(inner, SPARSITY, end=steps // 2, every=10), []),
   'straight_through': lambda steps: (
-    [jl.pruning.straight_through(SPARSITY, begin=steps // 10, end=steps // 2, every=10)],
+    [jl.pruning.straight_through(SPARSITY, **when(steps))],
     None,
     [],
   ),

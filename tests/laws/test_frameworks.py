@@ -38,7 +38,7 @@ def batch_at(step, size=12):
 
 def recipe():
   teacher = jl.Network(jl.from_function(lambda p, x: x @ p['w'], {'w': T1}), {'w': jnp.asarray(T1)}, {})
-  pruned = jl.prune(0.8, begin=2, end=12, every=5)
+  pruned = jl.prune(0.8, begin=2, end=12, every=5, allocate=jl.pruning.uniform)
   return jl.chain(jl.fake_quant(), jl.distill(teacher), optax.adam(1e-2), pruned)
 
 

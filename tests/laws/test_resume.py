@@ -20,6 +20,13 @@ PROGRAM = Path(__file__).with_name('resumable.py')
 ROOT = PROGRAM.parents[2]
 PARTS = ('prune', 'fake_quant', 'distill', 'freeze', 'accumulate', 'average', 'label_smoothing', 'augment', 'l2')
 ALONE = (*PARTS, 'dispatched')
+# As resumable.py has them; a test below holds that none is missing.
+OTHERS = (
+  *('rigl', 'set', 'n_m', 'packed', 'straight_through', 'hold', 'lsq', 'self_distill', 'hint', 'dkd', 'swa', 'sam'),
+  *('plateau', 'l1_proximal', 'mixup', 'cutmix', 'normalize', 'schedule_free', 'lbfgs', 'apply_if_finite'),
+)
+KINDS = ('regression', 'two_targets', 'binary', 'multi_label', 'language', 'segmentation', 'sequence_labels')
+TASKS = tuple(f'task_{kind}' for kind in KINDS)
 
 
 def start(workdir, *names, cache=None):
@@ -74,7 +81,7 @@ def compare(folder, kills, seed, *names, compiled=False):
   # kills strike while it compiles too, and a part of the first time reaches any moment. With `compiled` it begins with
   # what the straight run compiled: kills strike while it trains.
   cache = folder / 'cache' if compiled else None
-  span = straight(folder / 'straight', *names, cache=cache) / min(len(names) + 1, 6)
+  span = straight(folder / 'straight', *names, cache=cache) / min(len(names) + 1, 12 if compiled else 6)
   rng, sent = random.Random(seed), []
   while len(sent) < kills:
     workdir = folder / f'killed{len(sent)}'
@@ -103,3 +110,19 @@ def test_each_part_alone_survives_kills(tmp_path):
 def test_two_hundred_kills(tmp_path):
   compare(tmp_path / 'all', 120, 3, 'all')
   compare(tmp_path / 'alone', 80, 4, *ALONE)
+
+
+def test_every_part_that_is_killed_is_listed():
+  sys.path.insert(0, str(PROGRAM.parent))
+  import resumable
+
+  assert {*PARTS, 'all', 'dispatched'} == {*resumable.parts(60)}
+  assert {*OTHERS} == {*resumable.others(60)}
+  assert KINDS == resumable.TASKS
+
+
+@pytest.mark.slow
+def test_a_hundred_and_fifty_kills_over_every_part_and_task(tmp_path):
+  compare(tmp_path / 'parts', 50, 5, 'all', *ALONE, compiled=True)
+  compare(tmp_path / 'others', 60, 6, *OTHERS, compiled=True)
+  compare(tmp_path / 'tasks', 40, 7, *TASKS, compiled=True)

@@ -84,7 +84,7 @@ def test_a_whole_recipe_learns_keeps_its_laws_and_resumes_to_the_same_bits(name,
     jl.fake_quant(bits=8),
     jl.distill(teacher, alpha=0.1, loss=divergence),
     optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 0.05, 5, STEPS)),
-    jl.prune(SPARSITY, begin=5, end=20, every=5),
+    jl.prune(SPARSITY, begin=5, end=20, every=5, allocate=jl.pruning.uniform),
   )
   train = jl.train_step(model, loss, recipe)
   state = train.init(KEY, batches[0])

@@ -13,6 +13,7 @@ from jaxlite.contract import Model, chain
 from jaxlite.optim._average import average
 from jaxlite.optim._freeze import freeze
 from jaxlite.optim._unfreeze import next_phase, unfreezing
+from jaxlite.pruning._allocate import uniform
 from jaxlite.pruning._gradual import prune
 from jaxlite.step.train_step import train_step
 from jaxlite.tasks.losses import cross_entropy
@@ -105,7 +106,7 @@ def test_the_old_state_lives_on_and_shares_no_array_with_the_new_one():
 
 
 def test_averages_and_masks_of_what_was_learning_go_on_and_new_ones_begin_at_the_weights():
-  parts = lambda: (average(0.5), optax.adam(0.05), prune(0.5, begin=1, end=1))  # noqa: E731
+  parts = lambda: (average(0.5), optax.adam(0.05), prune(0.5, begin=1, end=1, allocate=uniform))  # noqa: E731
   train = phase(['^first'], *parts())
   state = steps(train, train.init(jax.random.key(0), BATCHES[0]), 0, 4)
   kept, weights = host(state.model_state['jl.average']), host({**state.params, **state.const['freeze']})

@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 import jaxlite as jl
+from jaxlite.pruning._allocate import uniform
 from jaxlite.pruning._one_shot import sparsify
 from jaxlite.pruning._sparsegpt import sparsegpt
 from jaxlite.pruning._statistics import gather_statistics
@@ -211,8 +212,8 @@ def test_a_model_s_kernels_are_pruned_and_its_convolution_better_than_by_magnitu
   conv = lambda kernel: np.asarray(  # noqa: E731
     lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
   )
-  pruned, masks = sparsegpt(params, found, 0.5)
-  plain, _ = sparsify(params, 0.5, context=found)
+  pruned, masks = sparsegpt(params, found, 0.5, allocate=uniform)
+  plain, _ = sparsify(params, 0.5, context=found, allocate=uniform)
   dense = conv(params['Conv_0']['kernel'])
   assert int(masks['Conv_0']['kernel'].sum()) == 108
   errors = [np.linalg.norm(conv(one['Conv_0']['kernel']) - dense) for one in (pruned, plain)]

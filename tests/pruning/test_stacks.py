@@ -207,3 +207,85 @@ def test_a_report_counts_each_layer_of_a_stack():
   params = {'w': jnp.ones((3, 6, 6)).at[1, :3].set(0)}
   rows = layers(Model(None, apply), params, {}, jnp.ones((2, 6)), {'w': LAYERS})
   assert [(row.path, row.size, row.nonzero) for row in rows] == [('w[0]', 36, 36), ('w[1]', 36, 18), ('w[2]', 36, 36)]
+
+
+def ensemble(p, x):
+  return jax.vmap(lambda w: x @ w)(p['w'])  # over shared inputs: one wide layer to any reader
+
+
+def unit_masks(name, mask):
+  """Which units live: of each layer, of each output, of each channel."""
+  return mask.reshape(3, -1) if name == 'layers' else mask.any(1)
+
+
+RIGL = {
+  # name: (structure, program, what lives of each competition)
+  'layers': (stacked(axis=0), ensemble, 24),
+  'channels': (channel(), scanned, 3),
+}
+
+
+@pytest.mark.parametrize('name', RIGL)
+def test_rigl_moves_units_of_each_layer(name):
+  structure, forward, live = RIGL[name]
+  shape = (3, 8, 6) if name == 'layers' else (3, 6, 6)
+  params = {'w': jnp.asarray(RNG.normal(size=shape) * np.array([1, 1e-2, 1e-4])[:, None, None], jnp.float32)}
+  slope = np.asarray(RNG.normal(size=shape), np.float32)
+  tx = jl.rigl(optax.sgd(0.0), 0.5, end=4, every=1, fraction=0.7, structure=structure)
+  state = tx.init(params, parameter_layouts(forward, params, jnp.ones((2, shape[1]))))
+  update, size = jax.jit(tx.update), np.abs(np.asarray(params['w']))
+  units = lambda values: values.reshape(3, -1) if name == 'layers' else np.sqrt((values**2).sum(1))  # noqa: E731
+  for count in range(3):
+    before = unit_masks(name, np.asarray(state.masks.masks['w']))
+    _, state = update({'w': jnp.asarray(slope)}, state, params)
+    mask = np.asarray(state.masks.masks['w'])
+    after = unit_masks(name, mask)
+    assert after.sum(1).tolist() == [live] * 3
+    if name == 'channels':
+      assert (mask == mask[:, :1]).all()  # whole columns
+    moving = int(live * 0.35 * (1 + np.cos(np.pi * count / 4))) if count else 0
+    for layer in range(3):
+      kept = np.zeros(before.shape[1], bool)
+      kept[np.argsort(-np.where(before[layer], units(size)[layer], -1), kind='stable')[: live - moving]] = True
+      grown = np.argsort(-np.where(kept, -1, units(np.abs(slope))[layer]), kind='stable')[:moving]
+      kept[grown] = True
+      np.testing.assert_array_equal(after[layer], kept)
+
+
+def test_rigl_refuses_a_pattern_in_one_line():
+  with pytest.raises(ValueError, match=r"rigl: a pattern says how many of each group live, so 2:4 leaves 'w' nothing"):
+    jl.rigl(optax.sgd(0.1), 0.5, end=4, structure=n_m(2, 4)).init({'w': jnp.ones((8, 8))})
+
+
+@pytest.mark.parametrize('part', [jl.rigl, jl.pruning.set_])
+def test_connections_are_dropped_by_the_weights_that_are_read(part):
+  """A schedule-free optimizer trains at one point and is read at another: the smallest there give way."""
+  params = {'w': jnp.asarray(RNG.normal(size=(8, 8)), jnp.float32)}
+  tx = part(optax.sgd(0.0), 0.5, end=4, every=1, fraction=0.5, seed=3)
+  state = tx.init(params)
+  slope, point = {'w': jnp.ones((8, 8))}, {'w': jnp.asarray(RNG.normal(size=(8, 8)), jnp.float32)}
+  _, state = tx.update(slope, state, params, point=point)
+  before = np.asarray(state.masks.masks['w'])
+  _, state = tx.update(slope, state, params, point=point)
+  dropped = before & ~np.asarray(state.masks.masks['w'])
+  moving = int(32 * 0.25 * (1 + np.cos(np.pi / 4)))
+  smallest = np.argsort(np.where(before, np.abs(point['w']), np.inf).ravel())[:moving]
+  assert {*np.flatnonzero(dropped)} <= {*smallest}
+  assert dropped.any()
+
+
+def test_padded_examples_count_in_no_statistic():
+  params = {'w': jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32)}
+  x = np.asarray(RNG.normal(size=(5, 6)), np.float32)
+  padded = np.concatenate([x, np.full((3, 6), 7, np.float32)])
+  weight = np.array([1, 2, 1, 1, 1, 0, 0, 0], np.float32)
+  whole = {'inputs': padded, 'labels': np.zeros((8, 4), np.float32), 'weight': weight}
+  empty = {**whole, 'weight': np.zeros(8, np.float32)}
+  loss = lambda outputs, batch: ((outputs - batch['labels']) ** 2).mean(-1)  # noqa: E731
+  found = gather_statistics(lambda p, x: x @ p['w'], params, batches=[empty, whole, empty], loss=loss)
+  np.testing.assert_allclose(found.grams['w'][0], x.T @ x, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(found.norms['w'][:, 0], np.linalg.norm(x, axis=0), rtol=1e-5)
+  slope = x.T @ (x @ params['w'] * weight[:5, None]) / 2 / weight.sum()
+  np.testing.assert_allclose(found.gradients['w'], slope, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match='at least one batch'):
+    gather_statistics(lambda p, x: x @ p['w'], params, batches=[empty])

@@ -12,7 +12,7 @@ import jaxlite as jl
 from jaxlite import trees
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.graph.walk import equations, has_primitive
-from jaxlite.pruning._allocate import erk
+from jaxlite.pruning._allocate import erk, uniform
 from jaxlite.pruning._masks import unpack
 from jaxlite.pruning._rigl import rigl
 from jaxlite.pruning._straight_through import see, straight_through
@@ -40,7 +40,7 @@ def trained(*parts):
 
 def test_the_gradient_reaches_every_weight_and_the_forward_only_the_living():
   """By hand: masks at the start, gradients at the masked weights, one step on the dense ones, masks anew."""
-  train = trained(straight_through(0.5), optax.sgd(0.1))
+  train = trained(straight_through(0.5, allocate=uniform), optax.sgd(0.1))
   state = train.init(jax.random.key(0), BATCH)
   dense = {name: np.array(leaf) for name, leaf in START.items()}
   moved = []
@@ -86,7 +86,7 @@ def test_masks_follow_the_schedule_and_a_plain_call_refreshes_for_ever():
     'periodic': {'schedule': periodic(1, 3, 2)},
     'for ever': {'begin': 1, 'every': 2},
   }.items():
-    train = trained(straight_through(0.5, **arguments), optax.sgd(0.3))
+    train = trained(straight_through(0.5, allocate=uniform, **arguments), optax.sgd(0.3))
     state = train.init(jax.random.key(0), BATCH)
     masks = []
     for _ in range(7):

@@ -222,7 +222,7 @@ def test_what_cannot_be_is_refused(arguments, message):
     (lambda w: jl.prune('0.5'), TypeError, "a number in .* got '0.5'"),
     (lambda w: jl.prune(0.5, structure='2:4').init(w), TypeError, "structure is element.* got '2:4'"),
     (lambda w: jl.prune(0.5, structure=channel).init(w), TypeError, 'structure is element.* got <function channel'),
-    (lambda w: jl.prune(0.5, allocate='erk').init(w), TypeError, "allocate is uniform.* got 'erk'"),
+    (lambda w: jl.prune(0.5, allocate='erk').init(w), TypeError, "allocate is erk, uniform.* got 'erk'"),
     (lambda w: jl.prune(0.5, schedule=cubic), TypeError, 'schedule is cubic'),
     (lambda w: sparsify(w, 0.5, score=lambda p, c: p['w']), ValueError, "a tree like params; 'w' is .* nothing"),
     (lambda w: sparsify(w, 0.5, score=lambda p, c: {'w': p['w'][0]}), ValueError, 'its score'),

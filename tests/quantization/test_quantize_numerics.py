@@ -183,3 +183,45 @@ def test_an_average_of_ranges_adopts_the_first_and_ignores_nothing():
   assert not bool(numerics.is_seen(numerics.blend(never, never, 0.9)))
   np.testing.assert_allclose(numerics.blend(one, two, 0.75), (-1.5, 1.25))
   assert [float(end) for end in numerics.merge(never, one)] == [-1, 1]
+
+
+def any_bits(shape, seed=0):
+  """Floats of every kind: finite, denormal, infinite, NaN of either sign."""
+  bits = np.random.default_rng(seed).integers(0, 2**32, shape, dtype=np.uint32)
+  bits[:2] |= np.uint32(0x7F800000)  # rows that are not finite
+  return bits.view(np.float32)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.5, 1.0])
+def test_a_range_is_that_of_the_finite_entries_alone(share):
+  x = any_bits((40, 9))
+  rng = np.random.default_rng(1)
+  x = np.where(rng.random(x.shape) < share, x, rng.normal(size=x.shape).astype(np.float32))
+  finite = x[np.isfinite(x)]
+  low, high = jax.jit(numerics.observe)(x)
+  assert (float(low), float(high)) == (finite.min(), finite.max())
+  for nothing in ([np.nan, -np.nan], [np.inf], [-np.inf, np.nan, np.inf], []):
+    assert [float(end) for end in numerics.observe(jnp.asarray(nothing, jnp.float32))] == [np.inf, -np.inf]
+  negative, same = jnp.float32([-3.0, -2.0, -np.inf]), jnp.bfloat16([1.5, np.nan, 1.5])
+  assert [float(end) for end in numerics.observe(negative)] == [-3.0, -2.0]
+  assert [float(end) for end in numerics.observe(same)] == [1.5, 1.5]
+
+
+@pytest.mark.parametrize('small', [0, 1 << 18], ids=['by a branch', 'without one'])
+def test_the_scale_of_a_weight_is_that_of_its_finite_entries(small, monkeypatch):
+  monkeypatch.setattr(numerics, '_SMALL', small)
+  w = np.concatenate([any_bits((40, 9)), np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)], axis=1)
+  w[:, 0], w[:, 1] = 0, np.nan
+  largest = np.where(np.isfinite(w), np.abs(w), 0).max(axis=0, keepdims=True)
+  step = largest * np.float32(1 / 127)
+  expected = np.where(step >= numerics.SMALLEST, step, np.float32(1))
+  np.testing.assert_array_equal(jax.jit(lambda w: numerics.weight_scale(w, (0,), 8))(w), expected)
+  assert expected[0, 0] == expected[0, 1] == 1
+
+
+def test_a_moving_range_adopts_the_first_and_keeps_what_nothing_follows():
+  old = (jnp.float32([np.inf, 1.0, np.inf, -1.0]), jnp.float32([-np.inf, 2.0, -np.inf, 3.0]))
+  new = (jnp.float32([0.5, np.inf, np.inf, -2.0]), jnp.float32([1.5, -np.inf, -np.inf, 1.0]))
+  low, high = jax.jit(lambda old, new: numerics.blend(old, new, 0.75))(old, new)
+  np.testing.assert_array_equal(low, np.float32([0.5, 1.0, np.inf, -1.25]))
+  np.testing.assert_array_equal(high, np.float32([1.5, 2.0, -np.inf, 2.5]))

@@ -33,7 +33,7 @@ MISTAKES = {
   'no examples': ({'data': (X[:0], Y[:0])}, 'train is empty: carve it'),
   'images of other shapes': ({'data': ([TALL[0], TALL[0, :2]], [0, 1])}, 'examples have one shape; .*: resize'),
   'not a pair': ({'data': X}, r'pass \(inputs, labels\)'),
-  'a batch above the data': ({'data__batch_size': 600}, 'batch_size 600: lower it'),
+  'a batch above the data': ({'data__batch_size': 600}, 'got 600: lower data.batch_size'),
   'a sparsity of one': ({'recipe': late(lambda c: jl.prune(1.0))}, r'in \[0, 1\); got 1\.0'),
   'end before begin': ({'recipe': late(lambda c: jl.prune(0.5, begin=9, end=3))}, 'end=3 lies before begin=9'),
   'a rule for nothing': (
@@ -46,7 +46,7 @@ MISTAKES = {
     'nobody holds no checkpoints: give the folder of a run',
   ),
   'no such metric': ({'eval__metric': 'acuracy'}, "'acuracy'; nearest: accuracy"),
-  'a model of other classes': ({'model': linear(2)}, r'outputs are float\[B, 3\]'),
+  'a model of other classes': ({'model': linear(2)}, 'give its last layer 3 outputs$'),
   'a recipe that is none': ({'recipe': lambda config, total: optax.adam(0.1)}, r'recipe from jl\.chain'),
   'a recipe without optimizer': ({'recipe': lambda config, total: jl.chain(jl.fake_quant())}, 'holds no optimizer'),
   'an optimizer after prune': (

@@ -1,5 +1,6 @@
 """Laws of what is around a run: signals, readers that go, links, disks: the run is saved, or told in one line."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -11,12 +12,12 @@ import pytest
 import jaxlite as jl
 from jaxlite import errors
 from jaxlite.host import files, preempt
-from jaxlite.run import loop, records
+from jaxlite.run import experiment, loop, records
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
-from loops import X, run
+from loops import X, Y, config_of, linear, run
 
 
-@pytest.mark.parametrize('name', ['SIGHUP', 'SIGUSR1'])
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU'])
 def test_a_terminal_that_hangs_up_and_a_clusters_notice_save_the_run(name):
   number = getattr(signal, name)
   with preempt.guard() as guard:
@@ -47,6 +48,17 @@ def test_a_reader_that_goes_does_not_end_the_run(tmp_path):
     _, said = process.communicate(timeout=100)
   assert process.returncode == 0, said
   assert jl.load(tmp_path / 'piped').predict(X).shape == (90, 3)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='this system has no disk that is always full')
+def test_a_log_on_a_full_disk_does_not_end_the_run():
+  script = (
+    'import sys\nfrom jaxlite.host.streams import steady\n'
+    "for _ in range(3):\n  steady(print)('a line')\nprint('the end', file=sys.stderr)\n"
+  )
+  with open('/dev/full', 'w') as full:
+    done = subprocess.run([sys.executable, '-c', script], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+  assert (done.returncode, done.stderr) == (0, 'the end\n')
 
 
 def test_no_link_in_a_workdir_is_followed(tmp_path):
@@ -94,19 +106,38 @@ def test_a_full_disk_is_told_with_the_file_and_the_fix(tmp_path, monkeypatch):
   assert 'make room' in errors.one_line(caught.value)
 
 
-def test_a_user_without_a_home_has_a_cache_and_gets_one_line_for_a_workdir_there(monkeypatch):
+def test_a_user_without_a_home_has_a_cache_and_gets_one_line_for_a_workdir_there(monkeypatch, tmp_path):
   def nobody(path):
     raise RuntimeError('Could not determine home directory.')
 
-  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  for name in ('XDG_CACHE_HOME', 'JAXLITE_DATA', 'TFDS_DATA_DIR'):
+    monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(files.Path, 'expanduser', nobody)
   assert '~' not in str(files.user_cache())
   with pytest.raises(WorkdirError, match='another workdir'):
     check_workdir('~/run')
+  monkeypatch.chdir(tmp_path)
+  asked = {
+    'load': lambda: jl.load('~/run'),
+    'evaluate': lambda: loop.evaluate_run(config_of(), '~/run'),
+    'experiment': lambda: experiment.run(config_of(), '~/run'),
+    'data': lambda: jl.data.load('digits', directory='~/data'),
+    'prepared data': lambda: jl.data.load('mnist'),
+    'fashion': lambda: jl.data.load('fashion_mnist', directory='~/data'),
+    'logits': lambda: jl.data.cache_logits(lambda x: x[:, :3], jl.data.from_arrays((X, Y)), '~/logits'),
+  }
+  for name, ask in asked.items():
+    with pytest.raises(ValueError, match=r"home in '~/\w+' is not known here: set HOME") as caught:
+      ask()
+    assert errors.one_line(caught.value), name
+  assert not list(tmp_path.iterdir())  # above all no folder named ~
 
 
-def test_a_finished_run_in_a_read_only_folder_is_reported(tmp_path, monkeypatch):
+def test_a_finished_run_in_a_read_only_folder_is_reported(tmp_path, monkeypatch, capsys):
   first = run(tmp_path, steps=2)
+  config = config_of(steps=2, model=lambda config: linear(), data__load=lambda config: jl.data.from_arrays((X, Y)))
+  several = dataclasses.replace(config, runs={'a': lambda config: config})
+  experiment.run(several, tmp_path / 'several')
 
   def refuses(workdir):
     raise WorkdirError(f'the workdir {workdir} cannot be written (Read-only file system): give another workdir')
@@ -118,3 +149,10 @@ def test_a_finished_run_in_a_read_only_folder_is_reported(tmp_path, monkeypatch)
   assert any(line.startswith('this run is finished') for line in said)
   with pytest.raises(WorkdirError, match='Read-only'):
     run(tmp_path, steps=4)
+  monkeypatch.setattr(experiment, 'check_workdir', refuses)  # the launcher's way to it
+  monkeypatch.setattr(experiment, 'lock', None)
+  capsys.readouterr()
+  assert experiment.run(several, tmp_path / 'several') == 0
+  assert 'this run is finished' in capsys.readouterr().out
+  with pytest.raises(WorkdirError, match='Read-only'):
+    experiment.run(config, tmp_path / 'nothing')

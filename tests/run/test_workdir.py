@@ -126,7 +126,11 @@ def test_a_lock_file_that_cannot_be_opened_is_named(tmp_path: Path):
     pass
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', 'null', '{"pid": "x"}', '{"pid": 999999999, "host": "elsewhere"}'])
+@pytest.mark.parametrize(
+  'text',
+  ['', '{', '[]', 'null', '{"pid": "x"}', '{"pid": [1]}', '{"pid": 999999999, "host": "elsewhere"}', '[' * 100_000],
+  ids=range(8),
+)
 def test_garbage_in_the_file_does_not_matter_where_the_kernel_locks(text: str, tmp_path: Path):
   (tmp_path / '.lock').write_text(text)
   with lock(tmp_path):

@@ -40,7 +40,7 @@ def everything():
     optax.clip_by_global_norm(1.0),
     jl.optim.l2(1e-4),
     optax.adam(jl.optim.warmup_cosine(1e-2, 30, warmup_steps=3)),
-    jl.prune(0.75, begin=1, end=6, every=2),
+    jl.prune(0.75, begin=1, end=6, every=2, allocate=jl.pruning.uniform),
   )
 
 
@@ -215,7 +215,9 @@ def test_a_batch_that_does_not_split_is_refused():
 
 
 def test_an_ensemble_equals_its_members():
-  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(optax.adam(1e-2), jl.prune(0.5, begin=1)))
+  train = jl.train_step(
+    convnet(), jl.cross_entropy, jl.chain(optax.adam(1e-2), jl.prune(0.5, begin=1, allocate=jl.pruning.uniform))
+  )
   keys = jax.random.split(jax.random.key(0), 3)
   axes = ensemble_axes(jax.eval_shape(train.init, keys[0], batch_of(8)))
   states = jax.vmap(train.init, in_axes=(0, None), out_axes=axes)(keys, batch_of(8))

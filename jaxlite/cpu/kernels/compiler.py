@@ -1,4 +1,8 @@
-"""Machine code from the C files of this folder: made once where there is a C compiler, kept in the user's cache."""
+"""Machine code from the C files of this folder: made once where there is a C compiler, kept in the user's cache.
+
+What is found there is run, so it is looked at first: a file is taken when it is this user's (or root's), when nobody
+else may write to it or to its folder, and when its bytes have the hash that its name says. Any other is made anew.
+"""
 
 from __future__ import annotations
 
@@ -8,63 +12,127 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxlite.host.files import user_cache, whole_file
+from jaxlite.host.files import is_safe, own_folder, read_file, scratch, user_cache
 from jaxlite.host.machine import abilities
 
 _HERE = Path(__file__).parent
 _FLAGS = ('-std=gnu11', '-O3', '-fPIC', '-shared', '-pthread')
-WHY_NOT = "no C compiler was found, it failed, or the user's cache cannot be written"
 _SECONDS = 60  # a compiler that takes longer is not waited for
+_FORGET = 24 * 3600  # seconds after which it is tried again: the machine may have been busy
+
+
+class NoLibrary(Exception):  # noqa: N818  (no failure: whoever asks goes on without)
+  """A C file cannot be had as machine code here; the text says why, for a line."""
 
 
 def load(name: str, *, tuned: bool = False, folder: Path | None = None) -> Any:
-  """Returns the library made from a C file; None where it cannot be had.
+  """Returns the library made from a C file.
 
   Args:
     name: of the file, without its end.
     tuned: whether it may use all that this processor is able to, for kernels of our own.
     folder: where it is kept; None is the user's cache.
+
+  Raises:
+    NoLibrary: it cannot be had.
   """
   path = built(name, folder or user_cache() / 'handlers', tuned=tuned)
-  if path is None:
-    return None
   try:
     return ctypes.CDLL(str(path))
-  except OSError:  # a cache folder that no program may be run from
-    return None
+  except OSError as error:  # a cache folder that no program may be run from
+    raise NoLibrary(f'{path.parent} holds no program that can be run ({str(error)[-80:]}); {_ELSEWHERE}') from None
 
 
-def built(name: str, folder: Path, *, tuned: bool = False) -> Path | None:
-  """Returns the compiled file in a folder, made now if it is not there; None where there is no compiler, or it fails.
+_ELSEWHERE = '$XDG_CACHE_HOME names another place'
+
+
+def built(name: str, folder: Path, *, tuned: bool = False) -> Path:
+  """Returns the compiled file in a folder, made now if it is not there or is not as it was made.
 
   Args:
     name: as in `load`.
     folder: made where it is missing.
     tuned: as in `load`.
+
+  Raises:
+    NoLibrary: there is no compiler, it fails or hangs, or the folder is not this user's own.
   """
   text = b''.join(path.read_bytes() for path in (_HERE / f'{name}.c', *sorted(_HERE.glob('*.h'))))
   parts = (text, jax.lib.__version__.encode(), ' '.join(_FLAGS).encode(), platform.machine().encode())
   parts += (abilities().encode(),) if tuned else ()
-  path = folder / f'{name}-{hashlib.sha256(b"|".join(parts)).hexdigest()[:16]}.so'
-  if path.exists():
-    return path
+  start = f'{name}-{hashlib.sha256(b"|".join(parts)).hexdigest()[:16]}-'
+  try:
+    own_folder(folder)
+    for path in sorted(folder.glob(f'{start}*.so')):
+      if _is_sound(path):
+        return path
+      path.unlink()
+    return _compiled(name, folder, start, tuned)
+  except OSError as error:
+    raise NoLibrary(f'{folder} cannot be used ({error.strerror or error}); {_ELSEWHERE}') from None
+
+
+def _is_sound(path: Path) -> bool:
+  """Whether a file is ours and as it was made: its name ends in the hash of its bytes."""
+  return is_safe(path) and path.stem.rpartition('-')[2] == _hash(read_file(path))
+
+
+def _hash(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _compiled(name: str, folder: Path, start: str, tuned: bool) -> Path:
   found = compiler()
   if found is None:
-    return None
+    raise NoLibrary('no C compiler was found')
+  about = os.stat(found)
+  mark = folder / f'hung-{_hash(f"{found} {about.st_mtime_ns} {about.st_size}".encode())}'
+  with contextlib.suppress(FileNotFoundError):
+    if 0 <= time.time() - mark.stat().st_mtime < _FORGET:
+      raise NoLibrary(f'the C compiler {found} hung when it was last tried (to try it now: delete {mark})')
+  ends = time.monotonic() + _SECONDS
   for tuning in (('-march=native',), ('-mcpu=native',), ()) if tuned else ((),):  # compilers differ in what they take
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-      folder.mkdir(parents=True, exist_ok=True)
-      with whole_file(path) as made:
-        command = [found, *_FLAGS, *tuning, f'-I{jax.ffi.include_dir()}', str(_HERE / f'{name}.c'), '-o', str(made)]
-        subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
-      return path
-  return None
+    with scratch(folder, '.making-', stale_seconds=_FORGET) as aside:
+      made = aside / 'made.so'
+      command = [found, *_FLAGS, *tuning, f'-I{jax.ffi.include_dir()}', str(_HERE / f'{name}.c'), '-o', str(made)]
+      try:
+        done = _run(command, ends - time.monotonic())
+      except subprocess.TimeoutExpired:
+        mark.write_bytes(b'')
+        raise NoLibrary(f'the C compiler {found} took over {_SECONDS} s and was ended') from None
+      if done == 0 and made.exists():
+        made.chmod(0o700)
+        path = folder / f'{start}{_hash(read_file(made))}.so'
+        os.replace(made, path)
+        return path
+  raise NoLibrary(f'the C compiler {found} failed')
+
+
+def _run(command: list[str], seconds: float) -> int:
+  """Runs a command in a group of its own, which is ended with it: a compiler has children, and these have some."""
+  process = subprocess.Popen(
+    command,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL,  # a pipe would be open as long as any of them lives
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+  )
+  try:
+    return process.wait(max(0.0, seconds))
+  finally:
+    if process.poll() is None:
+      if hasattr(os, 'killpg'):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.kill()
+      process.wait()
 
 
 def compiler() -> str | None:

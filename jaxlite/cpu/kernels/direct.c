@@ -292,6 +292,51 @@ int jaxlite_product(const Spec *of, const float *first, const float *second, flo
   return status;
 }
 
+static int times(int64_t *sum, int64_t by) { return __builtin_mul_overflow(*sum, by, sum); }
+
+// Whether an array has no value beyond `count`, which its sizes make, and none twice.
+static int dense(const int64_t *sizes, const int64_t *strides, int64_t *count) {
+  int64_t last = 0;
+  *count = 1;
+  for (int i = 0; i < 5; i++) {
+    int64_t far = sizes[i] - 1;
+    if (sizes[i] < 1 || strides[i] < 0 || times(count, sizes[i]) || times(&far, strides[i])) return 0;
+    if (__builtin_add_overflow(last, far, &last)) return 0;
+  }
+  return last == *count - 1;
+}
+
+enum { MOST = 1 << 30 };  // of what moves a window: sums of a few are far from where they would wrap around
+
+// Whether a description can be meant: with operands of `values` values nothing is then read or written beside them.
+static int sound(const Spec *of, int64_t *values) {
+  if (of->kind < FORWARD || of->kind > WEIGHT || of->groups < 1 || of->batch < 1 || of->inputs < 1 || of->outputs < 1)
+    return 0;
+  if (of->chunks < 1 || of->batch % of->chunks) return 0;
+  if (alone(of) && (of->x[1] != 1 || of->y[1] != 1)) return 0;
+  int64_t inputs = of->inputs, outputs = of->outputs, laid = 1, pieces = of->groups;
+  if (times(&inputs, of->groups) || times(&outputs, of->groups)) return 0;
+  for (int a = 0; a < 3; a++) {
+    if (of->stride[a] < 1 || of->stride[a] > MOST || of->dilation[a] < 1 || of->dilation[a] > MOST) return 0;
+    if (of->low[a] < 0 || of->low[a] > MOST || of->image[a] > MOST || of->kernel[a] > MOST || of->result[a] > MOST)
+      return 0;
+    int64_t image = of->image[a], kernel = of->kernel[a], result = of->result[a];
+    int64_t window = (kernel - 1) * of->dilation[a] + 1, all = (result - 1) * of->stride[a] + window;
+    if (image < 1 || kernel < 1 || result < 1 || all > MOST) return 0;
+    if (times(&pieces, of->stride[a]) || times(&pieces, image + result)) return 0;
+    if (times(&laid, all + image + window + of->stride[a] + of->dilation[a])) return 0;
+  }
+  int64_t x[5] = {of->batch, inputs, of->image[0], of->image[1], of->image[2]};
+  int64_t w[5] = {outputs, of->inputs, of->kernel[0], of->kernel[1], of->kernel[2]};
+  int64_t y[5] = {of->batch, outputs, of->result[0], of->result[1], of->result[2]}, found[3];
+  if (!dense(x, of->x, &found[0]) || !dense(w, of->w, &found[1]) || !dense(y, of->y, &found[2])) return 0;
+  if (times(&laid, inputs > outputs ? inputs : outputs) || laid > INT64_MAX >> 8) return 0;  // floats of rows
+  if (times(&pieces, of->batch) || pieces > INT64_MAX >> 8) return 0;
+  static const int order[3][3] = {{0, 1, 2}, {2, 1, 0}, {0, 2, 1}};
+  for (int i = 0; i < 3; i++) values[i] = found[order[of->kind][i]];
+  return 1;
+}
+
 static const Spec *spec(XLA_FFI_CallFrame *frame) {
   if (frame->attrs.size != 1 || frame->attrs.types[0] != XLA_FFI_AttrType_ARRAY) return NULL;
   const XLA_FFI_Array *found = frame->attrs.attrs[0];
@@ -302,6 +347,8 @@ XLA_FFI_Error *jaxlite_direct(XLA_FFI_CallFrame *frame) {
   if (only_asks(frame)) return NULL;
   const Spec *of = spec(frame);
   if (of == NULL) return fail(frame, "direct: this program was compiled for another version");
+  int64_t values[3];
+  if (!sound(of, values) || !fits(frame, values)) return fail(frame, "direct: a product of other sizes than it says");
   const float *first = (float *)argument(frame, 0), *second = (float *)argument(frame, 1);
   int status = jaxlite_product(of, first, second, (float *)result(frame), frame);
   return status ? fail(frame, "direct: no memory for a convolution") : NULL;

@@ -32,9 +32,10 @@ def missing() -> str:
   >>> missing() == '' or missing().startswith('no convolutions in C')
   True
   """
-  lib = compiler.load('direct', tuned=True)
-  if lib is None:
-    return f'no convolutions in C: {compiler.WHY_NOT}'
+  try:
+    lib = compiler.load('direct', tuned=True)
+  except compiler.NoLibrary as error:
+    return f'no convolutions in C: {error}'
   if not _tried(lib.jaxlite_product):
     return 'no convolutions in C: their trial came out wrong on this processor'
   ffi.register(TARGET, ctypes.cast(lib.jaxlite_direct, ctypes.c_void_p))

@@ -22,7 +22,13 @@ from jaxlite.cpu.kernels.match import ConvGeometry, MatmulLayout
 _TRAINING, _AUTO = 64, 3
 _SRC, _DST, _WEIGHTS, _SCRATCHPAD, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 1, 17, 33, 80, 129, 145, 161
 _SCRATCHPAD_MD = 136
+_UNCALLED = 'oneDNN is installed but not called: '
 _WEIGHTS_MD = {'forward': 131, 'input': 131, 'weight': 132}
+
+
+def uncalled() -> bool:
+  """Tells whether oneDNN is there, but nothing that calls it can be compiled: then neither can our own kernels."""
+  return missing().startswith(_UNCALLED)
 
 
 @functools.cache
@@ -33,9 +39,10 @@ def missing() -> str:
   True
   """
   try:
-    if onednn_handlers.library() is None:
-      return f'oneDNN is installed but not called: {compiler.WHY_NOT}'
+    onednn_handlers.library()
     _try_out()
+  except compiler.NoLibrary as error:
+    return f'{_UNCALLED}{error}'
   except (OSError, ImportError, RuntimeError) as error:
     return f'no onednn: {error} (pip install "jaxlite[onednn]")'
   return ''
@@ -56,10 +63,12 @@ class Product:
   Attributes:
     kind: 'weight' where every chunk makes a whole result and these are added.
     chunks: pieces that run side by side.
+    values: how many both operands and the result have; a call of others is refused.
   """
 
   kind: str
   chunks: int
+  values: tuple[int, int, int]
   desc: ctypes.c_void_p
 
   def _build(self) -> None:
@@ -131,6 +140,9 @@ class Convolution(Product):
     self.mds = {'forward': (x, y), 'input': (y, x), 'weight': (x, y)}[kind]  # the two arrays with a batch
     first, second = {'forward': (g.x, g.y), 'input': (g.y, g.x), 'weight': (g.x, g.y)}[kind]
     self.steps = 4 * batch * first[0], 4 * batch * second[0], 0  # bytes from chunk to chunk; weights are shared
+    sizes = [math.prod(one) for one in ((g.batch, g.inputs, *g.image), shape, (g.batch, g.outputs, *g.result))]
+    order = {'forward': (0, 1, 2), 'input': (2, 1, 0), 'weight': (0, 2, 1)}[kind]
+    self.values = sizes[order[0]], sizes[order[1]], sizes[order[2]]
     self.numbers = {
       'forward': (_SRC, _WEIGHTS, _DST),
       'input': (_DIFF_DST, _WEIGHTS, _DIFF_SRC),
@@ -165,6 +177,8 @@ class Contraction(Product):
       self.desc = onednn_c.new('dnnl_matmul_primitive_desc_create', onednn_c.engine(), x, self.packed, None, y, attr)
       self._build()
       self.mds, self.numbers = (x, y), (_SRC, _WEIGHTS, _DST)
+      times = math.prod(batch)
+      self.values = times * rows * inner, times * inner * columns, times * rows * columns
       each = 4 * outer[0]
       self.steps = each * a[0], each * out[0], each * b[0] if batch else 0
 

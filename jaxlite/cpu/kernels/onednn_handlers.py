@@ -24,6 +24,7 @@ class CProduct(ctypes.Structure):
     ('steps', ctypes.c_int64 * 3),
     ('packed_bytes', ctypes.c_int64),
     ('scratch_bytes', ctypes.c_int64),
+    ('values', ctypes.c_int64 * 3),
     ('numbers', ctypes.c_int64 * 3),
     ('primitive', ctypes.c_void_p),
     ('reorder', ctypes.c_void_p),
@@ -36,15 +37,14 @@ class CProduct(ctypes.Structure):
 
 @functools.cache
 def library() -> Any:
-  """Returns the compiled handlers, loaded and bound to oneDNN; None where they cannot be compiled.
+  """Returns the compiled handlers, loaded and bound to oneDNN.
 
   Raises:
+    compiler.NoLibrary: they cannot be compiled.
     OSError, ImportError: oneDNN cannot be had.
   """
   functions = _entry_points()
   lib = compiler.load('handlers')
-  if lib is None:
-    return None
   lib.jaxlite_handler.restype = ctypes.c_void_p
   lib.jaxlite_run.argtypes = [ctypes.c_void_p] * 4
   lib.jaxlite_setup((ctypes.c_void_p * len(functions))(*functions))
@@ -64,6 +64,7 @@ def handler(of: Any) -> int | None:
     of.steps,
     onednn_c.size_of(of.packed),
     onednn_c.size_of(of.scratch),
+    of.values,
     of.numbers,
     of.primitive.value,
     of.reorder.value,

@@ -88,4 +88,23 @@ static char *argument(XLA_FFI_CallFrame *frame, int index) { return ((XLA_FFI_Bu
 
 static char *result(XLA_FFI_CallFrame *frame) { return ((XLA_FFI_Buffer *)frame->rets.rets[0])->data; }
 
+// Whether a call has two operands and a result, each float32 of so many values: a program that was made or changed by
+// others may say anything, and nothing is read before this is known.
+static int fits(XLA_FFI_CallFrame *frame, const int64_t *values) {
+  if (frame->args.size != 2 || frame->rets.size != 1) return 0;
+  for (int i = 0; i < 3; i++) {
+    int of_result = i == 2;
+    int plain = of_result ? frame->rets.types[0] == XLA_FFI_RetType_BUFFER
+                          : frame->args.types[i] == XLA_FFI_ArgType_BUFFER;
+    if (!plain) return 0;
+    const XLA_FFI_Buffer *buffer = of_result ? frame->rets.rets[0] : frame->args.args[i];
+    if (buffer->dtype != XLA_FFI_DataType_F32) return 0;
+    int64_t found = 1;
+    for (int64_t axis = 0; axis < buffer->rank; axis++)
+      if (__builtin_mul_overflow(found, buffer->dims[axis], &found)) return 0;
+    if (found != values[i]) return 0;
+  }
+  return 1;
+}
+
 static void *room(size_t bytes) { return aligned_alloc(64, (bytes + 64) / 64 * 64); }  // never none

@@ -1,0 +1,346 @@
+"""From a function to a list of operations: traced at two batch sizes, calls opened, constants computed, batch open.
+
+Whatever the two traces agree on is fixed; a size that grows by the same number for each example is a `Batch`; what
+does neither is refused. What depends on constants alone is computed here, once, by JAX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlite import trees
+from jaxlite.deployment.open_batch import SIZES, Trace, joined
+from jaxlite.deployment.operations import Batch, Graph, Operation, pruned
+from jaxlite.graph import walk
+
+_LONGEST_SCAN = 256  # iterations that are written out one by one
+
+
+def _names(text: str) -> frozenset[str]:
+  return frozenset(text.split())
+
+
+_UNARY = _names("""
+  neg abs sign exp exp2 log log1p expm1 sqrt rsqrt cbrt tanh logistic erf erfc erf_inv floor ceil round sin cos tan asin
+  acos atan sinh cosh square integer_pow not is_finite convert_element_type
+""")
+_BINARY = _names("""
+  add sub mul div max min pow rem eq ne lt le gt ge and or xor atan2 add_any select_n clamp
+""")
+_OTHERS = _names("""
+  reshape transpose concatenate slice pad rev reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax
+  argmin cumsum cumprod cummax cummin dot_general conv_general_dilated reduce_window_max reduce_window_sum
+  broadcast_in_dim gather squeeze dynamic_slice sort
+""")
+# What leaves its operand as it is when nothing trains.
+_NOTHING = _names('copy copy_p stop_gradient optimization_barrier name sharding_constraint pvary pcast reshard')
+# Of an equation's parameters, those that say nothing about the result.
+_IDLE = _names("""
+  sharding out_sharding weak_type indices_are_sorted unique_indices precision accuracy preferred_element_type fill_value
+""")
+
+
+class _Const(NamedTuple):
+  """A known array; where `array` has size 1 and `shape` has not, it is repeated along that axis."""
+
+  array: Any
+  shape: tuple[int, ...]
+  name: str = ''
+
+  @property
+  def whole(self) -> Any:
+    return jnp.broadcast_to(self.array, self.shape)
+
+
+class _Ref(NamedTuple):
+  """A value that depends on the inputs."""
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: Any
+
+
+def lower(fn: Callable[..., Any], params: Any, inputs: Any) -> Graph:
+  """Writes `fn(params, inputs)` as a list of operations with an open batch.
+
+  Args:
+    fn: a pure function of jax.numpy, as for `jax.jit`; calls and short loops of fixed length are written out.
+    params: its constants, any pytree of arrays.
+    inputs: an example of the inputs: arrays or shapes [B, ...], any pytree. Their batch size does not matter.
+
+  Returns:
+    The Graph. Inputs are named 'input', or 'input/<path>' in a tree, likewise 'output'; constants by their path.
+
+  Raises:
+    ValueError: an operation has no rule, a loop of unknown length, or a shape that does not grow evenly with the batch.
+
+  >>> import jax.numpy as jnp
+  >>> print(lower(lambda p, x: jnp.maximum(x @ p['w'], 0.0), {'w': jnp.ones((3, 2))}, jnp.ones((1, 3))))
+  (input: float32[B,3]) -> v1: float32[B,2]
+    v0 = dot_general(input, w; dimension_numbers=(((1),(0)),((),())))  # float32[B,2]
+    v1 = max(v0, c1)  # float32[B,2]
+  """
+  graph = pruned(joined(*(_trace(fn, params, inputs, size) for size in SIZES)))
+  for name in graph.outputs:
+    first, *rest = graph.values[name].shape or (0,)
+    if first != Batch() or any(isinstance(size, Batch) for size in rest):
+      raise ValueError(f'a network gives one answer for each example, [B, ...]; {name} is {graph.values[name]}')
+  return graph
+
+
+def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int) -> Trace:
+  known, names = trees.flatten(params)[1], [path or 'params' for path in trees.paths(params)]
+  paths, leaves, treedef = trees.flatten(inputs)
+  shapes = [jax.ShapeDtypeStruct((size, *jnp.shape(leaf)[1:]), jnp.result_type(leaf)) for leaf in leaves]
+  structure = jax.tree.structure(params)
+
+  def flat(known: Sequence[Any], given: Sequence[Any]) -> Any:
+    return fn(jax.tree.unflatten(structure, known), jax.tree.unflatten(treedef, given))
+
+  closed = jax.make_jaxpr(flat)(known, shapes)
+  writer = _Writer({}, {}, [], [], [], {})
+  consts = [_Const(jnp.asarray(leaf), jnp.shape(leaf), name) for leaf, name in zip(known, names, strict=True)]
+  refs = []
+  for path, shape in zip(paths, shapes, strict=True):
+    name = f'input/{path}' if path else 'input'
+    refs.append(writer.value(name, shape.shape, shape.dtype))
+    writer.inputs.append(name)
+  results = writer.body(closed, [*consts, *refs])
+  writer.outputs.extend(map(writer.named, results))
+  return writer.needed()
+
+
+class _Unknown(NamedTuple):
+  """What cannot be written; an error only where a result needs it."""
+
+  why: str
+
+
+class _Writer(NamedTuple):
+  """One trace, growing: values by name, constants by name, operations."""
+
+  values: dict[str, _Ref]
+  constants: dict[str, _Const]
+  operations: list[Operation]
+  inputs: list[str]
+  outputs: list[str]
+  held: dict[Any, str]  # constants by what is in them
+
+  def value(self, name: str, shape: Sequence[int], dtype: Any) -> _Ref:
+    self.values[name] = _Ref(name, tuple(shape), np.dtype(dtype))
+    return self.values[name]
+
+  def named(self, atom: Any) -> str:
+    """The name of an operand; a constant gets one when it is first read."""
+    if isinstance(atom, _Unknown):
+      raise ValueError(atom.why)
+    if isinstance(atom, _Ref):
+      return atom.name
+    array = np.asarray(atom.array)
+    key = (atom.shape, array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
+    if key in self.held:
+      return self.held[key]
+    name = atom.name if atom.name and atom.name not in self.constants else f'c{len(self.constants)}'
+    while name in self.constants or name in self.values:
+      name += '_'
+    self.constants[name], self.held[key] = atom, name
+    return name
+
+  def emit(self, kind: str, operands: Sequence[Any], aval: Any, attributes: Mapping[str, Any]) -> _Ref:
+    result = self.value(f'v{len(self.operations)}', aval.shape, aval.dtype)
+    self.operations.append(Operation(kind, tuple(map(self.named, operands)), (result.name,), dict(attributes)))
+    return result
+
+  def needed(self) -> Trace:
+    """Without what no result needs."""
+    names, kept = set(self.outputs), []
+    for one in reversed(self.operations):
+      if names.intersection(one.outputs):
+        kept.append(one)
+        names.update(one.inputs)
+    constants = {name: value for name, value in self.constants.items() if name in names}
+    return Trace(self.values, constants, kept[::-1], self.inputs, self.outputs)
+
+  def body(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+    bare, consts = walk.opened(jaxpr)
+    known = [_constant(value) for value in consts]
+    env: dict[Any, Any] = dict(zip([*bare.constvars, *bare.invars], [*known, *args], strict=True))
+
+    def read(atom: Any) -> Any:
+      return _constant(atom.val) if hasattr(atom, 'val') else env[atom]
+
+    for eqn in bare.eqns:
+      env.update(zip(eqn.outvars, self.equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
+    return [read(atom) for atom in bare.outvars]
+
+  def equation(self, eqn: Any, operands: list[Any]) -> list[Any]:
+    kind, params = eqn.primitive.name, eqn.params
+    if kind in walk.CALLS and kind != 'shard_map':
+      return self.body(params[walk.CALLS[kind]], operands)
+    if kind in _NOTHING:
+      return operands
+    if kind == 'reduce_precision' and operands[0].shape == eqn.outvars[0].aval.shape and _keeps(eqn):
+      return operands
+    if kind == 'scan':
+      return self.scan(eqn, operands)
+    if kind in ('split', 'unstack', 'stack') and not all(isinstance(one, _Const) for one in operands):
+      return self.parts(eqn, operands)
+    if kind == 'cond':
+      return self.branch(eqn, operands)
+    if kind == 'platform_index':  # which platform this will run on: the first is what every one can do
+      return [_constant(np.int32(len(params.get('platforms', ())) - 1))]
+    if kind == 'select_n' and isinstance(operands[0], _Const) and operands[0].array.size == 1:
+      chosen = operands[1 + int(operands[0].array.reshape(()))]
+      if isinstance(chosen, _Unknown) or chosen.shape == eqn.outvars[0].aval.shape:
+        return [chosen]
+    unknown = next((one for one in operands if isinstance(one, _Unknown)), None)
+    if unknown is not None:
+      return [unknown] * len(eqn.outvars)
+    if all(isinstance(one, _Const) for one in operands):
+      return _computed(eqn, operands)
+    if kind not in _UNARY | _BINARY | _OTHERS:
+      why = f'a network that leaves jaxlite is made of operations that its list knows; {kind} at {_where(eqn)} is none'
+      return [_Unknown(f'{why}: compute it before or after the network, or write it by others')] * len(eqn.outvars)
+    if kind == 'broadcast_in_dim' and not params['shape']:
+      return operands[:1]
+    attributes = {
+      name: _plain(value, name) for name, value in params.items() if name not in _IDLE and value is not None
+    }
+    if kind == 'add_any':
+      kind = 'add'
+    if kind == 'gather':
+      attributes['mode'] = str(params['mode']).rpartition('.')[2].lower()
+    return [self.emit(kind, operands, out.aval, attributes) for out in eqn.outvars]
+
+  def parts(self, eqn: Any, operands: list[Any]) -> list[Any]:
+    """Cuts along an axis, or puts together along a new one."""
+    axis = eqn.params['axis']
+    if eqn.primitive.name == 'stack':
+      return [self.stacked(operands, axis)]
+    (whole,) = operands
+    if eqn.primitive.name == 'unstack':
+      return [self.taken(whole, index, axis) for index in range(whole.shape[axis])]
+    found, start = [], 0
+    for out, size in zip(eqn.outvars, eqn.params['sizes'], strict=True):
+      found.append(self.cut(whole, axis, start, start + size, out.aval.shape))
+      start += size
+    return found
+
+  def cut(self, whole: _Ref, axis: int, start: int, stop: int, shape: Sequence[int]) -> _Ref:
+    starts = tuple(start if index == axis else 0 for index in range(len(shape)))
+    limits = tuple(stop if index == axis else size for index, size in enumerate(whole.shape))
+    aval = jax.ShapeDtypeStruct(tuple(shape), whole.dtype)
+    return self.emit('slice', [whole], aval, {'start_indices': starts, 'limit_indices': limits})
+
+  def scan(self, eqn: Any, operands: list[Any]) -> list[Any]:
+    """Writes the iterations one after the other."""
+    length, reverse = eqn.params['length'], eqn.params['reverse']
+    if length > _LONGEST_SCAN:
+      raise ValueError(
+        f'a loop is written out up to {_LONGEST_SCAN} iterations; one of {length} at {_where(eqn)} is not'
+      )
+    fixed, carried = walk.scan_layout(eqn)
+    consts, carry, xs = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
+    slices: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
+    for index in reversed(range(length)) if reverse else range(length):
+      each = [self.taken(one, index) for one in xs]
+      results = self.body(eqn.params['jaxpr'], [*consts, *carry, *each])
+      carry = results[:carried]
+      for one, result in zip(slices, results[carried:], strict=True):
+        one.append(result)
+    outs = [self.stacked(list(reversed(one)) if reverse else one) for one in slices]
+    return [*carry, *outs]
+
+  def taken(self, whole: Any, index: int, axis: int = 0) -> Any:
+    """One entry along an axis."""
+    left = (*whole.shape[:axis], *whole.shape[axis + 1 :])
+    if isinstance(whole, _Const):
+      row = jnp.take(whole.array, 0 if whole.array.shape[axis] == 1 else index, axis)
+      return _Const(row, left, f'{whole.name}/{index}' if whole.name else '')
+    row = self.cut(whole, axis, index, index + 1, (*whole.shape[:axis], 1, *whole.shape[axis + 1 :]))
+    return self.emit('reshape', [row], jax.ShapeDtypeStruct(left, whole.dtype), {'new_sizes': left})
+
+  def stacked(self, rows: list[Any], axis: int = 0) -> Any:
+    if all(isinstance(row, _Const) for row in rows):
+      return _constant(jnp.stack([row.whole for row in rows], axis))
+    each = []
+    for row in rows:
+      shape = (*row.shape[:axis], 1, *row.shape[axis:])
+      if isinstance(row, _Const):
+        each.append(_Const(jnp.expand_dims(row.array, axis), shape))
+      else:
+        aval = jax.ShapeDtypeStruct(shape, row.dtype)
+        each.append(self.emit('reshape', [row], aval, {'new_sizes': shape}))
+    shape = (*rows[0].shape[:axis], len(rows), *rows[0].shape[axis:])
+    return self.emit('concatenate', each, jax.ShapeDtypeStruct(shape, _dtype(rows[0])), {'dimension': axis})
+
+  def branch(self, eqn: Any, operands: list[Any]) -> list[Any]:
+    index, *rest = operands
+    if not isinstance(index, _Const):
+      why = f'a network that leaves jaxlite takes the same way for every input; {_where(eqn)} chooses by its input'
+      return [_Unknown(f'{why}: use jnp.where')] * len(eqn.outvars)
+    branches = eqn.params['branches']
+    return self.body(branches[int(np.clip(int(index.array), 0, len(branches) - 1))], rest)
+
+
+def _constant(value: Any) -> _Const:
+  array = value if isinstance(value, jax.Array) else jnp.asarray(value)
+  return _Const(array, array.shape)
+
+
+def _dtype(atom: Any) -> Any:
+  return atom.array.dtype if isinstance(atom, _Const) else atom.dtype
+
+
+def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
+  """What an equation gives for known operands; what repeats is not written out where the operation works entry by
+  entry."""
+  kind = eqn.primitive.name
+  aval = eqn.outvars[0].aval
+  if kind == 'broadcast_in_dim' and len(operands) == 1:
+    (one,), axes = operands, eqn.params['broadcast_dimensions']
+    shape = [1] * len(aval.shape)
+    for axis, size in zip(axes, one.array.shape, strict=True):
+      shape[axis] = size
+    return [_Const(jnp.reshape(one.array, shape), aval.shape, one.name if one.array.size == np.prod(shape) else '')]
+  if kind in _UNARY:
+    return [_Const(eqn.primitive.bind(operands[0].array, **eqn.params), aval.shape)]
+  if kind in _BINARY and all(len(one.shape) == len(aval.shape) for one in operands):
+    shape = np.broadcast_shapes(*(one.array.shape for one in operands))
+    arrays = [jnp.broadcast_to(one.array, shape) for one in operands]
+    return [_Const(eqn.primitive.bind(*arrays, **eqn.params), aval.shape)]
+  results = eqn.primitive.bind(*(one.whole for one in operands), **eqn.params)
+  results = results if eqn.primitive.multiple_results else [results]
+  return [_constant(one) for one in results]
+
+
+def _keeps(eqn: Any) -> bool:
+  """Whether a reduction of precision changes nothing of float32."""
+  return eqn.params['exponent_bits'] >= 8 and eqn.params['mantissa_bits'] >= 23
+
+
+def _plain(value: Any, name: str) -> Any:
+  """Parameters as ints, floats, strings and tuples."""
+  if isinstance(value, bool | int | float | str):
+    return value
+  if isinstance(value, np.integer):
+    return int(value)
+  if name in ('new_dtype', 'dtype', 'index_dtype') or isinstance(value, np.dtype | type):
+    return str(np.dtype(value))
+  if hasattr(value, '_fields') or hasattr(value, '__dataclass_fields__'):
+    fields = getattr(value, '_fields', None) or value.__dataclass_fields__
+    return tuple(_plain(getattr(value, field), field) for field in fields)
+  if isinstance(value, Sequence):
+    return tuple(_plain(one, name) for one in value)
+  return str(value)
+
+
+def _where(eqn: Any) -> str:
+  """The scope of an equation, or what it is."""
+  return f"'{eqn.source_info.name_stack}'" if str(eqn.source_info.name_stack) else f'an equation {eqn.primitive.name}'

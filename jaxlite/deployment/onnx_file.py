@@ -1,0 +1,125 @@
+"""A list of operations as an ONNX file (opset 19), which ONNX Runtime, OpenVINO, browsers and phones read.
+
+Convolutions stand channels first there: a value is kept as it was computed and turned only where somebody needs it
+otherwise. The package `onnx` writes the bytes; what each operation becomes is decided here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlite import errors
+from jaxlite.deployment import onnx_words as words
+from jaxlite.deployment.onnx_writer import Writer
+from jaxlite.deployment.operations import Batch, Graph
+from jaxlite.host.files import write_bytes
+from jaxlite.version import __version__
+
+OPSET = 19
+_BATCH = 'batch'  # the open axis
+
+
+def onnx_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> bytes:
+  """Returns a graph as the bytes of an ONNX model.
+
+  Args:
+    graph: of `patterns.recognized`.
+    about: what its metadata says, by key: class names, units, versions.
+
+  Returns:
+    A model with an open first axis, 'batch', whose inputs and outputs are named as in the graph.
+
+  Raises:
+    ImportError: the package onnx is missing.
+    ValueError: an operation that ONNX has no word for.
+  """
+  errors.need('an ONNX file', 'onnx')
+  import onnx
+
+  writer = Writer(graph, onnx.helper, onnx.numpy_helper, [], {}, {}, {}, [0])
+  for name in graph.inputs:
+    writer.forms[name] = {(): name}
+  for one in graph.operations:
+    words.write(writer, one)
+  outputs = []
+  for name in graph.outputs:
+    outputs.append(f'output/{name}' if len(graph.outputs) > 1 else 'output')
+    writer.node('Identity', [writer.get(name)], outputs[-1])
+
+  def described(name: str, value: str) -> Any:
+    shape, dtype = graph.values[value]
+    kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, [_BATCH if isinstance(n, Batch) else n for n in shape])
+
+  body = onnx.helper.make_graph(
+    writer.nodes,
+    'network',
+    [described(name, name) for name in graph.inputs],
+    [described(name, value) for name, value in zip(outputs, graph.outputs, strict=True)],
+    list(writer.initializers.values()),
+  )
+  model = onnx.helper.make_model(
+    body,
+    opset_imports=[onnx.helper.make_opsetid('', OPSET)],
+    producer_name='jaxlite',
+    producer_version=__version__,
+    ir_version=9,
+  )
+  onnx.helper.set_model_props(model, dict(about or {}))
+  onnx.checker.check_model(model, full_check=True)
+  return model.SerializeToString(deterministic=True)
+
+
+def write_onnx(
+  graph: Graph,
+  path: str | os.PathLike[str],
+  examples: Mapping[str, np.ndarray],
+  *,
+  about: Mapping[str, str] | None = None,
+) -> float:
+  """Writes an ONNX file, lets ONNX Runtime answer from it, and keeps it only where the answers are right.
+
+  Args:
+    graph: of `patterns.recognized`.
+    path: the file.
+    examples: real inputs by name, [N, ...].
+    about: see `onnx_bytes`.
+
+  Returns:
+    The largest difference from the reference, in units of the outputs.
+
+  Raises:
+    ImportError: onnx or onnxruntime is missing.
+    ValueError: an operation without a word, or answers that differ by more than float32's rounding; then no file is
+      there.
+  """
+  errors.need('an ONNX file', 'onnx', 'onnxruntime')
+  import onnxruntime
+
+  from jaxlite.deployment import reference
+
+  data = onnx_bytes(graph, about=about)
+  try:
+    session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
+  except Exception as error:  # its own classes, which it does not export
+    raise ValueError(f'ONNX Runtime cannot run this network: {str(error).splitlines()[0]}') from None
+  given = {name: np.asarray(array, graph.values[name].dtype) for name, array in examples.items()}
+  answers = session.run(None, given)
+  wanted = reference.run(graph, given)
+  wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+  worst = 0.0
+  for answer, want in zip(answers, wanted, strict=True):
+    apart = np.abs(answer.astype(np.float64) - want.astype(np.float64))
+    allowed = 1e-4 * (1 + np.abs(want.astype(np.float64)))
+    if answer.shape != want.shape or not (apart <= allowed).all():
+      raise ValueError(
+        f'ONNX Runtime answers otherwise than the network, by up to {apart.max(initial=0):.3g}: no file is written'
+      )
+    worst = max(worst, float(apart.max(initial=0)))
+  write_bytes(Path(path), data)
+  return worst

@@ -1,0 +1,126 @@
+"""Arrays of one kind, taken together, so that a pass over the leaves of a deep network is compiled sooner.
+
+What XLA compiles it compiles for each leaf, but for a code that several operations share. So equal leaves are stacked,
+where that happens rarely: a stack is a copy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_MOST = 1 << 20  # entries that are put together: what is larger stays apart, its work outweighs its compilation
+_LONGEST = 256  # arrays that are put together, by code that grows with them
+
+
+def groups(leaves: Sequence[Any]) -> list[list[int]]:
+  """Groups the positions of arrays of one shape and type; what is sharded stays apart.
+
+  Args:
+    leaves: arrays.
+
+  Returns:
+    Positions, in groups that cover them all, each in order.
+
+  >>> groups([np.ones(3), np.ones((2, 2)), np.ones(3)])
+  [[0, 2], [1]]
+  """
+  found: dict[Any, list[list[int]]] = {}
+  for position, leaf in enumerate(leaves):
+    most = max(min(_MOST // max(np.size(leaf), 1), _LONGEST), 1)
+    own = found.setdefault(_kind(leaf) if _is_whole(leaf) else position, [[]])
+    if len(own[-1]) >= most:
+      own.append([])
+    own[-1].append(position)
+  return [group for own in found.values() for group in own]
+
+
+def first(says: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
+  """Returns the position of the first array that has an entry of which `says` is True, int32[]; how many there are, if
+  none has.
+
+  Args:
+    says: float[...] -> bool[...], entry by entry.
+    leaves: arrays; they are joined, which is a copy, so that one reduction serves many.
+
+  >>> first(jnp.isnan, [jnp.zeros(3), jnp.zeros((2, 2)), jnp.full(3, jnp.nan)]).tolist()
+  2
+  """
+  none, found = np.int32(len(leaves)), []
+  for chunk in _chunks(leaves):
+    if len(chunk) == 1:
+      found.append(jnp.where(jnp.any(says(leaves[chunk[0]])), np.int32(chunk[0]), none))
+      continue
+    joined = jnp.concatenate([leaves[i].reshape(-1) for i in chunk])
+    nowhere = np.int32(joined.size)
+    places = jnp.where(says(joined), jnp.arange(joined.size, dtype=jnp.int32), nowhere)
+    place = jnp.min(places, initial=nowhere)  # all may be empty
+    ends = np.cumsum([leaves[i].size for i in chunk], dtype=np.int32)
+    found.append(jnp.min(jnp.where(place < ends, np.array(chunk, np.int32), none)))
+  return functools.reduce(jnp.minimum, found, jnp.int32(none))
+
+
+def count(says: Callable[..., jax.Array], *columns: Sequence[jax.Array]) -> jax.Array:
+  """Returns of how many entries `says` is True, int32[], over all arrays.
+
+  Args:
+    says: entry by entry, of an array of each column.
+    *columns: arrays, equally many in each and of equal shapes.
+
+  >>> count(lambda a, b: a > b, [jnp.ones(3), jnp.ones((2, 2))], [jnp.zeros(3), jnp.ones((2, 2))]).tolist()
+  3
+  """
+  total = jnp.zeros((), jnp.int32)
+  for chunk in _chunks(*columns):
+    rows = [[column[i] for i in chunk] for column in columns]
+    joined = [jnp.concatenate([leaf.reshape(-1) for leaf in row]) if len(chunk) > 1 else row[0] for row in rows]
+    total += jnp.sum(says(*joined), dtype=jnp.int32)
+  return total
+
+
+def _chunks(*columns: Sequence[jax.Array]) -> list[list[int]]:
+  """Positions of arrays of one type that are not sharded, in order, a few entries and arrays; of others, each alone."""
+  found: dict[Any, list[list[int]]] = {}
+  sizes: dict[Any, int] = {}
+  for position, row in enumerate(zip(*columns, strict=True)):
+    kind = tuple(_kind(leaf)[1:] for leaf in row) if all(map(_is_whole, row)) else position
+    sizes[kind] = sizes.get(kind, 0) + row[0].size
+    if kind not in found or sizes[kind] > _MOST or len(found[kind][-1]) >= _LONGEST:
+      found.setdefault(kind, []).append([])
+      sizes[kind] = row[0].size
+    found[kind][-1].append(position)
+  return [chunk for own in found.values() for chunk in own]
+
+
+def _is_whole(leaf: Any) -> bool:
+  return not any(getattr(getattr(jax.typeof(leaf), 'sharding', None), 'spec', None) or ())
+
+
+def unstacked(stack: jax.Array, always: jax.Array) -> list[jax.Array]:
+  """Returns the slices of a stack, all cut by one code.
+
+  XLA compiles a slice for each place that it begins at. Here places are values that it cannot foresee: they come out of
+  a loop of one turn.
+
+  Args:
+    stack: [n, ...].
+    always: bool[], which is True, though a compiler does not know it.
+
+  >>> [one.tolist() for one in unstacked(jnp.array([[1, 2], [3, 4]]), jnp.array(True))]
+  [[1, 2], [3, 4]]
+  """
+  places = [np.int32(place) for place in range(len(stack))]
+  start = (always, [*places[1:], places[0]])
+  turn = lambda carry: (jnp.zeros_like(carry[0]), [carry[1][-1], *carry[1][:-1]])  # noqa: E731
+  _, places = jax.lax.while_loop(lambda carry: carry[0], turn, start)
+  return [jax.lax.dynamic_index_in_dim(stack, place, keepdims=False) for place in places]
+
+
+def _kind(leaf: Any) -> Any:
+  aval = jax.typeof(leaf)
+  return aval.shape, aval.dtype, str(getattr(aval, 'manual_axis_type', ''))

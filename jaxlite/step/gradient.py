@@ -1,0 +1,110 @@
+"""What a step begins from and differentiates: first values, and one forward and backward pass, wrapped in hooks.
+
+The train step is built of these, and so is `wrap`, which hands them to a loop of somebody else's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlite import trees
+from jaxlite.contract import TAPS, Batch, Context, Grad, Loss, Model, Params, Recipe, State, Terms, stream
+from jaxlite.step.state import inputs_of
+
+
+def check_given(key: Any, params: Params | None) -> None:
+  """Raises where a state cannot begin from what a person gave; before any trace, which would hide it."""
+  if not jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key):
+    raise ValueError(f'init takes a typed key: pass jax.random.key(seed); got {type(key).__name__}')
+  if params is not None:
+    trees.check_distinct(params, 'the parameters')
+
+
+def first_values(
+  model: Model, recipe: Recipe, key: jax.Array, inputs: Any, params: Params | None, model_state: State | None
+) -> tuple[Params, State]:
+  """Returns what training starts from, with what the hooks of a recipe add.
+
+  Args:
+    model: without hooks.
+    recipe: its hooks wrap the model.
+    key: the root key of the run.
+    inputs: one batch, [B, ...].
+    params: start values in place of the model's own.
+    model_state: likewise, with `params`.
+
+  Raises:
+    ValueError: an aliased leaf, one that cannot learn, or nothing that learns.
+  """
+  start = model if params is None else model._replace(init=_given(model, params, model_state))
+  params, state = recipe.model(start).init(stream(key, 'init'), inputs)
+  trees.check_distinct(params, 'the parameters')
+  _check_learnable(params)
+  return params, state
+
+
+def gradient_of(model: Model, loss: Loss) -> Grad:
+  """The innermost Grad: one forward and one backward pass."""
+  forward = forward_of(model, loss)
+
+  def gradient(*args: Any) -> tuple[Params, State, Terms]:
+    grads, (new_state, terms) = jax.grad(forward, has_aux=True)(*args)
+    return grads, new_state, terms
+
+  return gradient
+
+
+def forward_of(model: Model, loss: Loss) -> Callable[..., Any]:
+  """(params, model_state, batch, key, step) -> (what is minimized, (model_state, terms))."""
+
+  def forward(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
+    outputs, new_state = model.apply(params, state, inputs_of(batch), train=True, key=key, step=step)
+    terms = loss(Context(outputs, batch, params, new_state, key, step))
+    new_state = {name: value for name, value in new_state.items() if name != TAPS}
+    return functools.reduce(jnp.add, terms.values()), (new_state, terms)
+
+  return forward
+
+
+def no_gradient_of(forward: Callable[..., Any]) -> Grad:
+  """As the gradient, without its backward pass: what hooks on the gradient are given when only the value is asked."""
+
+  def no_gradient(params: Params, *args: Any) -> tuple[Params, State, Terms]:
+    return jax.tree.map(jnp.zeros_like, params), *forward(params, *args)[1]
+
+  return no_gradient
+
+
+def value_of(gradient: Grad) -> Callable[..., jax.Array]:
+  """(params, model_state, batch, key, step) -> what is minimized, over the same micro-batches, with the same draws."""
+
+  def value(*args: Any) -> jax.Array:
+    return functools.reduce(jnp.add, gradient(*args)[2].values())
+
+  return value
+
+
+def _given(model: Model, params: Params, model_state: State | None) -> Callable[..., Any]:
+  def init(key: Any, inputs: Any) -> tuple[Params, State]:
+    return params, model.init(key, inputs)[1] if model_state is None else model_state
+
+  return init
+
+
+def _check_learnable(params: Params) -> None:
+  leaves = trees.by_path(params)
+  if not leaves:
+    raise ValueError(
+      'a model has a parameter that learns; this one has none: leave one out of jl.freeze, or unfreeze it'
+    )
+  for path, leaf in leaves.items():
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      raise ValueError(
+        f'parameters are what learns, arrays of floats; {path!r} is {leaf.dtype}{list(jnp.shape(leaf))}: keep it in '
+        f"the model's state, or take it out with jl.freeze('^{path}$')"
+      )

@@ -1,0 +1,135 @@
+"""A portable program asks XLA for nothing but what stands on a list: a stranger's folder runs no stranger's code."""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import export, lax
+
+import jaxlite as jl
+from jaxlite.deployment import calls, stablehlo
+from jaxlite.host.sealed import write_sealed
+
+X = np.random.default_rng(0).normal(size=(4, 6, 6)).astype(np.float32)
+SHAPE = jax.ShapeDtypeStruct
+
+
+def network(apply):
+  model = jl.from_function(apply, {'w': jnp.eye(6) + 0.1})
+  return jl.Network(model, *model.init(jax.random.key(0), X))
+
+
+HONEST = {
+  'solve': lambda p, x: jnp.linalg.solve(p['w'], x),
+  'cholesky': lambda p, x: jnp.linalg.cholesky(x @ jnp.swapaxes(x, 1, 2) + p['w'] @ p['w'].T),
+  'eigh': lambda p, x: jnp.linalg.eigh(x + jnp.swapaxes(x, 1, 2) + p['w'] + p['w'].T)[0],
+  'svd': lambda p, x: jnp.linalg.svd(x @ p['w'])[1],
+  'qr': lambda p, x: jnp.linalg.qr(x @ p['w'])[1],
+  'slogdet': lambda p, x: jnp.linalg.slogdet(x @ p['w'])[1],
+  'top_k': lambda p, x: lax.top_k(x @ p['w'], 2)[0],
+  'sort': lambda p, x: jnp.sort(x @ p['w']),
+  'fft': lambda p, x: jnp.abs(jnp.fft.rfft(x @ p['w'])),
+  'noise': lambda p, x: x @ p['w'] + jax.random.normal(jax.random.key(0), (6,)),
+  'scan': lambda p, x: lax.scan(lambda h, row: (h @ p['w'] + row, h), x[:, 0], jnp.swapaxes(x, 0, 1))[0],
+}
+
+
+LINEAR = ('solve', 'cholesky', 'eigh', 'svd', 'qr', 'slogdet')
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize(
+  'names', [LINEAR, [name for name in HONEST if name not in LINEAR]], ids=['linear algebra', 'others']
+)
+def test_what_a_run_writes_is_run(names, tmp_path):
+  def everything(p, x):
+    return jnp.concatenate([HONEST[name](p, x).reshape(len(x), -1) for name in names], axis=1)
+
+  values = network(everything)
+  assert stablehlo.save_program(tmp_path, values.model, jl.chain(optax.sgd(0.1)), values, X) == ''
+  loaded = stablehlo.load_program(tmp_path, values.params, values.model_state)
+  np.testing.assert_allclose(loaded.predict(X), values.predict(X), rtol=1e-5, atol=1e-5)
+
+
+def planted(folder, fn, target):
+  """A folder whose program is a stranger's, sealed anew: its hashes say nothing against it."""
+  values = network(lambda p, x: x @ p['w'])
+  assert stablehlo.save_program(folder, values.model, jl.chain(optax.sgd(0.1)), values, X) == ''
+  about = json.loads((folder / 'program.json').read_text())
+  del about['sha256']
+  leaves = [SHAPE((6, 6), np.float32) for _ in about['arrays']]
+  checks = [export.DisabledSafetyCheck.custom_call(target)]
+  program = export.export(jax.jit(fn), disabled_checks=checks)(leaves, SHAPE(X.shape, X.dtype))
+  data = bytes(program.serialize())
+  (folder / 'program.bin').write_bytes(data)
+  write_sealed(folder / 'program.json', {**about, 'program': hashlib.sha256(data).hexdigest(), 'batch': 4})
+  return values
+
+
+def called(target, **attributes):
+  return lambda leaves, x: jax.ffi.ffi_call(target, SHAPE(x.shape, x.dtype))(x, leaves[0], **attributes)
+
+
+HOSTILE = {
+  'xla_ffi_python_cpu_callback': called('xla_ffi_python_cpu_callback', index=np.uint64(7)),
+  'xla_ffi_partitioned_python_cpu_callback': called('xla_ffi_partitioned_python_cpu_callback', index=np.uint64(7)),
+  'xla_python_cpu_callback': called('xla_python_cpu_callback'),
+  'jaxlite_cpu_direct_1': called('jaxlite_cpu_direct_1', spec=np.zeros(39, np.int64)),
+  'tf.call_tf_function': called('tf.call_tf_function'),
+  'lapack_sgetrf_ffi ': called('lapack_sgetrf_ffi '),
+  'in a loop': lambda leaves, x: lax.fori_loop(0, 3, lambda i, y: called('xla_python_cpu_callback')(leaves, y), x),
+  'in a branch': lambda leaves, x: lax.cond(
+    x.sum() > 0, lambda: called('xla_python_cpu_callback')(leaves, x), lambda: x
+  ),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_what_stands_on_no_list_is_not_run(name, tmp_path):
+  values = planted(tmp_path, HOSTILE[name], name if name[:2] != 'in' else 'xla_python_cpu_callback')
+  with pytest.raises(ValueError, match=r'^[^\n]*program\.bin is not run: it asks for a call of [^\n]*$'):
+    stablehlo.load_program(tmp_path, values.params, values.model_state)
+
+
+def test_a_program_that_waits_for_others_is_not_run():
+  text = """module @wait { func.func public @main(%x: tensor<2xf32>) -> tensor<2xf32> {
+    %token = stablehlo.create_token : !stablehlo.token
+    %y:2 = "stablehlo.infeed"(%token) {infeed_config = "", layout = [[0]]}
+      : (!stablehlo.token) -> (tensor<2xf32>, !stablehlo.token)
+    return %y#0 : tensor<2xf32> } }"""
+  assert calls.refused(text) == 'stablehlo.infeed'
+  with pytest.raises(ValueError, match='cannot be read'):
+    calls.refused('no program')
+
+
+def test_a_model_that_calls_what_stands_on_no_list_is_told_when_it_is_written(tmp_path):
+  callback = lambda p, x: jax.pure_callback(lambda x: np.asarray(x), SHAPE(x.shape, x.dtype), x) @ p['w']  # noqa: E731
+  values = network(callback)
+  reason = stablehlo.save_program(tmp_path, values.model, jl.chain(optax.sgd(0.1)), values, X)
+  assert reason
+  assert '\n' not in reason
+
+
+@pytest.mark.parametrize('arrays', [['w'], [3], 'w', None, {}])
+@pytest.mark.parametrize('field', ['arrays', 'inputs', 'batch'])
+def test_what_is_said_of_a_program_has_one_shape(field, arrays, tmp_path):
+  values = planted(tmp_path, lambda leaves, x: x @ leaves[0], 'none')
+  about = json.loads((tmp_path / 'program.json').read_text())
+  del about['sha256']
+  if (field, arrays) == ('batch', None):
+    return
+  write_sealed(tmp_path / 'program.json', {**about, field: arrays})
+  with pytest.raises(ValueError, match=r'^[^\n]*(damaged|two runs)[^\n]*$'):
+    stablehlo.load_program(tmp_path, values.params, values.model_state)
+
+
+def test_a_program_of_other_arrays_than_it_says_is_one_line(tmp_path):
+  values = planted(tmp_path, lambda leaves, x: x @ leaves[0], 'none')
+  other = {'w': jnp.ones((7, 6))}
+  with pytest.raises(ValueError, match=r'program\.bin cannot be run on these arrays') as error:
+    stablehlo.load_program(tmp_path, other, values.model_state).predict(X)
+  assert '\n' not in str(error.value)

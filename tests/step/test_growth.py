@@ -1,0 +1,117 @@
+"""A deeper network of equal layers is traced once and has no more loops, branches and bodies to compile."""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxlite as jl
+from jaxlite.graph.walk import bodies, equations, opened
+
+BENCH = pathlib.Path(__file__).resolve().parent.parent.parent / 'experiments' / 'bench'
+WIDTH = 8
+BATCH = {'inputs': np.ones((4, WIDTH), np.float32), 'labels': np.arange(4)}
+
+
+def mlp(layers, seen=None):
+  params = {
+    f'layer{i:02}': {'w': np.eye(WIDTH, dtype=np.float32), 'b': np.zeros(WIDTH, np.float32)} for i in range(layers)
+  }
+
+  def apply(params, x):
+    if seen is not None:
+      seen.append(layers)
+    for name in sorted(params):
+      x = jax.nn.relu(x @ params[name]['w'] + params[name]['b'])
+    return x
+
+  return jl.from_function(apply, params)
+
+
+PARTS = {
+  'fake_quant': lambda: [jl.fake_quant(), optax.sgd(0.1)],
+  'fake_quant of weights alone': lambda: [jl.fake_quant((4, None)), optax.sgd(0.1)],
+  'fake_quant from a later step': lambda: [jl.fake_quant(begin=3), optax.sgd(0.1)],
+  'lsq': lambda: [jl.lsq(), optax.sgd(0.1)],
+  'prune': lambda: [optax.sgd(0.1), jl.prune(0.5, end=4, every=2)],
+  'prune to 2:4': lambda: [optax.sgd(0.1), jl.prune(0.5, end=4, structure=jl.pruning.n_m(2, 4))],
+  'straight_through': lambda: [jl.pruning.straight_through(0.5, end=4), optax.sgd(0.1)],
+}
+
+
+def traced(parts, layers):
+  train = jl.train_step(mlp(layers), jl.cross_entropy, jl.chain(*parts))
+  state = jax.eval_shape(train.init, jax.random.key(0), BATCH)
+  return train.programs.jaxpr(state, BATCH)[0]
+
+
+def distinct(jaxpr, seen=None):
+  """The equations of a program, those of a body that several calls share counted once: what is traced and lowered."""
+  seen = {} if seen is None else seen
+  for eqn in opened(jaxpr)[0].eqns:
+    yield eqn
+    for body in bodies(eqn):
+      if id(body) not in seen:
+        seen[id(body)] = body
+        yield from distinct(body, seen)
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_loops_and_branches_do_not_grow_with_equal_layers(name):
+  def control(layers):
+    names = (eqn.primitive.name for eqn in equations(traced(PARTS[name](), layers)))
+    return collections.Counter(name for name in names if name in ('cond', 'while', 'scan'))
+
+  assert control(3) == control(9)
+
+
+@pytest.mark.parametrize('name', ['fake_quant', 'lsq'])
+def test_equal_sites_share_what_is_traced(name):
+  few, many = (len(list(distinct(traced(parts, layers)))) for parts, layers in ((PARTS[name](), 3), (PARTS[name](), 9)))
+  plain = [len(list(distinct(traced([optax.sgd(0.1)], layers)))) for layers in (3, 9)]
+  assert many - few <= (plain[1] - plain[0]) + 6 * 45
+
+
+def test_the_model_is_traced_once_to_train():
+  seen: list[int] = []
+  parts = [*PARTS['fake_quant'](), jl.prune(0.5, end=4, every=2)]
+  train = jl.train_step(mlp(3, seen), jl.cross_entropy, jl.chain(*parts))
+  state = train.init(jax.random.key(0), BATCH)
+  seen.clear()
+  train.programs.jaxpr(state, BATCH)
+  evaluated = len(seen) - 1
+  state, _ = train.step(state, BATCH)
+  train.step(state, BATCH)
+  assert len(seen) - evaluated == 1
+  assert evaluated <= 1
+
+
+def test_a_bench_without_one_of_its_parts_prints_the_rows_of_the_other(monkeypatch, capsys):
+  monkeypatch.syspath_prepend(str(BENCH))
+  growth = importlib.import_module('growth')
+  monkeypatch.setattr(growth, 'PARTS', ('no_such_part',))
+  assert list(growth.rows(True)) == []
+  assert 'no_such_part.py is not there' in capsys.readouterr().out
+  programs = importlib.import_module('growth_programs')
+  monkeypatch.setattr(programs, '_seconds', lambda kind, size: {'by hand': 2.0, 'plain run': 2.0}.get(kind, 3.0))
+  whats = [(row['what'], row['size'], row.get('ratio')) for row in programs.rows(True)]
+  assert {('depth', 2, 1.5), ('leaves', 20, 1.5), ('prune', 50, None)} <= set(whats)
+
+
+def test_masks_of_equal_leaves_are_those_of_each_alone():
+  rng = np.random.default_rng(0)
+  leaves = {f'w{i}': jnp.asarray(rng.integers(0, 4, (6, 5)) * 0.5, jnp.float32) for i in range(5)}  # many ties
+  tx = jl.prune(0.7, end=0)
+  together = tx.update(jax.tree.map(jnp.zeros_like, leaves), tx.init(leaves), leaves)[1].masks
+  for name, leaf in leaves.items():
+    alone = tx.update({name: jnp.zeros_like(leaf)}, tx.init({name: leaf}), {name: leaf})[1].masks
+    np.testing.assert_array_equal(together[name], alone[name])
+    kept = np.argsort(-np.abs(np.asarray(leaf)).ravel(), kind='stable')[: 30 - 21]
+    assert sorted(np.flatnonzero(np.asarray(together[name]))) == sorted(kept)
