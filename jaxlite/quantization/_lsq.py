@@ -92,10 +92,11 @@ def lsq(
         raise TypeError(
           f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
         )
-      program, leaves = quant_program.trace_model(
-        model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32)
+      passes = quant_program.trace_training(
+        model, params, state, inputs, key=key, step=jnp.zeros((), jnp.int32), bits=number, rules=rules, what=name
       )
-      chosen = quant_program.check(program.plan, number, rules, name)
+      program, leaves = passes.program, passes.leaves
+      chosen = quant_program.check(program.plan, number, rules, name, passes.alone)
       sites = program.plan.weight_sites()
       ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]
       still = trees.select(ranged, fixed, what=f'{name}: fixed') if fixed else frozenset()
@@ -127,7 +128,12 @@ def lsq(
       held, zeros = state.get(CONST, {}).get(name, {}), state[entry]
       steps = {n: {**own, 'activation': held[n]} if n in held else own for n, own in params[entry].items()}
       inner = _without(params, entry), _without(state, entry)
-      program, leaves = quant_program.trace_model(model, *inner, inputs, train=train, key=key, step=step)
+      if train:
+        program, leaves, *_ = quant_program.trace_training(
+          model, *inner, inputs, key=key, step=step, bits=number, rules=rules, what=name, known=steps
+        )
+      else:
+        program, leaves = quant_program.trace_model(model, *inner, inputs, train=False, key=key, step=step)
       chosen = quant_program.bits_by_site(program.plan, number, rules, name)
       reads = {site: (own, zeros.get(site)) for site, own in steps.items() if site in chosen}
       visit = _learned(chosen, real)
