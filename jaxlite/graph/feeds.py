@@ -45,6 +45,7 @@ class Feed(NamedTuple):
     marks: its landmarks.
     roots: the inputs that it depends on, by path.
     scopes: the names of `jax.named_scope` and of modules around it.
+    drawn: equal where one could be the other's next draw: the same but for the keys.
     sure: nothing random, no statistic and no schedule came in since the last contractions.
     site: the use.
   """
@@ -54,6 +55,7 @@ class Feed(NamedTuple):
   marks: frozenset[Landmark]
   roots: frozenset[str]
   scopes: frozenset[str]
+  drawn: frozenset[int]
   sure: bool
   site: Site
 
@@ -61,6 +63,7 @@ class Feed(NamedTuple):
 class _Value(NamedTuple):
   exact: int
   local: int
+  drawn: int
   unscaled: int  # `local` before it was divided by what dropout keeps
   marks: frozenset[Landmark] = frozenset()
   roots: frozenset[str] = frozenset()
@@ -106,7 +109,7 @@ def read(jaxpr: Any, plan: Plan, leaves: Sequence[Leaf], ids: Ids) -> dict[str, 
 def _together(alternatives: list[Feed]) -> Feed:
   first, *rest = alternatives
   for other in rest:
-    several = [one | two for one, two in zip(first[:5], other[:5], strict=True)]
+    several = [one | two for one, two in zip(first[:6], other[:6], strict=True)]
     first = Feed(*several, sure=first.sure and other.sure, site=first.site)
   return first
 
@@ -122,14 +125,15 @@ class _Reader(NamedTuple):
     marks = frozenset({(0, leaf.name)}) if kind in ('input', 'weight') else frozenset()
     data, aside = kind == 'input', kind in ('state', 'key', 'step')
     roots = frozenset({path}) if data else frozenset()
-    return _Value(own, self.ids.of('aside') if aside else own, own, marks, roots, data, aside)
+    drawn = self.ids.of('key') if kind == 'key' else own
+    return _Value(own, self.ids.of('aside') if aside else own, drawn, own, marks, roots, data, aside)
 
   def constant(self, value: Any) -> _Value:
     if jnp.issubdtype(getattr(value, 'dtype', np.dtype('f')), jax.dtypes.prng_key):
       return self.leaf(Leaf(('key', 'constant')))
     big = np.size(value) > 2**16  # what both traces capture is one object
     own = self.ids.of('constant', ('object', id(value)) if big else self.writer.array(value), str(jnp.shape(value)))
-    return _Value(own, own, own)
+    return _Value(own, own, own, own)
 
   def body(self, jaxpr: Any, plan: Plan, given: Sequence[_Value], place: tuple[Any, ...], scope: str = '') -> Any:
     bare, consts = walk.opened(jaxpr)
@@ -139,8 +143,8 @@ class _Reader(NamedTuple):
     def value(atom: Any) -> _Value:
       if hasattr(atom, 'val'):
         own = self.ids.of('literal', repr(atom.val), str(atom.aval))
-        return _Value(own, own, own)
-      return env.get(atom) or _Value(*(self.ids.of('unknown', id(atom)),) * 3)
+        return _Value(own, own, own, own)
+      return env.get(atom) or _Value(*(self.ids.of('unknown', id(atom)),) * 4)
 
     for index, eqn in enumerate(bare.eqns):
       here = (*place, index)
@@ -170,13 +174,15 @@ class _Reader(NamedTuple):
       ),
       frozenset().union(*(one.roots for one in fed)),
       frozenset({scope}),
+      frozenset({self.ids.of('fed', *(one.drawn for one in fed))}),
       not any(one.aside for one in fed),
       site,
     )
     exact = self.ids.of(eqn.primitive.name, self.writer.params(eqn), *(one.exact for one in both))
     local = self.ids.of('site', base_of(site.name))
     roots = frozenset().union(*(one.roots for one in both))
-    return _Value(exact, local, local, frozenset({(0, ('site', site.name))}), roots, data=True)
+    drawn = self.ids.of('site', site.name, place)
+    return _Value(exact, local, drawn, local, frozenset({(0, ('site', site.name))}), roots, data=True)
 
   def joined(self, eqn: Any, given: Sequence[_Value], place: int) -> _Value:
     """The value of a result of an equation without a body."""
@@ -185,21 +191,24 @@ class _Reader(NamedTuple):
       return given[min(place, len(given) - 1)]
     said = self.writer.params(eqn)
     exact = ids.of(name, said, place, *(one.exact for one in given))
+    is_key = jnp.issubdtype(getattr(eqn.outvars[place].aval, 'dtype', np.dtype('f')), jax.dtypes.prng_key)
+    drawn = ids.of('key') if is_key else ids.of('drawn', name, said, place, *(one.drawn for one in given))
     data, aside = any(one.data for one in given), any(one.aside for one in given)
     marks = self.cut(name, said, given, place) if name in _CUTS else frozenset().union(*(one.marks for one in given))
     roots = frozenset().union(*(one.roots for one in given))
     if not data:
       local = ids.of('aside') if aside else exact
-      return _Value(exact, local, local, marks, roots, data, aside)
+      return _Value(exact, local, drawn, local, marks, roots, data, aside)
     fed = [one for one in given if one.data]
     only = fed[0] if len({one.local for one in fed}) == 1 else None
     if only is not None and any(one.aside and not one.data for one in given):  # a mask, noise, a statistic
-      return _Value(exact, only.unscaled, only.unscaled, marks, roots, data, aside, noisy=True)
+      return _Value(exact, only.unscaled, drawn, only.unscaled, marks, roots, data, aside, noisy=True)
     scaled = only is not None and name == 'div' and 0 < getattr(eqn.invars[1], 'val', 0) < 1  # by what dropout keeps
     if scaled and only is not None and only.noisy:
-      return only._replace(exact=exact, marks=marks)
+      return only._replace(exact=exact, drawn=drawn, marks=marks)
     local = ids.of(name, said, place, *(one.local for one in given))
-    return _Value(exact, local, only.unscaled if scaled and only is not None else local, marks, roots, data, aside)
+    unscaled = only.unscaled if scaled and only is not None else local
+    return _Value(exact, local, drawn, unscaled, marks, roots, data, aside)
 
   def cut(self, name: str, said: str, given: Sequence[_Value], place: int) -> frozenset[Landmark]:
     """The landmarks of a part: which part it is goes with them, unless data or chance choose it."""
@@ -237,7 +246,8 @@ class _Reader(NamedTuple):
     roots = frozenset().union(*(one.roots for one in several))
     exact = self.ids.of(what, *(one.exact for one in several))
     local = self.ids.of(what, frozenset(one.local for one in several))
-    return _Value(exact, local, local, marks, roots, data, aside)
+    drawn = self.ids.of(what, 'drawn', *(one.drawn for one in several))
+    return _Value(exact, local, drawn, local, marks, roots, data, aside)
 
   def either(self, index: _Value, outs: Sequence[_Value]) -> _Value:
     found = self.seen_as('either', *outs)

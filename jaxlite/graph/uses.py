@@ -115,14 +115,18 @@ class _Found(NamedTuple):
     return same and self.fits(one, other)
 
   def unique(self, ours: list[str], theirs: list[str], way: Callable[[Feed, frozenset[Any]], Any] | None) -> bool:
-    """Pairs what is like nothing else, and tells whether there was any."""
+    """Pairs what is like nothing else, or only like what could stand for it, and tells whether there was any."""
     any_new = False
     for other in theirs:
       fitting = [
         one for one in ours if other not in self.theirs and one not in self.ours and self.alike(one, other, way)
       ]
-      rivals = [one for one in theirs if one != other and one not in self.theirs]
-      if len(fitting) == 1 and not any(self.alike(fitting[0], rival, way) for rival in rivals):
+      if not fitting:
+        continue
+      rivals = [one for one in theirs if one not in self.theirs and self.alike(fitting[0], one, way)]
+      draws = {self.training[one].drawn for one in fitting}
+      values = {self.evaluation[one].exact for one in rivals}
+      if len(draws) == len(values) == 1:
         self.add(fitting[0], other)
         any_new = True
     return any_new

@@ -97,6 +97,7 @@ def lsq(
       )
       program, leaves = passes.program, passes.leaves
       chosen = quant_program.check(program.plan, number, rules, name, passes.alone)
+      quant_program.whole(program.plan, chosen, name)
       sites = program.plan.weight_sites()
       ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]
       still = trees.select(ranged, fixed, what=f'{name}: fixed') if fixed else frozenset()
@@ -149,7 +150,7 @@ def lsq(
 
     return Model(init, apply, after, export)
 
-  return Hook(name, model=wrap, account=account_of(wrap))
+  return Hook(name, model=wrap, account=account_of(wrap, entry, number, rules))
 
 
 class Measured(NamedTuple):

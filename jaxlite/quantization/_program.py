@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxlite import trees
 from jaxlite.contract import Model, Params, State
-from jaxlite.graph import provenance, rewrite, uses
+from jaxlite.graph import provenance, rewrite, sharding, uses
 from jaxlite.graph.model import model_leaves, model_tags
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
@@ -199,7 +199,8 @@ def bits_by_site(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: s
     rules: by regular expression on the site's name; the first that matches decides.
     what: names the asking part in an error.
   """
-  return bits_of_sites(plan.weight_sites(), bits, rules, what)
+  shards = {site.name: site for site in plan.all_sites() if site.shards and site.name}  # `whole` refuses them
+  return bits_of_sites({**shards, **plan.weight_sites()}, bits, rules, what)
 
 
 def bits_of_sites(sites: Mapping[str, provenance.Site], bits: Bits, rules: Rules | None, what: str) -> Chosen:
@@ -231,15 +232,16 @@ def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str, oth
   """
   sites = plan.weight_sites()
   left = [site for site in plan.all_sites() if site.why_not]
-  if not sites:
+  cut = sorted({site.name for site in left if site.shards})
+  if not sites and not cut:
     reasons = '; '.join(sorted({f'{site.name or site.kind}: {site.why_not}' for site in left})[:4])
     raise ValueError(
       f'{what} finds no contraction of a parameter with an activation ({reasons or "no contraction at all"}):'
       ' pass the weights as arguments, not through a closure, or leave the part out'
     )
-  for pattern in rules or {}:
+  for pattern, value in (rules or {}).items():
     try:
-      trees.select([*sites, *others], pattern, what=f'{what}: rule')
+      trees.select([*sites, *others, *cut * (value is None)], pattern, what=f'{what}: rule')
     except ValueError:
       for site in left:
         if _matches(pattern, site.name):
@@ -253,6 +255,31 @@ def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str, oth
         f'{what}: {name} is quantized already by another part: keep it float in one of them, rules={{{name!r}: None}}'
       )
   return chosen
+
+
+def whole(plan: provenance.Plan, bits: Mapping[str, Bits | None], what: str) -> None:
+  """Refuses a weight that is to be quantized where only a shard of it is seen.
+
+  Args:
+    plan: of the program.
+    bits: by site.
+    what: names the asking part in an error.
+
+  Raises:
+    ValueError: there is one.
+  """
+  if sharding.unchecked() and any(own is not None for own in bits.values()):
+    raise ValueError(
+      f'{what}: a scale belongs to a whole weight, and inside a shard_map with check_vma=False, or a pmap, none can be '
+      'told from a shard: use jax.shard_map with check_vma=True, its default'
+    )
+  for site in plan.all_sites():
+    if site.shards and bits.get(site.name) is not None:
+      raise ValueError(
+        f'{what}: a scale belongs to a whole weight, and in a shard_map {site.name} is {list(site.shape)}, what one '
+        f'shard along {", ".join(sorted(site.shards))} has: gather it (jax.lax.all_gather), leave sharding to jax.jit, '
+        f'or keep it float, rules={{{f"^{re.escape(site.name)}$"!r}: None}}'
+      )
 
 
 def marks(plan: provenance.Plan) -> list[tuple[str, frozenset[str]]]:
@@ -289,7 +316,11 @@ def run(
 
   Returns:
     (results, the records by site).
+
+  Raises:
+    ValueError: of a weight that is to be quantized only a shard is seen.
   """
+  whole(program.plan, bits, 'quantization')
 
   def at(site: provenance.Site, eqn: Any, operands: Sequence[Any], read: Any, axes: tuple[str, ...]) -> Any:
     product = products.Product(eqn.primitive, eqn.params, site.side, eqn.outvars[0].aval.dtype)

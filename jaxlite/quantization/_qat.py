@@ -100,6 +100,7 @@ def fake_quant(
       passes = training(model, params, state, inputs, key, jnp.zeros((), jnp.int32))
       plan = passes.program.plan
       chosen = quant_program.check(plan, number, rules, name, passes.alone)
+      quant_program.whole(plan, chosen, name)
       if source.ranges is not None:  # a calibration sees the uses of evaluation
         chosen = {**chosen, **quant_program.bits_of_sites(passes.alone, number, rules, name)}
       sites = {**passes.alone, **plan.weight_sites()}
@@ -147,7 +148,7 @@ def fake_quant(
 
     return Model(init, apply, after, export)
 
-  return Hook(name, model=wrap, account=account_of(wrap))
+  return Hook(name, model=wrap, account=account_of(wrap, entry, number, rules))
 
 
 def _without(state: State, entry: str) -> State:
