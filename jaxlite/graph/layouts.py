@@ -16,7 +16,7 @@ import jax
 
 from jaxlite import trees
 from jaxlite.graph import provenance, walk
-from jaxlite.graph.contractions import axes_of, operands_of
+from jaxlite.graph.contractions import SPARSE, axes_of, operands_of
 from jaxlite.graph.views import View, Views, agreed, moved
 
 
@@ -145,7 +145,7 @@ def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Views], uses: dic
 
 
 def _use(site: provenance.Site, eqn: Any, path: str, view: View | None) -> Use:
-  if view is None or not view.is_clear or (site.kind == 'bcoo_dot_general' and site.side == 0):
+  if view is None or not view.is_clear or (site.kind in SPARSE and site.side == 0):
     return Use(path, None)
   axes = view.axes
   if site.kind == 'conv_general_dilated':
