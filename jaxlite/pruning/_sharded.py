@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,8 +57,18 @@ def on_any_mesh(init: Callable[..., Any], update: Callable[..., Any], what: str)
 
 
 def _automatic(fn: Callable[..., Any], mesh: Any, places: Any) -> Callable[..., Any]:
-  automatic: Callable[..., Any] = jax.sharding.auto_axes(fn, axes=mesh.explicit_axes, out_sharding=places)
-  return automatic
+  automatic = jax.sharding.auto_axes(fn, axes=mesh.explicit_axes, out_sharding=places)
+
+  def run(*args: Any) -> Any:
+    devices = [leaf for leaf in jax.tree.leaves(args) if _explicit(leaf) and not isinstance(leaf, jax.core.Tracer)]
+    with jax.set_mesh(devices[0].sharding.mesh) if devices else contextlib.nullcontext():  # outside of a jit
+      return automatic(*args)
+
+  return run
+
+
+def _explicit(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and bool(getattr(jax.typeof(leaf).sharding.mesh, 'explicit_axes', ()))
 
 
 def _mesh_of(tree: Any, what: str) -> Any:
@@ -73,6 +84,6 @@ def _mesh_of(tree: Any, what: str) -> Any:
         f'{what} chooses among whole weights, and in a shard_map {path} is {list(leaf.shape)}, what one shard along '
         f'{", ".join(sorted(shards))} has: update outside of it, or gather first (jax.lax.all_gather)'
       )
-    if getattr(kind.sharding.mesh, 'explicit_axes', ()):
+    if _explicit(leaf):
       found = kind.sharding.mesh
   return found

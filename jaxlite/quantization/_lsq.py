@@ -65,8 +65,8 @@ def lsq(
     name: of the hook.
 
   Returns:
-    The Hook. Its model's `init` raises ValueError where nothing can be quantized, a rule matches nothing, or the
-    batch shows nothing but zeros at a site.
+    The Hook. Its model's `init` raises ValueError where nothing can be quantized, a rule matches nothing, the batch
+    shows nothing but zeros at a site, or the uses of a weight cannot be told apart, as in `fake_quant`.
 
   References:
     Esser et al., Learned Step Size Quantization, 2020, https://arxiv.org/abs/1902.08153

@@ -30,7 +30,8 @@ def fake_quant(
 
   Every contraction of a weight with an activation is quantized, as in `quantize`. Activation ranges are moving
   averages in `model_state['jl.<name>'] = {site: (lowest, highest)}`: a train step adopts the first range that it
-  sees and then moves by 1 - decay; evaluation takes them as they stand. Evaluation always shows the integers,
+  sees and then moves by 1 - decay; evaluation takes them as they stand. Uses of one weight are numbered as evaluation
+  has them (`w`, `w#2`), then those that only training has. Evaluation always shows the integers,
   also before `begin`. On export the ranges go and the weights stay float: rounding them is deployment's.
 
   A batch norm is trained as it will be deployed, whether or not it is folded into its contraction: a factor per
@@ -51,7 +52,8 @@ def fake_quant(
     name: of the hook.
 
   Returns:
-    The Hook. Its model's `init` raises ValueError where nothing can be quantized or a rule matches nothing.
+    The Hook. Its model's `init` raises ValueError where nothing can be quantized, a rule matches nothing, or a weight
+    is used several times and what feeds its uses does not tell which of training is which of evaluation.
 
   References:
     Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
