@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,8 +59,13 @@ def _automatic(fn: Callable[..., Any], mesh: Any, places: Any) -> Callable[..., 
   automatic = jax.sharding.auto_axes(fn, axes=mesh.explicit_axes, out_sharding=places)
 
   def run(*args: Any) -> Any:
-    devices = [leaf for leaf in jax.tree.leaves(args) if _explicit(leaf) and not isinstance(leaf, jax.core.Tracer)]
-    with jax.set_mesh(devices[0].sharding.mesh) if devices else contextlib.nullcontext():  # outside of a jit
+    leaves = jax.tree.leaves(args)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    if traced:
+      return automatic(*args)
+    with jax.set_mesh(
+      next(leaf.sharding.mesh for leaf in leaves if _explicit(leaf))
+    ):  # outside of a jit it must be said
       return automatic(*args)
 
   return run

@@ -57,7 +57,7 @@ SOURCE = """
 
   flat = jax.sharding.Mesh(np.array(jax.devices()), ('d',))
   cut = jax.shard_map(lambda p: parts['prune'].init(p)[1].count + jnp.int32(p['w'][0, 0] > 0), mesh=flat,
-                      in_specs={'w': P('d'), 'v': P(), 'b': P()}, out_specs=P('d'))
+                      in_specs=({'w': P('d'), 'v': P(), 'b': P()},), out_specs=P('d'))
   try:
     cut(whole)
   except ValueError as error:

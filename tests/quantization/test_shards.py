@@ -61,7 +61,8 @@ SOURCE = """
       assert [(row.name, row.flops, row.share) for row in told] == figures
       assert all('one shard of several' in row.why and not row.quantized for row in told)
       np.testing.assert_allclose(  # what is kept float is not in the way of the rest
-        quantize(lambda p, x: fn({'w': p['w'], 'v': p['v']}, x) @ p['o'], rules={'^[wv]$': None})({**p, 'o': np.eye(4, dtype='f')}, x),
+        quantize(lambda p, x: fn({'w': p['w'], 'v': p['v']}, x) @ p['o'], rules={'^[wv]$': None})(
+          {**p, 'o': np.eye(4, dtype='f')}, x),
         plain(p, x), atol=0.05)
 
   # the other way round: quantized inside
