@@ -64,7 +64,7 @@ def text(jaxpr: Any) -> str:
   >>> text(renamed) == one, text(jax.make_jaxpr(lambda x: 3 * x)(1.0)) == one
   (True, False)
   """
-  writer = _Writer()
+  writer = Writer()
   lines = writer.lines(*opened(jaxpr))
   return '\n'.join([*writer.sections, *lines])
 
@@ -128,7 +128,7 @@ def _without_bodies(line: str) -> str:
   return re.sub(r'@[0-9a-f]+', '@', line)
 
 
-class _Writer:
+class Writer:
   """Writes jaxprs; a body that occurs several times is written once and called by the hash of its text."""
 
   def __init__(self) -> None:
@@ -147,24 +147,26 @@ class _Writer:
     def read(atom: Any) -> str:
       if not hasattr(atom, 'val'):
         return names[atom]
-      return f'{self._array(atom.val)}:{_aval(atom.aval)}'
+      return f'{self.array(atom.val)}:{_aval(atom.aval)}'
 
     lines = []
     for var, value in zip(jaxpr.constvars, consts, strict=False):
       names[var] = f'%{len(names)}'
-      lines.append(f'const {_aval(var.aval)} {self._array(value)}')
+      lines.append(f'const {_aval(var.aval)} {self.array(value)}')
     for var in jaxpr.constvars[len(consts) :]:
       lines.append(f'const {bind(var).split(":", 1)[1]}')
     lines.append(f'in {" ".join(bind(var).split(":", 1)[1] for var in jaxpr.invars)}'.rstrip())
     for eqn in jaxpr.eqns:
       operands = ''.join(f' {read(atom)}' for atom in eqn.invars)
-      params = ''.join(
-        f' {key}={self._value(value)}' for key, value in sorted(eqn.params.items()) if _says_something(key, value)
-      )
       results = ' '.join(bind(var) for var in eqn.outvars)
-      lines.append(f'{results} = {eqn.primitive.name}{operands}{params}')
+      lines.append(f'{results} = {eqn.primitive.name}{operands}{self.params(eqn)}')
     lines.append(f'out {" ".join(read(atom) for atom in jaxpr.outvars)}'.rstrip())
     return lines
+
+  def params(self, eqn: Any) -> str:
+    """Returns what an equation's parameters say of what it computes; bodies by hash."""
+    says = (item for item in sorted(eqn.params.items()) if _says_something(*item))
+    return ''.join(f' {key}={self._value(value)}' for key, value in says)
 
   def _body(self, jaxpr: Any) -> str:
     known = self._known.get(id(jaxpr))
@@ -177,7 +179,7 @@ class _Writer:
       known = self._known[id(jaxpr)] = (jaxpr, f'@{name}')
     return known[1]
 
-  def _array(self, value: Any) -> str:
+  def array(self, value: Any) -> str:
     """A number as it is, an array by its hash."""
     for plain in (bool, int, float, complex):
       if isinstance(value, plain):
@@ -185,7 +187,7 @@ class _Writer:
     if not hasattr(value, 'dtype'):
       return self._value(value)
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-      return f'{value.dtype}{self._array(jax.random.key_data(value))}'
+      return f'{value.dtype}{self.array(jax.random.key_data(value))}'
     if np.ndim(value) == 0:
       return repr(np.asarray(value).item())
     known = self._arrays.get(id(value))
@@ -206,7 +208,7 @@ class _Writer:
     if isinstance(value, enum.Enum):
       return value.name
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-      return self._array(value)
+      return self.array(value)
     if isinstance(value, tuple | list):
       return f'({",".join(map(self._value, value))})'
     if isinstance(value, frozenset | set):

@@ -6,14 +6,24 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 CONTRACTIONS = ('dot_general', 'conv_general_dilated')
 # Read, never rewritten.
-OTHER_CONTRACTIONS = ('ragged_dot', 'ragged_dot_general', 'scaled_dot', 'scaled_matmul', 'bcoo_dot_general')
+SPARSE = {  # those of a sparse matrix, held as its stored values: where the dense operand stands
+  'bcoo_dot_general': 2,
+  'bcsr_dot_general': 3,
+  'coo_matvec': 3,
+  'coo_matmat': 3,
+  'csr_matvec': 3,
+  'csr_matmat': 3,
+}
+OTHER_CONTRACTIONS = ('ragged_dot', 'ragged_dot_general', 'scaled_dot', 'scaled_matmul', *SPARSE)
 
 
 def operands_of(eqn: Any) -> tuple[int, int]:
   """Returns at which positions of an equation its two operands stand."""
-  return (0, 2) if eqn.primitive.name == 'bcoo_dot_general' else (0, 1)
+  return 0, SPARSE.get(eqn.primitive.name, 1)
 
 
 def axes_of(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -32,7 +42,7 @@ def axes_of(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
       return summed_axes(name, eqn.params, 1, ndim), ()
     return tuple(eqn.params['dimension_numbers'].lhs_spec[1:]), ()
   numbers = eqn.params.get('dimension_numbers')
-  if name == 'bcoo_dot_general' and side == 0:
+  if name in SPARSE and side == 0:
     return tuple(range(ndim)), ()
   if name == 'ragged_dot_general':
     ragged = eqn.params['ragged_dot_dimension_numbers']
@@ -63,6 +73,8 @@ def summed_axes(kind: str, params: Mapping[str, Any], side: int, ndim: int) -> t
 def flops_of(eqn: Any) -> int:
   """Returns the floating-point operations of a contraction: two for each multiplication of an output's sum.
 
+  Four where one operand is complex, eight where both are.
+
   >>> import jax
   >>> closed = jax.make_jaxpr(lambda x, w: x @ w)(jax.numpy.ones((2, 3)), jax.numpy.ones((3, 4)))
   >>> flops_of(closed.jaxpr.eqns[-1])
@@ -71,10 +83,11 @@ def flops_of(eqn: Any) -> int:
   lhs, rhs = (eqn.invars[position].aval for position in operands_of(eqn))
   out = math.prod(eqn.outvars[0].aval.shape)
   name = eqn.primitive.name
-  if name == 'bcoo_dot_general':  # each stored value meets what the other operand has beside the summed axes
-    (_, contracted), (_, batch) = eqn.params['dimension_numbers']
-    free = [size for axis, size in enumerate(rhs.shape) if axis not in (*contracted, *batch)]
-    return 2 * lhs.size * math.prod(free)
+  each = (2, 4, 8)[sum(jnp.issubdtype(one.dtype, jnp.complexfloating) for one in (lhs, rhs))]  # complex is several
+  if name in SPARSE:  # each stored value meets what the other operand has beside the summed axes
+    taken = axes_of(eqn, 1)
+    free = [size for axis, size in enumerate(rhs.shape) if axis not in (*taken[0], *taken[1])]
+    return each * lhs.size * math.prod(free)
   if name == 'dot_general':
     summed = math.prod(lhs.shape[axis] for axis in eqn.params['dimension_numbers'][0][0])
   elif name == 'conv_general_dilated':
@@ -82,4 +95,4 @@ def flops_of(eqn: Any) -> int:
     summed = rhs.size // max(out_features, 1)
   else:
     summed = math.prod(lhs.shape[axis] for axis in axes_of(eqn, 0)[0])
-  return 2 * out * summed
+  return each * out * summed

@@ -17,7 +17,7 @@ import jax
 
 from jaxlite import trees
 from jaxlite.graph import provenance, walk
-from jaxlite.graph.contractions import axes_of, operands_of
+from jaxlite.graph.contractions import SPARSE, axes_of, operands_of
 from jaxlite.graph.views import View, Views, agreed, contracted, moved
 
 
@@ -152,7 +152,7 @@ def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Views], uses: dic
 def _use(site: provenance.Site, eqn: Any, path: str, views: Views) -> Use:
   summed, batches = axes_of(eqn, site.side)
   view = views.get(path)
-  if view is None or not view.is_clear(batches) or (site.kind == 'bcoo_dot_general' and site.side == 0):
+  if view is None or not view.is_clear(batches) or (site.kind in SPARSE and site.side == 0):
     return Use(path, None)
   axes = view.axes
   if site.kind == 'conv_general_dilated':

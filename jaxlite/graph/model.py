@@ -15,6 +15,7 @@ from jaxlite.contract import (
   Params,
   State,
 )
+from jaxlite.graph.feeds import Leaf
 from jaxlite.graph.layouts import LeafLayout, model_layouts
 from jaxlite.graph.provenance import CONSTANT, DATA, Tag, weight
 
@@ -36,6 +37,25 @@ def model_tags(params: Params, model_state: State, inputs: Any, key: Any, step: 
   tags += _state_tags(trees.paths(model_state), frozenset(known))
   tags += [DATA] * len(jax.tree.leaves((inputs, key)))
   return tags + [CONSTANT] * len(jax.tree.leaves(step))
+
+
+def model_leaves(params: Params, model_state: State, inputs: Any, key: Any, step: Any) -> list[Leaf]:
+  """Says what each leaf of `(params, model_state, inputs, key, step)` is, in the same words in every pass.
+
+  >>> model_leaves({'w': 1.0}, {'stats': 3.0}, 4.0, None, 0)[::2]
+  [Leaf(name=('weight', 'w')), Leaf(name=('input', ''))]
+  """
+  tags = model_tags(params, model_state, inputs, key, step)
+  kinds = ('weight', 'state', 'input', 'key', 'step')
+  places = [
+    (kind, jax.tree_util.keystr(path))
+    for kind, tree in zip(kinds, (params, model_state, inputs, key, step), strict=True)
+    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+  ]
+  return [
+    Leaf(('weight', '+'.join(sorted(tag.paths))) if tag.paths else place)
+    for tag, place in zip(tags, places, strict=True)
+  ]
 
 
 def _state_tags(paths: Sequence[str], params: frozenset[str]) -> list[Tag]:

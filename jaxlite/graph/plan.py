@@ -17,12 +17,14 @@ class Tag(NamedTuple):
     data: it depends on something that is neither parameter nor constant.
     varies: depths of the enclosing scans along which it differs from one iteration to the next.
     covers: how far it spans each of `paths`; where data picked whole matrices of leaves, of those (`paths` is empty).
+    shards: the mesh axes of the enclosing shard_maps along which it differs from one shard to the next.
   """
 
   paths: frozenset[str] = frozenset()
   data: bool = False
   varies: frozenset[int] = frozenset()
   covers: Mapping[str, Cover] = {}
+  shards: frozenset[str] = frozenset()
 
 
 CONSTANT = Tag()
@@ -45,7 +47,8 @@ class Site(NamedTuple):
     why_not: why it is no weight times activation, '' where it is.
     stack: depths of the enclosing scans that give each iteration another weight, outermost first.
     lengths: the lengths of those scans.
-    flops: floating-point operations of one pass, every iteration of a scan counted, of a while one.
+    flops: floating-point operations of one pass, every iteration of a scan counted, of a while one, and every shard
+      that has operands of its own.
     shape: of its weight; () where side is None.
     summed: the axes of its weight that are summed over; the others are its output channels.
     paths: the parameters that its weight depends on.
@@ -53,6 +56,7 @@ class Site(NamedTuple):
     custom: it stands under a custom derivative rule.
     weighs: its fixed operand is a weight, though its type or kind, or data that pick it, may keep it from being
       rewritten.
+    shards: the mesh axes over which a shard_map has cut its weight; `shape` is then that of one shard.
   """
 
   name: str
@@ -68,6 +72,7 @@ class Site(NamedTuple):
   weights: frozenset[str]
   custom: bool
   weighs: bool
+  shards: frozenset[str] = frozenset()
 
   @property
   def paired(self) -> bool:

@@ -9,6 +9,7 @@ it: the sites, named by the paths of their weights. What is done at a site is `r
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.graph import covers as covering
-from jaxlite.graph import walk
+from jaxlite.graph import sharding, walk
 from jaxlite.graph.contractions import CONTRACTIONS, OTHER_CONTRACTIONS, axes_of, flops_of, operands_of
 from jaxlite.graph.covers import Cover
 from jaxlite.graph.plan import CONSTANT, DATA, Plan, Site, Tag
@@ -32,6 +33,7 @@ class _Place(NamedTuple):
   custom: bool = False
   barred: str = ''  # a reason for which nothing here can be rewritten
   pairs: bool = False  # products of two activations may be rewritten too
+  mesh: Mapping[str, int] = {}  # the axes of the enclosing shard_maps, and how many shards lie along each
 
 
 def read(jaxpr: Any, tags: Sequence[Tag], *, pairs: bool = False) -> Plan:
@@ -46,10 +48,12 @@ def read(jaxpr: Any, tags: Sequence[Tag], *, pairs: bool = False) -> Plan:
     The Plan, its sites named.
   """
   own = [
-    tag._replace(covers=covering.merged([covering.whole(path, var.aval.shape) for path in tag.paths]))
+    tag._replace(
+      covers=covering.merged([covering.whole(path, var.aval.shape) for path in tag.paths]), shards=sharding.varying(var)
+    )
     for tag, var in zip(tags, walk.opened(jaxpr)[0].invars, strict=True)
   ]
-  return _named(_read(jaxpr, own, _Place(pairs=pairs)), {}, {})
+  return _named(_read(jaxpr, own, _Place(pairs=pairs, mesh=sharding.ambient())), {}, {})
 
 
 def _join(tags: Sequence[Tag], covers: Mapping[str, Cover] | None = None) -> Tag:
@@ -59,7 +63,7 @@ def _join(tags: Sequence[Tag], covers: Mapping[str, Cover] | None = None) -> Tag
   varies = frozenset().union(*(tag.varies for tag in tags))
   if covers is None:  # data that picked nothing leave nothing
     covers = {} if any(tag.data and not tag.covers for tag in tags) else covering.merged([tag.covers for tag in tags])
-  return Tag(paths, data, varies, covers)
+  return Tag(paths, data, varies, covers, frozenset().union(*(tag.shards for tag in tags)))
 
 
 def _joined(eqn: Any, given: Sequence[Tag], out: Any) -> Tag:
@@ -118,12 +122,21 @@ def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
       custom = place.custom or name.startswith('custom_')
       body = eqn.params[walk.CALLS[name]]
       into, outof = walk.opened(body)[0].invars, walk.opened(body)[0].outvars
-      plan = _read(body, _of_shards(given, eqn.invars, into), place._replace(custom=custom))
-      out, inner[index] = tuple(_of_shards(plan.out, outof, eqn.outvars)), (plan,)
+      inside, cut = place._replace(custom=custom), _of_shards(given, eqn.invars, into)
+      manual: frozenset[str] = frozenset()
+      if name == 'shard_map':
+        manual = frozenset(sharding.sizes(eqn))
+        inside = inside._replace(mesh={**place.mesh, **sharding.sizes(eqn)})
+        over = zip(cut, sharding.cut_over(eqn), strict=True)
+        cut = [tag._replace(shards=tag.shards | axes) for tag, axes in over]
+      plan = _read(body, cut, inside)
+      whole = [tag._replace(shards=tag.shards - manual) for tag in plan.out]
+      out, inner[index] = tuple(_of_shards(whole, outof, eqn.outvars)), (plan,)
     else:
       from_outside = 'callback' in name or (not given and eqn.effects and name != 'axis_index')
       out = tuple(DATA if from_outside else _joined(eqn, given, var) for var in eqn.outvars)
       out = tuple(given) if name == 'optimization_barrier' else out
+      out = tuple(tag._replace(shards=sharding.after(eqn, tag.shards)) for tag in out) if place.mesh else out
       if any(tag.data for tag in out):
         beyond.extend(_unwired(eqn, place))
     env.update(zip(eqn.outvars, out, strict=True))
@@ -176,13 +189,17 @@ def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
   meets = side is not None and not paired and why_not in ('', 'data pick its weight')
   weighs = meets and bool(mine[side]) and jnp.issubdtype(dtypes[side], jnp.inexact)
   why_not = why_not or place.barred
+  shards = frozenset() if side is None or paired else pair[side].shards
+  if shards and not why_not:
+    why_not = f'its weight is one shard of several along {", ".join(map(repr, sorted(shards)))}'
   if not why_not and not all(jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1 for dtype in dtypes):
     why_not = f'its operands are {dtypes[0]} and {dtypes[1]}'
   varies = pair[side].varies if side is not None and not paired else frozenset()
   stack = tuple(sorted(varies))
   paths = frozenset().union(*(tag.covers.keys() if tag.data and weighs else tag.paths for tag in pair))
   lengths = tuple(place.lengths[depth] for depth in stack)
-  flops = flops_of(eqn) * place.trips
+  own = pair[0].shards | pair[1].shards
+  flops = flops_of(eqn) * place.trips * math.prod(place.mesh.get(axis, 1) for axis in own)
   shape = () if side is None else avals[side].shape
   return Site(
     name='',
@@ -198,6 +215,7 @@ def _site(eqn: Any, given: Sequence[Tag], place: _Place) -> Site:
     weights=mine[side] if weighs else frozenset(),
     custom=place.custom,
     weighs=weighs,
+    shards=shards,
   )
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlite.graph import provenance, walk
+from jaxlite.graph import provenance, sharding, walk
 
 Records = dict[str, Any]
 
@@ -62,7 +62,9 @@ def run(
   Returns:
     (results, flat; records by site name, with the same leading axes).
   """
-  return _Runner(rules, (), True).body(jaxpr, plan, args, reads)
+  ambient = tuple(sorted(sharding.ambient()))  # inside a shard_map, what is seen is a shard's
+  results, records = _Runner(rules, ambient, True).body(jaxpr, plan, args, reads)
+  return results, {name: rules.across(record, ambient) for name, record in records.items()} if ambient else records
 
 
 class _Runner(NamedTuple):

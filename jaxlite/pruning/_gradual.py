@@ -23,6 +23,7 @@ from jaxlite.pruning._mask_state import (
   start,
   watched,
 )
+from jaxlite.pruning._sharded import on_any_mesh
 from jaxlite.pruning._structure import element
 from jaxlite.pruning.scores import Score, magnitude
 from jaxlite.pruning.sparsity_schedules import Schedule, schedule_of
@@ -117,4 +118,4 @@ def prune(
       **drawn_at(state, schedule),
     )
 
-  return Last(init, update)
+  return on_any_mesh(init, update, 'prune')

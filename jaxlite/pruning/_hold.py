@@ -14,6 +14,7 @@ from jaxlite.contract import Last
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._choose_masks import leaves_at
 from jaxlite.pruning._mask_state import PruneState, hold_at_zero, start, watched
+from jaxlite.pruning._sharded import on_any_mesh
 from jaxlite.pruning.sparsity_schedules import one_shot
 
 
@@ -60,4 +61,4 @@ def hold(masks: Any, *, packed: bool = False) -> Last:
       count=optax.safe_increment(state.count), masks=masks, broken=state.broken + jnp.where(state.count > 0, broken, 0)
     )
 
-  return Last(init, update)
+  return on_any_mesh(init, update, 'hold')

@@ -30,6 +30,7 @@ from jaxlite.pruning._mask_state import (
   start,
   watched,
 )
+from jaxlite.pruning._sharded import on_any_mesh
 from jaxlite.pruning._structure import element
 from jaxlite.pruning._top_k import keep_largest
 from jaxlite.pruning.scores import named_key
@@ -247,7 +248,7 @@ def _dynamic(
       inner_state,
     )
 
-  return Last(init, update)
+  return on_any_mesh(init, update, what)
 
 
 def _kind(thing: Any) -> str:

@@ -12,6 +12,8 @@ from jaxlite.contract import Account, Model, Network, Params, State
 from jaxlite.errors import arrays
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
+from jaxlite.quantization._numerics import Bits
+from jaxlite.quantization._program import Rules
 from jaxlite.quantization._quantize import coverage
 
 
@@ -36,18 +38,36 @@ def weight_bits(model: Model, params: Params, model_state: State, inputs: Any) -
   return found
 
 
-def account_of(wrap: Callable[[Model], Model]) -> Callable[[Network, Model, Any], Account]:
+def account_of(
+  wrap: Callable[[Model], Model], entry: str, bits: Bits, rules: Rules | None
+) -> Callable[[Network, Model, Any], Account]:
   """Returns the account of a hook that quantizes: which weights it put into integers, and what stays float and why.
 
   Args:
     wrap: the hook's own Model -> Model.
+    entry: where it keeps what belongs to a site, in params or in model_state.
+    bits: of the hook.
+    rules: of the hook.
   """
 
   def account(trained: Network, bare: Model, inputs: Any) -> Account:
-    bits = weight_bits(trained.model, trained.params, trained.model_state, inputs)
-    own = {path: bits[path] for path in _alone(wrap, bare, inputs) if path in bits} or bits
+    found = weight_bits(trained.model, trained.params, trained.model_state, inputs)
+    own = {path: found[path] for path in _alone(wrap, bare, inputs) if path in found} or found
     touched = f'{arrays(own)} in {" and ".join(map(str, sorted(set(own.values()))))} bits' if own else ''
-    return Account('', touched, '; '.join(_floats(bare, inputs, bits)))
+    kept = trained.params.get(entry) or trained.model_state.get(entry) or {}
+    return Account('', touched, '; '.join([*_floats(bare, inputs, found), *_by_the_call(bare, inputs, kept)]))
+
+  def _by_the_call(bare: Model, inputs: Any, kept: Mapping[str, Any]) -> list[str]:
+    """The uses of which training knew nothing."""
+    if not kept:  # nothing is kept of any
+      return []
+    program, _ = quant_program.trace_model(bare, *_shapes(bare, inputs), inputs, train=False, key=None, step=None)
+    chosen = quant_program.bits_by_site(program.plan, bits, rules, entry)
+    return [
+      f'{site}: a use that training does not have, by the range of each batch'
+      for site, own in chosen.items()
+      if own is not None and own.activation is not None and site not in kept
+    ]
 
   return account
 
@@ -62,9 +82,14 @@ def _alone(wrap: Callable[[Model], Model], bare: Model, inputs: Any) -> list[str
     return []
 
 
+def _shapes(bare: Model, inputs: Any) -> tuple[Params, State]:
+  shapes: tuple[Params, State] = jax.eval_shape(lambda key: bare.init(key, inputs), jax.random.key(0))
+  return shapes
+
+
 def _floats(bare: Model, inputs: Any, bits: Mapping[str, int]) -> list[str]:
   """The contractions that stay float, and why."""
-  params, model_state = jax.eval_shape(lambda key: bare.init(key, inputs), jax.random.key(0))
+  params, model_state = _shapes(bare, inputs)
 
   def forward(params: Params, model_state: State, inputs: Any) -> Any:
     return bare.apply(params, model_state, inputs, train=False, key=None)[0]

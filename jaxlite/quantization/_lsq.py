@@ -66,8 +66,8 @@ def lsq(
     name: of the hook.
 
   Returns:
-    The Hook. Its model's `init` raises ValueError where nothing can be quantized, a rule matches nothing, or the
-    batch shows nothing but zeros at a site.
+    The Hook. Its model's `init` raises ValueError where nothing can be quantized, a rule matches nothing, the batch
+    shows nothing but zeros at a site, or the uses of a weight cannot be told apart, as in `fake_quant`.
 
   References:
     Esser et al., Learned Step Size Quantization, 2020, https://arxiv.org/abs/1902.08153
@@ -93,11 +93,13 @@ def lsq(
         raise TypeError(
           f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
         )
-      program, leaves = quant_program.trace_model(
-        model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32)
+      passes = quant_program.trace_training(
+        model, params, state, inputs, key=key, step=jnp.zeros((), jnp.int32), bits=number, rules=rules, what=name
       )
+      program, leaves = passes.program, passes.leaves
       walk.refuse_sealed(program.jaxpr, name)
-      chosen = quant_program.check(program.plan, number, rules, name)
+      chosen = quant_program.check(program.plan, number, rules, name, passes.alone)
+      quant_program.whole(program.plan, chosen, name)
       sites = program.plan.weight_sites()
       ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]
       still = trees.select(ranged, fixed, what=f'{name}: fixed') if fixed else frozenset()
@@ -129,7 +131,12 @@ def lsq(
       held, zeros = state.get(CONST, {}).get(name, {}), state[entry]
       steps = {n: {**own, 'activation': held[n]} if n in held else own for n, own in params[entry].items()}
       inner = _without(params, entry), _without(state, entry)
-      program, leaves = quant_program.trace_model(model, *inner, inputs, train=train, key=key, step=step)
+      if train:
+        program, leaves, *_ = quant_program.trace_training(
+          model, *inner, inputs, key=key, step=step, bits=number, rules=rules, what=name, known=steps
+        )
+      else:
+        program, leaves = quant_program.trace_model(model, *inner, inputs, train=False, key=key, step=step)
       chosen = quant_program.bits_by_site(program.plan, number, rules, name)
       reads = {site: (own, zeros.get(site)) for site, own in steps.items() if site in chosen}
       visit = _learned(chosen, real)
@@ -145,7 +152,7 @@ def lsq(
 
     return Model(init, apply, after, export)
 
-  return Hook(name, model=wrap, account=account_of(wrap))
+  return Hook(name, model=wrap, account=account_of(wrap, entry, number, rules))
 
 
 class Measured(NamedTuple):

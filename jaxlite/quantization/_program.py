@@ -7,7 +7,7 @@ Between the public forms (`_quantize.py`, `_qat.py`, `_lsq.py`, `_ptq.py`) and t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,8 @@ from jax import lax
 
 from jaxlite import trees
 from jaxlite.contract import Model, Params, State
-from jaxlite.graph import provenance, rewrite
-from jaxlite.graph.model import model_tags
+from jaxlite.graph import provenance, rewrite, sharding, uses
+from jaxlite.graph.model import model_leaves, model_tags
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
 from jaxlite.quantization._multiply import Product
@@ -111,6 +111,86 @@ def trace_model(
   return trace(fn, args, model_tags(*args), pairs=pairs), jax.tree.leaves(args)
 
 
+class Passes(NamedTuple):
+  """Training as traced, its uses of weights named as evaluation's.
+
+  Attributes:
+    program: of the training pass.
+    leaves: its inputs, flat.
+    extra: the names of uses that only training has.
+    alone: the sites that only evaluation has.
+  """
+
+  program: Program
+  leaves: list[Any]
+  extra: frozenset[str] = frozenset()
+  alone: Mapping[str, provenance.Site] = {}
+
+
+def trace_training(
+  model: Model,
+  params: Params,
+  state: State,
+  inputs: Any,
+  *,
+  key: Any,
+  step: Any,
+  bits: Bits,
+  rules: Rules | None,
+  what: str,
+  known: Collection[str] | None = None,
+  pairs: bool = False,
+) -> Passes:
+  """Traces a model's apply in training, and in evaluation where the uses of a weight could be taken for one another.
+
+  Args:
+    model: its functions.
+    params: its parameters.
+    state: its state.
+    inputs: one batch.
+    key: the root key or None.
+    step: int32[] or None.
+    bits: where no rule speaks.
+    rules: by regular expression on a site's name; what they keep float need not be told apart.
+    what: names the asking part in an error.
+    known: the names of what is kept; None where nothing is yet.
+    pairs: whether products of two activations are sites too.
+
+  Raises:
+    ValueError: the uses of a weight cannot be told apart.
+  """
+  program, leaves = trace_model(model, params, state, inputs, train=True, key=key, step=step, pairs=pairs)
+  names = program.plan.weight_sites().keys()
+  numbered = any('#' in one for one in (*names, *(known or ()), *(rules or {})))
+  if known is not None and not numbered:
+    return Passes(program, leaves)
+  other, _ = trace_model(model, params, state, inputs, train=False, key=None, step=None, pairs=pairs)
+  sites = other.plan.weight_sites()
+  found = uses.named_alike(
+    (program.jaxpr, program.plan),
+    (other.jaxpr, other.plan),
+    model_leaves(params, state, inputs, key, step),
+    model_leaves(params, state, inputs, None, None),
+  )
+  for base, (ours, theirs) in found.unclear.items():
+    if any(_bits_of(name, bits, rules, what) is not None for name in (*ours, *theirs)):
+      raise ValueError(
+        f'{what}: a range belongs to one use of a weight, and of {base} training has {len(ours)} and evaluation '
+        f'{len(theirs)} that cannot be told apart by what feeds them: put each in a jax.named_scope of its own, the '
+        f'same in both, or keep it float, rules={{{f"^{re.escape(base)}(#|$)"!r}: None}}'
+      )
+  plan = uses.renamed(program.plan, found.names)
+  extra = frozenset(found.names.values()) - sites.keys()
+  return Passes(program._replace(plan=plan), leaves, extra, {name: sites[name] for name in sorted(found.alone)})
+
+
+def _bits_of(name: str, bits: Bits | None, rules: Rules | None, what: str) -> Bits | None:
+  for pattern, value in (rules or {}).items():
+    if re.search(pattern, name):
+      return None if value is None else check_bits(value, f'{what}: rule {pattern!r}')
+  return bits
+
+
 def bits_by_site(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
   """Decides the bits of every site; None keeps it float.
 
@@ -120,19 +200,24 @@ def bits_by_site(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: s
     rules: by regular expression on the site's name; the first that matches decides.
     what: names the asking part in an error.
   """
-  rules = {
-    pattern: None if value is None else check_bits(value, f'{what}: rule {pattern!r}')
-    for pattern, value in (rules or {}).items()
-  }
+  shards = {site.name: site for site in plan.all_sites() if site.shards and site.name}  # `whole` refuses them
+  return bits_of_sites({**shards, **plan.weight_sites()}, bits, rules, what)
+
+
+def bits_of_sites(sites: Mapping[str, provenance.Site], bits: Bits, rules: Rules | None, what: str) -> Chosen:
+  """As `bits_by_site`, of sites by name."""
+  for pattern, value in (rules or {}).items():
+    if value is not None:
+      check_bits(value, f'{what}: rule {pattern!r}')
 
   def decide(name: str, site: provenance.Site) -> Bits | None:
-    own = next((value for pattern, value in rules.items() if re.search(pattern, name)), bits)
+    own = _bits_of(name, bits, rules, what)
     return None if own is not None and own.activation is None and site.paired else own
 
-  return {name: decide(name, site) for name, site in plan.weight_sites().items()}
+  return {name: decide(name, site) for name, site in sites.items()}
 
 
-def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
+def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str, others: Collection[str] = ()) -> Chosen:
   """Decides the bits of every site, as `bits_by_site`, and refuses what would silently do nothing, or do it twice.
 
   Args:
@@ -140,6 +225,7 @@ def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> 
     bits: where no rule speaks.
     rules: by regular expression on the site's name.
     what: names the asking part in an error.
+    others: sites of another pass, which rules may name too.
 
   Raises:
     ValueError: nothing can be quantized; a rule matches nothing or asks for what cannot be; a weight that is
@@ -147,15 +233,16 @@ def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> 
   """
   sites = plan.weight_sites()
   left = [site for site in plan.all_sites() if site.why_not]
-  if not sites:
+  cut = sorted({site.name for site in left if site.shards})
+  if not sites and not cut:
     reasons = '; '.join(sorted({f'{site.name or site.kind}: {site.why_not}' for site in left})[:4])
     raise ValueError(
       f'{what} finds no contraction of a parameter with an activation ({reasons or "no contraction at all"}):'
       ' pass the weights as arguments, not through a closure, or leave the part out'
     )
-  for pattern in rules or {}:
+  for pattern, value in (rules or {}).items():
     try:
-      trees.select(sites, pattern, what=f'{what}: rule')
+      trees.select([*sites, *others, *cut * (value is None)], pattern, what=f'{what}: rule')
     except ValueError:
       for site in left:
         if _matches(pattern, site.name):
@@ -169,6 +256,31 @@ def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> 
         f'{what}: {name} is quantized already by another part: keep it float in one of them, rules={{{name!r}: None}}'
       )
   return chosen
+
+
+def whole(plan: provenance.Plan, bits: Mapping[str, Bits | None], what: str) -> None:
+  """Refuses a weight that is to be quantized where only a shard of it is seen.
+
+  Args:
+    plan: of the program.
+    bits: by site.
+    what: names the asking part in an error.
+
+  Raises:
+    ValueError: there is one.
+  """
+  if sharding.unchecked() and any(own is not None for own in bits.values()):
+    raise ValueError(
+      f'{what}: a scale belongs to a whole weight, and inside a shard_map with check_vma=False, or a pmap, none can be '
+      'told from a shard: use jax.shard_map with check_vma=True, its default'
+    )
+  for site in plan.all_sites():
+    if site.shards and bits.get(site.name) is not None:
+      raise ValueError(
+        f'{what}: a scale belongs to a whole weight, and in a shard_map {site.name} is {list(site.shape)}, what one '
+        f'shard along {", ".join(sorted(site.shards))} has: gather it (jax.lax.all_gather), leave sharding to jax.jit, '
+        f'or keep it float, rules={{{f"^{re.escape(site.name)}$"!r}: None}}'
+      )
 
 
 def marks(plan: provenance.Plan) -> list[tuple[str, frozenset[str]]]:
@@ -205,7 +317,11 @@ def run(
 
   Returns:
     (results, the records by site).
+
+  Raises:
+    ValueError: of a weight that is to be quantized only a shard is seen.
   """
+  whole(program.plan, bits, 'quantization')
 
   def at(site: provenance.Site, eqn: Any, operands: Sequence[Any], read: Any, axes: tuple[str, ...]) -> Any:
     product = Product(eqn.primitive, eqn.params, site.side, eqn.outvars[0].aval.dtype)

@@ -31,7 +31,8 @@ def fake_quant(
 
   Every contraction of a weight with an activation is quantized, as in `quantize`. Activation ranges are moving
   averages in `model_state['jl.<name>'] = {site: (lowest, highest)}`: a train step adopts the first range that it
-  sees and then moves by 1 - decay; evaluation takes them as they stand. Evaluation always shows the integers,
+  sees and then moves by 1 - decay; evaluation takes them as they stand. Uses of one weight are numbered as evaluation
+  has them (`w`, `w#2`), then those that only training has. Evaluation always shows the integers,
   also before `begin`. On export the ranges go and the weights stay float: rounding them is deployment's.
 
   A batch norm is trained as it will be deployed, whether or not it is folded into its contraction: a factor per
@@ -52,7 +53,8 @@ def fake_quant(
     name: of the hook.
 
   Returns:
-    The Hook. Its model's `init` raises ValueError where nothing can be quantized or a rule matches nothing.
+    The Hook. Its model's `init` raises ValueError where nothing can be quantized, a rule matches nothing, or a weight
+    is used several times and what feeds its uses does not tell which of training is which of evaluation.
 
   References:
     Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
@@ -78,31 +80,53 @@ def fake_quant(
   check_step(begin, f'{name}: begin')
   entry = f'jl.{name}'
 
+  def training(
+    model: Model, params: Params, state: State, inputs: Any, key: Any, step: Any, known: Any = None
+  ) -> quant_program.Passes:
+    return quant_program.trace_training(
+      model,
+      params,
+      state,
+      inputs,
+      key=key,
+      step=step,
+      bits=number,
+      rules=rules,
+      what=name,
+      known=known,
+      pairs=attention,
+    )
+
   def wrap(model: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = model.init(key, inputs)
-      program, _ = quant_program.trace_model(
-        model, params, state, inputs, train=True, key=key, step=jnp.zeros((), jnp.int32), pairs=attention
-      )
-      walk.refuse_sealed(program.jaxpr, name)
-      chosen = quant_program.check(program.plan, number, rules, name)
-      sites = program.plan.weight_sites()
+      passes = training(model, params, state, inputs, key, jnp.zeros((), jnp.int32))
+      plan = passes.program.plan
+      walk.refuse_sealed(passes.program.jaxpr, name)
+      chosen = quant_program.check(plan, number, rules, name, passes.alone)
+      quant_program.whole(plan, chosen, name)
+      if source.ranges is not None:  # a calibration sees the uses of evaluation
+        chosen = {**chosen, **quant_program.bits_of_sites(passes.alone, number, rules, name)}
+      sites = {**passes.alone, **plan.weight_sites()}
       ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]
       shapes = {n: quant_program.range_shape(sites[n]) for n in ranged}
       if source.ranges is not None:
-        return params, {**state, entry: given_ranges(source.ranges, shapes, name)}
+        return params, {**state, entry: given_ranges(source.ranges, shapes, name, spared=passes.extra)}
       return params, {**state, entry: {n: numerics.unseen(shapes[n]) for n in shapes if source.kept}}
 
     def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
       if entry not in state:
         raise ValueError(f'{name} needs its ranges, model_state[{entry!r}]: init with the model that this recipe wraps')
       inner, ranges = _without(state, entry), state[entry]
-      program, leaves = quant_program.trace_model(
-        model, params, inner, inputs, train=train, key=key, step=step, pairs=attention
-      )
+      if train:
+        program, leaves, *_ = training(model, params, inner, inputs, key, step, ranges if source.kept else ())
+      else:
+        program, leaves = quant_program.trace_model(
+          model, params, inner, inputs, train=False, key=key, step=step, pairs=attention
+        )
       chosen = quant_program.bits_by_site(program.plan, number, rules, name)
       sites = program.plan.weight_sites()
-      # A second use that only this kind of pass has is quantized by what it sees.
+      # A use that only this pass has, and what its like has no range for, is quantized by what it sees.
       shapes = {n: quant_program.range_shape(site) for n, site in sites.items()}
       known = {n: span for n, span in ranges.items() if n in sites and span[0].shape == shapes[n]}
       active = jnp.asarray(step) >= begin if train and begin and step is not None else None
@@ -128,7 +152,7 @@ def fake_quant(
 
     return Model(init, apply, after, export)
 
-  return Hook(name, model=wrap, account=account_of(wrap))
+  return Hook(name, model=wrap, account=account_of(wrap, entry, number, rules))
 
 
 def _without(state: State, entry: str) -> State:

@@ -5,7 +5,7 @@ A range is `(lowest, highest)` by the name of its site; how a batch is turned in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -135,19 +135,22 @@ def check_step(value: Any, what: str) -> None:
     raise ValueError(f'{what} is a whole number of optimizer steps, got {value!r}')
 
 
-def given_ranges(ranges: Ranges, shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, numerics.Range]:
+def given_ranges(
+  ranges: Ranges, shapes: Mapping[str, tuple[int, ...]], what: str, spared: Collection[str] = ()
+) -> dict[str, numerics.Range]:
   """Returns given ranges for exactly the sites that need one.
 
   Args:
     ranges: {site: (lowest, highest)}.
     shapes: of either end, by site that is quantized.
     what: names the asking part in an error.
+    spared: sites that may go without.
 
   Raises:
     ValueError: a site without a range, a range without a site, or one of another shape.
   """
   for name in sorted(shapes):
-    if name not in ranges:
+    if name not in ranges and name not in spared:
       known = trees.nearest(name, list(ranges))
       raise ValueError(f'{what} has no range for {name}; nearest: {known}: calibrate this model, or keep it float')
   for name in sorted(ranges):
@@ -160,5 +163,7 @@ def given_ranges(ranges: Ranges, shapes: Mapping[str, tuple[int, ...]], what: st
         f'{what}: the range of {name} is float32{list(shapes[name])} each end, got {list(jnp.shape(ranges[name][0]))}'
       )
   return {
-    name: (jnp.asarray(ranges[name][0], jnp.float32), jnp.asarray(ranges[name][1], jnp.float32)) for name in shapes
+    name: (jnp.asarray(ranges[name][0], jnp.float32), jnp.asarray(ranges[name][1], jnp.float32))
+    for name in shapes
+    if name in ranges
   }

@@ -102,8 +102,8 @@ def confusion_tables(
     return [class_table(values['confusion'], names, iou=iou, unit=unit)]
   if 'actual_each' not in values:
     return []
-  three = (values[f'{what}_each'] for what in ('right', 'predicted', 'actual'))
-  tables = [count_table(*three, names, iou=iou, unit=unit)]
+  right, predicted, actual = (values[f'{what}_each'] for what in ('right', 'predicted', 'actual'))
+  tables = [count_table(right, predicted, actual, names, iou=iou, unit=unit)]
   pairs, (different, weight) = np.asarray(values['confused'])[:MOST], values['confused_of']
   if not len(pairs):
     return tables

@@ -11,8 +11,9 @@ import pytest
 from jax import export, lax
 
 import jaxlite as jl
-from jaxlite.deployment import calls, stablehlo
+from jaxlite.deployment import calls, opening, stablehlo
 from jaxlite.host.sealed import write_sealed
+from jaxlite.version import __version__
 
 X = np.random.default_rng(0).normal(size=(4, 6, 6)).astype(np.float32)
 SHAPE = jax.ShapeDtypeStruct
@@ -63,7 +64,8 @@ def planted(folder, fn, target):
   del about['sha256']
   leaves = [SHAPE((6, 6), np.float32) for _ in about['arrays']]
   checks = [export.DisabledSafetyCheck.custom_call(target)]
-  program = export.export(jax.jit(fn), disabled_checks=checks)(leaves, SHAPE(X.shape, X.dtype))
+  whole = lambda leaves, x: (fn(leaves, x), [])  # noqa: E731  # outputs, and no value of its own that is computed
+  program = export.export(jax.jit(whole), disabled_checks=checks)(leaves, SHAPE(X.shape, X.dtype))
   data = bytes(program.serialize())
   (folder / 'program.bin').write_bytes(data)
   write_sealed(folder / 'program.json', {**about, 'program': hashlib.sha256(data).hexdigest(), 'batch': 4})
@@ -125,6 +127,62 @@ def test_what_is_said_of_a_program_has_one_shape(field, arrays, tmp_path):
   write_sealed(tmp_path / 'program.json', {**about, field: arrays})
   with pytest.raises(ValueError, match=r'^[^\n]*(damaged|two runs)[^\n]*$'):
     stablehlo.load_program(tmp_path, values.params, values.model_state)
+
+
+WRONG = {
+  'own': [3, 'params/w', [], {'params/w': True}, {'params/w': None}, {'params/w': 'params/v'}, {'params/w': 1},
+          {'params/w': -1}, {'params/w': 0.0}, {'other': 'params/w'}],
+  'made': [3, None, 'w', {'around': 'normalize'}, {'around': [3]}, {'around': None}, {'version': 3}, {'plain': 'yes'},
+           {'quantized': None}, {'network': 'MLP'}, {'network': {'network': ['MLP'], 'fields': {}}},
+           {'network': {'network': 'MLP'}}, {'network': {'network': 'MLP', 'fields': [1]}}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('field', WRONG)
+def test_what_is_said_of_the_network_inside_has_one_shape(field, tmp_path):
+  values = planted(tmp_path, lambda leaves, x: x @ leaves[0], 'none')
+  about = json.loads((tmp_path / 'program.json').read_text())
+  del about['sha256']
+  assert about['own'] == {'params/w': 'params/w'}
+  without = {name: value for name, value in about.items() if name != field}
+  deep = '[' * 900 + ']' * 900
+  for told in ({**about, field: one} for one in (*WRONG[field], json.loads(deep))):
+    write_sealed(tmp_path / 'program.json', told)
+    with pytest.raises(ValueError, match=r'^[^\n]*damaged[^\n]*$'):
+      stablehlo.load_program(tmp_path, values.params, values.model_state)
+  write_sealed(tmp_path / 'program.json', without)
+  with pytest.raises(ValueError, match=rf"damaged \('{field}' is missing\)"):
+    stablehlo.load_program(tmp_path, values.params, values.model_state)
+
+
+def test_a_program_gives_the_results_that_are_said_of_it(tmp_path):
+  values = planted(tmp_path, lambda leaves, x: x @ leaves[0], 'none')
+  about = json.loads((tmp_path / 'program.json').read_text())
+  del about['sha256']
+  write_sealed(tmp_path / 'program.json', {**about, 'own': {'params/w': 0}})  # a value that it does not compute
+  with pytest.raises(ValueError, match=r'^[^\n]*program\.bin gives other results than its program\.json says[^\n]*$'):
+    stablehlo.load_program(tmp_path, values.params, values.model_state)
+
+
+FIELDS = [{}, {'widths': 'ab', 'classes': 3}, {'widths': [5, {}], 'classes': 3}, {'widths': [-1], 'classes': 3},
+          {'widths': [], 'classes': None}, {'widths': [9], 'classes': 3, 'dtype': 'none'}, {'parent': 3},
+          {'widths': [json.loads('[' * 900 + ']' * 900)], 'classes': 3}]  # fmt: skip
+
+
+@pytest.mark.parametrize('fields', FIELDS)
+def test_a_network_that_is_named_wrongly_costs_one_line_or_nothing(fields, tmp_path):
+  values = planted(tmp_path, lambda leaves, x: x @ leaves[0], 'none')
+  about = json.loads((tmp_path / 'program.json').read_text())
+  del about['sha256']
+  made = {'version': __version__, 'around': [], 'plain': True, 'network': {'network': 'MLP', 'fields': fields}}
+  write_sealed(tmp_path / 'program.json', {**about, 'made': made})
+  stored = stablehlo.read_program(tmp_path)
+  network = opening.reopened(stored, {'params/w': values.params['w']}, None, {})
+  if network is None:  # sealed: what was stored predicts
+    return
+  with pytest.raises(ValueError, match=r'program\.json names a network that does not run') as error:
+    network.predict(X)
+  assert '\n' not in str(error.value)
 
 
 def test_a_program_of_other_arrays_than_it_says_is_one_line(tmp_path):

@@ -293,3 +293,27 @@ def test_coverage_lists_every_contraction_with_its_share():
   }
   assert {row.name: row.flops for row in rows} == {'ragged': 144, 'experts': 144, 'thin': 24, 'dense': 144}
   assert sum(row.share for row in rows) == pytest.approx(1)
+
+
+def test_coverage_lists_sparse_and_complex_products():
+  nonzero, columns, starts = jnp.arange(6), jnp.arange(6), jnp.arange(7)
+
+  def forward(p, x):
+    coo = sparse.COO((p['coo'], nonzero, columns), shape=(6, 6)) @ x.T
+    bcsr = sparse.BCSR((p['bcsr'], columns, starts), shape=(6, 6)) @ x.T
+    turned = x.astype(jnp.complex64) @ p['complex']
+    return coo, bcsr, turned, x @ p['dense']
+
+  params = {
+    'coo': jnp.ones(6),
+    'bcsr': jnp.ones(6),
+    'complex': jnp.ones((6, 6), jnp.complex64),
+    'dense': jnp.ones((6, 6)),
+  }
+  rows = {row.name: row for row in jl.coverage(forward)(params, X)}
+  assert [name for name, row in rows.items() if row.quantized] == ['dense']
+  assert {'coo', 'bcsr', 'complex', 'dense'} == {*rows}
+  batch = X.shape[0]
+  flops = {'coo': 2 * 6 * batch, 'bcsr': 2 * 6 * batch, 'complex': 8 * 36 * batch, 'dense': 2 * 36 * batch}
+  assert {name: row.flops for name, row in rows.items()} == flops
+  assert sum(row.share for row in rows.values()) == pytest.approx(1)
