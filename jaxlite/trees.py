@@ -42,15 +42,26 @@ def path_string(key_path: Sequence[Any]) -> str:
   return '/'.join(map(_key_name, key_path))
 
 
-def _named(tree: Any) -> tuple[list[str], list[Any], Any]:
-  """Flattens a tree with the path of each leaf; the `.value` of an NNX Variable, and nobody else's, is no name."""
-  keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  keys = [key_path for key_path, _ in keyed]
+def keyed(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], list[Any], Any]:
+  """Flattens a tree into key paths, leaves and its treedef; the `.value` of an NNX Variable, and nobody else's, is
+  left out.
+
+  >>> list(map(path_string, keyed({'a': [0.0], 'b': 1.0})[0]))
+  ['a/0', 'b']
+  """
+  pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+  keys = [key_path for key_path, _ in pairs]
   if any(key_path and getattr(key_path[-1], 'name', None) in ('value', 'raw_value') for key_path in keys):
-    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
+    boxes = lambda node: _is_variable(node) or (is_leaf is not None and is_leaf(node))  # noqa: E731
+    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=boxes)[0]
     variables = {key_path for key_path, node in found if _is_variable(node)}
     keys = [key_path[:-1] if key_path[:-1] in variables else key_path for key_path in keys]
-  return list(map(path_string, keys)), [leaf for _, leaf in keyed], treedef
+  return keys, [leaf for _, leaf in pairs], treedef
+
+
+def _named(tree: Any) -> tuple[list[str], list[Any], Any]:
+  keys, leaves, treedef = keyed(tree)
+  return list(map(path_string, keys)), leaves, treedef
 
 
 def _is_variable(node: Any) -> bool:

@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from jaxlite import trees
 
 _LONGEST = 1000  # characters; the store refuses names beyond 64 KiB
@@ -34,12 +32,9 @@ def orbax_names(tree: Any) -> dict[str, str]:
   >>> orbax_names({'params': {'conv.1': {'w': 1.0}, 'mlp/~/out': [2.0]}})
   {'params/conv.1/w': 'params.conv%2E1.w', 'params/mlp/~/out/0': 'params.mlp%2F~%2Fout.0'}
   """
-  keyed, _ = jax.tree_util.tree_flatten_with_path(tree)
   found = {}
-  for path, (key_path, _) in zip(trees.paths(tree), keyed, strict=True):
+  for path, key_path in zip(trees.paths(tree), trees.keyed(tree)[0], strict=True):
     keys = [trees.path_string([key]) for key in key_path]
-    if '/'.join(keys) != path:  # NNX: the `.value` of a Variable is no name
-      keys.pop()
     name = '.'.join(map(_escaped, keys or ['']))
     if len(name) > _LONGEST:
       name = f'{name[:200]}%{hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:32]}'

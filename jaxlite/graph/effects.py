@@ -100,7 +100,7 @@ def _by_path(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[tuple[Any, 
   """Every leaf by (its argument, its path)."""
   found = {}
   for owner, arg in (*enumerate(args), *kwargs.items()):
-    for key_path, leaf in jax.tree_util.tree_flatten_with_path(arg, is_leaf=_gone)[0]:
+    for key_path, leaf in zip(*trees.keyed(arg, _gone)[:2], strict=True):
       found[owner, trees.path_string(key_path)] = leaf
   return found
 

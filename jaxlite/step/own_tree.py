@@ -52,18 +52,15 @@ def own_names(tree: Any) -> dict[str, str]:
 
 def _places(tree: Any) -> tuple[list[tuple[str, ...]], list[Any], Any]:
   """For each leaf the keys that lead to it in a Model's params."""
-  keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  keys = [_keys(key_path) for key_path, _ in keyed]
+  key_paths, leaves, treedef = trees.keyed(tree)
+  keys = [_keys(key_path) for key_path in key_paths]
   beside = [names[0] == '1' and _is_extra(names[1:]) for names in keys]
   pair = any(beside) and all(own or names[0] == '0' for own, names in zip(beside, keys, strict=True))
-  return [_place(names[pair:]) for names in keys], [leaf for _, leaf in keyed], treedef
+  return [_place(names[pair:]) for names in keys], leaves, treedef
 
 
 def _keys(key_path: Sequence[Any]) -> list[str]:
-  names = [trees.path_string((key,)) for key in key_path]
-  if '/'.join(names) != trees.path_string(key_path):  # a variable's `.value` is no name
-    names.pop()
-  return names or ['value']
+  return [trees.path_string((key,)) for key in key_path] or ['value']
 
 
 def _place(names: list[str]) -> tuple[str, ...]:
