@@ -72,8 +72,13 @@ def opened(program, values, model, recipe=None):
   return opening.opened(program, values, model, recipe, None, {})
 
 
-@pytest.mark.parametrize('framework', FRAMEWORKS)
-def test_a_stored_network_is_opened_worked_on_and_given_back(framework, tmp_path):
+LONG = ('keras',)  # takes seconds to build
+
+
+@pytest.mark.parametrize(
+  'framework', [pytest.param(one, marks=pytest.mark.slow) if one in LONG else one for one in FRAMEWORKS]
+)
+def test_a_stored_network_is_opened_and_given_back(framework, tmp_path):
   program, values, whole = stored(tmp_path, dense(framework, WEIGHTS)[0])
   module = module_of(framework, OTHERS)
   network = opened(program, values, module)
@@ -85,8 +90,13 @@ def test_a_stored_network_is_opened_worked_on_and_given_back(framework, tmp_path
   np.testing.assert_allclose(after(applied(framework, module, given, before(X))), reference(), rtol=1e-4, atol=1e-4)
 
   assert sum(row.share for row in jl.coverage(network)(X) if row.quantized) == 1
-  if framework != 'linen':  # the same equations from here on
-    return
+
+
+@pytest.mark.slow
+def test_an_opened_network_is_quantized_and_pruned_and_goes_back_as_it_is_then(tmp_path):
+  program, values, _ = stored(tmp_path, dense('linen', WEIGHTS)[0])
+  module = module_of('linen', OTHERS)
+  network = opened(program, values, module)
   scale = np.abs(reference()).max()
   for integers in (jl.quantize(network)(X), jl.ptq(network, [X]).predict(X)):
     assert 0 < np.abs(np.asarray(integers) - reference()).max() < 0.03 * scale
@@ -97,9 +107,7 @@ def test_a_stored_network_is_opened_worked_on_and_given_back(framework, tmp_path
   assert zeros == (5 * 8 + 8 * 3) // 2
   sparse = network._replace(params=params)
   given, before, after = jl.give_back(sparse, module)  # what was changed goes back, not what was loaded
-  np.testing.assert_allclose(
-    after(applied(framework, module, given, before(X))), sparse.predict(X), rtol=1e-4, atol=1e-4
-  )
+  np.testing.assert_allclose(after(applied('linen', module, given, before(X))), sparse.predict(X), rtol=1e-4, atol=1e-4)
 
 
 def test_a_sealed_network_says_give_model_wherever_its_inside_is_wanted(tmp_path):
@@ -169,10 +177,13 @@ def hooks_of(name):
   }[name]
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ('fake_quant', 'freeze')]  # 'both' holds the first
+SLOW = [
+  pytest.param(name, marks=pytest.mark.slow)
+  for name in ('average', 'fake_quant', 'freeze', 'lsq', 'straight_through', 'teacher')
+]
 
 
-@pytest.mark.parametrize('name', ['average', 'straight_through', 'lsq', 'both', 'teacher', *SLOW])
+@pytest.mark.parametrize('name', ['both', *SLOW])
 def test_what_hooks_added_is_in_the_weights_or_asked_for(name, tmp_path):
   few_bits = name in ('fake_quant', 'lsq', 'both')
   recipe = jl.chain(jl.optim.normalize(MEAN, STD), *hooks_of(name), optax.sgd(0.05))

@@ -73,6 +73,7 @@ def test_a_regression_goes_back_to_its_module_in_the_units_of_its_targets(tmp_pa
   np.testing.assert_allclose(network.predict(test.inputs).reshape(-1), found, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_texts_are_encoded_wherever_a_loaded_network_takes_them(tmp_path):
   rows, labels = texts(0)
   data = jl.data.from_texts(rows, labels)
@@ -95,6 +96,7 @@ def test_texts_are_encoded_wherever_a_loaded_network_takes_them(tmp_path):
   assert trained(tmp_path / 'on', data, network, steps=4).metrics['accuracy'] >= 0
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_classes_stand_in_another_order_is_refused(tmp_path):
   data = jl.data.from_arrays((X, Y % 2), class_names=['cat', 'dog'])
   trained(tmp_path / 'teacher', data, nn.Dense(2), steps=4)
@@ -106,6 +108,7 @@ def test_a_teacher_whose_classes_stand_in_another_order_is_refused(tmp_path):
     trained(tmp_path / 'b', turned, teacher)
 
 
+@pytest.mark.slow
 def test_an_own_task_with_a_part_around_the_model_is_asked_for(tmp_path):
   task = jl.tasks.regression()._replace(name='mine')
   data = jl.data.from_arrays((X, X[:, 0] * 100), task=task)
@@ -116,6 +119,7 @@ def test_an_own_task_with_a_part_around_the_model_is_asked_for(tmp_path):
   np.testing.assert_allclose(network.predict(X), jl.load(tmp_path).predict(X), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_hint_comes_from_a_loaded_teacher(tmp_path):
   data = jl.data.from_arrays((X, Y))
   trained(tmp_path / 'teacher', data, steps=4)
