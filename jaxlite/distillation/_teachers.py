@@ -19,7 +19,7 @@ from jaxlite.contract import APART, TAPS, Context, Model, Network
 from jaxlite.distillation._dist import dist
 from jaxlite.distillation._dkd import dkd
 from jaxlite.distillation._kd import check_classes, kd
-from jaxlite.errors import nearest, one_line
+from jaxlite.errors import nearest
 from jaxlite.graph.effects import without_effects
 from jaxlite.tasks.lift import weighted_mean
 
@@ -93,17 +93,17 @@ def run(teacher: Teacher, values: dict[str, Any], inputs: Any) -> Any:
 def forward(teacher: Any, values: dict[str, Any], inputs: Any) -> Any:
   """Returns a teacher's outputs, as in evaluation."""
   if not values:
-    return _called(without_effects(teacher, 'distillation'), inputs)
+    return _called(teacher, inputs)
   return teacher.model.apply(values['params'], values['model_state'], inputs, train=False, key=None)[0]
 
 
 def _called(teacher: Any, inputs: Any) -> Any:
   """Calls a teacher that is a function of the inputs; a module that is no such function is told what to do."""
   try:
-    return teacher(inputs)
+    return without_effects(teacher, 'distillation')(inputs)
   except Exception as error:
     kind = next((base.__module__ for base in type(teacher).__mro__ if base.__module__.split('.')[0] in _MODULES), '')
-    if not kind or one_line(error) is not None:
+    if not kind:
       raise
     fix = next(fix for name, fix in _MODULES.items() if kind.startswith(name))
     said = ' '.join(str(error).split())[:120]
