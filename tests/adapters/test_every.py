@@ -308,7 +308,7 @@ def test_adapt_takes_models_pairs_and_nothing_else():
   stateful = adapters.adapt(eqx.nn.make_with_state(eqx_full)(0.5, KEY))
   assert set(stateful.init(KEY, X)[1]) == {'state'}
   for wrong in (nn.Dense, lambda rngs: nnx_dense(SIZES), 3, 'mlp', (1, 2, 3), None):
-    with pytest.raises(TypeError, match='a model (is a Model|of a function is)'):
+    with pytest.raises(TypeError, match=r'a model (is a Model|of a function is)'):
       adapters.adapt(wrong)
 
 
