@@ -78,6 +78,13 @@ FORMS = {
   'for_cpu': lambda fn: jl.for_cpu(fn),
   'tapped': lambda fn: tapped(fn, 'a/kernel'),
 }
+
+
+def some_slow(cases, step):
+  """Every `step`th case in the normal run, the others in the slow one."""
+  return [pytest.param(*case, marks=[pytest.mark.slow] * bool(index % step)) for index, case in enumerate(cases)]
+
+
 AROUND = {
   'as it is': lambda fn: fn,
   'nnx.jit': nnx.jit,
@@ -143,7 +150,7 @@ def test_a_module_inside_of_something_is_seen(nest, form):
     FORMS[form](fn)(make(net()), X)
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', some_slow([(form,) for form in FORMS], 4))
 def test_a_module_in_evaluation_mode_and_one_that_changes_nothing_are_taken(form):
   module = net()
   module.eval()
@@ -155,7 +162,7 @@ def test_a_module_in_evaluation_mode_and_one_that_changes_nothing_are_taken(form
 INSIDE = {'nnx.jit': nnx.jit, 'nnx.remat': nnx.remat, 'nnx.remat in nnx.jit': lambda fn: nnx.jit(nnx.remat(fn))}
 
 
-@pytest.mark.parametrize('inside', INSIDE)
+@pytest.mark.parametrize('inside', some_slow([(inside,) for inside in INSIDE][::-1], 3))
 def test_transforms_that_write_back_every_array_of_a_module_change_nothing_by_that(inside):
   module = net()
   module.eval()
@@ -295,7 +302,7 @@ FUNCTIONS = ('observe', 'coverage', 'for_cpu', 'gather_statistics', 'synflow', '
 CASES = [(how, 'quantize') for how in writers(Counter())] + [('dict', form) for form in FUNCTIONS]
 
 
-@pytest.mark.parametrize('how, form', CASES)
+@pytest.mark.parametrize('how, form', some_slow(CASES, 2))
 def test_a_traced_value_that_is_left_outside_is_refused_and_what_stood_there_put_back(how, form):
   counter, w = Counter(), jnp.ones((6, 2))
   fn = writers(counter)[how]
