@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ def on_any_mesh(init: Callable[..., Any], update: Callable[..., Any], what: str)
     ValueError: when called inside a `shard_map` with a shard of a parameter.
   """
 
+  @functools.wraps(init)
   def begin(params: Any, weights: Mapping[str, Any] | None = None) -> Any:
     mesh = _mesh_of(params, what)
     if mesh is None:
@@ -39,6 +41,7 @@ def on_any_mesh(init: Callable[..., Any], update: Callable[..., Any], what: str)
 
     return _automatic(lambda params: init(params, weights), mesh, trees.map_with_path(placed, shapes))(params)
 
+  @functools.wraps(update)  # a ledger names the part by it
   def go_on(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     mesh = _mesh_of(params, what)
     if mesh is None:
