@@ -377,7 +377,7 @@ def complex_weight(rng, size):
 
   def reference(p, x):
     operand = p['real'] + 1j * p['imaginary']
-    (out,) = yield Dot(('imaginary', 'real'), [x.reshape(-1, size)], [operand], [x], {}, 'float')
+    (out,) = yield Dot(('imaginary', 'real'), [x.reshape(-1, size).astype(complex)], [operand], [x], {}, 'float')
     return np.abs(out).reshape(*x.shape[:-1], 6)
 
   facts = dict.fromkeys(leaves, IN_OUT._replace(inputs=False))

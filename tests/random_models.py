@@ -316,7 +316,10 @@ class Records:
 
   def __call__(self, dot: Dot) -> list:
     key = (site(dot), dot.kind)
-    self.flops[key] = self.flops.get(key, 0) + sum(2 * x.shape[0] * w.size for x, w in zip(dot.x, dot.w, strict=True))
+    self.flops[key] = self.flops.get(key, 0) + sum(
+      2 * 2 ** (np.iscomplexobj(x) + np.iscomplexobj(w)) * x.shape[0] * w.size
+      for x, w in zip(dot.x, dot.w, strict=True)
+    )
     if dot.kind == 'quantized':
       self.seen.setdefault((site(dot), dot.index), []).extend(dot.seen)
       self.operands[site(dot), dot.index] = dot.w

@@ -283,9 +283,11 @@ def check_statistics(case):
   if not seen:
     return
   select = [f'^{path}$' for path in sorted(seen)]
-  pruned, masks = sparsegpt(case.params, context, SPARSITY, select=select)
+  pruned, masks = sparsegpt(case.params, context, SPARSITY, select=select, allocate=uniform)
   patterned, patterns = sparsegpt(case.params, context, 0.5, structure=n_m(2, 4), select=select)
-  by_norm = sparsify(case.params, SPARSITY, score=wanda, context=context, structure=per_output(), select=select)[1]
+  by_norm = sparsify(
+    case.params, SPARSITY, score=wanda, context=context, structure=per_output(), select=select, allocate=uniform
+  )[1]
   for path in seen:
     fact, leaf, grams = case.facts[path], case.leaves[path], np.asarray(context.grams[path], np.float64)
     whole = matrices(leaf, fact)
