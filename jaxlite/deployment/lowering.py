@@ -181,6 +181,8 @@ class _Writer(NamedTuple):
 
   def equation(self, eqn: Any, operands: list[Any]) -> list[Any]:
     kind, params = eqn.primitive.name, eqn.params
+    if not eqn.outvars:  # nothing comes of it
+      return []
     if kind in walk.CALLS and kind != 'shard_map':
       return self.body(params[walk.CALLS[kind]], operands)
     if kind in _NOTHING:
