@@ -33,8 +33,9 @@ class EventFiles:
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   files = EventFiles(Path(folder) / 'tensorboard', None, lambda: [])
   ...   files.add({'kind': 'train', 'step': 1, 'time': 0.0, 'loss': 0.5})
+  ...   known = files.keep()
   ...   files.close()
-  ...   len(files.keep())
+  >>> len(known)
   1
   """
 
