@@ -209,8 +209,15 @@ class _Writer(NamedTuple):
     if kind not in _UNARY | _BINARY | _OTHERS:
       why = f'a network that leaves jaxlite is made of operations that its list knows; {kind} at {_where(eqn)} is none'
       return [_Unknown(f'{why}: compute it before or after the network, or write it by others')] * len(eqn.outvars)
+    left_out = _left_out(eqn)
+    if left_out:
+      return [_Unknown(f'{left_out} ({_where(eqn)}) is not written: write it by other operations')] * len(eqn.outvars)
     if kind == 'broadcast_in_dim' and not params['shape']:
       return operands[:1]
+    if kind == 'reshape' and params.get('dimensions') is not None:
+      turned = jax.ShapeDtypeStruct([operands[0].shape[axis] for axis in params['dimensions']], operands[0].dtype)
+      operands = [self.emit('transpose', operands, turned, {'permutation': tuple(params['dimensions'])})]
+      params = {**params, 'dimensions': None}
     attributes = {
       name: _plain(value, name) for name, value in params.items() if name not in _IDLE and value is not None
     }
@@ -248,6 +255,9 @@ class _Writer(NamedTuple):
         f'a loop is written out up to {_LONGEST_SCAN} iterations; one of {length} at {_where(eqn)} is not'
       )
     fixed, carried = walk.scan_layout(eqn)
+    if length == 0:
+      empty = [_constant(jnp.zeros(out.aval.shape, out.aval.dtype)) for out in eqn.outvars[carried:]]
+      return [*operands[fixed : fixed + carried], *empty]
     consts, carry, xs = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
     slices: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
     for index in reversed(range(length)) if reverse else range(length):
@@ -320,6 +330,18 @@ def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
   results = eqn.primitive.bind(*(one.whole for one in operands), **eqn.params)
   results = results if eqn.primitive.multiple_results else [results]
   return [_constant(one) for one in results]
+
+
+def _left_out(eqn: Any) -> str:
+  """What a known kind may do that the list has no form for, in a few words; '' for the rest."""
+  kind, params = eqn.primitive.name, eqn.params
+  if kind == 'conv_general_dilated' and params['batch_group_count'] != 1:
+    return 'a convolution whose batch is in groups'
+  if kind == 'gather' and params['dimension_numbers'].operand_batching_dims:
+    return 'a gather from a table for each example'
+  if kind == 'sort' and len(eqn.invars) != 1:
+    return 'arrays sorted by another'
+  return ''
 
 
 def _keeps(eqn: Any) -> bool:

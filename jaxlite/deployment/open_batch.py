@@ -16,15 +16,11 @@ from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Value
 SIZES = (2, 3)  # that a function is traced at
 
 
-class Known(NamedTuple):
-  """A constant; where `array` has size 1 and `shape` has not, it is repeated along that axis."""
-
-  array: Any
-  shape: tuple[int, ...]
-
-
 class Trace(NamedTuple):
-  """A program at one batch size: shapes and dtypes of values by name, constants, operations, names."""
+  """A program at one batch size: shapes and dtypes of values by name, constants, operations, names.
+
+  A constant has an `array` and a `shape`: where the array has size 1 and the shape has not, it is repeated there.
+  """
 
   values: Mapping[str, Any]
   constants: Mapping[str, Any]
@@ -98,7 +94,7 @@ def _open(one: Any, other: Any, what: str) -> Any:
   return Batch(times)
 
 
-def _same(one: Known, other: Known, name: str) -> tuple[np.ndarray, Shape]:
+def _same(one: Any, other: Any, name: str) -> tuple[np.ndarray, Shape]:
   """A constant of both traces. Where it grows with the batch it has to be the same for every example."""
   shape = _open(one.shape, other.shape, f'the constant {name}')
   arrays = [np.asarray(each.array) for each in (one, other)]

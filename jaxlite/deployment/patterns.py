@@ -276,6 +276,8 @@ def _mean(editor: Editor, one: Operation) -> str | None:
     number, total = editor.number(other), editor.maker(one.inputs[1 - index], 'reduce_sum')
     if number is None or total is None or (one.kind == 'div' and index == 0):
       continue
+    if not np.issubdtype(editor.values[one.outputs[0]].dtype, np.floating):  # whole numbers are divided otherwise
+      return None
     shape, axes = editor.values[total.inputs[0]].shape, total.attributes['axes']
     sizes = [shape[axis] for axis in axes]
     if any(isinstance(size, Batch) for size in sizes):
@@ -323,7 +325,14 @@ def _softmax(editor: Editor, one: Operation) -> str | None:
   if most is None or most.inputs[0] != less.inputs[0] or most.attributes['axes'] != axes or len(axes) != 1:
     return None
   shape = editor.values[one.outputs[0]].shape
+  kept = tuple(1 if axis == axes[0] else size for axis, size in enumerate(shape))
+  if any(editor.values[name].shape != kept for name in (less.inputs[1], one.inputs[1])):
+    return None  # the largest, or the sum, of other rows
   return editor.add('softmax', [less.inputs[0]], one.outputs[0], shape, axis=axes[0])
+
+
+def _pairs(chosen: Operation) -> tuple[tuple[str, str], tuple[str, str]]:
+  return (chosen.inputs[0], 'lt'), (chosen.inputs[2], 'add')
 
 
 def _take(editor: Editor, one: Operation) -> str | None:
@@ -338,10 +347,14 @@ def _take(editor: Editor, one: Operation) -> str | None:
   if offset != tuple(range(rank, rank + len(shape) - 1)):
     return None
   ids = _through(editor, indices)
-  if editor.values[ids].shape != editor.values[indices].shape[:-1]:
+  if editor.values[ids].shape != editor.values[indices].shape[:-1] or one.attributes['mode'] == 'clip':
     return None
-  chosen = _made(editor, ids, 'select_n')  # counted from the end where negative
-  if chosen is not None:
-    less, more = _made(editor, chosen.inputs[0], 'lt'), _made(editor, chosen.inputs[2], 'add')
-    ids = chosen.inputs[1] if less is not None and more is not None and less.inputs[0] == chosen.inputs[1] else ids
+  if not np.issubdtype(editor.values[ids].dtype, np.unsignedinteger):  # counted from the end where negative, as here?
+    chosen = _made(editor, ids, 'select_n')
+    less, more = (_made(editor, name, kind) for name, kind in _pairs(chosen)) if chosen else (None, None)
+    if chosen is None or less is None or more is None or {less.inputs[0], more.inputs[0]} != {chosen.inputs[1]}:
+      return None
+    if (editor.number(less.inputs[1]), editor.number(more.inputs[1])) != (0, shape[0]):
+      return None
+    ids = chosen.inputs[1]
   return editor.add('take', [table, ids], one.outputs[0], out)

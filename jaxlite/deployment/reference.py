@@ -156,15 +156,13 @@ def _conv(
   rhs_dilation: Sequence[int],
   dimension_numbers: Any,
   feature_group_count: int,
-  batch_group_count: int = 1,
+  batch_group_count: int = 1,  # lowering refuses others
 ) -> np.ndarray:
   lhs, rhs, out = dimension_numbers
   x, w = x.transpose(lhs), w.transpose(rhs)  # batch, channels, space; outputs, inputs, space
   spread = [(0, 0, 0)] * 2 + [(low, high, step - 1) for (low, high), step in zip(padding, lhs_dilation, strict=True)]
   x = _padded(x, np.zeros((), x.dtype), padding_config=spread)
   w = _padded(w, np.zeros((), w.dtype), padding_config=[(0, 0, 0)] * 2 + [(0, 0, step - 1) for step in rhs_dilation])
-  if batch_group_count != 1:
-    raise NotImplementedError('a convolution whose batch is in groups')
   axes = tuple(range(2, x.ndim))
   windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=axes)
   windows = windows[(slice(None), slice(None), *(slice(None, None, step) for step in window_strides))]
@@ -204,9 +202,7 @@ def _lowest(dtype: np.dtype[Any]) -> Any:
 def _gathered(
   table: np.ndarray, indices: np.ndarray, *, dimension_numbers: Any, slice_sizes: Sequence[int], mode: str
 ) -> np.ndarray:
-  offset_dims, collapsed, start_map, *batching = dimension_numbers
-  if any(batching):
-    raise NotImplementedError('a gather with batched axes')
+  offset_dims, collapsed, start_map, *_ = dimension_numbers  # what is batched is refused in lowering
   lead = indices.shape[:-1]
   limit = [table.shape[axis] - slice_sizes[axis] for axis in start_map]
   outside = ((indices < 0) | (indices > np.array(limit))).any(-1)
@@ -231,12 +227,6 @@ def _gathered(
 def _moved(x: np.ndarray, *starts: np.ndarray, slice_sizes: Sequence[int]) -> np.ndarray:
   firsts = [int(np.clip(one, 0, size - wide)) for one, size, wide in zip(starts, x.shape, slice_sizes, strict=True)]
   return x[tuple(slice(first, first + wide) for first, wide in zip(firsts, slice_sizes, strict=True))]
-
-
-def _sorted(*operands: np.ndarray, dimension: int, num_keys: int, **_: Any) -> Any:
-  if len(operands) != 1:
-    raise NotImplementedError('arrays sorted by another')
-  return np.sort(operands[0], dimension)
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
@@ -359,7 +349,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'reduce_window_max': _windowed(np.max, _lowest),
   'reduce_window_sum': _windowed(np.sum, lambda dtype: 0),
   'gather': _gathered,
-  'sort': _sorted,
+  'sort': lambda x, *, dimension, **_: np.sort(x, dimension),
   # what `patterns` recognizes
   'dense': _affine,
   'conv': _convolved,

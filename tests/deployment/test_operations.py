@@ -306,3 +306,44 @@ def test_a_pool_is_one_however_it_is_written_and_a_bias_behind_it_is_the_convolu
     graph = recognized(lower(lambda p, x, whole=whole: slices(whole, x), {}, x))
     assert ('max_pool' in [one.kind for one in graph.operations]) == bool(whole)
     np.testing.assert_array_equal(reference.run(graph, x), slices(whole, x))
+
+
+def test_what_only_looks_like_a_pattern_is_none():
+  x = floats(3, 4, 4)
+
+  def across(p, x):  # the largest and the sum of other rows than those that they stand beside
+    risen = jnp.exp(x - x.max(2)[:, None, :])
+    return risen / risen.sum(2)[:, None, :]
+
+  def clipped(p, ids):
+    return jnp.asarray(p).at[ids].get(mode='clip')
+
+  def whole(p, x):
+    return x.sum(-1) // 4
+
+  table, ids, integers = floats(5, 2), np.array([[-3, 7]], np.int32), np.array([[-7, 2, 1, 1]], np.int32)
+  for fn, params, inputs in ((across, {}, x), (clipped, table, ids), (whole, {}, integers)):
+    graph = recognized(lower(fn, params, inputs))
+    assert not {'softmax', 'take', 'mean'} & {one.kind for one in graph.operations}
+    np.testing.assert_allclose(reference.run(graph, inputs), fn(params, inputs), rtol=1e-5)
+
+
+def test_forms_of_known_operations_that_the_list_lacks_are_refused():
+  groups = lambda p, x: jax.lax.conv_general_dilated(  # noqa: E731
+    x, jnp.ones((2, 3, 3)), (1,), 'SAME', dimension_numbers=('NWC', 'WIO', 'NWC'), batch_group_count=1
+  )
+  assert lower(groups, {}, floats(4, 5, 3)).operations
+  refused = {
+    'for each example': lambda p, x: jnp.take_along_axis(x, jnp.zeros((*x.shape[:-1], 1), int), -1),
+    'sorted by another': lambda p, x: jax.lax.sort((x, -x), num_keys=1)[1],
+  }
+  for match, fn in refused.items():
+    with pytest.raises(ValueError, match=match):
+      lower(fn, {}, floats(4, 5, 3))
+
+
+def test_a_loop_of_no_iterations_and_a_reshape_that_turns():
+  none = lambda p, x: jax.lax.scan(lambda c, row: (c + row, c), x, jnp.zeros((0, 3)))[0]  # noqa: E731
+  turned = lambda p, x: jax.lax.reshape(x, (x.shape[0], 6), dimensions=(0, 2, 1))  # noqa: E731
+  for fn, x in ((none, floats(4, 3)), (turned, floats(4, 2, 3))):
+    np.testing.assert_array_equal(reference.run(recognized(lower(fn, {}, x)), x), fn({}, x))
