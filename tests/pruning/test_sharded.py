@@ -1,9 +1,6 @@
 """Masks of parameters that are sharded over a mesh are those of the whole arrays."""
 
-import os
-import subprocess
-import sys
-import textwrap
+from simulated import sound_on_four_devices
 
 SOURCE = """
   import jax, jax.numpy as jnp, numpy as np, optax
@@ -69,9 +66,4 @@ SOURCE = """
 
 
 def test_masks_are_chosen_among_whole_arrays_on_an_explicit_mesh():
-  environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run(
-    [sys.executable, '-W', 'error', '-c', textwrap.dedent(SOURCE)],
-    capture_output=True, text=True, env=environment, check=False,
-  )  # fmt: skip
-  assert done.stdout.strip() == 'sound 4', done.stderr[-3000:]
+  sound_on_four_devices(SOURCE)

@@ -1,9 +1,6 @@
 """What is computed inside a `shard_map` is what the whole arrays give, or it is refused."""
 
-import os
-import subprocess
-import sys
-import textwrap
+from simulated import sound_on_four_devices
 
 SOURCE = """
   import jax, jax.numpy as jnp, numpy as np
@@ -94,9 +91,4 @@ SOURCE = """
 
 
 def test_shards_are_never_taken_for_whole_weights():
-  environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run(
-    [sys.executable, '-W', 'error', '-c', textwrap.dedent(SOURCE)],
-    capture_output=True, text=True, env=environment, check=False,
-  )  # fmt: skip
-  assert done.stdout.strip() == 'sound 4', done.stderr[-3000:]
+  sound_on_four_devices(SOURCE)
