@@ -1,6 +1,6 @@
 """Masks of parameters that are sharded over a mesh are those of the whole arrays."""
 
-from simulated import sound_on_four_devices
+from simulated import sound_on
 
 SOURCE = """
   import jax, jax.numpy as jnp, numpy as np, optax
@@ -66,4 +66,4 @@ SOURCE = """
 
 
 def test_masks_are_chosen_among_whole_arrays_on_an_explicit_mesh():
-  sound_on_four_devices(SOURCE)
+  sound_on(4, SOURCE)

@@ -4,11 +4,6 @@ Each program takes the product to use for `x @ w` (and for a depthwise convoluti
 rewritten, or a quantized one written out here, which is the reference.
 """
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +11,7 @@ import pytest
 from jax import lax
 
 from jaxlite.quantization._quantize import coverage, observe, quantize
+from simulated import sound_on
 
 D = 6
 
@@ -325,9 +321,4 @@ def test_shards_share_one_range_and_control_flow_inside_them_works():
           np.testing.assert_allclose(got, fn(w, x) if name == 'while' else spread(w, x), atol=0.1, err_msg=name)
     print('sound', jax.device_count())
   """
-  environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run(
-    [sys.executable, '-W', 'error', '-c', textwrap.dedent(source)],
-    capture_output=True, text=True, env=environment, check=False,
-  )  # fmt: skip
-  assert done.stdout.strip() == 'sound 2', done.stderr[-2000:]
+  sound_on(2, source)

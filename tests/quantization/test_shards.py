@@ -1,6 +1,6 @@
 """What is computed inside a `shard_map` is what the whole arrays give, or it is refused."""
 
-from simulated import sound_on_four_devices
+from simulated import sound_on
 
 SOURCE = """
   import jax, jax.numpy as jnp, numpy as np
@@ -91,4 +91,4 @@ SOURCE = """
 
 
 def test_shards_are_never_taken_for_whole_weights():
-  sound_on_four_devices(SOURCE)
+  sound_on(4, SOURCE)
