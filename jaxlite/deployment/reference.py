@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlite.deployment import integer_rules
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, sized
 
 
@@ -359,6 +360,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'softmax': _soft,
   'take': _each(lambda table, ids: table[ids]),
   'max_pool': _pooled,
+  **integer_rules.rules(_convolved, _dot),
 }
 
 
