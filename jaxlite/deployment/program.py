@@ -1,0 +1,381 @@
+"""A list of operations as a JAX function: its integers are those of `reference`, to the bit, eager or compiled.
+
+Sums of integers are int8 products with int32 sums where the machine has units for them. XLA's own on CPU take ten times
+as long as floats, so there a sum is one of float32 where every partial sum is below 2^24 and so exact, of two float32
+where the weights are cut in halves, and else of int32. Which one is chosen when the program is lowered for a platform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlite.deployment import integer_rules
+from jaxlite.deployment.operations import Batch, Graph, Operation, sized
+from jaxlite.deployment.program_rules import RULES
+
+_EXACT = 2**24  # whole numbers up to here are float32s
+
+
+def program(graph: Graph) -> Callable[[Any], Any]:
+  """Returns a graph as a function of its inputs, for `jax.jit` and any batch size.
+
+  Args:
+    graph: of floats (`lowering.lower`, `patterns.recognized`) or of integers (`integers.quantized`).
+
+  Returns:
+    A function of the array of its one input [B, ...], or of arrays by name, to its result, a tuple where there are
+    several. Integers equal those of `reference.run` wherever what they are made of does; floats up to rounding.
+
+  Raises:
+    ValueError: when called, inputs of other names or shapes than the graph's.
+
+  >>> from jaxlite.deployment.lowering import lower
+  >>> fn = program(lower(lambda p, x: x @ p + 1, np.eye(2, dtype='float32'), np.ones((1, 2), 'float32')))
+  >>> jax.jit(fn)(np.array([[1.0, 2.0]], 'float32')).tolist()
+  [[2.0, 3.0]]
+  """
+
+  def run(inputs: Any) -> Any:
+    values = traced(graph, inputs)
+    found = tuple(values[name] for name in graph.outputs)
+    return found[0] if len(found) == 1 else found
+
+  return run
+
+
+def traced(graph: Graph, inputs: Any) -> dict[str, jax.Array]:
+  """Returns every value of a graph by name, as `program` computes it.
+
+  Args:
+    graph: any.
+    inputs: as of the function that `program` gives.
+  """
+  given = inputs if isinstance(inputs, Mapping) else {graph.inputs[0]: inputs}
+  if {*given} != {*graph.inputs}:
+    raise ValueError(f'this graph takes the inputs {", ".join(graph.inputs)}; got {", ".join(given)}')
+  values: dict[str, Any] = {}
+  for name in graph.inputs:
+    want = graph.values[name]
+    array = jnp.asarray(given[name], want.dtype)
+    if array.ndim != len(want.shape) or array.shape[1:] != want.shape[1:]:
+      raise ValueError(f'{name} is {want}; got an array of shape {list(array.shape)}')
+    values[name] = array
+  batch = values[graph.inputs[0]].shape[0]
+  if any(values[name].shape[0] != batch for name in graph.inputs):
+    raise ValueError(f'inputs have one batch size; got {[values[name].shape[0] for name in graph.inputs]}')
+
+  def read(name: str) -> Any:
+    if name in values:
+      return values[name]
+    return jnp.broadcast_to(graph.constants[name], sized(graph.values[name].shape, batch))
+
+  for one in graph.operations:
+    attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
+    if one.kind in _LAYERS:
+      known = [graph.constants.get(name) for name in one.inputs[1:]]
+      operands = [read(name) if array is None else array for name, array in zip(one.inputs[1:], known, strict=True)]
+      results = _LAYERS[one.kind](read(one.inputs[0]), *operands, **attributes)
+    elif one.kind in (rules := {**RULES, **_INTEGERS}):
+      results = rules[one.kind](*map(read, one.inputs), **attributes)
+    else:
+      raise ValueError(f'a list becomes a JAX function operation by operation; {one.kind} has no form there')
+    results = results if isinstance(results, tuple) else (results,)
+    for name, result in zip(one.outputs, results, strict=True):
+      values[name] = _typed(result, graph, name, batch, one)
+  return {**values, **{name: read(name) for name in graph.outputs}}
+
+
+def _at(value: Any, batch: Any) -> Any:
+  if isinstance(value, Batch):
+    return batch * value.times
+  return tuple(_at(one, batch) for one in value) if isinstance(value, tuple) else value
+
+
+def _typed(result: Any, graph: Graph, name: str, batch: Any, one: Operation) -> jax.Array:
+  want = graph.values[name]
+  array = jnp.asarray(result).astype(want.dtype)
+  shape = sized(want.shape, batch)
+  if array.shape != shape:
+    if array.ndim != len(shape):
+      raise AssertionError(f'{one} gave {array.shape}, not {want}')
+    array = jnp.broadcast_to(array, shape)
+  return array
+
+
+# --- what leaves a sum ----------------------------------------------------------------------------------------------
+
+
+def _leaves(
+  total: jax.Array,
+  factor: Any,
+  y_scale: float | None = None,
+  y_zero_point: int = 0,
+  low: int = -128,
+  high: int = 127,
+) -> jax.Array:
+  real = total.astype(jnp.float32) * jnp.asarray(factor, jnp.float32)
+  if y_scale is None:
+    return real
+  return jnp.clip(jnp.rint(real) + np.float32(y_zero_point), low, high).astype(jnp.int8)
+
+
+def _quantize(x: jax.Array, *, scale: float, zero_point: int, low: int, high: int) -> jax.Array:
+  steps = jnp.rint(x.astype(jnp.float32) * (np.float32(1) / np.float32(scale)))
+  steps = jnp.where(jnp.isnan(steps), np.float32(0), steps)
+  return jnp.clip(steps + np.float32(zero_point), low, high).astype(jnp.int8)
+
+
+def _dequantize(
+  q: jax.Array, scales: jax.Array | None = None, *, scale: float = 1.0, zero_point: int = 0, axis: int = 0
+) -> jax.Array:
+  if scales is None:
+    return (q.astype(jnp.float32) - np.float32(zero_point)) * np.float32(scale)
+  wide = scales.reshape([-1 if index == axis else 1 for index in range(q.ndim)])
+  return q.astype(jnp.float32) * wide
+
+
+def _whole(q: jax.Array, zero_point: int) -> jax.Array:
+  return q.astype(jnp.int32) - np.int32(zero_point)
+
+
+def _requantize(q: jax.Array, *, x_scale: float, x_zero_point: int, y_scale: float, **rest: Any) -> jax.Array:
+  return _leaves(_whole(q, x_zero_point), integer_rules.multiplier(x_scale, 1.0, y_scale), y_scale, **rest)
+
+
+def _add(
+  a: jax.Array,
+  b: jax.Array,
+  *,
+  a_scale: float,
+  a_zero_point: int,
+  b_scale: float,
+  b_zero_point: int,
+  y_scale: float,
+  **rest: Any,
+) -> jax.Array:
+  times_a, times_b, factor = integer_rules.add_factors(a_scale, b_scale, y_scale)
+  total = _whole(a, a_zero_point) * np.int32(times_a) + _whole(b, b_zero_point) * np.int32(times_b)
+  return _leaves(total, factor, y_scale, **rest)
+
+
+def _mean(q: jax.Array, *, axes: Sequence[int], x_scale: float, x_zero_point: int, **rest: Any) -> jax.Array:
+  total = jnp.sum(_whole(q, x_zero_point), axis=tuple(axes), dtype=jnp.int32)
+  count = math.prod(q.shape[axis] for axis in axes)
+  return _leaves(total, integer_rules.multiplier(x_scale, 1.0 / count, rest.get('y_scale')), **rest)
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+def _reach(zero_point: int) -> int:
+  return max(128 + zero_point, 127 - zero_point)
+
+
+def halves(w: Any) -> tuple[Any, Any]:
+  """Returns (high, low) with w = 16 * high + low, each of at most 4 bits and a sign.
+
+  >>> [part.tolist() for part in halves(np.array([127, -127, 7]))]
+  [[8, -8, 0], [-1, 1, 7]]
+  """
+  high = (w + 8 * np.sign(w)) // 16 if isinstance(w, np.ndarray) else jnp.floor((w + 8) / 16)
+  if isinstance(w, np.ndarray):
+    high = np.sign(w) * ((np.abs(w) + 8) // 16)
+  return high, w - 16 * high
+
+
+def _sum(
+  q: jax.Array,
+  w: np.ndarray,
+  zero_point: int,
+  axis: int,
+  floats: Callable[[Any, Any], Any],
+  integers: Callable[[Any, Any], Any],
+) -> jax.Array:
+  """Sums of (q - zero_point) * w, int32, or float32 that hold the same.
+
+  Args:
+    q: int8.
+    w: int8, known.
+    zero_point: of q.
+    axis: of w's outputs.
+    floats: the contraction, of float32.
+    integers: the contraction, of int8 or int32, into int32; what stands beyond an edge being zero.
+  """
+  wide = w.astype(np.int64)
+  summed = tuple(index for index in range(w.ndim) if index != axis)
+
+  def most(array: np.ndarray) -> int:
+    return _reach(zero_point) * int(np.abs(array).sum(summed).max(initial=0))
+
+  def on_cpu(q: jax.Array) -> jax.Array:
+    x = q.astype(jnp.float32) - np.float32(zero_point)
+    if most(wide) <= _EXACT:
+      return floats(x, wide.astype(np.float32)).astype(jnp.int32)
+    high, low = halves(wide)
+    if max(most(high), most(low)) <= _EXACT:
+      parts = [floats(x, part.astype(np.float32)).astype(jnp.int32) for part in (high, low)]
+      return 16 * parts[0] + parts[1]
+    return integers(_whole(q, zero_point), wide.astype(np.int32))
+
+  def elsewhere(q: jax.Array) -> jax.Array:
+    # int8 holds what is stored, not what it stands for: the zero point's share is taken off.
+    if zero_point == 0:
+      return integers(q, w)
+    share = integers(jnp.full(q.shape, zero_point, jnp.int32), wide.astype(np.int32))
+    return integers(q, w) - share
+
+  return lax.platform_dependent(q, cpu=on_cpu, default=elsewhere)
+
+
+def _dense(
+  q: jax.Array,
+  w: np.ndarray,
+  w_scale: np.ndarray,
+  bias: np.ndarray | None = None,
+  *,
+  x_scale: float,
+  x_zero_point: int,
+  **rest: Any,
+) -> jax.Array:
+  numbers = (((q.ndim - 1,), (0,)), ((), ()))
+
+  def multiplied(dtype: Any) -> Callable[[Any, Any], Any]:
+    return lambda x, w: lax.dot_general(
+      x, jnp.asarray(w), numbers, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
+    )
+
+  total = _sum(q, w, x_zero_point, 1, multiplied(jnp.float32), multiplied(jnp.int32))
+  total = total if bias is None else total + bias
+  return _leaves(total, integer_rules.multiplier(x_scale, w_scale, rest.get('y_scale')), **rest)
+
+
+def _conv(
+  q: jax.Array,
+  w: np.ndarray,
+  w_scale: np.ndarray,
+  bias: np.ndarray | None = None,
+  *,
+  x_scale: float,
+  x_zero_point: int,
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  dilation: Sequence[int],
+  input_dilation: Sequence[int],
+  groups: int,
+  **rest: Any,
+) -> jax.Array:
+  geometry = {
+    'strides': strides,
+    'padding': padding,
+    'dilation': dilation,
+    'input_dilation': input_dilation,
+    'groups': groups,
+  }
+
+  def floats(x: Any, w: Any) -> Any:
+    return RULES['conv'](x, jnp.asarray(w), **geometry)
+
+  def integers(x: Any, w: Any) -> Any:
+    return by_places(x, jnp.asarray(w), **geometry)
+
+  total = _sum(q, w, x_zero_point, 0, floats, integers)
+  total = total if bias is None else total + bias
+  return _leaves(total, integer_rules.multiplier(x_scale, w_scale, rest.get('y_scale')), **rest)
+
+
+def by_places(
+  x: jax.Array,
+  w: jax.Array,
+  *,
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  dilation: Sequence[int],
+  input_dilation: Sequence[int],
+  groups: int,
+) -> jax.Array:
+  """A convolution of integers as one product for each place of its kernel, int32: every platform has products of int8.
+
+  Args:
+    x: int8 or int32 [B, space..., C].
+    w: int8 or int32 [O, space..., C / groups].
+    strides: as of 'conv', likewise what follows.
+  """
+  zero = jnp.zeros((), x.dtype)
+  config = [(low, high, step - 1) for (low, high), step in zip(padding, input_dilation, strict=True)]
+  x = lax.pad(x, zero, [(0, 0, 0), *config, (0, 0, 0)])
+  sizes = [
+    (size - (width - 1) * reach - 1) // step + 1
+    for size, width, reach, step in zip(x.shape[1:-1], w.shape[1:-1], dilation, strides, strict=True)
+  ]
+  outs, per_group = w.shape[0] // groups, w.shape[-1]
+  total: Any = 0
+  for place in np.ndindex(*w.shape[1:-1]):
+    starts = [index * reach for index, reach in zip(place, dilation, strict=True)]
+    limits = [start + (size - 1) * step + 1 for start, size, step in zip(starts, sizes, strides, strict=True)]
+    cut = lax.slice(x, [0, *starts, 0], [x.shape[0], *limits, x.shape[-1]], [1, *strides, 1])
+    cut = cut.reshape(*cut.shape[:-1], groups, per_group)
+    kernel = w[(slice(None), *place)].reshape(groups, outs, per_group)
+    last = cut.ndim - 1
+    numbers = (((last,), (2,)), ((last - 1,), (0,)))
+    total += lax.dot_general(cut, kernel, numbers, preferred_element_type=jnp.int32)  # [groups, B, space..., outs]
+  return jnp.moveaxis(total, 0, -2).reshape(x.shape[0], *sizes, w.shape[0])
+
+
+def _dot(
+  a: jax.Array,
+  b: jax.Array,
+  *,
+  dimension_numbers: Any,
+  a_scale: float,
+  a_zero_point: int,
+  b_scale: float,
+  b_zero_point: int,
+  **rest: Any,
+) -> jax.Array:
+  (summed, _), _ = dimension_numbers
+  length = math.prod(a.shape[axis] for axis in summed)
+
+  def multiplied(x: Any, y: Any, dtype: Any) -> Any:
+    return lax.dot_general(x, y, dimension_numbers, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
+
+  def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
+    x, y = a.astype(jnp.float32) - np.float32(a_zero_point), b.astype(jnp.float32) - np.float32(b_zero_point)
+    reach = length * _reach(b_zero_point)
+    if reach * _reach(a_zero_point) <= _EXACT:
+      return multiplied(x, y, jnp.float32).astype(jnp.int32)
+    if reach * 16 <= _EXACT:
+      high = jnp.floor(x * np.float32(1 / 16))
+      parts = [multiplied(part, y, jnp.float32).astype(jnp.int32) for part in (high, x - 16 * high)]
+      return 16 * parts[0] + parts[1]
+    return elsewhere(a, b)
+
+  def elsewhere(a: jax.Array, b: jax.Array) -> jax.Array:
+    left = a if a_zero_point == 0 else _whole(a, a_zero_point)
+    right = b if b_zero_point == 0 else _whole(b, b_zero_point)
+    if left.dtype == right.dtype == jnp.int8:
+      return multiplied(left, right, jnp.int32)
+    whole = multiplied(a, b, jnp.int32)
+    of_a = multiplied(a, jnp.full_like(b, 1), jnp.int32) * np.int32(b_zero_point)
+    of_b = multiplied(jnp.full_like(a, 1), b, jnp.int32) * np.int32(a_zero_point)
+    return whole - of_a - of_b + np.int32(length * a_zero_point * b_zero_point)
+
+  total = lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
+  return _leaves(total, integer_rules.multiplier(a_scale, b_scale, rest.get('y_scale')), **rest)
+
+
+_LAYERS: dict[str, Callable[..., Any]] = {'quantized_dense': _dense, 'quantized_conv': _conv}
+_INTEGERS: dict[str, Callable[..., Any]] = {
+  'quantize': _quantize,
+  'dequantize': _dequantize,
+  'requantize': _requantize,
+  'quantized_dot': _dot,
+  'quantized_add': _add,
+  'quantized_mean': _mean,
+}
