@@ -271,8 +271,8 @@ def _layer(name: str) -> str:
 def _finite(name: str, scale: np.ndarray, bias: np.ndarray) -> None:
   if not (np.isfinite(scale).all() and np.isfinite(bias).all()) or np.abs(scale).max(initial=0) > 3e38:
     raise ValueError(
-      f'integers have finite scales and biases; those after the contraction with {name}, its batch norm among them, are '
-      'not: the network has diverged'
+      f'integers have finite scales and biases; those after the contraction with {name}, its batch norm among them, '
+      'are not: the network has diverged'
     )
 
 

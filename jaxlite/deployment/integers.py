@@ -42,8 +42,8 @@ def quantized(
 
   Args:
     graph: of `lowering.lower`, of the network as it predicts; not `recognized`, which multiplies scales into weights.
-    examples: inputs [B, ...] such as will be met, arrays by name, a batch with 'inputs', or an iterable of these; needed
-      where `every` finds a value without a range.
+    examples: inputs [B, ...] such as will be met, arrays by name, a batch with 'inputs', or an iterable of these;
+      needed where `every` finds a value without a range.
     every: also quantize both operands of additions, what a mean, norm or softmax reads of a contraction, and products
       of activations, so that all between stays int8. Results stay float.
     bits: of the points that `every` adds, 2 to 8.
@@ -53,8 +53,8 @@ def quantized(
     The Graph, for `reference.run` and `program.program`.
 
   Raises:
-    ValueError: nothing in it is quantized; ranges that are missing or were never seen; scales that are not finite; a sum
-      that may reach 2^31.
+    ValueError: nothing in it is quantized; ranges that are missing or were never seen; scales that are not finite; a
+      sum that may reach 2^31.
 
   >>> import jax.numpy as jnp
   >>> from jaxlite.deployment.lowering import lower

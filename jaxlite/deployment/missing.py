@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxlite.deployment.grids import Grid, calibrated, grid_in
-from jaxlite.deployment.operations import Graph, Operation, Value
-from jaxlite.deployment.points import MOVES
+from jaxlite.deployment.operations import Graph, Operation, Value, pruned, readers
+from jaxlite.deployment.points import MOVES, absorbed
 
 _FLOAT = np.dtype(np.float32)
 _THROUGH = (*MOVES, 'relu', 'clip', 'pad', 'concatenate')
@@ -47,7 +47,7 @@ def completed(graph: Graph, ranges: Ranges, bits: int) -> Graph:
         'finite one: give examples as will be met'
       )
     grids[name] = calibrated(low, high, bits)
-  return _inserted(graph, grids)
+  return absorbed(pruned(_inserted(graph, grids)))
 
 
 def _ends(array: np.ndarray) -> tuple[float, float]:
@@ -57,6 +57,7 @@ def _ends(array: np.ndarray) -> tuple[float, float]:
 def _wanted(graph: Graph, makers: Mapping[str, Operation]) -> dict[str, str]:
   """The values that should be on a grid, and why."""
   found: dict[str, str] = {}
+  uses = readers(graph.operations, graph.outputs)
 
   def ask(name: str, why: str) -> None:
     maker = makers.get(name)
@@ -68,13 +69,26 @@ def _wanted(graph: Graph, makers: Mapping[str, Operation]) -> dict[str, str]:
       if graph.values[one.inputs[0]] == graph.values[one.inputs[1]]:
         for name in one.inputs:
           ask(name, f'read by {one.outputs[0]} = add')
-    elif one.kind in _SUMS and _whole(graph, makers, one.inputs[0]):
+    elif one.kind in _SUMS and _whole(graph, makers, one.inputs[0]) and not _answers(graph, one):
       ask(one.inputs[0], f'read by {one.outputs[0]} = {one.kind}')
-    elif one.kind == 'dot_general' and not any(name in graph.constants for name in one.inputs):
-      if all(graph.values[name].dtype == _FLOAT for name in (*one.inputs, *one.outputs)):
-        for name in one.inputs:
-          ask(name, f'read by {one.outputs[0]} = dot_general')
+    elif one.kind == 'concatenate' and all(_whole(graph, makers, name) for name in one.inputs):
+      for name in one.inputs:
+        if uses[name] > 1:  # else it takes the grid of the whole
+          ask(name, f'read by {one.outputs[0]} = concatenate')
+    elif one.kind == 'dot_general' and _of_activations(graph, one):
+      for name in one.inputs:
+        ask(name, f'read by {one.outputs[0]} = dot_general')
   return found
+
+
+def _answers(graph: Graph, one: Operation) -> bool:
+  """Whether a softmax is a result of the network: what it reads are logits, and two of 256 steps may tie."""
+  return one.kind == 'softmax' and one.outputs[0] in graph.outputs
+
+
+def _of_activations(graph: Graph, one: Operation) -> bool:
+  floats = all(graph.values[name].dtype == _FLOAT for name in (*one.inputs, *one.outputs))
+  return floats and not any(name in graph.constants for name in one.inputs)
 
 
 def _whole(graph: Graph, makers: Mapping[str, Operation], name: str) -> bool:

@@ -16,16 +16,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from jaxlite.deployment.grids import Grid, grid_of
 from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Value, pruned
+from jaxlite.deployment.reference import to_even
 from jaxlite.deployment.rewriting import Editor, edited
 
 # What moves values and computes none: of int8 as of floats.
-MOVES = frozenset('reshape transpose slice squeeze rev broadcast_in_dim max_pool'.split())
+MOVES = ('reshape', 'transpose', 'slice', 'squeeze', 'rev', 'broadcast_in_dim', 'max_pool')
 
 
 def pointed(graph: Graph) -> Graph:
@@ -37,7 +37,11 @@ def pointed(graph: Graph) -> Graph:
         if other in graph.constants and graph.constants[other].size == 1:
           read.setdefault(name, []).append(float(graph.constants[other].reshape(())))
   steps: dict[str, tuple[str, Grid]] = {}  # values that count steps: what they stand for, and on which grid
-  graph = pruned(edited(graph, functools.partial(_point, steps=steps, read=read)))
+  return absorbed(pruned(edited(graph, functools.partial(_point, steps=steps, read=read))))
+
+
+def absorbed(graph: Graph) -> Graph:
+  """Returns the list with what follows a contraction of whole numbers, for each output, in its scale and bias."""
   while True:
     now = pruned(edited(graph, _absorbed))
     if len(now.operations) == len(graph.operations):
@@ -108,7 +112,7 @@ def _rounded(editor: Editor, one: Operation, scales: list[float]) -> tuple[str, 
     x, other = _bounded(editor, inner)
     bounds = [outer, other] if one.kind == 'max' else [other, outer]
   turned = editor.made.get(x)
-  if turned is None or turned.kind != 'round' or int(turned.attributes['rounding_method']) != 1:
+  if turned is None or turned.kind != 'round' or not to_even(turned.attributes['rounding_method']):
     return None
   scaled = editor.made.get(turned.inputs[0])
   if scaled is None or scaled.kind != 'mul' or None in bounds or editor.values[x].dtype != np.float32:
@@ -139,7 +143,7 @@ def _contraction(editor: Editor, one: Operation, steps: Mapping[str, tuple[str, 
       f'quantized takes the list of a network that fakes its integers; {one.outputs[0]} = {one.kind} multiplies stored '
       'ones: lower the network with real=False'
     )
-  whole = whole_numbers(editor.constants[w])
+  whole = whole_numbers(np.broadcast_to(editor.constants[w], editor.values[w].shape))
   if whole is None or editor.values[one.outputs[0]].dtype != np.float32:
     return None
   real, scale = x, 1.0
@@ -270,10 +274,10 @@ def _in_front(array: np.ndarray, move: Operation, before: Shape, after: Shape) -
     return whole.reshape(1, *(int(size) for size in before[1:]))  # type: ignore[arg-type]
   split = len(before) - 1  # [..., K] cut into [..., H, D]
   tail = after[split:]
-  if before[:split] == after[:split] and all(size == 1 for size in array.shape[:split]):
-    if not any(isinstance(size, Batch) for size in tail):
-      whole = np.broadcast_to(array[(0,) * split], [int(size) for size in tail])  # type: ignore[arg-type]
-      return whole.reshape((1,) * split + (-1,))
+  same = before[:split] == after[:split] and not any(isinstance(size, Batch) for size in tail)
+  if same and all(size == 1 for size in array.shape[:split]):
+    whole = np.broadcast_to(array[(0,) * split], [int(size) for size in tail])  # type: ignore[arg-type]
+    return whole.reshape((1,) * split + (-1,))
   return None
 
 

@@ -79,9 +79,8 @@ def traced(graph: Graph, inputs: Any) -> dict[str, jax.Array]:
   for one in graph.operations:
     attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
     if one.kind in _LAYERS:
-      known = [graph.constants.get(name) for name in one.inputs[1:]]
-      operands = [read(name) if array is None else array for name, array in zip(one.inputs[1:], known, strict=True)]
-      results = _LAYERS[one.kind](read(one.inputs[0]), *operands, **attributes)
+      known = [_known(graph, name, one) for name in one.inputs[1:]]
+      results = _LAYERS[one.kind](read(one.inputs[0]), *known, **attributes)
     elif one.kind in (rules := {**RULES, **_INTEGERS}):
       results = rules[one.kind](*map(read, one.inputs), **attributes)
     else:
@@ -90,6 +89,12 @@ def traced(graph: Graph, inputs: Any) -> dict[str, jax.Array]:
     for name, result in zip(one.outputs, results, strict=True):
       values[name] = _typed(result, graph, name, batch, one)
   return {**values, **{name: read(name) for name in graph.outputs}}
+
+
+def _known(graph: Graph, name: str, one: Operation) -> np.ndarray:
+  if name not in graph.constants:
+    raise ValueError(f'weights, scales and biases are constants; {name}, which {one.outputs[0]} reads, is computed')
+  return np.broadcast_to(graph.constants[name], sized(graph.values[name].shape, 1))
 
 
 def _at(value: Any, batch: Any) -> Any:
@@ -178,15 +183,13 @@ def _reach(zero_point: int) -> int:
   return max(128 + zero_point, 127 - zero_point)
 
 
-def halves(w: Any) -> tuple[Any, Any]:
-  """Returns (high, low) with w = 16 * high + low, each of at most 4 bits and a sign.
+def halves(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (high, low) with w = 16 * high + low, whole numbers from -8 to 8.
 
   >>> [part.tolist() for part in halves(np.array([127, -127, 7]))]
   [[8, -8, 0], [-1, 1, 7]]
   """
-  high = (w + 8 * np.sign(w)) // 16 if isinstance(w, np.ndarray) else jnp.floor((w + 8) / 16)
-  if isinstance(w, np.ndarray):
-    high = np.sign(w) * ((np.abs(w) + 8) // 16)
+  high = np.sign(w) * ((np.abs(w) + 8) // 16)
   return high, w - 16 * high
 
 
@@ -225,13 +228,23 @@ def _sum(
     return integers(_whole(q, zero_point), wide.astype(np.int32))
 
   def elsewhere(q: jax.Array) -> jax.Array:
-    # int8 holds what is stored, not what it stands for: the zero point's share is taken off.
-    if zero_point == 0:
-      return integers(q, w)
-    share = integers(jnp.full(q.shape, zero_point, jnp.int32), wide.astype(np.int32))
-    return integers(q, w) - share
+    return by_int8(q, w, zero_point, integers)
 
   return lax.platform_dependent(q, cpu=on_cpu, default=elsewhere)
+
+
+def by_int8(q: jax.Array, w: np.ndarray, zero_point: int, integers: Callable[[Any, Any], Any]) -> jax.Array:
+  """Sums of (q - zero_point) * w as products of int8, which hold what is stored: the zero point's share is taken off.
+
+  Args:
+    q: int8.
+    w: int8, known.
+    zero_point: of q.
+    integers: the contraction, of int8 or int32, into int32; what stands beyond an edge being zero.
+  """
+  if zero_point == 0:
+    return integers(q, w)
+  return integers(q, w) - integers(jnp.full((1, *q.shape[1:]), zero_point, jnp.int32), w.astype(np.int32))
 
 
 def _dense(
@@ -357,17 +370,33 @@ def _dot(
     return elsewhere(a, b)
 
   def elsewhere(a: jax.Array, b: jax.Array) -> jax.Array:
-    left = a if a_zero_point == 0 else _whole(a, a_zero_point)
-    right = b if b_zero_point == 0 else _whole(b, b_zero_point)
-    if left.dtype == right.dtype == jnp.int8:
-      return multiplied(left, right, jnp.int32)
-    whole = multiplied(a, b, jnp.int32)
-    of_a = multiplied(a, jnp.full_like(b, 1), jnp.int32) * np.int32(b_zero_point)
-    of_b = multiplied(jnp.full_like(a, 1), b, jnp.int32) * np.int32(a_zero_point)
-    return whole - of_a - of_b + np.int32(length * a_zero_point * b_zero_point)
+    return pair_by_int8(a, b, dimension_numbers, a_zero_point, b_zero_point)
 
   total = lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
   return _leaves(total, integer_rules.multiplier(a_scale, b_scale, rest.get('y_scale')), **rest)
+
+
+def pair_by_int8(a: jax.Array, b: jax.Array, numbers: Any, a_zero: int, b_zero: int) -> jax.Array:
+  """Sums of (a - a_zero) * (b - b_zero) as products of int8, the zero points' shares taken off.
+
+  Args:
+    a: int8.
+    b: int8.
+    numbers: which axes, as of `lax.dot_general`.
+    a_zero: the zero point of a.
+    b_zero: of b.
+  """
+
+  def multiplied(x: Any, y: Any) -> Any:
+    return lax.dot_general(x, y, numbers, preferred_element_type=jnp.int32)
+
+  total = multiplied(a, b)
+  if b_zero:
+    total -= multiplied(a, jnp.ones_like(b)) * np.int32(b_zero)
+  if a_zero:
+    total -= multiplied(jnp.ones_like(a), b) * np.int32(a_zero)
+  length = math.prod(a.shape[axis] for axis in numbers[0][0])
+  return total + np.int32(length * a_zero * b_zero)
 
 
 _LAYERS: dict[str, Callable[..., Any]] = {'quantized_dense': _dense, 'quantized_conv': _conv}

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlite.deployment.reference import to_even
+
 _HIGHEST = lax.Precision.HIGHEST
 _AS_LAX = """
   neg abs sign exp exp2 log log1p expm1 sqrt rsqrt cbrt tanh logistic erf erfc erf_inv floor ceil sin cos tan asin acos
@@ -48,8 +50,7 @@ def _even(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _round(x: jax.Array, *, rounding_method: Any) -> jax.Array:
-  to_even = str(rounding_method) in ('1', 'TO_NEAREST_EVEN', 'RoundingMethod.TO_NEAREST_EVEN')
-  way = lax.RoundingMethod.TO_NEAREST_EVEN if to_even else lax.RoundingMethod.AWAY_FROM_ZERO
+  way = lax.RoundingMethod.TO_NEAREST_EVEN if to_even(rounding_method) else lax.RoundingMethod.AWAY_FROM_ZERO
   return lax.round(x, way)
 
 
