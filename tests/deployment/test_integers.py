@@ -11,11 +11,10 @@ from flax import linen as nn
 
 import jaxlite as jl
 from jaxlite import models
-from jaxlite.deployment import fusing, grids, integer_rules, reference
+from jaxlite.deployment import fusing, grids, reference
 from jaxlite.deployment import program as programs
 from jaxlite.deployment.integers import layers, quantized
 from jaxlite.deployment.lowering import lower
-from jaxlite.deployment.operations import Batch, Graph, Operation, Value
 from jaxlite.deployment.patterns import recognized
 from jaxlite.quantization import _numerics as numerics
 
@@ -153,7 +152,8 @@ def test_between_the_input_and_the_logits_nothing_is_a_float(name):
 def test_what_stays_float_is_told_with_why():
   graph, *_ = case('residual', every=False)
   told = {layer.kernel: layer.why for layer in layers(graph)}
-  assert 'no range' in told['add'] and 'no range' in told['mean']
+  assert 'no range' in told['add']
+  assert 'no range' in told['mean']
   graph, *_ = case('vit')
   assert [layer.kernel for layer in layers(graph)].count('quantized_dot') == 2
   assert [layer.why for layer in layers(graph) if layer.kernel == 'softmax'] == ['softmax is computed in floats']
@@ -167,7 +167,8 @@ def test_few_bits_are_exact_too(name, bits):
   assert max(layer.weight_bits or 0 for layer in layers(graph)) == bits
   first = next(one for one in graph.operations if one.kind == 'quantize')
   assert first.attributes['high'] - first.attributes['low'] == 2**bits - 1
-  assert np.isfinite(reference.run(graph, inputs)).all() and wanted.shape == (8, wanted.shape[1])
+  assert np.isfinite(reference.run(graph, inputs)).all()
+  assert reference.run(graph, inputs).shape == wanted.shape
 
 
 def test_where_fake_quantization_has_a_point_the_integers_are_its_own_up_to_a_step():
@@ -214,7 +215,8 @@ def test_every_way_of_quantizing_leads_to_integers(name):
   np.testing.assert_allclose(jax.jit(programs.program(graph))(inputs), found, atol=1e-4 * np.abs(wanted).max())
   kinds = [one.kind for one in graph.operations]
   if name == 'weights alone':
-    assert kinds.count('dequantize') == 5 and {4} == {layer.weight_bits for layer in layers(graph) if layer.weight_bits}
+    assert kinds.count('dequantize') == 5
+    assert {4} == {layer.weight_bits for layer in layers(graph) if layer.weight_bits}
   else:
     assert kinds.count('quantized_conv') + kinds.count('quantized_dense') == 5
 
@@ -239,104 +241,6 @@ def test_a_calibrated_network_and_a_function_lead_to_integers_too():
     np.testing.assert_allclose(reference.run(graph, x), fn(known, x), atol=0.02)
 
 
-# --- the rule of integer_rules, on millions of values -----------------------------------------------------------------
-
-
-def test_the_rule_is_the_same_in_numpy_eager_compiled_and_as_fake_quantization_on_four_million_values():
-  count = 4_000_000
-  totals = RNG.integers(-(2**26), 2**26, count).astype(np.int32)
-  factor, zero = np.float32(2**-19), 3
-  totals[: count // 2] = (totals[: count // 2] >> 19 << 19) + 2**18  # halves of a step, exactly
-  told = {'y_scale': 1.0, 'y_zero_point': zero, 'low': -100, 'high': 127}
-  wanted = integer_rules.leaves(totals, factor, **told)
-  real = totals.astype(np.float32)  # by hand, in floats
-  by_hand = np.minimum(np.maximum(np.rint(real * factor), np.float32(-103)), np.float32(124))
-  np.testing.assert_array_equal(by_hand + 3, wanted)
-  np.testing.assert_array_equal(programs._leaves(totals, factor, **told), wanted)
-  np.testing.assert_array_equal(jax.jit(functools.partial(programs._leaves, **told))(totals, factor), wanted)
-
-
-@pytest.mark.parametrize('length', [3, 100, 700, 12_000])
-def test_a_sum_is_exact_however_long_it_is(length):
-  """Of one float32, of two, of int32: on this platform, and the one of int8 that others take."""
-  q, w = RNG.integers(-128, 128, (3, length)).astype(np.int8), RNG.integers(-127, 128, (length, 4)).astype(np.int8)
-  q[0], w[:, 0] = 127, 127  # the largest sum
-  for zero in (0, -128, 5):
-    wanted = (q.astype(np.int64) - zero) @ w.astype(np.int64)
-    numbers = (((1,), (0,)), ((), ()))
-    floats_, integers = (
-      functools.partial(
-        lambda x, y, dtype: jax.lax.dot_general(x, jnp.asarray(y), numbers, preferred_element_type=dtype), dtype=dtype
-      )
-      for dtype in (jnp.float32, jnp.int32)
-    )
-    found = jax.jit(lambda q, zero=zero: programs._sum(q, w, zero, 1, floats_, integers))(q)
-    np.testing.assert_array_equal(found, wanted)
-    other = programs.by_int8(q, w, zero, integers)
-    np.testing.assert_array_equal(other, wanted)
-
-
-GEOMETRIES = {
-  'strided': {
-    'strides': (2, 3),
-    'padding': ((1, 2), (0, 1)),
-    'dilation': (1, 1),
-    'input_dilation': (1, 1),
-    'groups': 1,
-  },
-  'dilated': {
-    'strides': (1, 1),
-    'padding': ((2, 2), (1, 3)),
-    'dilation': (2, 3),
-    'input_dilation': (1, 1),
-    'groups': 2,
-  },
-  'transposed': {
-    'strides': (1, 1),
-    'padding': ((2, 2), (1, 0)),
-    'dilation': (1, 1),
-    'input_dilation': (2, 3),
-    'groups': 1,
-  },
-  'depthwise': {
-    'strides': (1, 2),
-    'padding': ((1, 1), (1, 1)),
-    'dilation': (1, 1),
-    'input_dilation': (1, 1),
-    'groups': 4,
-  },
-}
-
-
-@pytest.mark.parametrize('name', GEOMETRIES)
-def test_a_convolution_by_places_of_its_kernel_is_the_convolution(name):
-  told = GEOMETRIES[name]
-  q = RNG.integers(-128, 128, (2, 9, 10, 4)).astype(np.int8)
-  w = RNG.integers(-127, 128, (8, 3, 2, 4 // told['groups'])).astype(np.int8)
-  wanted = reference.RULES['conv'](q.astype(np.float64), w.astype(np.float64), **told)
-  np.testing.assert_array_equal(programs.by_places(jnp.asarray(q), jnp.asarray(w), **told), wanted)
-  scales = {'x_scale': 0.1, 'x_zero_point': -7, 'y_scale': 30.0, 'y_zero_point': 2, 'low': -128, 'high': 127}
-  given = (q, w, np.full(8, 0.5, np.float32), RNG.integers(-900, 900, 8).astype(np.int32))
-  wanted = reference.RULES['quantized_conv'](*given, **told, **scales)
-  np.testing.assert_array_equal(programs._conv(*given, **told, **scales), wanted)
-  integers = lambda x, w: programs.by_places(x, jnp.asarray(w), **told)  # noqa: E731
-  share = reference.RULES['conv'](q.astype(np.float64) + 7, w.astype(np.float64), **told)
-  np.testing.assert_array_equal(programs.by_int8(q, w, -7, integers), share)
-
-
-@pytest.mark.parametrize('length', [3, 300, 5000])
-def test_a_product_of_activations_is_exact_however_long_it_is(length):
-  a, b = (RNG.integers(-128, 128, (2, 3, length)).astype(np.int8) for _ in range(2))
-  a[0, 0], b[0, 0] = -128, -128
-  numbers = (((2,), (2,)), ((0,), (0,)))
-  for zeros in ((127, 127), (0, 0), (-3, 9)):
-    told = {'a_scale': 0.5, 'a_zero_point': zeros[0], 'b_scale': 2.0, 'b_zero_point': zeros[1]}
-    wanted = reference.RULES['quantized_dot'](a, b, dimension_numbers=numbers, **told)
-    found = jax.jit(lambda a, b, told=told: programs._dot(a, b, dimension_numbers=numbers, **told))(a, b)
-    np.testing.assert_array_equal(found, wanted)
-    np.testing.assert_array_equal(programs.pair_by_int8(a, b, numbers, *zeros), wanted)
-
-
 # --- grids and scales -------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +249,8 @@ def test_a_calibrated_grid_is_trainings_own():
     for low, high in (*RNG.normal(size=(200, 2)) * 10.0 ** RNG.integers(-6, 6, (200, 1)), (0.0, 0.0), (-3.0, -1.0)):
       low, high = sorted((np.float32(low), np.float32(high)))
       ours, theirs = grids.calibrated(low, high, bits), numerics.activation_grid((low, high), bits)
-      assert ours.scale == float(theirs.scale) and ours.zero_point == int(theirs.zero)
+      assert ours.scale == float(theirs.scale)
+      assert ours.zero_point == int(theirs.zero)
       assert ours.low - ours.zero_point == int(theirs.low)
       read = grids.grid_of(float(np.float32(1) / np.float32(ours.scale)), float(theirs.low), float(theirs.high))
       assert read._replace(scale=0) == ours._replace(scale=0)
@@ -359,7 +264,8 @@ def test_a_bias_that_stands_alone_keeps_its_value():
   whole, scales, biases = fusing.integers_of(rows, scale, bias, 0.03)
   np.testing.assert_allclose(biases * scales * 0.03, bias, rtol=1e-3)
   np.testing.assert_allclose((biases * scales * 0.03)[:3], bias[:3], rtol=1e-6)
-  assert whole.tolist() == [[0, 0, 0, -100], [0, 0, 0, -20]] and (scales > 0).all()
+  assert whole.tolist() == [[0, 0, 0, -100], [0, 0, 0, -20]]
+  assert (scales > 0).all()
 
 
 def test_a_factor_of_zero_and_a_negative_one_are_folded():
@@ -424,27 +330,3 @@ def test_what_integers_cannot_hold_is_refused_in_a_line(name):
   with pytest.raises(ValueError, match=match) as caught:
     call()
   assert '\n' not in str(caught.value)
-
-
-def test_a_program_says_what_it_cannot_run():
-  x = Value((Batch(), 3), np.dtype(np.float32))
-  with pytest.raises(ValueError, match='frobnicate has no form'):
-    programs.program(Graph(('x',), ('y',), (Operation('frobnicate', ('x',), ('y',), {}),), {'x': x, 'y': x}, {}))(
-      floats(2, 3)
-    )
-  graph = lower(lambda p, x: x + 1, {}, floats(2, 3))
-  for given, match in ((floats(2, 4), r'got an array of shape \[2, 4\]'), ({'z': floats(2, 3)}, 'takes the inputs')):
-    with pytest.raises(ValueError, match=match):
-      programs.program(graph)(given)
-
-
-@pytest.mark.parametrize('name', ['small cnn', 'vit'])
-def test_a_list_of_floats_is_a_program_too(name):
-  make, inputs = CASES[name]
-  model = jl.adapt(make())
-  known = model.init(jax.random.key(0), inputs)
-  fn = lambda known, x: model.apply(*known, x, train=False, key=None)[0]  # noqa: E731
-  graph = lower(fn, known, inputs)
-  wanted = jax.jit(fn)(known, inputs)
-  for one in (graph, recognized(graph)):
-    np.testing.assert_allclose(jax.jit(programs.program(one))(inputs), wanted, atol=2e-5 * np.abs(wanted).max())
