@@ -212,7 +212,7 @@ def _into(editor: Editor, one: Operation, x: str, array: np.ndarray, how: str) -
       break
     if maker.kind not in ('reshape', 'transpose', 'max_pool'):
       return None
-    if maker.kind == 'max_pool' and (how not in ('mul', 'div') or not (each > 0).all()):
+    if maker.kind == 'max_pool' and (how == 'from' or (how != 'add' and not (each > 0).all())):
       return None  # only what keeps the order may stand in front of it
     before = _in_front(each, maker, editor.values[maker.inputs[0]].shape, editor.values[name].shape)
     if before is None:

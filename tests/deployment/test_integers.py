@@ -11,12 +11,10 @@ from flax import linen as nn
 
 import jaxlite as jl
 from jaxlite import models
-from jaxlite.deployment import fusing, grids, reference
+from jaxlite.deployment import reference
 from jaxlite.deployment import program as programs
 from jaxlite.deployment.integers import layers, quantized
 from jaxlite.deployment.lowering import lower
-from jaxlite.deployment.patterns import recognized
-from jaxlite.quantization import _numerics as numerics
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)
@@ -241,92 +239,9 @@ def test_a_calibrated_network_and_a_function_lead_to_integers_too():
     np.testing.assert_allclose(reference.run(graph, x), fn(known, x), atol=0.02)
 
 
-# --- grids and scales -------------------------------------------------------------------------------------------------
-
-
-def test_a_calibrated_grid_is_trainings_own():
-  for bits in (2, 5, 8):
-    for low, high in (*RNG.normal(size=(200, 2)) * 10.0 ** RNG.integers(-6, 6, (200, 1)), (0.0, 0.0), (-3.0, -1.0)):
-      low, high = sorted((np.float32(low), np.float32(high)))
-      ours, theirs = grids.calibrated(low, high, bits), numerics.activation_grid((low, high), bits)
-      assert ours.scale == float(theirs.scale)
-      assert ours.zero_point == int(theirs.zero)
-      assert ours.low - ours.zero_point == int(theirs.low)
-      read = grids.grid_of(float(np.float32(1) / np.float32(ours.scale)), float(theirs.low), float(theirs.high))
-      assert read._replace(scale=0) == ours._replace(scale=0)
-      assert np.float32(1) / np.float32(read.scale) == np.float32(1) / np.float32(ours.scale)
-
-
-def test_a_bias_that_stands_alone_keeps_its_value():
-  """Of a channel of zeros, of a batch norm's factor of 0, of a factor that is nothing beside its bias."""
-  rows = np.array([[0, 5, 100, 100], [0, -7, 20, 20]])
-  scale, bias = np.array([1.0, 0.0, 1e-30, -0.01]), np.array([0.123456, -2.5, 0.75, 0.25])
-  whole, scales, biases = fusing.integers_of(rows, scale, bias, 0.03)
-  np.testing.assert_allclose(biases * scales * 0.03, bias, rtol=1e-3)
-  np.testing.assert_allclose((biases * scales * 0.03)[:3], bias[:3], rtol=1e-6)
-  assert whole.tolist() == [[0, 0, 0, -100], [0, 0, 0, -20]]
-  assert (scales > 0).all()
-
-
-def test_a_factor_of_zero_and_a_negative_one_are_folded():
-  w, gamma, beta = floats(5, 4), np.array([0.5, -0.25, 0.0, -2.0], np.float32), floats(4)
-
-  def net(p, x):
-    return (x @ p['w']) * p['gamma'] + p['beta']
-
-  x, params = floats(6, 5), {'w': w, 'gamma': gamma, 'beta': beta}
-  graph = quantized(lower(jl.quantize(net, ranges={'w': (np.float32(-3), np.float32(3))}), params, x))
-  assert [one.kind for one in graph.operations] == ['quantize', 'quantized_dense']
-  np.testing.assert_allclose(reference.run(graph, x), net(params, x), atol=0.05)
-  np.testing.assert_allclose(reference.run(graph, x)[:, 2], np.broadcast_to(beta[2], 6), rtol=1e-6)
-
-
-# --- refused ----------------------------------------------------------------------------------------------------------
-
-
-def dense_of(params, **ranges):
-  fn = jl.quantize(lambda p, x: x @ p['w'] * p['g'], ranges=ranges or {'w': (np.float32(-1), np.float32(1))})
-  return lower(fn, params, floats(2, len(params['w'])))
-
-
-REFUSED = {
-  'a float network': (
-    lambda: quantized(lower(lambda p, x: x @ p, floats(3, 2), floats(2, 3))),
-    'nothing in this list is quantized',
-  ),
-  'scales that were multiplied into the weights': (
-    lambda: quantized(recognized(dense_of({'w': floats(3, 2), 'g': floats(2)}))),
-    'the list of lower, before recognized',
-  ),
-  'a batch norm that is infinite': (
-    lambda: quantized(dense_of({'w': floats(3, 2), 'g': np.array([1, np.inf], np.float32)})),
-    'finite scales and biases',
-  ),
-  'a batch norm that is no number': (
-    lambda: quantized(dense_of({'w': floats(3, 2), 'g': np.array([np.nan, 1], np.float32)})),
-    'finite scales and biases',
-  ),
-  'a sum beyond int32': (
-    lambda: quantized(dense_of({'w': np.ones((133_000, 1), np.float32), 'g': np.ones(1, np.float32)})),
-    r'below 2\^31; that of .* may reach',
-  ),
-  'bits that are none': (lambda: quantized(dense_of({'w': floats(3, 2), 'g': floats(2)}), bits=9), 'from 2 to 8'),
-  'points without examples': (lambda: residual_graph(None), 'give examples'),
-  'no examples': (lambda: residual_graph([]), 'no example was given'),
-  'examples of nothing but NaN': (lambda: residual_graph(np.full((2, 3), np.nan, np.float32)), 'no example shows'),
-  'examples of another name': (lambda: residual_graph({'pictures': floats(2, 3)}), 'examples are the inputs'),
-}
-
-
-def residual_graph(examples):
-  params = {'w': floats(3, 3)}
-  fn = jl.quantize(lambda p, x: x + x @ p['w'], ranges={'w': (np.float32(-1), np.float32(1))})
-  return quantized(lower(fn, params, floats(2, 3)), examples, every=True)
-
-
-@pytest.mark.parametrize('name', REFUSED)
-def test_what_integers_cannot_hold_is_refused_in_a_line(name):
-  call, match = REFUSED[name]
-  with pytest.raises(ValueError, match=match) as caught:
-    call()
-  assert '\n' not in str(caught.value)
+def test_a_program_is_exported_with_an_open_batch():
+  graph, _, inputs = case('residual')
+  size = jax.export.symbolic_shape('b')[0]
+  shape = jax.ShapeDtypeStruct((size, *inputs.shape[1:]), np.float32)
+  exported = jax.export.export(jax.jit(programs.program(graph)))(shape)
+  np.testing.assert_array_equal(exported.call(inputs[:3]), reference.run(graph, inputs[:3]))

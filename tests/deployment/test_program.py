@@ -1,5 +1,5 @@
-"""Laws of a list as a JAX function: sums of integers are exact by whatever products a platform has, and what leaves them
-is what NumPy says, on millions of values."""
+"""Laws of a list as a JAX function: sums of integers are exact by whatever products a platform has, and what leaves
+them is what NumPy says, on millions of values."""
 
 import functools
 
