@@ -14,6 +14,7 @@ from jaxlite.deployment.grids import Grid, grid_in
 from jaxlite.deployment.operations import Graph, Operation, Value, pruned
 from jaxlite.deployment.points import MOVES
 from jaxlite.deployment.rewriting import Editor, edited
+from jaxlite.deployment.turning import turned
 
 _INT8, _FLOAT = np.dtype(np.int8), np.dtype(np.float32)
 _MOST = 2**31 - 1  # of a sum
@@ -33,7 +34,7 @@ def fused(graph: Graph) -> Graph:
   graph = _settled(graph, _once, _earlier, _later)
   graph = pruned(edited(graph, _fuse))
   graph = pruned(edited(graph, _floats))
-  return _shared(_settled(graph, _once, _earlier, _later))
+  return _shared(_settled(turned(_settled(graph, _once, _earlier, _later)), _once))
 
 
 def _settled(graph: Graph, *rules: Any) -> Graph:

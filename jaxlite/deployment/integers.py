@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ def quantized(
       'predicts'
     )
   if every:
-    graph = missing.completed(graph, lambda graph, names: _ranges(graph, names, examples, calibrate, bits), bits)
+    tell = None if examples is None else functools.partial(_ranges, examples=examples, calibrate=calibrate, bits=bits)
+    graph = missing.completed(graph, tell, bits)
   result = fused(graph)
   if not any(one.kind.startswith('quantized_') or _packs(one, result) for one in result.operations):
     raise ValueError(
@@ -92,13 +94,8 @@ def _packs(one: Operation, graph: Graph) -> bool:
 
 
 def _ranges(
-  graph: Graph, names: tuple[str, ...], examples: Any, calibrate: Calibrate | None, bits: int
+  graph: Graph, names: tuple[str, ...], *, examples: Any, calibrate: Calibrate | None, bits: int
 ) -> dict[str, tuple[float, float]]:
-  if examples is None:
-    raise ValueError(
-      f'every=True quantizes {len(names)} values that have no range, such as {names[0]}: give examples, a few hundred '
-      'such as will be met'
-    )
   plain = pruned(floating(graph)._replace(outputs=names))
   plain = plain._replace(inputs=tuple(name for name in graph.inputs if name in plain.values))
   collect = jax.jit(lambda inputs: {name: histogram(array) for name, array in _traced(plain, inputs, names).items()})

@@ -199,7 +199,9 @@ class _Writer(NamedTuple):
       return [_constant(np.int32(len(params.get('platforms', ())) - 1))]
     if kind == 'select_n' and isinstance(operands[0], _Const) and operands[0].array.size == 1:
       chosen = operands[1 + int(operands[0].array.reshape(()))]
-      if isinstance(chosen, _Unknown) or chosen.shape == eqn.outvars[0].aval.shape:
+      if isinstance(chosen, _Unknown):
+        return [_never_seen(operands[1:]) or chosen]
+      if chosen.shape == eqn.outvars[0].aval.shape:
         return [chosen]
     unknown = next((one for one in operands if isinstance(one, _Unknown)), None)
     if unknown is not None:
@@ -299,6 +301,14 @@ class _Writer(NamedTuple):
       return [_Unknown(f'{why}: use jnp.where')] * len(eqn.outvars)
     branches = eqn.params['branches']
     return self.body(branches[int(np.clip(int(index.array), 0, len(branches) - 1))], rest)
+
+
+def _never_seen(cases: Sequence[Any]) -> _Unknown | None:
+  """What is taken where a stored range is of nothing: that of the batch, which no list has."""
+  if any(isinstance(one, _Const) and one.array.size == 1 and not np.isfinite(one.array).all() for one in cases):
+    why = 'an activation is quantized to a range that was kept, and one of this network was never seen'
+    return _Unknown(f'{why}: train or calibrate it with data that reach every layer')
+  return None
 
 
 def _constant(value: Any) -> _Const:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlite.deployment.grids import Grid, calibrated, grid_in
 from jaxlite.deployment.operations import Graph, Operation, Value, pruned, readers
-from jaxlite.deployment.points import MOVES, absorbed
+from jaxlite.deployment.points import MOVES, POOLS, absorbed
 
 _FLOAT = np.dtype(np.float32)
 _THROUGH = (*MOVES, 'relu', 'clip', 'pad', 'concatenate')
@@ -22,25 +22,33 @@ _SUMS = ('mean', 'softmax', 'reduce_sum', 'reduce_max', 'square')  # a norm or a
 Ranges = Callable[[Graph, tuple[str, ...]], Mapping[str, tuple[float, float]]]
 
 
-def completed(graph: Graph, ranges: Ranges, bits: int) -> Graph:
+def completed(graph: Graph, ranges: Ranges | None, bits: int) -> Graph:
   """Returns the graph with a point wherever one is wanted.
 
   Args:
     graph: of `points.pointed`, its activations recognized.
-    ranges: (graph, names) -> the lowest and highest of each of these values.
+    ranges: (graph, names) -> the lowest and highest of each of these values; None where no example tells.
     bits: of the new points.
 
   Raises:
-    ValueError: a range that was never seen.
+    ValueError: a range that is not known or was never seen.
   """
   makers = {name: one for one in graph.operations for name in one.outputs}
   wanted = _wanted(graph, makers)
-  grids = {name: grid for name in wanted if (grid := _known(graph, makers, name)) is not None}
-  missing = tuple(name for name in wanted if name not in grids and name not in graph.constants)
+  grids = {name: grid for name in wanted if (grid := _known(graph, makers, name, bits)) is not None}
+  asked = tuple(name for name in wanted if name not in graph.constants)
+  missing = [name for name in asked if name not in grids]
+  if missing and ranges is None:
+    raise ValueError(
+      f'every=True quantizes {len(missing)} values that have no range, such as {missing[0]} ({wanted[missing[0]]}): '
+      'give examples, a few hundred such as will be met'
+    )
   spans = {name: _ends(graph.constants[name]) for name in wanted if name in graph.constants}
-  if missing:
-    spans.update(ranges(graph, missing))
+  if asked and ranges is not None:
+    spans.update(ranges(graph, asked))
   for name, (low, high) in spans.items():
+    if name in grids and (not low <= high or _covers(grids[name], low, high)):
+      continue
     if not (np.isfinite(low) and np.isfinite(high) and low <= high):
       raise ValueError(
         f'integers need the range of every value that they stand for; of {name} ({wanted[name]}) no example shows a '
@@ -48,6 +56,13 @@ def completed(graph: Graph, ranges: Ranges, bits: int) -> Graph:
       )
     grids[name] = calibrated(low, high, bits)
   return absorbed(pruned(_inserted(graph, grids)))
+
+
+def _covers(grid: Grid, low: float, high: float) -> bool:
+  """Whether a grid that was made for another reader, who may clip, clips next to nothing of a range."""
+  ends = [grid.scale * (end - grid.zero_point) for end in (grid.low, grid.high)]
+  spare = (ends[1] - ends[0]) / 8
+  return ends[0] - spare <= low and high <= ends[1] + spare
 
 
 def _ends(array: np.ndarray) -> tuple[float, float]:
@@ -120,13 +135,18 @@ def _whole(graph: Graph, makers: Mapping[str, Operation], name: str) -> bool:
   return True
 
 
-def _known(graph: Graph, makers: Mapping[str, Operation], name: str) -> Grid | None:
-  """The grid that another reader of a value has it on, be it moved first."""
+def _known(graph: Graph, makers: Mapping[str, Operation], name: str, bits: int) -> Grid | None:
+  """The grid that another reader of a value has it on, be it moved first; None where it has fewer bits."""
+  grid = _found(graph, makers, name)
+  return grid if grid is not None and grid.high - grid.low >= 2**bits - 1 else None
+
+
+def _found(graph: Graph, makers: Mapping[str, Operation], name: str) -> Grid | None:
   names = {name}
   for one in graph.operations:
     if one.kind == 'quantize' and one.inputs[0] in names:
       return grid_in(one.attributes)
-    if one.kind in MOVES and one.kind != 'max_pool' and one.inputs[0] in names:
+    if one.kind in MOVES and one.kind not in POOLS and one.inputs[0] in names:
       names.update(one.outputs)
   while (maker := makers.get(name)) is not None and maker.kind in MOVES:
     name = maker.inputs[0]
@@ -152,7 +172,7 @@ def _inserted(graph: Graph, grids: Mapping[str, Grid]) -> Graph:
     if name in graph.inputs or name in constants:
       operations += point(name, grid)
   for one in graph.operations:
-    if one.kind != 'quantize':
+    if one.kind != 'quantize' or _elsewhere(one, grids):
       one = one._replace(inputs=tuple(swapped.get(name, name) for name in one.inputs))
     if one.kind == 'dot_general' and all(name in swapped.values() or _on_grid(operations, name) for name in one.inputs):
       numbers = {'dimension_numbers': one.attributes['dimension_numbers'], 'factor': 1.0}
@@ -162,6 +182,12 @@ def _inserted(graph: Graph, grids: Mapping[str, Grid]) -> Graph:
       if name in grids:
         operations += point(name, grids[name])
   return Graph(graph.inputs, graph.outputs, tuple(operations), values, constants)
+
+
+def _elsewhere(one: Operation, grids: Mapping[str, Grid]) -> bool:
+  """Whether a 'quantize' reads a value that has another grid: it is brought from there, and no float between."""
+  grid = grids.get(one.inputs[0])
+  return grid is not None and grid.told != dict(one.attributes)
 
 
 def _on_grid(operations: Iterable[Operation], name: str) -> bool:

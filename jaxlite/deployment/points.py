@@ -25,7 +25,8 @@ from jaxlite.deployment.reference import to_even
 from jaxlite.deployment.rewriting import Editor, edited
 
 # What moves values and computes none: of int8 as of floats.
-MOVES = ('reshape', 'transpose', 'slice', 'squeeze', 'rev', 'broadcast_in_dim', 'max_pool')
+POOLS = ('max_pool', 'reduce_window_max')  # the largest of several, which rounding leaves the largest
+MOVES = ('reshape', 'transpose', 'slice', 'squeeze', 'rev', 'broadcast_in_dim', *POOLS)
 
 
 def pointed(graph: Graph) -> Graph:

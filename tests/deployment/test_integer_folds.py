@@ -1,5 +1,5 @@
-"""Laws of scales, grids and biases of the integer list: what is folded keeps its value, and what integers cannot hold is
-refused."""
+"""Laws of scales, grids and biases of the integer list: what is folded keeps its value, and what integers cannot hold
+is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,8 @@ def test_what_follows_a_pool_and_a_reshape_is_folded_too_and_weights_are_shared(
     y = (x @ p['w']).reshape(x.shape[0], 4, 4, 4)  # [B, 16, 4]
     y = jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
     y = jnp.maximum(y * p['gamma'] + p['beta'], 0)
-    return y.reshape(x.shape[0], 4, 4) @ p['v'] + (y.reshape(x.shape[0], 4, 4) * 2) @ p['v']
+    y = y.reshape(x.shape[0], 4, 4)
+    return y @ p['v'] + y @ p['v']
 
   x, params = floats(6, 16, 3), {'w': w, 'gamma': gamma, 'beta': floats(4), 'v': floats(4, 2)}
   _, ranges = jl.observe(net)(params, x)
@@ -144,6 +145,7 @@ REFUSED = {
     lambda: quantized(dense_of({'w': np.ones((133_000, 1), np.float32), 'g': np.ones(1, np.float32)})),
     r'below 2\^31; that of .* may reach',
   ),
+  'a range that was never seen': (lambda: untrained(), 'one of this network was never seen'),
   'stored integers': (
     lambda: quantized(
       lower(
@@ -160,6 +162,12 @@ REFUSED = {
   'examples of nothing but NaN': (lambda: residual_graph(np.full((2, 3), np.nan, np.float32)), 'no example shows'),
   'examples of another name': (lambda: residual_graph({'pictures': floats(2, 3)}), 'examples are the inputs'),
 }
+
+
+def untrained():
+  model, x = jl.fake_quant().model(jl.from_function(lambda p, x: x @ p, floats(3, 2))), floats(2, 3)
+  known = model.init(jax.random.key(0), x)
+  return lower(lambda known, x: model.apply(*known, x, train=False, key=None)[0], known, x)
 
 
 def residual_graph(examples):

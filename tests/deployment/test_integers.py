@@ -11,8 +11,8 @@ from flax import linen as nn
 
 import jaxlite as jl
 from jaxlite import models
-from jaxlite.deployment import reference
 from jaxlite.deployment import program as programs
+from jaxlite.deployment import reference
 from jaxlite.deployment.integers import layers, quantized
 from jaxlite.deployment.lowering import lower
 
