@@ -68,22 +68,22 @@ def quantized(
   """
   if isinstance(bits, bool) or bits not in range(2, 9):
     raise ValueError(f'bits are a whole number from 2 to 8, got {bits!r}')
+  rounds = any(one.kind == 'round' for one in graph.operations)
   graph = patterns.completed(pointed(patterns.contracted(graph)))
-  if not any(one.kind in ('quantize', 'scaled_dense', 'scaled_conv') for one in graph.operations):
-    raise ValueError(
-      'nothing in this list is quantized: train with fake_quant or lsq, or call ptq, and lower the network as it '
-      'predicts'
-    )
   if every:
     tell = None if examples is None else functools.partial(_ranges, examples=examples, calibrate=calibrate, bits=bits)
     graph = missing.completed(graph, tell, bits)
   result = fused(graph)
-  if not any(one.kind.startswith('quantized_') or _packs(one, result) for one in result.operations):
+  if any(one.kind.startswith('quantized_') or _packs(one, result) for one in result.operations):
+    return result
+  if rounds:
     raise ValueError(
       'this list has points of quantization and no whole weights: give the list of lower, before recognized, which '
       'multiplies scales into weights'
     )
-  return result
+  raise ValueError(
+    'nothing in this list is quantized: train with fake_quant or lsq, or call ptq, and lower the network as it predicts'
+  )
 
 
 def _packs(one: Operation, graph: Graph) -> bool:

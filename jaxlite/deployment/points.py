@@ -138,7 +138,7 @@ def _pads(editor: Editor, one: Operation) -> bool:
 
 
 def _contraction(editor: Editor, one: Operation, steps: Mapping[str, tuple[str, Grid]]) -> str | None:
-  x, w = one.inputs
+  x, w, *biases = one.inputs
   if np.issubdtype(editor.values[x].dtype, np.integer):
     raise ValueError(
       f'quantized takes the list of a network that fakes its integers; {one.outputs[0]} = {one.kind} multiplies stored '
@@ -152,7 +152,8 @@ def _contraction(editor: Editor, one: Operation, steps: Mapping[str, tuple[str, 
     real, scale = steps[x][0], 1 / steps[x][1].scale
   width = whole.shape[1 if one.kind == 'dense' else 0]
   names = [editor.constant(w, whole), editor.constant(f'{w}/scale', np.full(width, scale, np.float64))]
-  names.append(editor.constant(f'{w}/bias', np.zeros(width, np.float64)))
+  bias = editor.constants[biases[0]].astype(np.float64) if biases else np.zeros(width)
+  names.append(editor.constant(f'{w}/bias', np.broadcast_to(bias, width)))
   output = one.outputs[0]
   return editor.add(f'scaled_{one.kind}', [real, *names], output, editor.values[output].shape, **one.attributes)
 
@@ -253,8 +254,9 @@ def _each_output(array: np.ndarray, width: int) -> np.ndarray | None:
   """One number for each output, where nothing varies along another axis."""
   if array.size == 1:
     return np.full(width, array.reshape(()))
-  if array.shape[-1] == width and (array == array.reshape(-1, width)[0]).all():
-    return array.reshape(-1, width)[0].copy()
+  if array.shape[-1] == width:
+    rows = array.reshape(-1, width)
+    return rows[0].copy() if len(rows) == 1 or (rows == rows[0]).all() else None
   return None
 
 
