@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -74,17 +75,14 @@ CASES = {
 WHOLE = ('mlp', 'small cnn', 'residual', 'depthwise', 'concat', 'channels first')  # no float from input to logits
 
 
-def trained(model, inputs, hook, *, steps=2, moved=True):
+def trained(model, inputs, hook):
   """(forward, its constants) of a network with ranges, statistics and factors of both signs."""
   model = hook.model(model if isinstance(model, jl.Model) else jl.adapt(model))
   params, state = model.init(jax.random.key(0), inputs)
-  if moved:  # batch norms are not the identity, and some turn the sign
-    draw = np.random.default_rng(1)
-    shift = lambda leaf: leaf + draw.uniform(-1.5, 0.5, leaf.shape).astype(leaf.dtype)  # noqa: E731
-    params = _shifted(params, shift)
+  draw = np.random.default_rng(1)  # batch norms are not the identity, and some turn the sign
+  params = _shifted(params, lambda leaf: leaf + draw.uniform(-1.5, 0.5, leaf.shape).astype(leaf.dtype))
   train = jax.jit(lambda params, state, x: model.apply(params, state, x, train=True, key=jax.random.key(0), step=0)[1])
-  for _ in range(steps):
-    state = train(params, state, inputs)
+  state = train(params, state, inputs)
   return lambda known, x: model.apply(*known, x, train=False, key=None)[0], (params, state)
 
 
@@ -96,11 +94,17 @@ def _shifted(params, shift):
 
 
 @functools.cache
-def case(name, bits=8, every=True):
+def faked(name, bits):
+  """(its list, what it answers, inputs) of a fake-quantized network."""
   make, inputs = CASES[name]
   fn, known = trained(make(), inputs, jl.fake_quant(bits, attention=name == 'vit'))
-  graph = lower(fn, known, inputs)
-  return quantized(graph, inputs, every=every), np.asarray(jax.jit(fn)(known, inputs)), inputs
+  return lower(fn, known, inputs), np.asarray(jax.jit(fn)(known, inputs)), inputs
+
+
+@functools.cache
+def case(name, bits=8, every=True):
+  graph, wanted, inputs = faked(name, bits)
+  return quantized(graph, inputs, every=every), wanted, inputs
 
 
 def same_integers(graph, inputs, *, whole, op_by_op=False):
@@ -171,9 +175,7 @@ def test_few_bits_are_exact_too(name, bits):
 
 def test_where_fake_quantization_has_a_point_the_integers_are_its_own_up_to_a_step():
   """Contraction by contraction: the integers that fake quantization feeds the next one, and those of the list."""
-  make, inputs = CASES['small cnn']
-  fn, known = trained(make(), inputs, jl.fake_quant(8))
-  plain = lower(fn, known, inputs)
+  plain, _, inputs = faked('small cnn', 8)
   rounded = [one for one in plain.operations if one.kind == 'round']
   graph = quantized(plain)
   values = jax.jit(lambda x: programs.traced(plain, x))(inputs)
@@ -245,3 +247,24 @@ def test_a_program_is_exported_with_an_open_batch():
   shape = jax.ShapeDtypeStruct((size, *inputs.shape[1:]), np.float32)
   exported = jax.export.export(jax.jit(programs.program(graph)))(shape)
   np.testing.assert_array_equal(exported.call(inputs[:3]), reference.run(graph, inputs[:3]))
+
+
+def test_digits_are_told_apart_as_by_the_fake_quantized_network():
+  from sklearn.datasets import load_digits
+
+  pictures, labels = load_digits(return_X_y=True)
+  pictures = (pictures.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
+  batch = {'inputs': pictures[:1200], 'labels': labels[:1200].astype(np.int32)}
+  recipe = jl.chain(jl.fake_quant(8), optax.adam(3e-2))
+  train = jl.train_step(jl.adapt(models.MLP((32, 16))), jl.tasks.cross_entropy, recipe)
+  state = train.init(jax.random.key(0), batch)
+  for _ in range(30):
+    state, _ = train.step(state, batch)
+  known = (state.params, state.model_state)
+  fn = lambda known, x: train.model.apply(*known, x, train=False, key=None)[0]  # noqa: E731
+  graph = quantized(lower(fn, known, pictures))
+  unseen = pictures[1200:]
+  wanted, found = np.asarray(jax.jit(fn)(known, unseen)), reference.run(graph, unseen)
+  assert (wanted.argmax(-1) == labels[1200:]).mean() > 0.8
+  assert (wanted.argmax(-1) != found.argmax(-1)).sum() <= 3  # of 597
+  assert np.abs(wanted - found).max() < 0.02 * np.abs(wanted).max()
