@@ -285,7 +285,8 @@ def _whole_layer(editor: Editor, one: Operation, x_scale: float, reach: int, gri
   _finite(name, scale, bias)
   last = one.kind == 'scaled_dense'
   rows = weight.reshape(len(weight), -1).T if not last else weight  # [K, O]
-  whole, scales, biases = integers_of(rows.astype(np.int64), scale, bias, x_scale)
+  finer = _finer(rows, scale, bias, x_scale, grid)
+  whole, scales, biases = integers_of(rows.astype(np.int64) * finer, scale / finer, bias, x_scale)
   total = reach * np.abs(whole).sum(0) + np.abs(biases)
   if (total > _MOST).any():
     raise ValueError(
@@ -301,6 +302,19 @@ def _whole_layer(editor: Editor, one: Operation, x_scale: float, reach: int, gri
   if biases.any():
     names.append(editor.constant(f'{name}/bias', biases.astype(np.int32)))
   return tuple(names)
+
+
+def _finer(rows: np.ndarray, scale: np.ndarray, bias: np.ndarray, x_scale: float, grid: Grid | None) -> int:
+  """What weights of few bits are multiplied by, and their scales divided: the grid of their sums, which is the bias's,
+  is so coarse that rounding the bias to it would show in the result. The product is the same."""
+  if not bias.any():
+    return 1
+  spare = 127 // max(1, int(np.abs(rows.astype(np.int64)).max(initial=1)))
+  most = 2 ** (spare.bit_length() - 1)
+  if grid is None:
+    return min(most, 16)
+  steps = np.abs(scale).max(initial=0) * x_scale / grid.scale  # of the result, in one of the sum
+  return next((2**power for power in range(7) if 2**power >= most or steps <= 2 ** (power - 6)), 1)
 
 
 def integers_of(

@@ -207,8 +207,9 @@ def _weight(graph: Graph, makers: Mapping[str, Operation], one: Operation) -> st
 
 
 def _bits(whole: np.ndarray) -> int:
-  """Those that hold whole numbers on the narrow range."""
-  return max(2, 1 + int(np.abs(whole.astype(np.int64)).max(initial=0)).bit_length())
+  """Those that hold whole numbers on the narrow range, but for what all are multiples of."""
+  size = np.abs(whole.astype(np.int64))
+  return max(2, 1 + int(size.max(initial=0) // max(1, int(np.gcd.reduce(size.reshape(-1), initial=0)))).bit_length())
 
 
 def _why(graph: Graph, makers: Mapping[str, Operation], one: Operation, reading: list[str]) -> str:

@@ -191,22 +191,22 @@ class _Writer(NamedTuple):
       return operands
     if kind == 'scan':
       return self.scan(eqn, operands)
-    if kind in ('split', 'unstack', 'stack') and not all(isinstance(one, _Const) for one in operands):
+    known, unknown = ([isinstance(one, what) for one in operands] for what in (_Const, _Unknown))
+    if kind in ('split', 'unstack', 'stack') and not all(known) and not any(unknown):
       return self.parts(eqn, operands)
     if kind == 'cond':
       return self.branch(eqn, operands)
     if kind == 'platform_index':  # which platform this will run on: the first is what every one can do
       return [_constant(np.int32(len(params.get('platforms', ())) - 1))]
-    if kind == 'select_n' and isinstance(operands[0], _Const) and operands[0].array.size == 1:
-      chosen = operands[1 + int(operands[0].array.reshape(()))]
+    if kind == 'select_n' and known[0] and len(ways := np.unique(operands[0].array)) == 1:
+      chosen = operands[1 + int(ways[0])]
       if isinstance(chosen, _Unknown):
         return [_never_seen(operands[1:]) or chosen]
       if chosen.shape == eqn.outvars[0].aval.shape:
         return [chosen]
-    unknown = next((one for one in operands if isinstance(one, _Unknown)), None)
-    if unknown is not None:
-      return [unknown] * len(eqn.outvars)
-    if all(isinstance(one, _Const) for one in operands):
+    if any(unknown):
+      return [operands[unknown.index(True)]] * len(eqn.outvars)
+    if all(known):
       return _computed(eqn, operands)
     if kind not in _UNARY | _BINARY | _OTHERS:
       why = f'a network that leaves jaxlite is made of operations that its list knows; {kind} at {_where(eqn)} is none'
