@@ -64,24 +64,37 @@ def traced(graph: Graph, inputs: Any) -> dict[str, jax.Array]:
   if any(values[name].shape[0] != batch for name in graph.inputs):
     raise ValueError(f'inputs have one batch size; got {[values[name].shape[0] for name in graph.inputs]}')
 
-  def read(name: str) -> Any:
-    if name in values:
-      return values[name]
-    return jnp.broadcast_to(graph.constants[name], sized(graph.values[name].shape, batch))
-
   for one in graph.operations:
-    attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
-    if one.kind in _LAYERS:
-      known = [_known(graph, name, one) for name in one.inputs[1:]]
-      results = _LAYERS[one.kind](read(one.inputs[0]), *known, **attributes)
-    elif one.kind in _RULES:
-      results = _RULES[one.kind](*map(read, one.inputs), **attributes)
-    else:
-      raise ValueError(f'a list becomes a JAX function operation by operation; {one.kind} has no form there')
-    results = results if isinstance(results, tuple) else (results,)
-    for name, result in zip(one.outputs, results, strict=True):
-      values[name] = _typed(result, graph, name, batch, one)
-  return {**values, **{name: read(name) for name in graph.outputs}}
+    values.update(computed(graph, one, values, batch))
+  return {**values, **{name: _read(graph, name, values, batch) for name in graph.outputs}}
+
+
+def computed(graph: Graph, one: Operation, values: Mapping[str, Any], batch: Any) -> dict[str, jax.Array]:
+  """Returns the results of one operation by name.
+
+  Args:
+    graph: that it is of.
+    one: the operation.
+    values: at least those that it reads; constants are the graph's.
+    batch: the batch size.
+  """
+  attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
+  first, *rest = one.inputs
+  if one.kind in _LAYERS:
+    known = [_known(graph, name, one) for name in rest]
+    results = _LAYERS[one.kind](_read(graph, first, values, batch), *known, **attributes)
+  elif one.kind in _RULES:
+    results = _RULES[one.kind](*(_read(graph, name, values, batch) for name in one.inputs), **attributes)
+  else:
+    raise ValueError(f'a list becomes a JAX function operation by operation; {one.kind} has no form there')
+  results = results if isinstance(results, tuple) else (results,)
+  return {name: _typed(result, graph, name, batch, one) for name, result in zip(one.outputs, results, strict=True)}
+
+
+def _read(graph: Graph, name: str, values: Mapping[str, Any], batch: Any) -> Any:
+  if name in values:
+    return values[name]
+  return jnp.broadcast_to(graph.constants[name], sized(graph.values[name].shape, batch))
 
 
 def _known(graph: Graph, name: str, one: Operation) -> np.ndarray:
