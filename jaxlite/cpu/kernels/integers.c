@@ -31,7 +31,7 @@ typedef struct {
   const char *given[8];
   char *found[8];
   const char *weights;
-  int64_t batch, scratch;
+  int64_t batch, scratch, each;  // examples in all; bytes beside the arena; examples that go through at once
 } Network;
 
 // A convolution over two axes, or a dense layer (whose places lie side by side in one row).
@@ -247,7 +247,7 @@ static __thread int64_t kept_bytes;
 
 static int piece(void *data, int index) {
   const Network *of = data;
-  int64_t each = of->head->at_once, first = index * each;
+  int64_t each = of->each, first = index * each;
   int64_t examples = of->batch - first < each ? of->batch - first : each;
   int64_t bytes = of->head->arena * each + of->scratch + 2 * SLACK;
   if (kept_bytes < bytes) {
@@ -393,9 +393,11 @@ static int parted(Network *of, const int64_t *plan, int64_t words) {
   return 1;
 }
 
+// More examples at once read the weights less often, fewer leave every thread something to do.
 static int run_network(Network *of, XLA_FFI_CallFrame *frame) {
-  int64_t each = of->head->at_once;
-  return of->batch ? share(frame, (int)((of->batch + each - 1) / each), piece, of) : 0;
+  int64_t most = (of->batch + 2 * threads(frame) - 1) / (2 * threads(frame));
+  of->each = of->head->at_once < most ? of->head->at_once : most;
+  return of->batch ? share(frame, (int)((of->batch + of->each - 1) / of->each), piece, of) : 0;
 }
 
 // Runs a plan on the caller's thread alone: 0 where all went well, 1 where the plan cannot be meant, -1 without memory.
