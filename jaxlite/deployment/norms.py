@@ -102,18 +102,12 @@ def _region(graph: Graph, x: str) -> list[Operation]:
 
 
 def _along_rows(graph: Graph, one: Operation, x: str) -> bool:
-  """Whether an operation leaves rows apart: those of the last axis of x."""
-  lead = graph.values[x].shape[:-1]
-  shape = graph.values[one.outputs[0]].shape
-  return (
-    shape[: len(lead)] == lead
-    and len(shape) <= len(lead) + 1
-    and all(
-      np.ndim(graph.constants.get(name, 0.0)) == 0 or set(np.shape(graph.constants[name])[:-1]) <= {1}
-      for name in one.inputs
-      if name in graph.constants
-    )
-  )
+  """Whether an operation leaves rows apart, those of the last axis of x, and does the same to each."""
+  lead, shape = graph.values[x].shape[:-1], graph.values[one.outputs[0]].shape
+  if shape[: len(lead)] != lead or len(shape) > len(lead) + 1:
+    return False
+  known = [graph.constants[name] for name in one.inputs if name in graph.constants]
+  return all(set(array.shape[:-1]) <= {1} or (array == array.reshape(-1)[:1]).all() for array in known)
 
 
 def _tried(graph: Graph, x: str, region: Sequence[Operation], y: str) -> _Norm | None:

@@ -48,9 +48,9 @@ class Editor(NamedTuple):
   def number(self, name: str) -> float | None:
     """The value of a constant that is one number wherever it stands."""
     array = self.constants.get(name)
-    if array is None or not array.size or (array != array.reshape(-1)[0]).any():
+    if array is None or array.size != 1:
       return None
-    return float(array.reshape(-1)[0])
+    return float(array.reshape(()))
 
   def maker(self, name: str, kind: str) -> Operation | None:
     """The operation that makes a value, where it is of this kind and nothing else reads the value."""
