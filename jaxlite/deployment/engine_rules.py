@@ -159,6 +159,11 @@ def _requantize(maker: Maker, one: Operation) -> None:
   maker.table(maker.buffer(one.inputs[0]), maker.buffer(one.outputs[0]), maker.count(one.outputs[0]), moved)
 
 
+def _table(maker: Maker, one: Operation) -> None:
+  stored = _known(maker, one, 1).astype(np.int16) + SIGN
+  maker.table(maker.buffer(one.inputs[0]), maker.buffer(one.outputs[0]), maker.count(one.outputs[0]), stored)
+
+
 def _clip(maker: Maker, one: Operation) -> None:
   told = one.attributes
   if maker.value(one.inputs[0]).dtype != np.int8:
@@ -279,6 +284,7 @@ RULES: dict[str, Callable[[Maker, Operation], None]] = {
   'quantized_add': _add,
   'quantized_mean': _mean,
   'max_pool': _pool,
+  'table': _table,
   'clip': _clip,
   'reshape': _bytes_only(_same),
   'squeeze': _bytes_only(_same),

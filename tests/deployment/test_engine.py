@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlite.cpu.kernels import integers
-from jaxlite.deployment import engine, reference
+from jaxlite.deployment import engine, reference, tables
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value
 
 pytestmark = pytest.mark.skipif(bool(integers.missing()), reason='needs a C compiler')
@@ -248,3 +248,23 @@ def test_programs_refuse_operands_of_other_sizes():
     jax.block_until_ready(integers.call(plan, jnp.asarray(weights), shapes, jnp.zeros((2, 3))))
   with pytest.raises(Exception, match='integers: a plan that cannot be run'):
     jax.block_until_ready(integers.call(plan, jnp.asarray(weights[:-64]), shapes, jnp.zeros((2, 3))))
+
+
+def test_what_lies_entry_by_entry_between_two_grids_is_a_table():
+  made = Builder(np.random.default_rng(1), (6, 5))
+  x = made.dense(made.start((6, 5)), 8)
+  scale, zero = made.grid[x]
+  real = made.put('dequantize', [x], (6, 8), 'float32', scale=scale, zero_point=zero)
+  half, one = (made.constant(np.array(number, np.float32)) for number in (0.5, 1.0))
+  grown = made.put('add', [made.put('tanh', [real], (6, 8), 'float32'), one], (6, 8), 'float32')
+  real = made.put('mul', [made.put('mul', [real, half], (6, 8), 'float32'), grown], (6, 8), 'float32')
+  grid, _ = made.drawn()
+  x = made.put('quantize', [real], (6, 8), grid=grid, scale=grid[0], zero_point=grid[1], low=-128, high=127)
+  graph = made.graph(made.dense(x, 3, is_float=True), x)
+  short = tables.tabled(graph)
+  assert [one.kind for one in short.operations] == ['quantize', 'quantized_dense', 'table', 'quantized_dense']
+  (piece,) = engine.parted(short)
+  given = np.random.default_rng(0).normal(0, 2, (9, 6, 5)).astype(np.float32)
+  by_name = dict(zip(piece.graph.outputs, engine.network(piece.graph)(given), strict=True))
+  for name, want in zip(graph.outputs, reference.run(graph, given), strict=True):
+    np.testing.assert_array_equal(by_name[name], want)
