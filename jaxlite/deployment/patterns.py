@@ -7,7 +7,7 @@ has one form for every framework: channels last, kernels [outputs, space..., inp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -38,7 +38,21 @@ def recognized(graph: Graph) -> Graph:
     v1 = dense(input, w, b_)  # float32[B,2]
     v2 = relu(v1)  # float32[B,2]
   """
-  for step in (_plain, pools, _contractions, _plain, _folded, _activations, _composites, _plain):
+  return completed(contracted(graph))
+
+
+def contracted(graph: Graph) -> Graph:
+  """The first half of `recognized`: contractions with constants and pools, nothing folded into them yet."""
+  return _passed(graph, _plain, pools, _contractions, _plain)
+
+
+def completed(graph: Graph) -> Graph:
+  """The second half of `recognized`."""
+  return _passed(graph, _folded, _activations, _composites, _plain)
+
+
+def _passed(graph: Graph, *steps: Callable[[Graph], Graph]) -> Graph:
+  for step in steps:
     graph = pruned(step(graph))
   return graph
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ class Editor(NamedTuple):
   operations: list[Operation]
   made: dict[str, Operation]  # by value
   same: dict[str, str]  # values that turned out to be another
-  uses: Mapping[str, int]
+  uses: dict[str, int]
 
   def of(self, name: str) -> str:
     return self.same.get(name, name)

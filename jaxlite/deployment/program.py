@@ -1,0 +1,107 @@
+"""A list of operations as a JAX function: its integers are those of `reference`, to the bit, eager or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlite.deployment import program_integers, program_rules
+from jaxlite.deployment.operations import Batch, Graph, Operation, sized
+
+_RULES = {**program_rules.RULES, **program_integers.RULES}
+_LAYERS = program_integers.LAYERS
+
+
+def program(graph: Graph) -> Callable[[Any], Any]:
+  """Returns a graph as a function of its inputs, for `jax.jit` and any batch size.
+
+  Args:
+    graph: of floats (`lowering.lower`, `patterns.recognized`) or of integers (`integers.quantized`).
+
+  Returns:
+    A function of the array of its one input [B, ...], or of arrays by name, to its result, a tuple where there are
+    several. Integers equal those of `reference.run` wherever what they are made of does; floats up to rounding.
+
+  Raises:
+    ValueError: when called, inputs of other names or shapes than the graph's.
+
+  >>> from jaxlite.deployment.lowering import lower
+  >>> fn = program(lower(lambda p, x: x @ p + 1, np.eye(2, dtype='float32'), np.ones((1, 2), 'float32')))
+  >>> jax.jit(fn)(np.array([[1.0, 2.0]], 'float32')).tolist()
+  [[2.0, 3.0]]
+  """
+
+  def run(inputs: Any) -> Any:
+    values = traced(graph, inputs)
+    found = tuple(values[name] for name in graph.outputs)
+    return found[0] if len(found) == 1 else found
+
+  return run
+
+
+def traced(graph: Graph, inputs: Any) -> dict[str, jax.Array]:
+  """Returns every value of a graph by name, as `program` computes it.
+
+  Args:
+    graph: any.
+    inputs: as of the function that `program` gives.
+  """
+  given = inputs if isinstance(inputs, Mapping) else {graph.inputs[0]: inputs}
+  if {*given} != {*graph.inputs}:
+    raise ValueError(f'this graph takes the inputs {", ".join(graph.inputs)}; got {", ".join(given)}')
+  values: dict[str, Any] = {}
+  for name in graph.inputs:
+    want = graph.values[name]
+    array = jnp.asarray(given[name], want.dtype)
+    if array.ndim != len(want.shape) or array.shape[1:] != want.shape[1:]:
+      raise ValueError(f'{name} is {want}; got an array of shape {list(array.shape)}')
+    values[name] = array
+  batch = values[graph.inputs[0]].shape[0]
+  if any(values[name].shape[0] != batch for name in graph.inputs):
+    raise ValueError(f'inputs have one batch size; got {[values[name].shape[0] for name in graph.inputs]}')
+
+  def read(name: str) -> Any:
+    if name in values:
+      return values[name]
+    return jnp.broadcast_to(graph.constants[name], sized(graph.values[name].shape, batch))
+
+  for one in graph.operations:
+    attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
+    if one.kind in _LAYERS:
+      known = [_known(graph, name, one) for name in one.inputs[1:]]
+      results = _LAYERS[one.kind](read(one.inputs[0]), *known, **attributes)
+    elif one.kind in _RULES:
+      results = _RULES[one.kind](*map(read, one.inputs), **attributes)
+    else:
+      raise ValueError(f'a list becomes a JAX function operation by operation; {one.kind} has no form there')
+    results = results if isinstance(results, tuple) else (results,)
+    for name, result in zip(one.outputs, results, strict=True):
+      values[name] = _typed(result, graph, name, batch, one)
+  return {**values, **{name: read(name) for name in graph.outputs}}
+
+
+def _known(graph: Graph, name: str, one: Operation) -> np.ndarray:
+  if name not in graph.constants:
+    raise ValueError(f'weights, scales and biases are constants; {name}, which {one.outputs[0]} reads, is computed')
+  return np.broadcast_to(graph.constants[name], sized(graph.values[name].shape, 1))
+
+
+def _at(value: Any, batch: Any) -> Any:
+  if isinstance(value, Batch):
+    return batch * value.times
+  return tuple(_at(one, batch) for one in value) if isinstance(value, tuple) else value
+
+
+def _typed(result: Any, graph: Graph, name: str, batch: Any, one: Operation) -> jax.Array:
+  want = graph.values[name]
+  array = jnp.asarray(result).astype(want.dtype)
+  shape = sized(want.shape, batch)
+  if array.shape != shape:
+    if array.ndim != len(shape):
+      raise AssertionError(f'{one} gave {array.shape}, not {want}')
+    array = jnp.broadcast_to(array, shape)
+  return array
