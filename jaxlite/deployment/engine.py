@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.cpu.kernels import integers
+from jaxlite.deployment import engine_chains as chains
 from jaxlite.deployment.engine_maker import ALIGNED, Maker, Unknown, of_example, placed
 from jaxlite.deployment.engine_rules import RULES
 from jaxlite.deployment.operations import Batch, Graph, Operation
@@ -74,15 +75,18 @@ def _cut(graph: Graph, operations: Sequence[Operation]) -> Graph:
 
 def is_known(graph: Graph, one: Operation) -> bool:
   """Tells whether kernels can do an operation."""
-  rule = RULES.get(one.kind)
-  if rule is None:
+  in_chain = chains.belongs(graph, one)
+  if one.kind not in RULES and not in_chain:
     return False
   try:
     maker = Maker(graph, [], [], {}, [], {})
     for name in (*one.inputs, *one.outputs):
       if name not in graph.constants:
         maker.buffer(name)
-    rule(maker, one)
+    if in_chain:
+      chains.check(graph, one)
+    else:
+      RULES[one.kind](maker, one)
   except Unknown:
     return False
   return True
@@ -126,14 +130,17 @@ def planned(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
   maker = Maker(graph, [], [], {}, [], {})
   for index, name in enumerate(graph.inputs):
     maker.given(index, name)
-  for one in graph.operations:
-    rule = RULES.get(one.kind)
-    if rule is None:
-      raise ValueError(f'{one.kind} is no operation of the kernels')
+  for one in chains.grouped(graph):
     try:
-      rule(maker, one)
+      if isinstance(one, chains.Chain):
+        chains.write(maker, one)
+      elif one.kind in RULES:
+        RULES[one.kind](maker, one)
+      else:
+        raise Unknown('no kernel')
     except Unknown as error:
-      raise ValueError(f'{one.kind}: {error}') from None
+      kinds = [each.kind for each in one.operations] if isinstance(one, chains.Chain) else [one.kind]
+      raise ValueError(f'{", ".join(kinds)}: {error}') from None
   for index, name in enumerate(graph.outputs):
     maker.result(index, name)
   buffers, arena = placed(maker)

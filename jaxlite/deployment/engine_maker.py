@@ -66,8 +66,10 @@ class Maker(NamedTuple):
     self.buffers.append(Buffer(place, at, size))
     return len(self.buffers) - 1
 
-  def step(self, kind: str, x: int, y: int, numbers: Sequence[int], other: int | None = None) -> None:
-    self.steps.append(Step(kind, x, x if other is None else other, y, [int(one) for one in numbers]))
+  def step(
+    self, kind: str, x: int, y: int, numbers: Sequence[int], other: int | None = None, more: Sequence[int] = ()
+  ) -> None:
+    self.steps.append(Step(kind, x, x if other is None else other, y, [int(one) for one in numbers], more))
 
   def put(self, *parts: np.ndarray) -> int:
     """Where some bytes lie among the weights."""
@@ -106,7 +108,7 @@ def placed(maker: Maker) -> tuple[list[Buffer], int]:
   """Gives each buffer of the arena its place: those that live at the same time lie apart."""
   lives: dict[int, list[int]] = {}
   for index, step in enumerate(maker.steps):
-    for number in (step.x, step.other, step.y):
+    for number in (step.x, step.other, step.y, *step.more):
       lives.setdefault(number, []).append(index)
   buffers, arena, taken = list(maker.buffers), 0, []
   for number in sorted((one for one in lives if maker.buffers[one].place == 0), key=lambda one: lives[one][0]):

@@ -120,14 +120,8 @@ def _add(maker: Maker, one: Operation) -> None:
 
 
 def _mean(maker: Maker, one: Operation) -> None:
-  told, shape = one.attributes, of_example(maker.opened(one.inputs[0]).shape)
-  lead = len(shape) - len(maker.value(one.inputs[0]).shape)  # -1, or 0 where the batch holds several
-  axes = sorted(axis + lead for axis in told['axes'])
-  if not axes or min(told['axes']) < 1 or axes != [*range(axes[0], axes[-1] + 1)]:
-    raise Unknown('a mean over axes that lie apart')
-  outer, count, inner = (
-    math.prod(part) for part in (shape[: axes[0]], shape[axes[0] : axes[-1] + 1], shape[axes[-1] + 1 :])
-  )
+  told = one.attributes
+  outer, count, inner = _around(maker, one)
   is_float = 'y_scale' not in told
   factor = multiplier(told['x_scale'], 1.0 / count, told.get('y_scale'))
   grid = (0, 0, 0) if is_float else _grid(told)
@@ -135,20 +129,16 @@ def _mean(maker: Maker, one: Operation) -> None:
   maker.step('mean', maker.buffer(one.inputs[0]), maker.buffer(one.outputs[0]), numbers)
 
 
-def _quantize(maker: Maker, one: Operation) -> None:
-  told = one.attributes
-  zero = told['zero_point']
-  inverse = np.float32(1) / np.float32(told['scale'])
-  numbers = [maker.count(one.outputs[0]), integers.bits(inverse), zero + SIGN, told['low'] - zero, told['high'] - zero]
-  maker.step('quantize', maker.buffer(one.inputs[0]), maker.buffer(one.outputs[0]), numbers)
-
-
-def _dequantize(maker: Maker, one: Operation) -> None:
-  if len(one.inputs) > 1:
-    raise Unknown('weights')
-  told = one.attributes
-  numbers = [maker.count(one.outputs[0]), integers.bits(told['scale']), told['zero_point'] + SIGN]
-  maker.step('dequantize', maker.buffer(one.inputs[0]), maker.buffer(one.outputs[0]), numbers)
+def _around(maker: Maker, one: Operation) -> tuple[int, int, int]:
+  """Entries before, along and after the axes of a sum, which have to lie together."""
+  told, value = one.attributes, maker.opened(one.inputs[0])
+  shape = of_example(value.shape)
+  lead = len(shape) - len(value.shape)  # -1, or 0 where the batch holds several
+  axes = sorted(axis + lead for axis in told['axes'])
+  if not axes or min(told['axes']) < 1 or axes != [*range(axes[0], axes[-1] + 1)]:
+    raise Unknown('a sum over axes that lie apart, or over examples')
+  first, last = axes[0], axes[-1] + 1
+  return math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:])
 
 
 def _requantize(maker: Maker, one: Operation) -> None:
@@ -264,20 +254,49 @@ def _concatenate(maker: Maker, one: Operation) -> None:
     first += before[axis - 1] * strides[axis - 1]
 
 
-def _bytes_only(rule: Callable[[Maker, Operation], None]) -> Callable[[Maker, Operation], None]:
-  """Of bytes: moving floats is left to the compiler, which does it with what stands beside."""
+# --- floats -------------------------------------------------------------------------------------------------------
 
-  def checked(maker: Maker, one: Operation) -> None:
-    if maker.value(one.outputs[0]).dtype != np.int8:
-      raise Unknown('floats')
-    rule(maker, one)
 
-  return checked
+def _reduce(maker: Maker, one: Operation) -> None:
+  outer, count, inner = _around(maker, one)
+  kind = ('reduce_max', 'reduce_sum', 'mean').index(one.kind)
+  if maker.value(one.inputs[0]).dtype != np.float32:
+    raise Unknown('integers')
+  maker.step('reduce', maker.buffer(one.inputs[0]), maker.buffer(one.outputs[0]), [outer, count, inner, kind])
+
+
+def _product(maker: Maker, one: Operation) -> None:
+  """A product of two values, each example with its own."""
+  told = one.attributes
+  (sum_a, sum_b), (batch_a, batch_b) = told['dimension_numbers']
+  shapes = [_rows(maker, name) for name in one.inputs]
+  free = [
+    [axis for axis in range(1, len(shape) + 1) if axis not in (*summed, *batch)]
+    for shape, summed, batch in zip(shapes, (sum_a, sum_b), (batch_a, batch_b), strict=True)
+  ]
+  if (batch_a[:1], batch_b[:1]) != ((0,), (0,)) or len(sum_a) != 1 or len(batch_a) > 2 or max(map(len, free)) > 1:
+    raise Unknown('a product over several axes')
+  operands, sizes = [], []
+  for shape, summed, batch, alone, which in zip(shapes, (sum_a, sum_b), (batch_a, batch_b), free, 'ab', strict=True):
+    strides = [0, *_strides(shape)]
+    axes = (batch[1] if len(batch) > 1 else 0, alone[0] if alone else 0, summed[0])
+    sizes.append([1 if not axis else shape[axis - 1] for axis in axes])
+    bytes_ = one.kind == 'quantized_dot'
+    zero = told[f'{which}_zero_point'] + SIGN if bytes_ else 0
+    operands += [*(strides[axis] for axis in axes), bytes_, zero]
+  (batches, places, length), (_, others, _) = sizes
+  how = [0, 0, 0, 0, 1]
+  if one.kind == 'quantized_dot':
+    if length * 255 * 255 > 1 << 24:
+      raise Unknown('a sum that float32 does not hold exactly')
+    is_float = 'y_scale' not in told
+    factor = multiplier(told['a_scale'], told['b_scale'], told.get('y_scale'))
+    how = [integers.bits(factor), *((0, 0, 0) if is_float else _grid(told)), is_float]
+  x, y = map(maker.buffer, one.inputs)
+  maker.step('product', x, maker.buffer(one.outputs[0]), [batches, places, others, length, *operands, *how], y)
 
 
 RULES: dict[str, Callable[[Maker, Operation], None]] = {
-  'quantize': _quantize,
-  'dequantize': _dequantize,
   'requantize': _requantize,
   'quantized_dense': _dense,
   'quantized_conv': _conv,
@@ -286,11 +305,16 @@ RULES: dict[str, Callable[[Maker, Operation], None]] = {
   'max_pool': _pool,
   'table': _table,
   'clip': _clip,
-  'reshape': _bytes_only(_same),
-  'squeeze': _bytes_only(_same),
-  'broadcast_in_dim': _bytes_only(_same),
-  'transpose': _bytes_only(_transpose),
-  'slice': _bytes_only(_slice),
-  'pad': _bytes_only(_pad),
-  'concatenate': _bytes_only(_concatenate),
+  'reshape': _same,
+  'squeeze': _same,
+  'broadcast_in_dim': _same,
+  'transpose': _transpose,
+  'slice': _slice,
+  'pad': _pad,
+  'reduce_max': _reduce,
+  'reduce_sum': _reduce,
+  'mean': _reduce,
+  'dot_general': _product,
+  'quantized_dot': _product,
+  'concatenate': _concatenate,
 }

@@ -7,9 +7,10 @@
 #include "threads.h"
 
 #include "integer_sums.h"
+#include "vectors.h"
 
 enum { VERSION = 1, ARENA = 0, GIVEN = 1, FOUND = 2 };
-enum { CONV, ALONE, ADD, MEAN, POOL, COPY, FILL, QUANTIZE, DEQUANTIZE, TABLE, KINDS };
+enum { CONV, ALONE, ADD, MEAN, POOL, COPY, FILL, QUANTIZE, DEQUANTIZE, TABLE, CHAIN, REDUCE, PRODUCT_OF, KINDS };
 enum { SLACK = 64, MOST_SIZE = 1 << 28, AXES = 5 };
 
 typedef struct {
@@ -209,12 +210,46 @@ static void dequantize(const int64_t *n, const uint8_t *x, float *out) {
   for (int64_t i = 0; i < n[0]; i++) out[i] = (float)(x[i] - (int32_t)n[2]) * scale;
 }
 
+// n: entries, instructions, where these stand among the weights, entries of a row.
+static void chain(const Network *of, const int64_t *n, int64_t first, int64_t example, char *arena) {
+  const Instruction *code = (const Instruction *)(of->weights + n[2]);
+  Chain all = {.weights = of->weights, .inner = n[3]};
+  Instruction here[INSTRUCTIONS];
+  int64_t buffers = 0, unused;
+  for (int64_t i = 0; i < n[1]; i++) {  // buffers by their place in a list of few
+    Instruction *one = &here[i];
+    *one = code[i];
+    int32_t *named = one->what <= BYTES ? &one->a : one->what == STORE ? &one->b : one->what == GRID ? &one->to : NULL;
+    if (named == NULL) continue;
+    all.at[buffers] = address(of, *named, first, example, arena, &unused);
+    *named = (int32_t)buffers++;
+  }
+  for (int64_t at = 0; at < n[0]; at += BLOCK) run_block(here, n[1], &all, at, n[0] - at < BLOCK ? n[0] - at : BLOCK);
+}
+
+// n: sizes of batch, places of both and sum, two operands, then how sums leave: bits of a factor (0: as they are), zero
+// and ends of the grid, or floats.
+static void product_of_values(const int64_t *n, const char *x, const char *other, char *y, float *scratch) {
+  const Operand *a = (const Operand *)(n + 4), *b = (const Operand *)(n + 9);
+  int64_t count = n[0] * n[1] * n[2], wide = (n[2] + WIDE - 1) / WIDE * WIDE;
+  float *out = n[18] ? (float *)y : scratch + n[3] * (wide + ROWS_AT_ONCE);
+  multiplied_values(a, b, n[0], n[1], n[2], n[3], x, other, out, scratch);
+  if (n[14] == 0) return;
+  float factor = as_float(n[14]), low = n[16], high = n[17];
+  for (int64_t i = 0; i < count; i++) {
+    float real = out[i] * factor;
+    if (n[18]) ((float *)y)[i] = real;
+    else ((uint8_t *)y)[i] = on_grid(real == real ? real : 0.0f, low, high, (int)n[15]);
+  }
+}
+
 static void run_step(const Network *of, const Step *step, int64_t first, int64_t examples, char *arena, char *scratch) {
   const int64_t *n = step->n;
   const Geometry *g = (const Geometry *)n;
   int64_t x_step, y_step, other_step = 0;
   char *x = address(of, step->x, first, 0, arena, &x_step), *y = address(of, step->y, first, 0, arena, &y_step);
-  char *other = step->kind == ADD ? address(of, step->other, first, 0, arena, &other_step) : NULL;
+  int both = step->kind == ADD || step->kind == PRODUCT_OF;
+  char *other = both ? address(of, step->other, first, 0, arena, &other_step) : NULL;
   if (step->kind == CONV && g->oh == 1 && g->kh == 1 && !has_border(g) && g->ow < 4 && examples > 1) {
     int64_t size = g->is_float ? 4 : 1;
     for (int64_t j = 0; j < g->ow; j++)  // places of one kind in all examples
@@ -238,6 +273,9 @@ static void run_step(const Network *of, const Step *step, int64_t first, int64_t
       case TABLE:
         for (int64_t i = 0; i < n[0]; i++) uy[i] = (uint8_t)of->weights[n[1] + ux[i]];
         break;
+      case CHAIN: chain(of, n, first, e, arena); break;
+      case REDUCE: reduced((int)n[3], n[0], n[1], n[2], (float *)x, (float *)y); break;
+      case PRODUCT_OF: product_of_values(n, x, other, y, (float *)scratch); break;
     }
   }
 }
@@ -323,6 +361,41 @@ static int64_t reach(const int64_t *sizes, const int64_t *strides, int64_t begin
   return last + 1;
 }
 
+static int sound_chain(const Network *of, const int64_t *n) {
+  if (!small(n, 0, 2) || n[1] > INSTRUCTIONS || !small(n, 3, 4) || !has(of, n[2], n[1] * 16)) return 0;
+  const Instruction *code = (const Instruction *)(of->weights + n[2]);
+  int buffers = 0;
+  for (int64_t i = 0; i < n[1]; i++) {
+    const Instruction *one = &code[i];
+    if (one->what < 0 || one->what >= OPERATIONS) return 0;
+    int32_t named = one->what <= BYTES ? one->a : one->what == STORE ? one->b : one->what == GRID ? one->to : -1;
+    int registers[3] = {one->to, one->a, one->b};
+    if (one->what < PLUS) registers[1] = registers[2] = 0;
+    if (one->what == STORE || one->what == GRID) registers[1] = one->a, registers[0] = 0;
+    if (one->what >= NEGATIVE) registers[2] = 0;
+    for (int j = 0; j < 3; j++)
+      if (registers[j] < 0 || registers[j] >= REGISTERS_OF_BLOCKS) return 0;
+    if (one->what <= BYTES || one->what == STORE || one->what == GRID) {
+      if (++buffers > 32 || named < 0 || named >= of->head->buffers) return 0;
+      const Buffer *buffer = &of->buffers[named];
+      int64_t entries = one->what == ROWS ? (n[0] + n[3] - 1) / n[3] : n[0];
+      if (buffer->bytes < entries * (one->what == BYTES || one->what == GRID ? 1 : 4)) return 0;
+      if ((one->what == STORE || one->what == GRID) && buffer->place == GIVEN) return 0;
+    }
+    if (one->what == PERIODIC && (one->b < 1 || one->b > MOST_SIZE || !has(of, one->a, 4 * (int64_t)one->b))) return 0;
+    if (one->what == BYTES && (one->b < 0 || one->b > 255)) return 0;
+  }
+  return 1;
+}
+
+// How far an operand of a product reaches, in bytes; more than any buffer has where it cannot be meant.
+static int64_t of_operand(const Operand *of, int64_t batch, int64_t places, int64_t sums) {
+  int64_t sizes[AXES] = {1, 1, batch, places, sums}, steps[AXES] = {0, 0, of->batch_step, of->step, of->sum_step};
+  int64_t found = reach(sizes, steps, 0);
+  if (found < 1 || of->zero < 0 || of->zero > 255) return INT64_MAX;
+  return found * (of->is_bytes ? 1 : 4);
+}
+
 // Bytes that a step reads of one example and of another, and writes; whether it can be meant.
 static int sound_step(const Network *of, const Step *step, int64_t *x, int64_t *other, int64_t *y, int64_t *scratch) {
   const int64_t *n = step->n;
@@ -351,6 +424,21 @@ static int sound_step(const Network *of, const Step *step, int64_t *x, int64_t *
       *x = 4 * n[0], *y = n[0];
       return small(n, 0, 1) && within(n, 2, 3, 0, 255) && within(n, 3, 5, -255, 255);
     case DEQUANTIZE: *x = n[0], *y = 4 * n[0]; return small(n, 0, 1) && within(n, 2, 3, 0, 255);
+    case CHAIN: return sound_chain(of, n);
+    case REDUCE:
+      *x = SIZE(n[0], n[1], n[2], 4), *y = SIZE(n[0], n[2], 4);
+      return small(n, 0, 3) && within(n, 3, 4, 0, 2);
+    case PRODUCT_OF: {
+      if (!small(n, 0, 4) || !within(n, 15, 16, 0, 255) || !within(n, 16, 18, -255, 255)) return 0;
+      int64_t wide = (n[2] + WIDE - 1) / WIDE * WIDE, count = SIZE(n[0], n[1], n[2]);
+      *x = of_operand((const Operand *)(n + 4), n[0], n[1], n[3]);
+      *other = of_operand((const Operand *)(n + 9), n[0], n[2], n[3]);
+      *y = SIZE(n[0], n[1], n[2], n[18] ? 4 : 1);
+      *scratch = SIZE(n[3], wide + ROWS_AT_ONCE, 4);
+      if (*scratch > MOST_SIZE || count > MOST_SIZE) return 0;
+      *scratch += n[18] ? 0 : 4 * count;
+      return n[14] || n[18];
+    }
     case TABLE: *x = *y = n[0]; return small(n, 0, 1) && has(of, n[1], 256);
   }
   return 0;
@@ -432,9 +520,9 @@ XLA_FFI_Error *jaxlite_integers(XLA_FFI_CallFrame *frame) {
       frame->args.size != head->inputs + 1 || frame->rets.size != head->outputs)
     return fail(frame, "integers: other operands than the plan's");
   const XLA_FFI_Buffer *weights = frame->args.args[head->inputs], *first = frame->args.args[0];
+  of.weights = weights->data;
   if (weights->dtype != XLA_FFI_DataType_S8 || weights->rank != 1 || weights->dims[0] != head->weights || !sound(&of))
     return fail(frame, "integers: a plan that cannot be run");
-  of.weights = weights->data;
   of.batch = first->rank ? first->dims[0] : 0;
   if (of.batch == 0) return NULL;
   for (int64_t i = 0; i < head->buffers; i++) {

@@ -19,7 +19,18 @@ from jaxlite.cpu.kernels import compiler, ffi
 VERSION = 1
 TARGET = f'jaxlite_cpu_integers_{VERSION}'
 WIDE = 16  # sums that stand side by side: outputs are packed in blocks of so many
-KINDS = ('conv', 'alone', 'add', 'mean', 'pool', 'copy', 'fill', 'quantize', 'dequantize', 'table')
+KINDS = (
+  *('conv', 'alone', 'add', 'mean', 'pool', 'copy', 'fill', 'quantize', 'dequantize', 'table'),
+  *('chain', 'reduce', 'product'),
+)
+# What a chain does, in the numbering of `vectors.h`.
+INSTRUCTIONS = (
+  *('load', 'rows', 'bytes', 'constant', 'periodic', 'store', 'grid', 'add', 'sub', 'mul', 'div', 'max', 'min'),
+  *('neg', 'square', 'sqrt', 'rsqrt', 'exp', 'tanh', 'logistic', 'abs'),
+)
+REGISTERS = 16  # blocks that a chain holds at once
+LONGEST = 256  # instructions of a chain
+MOST_READ = 32  # buffers that a chain reads and writes
 _NUMBERS = 24  # that a step may have
 _ENTRIES = 256  # of a window of which each channel is summed alone
 
@@ -40,6 +51,7 @@ class Step(NamedTuple):
   other: int
   y: int
   numbers: Sequence[int]
+  more: Sequence[int] = ()  # buffers that a chain reads and writes
 
 
 def plan(
