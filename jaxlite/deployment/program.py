@@ -50,19 +50,9 @@ def traced(graph: Graph, inputs: Any) -> dict[str, jax.Array]:
     graph: any.
     inputs: as of the function that `program` gives.
   """
-  given = inputs if isinstance(inputs, Mapping) else {graph.inputs[0]: inputs}
-  if {*given} != {*graph.inputs}:
-    raise ValueError(f'this graph takes the inputs {", ".join(graph.inputs)}; got {", ".join(given)}')
-  values: dict[str, Any] = {}
-  for name in graph.inputs:
-    want = graph.values[name]
-    array = jnp.asarray(given[name], want.dtype)
-    if array.ndim != len(want.shape) or array.shape[1:] != want.shape[1:]:
-      raise ValueError(f'{name} is {want}; got an array of shape {list(array.shape)}')
-    values[name] = array
-  batch = values[graph.inputs[0]].shape[0]
-  if any(values[name].shape[0] != batch for name in graph.inputs):
-    raise ValueError(f'inputs have one batch size; got {[values[name].shape[0] for name in graph.inputs]}')
+  values: dict[str, Any] = checked(graph, inputs)
+  first, leads = graph.inputs[0], [graph.values[name].shape[0] for name in graph.inputs]
+  batch = values[first].shape[0] // (leads[0].times if isinstance(leads[0], Batch) else 1)
 
   for one in graph.operations:
     values.update(computed(graph, one, values, batch))
@@ -101,6 +91,29 @@ def _known(graph: Graph, name: str, one: Operation) -> np.ndarray:
   if name not in graph.constants:
     raise ValueError(f'weights, scales and biases are constants; {name}, which {one.outputs[0]} reads, is computed')
   return np.broadcast_to(graph.constants[name], sized(graph.values[name].shape, 1))
+
+
+def checked(graph: Graph, inputs: Any) -> dict[str, Any]:
+  """Returns the inputs of a graph by name, of its dtypes.
+
+  Raises:
+    ValueError: others than it takes.
+  """
+  given = inputs if isinstance(inputs, Mapping) else {graph.inputs[0]: inputs}
+  if {*given} != {*graph.inputs}:
+    raise ValueError(f'this graph takes the inputs {", ".join(graph.inputs)}; got {", ".join(given)}')
+  values: dict[str, Any] = {}
+  for name in graph.inputs:
+    want = graph.values[name]
+    array = jnp.asarray(given[name], want.dtype)
+    if array.ndim != len(want.shape) or array.shape[1:] != want.shape[1:]:
+      raise ValueError(f'{name} is {want}; got an array of shape {list(array.shape)}')
+    values[name] = array
+  leads = [(values[name].shape[0], graph.values[name].shape[0]) for name in graph.inputs]
+  batches = [size / lead.times if isinstance(lead, Batch) else size for size, lead in leads]
+  if len(set(batches)) > 1 or batches[0] != int(batches[0]):
+    raise ValueError(f'inputs have one batch size; got {[size for size, _ in leads]}')
+  return values
 
 
 def _at(value: Any, batch: Any) -> Any:

@@ -24,7 +24,7 @@ from jaxlite.host.files import is_safe, own_folder, read_file, scratch, user_cac
 from jaxlite.host.machine import abilities
 
 _HERE = Path(__file__).parent
-_FLAGS = ('-std=gnu11', '-O3', '-fPIC', '-shared', '-pthread')
+_FLAGS = ('-std=gnu11', '-O3', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared', '-pthread')
 _SECONDS = 60  # a compiler that takes longer is not waited for
 _FORGET = 24 * 3600  # seconds after which it is tried again: the machine may have been busy
 

@@ -34,6 +34,22 @@ static void helper(void *data) {
   leave(data);
 }
 
+static void forget(XLA_FFI_CallFrame *frame, XLA_FFI_Error *error) {
+  XLA_FFI_Error_Destroy_Args gone = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+  frame->api->XLA_FFI_Error_Destroy(&gone);
+}
+
+// Threads that XLA has for a call, at least one; without a frame the caller's alone.
+static int64_t threads(XLA_FFI_CallFrame *frame) {
+  int64_t found = 1;
+  if (frame == NULL) return 1;
+  XLA_FFI_ThreadPool_NumThreads_Args asked = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx,
+                                              &found};
+  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&asked);
+  if (error != NULL) forget(frame, error);
+  return error == NULL && found > 1 ? found : 1;
+}
+
 // Does all pieces, on as many of XLA's threads as are free: whatever no other thread has begun, the caller does.
 // Without a frame the caller does them all.
 static int share(XLA_FFI_CallFrame *frame, int count, int (*piece)(void *, int), void *data) {
@@ -41,24 +57,16 @@ static int share(XLA_FFI_CallFrame *frame, int count, int (*piece)(void *, int),
   if (job == NULL) return -1;
   *job = (Job){.piece = piece, .data = data, .count = count};
   atomic_store(&job->users, 1);
-  int64_t threads = 1;
+  int64_t all = threads(frame);
   XLA_FFI_Error *error = NULL;
-  if (frame != NULL) {
-    XLA_FFI_ThreadPool_NumThreads_Args asked = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx,
-                                                &threads};
-    error = frame->api->XLA_FFI_ThreadPool_NumThreads(&asked);
-  }
-  for (int i = 1; error == NULL && i < count && i < threads; i++) {
+  for (int i = 1; error == NULL && i < count && i < all; i++) {
     atomic_fetch_add(&job->users, 1);
     XLA_FFI_ThreadPool_Schedule_Args task = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, helper,
                                              job};
     error = frame->api->XLA_FFI_ThreadPool_Schedule(&task);
     if (error != NULL) leave(job);
   }
-  if (error != NULL) {  // no threads to share with
-    XLA_FFI_Error_Destroy_Args gone = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
-    frame->api->XLA_FFI_Error_Destroy(&gone);
-  }
+  if (error != NULL) forget(frame, error);  // no threads to share with
   work(job);
   for (int turn = 0; atomic_load(&job->done) < count; turn++) {
     if (turn > 1000) sched_yield();

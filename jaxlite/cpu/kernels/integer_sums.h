@@ -1,0 +1,220 @@
+// Sums of products of bytes, unsigned by signed, in 16 lanes of int32, and what leaves them. Exact: no form saturates.
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+enum { WIDE = 16 };  // sums side by side, whatever the processor's vectors are
+
+// The processor's vectors of sums, and of weights: four for each lane.
+#if defined(__AVX512F__)
+enum { PARTS = 1 };
+#elif defined(__AVX2__)
+enum { PARTS = 2 };
+#else
+enum { PARTS = 4 };
+#endif
+typedef int32_t Part __attribute__((vector_size(4 * WIDE / PARTS), aligned(4)));
+
+// Adds to each lane the products of four bytes, `x` from its lowest on, by the lane's four weights.
+static inline __attribute__((always_inline)) Part products(Part sum, int32_t x, Part w) {
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+  return (Part)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)w);
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+  return (Part)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(x), (__m256i)w);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  // `maddubs` saturates; bytes 0 and 2, then 1 and 3, as pairs of 16 bits do not.
+  __m256i even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8), odd = _mm256_srai_epi16((__m256i)w, 8);
+  sum += (Part)_mm256_madd_epi16(_mm256_set1_epi32(x & 0x00FF00FF), even);
+  return sum + (Part)_mm256_madd_epi16(_mm256_set1_epi32(x >> 8 & 0x00FF00FF), odd);
+#elif defined(__SSE2__) && !defined(__AVX512F__)
+  __m128i even = _mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8), odd = _mm_srai_epi16((__m128i)w, 8);
+  sum += (Part)_mm_madd_epi16(_mm_set1_epi32(x & 0x00FF00FF), even);
+  return sum + (Part)_mm_madd_epi16(_mm_set1_epi32(x >> 8 & 0x00FF00FF), odd);
+#else
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#error "the order of bytes in a lane is that of little-endian processors"
+#endif
+  sum += (w << 24 >> 24) * (x & 255) + (w << 16 >> 24) * (x >> 8 & 255);
+  return sum + (w << 8 >> 24) * (x >> 16 & 255) + (w >> 24) * (x >> 24 & 255);
+#endif
+}
+
+// What leaves sums: bytes on a grid, or floats.
+typedef struct {
+  const float *factor;  // of each output
+  float low, high;      // ends of the grid, counted from its zero
+  int zero, is_float;
+} Leave;
+
+// The nearest whole number of a value of small size, ties to even, whatever the compiler does with `rint`.
+static inline float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
+
+static inline uint8_t on_grid(float real, float low, float high, int zero) {
+  real = real > low ? real : low;  // before it is rounded: the ends are whole
+  real = real < high ? real : high;
+  return (uint8_t)((int)nearest(real) + zero);
+}
+
+// Lets the first `count` lanes of a sum leave to `out`.
+static inline __attribute__((always_inline)) void leaves(const Leave *of, const float *factor, const Part *sum, int count,
+                                                        char *out) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+  __mmask16 mask = (__mmask16)((1u << count) - 1);
+  __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps((__m512i)sum[0]), _mm512_loadu_ps(factor));
+  if (of->is_float) {
+    _mm512_mask_storeu_ps((float *)out, mask, real);
+    return;
+  }
+  real = _mm512_min_ps(_mm512_max_ps(real, _mm512_set1_ps(of->low)), _mm512_set1_ps(of->high));
+  __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(real), _mm512_set1_epi32(of->zero));
+  _mm512_mask_cvtepi32_storeu_epi8(out, mask, whole);
+#else
+  int32_t lane[WIDE];
+  for (int i = 0; i < PARTS; i++) *(Part *)(lane + i * WIDE / PARTS) = sum[i];
+  if (of->is_float) {
+    float real[WIDE];
+    for (int i = 0; i < WIDE; i++) real[i] = (float)lane[i] * factor[i];
+    memcpy(out, real, 4 * (size_t)count);
+    return;
+  }
+  uint8_t bytes[WIDE];
+#if defined(__SSE2__)
+  __m128i whole[4];
+  for (int i = 0; i < 4; i++) {
+    __m128 real = _mm_cvtepi32_ps(_mm_loadu_si128((const __m128i *)(lane + 4 * i)));
+    real = _mm_mul_ps(real, _mm_loadu_ps(factor + 4 * i));
+    real = _mm_min_ps(_mm_max_ps(real, _mm_set1_ps(of->low)), _mm_set1_ps(of->high));
+    whole[i] = _mm_add_epi32(_mm_cvtps_epi32(real), _mm_set1_epi32(of->zero));
+  }
+  __m128i low = _mm_packs_epi32(whole[0], whole[1]), high = _mm_packs_epi32(whole[2], whole[3]);
+  _mm_storeu_si128((__m128i *)bytes, _mm_packus_epi16(low, high));
+#else
+  for (int i = 0; i < WIDE; i++) bytes[i] = on_grid((float)lane[i] * factor[i], of->low, of->high, of->zero);
+#endif
+  memcpy(out, bytes, count);
+#endif
+}
+
+// Where a window's bytes lie, from its first on: runs, each padded with weights of 0 to a multiple of four.
+typedef struct {
+  int64_t count, fours;    // runs; groups of four bytes in each
+  int64_t inner;           // runs in a row of the window
+  int64_t row, next;       // bytes from one row of the window to the next, from one run to the next
+} Runs;
+
+// P places by V blocks of lanes.
+#define PRODUCT(P, V)                                                                                                \
+  static void product_##P##_##V(const uint8_t *x, int64_t step, const Runs *runs, const int8_t *w, int64_t apart,   \
+                                const int32_t *bias, const float *factor, const Leave *of, int64_t left, char *out, \
+                                int64_t out_step) {                                                                  \
+    enum { N = V * PARTS, EACH = WIDE / PARTS };                                                                     \
+    Part sum[P][N];                                                                                                  \
+    for (int n = 0; n < N; n++)                                                                                      \
+      for (int p = 0; p < P; p++) sum[p][n] = *(const Part *)(bias + n * EACH);                                      \
+    for (int64_t run = 0; run < runs->count; run++) {                                                                \
+      const uint8_t *at = x + run / runs->inner * runs->row + run % runs->inner * runs->next;                        \
+      for (int64_t four = 0; four < runs->fours; four++, w += 4 * WIDE, at += 4) {                                   \
+        Part by[N];                                                                                                  \
+        for (int n = 0; n < N; n++) by[n] = *(const Part *)(w + n / PARTS * apart + n % PARTS * 4 * EACH);           \
+        for (int p = 0; p < P; p++) {                                                                                \
+          int32_t bytes;                                                                                             \
+          memcpy(&bytes, at + p * step, 4);                                                                          \
+          for (int n = 0; n < N; n++) sum[p][n] = products(sum[p][n], bytes, by[n]);                                 \
+        }                                                                                                            \
+      }                                                                                                              \
+    }                                                                                                                \
+    int64_t size = of->is_float ? 4 : 1;                                                                             \
+    for (int p = 0; p < P; p++)                                                                                      \
+      for (int v = 0; v < V; v++) {                                                                                  \
+        int64_t lanes = left - v * WIDE < WIDE ? left - v * WIDE : WIDE;                                             \
+        leaves(of, factor + v * WIDE, sum[p] + v * PARTS, (int)lanes, out + p * out_step + v * WIDE * size);                   \
+      }                                                                                                              \
+  }
+
+// As many places and blocks at once as there are registers for their sums.
+#if defined(__AVX512F__)
+enum { WIDEST = 4, PLACES_1 = 12, PLACES_2 = 12, PLACES_4 = 6 };
+#elif defined(__AVX2__)
+enum { WIDEST = 1, PLACES_1 = 5, PLACES_2 = 1, PLACES_4 = 1 };
+#else
+enum { WIDEST = 1, PLACES_1 = 2, PLACES_2 = 1, PLACES_4 = 1 };
+#endif
+
+#define INTEGERS_UP_TO_6(DO, V) DO(1, V) DO(2, V) DO(3, V) DO(4, V) DO(5, V) DO(6, V)
+#define INTEGERS_UP_TO_12(DO, V) \
+  INTEGERS_UP_TO_6(DO, V) DO(7, V) DO(8, V) DO(9, V) DO(10, V) DO(11, V) DO(12, V)
+#define ALL_INTEGERS(DO) INTEGERS_UP_TO_12(DO, 1) INTEGERS_UP_TO_12(DO, 2) INTEGERS_UP_TO_6(DO, 4)
+ALL_INTEGERS(PRODUCT)
+
+typedef void (*Product)(const uint8_t *, int64_t, const Runs *, const int8_t *, int64_t, const int32_t *, const float *,
+                        const Leave *, int64_t, char *, int64_t);
+#define PRODUCT_NAME(P, V) [V][P] = product_##P##_##V,
+static const Product product[5][13] = {ALL_INTEGERS(PRODUCT_NAME)};
+
+// `places` places, `step` bytes apart, times all weights of a group: blocks of lanes after one another.
+static void multiplied(const uint8_t *x, int64_t step, int64_t places, const Runs *runs, const int8_t *w,
+                       const int32_t *bias, const Leave *of, int64_t outputs, char *out, int64_t out_step) {
+  int64_t apart = runs->count * runs->fours * 4 * WIDE, size = of->is_float ? 4 : 1;
+  for (int64_t o = 0, blocks; o < outputs; o += blocks * WIDE, w += blocks * apart) {
+    int64_t left = outputs - o;
+    blocks = left > 3 * WIDE ? 4 : left > WIDE ? 2 : 1;  // none is wasted
+    if (blocks > WIDEST) blocks = WIDEST;
+    int64_t most = blocks == 4 ? PLACES_4 : blocks == 2 ? PLACES_2 : PLACES_1, tiles = (places + most - 1) / most;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      int64_t p = tile * places / tiles, count = (tile + 1) * places / tiles - p;
+      product[blocks][count](x + p * step, step, runs, w, apart, bias + o, of->factor + o, of, left,
+                             out + p * out_step + o * size, out_step);
+    }
+  }
+}
+
+// Sums of a place of which every channel has weights of its own: [groups of four entries][channel][4].
+static inline void sums_alone(const uint8_t *x, const int64_t *entry, int64_t fours, const int8_t *w, int64_t lanes,
+                              const int32_t *bias, Part *sum) {
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+  static const uint8_t order[64] = {0,  16, 32, 48, 1,  17, 33, 49, 2,  18, 34, 50, 3,  19, 35, 51,
+                                    4,  20, 36, 52, 5,  21, 37, 53, 6,  22, 38, 54, 7,  23, 39, 55,
+                                    8,  24, 40, 56, 9,  25, 41, 57, 10, 26, 42, 58, 11, 27, 43, 59,
+                                    12, 28, 44, 60, 13, 29, 45, 61, 14, 30, 46, 62, 15, 31, 47, 63};
+  __m512i by_channel = _mm512_loadu_si512(order), all = _mm512_loadu_si512(bias);
+  for (int64_t four = 0; four < fours; four++, entry += 4, w += 4 * lanes) {
+    __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(x + entry[0])));
+    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const __m128i *)(x + entry[1])), 1);
+    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const __m128i *)(x + entry[2])), 2);
+    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const __m128i *)(x + entry[3])), 3);
+    all = _mm512_dpbusd_epi32(all, _mm512_permutexvar_epi8(by_channel, bytes), _mm512_loadu_si512(w));
+  }
+  sum[0] = (Part)all;
+#elif defined(__SSE2__)
+  const __m128i none = _mm_setzero_si128();
+  __m128i all[4];
+  for (int i = 0; i < 4; i++) all[i] = _mm_loadu_si128((const __m128i *)(bias + 4 * i));
+  for (int64_t four = 0; four < fours; four++, entry += 4, w += 4 * lanes) {
+    __m128i bytes[4], pairs[2][2];  // of entries 0 and 2, 1 and 3; of the first and the last eight channels
+    for (int e = 0; e < 4; e++) bytes[e] = _mm_loadu_si128((const __m128i *)(x + entry[e]));
+    for (int e = 0; e < 2; e++) {
+      pairs[e][0] = _mm_unpacklo_epi8(bytes[e], bytes[e + 2]);
+      pairs[e][1] = _mm_unpackhi_epi8(bytes[e], bytes[e + 2]);
+    }
+    for (int i = 0; i < 4; i++) {
+      __m128i by = _mm_loadu_si128((const __m128i *)(w + 16 * i)), a = pairs[0][i / 2], b = pairs[1][i / 2];
+      a = i % 2 ? _mm_unpackhi_epi8(a, none) : _mm_unpacklo_epi8(a, none);
+      b = i % 2 ? _mm_unpackhi_epi8(b, none) : _mm_unpacklo_epi8(b, none);
+      a = _mm_madd_epi16(a, _mm_srai_epi16(_mm_slli_epi16(by, 8), 8));
+      all[i] = _mm_add_epi32(all[i], _mm_add_epi32(a, _mm_madd_epi16(b, _mm_srai_epi16(by, 8))));
+    }
+  }
+  for (int i = 0; i < PARTS; i++) sum[i] = *(const Part *)((const char *)all + i * sizeof(Part));
+#else
+  int32_t lane[WIDE];
+  memcpy(lane, bias, sizeof(lane));
+  for (int64_t four = 0; four < fours; four++, entry += 4, w += 4 * lanes)
+    for (int e = 0; e < 4; e++)
+      for (int i = 0; i < WIDE; i++) lane[i] += (int32_t)x[entry[e] + i] * w[4 * i + e];
+  for (int i = 0; i < PARTS; i++) sum[i] = *(Part *)(lane + i * WIDE / PARTS);
+#endif
+}

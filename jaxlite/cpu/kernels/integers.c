@@ -1,0 +1,537 @@
+// A network of integers as one operation of an XLA program: a few examples at a time go through all layers, so that
+// what lies between layers stays in the processor's caches, and threads meet once.
+//
+// A plan says what is done: buffers, then steps (`integers.py` writes it). Bytes are unsigned here: what is stored as
+// int8, plus 128. Every step's reads and writes are checked against its buffers before the first is run.
+
+#include "threads.h"
+
+#include "integer_sums.h"
+#include "vectors.h"
+
+enum { VERSION = 1, ARENA = 0, GIVEN = 1, FOUND = 2 };
+enum { CONV, ALONE, ADD, MEAN, POOL, COPY, FILL, QUANTIZE, DEQUANTIZE, TABLE, CHAIN, REDUCE, PRODUCT_OF, KINDS };
+enum { SLACK = 64, MOST_SIZE = 1 << 28, AXES = 5 };
+
+typedef struct {
+  int64_t place, at, bytes;  // in the arena or of which operand; where in it; of one example
+} Buffer;
+
+typedef struct {
+  int64_t kind, x, other, y, n[24];  // buffers that are read and written; what else the kind needs
+} Step;
+
+typedef struct {
+  int64_t version, inputs, outputs, arena, weights, at_once, buffers, steps;
+} Head;
+
+typedef struct {
+  const Head *head;
+  const Buffer *buffers;
+  const Step *steps;
+  const char *given[8];
+  char *found[8];
+  const char *weights;
+  int64_t batch, scratch, each;  // examples in all; bytes beside the arena; examples that go through at once
+} Network;
+
+// A convolution over two axes, or a dense layer (whose places lie side by side in one row).
+typedef struct {
+  int64_t h, w, channels, kh, kw, sy, sx, dy, dx, top, left, oh, ow, outputs, groups, zero, weights, table, to_zero,
+      is_float, low, high;
+} Geometry;
+
+static char *address(const Network *of, int64_t buffer, int64_t first, int64_t example, char *arena, int64_t *step) {
+  const Buffer *one = &of->buffers[buffer];
+  if (one->place == ARENA) {
+    *step = of->head->arena;
+    return arena + example * of->head->arena + one->at;
+  }
+  *step = one->bytes;
+  char *base = one->place == GIVEN ? (char *)of->given[one->at] : of->found[one->at];
+  return base + (first + example) * one->bytes;
+}
+
+static float as_float(int64_t bits) {
+  int32_t low = (int32_t)bits;
+  float real;
+  memcpy(&real, &low, 4);
+  return real;
+}
+
+static Leave leaving(const Geometry *g, const float *factor) {
+  return (Leave){.factor = factor, .low = g->low, .high = g->high, .zero = (int)g->to_zero,
+                 .is_float = (int)g->is_float};
+}
+
+static int64_t padded_height(const Geometry *g) { return (g->oh - 1) * g->sy + (g->kh - 1) * g->dy + 1; }
+
+static int64_t padded_width(const Geometry *g) { return (g->ow - 1) * g->sx + (g->kw - 1) * g->dx + 1; }
+
+static int has_border(const Geometry *g) {
+  return g->top || g->left || padded_height(g) > g->h || padded_width(g) > g->w;
+}
+
+// The image with its border, whose bytes are the grid's zero.
+static const uint8_t *bordered(const Geometry *g, const uint8_t *x, uint8_t *to, int64_t *row) {
+  *row = g->w * g->channels;
+  if (!has_border(g)) return x;
+  int64_t high = padded_height(g), wide = padded_width(g), c = g->channels;
+  *row = wide * c;
+  for (int64_t i = 0; i < high; i++, to += wide * c) {
+    int64_t from = i - g->top, begin = g->left < wide ? g->left : wide;
+    if (from < 0 || from >= g->h) {
+      memset(to, (int)g->zero, wide * c);
+      continue;
+    }
+    int64_t copied = wide - begin < g->w ? wide - begin : g->w;
+    memset(to, (int)g->zero, begin * c);
+    memcpy(to + begin * c, x + from * g->w * c, copied * c);
+    memset(to + (begin + copied) * c, (int)g->zero, (wide - begin - copied) * c);
+  }
+  return to - high * wide * c;
+}
+
+static Runs runs_of(const Geometry *g, int64_t row) {
+  int64_t each = g->channels / g->groups;
+  if (g->groups == 1 && g->dx == 1)  // a row of the window is one run
+    return (Runs){.count = g->kh, .fours = (g->kw * each + 3) / 4, .inner = 1, .row = g->dy * row};
+  return (Runs){.count = g->kh * g->kw, .fours = (each + 3) / 4, .inner = g->kw, .row = g->dy * row,
+                .next = g->dx * g->channels};
+}
+
+static int64_t rounded(int64_t outputs) { return (outputs + WIDE - 1) / WIDE * WIDE; }
+
+static void conv(const Network *of, const Geometry *g, const uint8_t *x, char *out, int64_t places, int64_t step,
+                 int64_t out_step, uint8_t *scratch) {
+  int64_t row, each = g->outputs / g->groups, size = g->is_float ? 4 : 1;
+  const int32_t *bias = (const int32_t *)(of->weights + g->table);
+  const uint8_t *image = bordered(g, x, scratch, &row);
+  Runs runs = runs_of(g, row);
+  for (int64_t group = 0; group < g->groups; group++) {
+    Leave how = leaving(g, (const float *)(bias + g->groups * rounded(each)) + group * rounded(each));
+    const int8_t *w = (const int8_t *)of->weights + g->weights + group * rounded(each) * runs.count * runs.fours * 4;
+    for (int64_t i = 0; i < g->oh; i++)
+      multiplied(image + i * g->sy * row + group * (g->channels / g->groups), step, places, &runs, w,
+                 bias + group * rounded(each), &how, each, out + (i * g->ow * g->outputs + group * each) * size,
+                 out_step);
+  }
+}
+
+enum { ENTRIES = 1 << 8 };  // of a window of which every channel is summed alone
+
+// Each channel by weights of its own: [group of four entries][channel][entry].
+static void alone(const Network *of, const Geometry *g, const uint8_t *x, char *out, uint8_t *scratch) {
+  int64_t row, c = g->channels, lanes = rounded(c), size = g->is_float ? 4 : 1, fours = (g->kh * g->kw + 3) / 4;
+  const uint8_t *image = bordered(g, x, scratch, &row);
+  const int32_t *bias = (const int32_t *)(of->weights + g->table);
+  Leave how = leaving(g, (const float *)(bias + lanes));
+  int64_t entry[ENTRIES + 3] = {0};  // beyond the last: any place, by weights of 0
+  for (int64_t a = 0; a < g->kh; a++)
+    for (int64_t b = 0; b < g->kw; b++) entry[a * g->kw + b] = a * g->dy * row + b * g->dx * c;
+  for (int64_t i = 0; i < g->oh; i++)
+    for (int64_t j = 0; j < g->ow; j++, out += c * size)
+      for (int64_t k = 0; k < c; k += WIDE) {
+        const uint8_t *at = image + i * g->sy * row + j * g->sx * c + k;
+        const int8_t *w = (const int8_t *)of->weights + g->weights + 4 * k;
+        Part sum[PARTS];
+        sums_alone(at, entry, fours, w, lanes, bias + k, sum);
+        leaves(&how, how.factor + k, sum, (int)(c - k < WIDE ? c - k : WIDE), out + k * size);
+      }
+}
+
+static void add(const int64_t *n, const uint8_t *a, const uint8_t *b, uint8_t *out) {
+  int32_t za = (int32_t)n[1], zb = (int32_t)n[2], by_a = (int32_t)n[3], by_b = (int32_t)n[4];
+  float factor = as_float(n[5]), low = n[7], high = n[8];
+  int zero = (int)n[6];
+  for (int64_t i = 0; i < n[0]; i++) {
+    int32_t sum = (a[i] - za) * by_a + (b[i] - zb) * by_b;
+    out[i] = on_grid((float)sum * factor, low, high, zero);
+  }
+}
+
+// [outer, count, inner] -> [outer, inner]
+static void mean(const int64_t *n, const uint8_t *x, char *out, int32_t *sums) {
+  float factor = as_float(n[4]), low = n[6], high = n[7];
+  for (int64_t i = 0; i < n[0]; i++, x += n[1] * n[2], out += n[2] * (n[8] ? 4 : 1)) {
+    for (int64_t k = 0; k < n[2]; k++) sums[k] = (int32_t)(-n[3] * n[1]);
+    for (int64_t j = 0; j < n[1]; j++)
+      for (int64_t k = 0; k < n[2]; k++) sums[k] += x[j * n[2] + k];
+    for (int64_t k = 0; k < n[2]; k++) {
+      float real = (float)sums[k] * factor;
+      if (n[8]) memcpy(out + 4 * k, &real, 4);
+      else out[k] = (char)on_grid(real, low, high, (int)n[5]);
+    }
+  }
+}
+
+static void pool(const Geometry *g, const uint8_t *x, uint8_t *out) {
+  int64_t c = g->channels;
+  for (int64_t i = 0; i < g->oh; i++)
+    for (int64_t j = 0; j < g->ow; j++, out += c) {
+      memset(out, 0, c);
+      for (int64_t a = 0; a < g->kh; a++)
+        for (int64_t b = 0; b < g->kw; b++) {
+          int64_t y = i * g->sy + a - g->top, z = j * g->sx + b - g->left;
+          if (y < 0 || y >= g->h || z < 0 || z >= g->w) continue;
+          const uint8_t *from = x + (y * g->w + z) * c;
+          for (int64_t k = 0; k < c; k++) out[k] = out[k] > from[k] ? out[k] : from[k];
+        }
+    }
+}
+
+// n: five sizes, five strides of x, five of y (in elements), where each begins, bytes of an element.
+static void copy(const int64_t *n, const char *x, char *y) {
+  int64_t size = n[17];
+  x += n[15] * size, y += n[16] * size;
+  for (int64_t a = 0; a < n[0]; a++)
+    for (int64_t b = 0; b < n[1]; b++)
+      for (int64_t c = 0; c < n[2]; c++)
+        for (int64_t d = 0; d < n[3]; d++) {
+          const char *from = x + (a * n[5] + b * n[6] + c * n[7] + d * n[8]) * size;
+          char *to = y + (a * n[10] + b * n[11] + c * n[12] + d * n[13]) * size;
+          if (n[9] == 1 && n[14] == 1) memcpy(to, from, n[4] * size);
+          else
+            for (int64_t e = 0; e < n[4]; e++) memcpy(to + e * n[14] * size, from + e * n[9] * size, size);
+        }
+}
+
+static void quantize(const int64_t *n, const float *x, uint8_t *out) {
+  float inverse = as_float(n[1]), low = n[3], high = n[4];
+  int zero = (int)n[2];
+  for (int64_t i = 0; i < n[0]; i++) {
+    float real = x[i] * inverse;
+    out[i] = on_grid(real == real ? real : 0.0f, low, high, zero);
+  }
+}
+
+static void dequantize(const int64_t *n, const uint8_t *x, float *out) {
+  float scale = as_float(n[1]);
+  for (int64_t i = 0; i < n[0]; i++) out[i] = (float)(x[i] - (int32_t)n[2]) * scale;
+}
+
+// n: entries, instructions, where these stand among the weights, entries of a row.
+static void chain(const Network *of, const int64_t *n, int64_t first, int64_t example, char *arena) {
+  const Instruction *code = (const Instruction *)(of->weights + n[2]);
+  Chain all = {.weights = of->weights, .inner = n[3]};
+  Instruction here[INSTRUCTIONS];
+  int64_t buffers = 0, unused;
+  for (int64_t i = 0; i < n[1]; i++) {  // buffers by their place in a list of few
+    Instruction *one = &here[i];
+    *one = code[i];
+    int32_t *named = one->what <= BYTES ? &one->a : one->what == STORE ? &one->b : one->what == GRID ? &one->to : NULL;
+    if (named == NULL) continue;
+    all.at[buffers] = address(of, *named, first, example, arena, &unused);
+    *named = (int32_t)buffers++;
+  }
+  for (int64_t at = 0; at < n[0]; at += BLOCK) run_block(here, n[1], &all, at, n[0] - at < BLOCK ? n[0] - at : BLOCK);
+}
+
+// n: sizes of batch, places of both and sum, two operands, then how sums leave: bits of a factor (0: as they are), zero
+// and ends of the grid, or floats.
+static void product_of_values(const int64_t *n, const char *x, const char *other, char *y, float *scratch) {
+  const Operand *a = (const Operand *)(n + 4), *b = (const Operand *)(n + 9);
+  int64_t count = n[0] * n[1] * n[2], wide = (n[2] + WIDE - 1) / WIDE * WIDE;
+  float *out = n[18] ? (float *)y : scratch + n[3] * (wide + ROWS_AT_ONCE);
+  multiplied_values(a, b, n[0], n[1], n[2], n[3], x, other, out, scratch);
+  if (n[14] == 0) return;
+  float factor = as_float(n[14]), low = n[16], high = n[17];
+  for (int64_t i = 0; i < count; i++) {
+    float real = out[i] * factor;
+    if (n[18]) ((float *)y)[i] = real;
+    else ((uint8_t *)y)[i] = on_grid(real == real ? real : 0.0f, low, high, (int)n[15]);
+  }
+}
+
+static void run_step(const Network *of, const Step *step, int64_t first, int64_t examples, char *arena, char *scratch) {
+  const int64_t *n = step->n;
+  const Geometry *g = (const Geometry *)n;
+  int64_t x_step, y_step, other_step = 0;
+  char *x = address(of, step->x, first, 0, arena, &x_step), *y = address(of, step->y, first, 0, arena, &y_step);
+  int both = step->kind == ADD || step->kind == PRODUCT_OF;
+  char *other = both ? address(of, step->other, first, 0, arena, &other_step) : NULL;
+  if (step->kind == CONV && g->oh == 1 && g->kh == 1 && !has_border(g) && g->ow < 4 && examples > 1) {
+    int64_t size = g->is_float ? 4 : 1;
+    for (int64_t j = 0; j < g->ow; j++)  // places of one kind in all examples
+      conv(of, g, (uint8_t *)x + j * g->sx * g->channels, y + j * g->outputs * size, examples, x_step, y_step, NULL);
+    return;
+  }
+  for (int64_t e = 0; e < examples; e++, x += x_step, y += y_step, other += other_step) {
+    uint8_t *ux = (uint8_t *)x, *uy = (uint8_t *)y;
+    switch (step->kind) {
+      case CONV:
+        conv(of, g, ux, y, g->ow, g->sx * g->channels, g->outputs * (g->is_float ? 4 : 1), (uint8_t *)scratch);
+        break;
+      case ALONE: alone(of, g, ux, y, (uint8_t *)scratch); break;
+      case ADD: add(n, ux, (uint8_t *)other, uy); break;
+      case MEAN: mean(n, ux, y, (int32_t *)scratch); break;
+      case POOL: pool(g, ux, uy); break;
+      case COPY: copy(n, x, y); break;
+      case FILL: memset(y, (int)n[1], n[0]); break;
+      case QUANTIZE: quantize(n, (float *)x, uy); break;
+      case DEQUANTIZE: dequantize(n, ux, (float *)y); break;
+      case TABLE:
+        for (int64_t i = 0; i < n[0]; i++) uy[i] = (uint8_t)of->weights[n[1] + ux[i]];
+        break;
+      case CHAIN: chain(of, n, first, e, arena); break;
+      case REDUCE: reduced((int)n[3], n[0], n[1], n[2], (float *)x, (float *)y); break;
+      case PRODUCT_OF: product_of_values(n, x, other, y, (float *)scratch); break;
+    }
+  }
+}
+
+static __thread char *kept;
+static __thread int64_t kept_bytes;
+
+static int piece(void *data, int index) {
+  const Network *of = data;
+  int64_t each = of->each, first = index * each;
+  int64_t examples = of->batch - first < each ? of->batch - first : each;
+  int64_t bytes = of->head->arena * each + of->scratch + 2 * SLACK;
+  if (kept_bytes < bytes) {
+    free(kept);
+    kept = room(bytes);
+    kept_bytes = kept == NULL ? 0 : bytes;
+    if (kept == NULL) return -1;
+    memset(kept, 0, bytes);
+  }
+  char *scratch = kept + (of->head->arena * each + SLACK + 63) / 64 * 64;
+  for (int64_t i = 0; i < of->head->steps; i++) run_step(of, &of->steps[i], first, examples, kept, scratch);
+  return 0;
+}
+
+// --- whether a plan can be meant ------------------------------------------------------------------------------------
+
+static int small(const int64_t *n, int from, int to) {  // sizes: from 1 on
+  for (int i = from; i < to; i++)
+    if (n[i] < 1 || n[i] > MOST_SIZE) return 0;
+  return 1;
+}
+
+static int within(const int64_t *n, int from, int to, int64_t low, int64_t high) {
+  for (int i = from; i < to; i++)
+    if (n[i] < low || n[i] > high) return 0;
+  return 1;
+}
+
+// The product of some sizes of at most MOST_SIZE; more than any buffer has where it is too large.
+static int64_t product_of(int count, const int64_t *sizes) {
+  int64_t all = 1;
+  for (int i = 0; i < count; i++)
+    if (__builtin_mul_overflow(all, sizes[i], &all)) return INT64_MAX;
+  return all;
+}
+
+#define SIZE(...) product_of(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), (int64_t[]){__VA_ARGS__})
+
+static int has(const Network *of, int64_t at, int64_t bytes) {
+  return at >= 0 && at % 4 == 0 && bytes <= of->head->weights && at <= of->head->weights - bytes;
+}
+
+static int sound_geometry(const Network *of, const Geometry *g, int64_t kind, int64_t *x, int64_t *y,
+                          int64_t *scratch) {
+  const int64_t *n = (const int64_t *)g;
+  if (!small(n, 0, 9) || !within(n, 9, 11, 0, MOST_SIZE) || !small(n, 11, 15)) return 0;
+  if (g->top >= g->kh * g->dy || g->left >= g->kw * g->dx) return 0;
+  *x = SIZE(g->h, g->w, g->channels);
+  *y = SIZE(g->oh, g->ow, g->outputs, g->is_float && kind != POOL ? 4 : 1);
+  int64_t high = padded_height(g), wide = padded_width(g);
+  if (high > MOST_SIZE || wide > MOST_SIZE) return 0;
+  if (kind == POOL) return g->outputs == g->channels;
+  if (g->channels % g->groups || g->outputs % g->groups) return 0;
+  if (kind == ALONE && (g->groups != g->channels || g->outputs != g->channels || g->kh * g->kw > ENTRIES)) return 0;
+  if (!within(n, 15, 16, 0, 255) || !within(n, 18, 19, 0, 255) || !within(n, 20, 22, -255, 255)) return 0;
+  *scratch = SIZE(high, wide, g->channels);
+  if (*scratch > MOST_SIZE) return 0;
+  int64_t each = kind == ALONE ? 1 : g->groups, lanes = rounded(kind == ALONE ? g->channels : g->outputs / g->groups);
+  Runs runs = runs_of(g, 1);
+  int64_t bytes = kind == ALONE ? SIZE((g->kh * g->kw + 3) / 4, lanes, 4) : SIZE(each, lanes, runs.count, runs.fours, 4);
+  return bytes <= of->head->weights && has(of, g->weights, bytes) && has(of, g->table, SIZE(each, lanes, 8));
+}
+
+// How many elements a copy touches, from the first it may on; -1 where it begins before.
+static int64_t reach(const int64_t *sizes, const int64_t *strides, int64_t begin) {
+  if (begin < 0 || begin > MOST_SIZE) return -1;
+  int64_t last = begin;
+  for (int i = 0; i < AXES; i++) {
+    if (strides[i] < 0 || strides[i] > MOST_SIZE) return -1;
+    last += (sizes[i] - 1) * strides[i];
+    if (last > MOST_SIZE) return -1;
+  }
+  return last + 1;
+}
+
+static int sound_chain(const Network *of, const int64_t *n) {
+  if (!small(n, 0, 2) || n[1] > INSTRUCTIONS || !small(n, 3, 4) || !has(of, n[2], n[1] * 16)) return 0;
+  const Instruction *code = (const Instruction *)(of->weights + n[2]);
+  int buffers = 0;
+  for (int64_t i = 0; i < n[1]; i++) {
+    const Instruction *one = &code[i];
+    if (one->what < 0 || one->what >= OPERATIONS) return 0;
+    int32_t named = one->what <= BYTES ? one->a : one->what == STORE ? one->b : one->what == GRID ? one->to : -1;
+    int registers[3] = {one->to, one->a, one->b};
+    if (one->what < PLUS) registers[1] = registers[2] = 0;
+    if (one->what == STORE || one->what == GRID) registers[1] = one->a, registers[0] = 0;
+    if (one->what >= NEGATIVE) registers[2] = 0;
+    for (int j = 0; j < 3; j++)
+      if (registers[j] < 0 || registers[j] >= REGISTERS_OF_BLOCKS) return 0;
+    if (one->what <= BYTES || one->what == STORE || one->what == GRID) {
+      if (++buffers > 32 || named < 0 || named >= of->head->buffers) return 0;
+      const Buffer *buffer = &of->buffers[named];
+      int64_t entries = one->what == ROWS ? (n[0] + n[3] - 1) / n[3] : n[0];
+      if (buffer->bytes < entries * (one->what == BYTES || one->what == GRID ? 1 : 4)) return 0;
+      if ((one->what == STORE || one->what == GRID) && buffer->place == GIVEN) return 0;
+    }
+    if (one->what == PERIODIC && (one->b < 1 || one->b > MOST_SIZE || !has(of, one->a, 4 * (int64_t)one->b))) return 0;
+    if (one->what == BYTES && (one->b < 0 || one->b > 255)) return 0;
+  }
+  return 1;
+}
+
+// How far an operand of a product reaches, in bytes; more than any buffer has where it cannot be meant.
+static int64_t of_operand(const Operand *of, int64_t batch, int64_t places, int64_t sums) {
+  int64_t sizes[AXES] = {1, 1, batch, places, sums}, steps[AXES] = {0, 0, of->batch_step, of->step, of->sum_step};
+  int64_t found = reach(sizes, steps, 0);
+  if (found < 1 || of->zero < 0 || of->zero > 255) return INT64_MAX;
+  return found * (of->is_bytes ? 1 : 4);
+}
+
+// Bytes that a step reads of one example and of another, and writes; whether it can be meant.
+static int sound_step(const Network *of, const Step *step, int64_t *x, int64_t *other, int64_t *y, int64_t *scratch) {
+  const int64_t *n = step->n;
+  *other = *scratch = *x = *y = 0;
+  switch (step->kind) {
+    case CONV:
+    case ALONE:
+    case POOL: return sound_geometry(of, (const Geometry *)n, step->kind, x, y, scratch);
+    case ADD:
+      *x = *other = *y = n[0];
+      return small(n, 0, 1) && within(n, 1, 3, 0, 255) && within(n, 3, 5, 0, 1 << 20) && within(n, 6, 7, 0, 255) &&
+             within(n, 7, 9, -255, 255);
+    case MEAN:
+      if (!small(n, 0, 3) || !within(n, 3, 4, 0, 255) || !within(n, 5, 6, 0, 255) || !within(n, 6, 8, -255, 255))
+        return 0;
+      *x = SIZE(n[0], n[1], n[2]), *y = SIZE(n[0], n[2], n[8] ? 4 : 1), *scratch = 4 * n[2];
+      return n[1] < 1 << 22;
+    case COPY: {
+      if (!small(n, 0, AXES) || (n[17] != 1 && n[17] != 4)) return 0;
+      int64_t read = reach(n, n + 5, n[15]), written = reach(n, n + 10, n[16]);
+      *x = read * n[17], *y = written * n[17];
+      return read > 0 && written > 0;
+    }
+    case FILL: *y = n[0]; return small(n, 0, 1) && within(n, 1, 2, 0, 255);
+    case QUANTIZE:
+      *x = 4 * n[0], *y = n[0];
+      return small(n, 0, 1) && within(n, 2, 3, 0, 255) && within(n, 3, 5, -255, 255);
+    case DEQUANTIZE: *x = n[0], *y = 4 * n[0]; return small(n, 0, 1) && within(n, 2, 3, 0, 255);
+    case CHAIN: return sound_chain(of, n);
+    case REDUCE:
+      *x = SIZE(n[0], n[1], n[2], 4), *y = SIZE(n[0], n[2], 4);
+      return small(n, 0, 3) && within(n, 3, 4, 0, 2);
+    case PRODUCT_OF: {
+      if (!small(n, 0, 4) || !within(n, 15, 16, 0, 255) || !within(n, 16, 18, -255, 255)) return 0;
+      int64_t wide = (n[2] + WIDE - 1) / WIDE * WIDE, count = SIZE(n[0], n[1], n[2]);
+      *x = of_operand((const Operand *)(n + 4), n[0], n[1], n[3]);
+      *other = of_operand((const Operand *)(n + 9), n[0], n[2], n[3]);
+      *y = SIZE(n[0], n[1], n[2], n[18] ? 4 : 1);
+      *scratch = SIZE(n[3], wide + ROWS_AT_ONCE, 4);
+      if (*scratch > MOST_SIZE || count > MOST_SIZE) return 0;
+      *scratch += n[18] ? 0 : 4 * count;
+      return n[14] || n[18];
+    }
+    case TABLE: *x = *y = n[0]; return small(n, 0, 1) && has(of, n[1], 256);
+  }
+  return 0;
+}
+
+static int sound(Network *of) {
+  const Head *head = of->head;
+  if (!within(&head->inputs, 0, 2, 1, 8) || !within(&head->arena, 0, 2, 0, MOST_SIZE)) return 0;
+  if (!within(&head->at_once, 0, 3, 1, 1 << 20) || head->arena % 64) return 0;
+  for (int64_t i = 0; i < head->buffers; i++) {
+    const Buffer *one = &of->buffers[i];
+    if (one->place < ARENA || one->place > FOUND || one->bytes < 1 || one->bytes > MOST_SIZE || one->at < 0) return 0;
+    if (one->place == ARENA && (one->at % 4 || one->at > head->arena || one->bytes > head->arena - one->at)) return 0;
+    if (one->place == GIVEN && one->at >= head->inputs) return 0;
+    if (one->place == FOUND && one->at >= head->outputs) return 0;
+  }
+  for (int64_t i = 0; i < head->steps; i++) {
+    const Step *step = &of->steps[i];
+    int64_t x, other, y, scratch;
+    if (!within(&step->x, 0, 3, 0, head->buffers - 1)) return 0;
+    if (!sound_step(of, step, &x, &other, &y, &scratch)) return 0;
+    const Buffer *from = &of->buffers[step->x], *to = &of->buffers[step->y];
+    if (x > from->bytes || other > of->buffers[step->other].bytes || y > to->bytes) return 0;
+    int padded = step->kind == CONV || step->kind == ALONE;  // reads a few bytes beside: of the arena alone
+    if (to->place == GIVEN || (padded && from->place != ARENA)) return 0;
+    if (scratch > of->scratch) of->scratch = scratch;
+  }
+  return 1;
+}
+
+// The plan's parts in `words` numbers; 0 where they are not as many as it says.
+static int parted(Network *of, const int64_t *plan, int64_t words) {
+  int64_t head = sizeof(Head) / 8, buffer = sizeof(Buffer) / 8, step = sizeof(Step) / 8;
+  of->head = (const Head *)plan;
+  if (words < head || of->head->version != VERSION) return 0;
+  if (!within(&of->head->buffers, 0, 2, 1, 1 << 20)) return 0;
+  if (words != head + of->head->buffers * buffer + of->head->steps * step) return 0;
+  of->buffers = (const Buffer *)(plan + head);
+  of->steps = (const Step *)(plan + head + of->head->buffers * buffer);
+  return 1;
+}
+
+// More examples at once read the weights less often, fewer leave every thread something to do.
+static int run_network(Network *of, XLA_FFI_CallFrame *frame) {
+  int64_t most = (of->batch + 2 * threads(frame) - 1) / (2 * threads(frame));
+  of->each = of->head->at_once < most ? of->head->at_once : most;
+  return of->batch ? share(frame, (int)((of->batch + of->each - 1) / of->each), piece, of) : 0;
+}
+
+// Runs a plan on the caller's thread alone: 0 where all went well, 1 where the plan cannot be meant, -1 without memory.
+int jaxlite_network(const int64_t *plan, int64_t words, int64_t batch, const char *weights, const char **given,
+                    char **found) {
+  Network of = {.weights = weights, .batch = batch};
+  if (!parted(&of, plan, words) || !sound(&of)) return 1;
+  for (int64_t i = 0; i < of.head->inputs; i++) of.given[i] = given[i];
+  for (int64_t i = 0; i < of.head->outputs; i++) of.found[i] = found[i];
+  return run_network(&of, NULL);
+}
+
+// Bytes of an array whose first axis is the batch, of one example; -1 where it is none of the batch or of no such kind.
+static int64_t of_example(const XLA_FFI_Buffer *one, int64_t batch) {
+  int64_t bytes = one->dtype == XLA_FFI_DataType_F32 ? 4 : one->dtype == XLA_FFI_DataType_S8 ? 1 : -1;
+  if (bytes < 0 || one->rank < 1 || batch < 1 || one->dims[0] % batch) return -1;
+  for (int64_t axis = 0; axis < one->rank; axis++)
+    if (__builtin_mul_overflow(bytes, axis ? one->dims[axis] : one->dims[0] / batch, &bytes)) return -1;
+  return bytes;
+}
+
+XLA_FFI_Error *jaxlite_integers(XLA_FFI_CallFrame *frame) {
+  if (only_asks(frame)) return NULL;
+  Network of = {0};
+  if (frame->attrs.size != 1 || frame->attrs.types[0] != XLA_FFI_AttrType_ARRAY)
+    return fail(frame, "integers: no plan");
+  const XLA_FFI_Array *plan = frame->attrs.attrs[0];
+  if (plan->dtype != XLA_FFI_DataType_S64 || !parted(&of, plan->data, plan->size))
+    return fail(frame, "integers: this program was compiled for another version");
+  const Head *head = of.head;
+  if (head->inputs < 1 || head->inputs > 8 || head->outputs < 1 || head->outputs > 8 ||
+      frame->args.size != head->inputs + 1 || frame->rets.size != head->outputs)
+    return fail(frame, "integers: other operands than the plan's");
+  const XLA_FFI_Buffer *weights = frame->args.args[head->inputs], *first = frame->args.args[0];
+  of.weights = weights->data;
+  if (weights->dtype != XLA_FFI_DataType_S8 || weights->rank != 1 || weights->dims[0] != head->weights || !sound(&of))
+    return fail(frame, "integers: a plan that cannot be run");
+  of.batch = first->rank ? first->dims[0] : 0;
+  if (of.batch == 0) return NULL;
+  for (int64_t i = 0; i < head->buffers; i++) {
+    const Buffer *one = &of.buffers[i];
+    if (one->place == ARENA) continue;
+    const XLA_FFI_Buffer *array = one->place == GIVEN ? frame->args.args[one->at] : frame->rets.rets[one->at];
+    if (of_example(array, of.batch) != one->bytes) return fail(frame, "integers: operands of other sizes");
+  }
+  for (int64_t i = 0; i < head->inputs; i++) of.given[i] = argument(frame, (int)i);
+  for (int64_t i = 0; i < head->outputs; i++) of.found[i] = ((XLA_FFI_Buffer *)frame->rets.rets[i])->data;
+  return run_network(&of, frame) ? fail(frame, "integers: no memory for a network") : NULL;
+}
