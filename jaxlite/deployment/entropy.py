@@ -23,6 +23,7 @@ from jaxlite.deployment.entropy_numpy import DENSITIES, INPUTS, LANES, SHARED, t
 
 _RATE = 10  # of a mixer: the higher, the slower it learns
 BYTES, NUMBERS, NONZERO = 0, 1, 2  # what symbols are
+PLACES = 4096  # that a symbol may stand at, twice
 
 
 class Spent(Exception):  # noqa: N818  (whoever calls says what it means)
@@ -63,7 +64,7 @@ def zeros_model() -> Model:
 def symbols_model() -> Model:
   weights = np.zeros((51, INPUTS), np.int64)
   weights[:50, :7] = 10000 << 8
-  return Model(np.zeros((SHARED, 2), np.uint16), weights)
+  return Model(np.zeros((SHARED + 2 * PLACES * 16, 2), np.uint16), weights)
 
 
 def encoder(size: int) -> Coder:
@@ -122,7 +123,7 @@ def zeros(c: Coder, flags: np.ndarray, model: Model, lanes: int, near: int, far:
     c: the stream.
     flags: uint8[rows, columns] of 0 and 1; written where the stream is read.
     model: of `zeros_model`; learns.
-    lanes: rows that run side by side, each a column behind the one above it, so that all above and to the left is known.
+    lanes: rows that run side by side, each a column behind the one above it: all above and to the left is known.
     near, far: how many rows above those stand that are most alike.
     units: int64[rows], 0 .. 15: what is known of each row from the layer before.
 
@@ -171,7 +172,7 @@ def symbols(
     model: of `symbols_model`; learns.
     lanes: see above.
     what: BYTES, NUMBERS below 2^32 in size, or such that are NONZERO.
-    narrow: int64[2, n], what is known of each, for few bits: its row and its column, say; counted from 0.
+    narrow: int64[2, n], what is known of each, for few bits: its row and its column, say; below PLACES.
     wide: int64[2, n], what is known of each for all bits, below 64.
     before: int64[2, n]: places of values that may tell, or -1; those not known yet tell nothing.
 
@@ -181,24 +182,22 @@ def symbols(
   first, second = narrow
   firsts = int(first.max(initial=-1)) + 1
   narrow = np.stack([first, firsts + second])  # no cell counts a bit twice
-  narrows = int(narrow.max(initial=-1)) + 1
-  counts = np.concatenate([model.counts, np.zeros((narrows * 16, 2), np.uint16)])
+  model.counts[SHARED : SHARED + 16 * (int(narrow.max(initial=-1)) + 1)] = 0  # other places than the last time
   native = _native()
   known = [np.ascontiguousarray(one, np.int64) for one in (narrow, wide, before)]
   if native is None:
-    fine = entropy_numpy.symbols(c, values, lanes, what, *known, counts.reshape(-1), model.weights, _RATE)
+    fine = entropy_numpy.symbols(c, values, lanes, what, *known, model.counts.reshape(-1), model.weights, _RATE)
   else:
     numbers = (len(values), lanes, what)
     fine = not native.entropy_symbols(
       ctypes.byref(c),
       _at(values),
       *map(ctypes.c_int64, numbers),
-      *map(_at, (*known, counts, model.weights)),
+      *map(_at, (*known, model.counts, model.weights)),
       ctypes.c_int64(_RATE),
     )
   if not fine:
     raise Spent
-  model.counts[:] = counts[:SHARED]
 
 
 def lanes_for(steps: int) -> int:
@@ -207,7 +206,7 @@ def lanes_for(steps: int) -> int:
   >>> lanes_for(100), lanes_for(266_200)
   (1, 64)
   """
-  return max(1, min(LANES, steps >> 11))
+  return max(1, min(LANES, steps >> 8))
 
 
 def _at(array: np.ndarray) -> Any:

@@ -193,9 +193,7 @@ def symbols(
   return True
 
 
-def _walk(
-  c: Any, learner: _Learner, values: np.ndarray | None, contexts: np.ndarray, whole: int
-) -> np.ndarray | None:
+def _walk(c: Any, learner: _Learner, values: np.ndarray | None, contexts: np.ndarray, whole: int) -> np.ndarray | None:
   """All lanes from the root of their trees to a leaf; None where no number lies."""
   lanes = contexts.shape[1]
   size, sign = np.zeros(lanes, np.int64), np.ones(lanes, np.int64)
