@@ -10,6 +10,7 @@ limit is an `Unreadable`, a ValueError, in one line.
 
 from __future__ import annotations
 
+import functools
 import lzma
 import os
 import zlib
@@ -20,6 +21,7 @@ import numpy as np
 
 from jaxlite.deployment import entropy, packed_arrays, packed_graph, reference
 from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.packed_primer import PRIMER
 from jaxlite.deployment.packed_values import Models
 from jaxlite.deployment.packed_words import Reader, Unreadable, Writer
 from jaxlite.host.files import expanded, whole_file
@@ -194,16 +196,25 @@ def _packed_words(spelled: bytes) -> bytes:
   if len(spelled) > _LONGEST:
     return lzma.compress(spelled, lzma.FORMAT_RAW, filters=_FILTERS)
   c = entropy.encoder(2 * len(spelled) + 64)
-  _letters(c, np.frombuffer(spelled, np.uint8).astype(np.int64))
+  _letters(c, np.frombuffer(spelled, np.uint8).astype(np.int64), _primer().copy())
   return entropy.finish(c)
 
 
-def _letters(c: entropy.Coder, values: np.ndarray) -> None:
+@functools.cache
+def _primer() -> entropy.Model:
+  """A model that has seen words before."""
+  model = entropy.symbols_model()
+  words = np.frombuffer(PRIMER, np.uint8).astype(np.int64)
+  _letters(entropy.encoder(2 * len(words)), words, model)
+  return model
+
+
+def _letters(c: entropy.Coder, values: np.ndarray, model: entropy.Model) -> None:
   """Each byte after the two before it."""
   places = np.arange(len(values))
   before = np.stack([places - 1, np.where(places > 1, places - 2, -1)])
   nothing = np.zeros((2, len(values)), np.int64)
-  entropy.symbols(c, values, entropy.symbols_model(), 1, entropy.BYTES, nothing, nothing, before)
+  entropy.symbols(c, values, model, 1, entropy.BYTES, nothing, nothing, before)
 
 
 def _unpacked(data: bytes, limit: int) -> Unpacked:
@@ -216,7 +227,8 @@ def _unpacked(data: bytes, limit: int) -> Unpacked:
   if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], 'little'):
     raise Unreadable('it is damaged or cut short (its checksum is another)')
   head = Reader(data[4:-4])
-  spelled, told, stream = (head.number(most) for most in (limit // _EACH_WORD, len(data), len(data)))
+  spelled, told, stream = head.number(), head.number(len(data)), head.number(len(data))
+  _check_need(spelled * _EACH_WORD, limit)
   words = Reader(_spelled(head.take(told), spelled))
   coder, plain = entropy.decoder(head.take(stream)), Reader(head.take(len(head.data) - head.at))
   plan = packed_graph.read_graph(words)
@@ -225,8 +237,7 @@ def _unpacked(data: bytes, limit: int) -> Unpacked:
   if not isinstance(about, dict) or words.at != len(words.data):
     raise Unreadable('its words do not end where they should')
   need = sum(one.bytes for one in all_told) + _EACH * max((one.size for one in all_told), default=0)
-  if need > limit:
-    raise Unreadable(f'reading it may take {need} bytes of memory, more than limit={limit}')
+  _check_need(need, limit)
   source = packed_arrays.Input(coder, plain, Models())
   near, kept, constants = packed_graph.neighbors(plan.graph), {}, {}
   for (name, _, _), one in zip(plan.arrays, all_told, strict=True):
@@ -236,6 +247,11 @@ def _unpacked(data: bytes, limit: int) -> Unpacked:
   if plain.at != len(plain.data):
     raise Unreadable('it goes on where it should end')
   return Unpacked(plan.graph._replace(constants=constants), about)
+
+
+def _check_need(need: int, limit: int) -> None:
+  if need > limit:
+    raise Unreadable(f'reading it may take {min(need, 1 << 62)} bytes of memory, more than limit={limit}')
 
 
 def _spelled(told: bytes, size: int) -> bytes:
@@ -249,7 +265,7 @@ def _spelled(told: bytes, size: int) -> bytes:
     return found
   values = np.zeros(size, np.int64)
   try:
-    _letters(entropy.decoder(told), values)
+    _letters(entropy.decoder(told), values, _primer().copy())
   except entropy.Spent:
     raise Unreadable('its words are damaged') from None
   return values.astype(np.uint8).tobytes()

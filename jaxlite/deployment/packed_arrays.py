@@ -264,8 +264,8 @@ def _decoded(source: Input, told: Told, place: Place) -> np.ndarray:
       numbers += told.middle
       if not ((numbers >= 0) & (numbers < told.entries)).all():
         raise Unreadable('an array in it has values that its codebook lacks')
-      matrix = np.frombuffer(book, dtype)[numbers]
-    return np.ascontiguousarray(_array(matrix, told.shape, place))
+      matrix = np.frombuffer(book, f'<u{width}')[numbers]
+    return _placed(matrix, told, place)
   matrix = np.zeros((rows, columns), f'<u{width}')
   if told.near:
     flags = np.zeros((rows, columns), np.uint8)
@@ -275,9 +275,15 @@ def _decoded(source: Input, told: Told, place: Place) -> np.ndarray:
     matrix[flags != 0] = values[0]
   else:
     packed_values.planes(stream, models, matrix, width, dtype.kind not in 'iub', told.bare, source.plain)
-  if dtype.kind == 'c':
-    return matrix.view(dtype).reshape(told.shape)
-  return np.ascontiguousarray(_array(matrix.view(dtype), told.shape, place))
+  return _placed(matrix, told, place)
+
+
+def _placed(matrix: np.ndarray, told: Told, place: Place) -> np.ndarray:
+  """The array of a matrix of values or of their bits."""
+  values = matrix.view(told.dtype)
+  return (
+    values.reshape(told.shape) if told.dtype.kind == 'c' else np.ascontiguousarray(_array(values, told.shape, place))
+  )
 
 
 def _how(told: Told, place: Place) -> packed_values.How:

@@ -32,7 +32,8 @@ _TEXT_OF_WORDS = """
 VOCABULARY = tuple(_TEXT_OF_WORDS.split())
 _WORDS = {word: index for index, word in enumerate(VOCABULARY)}
 _DEEPEST = 32
-_NONE, _FALSE, _TRUE, _INT, _FLOAT32, _FLOAT64, _TEXT, _TUPLE, _LIST, _DICT, _BATCH, _BYTES = range(12)
+_RECENT = 64  # different floats that are remembered
+_NONE, _FALSE, _TRUE, _INT, _FLOAT32, _FLOAT64, _TEXT, _TUPLE, _LIST, _DICT, _BATCH, _BYTES, _AGAIN = range(13)
 _FIRST, _LOWEST = 16, -48  # the first tag that is itself a number, and which
 
 
@@ -45,6 +46,7 @@ class Writer:
 
   def __init__(self) -> None:
     self.data = bytearray()
+    self.floats: list[bytes] = []  # each once, as it came
 
   def number(self, value: int) -> None:
     """A whole number from 0, seven bits a byte."""
@@ -121,6 +123,11 @@ class Writer:
 
   def _float(self, value: float) -> None:
     wide = struct.pack('<d', value)
+    if wide in self.floats[-_RECENT:]:
+      self.data.append(_AGAIN)
+      self.number(self.floats[::-1].index(wide))
+      return
+    self.floats.append(wide)
     with np.errstate(all='ignore'):
       short = np.float32(value)
     if struct.pack('<d', float(short)) == wide:
@@ -136,6 +143,7 @@ class Reader:
 
   def __init__(self, data: bytes) -> None:
     self.data, self.at = data, 0
+    self.floats: list[float] = []
 
   def take(self, size: int) -> bytes:
     if size > len(self.data) - self.at:
@@ -182,10 +190,15 @@ class Reader:
     if tag == _INT:
       coded = self.number()
       return ~(coded >> 1) if coded & 1 else coded >> 1
-    if tag == _FLOAT32:
-      return float(np.frombuffer(self.take(4), '<f4')[0])
-    if tag == _FLOAT64:
-      return struct.unpack('<d', self.take(8))[0]
+    if tag in (_FLOAT32, _FLOAT64):
+      number = float(np.frombuffer(self.take(4), '<f4')[0]) if tag == _FLOAT32 else struct.unpack('<d', self.take(8))[0]
+      self.floats.append(number)
+      return number
+    if tag == _AGAIN:
+      back = self.number(_RECENT)
+      if back >= len(self.floats):
+        raise Unreadable('a number in it is said to have been there, and was not')
+      return self.floats[-1 - back]
     if tag == _TEXT:
       return self.text()
     if tag == _BATCH:
