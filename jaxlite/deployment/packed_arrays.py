@@ -212,20 +212,22 @@ def _coded(out: Output, bits: np.ndarray, array: np.ndarray, place: Place) -> To
   matrix = _matrix(bits, place) if array.dtype.kind != 'c' else bits.reshape(1, -1)
   near, far = packed_values.alike(matrix)
   told = told._replace(near=near, far=far)
+  entries = np.unique(matrix) if array.size < 1 << 22 else np.zeros(0, matrix.dtype)
+  few = 1 < len(entries) <= min(256, array.size // 4)
+  found = None
   if array.dtype.kind in 'iub' and (array.dtype.itemsize < 4 or np.abs(array.astype(np.float64)).max() < 1 << 32):
-    whole = _matrix(array, place).astype(np.int64)
-    packed_values.numbers(stream, models, 'whole', whole, _how(told, place))
-    return told._replace(how=_WHOLE)
-  found = scaled(_matrix(array, place)) if array.dtype == np.float32 else None
-  if found is not None:
-    told = told._replace(how=_SCALED, axis=len(found.scales) > 1, shifted=found.shifted)
-    scales = found.scales.view(np.uint32).reshape(1, -1)
-    packed_values.planes(stream, models, scales, 4, True, (1 << 4) - 1 if len(found.scales) < 8 else 0, out.plain)
+    found = Scaled(_matrix(array, place).astype(np.int64), np.ones(1, np.float32), False)
+  elif array.dtype == np.float32:
+    found = scaled(_matrix(array, place))
+  if found is not None and not (few and len(found.scales) == 1 and np.ptp(found.numbers) > 2 * len(entries)):
+    if array.dtype == np.float32:
+      told = told._replace(how=_SCALED, axis=len(found.scales) > 1, shifted=found.shifted)
+      bare = (1 << 4) - 1 if len(found.scales) < 8 else 0
+      packed_values.planes(stream, models, found.scales.view(np.uint32).reshape(1, -1), 4, True, bare, out.plain)
     packed_values.numbers(stream, models, 'whole', found.numbers, _how(told, place))
-    return told
-  entries = np.unique(matrix) if array.size < 1 << 22 else ()
-  if 1 < len(entries) <= min(256, array.size // 4):
-    book = entries[np.argsort(_ordered(entries), kind='stable')]
+    return told._replace(how=told.how if told.how == _SCALED else _WHOLE)
+  if few:
+    book = entries[np.argsort(_ordered(entries, array.dtype), kind='stable')]
     middle = int(np.flatnonzero(book == 0)[0]) if 0 in book else 0
     order = np.argsort(book)
     numbers = order[np.searchsorted(book[order], matrix)].astype(np.int64) - middle
@@ -290,8 +292,10 @@ def _how(told: Told, place: Place) -> packed_values.How:
   return packed_values.How(told.near, told.far, place.units)
 
 
-def _ordered(bits: np.ndarray) -> np.ndarray:
-  """Whole numbers in the order of the floats (or of whatever has its sign first), the negative zero below zero."""
+def _ordered(bits: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+  """Numbers in the order of what the bits mean, the negative zero below zero."""
+  if dtype.kind in 'iub':
+    return bits.view(dtype)
   wide = bits.astype(np.uint64)
   top = np.uint64(1) << np.uint64(8 * bits.dtype.itemsize - 1)
   size = (wide & (top - np.uint64(1))).astype(np.int64)

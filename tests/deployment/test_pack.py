@@ -112,11 +112,12 @@ def test_each_kind_of_array_is_recognized_and_small():
     'nothing but one value': (np.full((1000, 1000), 1.5, np.float32), 6),
     'few whole numbers': (whole, bits + 0.1 * many * 3 / 8 + 90),
     'whole numbers times scales': (whole * scales, bits + 0.1 * many * 3 / 8 + 90 + 4 * 60),
-    'a codebook': (np.float32([-0.7, 0, 0.1, 0.33])[rng.integers(0, 4, (80, 60))], many / 4 + 90),
+    'a codebook': (np.float32([-0.7, 0, 0.1, 0.33])[rng.integers(0, 4, (80, 60))], 1.15 * many / 4 + 30),
     'pruned floats': (np.where(zero, 0, real), bits + 0.1 * many * 4),
     'whole numbers as floats': (whole.astype(np.float32), bits + 0.1 * many * 3 / 8 + 90),
     'floats': (real, 3.75 * many),
-    'counted': (np.arange(10_000, dtype=np.int32), 3000),
+    'few and far between': (np.int32([-900, 0, 14, 100_000])[rng.integers(0, 4, (80, 60))], 1.15 * many / 4 + 30),
+    'counted': (np.arange(10_000, dtype=np.int32), 4000),
   }
   for name, (one, limit) in limits.items():
     assert arrays_alone([one]) < limit, name
@@ -187,7 +188,7 @@ def test_weights_with_alive_rows_take_less_than_their_entropy_lzma_and_zlib():
   first, second = sparse(rng, 400, 120), sparse(rng, 120, 60)
   size = pack.packed_bytes(dense_graph(first, second))
   raw = first.tobytes() + second.tobytes()
-  assert size < 0.82 * (order_0(first) + order_0(second))
+  assert size < 0.85 * (order_0(first) + order_0(second))
   assert size < 0.8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
   assert size < 0.7 * len(zlib.compress(raw, 9))
 
