@@ -20,7 +20,7 @@ from jaxlite.deployment.packed_words import Reader, Unreadable, Writer
 
 _RAW, _LZMA, _FILL, _WHOLE, _SCALED, _CODEBOOK, _PLANES = range(7)
 _FILTERS = ({'id': lzma.FILTER_LZMA2, 'preset': 9 | lzma.PRESET_EXTREME, 'dict_size': 1 << 20},)
-_LARGEST_LZMA = 1 << 22  # bytes that it is tried on
+_SAMPLE = 1 << 16  # bytes that tell whether LZMA is worth its time
 
 
 class Output(NamedTuple):
@@ -81,26 +81,40 @@ def write(out: Output, array: np.ndarray, place: Place) -> np.ndarray:
   if array.size > 1 and (bits.reshape(-1) == bits.reshape(-1)[0]).all():
     told, plain = told._replace(how=_FILL, plain=array.dtype.itemsize), plain[: array.dtype.itemsize]
   elif array.size > 1:
-    if 64 < array.nbytes <= _LARGEST_LZMA:
-      packed = lzma.compress(plain, lzma.FORMAT_RAW, filters=_FILTERS)
-      if len(packed) + 2 < len(plain):
-        told, plain = told._replace(how=_LZMA, plain=len(packed)), packed
     before, length = entropy.state(out.stream), len(out.plain)
     out.models.settle()
+    best, found = len(plain), None
     try:
       entropy.room(out.stream, len(plain))
       found = _coded(out, bits, array, place)
-      if out.stream.at - before[2] + len(out.plain) - length + 4 < len(plain):
-        _tell(out.words, found)
-        return kept(bits, place)
+      best = min(best, out.stream.at - before[2] + len(out.plain) - length + 4)
     except entropy.Spent:
       pass
+    packed = _by_lzma(plain, best)
+    if packed is not None:
+      told, plain = told._replace(how=_LZMA, plain=len(packed)), packed
+    elif found is not None and best < len(plain):
+      _tell(out.words, found)
+      return kept(bits, place)
     entropy.back(out.stream, before)
     del out.plain[length:]
     out.models.undo()
   out.plain.extend(plain)
   _tell(out.words, told)
   return kept(bits, place)
+
+
+def _by_lzma(plain: bytes, most: int) -> bytes | None:
+  """What LZMA makes of bytes, where that is less than `most`; large ones are only tried where it looks like it."""
+  if len(plain) <= 64:
+    return None
+  sample = plain[:_SAMPLE]
+  if len(plain) > _SAMPLE:
+    quick = lzma.compress(sample, lzma.FORMAT_RAW, filters=({'id': lzma.FILTER_LZMA2, 'preset': 0},))
+    if len(quick) * len(plain) > 1.1 * most * len(sample):
+      return None
+  packed = lzma.compress(plain, lzma.FORMAT_RAW, filters=_FILTERS)
+  return packed if len(packed) + 2 < most else None
 
 
 def read(source: Input, told: Told, place: Place) -> np.ndarray:

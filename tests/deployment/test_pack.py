@@ -304,6 +304,14 @@ def handed_over(data):
   return fine
 
 
+def parts(data):
+  """The words as they are, the stream and the rest of a file."""
+  head = packed_words.Reader(data[4:-4])
+  size, told, stream = (head.number() for _ in range(3))
+  words = pack._spelled(head.take(told), size)
+  return words, head.take(stream), head.take(len(head.data) - head.at)
+
+
 def check_damaged(count, seed):
   rng = np.random.default_rng(seed)
   files = [pack.pack(random_graphs.graph(rng, KINDS), {'names': ['a', 'b']}, names=bool(i % 2)) for i in range(20)]
@@ -321,6 +329,12 @@ def check_damaged(count, seed):
       assert not (handed_over(bytes(data)) and damaged)
       if index % 4:
         handed_over(sealed(bytes(data[:-4])))  # whoever damaged it wrote a new checksum
+      if index % 4 == 1:  # or knows the format, and changes what it says
+        words, *rest = parts(files[rng.integers(len(files))])
+        words = bytearray(words)
+        for _ in range(int(rng.integers(1, 4))):
+          words[rng.integers(len(words))] = (0, 1, 127, 255, int(rng.integers(256)))[rng.integers(5)]
+        handed_over(filed(bytes(words), *rest))
   finally:
     tracemalloc.stop()
 
