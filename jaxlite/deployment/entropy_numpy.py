@@ -78,25 +78,26 @@ class _Learner:
     self.counts, self.weights, self.rate = counts, weights.reshape(-1), rate
     self.logs, self.odds = (table.astype(np.int64) for table in tables())
     self.each = np.arange(INPUTS)
+    self.blank = np.full((INPUTS, LANES), 256)
 
   def code(self, c: Any, cells: np.ndarray, sets: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
     """Codes a bit of each lane; cells int64[inputs - 1, lanes], sets int64[2, lanes]."""
     pairs = cells * 2
-    zeros, ones = self.counts[pairs], self.counts[pairs + 1]
-    logits = np.full((INPUTS, cells.shape[1]), 256)
     inputs = len(cells) + 1
-    logits[: inputs - 1] = self.logs[ones] - self.logs[zeros]
+    seen = self.counts.take([pairs, pairs + 1])
+    logits = self.blank[:, : cells.shape[1]].copy()
+    logits[: inputs - 1] = self.logs[seen[1]] - self.logs[seen[0]]
     logits[inputs:] = 0
     places = sets[:, :, None] * INPUTS + self.each
-    weights = self.weights[places[0]] + self.weights[places[1]]
-    total = np.clip((weights * logits.T).sum(1) >> 24, -MOST, MOST)
-    chances = self.odds[total + MOST]
+    weights = self.weights.take(places)
+    total = ((weights[0] + weights[1]).T * logits).sum(0) >> 24
+    chances = self.odds[np.minimum(np.maximum(total, -MOST), MOST) + MOST]
     found = np.array(coded(c, None if bits is None else bits.tolist(), chances.tolist()))
     slopes = (((found << 16) - chances) * logits >> self.rate).T.reshape(-1)
     np.add.at(self.weights, places[0].reshape(-1), slopes)
     np.add.at(self.weights, places[1].reshape(-1), slopes)
     np.add.at(self.counts, (pairs + found).reshape(-1), np.uint16(1))
-    if max(int(zeros.max()), int(ones.max())) >= LIMIT - LANES:
+    if seen.max() >= LIMIT - LANES:
       touched = np.unique(pairs)
       over = touched[(self.counts[touched] > LIMIT) | (self.counts[touched + 1] > LIMIT)]
       self.counts[over] >>= 1
@@ -215,7 +216,7 @@ def _walk(c: Any, learner: _Learner, values: np.ndarray | None, contexts: np.nda
     bit = learner.code(c, cells, sets, bits)
     if not _sound(c):
       return None
-    for one in np.unique(kinds).tolist():
+    for one in sorted(set(kinds.tolist())):
       here = kinds == one
       at, b = open_[here], bit[here]
       if one == 0:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite.deployment import entropy, packed_arrays, packed_graph, reference
-from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.operations import Graph, Value
 from jaxlite.deployment.packed_primer import PRIMER
 from jaxlite.deployment.packed_values import Models
 from jaxlite.deployment.packed_words import Reader, Unreadable, Writer
@@ -181,9 +181,31 @@ def read_pack(path: str | os.PathLike[str], *, limit: int = LIMIT) -> Unpacked:
     raise Unreadable(f'{found} is no packed network that can be read: {error}') from None
 
 
-def packed_bytes(graph: Graph, about: Mapping[str, Any] | None = None) -> int:
-  """Returns the size of the file that `write_pack` would write, in bytes."""
-  return len(pack(graph, about))
+def packed_bytes(network: Any, about: Mapping[str, Any] | None = None) -> int:
+  """Returns the size of the file that `write_pack` would write, in bytes.
+
+  Args:
+    network: a graph; or parameters alone: dicts, lists and tuples of arrays, at any depth.
+    about: as in `pack`.
+
+  >>> import numpy as np
+  >>> packed_bytes({'dense': {'kernel': np.zeros((784, 300), np.float32)}}) < 50
+  True
+  """
+  if isinstance(network, Graph):
+    return len(pack(network, about))
+  arrays: dict[str, np.ndarray] = {}
+  _gather(network, '', arrays)
+  values = {name: Value(array.shape, array.dtype) for name, array in arrays.items()}
+  return len(pack(Graph((), (), (), values, arrays), about))
+
+
+def _gather(tree: Any, path: str, arrays: dict[str, np.ndarray]) -> None:
+  if isinstance(tree, Mapping | list | tuple):
+    for name, one in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+      _gather(one, f'{path}/{name}', arrays)
+  elif tree is not None:
+    arrays[path] = np.asarray(tree)
 
 
 def _little(array: np.ndarray) -> np.ndarray:
