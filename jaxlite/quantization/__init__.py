@@ -1,6 +1,7 @@
 """Quantization: 2 to 8 bits by rewriting the program, trained (`fake_quant`, `lsq`) or after training (`ptq`)."""
 
 from jaxlite.quantization._account import weight_bits
+from jaxlite.quantization._bits import few_bits
 from jaxlite.quantization._calibration import by_min_max, by_mse, by_percentile
 from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._ptq import ptq
@@ -16,6 +17,7 @@ __all__ = [
   'dynamic_ranges',
   'ema_ranges',
   'fake_quant',
+  'few_bits',
   'frozen_ranges',
   'lsq',
   'observe',
