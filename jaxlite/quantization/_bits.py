@@ -141,7 +141,7 @@ def few_bits(
     def after(params: Params, state: State, step: Any) -> State:
       own = state[slot]
       leaves = {path: leaf for path, leaf in trees.by_path(params).items() if path in own.priors}
-      own = jax.lax.cond((step + 1) % every == 0, lambda: _fitted(leaves, params[slot]), lambda: own)
+      own = jax.lax.cond(step % every == 0, lambda: _fitted(leaves, params[slot]), lambda: own)
       return wrapped.after(params, {**state, slot: own}, step)
 
     return wrapped._replace(init=init, after=after)
@@ -151,7 +151,7 @@ def few_bits(
       grids, priors = context.params[slot], context.model_state[slot].priors
       leaves = trees.by_path(context.params)
       cost = sum(bits_of(leaves[path], grids[path], prior) for path, prior in priors.items())
-      share = jnp.minimum(1.0, (context.step + 1) / ramp) if ramp else 1.0
+      share = jnp.minimum(1.0, (context.step + 1) / max(ramp, 1))
       return {**inner(context), 'bits': worth * share * cost}
 
     return total
