@@ -162,7 +162,7 @@ def _write_constants(words: Writer, graph: Graph, names: list[str]) -> None:
   words.number(len(names))
   for name in names:
     array, value = graph.constants[name], graph.values[name]
-    if array.dtype != value.dtype:
+    if array.dtype.name != value.dtype.name:
       raise ValueError(f'a constant is of the dtype that its graph says; {name} is {array.dtype}, not {value.dtype}')
     words.number(2 * dtype_code(array.dtype) + int(value.shape != array.shape))
     words.number(array.ndim)

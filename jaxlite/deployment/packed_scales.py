@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 _MOST = 255  # the largest whole number that is looked for
-_ROWS = 64  # that are looked at first
+_ROWS = 256  # that are looked at first
 _NEGATIVE_ZERO = np.uint32(1 << 31)
 
 
@@ -72,7 +72,8 @@ def _scales(matrix: np.ndarray) -> np.ndarray | None:
   rows, columns = matrix.shape
   most = np.abs(matrix).max(0, initial=0).astype(np.float64)
   scales = np.where(most == 0, np.float32(0), np.float32(np.nan))
-  few = matrix[:: max(1, rows // _ROWS)].astype(np.float64)
+  some = matrix[matrix[:, 0] != 0][:_ROWS] if columns == 1 else matrix[:: max(1, rows // _ROWS)]
+  few = some.astype(np.float64)
   for first in (slice(0, 2), slice(2, None)):  # most matrices have none, and two columns tell
     for whole in range(1, _MOST + 1):
       missing = np.arange(columns)[first][np.isnan(scales[first])]

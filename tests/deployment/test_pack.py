@@ -247,7 +247,7 @@ def test_the_format_is_the_one_that_was_written_before():
   assert [zlib.crc32(table.tobytes()) for table in entropy.tables()] == TABLES
 
 
-GOLDEN = 'SkxQAUwqDZf/RrbClLGhLXQTYW/UdO3LTUbEiyuCrevnCS9zIVeyCiv0HJaNY5sQKpzG7Zg6J+ykP9puoe9+AAAA/f7/AAECAwTQul5j'
+GOLDEN = 'SkxQAUwqDZf/RrbClLGhLXQTYW/UdO3LTUbEiyuCrev2/Jye6MH0negB60nYXTmJJZzG7dq3FKSjUGnYngl+AAAA/f7/AAECAwTEtMc8'
 TABLES = [1882841652, 414336265]
 
 
