@@ -3,6 +3,7 @@
 from jaxlite.quantization._account import weight_bits
 from jaxlite.quantization._bits import few_bits
 from jaxlite.quantization._calibration import by_min_max, by_mse, by_percentile
+from jaxlite.quantization._clusters import clustered
 from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._ptq import ptq
 from jaxlite.quantization._qat import fake_quant
@@ -13,6 +14,7 @@ __all__ = [
   'by_min_max',
   'by_mse',
   'by_percentile',
+  'clustered',
   'coverage',
   'dynamic_ranges',
   'ema_ranges',
