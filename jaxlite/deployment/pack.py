@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import lzma
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -156,13 +157,25 @@ def write_pack(graph: Graph, path: str | os.PathLike[str], about: Mapping[str, A
     ValueError: as `pack`; or what was written does not give the network back.
   """
   data = pack(graph, about)
-  again = unpack(data, limit=1 << 62).graph
-  first, second = ({name: one.constants[name].tobytes() for name in one.constants} for one in (graph, again))
-  if sorted(first.values()) != sorted(second.values()):
+  if _told(unpack(data, limit=1 << 62).graph) != _told(graph):
     raise ValueError('what was packed does not give the network back: please report it')
   with whole_file(expanded(path)) as aside:
     aside.write_bytes(data)
   return len(data)
+
+
+def _told(graph: Graph) -> Any:
+  """All of a graph but the names inside it, in a form that can be compared."""
+
+  def value(name: str) -> Any:
+    return tuple(graph.values[name].shape), graph.values[name].dtype.name
+
+  made = [
+    (one.kind, [value(name) for name in (*one.inputs, *one.outputs)], repr(sorted(one.attributes)))
+    for one in graph.operations
+  ]
+  held = sorted(_little(array).tobytes() for array in graph.constants.values())
+  return made, held, [(name, value(name)) for name in (*graph.inputs, *graph.outputs)]
 
 
 def read_pack(path: str | os.PathLike[str], *, limit: int = LIMIT) -> Unpacked:
@@ -258,7 +271,9 @@ def _unpacked(data: bytes, limit: int) -> Unpacked:
   about = words.value()
   if not isinstance(about, dict) or words.at != len(words.data):
     raise Unreadable('its words do not end where they should')
-  need = sum(one.bytes for one in all_told) + _EACH * max((one.size for one in all_told), default=0)
+  sizes = [math.prod(max(size, 1) for size in one.shape) for one in all_told]  # of what is empty, its widths
+  bytes_ = sum(size * one.dtype.itemsize for size, one in zip(sizes, all_told, strict=True))
+  need = bytes_ + _EACH * max(sizes, default=0)
   _check_need(need, limit)
   source = packed_arrays.Input(coder, plain, Models())
   near, kept, constants = packed_graph.neighbors(plan.graph), {}, {}

@@ -122,7 +122,7 @@ def read(source: Input, told: Told, place: Place) -> np.ndarray:
   if told.how in (_RAW, _FILL):
     values = np.frombuffer(source.plain.take(told.plain), told.dtype if told.dtype.kind != 'b' else np.uint8)
     values = values.astype(told.dtype)
-    return np.full(told.shape, values[0]) if told.how == _FILL else values.reshape(told.shape)
+    return np.full(told.shape, values[0], told.dtype) if told.how == _FILL else values.reshape(told.shape)
   if told.how == _LZMA:
     try:
       data = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS).decompress(

@@ -13,16 +13,10 @@ import numpy as np
 
 from jaxlite.deployment import reference
 from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Value
-from jaxlite.deployment.packed_shapes import guessed
+from jaxlite.deployment.packed_shapes import DTYPES, dtype_named, guessed
 from jaxlite.deployment.packed_values import Place
 from jaxlite.deployment.packed_words import Reader, Unreadable, Writer
 
-# Of version 1, in this order for ever.
-_DTYPES = (
-  *('float32', 'int8', 'bool', 'int32', 'float64', 'float16', 'bfloat16', 'int16', 'int64', 'uint8', 'uint16'),
-  *('uint32', 'uint64', 'complex64', 'complex128', 'float8_e4m3fn', 'float8_e5m2', 'int4', 'uint4'),
-)
-_EXOTIC = frozenset(('bfloat16', 'float8_e4m3fn', 'float8_e5m2', 'int4', 'uint4'))
 _LARGEST = 1 << 40  # a size
 _WEIGHTS = {'dense': 1, 'quantized_dense': 1, 'conv': 0, 'quantized_conv': 0}  # the axis of their outputs
 _FAR = 40  # operations that are looked back over for the layer before
@@ -42,24 +36,13 @@ class Plan(NamedTuple):
 
 def dtype_code(dtype: np.dtype[Any]) -> int:
   """Raises ValueError where no packed array is of it."""
-  if dtype.name not in _DTYPES:
+  if dtype.name not in DTYPES:
     raise ValueError(f'a packed array is of numbers; got one of {dtype}')
-  return _DTYPES.index(dtype.name)
+  return DTYPES.index(dtype.name)
 
 
 def _dtype(words: Reader) -> np.dtype[Any]:
-  return _dtype_of(words.number(len(_DTYPES) - 1))
-
-
-def _dtype_of(code: int) -> np.dtype[Any]:
-  name = _DTYPES[code]
-  if name not in _EXOTIC:
-    return np.dtype(name)
-  try:
-    import ml_dtypes
-  except ImportError:
-    raise ImportError(f'reading {name} needs ml_dtypes: pip install ml_dtypes') from None
-  return np.dtype(getattr(ml_dtypes, name))
+  return dtype_named(DTYPES[words.number(len(DTYPES) - 1)])
 
 
 def write_graph(words: Writer, graph: Graph, names: bool) -> list[str]:
@@ -273,8 +256,8 @@ def _short(shape: Any) -> Any:
 def _read_constants(words: Reader) -> tuple[list[tuple[np.dtype[Any], tuple[int, ...]]], list[Value]]:
   arrays, values = [], []
   for _ in range(words.count()):
-    code = words.number(2 * len(_DTYPES) - 1)
-    dtype = _dtype_of(code // 2)
+    code = words.number(2 * len(DTYPES) - 1)
+    dtype = dtype_named(DTYPES[code // 2])
     shape = _short(tuple(words.number(_LARGEST) for _ in range(words.count())))
     arrays.append((dtype, shape))
     whole = _read_shape(words) if code % 2 else shape

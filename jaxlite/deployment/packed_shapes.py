@@ -13,6 +13,12 @@ import numpy as np
 
 from jaxlite.deployment.operations import Batch, Operation, Shape, Value
 
+# Of version 1, in this order for ever.
+DTYPES = (
+  *('float32', 'int8', 'bool', 'int32', 'float64', 'float16', 'bfloat16', 'int16', 'int64', 'uint8', 'uint16'),
+  *('uint32', 'uint64', 'complex64', 'complex128', 'float8_e4m3fn', 'float8_e5m2', 'int4', 'uint4'),
+)
+_EXOTIC = frozenset(('bfloat16', 'float8_e4m3fn', 'float8_e5m2', 'int4', 'uint4'))
 _TRUTHS = frozenset(('eq', 'ne', 'lt', 'le', 'gt', 'ge', 'is_finite', 'reduce_and', 'reduce_or'))
 _SECOND = frozenset(('select_n', 'clamp'))  # whose second input is like the result
 
@@ -33,13 +39,31 @@ def guessed(one: Operation, inputs: Sequence[Value]) -> Value | None:
   return Value(shape, dtype) if fine else None
 
 
+def dtype_named(name: str) -> np.dtype[Any]:
+  """Returns one of `DTYPES`.
+
+  Raises:
+    ImportError: it is none of NumPy's own, and ml_dtypes is not installed.
+    ValueError: it is none.
+  """
+  if name not in DTYPES:
+    raise ValueError(f'a packed array is of numbers; got one of {name[:40]}')
+  if name not in _EXOTIC:
+    return np.dtype(name)
+  try:
+    import ml_dtypes
+  except ImportError:
+    raise ImportError(f'reading {name} needs ml_dtypes: pip install ml_dtypes') from None
+  return np.dtype(getattr(ml_dtypes, name))
+
+
 def _dtype(kind: str, told: Mapping[str, Any], dtypes: list[np.dtype[Any]]) -> np.dtype[Any]:
   if kind in _TRUTHS:
     return np.dtype(bool)
   if kind == 'convert_element_type':
-    return np.dtype(str(told['new_dtype']))
+    return dtype_named(told['new_dtype'])
   if kind in ('argmax', 'argmin'):
-    return np.dtype(str(told['index_dtype']))
+    return dtype_named(told['index_dtype'])
   if kind == 'dequantize':
     return np.dtype(np.float32)
   if kind.startswith('quantize') or kind == 'requantize':

@@ -366,6 +366,8 @@ def spelled(*pieces):
 HOSTILE = {
   'huge in all': spelled(0, 1, 2, 2, 1 << 39, 1 << 39, 0, 0, 0, 2),
   'huge and empty': spelled(0, 1, 2, 3, 1 << 39, 1 << 39, 0, 0, 0, 0, 0),
+  'empty and wide': spelled(0, 1, 2, 2, 0, 1 << 39, 0, 0, 0, 0) + b'\x09\0',
+  'empty and too wide for NumPy': spelled(0, 1, 2, 3, 0, 1 << 39, 1 << 39, 0, 0, 0, 0) + b'\x09\0',
   'many axes': spelled(0, 1, 2, 60, *[1] * 60),
   'a billion constants': spelled(0, 1 << 30),
   'reads what comes later': spelled(0, 0, 1, 'input', 0, 1, 0, 1, 0, 'relu', 1, 1, 0, 0),
@@ -446,3 +448,20 @@ def test_a_network_that_makes_no_sense_is_refused_when_it_is_run():
     found.predict(np.ones((2, 3)))
   with pytest.raises(ValueError, match='got an array of shape'):
     pack.unpack(pack.pack(graph)).predict(np.ones((2, 4)))
+
+
+def test_bfloat16_is_read_where_nobody_has_imported_it_yet(tmp_path):
+  x, y = (Value((Batch(), 3), np.dtype(name)) for name in ('float32', random_graphs.EXOTIC[0]))
+  narrow = Operation('convert_element_type', ('x',), ('y',), {'new_dtype': 'bfloat16'})
+  strange = narrow._replace(outputs=('z',), attributes={'new_dtype': 'f4,(2'})
+  graph = Graph(('x',), ('y', 'z'), (narrow, strange), {'x': x, 'y': y, 'z': x}, {})
+  pack.write_pack(graph, tmp_path / 'net')
+  program = """
+    import sys
+    from jaxlite.deployment.pack import unpack
+    graph, _ = unpack(sys.argv[1])
+    print(graph.values['y'], graph.values['z'])
+  """
+  command = [sys.executable, '-c', textwrap.dedent(program), str(tmp_path / 'net')]
+  done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=pathlib.Path(__file__).parents[2])
+  assert done.stdout.strip() == 'bfloat16[B,3] float32[B,3]', done.stderr
