@@ -37,7 +37,10 @@ _EACH = 40  # bytes of memory that an entry takes at most while its array is rea
 
 
 # What computing a list of operations ends in that fits nothing: someone else wrote it.
-_NO_PROGRAM = (TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError)
+_NO_PROGRAM = (
+  *(TypeError, LookupError, AttributeError, AssertionError, ArithmeticError),
+  *(MemoryError, SyntaxError, RuntimeError),
+)
 
 
 class Unpacked(NamedTuple):
