@@ -73,9 +73,11 @@ def few_bits(
 
   The forward sees w; what learns are the weights before rounding (straight through), one step s and, if asked, one
   offset d for each array: `params['jl.<name>'] = {path: {'step': float32[], 'offset': float32[]}}`, the step by its
-  logarithm. The loss gains a term 'bits': `worth` times the bits that an entropy coder would take, by a prior that
-  knows how many weights are alive along each axis (rows, columns, channels) and how large they are. The prior is fitted
-  anew each `every` steps, on the device; it lives in `model_state['jl.<name>']`, so nothing is compiled twice.
+  logarithm. Of an array that stacks layers (scan) each layer has its own, float32[layers, 1, ...].
+
+  The loss gains a term 'bits': `worth` times the bits that an entropy coder would take, by a prior that knows how many
+  weights are alive along each axis (rows, columns, channels) and how large they are. The prior is fitted anew each
+  `every` steps, on the device; it lives in `model_state['jl.<name>']`, so nothing is compiled twice.
 
   `deployment.pack` codes the exported weights near that cost. Biases and norms stay as they are.
 
@@ -125,9 +127,12 @@ def few_bits(
         raise TypeError(
           f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
         )
-      chosen = trees.weight_paths(params, select, _layouts(inner, params, state, inputs, key), what=name)
+      layouts = _layouts(inner, params, state, inputs, key)
+      chosen = trees.weight_paths(params, select, layouts, what=name)
       leaves = {path: leaf for path, leaf in trees.by_path(params).items() if path in chosen}
-      grids = {path: _first_grid(leaf, step, offset) for path, leaf in leaves.items()}
+      known = {path: layout for path, layout in layouts.items() if layout is not None}
+      stacks = {path: known[path].stack(leaf.ndim) if path in known else () for path, leaf in leaves.items()}
+      grids = {path: _first_grid(leaf, step, offset, stacks[path]) for path, leaf in leaves.items()}
       params = {**params, slot: grids}
       return params, {**state, slot: _fitted(leaves, grids)}
 
@@ -159,10 +164,12 @@ def few_bits(
   return Hook(name, model=model, loss=loss)
 
 
-def _first_grid(leaf: jax.Array, step: float, offset: bool) -> dict[str, jax.Array]:
-  deviation = jnp.std(leaf.astype(jnp.float32))
+def _first_grid(leaf: jax.Array, step: float, offset: bool, stack: tuple[int, ...]) -> dict[str, jax.Array]:
+  """A step for each layer that a leaf stacks, with axes of size 1 for the rest; without a stack, one number."""
+  others = tuple(axis for axis in range(leaf.ndim) if axis not in stack)
+  deviation = jnp.std(leaf.astype(jnp.float32), others, keepdims=bool(stack))
   grid = {'step': jnp.log(step * jnp.where(deviation > 0, deviation, 1.0))}
-  return {**grid, 'offset': jnp.zeros((), jnp.float32)} if offset else grid
+  return {**grid, 'offset': jnp.zeros_like(grid['step'])} if offset else grid
 
 
 def on_grid(leaf: jax.Array, grid: Mapping[str, jax.Array]) -> jax.Array:

@@ -89,6 +89,20 @@ def test_the_gradient_of_a_weight_is_that_of_what_is_seen_and_a_step_learns_by_w
   np.testing.assert_allclose(d_grid['offset'], np.sum(slope * s * np.sign(whole)), rtol=1e-4)
 
 
+def test_layers_that_one_array_stacks_have_a_step_each():
+  def deep(params, x):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params['w'])[0]
+
+  w = floats(3, 8, 8) * np.float32([1, 10, 100])[:, None, None]
+  model = few_bits(1e-6, step=0.5).model(jl.from_function(deep, {'w': w}))
+  params, state = model.init(jax.random.key(0), floats(2, 8))
+  step = np.exp(params['jl.few_bits']['w']['step'])
+  np.testing.assert_allclose(step, 0.5 * w.std((1, 2), keepdims=True), rtol=1e-5)
+  exported = np.asarray(model.export(params, state)[0]['w'])
+  np.testing.assert_allclose(exported, step * np.rint(w / step), rtol=1e-6)
+  assert all(scaled(layer) is not None for layer in exported)
+
+
 def alive_weights():
   """As training for bits leaves them: some rows and columns alive."""
   alive = RNG.gamma(0.5, size=(300, 1)) * RNG.gamma(0.5, size=(1, 80))
