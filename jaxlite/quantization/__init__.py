@@ -1,7 +1,9 @@
 """Quantization: 2 to 8 bits by rewriting the program, trained (`fake_quant`, `lsq`) or after training (`ptq`)."""
 
 from jaxlite.quantization._account import weight_bits
+from jaxlite.quantization._bits import few_bits
 from jaxlite.quantization._calibration import by_min_max, by_mse, by_percentile
+from jaxlite.quantization._clusters import clustered
 from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._ptq import ptq
 from jaxlite.quantization._qat import fake_quant
@@ -12,10 +14,12 @@ __all__ = [
   'by_min_max',
   'by_mse',
   'by_percentile',
+  'clustered',
   'coverage',
   'dynamic_ranges',
   'ema_ranges',
   'fake_quant',
+  'few_bits',
   'frozen_ranges',
   'lsq',
   'observe',

@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxlite.host.files import is_safe, own_folder, read_file, scratch, user_cache
 from jaxlite.host.machine import abilities
 
@@ -33,18 +31,19 @@ class NoLibrary(Exception):  # noqa: N818  (no failure: whoever asks goes on wit
   """A C file cannot be had as machine code here; the text says why, for a line."""
 
 
-def load(name: str, *, tuned: bool = False, folder: Path | None = None) -> Any:
+def load(name: str, *, tuned: bool = False, folder: Path | None = None, source: Path | None = None) -> Any:
   """Returns the library made from a C file.
 
   Args:
     name: of the file, without its end.
     tuned: whether it may use all that this processor is able to, for kernels of our own.
     folder: where it is kept; None is the user's cache.
+    source: the file itself, where it lies in another room: it includes nothing of ours or XLA's, and JAX is not asked.
 
   Raises:
     NoLibrary: it cannot be had.
   """
-  path = built(name, folder or user_cache() / 'handlers', tuned=tuned)
+  path = built(name, folder or user_cache() / 'handlers', tuned=tuned, source=source)
   try:
     return ctypes.CDLL(str(path))
   except OSError as error:  # a cache folder that no program may be run from
@@ -54,19 +53,27 @@ def load(name: str, *, tuned: bool = False, folder: Path | None = None) -> Any:
 _ELSEWHERE = '$XDG_CACHE_HOME names another place'
 
 
-def built(name: str, folder: Path, *, tuned: bool = False) -> Path:
+def built(name: str, folder: Path, *, tuned: bool = False, source: Path | None = None) -> Path:
   """Returns the compiled file in a folder, made now if it is not there or is not as it was made.
 
   Args:
     name: as in `load`.
     folder: made where it is missing.
     tuned: as in `load`.
+    source: as in `load`.
 
   Raises:
     NoLibrary: there is no compiler, it fails or hangs, or the folder is not this user's own.
   """
-  text = b''.join(path.read_bytes() for path in (_HERE / f'{name}.c', *sorted(_HERE.glob('*.h'))))
-  parts = (text, jax.lib.__version__.encode(), ' '.join(_FLAGS).encode(), platform.machine().encode())
+  files, headers = (source,), ()
+  if source is None:
+    import jax  # whose headers ours include
+
+    source = _HERE / f'{name}.c'
+    files, headers = (source, *sorted(_HERE.glob('*.h'))), (f'-I{jax.ffi.include_dir()}',)
+  text = b''.join(path.read_bytes() for path in files)
+  made_for = jax.lib.__version__ if headers else ''
+  parts = (text, made_for.encode(), ' '.join(_FLAGS).encode(), platform.machine().encode())
   parts += (abilities().encode(),) if tuned else ()
   start = f'{name}-{hashlib.sha256(b"|".join(parts)).hexdigest()[:16]}-'
   try:
@@ -75,7 +82,7 @@ def built(name: str, folder: Path, *, tuned: bool = False) -> Path:
       if _is_sound(path):
         return path
       path.unlink()
-    return _compiled(name, folder, start, tuned)
+    return _compiled(source, headers, folder, start, tuned)
   except OSError as error:
     raise NoLibrary(f'{folder} cannot be used ({error.strerror or error}); {_ELSEWHERE}') from None
 
@@ -89,7 +96,7 @@ def _hash(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()[:32]
 
 
-def _compiled(name: str, folder: Path, start: str, tuned: bool) -> Path:
+def _compiled(source: Path, headers: tuple[str, ...], folder: Path, start: str, tuned: bool) -> Path:
   found = compiler()
   if found is None:
     raise NoLibrary('no C compiler was found')
@@ -102,7 +109,7 @@ def _compiled(name: str, folder: Path, start: str, tuned: bool) -> Path:
   for tuning in (('-march=native',), ('-mcpu=native',), ()) if tuned else ((),):  # compilers differ in what they take
     with scratch(folder, '.making-', stale_seconds=_FORGET) as aside:
       made = aside / 'made.so'
-      command = [found, *_FLAGS, *tuning, f'-I{jax.ffi.include_dir()}', str(_HERE / f'{name}.c'), '-o', str(made)]
+      command = [found, *_FLAGS, *tuning, *headers, str(source), '-o', str(made)]
       try:
         done = _run(command, ends - time.monotonic())
       except subprocess.TimeoutExpired:
