@@ -48,16 +48,19 @@ def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) ->
   for name, array in graph.constants.items():
     values[name] = np.broadcast_to(array, sized(graph.values[name].shape, batch))
   for one in graph.operations if batch else ():
-    attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
-    with np.errstate(all='ignore'):  # infinities and NaNs are values
-      results = RULES[one.kind](*(values[name] for name in one.inputs), **attributes)
-    results = results if isinstance(results, tuple) else (results,)
-    for name, result in zip(one.outputs, results, strict=True):
-      values[name] = _typed(result, graph.values[name], batch, one)
+    values[one.outputs[0]] = computed(graph, one, [values[name] for name in one.inputs], batch)
   if keep:
     return values
   found = tuple(values[name] for name in graph.outputs)
   return found[0] if len(found) == 1 else found
+
+
+def computed(graph: Graph, one: Operation, operands: Sequence[np.ndarray], batch: int) -> np.ndarray:
+  """What one operation of a graph makes of its operands."""
+  attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
+  with np.errstate(all='ignore'):  # infinities and NaNs are values
+    result = RULES[one.kind](*operands, **attributes)
+  return _typed(result, graph.values[one.outputs[0]], batch, one)
 
 
 def _input(name: str, given: Any, want: Value) -> np.ndarray:
