@@ -277,7 +277,7 @@ RULES: dict[str, _Rule] = {
   'convert_element_type': lambda dtypes, out, told: Expression(cast(dtypes[0], out)),
   'select_n': _select,
   'clamp': _clamp,
-  'relu': lambda dtypes, out, told: Expression('({0} < 0 ? 0 : {0})'),
+  'relu': lambda dtypes, out, told: Expression('{0}' if out.kind in 'bu' else '({0} < 0 ? 0 : {0})'),
   'clip': _clip,
   'quantize': _quantize,
   'dequantize': _dequantize,

@@ -114,10 +114,10 @@ def c_source(graph: Graph, name: str = 'network', *, about: Mapping[str, str | S
   arena = c_arena.plan(b.steps, b.buffers, {*b.constants, *located})
   functions, calls, seen = _functions(b, arena, located)
   code = '\n\n'.join(functions)
-  used = {buffer for step in b.steps for buffer, _ in step.inputs if re.search(_names(step, buffer), step.body)}
+  used = {*re.findall(r'\b\w+\b|@_\w+', '\n'.join(line for line in calls.splitlines() if line.startswith('  @_f')))}
   arrays, constants = [], 0
   for index, (buffer, array) in enumerate(b.constants.items()):
-    if buffer not in used or f'@_c{index}' not in calls:
+    if f'@_c{index}' not in used:
       continue
     constants += array.nbytes
     kind = type_of(array.dtype, buffer)
@@ -133,7 +133,7 @@ def c_source(graph: Graph, name: str = 'network', *, about: Mapping[str, str | S
   predict = f'void @_predict({arguments})'
   many = f'void @_predict_many({arguments}, long count)'
   moved = ', '.join(f'{one} + at * {size}' for one, _, size in (*inputs, *outputs))
-  unused = [f'  (void){one};' for one, _, _ in (*inputs, *outputs) if not re.search(rf'\b{one}\b', calls)]
+  unused = [f'  (void){one};' for one, _, _ in (*inputs, *outputs) if one not in used]
   text = '\n\n'.join(
     filter(
       None,
@@ -208,10 +208,6 @@ def _ends(b: Builder) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, 
     located[view.buffer] = parameter
     outputs.append((parameter, type_of(b.dtype(name), name), size))
   return inputs, outputs, located
-
-
-def _names(step: Step, buffer: str) -> str:
-  return '|'.join(rf'\ba{index}\b' for index, (name, _) in enumerate(step.inputs) if name == buffer)
 
 
 def _functions(b: Builder, arena: c_arena.Arena, located: Mapping[str, str]) -> tuple[list[str], str, tuple[Dumped, ...]]:

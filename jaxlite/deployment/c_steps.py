@@ -322,7 +322,8 @@ def write(b: Builder, output: str, node: Node, note: str) -> None:
         loads.append((one.view, one.dtype))
       text = f'<{loads.index((one.view, one.dtype))}>'
     else:
-      text = one.text.format(*(local(child) for child in one.children))
+      needed = [local(child) if f'{{{index}}}' in one.text else '' for index, child in enumerate(one.children)]
+      text = one.text.format(*needed)
       text = text[1:-1] if re.fullmatch(r'\([^()]*\)', text) else text
     name = names[id(one)] = f't{len(lines)}'
     lines.append(f'const {type_of(one.dtype, output)} {name} = {text};')

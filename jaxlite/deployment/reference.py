@@ -59,8 +59,7 @@ def computed(graph: Graph, one: Operation, operands: Sequence[np.ndarray], batch
   """What one operation of a graph makes of its operands."""
   attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
   with np.errstate(all='ignore'):  # infinities and NaNs are values
-    result = RULES[one.kind](*operands, **attributes)
-  return _typed(result, graph.values[one.outputs[0]], batch, one)
+    return _typed(RULES[one.kind](*operands, **attributes), graph.values[one.outputs[0]], batch, one)
 
 
 def _input(name: str, given: Any, want: Value) -> np.ndarray:
@@ -302,7 +301,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'rsqrt': _each(lambda x: 1 / np.sqrt(x)),
   'logistic': _each(lambda x: 1 / (1 + np.exp(-x))),
   'erf': _each(_erf),
-  'erfc': _each(lambda x: 1 - _erf(x)),
+  'erfc': _each(np.vectorize(math.erfc, otypes=[np.float64])),
   'round': lambda x, *, rounding_method: np.rint(x) if _to_even(rounding_method) else np.trunc(x + np.copysign(0.5, x)),
   'integer_pow': lambda x, *, y: np.float64(x) ** y if np.issubdtype(x.dtype, np.floating) else x**y,
   'not': _each(np.invert),

@@ -1,5 +1,5 @@
-"""Laws of the list of operations: it computes what the network computes, in NumPy and in ONNX Runtime, at any batch
-size; what it cannot say it refuses."""
+"""Laws of the list of operations: it computes what the network computes, in NumPy, in ONNX Runtime and in C, at any
+batch size; what it cannot say it refuses."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 import jaxlite as jl
 from jaxlite import models
 from jaxlite.deployment import reference
+from jaxlite.deployment.c_file import write_c
 from jaxlite.deployment.lowering import lower
 from jaxlite.deployment.onnx_file import onnx_bytes, write_onnx
 from jaxlite.deployment.operations import Batch
@@ -139,7 +140,7 @@ def agree(found, wanted, rounding=1e-5):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_a_list_computes_what_the_network_computes_here_and_in_onnx_runtime(name, tmp_path):
+def test_a_list_computes_what_the_network_computes_here_in_onnx_runtime_and_in_c(name, tmp_path):
   make, inputs = CASES[name]
   model = make()
   fn, known = program(model if isinstance(model, jl.Model) else jl.adapt(model), inputs)
@@ -154,6 +155,7 @@ def test_a_list_computes_what_the_network_computes_here_and_in_onnx_runtime(name
   assert reference.run(short, inputs[:0]).shape == (0, *fn(known, inputs[:1]).shape[1:])
   write_onnx(short, tmp_path / 'net.onnx', {'input': batch})
   assert (tmp_path / 'net.onnx').stat().st_size > 100
+  assert write_c(short, tmp_path / 'net.c', {'input': batch}).verified
 
 
 @pytest.mark.parametrize('framework', FRAMEWORKS)
