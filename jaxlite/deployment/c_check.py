@@ -24,18 +24,22 @@ _SECONDS = 300
 _ROUNDING = 1e-5  # of what is added up, or of the largest entry
 _WITHIN = 1e-4  # of a result, from end to end
 _LOOKED_AT = 4  # examples of which every value is compared
+
+
+def _names(text: str) -> frozenset[str]:
+  return frozenset(text.split())
+
+
 # Of these, a rounding of the operand may become a whole step.
-_STEPS = frozenset('quantize round floor ceil sign argmax argmin sort'.split())
-_SUMS = frozenset('dense conv dot_general reduce_sum reduce_window_sum mean cumsum add sub'.split())
+_STEPS = _names('quantize round floor ceil sign argmax argmin sort')
+_SUMS = _names('dense conv dot_general reduce_sum reduce_window_sum mean cumsum add sub')
 # What gives the same bits everywhere.
-_EXACT = frozenset(
-  """
+_EXACT = _names("""
   add sub mul div max min neg abs relu clip clamp select_n square sqrt convert_element_type reshape squeeze transpose
   broadcast_in_dim concatenate slice pad rev take gather dynamic_slice max_pool reduce_window_max reduce_max reduce_min
   quantize dequantize requantize quantized_dense quantized_conv quantized_dot quantized_add quantized_mean round floor
   ceil sign eq ne lt le gt ge and or xor not is_finite
-  """.split()
-)
+""")
 
 
 class Ran(NamedTuple):
@@ -106,7 +110,9 @@ def main_text(source: Source, graph: Graph, look: int) -> str:
       sides.append((f'{"in" if writable else "out"}{index}', graph.values[value].dtype, max(1, size), size))
   arrays = [f'static {TYPES[dtype.name]} {one}[{-(-room // dtype.itemsize)}];' for one, dtype, room, _ in sides]
   reads = [f'    if (fread({one}, 1, {size}, stdin) != {size}) return 2;' for one, _, _, size in sides if one[0] == 'i']
-  writes = [f'    if (fwrite({one}, 1, {size}, stdout) != {size}) return 3;' for one, _, _, size in sides if one[0] == 'o']
+  writes = [
+    f'    if (fwrite({one}, 1, {size}, stdout) != {size}) return 3;' for one, _, _, size in sides if one[0] == 'o'
+  ]
   return '\n'.join(
     [
       '#include <stdio.h>',

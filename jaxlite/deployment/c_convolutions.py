@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlite.deployment import c_products, c_scalars
+from jaxlite.deployment import c_kernels, c_products, c_scalars
 from jaxlite.deployment.c_steps import Builder
 from jaxlite.deployment.c_text import type_of
 from jaxlite.deployment.operations import Operation
@@ -91,8 +91,8 @@ def conv(b: Builder, one: Operation) -> None:
   if g.pointwise:
     lines = rows.call('a0', str(g.depth), 'out', str(math.prod(g.out)), '')
     return b.put(one, '\n'.join(lines), [source, *rows.inputs])
-  column = b.buffer('column', dtype, g.depth * min(_ROWS, g.out[-1]))
-  calls = rows.call('s0', str(g.depth), f'(out + {_place(g)} * {g.outputs})', 'count', 'group')
+  column = b.buffer('column', dtype, g.depth * min(_ROWS, math.prod(g.out)))
+  calls = rows.call('s0', str(g.depth), f'out + first * {g.outputs}', 'count', 'group')
   lines = _by_window(g, type_of(dtype, x), 'a0[{0}]', calls)
   b.put(one, '\n'.join(lines), [source, *rows.inputs], scratch=(column,))
 
@@ -113,16 +113,16 @@ def quantized_conv(b: Builder, one: Operation) -> None:
     lines = _alone(g, product, 's0', last, 'int8_t', _type(one))
     return b.put(one, '\n'.join(lines), inputs, scratch=(sums,))
   inputs = [source, (b.constant(found.array.astype(np.int8)), 0), *found.inputs]
-  at_once = min(_ROWS, math.prod(g.out) if g.pointwise else g.out[-1])
+  at_once = min(_ROWS, math.prod(g.out))
   width = g.outputs // g.groups
   column, sums = b.buffer('column', np.int16, g.depth * at_once), b.buffer('sums', np.int32, width * at_once)
   w = f'a1 + group * {width * g.depth}' if g.groups > 1 else 'a1'
   output = f'group * {width} + n' if g.groups > 1 else 'n'
   calls = [
-    f'@_sums(s0, {w}, s1, count, {g.depth}, {width});',
+    *c_kernels.sums_calls('s0', w, 's1', 'count', g.depth, width),
     'for (long p = 0; p < count; ++p)',
     f'  for (long n = 0; n < {width}; ++n)',
-    f'    out[({_place(g)} + p) * {g.outputs} + {output}] = {found.leave(f"s1[p * {width} + n]", f"{output}")};',
+    f'    out[(first + p) * {g.outputs} + {output}] = {found.leave(f"s1[p * {width} + n]", f"{output}")};',
   ]
   lines = _by_window(g, 'int16_t', f'(int16_t){c_scalars.whole(stored, found.point)}', calls)
   b.put(one, '\n'.join(lines), inputs, scratch=(column, sums))
@@ -139,12 +139,8 @@ def _by_tap(array: np.ndarray) -> np.ndarray:
 
 def _place(g: Geometry) -> str:
   """The index of the window at hand among all."""
-  text = 'p0'
-  last = len(g.out) - 1
-  if last == 0:
-    return 'o0'
   text = 'o0'
-  for axis in range(1, last + 1):
+  for axis in range(1, len(g.out)):
     text = f'({text} * {g.out[axis]} + o{axis})'
   return text
 
@@ -167,47 +163,68 @@ def _checks(g: Geometry, axis: int, pad: str) -> list[str]:
   ]
 
 
-def _entry(g: Geometry) -> str:
-  text = 'x0'
-  for axis in range(1, len(g.size)):
-    text = f'({text} * {g.size[axis]} + x{axis})'
+def _entry(g: Geometry, last: str = '') -> str:
+  """The index of the first channel at x0, x1, ..., of which the last may be called otherwise."""
+  names = [f'x{axis}' for axis in range(len(g.size))]
+  names[-1] = last or names[-1]
+  text = names[0]
+  for size, name in zip(g.size[1:], names[1:], strict=True):
+    text = f'({text} * {size} + {name})'
   return f'{text} * {g.channels}'
 
 
 def _by_window(g: Geometry, kind: str, entry: str, calls: list[str]) -> list[str]:
-  """Lines that lay out windows in s0, `count` at once, and call what makes outputs of them."""
-  last, depth, some = len(g.size) - 1, g.depth, g.channels // g.groups
-  if g.pointwise:  # the rows stand side by side already: they are only converted
-    rows = math.prod(g.out)
-    inner = [
-      f'for (long k = 0; k < count * {depth}; ++k) s0[k] = {entry.format(f"at * {depth} + k")};',
-      *(call.replace(_place(g), 'at') for call in calls),
-    ]
-    head = f'for (long at = 0; at < {rows}; at += {_ROWS}) {{'
-    return [head, f'  const long count = {rows} - at < {_ROWS} ? {rows} - at : {_ROWS};', *('  ' + one for one in inner), '}']
+  """Lines that lay out windows in s0, `count` at once from the one `first` on, and call what makes outputs of them."""
+  places, depth = math.prod(g.out), g.depth
+  some = min(_ROWS, places)
+  if g.pointwise:  # rows stand side by side already: they are only converted
+    inner = [f'for (long k = 0; k < count * {depth}; ++k) s0[k] = {entry.format(f"first * {depth} + k")};']
+  else:
+    inner = ['for (long p = 0; p < count; ++p) {', f'  {kind} *column = s0 + p * {depth};']
+    step = 1
+    for axis in reversed(range(len(g.out))):
+      inner.append(f'  const long o{axis} = (first + p) / {step} % {g.out[axis]};')
+      step *= g.out[axis]
+    inner += ['  ' + line for line in _window(g, entry)] + ['}']
+  lines = [
+    f'for (long first = 0; first < {places}; first += {some}) {{',
+    f'  const long count = {places} - first < {some} ? {places} - first : {some};',
+    *('  ' + line for line in (*inner, *calls)),
+    '}',
+  ]
+  if g.groups > 1:
+    lines = [f'for (long group = 0; group < {g.groups}; ++group) {{', *('  ' + line for line in lines), '}']
+  return lines
+
+
+def _window(g: Geometry, entry: str) -> list[str]:
+  """Lines that lay out the window at o0, o1, ... from `column` on, zero where nothing is."""
+  last, some = len(g.size) - 1, g.channels // g.groups
   group = f'group * {some} + ' if g.groups > 1 else ''
   row = g.kernel[last] * g.channels
   whole = g.groups == 1 and g.dilation[last] == 1 and g.spread[last] == 1 and g.kernel[last] > 1
-  taps: list[str] = []
+  lines = ['int done = 0;'] if whole and not last else []
   for axis in range(last + 1):
     pad = '  ' * axis
     if axis == last and whole:  # a row of the window lies in one piece where no edge cuts it
       low = g.padding[last][0]
       first = f'o{last} * {g.strides[last]} - {low}' if low >= 0 else f'o{last} * {g.strides[last]} + {-low}'
-      taps += [
+      before = f'in{last - 1} && ' if last else ''
+      lines += [
         f'{pad}const long x = {first};',
-        f'{pad}if ({f"in{last - 1} && " if last else ""}x >= 0 && x + {g.kernel[last]} <= {g.size[last]}) {{',
-        f'{pad}  const long at = {_entry(g).replace(f"x{last}", "x")};',
+        f'{pad}if ({before}x >= 0 && x + {g.kernel[last]} <= {g.size[last]}) {{',
+        f'{pad}  const long at = {_entry(g, "x")};',
         f'{pad}  for (long n = 0; n < {row}; ++n) column[n] = {entry.format("at + n")};',
         f'{pad}  column += {row};',
         f'{pad}  continue;' if last else f'{pad}  done = 1;',
         f'{pad}}}',
       ]
     also = 'done == 0 && ' if axis == last and whole and not last else ''
-    taps.append(f'{pad}for (long w{axis} = 0; {also}w{axis} < {g.kernel[axis]}; ++w{axis}) {{')
-    taps += _checks(g, axis, pad + '  ')
+    lines.append(f'{pad}for (long w{axis} = 0; {also}w{axis} < {g.kernel[axis]}; ++w{axis}) {{')
+    lines += _checks(g, axis, pad + '  ')
   pad = '  ' * (last + 1)
-  taps += [
+  return [
+    *lines,
     f'{pad}const long at = in{last} ? {group}{_entry(g)} : 0;',
     f'{pad}if (in{last})',
     f'{pad}  for (long n = 0; n < {some}; ++n) column[n] = {entry.format("at + n")};',
@@ -216,26 +233,6 @@ def _by_window(g: Geometry, kind: str, entry: str, calls: list[str]) -> list[str
     f'{pad}column += {some};',
     *('  ' * axis + '}' for axis in reversed(range(last + 1))),
   ]
-  head = ['int done = 0;'] if whole and not last else []
-  size = g.out[last]
-  some_rows = min(_ROWS, size)
-  inner = [
-    f'for (long first = 0; first < {size}; first += {some_rows}) {{',
-    f'  const long count = {size} - first < {some_rows} ? {size} - first : {some_rows};',
-    '  for (long p = 0; p < count; ++p) {',
-    f'    const long o{last} = first + p;',
-    f'    {kind} *column = s0 + p * {depth};',
-    *('    ' + line for line in (*head, *taps)),
-    '  }',
-    f'  const long o{last} = first;',
-    *('  ' + call for call in calls),
-    '}',
-  ]
-  if g.groups > 1:
-    inner = [f'for (long group = 0; group < {g.groups}; ++group) {{', *('  ' + line for line in inner), '}']
-  for axis in reversed(range(last)):
-    inner = [f'for (long o{axis} = 0; o{axis} < {g.out[axis]}; ++o{axis}) {{', *('  ' + line for line in inner), '}']
-  return inner
 
 
 def _alone(g: Geometry, product: str, acc: str, last: list[str], kind: str, out: str = '') -> list[str]:

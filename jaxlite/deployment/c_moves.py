@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -129,9 +128,7 @@ def _pad(b: Builder, one: Operation) -> None:
     strides.append(step * target[axis])
   if 0 not in sizes:
     inputs[0] = (view.buffer, offset)
-    lines += nest(
-      sizes, (strides, view.strides), lambda at: [f'out[{at[0]}] = a0[{at[1]}];'], first=[str(begin), '0']
-    )
+    lines += nest(sizes, (strides, view.strides), lambda at: [f'out[{at[0]}] = a0[{at[1]}];'], first=[str(begin), '0'])
   b.put(one, '\n'.join(lines), inputs)
 
 
@@ -219,9 +216,7 @@ def _dynamic_slice(b: Builder, one: Operation) -> None:
     ]
     inputs.append((where.buffer, where.offset))
   target = whole_strides(sizes)
-  lines += nest(
-    sizes, (target, view.strides), lambda at: [f'out[{at[0]}] = a0[{at[1]}];'], first=['0', 'place']
-  )
+  lines += nest(sizes, (target, view.strides), lambda at: [f'out[{at[0]}] = a0[{at[1]}];'], first=['0', 'place'])
   b.put(one, '\n'.join(lines), inputs)
 
 

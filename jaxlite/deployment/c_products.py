@@ -8,18 +8,18 @@ by side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlite.deployment import c_scalars, integer_rules
+from jaxlite.deployment.c_kernels import TILE, sums_calls
 from jaxlite.deployment.c_reductions import joined, total
 from jaxlite.deployment.c_steps import Builder, added, nest, whole_strides
 from jaxlite.deployment.c_text import number, type_of
 from jaxlite.deployment.operations import Operation
 
-TILE = 16  # outputs whose float weights stand together
 _MOST = 2**31 - 1
 
 
@@ -113,95 +113,6 @@ def float_rows(b: Builder, known: Weights, dtype: np.dtype[Any], bias: str | Non
   return Rows(tuple(inputs), call)
 
 
-def rows_function(size: int, kind: str) -> str:
-  """Returns the C function of `size` outputs of each row: 'f' float, 'd' double, 'q' float with int8 weights."""
-  c, w = ('double', 'double') if kind == 'd' else ('float', 'int8_t' if kind == 'q' else 'float')
-  scale = f'const {c} *restrict scale, ' if kind == 'q' else ''
-  factor = ' * scale[o]' if kind == 'q' else ''
-
-  def block(rows: int) -> list[str]:
-    names = [f's{index}' for index in range(rows)]
-    return [
-      *(f'const {c} *restrict x{index} = x + (r + {index}) * x_step;' for index in range(rows)),
-      f'{c} {", ".join(f"{name}[{size}]" for name in names)};',
-      f'for (long o = 0; o < {size}; ++o) {" = ".join(f"{name}[o]" for name in names)} = 0;',
-      'for (long k = 0; k < depth; ++k)',
-      f'  for (long o = 0; o < {size}; ++o) {{',
-      f'    const {c} v = ({c})w[k * {size} + o];',
-      *(f'    {name}[o] += x{index}[k] * v;' for index, name in enumerate(names)),
-      '  }',
-      f'for (long o = 0; o < {size}; ++o) {{',
-      f'  const {c} more = bias ? bias[o] : 0;',
-      *(f'  y[(r + {index}) * y_step + o] = {name}[o]{factor} + more;' for index, name in enumerate(names)),
-      '}',
-    ]
-
-  lines = [
-    f'static void @_rows{size}{kind}(const {c} *restrict x, long x_step, const {w} *restrict w, const {c} *bias,',
-    f'    {scale}{c} *restrict y, long y_step, long rows, long depth) {{',
-    '  long r = 0;',
-    '  for (; r + 4 <= rows; r += 4) {',
-    *('    ' + line for line in block(4)),
-    '  }',
-    '  for (; r < rows; ++r) {',
-    *('    ' + line for line in block(1)),
-    '  }',
-    '}',
-  ]
-  return '\n'.join(lines)
-
-
-SUMS = '''static void @_sums(const int16_t *restrict x, const int8_t *restrict w, int32_t *restrict sums, long rows,
-    long depth, long outputs) {
-  long r = 0;
-  for (; r + 2 <= rows; r += 2) {
-    const int16_t *restrict x0 = x + r * depth, *restrict x1 = x0 + depth;
-    int32_t *restrict y0 = sums + r * outputs, *restrict y1 = y0 + outputs;
-    long o = 0;
-    for (; o + 4 <= outputs; o += 4) {
-      const int8_t *restrict w0 = w + o * depth, *restrict w1 = w0 + depth;
-      const int8_t *restrict w2 = w1 + depth, *restrict w3 = w2 + depth;
-      int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
-      for (long k = 0; k < depth; ++k) {
-        a0 += (int32_t)x0[k] * w0[k], b0 += (int32_t)x1[k] * w0[k];
-        a1 += (int32_t)x0[k] * w1[k], b1 += (int32_t)x1[k] * w1[k];
-        a2 += (int32_t)x0[k] * w2[k], b2 += (int32_t)x1[k] * w2[k];
-        a3 += (int32_t)x0[k] * w3[k], b3 += (int32_t)x1[k] * w3[k];
-      }
-      y0[o] = a0, y0[o + 1] = a1, y0[o + 2] = a2, y0[o + 3] = a3;
-      y1[o] = b0, y1[o + 1] = b1, y1[o + 2] = b2, y1[o + 3] = b3;
-    }
-    for (; o < outputs; ++o) {
-      const int8_t *restrict w0 = w + o * depth;
-      int32_t a0 = 0, b0 = 0;
-      for (long k = 0; k < depth; ++k) a0 += (int32_t)x0[k] * w0[k], b0 += (int32_t)x1[k] * w0[k];
-      y0[o] = a0, y1[o] = b0;
-    }
-  }
-  if (r < rows) {
-    const int16_t *restrict x0 = x + r * depth;
-    int32_t *restrict y0 = sums + r * outputs;
-    long o = 0;
-    for (; o + 4 <= outputs; o += 4) {
-      const int8_t *restrict w0 = w + o * depth, *restrict w1 = w0 + depth;
-      const int8_t *restrict w2 = w1 + depth, *restrict w3 = w2 + depth;
-      int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0;
-      for (long k = 0; k < depth; ++k) {
-        a0 += (int32_t)x0[k] * w0[k], a1 += (int32_t)x0[k] * w1[k];
-        a2 += (int32_t)x0[k] * w2[k], a3 += (int32_t)x0[k] * w3[k];
-      }
-      y0[o] = a0, y0[o + 1] = a1, y0[o + 2] = a2, y0[o + 3] = a3;
-    }
-    for (; o < outputs; ++o) {
-      const int8_t *restrict w0 = w + o * depth;
-      int32_t a0 = 0;
-      for (long k = 0; k < depth; ++k) a0 += (int32_t)x0[k] * w0[k];
-      y0[o] = a0;
-    }
-  }
-}'''
-
-
 class Integers(NamedTuple):
   """An integer layer: its weights [outputs, depth], what the step reads, and how a sum leaves it."""
 
@@ -268,7 +179,7 @@ def dense(b: Builder, one: Operation) -> None:
 
 def _plain_dense(b: Builder, one: Operation) -> None:
   """A product of two values, then the bias."""
-  x, w, *bias = one.inputs
+  x, _, *bias = one.inputs
   last = len(b.shape(x)) - 1
   numbers = (((last,), (0,)), ((), ()))
   more = ''
@@ -280,7 +191,7 @@ def _plain_dense(b: Builder, one: Operation) -> None:
 
 
 def quantized_dense(b: Builder, one: Operation) -> None:
-  x, w = one.inputs[:2]
+  x = one.inputs[0]
   found = integers(b, one, lambda array: array.T, 2)
   outputs, depth = found.array.shape
   rows = math.prod(b.shape(x)[:-1])
@@ -293,7 +204,7 @@ def quantized_dense(b: Builder, one: Operation) -> None:
     lines.append(f'  const long count = {rows} - r < {chunk} ? {rows} - r : {chunk};')
   lines += [
     f'  for (long k = 0; k < {count} * {depth}; ++k) s0[k] = (int16_t){stored};',
-    f'  @_sums(s0, a1, s1, {count}, {depth}, {outputs});',
+    *('  ' + call for call in sums_calls('s0', 'a1', 's1', count, depth, outputs)),
     f'  for (long p = 0; p < {count}; ++p)',
     f'    for (long n = 0; n < {outputs}; ++n)',
     f'      out[(r + p) * {outputs} + n] = {found.leave(f"s1[p * {outputs} + n]", "n")};',
@@ -368,6 +279,7 @@ def _product(
 
     def body(at: list[str]) -> list[str]:
       row = 's0[n]' if scratch else f'out[{added(at[0], "n", 1)}]'
+
       def join(to: list[str]) -> list[str]:
         product = entry(f'a0[{to[0]}]', f'a1[{added(to[1], "n", 1)}]')
         return [f'for (long n = 0; n < {size}; ++n) {row} = {text.format(row, product)};']

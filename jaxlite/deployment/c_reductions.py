@@ -1,4 +1,4 @@
-"""Operations that make one entry of several, as steps of C: sums, means, the largest, softmax, windows, running sums."""
+"""Operations that make one entry of several, as steps of C: sums, means, extremes, softmax, windows, running sums."""
 
 from __future__ import annotations
 
@@ -110,7 +110,11 @@ def total(
       ]
     return lines
   inner = nest(
-    shape, (strides,), lambda to: [f'const {c} x = {entry(to[0])};', f'total = {text.format("total", "x")};'], 'j', [begin]
+    shape,
+    (strides,),
+    lambda to: [f'const {c} x = {entry(to[0])};', f'total = {text.format("total", "x")};'],
+    'j',
+    [begin],
   )
   inner = inner if not inner or inner[0].startswith('for') else ['{', *inner, '}']
   return [f'{c} total = {start};', *inner]

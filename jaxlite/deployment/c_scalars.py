@@ -25,10 +25,8 @@ class Expression(NamedTuple):
 _Dtypes = Sequence[np.dtype[Any]]
 _Rule = Callable[[_Dtypes, np.dtype[Any], Mapping[str, Any]], Expression]
 
-# Of one float32, by a function of math.h: its name without the end.
-_MATH = {
-  **{name: name for name in 'exp exp2 log log1p expm1 cbrt tanh sin cos tan sinh cosh asin acos atan erf erfc'.split()},
-}
+# Of one float32, by a function of math.h of the same name.
+_MATH = 'exp exp2 log log1p expm1 cbrt tanh sin cos tan sinh cosh asin acos atan erf erfc'
 _COMPARE = {'eq': '==', 'ne': '!=', 'lt': '<', 'le': '<=', 'gt': '>', 'ge': '>='}
 _BITS = {'and': '&', 'or': '|', 'xor': '^'}
 _SIGNS = {'add': '+', 'sub': '-', 'mul': '*'}
@@ -253,7 +251,7 @@ def _quantized_add(dtypes: _Dtypes, out: np.dtype[Any], told: Mapping[str, Any])
 
 RULES: dict[str, _Rule] = {
   **{kind: _sign(kind) for kind in _SIGNS},
-  **{kind: _math(name) for kind, name in _MATH.items()},
+  **{kind: _math(kind) for kind in _MATH.split()},
   **{kind: _same(f'({{0}} {sign} {{1}})') for kind, sign in (_COMPARE | _BITS).items()},
   'max': lambda dtypes, out, told: Expression(largest('{0}', '{1}', out)),
   'min': lambda dtypes, out, told: Expression(largest('{0}', '{1}', out, '<')),

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlite.deployment import c_arena, c_convolutions, c_moves, c_products, c_reductions, c_scalars, c_steps
-from jaxlite.deployment.c_steps import Builder, Step
+from jaxlite.deployment import c_arena, c_convolutions, c_kernels, c_moves, c_products, c_reductions, c_scalars, c_steps
+from jaxlite.deployment.c_steps import Builder
 from jaxlite.deployment.c_text import comment, name_of, numbers, text_constant, type_of
 from jaxlite.deployment.operations import Graph, pruned, sized
 from jaxlite.version import __version__
@@ -32,7 +32,7 @@ RULES = {
 
 # What arithmetic needs, each written where it is used.
 _HELPERS = {
-  '@_product(': '''/* One product, rounded once, also where floats are computed wider. */
+  '@_product(': """/* One product, rounded once, also where floats are computed wider. */
 static inline float @_product(float a, float b) {
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD == 0
   return a * b;
@@ -40,11 +40,11 @@ static inline float @_product(float a, float b) {
   volatile float product = a * b;
   return product;
 #endif
-}''',
-  '@_known(': '''/* Zero in place of NaN. */
-static inline float @_known(float x) { return x != x ? 0.0f : x; }''',
-  '@_nearest(': '''/* The nearest whole number from low to high, ties to even. Both bounds are whole and small, so rounding comes last:
-   added to 1.5 * 2^23, a float has no room for a fraction. */
+}""",
+  '@_known(': """/* Zero in place of NaN. */
+static inline float @_known(float x) { return x != x ? 0.0f : x; }""",
+  '@_nearest(': """/* The nearest whole number from low to high, ties to even. Both bounds are whole and small, so
+   rounding comes last: added to 1.5 * 2^23, a float has no room for a fraction. */
 static inline int32_t @_nearest(float x, float low, float high) {
   x = x < low ? low : x;
   x = x > high ? high : x;
@@ -53,8 +53,7 @@ static inline int32_t @_nearest(float x, float low, float high) {
 #else
   return (int32_t)rintf(x);
 #endif
-}''',
-  '@_sums(': '/* Sums of products of rows and int8 weights. */\n' + c_products.SUMS,
+}""",
 }
 
 
@@ -129,7 +128,9 @@ def c_source(graph: Graph, name: str = 'network', *, about: Mapping[str, str | S
   ]
   head, declared, defined = _told(graph, prefix, inputs, outputs, memory, constants, about or {})
   helpers = _helpers(code)
-  arguments = ', '.join([*(f'const {kind} *{one}' for one, kind, _ in inputs), *(f'{kind} *{one}' for one, kind, _ in outputs)])
+  arguments = ', '.join(
+    [*(f'const {kind} *{one}' for one, kind, _ in inputs), *(f'{kind} *{one}' for one, kind, _ in outputs)]
+  )
   predict = f'void @_predict({arguments})'
   many = f'void @_predict_many({arguments}, long count)'
   moved = ', '.join(f'{one} + at * {size}' for one, _, size in (*inputs, *outputs))
@@ -160,7 +161,7 @@ def c_source(graph: Graph, name: str = 'network', *, about: Mapping[str, str | S
   )
 
 
-_GUARD = '''#if defined(__FAST_MATH__)
+_GUARD = """#if defined(__FAST_MATH__)
 #error "compile without -ffast-math: NaN and the order of roundings are part of what this file computes"
 #endif
 #if defined(__clang__)
@@ -168,7 +169,7 @@ _GUARD = '''#if defined(__FAST_MATH__)
 #endif
 #ifndef @_SEEN /* (name, pointer, bytes) of each value once it is computed, for whoever wants to look */
 #define @_SEEN(value, pointer, bytes) ((void)0)
-#endif'''
+#endif"""
 
 
 def _built(graph: Graph) -> Builder:
@@ -177,7 +178,9 @@ def _built(graph: Graph) -> Builder:
     one = c_steps.told_at_one(operation)
     rule = RULES.get(one.kind)
     if rule is None:
-      raise ValueError(f'a C99 file is made of operations that it has a rule for; {one.kind} ({one.outputs[0]}) is none')
+      raise ValueError(
+        f'a C99 file is made of operations that it has a rule for; {one.kind} ({one.outputs[0]}) is none'
+      )
     for name in (*one.inputs, *one.outputs):
       type_of(b.dtype(name), name)
     if one.kind == 'dequantize' and all(name in graph.constants for name in one.inputs):
@@ -203,14 +206,20 @@ def _ends(b: Builder) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, 
       parameter += '_'
     view, size = b.view(name), math.prod(b.shape(name))
     made = view.buffer in {step.output for step in b.steps}
-    if not (made and view.contiguous and view.offset == 0) or view.buffer in located or b.buffers[view.buffer].size != size:
+    if (
+      not (made and view.contiguous and view.offset == 0)
+      or view.buffer in located
+      or b.buffers[view.buffer].size != size
+    ):
       view = c_steps.copied(b, view, f'the result {name}', 'result')
     located[view.buffer] = parameter
     outputs.append((parameter, type_of(b.dtype(name), name), size))
   return inputs, outputs, located
 
 
-def _functions(b: Builder, arena: c_arena.Arena, located: Mapping[str, str]) -> tuple[list[str], str, tuple[Dumped, ...]]:
+def _functions(
+  b: Builder, arena: c_arena.Arena, located: Mapping[str, str]
+) -> tuple[list[str], str, tuple[Dumped, ...]]:
   """The functions of steps, equal ones once; the calls; and the values that the hook sees."""
   numbered = {buffer: index for index, buffer in enumerate(b.constants)}
 
@@ -268,7 +277,8 @@ def _helpers(code: str) -> list[str]:
   """What the functions call, and what that calls, in an order in which C may read it."""
   rows = sorted(set(re.findall(r'@_rows(\d+)([fdq])\(', code)), key=lambda one: (one[1], int(one[0])))
   found = [text for mark, text in _HELPERS.items() if mark in code]
-  return found + [c_products.rows_function(int(size), kind) for size, kind in rows]
+  found += [c_kernels.sums_function(int(size)) for size in sorted(set(re.findall(r'@_sums(\d)\(', code)))]
+  return found + [c_kernels.rows_function(int(size), kind) for size, kind in rows]
 
 
 def _told(

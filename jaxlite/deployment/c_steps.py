@@ -350,9 +350,7 @@ def write(b: Builder, output: str, node: Node, note: str) -> None:
   b.steps.append(Step(text, tuple(places), b.fresh(output), note=note, value=output, over=tuple(over)))
 
 
-def _filled(
-  line: str, at: Sequence[str], loads: Sequence[tuple[View, Any]], places: Sequence[tuple[str, int]]
-) -> str:
+def _filled(line: str, at: Sequence[str], loads: Sequence[tuple[View, Any]], places: Sequence[tuple[str, int]]) -> str:
   def place(match: re.Match[str]) -> str:
     index = int(match[1])
     view = loads[index][0]

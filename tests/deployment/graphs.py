@@ -137,7 +137,9 @@ def integer_network(seed):
 
   def conv(q, outputs, kernel, groups=1, relu=False, bias=True, out=True, source=None, **told):
     array = weight(outputs, *kernel, m.shape(q)[-1] // groups)
-    return layer('quantized_conv', q, array, outputs, 0, relu, bias, out, **convolution(len(kernel), groups=groups, **told))
+    return layer(
+      'quantized_conv', q, array, outputs, 0, relu, bias, out, **convolution(len(kernel), groups=groups, **told)
+    )
 
   def dot(a, b, numbers, out=True, of_a=None, of_b=None):
     told = {**told_of('a', of_a or a), **told_of('b', of_b or b), 'dimension_numbers': numbers}
@@ -163,7 +165,9 @@ def integer_network(seed):
   told = told_of('x', mixed)
   again = m.op('requantize', mixed, **told, y_scale=of(mixed)[0] * 0.7, y_zero_point=3, low=-100, high=100)
   told = told_of('x', again)
-  mean = m.op('quantized_mean', again, axes=(1,), **told, y_scale=of(again)[0] * 0.4, y_zero_point=0, low=-128, high=127)
+  mean = m.op(
+    'quantized_mean', again, axes=(1,), **told, y_scale=of(again)[0] * 0.4, y_zero_point=0, low=-128, high=127
+  )
   real = m.op('quantized_mean', again, axes=(1, 2), **told)
   hidden = layer('quantized_dense', mean, weight(18, 23), 23, 0, relu=True)
   logits = layer('quantized_dense', hidden, weight(23, 10), 10, 0, out=False)
@@ -189,7 +193,28 @@ def random_graph(seed, count=14):
     x = bounded(pick())
     shape = m.shape(x)
     axis = int(rng.integers(1, len(shape))) if len(shape) > 1 else None
-    choice = rng.choice(['unary', 'number', 'both', 'turn', 'flat', 'cut', 'pad', 'join', 'sum', 'dense', 'conv', 'pool', 'dot', 'soft', 'flip', 'integer', 'where', 'gelu'])
+    choice = rng.choice(
+      [
+        'unary',
+        'number',
+        'both',
+        'turn',
+        'flat',
+        'cut',
+        'pad',
+        'join',
+        'sum',
+        'dense',
+        'conv',
+        'pool',
+        'dot',
+        'soft',
+        'flip',
+        'integer',
+        'where',
+        'gelu',
+      ]
+    )
     if choice == 'unary':
       y = m.op(str(rng.choice(['tanh', 'logistic', 'relu', 'abs', 'neg', 'square', 'sin', 'erf'])), x)
     elif choice == 'number':

@@ -1,4 +1,5 @@
-"""Laws of a C99 file, operation by operation: it is strict C, leaves nothing to the compiler, and computes what NumPy does."""
+"""Laws of a C99 file, operation by operation: it is strict C, leaves nothing to the compiler, and computes what NumPy
+computes."""
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ CC = compiler()
 pytestmark = pytest.mark.skipif(CC is None, reason='no C compiler')
 STRICT = ('-Wall', '-Wextra', '-Werror', '-pedantic')
 SANITIZED = ('-std=c99', '-O1', *STRICT, '-fsanitize=address,undefined', '-fno-sanitize-recover=all')
-UNARY = 'abs neg sign exp exp2 log log1p expm1 sqrt rsqrt cbrt tanh logistic erf erfc floor ceil sin cos tan asin acos atan'
+UNARY = (
+  'abs neg sign exp exp2 log log1p expm1 sqrt rsqrt cbrt tanh logistic erf erfc floor ceil sin cos tan asin acos atan'
+)
 UNARY += ' sinh cosh square is_finite relu'
 BINARY = 'add sub mul div max min pow rem atan2 eq ne lt le gt ge'
+WHOLE, WHOLE_ALONE = 'add sub mul max min and or xor eq ne lt le gt ge', 'neg abs sign square not relu'
 ODD = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3e38, -3e38, 1e-40, 1e9, 7.3, np.inf, -np.inf, np.nan]
 
 
@@ -31,7 +35,7 @@ def same(graph, given, *, rounding=2e-6, sums=0.0, command=None):
     graph.outputs, ran.results, wanted if isinstance(wanted, tuple) else (wanted,), strict=True
   ):
     kind = next((one.kind for one in graph.operations if name in one.outputs), name)
-    assert got.dtype == want.dtype and got.shape == want.shape
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
     if want.dtype.kind == 'f':
       largest = np.abs(want[np.isfinite(want)]).max(initial=0)
       np.testing.assert_allclose(got, want, rtol=rounding, atol=max(1e-38, sums * largest), err_msg=kind)
@@ -44,7 +48,11 @@ def test_floats_entry_by_entry_with_all_that_a_float_may_be():
   x, y = m.input(len(ODD)), m.input(len(ODD))
   found = [m.op(kind, x) for kind in UNARY.split()] + [m.op(kind, x, y) for kind in BINARY.split()]
   found += [m.op('integer_pow', x, y=power) for power in (0, 1, 2, 3, -1, -2, 11)]
-  found += [m.op('round', x, **ROUND), m.op('clip', x, low=-1.0, high=1.0), m.op('clamp', y, x, m.constant(np.float32(2)))]
+  found += [
+    m.op('round', x, **ROUND),
+    m.op('clip', x, low=-1.0, high=1.0),
+    m.op('clamp', y, x, m.constant(np.float32(2))),
+  ]
   found += [m.op('select_n', m.op('lt', x, y), x, y), m.op('not', m.op('lt', x, y))]
   less, equal = m.op('lt', x, y), m.op('eq', x, y)
   found += [m.op(kind, less, equal) for kind in ('and', 'or', 'xor', 'add', 'mul', 'max', 'min')]
@@ -57,11 +65,13 @@ def test_floats_entry_by_entry_with_all_that_a_float_may_be():
 @pytest.mark.parametrize('dtype', ['int32', 'int8', 'uint8', 'uint32', 'int16', 'int64'])
 def test_whole_numbers_wrap_around_and_are_divided_toward_zero(dtype):
   info = np.iinfo(dtype)
-  odd = np.array([info.min, info.min + 1, 0, 1, 2, 3, 7, info.max // 2, info.max - 1, info.max, *([-1] * (info.min < 0))], dtype)
+  odd = np.array(
+    [info.min, info.min + 1, 0, 1, 2, 3, 7, info.max // 2, info.max - 1, info.max, *([-1] * (info.min < 0))], dtype
+  )
   m = Maker()
   x, y = m.input(len(odd), dtype=dtype, low=0, high=2), m.input(len(odd), dtype=dtype, low=0, high=2)
-  found = [m.op(kind, x, y) for kind in 'add sub mul max min and or xor eq ne lt le gt ge'.split()]
-  found += [m.op(kind, x) for kind in 'neg abs sign square not relu'.split()] + [m.op('integer_pow', x, y=3)]
+  found = [m.op(kind, x, y) for kind in WHOLE.split()]
+  found += [m.op(kind, x) for kind in WHOLE_ALONE.split()] + [m.op('integer_pow', x, y=3)]
   found += [m.op('convert_element_type', x, new_dtype=to) for to in ('float32', 'bool', 'int8', 'int32', 'uint8')]
   if dtype != 'int64':  # the reference divides by way of float64
     found += [m.op('div', x, y), m.op('rem', x, y)]
@@ -108,15 +118,25 @@ def joined():
   m = Maker()
   x = m.input(3, 20, 5)
   whole = m.input(2, 7, dtype='int32', low=-50, high=50)
-  found = [m.op(f'reduce_{kind}', x, axes=axes) for kind in ('sum', 'max', 'min', 'prod') for axes in ((2,), (1, 3), (3,))]
+  found = [
+    m.op(f'reduce_{kind}', x, axes=axes) for kind in ('sum', 'max', 'min', 'prod') for axes in ((2,), (1, 3), (3,))
+  ]
   found += [m.op('mean', x, axes=axes) for axes in ((1, 2, 3), (2,))] + [m.op('reduce_sum', x, axes=())]
-  found += [m.op(kind, x, axis=axis, reverse=back) for kind in ('cumsum', 'cumprod', 'cummax', 'cummin') for axis, back in ((1, 0), (3, 1))]
+  found += [
+    m.op(kind, x, axis=axis, reverse=back)
+    for kind in ('cumsum', 'cumprod', 'cummax', 'cummin')
+    for axis, back in ((1, 0), (3, 1))
+  ]
   found += [m.op(kind, one, axes=(2,)) for kind in ('argmax', 'argmin') for one in (x, whole)]
   found += [m.op('softmax', x, axis=axis) for axis in (1, 2, 3)] + [m.op('sort', x, dimension=2)]
   found += [m.op('reduce_sum', whole, axes=(1,)), m.op('reduce_max', whole, axes=(1, 2))]
   less = m.op('lt', x, m.constant(np.float32(0.3)))
   found += [m.op('reduce_and', less, axes=(2,)), m.op('reduce_or', less, axes=(1, 3))]
-  windows = {'window_dimensions': (1, 2, 3, 2), 'window_strides': (1, 1, 2, 3), 'padding': ((0, 0), (1, 0), (2, 1), (0, 1))}
+  windows = {
+    'window_dimensions': (1, 2, 3, 2),
+    'window_strides': (1, 1, 2, 3),
+    'padding': ((0, 0), (1, 0), (2, 1), (0, 1)),
+  }
   windows |= {'base_dilation': (1, 1, 2, 1), 'window_dilation': (1, 1, 1, 2)}
   found += [m.op('reduce_window_max', x, **windows), m.op('reduce_window_sum', x, **windows)]
   found += [m.op('max_pool', x, window=(2, 4), strides=(1, 3), padding=((1, 1), (0, 2)))]
@@ -133,7 +153,9 @@ def looked_up():
   points = {'dimension_numbers': ((2,), (0,), (0, 1), (), ()), 'slice_sizes': (1, 2)}
   found = [m.op('take', table, ids), m.op('take', m.bytes(9, 5), ids)]
   grid = m.floats(6, 5)
-  found += [m.op('gather', grid, starts, **told, mode=mode) for told in (rows, points) for mode in ('clip', 'fill_or_drop')]
+  found += [
+    m.op('gather', grid, starts, **told, mode=mode) for told in (rows, points) for mode in ('clip', 'fill_or_drop')
+  ]
   x = m.input(5, 3)
   zero, one = m.constant(np.int32(0)), m.constant(np.int32(4))
   found += [m.op('dynamic_slice', x, zero, one, zero, slice_sizes=(Batch(), 2, 3))]
@@ -145,7 +167,9 @@ def folded():
   m = Maker()
   x = m.input(7, 6, 6)
   found = [
-    m.op('conv', x, m.floats(out, *kernel, 6 // told.get('groups', 1)), *[m.floats(out)] * bias, **convolution(2, **told))
+    m.op(
+      'conv', x, m.floats(out, *kernel, 6 // told.get('groups', 1)), *[m.floats(out)] * bias, **convolution(2, **told)
+    )
     for out, kernel, bias, told in (
       (5, (3, 2), 1, {}),
       (17, (2, 3), 0, {'strides': (2, 3), 'padding': ((1, 2), (0, 1))}),
@@ -162,7 +186,9 @@ def folded():
   found += [m.op('conv', line, m.floats(3, 2, 4), **convolution(1, padding=((0, 0),), spread=3, dilation=2))]
   found += [m.op('conv', block, m.floats(5, 2, 3, 2, 2), m.floats(5), **convolution(3, padding=((1, 0),)))]
   found += [m.op('dense', line, m.floats(4, width), *[m.floats(width)] * (width % 2)) for width in (1, 5, 16, 32, 47)]
-  found += [m.op('dense', line, m.constant(np.float32(0.5).reshape(1, 1), (4, 3)), m.constant(np.ones(1, np.float32), (3,)))]
+  found += [
+    m.op('dense', line, m.constant(np.float32(0.5).reshape(1, 1), (4, 3)), m.constant(np.ones(1, np.float32), (3,)))
+  ]
   scales = m.constant(m.rng.uniform(0.1, 0.2, 21).astype(np.float32))
   found += [m.op('dense', line, m.op('dequantize', m.bytes(4, 21), scales, axis=1))]
   found += [m.op('dense', line, m.op('dequantize', m.bytes(4, 3), scale=0.5, zero_point=3))]
