@@ -190,11 +190,11 @@ def verify(source: Source, graph: Graph, examples: Mapping[str, np.ndarray], com
   """
   graph = pruned(graph)
   given = {name: np.asarray(examples[name], graph.values[name].dtype) for name in graph.inputs}
+  wanted = reference.run(graph, given)  # which also looks at the shapes of what is given
+  wanted = wanted if isinstance(wanted, tuple) else (wanted,)
   ran = run(source, graph, given, command, look=_LOOKED_AT)
   for index, seen in enumerate(ran.seen):
     _check_each(graph, {name: array[index : index + 1] for name, array in given.items()}, seen)
-  wanted = reference.run(graph, given)
-  wanted = wanted if isinstance(wanted, tuple) else (wanted,)
   loose, worst = _loose(graph), 0.0
   for name, got, want in zip(graph.outputs, ran.results, wanted, strict=True):
     apart = _apart(got, want)

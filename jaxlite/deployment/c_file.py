@@ -77,8 +77,8 @@ def write_c(
         'a C file is compiled and compared before it is written, and no C compiler was found: install gcc or clang, '
         'name one in $CC, or give verify=False'
       )
-    if not all(len(examples[name]) for name in graph.inputs):
-      raise ValueError('a C file is compared on real inputs: give examples, at least one')
+    if not all(len(examples.get(name, ())) for name in graph.inputs):
+      raise ValueError(f'a C file is compared on real inputs: give examples of {", ".join(graph.inputs)}, at least one')
     largest = c_check.verify(source, graph, examples, [found, *c_check.FLAGS])
   write_text(path, source.text)
   if header:

@@ -126,8 +126,9 @@ def c_source(graph: Graph, name: str = 'network', *, about: Mapping[str, str | S
   space = [
     f'static {c_arena.UNITS[kind][0]} @_{kind}[{size // c_arena.UNITS[kind][1]}];' for kind, size in arena.sizes.items()
   ]
-  head, declared, defined = _told(graph, prefix, inputs, outputs, memory, constants, about or {})
   helpers = _helpers(code)
+  taken = {'predict', 'predict_many', *re.findall(r'@_(\w+)', '\n'.join([*space, *arrays, *helpers, code]))}
+  head, declared, defined = _told(graph, prefix, inputs, outputs, memory, constants, about or {}, taken)
   arguments = ', '.join(
     [*(f'const {kind} *{one}' for one, kind, _ in inputs), *(f'{kind} *{one}' for one, kind, _ in outputs)]
   )
@@ -196,6 +197,7 @@ def _ends(b: Builder) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, 
   inputs, outputs = [], []
   for name in b.graph.inputs:
     parameter = name_of(name)
+    parameter = parameter if parameter.startswith('input') else f'input_{parameter}'
     while parameter in located.values():
       parameter += '_'
     located[b.views[name].buffer] = parameter
@@ -289,6 +291,7 @@ def _told(
   memory: int,
   constants: int,
   about: Mapping[str, str | Sequence[str]],
+  taken: set[str],
 ) -> tuple[str, list[str], list[str]]:
   """The comment at the head of the file, its declarations, and its definitions."""
   lines = [f'{prefix}: a network as one C99 file, written by jaxlite {__version__}.', '']
@@ -310,9 +313,10 @@ def _told(
   for key, value in {'version': __version__, **about}.items():
     texts = value if isinstance(value, str) else [str(one) for one in value]
     lines.append(f'{key}: {texts if isinstance(texts, str) else ", ".join(texts)}')
+    if name_of(key) in taken:
+      raise ValueError(f'{name_of(key)} is a name in a C99 file already: call the text {key!r} otherwise')
+    taken.add(name_of(key))
     one, other = text_constant(f'@_{name_of(key)}', texts)
-    if one.split('[')[0] in {each.split('[')[0] for each in declared}:
-      raise ValueError(f'two texts of a C99 file would have one name, {name_of(key)}: call {key!r} otherwise')
     declared.append(one)
     defined.append(other)
   return comment('\n'.join(lines)), declared, defined

@@ -89,6 +89,8 @@ def numbers(array: np.ndarray) -> str:
   flat = array.reshape(-1)
   if flat.dtype.itemsize < 4:
     words: Iterable[str] = map(str, flat.astype(np.int32).tolist())
+  elif flat.dtype == np.float32 and np.isfinite(flat).all():  # as `number`, and faster
+    words = (f'{one}f' for one in flat.astype(str).tolist())
   else:
     words = (number(one, flat.dtype) for one in flat)
   return '\n'.join(_lines(words))

@@ -121,8 +121,9 @@ def test_texts_are_kept_whatever_is_in_them(tmp_path):
   subprocess.run([CC, *STRICT, 'main.c', '-o', 'main', '-lm'], cwd=tmp_path, check=True)
   out = subprocess.run([tmp_path / 'main'], capture_output=True, check=True).stdout.decode()
   assert out.split('\x01') == [*classes, '°C', 'x' * 9000 + 'é']
-  with pytest.raises(ValueError, match='would have one name, units'):
-    c_source(graph, about={'units': 'm', 'units!': 's'})
+  for about in ({'units': 'm', 'units!': 's'}, {'predict': 'x'}, {'c0': 'x'}):
+    with pytest.raises(ValueError, match='is a name in a C99 file already'):
+      c_source(graph, about=about)
 
 
 def refused():
