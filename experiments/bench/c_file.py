@@ -2,9 +2,9 @@
 
   python experiments/bench/c_file.py [--flags '-O3 -march=native'] [--networks mlp,lenet,...]
 
-Times are of the processor, of all threads, least of seven rounds: what others do on the machine hardly changes them. JAX
-and ONNX Runtime answer one example at a time, ONNX Runtime by one thread. 'integers' is the list of the network with fake
-quantization.
+Times are of the processor, of all threads, least of seven rounds: what others do on the machine hardly changes them.
+JAX and ONNX Runtime answer one example at a time, ONNX Runtime by one thread. 'integers' is the list of the network
+with fake quantization.
 """
 
 from __future__ import annotations

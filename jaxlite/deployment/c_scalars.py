@@ -85,9 +85,10 @@ def _power(dtypes: _Dtypes, out: np.dtype[Any], told: Mapping[str, Any]) -> Expr
 
 
 def _pow(dtypes: _Dtypes, out: np.dtype[Any], told: Mapping[str, Any]) -> Expression:
-  if not floating(out) or not all(floating(one) for one in dtypes):
+  if not floating(out):
     raise ValueError('a power of whole numbers has no rule in a C99 file: compute it in float32')
-  return Expression(f'pow{end(out)}({{0}}, {{1}})', exact=False)
+  c = type_of(out, 'pow')
+  return Expression(f'pow{end(out)}(({c}){{0}}, ({c}){{1}})', exact=False)
 
 
 def _div(dtypes: _Dtypes, out: np.dtype[Any], told: Mapping[str, Any]) -> Expression:

@@ -113,10 +113,16 @@ class Builder(NamedTuple):
       self.constants[self.held[key]] = array.reshape(-1)
     return self.held[key]
 
+  def begin(self, name: str) -> None:
+    """Computes what was put off until somebody needs it."""
+    if name in self.made and name not in self.views and name not in self.pending:
+      each(self, self.made[name])
+
   def view(self, name: str) -> View:
     """Where a value lies; a constant becomes an array of the file when it is first read."""
-    if name not in self.views and name in self.made:
-      each(self, self.made[name])
+    self.begin(name)
+    if name in self.pending:
+      write(self, name, self.pending.pop(name), name)
     if name not in self.views:
       array, shape = self.graph.constants[name], self.shape(name)
       lead = (1,) * (len(shape) - array.ndim)
@@ -266,6 +272,7 @@ def _lane(b: Builder, one: Operation, index: int) -> int | None:
 
 
 def _operand(b: Builder, name: str, shape: Sequence[int], lane: int | None) -> Node:
+  b.begin(name)
   if name in b.pending:
     return b.pending.pop(name)
   dtype, value = b.dtype(name), b.scalar(name)

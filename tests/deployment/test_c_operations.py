@@ -214,7 +214,11 @@ def small():
   exp = m.op('exp', none)
   minus = m.op('sub', m.constant(np.float32(-3)), m.op('neg', m.op('mul', y, m.constant(np.float32(-2)))))
   square = m.op('mul', y, y)
-  return m, (y, short, conv, padded, empty, inner, exp, minus, square, y, x, x)
+  bytes_added = m.op('add', wide, m.op('dequantize', m.bytes(1, 4), scale=0.5, zero_point=3))
+  again = m.op('dequantize', m.bytes(1, 4), scale=0.25, zero_point=-3)
+  twice = m.op('mul', m.op('add', wide, again), again)
+  power = m.op('pow', x, m.constant(np.int32(3)), dtype='float32')
+  return m, (bytes_added, twice, power, y, short, conv, padded, empty, inner, exp, minus, square, y, x, x)
 
 
 HOSTILE = {each.__name__: each for each in (moved, joined, looked_up, folded, small)}
