@@ -301,6 +301,7 @@ def _told(
       shape = list(sized(graph.values[name].shape, 1)[1:])
       lines.append(f'{parameter}: {kind}[{size}], one example of shape {shape} in C order')
       macros.append(f'#define {prefix.upper()}_{parameter.upper()}_SIZE {size}L')
+      macros.append(f'#define {prefix.upper()}_{parameter.upper()}_SHAPE {{{", ".join(map(str, shape)) or 1}}}')
   macros += [f'#define {prefix.upper()}_MEMORY {memory}L', f'#define {prefix.upper()}_CONSTANTS {constants}L']
   lines += [
     '',

@@ -45,6 +45,8 @@ def test_a_file_is_compiled_run_and_compared_before_it_is_written(tmp_path, monk
   subprocess.run([CC, *STRICT, '-c', 'my net.c', '-o', 'net.o'], cwd=tmp_path, check=True)
   subprocess.run([CC, '-x', 'c', 'use.cc', '-x', 'none', 'net.o', '-o', 'use', '-lm'], cwd=tmp_path, check=True)
   subprocess.run([tmp_path / 'use'], check=True)
+  fast = subprocess.run([CC, '-ffast-math', '-E', 'my net.c'], cwd=tmp_path, capture_output=True, check=False)
+  assert b'compile without -ffast-math' in fast.stderr
   for kind, what in (('conv', 'conv'), ('relu', 'relu'), ('mean', 'mean')):
     rule = reference.RULES[kind]
     monkeypatch.setitem(reference.RULES, kind, lambda *a, rule=rule, **k: rule(*a, **k) * np.float32(1.001))

@@ -284,3 +284,22 @@ def test_a_graph_made_by_chance(seed):
   m, found = random_graph(seed)
   graph = m.graph(*found)
   c_check.verify(c_source(graph), graph, m.examples(3), sanitized())
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64', 'int8', 'int32', 'int64', 'uint32', 'uint64', 'bool'])
+def test_constants_are_kept_to_the_bit(dtype):
+  kind = np.dtype(dtype)
+  if kind.kind == 'f':
+    info, rng = np.finfo(dtype), np.random.default_rng(0)
+    some = [*ODD[:-1], info.max, info.min, info.tiny, info.smallest_subnormal, -info.smallest_subnormal, 0.1, 1 / 3]
+    with np.errstate(all='ignore'):
+      array = np.array([*some, *(rng.normal(size=400) * 10.0 ** rng.integers(-38, 38, 400))], dtype)
+  else:
+    low, high = (0, 1) if dtype == 'bool' else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    array = np.array([low, high, 0, 1], dtype)
+  m = Maker()
+  x = m.input(1, dtype=dtype, low=0, high=2)
+  joined = m.op('concatenate', x, m.constant(array[None], (Batch(), len(array))), dimension=1)
+  graph = m.graph(joined)
+  (got,) = c_check.run(c_source(graph), graph, m.examples(2), [CC, '-std=c99', '-O1', *STRICT]).results
+  assert got[:, 1:].tobytes() == np.stack([array] * 2).tobytes()
