@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxlite.deployment import integer_rules
 from jaxlite.deployment.c_text import number, type_of
+from jaxlite.deployment.reference import to_even
 
 
 class Expression(NamedTuple):
@@ -117,7 +118,7 @@ def largest(a: str, b: str, dtype: np.dtype[Any], sign: str = '>') -> str:
 
 
 def _round(dtypes: _Dtypes, out: np.dtype[Any], told: Mapping[str, Any]) -> Expression:
-  even = str(told['rounding_method']) in ('1', 'TO_NEAREST_EVEN', 'RoundingMethod.TO_NEAREST_EVEN')
+  even = to_even(told['rounding_method'])
   return Expression(f'{"rint" if even else "round"}{end(out)}({{0}})') if floating(out) else Expression('{0}')
 
 

@@ -302,7 +302,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'logistic': _each(lambda x: 1 / (1 + np.exp(-x))),
   'erf': _each(_erf),
   'erfc': _each(np.vectorize(math.erfc, otypes=[np.float64])),
-  'round': lambda x, *, rounding_method: np.rint(x) if _to_even(rounding_method) else np.trunc(x + np.copysign(0.5, x)),
+  'round': lambda x, *, rounding_method: np.rint(x) if to_even(rounding_method) else np.trunc(x + np.copysign(0.5, x)),
   'integer_pow': lambda x, *, y: np.float64(x) ** y if np.issubdtype(x.dtype, np.floating) else x**y,
   'not': _each(np.invert),
   'is_finite': _each(np.isfinite),
@@ -366,5 +366,6 @@ RULES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _to_even(method: Any) -> bool:
+def to_even(method: Any) -> bool:
+  """Whether halves are rounded to even, by the attribute of a 'round'."""
   return str(method) in ('1', 'TO_NEAREST_EVEN', 'RoundingMethod.TO_NEAREST_EVEN')
