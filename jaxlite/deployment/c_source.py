@@ -307,7 +307,7 @@ def _told(
     '',
     f'Static memory: {memory:,} bytes; constants: {constants:,} bytes; nothing is allocated, and the stack holds a few',
     'hundred bytes. Calls share that memory: one at a time. Arrays that are given do not overlap.',
-    'Compile with -O3 -std=c99, link with -lm.',
+    'Compile with -O3 -std=c99, which rounds a product before it is added to; link with -lm.',
     '',
   ]
   declared, defined = [*macros], []

@@ -265,6 +265,17 @@ def _moves(graph, name):
   return next(one.kind for one in graph.operations if name in one.outputs) in ('reshape', 'transpose')
 
 
+@pytest.mark.slow
+def test_ten_thousand_examples_agree_on_every_integer():
+  m, found = integer_network(11)
+  graph, given = m.graph(*found), m.examples(10_000)
+  source, wanted = c_source(graph), reference.run(graph, given)
+  for flags in (('-std=c99', '-O0'), ('-std=gnu99', '-O3', '-march=native', '-ffp-contract=fast')):
+    ran = c_check.run(source, graph, given, [CC, *flags])
+    for got, want in zip(ran.results, wanted, strict=True):
+      np.testing.assert_array_equal(got, want)
+
+
 def test_halves_go_to_the_even_one_and_nan_to_zero():
   m = Maker()
   x = m.input(8)
