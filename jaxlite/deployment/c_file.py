@@ -63,6 +63,15 @@ def write_c(
     ImportError: there is no C compiler to verify with.
     ValueError: an operation without a rule, sums that may leave int32, or answers that are not those of the network:
       integers that differ, floats that differ by more than rounding. Then no file is there.
+
+  >>> import tempfile
+  >>> from jaxlite.deployment.lowering import lower
+  >>> from jaxlite.deployment.patterns import recognized
+  >>> graph = recognized(lower(lambda p, x: x @ p, np.eye(3, dtype='float32'), np.ones((1, 3), 'float32')))
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   written = write_c(graph, Path(folder) / 'net.c', {}, about={'classes': ['a', 'b', 'c']}, verify=False)
+  >>> written.name, written.memory, written.constants, written.verified
+  ('net', 0, 36, False)
   """
   path = Path(path)
   source = c_source(graph, path.stem, about=about)
