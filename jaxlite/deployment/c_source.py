@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlite.deployment import c_arena, c_convolutions, c_kernels, c_moves, c_products, c_reductions, c_scalars, c_steps
 from jaxlite.deployment.c_steps import Builder
-from jaxlite.deployment.c_text import comment, name_of, numbers, text_constant, type_of
+from jaxlite.deployment.c_text import comment, name_of, numbers, string, text_constant, type_of
 from jaxlite.deployment.operations import Graph, pruned, sized
 from jaxlite.version import __version__
 
@@ -270,7 +270,7 @@ def _functions(
     if step.value:
       buffer = b.buffers[step.output]
       size = buffer.size * buffer.dtype.itemsize
-      calls.append(f'  @_SEEN("{name_of(step.value)}", {arguments[len(parameters) - len(step.scratch) - 1]}, {size});')
+      calls.append(f'  @_SEEN({string(step.value)}, {arguments[len(parameters) - len(step.scratch) - 1]}, {size});')
       seen.append(Dumped(step.value, buffer.dtype, b.shape(step.value)))
   return texts, '\n'.join(calls), tuple(seen)
 

@@ -74,6 +74,7 @@ class Node(NamedTuple):
   exact: bool
   count: int
   view: View | None = None
+  notes: tuple[str, ...] = ()  # the operations in it
 
 
 class Builder(NamedTuple):
@@ -122,7 +123,7 @@ class Builder(NamedTuple):
     """Where a value lies; a constant becomes an array of the file when it is first read."""
     self.begin(name)
     if name in self.pending:
-      write(self, name, self.pending.pop(name), name)
+      write(self, name, self.pending.pop(name))
     if name not in self.views:
       array, shape = self.graph.constants[name], self.shape(name)
       lead = (1,) * (len(shape) - array.ndim)
@@ -259,11 +260,12 @@ def each(b: Builder, one: Operation) -> None:
     b.dtype(output),
     found.exact and all(node.exact for node in inputs),
     1 + sum(node.count for node in inputs),
+    notes=(*(note for node in inputs for note in node.notes), str(one)),
   )
   if _waits(b, output, node):
     b.pending[output] = node
   else:
-    write(b, output, node, str(one))
+    write(b, output, node)
 
 
 def _lane(b: Builder, one: Operation, index: int) -> int | None:
@@ -297,7 +299,7 @@ def broadcast(view: View, shape: Sequence[int]) -> View:
 
 
 def _seen(b: Builder, name: str, node: Node) -> Node:
-  write(b, name, node, name)
+  write(b, name, node)
   view = b.views[name]
   return Node('', (), node.dtype, True, 0, view)
 
@@ -312,7 +314,7 @@ def _waits(b: Builder, output: str, node: Node) -> bool:
   return b.shape(reader.outputs[0]) == b.shape(output) and output not in b.graph.outputs
 
 
-def write(b: Builder, output: str, node: Node, note: str) -> None:
+def write(b: Builder, output: str, node: Node) -> None:
   """Writes the loop of an expression."""
   shape = b.shape(output)
   loads: list[tuple[View, np.dtype[Any]]] = []
@@ -354,7 +356,7 @@ def write(b: Builder, output: str, node: Node, note: str) -> None:
     same = all(view.contiguous and view.shape == tuple(shape) for view, _ in mine)
     if same and place[1] == 0 and b.buffers[place[0]] == Buffer(b.dtype(output), math.prod(shape)):
       over.append(index)
-  b.steps.append(Step(text, tuple(places), b.fresh(output), note=note, value=output, over=tuple(over)))
+  b.steps.append(Step(text, tuple(places), b.fresh(output), note='\n'.join(node.notes), value=output, over=tuple(over)))
 
 
 def _filled(line: str, at: Sequence[str], loads: Sequence[tuple[View, Any]], places: Sequence[tuple[str, int]]) -> str:

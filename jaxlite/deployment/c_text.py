@@ -121,7 +121,7 @@ def comment(text: str, indent: str = '') -> str:
   for line in safe.split('\n'):
     lines += textwrap.wrap(line, _WIDTH - len(indent) - 6, subsequent_indent='  ') or ['']
   lines = [line + '.' if line.endswith('\\') else line for line in lines]  # no line runs on into the next
-  return '/* ' + f'\n{indent}   '.join(lines) + ' */'
+  return '/* ' + f'\n{indent}   '.join(lines).replace('   \n', '\n') + ' */'
 
 
 def string(text: str) -> str:

@@ -3,8 +3,8 @@ computes."""
 
 import numpy as np
 import pytest
-from graphs import ROUND, Batch, Maker, convolution, integer_network, random_graph
 
+from graphs import ROUND, Batch, Maker, convolution, integer_network, random_graph
 from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment import c_check, reference
 from jaxlite.deployment.c_source import RULES, c_source
