@@ -312,7 +312,7 @@ def _told(
   ]
   declared, defined = [*macros], []
   for key, value in {'version': __version__, **about}.items():
-    texts = value if isinstance(value, str) else [str(one) for one in value]
+    texts = [str(one) for one in value] if isinstance(value, list | tuple) else str(value)
     lines.append(f'{key}: {texts if isinstance(texts, str) else ", ".join(texts)}')
     if name_of(key) in taken:
       raise ValueError(f'{name_of(key)} is a name in a C99 file already: call the text {key!r} otherwise')
