@@ -91,13 +91,14 @@ def plan(steps: Sequence[Step], buffers: Mapping[str, Buffer], elsewhere: set[st
   places: dict[str, Place] = {}
   sizes: dict[str, int] = {}
   bytes_of = {name: _up(buffers[name].size * buffers[name].dtype.itemsize) for name in spans}
+  kinds = {name: kind_of(buffers[name]) for name in spans}
   for name in sorted(spans, key=lambda one: (-bytes_of[one], spans[one][0], one)):
-    kind = kind_of(buffers[name])
+    kind = kinds[name]
     first, final = spans[name]
     taken = sorted(
       (place.start, place.start + bytes_of[other])
       for other, place in places.items()
-      if kind_of(buffers[other]) == kind and spans[other][0] <= final and spans[other][1] >= first
+      if kinds[other] == kind and spans[other][0] <= final and spans[other][1] >= first
     )
     start = 0
     for begin, end in taken:
