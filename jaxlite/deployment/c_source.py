@@ -108,7 +108,7 @@ def c_source(graph: Graph, name: str = 'network', *, about: Mapping[str, str | S
   """
   prefix = name_of(name)
   graph = pruned(graph)
-  b = _built(graph)
+  b = steps_of(graph)
   inputs, outputs, located = _ends(b)
   arena = c_arena.plan(b.steps, b.buffers, {*b.constants, *located})
   functions, calls, seen = _functions(b, arena, located)
@@ -173,7 +173,12 @@ _GUARD = """#if defined(__FAST_MATH__)
 #endif"""
 
 
-def _built(graph: Graph) -> Builder:
+def steps_of(graph: Graph) -> Builder:
+  """Returns the steps of a graph.
+
+  Raises:
+    ValueError: see `c_source`.
+  """
   b = c_steps.builder(graph)
   for operation in graph.operations:
     one = c_steps.told_at_one(operation)

@@ -1,13 +1,15 @@
 """Laws of a C99 file, operation by operation: it is strict C, leaves nothing to the compiler, and computes what NumPy
 computes."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from graphs import ROUND, Batch, Maker, convolution, integer_network, random_graph
 from jaxlite.cpu.kernels.compiler import compiler
-from jaxlite.deployment import c_check, reference
-from jaxlite.deployment.c_source import RULES, c_source
+from jaxlite.deployment import c_arena, c_check, reference
+from jaxlite.deployment.c_source import RULES, c_source, steps_of
 
 CC = compiler()
 pytestmark = pytest.mark.skipif(CC is None, reason='no C compiler')
@@ -314,3 +316,27 @@ def test_constants_are_kept_to_the_bit(dtype):
   graph = m.graph(joined)
   (got,) = c_check.run(c_source(graph), graph, m.examples(2), [CC, '-std=c99', '-O1', *STRICT]).results
   assert got[:, 1:].tobytes() == np.stack([array] * 2).tobytes()
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_no_two_buffers_that_are_needed_at_once_meet(seed):
+  m, found = random_graph(seed, 30) if seed % 3 else integer_network(seed)
+  b = steps_of(m.graph(*found))
+  arena = c_arena.plan(b.steps, b.buffers, {*b.constants, *(b.views[name].buffer for name in b.graph.inputs)})
+  for index, step in enumerate(b.steps):
+    before = {one.output for one in b.steps[:index]}
+    after = {name for one in b.steps[index + 1 :] for name, _ in one.inputs}
+    read = {name for name, _ in step.inputs} & {*arena.places}
+    written_over = step.inputs[arena.over[step.output]][0] if step.output in arena.over else None
+    assert written_over not in after
+    needed = {*(before & after), *read, *step.scratch, step.output} - {written_over}
+    stretches = {}
+    for name in needed & {*arena.places}:
+      start = arena.places[name].start
+      stretches.setdefault(arena.kinds[name], []).append(
+        (start, start + b.buffers[name].size * b.buffers[name].dtype.itemsize)
+      )
+    for kind, taken in stretches.items():
+      taken = sorted(one for one in taken if one[0] < one[1])
+      assert all(one[1] <= other[0] for one, other in itertools.pairwise(taken))
+      assert not taken or taken[-1][1] <= arena.sizes[kind]
