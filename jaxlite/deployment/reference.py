@@ -48,16 +48,18 @@ def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) ->
   for name, array in graph.constants.items():
     values[name] = np.broadcast_to(array, sized(graph.values[name].shape, batch))
   for one in graph.operations if batch else ():
-    attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
-    with np.errstate(all='ignore'):  # infinities and NaNs are values
-      results = RULES[one.kind](*(values[name] for name in one.inputs), **attributes)
-    results = results if isinstance(results, tuple) else (results,)
-    for name, result in zip(one.outputs, results, strict=True):
-      values[name] = _typed(result, graph.values[name], batch, one)
+    values[one.outputs[0]] = computed(graph, one, [values[name] for name in one.inputs], batch)
   if keep:
     return values
   found = tuple(values[name] for name in graph.outputs)
   return found[0] if len(found) == 1 else found
+
+
+def computed(graph: Graph, one: Operation, operands: Sequence[np.ndarray], batch: int) -> np.ndarray:
+  """What one operation of a graph makes of its operands."""
+  attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
+  with np.errstate(all='ignore'):  # infinities and NaNs are values
+    return _typed(RULES[one.kind](*operands, **attributes), graph.values[one.outputs[0]], batch, one)
 
 
 def _input(name: str, given: Any, want: Value) -> np.ndarray:
@@ -306,7 +308,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'rsqrt': _each(lambda x: 1 / np.sqrt(x)),
   'logistic': _each(lambda x: 1 / (1 + np.exp(-x))),
   'erf': _each(_erf),
-  'erfc': _each(lambda x: 1 - _erf(x)),
+  'erfc': _each(np.vectorize(math.erfc, otypes=[np.float64])),
   'round': lambda x, *, rounding_method: np.rint(x) if to_even(rounding_method) else np.trunc(x + np.copysign(0.5, x)),
   'integer_pow': lambda x, *, y: np.float64(x) ** y if np.issubdtype(x.dtype, np.floating) else x**y,
   'not': _each(np.invert),
