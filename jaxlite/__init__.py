@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.config.schema import Config
   from jaxlite.contract import Hook, Model, Network, Recipe, chain, reparam
   from jaxlite.cpu.replace import for_cpu
+  from jaxlite.deployment.deploy import deploy
   from jaxlite.deployment.load import load
   from jaxlite.distillation import distill, hint
   from jaxlite.optim import accumulate, augment, average, freeze
@@ -54,6 +55,7 @@ _WHERE = {
   'config.schema': ('Config',),
   'contract': ('Hook', 'Model', 'Network', 'Recipe', 'chain', 'reparam'),
   'cpu.replace': ('for_cpu',),
+  'deployment.deploy': ('deploy',),
   'deployment.load': ('load',),
   'distillation': ('distill', 'hint'),
   'optim': ('accumulate', 'augment', 'average', 'freeze'),
@@ -121,6 +123,7 @@ __all__ = [
   'cross_entropy',
   'cross_validate',
   'data',
+  'deploy',
   'distill',
   'distillation',
   'fake_quant',

@@ -20,6 +20,7 @@ ROOMS = ('pruning', 'quantization', 'distillation', 'optim', 'tasks', 'data', 'm
 TOP = [
   'train',
   'load',
+  'deploy',
   'train_step',
   'cross_validate',
   'chain',

@@ -1,0 +1,261 @@
+"""One call that writes a network in every format asked for, tries each file where it will run, and says what it costs.
+
+A file is declared written when its own runtime, in another process, has answered real examples from it as the network
+does; one that does not is deleted, and the report says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlite import errors
+from jaxlite.contract import Network, Recipe
+from jaxlite.deployment import agreement, formats, sheet, subject, trial
+from jaxlite.deployment.accounting import costs
+from jaxlite.deployment.formats import Format
+from jaxlite.deployment.onnx_quantized import is_quantized
+from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.safetensors_file import read_safetensors
+from jaxlite.deployment.scoring import scores
+from jaxlite.deployment.sheet import Report, Written
+from jaxlite.deployment.subject import Subject
+from jaxlite.host.files import write_text
+from jaxlite.tasks.task import Task
+
+PAGE, REPORT = 'deployed.txt', 'deployed.json'  # beside the files
+_BUDGETS = ('bytes', 'parameters', 'macs')
+_ROUNDED = 0.01  # of the outputs' spread: how far answers lie apart on average where values are rounded to grids
+
+
+def deploy(
+  source: str | os.PathLike[str] | Network,
+  formats: Iterable[str] | str | None = None,
+  *,
+  out: str | os.PathLike[str] | None = None,
+  which: str | int = 'best',
+  model: Any = None,
+  recipe: Recipe | None = None,
+  task: Task | None = None,
+  examples: Any = None,
+  budget: Mapping[str, int] | None = None,
+  deadline: float | None = None,
+  batches: tuple[int, ...] = (1, 32),
+  seconds: float = 0.5,
+  say: Callable[[str], None] = print,
+) -> Report:
+  """Writes a trained network for other runtimes, each file tried in a process of its own before it counts.
+
+  Args:
+    source: a run's folder, or a Network with the model that it was made of.
+    formats: 'onnx', 'stablehlo' (any platform of JAX, without jaxlite), 'safetensors' (values alone); None for all
+      whose packages are here.
+    out: the folder of the files; None for 'deployed' in the run's.
+    which: a checkpoint, as for `jl.load`.
+    model, recipe, task: as for `jl.load`, of a run whose network is one of your own and that an older version made.
+    examples: raw inputs [N, ...] as they will be met, (inputs, labels), or a Dataset; None for the test split of a run
+      whose data jaxlite finds by name.
+    budget: at most so many 'bytes' of a file, 'parameters', 'macs' (multiplications with an addition, an example).
+    deadline: milliseconds within which 99 of 100 calls with one example are to be answered; whether each file keeps it
+      is told.
+    batches: sizes whose latency is measured.
+    seconds: of measuring, for each size.
+    say: prints a line.
+
+  Returns:
+    The Report; `print(report)` shows its table. It lies beside the files too, with how each is loaded.
+
+  Raises:
+    FileNotFoundError: no run, or no checkpoint, is there.
+    ImportError: a format that was asked for lacks its packages.
+    ValueError: an unknown format; an unfinished run; no examples; a folder that cannot be written; a budget that is not
+      met; no file could be written.
+  """
+  wanted = _asked(formats)
+  limits = _limits(budget, deadline)
+  folder = subject.writable(_out(source, out))
+  if isinstance(source, Network):
+    one = subject.of_network(source, task=task, examples=examples)
+  else:
+    one = subject.of_run(source, which, model=model, recipe=recipe, task=task, examples=examples)
+  integers, notes = _integers(one)
+  counted = None if one.graph is None else costs(integers or recognized(one.graph))
+  _check_costs(counted, limits)
+  outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
+  score = _score(one, outputs)
+  rows = []
+  for name, kind in wanted.items():
+    say(f'{name}: writing and trying {folder / kind.file}')
+    row = _tried(name, kind, one, integers, folder, outputs, batches, seconds, limits)
+    if row.latency and deadline is not None and 1 in row.latency:
+      row = row._replace(met=row.latency[1][1] <= deadline)
+    rows.append(row)
+  metric = one.task.score if one.task is not None and score is not None else ''
+  count = len(jax.tree.leaves(one.inputs)[0])
+  report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes)
+  snippets = {kind.file: kind.snippet for name, kind in wanted.items() if not _row(rows, name).why}
+  write_text(folder / PAGE, sheet.page(report, one.about, snippets))
+  write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
+  if rows and all(row.why for row in rows):
+    raise ValueError(f'no file was written: {"; ".join(f"{row.format}: {row.why}" for row in rows)}')
+  return report
+
+
+def _row(rows: list[Written], name: str) -> Written:
+  return next(row for row in rows if row.format == name)
+
+
+def _asked(names: Iterable[str] | str | None) -> dict[str, Format]:
+  known = formats.known()
+  if names is None:
+    found = {name: kind for name, kind in known.items() if not formats.missing(kind)}
+    return found
+  chosen = [one.strip() for one in (names.split(',') if isinstance(names, str) else names)]
+  if unknown := [one for one in chosen if one not in known]:
+    raise ValueError(
+      f'a network is written as {", ".join(known)}; got {unknown[0]!r}, nearest: {errors.nearest(unknown[0], known, 1)}'
+    )
+  if not chosen:
+    raise ValueError(f'formats names at least one of {", ".join(known)}; got none')
+  for one in chosen:
+    errors.need(f'the format {one}', *known[one].needs)
+  return {one: known[one] for one in chosen}
+
+
+def _limits(budget: Mapping[str, int] | None, deadline: float | None) -> dict[str, int]:
+  for name, value in (budget or {}).items():
+    if name not in _BUDGETS:
+      near = errors.nearest(name, _BUDGETS, 1)
+      raise ValueError(f'a budget is of {", ".join(_BUDGETS)}; got {name!r}, nearest: {near}')
+    errors.whole(value, f'the budget of {name}', least=1)
+  if deadline is not None and not 0 < deadline < float('inf'):
+    raise ValueError(f'a deadline is a number of milliseconds above 0; got {deadline!r}')
+  return dict(budget or {})
+
+
+def _out(source: Any, out: Any) -> Any:
+  if out is not None:
+    return out
+  if isinstance(source, Network):
+    raise ValueError('a network has no folder of its own: give out=, the folder of the files')
+  folder = Path(source).expanduser()
+  if not folder.is_dir():
+    raise FileNotFoundError(f'{folder} holds no run: give the folder of a finished run')
+  return folder / 'deployed'
+
+
+def _integers(one: Subject) -> tuple[Graph | None, tuple[str, ...]]:
+  """The network in integers, where it trained in few bits."""
+  if one.graph is None:
+    return None, (f'there is no list of operations: {one.why}',)
+  if not any(each.kind == 'round' for each in one.graph.operations):
+    return None, ()
+  if importlib.util.find_spec('jaxlite.deployment.integers') is None:
+    return None, ('this network trained in few bits; its files compute the same in floats',)
+  try:
+    named = one.named()
+    few = {name: array[:512] for name, array in named.items()}
+    return importlib.import_module('jaxlite.deployment.integers').quantized(one.graph, few), ()
+  except ValueError as error:
+    return None, (f'its files compute in floats what it trained in few bits: {error}',)
+
+
+def _check_costs(counted: Any, limits: Mapping[str, int]) -> None:
+  for name in ('parameters', 'macs'):
+    if name not in limits:
+      continue
+    if counted is None:
+      raise ValueError(f'the budget of {name} is counted in the list of operations, and this network has none')
+    if (has := getattr(counted, name)) > limits[name]:
+      raise ValueError(
+        f'the network is to have at most {limits[name]:,} {name}; it has {has:,}, and nothing smaller gives the same '
+        'answers: train a smaller or a pruned one'
+      )
+
+
+def _score(one: Subject, outputs: Any) -> float | None:
+  if one.task is None or one.labels is None:
+    return None
+  found = scores(one.task, one.facts, outputs, one.labels, one.weight)
+  return found.get(one.task.score)
+
+
+def _tried(
+  name: str,
+  kind: Format,
+  one: Subject,
+  integers: Graph | None,
+  folder: Path,
+  outputs: Any,
+  batches: tuple[int, ...],
+  seconds: float,
+  limits: Mapping[str, int],
+) -> Written:
+  """Writes one file and tries it; what does not answer as the network does is deleted."""
+  path = folder / kind.file
+  path.unlink(missing_ok=True)  # of an earlier call: never taken for this one's
+  if kind.listed and one.graph is None:
+    return Written(name, why=f'there is no list of operations: {one.why}')
+  try:
+    kind.write(one, integers, path)
+    row = _answered(name, kind, one, integers, path, outputs, batches, seconds)
+  except (ValueError, ImportError) as error:
+    row = Written(name, why=str(error))
+  if not row.why and row.bytes > limits.get('bytes', row.bytes):
+    row = Written(name, why=f'it has {row.bytes:,} bytes where the budget is {limits["bytes"]:,}')
+  if row.why:
+    path.unlink(missing_ok=True)
+  return row
+
+
+def _answered(
+  name: str,
+  kind: Format,
+  one: Subject,
+  integers: Graph | None,
+  path: Path,
+  outputs: Any,
+  batches: tuple[int, ...],
+  seconds: float,
+) -> Written:
+  size = os.path.getsize(path)
+  if not kind.runtime:
+    return _read_back(name, one, path, size)
+  found = trial.ask(kind.runtime, path, one.named(), batches=batches, seconds=seconds)
+  leaves, treedef = jax.tree.flatten(outputs)
+  answers = [found.outputs[str(index)] for index in range(len(found.outputs))]
+  whole = integers is not None and kind.listed
+  rounded = whole or (one.graph is not None and any(each.kind == 'round' for each in one.graph.operations))
+  apart, why = agreement.apart(answers, leaves, [None] * len(leaves) if rounded else None)
+  if not why and rounded:
+    why = agreement.far(answers, leaves, _ROUNDED)
+  if why:
+    return Written(name, why=f'its runtime answers otherwise than the network, {why}')
+  same = min(agreement.same_largest(each, want) for each, want in zip(answers, leaves, strict=True))
+  score = _score(one, treedef.unflatten(answers))
+  arithmetic = 'int8' if whole and is_quantized(integers) else str(leaves[0].dtype)  # type: ignore[arg-type]
+  latency = sheet.percentiles(found.seconds)
+  return Written(name, str(path), '', size, arithmetic, apart, same, score, latency, found.memory)
+
+
+def _read_back(name: str, one: Subject, path: Path, size: int) -> Written:
+  """A file of values: every bit as it was."""
+  found = trial.ask('safetensors', path, {}).outputs
+  ours, _ = read_safetensors(path)
+  wanted = {each.replace('/', '.'): np.asarray(value) for each, value in formats.plain(one).items()}
+  if {*found} != {*wanted} or {*ours} != {*wanted}:
+    return Written(name, why='its reader finds other names than were written')
+  for each, value in wanted.items():
+    theirs = value.astype(found[each].dtype)  # float32 of bfloat16, which is no change
+    if ours[each].tobytes() != value.tobytes() or theirs.tobytes() != found[each].tobytes():
+      return Written(name, why=f'its reader gives other values for {each!r}')
+  return Written(name, str(path), '', size, 'values')
