@@ -2,7 +2,7 @@
 
   python answer.py KIND FILE IN.npz OUT.npz
 
-KIND is the runtime: 'onnx', 'stablehlo', 'safetensors', or 'module:NAME:FUNCTION', a function (path) -> (inputs by
+KIND is the runtime: 'onnx', 'stablehlo', 'c', 'safetensors', or 'module:NAME:FUNCTION', a function (path) -> (inputs by
 name) -> outputs. IN holds 'inputs/<name>' [N, ...]; what is timed, and for how long, in 'batches' and 'seconds'.
  OUT gets 'output/<index>', times in seconds by batch size and the largest memory of this process in bytes.
 """
@@ -24,10 +24,11 @@ def main(kind: str, path: str, given: str, to: str) -> None:
   with np.load(given) as held:
     inputs = {name.removeprefix('inputs/'): held[name] for name in held.files if name.startswith('inputs/')}
     batches, seconds, most = held['batches'].tolist(), float(held['seconds']), int(held['most'])
-    threads = int(held['threads'])
+    threads, command = int(held['threads']), held['command'].tolist()
+    ends = [held[name] for name in sorted(held.files) if name.startswith('ends/')]
   if kind == 'safetensors':
     return np.savez(to, **{f'output/{name}': array for name, array in _arrays(path).items()})
-  answer = _opened(kind, path, threads)
+  answer = _c(path, command, list(inputs), ends) if kind == 'c' else _opened(kind, path, threads)
   count = len(next(iter(inputs.values())))
   parts = [
     answer({name: array[start : start + most] for name, array in inputs.items()}) for start in range(0, count, most)
@@ -82,6 +83,30 @@ def _onnx(path: str, threads: int) -> Answer:
   options.intra_op_num_threads = threads
   session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
   return lambda inputs: session.run(None, inputs)
+
+
+def _c(path: str, command: list[str], names: list[str], ends: list[np.ndarray]) -> Answer:
+  """A C file, compiled: NAME_predict_many(inputs..., outputs..., how many). `ends` are outputs of one example."""
+  import ctypes
+  import subprocess
+  import tempfile
+  from pathlib import Path
+
+  with tempfile.TemporaryDirectory(prefix='jaxlite-c-') as folder:
+    made = str(Path(folder, 'network.so'))
+    subprocess.run([*command, '-std=c99', '-O3', '-shared', '-fPIC', path, '-o', made, '-lm'], check=True)
+    library = ctypes.CDLL(made)
+  predict = library[f'{Path(path).stem}_predict_many']
+  predict.restype = None
+
+  def answer(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    given = [np.ascontiguousarray(inputs[name]) for name in names]
+    count = len(given[0])
+    found = [np.empty((count, *end.shape[1:]), end.dtype) for end in ends]
+    predict(*(ctypes.c_void_p(array.ctypes.data) for array in (*given, *found)), ctypes.c_long(count))
+    return found
+
+  return answer
 
 
 def _stablehlo(path: str) -> Answer:

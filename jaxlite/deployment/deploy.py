@@ -19,8 +19,9 @@ import numpy as np
 
 from jaxlite import errors
 from jaxlite.contract import Network, Recipe
+from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment import agreement, formats, sheet, subject, trial
-from jaxlite.deployment.accounting import costs
+from jaxlite.deployment.accounting import Costs, costs
 from jaxlite.deployment.formats import Format
 from jaxlite.deployment.onnx_quantized import is_quantized
 from jaxlite.deployment.operations import Graph
@@ -88,7 +89,7 @@ def deploy(
   else:
     one = subject.of_run(source, which, model=model, recipe=recipe, task=task, examples=examples)
   integers, notes = _integers(one)
-  counted = None if one.graph is None else costs(integers or recognized(one.graph))
+  counted = None if one.graph is None else _counted(one, costs(integers or recognized(one.graph)))
   _check_costs(counted, limits)
   outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
   score = _score(one, outputs)
@@ -169,6 +170,15 @@ def _integers(one: Subject) -> tuple[Graph | None, tuple[str, ...]]:
     return None, (f'its files compute in floats what it trained in few bits: {error}',)
 
 
+def _counted(one: Subject, counted: Costs) -> Costs:
+  """With the parameters of the network itself: not what its inputs are standardized by, nor scales of integers."""
+  params = [np.asarray(value) for name, value in formats.plain(one).items() if name.startswith('params/')]
+  if not params:
+    return counted
+  nonzero = sum(int(np.count_nonzero(value)) for value in params)
+  return counted._replace(parameters=sum(value.size for value in params), nonzero=nonzero)
+
+
 def _check_costs(counted: Any, limits: Mapping[str, int]) -> None:
   for name in ('parameters', 'macs'):
     if name not in limits:
@@ -230,8 +240,11 @@ def _answered(
   size = os.path.getsize(path)
   if not kind.runtime:
     return _read_back(name, one, path, size)
-  found = trial.ask(kind.runtime, path, one.named(), batches=batches, seconds=seconds)
   leaves, treedef = jax.tree.flatten(outputs)
+  more: dict[str, Any] = {}
+  if kind.runtime == 'c':
+    more = {'command': [compiler() or 'cc'], 'ends': [leaf[:1] for leaf in leaves]}
+  found = trial.ask(kind.runtime, path, one.named(), batches=batches, seconds=seconds, **more)
   answers = [found.outputs[str(index)] for index in range(len(found.outputs))]
   whole = integers is not None and kind.listed
   rounded = whole or (one.graph is not None and any(each.kind == 'round' for each in one.graph.operations))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.deployment import equations, reference
-from jaxlite.deployment.lowering import check_answers
+from jaxlite.deployment.lowering import KNOWN, check_answers
 from jaxlite.deployment.operations import UNKNOWN, Batch, Graph, Operation, Value, pruned, readers, sized
 
 MOST = 1 << 31  # entries of one array: no list asks for more
@@ -71,10 +71,46 @@ def folded(graph: Graph, values: Mapping[str, Any]) -> Graph:
     if one.kind == UNKNOWN:
       raise ValueError(one.attributes['why'])
     for name in one.inputs:
-      if name.startswith('known/') and name not in constants:
+      if name.startswith(KNOWN) and name not in constants:
         raise ValueError(f'the list of operations reads {name.removeprefix("known/")!r}, which has no value')
   check_answers(found)
-  return found
+  return _by_path(found)
+
+
+def surely_unknown(graph: Graph, known: Collection[str]) -> str:
+  """Returns why no values make a list of this; '' where some may: what cannot be written stands in a way that they
+  choose.
+
+  Args:
+    graph: of `lowering.lower_open`.
+    known: names of what is put in later.
+  """
+  later = {*known, *graph.constants}
+  for one in graph.operations:
+    if one.inputs and later.issuperset(one.inputs):
+      later.update(one.outputs)
+  needed = set(graph.outputs)
+  for one in reversed(graph.operations):
+    if not needed.intersection(one.outputs):
+      continue
+    if one.kind == UNKNOWN:
+      return one.attributes['why']
+    chosen = one.kind == 'select_n' and one.inputs[0] in later and not graph.values[one.inputs[0]].shape
+    needed.update(one.inputs[:1] if chosen else one.inputs)
+  return ''
+
+
+def _by_path(graph: Graph) -> Graph:
+  """Constants that are params as they were bear their paths."""
+  names = {name: name.removeprefix(KNOWN) for name in graph.constants if name.startswith(KNOWN)}
+  names = {name: path for name, path in names.items() if path not in graph.values}
+  operations = [one._replace(inputs=tuple(names.get(name, name) for name in one.inputs)) for one in graph.operations]
+  return graph._replace(
+    outputs=tuple(names.get(name, name) for name in graph.outputs),
+    operations=tuple(operations),
+    values={names.get(name, name): value for name, value in graph.values.items()},
+    constants={names.get(name, name): array for name, array in graph.constants.items()},
+  )
 
 
 def _checked(name: str, array: np.ndarray, want: Value) -> np.ndarray:

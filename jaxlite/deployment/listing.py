@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxlite.contract import Model, Network, Recipe
 from jaxlite.deployment import listed, stablehlo
-from jaxlite.deployment.folding import folded
+from jaxlite.deployment.folding import folded, surely_unknown
 from jaxlite.deployment.load import Held, load, read_run
 from jaxlite.deployment.lowering import lower, lower_open
 from jaxlite.deployment.operations import Graph
@@ -49,6 +49,8 @@ def save_list(workdir: Path, model: Model, recipe: Recipe, values: Network, inpu
   told: dict[str, Any] = {}
   try:
     graph, known = lower_open(forward, served, inputs)
+    if why := surely_unknown(graph, known):
+      raise ValueError(why)
     captured = sum(array.nbytes for array in graph.constants.values())
     if captured > _MOST_CAPTURED:
       raise ValueError(f'the model captures {captured:,} bytes of arrays: make them parameters or state')

@@ -20,7 +20,7 @@ from jaxlite.deployment.open_batch import SIZES, Trace, joined
 from jaxlite.deployment.operations import UNKNOWN, Batch, Graph, Operation, pruned
 from jaxlite.graph import walk
 
-_KNOWN = 'known/'  # before the path of a param whose values come later
+KNOWN = 'known/'  # before the path of a param whose values come later
 _LONGEST_SCAN = 256  # iterations that are written out one by one
 
 
@@ -93,7 +93,7 @@ def lower_open(fn: Callable[..., Any], params: Any, inputs: Any) -> tuple[Graph,
   """
   one, other = (_trace(fn, params, inputs, size, later=True) for size in SIZES)
   graph = pruned(joined(one, other, lenient=True))
-  return graph, {name: name.removeprefix(_KNOWN) for name in graph.values if name in one.known}
+  return graph, {name: name.removeprefix(KNOWN) for name in graph.values if name in one.known}
 
 
 def check_answers(graph: Graph) -> None:
@@ -155,8 +155,8 @@ class _Writer(NamedTuple):
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
       return self.emit(UNKNOWN, [], leaf, {'why': f'{path} is a random key, and what leaves jaxlite draws nothing'})
     assert self.later is not None
-    self.later.add(_KNOWN + path)
-    return self.value(_KNOWN + path, leaf.shape, leaf.dtype)
+    self.later.add(KNOWN + path)
+    return self.value(KNOWN + path, leaf.shape, leaf.dtype)
 
   def of_params(self, kind: str, operands: Sequence[Any]) -> frozenset[str]:
     """What is written beside what every runtime knows, where it depends on params alone."""
@@ -200,7 +200,7 @@ class _Writer(NamedTuple):
         kept.append(one)
         names.update(one.inputs)
     constants = {name: value for name, value in self.constants.items() if name in names}
-    known = {name for name in self.later or () if name.startswith(_KNOWN)}
+    known = {name for name in self.later or () if name.startswith(KNOWN)}
     return Trace(self.values, constants, kept[::-1], self.inputs, self.outputs, known)
 
   def body(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:

@@ -205,6 +205,8 @@ def _fold(editor: Editor, one: Operation) -> str | None:
     return None
   at = known.index(True)
   number, x = one.inputs[at], one.inputs[1 - at]
+  if (shaped := editor.maker(x, 'reshape')) is not None:
+    return _through_reshape(editor, one, shaped, at)
   maker = editor.maker(x, 'dense') or editor.maker(x, 'conv')
   if maker is None or editor.values[x] != editor.values[one.outputs[0]] or (one.kind == 'div' and at == 0):
     return None
@@ -238,6 +240,32 @@ def _fold(editor: Editor, one: Operation) -> str | None:
     name = editor.constant(number, bias.astype(each.dtype))
   editor.operations.remove(maker)
   return editor.put(Operation(maker.kind, (*names, name), one.outputs, maker.attributes))
+
+
+def _through_reshape(editor: Editor, one: Operation, shaped: Operation, at: int) -> str | None:
+  """The same where the outputs of a dense layer are cut in several axes first (heads): done before they are cut."""
+  inner = shaped.inputs[0]
+  maker, number = editor.maker(inner, 'dense'), one.inputs[at]
+  if maker is None or editor.values[shaped.outputs[0]] != editor.values[one.outputs[0]]:
+    return None
+  lead = len(editor.values[inner].shape) - 1
+  before, after = editor.values[inner].shape, editor.values[shaped.outputs[0]].shape
+  array = editor.constants[number]
+  if len(after) <= lead or after[:lead] != before[:lead] or any(isinstance(size, Batch) for size in after[lead:]):
+    return None
+  wide = array.reshape((1,) * (len(after) - array.ndim) + array.shape)
+  if any(size != 1 for size in wide.shape[:lead]):
+    return None
+  each = np.broadcast_to(wide, (1,) * lead + after[lead:]).reshape(-1)
+  made = editor.fresh(inner)
+  editor.values[made] = editor.values[inner]
+  flat = editor.constant(number, each)
+  names = (flat, inner) if at == 0 else (inner, flat)
+  folded = _fold(editor, Operation(one.kind, names, (made,), {}))
+  if folded is None:
+    return None
+  editor.operations.remove(shaped)
+  return editor.add('reshape', [folded], one.outputs[0], after, new_sizes=after)
 
 
 # --- activations, means, softmax, tables ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from jaxlite import data as datasets
 from jaxlite import trees
 from jaxlite.checkpoint import Checkpoints
-from jaxlite.contract import Network, Recipe
+from jaxlite.contract import CONST, Network, Recipe
 from jaxlite.deployment import listing
 from jaxlite.deployment.load import Held, load, read_meaning, read_run
 from jaxlite.deployment.operations import Graph
@@ -138,7 +138,7 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   found = task or getattr(answer, 'task', None)
   known = facts if facts is not None else dict(getattr(answer, 'facts', {}))
   arrays = trees.by_path({'params': network.params, 'model_state': network.model_state})
-  named = {name.partition('/')[2]: value for name, value in arrays.items() if name.startswith('params/')}
+  named = {name.removeprefix('model_state/').removeprefix(f'{CONST}/'): value for name, value in arrays.items()}
   about = {
     'producer': f'jaxlite {__version__}',
     'task': '' if found is None else found.name,

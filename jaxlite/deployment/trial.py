@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,8 @@ def ask(
   most: int = 256,
   threads: int = 0,
   limit: float = 600.0,
+  command: Sequence[str] = (),
+  ends: Sequence[np.ndarray] = (),
 ) -> Answers:
   """Runs a file in a process of its own.
 
@@ -51,14 +53,18 @@ def ask(
     most: examples at once where answers count.
     threads: of the runtime, where it takes a number; 0 leaves it to it.
     limit: seconds after which the process is ended.
+    command: of a C compiler, for 'c'.
+    ends: the outputs of one example, for 'c', which does not say their shapes.
 
   Raises:
     ValueError: it cannot be run: what the process said last.
   """
   with tempfile.TemporaryDirectory(prefix='jaxlite-trial-') as folder:
     given, to = Path(folder, 'in.npz'), Path(folder, 'out.npz')
-    held = {f'inputs/{name}': array for name, array in inputs.items()}
-    np.savez(given, batches=batches, seconds=seconds, most=most, threads=threads, **held)  # type: ignore[arg-type]
+    held: dict[str, Any] = {f'inputs/{name}': array for name, array in inputs.items()}
+    held |= {f'ends/{index:03}': array for index, array in enumerate(ends)}
+    told = {'batches': batches, 'seconds': seconds, 'most': most, 'threads': threads}
+    np.savez(given, command=np.array(command, str), **told, **held)
     words = [sys.executable, '-P', str(_SCRIPT), kind, str(path), str(given), str(to)]
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     if kind.startswith('module:'):

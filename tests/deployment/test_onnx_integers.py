@@ -1,5 +1,5 @@
-"""Laws of integers in ONNX: ONNX Runtime gives the integers of the rules, puts the operations together again, and a file
-that answers otherwise is not written."""
+"""Laws of integers in ONNX: ONNX Runtime gives the integers of the rules and puts the operations together again, and a
+file that answers otherwise is not written."""
 
 import collections
 

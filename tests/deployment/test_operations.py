@@ -347,3 +347,24 @@ def test_a_loop_of_no_iterations_and_a_reshape_that_turns():
   turned = lambda p, x: jax.lax.reshape(x, (x.shape[0], 6), dimensions=(0, 2, 1))  # noqa: E731
   for fn, x in ((none, floats(4, 3)), (turned, floats(4, 2, 3))):
     np.testing.assert_array_equal(reference.run(recognized(lower(fn, {}, x)), x), fn({}, x))
+
+
+def test_a_bias_of_heads_is_part_of_the_layer_before_them():
+  w, b, s, places = floats(6, 2, 4), floats(2, 4), floats(2, 1), floats(5, 1, 1)
+
+  def heads(p, x):
+    return jnp.einsum('btk,khd->bthd', x, w) * s + b
+
+  def whole(p, x):  # the number varies over the places too: no bias
+    return jnp.einsum('btk,khd->bthd', x, w) + places
+
+  def read_twice(p, x):
+    y = jnp.einsum('btk,khd->bthd', x, w)
+    return (y + b) * y
+
+  x = floats(3, 5, 6)
+  for fn, kinds in ((heads, ['dense', 'reshape']), (whole, ['dense', 'reshape', 'add']), (read_twice, None)):
+    short = recognized(lower(fn, {}, x))
+    assert kinds is None or [one.kind for one in short.operations] == kinds
+    if fn is not whole:
+      agree(reference.run(short, x), fn({}, x))
