@@ -71,6 +71,7 @@ def test_each_format_answers_in_another_process_as_the_run_does_with_its_score(f
   assert all(formats.FORMATS[name].snippet in page for name in EVERY)
 
 
+@pytest.mark.slow
 def test_the_snippets_load_what_lies_beside_them(finished, tmp_path):
   """As a person would: the text of the page, run without jaxlite, gives the run's outputs."""
   folder, _ = finished
@@ -89,7 +90,9 @@ def test_the_snippets_load_what_lies_beside_them(finished, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / f'{name}.npy'), jl.load(folder).predict(X), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('framework', FRAMEWORKS)
+@pytest.mark.parametrize(
+  'framework', [one if one == 'nnx' else pytest.param(one, marks=pytest.mark.slow) for one in FRAMEWORKS]
+)
 def test_every_framework_goes_through_it_and_its_values_have_its_own_names(framework, tmp_path):
   model, names, _ = dense(framework, WEIGHTS)
   run(tmp_path / 'run', model=model, steps=2)
@@ -101,6 +104,7 @@ def test_every_framework_goes_through_it_and_its_values_have_its_own_names(frame
   assert about['task'] == 'classification'
 
 
+@pytest.mark.slow
 def test_flax_takes_the_values_by_the_snippet(tmp_path):
   from flax.traverse_util import unflatten_dict
   from safetensors.flax import load_file
@@ -142,7 +146,9 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize('name', TASKS)
+@pytest.mark.parametrize(
+  'name', [one if one == 'regression' else pytest.param(one, marks=pytest.mark.slow) for one in TASKS]
+)
 def test_every_task_keeps_its_score(name, tmp_path):
   task, inputs, labels, make = TASKS[name]
   result = run(tmp_path, model=make(), data=(inputs, labels), task=task, steps=4)
@@ -168,6 +174,7 @@ def test_inputs_that_are_a_tree_and_a_network_without_a_run(tmp_path):
     jl.deploy(network, EVERY, examples=inputs, **QUICK)
 
 
+@pytest.mark.slow
 def test_few_bits_are_the_same_in_floats(tmp_path):
   run(tmp_path, few_bits, model=jl.models.MLP((8,), classes=3), steps=6)
   report = jl.deploy(tmp_path, ('onnx', 'stablehlo'), examples=(X, Y), **QUICK)

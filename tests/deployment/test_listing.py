@@ -57,6 +57,7 @@ def test_it_predicts_from_raw_inputs_as_the_run_does_without_the_model(finished)
   assert len(graph_of(finished, 'latest').operations) == len(graph.operations)
 
 
+@pytest.mark.slow
 def test_an_average_and_masks_are_merged(tmp_path):
   def recipe(config, total):
     return jl.chain(jl.average(0.5), optax.adam(0.05), jl.prune(0.5, begin=1, end=3, every=1))
@@ -87,7 +88,7 @@ def test_what_is_damaged_is_not_believed_and_made_again_where_the_code_is(how, f
   with pytest.raises(ValueError, match=r'list of operations \(.*\): give model=') as caught:
     graph_of(copied)
   assert '\n' not in str(caught.value)
-  if how not in ('flipped', 'deleted'):
+  if how != 'flipped':
     return
   same(graph_of(copied, model=Convolved(), recipe=few_bits(None, 4)), copied, PICTURES, 1e-4)
   said = []
@@ -96,9 +97,8 @@ def test_what_is_damaged_is_not_believed_and_made_again_where_the_code_is(how, f
   assert (copied / FILE).read_bytes() == (finished / FILE).read_bytes()
 
 
-def test_a_list_of_another_run_is_refused(finished, copied, tmp_path):
-  run(tmp_path / 'other', steps=2)
-  shutil.copy(tmp_path / 'other' / FILE, copied / FILE)
+def test_a_list_of_another_run_is_refused(copied):
+  write_sealed(copied / FILE, {**read_sealed(copied / FILE), RUN: 'another'}, indent=None)
   with pytest.raises(ValueError, match='it is of another run'):
     graph_of(copied)
 
@@ -116,6 +116,7 @@ def test_why_there_is_none_is_kept_and_told(tmp_path):
   assert jl.load(tmp_path).predict(X).shape == (90, 3)
 
 
+@pytest.mark.slow
 def test_a_reference_network_needs_no_list(tmp_path):
   run(tmp_path, model=jl.models.MLP((4,), classes=3), steps=2)
   (tmp_path / FILE).unlink()
@@ -163,7 +164,7 @@ def test_attributes_that_do_not_fit_are_refused_when_values_are_put_in(copied):
   told = read_sealed(copied / FILE)
   rng = np.random.default_rng(0)
   refused = 0
-  for _ in range(60):
+  for _ in range(15):
     made = json.loads(json.dumps(told))
     operations = [one for one in made['list']['operations'] if one[3]]
     one = operations[rng.integers(len(operations))]
@@ -174,7 +175,7 @@ def test_attributes_that_do_not_fit_are_refused_when_values_are_put_in(copied):
       reference.run(graph_of(copied), PICTURES[:2])
     except (ValueError, TypeError, LookupError, AssertionError):
       refused += 1
-  assert refused > 10
+  assert refused > 3
 
 
 def test_a_large_array_that_a_model_captures_is_told(tmp_path, monkeypatch):
