@@ -19,23 +19,19 @@ import numpy as np
 
 from jaxlite import errors
 from jaxlite.contract import Network, Recipe
-from jaxlite.cpu.kernels.compiler import compiler
-from jaxlite.deployment import agreement, formats, sheet, subject, trial
+from jaxlite.deployment import formats, sheet, subject
 from jaxlite.deployment.accounting import Costs, costs
 from jaxlite.deployment.formats import Format
-from jaxlite.deployment.onnx_quantized import is_quantized
 from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.patterns import recognized
-from jaxlite.deployment.safetensors_file import read_safetensors
-from jaxlite.deployment.scoring import scores
 from jaxlite.deployment.sheet import Report, Written
 from jaxlite.deployment.subject import Subject
+from jaxlite.deployment.trying import score_of, tried, wanted_of
 from jaxlite.host.files import write_text
 from jaxlite.tasks.task import Task
 
 PAGE, REPORT = 'deployed.txt', 'deployed.json'  # beside the files
 _BUDGETS = ('bytes', 'parameters', 'macs')
-_ROUNDED = 0.01  # of the outputs' spread: how far answers lie apart on average where values are rounded to grids
 
 
 def deploy(
@@ -48,6 +44,7 @@ def deploy(
   recipe: Recipe | None = None,
   task: Task | None = None,
   examples: Any = None,
+  every: bool = False,
   budget: Mapping[str, int] | None = None,
   deadline: float | None = None,
   batches: tuple[int, ...] = (1, 32),
@@ -65,6 +62,8 @@ def deploy(
     model, recipe, task: as for `jl.load`, of a run whose network is one of your own and that an older version made.
     examples: raw inputs [N, ...] as they will be met, (inputs, labels), or a Dataset; None for the test split of a run
       whose data jaxlite finds by name.
+    every: of a network that trained in few bits, also quantize where training saw no ranges (before additions, means and
+      norms), by the ranges of the examples: faster, and no longer exactly what was trained.
     budget: at most so many 'bytes' of a file, 'parameters', 'macs' (multiplications with an addition, an example).
     deadline: milliseconds within which 99 of 100 calls with one example are to be answered; whether each file keeps it
       is told.
@@ -83,23 +82,24 @@ def deploy(
   """
   wanted = _asked(formats)
   limits = _limits(budget, deadline)
+  sizes = tuple(
+    sorted({errors.whole(size, 'a batch size', least=1) for size in batches} | ({1} if deadline else set()))
+  )
   folder = subject.writable(_out(source, out))
   if isinstance(source, Network):
     one = subject.of_network(source, task=task, examples=examples)
   else:
     one = subject.of_run(source, which, model=model, recipe=recipe, task=task, examples=examples)
-  integers, notes = _integers(one)
+  integers, notes = _integers(one, every)
   counted = None if one.graph is None else _counted(one, costs(integers or recognized(one.graph)))
   _check_costs(counted, limits)
   outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
-  score = _score(one, outputs)
+  score = score_of(one, outputs)
+  want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
   rows = []
   for name, kind in wanted.items():
     say(f'{name}: writing and trying {folder / kind.file}')
-    row = _tried(name, kind, one, integers, folder, outputs, batches, seconds, limits)
-    if row.latency and deadline is not None and 1 in row.latency:
-      row = row._replace(met=row.latency[1][1] <= deadline)
-    rows.append(row)
+    rows.append(tried(name, kind, want, folder))
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])
   report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes)
@@ -154,7 +154,7 @@ def _out(source: Any, out: Any) -> Any:
   return folder / 'deployed'
 
 
-def _integers(one: Subject) -> tuple[Graph | None, tuple[str, ...]]:
+def _integers(one: Subject, every: bool) -> tuple[Graph | None, tuple[str, ...]]:
   """The network in integers, where it trained in few bits."""
   if one.graph is None:
     return None, (f'there is no list of operations: {one.why}',)
@@ -165,7 +165,7 @@ def _integers(one: Subject) -> tuple[Graph | None, tuple[str, ...]]:
   try:
     named = one.named()
     few = {name: array[:512] for name, array in named.items()}
-    return importlib.import_module('jaxlite.deployment.integers').quantized(one.graph, few), ()
+    return importlib.import_module('jaxlite.deployment.integers').quantized(one.graph, few, every=every), ()
   except ValueError as error:
     return None, (f'its files compute in floats what it trained in few bits: {error}',)
 
@@ -190,85 +190,3 @@ def _check_costs(counted: Any, limits: Mapping[str, int]) -> None:
         f'the network is to have at most {limits[name]:,} {name}; it has {has:,}, and nothing smaller gives the same '
         'answers: train a smaller or a pruned one'
       )
-
-
-def _score(one: Subject, outputs: Any) -> float | None:
-  if one.task is None or one.labels is None:
-    return None
-  found = scores(one.task, one.facts, outputs, one.labels, one.weight)
-  return found.get(one.task.score)
-
-
-def _tried(
-  name: str,
-  kind: Format,
-  one: Subject,
-  integers: Graph | None,
-  folder: Path,
-  outputs: Any,
-  batches: tuple[int, ...],
-  seconds: float,
-  limits: Mapping[str, int],
-) -> Written:
-  """Writes one file and tries it; what does not answer as the network does is deleted."""
-  path = folder / kind.file
-  path.unlink(missing_ok=True)  # of an earlier call: never taken for this one's
-  if kind.listed and one.graph is None:
-    return Written(name, why=f'there is no list of operations: {one.why}')
-  try:
-    kind.write(one, integers, path)
-    row = _answered(name, kind, one, integers, path, outputs, batches, seconds)
-  except (ValueError, ImportError) as error:
-    row = Written(name, why=str(error))
-  if not row.why and row.bytes > limits.get('bytes', row.bytes):
-    row = Written(name, why=f'it has {row.bytes:,} bytes where the budget is {limits["bytes"]:,}')
-  if row.why:
-    path.unlink(missing_ok=True)
-  return row
-
-
-def _answered(
-  name: str,
-  kind: Format,
-  one: Subject,
-  integers: Graph | None,
-  path: Path,
-  outputs: Any,
-  batches: tuple[int, ...],
-  seconds: float,
-) -> Written:
-  size = os.path.getsize(path)
-  if not kind.runtime:
-    return _read_back(name, one, path, size)
-  leaves, treedef = jax.tree.flatten(outputs)
-  more: dict[str, Any] = {}
-  if kind.runtime == 'c':
-    more = {'command': [compiler() or 'cc'], 'ends': [leaf[:1] for leaf in leaves]}
-  found = trial.ask(kind.runtime, path, one.named(), batches=batches, seconds=seconds, **more)
-  answers = [found.outputs[str(index)] for index in range(len(found.outputs))]
-  whole = integers is not None and kind.listed
-  rounded = whole or (one.graph is not None and any(each.kind == 'round' for each in one.graph.operations))
-  apart, why = agreement.apart(answers, leaves, [None] * len(leaves) if rounded else None)
-  if not why and rounded:
-    why = agreement.far(answers, leaves, _ROUNDED)
-  if why:
-    return Written(name, why=f'its runtime answers otherwise than the network, {why}')
-  same = min(agreement.same_largest(each, want) for each, want in zip(answers, leaves, strict=True))
-  score = _score(one, treedef.unflatten(answers))
-  arithmetic = 'int8' if whole and is_quantized(integers) else str(leaves[0].dtype)  # type: ignore[arg-type]
-  latency = sheet.percentiles(found.seconds)
-  return Written(name, str(path), '', size, arithmetic, apart, same, score, latency, found.memory)
-
-
-def _read_back(name: str, one: Subject, path: Path, size: int) -> Written:
-  """A file of values: every bit as it was."""
-  found = trial.ask('safetensors', path, {}).outputs
-  ours, _ = read_safetensors(path)
-  wanted = {each.replace('/', '.'): np.asarray(value) for each, value in formats.plain(one).items()}
-  if {*found} != {*wanted} or {*ours} != {*wanted}:
-    return Written(name, why='its reader finds other names than were written')
-  for each, value in wanted.items():
-    theirs = value.astype(found[each].dtype)  # float32 of bfloat16, which is no change
-    if ours[each].tobytes() != value.tobytes() or theirs.tobytes() != found[each].tobytes():
-      return Written(name, why=f'its reader gives other values for {each!r}')
-  return Written(name, str(path), '', size, 'values')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,8 @@ def plain(subject: Subject) -> dict[str, Any]:
 
 def _pack(subject: Subject, integers: Graph | None, path: Path) -> None:
   assert subject.graph is not None
-  importlib.import_module(f'{_ROOM}.pack').write_pack(integers or recognized(subject.graph), path, subject.about)
+  about = {**subject.about, 'class_names': json.loads(subject.about['class_names'])}
+  importlib.import_module(f'{_ROOM}.pack').write_pack(integers or recognized(subject.graph), path, about)
 
 
 def _c(subject: Subject, integers: Graph | None, path: Path) -> None:

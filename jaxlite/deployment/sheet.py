@@ -100,7 +100,7 @@ def table(report: Report) -> str:
 
 
 def _network(report: Report) -> list[str]:
-  lines = [f'tried on {report.examples:,} examples, each file in a process of its own']
+  lines = [f'tried on {report.examples:,} examples, each file in a process of its own, on the CPU']
   if report.costs is not None:
     one = report.costs
     lines.append(f'{one.parameters:,} parameters, {one.nonzero:,} not zero, {one.macs:,} multiplications an example')

@@ -28,6 +28,11 @@ def floats(*shape):
   return RNG.normal(size=shape).astype(np.float32)
 
 
+def but_slow(names, quick):
+  """Cases of which one is quick enough for the suite."""
+  return [one if one == quick else pytest.param(one, marks=pytest.mark.slow) for one in names]
+
+
 WEIGHTS = [floats(6, 8), floats(8), floats(8, 3), floats(3)]
 
 
@@ -193,7 +198,7 @@ def test_a_file_that_answers_otherwise_is_deleted_and_told(finished, tmp_path, m
   for name in ('onnx', 'safetensors'):
     with pytest.raises(ValueError, match=rf'no file was written: {name}: its r'):
       jl.deploy(finished[0], [name], out=tmp_path, examples=X, **QUICK)
-    assert {path.name for path in tmp_path.iterdir()} == {PAGE, REPORT}
+    assert {path.name for path in tmp_path.iterdir()} == {PAGE, REPORT}  # nothing half done either
 
 
 def test_a_file_that_its_runtime_cannot_run_is_deleted_and_told(finished, tmp_path, monkeypatch):
