@@ -62,8 +62,8 @@ def deploy(
     model, recipe, task: as for `jl.load`, of a run whose network is one of your own and that an older version made.
     examples: raw inputs [N, ...] as they will be met, (inputs, labels), or a Dataset; None for the test split of a run
       whose data jaxlite finds by name.
-    every: of a network that trained in few bits, also quantize where training saw no ranges (before additions, means and
-      norms), by the ranges of the examples: faster, and no longer exactly what was trained.
+    every: of a network that trained in few bits, also quantize where training saw no ranges (before additions, means
+      and norms), by the ranges of the examples: faster, and no longer exactly what was trained.
     budget: at most so many 'bytes' of a file, 'parameters', 'macs' (multiplications with an addition, an example).
     deadline: milliseconds within which 99 of 100 calls with one example are to be answered; whether each file keeps it
       is told.
@@ -82,9 +82,8 @@ def deploy(
   """
   wanted = _asked(formats)
   limits = _limits(budget, deadline)
-  sizes = tuple(
-    sorted({errors.whole(size, 'a batch size', least=1) for size in batches} | ({1} if deadline else set()))
-  )
+  asked = {errors.whole(size, 'a batch size', least=1) for size in batches}
+  sizes = tuple(sorted(asked | {1} if deadline else asked))
   folder = subject.writable(_out(source, out))
   if isinstance(source, Network):
     one = subject.of_network(source, task=task, examples=examples)

@@ -1,4 +1,4 @@
-"""One file, written aside and tried by its own runtime in another process; it takes its place only where it is right."""
+"""One file, written aside and tried by its own runtime in another process: in its place it stands only if right."""
 
 from __future__ import annotations
 
