@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite import errors
-from jaxlite.deployment import agreement, onnx_quantized
+from jaxlite.deployment import agreement, onnx_gelu, onnx_norms, onnx_quantized
 from jaxlite.deployment import onnx_words as words
 from jaxlite.deployment.onnx_writer import Writer
 from jaxlite.deployment.operations import Batch, Graph
@@ -42,6 +42,8 @@ def onnx_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> bytes
   errors.need('an ONNX file', 'onnx')
   import onnx
 
+  graph = onnx_gelu.with_gelu(onnx_norms.with_norms(graph))
+  newer = any(one.kind == onnx_gelu.KIND for one in graph.operations)
   shifted = onnx_quantized.shifted(graph)
   writer = Writer(graph, onnx.helper, onnx.numpy_helper, [], {}, {}, {}, [0], shifted)
   for name in graph.inputs:
@@ -68,7 +70,7 @@ def onnx_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> bytes
   )
   model = onnx.helper.make_model(
     body,
-    opset_imports=[onnx.helper.make_opsetid('', OPSET)],
+    opset_imports=[onnx.helper.make_opsetid('', onnx_gelu.OPSET if newer else OPSET)],
     producer_name='jaxlite',
     producer_version=__version__,
     ir_version=9,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.deployment import onnx_contractions as contractions
+from jaxlite.deployment import onnx_gelu, onnx_norms
 from jaxlite.deployment import onnx_quantized as quantized
 from jaxlite.deployment.onnx_writer import Writer, channels_first
 from jaxlite.deployment.operations import Batch, Operation
@@ -103,10 +104,17 @@ def _of_one(kind: str, value: float) -> Callable[..., str]:
   return {'log1p': log1p, 'expm1': expm1}[kind]
 
 
+def _finite(w: Writer, one: Operation, operands: list[str]) -> str:
+  return w.node('Not', [w.node('Or', [w.node('IsInf', operands), w.node('IsNaN', operands)])])
+
+
 _ENTRIES: dict[str, Callable[[Writer, Operation, list[str]], str]] = {
   'ne': lambda w, one, operands: w.node('Not', [w.node('Equal', operands)]),
   'rem': lambda w, one, operands: w.node('Mod', operands, fmod=1),
   'square': lambda w, one, operands: w.node('Mul', operands * 2),
+  'erfc': lambda w, one, operands: w.node('Sub', [w.number(1.0, one.inputs[0]), w.node('Erf', operands)]),
+  'exp2': lambda w, one, operands: w.node('Pow', [w.number(2.0, one.inputs[0]), *operands]),
+  'is_finite': _finite,
   'rsqrt': lambda w, one, operands: w.node('Reciprocal', [w.node('Sqrt', operands)]),
   'round': _rounded,
   'integer_pow': _power,
@@ -238,6 +246,17 @@ def _softmax(w: Writer, one: Operation) -> None:
   w.put(one.outputs[0], w.node('Softmax', [w.get(one.inputs[0])], axis=one.attributes['axis']))
 
 
+def _gelu(w: Writer, one: Operation) -> None:
+  have, source = next(iter(w.forms[one.inputs[0]].items()))
+  w.put(one.outputs[0], w.node('Gelu', [source], approximate=one.attributes['approximate']), have)
+
+
+def _normed(w: Writer, one: Operation) -> None:
+  x, *rows = map(w.get, one.inputs)
+  value = w.node('LayerNormalization', [x, *rows], axis=-1, epsilon=one.attributes['epsilon'])
+  w.put(one.outputs[0], value)
+
+
 def _taken(w: Writer, one: Operation) -> None:
   table, ids = one.inputs
   w.put(one.outputs[0], w.node('Gather', [w.whole(table), w.get(ids)], axis=0))
@@ -298,6 +317,8 @@ _RULES: dict[str, Callable[[Writer, Operation], Any]] = {
   'cumsum': _summed,
   'softmax': _softmax,
   'take': _taken,
+  onnx_norms.KIND: _normed,
+  onnx_gelu.KIND: _gelu,
   **contractions.RULES,
   **quantized.RULES,
   'max_pool': _max_pool,

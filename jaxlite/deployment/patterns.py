@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxlite.deployment.composites import composite
 from jaxlite.deployment.operations import Batch, Graph, Operation, pruned
 from jaxlite.deployment.pooling import pools
 from jaxlite.deployment.rewriting import Editor, edited
@@ -318,71 +319,4 @@ def _mean(editor: Editor, one: Operation) -> str | None:
 
 
 def _composites(graph: Graph) -> Graph:
-  return edited(graph, _composite)
-
-
-def _composite(editor: Editor, one: Operation) -> str | None:
-  if one.kind == 'div':
-    return _softmax(editor, one)
-  return _take(editor, one) if one.kind == 'gather' else None
-
-
-def _made(editor: Editor, name: str, *kinds: str) -> Operation | None:
-  one = editor.made.get(name)
-  return one if one is not None and one.kind in kinds else None
-
-
-def _through(editor: Editor, name: str) -> str:
-  """The value before reshapes and broadcasts that only put in axes."""
-  while (one := _made(editor, name, 'reshape', 'broadcast_in_dim')) is not None:
-    name = one.inputs[0]
-  return name
-
-
-def _softmax(editor: Editor, one: Operation) -> str | None:
-  """exp(x - max(x)) / sum(exp(x - max(x))), along one axis."""
-  top = _made(editor, one.inputs[0], 'exp')
-  total = _made(editor, _through(editor, one.inputs[1]), 'reduce_sum')
-  if top is None or total is None or total.inputs != (one.inputs[0],):
-    return None
-  less = _made(editor, top.inputs[0], 'sub')
-  if less is None:
-    return None
-  most = _made(editor, _through(editor, less.inputs[1]), 'reduce_max')
-  axes = total.attributes['axes']
-  if most is None or most.inputs[0] != less.inputs[0] or most.attributes['axes'] != axes or len(axes) != 1:
-    return None
-  shape = editor.values[one.outputs[0]].shape
-  kept = tuple(1 if axis == axes[0] else size for axis, size in enumerate(shape))
-  if any(editor.values[name].shape != kept for name in (less.inputs[1], one.inputs[1])):
-    return None  # the largest, or the sum, of other rows
-  return editor.add('softmax', [less.inputs[0]], one.outputs[0], shape, axis=axes[0])
-
-
-def _pairs(chosen: Operation) -> tuple[tuple[str, str], tuple[str, str]]:
-  return (chosen.inputs[0], 'lt'), (chosen.inputs[2], 'add')
-
-
-def _take(editor: Editor, one: Operation) -> str | None:
-  """Rows of a constant table."""
-  table, indices = one.inputs
-  offset, collapsed, start, *batching = one.attributes['dimension_numbers']
-  shape, out = editor.values[table].shape, editor.values[one.outputs[0]].shape
-  rank = len(editor.values[indices].shape) - 1
-  whole = one.attributes['slice_sizes'] == (1, *shape[1:])
-  if table not in editor.constants or any(batching) or collapsed != (0,) or start != (0,) or not whole:
-    return None
-  if offset != tuple(range(rank, rank + len(shape) - 1)):
-    return None
-  ids = _through(editor, indices)
-  if editor.values[ids].shape != editor.values[indices].shape[:-1] or one.attributes['mode'] == 'clip':
-    return None
-  if not np.issubdtype(editor.values[ids].dtype, np.unsignedinteger):  # counted from the end where negative, as here?
-    chosen = _made(editor, ids, 'select_n')
-    less, more = (_made(editor, name, kind) for name, kind in _pairs(chosen)) if chosen else (None, None)
-    if chosen is None or less is None or more is None or {less.inputs[0], more.inputs[0]} != {chosen.inputs[1]}:
-      return None
-    if (editor.number(less.inputs[1]), editor.number(more.inputs[1])) != (0, shape[0]):
-      return None
-    ids = chosen.inputs[1]
-  return editor.add('take', [table, ids], one.outputs[0], out)
+  return edited(graph, composite)

@@ -368,3 +368,32 @@ def test_a_bias_of_heads_is_part_of_the_layer_before_them():
     assert kinds is None or [one.kind for one in short.operations] == kinds
     if fn is not whole:
       agree(reference.run(short, x), fn({}, x))
+
+
+def attention(q, *, equation='bhts,bshd->bthd', swapped=(0, 2, 1), other=False, times=False):
+  """As `jl.models` has it: what was risen is mixed first and divided then."""
+  scores = jnp.einsum('bthd,bshd->bhts', q, q)
+  risen = jnp.exp(scores - scores.max(-1, keepdims=True))
+  total = risen.sum(-1)  # [B, H, T]
+  total = (total[:, :, ::-1] if other else total).transpose(swapped)[..., None]
+  mixed = jnp.einsum(equation, risen, q)
+  return mixed * total if times else mixed / total
+
+
+ATTENTIONS = {
+  'turned': ({}, 1),
+  'as the product has it': ({'equation': 'bhts,bshd->bhtd', 'swapped': (0, 1, 2)}, 1),
+  'by the sums of other rows': ({'other': True}, 0),
+  'multiplied': ({'times': True}, 0),
+  'by the sums of heads for those of places': ({'swapped': (0, 1, 2)}, 0),
+}
+
+
+@pytest.mark.parametrize('name', ATTENTIONS)
+def test_attention_that_divides_behind_the_second_product_has_a_softmax(name):
+  options, found = ATTENTIONS[name]
+  x = floats(2, 3, 3, 4)  # as many heads as places, so that shapes alone tell nothing
+  short = recognized(lower(lambda p, q: attention(q, **options), {}, x))
+  assert sum(one.kind == 'softmax' for one in short.operations) == found
+  agree(reference.run(short, x), attention(x, **options))
+  assert not found or not {one.kind for one in short.operations} & {'exp', 'reduce_sum', 'div'}
