@@ -53,6 +53,7 @@ def onnx_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> bytes
   outputs = []
   for name in graph.outputs:
     outputs.append(f'output/{name}' if len(graph.outputs) > 1 else 'output')
+    outputs[-1] += f'.{len(outputs)}' if outputs[-1] in outputs[:-1] else ''  # one value that is given twice
     value = writer.get(name)
     writer.node('Identity', [_moved(writer, value, -128, np.int8) if name in shifted else value], outputs[-1])
 
@@ -76,7 +77,12 @@ def onnx_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> bytes
     ir_version=9,
   )
   onnx.helper.set_model_props(model, dict(about or {}))
-  onnx.checker.check_model(model, full_check=True)
+  try:
+    onnx.checker.check_model(model, full_check=True)
+  except Exception as error:  # of ONNX, whose classes have no common one
+    raise ValueError(
+      f'ONNX refuses this network: {(str(error).strip() or "no message").splitlines()[0][:300]}'
+    ) from None
   return model.SerializeToString(deterministic=True)
 
 

@@ -99,7 +99,7 @@ def of_run(
   except ValueError as error:
     why = str(error)
   given = _of_data(held) if examples is None else examples
-  inputs, labels, weight = _split(given, meaning.encode)
+  inputs, labels, weight = _split(given, meaning.encode, meaning.task, meaning.facts)
   about = {
     'producer': f'jaxlite {__version__}',
     'run': held.run,
@@ -127,16 +127,15 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   """Takes a network as it is; see `of_run`."""
   if examples is None:
     raise ValueError('a network is tried on real data before it is written: give examples=inputs, or (inputs, labels)')
-  inputs, labels, weight = _split(examples, network.encode)
-  inputs = jax.tree.map(np.asarray, inputs)
+  answer: Any = network.answer
+  found = task or getattr(answer, 'task', None)
+  known = facts if facts is not None else dict(getattr(answer, 'facts', {}))
+  inputs, labels, weight = _split(examples, network.encode, found, known)
   graph, why = None, ''
   try:
     graph = listing.network_graph(network, inputs)
   except ValueError as error:
     why = str(error)
-  answer: Any = network.answer
-  found = task or getattr(answer, 'task', None)
-  known = facts if facts is not None else dict(getattr(answer, 'facts', {}))
   arrays = trees.by_path({'params': network.params, 'model_state': network.model_state})
   named = {name.removeprefix('model_state/').removeprefix(f'{CONST}/'): value for name, value in arrays.items()}
   about = {
@@ -147,7 +146,7 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   return Subject('network', network, graph, why, named, inputs, labels, weight, found, known, about)
 
 
-def _split(given: Any, encode: Any) -> tuple[Any, Any, Any]:
+def _split(given: Any, encode: Any, task: Task | None, facts: Facts) -> tuple[Any, Any, Any]:
   """(inputs, labels or None, weight or None) of what a person gives."""
   if isinstance(given, datasets.Dataset):
     given = given.test if len(given.test.labels) else given.validation
@@ -157,6 +156,8 @@ def _split(given: Any, encode: Any) -> tuple[Any, Any, Any]:
   elif isinstance(given, tuple) and len(given) in (2, 3):
     inputs, labels, weight = (*given, None)[:3]
     inputs = inputs if encode is None else encode(inputs)
+    if task is not None:
+      labels, weight = _labels(labels, weight, task, facts)
   else:
     inputs = given if encode is None else encode(given)
   inputs = jax.tree.map(np.asarray, inputs)
@@ -170,6 +171,22 @@ def _split(given: Any, encode: Any) -> tuple[Any, Any, Any]:
   rows = slice(0, _MOST)
   inputs = jax.tree.map(lambda leaf: leaf[rows], inputs)
   return inputs, None if labels is None else np.asarray(labels)[rows], None if weight is None else weight[rows]
+
+
+def _labels(labels: Any, weight: Any, task: Task, facts: Facts) -> tuple[np.ndarray, Any]:
+  """A person's labels, names of classes among them, as the task has them, and what each example counts."""
+  array = np.asarray(labels)
+  names = [str(name) for name in facts.get('class_names') or ()]
+  if array.dtype.kind in 'USO' and names and (unknown := sorted({*map(str, array.ravel())} - {*names})):
+    raise ValueError(f'labels are the names of classes, {", ".join(names[:8])}; got {unknown[0]!r}')
+  if array.dtype.kind in 'USO' and names:
+    array = np.array([names.index(str(one)) for one in array.ravel()], np.int32).reshape(array.shape)
+  array = np.asarray(task.check(array, 'examples'))
+  task.check_facts(array, facts, 'examples')
+  positions = task.weight(array)
+  if positions is not None:
+    weight = np.asarray(positions, np.float32) * (1.0 if weight is None else np.asarray(weight, np.float32))
+  return array, weight
 
 
 def _fitting(inputs: Any, stored: Any) -> Any:

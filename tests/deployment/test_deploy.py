@@ -235,6 +235,8 @@ MISTAKES = {
   'empty examples': ({'examples': X[:0]}, ValueError, 'at least one'),
   'labels of another length': ({'examples': (X, Y[:5])}, ValueError, '90 inputs and 5 labels'),
   'examples of another shape': ({'examples': X[:, :4]}, ValueError, r'takes float32\[B, 6\]'),
+  'labels that are no classes': ({'examples': (X, Y + 7)}, ValueError, 'labels'),
+  'labels of another kind': ({'examples': (X, X)}, ValueError, 'labels'),
   'a step that is not kept': ({'which': 99}, jl.checkpoint.CheckpointError, 'step 99'),
 }
 
