@@ -80,9 +80,8 @@ def onnx_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> bytes
   try:
     onnx.checker.check_model(model, full_check=True)
   except Exception as error:  # of ONNX, whose classes have no common one
-    raise ValueError(
-      f'ONNX refuses this network: {(str(error).strip() or "no message").splitlines()[0][:300]}'
-    ) from None
+    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise ValueError(f'ONNX refuses this network: {told[:300]}') from None
   return model.SerializeToString(deterministic=True)
 
 

@@ -176,7 +176,7 @@ def _split(given: Any, encode: Any, task: Task | None, facts: Facts) -> tuple[An
 def _labels(labels: Any, weight: Any, task: Task, facts: Facts) -> tuple[np.ndarray, Any]:
   """A person's labels, names of classes among them, as the task has them, and what each example counts."""
   array = np.asarray(labels)
-  names = [str(name) for name in facts.get('class_names') or ()]
+  names = [str(name) for name in facts.get('class_names') or ()] if 'positive' not in facts else []
   if array.dtype.kind in 'USO' and names and (unknown := sorted({*map(str, array.ravel())} - {*names})):
     raise ValueError(f'labels are the names of classes, {", ".join(names[:8])}; got {unknown[0]!r}')
   if array.dtype.kind in 'USO' and names:
