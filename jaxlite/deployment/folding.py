@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -136,11 +136,25 @@ def _computed(
     sizes = dict(zip(one.attributes['broadcast_dimensions'], arrays[0].shape, strict=True))
     return {one.outputs[0]: arrays[0].reshape([sizes.get(axis, 1) for axis in range(rank)])}
   if one.kind in _ENTRIES and all(len(shape) == rank for shape in shapes):
-    (result,) = reference.applied(one, arrays, 1)
+    (result,) = applied(one, arrays)
     return {one.outputs[0]: np.asarray(result).astype(values[one.outputs[0]].dtype, copy=False)}
   wide = [np.broadcast_to(array, sized(shape, 1)) for array, shape in zip(arrays, shapes, strict=True)]
-  results = reference.applied(one, wide, 1)
+  results = applied(one, wide)
   return {name: _shortened(name, result, values[name]) for name, result in zip(one.outputs, results, strict=True)}
+
+
+def applied(one: Operation, operands: Sequence[np.ndarray]) -> tuple[Any, ...]:
+  """Returns what an operation makes of its operands at a batch of one, before it is brought to its values' dtypes."""
+  attributes = {name: _at_one(value) for name, value in one.attributes.items()}
+  with np.errstate(all='ignore'):  # infinities and NaNs are values
+    results = reference.RULES[one.kind](*operands, **attributes)
+  return results if isinstance(results, tuple) else (results,)
+
+
+def _at_one(value: Any) -> Any:
+  if isinstance(value, Batch):
+    return value.times
+  return tuple(map(_at_one, value)) if isinstance(value, tuple) else value
 
 
 def _bits(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

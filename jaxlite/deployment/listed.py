@@ -69,7 +69,13 @@ def of_json(told: Any, known: Collection[str] = ()) -> Graph:
 def _out(value: Any) -> Any:
   if isinstance(value, Batch):
     return {_BATCH: value.times}
-  return [_out(one) for one in value] if isinstance(value, tuple) else value
+  if isinstance(value, tuple):
+    return [_out(one) for one in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  if not isinstance(value, bool | int | float | str):
+    raise ValueError(f'an attribute is a plain value; got {type(value).__name__}')
+  return value
 
 
 def _back(value: Any, depth: int = 0) -> Any:

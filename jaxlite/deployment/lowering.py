@@ -156,7 +156,7 @@ class _Writer(NamedTuple):
       return self.emit(UNKNOWN, [], leaf, {'why': f'{path} is a random key, and what leaves jaxlite draws nothing'})
     assert self.later is not None
     self.later.add(KNOWN + path)
-    return self.value(KNOWN + path, leaf.shape, leaf.dtype)
+    return self.value(KNOWN + path, leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
   def of_params(self, kind: str, operands: Sequence[Any]) -> frozenset[str]:
     """What is written beside what every runtime knows, where it depends on params alone."""
@@ -280,6 +280,7 @@ class _Writer(NamedTuple):
     return found
 
   def cut(self, whole: _Ref, axis: int, start: int, stop: int, shape: Sequence[int]) -> _Ref:
+    start, stop = int(start), int(stop)  # sizes of a split may be NumPy's
     starts = tuple(start if index == axis else 0 for index in range(len(shape)))
     limits = tuple(stop if index == axis else size for index, size in enumerate(whole.shape))
     aval = jax.ShapeDtypeStruct(tuple(shape), whole.dtype)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from jaxlite.deployment import reference
+from jaxlite.deployment.folding import applied
 from jaxlite.deployment.operations import Graph, Operation, pruned
 from jaxlite.deployment.rewriting import Editor, edited
 
@@ -76,7 +76,7 @@ def _probed(editor: Editor, steps: list[Operation], x: str) -> np.ndarray | None
   values = {x: _PROBES}
   for one in steps:
     operands = [values[name] if name in values else np.float32(editor.number(name)) for name in one.inputs]
-    (result,) = reference.applied(one, operands, 1)
+    (result,) = applied(one, operands)
     values[one.outputs[0]] = np.asarray(result, np.float32)
   found = values[steps[-1].outputs[0]]
   return found if found.shape == _PROBES.shape else None

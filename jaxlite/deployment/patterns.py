@@ -302,9 +302,16 @@ def _activation(editor: Editor, one: Operation) -> str | None:
 def _mean(editor: Editor, one: Operation) -> str | None:
   """A sum divided by how many it summed."""
   for index, other in enumerate(one.inputs):
-    number, total = editor.number(other), editor.maker(one.inputs[1 - index], 'reduce_sum')
+    number, x = editor.number(other), one.inputs[1 - index]
+    shaped = editor.maker(x, 'reshape')  # an axis of size 1 in place of those that were summed
+    total = editor.maker(shaped.inputs[0] if shaped else x, 'reduce_sum')
     if number is None or total is None or (one.kind == 'div' and index == 0):
       continue
+    out = editor.values[one.outputs[0]].shape
+    if shaped and [size for size in out if size != 1] != [
+      size for size in editor.values[total.outputs[0]].shape if size != 1
+    ]:
+      return None
     if not np.issubdtype(editor.values[one.outputs[0]].dtype, np.floating):  # whole numbers are divided otherwise
       return None
     shape, axes = editor.values[total.inputs[0]].shape, total.attributes['axes']
@@ -314,7 +321,13 @@ def _mean(editor: Editor, one: Operation) -> str | None:
     count = math.prod(int(size) for size in sizes if isinstance(size, int))
     if number in (count, float(np.float32(1 / count))) and (number == count) == (one.kind == 'div'):
       editor.operations.remove(total)
-      return editor.add('mean', total.inputs, one.outputs[0], editor.values[one.outputs[0]].shape, axes=axes)
+      if shaped is None:
+        return editor.add('mean', total.inputs, one.outputs[0], out, axes=axes)
+      editor.operations.remove(shaped)
+      name = editor.fresh(total.outputs[0])
+      editor.values[name] = editor.values[total.outputs[0]]
+      mean = editor.add('mean', total.inputs, name, editor.values[name].shape, axes=axes)
+      return editor.add('reshape', [mean], one.outputs[0], out, new_sizes=out)
   return None
 
 

@@ -48,21 +48,16 @@ def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) ->
   for name, array in graph.constants.items():
     values[name] = np.broadcast_to(array, sized(graph.values[name].shape, batch))
   for one in graph.operations if batch else ():
-    results = applied(one, [values[name] for name in one.inputs], batch)
+    attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
+    with np.errstate(all='ignore'):  # infinities and NaNs are values
+      results = RULES[one.kind](*(values[name] for name in one.inputs), **attributes)
+    results = results if isinstance(results, tuple) else (results,)
     for name, result in zip(one.outputs, results, strict=True):
       values[name] = _typed(result, graph.values[name], batch, one)
   if keep:
     return values
   found = tuple(values[name] for name in graph.outputs)
   return found[0] if len(found) == 1 else found
-
-
-def applied(one: Operation, operands: Sequence[np.ndarray], batch: int) -> tuple[Any, ...]:
-  """Returns what one operation makes of its operands, before it is brought to the dtypes of its values."""
-  attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
-  with np.errstate(all='ignore'):  # infinities and NaNs are values
-    results = RULES[one.kind](*operands, **attributes)
-  return results if isinstance(results, tuple) else (results,)
 
 
 def _input(name: str, given: Any, want: Value) -> np.ndarray:

@@ -63,6 +63,13 @@ def test_a_layer_norm_is_one_operation(make, tmp_path):
   np.testing.assert_allclose(reference.run(graph, X), fn((params, state), X), rtol=1e-4, atol=1e-5)
 
 
+def test_a_mean_that_keeps_its_axis_is_one():
+  for fn in (lambda p, x: x.mean(-1, keepdims=True), lambda p, x: x.mean((1, 2), keepdims=True) + 1):
+    graph = recognized(lower(fn, {}, X))
+    assert [one.kind for one in graph.operations][:2] == ['mean', 'reshape']
+    np.testing.assert_allclose(reference.run(graph, X), fn({}, X), rtol=1e-5)
+
+
 def normed(x, mean, variance, epsilon=1e-6):
   return (x - mean) * jax.lax.rsqrt(variance + epsilon)
 
