@@ -96,6 +96,10 @@ def test_it_is_so_in_every_framework(framework):
   np.testing.assert_array_equal(reference.run(other, x), reference.run(one, x))
 
 
+def bits(x):
+  return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
 WAYS = {
   'a way that the values choose': lambda p, x: jax.lax.cond(
     p['seen'], lambda y: y * p['low'], lambda y: y * y.max(), x
@@ -110,9 +114,7 @@ WAYS = {
   'bits of values': lambda p, x: (
     x * jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(p['rows'], jnp.int32) + 1, jnp.float32)[0]
   ),
-  'bits that overflow': lambda p, x: (
-    x + ((jax.lax.bitcast_convert_type(p['rows'][1], jnp.int32) + np.int32(2**31 - 1)) >> 31)
-  ),
+  'bits that overflow': lambda p, x: x + ((bits(p['rows'][1]) + np.int32(2**31 - 1)) >> 31),
   'a constant as wide as the batch': lambda p, x: x + jnp.zeros((x.shape[0], 1)) @ p['rows'][:1] + p['low'],
   'values beside the inputs': lambda p, x: jnp.concatenate([x, jnp.broadcast_to(p['rows'][0], (x.shape[0], 3))], 1),
 }
