@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlite.deployment import agreement, onnx_quantized, reference
+from jaxlite.deployment.accounting import costs
 from jaxlite.deployment.onnx_file import onnx_bytes, write_onnx
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, pruned
 
@@ -173,3 +174,17 @@ def test_what_answers_otherwise_is_not_written(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r'steps of its last grid|largest output'):
     write_onnx(graph, tmp_path / 'net.onnx', {'input': x})
   assert not list(tmp_path.iterdir())
+
+
+def test_what_it_costs_layer_by_layer():
+  found = costs(residual())
+  kinds = [(one.kind, one.macs, one.bits, one.why_float) for one in found.layers]
+  assert kinds == [
+    ('quantized_conv', 8 * 8 * 8 * 27, '8/8', ''),
+    ('quantized_conv', 8 * 8 * 8 * 72, '8/8', ''),
+    ('quantized_add', 0, '8/8', ''),
+    ('quantized_conv', 2 * 2 * 8 * 9, '8/8', ''),
+    ('quantized_mean', 0, '8/8', ''),
+    ('quantized_dense', 8 * 10, '8/8', ''),
+  ]
+  assert found.macs == sum(macs for _, macs, *_ in kinds)
