@@ -133,6 +133,8 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   inputs, labels, weight = _split(examples, network.encode, found, known)
   graph, why = None, ''
   try:
+    if getattr(network.model.apply, 'sealed', False):
+      raise ValueError('what was loaded without its model is a compiled program: deploy the folder of its run')
     graph = listing.network_graph(network, inputs)
   except ValueError as error:
     why = str(error)

@@ -278,6 +278,11 @@ def test_an_unfinished_run_is_refused_but_for_a_checkpoint_that_is_named(tmp_pat
   assert jl.deploy(tmp_path, 'safetensors', which='latest', examples=X, **QUICK).written[0].bytes
 
 
+def test_a_sealed_network_is_deployed_from_its_folder(finished, tmp_path):
+  with pytest.raises(ValueError, match='deploy the folder of its run'):
+    jl.deploy(jl.load(finished[0]), 'onnx', out=tmp_path, examples=X, **QUICK)
+
+
 def test_a_missed_deadline_is_told(finished, tmp_path):
   report = jl.deploy(finished[0], 'onnx', out=tmp_path, examples=X, deadline=1e-6, **QUICK)
   assert report.written[0].met is False
