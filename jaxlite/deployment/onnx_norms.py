@@ -81,7 +81,8 @@ def _scaled(editor: Editor, one: Operation, width: int) -> _Scaled | None:
     return None
   for centered, root in (left, reversed(left)):
     x = _centered(editor, centered)
-    epsilon = None if x is None else _root(editor, root, x)
+    beside = x is not None and _beside(editor, root, x)
+    epsilon = _root(editor, root, x) if x is not None and beside else None
     if x is not None and epsilon is not None:
       return _Scaled(x, epsilon, scale)
   return None
@@ -102,7 +103,10 @@ def _moved(editor: Editor, name: str) -> str:
   """The value before it was only given axes of size 1, or repeated."""
   while (one := editor.made.get(name)) is not None and one.kind in ('reshape', 'broadcast_in_dim'):
     before, after = (editor.values[each].shape for each in (one.inputs[0], name))
-    if [size for size in before if size != 1] != [size for size in after if size != 1][: len(before)]:
+    if one.kind == 'broadcast_in_dim':  # repeated along what comes behind it
+      if tuple(one.attributes['broadcast_dimensions']) != tuple(range(len(before))):
+        return name
+    elif [size for size in before if size != 1] != [size for size in after if size != 1]:
       return name
     name = one.inputs[0]
   return name
@@ -131,9 +135,13 @@ def _centered(editor: Editor, name: str) -> str | None:
   one = editor.made.get(name)
   if one is None or one.kind != 'sub' or _mean_of(editor, one.inputs[1]) != one.inputs[0]:
     return None
-  aligned = editor.values[one.inputs[1]].shape
-  x = editor.values[one.inputs[0]].shape
-  return one.inputs[0] if aligned in ((*x[:-1], 1), x) else None
+  return one.inputs[0] if _beside(editor, one.inputs[1], one.inputs[0]) else None
+
+
+def _beside(editor: Editor, name: str, x: str) -> bool:
+  """Whether a number for each row of x stands beside its row, and not along another axis as long."""
+  shape = editor.values[x].shape
+  return editor.values[name].shape in ((*shape[:-1], 1), shape)
 
 
 def _root(editor: Editor, name: str, x: str) -> float | None:

@@ -77,6 +77,9 @@ def normed(x, mean, variance, epsilon=1e-6):
 OTHERS = {
   'of the root of the mean square': lambda p, x: x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6),
   'of other rows': lambda p, x: normed(x, x.mean(-1, keepdims=True), x.var(-1)[:, ::-1, None]),
+  'of rows beside columns': lambda p, x: normed(
+    x[:, :, :5], x[:, :, :5].mean(-1, keepdims=True), x[:, :, :5].var(-1)[:, None, :]
+  ),
   'of another axis': lambda p, x: normed(x, x.mean(1, keepdims=True), x.var(1, keepdims=True)),
   'of another value': lambda p, x: normed(x, x.mean(-1, keepdims=True), jnp.tanh(x).var(-1, keepdims=True)),
   'of another mean': lambda p, x: normed(x, jnp.tanh(x).mean(-1, keepdims=True), x.var(-1, keepdims=True)),
