@@ -72,7 +72,7 @@ def _softmax_of_product(editor: Editor, one: Operation) -> str | None:
   product = editor.maker(turned.inputs[0] if turned else one.inputs[0], 'dot_general')
   if product is None or editor.values[one.inputs[0]].shape != shape:
     return None
-  (inner, batch), free = zip(*product.attributes['dimension_numbers'], strict=True), []  # of each operand
+  (inner, batch), free = product.attributes['dimension_numbers'], []  # of each operand
   for name, *taken in zip(product.inputs, inner, batch, strict=True):
     rank = len(editor.values[name].shape)
     free.append([axis for axis in range(rank) if axis not in (*taken[0], *taken[1])])

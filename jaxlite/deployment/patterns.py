@@ -258,11 +258,9 @@ def _through_reshape(editor: Editor, one: Operation, shaped: Operation, at: int)
   if any(size != 1 for size in wide.shape[:lead]):
     return None
   each = np.broadcast_to(wide, (1,) * lead + after[lead:]).reshape(-1)
-  made = editor.fresh(inner)
-  editor.values[made] = editor.values[inner]
   flat = editor.constant(number, each)
   names = (flat, inner) if at == 0 else (inner, flat)
-  folded = _fold(editor, Operation(one.kind, names, (made,), {}))
+  folded = _fold(editor, Operation(one.kind, names, (inner,), {}))  # by its name, which is still read once
   if folded is None:
     return None
   editor.operations.remove(shaped)
