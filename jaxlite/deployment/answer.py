@@ -4,7 +4,7 @@
 
 KIND is the runtime: 'onnx', 'stablehlo', 'c', 'safetensors', or 'module:NAME:FUNCTION', a function (path) -> (inputs by
 name) -> outputs. IN holds 'inputs/<name>' [N, ...]; what is timed, and for how long, in 'batches' and 'seconds'.
- OUT gets 'output/<index>', times in seconds by batch size and the largest memory of this process in bytes.
+OUT gets 'output/<index>', times in seconds by batch size and the largest memory of this process in bytes.
 """
 
 from __future__ import annotations

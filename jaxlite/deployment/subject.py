@@ -15,7 +15,7 @@ from jaxlite import data as datasets
 from jaxlite import trees
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.contract import CONST, Network, Recipe
-from jaxlite.deployment import listing
+from jaxlite.deployment import listing, stablehlo
 from jaxlite.deployment.load import Held, load, read_meaning, read_run
 from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.sealed_values import own_arrays
@@ -193,9 +193,7 @@ def _labels(labels: Any, weight: Any, task: Task, facts: Facts) -> tuple[np.ndar
 
 def _fitting(inputs: Any, stored: Any) -> Any:
   """Raw inputs in the dtypes of training, as NumPy arrays."""
-  from jaxlite.deployment.stablehlo import checked_inputs
-
-  return jax.tree.map(np.asarray, checked_inputs(stored, inputs))
+  return jax.tree.map(np.asarray, stablehlo.checked_inputs(stored, inputs))
 
 
 def _of_data(held: Held) -> datasets.Split:
