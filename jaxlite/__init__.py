@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.config.schema import Config
   from jaxlite.contract import Hook, Model, Network, Recipe, chain, reparam
   from jaxlite.cpu.replace import for_cpu
+  from jaxlite.deployment.deploy import deploy
   from jaxlite.deployment.load import load
   from jaxlite.deployment.pack import unpack
   from jaxlite.distillation import distill, hint
@@ -55,6 +56,7 @@ _WHERE = {
   'config.schema': ('Config',),
   'contract': ('Hook', 'Model', 'Network', 'Recipe', 'chain', 'reparam'),
   'cpu.replace': ('for_cpu',),
+  'deployment.deploy': ('deploy',),
   'deployment.load': ('load',),
   'deployment.pack': ('unpack',),
   'distillation': ('distill', 'hint'),
@@ -123,6 +125,7 @@ __all__ = [
   'cross_entropy',
   'cross_validate',
   'data',
+  'deploy',
   'distill',
   'distillation',
   'fake_quant',

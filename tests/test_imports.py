@@ -41,6 +41,12 @@ FLOORS = (
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 TRANSFORMS = FLOORS[10]
 NETWORKS = {'flax', 'equinox', 'haiku', 'keras'}
+# Inside functions: what writes a file, and what answers from one in a process of its own.
+RUNTIMES = {
+  'jaxlite.deployment.onnx_file': {'onnx', 'onnxruntime'},
+  'jaxlite.deployment.answer': {'onnxruntime', 'safetensors'},
+  'jaxlite.deployment.packed_shapes': {'ml_dtypes'},
+}
 HEAVY = ('jax', 'orbax', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'flax', 'numpy')
 
 
@@ -121,8 +127,8 @@ def test_no_imports_go_in_a_circle():
 def test_only_the_room_that_owns_a_package_imports_it(module):
   room, used = room_of(module), others(module)
   if room in (*TRANSFORMS, 'graph', 'cpu', 'contract', 'trees', 'batching', 'step', 'deployment'):
-    extra = {'jaxlite.deployment.onnx_file': {'onnx', 'onnxruntime'}, 'jaxlite.deployment.packed_shapes': {'ml_dtypes'}}
-    assert used <= {'jax', 'optax', 'numpy'} | extra.get(module, set())  # inside its functions
+    writers = RUNTIMES.get(module, set())
+    assert used <= {'jax', 'optax', 'numpy'} | writers
   if room in ('version', 'errors', 'config'):
     assert used <= {'absl'}
   if room not in ('adapters', 'models'):

@@ -21,6 +21,7 @@ TOP = [
   'train',
   'load',
   'unpack',
+  'deploy',
   'train_step',
   'cross_validate',
   'chain',

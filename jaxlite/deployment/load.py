@@ -54,6 +54,56 @@ def load(
     ValueError: a file is damaged; the model or the recipe is not the one that was trained.
   """
   errors.need('jaxlite.load', 'orbax.checkpoint', 'flatbuffers')
+  held = read_run(workdir, which)
+  stored, params, state, values = held.stored, held.params, held.model_state, held.values
+  meaning = read_meaning(held.folder, held.run, task)
+  if recipe is not None and model is None:
+    model = opening.reference(stored)
+    if model is None:
+      raise ValueError('recipe= says what stands around a model, and this run was made of one of your own: give model=')
+  if model is not None:
+    network = opening.opened(stored, values, model, recipe, meaning.task, meaning.facts)
+  else:
+    network = opening.reopened(stored, values, meaning.task, meaning.facts) or stablehlo.sealed_network(
+      stored, params, state
+    )
+  path = held.folder / 'task.json' if task is None else None
+  answer = None if meaning.task is None else Answer(meaning.task, meaning.facts, path)
+  return network._replace(encode=meaning.encode, answer=answer)
+
+
+class Held(NamedTuple):
+  """What a run's folder holds of its network.
+
+  Attributes:
+    folder: of the run.
+    run: its id.
+    stored: the forward that it wrote.
+    params, model_state: of a checkpoint, constants under 'jl.const'.
+    values: the same by path.
+    step: of the checkpoint.
+  """
+
+  folder: Path
+  run: str
+  stored: stablehlo.Stored
+  params: Any
+  model_state: Any
+  values: Mapping[str, Any]
+  step: int
+
+
+def read_run(workdir: str | os.PathLike[str], which: str | int = 'best') -> Held:
+  """Reads a run's forward and a checkpoint, and runs nothing of them.
+
+  Args:
+    workdir: the run's folder.
+    which: as for `load`.
+
+  Raises:
+    FileNotFoundError: no run, or no checkpoint, is there.
+    ValueError: a file is damaged.
+  """
   folder = expanded(workdir)
   inside = [path.parent.name for path in sorted(folder.glob('*/config.json'))]
   if inside and not (folder / 'config.json').exists():
@@ -75,20 +125,7 @@ def load(
   params, state = arrays['params'], join_const(arrays['model_state'], arrays['const'])
   values = trees.by_path({'params': params, 'model_state': state})
   stablehlo.check_held(stored, values)
-  meaning = _meaning(folder, run, task)
-  if recipe is not None and model is None:
-    model = opening.reference(stored)
-    if model is None:
-      raise ValueError('recipe= says what stands around a model, and this run was made of one of your own: give model=')
-  if model is not None:
-    network = opening.opened(stored, values, model, recipe, meaning.task, meaning.facts)
-  else:
-    network = opening.reopened(stored, values, meaning.task, meaning.facts) or stablehlo.sealed_network(
-      stored, params, state
-    )
-  path = folder / 'task.json' if task is None else None
-  answer = None if meaning.task is None else Answer(meaning.task, meaning.facts, path)
-  return network._replace(encode=meaning.encode, answer=answer)
+  return Held(folder, run, stored, params, state, values, found.step)
 
 
 class Answer(NamedTuple):
@@ -114,19 +151,21 @@ class Answer(NamedTuple):
       raise ValueError(f'{self.path} does not fit what the model gives ({type(error).__name__}: {error})') from None
 
 
-class _Meaning(NamedTuple):
+class Meaning(NamedTuple):
+  """What a run learned, and what its raw inputs are."""
+
   task: Task | None = None
   facts: Facts = {}  # noqa: RUF012
   encode: Any = None
 
 
-def _meaning(folder: Path, run: str, given: Task | None) -> _Meaning:
-  """How raw inputs become arrays and outputs answers, as the run wrote it down; what is missing is said, and None."""
+def read_meaning(folder: Path, run: str, given: Task | None = None) -> Meaning:
+  """Returns how raw inputs become arrays and outputs answers, as the run says; what is missing is told, and None."""
   path = folder / 'task.json'
   again = 'train the run again to write it anew (a finished one is not trained)'
   if not os.path.lexists(path):
     print(f'{path} is missing, so inputs are arrays and outputs are the raw ones: {again}')
-    return _Meaning()
+    return Meaning()
   encode, task = None, given
   try:
     saved = read_sealed(path, run)
@@ -145,7 +184,7 @@ def _meaning(folder: Path, run: str, given: Task | None) -> _Meaning:
     raise ValueError(f'{path} is damaged ({why}): {again}, or delete it to predict raw outputs without it') from None
   if given is not None and given.name != name:
     raise ValueError(f'this run learned the task {name}; got task={given.name}: leave it out, or give the run its own')
-  return _Meaning(task, facts, encode)
+  return Meaning(task, facts, encode)
 
 
 def _check_facts(facts: Any) -> None:

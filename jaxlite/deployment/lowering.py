@@ -15,35 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
+from jaxlite.deployment import equations
 from jaxlite.deployment.open_batch import SIZES, Trace, joined
-from jaxlite.deployment.operations import Batch, Graph, Operation, pruned
+from jaxlite.deployment.operations import UNKNOWN, Batch, Graph, Operation, pruned
 from jaxlite.graph import walk
 
+KNOWN = 'known/'  # before the path of a param whose values come later
 _LONGEST_SCAN = 256  # iterations that are written out one by one
-
-
-def _names(text: str) -> frozenset[str]:
-  return frozenset(text.split())
-
-
-_UNARY = _names("""
-  neg abs sign exp exp2 log log1p expm1 sqrt rsqrt cbrt tanh logistic erf erfc erf_inv floor ceil round sin cos tan asin
-  acos atan sinh cosh square integer_pow not is_finite convert_element_type
-""")
-_BINARY = _names("""
-  add sub mul div max min pow rem eq ne lt le gt ge and or xor atan2 add_any select_n clamp
-""")
-_OTHERS = _names("""
-  reshape transpose concatenate slice pad rev reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax
-  argmin cumsum cumprod cummax cummin dot_general conv_general_dilated reduce_window_max reduce_window_sum
-  broadcast_in_dim gather squeeze dynamic_slice sort
-""")
-# What leaves its operand as it is when nothing trains.
-_NOTHING = _names('copy copy_p stop_gradient optimization_barrier name sharding_constraint pvary pcast reshard')
-# Of an equation's parameters, those that say nothing about the result.
-_IDLE = _names("""
-  sharding out_sharding weak_type indices_are_sorted unique_indices precision accuracy preferred_element_type fill_value
-""")
 
 
 class _Const(NamedTuple):
@@ -87,14 +65,46 @@ def lower(fn: Callable[..., Any], params: Any, inputs: Any) -> Graph:
     v1 = max(v0, c1)  # float32[B,2]
   """
   graph = pruned(joined(*(_trace(fn, params, inputs, size) for size in SIZES)))
+  check_answers(graph)
+  return graph
+
+
+def lower_open(fn: Callable[..., Any], params: Any, inputs: Any) -> tuple[Graph, dict[str, str]]:
+  """Writes `fn(params, inputs)` without the values of its params, which `folding.folded` puts in.
+
+  What depends on params alone is written out too, every way of a choice among it that they make. What cannot be written
+  is an operation of the kind `UNKNOWN`: an error only where the result of the values that are put in needs it.
+
+  Args:
+    fn: as for `lower`.
+    params: any pytree of arrays or shapes.
+    inputs: as for `lower`.
+
+  Returns:
+    The Graph, in which params are values that nothing makes; and their paths by their names in it.
+
+  Raises:
+    ValueError: a program of another form at another batch size.
+
+  >>> import jax.numpy as jnp
+  >>> graph, known = lower_open(lambda p, x: x * jnp.sqrt(p), jnp.ones(3), jnp.ones((1, 3)))
+  >>> [one.kind for one in graph.operations], known
+  (['sqrt', 'broadcast_in_dim', 'mul'], {'known/params': 'params'})
+  """
+  one, other = (_trace(fn, params, inputs, size, later=True) for size in SIZES)
+  graph = pruned(joined(one, other, lenient=True))
+  return graph, {name: name.removeprefix(KNOWN) for name in graph.values if name in one.known}
+
+
+def check_answers(graph: Graph) -> None:
+  """Raises ValueError where a result is not [B, ...]."""
   for name in graph.outputs:
     first, *rest = graph.values[name].shape or (0,)
     if first != Batch() or any(isinstance(size, Batch) for size in rest):
       raise ValueError(f'a network gives one answer for each example, [B, ...]; {name} is {graph.values[name]}')
-  return graph
 
 
-def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int) -> Trace:
+def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int, *, later: bool = False) -> Trace:
   known, names = trees.flatten(params)[1], [path or 'params' for path in trees.paths(params)]
   paths, leaves, treedef = trees.flatten(inputs)
   shapes = [jax.ShapeDtypeStruct((size, *jnp.shape(leaf)[1:]), jnp.result_type(leaf)) for leaf in leaves]
@@ -104,14 +114,17 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int) -> Trace
     return fn(jax.tree.unflatten(structure, known), jax.tree.unflatten(treedef, given))
 
   closed = jax.make_jaxpr(flat)(known, shapes)
-  writer = _Writer({}, {}, [], [], [], {})
-  consts = [_Const(jnp.asarray(leaf), jnp.shape(leaf), name) for leaf, name in zip(known, names, strict=True)]
+  writer = _Writer({}, {}, [], [], [], {}, set() if later else None)
+  each = zip(known, names, strict=True)
+  held: list[Any] = [
+    writer.known(leaf, name) if later else _Const(jnp.asarray(leaf), jnp.shape(leaf), name) for leaf, name in each
+  ]
   refs = []
   for path, shape in zip(paths, shapes, strict=True):
     name = f'input/{path}' if path else 'input'
     refs.append(writer.value(name, shape.shape, shape.dtype))
     writer.inputs.append(name)
-  results = writer.body(closed, [*consts, *refs])
+  results = writer.body(closed, [*held, *refs])
   writer.outputs.extend(map(writer.named, results))
   return writer.needed()
 
@@ -131,10 +144,29 @@ class _Writer(NamedTuple):
   inputs: list[str]
   outputs: list[str]
   held: dict[Any, str]  # constants by what is in them
+  later: set[str] | None  # values that depend on params alone, where those are not known yet
 
   def value(self, name: str, shape: Sequence[int], dtype: Any) -> _Ref:
     self.values[name] = _Ref(name, tuple(shape), np.dtype(dtype))
     return self.values[name]
+
+  def known(self, leaf: Any, path: str) -> _Ref:
+    """A param whose values come later."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+      return self.emit(UNKNOWN, [], leaf, {'why': f'{path} is a random key, and what leaves jaxlite draws nothing'})
+    assert self.later is not None
+    self.later.add(KNOWN + path)
+    return self.value(KNOWN + path, leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+  def of_params(self, kind: str, operands: Sequence[Any]) -> frozenset[str]:
+    """What is written beside what every runtime knows, where it depends on params alone."""
+    alone = self.later is not None and all(isinstance(one, _Const) or one.name in self.later for one in operands)
+    return equations.OF_PARAMS if alone else frozenset()
+
+  def unknown(self, eqn: Any, why: str) -> list[Any]:
+    if self.later is None:
+      return [_Unknown(why)] * len(eqn.outvars)
+    return [self.emit(UNKNOWN, [], out.aval, {'why': why}) for out in eqn.outvars]
 
   def named(self, atom: Any) -> str:
     """The name of an operand; a constant gets one when it is first read."""
@@ -153,8 +185,11 @@ class _Writer(NamedTuple):
     return name
 
   def emit(self, kind: str, operands: Sequence[Any], aval: Any, attributes: Mapping[str, Any]) -> _Ref:
-    result = self.value(f'v{len(self.operations)}', aval.shape, aval.dtype)
+    extended = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)  # random keys
+    result = self.value(f'v{len(self.operations)}', aval.shape, np.uint32 if extended else aval.dtype)
     self.operations.append(Operation(kind, tuple(map(self.named, operands)), (result.name,), dict(attributes)))
+    if self.later is not None and all(isinstance(one, _Const) or one.name in self.later for one in operands):
+      self.later.add(result.name)
     return result
 
   def needed(self) -> Trace:
@@ -165,7 +200,8 @@ class _Writer(NamedTuple):
         kept.append(one)
         names.update(one.inputs)
     constants = {name: value for name, value in self.constants.items() if name in names}
-    return Trace(self.values, constants, kept[::-1], self.inputs, self.outputs)
+    known = {name for name in self.later or () if name.startswith(KNOWN)}
+    return Trace(self.values, constants, kept[::-1], self.inputs, self.outputs, known)
 
   def body(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
     bare, consts = walk.opened(jaxpr)
@@ -185,11 +221,11 @@ class _Writer(NamedTuple):
       return []
     if kind in walk.CALLS and kind != 'shard_map':
       return self.body(params[walk.CALLS[kind]], operands)
-    if kind in _NOTHING:
+    if kind in equations.NOTHING:
       return operands
-    if kind == 'reduce_precision' and operands[0].shape == eqn.outvars[0].aval.shape and _keeps(eqn):
+    if kind == 'reduce_precision' and operands[0].shape == eqn.outvars[0].aval.shape and equations.keeps(eqn):
       return operands
-    if kind == 'scan':
+    if kind == 'scan' and not all(isinstance(one, _Const) for one in operands):
       return self.scan(eqn, operands)
     known, unknown = ([isinstance(one, what) for one in operands] for what in (_Const, _Unknown))
     if kind in ('split', 'unstack', 'stack') and not all(known) and not any(unknown):
@@ -208,12 +244,12 @@ class _Writer(NamedTuple):
       return [operands[unknown.index(True)]] * len(eqn.outvars)
     if all(known):
       return _computed(eqn, operands)
-    if kind not in _UNARY | _BINARY | _OTHERS:
-      why = f'a network that leaves jaxlite is made of operations that its list knows; {kind} at {_where(eqn)} is none'
-      return [_Unknown(f'{why}: compute it before or after the network, or write it by others')] * len(eqn.outvars)
-    left_out = _left_out(eqn)
+    if kind not in equations.UNARY | equations.BINARY | equations.OTHERS | self.of_params(kind, operands):
+      why = f'{kind} at {equations.where(eqn)} is none: compute it before or after the network, or write it by others'
+      return self.unknown(eqn, f'a network that leaves jaxlite is made of operations that its list knows; {why}')
+    left_out = equations.left_out(eqn)
     if left_out:
-      return [_Unknown(f'{left_out} ({_where(eqn)}) is not written: write it by other operations')] * len(eqn.outvars)
+      return self.unknown(eqn, f'{left_out} ({equations.where(eqn)}) is not written: write it by other operations')
     if kind == 'broadcast_in_dim' and not params['shape']:
       return operands[:1]
     if kind == 'reshape' and params.get('dimensions') is not None:
@@ -221,7 +257,9 @@ class _Writer(NamedTuple):
       operands = [self.emit('transpose', operands, turned, {'permutation': tuple(params['dimensions'])})]
       params = {**params, 'dimensions': None}
     attributes = {
-      name: _plain(value, name) for name, value in params.items() if name not in _IDLE and value is not None
+      name: equations.plain(value, name)
+      for name, value in params.items()
+      if name not in equations.IDLE and value is not None
     }
     if kind == 'add_any':
       kind = 'add'
@@ -244,6 +282,7 @@ class _Writer(NamedTuple):
     return found
 
   def cut(self, whole: _Ref, axis: int, start: int, stop: int, shape: Sequence[int]) -> _Ref:
+    start, stop = int(start), int(stop)  # sizes of a split may be NumPy's
     starts = tuple(start if index == axis else 0 for index in range(len(shape)))
     limits = tuple(stop if index == axis else size for index, size in enumerate(whole.shape))
     aval = jax.ShapeDtypeStruct(tuple(shape), whole.dtype)
@@ -253,9 +292,8 @@ class _Writer(NamedTuple):
     """Writes the iterations one after the other."""
     length, reverse = eqn.params['length'], eqn.params['reverse']
     if length > _LONGEST_SCAN:
-      raise ValueError(
-        f'a loop is written out up to {_LONGEST_SCAN} iterations; one of {length} at {_where(eqn)} is not'
-      )
+      why = f'a loop is written out up to {_LONGEST_SCAN} iterations; one of {length} at {equations.where(eqn)} is not'
+      return self.unknown(eqn, why)
     fixed, carried = walk.scan_layout(eqn)
     if length == 0:
       empty = [_constant(jnp.zeros(out.aval.shape, out.aval.dtype)) for out in eqn.outvars[carried:]]
@@ -296,11 +334,14 @@ class _Writer(NamedTuple):
 
   def branch(self, eqn: Any, operands: list[Any]) -> list[Any]:
     index, *rest = operands
-    if not isinstance(index, _Const):
-      why = f'a network that leaves jaxlite takes the same way for every input; {_where(eqn)} chooses by its input'
-      return [_Unknown(f'{why}: use jnp.where')] * len(eqn.outvars)
     branches = eqn.params['branches']
-    return self.body(branches[int(np.clip(int(index.array), 0, len(branches) - 1))], rest)
+    if isinstance(index, _Const):
+      return self.body(branches[int(np.clip(int(index.array), 0, len(branches) - 1))], rest)
+    if self.later is None or index.name not in self.later:
+      why = f'a network that leaves jaxlite takes the same way for every input; {equations.where(eqn)} chooses by its'
+      return self.unknown(eqn, f'{why} input: use jnp.where')
+    cases = zip(*(self.body(one, rest) for one in branches), strict=True)
+    return [self.emit('select_n', [index, *case], out.aval, {}) for case, out in zip(cases, eqn.outvars, strict=True)]
 
 
 def _never_seen(cases: Sequence[Any]) -> _Unknown | None:
@@ -331,50 +372,12 @@ def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
     for axis, size in zip(axes, one.array.shape, strict=True):
       shape[axis] = size
     return [_Const(jnp.reshape(one.array, shape), aval.shape, one.name if one.array.size == np.prod(shape) else '')]
-  if kind in _UNARY:
+  if kind in equations.UNARY:
     return [_Const(eqn.primitive.bind(operands[0].array, **eqn.params), aval.shape)]
-  if kind in _BINARY and all(len(one.shape) == len(aval.shape) for one in operands):
+  if kind in equations.BINARY and all(len(one.shape) == len(aval.shape) for one in operands):
     shape = np.broadcast_shapes(*(one.array.shape for one in operands))
     arrays = [jnp.broadcast_to(one.array, shape) for one in operands]
     return [_Const(eqn.primitive.bind(*arrays, **eqn.params), aval.shape)]
   results = eqn.primitive.bind(*(one.whole for one in operands), **eqn.params)
   results = results if eqn.primitive.multiple_results else [results]
   return [_constant(one) for one in results]
-
-
-def _left_out(eqn: Any) -> str:
-  """What a known kind may do that the list has no form for, in a few words; '' for the rest."""
-  kind, params = eqn.primitive.name, eqn.params
-  if kind == 'conv_general_dilated' and params['batch_group_count'] != 1:
-    return 'a convolution whose batch is in groups'
-  if kind == 'gather' and params['dimension_numbers'].operand_batching_dims:
-    return 'a gather from a table for each example'
-  if kind == 'sort' and len(eqn.invars) != 1:
-    return 'arrays sorted by another'
-  return ''
-
-
-def _keeps(eqn: Any) -> bool:
-  """Whether a reduction of precision changes nothing of float32."""
-  return eqn.params['exponent_bits'] >= 8 and eqn.params['mantissa_bits'] >= 23
-
-
-def _plain(value: Any, name: str) -> Any:
-  """Parameters as ints, floats, strings and tuples."""
-  if isinstance(value, bool | int | float | str):
-    return value
-  if isinstance(value, np.integer):
-    return int(value)
-  if name in ('new_dtype', 'dtype', 'index_dtype') or isinstance(value, np.dtype | type):
-    return str(np.dtype(value))
-  if hasattr(value, '_fields') or hasattr(value, '__dataclass_fields__'):
-    fields = getattr(value, '_fields', None) or value.__dataclass_fields__
-    return tuple(_plain(getattr(value, field), field) for field in fields)
-  if isinstance(value, Sequence):
-    return tuple(_plain(one, name) for one in value)
-  return str(value)
-
-
-def _where(eqn: Any) -> str:
-  """The scope of an equation, or what it is."""
-  return f"'{eqn.source_info.name_stack}'" if str(eqn.source_info.name_stack) else f'an equation {eqn.primitive.name}'

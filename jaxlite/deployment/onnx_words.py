@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxlite.deployment.onnx_writer import Writer
+from jaxlite.deployment import onnx_contractions as contractions
+from jaxlite.deployment import onnx_gelu, onnx_norms
+from jaxlite.deployment import onnx_quantized as quantized
+from jaxlite.deployment.onnx_writer import Writer, channels_first
 from jaxlite.deployment.operations import Batch, Operation
 
 _EVERYTHING = np.iinfo(np.int64).max  # a limit that no axis reaches
@@ -101,10 +104,17 @@ def _of_one(kind: str, value: float) -> Callable[..., str]:
   return {'log1p': log1p, 'expm1': expm1}[kind]
 
 
+def _finite(w: Writer, one: Operation, operands: list[str]) -> str:
+  return w.node('Not', [w.node('Or', [w.node('IsInf', operands), w.node('IsNaN', operands)])])
+
+
 _ENTRIES: dict[str, Callable[[Writer, Operation, list[str]], str]] = {
   'ne': lambda w, one, operands: w.node('Not', [w.node('Equal', operands)]),
   'rem': lambda w, one, operands: w.node('Mod', operands, fmod=1),
   'square': lambda w, one, operands: w.node('Mul', operands * 2),
+  'erfc': lambda w, one, operands: w.node('Sub', [w.number(1.0, one.inputs[0]), w.node('Erf', operands)]),
+  'exp2': lambda w, one, operands: w.node('Pow', [w.number(2.0, one.inputs[0]), *operands]),
+  'is_finite': _finite,
   'rsqrt': lambda w, one, operands: w.node('Reciprocal', [w.node('Sqrt', operands)]),
   'round': _rounded,
   'integer_pow': _power,
@@ -236,94 +246,23 @@ def _softmax(w: Writer, one: Operation) -> None:
   w.put(one.outputs[0], w.node('Softmax', [w.get(one.inputs[0])], axis=one.attributes['axis']))
 
 
+def _gelu(w: Writer, one: Operation) -> None:
+  have, source = next(iter(w.forms[one.inputs[0]].items()))
+  w.put(one.outputs[0], w.node('Gelu', [source], approximate=one.attributes['approximate']), have)
+
+
+def _normed(w: Writer, one: Operation) -> None:
+  x, *rows = map(w.get, one.inputs)
+  value = w.node('LayerNormalization', [x, *rows], axis=-1, epsilon=one.attributes['epsilon'])
+  w.put(one.outputs[0], value)
+
+
 def _taken(w: Writer, one: Operation) -> None:
   table, ids = one.inputs
   w.put(one.outputs[0], w.node('Gather', [w.whole(table), w.get(ids)], axis=0))
 
 
-# --- contractions -----------------------------------------------------------------------------------------------------
-
-
-def _dense(w: Writer, one: Operation) -> None:
-  x, weight, *bias = one.inputs
-  if len(w.shape(x)) == 2:
-    return w.put(one.outputs[0], w.node('Gemm', [w.get(x), w.get(weight), *map(w.get, bias)]))
-  product = w.node('MatMul', [w.get(x), w.get(weight)])
-  w.put(one.outputs[0], w.node('Add', [product, w.get(bias[0])]) if bias else product)
-
-
-def _product(w: Writer, one: Operation) -> None:
-  """Of two values: MatMul where one axis is summed, else Einsum."""
-  x, y = one.inputs
-  (inner_x, inner_y), (batch_x, batch_y) = one.attributes['dimension_numbers']
-  free_x, free_y = (
-    [axis for axis in range(len(w.shape(name))) if axis not in (*inner, *batch)]
-    for name, inner, batch in ((x, inner_x, batch_x), (y, inner_y, batch_y))
-  )
-  if any(len(axes) != 1 for axes in (inner_x, free_x, free_y)):
-    letters = iter('abcdefghijklmnopqrstuvwxyz')
-    left = [next(letters) for _ in w.shape(x)]
-    right = [next(letters) for _ in w.shape(y)]
-    for a, b in (*zip(inner_x, inner_y, strict=True), *zip(batch_x, batch_y, strict=True)):
-      right[b] = left[a]
-    out = [left[axis] for axis in (*batch_x, *free_x)] + [right[axis] for axis in free_y]
-    spell = f'{"".join(left)},{"".join(right)}->{"".join(out)}'
-    return w.put(one.outputs[0], w.node('Einsum', [w.whole(x), w.whole(y)], equation=spell))
-  w.put(
-    one.outputs[0],
-    w.node('MatMul', [_lined(w, x, (*batch_x, *free_x, *inner_x)), _lined(w, y, (*batch_y, *inner_y, *free_y))]),
-  )
-
-
-def _lined(w: Writer, name: str, order: Sequence[int]) -> str:
-  if name in w.graph.constants:
-    return w.node('Transpose', [w.whole(name)], perm=list(order))
-  return w.get(name, tuple(order))
-
-
-def _first(rank: int) -> tuple[int, ...]:
-  """Channels before space."""
-  return (0, rank - 1, *range(1, rank - 1))
-
-
-def _convolved(w: Writer, one: Operation) -> None:
-  x, kernel, *bias = one.inputs
-  told, rank = one.attributes, len(w.shape(x))
-  array = np.moveaxis(w.graph.constants[kernel], -1, 1)  # outputs, inputs, space
-  (output,), lows = one.outputs, [low for low, _ in told['padding']]
-  highs = [high for _, high in told['padding']]
-  if {*told['input_dilation']} == {1}:
-    if min(*lows, *highs) < 0:
-      raise ValueError(f'ONNX pads a convolution; {output} crops it')
-    value = w.node(
-      'Conv',
-      [w.get(x, _first(rank)), w.array(array, kernel), *map(w.get, bias)],
-      strides=told['strides'],
-      pads=[*lows, *highs],
-      dilations=told['dilation'],
-      group=told['groups'],
-    )
-    return w.put(output, value, _first(rank))
-  if {*told['strides']} != {1} or told['groups'] != 1:
-    raise ValueError(f'ONNX takes a transposed convolution without stride or groups; {output} has them')
-  reach = [(size - 1) * step for size, step in zip(array.shape[2:], told['dilation'], strict=True)]
-  begin = [wide - low for wide, low in zip(reach, lows, strict=True)]
-  end = [wide - high for wide, high in zip(reach, highs, strict=True)]
-  if min(begin) < 0:
-    raise ValueError(f'ONNX pads a transposed convolution by less than its kernel; {output} by more')
-  value = w.node(
-    'ConvTranspose',
-    [
-      w.get(x, _first(rank)),
-      w.array(np.flip(array, tuple(range(2, rank))).swapaxes(0, 1), f'{kernel} turned'),
-      *map(w.get, bias),
-    ],
-    strides=told['input_dilation'],
-    pads=[*begin, *(max(size, 0) for size in end)],
-    output_padding=[max(-size, 0) for size in end],
-    dilations=told['dilation'],
-  )
-  w.put(output, value, _first(rank))
+# --- pools ------------------------------------------------------------------------------------------------------------
 
 
 def _max_pool(w: Writer, one: Operation) -> None:
@@ -333,12 +272,12 @@ def _max_pool(w: Writer, one: Operation) -> None:
     raise ValueError(f'ONNX pads a pool by less than its window; {one.outputs[0]} by more')
   value = w.node(
     'MaxPool',
-    [w.get(one.inputs[0], _first(rank))],
+    [w.get(one.inputs[0], channels_first(rank))],
     kernel_shape=told['window'],
     strides=told['strides'],
     pads=[*lows, *highs],
   )
-  w.put(one.outputs[0], value, _first(rank))
+  w.put(one.outputs[0], value, channels_first(rank))
 
 
 def _sum_pool(w: Writer, one: Operation) -> None:
@@ -351,14 +290,14 @@ def _sum_pool(w: Writer, one: Operation) -> None:
   lows, highs = zip(*padding[1:-1], strict=True)
   value = w.node(
     'AveragePool',
-    [w.get(one.inputs[0], _first(rank))],
+    [w.get(one.inputs[0], channels_first(rank))],
     kernel_shape=window[1:-1],
     strides=strides[1:-1],
     pads=[*lows, *highs],
     count_include_pad=1,
   )
   count = w.number(math.prod(window), one.inputs[0])
-  w.put(one.outputs[0], w.node('Mul', [value, count]), _first(rank))
+  w.put(one.outputs[0], w.node('Mul', [value, count]), channels_first(rank))
 
 
 _RULES: dict[str, Callable[[Writer, Operation], Any]] = {
@@ -378,9 +317,10 @@ _RULES: dict[str, Callable[[Writer, Operation], Any]] = {
   'cumsum': _summed,
   'softmax': _softmax,
   'take': _taken,
-  'dense': _dense,
-  'dot_general': _product,
-  'conv': _convolved,
+  onnx_norms.KIND: _normed,
+  onnx_gelu.KIND: _gelu,
+  **contractions.RULES,
+  **quantized.RULES,
   'max_pool': _max_pool,
   'reduce_window_sum': _sum_pool,
 }

@@ -11,7 +11,10 @@ from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Size
 
 
 class Writer(NamedTuple):
-  """An ONNX graph, growing. A value has one or more forms: as it is (key ()), or with its axes in another order."""
+  """An ONNX graph, growing. A value has one or more forms: as it is (key ()), or with its axes in another order.
+
+  Runtimes are quickest with uint8 between layers, so what is int8 here stands 128 higher there.
+  """
 
   graph: Graph
   helper: Any
@@ -21,6 +24,7 @@ class Writer(NamedTuple):
   forms: dict[str, dict[tuple[int, ...], str]]
   held: dict[tuple[Any, ...], str]
   count: list[int]
+  shifted: frozenset[str] = frozenset()  # int8 values that are uint8 there, 128 higher
 
   def fresh(self, near: str) -> str:
     self.count[0] += 1
@@ -33,11 +37,11 @@ class Writer(NamedTuple):
 
   def array(self, array: Any, near: str = 'constant') -> str:
     """An array of the file; equal ones are one."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order='C')  # one number stays without an axis: runtimes fuse no grid of shape [1]
     key = (array.dtype.str, array.shape, array.tobytes())
     if key not in self.held:
       name = near if near not in self.initializers else self.fresh(near)
-      self.initializers[name] = self.arrays.from_array(array.reshape(np.shape(array)), name)
+      self.initializers[name] = self.arrays.from_array(array, name)
       self.held[key] = name
     return self.held[key]
 
@@ -52,6 +56,8 @@ class Writer(NamedTuple):
     shape along axes of equal entries."""
     if name in self.graph.constants:
       array = self.graph.constants[name]
+      if name in self.shifted:
+        array = (array.astype(np.int16) + 128).astype(np.uint8)
       return self.array(array.transpose(order) if order and array.ndim == len(order) else array, name)
     forms = self.forms[name]
     if order == tuple(range(len(order))):
@@ -72,7 +78,7 @@ class Writer(NamedTuple):
     if name not in self.graph.constants or self.graph.constants[name].shape == self.shape(name):
       return self.get(name)
     shape = self.shape(name)
-    if not any(isinstance(size, Batch) for size in shape):
+    if not any(isinstance(size, Batch) for size in shape) and name not in self.shifted:
       return self.array(np.broadcast_to(self.graph.constants[name], shape), name)
     return self.node('Expand', [self.get(name), self.sizes(shape)])
 
@@ -97,3 +103,12 @@ class Writer(NamedTuple):
 
   def number(self, value: float, like: str) -> str:
     return self.array(np.array(value, self.graph.values[like].dtype), 'number')
+
+
+def channels_first(rank: int) -> tuple[int, ...]:
+  """Returns the order of axes in which a convolution stands in ONNX: channels before space.
+
+  >>> channels_first(4)
+  (0, 3, 1, 2)
+  """
+  return (0, rank - 1, *range(1, rank - 1))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Value
+from jaxlite.deployment.operations import UNKNOWN, Batch, Graph, Operation, Shape, Value
 
 SIZES = (2, 3)  # that a function is traced at
 
@@ -27,14 +27,16 @@ class Trace(NamedTuple):
   operations: list[Operation]
   inputs: list[str]
   outputs: list[str]
+  known: set[str]  # values that nothing makes and that are put in later
 
 
-def joined(one: Trace, other: Trace) -> Graph:
+def joined(one: Trace, other: Trace, *, lenient: bool = False) -> Graph:
   """Returns the graph of two traces.
 
   Args:
     one: at `SIZES[0]` examples.
     other: at `SIZES[1]`.
+    lenient: what is refused becomes an operation of the kind `UNKNOWN`.
 
   Raises:
     ValueError: a size or a constant that does not grow evenly with the batch, or what runs over the batch.
@@ -45,24 +47,42 @@ def joined(one: Trace, other: Trace) -> Graph:
       f'a network that leaves jaxlite takes any batch size; this one does other things with {SIZES[0]} examples than '
       f'with {SIZES[1]}'
     )
-  values = {
-    name: Value(_open(ref.shape, other.values[name].shape, name), ref.dtype) for name, ref in one.values.items()
-  }
-  constants, swapped = {}, {}
+  refused: dict[str, str] = {}
+  values: dict[str, Value] = {}
+  for name, ref in one.values.items():
+    try:
+      values[name] = Value(_open(ref.shape, other.values[name].shape, name), ref.dtype)
+    except ValueError as error:
+      refused[name], values[name] = _refused(error, lenient), Value(ref.shape, ref.dtype)
+  constants, swapped, operations = {}, {}, []
   for (name, first), (twin, second) in zip(one.constants.items(), other.constants.items(), strict=True):
-    array, shape = _same(first, second, name)
-    constants[name], values[name] = array, Value(shape, array.dtype)
     swapped[twin] = name
-  operations = []
+    try:
+      constants[name], shape = _same(first, second, name)
+      values[name] = Value(shape, constants[name].dtype)
+    except ValueError as error:
+      values[name] = Value(first.shape, np.asarray(first.array).dtype)
+      operations.append(Operation(UNKNOWN, (), (name,), {'why': _refused(error, lenient)}))
   for first, second in zip(one.operations, other.operations, strict=True):
     if first.inputs != tuple(swapped.get(name, name) for name in second.inputs):
       raise ValueError(
         f'a network that leaves jaxlite takes any batch size; {first} reads other values at another size'
       )
-    attributes = {name: _open(value, second.attributes[name], str(first)) for name, value in first.attributes.items()}
-    operations.append(first._replace(attributes=attributes))
-    _check_apart(operations[-1], values)
+    try:
+      attributes = {name: _open(value, second.attributes[name], str(first)) for name, value in first.attributes.items()}
+      made = first._replace(attributes=attributes)
+      _check_apart(made, values)
+      why = next((refused[name] for name in first.outputs if name in refused), '')
+    except ValueError as error:
+      why = _refused(error, lenient)
+    operations.append(Operation(UNKNOWN, (), first.outputs, {'why': why}) if why else made)
   return Graph(tuple(one.inputs), tuple(one.outputs), tuple(operations), values, constants)
+
+
+def _refused(error: ValueError, lenient: bool) -> str:
+  if not lenient:
+    raise error
+  return str(error)
 
 
 def _check_apart(one: Operation, values: Mapping[str, Value]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+UNKNOWN = 'unknown'  # the kind of what cannot be written, with its reason; no list that is used holds one
 VERSION = 1  # of the list: raised when the meaning of an operation changes
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxlite.deployment.composites import composite
 from jaxlite.deployment.operations import Batch, Graph, Operation, pruned
 from jaxlite.deployment.pooling import pools
 from jaxlite.deployment.rewriting import Editor, edited
@@ -219,6 +220,8 @@ def _fold(editor: Editor, one: Operation) -> str | None:
     return None
   at = known.index(True)
   number, x = one.inputs[at], one.inputs[1 - at]
+  if (shaped := editor.maker(x, 'reshape')) is not None:
+    return _through_reshape(editor, one, shaped, at)
   maker = editor.maker(x, 'dense') or editor.maker(x, 'conv')
   if maker is None or editor.values[x] != editor.values[one.outputs[0]] or (one.kind == 'div' and at == 0):
     return None
@@ -254,6 +257,30 @@ def _fold(editor: Editor, one: Operation) -> str | None:
   return editor.put(Operation(maker.kind, (*names, name), one.outputs, maker.attributes))
 
 
+def _through_reshape(editor: Editor, one: Operation, shaped: Operation, at: int) -> str | None:
+  """The same where the outputs of a dense layer are cut in several axes first (heads): done before they are cut."""
+  inner = shaped.inputs[0]
+  maker, number = editor.maker(inner, 'dense'), one.inputs[at]
+  if maker is None or editor.values[shaped.outputs[0]] != editor.values[one.outputs[0]]:
+    return None
+  lead = len(editor.values[inner].shape) - 1
+  before, after = editor.values[inner].shape, editor.values[shaped.outputs[0]].shape
+  array = editor.constants[number]
+  if len(after) <= lead or after[:lead] != before[:lead] or any(isinstance(size, Batch) for size in after[lead:]):
+    return None
+  wide = array.reshape((1,) * (len(after) - array.ndim) + array.shape)
+  if any(size != 1 for size in wide.shape[:lead]):
+    return None
+  each = np.broadcast_to(wide, (1,) * lead + after[lead:]).reshape(-1)
+  flat = editor.constant(number, each)
+  names = (flat, inner) if at == 0 else (inner, flat)
+  folded = _fold(editor, Operation(one.kind, names, (inner,), {}))  # by its name, which is still read once
+  if folded is None:
+    return None
+  editor.operations.remove(shaped)
+  return editor.add('reshape', [folded], one.outputs[0], after, new_sizes=after)
+
+
 # --- activations, means, softmax, tables ------------------------------------------------------------------------------
 
 
@@ -287,9 +314,16 @@ def _activation(editor: Editor, one: Operation) -> str | None:
 def _mean(editor: Editor, one: Operation) -> str | None:
   """A sum divided by how many it summed."""
   for index, other in enumerate(one.inputs):
-    number, total = editor.number(other), editor.maker(one.inputs[1 - index], 'reduce_sum')
+    number, x = editor.number(other), one.inputs[1 - index]
+    shaped = editor.maker(x, 'reshape')  # an axis of size 1 in place of those that were summed
+    total = editor.maker(shaped.inputs[0] if shaped else x, 'reduce_sum')
     if number is None or total is None or (one.kind == 'div' and index == 0):
       continue
+    out = editor.values[one.outputs[0]].shape
+    if shaped and [size for size in out if size != 1] != [
+      size for size in editor.values[total.outputs[0]].shape if size != 1
+    ]:
+      return None
     if not np.issubdtype(editor.values[one.outputs[0]].dtype, np.floating):  # whole numbers are divided otherwise
       return None
     shape, axes = editor.values[total.inputs[0]].shape, total.attributes['axes']
@@ -299,76 +333,15 @@ def _mean(editor: Editor, one: Operation) -> str | None:
     count = math.prod(int(size) for size in sizes if isinstance(size, int))
     if number in (count, float(np.float32(1 / count))) and (number == count) == (one.kind == 'div'):
       editor.operations.remove(total)
-      return editor.add('mean', total.inputs, one.outputs[0], editor.values[one.outputs[0]].shape, axes=axes)
+      if shaped is None:
+        return editor.add('mean', total.inputs, one.outputs[0], out, axes=axes)
+      editor.operations.remove(shaped)
+      name = editor.fresh(total.outputs[0])
+      editor.values[name] = editor.values[total.outputs[0]]
+      mean = editor.add('mean', total.inputs, name, editor.values[name].shape, axes=axes)
+      return editor.add('reshape', [mean], one.outputs[0], out, new_sizes=out)
   return None
 
 
 def _composites(graph: Graph) -> Graph:
-  return edited(graph, _composite)
-
-
-def _composite(editor: Editor, one: Operation) -> str | None:
-  if one.kind == 'div':
-    return _softmax(editor, one)
-  return _take(editor, one) if one.kind == 'gather' else None
-
-
-def _made(editor: Editor, name: str, *kinds: str) -> Operation | None:
-  one = editor.made.get(name)
-  return one if one is not None and one.kind in kinds else None
-
-
-def _through(editor: Editor, name: str) -> str:
-  """The value before reshapes and broadcasts that only put in axes."""
-  while (one := _made(editor, name, 'reshape', 'broadcast_in_dim')) is not None:
-    name = one.inputs[0]
-  return name
-
-
-def _softmax(editor: Editor, one: Operation) -> str | None:
-  """exp(x - max(x)) / sum(exp(x - max(x))), along one axis."""
-  top = _made(editor, one.inputs[0], 'exp')
-  total = _made(editor, _through(editor, one.inputs[1]), 'reduce_sum')
-  if top is None or total is None or total.inputs != (one.inputs[0],):
-    return None
-  less = _made(editor, top.inputs[0], 'sub')
-  if less is None:
-    return None
-  most = _made(editor, _through(editor, less.inputs[1]), 'reduce_max')
-  axes = total.attributes['axes']
-  if most is None or most.inputs[0] != less.inputs[0] or most.attributes['axes'] != axes or len(axes) != 1:
-    return None
-  shape = editor.values[one.outputs[0]].shape
-  kept = tuple(1 if axis == axes[0] else size for axis, size in enumerate(shape))
-  if any(editor.values[name].shape != kept for name in (less.inputs[1], one.inputs[1])):
-    return None  # the largest, or the sum, of other rows
-  return editor.add('softmax', [less.inputs[0]], one.outputs[0], shape, axis=axes[0])
-
-
-def _pairs(chosen: Operation) -> tuple[tuple[str, str], tuple[str, str]]:
-  return (chosen.inputs[0], 'lt'), (chosen.inputs[2], 'add')
-
-
-def _take(editor: Editor, one: Operation) -> str | None:
-  """Rows of a constant table."""
-  table, indices = one.inputs
-  offset, collapsed, start, *batching = one.attributes['dimension_numbers']
-  shape, out = editor.values[table].shape, editor.values[one.outputs[0]].shape
-  rank = len(editor.values[indices].shape) - 1
-  whole = one.attributes['slice_sizes'] == (1, *shape[1:])
-  if table not in editor.constants or any(batching) or collapsed != (0,) or start != (0,) or not whole:
-    return None
-  if offset != tuple(range(rank, rank + len(shape) - 1)):
-    return None
-  ids = _through(editor, indices)
-  if editor.values[ids].shape != editor.values[indices].shape[:-1] or one.attributes['mode'] == 'clip':
-    return None
-  if not np.issubdtype(editor.values[ids].dtype, np.unsignedinteger):  # counted from the end where negative, as here?
-    chosen = _made(editor, ids, 'select_n')
-    less, more = (_made(editor, name, kind) for name, kind in _pairs(chosen)) if chosen else (None, None)
-    if chosen is None or less is None or more is None or {less.inputs[0], more.inputs[0]} != {chosen.inputs[1]}:
-      return None
-    if (editor.number(less.inputs[1]), editor.number(more.inputs[1])) != (0, shape[0]):
-      return None
-    ids = chosen.inputs[1]
-  return editor.add('take', [table, ids], one.outputs[0], out)
+  return edited(graph, composite)

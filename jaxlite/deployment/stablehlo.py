@@ -52,7 +52,7 @@ def save_program(
   Returns:
     Why the model cannot be written (it calls back into Python, say), in one line; '' where it was.
   """
-  served = _served(values, recipe)
+  served = served_values(values, recipe)
   names, leaves, treedef = trees.flatten(served)
   shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
   own = own_of(model, jax.tree.unflatten(treedef, shapes))
@@ -164,6 +164,7 @@ def sealed_network(stored: Stored, params: Params, model_state: State) -> Networ
     return stored.run(trees.by_path({'params': params, 'model_state': state}), inputs), state
 
   apply.input_shapes = shapes_of(stored)  # type: ignore[attr-defined]  # fixed, for generate
+  apply.sealed = True  # type: ignore[attr-defined]
   apply.around = ()  # type: ignore[attr-defined]  # its inputs are raw
 
   def init(key: Any, inputs: Any) -> tuple[Params, State]:
@@ -257,8 +258,8 @@ def _read_program(workdir: Path, run: str | None = None) -> tuple[bytes, dict[st
   return data, about
 
 
-def _served(values: Network, recipe: Any) -> dict[str, Any]:
-  """The arrays that prediction needs: those of every hook but the side networks."""
+def served_values(values: Network, recipe: Any) -> dict[str, Any]:
+  """Returns the arrays that prediction needs: those of every hook but the side networks."""
   sides = {part.name for part in recipe.parts if isinstance(part, Side)}
   live, const = split_const(values.model_state)
   const = {owner: value for owner, value in (const or {}).items() if owner not in sides}

@@ -21,14 +21,19 @@ class Damaged(ValueError):  # noqa: N818  (says what is damaged; whoever reads t
   """A file is missing, is no JSON of ours, or is not as it was written."""
 
 
-def sealed_text(content: Mapping[str, Any]) -> str:
+def sealed_text(content: Mapping[str, Any], *, indent: int | None = 1) -> str:
   """Returns JSON text of a dict and of its own hash; `unsealed` reads it.
+
+  Args:
+    content: JSON values.
+    indent: of its lines; None writes one.
 
   >>> unsealed(sealed_text({'accuracy': 0.5}))
   {'accuracy': 0.5}
   """
   plain = json.loads(json.dumps(content))
-  return json.dumps({**plain, _SEAL: _hash(plain)}, indent=1) + '\n'
+  separators = (',', ':') if indent is None else None
+  return json.dumps({**plain, _SEAL: _hash(plain)}, indent=indent, separators=separators) + '\n'
 
 
 def unsealed(text: str | bytes) -> dict[str, Any]:
@@ -56,9 +61,9 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
   return found
 
 
-def write_sealed(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+def write_sealed(path: str | os.PathLike[str], content: Mapping[str, Any], *, indent: int | None = 1) -> None:
   """Writes a dict as a sealed JSON file, whole or not at all."""
-  write_text(path, sealed_text(content))
+  write_text(path, sealed_text(content, indent=indent))
 
 
 def check_run(content: Mapping[str, Any], run: str | None) -> None:

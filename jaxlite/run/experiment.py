@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxlite.config.reads import Reads, plain, watched
 from jaxlite.config.schema import Config
@@ -17,7 +19,10 @@ from jaxlite.host.files import expanded
 from jaxlite.report import page, tables
 from jaxlite.run import folder as run_folder
 from jaxlite.run import loop
+from jaxlite.run.deploying import deploy_run
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
+
+_VERBS = {'eval': 'evaluate', 'deploy': 'deploy'}
 
 
 def run(
@@ -28,16 +33,18 @@ def run(
   fresh: bool = False,
   smoke: bool = False,
   command: str = '',
+  deploying: Mapping[str, Any] | None = None,
 ) -> int:
   """Runs an experiment and prints its table.
 
   Args:
     config: with `runs`, each variation of it is a run in a folder of its own.
     workdir: the experiment's folder.
-    mode: 'train', or 'eval' to test what was trained.
+    mode: 'train', 'eval' to test what was trained, or 'deploy' to write it for other runtimes.
     fresh: move what is there aside and start again.
     smoke: a run of seconds, in a folder beside.
     command: the command line, for the report.
+    deploying: of mode 'deploy': formats, out, deadline, as `jaxlite.deploy` takes them.
 
   Returns:
     The exit code: 0, or 75 when a signal stopped the run and it was saved.
@@ -45,9 +52,22 @@ def run(
   say = streams.steady(functools.partial(print, flush=True))
   text = f'{workdir}-smoke' if smoke else str(workdir)  # not yet a Path, which makes gs:/ of gs://
   folder = expanded(text)
-  if mode == 'eval' and not folder.is_dir():
-    raise ValueError(f'{folder} holds no run to evaluate: train first, with --mode=train')
+  if mode != 'train' and not folder.is_dir():
+    raise ValueError(f'{folder} holds no run to {_VERBS[mode]}: train first, with --mode=train')
+  if fresh and mode == 'deploy':
+    raise ValueError('--fresh moves the old run aside, and --mode=deploy writes it for other runtimes: leave one out')
   names = list(config.runs) or ['']
+  if mode == 'deploy':
+    for name in names:
+      one = _varied(config, name)[0] if name else config
+      one = dataclasses.replace(shrink(one) if smoke else one, runs={})
+      if name:
+        say(f'\n== {name}')
+      given = dict(deploying or {})
+      if name and 'out' in given:
+        given['out'] = str(Path(given['out'], name))
+      say(f'\n{deploy_run(one, folder / name, say=say, **given)}')
+    return 0
   try:
     check_workdir(text)
     kept = False

@@ -1,7 +1,7 @@
 """A run's folder: its config, whether it is finished, the evidence it leaves, and using what it made.
 
 `config.json` is what the run began with, `result.json` is there once it is done, `program.bin` and `checkpoints/`
-are what `load` needs.
+are what `load` needs, `list.json` is what exports are written from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxlite.checkpoint import Checkpoints
 from jaxlite.config.schema import Config
 from jaxlite.config.serialize import as_saved, compare, to_dict
 from jaxlite.contract import Hook, Network, Side, join_const
-from jaxlite.deployment import stablehlo
+from jaxlite.deployment import listing, stablehlo
 from jaxlite.deployment.run_id import run_of
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import read_file, read_json, write_text
@@ -150,18 +150,31 @@ def _mend(setup: Setup, folder: Path, record: Record, result: Result, say: Say) 
 
 
 def write_program(setup: Setup, folder: Path, run: str, say: Say, *, anew: bool = False) -> None:
-  """Writes the forward that `jaxlite.load` predicts by where it is missing or damaged, or `anew` in any case."""
+  """Writes the forward, that `jaxlite.load` predicts by and exports are written from, where it is missing or damaged,
+  or `anew` in any case."""
   damage = '' if anew else stablehlo.program_damage(folder, run)
-  if not (damage or anew):
+  unlisted = '' if anew else listing.list_damage(folder, run)
+  if not (damage or unlisted or anew):
     return
   shapes = setup.abstract
   values = Network(setup.train.model, shapes.params, join_const(shapes.model_state, shapes.const))
-  inputs, made = setup.first_batch['inputs'], _made(setup, values)
-  reason = stablehlo.save_program(folder, setup.train.model, setup.recipe, values, inputs, made, run=run)
-  if reason:
-    say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
-  elif damage:
-    say(f'{folder / "program.bin"} or its program.json is missing or damaged: written again')
+  given = (folder, setup.train.model, setup.recipe, values, setup.first_batch['inputs'])
+  if damage or anew:
+    reason = stablehlo.save_program(*given, _made(setup, values), run=run)
+    if reason:
+      say(f'warning: jaxlite.load will not be able to predict; the model cannot be written ({reason})')
+    elif damage:
+      say(f'{folder / "program.bin"} or its program.json is missing or damaged: written again')
+  if unlisted or anew:
+    try:
+      listing.save_list(*given, run=run)  # whether there is one is asked and told when it is deployed
+    except OSError as error:
+      if anew:
+        raise
+      say(f'{folder / listing.FILE} cannot be written ({error.strerror or error}), which only exports need')
+    else:
+      if not anew:
+        say(f'{folder / listing.FILE} is missing or damaged: written again')
 
 
 def _made(setup: Setup, values: Network) -> dict[str, Any]:

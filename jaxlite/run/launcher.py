@@ -18,7 +18,12 @@ from jaxlite.config import command_line
 FLAGS = absl_flags.FLAGS
 absl_flags.DEFINE_string('config', 'experiments/digits.py', 'the experiment file')
 absl_flags.DEFINE_string('workdir', None, "the run's folder (default: runs/<experiment>)")
-absl_flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'train, or evaluate what was trained')
+absl_flags.DEFINE_enum(
+  'mode', 'train', ['train', 'eval', 'deploy'], 'train, evaluate what was trained, or write it for other runtimes'
+)
+absl_flags.DEFINE_string('formats', None, 'of --mode=deploy: onnx,stablehlo,safetensors (default: all that are here)')
+absl_flags.DEFINE_string('out', None, "of --mode=deploy: the folder of the files (default: deployed, in the run's)")
+absl_flags.DEFINE_float('deadline', None, 'of --mode=deploy: milliseconds in which one example is to be answered')
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
 absl_flags.DEFINE_bool('traceback', False, 'show where an error comes from')
@@ -49,7 +54,12 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
       workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
       command = ' '.join([program, shlex.join(sys.argv[1:])]).strip()
-      return experiment.run(config, workdir, mode=FLAGS.mode, fresh=FLAGS.fresh, smoke=FLAGS.smoke, command=command)
+      asked = {'formats': FLAGS.formats, 'out': FLAGS.out, 'deadline': FLAGS.deadline}
+      given = {name: value for name, value in asked.items() if value is not None}
+      if given and FLAGS.mode != 'deploy':
+        raise errors.ConfigError(f'--{next(iter(given))} goes with --mode=deploy; got --mode={FLAGS.mode}')
+      how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'deploying': given}
+      return experiment.run(config, workdir, **how)
     except Exception as error:
       message = errors.one_line(error)
       if message is None or FLAGS.traceback:

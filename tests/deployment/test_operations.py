@@ -350,3 +350,53 @@ def test_a_loop_of_no_iterations_and_a_reshape_that_turns():
   turned = lambda p, x: jax.lax.reshape(x, (x.shape[0], 6), dimensions=(0, 2, 1))  # noqa: E731
   for fn, x in ((none, floats(4, 3)), (turned, floats(4, 2, 3))):
     np.testing.assert_array_equal(reference.run(recognized(lower(fn, {}, x)), x), fn({}, x))
+
+
+def test_a_bias_of_heads_is_part_of_the_layer_before_them():
+  w, b, s, places = floats(6, 2, 4), floats(2, 4), floats(2, 1), floats(5, 1, 1)
+
+  def heads(p, x):
+    return jnp.einsum('btk,khd->bthd', x, w) * s + b
+
+  def whole(p, x):  # the number varies over the places too: no bias
+    return jnp.einsum('btk,khd->bthd', x, w) + places
+
+  def read_twice(p, x):
+    y = jnp.einsum('btk,khd->bthd', x, w)
+    return (y + b) * y
+
+  x = floats(3, 5, 6)
+  for fn, kinds in ((heads, ['dense', 'reshape']), (whole, ['dense', 'reshape', 'add']), (read_twice, None)):
+    short = recognized(lower(fn, {}, x))
+    assert kinds is None or [one.kind for one in short.operations] == kinds
+    if fn is not whole:
+      agree(reference.run(short, x), fn({}, x))
+
+
+def attention(q, *, equation='bhts,bshd->bthd', swapped=(0, 2, 1), other=False, times=False):
+  """As `jl.models` has it: what was risen is mixed first and divided then."""
+  scores = jnp.einsum('bthd,bshd->bhts', q, q)
+  risen = jnp.exp(scores - scores.max(-1, keepdims=True))
+  total = risen.sum(-1)  # [B, H, T]
+  total = (total[:, :, ::-1] if other else total).transpose(swapped)[..., None]
+  mixed = jnp.einsum(equation, risen, q)
+  return mixed * total if times else mixed / total
+
+
+ATTENTIONS = {
+  'turned': ({}, 1),
+  'as the product has it': ({'equation': 'bhts,bshd->bhtd', 'swapped': (0, 1, 2)}, 1),
+  'by the sums of other rows': ({'other': True}, 0),
+  'multiplied': ({'times': True}, 0),
+  'by the sums of heads for those of places': ({'swapped': (0, 1, 2)}, 0),
+}
+
+
+@pytest.mark.parametrize('name', ATTENTIONS)
+def test_attention_that_divides_behind_the_second_product_has_a_softmax(name):
+  options, found = ATTENTIONS[name]
+  x = floats(2, 3, 3, 4)  # as many heads as places, so that shapes alone tell nothing
+  short = recognized(lower(lambda p, q: attention(q, **options), {}, x))
+  assert sum(one.kind == 'softmax' for one in short.operations) == found
+  agree(reference.run(short, x), attention(x, **options))
+  assert not found or not {one.kind for one in short.operations} & {'exp', 'reduce_sum', 'div'}

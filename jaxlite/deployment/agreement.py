@@ -1,0 +1,112 @@
+"""Whether a runtime answers as the network does: floats up to rounding, integers in steps of the grid they end on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlite.deployment.operations import Graph, Operation
+
+ROUNDING = 1e-4  # of float32 through a network, relative to 1 + |value|
+STEPS = 8.0  # of the last grid, between two runtimes that round the same integers at ties of their own
+SHARE = 0.999  # of the examples whose largest output has to be the same
+
+_MOVES = ('reshape', 'transpose', 'squeeze', 'broadcast_in_dim', 'slice', 'concatenate', 'pad', 'rev', 'max_pool')
+
+
+def apart(
+  answers: Sequence[np.ndarray], wanted: Sequence[np.ndarray], steps: Sequence[float | None] | None = None
+) -> tuple[float, str]:
+  """Returns how far answers lie apart, and why that is too far; '' where it is not.
+
+  Args:
+    answers: of a runtime, one array [N, ...] for each output.
+    wanted: of the network.
+    steps: of integers: the size of a step of each output, None where it has none; then only the largest output counts.
+      None: floats.
+
+  >>> apart([np.array([1.0, 2.0])], [np.array([1.0, 2.5])])
+  (0.5, 'by up to 0.5')
+  >>> apart([np.array([[1.0, 2.0]])], [np.array([[1.0, 2.5]])], [0.25])
+  (2.0, '')
+  """
+  if len(answers) != len(wanted):
+    return np.inf, f'with {len(answers)} outputs where it has {len(wanted)}'
+  worst, why = 0.0, ''
+  for answer, want, step in zip(answers, wanted, steps or [None] * len(wanted), strict=True):
+    if answer.shape != want.shape:
+      return np.inf, f'with a shape of {list(answer.shape)} where it has {list(want.shape)}'
+    one, other = answer.astype(np.float64), want.astype(np.float64)
+    both = np.isfinite(one) & np.isfinite(other)
+    same = np.array_equal(np.where(both, 0, one), np.where(both, 0, other), equal_nan=True)
+    far = np.abs(one - other, where=both, out=np.zeros_like(one))
+    most = float(far.max(initial=0.0)) / (step or 1.0)
+    worst = max(worst, most)
+    if not same:
+      why = why or 'in which values are infinite or none'
+    elif steps is None:
+      if not (far <= ROUNDING * (1 + np.abs(other, where=both, out=np.zeros_like(one)))).all():
+        why = why or f'by up to {far.max():.3g}'
+    elif step is not None and most > STEPS:
+      why = why or f'by up to {most:.3g} steps of its last grid'
+    elif (share := same_largest(one, other)) < SHARE and round((1 - share) * len(one)) > 1:
+      why = why or f'in the largest output of {1 - share:.2%} of the examples'
+  return worst, why
+
+
+def same_largest(one: np.ndarray, other: np.ndarray) -> float:
+  """Returns the share of examples, or of their places, whose largest output is the same; 1 where there is one output.
+
+  Outputs that are as large as the largest are all the largest.
+
+  >>> same_largest(np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[0.0, 2.0], [0.0, 1.0]]))
+  0.5
+  """
+  if one.ndim < 2 or one.shape[-1] < 2 or not one.size:
+    return 1.0
+  chosen = np.take_along_axis(other, one.argmax(-1)[..., None], -1)[..., 0]
+  return float(np.mean(chosen == other.max(-1)))
+
+
+def step_of(graph: Graph, name: str) -> float | None:
+  """Returns how much the smallest change of an integer changes an output; None where it is no grid's.
+
+  Of the floats that leave a layer of integers it is what one step of its input changes by the largest weight.
+  """
+  made: dict[str, Operation] = {output: one for one in graph.operations for output in one.outputs}
+  while (one := made.get(name)) is not None and one.kind in _MOVES:
+    name = one.inputs[0]
+  if one is None:
+    return None
+  told: Any = one.attributes
+  if one.kind == 'dequantize' and len(one.inputs) == 1:
+    return float(told.get('scale', 1.0))
+  if one.kind in ('quantize', 'requantize') or told.get('y_scale') is not None:
+    return 1.0  # the integers themselves
+  if one.kind in ('quantized_dense', 'quantized_conv'):
+    weight, scales = (graph.constants[each].astype(np.float64) for each in one.inputs[1:3])
+    axis = 0 if one.kind == 'quantized_conv' else 1
+    largest = np.abs(weight).max(tuple(each for each in range(weight.ndim) if each != axis), initial=0.0)
+    return float(told['x_scale'] * (largest * scales).max(initial=0.0)) or None
+  if one.kind == 'quantized_dot':
+    return float(told['a_scale'] * told['b_scale'] * 127)
+  return float(told['x_scale']) if one.kind == 'quantized_mean' else None
+
+
+def far(answers: Sequence[np.ndarray], wanted: Sequence[np.ndarray], share: float) -> str:
+  """Returns why answers lie too far apart on average, as a share of the outputs' spread; '' where they do not.
+
+  >>> far([np.array([0.0, 1.0])], [np.array([0.0, 1.001])], 0.01)
+  ''
+  """
+  for answer, want in zip(answers, wanted, strict=True):
+    one, other = answer.astype(np.float64), want.astype(np.float64)
+    both = np.isfinite(one) & np.isfinite(other)
+    if not both.any():
+      continue
+    mean, spread = float(np.abs(one - other)[both].mean()), float(np.ptp(other[both]))
+    if mean > share * spread:
+      return f'on average by {mean:.3g} where its answers span {spread:.3g}'
+  return ''

@@ -1,0 +1,137 @@
+"""Answers from a file that left jaxlite, in a process of its own: run by its path, so that jaxlite is not imported.
+
+  python answer.py KIND FILE IN.npz OUT.npz
+
+KIND is the runtime: 'onnx', 'stablehlo', 'c', 'safetensors', or 'module:NAME:FUNCTION', a function (path) -> (inputs by
+name) -> outputs. IN holds 'inputs/<name>' [N, ...]; what is timed, and for how long, in 'batches' and 'seconds'.
+OUT gets 'output/<index>', times in seconds by batch size and the largest memory of this process in bytes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+Answer = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+
+
+def main(kind: str, path: str, given: str, to: str) -> None:
+  """Answers every example, and measures."""
+  with np.load(given) as held:
+    inputs = {name.removeprefix('inputs/'): held[name] for name in held.files if name.startswith('inputs/')}
+    batches, seconds, most = held['batches'].tolist(), float(held['seconds']), int(held['most'])
+    threads, command = int(held['threads']), held['command'].tolist()
+    ends = [held[name] for name in sorted(held.files) if name.startswith('ends/')]
+  if kind == 'safetensors':
+    return np.savez(to, **{f'output/{name}': array for name, array in _arrays(path).items()})
+  answer = _c(path, command, list(inputs), ends) if kind == 'c' else _opened(kind, path, threads)
+  count = len(next(iter(inputs.values())))
+  parts = [
+    answer({name: array[start : start + most] for name, array in inputs.items()}) for start in range(0, count, most)
+  ]
+  found = {f'output/{index}': np.concatenate(each) for index, each in enumerate(zip(*parts, strict=True))}
+  for size in batches:
+    rows = {name: np.ascontiguousarray(np.resize(array, (size, *array.shape[1:]))) for name, array in inputs.items()}
+    found[f'seconds/{size}'] = np.array(_timed(answer, rows, seconds))
+  found['memory'] = np.array(_memory())
+  return np.savez(to, **found)
+
+
+def _timed(answer: Answer, rows: dict[str, np.ndarray], seconds: float) -> list[float]:
+  """How long each call takes: at least 10 calls, then until the time is over."""
+  for _ in range(3):
+    answer(rows)
+  found: list[float] = []
+  end = time.perf_counter() + seconds
+  while len(found) < 10 or (time.perf_counter() < end and len(found) < 10_000):
+    began = time.perf_counter()
+    answer(rows)
+    found.append(time.perf_counter() - began)
+  return found
+
+
+def _memory() -> int:
+  try:  # of this program alone; what the kernel tells of a process counts the one that started it
+    with open('/proc/self/status') as file:
+      return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM'))
+  except (OSError, StopIteration):
+    pass
+  try:
+    import resource
+  except ImportError:  # Windows
+    return 0
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def _opened(kind: str, path: str, threads: int) -> Answer:
+  if kind == 'onnx':
+    return _onnx(path, threads)
+  if kind == 'stablehlo':
+    return _stablehlo(path)
+  _, module, function = kind.split(':')
+  return getattr(importlib.import_module(module), function)(path)
+
+
+def _onnx(path: str, threads: int) -> Answer:
+  import onnxruntime
+
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = threads
+  session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+  return lambda inputs: session.run(None, inputs)
+
+
+def _c(path: str, command: list[str], names: list[str], ends: list[np.ndarray]) -> Answer:
+  """A C file, compiled: NAME_predict_many(inputs..., outputs..., how many). `ends` are outputs of one example."""
+  import ctypes
+  import subprocess
+  import tempfile
+  from pathlib import Path
+
+  with tempfile.TemporaryDirectory(prefix='jaxlite-c-') as folder:
+    made = str(Path(folder, 'network.so'))
+    subprocess.run([*command, '-std=c99', '-O3', '-shared', '-fPIC', path, '-o', made, '-lm'], check=True)
+    library = ctypes.CDLL(made)
+  predict = library[f'{Path(path).stem}_predict_many']
+  predict.restype = None
+
+  def answer(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    given = [np.ascontiguousarray(inputs[name]) for name in names]
+    count = len(given[0])
+    found = [np.empty((count, *end.shape[1:]), end.dtype) for end in ends]
+    predict(*(ctypes.c_void_p(array.ctypes.data) for array in (*given, *found)), ctypes.c_long(count))
+    return found
+
+  return answer
+
+
+def _stablehlo(path: str) -> Answer:
+  import jax
+  from jax import export
+
+  with open(path, 'rb') as file:
+    program = export.deserialize(bytearray(file.read()))
+  call = jax.jit(program.call)
+
+  def answer(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    given = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    found = [np.asarray(one) for one in jax.tree.leaves(call(given))]
+    return [one.astype(np.float32) if one.dtype.name == 'bfloat16' else one for one in found]  # NumPy saves no other
+
+  return answer
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
+  from safetensors.numpy import load_file
+
+  found = load_file(path)
+  return {name: one.astype(np.float32) if one.dtype.name == 'bfloat16' else one for name, one in found.items()}
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
+  assert 'jaxlite' not in sys.modules or sys.argv[1].startswith('module:')

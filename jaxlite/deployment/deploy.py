@@ -1,0 +1,192 @@
+"""One call that writes a network in every format asked for, tries each file where it will run, and says what it costs.
+
+A file is declared written when its own runtime, in another process, has answered real examples from it as the network
+does; one that does not is deleted, and the report says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlite import errors
+from jaxlite.contract import Network, Recipe
+from jaxlite.deployment import formats, sheet, subject
+from jaxlite.deployment.accounting import Costs, costs
+from jaxlite.deployment.formats import Format
+from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.sheet import Report, Written
+from jaxlite.deployment.subject import Subject
+from jaxlite.deployment.trying import score_of, tried, wanted_of
+from jaxlite.host.files import write_text
+from jaxlite.tasks.task import Task
+
+PAGE, REPORT = 'deployed.txt', 'deployed.json'  # beside the files
+_BUDGETS = ('bytes', 'parameters', 'macs')
+
+
+def deploy(
+  source: str | os.PathLike[str] | Network,
+  formats: Iterable[str] | str | None = None,
+  *,
+  out: str | os.PathLike[str] | None = None,
+  which: str | int = 'best',
+  model: Any = None,
+  recipe: Recipe | None = None,
+  task: Task | None = None,
+  examples: Any = None,
+  every: bool = False,
+  budget: Mapping[str, int] | None = None,
+  deadline: float | None = None,
+  batches: tuple[int, ...] = (1, 32),
+  seconds: float = 0.5,
+  say: Callable[[str], None] = print,
+) -> Report:
+  """Writes a trained network for other runtimes, each file tried in a process of its own before it counts.
+
+  Args:
+    source: a run's folder, or a Network with the model that it was made of.
+    formats: 'onnx', 'stablehlo' (any platform of JAX, without jaxlite), 'safetensors' (values alone), 'pack' (one
+      small file) and 'c' (one C99 file); several in a tuple, or one text with commas. None for all whose packages are
+      here.
+    out: the folder of the files; None for 'deployed' in the run's.
+    which: a checkpoint, as for `jl.load`.
+    model, recipe, task: as for `jl.load`, of a run whose network is one of your own and that an older version made.
+    examples: raw inputs [N, ...] as they will be met, (inputs, labels), or a Dataset; None for the test split of a run
+      whose data jaxlite finds by name.
+    every: of a network that trained in few bits, also quantize where training saw no ranges (before additions, means
+      and norms), by the ranges of the examples: faster, and no longer exactly what was trained.
+    budget: at most so many 'bytes' of a file, 'parameters', 'macs' (multiplications with an addition, an example).
+    deadline: milliseconds within which 99 of 100 calls with one example are to be answered; whether each file keeps it
+      is told.
+    batches: sizes whose latency is measured.
+    seconds: of measuring, for each size.
+    say: prints a line.
+
+  Returns:
+    The Report; `print(report)` shows its table. It lies beside the files too, with how each is loaded.
+
+  Raises:
+    FileNotFoundError: no run, or no checkpoint, is there.
+    ImportError: a format that was asked for lacks its packages.
+    ValueError: an unknown format; an unfinished run; no examples; a folder that cannot be written; a budget that is not
+      met; no file could be written.
+  """
+  wanted = _asked(formats)
+  limits = _limits(budget, deadline)
+  asked = {errors.whole(size, 'a batch size', least=1) for size in batches}
+  sizes = tuple(sorted(asked | {1} if deadline else asked))
+  folder = subject.writable(_out(source, out))
+  if isinstance(source, Network):
+    one = subject.of_network(source, task=task, examples=examples)
+  else:
+    one = subject.of_run(source, which, model=model, recipe=recipe, task=task, examples=examples)
+  integers, notes = _integers(one, every)
+  counted = None if one.graph is None else _counted(one, costs(integers or recognized(one.graph)))
+  _check_costs(counted, limits)
+  outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
+  score = score_of(one, outputs)
+  want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
+  rows = []
+  for name, kind in wanted.items():
+    say(f'{name}: writing and trying {folder / kind.file}')
+    rows.append(tried(name, kind, want, folder))
+  metric = one.task.score if one.task is not None and score is not None else ''
+  count = len(jax.tree.leaves(one.inputs)[0])
+  report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes)
+  snippets = {kind.file: kind.snippet for name, kind in wanted.items() if not _row(rows, name).why}
+  write_text(folder / PAGE, sheet.page(report, one.about, snippets))
+  write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
+  if rows and all(row.why for row in rows):
+    raise ValueError(f'no file was written: {"; ".join(f"{row.format}: {row.why}" for row in rows)}')
+  return report
+
+
+def _row(rows: list[Written], name: str) -> Written:
+  return next(row for row in rows if row.format == name)
+
+
+def _asked(names: Iterable[str] | str | None) -> dict[str, Format]:
+  known = formats.known()
+  if names is None:
+    found = {name: kind for name, kind in known.items() if not formats.missing(kind)}
+    return found
+  chosen = [one.strip() for one in (names.split(',') if isinstance(names, str) else names)]
+  if unknown := [one for one in chosen if one not in known]:
+    raise ValueError(
+      f'a network is written as {", ".join(known)}; got {unknown[0]!r}, nearest: {errors.nearest(unknown[0], known, 1)}'
+    )
+  if not chosen:
+    raise ValueError(f'formats names at least one of {", ".join(known)}; got none')
+  for one in chosen:
+    errors.need(f'the format {one}', *known[one].needs)
+  return {one: known[one] for one in chosen}
+
+
+def _limits(budget: Mapping[str, int] | None, deadline: float | None) -> dict[str, int]:
+  for name, value in (budget or {}).items():
+    if name not in _BUDGETS:
+      near = errors.nearest(name, _BUDGETS, 1)
+      raise ValueError(f'a budget is of {", ".join(_BUDGETS)}; got {name!r}, nearest: {near}')
+    errors.whole(value, f'the budget of {name}', least=1)
+  if deadline is not None and not 0 < deadline < float('inf'):
+    raise ValueError(f'a deadline is a number of milliseconds above 0; got {deadline!r}')
+  return dict(budget or {})
+
+
+def _out(source: Any, out: Any) -> Any:
+  if out is not None:
+    return out
+  if isinstance(source, Network):
+    raise ValueError('a network has no folder of its own: give out=, the folder of the files')
+  folder = Path(source).expanduser()
+  if not folder.is_dir():
+    raise FileNotFoundError(f'{folder} holds no run: give the folder of a finished run')
+  return folder / 'deployed'
+
+
+def _integers(one: Subject, every: bool) -> tuple[Graph | None, tuple[str, ...]]:
+  """The network in integers, where it trained in few bits."""
+  if one.graph is None:
+    return None, (f'there is no list of operations: {one.why}',)
+  if not any(each.kind == 'round' for each in one.graph.operations):
+    return None, ()
+  if importlib.util.find_spec('jaxlite.deployment.integers') is None:
+    return None, ('this network trained in few bits; its files compute the same in floats',)
+  try:
+    named = one.named()
+    few = {name: array[:512] for name, array in named.items()}
+    return importlib.import_module('jaxlite.deployment.integers').quantized(one.graph, few, every=every), ()
+  except ValueError as error:
+    return None, (f'its files compute in floats what it trained in few bits: {error}',)
+
+
+def _counted(one: Subject, counted: Costs) -> Costs:
+  """With the parameters of the network itself: not what its inputs are standardized by, nor scales of integers."""
+  params = [np.asarray(value) for name, value in formats.plain(one).items() if name.startswith('params/')]
+  if not params:
+    return counted
+  nonzero = sum(int(np.count_nonzero(value)) for value in params)
+  return counted._replace(parameters=sum(value.size for value in params), nonzero=nonzero)
+
+
+def _check_costs(counted: Any, limits: Mapping[str, int]) -> None:
+  for name in ('parameters', 'macs'):
+    if name not in limits:
+      continue
+    if counted is None:
+      raise ValueError(f'the budget of {name} is counted in the list of operations, and this network has none')
+    if (has := getattr(counted, name)) > limits[name]:
+      raise ValueError(
+        f'the network is to have at most {limits[name]:,} {name}; it has {has:,}, and nothing smaller gives the same '
+        'answers: train a smaller or a pruned one'
+      )

@@ -1,0 +1,72 @@
+"""What an equation of a jaxpr is to a list of operations: which kinds there are, and which of their forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def _names(text: str) -> frozenset[str]:
+  return frozenset(text.split())
+
+
+UNARY = _names("""
+  neg abs sign exp exp2 log log1p expm1 sqrt rsqrt cbrt tanh logistic erf erfc erf_inv floor ceil round sin cos tan asin
+  acos atan sinh cosh square integer_pow not is_finite convert_element_type
+""")
+BINARY = _names("""
+  add sub mul div max min pow rem eq ne lt le gt ge and or xor atan2 add_any select_n clamp
+""")
+OTHERS = _names("""
+  reshape transpose concatenate slice pad rev reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax
+  argmin cumsum cumprod cummax cummin dot_general conv_general_dilated reduce_window_max reduce_window_sum
+  broadcast_in_dim gather squeeze dynamic_slice sort
+""")
+# What a list has where it is computed of params alone, once their values are there.
+OF_PARAMS = _names('bitcast_convert_type shift_left shift_right_logical shift_right_arithmetic nextafter')
+# What leaves its operand as it is when nothing trains.
+NOTHING = _names('copy copy_p stop_gradient optimization_barrier name sharding_constraint pvary pcast reshard')
+# Of an equation's parameters, those that say nothing about the result.
+IDLE = _names("""
+  sharding out_sharding weak_type indices_are_sorted unique_indices precision accuracy preferred_element_type fill_value
+""")
+
+
+def left_out(eqn: Any) -> str:
+  """What a known kind may do that the list has no form for, in a few words; '' for the rest."""
+  kind, params = eqn.primitive.name, eqn.params
+  if kind == 'conv_general_dilated' and params['batch_group_count'] != 1:
+    return 'a convolution whose batch is in groups'
+  if kind == 'gather' and params['dimension_numbers'].operand_batching_dims:
+    return 'a gather from a table for each example'
+  if kind == 'sort' and len(eqn.invars) != 1:
+    return 'arrays sorted by another'
+  return ''
+
+
+def keeps(eqn: Any) -> bool:
+  """Whether a reduction of precision changes nothing of float32."""
+  return eqn.params['exponent_bits'] >= 8 and eqn.params['mantissa_bits'] >= 23
+
+
+def plain(value: Any, name: str) -> Any:
+  """Parameters as ints, floats, strings and tuples."""
+  if isinstance(value, bool | int | float | str):
+    return value
+  if isinstance(value, np.integer):
+    return int(value)
+  if name in ('new_dtype', 'dtype', 'index_dtype') or isinstance(value, np.dtype | type):
+    return str(np.dtype(value))
+  if hasattr(value, '_fields') or hasattr(value, '__dataclass_fields__'):
+    fields = getattr(value, '_fields', None) or value.__dataclass_fields__
+    return tuple(plain(getattr(value, field), field) for field in fields)
+  if isinstance(value, Sequence):
+    return tuple(plain(one, name) for one in value)
+  return str(value)
+
+
+def where(eqn: Any) -> str:
+  """The scope of an equation, or what it is."""
+  return f"'{eqn.source_info.name_stack}'" if str(eqn.source_info.name_stack) else f'an equation {eqn.primitive.name}'

@@ -1,0 +1,208 @@
+"""The formats that a network is written in: who writes each, which runtime answers from it, how a person loads it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export
+
+from jaxlite.deployment import reference
+from jaxlite.deployment.onnx_file import onnx_bytes
+from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.safetensors_file import write_safetensors
+from jaxlite.deployment.subject import Subject
+from jaxlite.host.files import write_bytes
+
+_ROOM = 'jaxlite.deployment'
+
+
+class Format(NamedTuple):
+  """A kind of file.
+
+  Attributes:
+    file: its name.
+    needs: packages of its writer and its runtime.
+    write: (subject, graph of integers or None, path) -> None; raises ValueError where it cannot.
+    runtime: as `answer.py` knows it; '' where the file holds values and no program.
+    listed: whether it is written from the list of operations.
+    snippet: how a person loads it.
+  """
+
+  file: str
+  needs: tuple[str, ...]
+  write: Callable[[Subject, Graph | None, Path], Any]
+  runtime: str
+  listed: bool
+  snippet: str
+
+
+def _onnx(subject: Subject, integers: Graph | None, path: Path) -> None:
+  assert subject.graph is not None
+  write_bytes(path, onnx_bytes(integers or recognized(subject.graph), about=subject.about))
+
+
+def _stablehlo(subject: Subject, integers: Graph | None, path: Path) -> None:
+  """The run's own program, its values inside; floats in any case."""
+  del integers
+  network, names = subject.network, list(subject.named())
+  treedef = jax.tree.structure(subject.inputs)
+
+  def forward(given: Any) -> Any:
+    leaves = [given] if len(names) == 1 else [given[name] for name in names]
+    return network.model.apply(network.params, network.model_state, treedef.unflatten(leaves), train=False, key=None)[0]
+
+  try:
+    program = _exported(forward, subject)
+  except ValueError:  # it computes with its batch size, which the list has open
+    if subject.graph is None or not _is_there('program'):
+      raise
+    program = _exported(importlib.import_module(f'{_ROOM}.program').program(recognized(subject.graph)), subject)
+  write_bytes(path, bytes(program.serialize()))
+
+
+def _exported(forward: Callable[[Any], Any], subject: Subject) -> Any:
+  """A function of one array, or of arrays by name, for any batch size and platform."""
+  (size,) = export.symbolic_shape('batch')
+  shapes = {name: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) for name, leaf in subject.named().items()}
+  given = shapes if len(shapes) > 1 else next(iter(shapes.values()))
+  try:
+    return export.export(jax.jit(forward), platforms=('cpu', 'cuda', 'rocm', 'tpu'))(given)
+  except Exception as error:  # of JAX, which has no common class for what cannot be exported
+    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise ValueError(f'JAX cannot export it with an open batch ({told[:300]})') from None
+
+
+def _safetensors(subject: Subject, integers: Graph | None, path: Path) -> None:
+  """The values, by the names of the framework, joined by dots."""
+  del integers
+  arrays = {name.replace('/', '.'): np.asarray(value) for name, value in plain(subject).items()}
+  write_safetensors(path, arrays, subject.about)
+
+
+def plain(subject: Subject) -> dict[str, Any]:
+  """Returns the values that are numbers: a random key is none."""
+  return {
+    name: value for name, value in subject.arrays.items() if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+  }
+
+
+def _pack(subject: Subject, integers: Graph | None, path: Path) -> None:
+  assert subject.graph is not None
+  about = {**subject.about, 'class_names': json.loads(subject.about['class_names'])}
+  importlib.import_module(f'{_ROOM}.pack').write_pack(integers or recognized(subject.graph), path, about)
+
+
+def _c(subject: Subject, integers: Graph | None, path: Path) -> None:
+  assert subject.graph is not None
+  few = {name: array[:64] for name, array in subject.named().items()}
+  importlib.import_module(f'{_ROOM}.c_file').write_c(
+    integers or recognized(subject.graph), path, few, about=subject.about
+  )
+
+
+def packed(path: str) -> Callable[[Any], list[np.ndarray]]:
+  """Opens a packed file for `answer.py`: compiled where there is JAX's form of a list, else in NumPy."""
+  graph = importlib.import_module(f'{_ROOM}.pack').read_pack(path).graph
+  if _is_there('program'):
+    run = jax.jit(importlib.import_module(f'{_ROOM}.program').program(graph))
+  else:
+    run = functools.partial(reference.run, graph)
+
+  def answer(inputs: Any) -> list[np.ndarray]:
+    found = run(inputs)
+    return [np.asarray(one) for one in (found if isinstance(found, tuple) else (found,))]
+
+  return answer
+
+
+def _is_there(module: str) -> bool:
+  return importlib.util.find_spec(f'{_ROOM}.{module}') is not None
+
+
+FORMATS = {
+  'onnx': Format(
+    'network.onnx',
+    ('onnx', 'onnxruntime'),
+    _onnx,
+    'onnx',
+    True,
+    """import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession('network.onnx')
+inputs = {one.name: ... for one in session.get_inputs()}  # raw, as in training: arrays [N, ...]
+outputs = session.run(None, inputs)[0]
+print(session.get_modelmeta().custom_metadata_map)  # class names, versions""",
+  ),
+  'stablehlo': Format(
+    'network.stablehlo',
+    ('flatbuffers',),
+    _stablehlo,
+    'stablehlo',
+    False,
+    """import jax
+from jax import export
+with open('network.stablehlo', 'rb') as file:
+  program = export.deserialize(bytearray(file.read()))
+outputs = jax.jit(program.call)(inputs)  # raw, as in training: one array [N, ...], of several a dict by name""",
+  ),
+  'safetensors': Format(
+    'network.safetensors',
+    ('safetensors',),
+    _safetensors,
+    '',
+    False,
+    """from flax.traverse_util import unflatten_dict
+from safetensors.flax import load_file
+variables = unflatten_dict(load_file('network.safetensors'), sep='.')  # 'params' and collections of state
+normalize = variables.pop('normalize', {'mean': 0.0, 'std': 1.0})  # what inputs were standardized by
+outputs = module.apply(variables, (inputs - normalize['mean']) / normalize['std'])  # of Flax Linen
+# Other frameworks: jl.give_back(module, jl.load(workdir, model=module))""",
+  ),
+}
+
+
+_OWN = {
+  'pack': Format(
+    'network.jlp',
+    (),
+    _pack,
+    f'module:{_ROOM}.formats:packed',
+    True,
+    """from jaxlite.deployment.pack import read_pack  # NumPy, no JAX
+network = read_pack('network.jlp')
+outputs = network.predict(inputs)  # raw, as in training
+print(network.about)  # class names, versions""",
+  ),
+  'c': Format(
+    'network.c',
+    (),
+    _c,
+    'c',
+    True,
+    """/* cc -std=c99 -O3 main.c network.c -lm; the head of network.c says shapes and the memory that it takes */
+void network_predict(const float *input, float *output); /* one example; the types are those of its head */
+int main(void) {
+  static float input[INPUT_VALUES], output[OUTPUT_VALUES];
+  network_predict(input, output);
+  return 0;
+}""",
+  ),
+}
+
+
+def known() -> dict[str, Format]:
+  """Returns the formats of this version by name."""
+  return {**{name: one for name, one in _OWN.items() if _is_there({'c': 'c_file'}.get(name, name))}, **FORMATS}
+
+
+def missing(one: Format) -> list[str]:
+  """Returns the packages that a format lacks here."""
+  return [name for name in one.needs if importlib.util.find_spec(name) is None]

@@ -1,0 +1,139 @@
+"""What a deployment says of itself: a table, a page of text, JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlite.deployment.accounting import Costs
+
+
+class Written(NamedTuple):
+  """One file, or why there is none.
+
+  Attributes:
+    format: 'onnx', 'stablehlo', ...
+    path: of the file; '' where none was written.
+    why: why there is none.
+    bytes: of the file, as the file system says.
+    arithmetic: 'float32', 'int8', or 'values' of a file without a program.
+    apart: the largest difference of its answers from the network's: in units of the outputs.
+    same: share of examples whose largest output is the network's.
+    score: the task's metric of its answers; None where there is no label, or no program.
+    latency: by batch size, (p50, p99) in milliseconds.
+    memory: the most that its process held, in bytes, the runtime with it.
+    met: whether p99 at batch 1 keeps the deadline; None where none was given.
+  """
+
+  format: str
+  path: str = ''
+  why: str = ''
+  bytes: int = 0
+  arithmetic: str = ''
+  apart: float = 0.0
+  same: float = 1.0
+  score: float | None = None
+  latency: Mapping[int, tuple[float, float]] = {}
+  memory: int = 0
+  met: bool | None = None
+
+
+class Report(NamedTuple):
+  """What `jaxlite.deploy` did.
+
+  Attributes:
+    out: the folder of the files.
+    written: a row for each format.
+    costs: parameters, non-zeros, multiplications, layer by layer; None where there is no list of operations.
+    metric: the name of the task's score; '' where there is none.
+    score: the network's own.
+    examples: that all were tried on.
+    deadline: milliseconds, None where none was given.
+    notes: what a person should read.
+  """
+
+  out: str
+  written: tuple[Written, ...]
+  costs: Costs | None
+  metric: str
+  score: float | None
+  examples: int
+  deadline: float | None
+  notes: tuple[str, ...] = ()
+
+  def __str__(self) -> str:
+    return '\n'.join([table(self), *(f'note: {note}' for note in self.notes)])
+
+
+def percentiles(seconds: Mapping[int, np.ndarray]) -> dict[int, tuple[float, float]]:
+  """Returns (p50, p99) in milliseconds by batch size.
+
+  >>> percentiles({1: np.array([0.001, 0.001, 0.003])})[1][0]
+  1.0
+  """
+  return {
+    size: (float(np.percentile(each, 50) * 1e3), float(np.percentile(each, 99) * 1e3))
+    for size, each in sorted(seconds.items())
+  }
+
+
+def table(report: Report) -> str:
+  """Returns the table of a report as text."""
+  sizes = sorted({size for one in report.written for size in one.latency})
+  heads = ['format', 'bytes', 'arithmetic', report.metric or 'score', 'same', 'largest difference']
+  heads += [f'ms p50/p99, batch {size}' for size in sizes] + ['memory, MB']
+  rows = [heads, ['the run', '', '', _number(report.score), '', '', *[''] * len(sizes), '']]
+  late = []
+  for one in report.written:
+    if one.why:
+      late.append(f'{one.format}: not written: {one.why}')
+      continue
+    told = [one.format, f'{one.bytes:,}', one.arithmetic, _number(one.score)]
+    told += [f'{one.same:.2%}', f'{one.apart:.3g}'] if one.latency else ['', 'none: every bit']
+    told += ['/'.join(f'{each:.3g}' for each in one.latency[size]) if size in one.latency else '' for size in sizes]
+    rows.append([*told, f'{one.memory / 1e6:.0f}' if one.memory else ''])
+    if one.met is False:
+      late.append(f'{one.format}: misses the deadline of {report.deadline:g} ms: p99 is {one.latency[1][1]:.3g} ms')
+  return '\n'.join([*_aligned(rows), '', *_network(report), *late])
+
+
+def _network(report: Report) -> list[str]:
+  lines = [f'tried on {report.examples:,} examples, each file in a process of its own, on the CPU']
+  if report.costs is not None:
+    one = report.costs
+    lines.append(f'{one.parameters:,} parameters, {one.nonzero:,} not zero, {one.macs:,} multiplications an example')
+  return lines
+
+
+def _number(value: float | None) -> str:
+  return '' if value is None else f'{value:.4f}'
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def page(report: Report, about: Mapping[str, str], snippets: Mapping[str, str]) -> str:
+  """Returns the text that lies beside the files."""
+  parts = [table(report), '\n'.join(f'{name}: {value}' for name, value in about.items() if value)]
+  if report.costs is not None:
+    heads = ['layer', 'kind', 'weight/input bits', 'values', 'not zero', 'multiplications', 'why float']
+    rows = [
+      [one.name, one.kind, one.bits, f'{one.size:,}', f'{one.nonzero:,}', f'{one.macs:,}', one.why_float]
+      for one in report.costs.layers
+    ]
+    parts.append('\n'.join(_aligned([heads, *rows])))
+  parts += [f'{name}\n\n{text}' for name, text in snippets.items()]
+  return '\n\n'.join([*parts, *(f'note: {note}' for note in report.notes)]) + '\n'
+
+
+def plain(report: Report) -> dict[str, Any]:
+  """Returns a report as JSON values."""
+  written = []
+  for one in report.written:
+    written.append({**one._asdict(), 'latency': {str(size): each for size, each in one.latency.items()}})
+  costs = report.costs and {**report.costs._asdict(), 'layers': [one._asdict() for one in report.costs.layers]}
+  return {**report._asdict(), 'written': written, 'costs': costs}

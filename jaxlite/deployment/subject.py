@@ -1,0 +1,233 @@
+"""What is deployed: a network with its values, real data to try it on, and what its answers mean."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlite import data as datasets
+from jaxlite import trees
+from jaxlite.checkpoint import Checkpoints
+from jaxlite.contract import CONST, Network, Recipe
+from jaxlite.deployment import listing, stablehlo
+from jaxlite.deployment.load import Held, load, read_meaning, read_run
+from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.sealed_values import own_arrays
+from jaxlite.host.files import read_json
+from jaxlite.tasks.task import Facts, Task
+from jaxlite.version import __version__
+
+_MOST = 10_000  # examples that files are tried on
+
+
+class Subject(NamedTuple):
+  """What is deployed.
+
+  Attributes:
+    name: of the network.
+    network: predicts from raw inputs.
+    graph: its list of operations, None where there is none.
+    why: why there is none.
+    arrays: its own values, by the framework's names.
+    inputs: raw, a tree of arrays [N, ...].
+    labels: [N, ...], None where nobody gave any.
+    weight: float[N] or None.
+    task: what was learned, None where nobody knows.
+    facts: what is known of it.
+    about: what the metadata of files says.
+  """
+
+  name: str
+  network: Network
+  graph: Graph | None
+  why: str
+  arrays: Mapping[str, Any]
+  inputs: Any
+  labels: Any
+  weight: Any
+  task: Task | None
+  facts: Facts
+  about: dict[str, str]
+
+  def named(self) -> dict[str, np.ndarray]:
+    """Returns the inputs by their names in files."""
+    paths, leaves, _ = trees.flatten(self.inputs)
+    return {f'input/{path}' if path else 'input': leaf for path, leaf in zip(paths, leaves, strict=True)}
+
+
+def of_run(
+  workdir: str | os.PathLike[str],
+  which: str | int = 'best',
+  *,
+  model: Any = None,
+  recipe: Recipe | None = None,
+  task: Task | None = None,
+  examples: Any = None,
+) -> Subject:
+  """Reads a run.
+
+  Args:
+    workdir: its folder.
+    which: as for `jl.load`; of a run that is not finished a step, or 'latest'.
+    model, recipe, task: as for `jl.load`.
+    examples: see `jaxlite.deploy`.
+
+  Raises:
+    FileNotFoundError: no run, or no checkpoint, is there.
+    ValueError: the run is not finished; its data are not known here and no examples are given.
+  """
+  held = read_run(workdir, which)
+  if which == 'best' and not (held.folder / 'result.json').exists():
+    raise ValueError(
+      f'a finished run is deployed; {held.folder} is at step {held.step}: run its command again to finish it, or name '
+      "what is there, which='latest'"
+    )
+  meaning = read_meaning(held.folder, held.run, task)
+  network = load(workdir, held.step, model=model, recipe=recipe, task=task)
+  graph, why = None, ''
+  try:
+    if model is not None:
+      graph = listing.network_graph(network, jax.tree.unflatten(held.stored.input_tree(), held.stored.inputs()))
+    else:
+      graph = listing.graph_of_held(held, task=task)
+  except ValueError as error:
+    why = str(error)
+  given = _of_data(held) if examples is None else examples
+  inputs, labels, weight = _split(given, meaning.encode, meaning.task, meaning.facts)
+  about = {
+    'producer': f'jaxlite {__version__}',
+    'run': held.run,
+    'step': str(held.step),
+    'task': '' if meaning.task is None else meaning.task.name,
+    'class_names': json.dumps(list(meaning.facts.get('class_names') or ())),
+    'preprocessing': f'inside: takes raw inputs as in training{", encoded" if meaning.encode else ""}',
+  }
+  return Subject(
+    held.folder.resolve().name,
+    network,
+    graph,
+    why,
+    own_arrays(held),
+    _fitting(inputs, held.stored),
+    labels,
+    weight,
+    meaning.task,
+    meaning.facts,
+    about,
+  )
+
+
+def of_network(network: Network, *, task: Task | None = None, facts: Facts | None = None, examples: Any) -> Subject:
+  """Takes a network as it is; see `of_run`."""
+  if examples is None:
+    raise ValueError('a network is tried on real data before it is written: give examples=inputs, or (inputs, labels)')
+  answer: Any = network.answer
+  found = task or getattr(answer, 'task', None)
+  known = facts if facts is not None else dict(getattr(answer, 'facts', {}))
+  inputs, labels, weight = _split(examples, network.encode, found, known)
+  graph, why = None, ''
+  try:
+    if getattr(network.model.apply, 'sealed', False):
+      raise ValueError('what was loaded without its model is a compiled program: deploy the folder of its run')
+    graph = listing.network_graph(network, inputs)
+  except ValueError as error:
+    why = str(error)
+  arrays = trees.by_path({'params': network.params, 'model_state': network.model_state})
+  named = {name.removeprefix('model_state/').removeprefix(f'{CONST}/'): value for name, value in arrays.items()}
+  about = {
+    'producer': f'jaxlite {__version__}',
+    'task': '' if found is None else found.name,
+    'class_names': json.dumps(list(known.get('class_names') or ())),
+  }
+  return Subject('network', network, graph, why, named, inputs, labels, weight, found, known, about)
+
+
+def _split(given: Any, encode: Any, task: Task | None, facts: Facts) -> tuple[Any, Any, Any]:
+  """(inputs, labels or None, weight or None) of what a person gives."""
+  if isinstance(given, datasets.Dataset):
+    given = given.test if len(given.test.labels) else given.validation
+  labels, weight = None, None
+  if isinstance(given, datasets.Split):
+    inputs, labels, weight = given
+  elif isinstance(given, tuple) and len(given) in (2, 3):
+    inputs, labels, weight = (*given, None)[:3]
+    inputs = inputs if encode is None else encode(inputs)
+    if task is not None:
+      labels, weight = _labels(labels, weight, task, facts)
+  else:
+    inputs = given if encode is None else encode(given)
+  inputs = jax.tree.map(np.asarray, inputs)
+  sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(inputs)}
+  if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
+    raise ValueError(f'examples are inputs [N, ...], at least one; got arrays of shapes {sorted(map(str, sizes))}')
+  (count,) = sizes.pop()
+  for what, array in (('labels', labels), ('weights', weight)):
+    if array is not None and len(array) != count:
+      raise ValueError(f'examples have one of the {what} each; got {count} inputs and {len(array)} {what}')
+  rows = slice(0, _MOST)
+  inputs = jax.tree.map(lambda leaf: leaf[rows], inputs)
+  return inputs, None if labels is None else np.asarray(labels)[rows], None if weight is None else weight[rows]
+
+
+def _labels(labels: Any, weight: Any, task: Task, facts: Facts) -> tuple[np.ndarray, Any]:
+  """A person's labels, names of classes among them, as the task has them, and what each example counts."""
+  array = np.asarray(labels)
+  names = [str(name) for name in facts.get('class_names') or ()] if 'positive' not in facts else []
+  if array.dtype.kind in 'USO' and names and (unknown := sorted({*map(str, array.ravel())} - {*names})):
+    raise ValueError(f'labels are the names of classes, {", ".join(names[:8])}; got {unknown[0]!r}')
+  if array.dtype.kind in 'USO' and names:
+    array = np.array([names.index(str(one)) for one in array.ravel()], np.int32).reshape(array.shape)
+  array = np.asarray(task.check(array, 'examples'))
+  task.check_facts(array, facts, 'examples')
+  positions = task.weight(array)
+  if positions is not None:
+    weight = np.asarray(positions, np.float32) * (1.0 if weight is None else np.asarray(weight, np.float32))
+  return array, weight
+
+
+def _fitting(inputs: Any, stored: Any) -> Any:
+  """Raw inputs in the dtypes of training, as NumPy arrays."""
+  return jax.tree.map(np.asarray, stablehlo.checked_inputs(stored, inputs))
+
+
+def _of_data(held: Held) -> datasets.Split:
+  """The data that a run was tested on, where it can be found by the name in its config."""
+  fix = 'give examples=(inputs, labels), or a Dataset'
+  unknown = f'files are tried on real data, and those of {held.folder} are not known here: {fix}'
+  with Checkpoints(held.folder / 'checkpoints', run=held.run) as saves:
+    fingerprint = (saves.loop() or {}).get('data', '')
+  try:
+    config = read_json(held.folder / 'config.json')['config']
+    told, seed = config['data'], config['seed']
+    if told.get('load') is not None:
+      raise ValueError(unknown)
+    source = {'directory': told['directory'], 'validation': told['validation'], 'seed': seed}
+    data = datasets.load(told['source'], **source)
+  except (ValueError, LookupError, TypeError, AttributeError, OSError, ImportError):
+    raise ValueError(unknown) from None
+  if data.fingerprint != fingerprint:
+    raise ValueError(unknown)
+  return data.test if len(data.test.labels) else data.validation
+
+
+def writable(out: str | os.PathLike[str]) -> Path:
+  """Makes the folder that files are written to.
+
+  Raises:
+    ValueError: it cannot be written.
+  """
+  path = Path(out).expanduser().absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    trial = path / f'.jaxlite-{os.getpid()}'
+    trial.touch()
+    trial.unlink()
+  except OSError as error:
+    raise ValueError(f'the folder {path} cannot be written ({error.strerror or error}): give another by out=') from None
+  return path

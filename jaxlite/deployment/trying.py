@@ -1,0 +1,149 @@
+"""One file, written aside and tried by its own runtime in another process: in its place it stands only if right."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxlite.cpu.kernels.compiler import compiler
+from jaxlite.deployment import agreement, formats, reference, sheet, trial
+from jaxlite.deployment.formats import Format
+from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.safetensors_file import read_safetensors
+from jaxlite.deployment.scoring import scores
+from jaxlite.deployment.sheet import Written
+from jaxlite.deployment.subject import Subject
+
+_ROUNDED = 0.01  # of the outputs' spread: how far answers lie apart on average where values are rounded to grids
+_FIRST = 8  # examples of which the integers are compared with their rules, in NumPy
+
+
+class Wanted(NamedTuple):
+  """What a file has to give.
+
+  Attributes:
+    subject: what is deployed.
+    integers: its list in integers, None where it has none.
+    outputs: the network's, a tree of [N, ...].
+    first: () -> the outputs of the first examples by the rules of the integers.
+    sizes: batches that are timed.
+    seconds: for each.
+    most: bytes of a file, None for any.
+    deadline: milliseconds, or None.
+  """
+
+  subject: Subject
+  integers: Graph | None
+  outputs: Any
+  first: Callable[[], tuple[np.ndarray, ...]]
+  sizes: tuple[int, ...]
+  seconds: float
+  most: int | None
+  deadline: float | None
+
+
+def wanted_of(subject: Subject, integers: Graph | None, outputs: Any, *rest: Any) -> Wanted:
+  """Returns a Wanted; `rest` are its last four fields."""
+
+  @functools.cache
+  def first() -> tuple[np.ndarray, ...]:
+    assert integers is not None
+    found = reference.run(integers, {name: array[:_FIRST] for name, array in subject.named().items()})
+    return found if isinstance(found, tuple) else (found,)
+
+  return Wanted(subject, integers, outputs, first, *rest)
+
+
+def score_of(subject: Subject, outputs: Any) -> float | None:
+  """Returns the task's metric of outputs; None where there are no labels, or nobody knows the task."""
+  if subject.task is None or subject.labels is None:
+    return None
+  return scores(subject.task, subject.facts, outputs, subject.labels, subject.weight).get(subject.task.score)
+
+
+def tried(name: str, kind: Format, want: Wanted, folder: Path) -> Written:
+  """Writes one file and tries it. An older one in its place goes in any case: it is not this network's.
+
+  Args:
+    name: of the format.
+    kind: it.
+    want: what the file has to give.
+    folder: of the file.
+
+  Returns:
+    Its row of the report, which says why where there is no file.
+  """
+  path = folder / kind.file
+  path.unlink(missing_ok=True)
+  if kind.listed and want.subject.graph is None:
+    return Written(name, why=f'there is no list of operations: {want.subject.why}')
+  with tempfile.TemporaryDirectory(prefix='.trying-', dir=folder) as aside:
+    part = Path(aside, kind.file)
+    try:
+      kind.write(want.subject, want.integers, part)
+      row = _answered(name, kind, want, part)._replace(bytes=os.path.getsize(part))
+    except (ValueError, ImportError) as error:
+      return Written(name, why=' '.join(str(error).split()))
+    if not row.why and want.most is not None and row.bytes > want.most:
+      row = Written(name, why=f'it has {row.bytes:,} bytes where the budget is {want.most:,}')
+    if row.why:
+      return row
+    os.replace(part, path)
+  if row.latency and want.deadline is not None:
+    row = row._replace(met=row.latency[1][1] <= want.deadline)
+  return row._replace(path=str(path))
+
+
+def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
+  if not kind.runtime:
+    return _read_back(name, want.subject, path)
+  leaves, treedef = jax.tree.flatten(want.outputs)
+  more: dict[str, Any] = {}
+  if kind.runtime == 'c':
+    more = {'command': [compiler() or 'cc'], 'ends': [leaf[:1] for leaf in leaves]}
+  named = want.subject.named()
+  found = trial.ask(kind.runtime, path, named, batches=want.sizes, seconds=want.seconds, **more)
+  answers = [found.outputs[str(index)] for index in range(len(found.outputs))]
+  whole = want.integers is not None and kind.listed
+  graph = want.subject.graph
+  rounded = whole or (graph is not None and any(one.kind == 'round' for one in graph.operations))
+  apart, why = agreement.apart(answers, leaves, [None] * len(leaves) if rounded else None)
+  if not why and rounded:
+    why = agreement.far(answers, leaves, _ROUNDED)
+  if not why and whole:
+    assert want.integers is not None
+    steps = [agreement.step_of(want.integers, one) for one in want.integers.outputs]
+    apart, why = agreement.apart([answer[:_FIRST] for answer in answers], want.first(), steps)
+  if why:
+    return Written(name, why=f'its runtime answers otherwise than the network, {why}')
+  same = min(agreement.same_largest(answer, leaf) for answer, leaf in zip(answers, leaves, strict=True))
+  return Written(
+    name,
+    arithmetic='int8' if whole else str(leaves[0].dtype),
+    apart=apart,
+    same=same,
+    score=score_of(want.subject, treedef.unflatten(answers)),
+    latency=sheet.percentiles(found.seconds),
+    memory=found.memory,
+  )
+
+
+def _read_back(name: str, subject: Subject, path: Path) -> Written:
+  """A file of values: every bit as it was."""
+  found = trial.ask('safetensors', path, {}).outputs
+  ours, _ = read_safetensors(path)
+  wanted = {each.replace('/', '.'): np.asarray(value) for each, value in formats.plain(subject).items()}
+  if {*found} != {*wanted} or {*ours} != {*wanted}:
+    return Written(name, why='its reader finds other names than were written')
+  for each, value in wanted.items():
+    theirs = value.astype(found[each].dtype)  # float32 of bfloat16, which is no change
+    if ours[each].tobytes() != value.tobytes() or theirs.tobytes() != found[each].tobytes():
+      return Written(name, why=f'its reader gives other values for {each!r}')
+  return Written(name, arithmetic='values')
