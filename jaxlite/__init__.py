@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.contract import Hook, Model, Network, Recipe, chain, reparam
   from jaxlite.cpu.replace import for_cpu
   from jaxlite.deployment.load import load
+  from jaxlite.deployment.shrink import shrink
   from jaxlite.distillation import distill, hint
   from jaxlite.optim import accumulate, augment, average, freeze
   from jaxlite.pruning import hold, prune, rigl
@@ -55,6 +56,7 @@ _WHERE = {
   'contract': ('Hook', 'Model', 'Network', 'Recipe', 'chain', 'reparam'),
   'cpu.replace': ('for_cpu',),
   'deployment.load': ('load',),
+  'deployment.shrink': ('shrink',),
   'distillation': ('distill', 'hint'),
   'optim': ('accumulate', 'augment', 'average', 'freeze'),
   'pruning': ('hold', 'prune', 'rigl'),
@@ -146,6 +148,7 @@ __all__ = [
   'quantize',
   'reparam',
   'rigl',
+  'shrink',
   'step',
   'tasks',
   'train',

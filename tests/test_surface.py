@@ -54,6 +54,7 @@ TOP = [
   'average',
   'augment',
   'for_cpu',
+  'shrink',
 ]
 
 
