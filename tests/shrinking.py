@@ -71,7 +71,7 @@ def grouped_params(seed=0):
 
 def _linen(name):
   made = {
-    'mlp': models.MLP(),
+    'mlp': models.MLP((32, 24)),
     'lenet5': models.LeNet5(),
     'resnet8': models.ResNet8(),
     'resnet20': models.ResNet20(),

@@ -18,6 +18,7 @@ import numpy as np
 from jaxlite.graph import walk
 from jaxlite.graph.covers import blocks
 from jaxlite.graph.cut import ELEMENTWISE, named
+from jaxlite.graph.cut_products import PRODUCTS
 
 Nodes = list[np.ndarray]  # of a value: by axis, int[size]
 
@@ -96,6 +97,7 @@ class Reader:
     self.marks: list[tuple[np.ndarray, str]] = []
     self.reshapes: list[Reshape] = []
     self.products: list[tuple[list[np.ndarray], float]] = []
+    self.read: list[np.ndarray] = []  # what is summed, or becomes an output of a sum: rows that are cut off are not
 
   def fresh(self, shape: Sequence[int]) -> Nodes:
     out = []
@@ -140,6 +142,8 @@ class Reader:
       return self.body(params[walk.CALLS[name]], given, times)
     if name in _LOOPS:
       return _LOOPS[name](self, eqn, given, times)
+    if name in (*PRODUCTS, *_REDUCE):
+      self.read.extend(one for value in given for one in value)
     if name in _RULES:
       return [_RULES[name](self, eqn, given[0], shapes[0])]
     if name == 'concatenate':

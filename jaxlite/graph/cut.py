@@ -135,7 +135,7 @@ def take(value: Value, axis: int, cut: Cut, eqn: Any) -> Value:
   """Returns a value cut along one more axis like another one.
 
   Args:
-    value: whole along the axis, or cut there alike.
+    value: whole along the axis, or holding there at least what the other does.
     axis: of the value.
     cut: of the other value.
     eqn: that brings them together, for the error.
@@ -144,12 +144,15 @@ def take(value: Value, axis: int, cut: Cut, eqn: Any) -> Value:
     CannotCutError: it keeps other entries.
   """
   own = value.cuts.get(axis)
-  if own is not None:
-    if own.kept != cut.kept:
-      raise cannot(eqn, 'its operands keep different entries of one axis')
+  if own is not None and own.kept == cut.kept:
     return value
-  gone = value.gone(axis)
-  array = kept_of(value.array, axis, cut.kept)
+  if own is not None:  # cut further
+    place = {entry: index for index, entry in enumerate(own.kept)}
+    if not place.keys() >= set(cut.kept):
+      raise cannot(eqn, 'its operands keep different entries of one axis')
+    array, gone = kept_of(value.array, axis, tuple(place[entry] for entry in cut.kept)), None
+  else:
+    array, gone = kept_of(value.array, axis, cut.kept), value.gone(axis)
   cuts = {one: _less(old, axis) for one, old in value.cuts.items()}
   return Value(array, {**cuts, axis: Cut(cut.kept, cut.size, gone)}, value.alike, None)
 
@@ -275,7 +278,11 @@ def together(eqn: Any, values: Sequence[Value], rank: int) -> list[Value]:
   cuts: dict[int, Cut] = {}
   for value in values:
     if len(value.shape) == rank:
-      cuts.update(value.cuts)
+      for axis, cut in value.cuts.items():
+        left = cuts.setdefault(axis, cut)
+        if left.kept != cut.kept:  # zeros were put beside what one of them lost
+          both = set(left.kept) & set(cut.kept)
+          cuts[axis] = Cut(tuple(sorted(both)), cut.size)
     elif value.cuts:
       raise cannot(eqn, 'an operand of another rank is cut')
   out = []

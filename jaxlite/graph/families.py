@@ -109,10 +109,14 @@ def _components(reader: Reader) -> tuple[np.ndarray, dict[int, str]]:
       _settle(reader, one, (free(one.old) or [None])[0], (free(one.new) or [None])[0])
     waiting = [one for one in waiting if not any(one is other for other in chosen)]
   component, _ = _joined(reader)
-  reasons: dict[int, str] = {}
+  unread = np.ones(reader.count, bool)
+  for nodes in reader.read:
+    unread[component[nodes]] = False
+  reasons: dict[int, str] = dict.fromkeys(np.flatnonzero(unread).tolist(), 'nothing sums over it')
   for nodes, why in reader.marks:
     for one in np.unique(component[nodes]).tolist():
-      reasons.setdefault(one, why)
+      if unread[one] or one not in reasons:
+        reasons[one] = why
   return component, reasons
 
 
