@@ -238,7 +238,8 @@ def _picked(given: _Given, rule: Rule) -> list[bool]:
 
 def _step(family: Family, multiple: int) -> int:
   """How many units at a time keep every width a multiple."""
-  return math.lcm(*(multiple // math.gcd(multiple, len(entries)) for entries in family.units[0]))
+  widths = [width for width in family.widths if width] or [len(entries) for entries in family.units[0]]
+  return math.lcm(*(multiple // math.gcd(multiple, width) for width in widths))
 
 
 def _worth(given: _Given, params: Any, scores: Any) -> list[np.ndarray]:

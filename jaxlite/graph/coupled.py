@@ -48,10 +48,13 @@ class Family(NamedTuple):
   Attributes:
     members: (leaf, axis) of all that a unit has a part of, in order.
     units: for each unit, for each member, its entries along that axis.
+    widths: for each member, by how much a unit makes a matrix of a product wider there (a head by all that is in it);
+      0 where it is in none.
   """
 
   members: tuple[tuple[int, int], ...]
   units: tuple[tuple[tuple[int, ...], ...], ...]
+  widths: tuple[int, ...] = ()
 
 
 class Product(NamedTuple):
@@ -97,6 +100,7 @@ class Reader:
     self.marks: list[tuple[np.ndarray, str]] = []
     self.reshapes: list[Reshape] = []
     self.products: list[tuple[list[np.ndarray], float]] = []
+    self.beside: dict[int, int] = {}  # by id of an axis in a product: the size of what lies beside it in one matrix
     self.read: list[np.ndarray] = []  # what is summed, or becomes an output of a sum: rows that are cut off are not
 
   def fresh(self, shape: Sequence[int]) -> Nodes:
@@ -196,8 +200,17 @@ class Reader:
     out = [given[0][axis] for axis in batches[0]]
     for side in (0, 1):
       out += [one for axis, one in enumerate(given[side]) if axis not in (*summed[side], *batches[side])]
+      for group in (summed[side], [a for a in range(len(given[side])) if a not in (*summed[side], *batches[side])]):
+        self.matrix([given[side][axis] for axis in group])
     self.products.append(([*out, *(given[0][axis] for axis in summed[0])], 2.0 * times))
     return out
+
+  def matrix(self, nodes: Nodes) -> None:
+    """Notes axes that a product takes as one."""
+    size = math.prod(map(len, nodes))
+    for one in nodes:
+      beside = size // max(len(one), 1)
+      self.beside[id(one)] = min(self.beside.get(id(one), beside), beside)
 
   def convolution(self, eqn: Any, given: Sequence[Nodes], shape: Sequence[int], times: int) -> Nodes:
     numbers, groups = eqn.params['dimension_numbers'], eqn.params['feature_group_count']

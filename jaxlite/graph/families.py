@@ -150,7 +150,11 @@ def _families(reader: Reader, leaves: Sequence[Nodes], component: np.ndarray, re
   families, of_unit = [], {}
   for key, several in alike.items():
     members = tuple(member for member, _ in key)
-    families.append(Family(members, tuple(tuple(tuple(units[u][member]) for member in members) for u in several)))
+    parts = tuple(tuple(tuple(units[unit][member]) for member in members) for unit in several)
+    widths = tuple(
+      len(one) * reader.beside.get(id(leaves[m[0]][m[1]]), 0) for m, one in zip(members, parts[0], strict=True)
+    )
+    families.append(Family(members, parts, widths))
     of_unit.update(dict.fromkeys(several, len(families) - 1))
   products = []
   for axes, each in reader.products:

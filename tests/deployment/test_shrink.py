@@ -244,6 +244,18 @@ def test_rows_that_this_length_does_not_read_stay():
   assert small.network.predict(np.arange(9)[None]).shape == (1, 9, 3)
 
 
+def test_widths_that_are_cut_stay_multiples_of_eight_and_a_head_is_as_wide_as_what_is_in_it():
+  def fn(p, x):
+    q, k, v = (jnp.einsum('btc,chd->bthd', x, p[name]) for name in ('q', 'k', 'v'))
+    shares = jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k))
+    return jax.nn.relu(jnp.einsum('bhqk,bkhd,hdc->bqc', shares, v, p['o']) @ p['u']) @ p['w']
+
+  params = ones(q=(6, 4, 8), k=(6, 4, 8), v=(6, 4, 8), o=(4, 8, 5), u=(5, 44), w=(44, 6))
+  small = jl.shrink(fn, params, None, np.ones((2, 3, 6), np.float32), keep=0.4)
+  assert small.params['q'].shape == (6, 2, 4)  # heads of 8, then 8 in each of 4: a pair of them is a multiple
+  assert small.params['u'].shape == (5, 16)
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
