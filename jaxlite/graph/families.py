@@ -150,6 +150,10 @@ def _families(reader: Reader, leaves: Sequence[Nodes], component: np.ndarray, re
   families, of_unit = [], {}
   for key, several in alike.items():
     members = tuple(member for member, _ in key)
+    if len(several) == 1:  # something must be left
+      for member in members:
+        fixed.setdefault(member, 'it is one alone')
+      continue
     parts = tuple(tuple(tuple(units[unit][member]) for member in members) for unit in several)
     widths = tuple(
       len(one) * reader.beside.get(id(leaves[m[0]][m[1]]), 0) for m, one in zip(members, parts[0], strict=True)
