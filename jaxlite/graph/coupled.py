@@ -100,6 +100,7 @@ class Reader:
     self.marks: list[tuple[np.ndarray, str]] = []
     self.reshapes: list[Reshape] = []
     self.products: list[tuple[list[np.ndarray], float]] = []
+    self.owners: dict[int, int] = {}  # by id of an axis of a leaf: the leaf
     self.beside: dict[int, int] = {}  # by id of an axis in a product: the size of what lies beside it in one matrix
     self.read: list[np.ndarray] = []  # what is summed, or becomes an output of a sum: rows that are cut off are not
 
@@ -200,8 +201,10 @@ class Reader:
     out = [given[0][axis] for axis in batches[0]]
     for side in (0, 1):
       out += [one for axis, one in enumerate(given[side]) if axis not in (*summed[side], *batches[side])]
-      for group in (summed[side], [a for a in range(len(given[side])) if a not in (*summed[side], *batches[side])]):
-        self.matrix([given[side][axis] for axis in group])
+      free = [axis for axis in range(len(given[side])) if axis not in (*summed[side], *batches[side])]
+      if len({self.owners.get(id(one), -1 - place) for place, one in enumerate(given[side])}) == 1:  # a leaf's own axes
+        self.matrix([given[side][axis] for axis in summed[side]])
+        self.matrix([given[side][axis] for axis in free])
     self.products.append(([*out, *(given[0][axis] for axis in summed[0])], 2.0 * times))
     return out
 

@@ -27,6 +27,7 @@ def couple(programs: Sequence[Program], shapes: Sequence[Sequence[int]]) -> Coup
   """
   reader = Reader()
   leaves = [reader.fresh(shape) for shape in shapes]
+  reader.owners.update((id(one), leaf) for leaf, nodes in enumerate(leaves) for one in nodes)
   read = set()
   for number, program in enumerate(programs):
     bare = walk.opened(program.jaxpr)[0]

@@ -9,8 +9,11 @@ import optax
 import pytest
 
 import jaxlite as jl
+import networks
 import shrinking
 from jaxlite.contract import Model
+
+X = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)
@@ -42,13 +45,49 @@ def shrunk_at_random(network, rng, **options):
 
 
 @pytest.mark.unoptimized
-@pytest.mark.parametrize('name', [*shrinking.LINEN, *shrinking.FRAMEWORKS])
+@pytest.mark.parametrize('name', ['resnet8', 'vit', 'function'])
 def test_what_is_left_computes_what_the_masked_network_does(name):
   network = shrinking.network(name)
   small = shrunk_at_random(network, np.random.default_rng(1))
   assert any(group.kept < group.units for group in small.groups)
   assert not any(group.why for group in small.groups)
+  agree(small, *network, modes=(False,))
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize('framework', networks.FRAMEWORKS)
+def test_dense_layers_of_every_framework_lose_neurons(framework):
+  rng = np.random.default_rng(0)
+  weights = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 16), (16,), (16, 3), (3,))]
+  model = networks.dense(framework, weights)[0]
+  params, state = model.init(jax.random.key(0), X)
+  small = jl.shrink(model, params, state, X, keep=0.5, key=jax.random.key(0))
+  w1, b1, w2, b2 = weights
+  worth = np.abs(w1).sum(0) + np.abs(b1) + np.abs(w2).sum(1)
+  left = np.sort(np.argsort(-worth)[:8])
+  wanted = np.maximum(X @ w1[:, left] + b1[left], 0) @ w2[left] + b2
+  np.testing.assert_allclose(small.network.predict(X), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [*shrinking.LINEN, *shrinking.FRAMEWORKS])
+def test_training_goes_on_as_the_masked_network_would(name):
+  network = shrinking.network(name)
+  model, params, state, inputs = network
+  small = shrunk_at_random(network, np.random.default_rng(1))
   agree(small, *network)
+  key = jax.random.key(5)
+
+  def slopes(model, params, state):
+    def loss(params):
+      return (model.apply(params, state, inputs, train=True, key=key, step=jnp.int32(3))[0] ** 2).mean()
+
+    return jax.jit(jax.grad(loss))(params)
+
+  close(
+    slopes(small.model, small.params, small.model_state),
+    small.cut(slopes(model, *shrinking.masked(small, params, state))),
+  )
 
 
 @pytest.mark.slow
@@ -79,9 +118,6 @@ def check(fn, params, inputs, wanted, **options):
   whole = shrinking.masked(small, params, {})[0]
   got = small.model.apply(small.params, {}, inputs, train=False, key=None)[0]
   np.testing.assert_allclose(got, fn(whole, inputs), rtol=1e-5, atol=1e-5)
-
-
-X = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
 
 
 def test_a_residual_sum_ties_its_branches():
