@@ -13,6 +13,7 @@ import networks
 import shrinking
 from jaxlite.contract import Model
 
+pytestmark = pytest.mark.unoptimized
 X = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
 
 
@@ -44,7 +45,6 @@ def shrunk_at_random(network, rng, **options):
   return jl.shrink(model, params, state, inputs, keep=keep, multiple=1, scores=scores, key=jax.random.key(3), **options)
 
 
-@pytest.mark.unoptimized
 @pytest.mark.parametrize('name', ['resnet8', 'vit', 'function'])
 def test_what_is_left_computes_what_the_masked_network_does(name):
   network = shrinking.network(name)
@@ -54,7 +54,6 @@ def test_what_is_left_computes_what_the_masked_network_does(name):
   agree(small, *network, modes=(False,))
 
 
-@pytest.mark.unoptimized
 @pytest.mark.parametrize('framework', networks.FRAMEWORKS)
 def test_dense_layers_of_every_framework_lose_neurons(framework):
   rng = np.random.default_rng(0)
