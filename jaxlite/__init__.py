@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.deployment.deploy import deploy
   from jaxlite.deployment.load import load
   from jaxlite.deployment.pack import unpack
+  from jaxlite.deployment.shrink import shrink
   from jaxlite.distillation import distill, hint
   from jaxlite.optim import accumulate, augment, average, freeze
   from jaxlite.pruning import hold, prune, rigl
@@ -59,6 +60,7 @@ _WHERE = {
   'deployment.deploy': ('deploy',),
   'deployment.load': ('load',),
   'deployment.pack': ('unpack',),
+  'deployment.shrink': ('shrink',),
   'distillation': ('distill', 'hint'),
   'optim': ('accumulate', 'augment', 'average', 'freeze'),
   'pruning': ('hold', 'prune', 'rigl'),
@@ -151,6 +153,7 @@ __all__ = [
   'quantize',
   'reparam',
   'rigl',
+  'shrink',
   'step',
   'tasks',
   'train',

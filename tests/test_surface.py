@@ -56,6 +56,7 @@ TOP = [
   'average',
   'augment',
   'for_cpu',
+  'shrink',
 ]
 
 

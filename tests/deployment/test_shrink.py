@@ -1,0 +1,433 @@
+"""A shrunk network is the whole one with zeros in place of what was removed, in every framework, or it is refused."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxlite as jl
+import networks
+import shrinking
+from jaxlite.contract import Model
+
+pytestmark = pytest.mark.unoptimized
+X = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(apply, train):
+  key, step = (jax.random.key(5), jnp.int32(3)) if train else (None, None)
+  return jax.jit(lambda params, state, inputs: apply(params, state, inputs, train=train, key=key, step=step))
+
+
+def close(one, other):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+
+
+def agree(small, model, params, state, inputs, modes=(False, True)):
+  """Outputs and new state of a shrunk network are the masked one's."""
+  whole = shrinking.masked(small, params, state)
+  for train in modes:
+    wanted, wanted_state = compiled(model.apply, train)(*whole, inputs)
+    got, got_state = compiled(small.model.apply, train)(small.params, small.model_state, inputs)
+    scale = max(1.0, float(jnp.abs(wanted).max()))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * scale)
+    close(got_state, small.cut(wanted_state))
+
+
+def shrunk_at_random(network, rng, **options):
+  model, params, state, inputs = network
+  scores = shrinking.random_scores(params, rng)
+  keep = float(rng.uniform(0.3, 0.9))
+  return jl.shrink(model, params, state, inputs, keep=keep, multiple=1, scores=scores, key=jax.random.key(3), **options)
+
+
+@pytest.mark.parametrize('name', ['resnet8', 'vit', 'function'])
+def test_what_is_left_computes_what_the_masked_network_does(name):
+  network = shrinking.network(name)
+  small = shrunk_at_random(network, np.random.default_rng(1))
+  assert any(group.kept < group.units for group in small.groups)
+  assert not any(group.why for group in small.groups)
+  agree(small, *network, modes=(False,))
+
+
+@pytest.mark.parametrize('framework', networks.FRAMEWORKS)
+def test_dense_layers_of_every_framework_lose_neurons(framework):
+  rng = np.random.default_rng(0)
+  weights = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 16), (16,), (16, 3), (3,))]
+  model = networks.dense(framework, weights)[0]
+  params, state = model.init(jax.random.key(0), X)
+  small = jl.shrink(model, params, state, X, keep=0.5, key=jax.random.key(0))
+  w1, b1, w2, b2 = weights
+  worth = np.abs(w1).sum(0) + np.abs(b1) + np.abs(w2).sum(1)
+  left = np.sort(np.argsort(-worth)[:8])
+  wanted = np.maximum(X @ w1[:, left] + b1[left], 0) @ w2[left] + b2
+  np.testing.assert_allclose(small.network.predict(X), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [*shrinking.LINEN, *shrinking.FRAMEWORKS])
+def test_training_goes_on_as_the_masked_network_would(name):
+  network = shrinking.network(name)
+  model, params, state, inputs = network
+  small = shrunk_at_random(network, np.random.default_rng(1))
+  agree(small, *network)
+  key = jax.random.key(5)
+
+  def slopes(model, params, state):
+    def loss(params):
+      return (model.apply(params, state, inputs, train=True, key=key, step=jnp.int32(3))[0] ** 2).mean()
+
+    return jax.jit(jax.grad(loss))(params)
+
+  close(
+    slopes(small.model, small.params, small.model_state),
+    small.cut(slopes(model, *shrinking.masked(small, params, state))),
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [*shrinking.LINEN, 'resnet20', *shrinking.FRAMEWORKS])
+def test_two_hundred_choices_compute_what_the_masked_network_does(name):
+  network = shrinking.network(name)
+  for seed in range(200):
+    small = shrunk_at_random(network, np.random.default_rng(seed))
+    agree(small, *network, modes=(False, True) if seed < 5 else (False,))
+
+
+# --- groups, by hand -----------------------------------------------------------------------------------------------
+
+
+def groups(fn, params, inputs, **options):
+  small = jl.shrink(fn, params, None, inputs, **{'keep': 0.5, 'multiple': 1, **options})
+  return small, {frozenset(one.members): (one.units, one.kept) for one in small.groups}
+
+
+def ones(**shapes):
+  rng = np.random.default_rng(0)
+  return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def check(fn, params, inputs, wanted, **options):
+  small, found = groups(fn, params, inputs, **options)
+  assert found == {frozenset(members.split()): counts for members, counts in wanted.items()}
+  whole = shrinking.masked(small, params, {})[0]
+  got = small.model.apply(small.params, {}, inputs, train=False, key=None)[0]
+  np.testing.assert_allclose(got, fn(whole, inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_residual_sum_ties_its_branches():
+  def fn(p, x):
+    h = x @ p['a']
+    return (h + jax.nn.relu(h @ p['b']) @ p['c']) @ p['d']
+
+  check(fn, ones(a=(6, 8), b=(8, 4), c=(4, 8), d=(8, 2)), X, {
+    'a[1] b[0] c[1] d[0]': (8, 4), 'b[1] c[0]': (4, 2),
+  })  # fmt: skip
+
+
+def test_what_is_concatenated_and_split_again_keeps_its_parts_apart():
+  def fn(p, x):
+    a, b = jnp.split(jnp.concatenate([x @ p['a'], jnp.tanh(x @ p['b'])], -1) * p['s'], [4], axis=-1)
+    return a @ p['c'] + jnp.flip(b, -1) @ p['d']
+
+  check(fn, ones(a=(6, 4), b=(6, 8), s=(12,), c=(4, 2), d=(8, 2)), X, {
+    'a[1] s[0] c[0]': (4, 2), 'b[1] s[0] d[0]': (8, 4),
+  })  # fmt: skip
+
+
+def test_a_flattened_image_loses_whole_channels():
+  def fn(p, x):
+    h = jax.lax.conv_general_dilated(x, p['k'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return jax.nn.relu(h + p['b']).reshape(x.shape[0], -1) @ p['w']
+
+  image = np.random.default_rng(0).normal(size=(2, 3, 3, 2)).astype(np.float32)
+  check(fn, ones(k=(3, 3, 2, 4), b=(4,), w=(36, 5)), image, {'k[3] b[0] w[0]': (4, 2)})
+
+
+def test_a_product_of_each_with_each_sums_twice_over_one_axis():
+  def fn(p, x):
+    h = x @ p['a']
+    return jnp.einsum('bi,ci->bc', h, h) @ p['b']
+
+  check(fn, ones(a=(6, 8), b=(3, 2)), X, {'a[1]': (8, 4)})
+
+
+def test_a_loop_over_layers_and_a_recurrence():
+  def fn(p, x):
+    def layer(h, w):
+      return jnp.tanh(h @ w['a'] + w['b']), jnp.sum(h * h)
+
+    h, norms = jax.lax.scan(layer, x @ p['in'], p['layers'])
+    carry = jax.lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c @ p['r'] + h), jnp.zeros((x.shape[0], 8)))
+    return carry @ p['out'], norms
+
+  params = {**ones(**{'in': (6, 8), 'r': (8, 8), 'out': (8, 2)}), 'layers': ones(a=(5, 8, 8), b=(5, 8))}
+  small = jl.shrink(fn, params, None, X, keep=0.5, multiple=1)
+  whole = shrinking.masked(small, params, {})[0]
+  got = small.model.apply(small.params, {}, X, train=False, key=None)[0]
+  close(got, fn(whole, X))
+  assert small.params['layers']['a'].shape == (5, 4, 4)
+  assert small.params['r'].shape == (4, 4)
+
+
+def test_branches_and_rematerialized_bodies():
+  def fn(p, x):
+    h = jax.checkpoint(lambda h: jnp.sin(h @ p['a']))(x)
+    h = jax.lax.cond(x.sum() > 0, lambda h: h * p['s'], lambda h: jnp.ones_like(h), h)
+    return h @ p['b']
+
+  check(fn, ones(a=(6, 8), s=(8,), b=(8, 2)), X, {'a[1] s[0] b[0]': (8, 4)})
+
+
+@pytest.mark.parametrize('kind', ['two passes', 'one pass', 'root mean square', 'softmax', 'largest', 'logsumexp'])
+def test_statistics_over_what_is_cut_count_what_is_gone(kind):
+  def fn(p, x):
+    h = jax.nn.relu(x @ p['a'] + p['b'])
+    if kind == 'two passes':
+      h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-5)
+    if kind == 'one pass':
+      h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(
+        (h * h).mean(-1, keepdims=True) - h.mean(-1, keepdims=True) ** 2 + 1e-5
+      )
+    if kind == 'root mean square':
+      h = h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
+    if kind == 'softmax':
+      h = jax.nn.softmax(h)
+    if kind == 'largest':
+      h = h / jnp.max(jnp.cos(h), -1, keepdims=True)
+    if kind == 'logsumexp':
+      h = h - jax.nn.logsumexp(h, -1, keepdims=True)
+    return (h * p['s'] + p['t']) @ p['c']
+
+  check(fn, ones(a=(6, 8), b=(8,), s=(8,), t=(8,), c=(8, 2)), X, {'a[1] b[0] s[0] t[0] c[0]': (8, 4)})
+
+
+def test_dropout_draws_what_the_whole_network_would():
+  def apply(p, s, x, *, train, key, step=None):
+    h = x @ p['a']
+    return (h * jax.random.bernoulli(key, 0.5, h.shape) if train else h) @ p['b'], s
+
+  model, params = Model(lambda key, x: (ones(a=(6, 8), b=(8, 2)), {}), apply), ones(a=(6, 8), b=(8, 2))
+  small = jl.shrink(model, params, {}, X, keep=0.5, multiple=1, key=jax.random.key(0))
+  agree(small, model, params, {}, X)
+
+
+def test_derivatives_that_somebody_wrote_stay_theirs():
+  @jax.custom_vjp
+  def doubled(x, scale):
+    return x * scale
+
+  doubled.defvjp(lambda x, scale: (x * scale, (x, scale)), lambda kept, g: (2 * g * kept[1], 3 * g * kept[0]))
+
+  @jax.custom_jvp
+  def normalized(x):
+    return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+
+  @normalized.defjvp
+  def _(primals, tangents):
+    (x,), (change,) = primals, tangents
+    return normalized(x), 5 * change * (x * x).mean(-1, keepdims=True)
+
+  def fn(p, x):
+    return jax.nn.relu(doubled(normalized(x @ p['a']), p['s'])) @ p['b']
+
+  params = ones(a=(6, 8), b=(8, 2))
+  params['s'] = jnp.ones((3, 8))
+  small = jl.shrink(fn, params, None, X, keep=0.5, multiple=1)
+  whole = shrinking.masked(small, params, {})[0]
+  wanted = jax.grad(lambda p: (fn(p, X) ** 2).sum())(whole)
+  got = jax.grad(lambda p: (small.model.apply(p, {}, X, train=True, key=None)[0] ** 2).sum())(small.params)
+  assert {name: leaf.shape for name, leaf in got.items()} == {'a': (6, 4), 's': (3, 4), 'b': (4, 2)}
+  close(got, small.cut(wanted))
+
+
+def test_a_norm_over_groups_loses_whole_groups():
+  def fn(p, x):
+    h = (x @ p['a']).reshape(3, 4, 2)
+    h = (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-3)
+    return (h.reshape(3, 8) * p['s']) @ p['b']
+
+  small, found = groups(fn, ones(a=(6, 8), s=(8,), b=(8, 2)), X)
+  assert found == {frozenset({'a[1]', 's[0]', 'b[0]'}): (4, 2)}
+  assert small.params['a'].shape == (6, 4)
+
+
+def test_narrow_floats_and_shared_weights():
+  def fn(p, x):
+    h = jnp.tanh(x.astype(jnp.bfloat16) @ p['a'])
+    return (h @ p['w'] + h @ p['w'].T) @ p['b']
+
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), ones(a=(6, 8), w=(8, 8), b=(8, 2)))
+  small = jl.shrink(fn, params, None, X, keep=0.5, multiple=1)
+  assert small.params['w'].shape == (4, 4)
+  got = small.model.apply(small.params, {}, X, train=False, key=None)[0]
+  wanted = fn(shrinking.masked(small, params, {})[0], X)
+  np.testing.assert_allclose(np.float32(got), np.float32(wanted), rtol=0.05, atol=0.2)
+
+
+def test_rows_that_this_length_does_not_read_stay():
+  def fn(p, tokens):
+    return (p['table'][tokens] + p['places'][: tokens.shape[1]]) @ p['out']
+
+  params, tokens = ones(table=(9, 8), places=(16, 8), out=(8, 3)), np.arange(8).reshape(2, 4)
+  small = jl.shrink(fn, params, None, tokens, keep=0.5, multiple=1)
+  assert small.params['places'].shape == (16, 4)
+  assert small.network.predict(np.arange(9)[None]).shape == (1, 9, 3)
+
+
+def test_widths_that_are_cut_stay_multiples_of_eight_and_a_head_is_as_wide_as_what_is_in_it():
+  def fn(p, x):
+    q, k, v = (jnp.einsum('btc,chd->bthd', x, p[name]) for name in ('q', 'k', 'v'))
+    shares = jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k))
+    return jax.nn.relu(jnp.einsum('bhqk,bkhd,hdc->bqc', shares, v, p['o']) @ p['u']) @ p['w']
+
+  params = ones(q=(6, 4, 8), k=(6, 4, 8), v=(6, 4, 8), o=(4, 8, 5), u=(5, 44), w=(44, 6))
+  small = jl.shrink(fn, params, None, np.ones((2, 3, 6), np.float32), keep=0.4)
+  assert small.params['q'].shape == (6, 2, 4)  # heads of 8, then 8 in each of 4: a pair of them is a multiple
+  assert small.params['u'].shape == (5, 16)
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_understood_is_refused_by_name():
+  def fn(p, x):
+    return jnp.sort(x @ p['a'], axis=-1) @ p['b'] + jax.nn.relu(x @ p['c']) @ p['d']
+
+  small, found = groups(fn, ones(a=(6, 8), b=(8, 2), c=(6, 8), d=(8, 2)), X)
+  assert found == {frozenset({'c[1]', 'd[0]'}): (8, 4)}
+  assert 'sort' in small.fixed['a[1]']
+  assert small.fixed['a[0]'] == 'it is an input'
+
+
+def test_a_sum_over_what_is_gone_and_not_zero_is_refused_by_its_equation():
+  def fn(p, x):
+    h = jnp.exp(x @ p['a'] * jnp.arange(8.0) + jnp.arange(8.0))
+    return h.sum(-1, keepdims=True) @ p['b'] + jax.nn.relu(x @ p['c']) @ p['d']
+
+  small, found = groups(fn, ones(a=(6, 8), b=(1, 2), c=(6, 8), d=(8, 2)), X)
+  (why,) = [one.why for one in small.groups if 'a[1]' in one.members]
+  assert found[frozenset({'a[1]'})] == (8, 8)
+  assert 'reduce_sum' in why
+
+
+def test_errors_say_what_was_wrong():
+  def fn(p, x):
+    return jax.nn.relu(x @ p['a']) @ p['b']
+
+  params = ones(a=(6, 8), b=(8, 2))
+  for options, words in (
+    ({'keep': 0.0}, 'keep is above 0'),
+    ({'keep': 0.5, 'flops': 3}, 'one of keep and the budgets'),
+    ({'keep': 0.5}, 'give multiple=1'),
+    ({'keep': 0.5, 'multiple': 0}, 'whole number'),
+    ({'keep': 0.5, 'multiple': 1, 'rule': 'nope'}, 'nope'),
+    ({'parameters': 1, 'multiple': 1}, 'nearest is 8'),
+    ({}, 'no unit has weights that are all zero'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      jl.shrink(fn, params, None, X, **options)
+  with pytest.raises(ValueError, match='finite'):
+    jl.shrink(fn, {**params, 'a': params['a'].at[0, 0].set(jnp.nan)}, None, X, keep=0.5, multiple=1)
+  with pytest.raises(ValueError, match='no group of this network can be removed'):
+    jl.shrink(lambda p, x: x @ p['a'], params, None, X, keep=0.5)
+  small = jl.shrink(fn, params, None, X, keep=0.5, multiple=1)
+  with pytest.raises(ValueError, match='cut them first'):
+    small.model.apply(params, {}, X, train=False, key=None)
+
+
+# --- exact removal -------------------------------------------------------------------------------------------------
+
+
+def test_without_a_budget_only_what_changes_nothing_goes():
+  def fn(p, x):
+    return jax.nn.relu(x @ p['a'] + p['b']) @ p['c']
+
+  params = ones(a=(6, 32), b=(32,), c=(32, 2))
+  params['a'] = params['a'].at[:, 3:20].set(0)  # with their biases alive they are constants, and no zeros
+  with pytest.raises(ValueError, match='17 units with zero weights not dead'):
+    jl.shrink(fn, params, None, X)
+  params['b'] = params['b'].at[3:20].set(0)
+  small = jl.shrink(fn, params, None, X)
+  assert small.params['a'].shape == (6, 16)  # 15 live: a multiple of 8
+  np.testing.assert_allclose(small.network.predict(X), fn(params, X), rtol=1e-5, atol=1e-5)
+
+
+# --- training goes on ----------------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_goes_on_with_what_is_left():
+  def fn(p, x):
+    return jax.nn.relu(x @ p['a']) @ p['c']
+
+  model = jl.from_function(fn, ones(a=(6, 32), c=(32, 2)))
+  batch = {'inputs': X, 'labels': np.arange(3) % 2}
+  recipe = jl.chain(optax.adam(0.01), jl.prune(0.5, begin=0, end=4, every=1))
+  train = jl.train_step(model, jl.cross_entropy, recipe)
+  state = train.init(jax.random.key(0), batch)
+  for _ in range(5):
+    state, _ = train.step(state, batch)
+  small = jl.shrink(model, state.params, {}, X, keep=0.5)
+  again = jl.train_step(small.model, jl.cross_entropy, recipe)
+  left = small.cut(state)
+  fresh = again.init(jax.random.key(0), batch)
+  assert jax.tree.map(jnp.shape, left) == jax.tree.map(jnp.shape, fresh)
+  kept = np.asarray(small.cut({'a': np.broadcast_to(np.arange(32), (6, 32)), 'c': np.zeros((32, 2))})['a'])[0]
+  moments = left.opt_state[0][0].mu['a']
+  np.testing.assert_array_equal(moments, np.asarray(state.opt_state[0][0].mu['a'])[:, kept])
+  new, metrics = again.step(left, batch)
+  assert int(new.step) == 6
+  assert np.isfinite(metrics['loss'])
+
+
+def test_factored_moments_are_refused():
+  params = ones(a=(256, 256), c=(256, 2))
+  small = jl.shrink(
+    lambda p, x: jax.nn.relu(x @ p['a']) @ p['c'], params, None, np.ones((1, 256), np.float32), keep=0.5
+  )
+  with pytest.raises(ValueError, match='make this state anew'):
+    small.cut(optax.adafactor(0.1).init(params))
+
+
+# --- budgets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('what', ['parameters', 'bytes', 'flops'])
+def test_a_budget_is_met_and_not_by_far(what):
+  model, params, state, inputs = shrinking.network('mlp')
+
+  def cost(params, state):
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    if what == 'flops':
+      return 2 * sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
+    return sum(sizes) * (4 if what == 'bytes' else 1)
+
+  most = cost(params, state) // 3
+  small = jl.shrink(model, params, state, inputs, **{what: most})
+  assert 0.7 * most < cost(small.params, small.model_state) <= most
+  agree(small, model, params, state, inputs)
+
+
+def test_a_latency_is_met_or_the_nearest_is_told():
+  model, params, state, inputs = shrinking.network('mlp')
+  with pytest.raises(ValueError, match='the nearest is'):
+    jl.shrink(model, params, state, inputs, latency=1e-9)
+  assert jl.shrink(model, params, state, inputs, latency=10.0).params.keys() == params.keys()
+
+
+def test_the_batch_stays_open_and_transforms_work():
+  model, params, state, inputs = shrinking.network('mlp')
+  small = jl.shrink(model, params, state, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), keep=0.5)
+
+  def predict(x):
+    return small.model.apply(small.params, small.model_state, x, train=False, key=None)[0]
+
+  many = np.concatenate([inputs] * 4)
+  rows = jax.vmap(lambda x: predict(x[None])[0])(many)
+  looped = jax.lax.scan(lambda c, x: (c, predict(x[None])[0]), None, many)[1]
+  np.testing.assert_allclose(rows, predict(many), atol=1e-5)
+  np.testing.assert_allclose(looped, predict(many), atol=1e-5)
