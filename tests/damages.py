@@ -3,12 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 KINDS = ('flip', 'cut', 'empty', 'delete', 'exchange', 'link', 'wrong shape', 'too deep')
+# What came later: the generator's order is that of its kinds, so each list has its own.
+MORE_KINDS = ('pipe', 'folder', 'zeros', 'grown', 'rewritten', 'repeated')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +37,11 @@ def files(folder: Path) -> list[str]:
   return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
 
 
-def drawn(folder: Path, count: int, seed: int) -> Iterator[Damage]:
+def drawn(folder: Path, count: int, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Damage]:
   """As many damages to the files of a folder, the kinds and files by turns: each kind of each file comes once first."""
   draw = random.Random(seed)
   names = files(folder)
-  order = [(kind, name) for kind in KINDS for name in names]
+  order = [(kind, name) for kind in kinds for name in names]
   draw.shuffle(order)
   for at in range(count):
     kind, name = order[at % len(order)]
@@ -93,8 +96,46 @@ def inflict(damage: Damage, folder: Path, aside: Path, other: Path | None = None
     path.write_bytes(_misshapen(data, draw))
   elif damage.kind == 'too deep':
     path.write_bytes(draw.choice([b'[' * 100_000, b'{"a":' * 100_000, b'[' * 5_000 + b']' * 5_000]))
+  elif damage.kind == 'pipe':  # whoever opens it as a file waits for ever
+    path.unlink()
+    os.mkfifo(path)
+  elif damage.kind == 'folder':
+    path.unlink()
+    path.mkdir()
+    if draw.random() < 0.5:
+      (path / 'inside').write_bytes(data)
+  elif damage.kind == 'zeros':  # what a power cut leaves: the length was written, the content was not
+    start = draw.choice([0, draw.randrange(len(data) + 1)])
+    path.write_bytes(data[:start] + bytes(len(data) - start))
+  elif damage.kind == 'grown':
+    path.write_bytes(data + draw.choice([b'\0', b'\n', b'{}\n', b'garbage', bytes(1 << 20), data]))
+  elif damage.kind == 'rewritten':  # by an editor, or on another system
+    path.write_bytes(_by_an_editor(data, draw))
+  elif damage.kind == 'repeated':  # a line, twice
+    lines = data.split(b'\n')
+    at = draw.randrange(len(lines))
+    path.write_bytes(b'\n'.join([*lines[: at + 1], *lines[at:]]))
   else:
     raise ValueError(damage.kind)
+
+
+def _by_an_editor(data: bytes, draw: random.Random) -> bytes:
+  how = draw.choice(['crlf', 'mark', 'utf-16', 'indented', 'stripped'])
+  try:
+    text = data.decode()
+  except UnicodeDecodeError:
+    return data.replace(b'\n', b'\r\n')
+  if how == 'indented':
+    try:
+      return json.dumps(json.loads(text), indent=7, sort_keys=draw.random() < 0.5).encode()
+    except ValueError:
+      how = 'crlf'
+  return {
+    'crlf': lambda: text.replace('\n', '\r\n').encode(),
+    'mark': lambda: text.encode('utf-8-sig'),
+    'utf-16': lambda: text.encode('utf-16'),
+    'stripped': lambda: text.strip().encode(),
+  }[how]()
 
 
 _OTHERS = (None, [], {}, '', 'text', -1, 0, 1e999, True, [[]], {'a': {'b': []}}, 10**30)
@@ -154,6 +195,7 @@ def restore(folder: Path, sound: Path) -> None:
     name = path.relative_to(folder)
     if (
       path.is_symlink()
+      or not (path.is_dir() or path.is_file())
       or (name not in wanted and path.is_file())
       or (name in wanted and path.is_dir() != wanted[name].is_dir())
     ):

@@ -14,6 +14,7 @@ import errno
 import logging
 import math
 import os
+import stat
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,7 @@ def read(
   Raises:
     Damaged: leaves cannot be read or have another hash than was written; tells how many, and the first.
   """
+  _check_plain(path / _ARRAYS)
   made: dict[str, _T] = {}
   damaged: list[str] = []
   for batch in _batches(wanted):
@@ -117,6 +119,15 @@ def read(
   if damaged:
     raise Damaged(f'{len(damaged)} of {len(wanted)} leaves are damaged, first {damaged[0]}')
   return made
+
+
+def _check_plain(folder: Path) -> None:
+  """Refuses what TensorStore would wait for: it opens a pipe as a file, and no error ends that."""
+  for at, _, files in os.walk(folder):
+    for path in (os.path.join(at, name) for name in files):
+      with contextlib.suppress(OSError):  # what is not there, it says itself
+        if not stat.S_ISREG(os.stat(path).st_mode):
+          raise Damaged(f'{os.path.relpath(path, folder.parent)} is no plain file')
 
 
 def _batches(wanted: Sequence[Leaf]) -> Iterator[list[Leaf]]:

@@ -7,6 +7,7 @@ through a program's equations for `provenance`, which asks it at every contracti
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -127,6 +128,16 @@ def pieces(
   return {path: grown(path, cover) for path, cover in covers.items()}
 
 
+def repeated(several: Sequence[Covers]) -> list[Covers]:
+  """Returns the covers of pieces where a leaf that stands in several of them is no single row: shifts of a vector.
+
+  Args:
+    several: of each piece.
+  """
+  counts = collections.Counter(path for covers in several for path in covers)
+  return [{p: c._replace(own=None) if counts[p] > 1 else c for p, c in covers.items()} for covers in several]
+
+
 def through(eqn: Any, position: int, covers: Covers, shape: Sequence[int]) -> dict[str, Cover]:
   """Returns what a result of an equation holds of one of its operands.
 
@@ -147,10 +158,29 @@ def through(eqn: Any, position: int, covers: Covers, shape: Sequence[int]) -> di
     after = tuple(shape) if move is None else move(eqn, own, before, shape)
     return tuple(min(one, size) for one, size in zip(after, shape, strict=True))
 
-  return {
+  found = {
     path: cover._replace(extents=moved(cover.extents), own=None if cover.own is None else moved(cover.own))
     for path, cover in covers.items()
   }
+  return _entwined(eqn, own, covers, found) if name == 'reshape' and len(covers) > 1 else found
+
+
+def _entwined(eqn: Any, own: Extents, before: Covers, after: dict[str, Cover]) -> dict[str, Cover]:
+  """Factors of a Kronecker product: each spans axes that the other does not, and together they fill what a reshape
+  makes one axis of them. By lengths alone the larger would cover the smaller there, as a kernel does its gain."""
+  order = eqn.params.get('dimensions') or range(len(own))
+  live = {path: cover.extents for path, cover in before.items() if not cover.lost}
+  rivals = [path for path, e in live.items() if not any(e != other and _within(e, other) for other in live.values())]
+  for old, new in blocks([own[axis] for axis in order], eqn.outvars[0].aval.shape):
+    axes = [order[axis] for axis in old if own[order[axis]] > 1]
+    held = {path: {axis for axis in axes if before[path].extents[axis] > 1} for path in rivals}
+    entwined = [path for path in rivals if held[path] and any(held[other] - held[path] for other in rivals)]
+    if len(axes) > 1 and len(new) == 1:
+      for path in entwined:
+        extents = list(after[path].extents)
+        extents[new[0]] = eqn.outvars[0].aval.shape[new[0]]
+        after[path] = after[path]._replace(extents=tuple(extents))
+  return after
 
 
 def _stretches(own: Sequence[int], shape: Sequence[int]) -> bool:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlite import trees
-from jaxlite.graph import provenance, walk
+from jaxlite.graph import by_hand, provenance, walk
 from jaxlite.graph.contractions import SPARSE, axes_of, operands_of
-from jaxlite.graph.views import View, Views, agreed, contracted, moved
+from jaxlite.graph.views import UNKNOWN, View, Views, agreed, contracted, moved
 
 
 class LeafLayout(NamedTuple):
@@ -125,20 +125,24 @@ def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Views], uses: dic
   bare, _ = walk.opened(jaxpr)
   env: dict[Any, Views] = {var: {} for var in bare.constvars}
   env.update(zip(bare.invars, given, strict=True))
+  products: dict[Any, Any] = {}  # the equation that made each product
 
   def views_of(atom: Any) -> Views:
     return {} if hasattr(atom, 'val') else env.get(atom, {})
 
   for index, eqn in enumerate(bare.eqns):
     operands = [views_of(atom) for atom in eqn.invars]
+    by_hand.follow(eqn, eqn, products)
     site = plan.sites.get(index)
     inner = plan.inner.get(index, ())
     out: list[Views] = [{} for _ in eqn.outvars]
     if site is not None:
       if site.weights:
-        views = operands[operands_of(eqn)[site.side]]
+        written_out = site.kind == by_hand.KIND
+        views = operands[0 if written_out else operands_of(eqn)[site.side]]
+        made = products[eqn.invars[0]] if written_out else eqn
         name = site.name if not site.why_not else f'{site.name}!{len(uses)}'
-        uses[name] = tuple(_use(site, eqn, path, views) for path in sorted(site.weights))
+        uses[name] = tuple(_use(site, made, path, views) for path in sorted(site.weights))
       elif site.kind == 'dot_general' and any(operands):
         out = [contracted(eqn, operands)]
     elif inner:
@@ -150,7 +154,10 @@ def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Views], uses: dic
 
 
 def _use(site: provenance.Site, eqn: Any, path: str, views: Views) -> Use:
-  summed, batches = axes_of(eqn, site.side)
+  if site.kind == by_hand.KIND:
+    summed, batches = site.summed, by_hand.shared(eqn, site.side, site.summed)
+  else:
+    summed, batches = axes_of(eqn, site.side)
   view = views.get(path)
   if view is None or not view.is_clear(batches) or (site.kind in SPARSE and site.side == 0):
     return Use(path, None)
@@ -168,7 +175,10 @@ def _use(site: provenance.Site, eqn: Any, path: str, views: Views) -> Use:
     outputs = tuple(a for axis, group in enumerate(axes) if axis not in order + batch for a in group)
   of_leaf = tuple(axis for one in order for axis in axes[one])
   for axis, met in view.inner:
-    side = _side(path, views, summed, batches) or {_side(one, views, summed, batches, {path}) for one in met}
+    side = _side(path, views, summed, batches)
+    if side in ('', 'both'):  # what it met there tells where the axis went; of a mixture of layers nothing does
+      beyond = {_side(one, views, summed, batches, {path}) for one in met} - ({''} if side else set())
+      side = beyond or (side if UNKNOWN not in met else '')
     if side in ({'outputs'}, 'summed'):  # what it makes of the inputs, or passes on
       outputs += (axis,)
     elif side in ({'summed'}, 'outputs'):

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
+from jaxlite.graph import by_hand, sharding, walk
 from jaxlite.graph import covers as covering
-from jaxlite.graph import sharding, walk
 from jaxlite.graph.contractions import CONTRACTIONS, OTHER_CONTRACTIONS, axes_of, flops_of, operands_of
 from jaxlite.graph.covers import Cover
 from jaxlite.graph.plan import CONSTANT, DATA, Plan, Site, Tag
@@ -83,6 +83,7 @@ def _joined(eqn: Any, given: Sequence[Tag], out: Any) -> Tag:
     several = [
       covering.pieces(c, covering.tops(c), axes, shape, single=s) for c, s in zip(several, single, strict=True)
     ]
+    several = covering.repeated(several)
   together = covering.merged(several)
   if any(tag.data for tag in given):
     together = covering.picked(eqn, given, together)
@@ -100,6 +101,7 @@ def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
   inner: dict[int, tuple[Plan, ...]] = {}
   beyond: list[Site] = []
   marks: list[tuple[str, frozenset[str]]] = []
+  products: dict[Any, tuple[Any, list[Tag]]] = {}  # by result: the equation, its operands' tags
 
   def tag_of(atom: Any) -> Tag:
     if hasattr(atom, 'val'):
@@ -110,10 +112,14 @@ def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
   for index, eqn in enumerate(bare.eqns):
     given = [tag_of(atom) for atom in eqn.invars]
     name = eqn.primitive.name
+    by_hand.follow(eqn, (eqn, given), products)
     if name in CONTRACTIONS:
       sites[index] = _site(eqn, given, place)
     elif name in OTHER_CONTRACTIONS:
       sites[index] = _site(eqn, given, place._replace(barred=f'{name} has no rule'))
+    elif name == by_hand.KIND and not hasattr(eqn.invars[0], 'val') and eqn.invars[0] in products:
+      if (site := by_hand.summed(eqn, *products[eqn.invars[0]], place)) is not None:
+        sites[index] = site
     elif name == 'name' and given[0].paths:
       marks.append((eqn.params['name'], covering.tops(given[0].covers) or given[0].paths))
     if name in _READERS:

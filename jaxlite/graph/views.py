@@ -15,6 +15,9 @@ from jaxlite.graph.covers import blocks
 Axes = tuple[tuple[int, ...], ...]  # for each axis of a value, the axes of a leaf that it holds
 
 
+UNKNOWN = '<unknown>'  # no path of a leaf
+
+
 class View(NamedTuple):
   """Where a value holds a leaf.
 
@@ -22,7 +25,8 @@ class View(NamedTuple):
     axes: for each axis of the value, the axes of the leaf that it holds.
     sizes: how much of each axis of the leaf the value holds, as far as it is known.
     starts: where along each axis of the leaf that begins; None where the value is no such box of the leaf alone.
-    inner: of a factor, each axis of the leaf that was summed over inside the value, and the leaves that it met there.
+    inner: of a factor, each axis of the leaf that was summed over inside the value, and the leaves that it met there;
+      UNKNOWN where it met a constant that puts an axis in its place.
   """
 
   axes: Axes
@@ -95,6 +99,10 @@ def moved(eqn: Any, given: list[Views]) -> list[Views]:
   if name == 'stack':
     axis = eqn.params['axis']
     given = [{p: v._replace(axes=(*v.axes[:axis], (), *v.axes[axis:])) for p, v in views.items()} for views in given]
+  if name in _WRITES:
+    into, _, written = given
+    written = {path: _scattered(eqn, view, shapes[0]) for path, view in written.items()}
+    return [agreed([{p: v._replace(starts=None) for p, v in into.items()}, written])]
   if name in _MIXES or len(eqn.outvars) != 1:
     return [{} for _ in shapes]
   if name in _SIDE_BY_SIDE:  # each keeps its axes, and what is multiplied is no longer that leaf alone
@@ -163,6 +171,21 @@ def _gathered(eqn: Any, view: View, shape: Sequence[int]) -> View:
   return view._replace(axes=tuple(out[axis] for axis in range(len(shape))), starts=None)
 
 
+def _scattered(eqn: Any, view: View, shape: Sequence[int]) -> View:
+  """Windows keep their axes; along each axis that indices run over lies what they write there."""
+  numbers = eqn.params['dimension_numbers']
+  placed = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+  windows = dict(
+    zip((axis for axis in range(len(shape)) if axis not in placed), numbers.update_window_dims, strict=True)
+  )
+  rest = [axis for axis in range(len(view.axes)) if axis not in numbers.update_window_dims]
+  together = dict(zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True))
+  written = tuple(a for place, axis in enumerate(rest) if place not in together.values() for a in view.axes[axis])
+  out = {axis: view.axes[place] for axis, place in windows.items()}
+  out |= {axis: view.axes[rest[place]] for axis, place in together.items()}
+  return view._replace(axes=tuple(out.get(axis, written) for axis in range(len(shape))), starts=None)
+
+
 def contracted(eqn: Any, given: Sequence[Views]) -> Views:
   """Returns where a product of leaves holds their axes: those summed over inside are kept apart, as `inner`.
 
@@ -176,13 +199,14 @@ def contracted(eqn: Any, given: Sequence[Views]) -> Views:
     ndim = eqn.invars[side].aval.ndim
     free = tuple(axis for axis in range(ndim) if axis not in (*sums[side], *batches[side]))
     beside = ((),) * (eqn.invars[1 - side].aval.ndim - len(sums[side]) - len(batches[side]))
+    unknown = frozenset({UNKNOWN} if beside else ())
     for path, view in views.items():
       if path in given[1 - side]:  # multiplied by itself
         continue
       own = tuple(view.axes[axis] for axis in free)
       axes = (*(view.axes[axis] for axis in batches[side]), *(own + beside if side == 0 else beside + own))
       met = tuple(
-        (leaf, frozenset(other for other, seen in given[1 - side].items() if seen.axes[partner]))
+        (leaf, frozenset(p for p, seen in given[1 - side].items() if seen.axes[partner]) or unknown)
         for axis, partner in zip(sums[side], sums[1 - side], strict=True)
         for leaf in view.axes[axis]
       )
@@ -214,6 +238,8 @@ def _reshaped(eqn: Any, view: View, shape: Sequence[int]) -> View:
   out: list[tuple[int, ...]] = [()] * len(shape)
   for old, new in blocks(before, shape):
     several = len(old) > 1  # of several, those of length 1 hold nothing
+    if len({bool(axes[axis]) for axis in old if before[axis] > 1}) > 1:  # it lies there several times
+      view = view._replace(starts=None)
     held = tuple(a for axis in old for a in axes[axis] if before[axis] > 1 or not several)
     for axis in [axis for axis in new if shape[axis] != 1] or new[:1]:
       out[axis] = held
@@ -241,4 +267,12 @@ _MOVES: dict[str, Callable[[Any, View, Sequence[int]], View]] = {
   'tile': _in_place,
 }
 _SIDE_BY_SIDE = frozenset({'concatenate', 'stack', 'dynamic_update_slice'})
-_MIXES = frozenset({*CONTRACTIONS, *OTHER_CONTRACTIONS, 'scatter', 'scatter-add', 'triangular_solve', 'sort'})
+_WRITES = frozenset({'scatter', 'scatter-add'})
+_MIXES = frozenset(
+  {
+    *(*CONTRACTIONS, *OTHER_CONTRACTIONS, 'triangular_solve', 'sort', 'fft', 'cholesky', 'lu'),
+    # Along an axis: what comes out has the shape, and none of its entries is one entry of the leaf.
+    *('cumsum', 'cumprod', 'cummax', 'cummin', 'cumlogsumexp', 'reduce_window_sum', 'reduce_window_max'),
+    *('reduce_window_min', 'reduce_window'),
+  }
+)

@@ -188,7 +188,9 @@ def _drop(path: Path) -> None:
 
 def _drop_oldest(folder: Path) -> None:
   """Removes the programs that were used least recently beyond `MOST`."""
-  used = {path: path.read_bytes() for path in folder.glob('*-atime')}
+  for path in folder.glob('*-atime'):  # one that no program stands beside was not looked at yet
+    _drop_unless_file(path)
+  used = {path: read_file(path) for path in folder.glob('*-atime')}
   for path in sorted(used, key=lambda one: int.from_bytes(used[one], 'little'))[: max(0, len(used) - MOST)]:
     path.with_name(path.name.removesuffix('-atime') + '-cache').unlink(missing_ok=True)
     path.unlink(missing_ok=True)

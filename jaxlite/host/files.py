@@ -105,7 +105,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
   """Returns what a file holds, if it is one: a pipe would be waited for, a device read without end.
 
   Raises:
-    OSError: it cannot be read, or is no plain file.
+    OSError: it cannot be read, is no plain file, or larger than what memory is left.
 
   >>> read_file(os.devnull)
   Traceback (most recent call last):
@@ -115,7 +115,10 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
   with open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)), 'rb') as file:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
       raise OSError(errno.EINVAL, 'no plain file', os.fspath(path))
-    return file.read()
+    try:
+      return file.read()
+    except MemoryError:
+      raise OSError(errno.EFBIG, 'larger than the memory that is left', os.fspath(path)) from None
 
 
 def is_safe(path: str | os.PathLike[str]) -> bool:

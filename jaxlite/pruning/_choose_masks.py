@@ -18,6 +18,7 @@ from jaxlite.graph.layouts import LeafLayout
 from jaxlite.pruning._allocate import Allocate, Global, Leaf, allocated, by_rules
 from jaxlite.pruning._structure import Structure, element, is_element
 from jaxlite.pruning._top_k import keep_largest, keep_largest_of
+from jaxlite.tasks import running
 
 Structures = Structure | Mapping[str, Structure]
 
@@ -224,7 +225,7 @@ def _together(
   competing = {}
   for path, one in units.items():
     axes = targets[path].layer
-    wide = one.astype(jnp.promote_types(one.dtype, jnp.float32))
+    wide = running.widened(one)
     if shared.normalize:
       top = jnp.max(wide, axis=axes, keepdims=True, initial=0.0)  # scaled, so that squares neither vanish nor overflow
       wide = wide / jnp.where(top > 0, top, 1)

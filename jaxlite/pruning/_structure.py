@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.graph.layouts import LeafLayout
+from jaxlite.tasks import running
 
 
 def _itself(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
@@ -121,7 +122,7 @@ def channel(axis: int | None = None) -> Structure:
 
   def units(scores: jax.Array, layout: LeafLayout | None) -> jax.Array:
     # Scaled, so that the squares of small scores do not vanish.
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = running.widened(scores)
     top = jnp.max(wide, axis=together(scores.ndim, layout), keepdims=True, initial=0.0)
     scaled = wide / jnp.where(top > 0, top, 1)
     return top * jnp.sqrt(jnp.sum(scaled**2, axis=together(scores.ndim, layout), keepdims=True))
@@ -226,7 +227,7 @@ def block(rows: int, columns: int) -> Structure:
       raise ValueError(
         f'block: a block lies in one layer; a weight {scores.shape} stacks layers along its last two axes'
       )
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = running.widened(scores)
     return jnp.sum(blocks(wide), axis=(-3, -1)) / jnp.sum(blocks(jnp.ones_like(wide)), axis=(-3, -1))
 
   def spread(units: jax.Array, shape: tuple[int, ...], layout: LeafLayout | None) -> jax.Array:

@@ -15,6 +15,7 @@ from jaxlite import trees
 from jaxlite.contract import Model, stream
 from jaxlite.graph.effects import without_effects
 from jaxlite.pruning._statistics import Calibration
+from jaxlite.tasks import running
 
 Score = Callable[[Any, Any], Any]
 
@@ -68,7 +69,7 @@ def wanda(params: Any, context: Calibration) -> Any:
 
   def score(path: str, weight: jax.Array) -> jax.Array:
     norm = context.norms.get(path)
-    return jnp.abs(weight) if norm is None else jnp.abs(weight) * norm
+    return jnp.abs(weight) if norm is None else jnp.abs(running.widened(weight)) * norm
 
   return trees.map_with_path(score, params)
 

@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,9 +118,13 @@ def unlinked(path: str, flags: int) -> int:
   """Opens a file for `open`, and never what a link in its place names: what stands behind is not the run's.
 
   Raises:
-    OSError: it is a link.
+    OSError: it is a link, or no plain file: a pipe would be waited for.
   """
-  return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+  handle = os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0), 0o666)
+  if not stat.S_ISREG(os.fstat(handle).st_mode):
+    os.close(handle)
+    raise OSError(errno.EINVAL, 'no plain file', os.fspath(path))
+  return handle
 
 
 def _kernel_lock(handle: Any) -> bool | None:

@@ -25,7 +25,10 @@ def widened(leaf: Any) -> jax.Array:
   (dtype('float32'), dtype('complex64'))
   """
   leaf = jnp.asarray(leaf)
-  return leaf.astype(jnp.promote_types(leaf.dtype, np.float32))
+  narrow = (
+    jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 2
+  )  # float8 and less: no rule promotes them
+  return leaf.astype(np.float32 if narrow else jnp.promote_types(leaf.dtype, np.float32))
 
 
 def moved(running: Any, new: Any, kept: Any) -> Any:

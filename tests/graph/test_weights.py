@@ -94,6 +94,77 @@ CASES = {
     {'a': (3, 6, 2), 'b': (3, 2, 6)},
     {'a': LAYERS, 'b': LAYERS},
   ),
+  # Each factor spans axes that the other does not: neither is the other's gain, whichever is longer.
+  'Kronecker product': (
+    lambda p, x: x @ jnp.kron(p['a'], p['b']),
+    {'a': (2, 2), 'b': (3, 2)},
+    {'a': IN_OUT, 'b': IN_OUT},
+  ),
+  'Kronecker product beside the weight': (
+    lambda p, x: x @ (p['w'] + p['s'] * jnp.kron(p['a'], p['b'])),
+    {'w': (6, 4), 'a': (3, 2), 'b': (2, 2), 's': ()},
+    {'w': IN_OUT, 'a': IN_OUT, 'b': IN_OUT},
+  ),
+  'gain of each head': (
+    lambda p, x: x @ (p['v'][:, None] * p['g'][:, None]).reshape(6, 10),
+    {'v': (6, 5), 'g': (2,)},
+    {'v': IN_OUT},
+  ),
+  # What is neither an entry of the leaf nor a mixture of its layers has no axes that can be told.
+  'running sums': (lambda p, x: x @ jnp.cumsum(p['w'], 0), {'w': (6, 4)}, {'w': None}),
+  'a cosine transform of it': (lambda p, x: x @ jax.scipy.fft.dct(p['w'], axis=0), {'w': (6, 4)}, {'w': None}),
+  'resized kernel': (
+    lambda p, x: conv(jax.image.resize(p['w'], (3, 3, 2, 5), 'linear'), x[0, 0] * jnp.ones((2, 5, 5, 2))),
+    {'w': (2, 2, 2, 5)},
+    {'w': None},
+  ),
+  'resized by what is learned': (
+    lambda p, x: jnp.einsum('bri,rio->bo', x.reshape(-1, 3, 2), jnp.einsum('rh,hio->rio', p['m'], p['w'])),
+    {'m': (3, 2), 'w': (2, 2, 4)},
+    {'m': IN_OUT, 'w': LeafLayout((1, 0), (2,))},
+  ),
+  # Written into an empty matrix, one by one or by indices.
+  'an ensemble of kernels, written': (
+    lambda p, x: jax.vmap(lambda w, x: x @ lax.dynamic_update_slice(jnp.zeros((6, 4)), w, (0, 0)))(
+      p['w'], jnp.stack([x] * 3)
+    ),
+    {'w': (3, 6, 4)},
+    {'w': LAYERS},
+  ),
+  'rows at their places': (lambda p, x: x @ jnp.zeros((6, 4)).at[:3].set(p['w']), {'w': (3, 4)}, {'w': IN_OUT}),
+  'columns at their places': (
+    lambda p, x: x @ jnp.zeros((6, 4)).at[:, jnp.array([3, 0])].set(p['w'].T),
+    {'w': (2, 6)},
+    {'w': OUT_IN},
+  ),
+  'a triangle of a vector': (
+    lambda p, x: x @ jnp.zeros((6, 6)).at[jnp.tril_indices(6)].set(p['w']),
+    {'w': (21,)},
+    {'w': None},
+  ),
+  'low rank in a part of it': (
+    lambda p, x: x @ p['w'].at[:, :4].add(p['a'] @ p['b']),
+    {'w': (6, 12), 'a': (6, 2), 'b': (2, 4)},
+    {'w': IN_OUT, 'a': IN_OUT, 'b': IN_OUT},
+  ),
+  # A contraction written out is one.
+  'summed by hand': (lambda p, x: (x[:, :, None] * p['w']).sum(1), {'w': (6, 4)}, {'w': IN_OUT}),
+  'summed by hand, turned': (
+    lambda p, x: jax.vmap(lambda x: (p['w'] * x).astype(jnp.bfloat16).sum(-1))(x),
+    {'w': (4, 6)},
+    {'w': OUT_IN},
+  ),
+  'summed by hand in an ensemble': (
+    lambda p, x: jax.vmap(lambda w, x: (x[:, :, None] * (w / 2)).sum(1))(p['w'], jnp.stack([x] * 3)),
+    {'w': (3, 6, 4)},
+    {'w': LAYERS},
+  ),
+  'a scale, then a mean': (lambda p, x: (x * p['s']).mean(-1), {'s': (6,)}, {}),
+  'a decay of each channel': (
+    lambda p, x: (jnp.stack([x] * 4, 1) * p['a']).sum(1),
+    {'a': (4, 6)},
+    {},
+  ),
   'a fixed transform before it': (lambda p, x: x @ (jnp.ones((6, 4)) @ p['w']), {'w': (4, 5)}, {'w': IN_OUT}),
   'a weight times itself': (lambda p, x: x @ (p['w'] @ p['w'].T), {'w': (6, 4)}, {'w': None}),
   # What cannot be told is listed, not chosen.
@@ -281,17 +352,19 @@ def test_coverage_lists_every_contraction_with_its_share():
     one = lax.ragged_dot(x, p['ragged'], jnp.array([1, 1]))
     two = jax.vmap(lambda x, i: x @ p['experts'][i])(x, (x[:, 0] > 0).astype(int))
     three = sparse.BCOO((x[0], s.indices), shape=(6, 6)) @ p['thin']
-    return one, two, three, x @ p['dense']
+    return one, two, three, x @ p['dense'], jax.nn.relu((x[..., None] * p['hand']).sum(1))
 
-  shapes = {'ragged': (2, 6, 6), 'experts': (2, 6, 6), 'thin': (6, 2), 'dense': (6, 6)}
+  shapes = {'ragged': (2, 6, 6), 'experts': (2, 6, 6), 'thin': (6, 2), 'dense': (6, 6), 'hand': (6, 2)}
   rows = jl.coverage(forward)({path: jnp.ones(shape) for path, shape in shapes.items()}, X)
   assert {row.name: row.why for row in rows} == {
     'ragged': 'ragged_dot_general has no rule',
     'experts': 'data pick its weight',
     'thin': 'bcoo_dot_general has no rule',
     'dense': '',
+    'hand': 'it is a product that is summed by hand: write it as x @ w',
   }
-  assert {row.name: row.flops for row in rows} == {'ragged': 144, 'experts': 144, 'thin': 24, 'dense': 144}
+  flops = {'ragged': 144, 'experts': 144, 'thin': 24, 'dense': 144, 'hand': 48}
+  assert {row.name: row.flops for row in rows} == flops
   assert sum(row.share for row in rows) == pytest.approx(1)
 
 

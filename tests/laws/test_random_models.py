@@ -12,7 +12,6 @@ import jaxlite as jl
 import random_models
 from jaxlite import trees
 from jaxlite.graph.layouts import LeafLayout
-from jaxlite.graph.model import weights_of
 from jaxlite.pruning import (
   block,
   channel,
@@ -26,6 +25,7 @@ from jaxlite.pruning import (
   uniform,
 )
 from jaxlite.pruning.scores import wanda
+from random_case import KEY, Case
 from random_expected import (
   SPARSITY,
   as_leaf,
@@ -51,25 +51,6 @@ from random_expected import (
 from random_models import Records
 
 pytestmark = pytest.mark.unoptimized
-KEY = jax.random.key(0)
-
-
-# --- the parts ----------------------------------------------------------------------------------------------------
-
-
-class Case:
-  """A network with what every check needs of it."""
-
-  def __init__(self, seed):
-    self.seed, self.net = seed, random_models.network(seed)
-    self.params, self.facts = self.net.params, self.net.facts
-    self.model = self.net.model or jl.from_function(self.net.apply, self.params)
-    self.leaves = {path: float64(leaf) for path, leaf in trees.by_path(self.params).items() if path in self.facts}
-    self.clear = {path for path, fact in self.facts.items() if fact.summed is not None}
-    self.low = any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(self.params))
-    self.records = Records()
-    self.outputs = random_models.run(self.net, self.records)
-    self.weights = weights_of(self.model, KEY, self.net.inputs)
 
 
 def refused(call, *words):
@@ -329,7 +310,7 @@ def test_random_models(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(200))
+@pytest.mark.parametrize('seed', range(240))
 def test_200_random_models(seed):
   case = Case(seed)
   for check in (*READ, *HEAVY):

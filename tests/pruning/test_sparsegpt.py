@@ -277,3 +277,14 @@ def test_bad_input_is_told_in_one_line(make, message):
   with pytest.raises(ValueError, match=message) as error:
     make(params, found)
   assert '\n' not in str(error.value)
+
+
+def test_what_reaches_a_factor_alone_is_not_known():
+  """The inputs of a Kronecker product meet both factors together; each is shorter than they are."""
+  params = {'a': jnp.ones((2, 2)), 'b': jnp.arange(6.0).reshape(3, 2)}
+  batch = {'inputs': np.ones((4, 6), np.float32)}
+  found = gather_statistics(lambda p, x: x @ jnp.kron(p['a'], p['b']), params, batches=[batch])
+  assert not found.grams
+  assert dict(found.layouts.skipped).keys() == {'a', 'b'}
+  with pytest.raises(ValueError, match='put together with others'):
+    sparsify(params, 0.5, score=wanda, context=found)

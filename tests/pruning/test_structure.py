@@ -286,3 +286,15 @@ def test_a_random_score_is_random_by_leaf_and_the_same_for_a_seed():
   np.testing.assert_array_equal(one['a']['w'], again['a']['w'])
   assert (one['a']['w'] != other['a']['w']).any()
   assert (one['a']['w'] != one['b']['w']).any()
+
+
+@pytest.mark.parametrize(
+  'arguments', [{'structure': channel()}, {'structure': block(2, 2)}, {'allocate': global_(normalize=True)}]
+)
+def test_weights_that_no_rule_promotes_are_pruned_as_they_are(arguments):
+  """float8: JAX promotes it to nothing, so scores widen by themselves."""
+  weight = jnp.asarray(RNG.permutation(np.arange(1, 17)).reshape(4, 4) / 4.0, jnp.float8_e4m3fn)
+  narrow, _ = sparsify({'w': weight}, 0.5, **arguments)
+  wide, _ = sparsify({'w': weight.astype(jnp.float32)}, 0.5, **arguments)
+  assert narrow['w'].dtype == weight.dtype
+  np.testing.assert_array_equal(np.asarray(narrow['w'], np.float32), np.asarray(wide['w']))

@@ -22,7 +22,7 @@ from jaxlite.cpu import autotune
 from jaxlite.cpu.kernels import choose, compiler, direct, onednn
 from jaxlite.host import compile_cache
 root, sound, aside = map(Path, sys.argv[2:5])
-count, seed = map(int, sys.argv[5:])
+count, seed, kinds = *map(int, sys.argv[5:7]), getattr(damages, sys.argv[7])
 import jax.experimental.compilation_cache.compilation_cache
 
 def used():
@@ -65,7 +65,7 @@ line, want = child('nothing')
 import shutil
 shutil.copytree(root, sound)
 bad = []
-for damage in damages.drawn(sound, count, seed):
+for damage in damages.drawn(sound, count, seed, kinds):
   damages.inflict(damage, root, aside)
   try:
     line, found = child(damage)
@@ -80,14 +80,14 @@ print('\\n'.join(bad))
 """
 
 
-def through(tmp_path, count, seed):
+def through(tmp_path, count, seed, kinds='KINDS'):
   (tmp_path / 'aside').mkdir()
   own = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XDG_'))}
   done = subprocess.run(
     [
       *(sys.executable, '-c', _PROGRAM, os.path.dirname(damages.__file__)),
       *(str(tmp_path / name) for name in ('cache/jaxlite', 'sound', 'aside')),
-      *(str(count), str(seed)),
+      *(str(count), str(seed), kinds),
     ],
     env={**own, 'XDG_CACHE_HOME': str(tmp_path / 'cache'), 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
@@ -107,3 +107,7 @@ class TestCaches:
   @pytest.mark.parametrize('part', range(4))
   def test_of_200_damages_to_caches_none_does(self, part, tmp_path):
     through(tmp_path, 50, 1 + part)
+
+  @pytest.mark.slow
+  def test_of_50_more_damages_to_caches_none_does(self, tmp_path):
+    through(tmp_path, 50, 1, 'MORE_KINDS')

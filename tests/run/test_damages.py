@@ -1,7 +1,9 @@
 """Whatever happened to one file: the same result, a way out that is said, or one line; no traceback, no wrong one."""
 
+import contextlib
 import random
 import shutil
+import signal
 import traceback
 from pathlib import Path
 
@@ -100,20 +102,37 @@ def evaluated(of: Trained) -> None:
     one_line(error)
 
 
+@contextlib.contextmanager
+def waiting_ends(seconds: int):
+  """Ends what waits for a pipe, as a person would."""
+
+  def end(*_):
+    raise AssertionError(f'it waits: {seconds} s')
+
+  before = signal.signal(signal.SIGALRM, end)
+  signal.alarm(seconds)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 # Another run's file in this one's place: by their own hashes all of them are sound.
 EXCHANGED = [damages.Damage('exchange', name, 1) for name in ('result.json', 'program.json')]
 
 
-def through(of: Trained, count: int, seed: int, capsys) -> None:
+def through(of: Trained, count: int, seed: int, capsys, kinds=damages.KINDS) -> None:
   failures = []
-  for number, damage in enumerate([*EXCHANGED, *damages.drawn(of.sound, count, seed)]):
+  for number, damage in enumerate([*EXCHANGED, *damages.drawn(of.sound, count, seed, kinds)]):
     damages.inflict(damage, of.folder, of.aside, of.other)
     capsys.readouterr()
     try:
-      loaded(of, lambda: capsys.readouterr().out)
-      if number % 8 == 6:
-        evaluated(of)
-      gone_on(of) if number % 8 == 7 else asked_again(of)
+      with waiting_ends(120):
+        loaded(of, lambda: capsys.readouterr().out)
+        if number % 8 == 6:
+          evaluated(of)
+        gone_on(of) if number % 8 == 7 else asked_again(of)
       if (of.aside / 'precious').exists():
         assert (of.aside / 'precious').read_bytes() == b'precious', 'what stands behind a link was written'
     except AssertionError as error:
@@ -124,6 +143,10 @@ def through(of: Trained, count: int, seed: int, capsys) -> None:
 
 def test_no_damage_to_a_run_is_believed_or_ends_it_badly(trained, capsys):
   through(trained, 20, 0, capsys)
+
+
+def test_no_pipe_folder_or_editor_s_trace_is_believed_or_waited_for(trained, capsys):
+  through(trained, 12, 0, capsys, damages.MORE_KINDS)
 
 
 def strangers(of: Trained, count: int, seed: int, capsys) -> None:
@@ -148,6 +171,12 @@ def strangers(of: Trained, count: int, seed: int, capsys) -> None:
 
 def test_no_stranger_who_seals_a_file_anew_is_answered_with_a_traceback(trained, capsys):
   strangers(trained, 20, 0, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('part', range(3))
+def test_of_300_more_damages_none_is_believed_or_ends_it_badly(part, trained, capsys):
+  through(trained, 100, 1 + part, capsys, damages.MORE_KINDS)
 
 
 @pytest.mark.slow
