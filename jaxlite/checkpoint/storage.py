@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +29,7 @@ from jaxlite.checkpoint.directory import Entry, entries
 from jaxlite.checkpoint.leaves import Leaf, Snapshot
 from jaxlite.checkpoint.manifest import Damaged, Manifest, seal, unseal
 from jaxlite.host.files import read_json
+from jaxlite.host.release import free, lent
 from jaxlite.host.sealed import check_run
 
 _T = TypeVar('_T')
@@ -109,6 +111,7 @@ def read(
   made: dict[str, _T] = {}
   damaged: list[str] = []
   for batch in _batches(wanted):
+    sources, copies = [], []
     for leaf, found in _fetch(path, batch, manifest.hashes):
       if isinstance(found, Exception):
         damaged.append(f'{leaf.path!r} cannot be read: {reason(found)}')
@@ -116,6 +119,11 @@ def read(
         damaged.append(f'{leaf.path!r} has another hash than was written')
       elif not damaged:
         made[leaf.path] = use(leaf, found)
+        if isinstance(made[leaf.path], jax.Array):
+          sources += lent(found.values())
+          copies.append(made[leaf.path])
+      del found  # else the last would live on here
+    free(sources, copies)
   if damaged:
     raise Damaged(f'{len(damaged)} of {len(wanted)} leaves are damaged, first {damaged[0]}')
   return made

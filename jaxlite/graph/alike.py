@@ -118,7 +118,8 @@ def unstacked(stack: jax.Array, always: jax.Array) -> list[jax.Array]:
   start = (always, [*places[1:], places[0]])
   turn = lambda carry: (jnp.zeros_like(carry[0]), [carry[1][-1], *carry[1][:-1]])  # noqa: E731
   _, places = jax.lax.while_loop(lambda carry: carry[0], turn, start)
-  return [jax.lax.dynamic_index_in_dim(stack, place, keepdims=False) for place in places]
+  cut = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
+  return [cut(stack, place) for place in places]
 
 
 def _kind(leaf: Any) -> Any:

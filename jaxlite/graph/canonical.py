@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -237,4 +238,7 @@ def _left_open(value: Any) -> bool:
 def _aval(aval: Any) -> str:
   if not hasattr(aval, 'shape'):
     return _ADDRESS.sub('', str(aval))
-  return f'{aval.dtype}[{",".join(map(str, aval.shape))}]'
+  return f'{_dtype(aval.dtype)}[{",".join(map(str, aval.shape))}]'
+
+
+_dtype = functools.lru_cache(64)(str)  # NumPy makes up the name of a dtype anew each time

@@ -19,6 +19,7 @@ from jax.interpreters import partial_eval
 
 from jaxlite.graph import threefry, walk
 from jaxlite.host.gc_pause import paused
+from jaxlite.host.release import free, lent
 
 LIMIT = 1 << 25  # random numbers; beyond, the device draws them sooner in spite of the compiler
 
@@ -96,8 +97,13 @@ def _run(traced: Callable[..., Any], args: Any, unread: tuple[int, ...], probe: 
   if _any_traced(held) or any(one.devices() != target for one in held):
     raise Unknown('arrays elsewhere')
   results = _evaluate(slim, consts, operands)
-  out = [_array(value, atom.aval, where) for value, atom in zip(results, slim.outvars, strict=True)]
-  return jax.tree.unflatten(jax.tree.structure(shapes), out)
+  out: list[jax.Array] = []
+  given = set(map(id, (*operands, *consts, *_constants(slim))))  # somebody else's, who keeps them
+  sources = lent(value for value in results if isinstance(value, np.ndarray) and id(value) not in given)
+  for atom in slim.outvars[::-1]:  # from the end, so that each goes as soon as it is copied
+    out.append(_array(results.pop(), atom.aval, where))
+  free(sources, out)
+  return jax.tree.unflatten(jax.tree.structure(shapes), out[::-1])
 
 
 def _any_traced(leaves: Sequence[Any]) -> bool:

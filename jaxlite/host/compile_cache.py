@@ -47,6 +47,8 @@ def enable(root: str | os.PathLike[str] | None = None, *, limit: int = LIMIT) ->
 
   if jax.config.jax_compilation_cache_dir:
     return f'compile cache: {jax.config.jax_compilation_cache_dir}, as it was set'
+  if not jax.config.jax_enable_compilation_cache:
+    return 'no compile cache: jax_enable_compilation_cache is off'
   try:
     import filelock  # without its lock two processes could tear an entry, and nothing is ever dropped
   except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -179,15 +180,20 @@ def watched(
   # A wrong order breaks every step, so the first look after a refresh finds it.
   look = due | schedule.due(state.count - 1) | (state.count % _CHECK == 0)
 
-  def turn(carry: Any) -> Any:
-    _, masks, kept, _ = carry
-    broken = broken_weights(masks, params)
-    return jnp.zeros((), bool), *jax.lax.cond(due, refresh, lambda *old: old, masks, kept), broken
+  def looked(carry: Any) -> Any:
+    del carry
+    return jnp.zeros((), bool), broken_weights(state.masks, params)
 
-  # A conditional written as a loop of at most one turn: what a loop carries XLA keeps in place, what passes through
-  # a conditional it copies, at every step.
-  carry = (look, state.masks, kept, jnp.zeros((), jnp.int32))
-  return jax.lax.while_loop(lambda carry: carry[0], turn, carry)[1:]
+  def refreshed(carry: Any) -> Any:
+    return jnp.zeros((), bool), *refresh(*carry[1:])
+
+  # Conditionals written as loops of at most one turn: what a loop carries XLA keeps in place, what passes through a
+  # conditional it copies, at every step. The second loop begins when the first has read the masks that it replaces.
+  once = functools.partial(jax.lax.while_loop, lambda carry: carry[0])
+  _, broken = once(looked, (look, jnp.zeros((), jnp.int32)))
+  read = (broken | 1) != 0  # always, though a compiler does not know it
+  _, masks, kept = once(refreshed, (due & read, state.masks, kept))
+  return masks, kept, broken
 
 
 def broken_weights(masks: Any, params: Any) -> jax.Array:

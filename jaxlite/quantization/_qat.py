@@ -131,8 +131,14 @@ def fake_quant(
       known = {n: span for n, span in ranges.items() if n in sites and span[0].shape == shapes[n]}
       active = jnp.asarray(step) >= begin if train and begin and step is not None else None
 
+      moves: dict[int, tuple[Any, Any, numerics.Range]] = {}  # by what was seen, which is held: no id comes again
+
       def moved(stored: numerics.Range | None, seen: numerics.Range) -> numerics.Range:
-        return source.used(stored, seen, step)
+        before, _, found = moves.get(id(seen[0]), (None, None, None))
+        if found is None or before is not stored:  # outside of loops and branches a site has moved its range already
+          found = source.used(stored, seen, step)
+          moves[id(seen[0])] = (stored, seen, found)
+        return found
 
       choose = moved if train else quant_program.stored_or
       observe = source.ranges is None

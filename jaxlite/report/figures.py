@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -22,13 +23,25 @@ __all__ = ['confusion', 'curves', 'save', 'sparsity']
 
 ACCURACY = ('Validation accuracy, %', 'accuracy', 'percent')
 _MOST_BARS = 40
+_DPI = 160
 
 
 def save(picture: Figure, path: str | os.PathLike[str]) -> None:
   """Writes a figure as PNG, whole or not at all."""
   with warnings.catch_warnings(), whole_file(path) as part:
     warnings.filterwarnings('ignore', message='.*[Gg]lyph')  # a class name in a script that the font lacks
-    picture.savefig(part, format='png', dpi=160, facecolor='white')
+    if not isinstance(picture.canvas, FigureCanvasAgg):  # a person's own
+      picture.savefig(part, format='png', dpi=_DPI, facecolor='white')
+      return
+    # `savefig` draws twice, first to lay things out, which drawing does anyway.
+    was = picture.dpi, picture.get_facecolor()
+    try:
+      picture.set_dpi(_DPI)
+      picture.set_facecolor('white')
+      picture.canvas.print_png(part)
+    finally:
+      picture.set_dpi(was[0])
+      picture.set_facecolor(was[1])
 
 
 def curves(

@@ -91,6 +91,7 @@ def told(tree: Any, params: Params) -> Account:
   >>> told(optax.adam(0.1).init(params), params)
   Account(when='0 steps', touched='', left='')
   """
+  tree = jax.tree.map(_at_hand, tree)
   own = [node.account(params) for node in trees.able(tree, 'account')]
   known = [optax_account(node) for node in trees.nodes(tree, _is_state)]
   theirs = [one for one in known if one is not None]
@@ -99,6 +100,12 @@ def told(tree: Any, params: Params) -> Account:
     return _joined(getattr(one, field) for one in own) or _joined(getattr(one, field) for one in theirs)
 
   return Account(said('when'), said('touched'), _joined(one.left for one in own + theirs))
+
+
+def _at_hand(leaf: Any) -> Any:
+  """A count as NumPy has it: NumPy's functions ask an array of JAX for its own, each a program to compile."""
+  count = isinstance(leaf, jax.Array) and not leaf.ndim and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+  return np.asarray(leaf) if count else leaf
 
 
 def name_of(part: Any, own: Any) -> str:

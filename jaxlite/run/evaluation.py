@@ -15,8 +15,10 @@ from jaxlite import data as datasets
 from jaxlite.contract import join_const
 from jaxlite.deployment import inventory
 from jaxlite.errors import counted
+from jaxlite.graph.init_numpy import on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.host import machine, preempt
+from jaxlite.host.gc_pause import paused
 from jaxlite.report import ledger
 from jaxlite.report.result import Result
 from jaxlite.run.record import Record
@@ -48,7 +50,7 @@ def evaluate(
   """Measures a split; None when a signal came first."""
   metric = metric or setup.metric
   merge = metric.merge or _append
-  total, kept, before = metric.init(), None, None
+  total, kept, before = _began(metric.init)(), None, None
   for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
     if guard is not None and guard.requested:
       return None
@@ -101,13 +103,14 @@ def meaning(data: datasets.Dataset, facts: Facts) -> dict[str, Any]:
   return {**named, 'features': list(data.feature_names), 'encoder': encoder}
 
 
+@paused()
 def evidence(
   setup: Setup, state: TrainState, record: Record, facts: Facts, test: Measured, folder: Path, command: str
 ) -> tuple[Result, list[Figure]]:
   """All that the report shows of a run, and the pictures that its task draws."""
   full = join_const(state.model_state, state.const)
   inputs = setup.first_batch['inputs']
-  weights = weights_of(setup.network, jax.random.key(0), inputs)
+  weights = weights_of(setup.network, state.key, inputs)
   history = read_records(folder)
   task, name = setup.data.task, setup.config.name
   figures = task.figures(test.values, facts, name)
@@ -138,6 +141,12 @@ def evidence(
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
   return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
+
+
+@functools.lru_cache(maxsize=8)
+def _began(init: Any) -> Any:
+  """The running metrics before the first batch: a few zeros, for which nothing is to be compiled."""
+  return on_host(init)
 
 
 @functools.lru_cache(maxsize=8)

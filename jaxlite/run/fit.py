@@ -16,6 +16,7 @@ import numpy as np
 from jaxlite.contract import Model, join_const
 from jaxlite.data.dataset import Dataset
 from jaxlite.errors import ConfigError, nearest, one_line
+from jaxlite.host.gc_pause import paused
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train
 from jaxlite.tasks import is_built_in
@@ -50,6 +51,7 @@ def asked(function: Callable[..., Any], field: str, form: str, *args: Any) -> An
   return function(*args)
 
 
+@paused()
 def begun(built: Train, network: Model, key: jax.Array, batch: Any) -> tuple[Any, TrainState]:
   """Returns the jaxpr of the first state, and its shapes.
 
@@ -69,6 +71,7 @@ def begun(built: Train, network: Model, key: jax.Array, batch: Any) -> tuple[Any
     raise
 
 
+@paused()
 def evaluated(built: Train, network: Model, state: TrainState, batch: Any, data: Dataset, metric: Metrics) -> Any:
   """Makes sure that evaluation runs: model, loss and metrics on a batch of these shapes.
 

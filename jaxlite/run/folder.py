@@ -19,6 +19,7 @@ from jaxlite.deployment import listing, stablehlo
 from jaxlite.deployment.run_id import run_of
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import read_file, read_json, write_text
+from jaxlite.host.gc_pause import paused
 from jaxlite.host.sealed import RUN, Damaged, read_sealed, write_sealed
 from jaxlite.quantization import weight_bits
 from jaxlite.report import page
@@ -149,6 +150,7 @@ def _mend(setup: Setup, folder: Path, record: Record, result: Result, say: Say) 
     records.mend(folder, record.log_bytes, record.log, say)
 
 
+@paused()
 def write_program(setup: Setup, folder: Path, run: str, say: Say, *, anew: bool = False) -> None:
   """Writes the forward, that `jaxlite.load` predicts by and exports are written from, where it is missing or damaged,
   or `anew` in any case."""
@@ -223,6 +225,7 @@ def is_finished(folder: Path) -> bool:
   return (folder / 'result.json').exists()
 
 
+@paused()
 def finish(folder: Path, run: str, result: Result, figures: Sequence[Figure], about: dict[str, Any]) -> None:
   """Writes the report and its pictures, then the mark that the run is done."""
   from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs

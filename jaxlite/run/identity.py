@@ -23,6 +23,7 @@ from jaxlite.errors import ConfigError
 from jaxlite.graph import canonical
 from jaxlite.host import machine
 from jaxlite.host.files import read_file, write_text
+from jaxlite.host.gc_pause import paused
 from jaxlite.run.setup import Setup
 
 FILE = 'step.txt'  # in a run's folder
@@ -52,6 +53,7 @@ class Identity(NamedTuple):
   began: dict[str, Any]
 
 
+@paused()
 def identify(setup: Setup) -> Identity:
   """Traces what a setup runs; the step is then not traced again to be compiled."""
   step, evaluation = setup.train.programs.jaxpr(setup.abstract, setup.first_batch)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+from jaxlite.host.gc_pause import paused
 from jaxlite.host.machine import resident
 from jaxlite.host.streams import listening, steady
 
@@ -68,7 +69,8 @@ class Progress:
     self._met.add(kind)
     jax.block_until_ready(after)
     began = time.monotonic()
-    yield
+    with paused():  # it imports and traces
+      yield
     self._began += time.monotonic() - began
 
   def passed(self, steps: int) -> None:

@@ -18,6 +18,7 @@ from jaxlite.config.schema import Config
 from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.errors import ConfigError
+from jaxlite.graph.init_numpy import on_host
 from jaxlite.optim import normalize
 from jaxlite.run import agreement, defaults, fit
 from jaxlite.run.timetable import Plan
@@ -94,7 +95,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
     recipe, around = chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *inner))
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, seen.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
-  key = jax.random.key(config.seed)
+  key = on_host(lambda: jax.random.key(config.seed))()
   began, abstract = fit.begun(built, network, key, first)
   metric = data.task.metrics(data.facts)
   if (score := config.eval.metric or data.task.score) not in metric.names:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlite.graph.init_numpy import copied
 from jaxlite.graph.walk import has_primitive
 from jaxlite.step.programs import on_cpu
 from jaxlite.step.state import TrainState
@@ -212,7 +213,7 @@ def fetched(pending: list[tuple[Any, int]]) -> list[dict[str, float]]:
 
 def _copied(state: TrainState) -> TrainState:
   """Of what a step donates; a teacher is not copied."""
-  live = jax.tree.map(jnp.copy, state._replace(key=None, const=None))
+  live = jax.tree.map(copied, state._replace(key=None, const=None))
   return live._replace(key=state.key, const=state.const)
 
 

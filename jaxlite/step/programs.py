@@ -17,6 +17,7 @@ from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Te
 from jaxlite.cpu.replace import Choices, exchanged, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
+from jaxlite.host.gc_pause import paused
 from jaxlite.step.state import TrainState, inputs_of
 
 
@@ -114,7 +115,8 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
 
   def compile_ahead(state: TrainState, batch: Batch) -> None:
     if parts.splits is None or not parts.splits(state, batch):
-      compiled.lower(*_split(state), batch).compile()
+      with paused():
+        compiled.lower(*_split(state), batch).compile()
 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Programs:
     return _assembled(pure, parts, choose(_sites(pure, parts, state, batch).values()), rewrite)
@@ -130,10 +132,17 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
   """One program per step."""
+  first = [True]  # emptied by the first call, which traces and compiles
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
     done, key, params, model_state, opt_state, const = state
-    live, metrics = compiled(TrainState(done, None, params, model_state, opt_state, None), (key, const), batch)
+    live = TrainState(done, None, params, model_state, opt_state, None)
+    if first:
+      first.clear()
+      with paused():
+        live, metrics = compiled(live, (key, const), batch)
+    else:
+      live, metrics = compiled(live, (key, const), batch)
     return _joined(live, key, const), _with_loss(metrics)
 
   return step

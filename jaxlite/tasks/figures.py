@@ -104,13 +104,14 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str, unit: str = '
   worst = max(0.1, share[~right].max(initial=0))  # no darker than it is: one slip in thirty is no alarm
   colors = np.where(right[..., None], right_colors(share), wrong_colors(share / worst))
   colors[(matrix == 0) & ~right] = (1, 1, 1, 1)
-  axes.imshow(colors, interpolation='nearest', aspect='equal')
+  axes.imshow((colors * 255).astype(np.uint8), interpolation='nearest', aspect='equal')  # floats are drawn in floats
   if classes <= _MOST_CELLS:
     size = 9 if classes <= 12 else 7
     for row, column in zip(*np.nonzero(matrix), strict=True):
       dark = share[row, column] > 0.55 if row == column else share[row, column] > 0.6 * worst
       text = f'{matrix[row, column]:.4g}'
-      axes.text(column, row, text, ha='center', va='center', size=size, color='white' if dark else INK)
+      color = 'white' if dark else INK
+      axes.text(column, row, text, ha='center', va='center', size=size, color=color, in_layout=False)  # it lies inside
     axes.set_xticks(np.arange(-0.5, classes), minor=True)
     axes.set_yticks(np.arange(-0.5, classes), minor=True)
     axes.grid(which='minor', color=FAINT, linewidth=0.8)

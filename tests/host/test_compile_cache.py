@@ -57,6 +57,12 @@ def test_a_folder_that_was_chosen_stays(tmp_path):
   assert not (tmp_path / 'ours').exists()
 
 
+def test_a_cache_that_was_switched_off_stays_off(tmp_path):
+  line, hits, _ = start(tmp_path, JAX_ENABLE_COMPILATION_CACHE='false')
+  assert (line, hits) == ('no compile cache: jax_enable_compilation_cache is off', 0)
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
   (tmp_path / 'file').write_text('')
   line, hits, _ = start(tmp_path / 'file')

@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from jaxlite.deployment.inventory import Layer, stored_bytes
@@ -141,6 +143,28 @@ def test_one_mistake_in_sixty_can_be_seen_and_none_leaves_no_trace(tmp_path):
     matrix = np.asarray(_result(mistakes=mistakes).evidence['confusion'])
     figures.save(figures.confusion(matrix, [], 'x'), tmp_path / 'x.png')
     assert (_orange(tmp_path / 'x.png') > 1000) is bool(mistakes)
+
+
+def test_a_picture_is_drawn_once_and_is_what_savefig_draws(tmp_path):
+  drawn = []
+
+  class Counted(Line2D):
+    def draw(self, renderer):
+      drawn.append(renderer)
+      super().draw(renderer)
+
+  picture = figures.curves({'run': _history()})
+  picture.axes[0].add_line(Counted([0, 200], [0, 1]))
+  before = picture.dpi
+  figures.save(picture, tmp_path / 'one.png')
+  assert len(drawn) == 1
+  assert picture.dpi == before
+  picture.savefig(tmp_path / 'other.png', dpi=160, facecolor='white')
+  assert (tmp_path / 'one.png').read_bytes() == (tmp_path / 'other.png').read_bytes()
+  own = Figure(facecolor='black')  # a person's, on a canvas of its own
+  own.savefig(tmp_path / 'own.png', dpi=160, facecolor='white')
+  figures.save(own, tmp_path / 'saved.png')
+  assert (tmp_path / 'saved.png').read_bytes() == (tmp_path / 'own.png').read_bytes()
 
 
 def test_bars_are_as_long_as_what_is_left():

@@ -72,6 +72,16 @@ def test_loops_and_branches_do_not_grow_with_equal_layers(name):
   assert control(3) == control(9)
 
 
+def test_masks_pass_through_no_conditional_which_would_copy_each_at_every_step():
+  branches = [eqn for eqn in equations(traced(PARTS['prune'](), 3)) if eqn.primitive.name == 'cond']
+  assert not [var for eqn in branches for var in eqn.outvars if var.aval.dtype == bool and var.aval.ndim]
+
+
+def test_a_range_is_moved_once_at_each_site():
+  moves = [eqn for eqn in equations(traced(PARTS['fake_quant'](), 3)) if eqn.params.get('name') == 'blend']
+  assert len(moves) == 3
+
+
 @pytest.mark.parametrize('name', ['fake_quant', 'lsq'])
 def test_equal_sites_share_what_is_traced(name):
   few, many = (len(list(distinct(traced(parts, layers)))) for parts, layers in ((PARTS[name](), 3), (PARTS[name](), 9)))
