@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from graphs import Batch, Maker, convolution, integer_network, random_graph
 
+from graphs import Batch, Maker, convolution, integer_network, random_graph
 from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment import c_check, reference
 from jaxlite.deployment.c_file import write_c
