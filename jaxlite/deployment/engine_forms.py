@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxlite.deployment.operations import Batch, Graph, Operation, pruned
+from jaxlite.deployment.operations import Batch, Graph, Operation, Value, pruned
 from jaxlite.deployment.rewriting import Editor, edited
 
 
 def formed(graph: Graph) -> Graph:
   """Returns a graph of the same results whose slices come before transposes and whose softmaxes are written out."""
-  for rule in (_slice, _transpose, _reshape, _softmax):
+  for rule in (_entries, _slice, _transpose, _reshape, _softmax):
     graph = pruned(edited(graph, rule))
   return graph
+
+
+def _entries(editor: Editor, one: Operation) -> str | None:
+  """What is done to each entry is done before entries are moved."""
+  if one.kind not in ('quantize', 'dequantize', 'requantize', 'table', 'relu', 'clip'):
+    return None
+  before = editor.made.get(one.inputs[0])
+  if before is None or before.kind != 'transpose':
+    return None
+  source, out = before.inputs[0], editor.values[one.outputs[0]]
+  name = editor.fresh(source)
+  editor.values[name] = Value(editor.values[source].shape, out.dtype)
+  editor.put(Operation(one.kind, (source, *one.inputs[1:]), (name,), one.attributes))
+  return editor.put(Operation('transpose', (name,), one.outputs, before.attributes))
 
 
 def _slice(editor: Editor, one: Operation) -> str | None:

@@ -230,16 +230,18 @@ def _slice(maker: Maker, one: Operation) -> None:
 def _pad(maker: Maker, one: Operation) -> None:
   before, after = _rows(maker, one.inputs[0]), _rows(maker, one.outputs[0])
   config, value = one.attributes['padding_config'], maker.graph.constants.get(one.inputs[1])
-  if value is None or value.size != 1 or maker.value(one.inputs[0]).dtype != np.int8:
-    raise Unknown('a border of floats')
+  size = maker.value(one.inputs[0]).dtype.itemsize
+  if value is None or value.size != 1 or (size > 1 and value.tobytes() != bytes(4)):
+    raise Unknown('a border of floats other than 0')
   if any(config[0]) or min(min(low, high) for low, high, _ in config) < 0:
     raise Unknown('a border that cuts')
   strides = _strides(after)
   first = sum(low * stride for (low, _, _), stride in zip(config[1:], strides, strict=True))
   apart = [(inside + 1) * stride for (_, _, inside), stride in zip(config[1:], strides, strict=True)]
   x, y = maker.buffer(one.inputs[0]), maker.buffer(one.outputs[0])
-  maker.step('fill', y, y, [math.prod(after), int(value.reshape(())) + SIGN])
-  _moved(maker, x, y, before, _strides(before), apart, (0, first), 1)
+  byte = int(value.reshape(())) + SIGN if size == 1 else 0
+  maker.step('fill', y, y, [math.prod(after) * size, byte])
+  _moved(maker, x, y, before, _strides(before), apart, (0, first), size)
 
 
 def _concatenate(maker: Maker, one: Operation) -> None:
