@@ -1,7 +1,8 @@
 """Quantization: 2 to 8 bits by rewriting the program, trained (`fake_quant`, `lsq`) or after training (`ptq`)."""
 
 from jaxlite.quantization._account import weight_bits
-from jaxlite.quantization._calibration import by_min_max, by_mse, by_percentile
+from jaxlite.quantization._calibration import Calibrate, Histogram, by_min_max, by_mse, by_percentile, histogram
+from jaxlite.quantization._calibration import merge as merge_histograms
 from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._ptq import ptq
 from jaxlite.quantization._qat import fake_quant
@@ -9,6 +10,8 @@ from jaxlite.quantization._quantize import coverage, observe, quantize
 from jaxlite.quantization._ranges import dynamic_ranges, ema_ranges, frozen_ranges
 
 __all__ = [
+  'Calibrate',
+  'Histogram',
   'by_min_max',
   'by_mse',
   'by_percentile',
@@ -17,7 +20,9 @@ __all__ = [
   'ema_ranges',
   'fake_quant',
   'frozen_ranges',
+  'histogram',
   'lsq',
+  'merge_histograms',
   'observe',
   'ptq',
   'quantize',
