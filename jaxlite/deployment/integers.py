@@ -20,7 +20,7 @@ from jaxlite.deployment.fusing import fused
 from jaxlite.deployment.operations import Graph, Operation, pruned
 from jaxlite.deployment.points import floating, pointed
 from jaxlite.deployment.program import traced
-from jaxlite.quantization._calibration import Calibrate, Histogram, by_min_max, histogram, merge
+from jaxlite.quantization import Calibrate, Histogram, by_min_max, histogram, merge_histograms
 
 # What multiplies and sums, or could do so in integers.
 _KERNELS = ('dense', 'conv', 'dot_general', 'conv_general_dilated', 'add', 'mean', 'softmax')
@@ -103,7 +103,7 @@ def _ranges(
   for batch in batches(graph, examples):
     for name, new in collect(batch).items():
       new = jax.tree.map(np.asarray, new)._replace(counts=np.asarray(new.counts, np.int64))
-      seen[name] = merge(seen[name], new) if name in seen else new
+      seen[name] = merge_histograms(seen[name], new) if name in seen else new
   if not seen:
     raise ValueError('no example was given: ranges need a few hundred such as will be met')
   choose = calibrate or by_min_max()
@@ -207,9 +207,10 @@ def _weight(graph: Graph, makers: Mapping[str, Operation], one: Operation) -> st
 
 
 def _bits(whole: np.ndarray) -> int:
-  """Those that hold whole numbers on the narrow range, but for what all are multiples of."""
-  size = np.abs(whole.astype(np.int64))
-  return max(2, 1 + int(size.max(initial=0) // max(1, int(np.gcd.reduce(size.reshape(-1), initial=0)))).bit_length())
+  """Those that hold whole numbers on the narrow range, but for a power of two that all are multiples of."""
+  size = np.abs(whole.astype(np.int64)).reshape(-1)
+  shared = int(np.gcd.reduce(size, initial=0))
+  return max(2, 1 + (int(size.max(initial=0)) // max(1, shared & -shared)).bit_length())
 
 
 def _why(graph: Graph, makers: Mapping[str, Operation], one: Operation, reading: list[str]) -> str:

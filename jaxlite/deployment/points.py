@@ -115,15 +115,18 @@ def _rounded(editor: Editor, one: Operation, scales: list[float]) -> tuple[str, 
   turned = editor.made.get(x)
   if turned is None or turned.kind != 'round' or not to_even(turned.attributes['rounding_method']):
     return None
-  scaled = editor.made.get(turned.inputs[0])
-  if scaled is None or scaled.kind != 'mul' or None in bounds or editor.values[x].dtype != np.float32:
+  if None in bounds or editor.values[x].dtype != np.float32:
     return None
-  for name, other in zip(scaled.inputs, reversed(scaled.inputs), strict=True):
-    inverse = editor.number(other)
-    if inverse is not None and editor.values[name].shape == editor.values[x].shape:
-      grid = grid_of(inverse, bounds[0], bounds[1], scales)  # type: ignore[arg-type]
-      return None if grid is None else (name, grid)
-  return None
+  source, inverse = turned.inputs[0], 1.0  # a step of 1 is multiplied by nothing
+  scaled = editor.made.get(source)
+  if scaled is not None and scaled.kind == 'mul':
+    for name, other in zip(scaled.inputs, reversed(scaled.inputs), strict=True):
+      by = editor.number(other)
+      if by is not None and editor.values[name].shape == editor.values[x].shape:
+        source, inverse = name, by
+        break
+  grid = grid_of(inverse, bounds[0], bounds[1], scales)  # type: ignore[arg-type]
+  return None if grid is None else (source, grid)
 
 
 def _bounded(editor: Editor, one: Operation) -> tuple[str, float | None]:

@@ -2,7 +2,8 @@
 
 from jaxlite.quantization._account import weight_bits
 from jaxlite.quantization._bits import few_bits
-from jaxlite.quantization._calibration import by_min_max, by_mse, by_percentile
+from jaxlite.quantization._calibration import Calibrate, Histogram, by_min_max, by_mse, by_percentile, histogram
+from jaxlite.quantization._calibration import merge as merge_histograms
 from jaxlite.quantization._clusters import clustered
 from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._ptq import ptq
@@ -11,6 +12,8 @@ from jaxlite.quantization._quantize import coverage, observe, quantize
 from jaxlite.quantization._ranges import dynamic_ranges, ema_ranges, frozen_ranges
 
 __all__ = [
+  'Calibrate',
+  'Histogram',
   'by_min_max',
   'by_mse',
   'by_percentile',
@@ -21,7 +24,9 @@ __all__ = [
   'fake_quant',
   'few_bits',
   'frozen_ranges',
+  'histogram',
   'lsq',
+  'merge_histograms',
   'observe',
   'ptq',
   'quantize',

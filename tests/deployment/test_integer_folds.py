@@ -60,6 +60,31 @@ def test_a_factor_of_zero_and_a_negative_one_are_folded():
   np.testing.assert_allclose(reference.run(graph, x)[:, 2], np.broadcast_to(beta[2], 6), rtol=1e-6)
 
 
+def test_a_grid_whose_step_is_one_is_a_grid_too():
+  """Multiplied by 1 is multiplied by nothing, and no longer there when points are looked for."""
+  params, x = {'w': floats(5, 4)}, 100 * floats(6, 5)
+  fake = jl.quantize(lambda p, x: x @ p['w'], ranges={'w': (np.float32(-128), np.float32(127))})
+  graph = quantized(lower(fake, params, x))
+  assert [one.kind for one in graph.operations] == ['quantize', 'quantized_dense']
+  np.testing.assert_allclose(reference.run(graph, x), fake(params, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize('bits', [2, 4])
+def test_a_bias_beside_few_bits_is_no_coarser_than_its_result_shows(bits):
+  """On the grid of a sum of 2 bits by 2 bits, every tenth result would be another."""
+  params, x = {'w': floats(30, 40) / 5, 'b': floats(40) / 3, 'v': floats(40, 5)}, floats(300, 30)
+  ranges = {'w': (np.float32(-3), np.float32(3)), 'v': (np.float32(0), np.float32(3))}
+  fake = jl.quantize(lambda p, x: jnp.maximum(x @ p['w'] + p['b'], 0) @ p['v'], bits=bits, ranges=ranges)
+  plain = lower(fake, params, x)
+  graph = quantized(plain)
+  one = next(one for one in graph.operations if 'y_scale' in one.attributes)
+  steps = [one.outputs[0] for one in plain.operations if one.kind == 'clamp'][-1]
+  ours = reference.run(graph, x, keep=True)[one.outputs[0]].astype(int) - one.attributes['y_zero_point']
+  off = np.abs(ours - reference.run(plain, x, keep=True)[steps])
+  assert off.max() <= 1
+  assert (off > 0).mean() < 0.01
+
+
 def test_what_follows_a_pool_and_a_reshape_is_folded_too_and_weights_are_shared():
   w, gamma = floats(3, 4), np.array([0.5, 2.0, 0.25, 1.0], np.float32)
 
