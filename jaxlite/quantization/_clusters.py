@@ -20,7 +20,8 @@ def clustered(count: int = 16, *, select: trees.Rule = None, name: str = 'cluste
   The forward sees the nearest value in place of each weight. Weights learn as if they were seen themselves (straight
   through), so that one may move to another cluster; the values, `params['jl.<name>'] = {path: float32[count - 1]}`,
   learn by the sum of their members' gradients, and begin evenly spread from the smallest weight to the largest. Zero is
-  no parameter: what is pruned stays zero. `deployment.pack` writes exported weights as a codebook and indices.
+  no parameter: what is pruned stays zero. Layers that one array stacks share its values.
+  `deployment.pack` writes exported weights as a codebook and indices.
 
   Args:
     count: different values of an array, 2 to 256.
