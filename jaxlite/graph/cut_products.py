@@ -19,14 +19,19 @@ def _kept_gone(value: Value, axis: int, more: bool = False) -> Any:
   return _zero(value) if more or is_zero(value.cuts[axis].gone) else None
 
 
+def _aligned(left: Value, one: int, right: Value, other: int, eqn: Any) -> tuple[Value, Value]:
+  """Two operands that keep the same entries of an axis that they share: those of the one that has less."""
+  first, second = left.cuts.get(one), right.cuts.get(other)
+  if first is not None and (second is None or len(first.kept) <= len(second.kept)):
+    return left, take(right, other, first, eqn)
+  return (left, right) if second is None else (take(left, one, second, eqn), right)
+
+
 def _dot(eqn: Any, values: list[Value]) -> list[Value]:
   left, right = values
   (summed, batches) = eqn.params['dimension_numbers']
   for one, other in (*zip(*summed, strict=True), *zip(*batches, strict=True)):
-    if one in left.cuts:
-      right = take(right, other, left.cuts[one], eqn)
-    elif other in right.cuts:
-      left = take(left, one, right.cuts[other], eqn)
+    left, right = _aligned(left, one, right, other, eqn)
   (array,) = bind(eqn, [left.array, right.array])
   apart = [
     (one, other)
@@ -67,10 +72,7 @@ def _convolution(eqn: Any, values: list[Value]) -> list[Value]:
   if eqn.params['batch_group_count'] != 1:
     raise cannot(eqn, 'it groups the batch')
   if groups == 1:
-    if feature in left.cuts:
-      right = take(right, in_axis, left.cuts[feature], eqn)
-    elif in_axis in right.cuts:
-      left = take(left, feature, right.cuts[in_axis], eqn)
+    left, right = _aligned(left, feature, right, in_axis, eqn)
     if feature in left.cuts and not (is_zero(left.cuts[feature].gone) or is_zero(right.cuts[in_axis].gone)):
       raise cannot(eqn, 'it sums over an axis of which the part that goes is not zero')
   else:

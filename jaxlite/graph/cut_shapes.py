@@ -235,9 +235,13 @@ def _slice(eqn: Any, values: list[Value]) -> list[Value]:
   whole = eqn.invars[0].aval.shape
   if not value.cuts:
     return [Value(bind(eqn, [value.array])[0], {}, value.alike, value.level)]
-  for axis, (start, stop, stride) in enumerate(zip(eqn.params['start_indices'], limits, strides, strict=True)):
-    if (start, stop, stride) != (0, whole[axis], 1):
-      value = _picked(_thin(value, axis), axis, range(start, stop, stride))
+  spans = list(zip(eqn.params['start_indices'], limits, strides, strict=True))
+  plain = [(0, len(value.cuts[axis].kept), 1) if axis in value.cuts else span for axis, span in enumerate(spans)]
+  if any(span != (0, size, 1) for span, size in zip(plain, value.shape, strict=True)):
+    value = Value(lax.slice(value.array, *zip(*plain, strict=True)), {a: _only_same(c) for a, c in value.cuts.items()})
+  for axis in tuple(value.cuts):
+    if spans[axis] != (0, whole[axis], 1):
+      value = _picked(_thin(value, axis), axis, range(*spans[axis]))
   return [value]
 
 

@@ -139,6 +139,14 @@ def test_what_is_concatenated_and_split_again_keeps_its_parts_apart():
   })  # fmt: skip
 
 
+def test_zeros_beside_channels_are_rows_of_their_own():
+  def fn(p, x):
+    h = jnp.pad(jax.nn.relu(x @ p['a']), ((0, 0), (0, 4)))
+    return jax.nn.standardize(h) @ p['b']
+
+  check(fn, ones(a=(6, 8), b=(12, 2)), X, {'a[1] b[0]': (8, 4), 'b[0]': (4, 2)})
+
+
 def test_a_flattened_image_loses_whole_channels():
   def fn(p, x):
     h = jax.lax.conv_general_dilated(x, p['k'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
