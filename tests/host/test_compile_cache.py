@@ -2,10 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import pytest
 
@@ -38,11 +38,30 @@ def start(root, **environment):
   return json.loads(run.stdout)
 
 
+@pytest.fixture(scope='module')
+def first(tmp_path_factory):
+  """(root, value) of a cache that one process began."""
+  root = tmp_path_factory.mktemp('first') / 'root'
+  line, hits, value = start(root)
+  assert line == f'compile cache: {next(root.iterdir())}'
+  assert hits == 0
+  return root, value
+
+
+@pytest.fixture
+def begun(first, tmp_path):
+  """(root, its folder, value): a copy of that cache, for what a test does to it."""
+  root = tmp_path / 'root'
+  shutil.copytree(first[0], root)
+  (folder,) = root.iterdir()
+  return root, folder, first[1]
+
+
 def test_the_second_process_reads_what_the_first_compiled(tmp_path):
-  line, hits, first = start(tmp_path)
+  line, hits, value = start(tmp_path)
   assert line.startswith(f'compile cache: {tmp_path}')
   assert hits == 0
-  assert start(tmp_path) == [line, pytest.approx(hits + 1, abs=3), first]
+  assert start(tmp_path) == [line, pytest.approx(hits + 1, abs=3), value]
   assert start(tmp_path)[1] > 0
 
 
@@ -70,35 +89,34 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
   assert hits == 0
 
 
-def test_flags_of_the_compiler_have_a_folder_of_their_own(tmp_path):
-  one, _, _ = start(tmp_path)
-  other, hits, _ = start(tmp_path, XLA_FLAGS='--xla_cpu_enable_fast_math=true')
-  assert one != other
+def test_flags_of_the_compiler_have_a_folder_of_their_own(begun):
+  root, folder, _ = begun
+  line, hits, _ = start(root, XLA_FLAGS='--xla_cpu_enable_fast_math=true')
+  assert line.startswith(f'compile cache: {root}')
+  assert line != f'compile cache: {folder}'
   assert hits == 0
 
 
-def test_a_program_torn_by_a_kill_is_dropped_and_compiled_again(tmp_path):
-  _, _, value = start(tmp_path)
-  (folder,) = tmp_path.iterdir()
+def test_a_program_torn_by_a_kill_is_dropped_and_compiled_again(begun):
+  root, folder, value = begun
   for program in folder.glob('*-cache'):  # as a kill leaves it: cut, and its time not yet written
     program.write_bytes(program.read_bytes()[:50])
     program.with_name(program.name.removesuffix('-cache') + '-atime').unlink()
-  assert start(tmp_path)[1:] == [0, value]
-  assert start(tmp_path)[1] > 0
+  assert start(root)[1:] == [0, value]
+  assert start(root)[1] > 0
 
 
-def test_a_damaged_program_is_compiled_again_once_and_never_run(tmp_path):
-  _, _, value = start(tmp_path)
-  (folder,) = tmp_path.iterdir()
+def test_a_damaged_program_is_compiled_again_once_and_never_run(begun):
+  root, folder, value = begun
   programs = list(folder.glob('*-cache'))
   for program in programs:
     data = bytearray(program.read_bytes())
     data[len(data) // 2] ^= 1
     program.write_bytes(data)
-  line, hits, found = start(tmp_path)
+  line, hits, found = start(root)
   assert line.endswith(f'({len(programs)} damaged entries are compiled again)')
   assert (hits, found) == (0, value)
-  line, hits, found = start(tmp_path)
+  line, hits, found = start(root)
   assert line == f'compile cache: {folder}'
   assert hits > 0
   assert found == value
@@ -176,13 +194,12 @@ def test_where_new_files_are_the_groups_too_the_second_process_still_compiles_no
     os.umask(before)
 
 
-def test_a_folder_of_another_user_is_not_used(tmp_path):
+def test_a_folder_of_another_user_is_not_used(begun):
   if os.geteuid() != 0:
     pytest.skip('only root gives folders away')
-  line, _, _ = start(tmp_path)
-  (folder,) = tmp_path.iterdir()
+  root, folder, _ = begun
   os.chown(folder, 12345, 12345)
-  line, hits, _ = start(tmp_path)
+  line, hits, _ = start(root)
   assert line.startswith('no compile cache: ')
   assert hits == 0
 
@@ -202,9 +219,8 @@ def test_the_programs_that_were_used_least_recently_go_first(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(os, 'getuid') or os.getuid() != 0, reason='only root gives a folder away')
-def test_a_user_without_an_entry_has_no_cache_that_jax_would_refuse_at_each_program(tmp_path):
-  line, _, _ = start(tmp_path)
-  folder = Path(line.removeprefix('compile cache: '))
+def test_a_user_without_an_entry_has_no_cache_that_jax_would_refuse_at_each_program(begun):
+  _, folder, _ = begun
   assert compile_cache._is_known(folder)
   os.chown(folder, 54321, 54321)
   assert not compile_cache._is_known(folder)

@@ -1,5 +1,6 @@
 """Every kind of task through the whole loop: trained, killed and resumed to the same bits, tested, loaded, answered."""
 
+import functools
 import json
 from typing import NamedTuple
 
@@ -66,52 +67,61 @@ def trained(folder, case):
   return jl.train(config_of(), folder, model=case.model, data=case.data, say=lambda line: None)
 
 
+@pytest.fixture(scope='module')
+def straight_run(tmp_path_factory):
+  """(folder, result) of a run that nothing befell, by the name of its task; each is trained once."""
+
+  @functools.cache
+  def of(name):
+    folder = tmp_path_factory.mktemp('straight') / 'run'
+    return folder, trained(folder, CASES[name])
+
+  return of
+
+
 @pytest.mark.parametrize('name', CASES)
-def test_a_task_is_trained_resumed_tested_reported_and_loaded(name, tmp_path, monkeypatch):
-  case = CASES[name]
-  straight = trained(tmp_path / 'straight', case)
+def test_a_task_is_trained_resumed_tested_reported_and_loaded(name, straight_run, tmp_path, monkeypatch):
+  case, (folder, straight) = CASES[name], straight_run(name)
   for _ in crash_at(7, monkeypatch):
     with pytest.raises(MemoryError):
       trained(tmp_path / 'killed', case)
   resumed = trained(tmp_path / 'killed', case)
-  assert leaves(tmp_path / 'killed') == leaves(tmp_path / 'straight')
-  assert points(tmp_path / 'killed') == points(tmp_path / 'straight')
+  assert leaves(tmp_path / 'killed') == leaves(folder)
+  assert points(tmp_path / 'killed') == points(folder)
   assert resumed.metrics == straight.metrics
   assert resumed.facts == straight.facts
   task = case.data.task
   assert task.score in straight.metrics
-  again = loop.evaluate_run(config_of(), tmp_path / 'straight', model=case.model, data=case.data, say=lambda line: None)
+  again = loop.evaluate_run(config_of(), folder, model=case.model, data=case.data, say=lambda line: None)
   assert again.metrics == straight.metrics
-  report = (tmp_path / 'straight' / 'report.md').read_text()
+  report = (folder / 'report.md').read_text()
   for file, _ in straight.figures:
-    assert (tmp_path / 'straight' / file).stat().st_size > 1000
+    assert (folder / file).stat().st_size > 1000
     assert f']({file})' in report
   for label, metric, _ in straight.rows:
     assert (label in report) == (metric in straight.metrics), label
-  network = jl.load(tmp_path / 'straight')
+  network = jl.load(folder)
   raw = np.asarray(network.predict(case.asked))
   assert np.isfinite(raw).all()
   labels = network.predict_labels(case.asked)
   assert len(labels) == len(case.asked)
-  saved = json.loads((tmp_path / 'straight' / 'task.json').read_text())
+  saved = json.loads((folder / 'task.json').read_text())
   assert saved['task'] == task.name
   assert saved['facts'] == json.loads(json.dumps(straight.facts))
 
 
-def test_regression_answers_in_the_units_of_its_targets(tmp_path):
-  case = CASES['regression']
-  result = trained(tmp_path, case)
-  network = jl.load(tmp_path)
+def test_regression_answers_in_the_units_of_its_targets(straight_run):
+  case, (folder, result) = CASES['regression'], straight_run('regression')
+  network = jl.load(folder)
   test = case.data.test
   found = np.asarray(network.predict_labels(test.inputs), np.float64).reshape(-1)
   assert abs(np.sqrt(np.mean((found - test.labels) ** 2)) - result.metrics['rmse']) < 1e-4 * result.metrics['rmse']
   assert abs(found.mean() - 1000) < 300  # twelve steps: near the targets' mean, not near zero
 
 
-def test_a_threshold_is_chosen_on_validation_and_kept_with_the_model(tmp_path):
-  case = CASES['binary']
-  result = trained(tmp_path, case)
-  network = jl.load(tmp_path)
+def test_a_threshold_is_chosen_on_validation_and_kept_with_the_model(straight_run):
+  case, (folder, result) = CASES['binary'], straight_run('binary')
+  network = jl.load(folder)
   proba = np.asarray(network.predict_proba(case.data.validation.inputs))
   threshold, wanted = result.facts['threshold'], case.data.validation.labels == 1
   assert (proba >= threshold)[wanted].mean() >= 0.8
@@ -151,11 +161,12 @@ def test_folds_test_every_example_once_and_go_on(name, tmp_path):
   pair = (np.concatenate([split.inputs for split in (case.data.train, case.data.validation, case.data.test)]),)
   pair += (np.concatenate([split.labels for split in (case.data.train, case.data.validation, case.data.test)]),)
   data = jl.data.from_arrays(pair, task=case.data.task)
-  found = jl.cross_validate(config_of(), tmp_path, data=data, model=lambda: case.model, folds=3, say=lambda line: None)
+  # Two folds: the fewest that say all of this.
+  found = jl.cross_validate(config_of(), tmp_path, data=data, model=lambda: case.model, folds=2, say=lambda line: None)
   assert sum(result.examples for result in found.results) == 120
   metric = case.data.task.score
   assert found.mean[metric] == pytest.approx(np.mean([result.metrics[metric] for result in found.results]))
-  again = jl.cross_validate(config_of(), tmp_path, data=data, model=lambda: case.model, folds=3, say=lambda line: None)
+  again = jl.cross_validate(config_of(), tmp_path, data=data, model=lambda: case.model, folds=2, say=lambda line: None)
   assert again.mean == found.mean
 
 

@@ -12,6 +12,7 @@ import jaxlite as jl
 from jaxlite.run import loop, records
 from loops import X, evidence, leaves, points, run, up_and_down
 
+STEP_BY_STEP = {'steps': 12, 'machine__steps_per_dispatch': 1}
 FILES = (
   'config.json',
   'task.json',
@@ -29,6 +30,23 @@ def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp('mending') / 'run'
   run(folder, steps=6, log__every=jl.Duration(steps=1))
   return folder, evidence(folder), {name: (folder / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture(scope='module')
+def longer(finished, tmp_path_factory):
+  """What a copy of the finished run leaves that goes on to eight steps."""
+  folder = tmp_path_factory.mktemp('longer') / 'run'
+  shutil.copytree(finished[0], folder)
+  run(folder, steps=8, log__every=jl.Duration(steps=1))
+  return evidence(folder)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  """A run of twelve steps that nothing befell."""
+  folder = tmp_path_factory.mktemp('straight') / 'run'
+  run(folder, **STEP_BY_STEP)
+  return folder
 
 
 def flipped(data, at):
@@ -96,16 +114,14 @@ def test_a_digit_or_two_exchanged_names_are_not_believed(finished, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'program.bin', 'task.json', 'rewrites.json'])
-def test_one_lost_file_does_not_end_a_run_whose_checkpoints_are_sound(name, finished, tmp_path):
+def test_one_lost_file_does_not_end_a_run_whose_checkpoints_are_sound(name, finished, longer, tmp_path):
   folder, _, sound = finished
   shutil.copytree(folder, tmp_path / 'run')
   (tmp_path / 'run' / name).write_bytes(flipped(sound[name], 40))
-  shutil.copytree(folder, tmp_path / 'straight')
   said = []
-  run(tmp_path / 'straight', steps=8, log__every=jl.Duration(steps=1))
   run(tmp_path / 'run', steps=8, log__every=jl.Duration(steps=1), say=said.append)
   assert any(name in line and 'damaged' in line for line in said)
-  assert evidence(tmp_path / 'run') == evidence(tmp_path / 'straight')
+  assert evidence(tmp_path / 'run') == longer
 
 
 def test_a_long_record_lies_in_chunks_and_is_put_together_again(tmp_path, monkeypatch):
@@ -136,7 +152,7 @@ def test_a_long_record_lies_in_chunks_and_is_put_together_again(tmp_path, monkey
 
 
 @pytest.mark.parametrize('taken', ['constants', 'checkpoints', 'everything'])
-def test_what_is_taken_away_while_a_run_is_under_way_is_written_again(taken, tmp_path, monkeypatch):
+def test_what_is_taken_away_while_a_run_is_under_way_is_written_again(taken, straight, tmp_path, monkeypatch):
   real, folder = loop.datasets.batch_at, tmp_path / 'run'
 
   def batch_at(split, size, seed, at):
@@ -147,19 +163,17 @@ def test_what_is_taken_away_while_a_run_is_under_way_is_written_again(taken, tmp
         folder.rename(tmp_path / 'moved')
     return real(split, size, seed, at)
 
-  fields = {'steps': 12, 'machine__steps_per_dispatch': 1}
-  run(tmp_path / 'straight', **fields)
   with monkeypatch.context() as patch:
     patch.setattr(loop.datasets, 'batch_at', batch_at)
     said = []
-    run(folder, say=said.append, **fields)
-  assert points(folder) == points(tmp_path / 'straight')
-  assert leaves(folder) == leaves(tmp_path / 'straight')  # every leaf of the last checkpoint can be read
+    run(folder, say=said.append, **STEP_BY_STEP)
+  assert points(folder) == points(straight)
+  assert leaves(folder) == leaves(straight)  # every leaf of the last checkpoint can be read
   assert np.isfinite(jl.load(folder).predict(X)).all()
   if taken == 'everything':
     assert any('is gone' in line and 'written again' in line for line in said)
   said.clear()
-  run(folder, say=said.append, **fields)
+  run(folder, say=said.append, **STEP_BY_STEP)
   assert any(line.startswith('this run is finished') for line in said)
 
 

@@ -1,5 +1,6 @@
 """Laws of several steps per dispatch: the same bits however a run is cut, and never where they would not be."""
 
+import functools
 import signal
 
 import jax
@@ -33,8 +34,31 @@ def everything():
 
 
 def start(recipe, model=None):
-  train = jl.train_step(model or jl.from_linen(MLP((16,), classes=3)), jl.cross_entropy, recipe)
+  return begun(jl.train_step(model or jl.from_linen(MLP((16,), classes=3)), jl.cross_entropy, recipe))
+
+
+def begun(train):
   return train, train.init(jax.random.key(0), row(batches(0, 1), 0))
+
+
+RECIPES = {'all': everything, 'sgd': lambda: jl.chain(optax.sgd(0.1, momentum=0.9))}
+
+
+@functools.cache
+def made(name):
+  """One step of each recipe, traced once for all tests; a state of it is each test's own."""
+  return start(RECIPES[name]())[0]
+
+
+@functools.cache
+def looped(name):
+  """The state after twelve single steps, and their losses."""
+  train, state = begun(made(name))
+  losses = []
+  for step in range(12):
+    state, metrics = train.step(state, row(batches(step, 1), 0))
+    losses.append(float(metrics['loss']))
+  return state, losses
 
 
 def row(tree, i):
@@ -48,15 +72,11 @@ def same(one, other):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=path)
 
 
-@pytest.mark.parametrize('recipe', [everything, lambda: jl.chain(optax.sgd(0.1, momentum=0.9))], ids=['all', 'sgd'])
+@pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.parametrize('cuts', [[12], [1] * 12, [5, 1, 6], [2, 3, 7]], ids=str)
 def test_a_run_is_the_same_however_it_is_cut(cuts, recipe):
-  train, state = start(recipe())
-  losses = []
-  for step in range(12):
-    state, metrics = train.step(state, row(batches(step, 1), 0))
-    losses.append(float(metrics['loss']))
-  _, other = start(recipe())
+  state, losses = looped(recipe)
+  train, other = begun(made(recipe))
   several, found, at = multi_step.several(train.step), [], 0
   for count in cuts:
     other, metrics = several(other, multi_step.stacked(batches(at, count), 12), count)
@@ -97,16 +117,21 @@ def chosen(train, state, wanted=0, **room):
 
 
 def test_the_steps_that_are_taken_in_choosing_are_steps_of_the_run():
-  for wanted in (0, 1, 2, 7):
-    train, state = start(everything())
-    state, taken, _ = chosen(train, state, wanted)
-    _, other = start(everything())
-    losses = []
-    for step in range(int(state.step)):
-      other, metrics = train.step(other, row(batches(step, 1), 0))
-      losses.append(float(metrics['loss']))
-    same(state, other)
-    assert [terms['loss'] for terms in multi_step.fetched([(one, 1) for one in taken])] == losses[1:]
+  train, ends = made('all'), {}
+  for wanted in (0, 1, 7):  # found by trial, single steps, a number that was asked for
+    state, taken, _ = chosen(*begun(train), wanted)
+    ends[wanted] = state, [terms['loss'] for terms in multi_step.fetched([(one, 1) for one in taken])]
+  _, other = begun(train)
+  losses, compared = [], set()
+  for step in range(max(int(state.step) for state, _ in ends.values())):
+    other, metrics = train.step(other, row(batches(step, 1), 0))
+    losses.append(float(metrics['loss']))
+    for wanted, (state, found) in ends.items():
+      if int(state.step) == step + 1:
+        same(state, other)
+        assert found == losses[1:]
+        compared.add(wanted)
+  assert compared == set(ends)
 
 
 def test_what_rounds_differently_in_one_program_is_not_taken_up():
@@ -155,25 +180,30 @@ def test_never_around_a_convolution_on_cpu():
 POINTS = {'log__every': jl.Duration(steps=6), 'eval__every': jl.Duration(steps=9), 'checkpoint__every': jl.Duration(4)}
 
 
+@pytest.fixture(scope='module')
+def single(tmp_path_factory):
+  """What a run of single steps leaves: whatever its dispatches, a run has to leave that."""
+  folder = tmp_path_factory.mktemp('single') / 'run'
+  trained(folder, 1)
+  return evidence(folder)
+
+
 def trained(folder, steps_per_dispatch, **fields):
   said = []
   run(folder, steps=30, machine__steps_per_dispatch=steps_per_dispatch, say=said.append, **POINTS, **fields)
   return [line for line in said if line.startswith('steps per dispatch')]
 
 
-def test_a_run_leaves_the_same_evidence_whatever_its_dispatches(tmp_path):
-  trained(tmp_path / 'one', 1)
-  wanted = evidence(tmp_path / 'one')
-  for steps in (0, 2, 3, 50):
+def test_a_run_leaves_the_same_evidence_whatever_its_dispatches(single, tmp_path):
+  for steps in (0, 3, 50):
     (line,) = trained(tmp_path / str(steps), steps)
-    assert evidence(tmp_path / str(steps)) == wanted
+    assert evidence(tmp_path / str(steps)) == single
     assert steps == 0 or line.startswith(f'steps per dispatch: {min(steps, 4)} (')
 
 
 @pytest.mark.parametrize('how', ['crash', 'signal'])
 @pytest.mark.parametrize('dispatched', [1, 4])
-def test_a_run_that_stops_in_a_dispatch_ends_as_if_it_had_not(dispatched, how, tmp_path, monkeypatch):
-  trained(tmp_path / 'straight', 3)
+def test_a_run_that_stops_in_a_dispatch_ends_as_if_it_had_not(dispatched, how, single, tmp_path, monkeypatch):
   real, calls = multi_step.several, iter(range(1, 99))
 
   def several(step):
@@ -193,11 +223,10 @@ def test_a_run_that_stops_in_a_dispatch_ends_as_if_it_had_not(dispatched, how, t
     with pytest.raises(MemoryError if how == 'crash' else loop.Preempted):
       trained(tmp_path / 'stopped', 3)
   trained(tmp_path / 'stopped', 3)
-  assert evidence(tmp_path / 'stopped') == evidence(tmp_path / 'straight')
+  assert evidence(tmp_path / 'stopped') == single
 
 
-def test_a_resume_may_change_its_mind(tmp_path):
-  trained(tmp_path / 'straight', 1)
+def test_a_resume_may_change_its_mind(single, tmp_path):
   run(tmp_path / 'other', steps=18, machine__steps_per_dispatch=3, **POINTS)
   trained(tmp_path / 'other', 2)
-  assert evidence(tmp_path / 'other') == evidence(tmp_path / 'straight')
+  assert evidence(tmp_path / 'other') == single
