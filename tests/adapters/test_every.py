@@ -19,6 +19,8 @@ from flax import nnx
 from jaxlite import adapters, trees
 from networks import FRAMEWORKS, dense, equinox_dense, function_dense, haiku_dense, keras_dense, linen_dense, nnx_dense
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(7)
 RNG = np.random.default_rng(0)
 W1, B1 = RNG.normal(size=(6, 8)).astype(np.float32), RNG.normal(size=8).astype(np.float32)
@@ -32,7 +34,6 @@ IMAGES = RNG.normal(size=(5, 7, 6, 2)).astype(np.float32)
 # --- the same weights, without state or randomness --------------------------------------------------------------
 
 
-@pytest.mark.unoptimized
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_same_weights_give_the_outputs_and_gradients_of_numpy(framework):
   model, names, transposed = dense(framework, WEIGHTS)
@@ -76,7 +77,6 @@ def conv(framework):
   return adapters.from_function(run, {'k': K1, 'c': C1})
 
 
-@pytest.mark.unoptimized
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_same_convolution_gives_the_outputs_of_numpy(framework):
   model = conv(framework)
@@ -208,6 +208,7 @@ def test_randomness_is_of_key_and_step_alone(framework):
     model.apply(params, state, X, train=True, key=None)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_state_can_be_carried_by_a_scan_equal_to_the_loop(framework):
   model, params, state = started(framework)

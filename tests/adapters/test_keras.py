@@ -22,6 +22,8 @@ from jaxlite.adapters.keras import assign, from_keras
 from jaxlite.contract import CONST, TAPS
 from jaxlite.deployment import stablehlo
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(6, 6, 6, 2)).astype(np.float32)
 LABELS = np.arange(6, dtype=np.int32) % 3
@@ -98,6 +100,7 @@ MODELS = {
 }
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('name', MODELS)
 def test_evaluation_is_that_of_keras_bit_for_bit(name):
   make, inputs = MODELS[name]

@@ -10,6 +10,8 @@ from forward import KEY, X, run
 from jaxlite import trees
 from jaxlite.adapters import from_linen
 
+pytestmark = pytest.mark.unoptimized
+
 
 class Deterministic(nn.Module):
   @nn.compact

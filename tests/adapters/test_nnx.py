@@ -10,6 +10,8 @@ from forward import KEY, X, run
 from jaxlite import trees
 from jaxlite.adapters import from_nnx
 
+pytestmark = pytest.mark.unoptimized
+
 
 class Count(nnx.Variable):
   pass

@@ -112,8 +112,9 @@ def test_what_comes_out_may_be_differentiated_and_batched_again():
 
   close(jax.jit(second(gradient))(W), jax.jit(second(for_cpu(gradient)))(W))
   many = jnp.stack([W, 2 * W])
-  close(jax.vmap(gradient, (None, 0))(X, many), jax.vmap(for_cpu(gradient), (None, 0))(X, many))
-  close(jax.jacfwd(loss, 1)(X, W), jax.jacfwd(for_cpu(loss), 1)(X, W))
+  batched = [jax.jit(jax.vmap(fn, (None, 0))) for fn in (gradient, for_cpu(gradient))]
+  close(*(fn(X, many) for fn in batched))
+  close(jax.jit(jax.jacfwd(loss, 1))(X, W), jax.jit(jax.jacfwd(for_cpu(loss), 1))(X, W))
 
 
 def test_the_function_is_traced_once_for_each_shape_and_donates():

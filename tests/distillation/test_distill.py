@@ -18,6 +18,8 @@ from jaxlite.distillation._dkd import dkd
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._self_distill import self_distill
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(8, 5)), jnp.float32)
 BATCH = {'inputs': X, 'labels': jnp.asarray(RNG.integers(0, 3, 8)), 'weight': jnp.array([1.0] * 6 + [0, 0])}
@@ -98,6 +100,7 @@ def laws(orders):
     assert not trees.find(state.const, Side)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_a_teachers_logits_are_its_own_in_some_orders():
   laws([ORDERS[0], ORDERS[-1]])
 
@@ -217,6 +220,7 @@ def test_it_stands_beside_every_other_hook():
     assert set(state.const) == {'distill', 'freeze'}
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_it_goes_on_where_it_stopped():
   train, state, _ = run(self_distill(0.9), optax.adam(1e-2), count=3)
   key = np.array(jax.random.key_data(state.key))

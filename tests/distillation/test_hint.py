@@ -18,6 +18,8 @@ from jaxlite.distillation._distill import distill
 from jaxlite.distillation._hint import hint, mean_squared
 from jaxlite.step.state import ensemble_axes
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(6, 4, 4, 2)), jnp.float32)
 BATCH = {'inputs': IMAGES, 'labels': jnp.array([0, 1, 2, 0, 1, 2]), 'weight': jnp.array([1.0, 1, 1, 1, 1, 0])}
@@ -151,6 +153,7 @@ def test_the_projected_term_is_its_formula_and_padding_does_not_count():
   np.testing.assert_allclose(metrics['hint'], 2 * wanted, rtol=1e-5)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_student_and_projector_learn_the_teacher_does_not_and_export_leaves_nothing():
   own = teacher()
   train, state, first = steps(jl.chain(hint(own, {'conv/w': 'hid'}, scale=10.0), optax.adam(1e-2)))
@@ -169,6 +172,7 @@ def test_student_and_projector_learn_the_teacher_does_not_and_export_leaves_noth
   np.testing.assert_array_equal(train.eval(state, BATCH)[0], alone.predict(IMAGES))
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_in_every_order_the_teachers_logits_and_the_terms_are_the_same():
   own, seen, found = teacher(), [], []
 

@@ -11,6 +11,8 @@ from flax import nnx
 import jaxlite as jl
 from changing import FORMS, LOST, Dropped, Plain, Sown, X, call, net, some_slow
 
+pytestmark = pytest.mark.unoptimized
+
 AROUND = {
   'as it is': lambda fn: fn,
   'nnx.jit': nnx.jit,

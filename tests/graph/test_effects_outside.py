@@ -18,6 +18,8 @@ import jaxlite as jl
 from changing import FORMS, LEFT, X, net, some_slow
 from jaxlite.graph.effects import without_effects
 
+pytestmark = pytest.mark.unoptimized
+
 
 class Counter:
   """No pytree: an object that a function holds."""

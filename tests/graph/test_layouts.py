@@ -14,6 +14,8 @@ import jaxlite as jl
 from jaxlite.graph.layouts import LeafLayout, parameter_layouts
 from jaxlite.graph.model import weights_of
 
+pytestmark = pytest.mark.unoptimized
+
 X = jnp.ones((2, 3))
 IMAGES = jnp.ones((2, 8, 8, 3))
 A, B = (0,), (1,)

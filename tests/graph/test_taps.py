@@ -14,6 +14,8 @@ from jaxlite.graph import provenance
 from jaxlite.graph.taps import as_features, read, tapped
 from jaxlite.graph.walk import has_primitive
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 P = {'a': jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32), 'b': jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32)}
 X = jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32)
@@ -52,6 +54,7 @@ WAYS = {
 }
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('name', ['hid', 'a'])
 @pytest.mark.parametrize('way', WAYS)
 def test_a_tap_is_the_value_and_carries_its_gradient(way, name):
@@ -174,6 +177,7 @@ def conv(p, x, numbers):
   return jax.lax.conv_general_dilated(x, p['k'], (1, 1), 'SAME', dimension_numbers=numbers)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_every_layout_comes_out_alike():
   image, kernel = RNG.normal(size=(5, 4, 6, 3)).astype(np.float32), RNG.normal(size=(3, 3, 3, 2)).astype(np.float32)
   last = features(lambda p, x: conv(p, x, ('NHWC', 'HWIO', 'NHWC')), 'k', {'k': kernel}, image)

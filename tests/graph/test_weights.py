@@ -15,6 +15,8 @@ from jaxlite import trees
 from jaxlite.graph.layouts import LeafLayout, parameter_layouts
 from jaxlite.graph.model import weights_of
 
+pytestmark = pytest.mark.unoptimized
+
 X = jnp.ones((2, 6))
 CHOICE = jnp.array([0, 1])
 IN_OUT, OUT_IN, LAYERS = LeafLayout((0,), (1,)), LeafLayout((1,), (0,)), LeafLayout((1,), (2,))

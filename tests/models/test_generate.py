@@ -10,6 +10,8 @@ import pytest
 import jaxlite as jl
 from jaxlite.models import Decoder, generate
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
 NET = Decoder(11, width=8, layers=1, heads=2, hidden=12, length=8, positions='learned')

@@ -15,6 +15,8 @@ from jaxlite.contract import Network
 from jaxlite.models import MLP, LeNet5, LeNet300, SmallCNN, max_pool, summary
 from jaxlite.models.layers import ConvPool
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 
 
@@ -49,6 +51,7 @@ def test_flops_count_scans_by_length_conds_by_the_dearest_branch_and_groups():
   assert summary(grouped, (2, 5, 5, 8)) == (3 * 3 * 2 * 8, 2 * 2 * 25 * 9 * 2 * 8)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize(
   'module, size', [(MLP(()), 8), (MLP([5]), 3), (SmallCNN((4, 4), 8), 8), (SmallCNN((4, 6), 8, batch_norm=True), 13)]
 )

@@ -10,6 +10,8 @@ import jaxlite as jl
 from jaxlite.pruning import gather_statistics, n_m, rewind, sparsegpt, sparsify, straight_through, uniform
 from jaxlite.pruning._allocate import Leaf, erk
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 SHAPES = {'one': (20, 30), 'two': (30, 25), 'three': (25, 4)}
 PARAMS = {name: RNG.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}

@@ -8,6 +8,8 @@ import pytest
 
 import jaxlite as jl
 
+pytestmark = pytest.mark.unoptimized
+
 PARAMS = {'w': jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))}
 MASKS = {'w': jnp.asarray(np.random.default_rng(1).random((6, 4)) < 0.5)}
 PARTS = {

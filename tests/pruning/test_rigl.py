@@ -14,6 +14,8 @@ from jaxlite.pruning._allocate import Leaf, erk, uniform
 from jaxlite.pruning._masks import unpack
 from jaxlite.pruning._rigl import rigl, set_, unreset
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 SHAPE = (6, 7)
 START = {'w': RNG.normal(size=SHAPE).astype(np.float32), 'bias': np.zeros(7, np.float32)}
@@ -131,6 +133,7 @@ def test_what_cannot_be_reset_is_listed():
   assert len(found['lbfgs']) > 2
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_packed_masks_are_the_same_masks():
   one = run(rigl(optax.adam(0.1), 0.5, end=8, every=2))
   other = run(rigl(optax.adam(0.1), 0.5, end=8, every=2, packed=True))

@@ -11,6 +11,8 @@ import jaxlite as jl
 from jaxlite.pruning._allocate import global_
 from jaxlite.pruning.scores import gradient_flow, grasp, magnitude, synflow
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 
 

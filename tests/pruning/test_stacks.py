@@ -27,6 +27,8 @@ from jaxlite.pruning import (
 from jaxlite.pruning._choose_masks import draw, targets
 from jaxlite.pruning.scores import wanda
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 # Layers of very different size, so that one budget for all of them would kill the smallest.
 STACK = (RNG.normal(size=(3, 8, 6)) * np.array([1, 1e-2, 1e-4])[:, None, None]).astype(np.float32)

@@ -19,6 +19,8 @@ from jaxlite.pruning._straight_through import see, straight_through
 from jaxlite.pruning._structure import n_m
 from jaxlite.pruning.sparsity_schedules import cubic, periodic
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 START = {
   'a': RNG.normal(size=(8, 6)).astype(np.float32),
@@ -69,6 +71,7 @@ def test_the_gradient_reaches_every_weight_and_the_forward_only_the_living():
   np.testing.assert_allclose(outputs, apply(params, BATCH['inputs']), rtol=1e-6)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_a_seen_weight_is_exact_in_value_and_gradient():
   for dtype in (jnp.float32, jnp.bfloat16):
     weight = jnp.asarray(RNG.normal(size=(30, 30)) * 10.0 ** RNG.integers(-30, 30, (30, 30)), dtype)
@@ -142,6 +145,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('name', RECIPES)
 def test_a_resumed_run_is_the_same_to_the_last_bit(name, tmp_path):
   train = trained(*RECIPES[name]())

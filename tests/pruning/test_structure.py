@@ -22,6 +22,8 @@ from jaxlite.pruning._structure import block, channel, element, n_m, per_output
 from jaxlite.pruning.scores import random
 from jaxlite.pruning.sparsity_schedules import cubic
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 
 

@@ -12,6 +12,8 @@ from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import observe, quantize
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 8, 8, 4)), jnp.float32)

@@ -10,6 +10,8 @@ from jaxlite.adapters import adapt
 from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import coverage, quantize
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 KERNEL = jnp.asarray(RNG.normal(size=(3, 3, 2, 4)), jnp.float32)

@@ -84,6 +84,7 @@ def value_and_gradients(fn, w, x):
   return jax.jit(both)(w, x)
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize('name', CONTRACTIONS)
 def test_grids_are_the_published_ones_and_gradients_those_of_the_float_contraction_there(name):
   fn, _, _, axes = CONTRACTIONS[name]
@@ -157,6 +158,7 @@ AWKWARD = {
 }
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize(('name', 'real'), [*((name, False) for name in AWKWARD), ('an empty batch', True)])
 def test_no_nan_is_made(name, real):
   w, x = AWKWARD[name]

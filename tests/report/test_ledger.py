@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import jaxlite as jl
 from jaxlite.contract import Network
@@ -13,6 +14,8 @@ from jaxlite.optim._proximal import l1_proximal
 from jaxlite.optim._swa import swa
 from jaxlite.report import ledger, page
 from jaxlite.report.result import Result, from_json, to_json
+
+pytestmark = pytest.mark.unoptimized
 
 RNG = np.random.default_rng(0)
 BATCH = {'inputs': jnp.asarray(RNG.normal(size=(8, 6)), jnp.float32), 'labels': jnp.asarray(RNG.integers(0, 3, 8))}

@@ -15,6 +15,8 @@ from jaxlite.run import guards
 from jaxlite.step.train_step import train_step
 from loops import points, run
 
+pytestmark = pytest.mark.unoptimized
+
 # --- a stranger's parts, as somebody writes them who read the contract -----------------------------------------------
 
 

@@ -12,6 +12,8 @@ from jaxlite import checkpoint
 from jaxlite.run import loop
 from loops import X, Y, config_of, points, run
 
+pytestmark = pytest.mark.unoptimized
+
 START = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
 
 

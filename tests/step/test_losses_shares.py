@@ -10,6 +10,8 @@ import jaxlite as jl
 from jaxlite.contract import CONST, Context
 from jaxlite.tasks.lift import examples_in, lift_loss, weighted_mean
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = RNG.normal(size=(8, 3)).astype(np.float32), RNG.integers(0, 3, 8)
 BATCH = {'inputs': jnp.asarray(LOGITS), 'labels': jnp.asarray(LABELS)}

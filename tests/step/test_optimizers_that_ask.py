@@ -10,6 +10,8 @@ import jaxlite as jl
 from jaxlite.contract import CONST
 from jaxlite.step.state import went_nan
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(8, 5)).astype(np.float32), RNG.integers(0, 3, 8)
 BATCH = {'inputs': jnp.asarray(X), 'labels': jnp.asarray(Y)}
