@@ -190,9 +190,8 @@ def watched(
   # Conditionals written as loops of at most one turn: what a loop carries XLA keeps in place, what passes through a
   # conditional it copies, at every step. The second loop begins when the first has read the masks that it replaces.
   once = functools.partial(jax.lax.while_loop, lambda carry: carry[0])
-  _, broken = once(looked, (look, jnp.zeros((), jnp.int32)))
-  read = (broken | 1) != 0  # always, though a compiler does not know it
-  _, masks, kept = once(refreshed, (due & read, state.masks, kept))
+  still, broken = once(looked, (look, jnp.zeros((), jnp.int32)))  # False by now, though a compiler does not know it
+  _, masks, kept = once(refreshed, (due & ~still, state.masks, kept))
   return masks, kept, broken
 
 

@@ -76,14 +76,14 @@ def _alone(wrap: Callable[[Model], Model], bare: Model, inputs: Any) -> list[str
   """The weights that a hook alone puts into integers."""
   model = wrap(bare)
   try:
-    params, model_state = jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
+    params, model_state = jax.eval_shape(lambda key: model.init(key, inputs), _key())
     return sorted(weight_bits(model, params, model_state, inputs))
   except ValueError:  # it works on what another hook brings, so alone it has nothing to do
     return []
 
 
 def _shapes(bare: Model, inputs: Any) -> tuple[Params, State]:
-  shapes: tuple[Params, State] = jax.eval_shape(lambda key: bare.init(key, inputs), jax.random.key(0))
+  shapes: tuple[Params, State] = jax.eval_shape(lambda key: bare.init(key, inputs), _key())
   return shapes
 
 
@@ -101,3 +101,8 @@ def _floats(bare: Model, inputs: Any, bits: Mapping[str, int]) -> list[str]:
     elif not any(path in bits for path in row.name.partition('#')[0].split('+')):
       told.append(f'{row.name}: kept float')
   return told
+
+
+def _key() -> jax.ShapeDtypeStruct:
+  """A key's type: to make one would be a program to compile."""
+  return jax.eval_shape(lambda: jax.random.key(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 
 import jax
 import numpy as np
@@ -32,20 +33,21 @@ def pruned(config, total):
   return jl.chain(jl.fake_quant(), optax.adam(1e-2), jl.prune(0.5, end=4, every=2))
 
 
-def test_a_run_compiles_its_step_and_its_evaluation_and_little_else(tmp_path):
+def test_a_run_compiles_its_step_and_its_evaluation_and_nothing_else(tmp_path):
   jax.clear_caches()  # else what an earlier test compiled would not count
-  compiled = []
+  compiled, net = [], model()
 
-  def listen(event, duration, **_):
+  def listen(event, duration, *, fun_name='', **_):
     if event == COMPILED:
-      compiled.append(event)
+      compiled.append(fun_name)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    loops.run(tmp_path / 'run', pruned, model=model(), machine__steps_per_dispatch=1)
+    loops.run(tmp_path / 'run', pruned, model=net, machine__steps_per_dispatch=1)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
-  assert len(compiled) <= 4
+  own = 'whole|add|stage'  # the step, evaluation with its metrics, a key
+  assert not [one for one in compiled if not re.search(own, one)]
 
 
 def test_the_collector_waits_while_a_run_traces(tmp_path):
