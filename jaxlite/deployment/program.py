@@ -51,8 +51,7 @@ def traced(graph: Graph, inputs: Any) -> dict[str, jax.Array]:
     inputs: as of the function that `program` gives.
   """
   values: dict[str, Any] = checked(graph, inputs)
-  first, leads = graph.inputs[0], [graph.values[name].shape[0] for name in graph.inputs]
-  batch = values[first].shape[0] // (leads[0].times if isinstance(leads[0], Batch) else 1)
+  batch = values[graph.inputs[0]].shape[0] // _times(graph, graph.inputs[0])
 
   for one in graph.operations:
     values.update(computed(graph, one, values, batch))
@@ -109,11 +108,17 @@ def checked(graph: Graph, inputs: Any) -> dict[str, Any]:
     if array.ndim != len(want.shape) or array.shape[1:] != want.shape[1:]:
       raise ValueError(f'{name} is {want}; got an array of shape {list(array.shape)}')
     values[name] = array
-  leads = [(values[name].shape[0], graph.values[name].shape[0]) for name in graph.inputs]
-  batches = [size / lead.times if isinstance(lead, Batch) else size for size, lead in leads]
-  if len(set(batches)) > 1 or batches[0] != int(batches[0]):
-    raise ValueError(f'inputs have one batch size; got {[size for size, _ in leads]}')
+  rows = [(values[name].shape[0], _times(graph, name)) for name in graph.inputs]
+  (first, times), *rest = rows
+  if any(size * times != first * other for size, other in rest):
+    raise ValueError(f'inputs have one batch size; got {[size for size, _ in rows]}')
   return values
+
+
+def _times(graph: Graph, name: str) -> int:
+  """How many entries a value has for each example, along its first axis."""
+  first = graph.values[name].shape[0]
+  return first.times if isinstance(first, Batch) else 1
 
 
 def _at(value: Any, batch: Any) -> Any:

@@ -277,13 +277,6 @@ def _soft(x: np.ndarray, *, axis: int) -> np.ndarray:
   return risen / risen.sum(axis, keepdims=True)
 
 
-def _normed(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, *, epsilon: float, centered: bool) -> np.ndarray:
-  wide = x.astype(np.float64)
-  if centered:
-    wide = wide - wide.mean(-1, keepdims=True)
-  return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + epsilon) * scale + bias
-
-
 def _pooled(
   x: np.ndarray, *, window: Sequence[int], strides: Sequence[int], padding: Sequence[tuple[int, int]]
 ) -> np.ndarray:
@@ -369,7 +362,6 @@ RULES: dict[str, Callable[..., Any]] = {
   'softmax': _soft,
   'take': _each(lambda table, ids: table[ids]),
   'max_pool': _pooled,
-  'layer_norm': _normed,
   **integer_rules.rules(_convolved, _dot),
 }
 
