@@ -24,10 +24,10 @@ import numpy as np
 import optax
 
 import jaxlite as jl
-from jaxlite.deployment import pack
-from jaxlite.deployment.lowering import lower
-from jaxlite.deployment.packed_scales import scaled
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.patterns import recognized
+from jaxlite.deployment.packed import file as pack
+from jaxlite.deployment.packed.scales import scaled
 from jaxlite.models import LeNet300
 from jaxlite.quantization import few_bits
 
@@ -35,7 +35,7 @@ FLOAT_BYTES = 4 * 266_610
 READER = """
 import json, sys
 import numpy as np
-from jaxlite.deployment.pack import unpack
+from jaxlite.deployment.packed.file import unpack
 network, held = unpack(sys.argv[1]), np.load(sys.argv[2])
 right = network.predict(held['inputs']).argmax(-1) == held['labels']
 assert 'jax' not in sys.modules

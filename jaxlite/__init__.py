@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.cpu.replace import for_cpu
   from jaxlite.deployment.deploy import deploy
   from jaxlite.deployment.load import load
-  from jaxlite.deployment.pack import unpack
+  from jaxlite.deployment.packed.file import unpack
   from jaxlite.deployment.shrink import shrink
   from jaxlite.distillation import distill, hint
   from jaxlite.optim import accumulate, augment, average, freeze
@@ -59,7 +59,7 @@ _WHERE = {
   'cpu.replace': ('for_cpu',),
   'deployment.deploy': ('deploy',),
   'deployment.load': ('load',),
-  'deployment.pack': ('unpack',),
+  'deployment.packed.file': ('unpack',),
   'deployment.shrink': ('shrink',),
   'distillation': ('distill', 'hint'),
   'optim': ('accumulate', 'augment', 'average', 'freeze'),

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from jaxlite.deployment import reference
-from jaxlite.deployment.operations import Batch, Graph, Operation, Value, pruned
+from jaxlite.deployment.operations import Batch, Graph, Operation, Value, pruned, reference
 
 ROUND = {'rounding_method': 1}
 

@@ -43,9 +43,9 @@ TRANSFORMS = FLOORS[10]
 NETWORKS = {'flax', 'equinox', 'haiku', 'keras'}
 # Inside functions: what writes a file, and what answers from one in a process of its own.
 RUNTIMES = {
-  'jaxlite.deployment.onnx_file': {'onnx', 'onnxruntime'},
+  'jaxlite.deployment.onnx.file': {'onnx', 'onnxruntime'},
   'jaxlite.deployment.answer': {'onnxruntime', 'safetensors'},
-  'jaxlite.deployment.packed_shapes': {'ml_dtypes'},
+  'jaxlite.deployment.packed.shapes': {'ml_dtypes'},
 }
 HEAVY = ('jax', 'orbax', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'flax', 'numpy')
 

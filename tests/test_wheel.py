@@ -53,7 +53,7 @@ def test_a_wheel_holds_every_file_of_the_package(installed):
   held = files(installed / 'jaxlite')
   assert held == files(ROOT / 'jaxlite')
   kernels = {os.path.join('cpu', 'kernels', f'{name}.c') for name in ('handlers', 'direct')}
-  assert {'py.typed', os.path.join('deployment', 'entropy.c'), *kernels} <= held
+  assert {'py.typed', os.path.join('deployment', 'packed', 'entropy.c'), *kernels} <= held
 
 
 def test_an_installed_wheel_is_what_is_imported_and_its_kernels_compile(installed, tmp_path):

@@ -26,10 +26,10 @@ import optax
 import jaxlite as jl
 from jaxlite import models
 from jaxlite.cpu.kernels.compiler import compiler
-from jaxlite.deployment.c_source import Source, c_source
-from jaxlite.deployment.lowering import lower
+from jaxlite.deployment.c.source import Source, c_source
 from jaxlite.deployment.operations import Graph
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.patterns import recognized
 
 _ROUNDS = 7
 _SECONDS = 0.1  # of each round
@@ -97,7 +97,7 @@ def timed_onnx(graph: Graph, example: np.ndarray) -> float:
     return float('nan')
   import onnxruntime
 
-  from jaxlite.deployment.onnx_file import onnx_bytes
+  from jaxlite.deployment.onnx.file import onnx_bytes
 
   options = onnxruntime.SessionOptions()
   options.intra_op_num_threads = 1
@@ -107,9 +107,9 @@ def timed_onnx(graph: Graph, example: np.ndarray) -> float:
 
 def integer_graph(network: Any, inputs: np.ndarray) -> Graph | None:
   """The list of a network trained for a step with fake quantization, in integers throughout."""
-  if importlib.util.find_spec('jaxlite.deployment.integers') is None:
+  if importlib.util.find_spec('jaxlite.deployment.integers.conversion') is None:
     return None
-  quantized = importlib.import_module('jaxlite.deployment.integers').quantized
+  quantized = importlib.import_module('jaxlite.deployment.integers.conversion').quantized
   train = jl.train_step(jl.adapt(network), jl.cross_entropy, jl.chain(jl.fake_quant(), optax.sgd(0.01)))
   batch = {'inputs': inputs, 'labels': np.arange(len(inputs)) % 10}
   state, _ = train.step(train.init(jax.random.key(0), batch), batch)

@@ -41,8 +41,8 @@ def built(name: str) -> tuple[Any, Any]:
 
   import jaxlite as jl
   from jaxlite import models
-  from jaxlite.deployment.integers import quantized
-  from jaxlite.deployment.lowering import lower
+  from jaxlite.deployment.integers.conversion import quantized
+  from jaxlite.deployment.operations.lowering import lower
 
   networks: dict[str, Callable[[], Any]] = {
     'lenet300': models.LeNet300,
@@ -102,7 +102,7 @@ def work() -> None:
   else:
     import jax
 
-    from jaxlite.deployment.running import runner
+    from jaxlite.deployment.running.runner import runner
 
     floats, graph = built(FLAGS.networks[0])
     run = {'float': jax.jit(floats), 'int': jax.jit(runner(graph))}
@@ -133,7 +133,7 @@ def main(_: Any) -> None:
   if FLAGS.worker:
     work()
     return
-  from jaxlite.deployment.onnx_file import onnx_bytes
+  from jaxlite.deployment.onnx.file import onnx_bytes
 
   print('| network | batch | float32, ms | int8, ms | float32 / int8 | ONNX Runtime int8, ms | ONNX Runtime / ours |')
   print('|---|--:|--:|--:|--:|--:|--:|')

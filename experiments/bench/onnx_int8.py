@@ -33,7 +33,7 @@ def trained(name: str, folder: Path) -> Any:
 
   import jaxlite as jl
   from jaxlite import models
-  from jaxlite.deployment.listing import graph_of
+  from jaxlite.deployment.operations.listing import graph_of
 
   networks = {
     'mlp': lambda: models.MLP((256, 128)),
@@ -69,11 +69,12 @@ def main(_: Any) -> None:
   import onnxruntime
 
   import jaxlite as jl
-  from jaxlite.deployment import agreement, reference
-  from jaxlite.deployment.onnx_file import onnx_bytes
-  from jaxlite.deployment.patterns import recognized
+  from jaxlite.deployment import agreement
+  from jaxlite.deployment.onnx.file import onnx_bytes
+  from jaxlite.deployment.operations import reference
+  from jaxlite.deployment.operations.patterns import recognized
 
-  quantized = importlib.import_module('jaxlite.deployment.integers').quantized
+  quantized = importlib.import_module('jaxlite.deployment.integers.conversion').quantized
   data = jl.data.load('digits')
   inputs = data.test.inputs
   print('| network | batch | float32, ms min/p50 | int8, ms min/p50 | int8 / float32 | bytes | same | steps |')

@@ -6,8 +6,6 @@ does; one that does not is deleted, and the report says why.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +20,9 @@ from jaxlite.contract import Network, Recipe
 from jaxlite.deployment import formats, sheet, subject
 from jaxlite.deployment.accounting import Costs, costs
 from jaxlite.deployment.formats import Format
+from jaxlite.deployment.integers.conversion import quantized
 from jaxlite.deployment.operations import Graph
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.deployment.sheet import Report, Written
 from jaxlite.deployment.subject import Subject
 from jaxlite.deployment.trying import score_of, tried, wanted_of
@@ -116,7 +115,7 @@ def _row(rows: list[Written], name: str) -> Written:
 
 
 def _asked(names: Iterable[str] | str | None) -> dict[str, Format]:
-  known = formats.known()
+  known = formats.FORMATS
   if names is None:
     found = {name: kind for name, kind in known.items() if not formats.missing(kind)}
     return found
@@ -160,12 +159,10 @@ def _integers(one: Subject, every: bool) -> tuple[Graph | None, tuple[str, ...]]
     return None, (f'there is no list of operations: {one.why}',)
   if not any(each.kind == 'round' for each in one.graph.operations):
     return None, ()
-  if importlib.util.find_spec('jaxlite.deployment.integers') is None:
-    return None, ('this network trained in few bits; its files compute the same in floats',)
   try:
     named = one.named()
     few = {name: array[:512] for name, array in named.items()}
-    return importlib.import_module('jaxlite.deployment.integers').quantized(one.graph, few, every=every), ()
+    return quantized(one.graph, few, every=every), ()
   except ValueError as error:
     return None, (f'its files compute in floats what it trained in few bits: {error}',)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
 import json
 from collections.abc import Callable
@@ -14,15 +12,17 @@ import jax
 import numpy as np
 from jax import export
 
-from jaxlite.deployment import reference
-from jaxlite.deployment.onnx_file import onnx_bytes
+from jaxlite.cpu.kernels.compiler import compiler
+from jaxlite.deployment.c.file import write_c
+from jaxlite.deployment.onnx.file import onnx_bytes
 from jaxlite.deployment.operations import Graph
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.operations.patterns import recognized
+from jaxlite.deployment.packed.file import read_pack, write_pack
+from jaxlite.deployment.running.program import program as program_of
+from jaxlite.deployment.running.runner import runner
 from jaxlite.deployment.safetensors_file import write_safetensors
 from jaxlite.deployment.subject import Subject
 from jaxlite.host.files import write_bytes
-
-_ROOM = 'jaxlite.deployment'
 
 
 class Format(NamedTuple):
@@ -63,9 +63,9 @@ def _stablehlo(subject: Subject, integers: Graph | None, path: Path) -> None:
   try:
     program = _exported(forward, subject)
   except ValueError:  # it computes with its batch size, which the list has open
-    if subject.graph is None or not _is_there('program'):
+    if subject.graph is None:
       raise
-    program = _exported(importlib.import_module(f'{_ROOM}.program').program(recognized(subject.graph)), subject)
+    program = _exported(program_of(recognized(subject.graph)), subject)
   write_bytes(path, bytes(program.serialize()))
 
 
@@ -98,24 +98,18 @@ def plain(subject: Subject) -> dict[str, Any]:
 def _pack(subject: Subject, integers: Graph | None, path: Path) -> None:
   assert subject.graph is not None
   about = {**subject.about, 'class_names': json.loads(subject.about['class_names'])}
-  importlib.import_module(f'{_ROOM}.pack').write_pack(integers or recognized(subject.graph), path, about)
+  write_pack(integers or recognized(subject.graph), path, about)
 
 
 def _c(subject: Subject, integers: Graph | None, path: Path) -> None:
   assert subject.graph is not None
   few = {name: array[:64] for name, array in subject.named().items()}
-  importlib.import_module(f'{_ROOM}.c_file').write_c(
-    integers or recognized(subject.graph), path, few, about=subject.about
-  )
+  write_c(integers or recognized(subject.graph), path, few, about=subject.about)
 
 
 def packed(path: str) -> Callable[[Any], list[np.ndarray]]:
-  """Opens a packed file for `answer.py`: compiled where there is JAX's form of a list, else in NumPy."""
-  graph = importlib.import_module(f'{_ROOM}.pack').read_pack(path).graph
-  if _is_there('program'):
-    run = jax.jit(importlib.import_module(f'{_ROOM}.program').program(graph))
-  else:
-    run = functools.partial(reference.run, graph)
+  """Opens a packed file for `answer.py`, compiled."""
+  run = jax.jit(runner(read_pack(path).graph))
 
   def answer(inputs: Any) -> list[np.ndarray]:
     found = run(inputs)
@@ -124,11 +118,32 @@ def packed(path: str) -> Callable[[Any], list[np.ndarray]]:
   return answer
 
 
-def _is_there(module: str) -> bool:
-  return importlib.util.find_spec(f'{_ROOM}.{module}') is not None
-
-
 FORMATS = {
+  'pack': Format(
+    'network.jlp',
+    (),
+    _pack,
+    'module:jaxlite.deployment.formats:packed',
+    True,
+    """from jaxlite.deployment.packed.file import read_pack  # NumPy, no JAX
+network = read_pack('network.jlp')
+outputs = network.predict(inputs)  # raw, as in training
+print(network.about)  # class names, versions""",
+  ),
+  'c': Format(
+    'network.c',
+    (),
+    _c,
+    'c',
+    True,
+    """/* cc -std=c99 -O3 main.c network.c -lm; the head of network.c says shapes and the memory that it takes */
+void network_predict(const float *input, float *output); /* one example; the types are those of its head */
+int main(void) {
+  static float input[INPUT_VALUES], output[OUTPUT_VALUES];
+  network_predict(input, output);
+  return 0;
+}""",
+  ),
   'onnx': Format(
     'network.onnx',
     ('onnx', 'onnxruntime'),
@@ -169,40 +184,7 @@ outputs = module.apply(variables, (inputs - normalize['mean']) / normalize['std'
 }
 
 
-_OWN = {
-  'pack': Format(
-    'network.jlp',
-    (),
-    _pack,
-    f'module:{_ROOM}.formats:packed',
-    True,
-    """from jaxlite.deployment.pack import read_pack  # NumPy, no JAX
-network = read_pack('network.jlp')
-outputs = network.predict(inputs)  # raw, as in training
-print(network.about)  # class names, versions""",
-  ),
-  'c': Format(
-    'network.c',
-    (),
-    _c,
-    'c',
-    True,
-    """/* cc -std=c99 -O3 main.c network.c -lm; the head of network.c says shapes and the memory that it takes */
-void network_predict(const float *input, float *output); /* one example; the types are those of its head */
-int main(void) {
-  static float input[INPUT_VALUES], output[OUTPUT_VALUES];
-  network_predict(input, output);
-  return 0;
-}""",
-  ),
-}
-
-
-def known() -> dict[str, Format]:
-  """Returns the formats of this version by name."""
-  return {**{name: one for name, one in _OWN.items() if _is_there({'c': 'c_file'}.get(name, name))}, **FORMATS}
-
-
 def missing(one: Format) -> list[str]:
   """Returns the packages that a format lacks here."""
-  return [name for name in one.needs if importlib.util.find_spec(name) is None]
+  found = [name for name in one.needs if importlib.util.find_spec(name) is None]
+  return [*found, 'a C compiler'] if one.runtime == 'c' and compiler() is None else found

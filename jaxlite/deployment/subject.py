@@ -15,9 +15,9 @@ from jaxlite import data as datasets
 from jaxlite import trees
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.contract import CONST, Network, Recipe
-from jaxlite.deployment import listing, stablehlo
+from jaxlite.deployment import stablehlo
 from jaxlite.deployment.load import Held, load, read_meaning, read_run
-from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.operations import Graph, listing
 from jaxlite.deployment.sealed_values import own_arrays
 from jaxlite.host.files import read_json
 from jaxlite.tasks.task import Facts, Task

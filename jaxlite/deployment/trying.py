@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from jaxlite.cpu.kernels.compiler import compiler
-from jaxlite.deployment import agreement, formats, reference, sheet, trial
+from jaxlite.deployment import agreement, formats, sheet, trial
 from jaxlite.deployment.formats import Format
-from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.operations import Graph, reference
 from jaxlite.deployment.safetensors_file import read_safetensors
 from jaxlite.deployment.scoring import scores
 from jaxlite.deployment.sheet import Written

@@ -15,7 +15,8 @@ from jaxlite.checkpoint import Checkpoints
 from jaxlite.config.schema import Config
 from jaxlite.config.serialize import as_saved, compare, to_dict
 from jaxlite.contract import Hook, Network, Side, join_const
-from jaxlite.deployment import listing, stablehlo
+from jaxlite.deployment import stablehlo
+from jaxlite.deployment.operations import listing
 from jaxlite.deployment.run_id import run_of
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import read_file, read_json, write_text

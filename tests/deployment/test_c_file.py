@@ -12,9 +12,10 @@ import pytest
 
 from graphs import Batch, Maker, convolution, integer_network, random_graph
 from jaxlite.cpu.kernels.compiler import compiler
-from jaxlite.deployment import c_check, reference
-from jaxlite.deployment.c_file import write_c
-from jaxlite.deployment.c_source import c_source
+from jaxlite.deployment.c import check as c_check
+from jaxlite.deployment.c.file import write_c
+from jaxlite.deployment.c.source import c_source
+from jaxlite.deployment.operations import reference
 
 CC = compiler()
 needs_compiler = pytest.mark.skipif(CC is None, reason='no C compiler')

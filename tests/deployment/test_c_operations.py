@@ -8,8 +8,10 @@ import pytest
 
 from graphs import ROUND, Batch, Maker, convolution, integer_network, random_graph
 from jaxlite.cpu.kernels.compiler import compiler
-from jaxlite.deployment import c_arena, c_check, reference
-from jaxlite.deployment.c_source import RULES, c_source, steps_of
+from jaxlite.deployment.c import arena as c_arena
+from jaxlite.deployment.c import check as c_check
+from jaxlite.deployment.c.source import RULES, c_source, steps_of
+from jaxlite.deployment.operations import reference
 
 CC = compiler()
 pytestmark = pytest.mark.skipif(CC is None, reason='no C compiler')

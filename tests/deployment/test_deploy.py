@@ -186,7 +186,7 @@ def test_few_bits_are_the_same_in_floats(tmp_path):
   report = jl.deploy(tmp_path, ('onnx', 'stablehlo'), examples=(X, Y), **QUICK)
   assert not any(one.why for one in report.written), report
   assert all(one.same > 0.99 for one in report.written)
-  there = importlib.util.find_spec('jaxlite.deployment.integers') is not None
+  there = importlib.util.find_spec('jaxlite.deployment.integers.conversion') is not None
   assert [one.arithmetic for one in report.written] == ['int8' if there else 'float32', 'float32']
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxlite.cpu.kernels import integers
-from jaxlite.deployment import engine, reference, tables
-from jaxlite.deployment.operations import Batch, Graph, Operation, Value
+from jaxlite.deployment.operations import Batch, Graph, Operation, Value, reference
+from jaxlite.deployment.running.runner import kernels as engine
+from jaxlite.deployment.running.runner import tables
 
 pytestmark = pytest.mark.skipif(bool(integers.missing()), reason='needs a C compiler')
 

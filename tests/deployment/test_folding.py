@@ -8,11 +8,10 @@ import pytest
 
 import jaxlite as jl
 from jaxlite import models, trees
-from jaxlite.deployment import listed, reference
-from jaxlite.deployment.folding import folded
-from jaxlite.deployment.lowering import lower, lower_open
-from jaxlite.deployment.operations import UNKNOWN, pruned
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.operations import UNKNOWN, listed, pruned, reference
+from jaxlite.deployment.operations.folding import folded
+from jaxlite.deployment.operations.lowering import lower, lower_open
+from jaxlite.deployment.operations.patterns import recognized
 from networks import FRAMEWORKS, convnet, dense
 
 pytestmark = pytest.mark.unoptimized

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
-from jaxlite.deployment import fusing, grids, reference
-from jaxlite.deployment import program as programs
-from jaxlite.deployment.integers import quantized
-from jaxlite.deployment.lowering import lower
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.integers.conversion import fusing, grids, quantized
+from jaxlite.deployment.operations import reference
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.patterns import recognized
+from jaxlite.deployment.running.runner import program as programs
 from jaxlite.quantization import _numerics as numerics
 
 pytestmark = pytest.mark.unoptimized

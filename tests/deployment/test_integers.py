@@ -12,10 +12,10 @@ from flax import linen as nn
 
 import jaxlite as jl
 from jaxlite import models
-from jaxlite.deployment import program as programs
-from jaxlite.deployment import reference
-from jaxlite.deployment.integers import layers, quantized
-from jaxlite.deployment.lowering import lower
+from jaxlite.deployment.integers.conversion import layers, quantized
+from jaxlite.deployment.operations import reference
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.running.runner import program as programs
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import jaxlite as jl
-from jaxlite.deployment import listing, reference
-from jaxlite.deployment.listing import FILE, graph_of
+from jaxlite.deployment.operations import listing, reference
+from jaxlite.deployment.operations.listing import FILE, graph_of
 from jaxlite.host.sealed import RUN, read_sealed, write_sealed
 from loops import X, run
 

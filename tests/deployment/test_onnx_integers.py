@@ -6,10 +6,11 @@ import collections
 import numpy as np
 import pytest
 
-from jaxlite.deployment import agreement, onnx_quantized, reference
+from jaxlite.deployment import agreement
 from jaxlite.deployment.accounting import costs
-from jaxlite.deployment.onnx_file import onnx_bytes, write_onnx
-from jaxlite.deployment.operations import Batch, Graph, Operation, Value, pruned
+from jaxlite.deployment.onnx import quantized as onnx_quantized
+from jaxlite.deployment.onnx.file import onnx_bytes, write_onnx
+from jaxlite.deployment.operations import Batch, Graph, Operation, Value, pruned, reference
 
 RNG = np.random.default_rng(0)
 B, FLOAT = Batch(), np.dtype(np.float32)

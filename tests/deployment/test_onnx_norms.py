@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
-from jaxlite.deployment import onnx_gelu, reference
-from jaxlite.deployment.lowering import lower
-from jaxlite.deployment.onnx_file import write_onnx
-from jaxlite.deployment.onnx_gelu import with_gelu
-from jaxlite.deployment.onnx_norms import KIND, with_norms
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.onnx import gelu as onnx_gelu
+from jaxlite.deployment.onnx.file import write_onnx
+from jaxlite.deployment.onnx.gelu import with_gelu
+from jaxlite.deployment.onnx.norms import KIND, with_norms
+from jaxlite.deployment.operations import reference
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.patterns import recognized
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)

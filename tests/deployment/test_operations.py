@@ -10,12 +10,11 @@ from flax import nnx
 
 import jaxlite as jl
 from jaxlite import models
-from jaxlite.deployment import reference
-from jaxlite.deployment.c_file import write_c
-from jaxlite.deployment.lowering import lower
-from jaxlite.deployment.onnx_file import onnx_bytes, write_onnx
-from jaxlite.deployment.operations import Batch
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.c.file import write_c
+from jaxlite.deployment.onnx.file import onnx_bytes, write_onnx
+from jaxlite.deployment.operations import Batch, reference
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.patterns import recognized
 from networks import FRAMEWORKS, dense
 
 pytestmark = pytest.mark.unoptimized

@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 
 import random_graphs
-from jaxlite.deployment import entropy, pack, packed_arrays, packed_graph, packed_words, reference
-from jaxlite.deployment.operations import Batch, Graph, Operation, Value
-from jaxlite.deployment.packed_scales import scaled
-from jaxlite.deployment.packed_values import Models, Place
+from jaxlite.deployment.operations import Batch, Graph, Operation, Value, reference
+from jaxlite.deployment.packed import arrays as packed_arrays
+from jaxlite.deployment.packed import entropy
+from jaxlite.deployment.packed import file as pack
+from jaxlite.deployment.packed import operations as packed_graph
+from jaxlite.deployment.packed import words as packed_words
+from jaxlite.deployment.packed.scales import scaled
+from jaxlite.deployment.packed.values import Models, Place
 
 KINDS = sorted(reference.RULES)
 
@@ -213,8 +217,8 @@ def test_what_a_layer_keeps_tells_of_the_next_one():
 def test_operations_take_some_hundred_bytes():
   jax = pytest.importorskip('jax')
   from jaxlite import adapt, models
-  from jaxlite.deployment.lowering import lower
-  from jaxlite.deployment.patterns import recognized
+  from jaxlite.deployment.operations.lowering import lower
+  from jaxlite.deployment.operations.patterns import recognized
 
   model = adapt(models.ResNet8())
   inputs = np.zeros((2, 16, 16, 3), np.float32)
@@ -259,7 +263,7 @@ def test_another_process_reads_and_predicts_without_jax(tmp_path):
   assert size == (tmp_path / 'net.jlp').stat().st_size == pack.packed_bytes(graph, {'class_names': list('abcde')})
   program = """
     import json, sys
-    from jaxlite.deployment.pack import pack, read_pack
+    from jaxlite.deployment.packed.file import pack, read_pack
     found = read_pack(sys.argv[1])
     x = json.loads(sys.argv[2])
     assert pack(*found) == open(sys.argv[1], 'rb').read()
@@ -458,7 +462,7 @@ def test_bfloat16_is_read_where_nobody_has_imported_it_yet(tmp_path):
   pack.write_pack(graph, tmp_path / 'net')
   program = """
     import sys
-    from jaxlite.deployment.pack import unpack
+    from jaxlite.deployment.packed.file import unpack
     graph, _ = unpack(sys.argv[1])
     print(graph.values['y'], graph.values['z'])
   """

@@ -10,12 +10,12 @@ import pytest
 
 import jaxlite as jl
 from jaxlite import models
-from jaxlite.deployment import integer_rules, reference
-from jaxlite.deployment import program as programs
-from jaxlite.deployment import program_integers as integers
-from jaxlite.deployment.lowering import lower
-from jaxlite.deployment.operations import Batch, Graph, Operation, Value
-from jaxlite.deployment.patterns import recognized
+from jaxlite.deployment.integers.conversion import rules as integer_rules
+from jaxlite.deployment.operations import Batch, Graph, Operation, Value, reference
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.patterns import recognized
+from jaxlite.deployment.running.runner import program as programs
+from jaxlite.deployment.running.runner import program_integers as integers
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)

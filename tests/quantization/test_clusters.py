@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
-from jaxlite.deployment import pack
+from jaxlite.deployment.packed import file as pack
 from jaxlite.quantization import clustered
 from jaxlite.quantization._clusters import nearest
 

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import jaxlite as jl
-from jaxlite.deployment import pack
-from jaxlite.deployment.packed_scales import scaled
+from jaxlite.deployment.packed import file as pack
+from jaxlite.deployment.packed.scales import scaled
 from jaxlite.quantization import few_bits
 from jaxlite.quantization._bits import _fitted, bits_of, on_grid
 

@@ -1,7 +1,7 @@
 """Networks of integers by kernels of this folder: the numbers of a plan as `integers.c` reads it, and its call.
 
-What stands in a plan is said in `integers.c`; `deployment/engine.py` makes one of a list of operations. Bytes are
-unsigned in a plan: what is stored as int8, plus 128.
+What stands in a plan is said in `integers.c`; `deployment/running/kernels.py` makes one of a list of operations.
+Bytes are unsigned in a plan: what is stored as int8, plus 128.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""One C99 file without dependencies, written from a list of operations."""
