@@ -10,7 +10,6 @@ with fake quantization.
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import subprocess
 import tempfile
@@ -27,6 +26,7 @@ import jaxlite as jl
 from jaxlite import models
 from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment.c.source import Source, c_source
+from jaxlite.deployment.integers.conversion import quantized
 from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
@@ -105,11 +105,8 @@ def timed_onnx(graph: Graph, example: np.ndarray) -> float:
   return timed(lambda: session.run(None, {'input': example}))
 
 
-def integer_graph(network: Any, inputs: np.ndarray) -> Graph | None:
+def integer_graph(network: Any, inputs: np.ndarray) -> Graph:
   """The list of a network trained for a step with fake quantization, in integers throughout."""
-  if importlib.util.find_spec('jaxlite.deployment.integers.conversion') is None:
-    return None
-  quantized = importlib.import_module('jaxlite.deployment.integers.conversion').quantized
   train = jl.train_step(jl.adapt(network), jl.cross_entropy, jl.chain(jl.fake_quant(), optax.sgd(0.01)))
   batch = {'inputs': inputs, 'labels': np.arange(len(inputs)) % 10}
   state, _ = train.step(train.init(jax.random.key(0), batch), batch)

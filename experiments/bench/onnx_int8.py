@@ -10,7 +10,6 @@ of the run's own program, and the largest distance from the rules of the integer
 
 from __future__ import annotations
 
-import importlib
 import time
 from pathlib import Path
 from typing import Any
@@ -70,11 +69,11 @@ def main(_: Any) -> None:
 
   import jaxlite as jl
   from jaxlite.deployment import agreement
+  from jaxlite.deployment.integers.conversion import quantized
   from jaxlite.deployment.onnx.file import onnx_bytes
   from jaxlite.deployment.operations import reference
   from jaxlite.deployment.operations.patterns import recognized
 
-  quantized = importlib.import_module('jaxlite.deployment.integers.conversion').quantized
   data = jl.data.load('digits')
   inputs = data.test.inputs
   print('| network | batch | float32, ms min/p50 | int8, ms min/p50 | int8 / float32 | bytes | same | steps |')

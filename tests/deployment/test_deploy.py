@@ -1,7 +1,6 @@
 """Laws of deployment: a file counts once its own runtime, in another process, answers as the network does; else it is
 gone. Each framework and each task goes through one call, and mistakes are told before anything is written."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -186,8 +185,7 @@ def test_few_bits_are_the_same_in_floats(tmp_path):
   report = jl.deploy(tmp_path, ('onnx', 'stablehlo'), examples=(X, Y), **QUICK)
   assert not any(one.why for one in report.written), report
   assert all(one.same > 0.99 for one in report.written)
-  there = importlib.util.find_spec('jaxlite.deployment.integers.conversion') is not None
-  assert [one.arithmetic for one in report.written] == ['int8' if there else 'float32', 'float32']
+  assert [one.arithmetic for one in report.written] == ['int8', 'float32']
 
 
 def test_a_file_that_answers_otherwise_is_deleted_and_told(finished, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ import pytest
 
 from jaxlite.cpu.kernels import integers
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, reference
-from jaxlite.deployment.running.runner import kernels as engine
-from jaxlite.deployment.running.runner import tables
+from jaxlite.deployment.running import kernels as engine
+from jaxlite.deployment.running import tables
 
 pytestmark = pytest.mark.skipif(bool(integers.missing()), reason='needs a C compiler')
 

@@ -10,8 +10,8 @@ import pytest
 from jaxlite.cpu.kernels import integers
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
+from jaxlite.deployment.running import kernels as engine
 from jaxlite.deployment.running.kernel_forms import formed
-from jaxlite.deployment.running.runner import kernels as engine
 from jaxlite.deployment.running.runner import runner
 
 pytestmark = pytest.mark.skipif(bool(integers.missing()), reason='needs a C compiler')

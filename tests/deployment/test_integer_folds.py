@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
-from jaxlite.deployment.integers.conversion import fusing, grids, quantized
+from jaxlite.deployment.integers import fusing, grids
+from jaxlite.deployment.integers.conversion import quantized
 from jaxlite.deployment.operations import reference
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
-from jaxlite.deployment.running.runner import program as programs
+from jaxlite.deployment.running import program as programs
 from jaxlite.quantization import _numerics as numerics
 
 pytestmark = pytest.mark.unoptimized

@@ -15,7 +15,7 @@ from jaxlite import models
 from jaxlite.deployment.integers.conversion import layers, quantized
 from jaxlite.deployment.operations import reference
 from jaxlite.deployment.operations.lowering import lower
-from jaxlite.deployment.running.runner import program as programs
+from jaxlite.deployment.running import program as programs
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)

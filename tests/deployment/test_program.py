@@ -10,12 +10,12 @@ import pytest
 
 import jaxlite as jl
 from jaxlite import models
-from jaxlite.deployment.integers.conversion import rules as integer_rules
+from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, reference
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
-from jaxlite.deployment.running.runner import program as programs
-from jaxlite.deployment.running.runner import program_integers as integers
+from jaxlite.deployment.running import program as programs
+from jaxlite.deployment.running import program_integers as integers
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from jaxlite.deployment.c.kernels import TILE, sums_calls
 from jaxlite.deployment.c.reductions import joined, total
 from jaxlite.deployment.c.steps import Builder, added, nest, whole_strides
 from jaxlite.deployment.c.text import number, type_of
-from jaxlite.deployment.integers.conversion import rules as integer_rules
+from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations import Operation
 
 _MOST = 2**31 - 1

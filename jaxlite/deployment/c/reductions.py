@@ -11,7 +11,7 @@ import numpy as np
 from jaxlite.deployment.c import scalars as c_scalars
 from jaxlite.deployment.c.steps import Builder, added, nest, whole_strides
 from jaxlite.deployment.c.text import number, type_of
-from jaxlite.deployment.integers.conversion import rules as integer_rules
+from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations import Operation
 
 _LANES = 8  # partial sums: a compiler may not reorder a sum of floats, and these add up to less rounding too

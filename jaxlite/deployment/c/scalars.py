@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite.deployment.c.text import number, type_of
-from jaxlite.deployment.integers.conversion import rules as integer_rules
+from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations.reference import to_even
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.deployment.integers.conversion import missing
+from jaxlite.deployment.integers import missing
 from jaxlite.deployment.integers.fusing import fused
 from jaxlite.deployment.integers.points import floating, pointed
 from jaxlite.deployment.operations import Graph, Operation, patterns, pruned

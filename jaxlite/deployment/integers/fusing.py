@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite.deployment.integers.conversion import rules as integer_rules
+from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.integers.grids import Grid, grid_in
 from jaxlite.deployment.integers.points import MOVES
 from jaxlite.deployment.integers.turning import turned

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite.deployment.integers.conversion import rules as integer_rules
+from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.onnx.contractions import convolution, product
 from jaxlite.deployment.onnx.writer import Writer, channels_first
 from jaxlite.deployment.operations import Batch, Graph, Operation

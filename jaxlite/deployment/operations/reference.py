@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite.deployment.integers.conversion import rules as integer_rules
+from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, sized
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from jaxlite.cpu.kernels import integers
 from jaxlite.deployment.operations import Batch, Graph, Operation
+from jaxlite.deployment.running import kernel_chains as chains
 from jaxlite.deployment.running.kernel_plan import ALIGNED, Maker, Unknown, of_example, placed
 from jaxlite.deployment.running.kernel_rules import RULES
-from jaxlite.deployment.running.runner import kernel_chains as chains
 
 _CACHE = 256 << 10  # bytes between the layers that are to stay in a core's cache
 _AT_ONCE = 16  # examples: enough for weights to be read seldom

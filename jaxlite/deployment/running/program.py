@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.deployment.operations import Batch, Graph, Operation, sized
-from jaxlite.deployment.running.runner import program_integers, program_rules
+from jaxlite.deployment.running import program_integers, program_rules
 
 _RULES = {**program_rules.RULES, **program_integers.RULES}
 _LAYERS = program_integers.LAYERS

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlite.deployment.integers.conversion import rules as integer_rules
-from jaxlite.deployment.running.runner import program_rules
+from jaxlite.deployment.integers import rules as integer_rules
+from jaxlite.deployment.running import program_rules
 
 _EXACT = 2**24  # whole numbers up to here are float32s
 

@@ -14,9 +14,9 @@ from jax import lax
 
 from jaxlite.cpu.kernels import integers
 from jaxlite.deployment.operations import Graph
+from jaxlite.deployment.running import kernels as engine
 from jaxlite.deployment.running.kernel_forms import formed
 from jaxlite.deployment.running.program import checked, program
-from jaxlite.deployment.running.runner import kernels as engine
 from jaxlite.deployment.running.tables import tabled
 
 
