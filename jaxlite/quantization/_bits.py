@@ -79,7 +79,7 @@ def few_bits(
   weights are alive along each axis (rows, columns, channels) and how large they are. The prior is fitted anew each
   `every` steps, on the device; it lives in `model_state['jl.<name>']`, so nothing is compiled twice.
 
-  `deployment.pack` codes the exported weights near that cost. Biases and norms stay as they are.
+  `deployment.packed` codes the exported weights near that cost. Biases and norms stay as they are.
 
   Args:
     worth: loss for each bit, 1e-6 or so: the higher, the smaller the file.

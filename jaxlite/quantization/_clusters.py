@@ -11,7 +11,7 @@ from jaxlite import trees
 from jaxlite.contract import Hook, Model, Params, State, reparam
 from jaxlite.graph.model import _layouts
 
-_MOST = 256  # values: what `deployment.pack` keeps a codebook of
+_MOST = 256  # values: what `deployment.packed` keeps a codebook of
 
 
 def clustered(count: int = 16, *, select: trees.Rule = None, name: str = 'clusters') -> Hook:
@@ -21,7 +21,7 @@ def clustered(count: int = 16, *, select: trees.Rule = None, name: str = 'cluste
   through), so that one may move to another cluster; the values, `params['jl.<name>'] = {path: float32[count - 1]}`,
   learn by the sum of their members' gradients, and begin evenly spread from the smallest weight to the largest. Zero is
   no parameter: what is pruned stays zero. Layers that one array stacks share its values.
-  `deployment.pack` writes exported weights as a codebook and indices.
+  `deployment.packed` writes exported weights as a codebook and indices.
 
   Args:
     count: different values of an array, 2 to 256.

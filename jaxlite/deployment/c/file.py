@@ -69,7 +69,7 @@ def write_c(
   >>> from jaxlite.deployment.operations.patterns import recognized
   >>> graph = recognized(lower(lambda p, x: x @ p, np.eye(3, dtype='float32'), np.ones((1, 3), 'float32')))
   >>> with tempfile.TemporaryDirectory() as folder:
-  ...   written = write_c(graph, Path(folder) / 'net.c', {}, about={'classes': ['a', 'b', 'c']}, verify=False)
+  ...   written = write_c(graph, Path(folder, 'net.' + 'c'), {}, about={'classes': ['a', 'b', 'c']}, verify=False)
   >>> written.name, written.memory, written.constants, written.verified
   ('net', 0, 36, False)
   """

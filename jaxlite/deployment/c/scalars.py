@@ -26,7 +26,7 @@ class Expression(NamedTuple):
 _Dtypes = Sequence[np.dtype[Any]]
 _Rule = Callable[[_Dtypes, np.dtype[Any], Mapping[str, Any]], Expression]
 
-# Of one float32, by a function of math.h of the same name.
+# Of one float32, by the standard library's function of the same name.
 _MATH = 'exp exp2 log log1p expm1 cbrt tanh sin cos tan sinh cosh asin acos atan erf erfc'
 _COMPARE = {'eq': '==', 'ne': '!=', 'lt': '<', 'le': '<=', 'gt': '>', 'ge': '>='}
 _BITS = {'and': '&', 'or': '|', 'xor': '^'}
@@ -38,7 +38,7 @@ def floating(dtype: np.dtype[Any]) -> bool:
 
 
 def end(dtype: np.dtype[Any]) -> str:
-  """What names of math.h end in."""
+  """What names of the mathematical functions end in."""
   return 'f' if dtype == np.float32 else ''
 
 

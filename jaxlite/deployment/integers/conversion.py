@@ -1,4 +1,4 @@
-"""The integer graph: a fake-quantized network in the operations of `integer_rules`, and what of it stays float.
+"""The integer graph: a fake-quantized network in the operations of `rules`, and what of it stays float.
 
 References:
   Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,

@@ -23,7 +23,7 @@ _WRITES = Grid._fields  # in integer_rules y_*, low and high
 
 
 def fused(graph: Graph) -> Graph:
-  """Returns the list in the operations of `integer_rules`.
+  """Returns the list in the operations of `rules`.
 
   Args:
     graph: with 'quantize', 'dequantize' and the forms of `points`.

@@ -1,8 +1,8 @@
 """A trained network in one small file, and back: its operations, its constants to the last bit, and what they mean.
 
 The file (version 1): 'JLP' and a byte for the version; three numbers (bytes of the words as they are and as they are
-stored, bytes of the stream); the words, which are the operations (`packed_graph.py`), how each constant is stored
-(`packed_arrays.py`) and `about`; the stream of everything that is predicted (`entropy.py`); bytes as they are; CRC32.
+stored, bytes of the stream); the words, which are the operations (`operations.py`), how each constant is stored
+(`arrays.py`) and `about`; the stream of everything that is predicted (`entropy.py`); bytes as they are; CRC32.
 
 Reading needs NumPy and no JAX. It believes nothing and runs nothing: what is damaged, cut short or larger than the
 limit is an `Unreadable`, a ValueError, in one line.

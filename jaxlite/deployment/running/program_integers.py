@@ -1,4 +1,4 @@
-"""What each operation of `integer_rules` is in JAX.
+"""What each operation of `integers.rules` is in JAX.
 
 Sums of integers are int8 products with int32 sums where the machine has units for them. XLA's own on CPU take ten times
 as long as floats, so there a sum is one of float32 where every partial sum is below 2^24 and so exact, of two float32
