@@ -81,3 +81,24 @@ def graph(rng, kinds):
     made += makes
   outputs = tuple(dict.fromkeys(str(name) for name in rng.choice([*made, *constants], 2)))
   return Graph(inputs, outputs, tuple(operations), values, constants)
+
+
+def dense_graph(*weights, about=None):
+  """Dense layers with ReLUs between them."""
+  values = {'input': Value((Batch(), len(weights[0])), np.dtype('float32'))}
+  operations, constants, last = [], {}, 'input'
+  for index, w in enumerate(weights):
+    constants[f'w{index}'], values[f'w{index}'] = w, Value(w.shape, w.dtype)
+    for kind, reads in (('dense', (last, f'w{index}')), ('relu', (f'dense{index}',))):
+      name = f'{kind}{index}'
+      values[name] = Value((Batch(), w.shape[1]), np.dtype('float32'))
+      operations.append(Operation(kind, reads, (name,), {}))
+      last = name
+  return Graph(('input',), (last,), tuple(operations), values, constants)
+
+
+def sparse(rng, rows, columns, share=0.08):
+  """Weights as pruning leaves them: alive rows and columns, values of a bell."""
+  alive = rng.gamma(0.5, size=(rows, 1)) * rng.gamma(0.5, size=(1, columns))
+  keep = rng.random((rows, columns)) < np.minimum(1, alive * share / alive.mean() * 1.3)
+  return np.where(keep, np.rint(rng.normal(size=(rows, columns)) * 4), 0).astype(np.int8)

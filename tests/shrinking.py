@@ -1,5 +1,7 @@
 """What the tests of shrinking share: the masked network as the oracle, and small networks in every framework."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,3 +188,34 @@ def network(name, seed=0):
   model, inputs = FRAMEWORKS[name]() if name in FRAMEWORKS else _linen(name)
   params, state = model.init(jax.random.key(0), inputs)
   return model, scrambled(params, seed), scrambled(state, seed + 1), inputs
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(apply, train):
+  key, step = (jax.random.key(5), jnp.int32(3)) if train else (None, None)
+  return jax.jit(lambda params, state, inputs: apply(params, state, inputs, train=train, key=key, step=step))
+
+
+def close(one, other):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+
+
+def agree(small, model, params, state, inputs, modes=(False, True)):
+  """Outputs and new state of a shrunk network are the masked one's."""
+  whole = masked(small, params, state)
+  for train in modes:
+    wanted, wanted_state = compiled(model.apply, train)(*whole, inputs)
+    got, got_state = compiled(small.model.apply, train)(small.params, small.model_state, inputs)
+    scale = max(1.0, float(jnp.abs(wanted).max()))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * scale)
+    close(got_state, small.cut(wanted_state))
+
+
+def groups(fn, params, inputs, **options):
+  small = jl.shrink(fn, params, None, inputs, **{'keep': 0.5, 'multiple': 1, **options})
+  return small, {frozenset(one.members): (one.units, one.kept) for one in small.groups}
+
+
+def ones(**shapes):
+  rng = np.random.default_rng(0)
+  return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}

@@ -9,14 +9,13 @@ import pathlib
 import subprocess
 import sys
 import textwrap
-import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 
 import random_graphs
-from jaxlite.deployment.operations import Batch, Graph, Operation, Value, reference
+from jaxlite.deployment.operations import Batch, Graph, Value, reference
 from jaxlite.deployment.packed import arrays as packed_arrays
 from jaxlite.deployment.packed import entropy
 from jaxlite.deployment.packed import file as pack
@@ -26,20 +25,6 @@ from jaxlite.deployment.packed.scales import scaled
 from jaxlite.deployment.packed.values import Models, Place
 
 KINDS = sorted(reference.RULES)
-
-
-def dense_graph(*weights, about=None):
-  """Dense layers with ReLUs between them."""
-  values = {'input': Value((Batch(), len(weights[0])), np.dtype('float32'))}
-  operations, constants, last = [], {}, 'input'
-  for index, w in enumerate(weights):
-    constants[f'w{index}'], values[f'w{index}'] = w, Value(w.shape, w.dtype)
-    for kind, reads in (('dense', (last, f'w{index}')), ('relu', (f'dense{index}',))):
-      name = f'{kind}{index}'
-      values[name] = Value((Batch(), w.shape[1]), np.dtype('float32'))
-      operations.append(Operation(kind, reads, (name,), {}))
-      last = name
-  return Graph(('input',), (last,), tuple(operations), values, constants)
 
 
 def same_array(one, other):
@@ -175,13 +160,6 @@ def test_counts_that_are_halved_are_halved_alike(monkeypatch):
   assert found[0] == found[1]
 
 
-def sparse(rng, rows, columns, share=0.08):
-  """Weights as pruning leaves them: alive rows and columns, values of a bell."""
-  alive = rng.gamma(0.5, size=(rows, 1)) * rng.gamma(0.5, size=(1, columns))
-  keep = rng.random((rows, columns)) < np.minimum(1, alive * share / alive.mean() * 1.3)
-  return np.where(keep, np.rint(rng.normal(size=(rows, columns)) * 4), 0).astype(np.int8)
-
-
 def order_0(array):
   _, counts = np.unique(array, return_counts=True)
   return -(counts * np.log2(counts / counts.sum())).sum() / 8
@@ -189,8 +167,8 @@ def order_0(array):
 
 def test_weights_with_alive_rows_take_less_than_their_entropy_lzma_and_zlib():
   rng = np.random.default_rng(0)
-  first, second = sparse(rng, 400, 120), sparse(rng, 120, 60)
-  size = pack.packed_bytes(dense_graph(first, second))
+  first, second = random_graphs.sparse(rng, 400, 120), random_graphs.sparse(rng, 120, 60)
+  size = pack.packed_bytes(random_graphs.dense_graph(first, second))
   raw = first.tobytes() + second.tobytes()
   assert size < 0.85 * (order_0(first) + order_0(second))
   assert size < 0.8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
@@ -200,11 +178,11 @@ def test_weights_with_alive_rows_take_less_than_their_entropy_lzma_and_zlib():
 def test_what_a_layer_keeps_tells_of_the_next_one():
   rng = np.random.default_rng(0)
   dead = rng.random(200) < 0.7
-  first = np.where(dead, 0, sparse(rng, 100, 200, 0.5)).astype(np.int8)
+  first = np.where(dead, 0, random_graphs.sparse(rng, 100, 200, 0.5)).astype(np.int8)
   second = np.where(dead[:, None], 0, rng.integers(-3, 4, (200, 40))).astype(np.int8)[rng.permutation(200).argsort()]
   second[dead] = 0
-  linked = pack.packed_bytes(dense_graph(first, second))
-  alone = dense_graph(first, second)
+  linked = pack.packed_bytes(random_graphs.dense_graph(first, second))
+  alone = random_graphs.dense_graph(first, second)
   operations = (alone.operations[0], alone.operations[1], alone.operations[2]._replace(inputs=('other', 'w1')))
   apart = alone._replace(
     operations=(*operations, alone.operations[3]),
@@ -241,7 +219,7 @@ def test_every_operation_has_a_word():
 def test_the_format_is_the_one_that_was_written_before():
   """What version 1 wrote once is read for ever; bytes that change without a new version break files that exist."""
   w = np.float32([[0, 0.5, 0, -1.5], [0, 0, 1.0, 0], [-0.5, 0, 0, 0], [0, 0, 0, 2.5], [0.5, 0, 0, 0]] * 3)
-  graph = dense_graph(w, (np.arange(8).reshape(4, 2) - 3).astype(np.int8))
+  graph = random_graphs.dense_graph(w, (np.arange(8).reshape(4, 2) - 3).astype(np.int8))
   about = {'class_names': ['shirt', 'boot']}
   old = base64.b64decode(GOLDEN)
   again = pack.unpack(old)
@@ -257,7 +235,9 @@ TABLES = [1882841652, 414336265]
 
 def test_another_process_reads_and_predicts_without_jax(tmp_path):
   rng = np.random.default_rng(0)
-  graph = dense_graph(sparse(rng, 60, 30).astype(np.float32), rng.normal(size=(30, 5)).astype(np.float32))
+  graph = random_graphs.dense_graph(
+    random_graphs.sparse(rng, 60, 30).astype(np.float32), rng.normal(size=(30, 5)).astype(np.float32)
+  )
   x = rng.normal(size=(4, 60)).astype(np.float32)
   size = pack.write_pack(graph, tmp_path / 'net.jlp', {'class_names': list('abcde')})
   assert size == (tmp_path / 'net.jlp').stat().st_size == pack.packed_bytes(graph, {'class_names': list('abcde')})
@@ -285,187 +265,3 @@ def test_another_process_reads_and_predicts_without_jax(tmp_path):
 
 
 # --- from a stranger's hands ---------------------------------------------------------------------------------------
-
-LIMIT = 1 << 22
-
-
-def sealed(body):
-  return body + zlib.crc32(body).to_bytes(4, 'little')
-
-
-def handed_over(data):
-  """Reads what a stranger hands over: an Unreadable in one line, or a graph, and no more memory than was said."""
-  tracemalloc.reset_peak()
-  before = tracemalloc.get_traced_memory()[0]
-  try:
-    pack.unpack(data, limit=LIMIT)
-    fine, told = True, ''
-  except packed_words.Unreadable as error:
-    fine, told = False, str(error)
-  assert '\n' not in told
-  assert len(told) < 400
-  assert tracemalloc.get_traced_memory()[1] - before < LIMIT + (64 << 20)
-  return fine
-
-
-def parts(data):
-  """The words as they are, the stream and the rest of a file."""
-  head = packed_words.Reader(data[4:-4])
-  size, told, stream = (head.number() for _ in range(3))
-  words = pack._spelled(head.take(told), size)
-  return words, head.take(stream), head.take(len(head.data) - head.at)
-
-
-def check_damaged(count, seed):
-  rng = np.random.default_rng(seed)
-  files = [pack.pack(random_graphs.graph(rng, KINDS), {'names': ['a', 'b']}, names=bool(i % 2)) for i in range(20)]
-  files.append(pack.pack(dense_graph(sparse(rng, 50, 40), sparse(rng, 40, 30).astype(np.float32) * np.float32(0.1))))
-  tracemalloc.start()
-  try:
-    for index in range(count):
-      data = bytearray(files[rng.integers(len(files))])
-      if index % 4 == 0:
-        data = data[: rng.integers(len(data))]
-      for _ in range(int(rng.integers(1, 4)) if index % 4 else 0):
-        at = int(rng.integers(len(data) - 4))
-        data[at] ^= 1 << rng.integers(8) if rng.random() < 0.5 else int(rng.integers(1, 256))
-      damaged = bytes(data) not in files
-      assert not (handed_over(bytes(data)) and damaged)
-      if index % 4:
-        handed_over(sealed(bytes(data[:-4])))  # whoever damaged it wrote a new checksum
-      if index % 4 == 1:  # or knows the format, and changes what it says
-        words, *rest = parts(files[rng.integers(len(files))])
-        words = bytearray(words)
-        for _ in range(int(rng.integers(1, 4))):
-          words[rng.integers(len(words))] = (0, 1, 127, 255, int(rng.integers(256)))[rng.integers(5)]
-        handed_over(filed(bytes(words), *rest))
-  finally:
-    tracemalloc.stop()
-
-
-def test_what_is_damaged_or_cut_short_is_refused_and_bounded():
-  check_damaged(300, seed=0)
-
-
-@pytest.mark.slow
-def test_ten_thousand_damaged_files_are_refused_and_bounded():
-  check_damaged(10_000, seed=1)
-
-
-def filed(words, stream=b'', plain=b''):
-  """A file of any words, with a right checksum."""
-  told, head = pack._packed_words(words), packed_words.Writer()
-  for number in (len(words), len(told), len(stream)):
-    head.number(number)
-  return sealed(b'JLP\1' + head.data + told + stream + plain)
-
-
-def spelled(*pieces):
-  words = packed_words.Writer()
-  for piece in pieces:
-    words.text(piece) if isinstance(piece, str) else words.number(piece)
-  return bytes(words.data)
-
-
-HOSTILE = {
-  'huge in all': spelled(0, 1, 2, 2, 1 << 39, 1 << 39, 0, 0, 0, 2),
-  'huge and empty': spelled(0, 1, 2, 3, 1 << 39, 1 << 39, 0, 0, 0, 0, 0),
-  'empty and wide': spelled(0, 1, 2, 2, 0, 1 << 39, 0, 0, 0, 0) + b'\x09\0',
-  'empty and too wide for NumPy': spelled(0, 1, 2, 3, 0, 1 << 39, 1 << 39, 0, 0, 0, 0) + b'\x09\0',
-  'many axes': spelled(0, 1, 2, 60, *[1] * 60),
-  'a billion constants': spelled(0, 1 << 30),
-  'reads what comes later': spelled(0, 0, 1, 'input', 0, 1, 0, 1, 0, 'relu', 1, 1, 0, 0),
-  'reads itself': spelled(0, 0, 1, 'input', 0, 1, 0, 1, 0, 'relu', 1, 1, 0, 5),
-  'an unknown operation': spelled(0, 0, 1, 'input', 0, 1, 0, 1, 0, 'system', 1, 1, 0, 1),
-  'makes nothing': spelled(0, 0, 1, 'input', 0, 1, 0, 1, 0, 'relu', 1, 0, 0, 1),
-  'a dtype that is none': spelled(0, 1, 200),
-  'a constant larger than its array': spelled(0, 1, 3, 1, 2, 1, 6),
-  'a result of nothing': spelled(0, 0, 0, 0, 1, 6, 'y'),
-  'ends early': spelled(0, 0, 1),
-  'goes on': spelled(0, 0, 0, 0, 0) + b'\x09\0\0\0',
-  'a number without end': b'\xff' * 3000,
-  'dicts in dicts': spelled(0, 0, 0, 0, 0) + b'\x09\1\0\1a' * 40,
-  'zeros of no rows': spelled(0, 1, 2, 1, 100, 0, 0, 0, 3, 9, 1) + b'\x09\0',
-  'no stream': spelled(0, 1, 2, 2, 10, 10, 0, 0, 0, 3, 0) + b'\x09\0',
-}
-
-
-@pytest.mark.parametrize('name', HOSTILE)
-def test_hostile_words_are_refused_in_a_line(name):
-  tracemalloc.start()
-  try:
-    fine = handed_over(filed(HOSTILE[name]))
-  finally:
-    tracemalloc.stop()
-  assert not fine or name == 'no stream'
-
-
-def test_what_is_no_packed_file_says_why(tmp_path):
-  data = pack.pack(dense_graph(np.eye(3, dtype=np.float32)))
-  for given, why in {
-    b'': 'does not begin as one does',
-    b'PK\3\4 and so on': 'does not begin as one does',
-    data[:9]: 'cut short',
-    data[:-1]: 'damaged or cut short',
-    sealed(data[:3] + b'\2' + data[4:-4]): 'version 2, and this jaxlite reads version 1',
-    sealed(data[:-4] + b'more'): 'goes on where it should end',
-  }.items():
-    with pytest.raises(ValueError, match=why):
-      pack.unpack(given)
-  with pytest.raises(ValueError, match=r'more than limit=1000'):
-    pack.unpack(pack.pack(dense_graph(np.zeros((90, 90), np.int8))), limit=1000)
-  (tmp_path / 'net').write_bytes(data[:20])
-  with pytest.raises(ValueError, match=r'net is no packed network that can be read: it is damaged or cut short'):
-    pack.unpack(tmp_path / 'net')
-  with pytest.raises(FileNotFoundError):
-    pack.unpack(tmp_path / 'none')
-
-
-def test_what_cannot_be_packed_is_refused():
-  graph = dense_graph(np.eye(3, dtype=np.float32))
-  relu = graph.operations[1]
-  for broken, why in (
-    (graph._replace(operations=(relu._replace(kind='system'),)), 'system is none'),
-    (graph._replace(operations=graph.operations[::-1]), 'reads what was made before'),
-    (graph._replace(operations=(*graph.operations, relu)), 'made once'),
-    (graph._replace(outputs=('nothing',)), 'one of its values'),
-    (graph._replace(constants={'w0': np.array(['a'])}), 'is of numbers'),
-    (graph._replace(constants={'w0': np.eye(3)}), 'the dtype that its graph says'),
-  ):
-    with pytest.raises(ValueError, match=why):
-      pack.pack(broken)
-  for about, why in (({'x': object()}, 'got a object'), ({'x': {1: 2}}, 'are text')):
-    with pytest.raises(ValueError, match=why):
-      pack.pack(graph, about)
-  deep = []
-  for _ in range(50):
-    deep = [deep]
-  with pytest.raises(ValueError, match='at most 32 deep'):
-    pack.pack(graph, {'x': deep})
-
-
-def test_a_network_that_makes_no_sense_is_refused_when_it_is_run():
-  graph = dense_graph(np.eye(3, dtype=np.float32))
-  wrong = graph._replace(operations=(graph.operations[0]._replace(kind='concatenate'), graph.operations[1]))
-  found = pack.unpack(pack.pack(wrong))
-  with pytest.raises(ValueError, match='cannot be computed'):
-    found.predict(np.ones((2, 3)))
-  with pytest.raises(ValueError, match='got an array of shape'):
-    pack.unpack(pack.pack(graph)).predict(np.ones((2, 4)))
-
-
-def test_bfloat16_is_read_where_nobody_has_imported_it_yet(tmp_path):
-  x, y = (Value((Batch(), 3), np.dtype(name)) for name in ('float32', random_graphs.EXOTIC[0]))
-  narrow = Operation('convert_element_type', ('x',), ('y',), {'new_dtype': 'bfloat16'})
-  strange = narrow._replace(outputs=('z',), attributes={'new_dtype': 'f4,(2'})
-  graph = Graph(('x',), ('y', 'z'), (narrow, strange), {'x': x, 'y': y, 'z': x}, {})
-  pack.write_pack(graph, tmp_path / 'net')
-  program = """
-    import sys
-    from jaxlite.deployment.packed.file import unpack
-    graph, _ = unpack(sys.argv[1])
-    print(graph.values['y'], graph.values['z'])
-  """
-  command = [sys.executable, '-c', textwrap.dedent(program), str(tmp_path / 'net')]
-  done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=pathlib.Path(__file__).parents[2])
-  assert done.stdout.strip() == 'bfloat16[B,3] float32[B,3]', done.stderr

@@ -1,41 +1,18 @@
 """A shrunk network is the whole one with zeros in place of what was removed, in every framework, or it is refused."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import jaxlite as jl
 import networks
 import shrinking
 from jaxlite.contract import Model
+from shrinking import agree, close, groups, ones
 
 pytestmark = pytest.mark.unoptimized
 X = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=8)
-def compiled(apply, train):
-  key, step = (jax.random.key(5), jnp.int32(3)) if train else (None, None)
-  return jax.jit(lambda params, state, inputs: apply(params, state, inputs, train=train, key=key, step=step))
-
-
-def close(one, other):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
-
-
-def agree(small, model, params, state, inputs, modes=(False, True)):
-  """Outputs and new state of a shrunk network are the masked one's."""
-  whole = shrinking.masked(small, params, state)
-  for train in modes:
-    wanted, wanted_state = compiled(model.apply, train)(*whole, inputs)
-    got, got_state = compiled(small.model.apply, train)(small.params, small.model_state, inputs)
-    scale = max(1.0, float(jnp.abs(wanted).max()))
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * scale)
-    close(got_state, small.cut(wanted_state))
 
 
 def shrunk_at_random(network, rng, **options):
@@ -101,16 +78,6 @@ def test_two_hundred_choices_compute_what_the_masked_network_does(name):
 # --- groups, by hand -----------------------------------------------------------------------------------------------
 
 
-def groups(fn, params, inputs, **options):
-  small = jl.shrink(fn, params, None, inputs, **{'keep': 0.5, 'multiple': 1, **options})
-  return small, {frozenset(one.members): (one.units, one.kept) for one in small.groups}
-
-
-def ones(**shapes):
-  rng = np.random.default_rng(0)
-  return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
-
-
 def check(fn, params, inputs, wanted, **options):
   small, found = groups(fn, params, inputs, **options)
   assert found == {frozenset(members.split()): counts for members, counts in wanted.items()}
@@ -173,7 +140,10 @@ def test_a_loop_over_layers_and_a_recurrence():
     carry = jax.lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c @ p['r'] + h), jnp.zeros((x.shape[0], 8)))
     return carry @ p['out'], norms
 
-  params = {**ones(**{'in': (6, 8), 'r': (8, 8), 'out': (8, 2)}), 'layers': ones(a=(5, 8, 8), b=(5, 8))}
+  params = {
+    **ones(**{'in': (6, 8), 'r': (8, 8), 'out': (8, 2)}),
+    'layers': ones(a=(5, 8, 8), b=(5, 8)),
+  }
   small = jl.shrink(fn, params, None, X, keep=0.5, multiple=1)
   whole = shrinking.masked(small, params, {})[0]
   got = small.model.apply(small.params, {}, X, train=False, key=None)[0]
@@ -219,7 +189,10 @@ def test_dropout_draws_what_the_whole_network_would():
     h = x @ p['a']
     return (h * jax.random.bernoulli(key, 0.5, h.shape) if train else h) @ p['b'], s
 
-  model, params = Model(lambda key, x: (ones(a=(6, 8), b=(8, 2)), {}), apply), ones(a=(6, 8), b=(8, 2))
+  model, params = (
+    Model(lambda key, x: (ones(a=(6, 8), b=(8, 2)), {}), apply),
+    ones(a=(6, 8), b=(8, 2)),
+  )
   small = jl.shrink(model, params, {}, X, keep=0.5, multiple=1, key=jax.random.key(0))
   agree(small, model, params, {}, X)
 
@@ -297,145 +270,3 @@ def test_widths_that_are_cut_stay_multiples_of_eight_and_a_head_is_as_wide_as_wh
   small = jl.shrink(fn, params, None, np.ones((2, 3, 6), np.float32), keep=0.4)
   assert small.params['q'].shape == (6, 2, 4)  # heads of 8, then 8 in each of 4: a pair of them is a multiple
   assert small.params['u'].shape == (5, 16)
-
-
-# --- refusals ------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_not_understood_is_refused_by_name():
-  def fn(p, x):
-    return jnp.sort(x @ p['a'], axis=-1) @ p['b'] + jax.nn.relu(x @ p['c']) @ p['d']
-
-  small, found = groups(fn, ones(a=(6, 8), b=(8, 2), c=(6, 8), d=(8, 2)), X)
-  assert found == {frozenset({'c[1]', 'd[0]'}): (8, 4)}
-  assert 'sort' in small.fixed['a[1]']
-  assert small.fixed['a[0]'] == 'it is an input'
-
-
-def test_a_sum_over_what_is_gone_and_not_zero_is_refused_by_its_equation():
-  def fn(p, x):
-    h = jnp.exp(x @ p['a'] * jnp.arange(8.0) + jnp.arange(8.0))
-    return h.sum(-1, keepdims=True) @ p['b'] + jax.nn.relu(x @ p['c']) @ p['d']
-
-  small, found = groups(fn, ones(a=(6, 8), b=(1, 2), c=(6, 8), d=(8, 2)), X)
-  (why,) = [one.why for one in small.groups if 'a[1]' in one.members]
-  assert found[frozenset({'a[1]'})] == (8, 8)
-  assert 'reduce_sum' in why
-
-
-def test_errors_say_what_was_wrong():
-  def fn(p, x):
-    return jax.nn.relu(x @ p['a']) @ p['b']
-
-  params = ones(a=(6, 8), b=(8, 2))
-  for options, words in (
-    ({'keep': 0.0}, 'keep is above 0'),
-    ({'keep': 0.5, 'flops': 3}, 'one of keep and the budgets'),
-    ({'keep': 0.5}, 'give multiple=1'),
-    ({'keep': 0.5, 'multiple': 0}, 'whole number'),
-    ({'keep': 0.5, 'multiple': 1, 'rule': 'nope'}, 'nope'),
-    ({'parameters': 1, 'multiple': 1}, 'nearest is 8'),
-    ({}, 'no unit has weights that are all zero'),
-  ):
-    with pytest.raises(ValueError, match=words):
-      jl.shrink(fn, params, None, X, **options)
-  with pytest.raises(ValueError, match='finite'):
-    jl.shrink(fn, {**params, 'a': params['a'].at[0, 0].set(jnp.nan)}, None, X, keep=0.5, multiple=1)
-  with pytest.raises(ValueError, match='no group of this network can be removed'):
-    jl.shrink(lambda p, x: x @ p['a'], params, None, X, keep=0.5)
-  small = jl.shrink(fn, params, None, X, keep=0.5, multiple=1)
-  with pytest.raises(ValueError, match='cut them first'):
-    small.model.apply(params, {}, X, train=False, key=None)
-
-
-# --- exact removal -------------------------------------------------------------------------------------------------
-
-
-def test_without_a_budget_only_what_changes_nothing_goes():
-  def fn(p, x):
-    return jax.nn.relu(x @ p['a'] + p['b']) @ p['c']
-
-  params = ones(a=(6, 32), b=(32,), c=(32, 2))
-  params['a'] = params['a'].at[:, 3:20].set(0)  # with their biases alive they are constants, and no zeros
-  with pytest.raises(ValueError, match='17 units with zero weights not dead'):
-    jl.shrink(fn, params, None, X)
-  params['b'] = params['b'].at[3:20].set(0)
-  small = jl.shrink(fn, params, None, X)
-  assert small.params['a'].shape == (6, 16)  # 15 live: a multiple of 8
-  np.testing.assert_allclose(small.network.predict(X), fn(params, X), rtol=1e-5, atol=1e-5)
-
-
-# --- training goes on ----------------------------------------------------------------------------------------------
-
-
-def test_an_optimizer_goes_on_with_what_is_left():
-  def fn(p, x):
-    return jax.nn.relu(x @ p['a']) @ p['c']
-
-  model = jl.from_function(fn, ones(a=(6, 32), c=(32, 2)))
-  batch = {'inputs': X, 'labels': np.arange(3) % 2}
-  recipe = jl.chain(optax.adam(0.01), jl.prune(0.5, begin=0, end=4, every=1))
-  train = jl.train_step(model, jl.cross_entropy, recipe)
-  state = train.init(jax.random.key(0), batch)
-  for _ in range(5):
-    state, _ = train.step(state, batch)
-  small = jl.shrink(model, state.params, {}, X, keep=0.5)
-  again = jl.train_step(small.model, jl.cross_entropy, recipe)
-  left = small.cut(state)
-  fresh = again.init(jax.random.key(0), batch)
-  assert jax.tree.map(jnp.shape, left) == jax.tree.map(jnp.shape, fresh)
-  kept = np.asarray(small.cut({'a': np.broadcast_to(np.arange(32), (6, 32)), 'c': np.zeros((32, 2))})['a'])[0]
-  moments = left.opt_state[0][0].mu['a']
-  np.testing.assert_array_equal(moments, np.asarray(state.opt_state[0][0].mu['a'])[:, kept])
-  new, metrics = again.step(left, batch)
-  assert int(new.step) == 6
-  assert np.isfinite(metrics['loss'])
-
-
-def test_factored_moments_are_refused():
-  params = ones(a=(256, 256), c=(256, 2))
-  small = jl.shrink(
-    lambda p, x: jax.nn.relu(x @ p['a']) @ p['c'], params, None, np.ones((1, 256), np.float32), keep=0.5
-  )
-  with pytest.raises(ValueError, match='make this state anew'):
-    small.cut(optax.adafactor(0.1).init(params))
-
-
-# --- budgets -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('what', ['parameters', 'bytes', 'flops'])
-def test_a_budget_is_met_and_not_by_far(what):
-  model, params, state, inputs = shrinking.network('mlp')
-
-  def cost(params, state):
-    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
-    if what == 'flops':
-      return 2 * sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
-    return sum(sizes) * (4 if what == 'bytes' else 1)
-
-  most = cost(params, state) // 3
-  small = jl.shrink(model, params, state, inputs, **{what: most})
-  assert 0.7 * most < cost(small.params, small.model_state) <= most
-  agree(small, model, params, state, inputs)
-
-
-def test_a_latency_is_met_or_the_nearest_is_told():
-  model, params, state, inputs = shrinking.network('mlp')
-  with pytest.raises(ValueError, match='the nearest is'):
-    jl.shrink(model, params, state, inputs, latency=1e-9)
-  assert jl.shrink(model, params, state, inputs, latency=10.0).params.keys() == params.keys()
-
-
-def test_the_batch_stays_open_and_transforms_work():
-  model, params, state, inputs = shrinking.network('mlp')
-  small = jl.shrink(model, params, state, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), keep=0.5)
-
-  def predict(x):
-    return small.model.apply(small.params, small.model_state, x, train=False, key=None)[0]
-
-  many = np.concatenate([inputs] * 4)
-  rows = jax.vmap(lambda x: predict(x[None])[0])(many)
-  looped = jax.lax.scan(lambda c, x: (c, predict(x[None])[0]), None, many)[1]
-  np.testing.assert_allclose(rows, predict(many), atol=1e-5)
-  np.testing.assert_allclose(looped, predict(many), atol=1e-5)
