@@ -124,7 +124,7 @@ def test_every_form_and_every_order_gives_the_same_run(folder):
   assert given[0] == given[1] == given[2]
   assert given[0] == {
     'lr': 0.5, 'train': '7 steps', 'sparsity': 0.9, 'widths': [1, 2], 'progress': True, 'workdir': 'runs/mine',
-    'mode': 'train', 'fresh': False, 'smoke': True,
+    'mode': 'train', 'fresh': False, 'smoke': True, 'deploying': {},
   }  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_mistakes_are_one_line_with_the_way_out(folder):
     (['--wrokdir=x'], '--workdir'),
     (['--config=experiments/mien.py'], 'experiments/mine.py'),
     (['experiments/mine.py'], '--config=experiments/mine.py'),
-    ([mine, '--mode=test'], '<train|eval>'),
+    ([mine, '--mode=test'], '<train|eval|deploy>'),
     ([mine, '--config.optim.lrr=1'], 'optim.lr'),
     (['--config.sparsty=1', mine], 'sparsity'),
     ([mine, '--config.seed'], 'seed needs a value'),
