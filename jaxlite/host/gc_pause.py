@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections.abc import Iterator
+
+_lock = threading.Lock()
+_inside: list[bool] = []  # one for each that is in such a block, in any thread
 
 
 @contextlib.contextmanager
@@ -21,10 +25,14 @@ def paused() -> Iterator[None]:
   ...   gc.isenabled()
   False
   """
-  was = gc.isenabled()
-  gc.disable()
+  with _lock:
+    _inside.append(not _inside and gc.isenabled())  # the first to come knows how it was
+    gc.disable()
   try:
     yield
   finally:
-    if was:
-      gc.enable()
+    with _lock:
+      if len(_inside) > 1:
+        _inside.pop()  # of those in it, whichever: the last to go leaves it as the first found it
+      elif _inside.pop():
+        gc.enable()

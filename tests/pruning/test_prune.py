@@ -13,10 +13,10 @@ from flax import nnx
 
 import jaxlite as jl
 from jaxlite import trees
-from jaxlite.graph.walk import equations
 from jaxlite.pruning._mask_state import PruneState
 from jaxlite.pruning._top_k import keep_largest
 from jaxlite.pruning.sparsity_schedules import cubic, one_shot, periodic
+from programs import shared_flags
 
 OPTIMIZERS = {
   'sgd': lambda: optax.sgd(0.1, momentum=0.9),
@@ -215,9 +215,7 @@ def test_an_ensemble_counts_and_draws_only_when_due_and_equals_single_runs():
   state = jax.vmap(tx.init, out_axes=axes)(params)
   step = jax.vmap(tx.update, in_axes=({'w': 0}, axes, {'w': 0}), out_axes=({'w': 0}, axes))
   grads = {'w': jnp.zeros_like(params['w'])}
-  loops = [eqn for eqn in equations(jax.make_jaxpr(step)(grads, state, params)) if eqn.primitive.name == 'while']
-  flags = [eqn.invars[eqn.params['cond_nconsts'] + eqn.params['body_nconsts']].aval for eqn in loops]
-  assert sum(flag.dtype == bool and not flag.shape for flag in flags) >= 2  # one flag for all: batched, all would run
+  assert shared_flags(jax.make_jaxpr(step)(grads, state, params)) >= 2
   for _ in range(2):
     updates, state = step(grads, state, params)
     alone, single = tx.update({'w': grads['w'][0]}, single, {'w': params['w'][0]})

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from jaxlite import trees
 from jaxlite.deployment.operations import UNKNOWN, Batch, Graph, Operation, equations, pruned
@@ -112,7 +113,7 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int, *, later
   def flat(known: Sequence[Any], given: Sequence[Any]) -> Any:
     return fn(jax.tree.unflatten(structure, known), jax.tree.unflatten(treedef, given))
 
-  closed = jax.make_jaxpr(flat)(known, shapes)
+  closed = _needed(jax.make_jaxpr(flat)(known, shapes))
   writer = _Writer({}, {}, [], [], [], {}, set() if later else None)
   each = zip(known, names, strict=True)
   held: list[Any] = [
@@ -351,6 +352,12 @@ def _never_seen(cases: Sequence[Any]) -> _Unknown | None:
   return None
 
 
+def _needed(closed: Any) -> Any:
+  """The program without what no result needs: nothing is computed for it then."""
+  used = [True] * len(closed.jaxpr.outvars)
+  return closed.replace(jaxpr=partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)[0])
+
+
 def _constant(value: Any) -> _Const:
   array = value if isinstance(value, jax.Array) else jnp.asarray(value)
   return _Const(array, array.shape)
@@ -358,6 +365,15 @@ def _constant(value: Any) -> _Const:
 
 def _dtype(atom: Any) -> Any:
   return atom.array.dtype if isinstance(atom, _Const) else atom.dtype
+
+
+def _plain(array: Any) -> Any:
+  """An array that NumPy moves about, so that nothing is compiled for it; keys of random numbers stay as they are."""
+  return array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
+
+
+def _widens(one: Any, other: Any) -> bool:  # then NumPy converts as XLA does
+  return not jax.dtypes.issubdtype(one, jax.dtypes.extended) and bool(np.can_cast(one, other))
 
 
 def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
@@ -370,7 +386,10 @@ def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
     shape = [1] * len(aval.shape)
     for axis, size in zip(axes, one.array.shape, strict=True):
       shape[axis] = size
-    return [_Const(jnp.reshape(one.array, shape), aval.shape, one.name if one.array.size == np.prod(shape) else '')]
+    name = one.name if one.array.size == np.prod(shape) else ''
+    return [_Const(_plain(one.array).reshape(shape), aval.shape, name)]
+  if kind == 'convert_element_type' and _widens(operands[0].array.dtype, aval.dtype):
+    return [_Const(_plain(operands[0].array).astype(aval.dtype), aval.shape)]
   if kind in equations.UNARY:
     return [_Const(eqn.primitive.bind(operands[0].array, **eqn.params), aval.shape)]
   if kind in equations.BINARY and all(len(one.shape) == len(aval.shape) for one in operands):
@@ -378,5 +397,4 @@ def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
     arrays = [jnp.broadcast_to(one.array, shape) for one in operands]
     return [_Const(eqn.primitive.bind(*arrays, **eqn.params), aval.shape)]
   results = eqn.primitive.bind(*(one.whole for one in operands), **eqn.params)
-  results = results if eqn.primitive.multiple_results else [results]
-  return [_constant(one) for one in results]
+  return [_constant(one) for one in (results if eqn.primitive.multiple_results else [results])]
