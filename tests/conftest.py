@@ -23,7 +23,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 HERE = Path(__file__).parent
 # The inner loop: of each room what is tested within seconds and imports little. Names of files below tests/.
 QUICK = (
-  *('test_contract', 'test_imports', 'test_surface', 'test_trees', 'config/*', 'deployment/*', 'report/test_report'),
+  *('test_contract', 'test_imports', 'test_surface', 'test_trees', 'config/*', 'report/test_report'),
+  *('deployment/test_engine', 'deployment/test_inventory', 'deployment/test_linalg', 'deployment/test_pa[ct]*'),
   *('checkpoint/test_roundtrip', 'data/test_[abcdefipst]*', 'distillation/test_divergences', 'graph/test_[pw]*'),
   *(
     'host/test_files',

@@ -132,8 +132,17 @@ def single(graph, one, values):
   return jax.jit(lambda given: programs.computed(graph, one, given, 8)[one.outputs[0]])(given)
 
 
-@pytest.mark.parametrize('every', [False, True])
-@pytest.mark.parametrize('name', CASES)
+LONG = {('vit', False), ('channels first', False), ('residual', False), ('small cnn', False)}
+
+
+@pytest.mark.parametrize(
+  ('name', 'every'),
+  [
+    pytest.param(name, every, marks=[pytest.mark.slow] if (name, every) in LONG else [])
+    for name in CASES
+    for every in (False, True)
+  ],
+)
 def test_integers_are_those_of_numpy_eager_and_compiled(name, every):
   graph, wanted, inputs = case(name, every=every)
   assert same_integers(graph, inputs, whole=every and name in WHOLE, op_by_op=name in ('mlp', 'residual'))
@@ -160,8 +169,9 @@ def test_what_stays_float_is_told_with_why():
   assert all(bool(layer.why) == (layer.result != 'int8') for layer in layers(graph))
 
 
-@pytest.mark.parametrize('bits', [2, 4])
-@pytest.mark.parametrize('name', ['mlp', 'residual'])
+@pytest.mark.parametrize(
+  ('name', 'bits'), [('mlp', 2), ('mlp', 4), ('residual', 4), pytest.param('residual', 2, marks=pytest.mark.slow)]
+)
 def test_few_bits_are_exact_too(name, bits):
   graph, wanted, inputs = case(name, bits)
   assert same_integers(graph, inputs, whole=True)
