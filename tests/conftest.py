@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -43,6 +44,7 @@ QUICK = (
   *('run/test_records', 'run/test_workdir', 'run/test_loop_refusals', 'step/test_warm_up', 'step/test_platforms'),
   *('tasks/test_losses', 'tasks/test_ranking', 'tasks/test_tasks', 'step/test_train_step', 'models/test_embedding_bag'),
 )
+MOST_RESIDENT = 3 << 30  # bytes
 _SLOWER = ('data/test_sources.py',)
 # What starts processes or compiles long: begun first, so that no worker is left alone with one of them at the end.
 FIRST = (
@@ -103,3 +105,21 @@ def _unoptimized(request: pytest.FixtureRequest):
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+  """Compiled programs are kept for good: between two files a worker that has grown large lets go of them."""
+  if nextitem is None or nextitem.path == item.path or 'jax' not in sys.modules:
+    return
+  if _resident() > MOST_RESIDENT:
+    sys.modules['jax'].clear_caches()
+    gc.collect()
+
+
+def _resident() -> int:
+  """Bytes of this process that are in memory; 0 where the system does not tell."""
+  try:
+    with open('/proc/self/statm') as file:
+      return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  except OSError:
+    return 0
