@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,7 @@ def run(
     raise ValueError('--fresh moves the old run aside, and --mode=deploy writes it for other runtimes: leave one out')
   names = list(config.runs) or ['']
   if mode == 'deploy':
-    for name in names:
-      one = _varied(config, name)[0] if name else config
-      one = dataclasses.replace(shrink(one) if smoke else one, runs={})
-      if name:
-        say(f'\n== {name}')
-      given = dict(deploying or {})
-      if name and 'out' in given:
-        given['out'] = str(Path(given['out'], name))
-      say(f'\n{deploy_run(one, folder / name, say=say, **given)}')
+    _deploy(config, folder, smoke, dict(deploying or {}), say)
     return 0
   try:
     check_workdir(text)
@@ -104,6 +96,23 @@ def run(
   if mode == 'train':
     say(f'\nreport: {folder / "report.md"}')
   return 0
+
+
+def _deploy(config: Config, folder: Path, smoke: bool, given: dict[str, Any], say: Callable[[str], None]) -> None:
+  """Writes each run of an experiment for other runtimes, or the one whose own folder it is."""
+  if (folder / 'checkpoints').is_dir():
+    record = run_folder.remembered(folder)
+    name = '' if record is None else record.began['config'].get('name')
+    where = {name if name in config.runs else '': folder}
+  else:
+    where = {name: folder / name for name in list(config.runs) or ['']}
+  for name, path in where.items():
+    one = _varied(config, name)[0] if name else config
+    one = dataclasses.replace(shrink(one) if smoke else one, runs={})
+    if name:
+      say(f'\n== {name}')
+    out = {'out': str(Path(given['out'], name))} if len(where) > 1 and 'out' in given else {}
+    say(f'\n{deploy_run(one, path, say=say, **{**given, **out})}')
 
 
 def _varied(config: Config, name: str) -> tuple[Config, set[str]]:
