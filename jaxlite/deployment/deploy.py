@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxlite import errors
 from jaxlite.contract import Network, Recipe
-from jaxlite.deployment import formats, sheet, subject
+from jaxlite.deployment import formats, place, sheet, subject
 from jaxlite.deployment.accounting import Costs, costs
 from jaxlite.deployment.formats import Format
 from jaxlite.deployment.integers.conversion import quantized
@@ -76,15 +76,15 @@ def deploy(
 
   Raises:
     FileNotFoundError: no run, or no checkpoint, is there.
-    ImportError: a format that was asked for lacks its packages.
+    ImportError: a format that was asked for lacks its packages, or a C compiler.
     ValueError: an unknown format; an unfinished run; no examples; a folder that cannot be written; a budget that is not
       met; no file could be written.
   """
-  wanted = _asked(formats)
+  wanted, lacking = _asked(formats)
   limits = _limits(budget, deadline)
   asked = {errors.whole(size, 'a batch size', least=1) for size in batches}
   sizes = tuple(sorted(asked | {1} if deadline else asked))
-  folder = subject.writable(_out(source, out))
+  folder = place.writable(_out(source, out))
   if isinstance(source, Network):
     one = subject.of_network(source, task=task, examples=examples)
   else:
@@ -95,16 +95,21 @@ def deploy(
   outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
   score = score_of(one, outputs)
   want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
-  rows = []
-  for name, kind in wanted.items():
-    say(f'{name}: writing and trying {folder / kind.file}')
-    rows.append(tried(name, kind, want, folder))
+  notes = (*notes, *(f'{name}: not written: {why}' for name, why in lacking.items()))
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])
-  report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes)
-  snippets = {kind.file: kind.snippet for name, kind in wanted.items() if not _row(rows, name).why}
-  write_text(folder / PAGE, sheet.page(report, one.about, snippets))
-  write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
+  rows = []
+  with place.alone(folder):
+    for name in (PAGE, REPORT, *(kind.file for kind in wanted.values())):  # an older one is not this network's
+      (folder / name).unlink(missing_ok=True)
+    notes = (*notes, *_older(folder, wanted))
+    for name, kind in wanted.items():
+      say(f'{name}: writing and trying {folder / kind.file}')
+      rows.append(tried(name, kind, want, folder))
+    report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes)
+    snippets = {kind.file: kind.snippet for name, kind in wanted.items() if not _row(rows, name).why}
+    write_text(folder / PAGE, sheet.page(report, one.about, snippets))
+    write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
   if rows and all(row.why for row in rows):
     raise ValueError(f'no file was written: {"; ".join(f"{row.format}: {row.why}" for row in rows)}')
   return report
@@ -114,11 +119,19 @@ def _row(rows: list[Written], name: str) -> Written:
   return next(row for row in rows if row.format == name)
 
 
-def _asked(names: Iterable[str] | str | None) -> dict[str, Format]:
+def _older(folder: Path, wanted: Mapping[str, Format]) -> list[str]:
+  """Files of other formats that lie there: of an earlier deployment, perhaps of another network."""
+  others = [kind.file for name, kind in formats.FORMATS.items() if name not in wanted]
+  found = [name for name in others if (folder / name).exists()]
+  return [f'of an earlier deployment, and not tried now: {", ".join(found)}'] if found else []
+
+
+def _asked(names: Iterable[str] | str | None) -> tuple[dict[str, Format], dict[str, str]]:
+  """The formats to write, and of those that are left out what they lack here."""
   known = formats.FORMATS
   if names is None:
-    found = {name: kind for name, kind in known.items() if not formats.missing(kind)}
-    return found
+    lacking = {name: why for name in known if (why := formats.missing(name))}
+    return {name: kind for name, kind in known.items() if name not in lacking}, lacking
   chosen = [one.strip() for one in (names.split(',') if isinstance(names, str) else names)]
   if unknown := [one for one in chosen if one not in known]:
     raise ValueError(
@@ -127,8 +140,9 @@ def _asked(names: Iterable[str] | str | None) -> dict[str, Format]:
   if not chosen:
     raise ValueError(f'formats names at least one of {", ".join(known)}; got none')
   for one in chosen:
-    errors.need(f'the format {one}', *known[one].needs)
-  return {one: known[one] for one in chosen}
+    if why := formats.missing(one):
+      raise ImportError(why)
+  return {one: known[one] for one in chosen}, {}
 
 
 def _limits(budget: Mapping[str, int] | None, deadline: float | None) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -214,20 +213,3 @@ def _of_data(held: Held) -> datasets.Split:
   if data.fingerprint != fingerprint:
     raise ValueError(unknown)
   return data.test if len(data.test.labels) else data.validation
-
-
-def writable(out: str | os.PathLike[str]) -> Path:
-  """Makes the folder that files are written to.
-
-  Raises:
-    ValueError: it cannot be written.
-  """
-  path = Path(out).expanduser().absolute()
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    trial = path / f'.jaxlite-{os.getpid()}'
-    trial.touch()
-    trial.unlink()
-  except OSError as error:
-    raise ValueError(f'the folder {path} cannot be written ({error.strerror or error}): give another by out=') from None
-  return path
