@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import errors
@@ -95,7 +96,7 @@ def deploy(
   outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
   score = score_of(one, outputs)
   want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
-  notes = (*notes, *(f'{name}: not written: {why}' for name, why in lacking.items()))
+  notes = (*notes, *_not_finite(outputs), *(f'{name}: not written: {why}' for name, why in lacking.items()))
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])
   rows = []
@@ -117,6 +118,13 @@ def deploy(
 
 def _row(rows: list[Written], name: str) -> Written:
   return next(row for row in rows if row.format == name)
+
+
+def _not_finite(outputs: Any) -> list[str]:
+  leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+  bad = [~np.isfinite(leaf.astype(np.complex128)).reshape(len(leaf), -1).all(1) for leaf in leaves]
+  count = int(np.any(bad, axis=0).sum()) if bad else 0
+  return [f'the network itself answers {count:,} of the examples with values that are not finite'] if count else []
 
 
 def _older(folder: Path, wanted: Mapping[str, Format]) -> list[str]:

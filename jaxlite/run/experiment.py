@@ -56,6 +56,8 @@ def run(
     raise ValueError(f'{folder} holds no run to {_VERBS[mode]}: train first, with --mode=train')
   if fresh and mode == 'deploy':
     raise ValueError('--fresh moves the old run aside, and --mode=deploy writes it for other runtimes: leave one out')
+  if mode != 'train':
+    config = _of_one_run(config, folder)
   names = list(config.runs) or ['']
   if mode == 'deploy':
     _deploy(config, folder, smoke, dict(deploying or {}), say)
@@ -99,20 +101,24 @@ def run(
 
 
 def _deploy(config: Config, folder: Path, smoke: bool, given: dict[str, Any], say: Callable[[str], None]) -> None:
-  """Writes each run of an experiment for other runtimes, or the one whose own folder it is."""
-  if (folder / 'checkpoints').is_dir():
-    record = run_folder.remembered(folder)
-    name = '' if record is None else record.began['config'].get('name')
-    where = {name if name in config.runs else '': folder}
-  else:
-    where = {name: folder / name for name in list(config.runs) or ['']}
-  for name, path in where.items():
+  """Writes each run of an experiment for other runtimes."""
+  for name in list(config.runs) or ['']:
     one = _varied(config, name)[0] if name else config
     one = dataclasses.replace(shrink(one) if smoke else one, runs={})
     if name:
       say(f'\n== {name}')
-    out = {'out': str(Path(given['out'], name))} if len(where) > 1 and 'out' in given else {}
-    say(f'\n{deploy_run(one, path, say=say, **{**given, **out})}')
+    out = {'out': str(Path(given['out'], name))} if name and 'out' in given else {}
+    say(f'\n{deploy_run(one, folder / name, say=say, **{**given, **out})}')
+
+
+def _of_one_run(config: Config, folder: Path) -> Config:
+  """The config of the run whose own folder it is, where an experiment of several was named."""
+  if not config.runs or not (folder / 'checkpoints').is_dir():
+    return config
+  record = run_folder.remembered(folder)
+  name = '' if record is None else record.began['config'].get('name')
+  one = _varied(config, name)[0] if name in config.runs else config
+  return dataclasses.replace(one, runs={})
 
 
 def _varied(config: Config, name: str) -> tuple[Config, set[str]]:

@@ -144,3 +144,11 @@ def test_a_full_disk_is_told_as_one_and_leaves_nothing_half_done(finished, tmp_p
       with pytest.raises(OSError, match='No space left on device'):
         jl.deploy(finished, 'safetensors', out=out, examples=X, **QUICK)
     assert not list(out.iterdir())
+
+
+def test_a_network_that_gives_no_numbers_is_told(tmp_path):
+  params = {'w': np.where(np.eye(6, 3) > 0, np.nan, 1).astype(np.float32)}
+  network = jl.Network(jl.from_function(lambda p, x: x @ p['w'], params), params, {})
+  report = jl.deploy(network, 'onnx', out=tmp_path, examples=X, **QUICK)
+  assert report.notes == ('the network itself answers 90 of the examples with values that are not finite',)
+  assert report.written[0].same == 1

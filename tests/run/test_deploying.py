@@ -31,6 +31,12 @@ def several():
   return dataclasses.replace(config(), runs=runs)
 
 
+def test_one_run_of_an_experiment_is_tested_from_its_own_folder(tmp_path, capsys):
+  jl.train(dataclasses.replace(several().runs['two'](config()), name='two'), tmp_path, say=lambda line: None)
+  assert experiment.run(several(), tmp_path, mode='eval') == 0
+  assert 'two' in capsys.readouterr().out
+
+
 def deploy(asked, folder, **options):
   return experiment.run(asked, folder, mode='deploy', deploying={'formats': 'safetensors', **options})
 
