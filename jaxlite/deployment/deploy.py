@@ -96,6 +96,8 @@ def deploy(
   outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
   score = score_of(one, outputs)
   want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
+  if one.labels is not None and one.task is None:
+    notes = (*notes, 'no file is scored, since nobody says what the labels mean: give task=')
   notes = (*notes, *_not_finite(outputs), *(f'{name}: not written: {why}' for name, why in lacking.items()))
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])

@@ -84,8 +84,8 @@ def of_run(
   held = read_run(workdir, which)
   if which == 'best' and not (held.folder / 'result.json').exists():
     raise ValueError(
-      f'a finished run is deployed; {held.folder} is at step {held.step}: run its command again to finish it, or name '
-      "what is there, which='latest'"
+      f'a finished run is deployed, and {held.folder} is none: run its command again to finish it, or name what is '
+      "there, which='latest'"
     )
   meaning = read_meaning(held.folder, held.run, task)
   network = load(workdir, held.step, model=model, recipe=recipe, task=task)
@@ -129,6 +129,10 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   answer: Any = network.answer
   found = task or getattr(answer, 'task', None)
   known = facts if facts is not None else dict(getattr(answer, 'facts', {}))
+  if isinstance(examples, datasets.Dataset):
+    found, known = found or examples.task, known or examples.facts
+  if found is not None and not known:
+    known = _read_off(examples, found)
   inputs, labels, weight = _split(examples, network.encode, found, known)
   graph, why = None, ''
   try:
@@ -172,6 +176,12 @@ def _split(given: Any, encode: Any, task: Task | None, facts: Facts) -> tuple[An
   rows = slice(0, _MOST)
   inputs = jax.tree.map(lambda leaf: leaf[rows], inputs)
   return inputs, None if labels is None else np.asarray(labels)[rows], None if weight is None else weight[rows]
+
+
+def _read_off(examples: Any, task: Task) -> Facts:
+  """What is known of a task where nobody said it: what the labels of the examples show."""
+  labels = examples[1] if isinstance(examples, tuple) and len(examples) in (2, 3) else None  # a Split is one
+  return {} if labels is None else task.facts(np.asarray(task.check(np.asarray(labels), 'examples')), {})
 
 
 def _labels(labels: Any, weight: Any, task: Task, facts: Facts) -> tuple[np.ndarray, Any]:

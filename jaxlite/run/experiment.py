@@ -44,7 +44,7 @@ def run(
     fresh: move what is there aside and start again.
     smoke: a run of seconds, in a folder beside.
     command: the command line, for the report.
-    deploying: of mode 'deploy': formats, out, deadline, as `jaxlite.deploy` takes them.
+    deploying: of mode 'deploy': formats, out, which, deadline, as `jaxlite.deploy` takes them.
 
   Returns:
     The exit code: 0, or 75 when a signal stopped the run and it was saved.

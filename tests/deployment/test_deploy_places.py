@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
-from jaxlite.deployment import formats, place, trial
+from jaxlite.deployment import formats, place, subject, trial
 from jaxlite.deployment.deploy import PAGE, REPORT
 from jaxlite.deployment.packed.file import read_pack
+from jaxlite.deployment.trying import score_of
 from loops import X, Y, run
 
 QUICK = {'batches': (1,), 'seconds': 0.01, 'say': lambda line: None}
@@ -146,9 +147,36 @@ def test_a_full_disk_is_told_as_one_and_leaves_nothing_half_done(finished, tmp_p
     assert not list(out.iterdir())
 
 
-def test_a_network_that_gives_no_numbers_is_told(tmp_path):
+def test_a_network_that_gives_no_numbers_is_told_and_labels_that_nobody_reads(tmp_path):
   params = {'w': np.where(np.eye(6, 3) > 0, np.nan, 1).astype(np.float32)}
   network = jl.Network(jl.from_function(lambda p, x: x @ p['w'], params), params, {})
-  report = jl.deploy(network, 'onnx', out=tmp_path, examples=X, **QUICK)
-  assert report.notes == ('the network itself answers 90 of the examples with values that are not finite',)
+  report = jl.deploy(network, 'onnx', out=tmp_path, examples=(X, Y), **QUICK)
+  assert report.notes == (
+    'no file is scored, since nobody says what the labels mean: give task=',
+    'the network itself answers 90 of the examples with values that are not finite',
+  )
   assert report.written[0].same == 1
+
+
+TASKS = {
+  'classification': (jl.tasks.classification, 3, Y),
+  'named classes': (lambda: jl.tasks.classification(3), 3, Y),
+  'regression': (jl.tasks.regression, 1, X[:, 0]),
+  'binary': (jl.tasks.binary, 1, (X[:, 0] > 0).astype(int)),
+  'multi-label': (jl.tasks.multi_label, 2, (X[:, :2] > 0).astype(int)),
+}
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_a_network_without_a_run_is_scored_by_its_task(name):
+  """What is to be known of the task is read off the labels, or the Dataset says it."""
+  task, outputs, labels = TASKS[name]
+  params = {'w': X[:6, :outputs]}
+  network = jl.Network(jl.from_function(lambda p, x: x @ p['w'], params), params, {})
+  one = subject.of_network(network, task=task(), examples=(X, labels))
+  found = score_of(one, network.predict(X))
+  assert np.isfinite(found)
+  data = jl.data.from_arrays((X, labels), test=(X, labels), task=task())
+  two = subject.of_network(network, examples=data)
+  assert two.task.name == one.task.name
+  assert score_of(two, network.predict(X)) == pytest.approx(found)

@@ -1,10 +1,13 @@
 """Laws of the command that deploys: a run is deployed as it was trained, whatever flags, scale or folder it has."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
 import jaxlite as jl
+from jaxlite.config import command_line
 from jaxlite.config.serialize import as_trained, to_dict
 from jaxlite.run import experiment
 from loops import X, Y, adam, config_of, linear, run
@@ -86,3 +89,26 @@ def test_values_come_back_through_json_and_what_does_not_fit_stays():
   back = as_trained(saved, Mine(name='y', act=max))
   assert (back.name, back.widths, back.pairs, back.width, back.act) == ('x', (5,), ((1, 0.5),), 7, max)
   assert as_trained({**saved, 'width': 'wide', 'strange': 1, 'data': 3}, Mine(name='y')).width is None
+
+
+def test_the_command_names_a_checkpoint_of_an_unfinished_run_as_its_message_says(tmp_path):
+  (tmp_path / 'mine.py').write_text(
+    'import numpy as np, jaxlite as jl\n'
+    'from jaxlite.config import Duration\n'
+    'x = np.random.default_rng(0).normal(size=(90, 6)).astype("float32")\n'
+    'def get_config():\n'
+    '  config = jl.Config(name="mine", train=Duration(steps=2), model=lambda config: jl.models.MLP((4,), classes=2))\n'
+    '  config.data.load = lambda config: jl.data.from_arrays((x, (x[:, 0] > 0).astype(int)))\n'
+    '  return config\n'
+  )
+  config = command_line.load(str(tmp_path / 'mine.py'), [], tmp_path)
+  experiment.run(config, tmp_path / 'run')
+  (tmp_path / 'run' / 'result.json').unlink()
+  words = [sys.executable, '-m', 'jaxlite', f'--config={tmp_path / "mine.py"}', f'--workdir={tmp_path / "run"}']
+  words += ['--mode=deploy', '--formats=safetensors']
+  done = subprocess.run(words, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert 'name what is there, --which=latest' in done.stderr
+  done = subprocess.run([*words, '--which=latest'], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'run' / 'deployed' / FILE).exists()
