@@ -7,6 +7,7 @@ does; one that does not is deleted, and the report says why.
 from __future__ import annotations
 
 import json
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -76,11 +77,15 @@ def deploy(
     The Report; `print(report)` shows its table. It lies beside the files too, with how each is loaded.
 
   Raises:
+    TypeError: something of another kind than is said here.
     FileNotFoundError: no run, or no checkpoint, is there.
     ImportError: a format that was asked for lacks its packages, or a C compiler.
     ValueError: an unknown format; an unfinished run; no examples; a folder that cannot be written; a budget that is not
       met; no file could be written.
   """
+  if isinstance(formats, Iterable) and not isinstance(formats, str):
+    formats = tuple(formats)  # read twice
+  _check_kinds(source, formats, out, budget, deadline, batches, seconds)
   wanted, lacking = _asked(formats)
   limits = _limits(budget, deadline)
   asked = {errors.whole(size, 'a batch size', least=1) for size in batches}
@@ -134,6 +139,31 @@ def _older(folder: Path, wanted: Mapping[str, Format]) -> list[str]:
   others = [kind.file for name, kind in formats.FORMATS.items() if name not in wanted]
   found = [name for name in others if (folder / name).exists()]
   return [f'of an earlier deployment, and not tried now: {", ".join(found)}'] if found else []
+
+
+def _check_kinds(source: Any, formats: Any, out: Any, budget: Any, deadline: Any, batches: Any, seconds: Any) -> None:
+  """Raises TypeError where something is given that no rule of `deploy` could be about."""
+
+  def number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+  several = isinstance(formats, str | tuple) and all(isinstance(one, str) for one in formats)
+  for value, fits, what in (
+    (source, isinstance(source, str | os.PathLike | Network), "a run's folder or a Network is deployed"),
+    (formats, formats is None or several, 'formats are names, several in a tuple'),
+    (
+      out,
+      out is None or isinstance(out, os.PathLike) or (isinstance(out, str) and out),
+      'out= names a folder',
+    ),
+    (budget, budget is None or isinstance(budget, Mapping), 'a budget is a dict, {"bytes": 20_000}'),
+    (deadline, deadline is None or number(deadline), 'a deadline is a number of milliseconds'),
+    (batches, isinstance(batches, Iterable), 'batches are sizes, (1, 32)'),
+    (seconds, number(seconds) and seconds >= 0, 'what is measured takes a number of seconds, 0 or more'),
+  ):
+    if not fits:
+      shown = repr(value)
+      raise TypeError(f'{what}; got {shown if len(shown) < 60 else f"a {type(value).__name__}"}')
 
 
 def _asked(names: Iterable[str] | str | None) -> tuple[dict[str, Format], dict[str, str]]:

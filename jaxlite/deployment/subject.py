@@ -134,6 +134,10 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   if found is not None and not known:
     known = _read_off(examples, found)
   inputs, labels, weight = _split(examples, network.encode, found, known)
+  kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(inputs) if leaf.dtype.kind not in 'biufcV'}
+  if kinds:
+    raise ValueError(f'examples are arrays of numbers, as the network takes them; got {", ".join(sorted(kinds))}')
+  inputs = jax.tree.map(lambda leaf: leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False), inputs)
   graph, why = None, ''
   try:
     if getattr(network.model.apply, 'sealed', False):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -156,6 +157,34 @@ def test_a_network_that_gives_no_numbers_is_told_and_labels_that_nobody_reads(tm
     'the network itself answers 90 of the examples with values that are not finite',
   )
   assert report.written[0].same == 1
+
+
+KINDS = {
+  'formats': (5, (None,)),
+  'deadline': ('5', True),
+  'batches': (4,),
+  'budget': (['bytes'],),
+  'seconds': ('a', -1.0),
+  'out': (3, ''),
+  'source': (None, 7),
+}
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_what_is_of_another_kind_is_told_in_a_line(name, finished, tmp_path):
+  for value in KINDS[name]:
+    given = {'source': finished, 'formats': ('safetensors',), 'out': tmp_path, 'examples': X, **QUICK, name: value}
+    with pytest.raises(TypeError, match=rf'; got {re.escape(repr(value)[:9])}') as caught:
+      jl.deploy(**given)
+    assert '\n' not in str(caught.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_examples_of_a_network_have_the_dtypes_that_it_computes_in():
+  network = jl.Network(jl.from_function(lambda p, x: x @ p['w'], {'w': X[:6, :3]}), {'w': X[:6, :3]}, {})
+  assert subject.of_network(network, examples=X.astype(np.float64)).inputs.dtype == np.float32
+  with pytest.raises(ValueError, match='arrays of numbers, as the network takes them; got <U1'):
+    subject.of_network(network, examples=np.array(['a', 'b']))
 
 
 TASKS = {
