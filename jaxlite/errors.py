@@ -147,4 +147,7 @@ def as_flags(message: str) -> str:
   >>> as_flags('give another workdir, or move the run aside with fresh=True')
   'give another --workdir, or move the run aside with --fresh'
   """
-  return message.replace('another workdir', 'another --workdir').replace('fresh=True', '--fresh')
+  words = {'another workdir': 'another --workdir', 'fresh=True': '--fresh', "which='latest'": '--which=latest'}
+  for ours, flag in {**words, 'by out=': 'by --out='}.items():
+    message = message.replace(ours, flag)
+  return message

@@ -44,7 +44,7 @@ NETWORKS = {'flax', 'equinox', 'haiku', 'keras'}
 # Inside functions: what writes a file, and what answers from one in a process of its own.
 RUNTIMES = {
   'jaxlite.deployment.onnx.file': {'onnx', 'onnxruntime'},
-  'jaxlite.deployment.answer': {'onnxruntime', 'safetensors'},
+  'jaxlite.deployment.answer': {'onnxruntime', 'safetensors', 'ml_dtypes'},
   'jaxlite.deployment.packed.shapes': {'ml_dtypes'},
 }
 HEAVY = ('jax', 'orbax', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'flax', 'numpy')

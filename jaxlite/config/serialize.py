@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxlite.config.duration import UNITS, Duration
-from jaxlite.config.fields import is_group
+from jaxlite.config.fields import annotation, conforms, is_group
 from jaxlite.errors import ConfigError
 
 
@@ -168,6 +168,46 @@ def changed(config: Any) -> dict[str, str]:
   defaults = _flat(_defaults(config))
   held = _flat(to_dict(config))
   return {path: _shown(value) for path, value in held.items() if path not in defaults or defaults[path] != value}
+
+
+def as_trained(saved: Mapping[str, Any], config: Any, prefix: str = '') -> Any:
+  """Returns a config with every plain value that makes a run what it is as it was saved.
+
+  What may change between a run and its resume (where the data lie, say) stays as it is now, and so do functions.
+
+  Args:
+    saved: what `to_dict` gave when the run began.
+    config: the config of now.
+    prefix: of the fields' paths.
+
+  >>> from jaxlite.config import Config
+  >>> config = Config(name='x')
+  >>> saved = to_dict(config)
+  >>> config.optim.lr, config.data.directory, config.recipe = 0.5, 'there', max
+  >>> back = as_trained(saved, config)
+  >>> back.optim.lr, back.data.directory, back.recipe
+  (0.001, 'there', <built-in function max>)
+  """
+  changes: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    path, value, old = f'{prefix}{field.name}', getattr(config, field.name), saved.get(field.name, _ABSENT)
+    if old is _ABSENT or not field.init or may_change(path):
+      continue
+    if isinstance(value, Duration):
+      if _is_duration(old):
+        changes[field.name] = Duration(**old)
+    elif is_group(value):
+      if isinstance(old, Mapping):
+        changes[field.name] = as_trained(old, value, f'{path}.')
+    elif not callable(value) and old != _plain(value, path):
+      note = annotation(type(config), field.name)
+      takes = [one for one in (old, _tuples(old)) if conforms(one, note)]
+      changes |= {field.name: takes[-1]} if takes else {}
+  return dataclasses.replace(config, **changes)
+
+
+def _tuples(value: Any) -> Any:
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 class _Absent:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.deployment.operations import Graph, Operation
 
 ROUNDING = 1e-4  # of float32 through a network, relative to 1 + |value|
+UNITS = 4.0  # of the outputs' own rounding, where that is coarser: float16, bfloat16
 STEPS = 8.0  # of the last grid, between two runtimes that round the same integers at ties of their own
 SHARE = 0.999  # of the examples whose largest output has to be the same
 
@@ -31,6 +33,10 @@ def apart(
   (0.5, 'by up to 0.5')
   >>> apart([np.array([[1.0, 2.0]])], [np.array([[1.0, 2.5]])], [0.25])
   (2.0, '')
+  >>> apart([np.array([2.004], 'float16')], [np.array([2.0], 'float16')])[1]
+  ''
+  >>> apart([np.array([2.004])], [np.array([2.0])])[1]
+  'by up to 0.004'
   """
   if len(answers) != len(wanted):
     return np.inf, f'with {len(answers)} outputs where it has {len(wanted)}'
@@ -47,13 +53,18 @@ def apart(
     if not same:
       why = why or 'in which values are infinite or none'
     elif steps is None:
-      if not (far <= ROUNDING * (1 + np.abs(other, where=both, out=np.zeros_like(one)))).all():
+      if not (far <= _rounding(want.dtype) * (1 + np.abs(other, where=both, out=np.zeros_like(one)))).all():
         why = why or f'by up to {far.max():.3g}'
     elif step is not None and most > STEPS:
       why = why or f'by up to {most:.3g} steps of its last grid'
     elif (share := same_largest(one, other)) < SHARE and round((1 - share) * len(one)) > 1:
       why = why or f'in the largest output of {1 - share:.2%} of the examples'
   return worst, why
+
+
+def _rounding(dtype: np.dtype) -> float:
+  floats = jnp.issubdtype(dtype, jnp.floating)
+  return max(ROUNDING, UNITS * float(jnp.finfo(dtype).eps)) if floats else ROUNDING
 
 
 def same_largest(one: np.ndarray, other: np.ndarray) -> float:
@@ -66,8 +77,9 @@ def same_largest(one: np.ndarray, other: np.ndarray) -> float:
   """
   if one.ndim < 2 or one.shape[-1] < 2 or not one.size:
     return 1.0
-  chosen = np.take_along_axis(other, one.argmax(-1)[..., None], -1)[..., 0]
-  return float(np.mean(chosen == other.max(-1)))
+  first = one.argmax(-1)
+  chosen = np.take_along_axis(other, first[..., None], -1)[..., 0]
+  return float(np.mean((chosen == other.max(-1)) | (first == other.argmax(-1))))  # the latter of what is no number
 
 
 def step_of(graph: Graph, name: str) -> float | None:

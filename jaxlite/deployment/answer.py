@@ -3,8 +3,9 @@
   python answer.py KIND FILE IN.npz OUT.npz
 
 KIND is the runtime: 'onnx', 'stablehlo', 'c', 'safetensors', or 'module:NAME:FUNCTION', a function (path) -> (inputs by
-name) -> outputs. IN holds 'inputs/<name>' [N, ...]; what is timed, and for how long, in 'batches' and 'seconds'.
-OUT gets 'output/<index>', times in seconds by batch size and the largest memory of this process in bytes.
+name) -> outputs. IN holds 'inputs/<name>' [N, ...], as bytes where 'kinds/<name>' names a dtype that NumPy lacks; what
+is timed, and for how long, in 'batches' and 'seconds'. OUT gets 'output/<index>', times in seconds by batch size and
+the largest memory of this process in bytes.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ def main(kind: str, path: str, given: str, to: str) -> None:
   """Answers every example, and measures."""
   with np.load(given) as held:
     inputs = {name.removeprefix('inputs/'): held[name] for name in held.files if name.startswith('inputs/')}
+    kinds = [name.removeprefix('kinds/') for name in held.files if name.startswith('kinds/')]
+    inputs |= {name: _viewed(inputs[name], str(held[f'kinds/{name}'])) for name in kinds}
     batches, seconds, most = held['batches'].tolist(), float(held['seconds']), int(held['most'])
     threads, command = int(held['threads']), held['command'].tolist()
     ends = [held[name] for name in sorted(held.files) if name.startswith('ends/')]
   if kind == 'safetensors':
-    return np.savez(to, **{f'output/{name}': array for name, array in _arrays(path).items()})
+    return np.savez(to, **{f'output/{name}': _plain(array) for name, array in _arrays(path).items()})
   answer = _c(path, command, list(inputs), ends) if kind == 'c' else _opened(kind, path, threads)
   count = len(next(iter(inputs.values())))
   parts = [
     answer({name: array[start : start + most] for name, array in inputs.items()}) for start in range(0, count, most)
   ]
-  found = {f'output/{index}': np.concatenate(each) for index, each in enumerate(zip(*parts, strict=True))}
+  found = {f'output/{index}': _plain(np.concatenate(each)) for index, each in enumerate(zip(*parts, strict=True))}
   for size in batches:
     rows = {name: np.ascontiguousarray(np.resize(array, (size, *array.shape[1:]))) for name, array in inputs.items()}
     found[f'seconds/{size}'] = np.array(_timed(answer, rows, seconds))
@@ -119,17 +122,28 @@ def _stablehlo(path: str) -> Answer:
 
   def answer(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     given = inputs if len(inputs) > 1 else next(iter(inputs.values()))
-    found = [np.asarray(one) for one in jax.tree.leaves(call(given))]
-    return [one.astype(np.float32) if one.dtype.name == 'bfloat16' else one for one in found]  # NumPy saves no other
+    return [np.asarray(one) for one in jax.tree.leaves(call(given))]
 
   return answer
 
 
 def _arrays(path: str) -> dict[str, np.ndarray]:
+  import ml_dtypes  # noqa: F401  (safetensors asks NumPy for bfloat16 by its name)
   from safetensors.numpy import load_file
 
-  found = load_file(path)
-  return {name: one.astype(np.float32) if one.dtype.name == 'bfloat16' else one for name, one in found.items()}
+  return load_file(path)
+
+
+def _viewed(array: np.ndarray, kind: str) -> np.ndarray:
+  """Bytes in a dtype that NumPy's files do not know."""
+  import ml_dtypes
+
+  return array.view(getattr(ml_dtypes, kind))
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+  """In a dtype that NumPy's files know: float32 holds every bfloat16, float8 and int4."""
+  return array.astype(np.float32) if array.dtype.isbuiltin == 2 else array
 
 
 if __name__ == '__main__':

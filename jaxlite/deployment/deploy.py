@@ -7,17 +7,19 @@ does; one that does not is deleted, and the report says why.
 from __future__ import annotations
 
 import json
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import errors
 from jaxlite.contract import Network, Recipe
-from jaxlite.deployment import formats, sheet, subject
+from jaxlite.deployment import formats, place, sheet, subject
 from jaxlite.deployment.accounting import Costs, costs
 from jaxlite.deployment.formats import Format
 from jaxlite.deployment.integers.conversion import quantized
@@ -75,16 +77,20 @@ def deploy(
     The Report; `print(report)` shows its table. It lies beside the files too, with how each is loaded.
 
   Raises:
+    TypeError: something of another kind than is said here.
     FileNotFoundError: no run, or no checkpoint, is there.
-    ImportError: a format that was asked for lacks its packages.
+    ImportError: a format that was asked for lacks its packages, or a C compiler.
     ValueError: an unknown format; an unfinished run; no examples; a folder that cannot be written; a budget that is not
       met; no file could be written.
   """
-  wanted = _asked(formats)
+  if isinstance(formats, Iterable) and not isinstance(formats, str):
+    formats = tuple(formats)  # read twice
+  _check_kinds(source, formats, out, budget, deadline, batches, seconds)
+  wanted, lacking = _asked(formats)
   limits = _limits(budget, deadline)
   asked = {errors.whole(size, 'a batch size', least=1) for size in batches}
   sizes = tuple(sorted(asked | {1} if deadline else asked))
-  folder = subject.writable(_out(source, out))
+  folder = place.writable(_out(source, out))
   if isinstance(source, Network):
     one = subject.of_network(source, task=task, examples=examples)
   else:
@@ -95,16 +101,23 @@ def deploy(
   outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
   score = score_of(one, outputs)
   want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
-  rows = []
-  for name, kind in wanted.items():
-    say(f'{name}: writing and trying {folder / kind.file}')
-    rows.append(tried(name, kind, want, folder))
+  if one.labels is not None and one.task is None:
+    notes = (*notes, 'no file is scored, since nobody says what the labels mean: give task=')
+  notes = (*notes, *_not_finite(outputs), *(f'{name}: not written: {why}' for name, why in lacking.items()))
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])
-  report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes)
-  snippets = {kind.file: kind.snippet for name, kind in wanted.items() if not _row(rows, name).why}
-  write_text(folder / PAGE, sheet.page(report, one.about, snippets))
-  write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
+  rows = []
+  with place.alone(folder):
+    for name in (PAGE, REPORT, *(kind.file for kind in wanted.values())):  # an older one is not this network's
+      (folder / name).unlink(missing_ok=True)
+    notes = (*notes, *_older(folder, wanted))
+    for name, kind in wanted.items():
+      say(f'{name}: writing and trying {folder / kind.file}')
+      rows.append(tried(name, kind, want, folder))
+    report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes)
+    snippets = {kind.file: kind.snippet for name, kind in wanted.items() if not _row(rows, name).why}
+    write_text(folder / PAGE, sheet.page(report, one.about, snippets))
+    write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
   if rows and all(row.why for row in rows):
     raise ValueError(f'no file was written: {"; ".join(f"{row.format}: {row.why}" for row in rows)}')
   return report
@@ -114,11 +127,51 @@ def _row(rows: list[Written], name: str) -> Written:
   return next(row for row in rows if row.format == name)
 
 
-def _asked(names: Iterable[str] | str | None) -> dict[str, Format]:
+def _not_finite(outputs: Any) -> list[str]:
+  leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+  bad = [~np.isfinite(leaf.astype(np.complex128)).reshape(len(leaf), -1).all(1) for leaf in leaves]
+  count = int(np.any(bad, axis=0).sum()) if bad else 0
+  return [f'the network itself answers {count:,} of the examples with values that are not finite'] if count else []
+
+
+def _older(folder: Path, wanted: Mapping[str, Format]) -> list[str]:
+  """Files of other formats that lie there: of an earlier deployment, perhaps of another network."""
+  others = [kind.file for name, kind in formats.FORMATS.items() if name not in wanted]
+  found = [name for name in others if (folder / name).exists()]
+  return [f'of an earlier deployment, and not tried now: {", ".join(found)}'] if found else []
+
+
+def _check_kinds(source: Any, formats: Any, out: Any, budget: Any, deadline: Any, batches: Any, seconds: Any) -> None:
+  """Raises TypeError where something is given that no rule of `deploy` could be about."""
+
+  def number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+  several = isinstance(formats, str | tuple) and all(isinstance(one, str) for one in formats)
+  for value, fits, what in (
+    (source, isinstance(source, str | os.PathLike | Network), "a run's folder or a Network is deployed"),
+    (formats, formats is None or several, 'formats are names, several in a tuple'),
+    (
+      out,
+      out is None or isinstance(out, os.PathLike) or (isinstance(out, str) and out),
+      'out= names a folder',
+    ),
+    (budget, budget is None or isinstance(budget, Mapping), 'a budget is a dict, {"bytes": 20_000}'),
+    (deadline, deadline is None or number(deadline), 'a deadline is a number of milliseconds'),
+    (batches, isinstance(batches, Iterable), 'batches are sizes, (1, 32)'),
+    (seconds, number(seconds) and seconds >= 0, 'what is measured takes a number of seconds, 0 or more'),
+  ):
+    if not fits:
+      shown = repr(value)
+      raise TypeError(f'{what}; got {shown if len(shown) < 60 else f"a {type(value).__name__}"}')
+
+
+def _asked(names: Iterable[str] | str | None) -> tuple[dict[str, Format], dict[str, str]]:
+  """The formats to write, and of those that are left out what they lack here."""
   known = formats.FORMATS
   if names is None:
-    found = {name: kind for name, kind in known.items() if not formats.missing(kind)}
-    return found
+    lacking = {name: why for name in known if (why := formats.missing(name))}
+    return {name: kind for name, kind in known.items() if name not in lacking}, lacking
   chosen = [one.strip() for one in (names.split(',') if isinstance(names, str) else names)]
   if unknown := [one for one in chosen if one not in known]:
     raise ValueError(
@@ -127,8 +180,9 @@ def _asked(names: Iterable[str] | str | None) -> dict[str, Format]:
   if not chosen:
     raise ValueError(f'formats names at least one of {", ".join(known)}; got none')
   for one in chosen:
-    errors.need(f'the format {one}', *known[one].needs)
-  return {one: known[one] for one in chosen}
+    if why := formats.missing(one):
+      raise ImportError(why)
+  return {one: known[one] for one in chosen}, {}
 
 
 def _limits(budget: Mapping[str, int] | None, deadline: float | None) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from jax import export
 
+from jaxlite import errors
 from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment.c.file import write_c
 from jaxlite.deployment.onnx.file import onnx_bytes
@@ -184,7 +184,13 @@ outputs = module.apply(variables, (inputs - normalize['mean']) / normalize['std'
 }
 
 
-def missing(one: Format) -> list[str]:
-  """Returns the packages that a format lacks here."""
-  found = [name for name in one.needs if importlib.util.find_spec(name) is None]
-  return [*found, 'a C compiler'] if one.runtime == 'c' and compiler() is None else found
+def missing(name: str) -> str:
+  """Returns what a format lacks here and how that is had, in a line; '' where it lacks nothing."""
+  one = FORMATS[name]
+  try:
+    errors.need(f'the format {name}', *one.needs)
+  except ImportError as error:
+    return str(error)
+  if one.runtime == 'c' and compiler() is None:
+    return f'the format {name} needs a C compiler to be tried: install gcc or clang, or name yours in $CC'
+  return ''

@@ -91,7 +91,7 @@ def table(report: Report) -> str:
       late.append(f'{one.format}: not written: {one.why}')
       continue
     told = [one.format, f'{one.bytes:,}', one.arithmetic, _number(one.score)]
-    told += [f'{one.same:.2%}', f'{one.apart:.3g}'] if one.latency else ['', 'none: every bit']
+    told += ['', 'none: every bit'] if one.arithmetic == 'values' else [f'{one.same:.2%}', f'{one.apart:.3g}']
     told += ['/'.join(f'{each:.3g}' for each in one.latency[size]) if size in one.latency else '' for size in sizes]
     rows.append([*told, f'{one.memory / 1e6:.0f}' if one.memory else ''])
     if one.met is False:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -85,8 +84,8 @@ def of_run(
   held = read_run(workdir, which)
   if which == 'best' and not (held.folder / 'result.json').exists():
     raise ValueError(
-      f'a finished run is deployed; {held.folder} is at step {held.step}: run its command again to finish it, or name '
-      "what is there, which='latest'"
+      f'a finished run is deployed, and {held.folder} is none: run its command again to finish it, or name what is '
+      "there, which='latest'"
     )
   meaning = read_meaning(held.folder, held.run, task)
   network = load(workdir, held.step, model=model, recipe=recipe, task=task)
@@ -130,7 +129,15 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   answer: Any = network.answer
   found = task or getattr(answer, 'task', None)
   known = facts if facts is not None else dict(getattr(answer, 'facts', {}))
+  if isinstance(examples, datasets.Dataset):
+    found, known = found or examples.task, known or examples.facts
+  if found is not None and not known:
+    known = _read_off(examples, found)
   inputs, labels, weight = _split(examples, network.encode, found, known)
+  kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(inputs) if leaf.dtype.kind not in 'biufcV'}
+  if kinds:
+    raise ValueError(f'examples are arrays of numbers, as the network takes them; got {", ".join(sorted(kinds))}')
+  inputs = jax.tree.map(lambda leaf: leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False), inputs)
   graph, why = None, ''
   try:
     if getattr(network.model.apply, 'sealed', False):
@@ -175,6 +182,12 @@ def _split(given: Any, encode: Any, task: Task | None, facts: Facts) -> tuple[An
   return inputs, None if labels is None else np.asarray(labels)[rows], None if weight is None else weight[rows]
 
 
+def _read_off(examples: Any, task: Task) -> Facts:
+  """What is known of a task where nobody said it: what the labels of the examples show."""
+  labels = examples[1] if isinstance(examples, tuple) and len(examples) in (2, 3) else None  # a Split is one
+  return {} if labels is None else task.facts(np.asarray(task.check(np.asarray(labels), 'examples')), {})
+
+
 def _labels(labels: Any, weight: Any, task: Task, facts: Facts) -> tuple[np.ndarray, Any]:
   """A person's labels, names of classes among them, as the task has them, and what each example counts."""
   array = np.asarray(labels)
@@ -214,20 +227,3 @@ def _of_data(held: Held) -> datasets.Split:
   if data.fingerprint != fingerprint:
     raise ValueError(unknown)
   return data.test if len(data.test.labels) else data.validation
-
-
-def writable(out: str | os.PathLike[str]) -> Path:
-  """Makes the folder that files are written to.
-
-  Raises:
-    ValueError: it cannot be written.
-  """
-  path = Path(out).expanduser().absolute()
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    trial = path / f'.jaxlite-{os.getpid()}'
-    trial.touch()
-    trial.unlink()
-  except OSError as error:
-    raise ValueError(f'the folder {path} cannot be written ({error.strerror or error}): give another by out=') from None
-  return path

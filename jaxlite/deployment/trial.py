@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -57,14 +58,21 @@ def ask(
     ends: the outputs of one example, for 'c', which does not say their shapes.
 
   Raises:
+    OSError: no room is left for what is asked and answered.
     ValueError: it cannot be run: what the process said last.
   """
   with tempfile.TemporaryDirectory(prefix='jaxlite-trial-') as folder:
     given, to = Path(folder, 'in.npz'), Path(folder, 'out.npz')
-    held: dict[str, Any] = {f'inputs/{name}': array for name, array in inputs.items()}
+    own = {name: array for name, array in inputs.items() if array.dtype.isbuiltin == 2}  # bfloat16: no word in a file
+    held: dict[str, Any] = {f'inputs/{name}': array for name, array in inputs.items() if name not in own}
+    held |= {f'inputs/{name}': array.view(f'u{array.dtype.itemsize}') for name, array in own.items()}
+    held |= {f'kinds/{name}': np.array(array.dtype.name) for name, array in own.items()}
     held |= {f'ends/{index:03}': array for index, array in enumerate(ends)}
     told = {'batches': batches, 'seconds': seconds, 'most': most, 'threads': threads}
-    np.savez(given, command=np.array(command, str), **told, **held)
+    try:
+      np.savez(given, command=np.array(command, str), **told, **held)
+    except OSError as error:  # a full disk, most likely, which NumPy does not name
+      raise OSError(error.errno, error.strerror or str(error), folder) from None
     words = [sys.executable, '-P', str(_SCRIPT), kind, str(path), str(given), str(to)]
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     if kind.startswith('module:'):
@@ -77,6 +85,8 @@ def ask(
     if done.returncode or not to.exists():
       lines = [line for line in done.stderr.splitlines() if line.strip()]
       told = lines[-1].strip() if lines else f'exit code {done.returncode}'
+      if os.strerror(errno.ENOSPC) in told:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)  # which is not the file's fault
       raise ValueError(f'its runtime cannot run it ({told[:300]})')
     with np.load(to) as found:
       outputs = {name.removeprefix('output/'): found[name] for name in found.files if name.startswith('output/')}

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxlite.cpu.kernels.compiler import compiler
-from jaxlite.deployment import agreement, formats, sheet, trial
+from jaxlite.deployment import agreement, formats, place, sheet, trial
 from jaxlite.deployment.formats import Format
 from jaxlite.deployment.operations import Graph, reference
 from jaxlite.deployment.safetensors_file import read_safetensors
@@ -69,7 +69,7 @@ def score_of(subject: Subject, outputs: Any) -> float | None:
 
 
 def tried(name: str, kind: Format, want: Wanted, folder: Path) -> Written:
-  """Writes one file and tries it. An older one in its place goes in any case: it is not this network's.
+  """Writes one file and tries it.
 
   Args:
     name: of the format.
@@ -81,10 +81,9 @@ def tried(name: str, kind: Format, want: Wanted, folder: Path) -> Written:
     Its row of the report, which says why where there is no file.
   """
   path = folder / kind.file
-  path.unlink(missing_ok=True)
   if kind.listed and want.subject.graph is None:
     return Written(name, why=f'there is no list of operations: {want.subject.why}')
-  with tempfile.TemporaryDirectory(prefix='.trying-', dir=folder) as aside:
+  with tempfile.TemporaryDirectory(prefix=place.ASIDE, dir=folder) as aside:
     part = Path(aside, kind.file)
     try:
       kind.write(want.subject, want.integers, part)
@@ -120,7 +119,7 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
   if not why and whole:
     assert want.integers is not None
     steps = [agreement.step_of(want.integers, one) for one in want.integers.outputs]
-    apart, why = agreement.apart([answer[:_FIRST] for answer in answers], want.first(), steps)
+    _, why = agreement.apart([answer[:_FIRST] for answer in answers], want.first(), steps)
   if why:
     return Written(name, why=f'its runtime answers otherwise than the network, {why}')
   same = min(agreement.same_largest(answer, leaf) for answer, leaf in zip(answers, leaves, strict=True))

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxlite.checkpoint import Checkpoints
 from jaxlite.config.schema import Config, validate
 from jaxlite.deployment.deploy import deploy
-from jaxlite.deployment.run_id import run_of
 from jaxlite.deployment.sheet import Report
 from jaxlite.host.files import expanded
 from jaxlite.run import folder as run_folder
@@ -22,24 +20,29 @@ def deploy_run(
   """Deploys a finished run.
 
   Args:
-    config: of the run.
+    config: of the run; what it says otherwise than when the run began is said, and the run's own is taken.
     workdir: its folder.
     data: as `jaxlite.train` takes it.
     say: prints a line.
     **options: as `jaxlite.deploy` takes them.
 
   Raises:
-    ValueError: there is no run, it is not finished, its config or its data are others.
+    ValueError: there is no run, it is not finished, its data are others.
   """
   validate(config)
   folder = expanded(workdir).absolute()
-  before = run_folder.opened(folder, config, say) if (folder / 'checkpoints').is_dir() else None
-  if before is None:
-    raise ValueError(f'{folder} holds no run to deploy: train first, with --mode=train')
+  record = run_folder.remembered(folder) if (folder / 'checkpoints').is_dir() else None
+  if record is None:
+    inside = sorted(path.parent.name for path in folder.glob('*/config.json'))
+    fix = f'name one of the runs in it, {", ".join(inside)}' if inside else 'train first, with --mode=train'
+    raise ValueError(f'{folder} holds no run to deploy: {fix}')
+  config = run_folder.as_trained(record, config, say)
+  validate(config)
   found = dataset_of(config, data)
-  with Checkpoints(folder / 'checkpoints', run=run_of(folder)) as saves:
-    began = (saves.loop() or {}).get('data')
-  if found.fingerprint != began:
-    raise ValueError('the data differ from those this run was trained on: bring them back to deploy it')
+  if found.fingerprint != record.data:
+    raise ValueError(
+      f'the data differ from those this run was trained on: to deploy {folder} bring them back, and give the config '
+      'that it was trained with'
+    )
   task = None if config.task is None else found.task
   return deploy(folder, examples=found, task=task, say=say, **options)

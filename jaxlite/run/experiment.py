@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def run(
     fresh: move what is there aside and start again.
     smoke: a run of seconds, in a folder beside.
     command: the command line, for the report.
-    deploying: of mode 'deploy': formats, out, deadline, as `jaxlite.deploy` takes them.
+    deploying: of mode 'deploy': formats, out, which, deadline, as `jaxlite.deploy` takes them.
 
   Returns:
     The exit code: 0, or 75 when a signal stopped the run and it was saved.
@@ -56,17 +56,11 @@ def run(
     raise ValueError(f'{folder} holds no run to {_VERBS[mode]}: train first, with --mode=train')
   if fresh and mode == 'deploy':
     raise ValueError('--fresh moves the old run aside, and --mode=deploy writes it for other runtimes: leave one out')
+  if mode != 'train':
+    config = _of_one_run(config, folder)
   names = list(config.runs) or ['']
   if mode == 'deploy':
-    for name in names:
-      one = _varied(config, name)[0] if name else config
-      one = dataclasses.replace(shrink(one) if smoke else one, runs={})
-      if name:
-        say(f'\n== {name}')
-      given = dict(deploying or {})
-      if name and 'out' in given:
-        given['out'] = str(Path(given['out'], name))
-      say(f'\n{deploy_run(one, folder / name, say=say, **given)}')
+    _deploy(config, folder, smoke, dict(deploying or {}), say)
     return 0
   try:
     check_workdir(text)
@@ -104,6 +98,27 @@ def run(
   if mode == 'train':
     say(f'\nreport: {folder / "report.md"}')
   return 0
+
+
+def _deploy(config: Config, folder: Path, smoke: bool, given: dict[str, Any], say: Callable[[str], None]) -> None:
+  """Writes each run of an experiment for other runtimes."""
+  for name in list(config.runs) or ['']:
+    one = _varied(config, name)[0] if name else config
+    one = dataclasses.replace(shrink(one) if smoke else one, runs={})
+    if name:
+      say(f'\n== {name}')
+    out = {'out': str(Path(given['out'], name))} if name and 'out' in given else {}
+    say(f'\n{deploy_run(one, folder / name, say=say, **{**given, **out})}')
+
+
+def _of_one_run(config: Config, folder: Path) -> Config:
+  """The config of the run whose own folder it is, where an experiment of several was named."""
+  if not config.runs or not (folder / 'checkpoints').is_dir():
+    return config
+  record = run_folder.remembered(folder)
+  name = '' if record is None else record.began['config'].get('name')
+  one = _varied(config, name)[0] if name in config.runs else config
+  return dataclasses.replace(one, runs={})
 
 
 def _varied(config: Config, name: str) -> tuple[Config, set[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxlite.checkpoint import Checkpoints
+from jaxlite.config import serialize
 from jaxlite.config.schema import Config
 from jaxlite.config.serialize import as_saved, compare, to_dict
 from jaxlite.contract import Hook, Network, Side, join_const
@@ -56,14 +57,9 @@ def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record |
   Raises:
     ConfigError: the folder belongs to a run with another config.
   """
-  run = run_of(folder)
-  with Checkpoints(folder / 'checkpoints', run=run) as saves:
-    if saves.latest_step() is None:
-      return None
-    record = recorded({'run': run, **(saves.loop() or {})})
-  saved = record.began.get('config') or _read_config(folder / _CONFIG)
-  record.began['config'] = saved
-  differences = _read_as(saved, config, compare)
+  if (record := remembered(folder)) is None:
+    return None
+  differences = _read_as(record.began['config'], config, compare)
   if differences.refused:
     raise ConfigError(
       f'{folder} holds a run with another config ({"; ".join(differences.refused)}): give another workdir, '
@@ -77,6 +73,25 @@ def opened(folder: Path, config: Config, say: Callable[[str], None]) -> Record |
   for name in _damaged(folder, record):
     say(f'{folder / name} is missing or damaged, which costs nothing: a checkpoint and the code of now make it again')
   return record
+
+
+def remembered(folder: Path) -> Record | None:
+  """Returns what the newest checkpoint of a folder remembers, the config with it; None where there is no checkpoint."""
+  run = run_of(folder)
+  with Checkpoints(folder / 'checkpoints', run=run) as saves:
+    if saves.latest_step() is None:
+      return None
+    record = recorded({'run': run, **(saves.loop() or {})})
+  record.began['config'] = record.began.get('config') or _read_config(folder / _CONFIG)
+  return record
+
+
+def as_trained(record: Record, config: Config, say: Say) -> Config:
+  """Returns a config with the values that a run was trained with, whatever the config of now says; that is said."""
+  saved = record.began['config']
+  for line in _read_as(saved, config, compare).refused:
+    say(f'config: {line}: taken as saved')
+  return _read_as(saved, config, serialize.as_trained)
 
 
 def _damaged(folder: Path, record: Record) -> list[str]:

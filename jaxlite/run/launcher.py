@@ -25,6 +25,7 @@ absl_flags.DEFINE_string(
   'formats', None, 'of --mode=deploy: pack,c,onnx,stablehlo,safetensors (default: all that can be written here)'
 )
 absl_flags.DEFINE_string('out', None, "of --mode=deploy: the folder of the files (default: deployed, in the run's)")
+absl_flags.DEFINE_string('which', None, 'of --mode=deploy: the checkpoint, best (the default), latest or a step')
 absl_flags.DEFINE_float('deadline', None, 'of --mode=deploy: milliseconds in which one example is to be answered')
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
@@ -56,7 +57,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
       workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
       command = ' '.join([program, shlex.join(sys.argv[1:])]).strip()
-      asked = {'formats': FLAGS.formats, 'out': FLAGS.out, 'deadline': FLAGS.deadline}
+      which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
+      asked = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
       given = {name: value for name, value in asked.items() if value is not None}
       if given and FLAGS.mode != 'deploy':
         raise errors.ConfigError(f'--{next(iter(given))} goes with --mode=deploy; got --mode={FLAGS.mode}')

@@ -111,7 +111,7 @@ def test_why_there_is_none_is_kept_and_told(tmp_path):
 
   run(tmp_path, model=(apply, params), steps=2)
   assert 'why' in read_sealed(tmp_path / FILE)
-  with pytest.raises(ValueError, match=r'(sorted by another|for each example).*give model='):
+  with pytest.raises(ValueError, match=r'(sorted by another|for each example).*: the formats that need no list are'):
     graph_of(tmp_path)
   assert jl.load(tmp_path).predict(X).shape == (90, 3)
 

@@ -27,6 +27,10 @@ FILE = 'list.json'  # in a run's folder
 _MOST_CAPTURED = 1 << 26  # bytes of arrays that a model captures instead of taking them as parameters
 
 
+class _NoList(Damaged):
+  """The run wrote down why its network cannot be said as a list."""
+
+
 def save_list(workdir: Path, model: Model, recipe: Recipe, values: Network, inputs: Any, *, run: str = '') -> str:
   """Writes list.json.
 
@@ -103,16 +107,16 @@ def graph_of(
 
 def graph_of_held(held: Held, which: str | int = 'best', *, task: Task | None = None) -> Graph:
   """Returns what `graph_of` does without a model, of what was read of a run."""
+  fix = 'give model=, and recipe= where it computes in few bits, as for jl.load'
   try:
     return _filled(held)
+  except _NoList as error:  # the model would not help
+    why, fix = str(error), 'the formats that need no list are stablehlo and safetensors'
   except Damaged as error:
     why = str(error)
   network = load(held.folder, held.step, task=task)
   if getattr(network.model.apply, 'sealed', False):
-    raise ValueError(
-      f'the network in {held.folder} is not there as a list of operations ({why}): give model=, and recipe= where it '
-      'computes in few bits, as for jl.load'
-    )
+    raise ValueError(f'the network in {held.folder} is not there as a list of operations ({why}): {fix}')
   return network_graph(network, _inputs(held))
 
 
@@ -137,7 +141,7 @@ def _inputs(held: Held) -> Any:
 def _filled(held: Held) -> Graph:
   found = _read(held.folder / FILE, held.run)
   if 'why' in found:
-    raise Damaged(found['why'])
+    raise _NoList(found['why'])
   graph = found['list']
   if lost := [path for path in found['known'].values() if path not in held.values]:
     raise Damaged(f'it reads {lost[0][:80]!r}, which the checkpoint does not hold')

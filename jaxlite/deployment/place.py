@@ -1,0 +1,91 @@
+"""The folder that files are written to: it can be, nobody else writes there, and what a killed deployment left goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxlite.host.files import expanded
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
+
+ASIDE = '.trying-'  # how the folders begin in which files are tried
+
+
+def writable(out: str | os.PathLike[str]) -> Path:
+  """Makes sure that a folder can be written to, and leaves nothing of the trial, nor the folder where it was not there.
+
+  Args:
+    out: the folder; `~` is the home.
+
+  Returns:
+    Its absolute path.
+
+  Raises:
+    ValueError: it cannot be written.
+  """
+  path = expanded(out).absolute()
+  made: list[Path] = []
+  try:
+    for each in reversed([path, *path.parents]):
+      if not each.is_dir():
+        each.mkdir()
+        made.append(each)
+    trial = path / f'.jaxlite-{os.getpid()}'
+    trial.touch()
+    trial.unlink()
+  except OSError as error:
+    raise _refused(path, error) from None
+  finally:
+    with contextlib.suppress(OSError):  # somebody else writes there by now
+      for each in reversed(made):
+        each.rmdir()
+  return path
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+  """Makes a folder and keeps other deployments out of it while the context lasts; where the system can, by a lock that
+  leaves no file and goes with the process.
+
+  Raises:
+    ValueError: it cannot be made, or another deployment writes there.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder, alone(Path(folder)):
+  ...   with alone(Path(folder)):
+  ...     pass
+  Traceback (most recent call last):
+    ...
+  ValueError: another deployment writes to ...: wait for it, or give another folder by out=
+  """
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise _refused(path, error) from None
+  with contextlib.ExitStack() as stack:
+    locked = False
+    if fcntl is not None:
+      handle = os.open(path, os.O_RDONLY)
+      stack.callback(os.close, handle)
+      try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+      except BlockingIOError:
+        raise ValueError(f'another deployment writes to {path}: wait for it, or give another folder by out=') from None
+      except OSError:  # a file system that locks no folders
+        pass
+    if locked:  # so whoever made these was killed
+      for left in path.glob(f'{ASIDE}*'):
+        shutil.rmtree(left, ignore_errors=True)
+    yield
+
+
+def _refused(path: Path, error: OSError) -> ValueError:
+  return ValueError(f'the folder {path} cannot be written ({error.strerror or error}): give another by out=')
