@@ -4,6 +4,8 @@
 // A plan says what is done: buffers, then steps (`integers.py` writes it). Bytes are unsigned here: what is stored as
 // int8, plus 128. Every step's reads and writes are checked against its buffers before the first is run.
 
+#include <pthread.h>
+
 #include "threads.h"
 
 #include "integer_sums.h"
@@ -11,7 +13,8 @@
 
 enum { VERSION = 1, ARENA = 0, GIVEN = 1, FOUND = 2 };
 enum { CONV, ALONE, ADD, MEAN, POOL, COPY, FILL, QUANTIZE, DEQUANTIZE, TABLE, CHAIN, REDUCE, PRODUCT_OF, KINDS };
-enum { SLACK = 64, MOST_SIZE = 1 << 28, AXES = 5 };
+enum { SLACK = 64, MOST_SIZE = 1 << 28, AXES = 5, OPERANDS = 64 };
+static const int64_t MOST_WEIGHTS = INT64_C(1) << 40;
 
 typedef struct {
   int64_t place, at, bytes;  // in the arena or of which operand; where in it; of one example
@@ -29,8 +32,8 @@ typedef struct {
   const Head *head;
   const Buffer *buffers;
   const Step *steps;
-  const char *given[8];
-  char *found[8];
+  const char *given[OPERANDS];
+  char *found[OPERANDS];
   const char *weights;
   int64_t batch, scratch, each;  // examples in all; bytes beside the arena; examples that go through at once
 } Network;
@@ -169,12 +172,12 @@ static void pool(const Geometry *g, const uint8_t *x, uint8_t *out) {
   int64_t c = g->channels;
   for (int64_t i = 0; i < g->oh; i++)
     for (int64_t j = 0; j < g->ow; j++, out += c) {
+      int64_t y = i * g->sy - g->top, z = j * g->sx - g->left;
+      int64_t y_end = y + g->kh < g->h ? y + g->kh : g->h, z_end = z + g->kw < g->w ? z + g->kw : g->w;
       memset(out, 0, c);
-      for (int64_t a = 0; a < g->kh; a++)
-        for (int64_t b = 0; b < g->kw; b++) {
-          int64_t y = i * g->sy + a - g->top, z = j * g->sx + b - g->left;
-          if (y < 0 || y >= g->h || z < 0 || z >= g->w) continue;
-          const uint8_t *from = x + (y * g->w + z) * c;
+      for (int64_t a = y < 0 ? 0 : y; a < y_end; a++)
+        for (int64_t b = z < 0 ? 0 : z; b < z_end; b++) {
+          const uint8_t *from = x + (a * g->w + b) * c;
           for (int64_t k = 0; k < c; k++) out[k] = out[k] > from[k] ? out[k] : from[k];
         }
     }
@@ -190,9 +193,11 @@ static void copy(const int64_t *n, const char *x, char *y) {
         for (int64_t d = 0; d < n[3]; d++) {
           const char *from = x + (a * n[5] + b * n[6] + c * n[7] + d * n[8]) * size;
           char *to = y + (a * n[10] + b * n[11] + c * n[12] + d * n[13]) * size;
-          if (n[9] == 1 && n[14] == 1) memcpy(to, from, n[4] * size);
+          if (n[9] == 1 && n[14] == 1) memmove(to, from, n[4] * size);
+          else if (size == 1)
+            for (int64_t e = 0; e < n[4]; e++) to[e * n[14]] = from[e * n[9]];
           else
-            for (int64_t e = 0; e < n[4]; e++) memcpy(to + e * n[14] * size, from + e * n[9] * size, size);
+            for (int64_t e = 0; e < n[4]; e++) memmove(to + e * n[14] * 4, from + e * n[9] * 4, 4);
         }
 }
 
@@ -280,21 +285,47 @@ static void run_step(const Network *of, const Step *step, int64_t first, int64_t
   }
 }
 
-static __thread char *kept;
-static __thread int64_t kept_bytes;
+// What a thread computes in is kept for its next call and freed with it.
+typedef struct {
+  int64_t bytes;
+  char *room;
+} Kept;
+
+static pthread_key_t of_thread;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int has_key;
+
+static void forgotten(void *kept) {
+  if (kept != NULL) free(((Kept *)kept)->room);
+  free(kept);
+}
+
+static void with_key(void) { has_key = pthread_key_create(&of_thread, forgotten) == 0; }
+
+// The calling thread's bytes, at least so many, of which none was never written; NULL where there is no memory.
+static char *kept_room(int64_t bytes) {
+  pthread_once(&once, with_key);
+  Kept *kept = has_key ? pthread_getspecific(of_thread) : NULL;
+  if (kept != NULL && kept->bytes >= bytes) return kept->room;
+  if (!has_key) return NULL;
+  if (kept == NULL) {
+    kept = calloc(1, sizeof(Kept));
+    if (kept == NULL || pthread_setspecific(of_thread, kept)) return free(kept), NULL;
+  }
+  free(kept->room);
+  *kept = (Kept){.bytes = 0, .room = room(bytes)};
+  if (kept->room == NULL) return NULL;
+  kept->bytes = bytes;
+  return memset(kept->room, 0, bytes);
+}
 
 static int piece(void *data, int index) {
   const Network *of = data;
   int64_t each = of->each, first = index * each;
   int64_t examples = of->batch - first < each ? of->batch - first : each;
   int64_t bytes = of->head->arena * each + of->scratch + 2 * SLACK;
-  if (kept_bytes < bytes) {
-    free(kept);
-    kept = room(bytes);
-    kept_bytes = kept == NULL ? 0 : bytes;
-    if (kept == NULL) return -1;
-    memset(kept, 0, bytes);
-  }
+  char *kept = kept_room(bytes);
+  if (kept == NULL) return -1;
   char *scratch = kept + (of->head->arena * each + SLACK + 63) / 64 * 64;
   for (int64_t i = 0; i < of->head->steps; i++) run_step(of, &of->steps[i], first, examples, kept, scratch);
   return 0;
@@ -361,10 +392,13 @@ static int64_t reach(const int64_t *sizes, const int64_t *strides, int64_t begin
   return last + 1;
 }
 
+// Whether floats of every example lie where floats may: an operand's examples lie one after the other.
+static int holds_floats(const Buffer *of) { return of->place == ARENA || of->bytes % 4 == 0; }
+
 static int sound_chain(const Network *of, const int64_t *n) {
   if (!small(n, 0, 2) || n[1] > INSTRUCTIONS || !small(n, 3, 4) || !has(of, n[2], n[1] * 16)) return 0;
   const Instruction *code = (const Instruction *)(of->weights + n[2]);
-  int buffers = 0;
+  int buffers = 0, stores = 0;
   for (int64_t i = 0; i < n[1]; i++) {
     const Instruction *one = &code[i];
     if (one->what < 0 || one->what >= OPERATIONS) return 0;
@@ -379,13 +413,15 @@ static int sound_chain(const Network *of, const int64_t *n) {
       if (++buffers > 32 || named < 0 || named >= of->head->buffers) return 0;
       const Buffer *buffer = &of->buffers[named];
       int64_t entries = one->what == ROWS ? (n[0] + n[3] - 1) / n[3] : n[0];
-      if (buffer->bytes < entries * (one->what == BYTES || one->what == GRID ? 1 : 4)) return 0;
+      int size = one->what == BYTES || one->what == GRID ? 1 : 4;
+      if (buffer->bytes < entries * size || (size == 4 && !holds_floats(buffer))) return 0;
       if ((one->what == STORE || one->what == GRID) && buffer->place == GIVEN) return 0;
+      stores += one->what >= STORE;
     }
     if (one->what == PERIODIC && (one->b < 1 || one->b > MOST_SIZE || !has(of, one->a, 4 * (int64_t)one->b))) return 0;
     if (one->what == BYTES && (one->b < 0 || one->b > 255)) return 0;
   }
-  return 1;
+  return stores > 0;
 }
 
 // How far an operand of a product reaches, in bytes; more than any buffer has where it cannot be meant.
@@ -417,7 +453,7 @@ static int sound_step(const Network *of, const Step *step, int64_t *x, int64_t *
       if (!small(n, 0, AXES) || (n[17] != 1 && n[17] != 4)) return 0;
       int64_t read = reach(n, n + 5, n[15]), written = reach(n, n + 10, n[16]);
       *x = read * n[17], *y = written * n[17];
-      return read > 0 && written > 0;
+      return read > 0 && SIZE(n[0], n[1], n[2], n[3], n[4]) <= written;  // none is written twice
     }
     case FILL: *y = n[0]; return small(n, 0, 1) && within(n, 1, 2, 0, 255);
     case QUANTIZE:
@@ -444,10 +480,26 @@ static int sound_step(const Network *of, const Step *step, int64_t *x, int64_t *
   return 0;
 }
 
+// Whether a step reads floats of its first or other operand, or writes them.
+static int has_floats(const Step *step, int which) {
+  const int64_t *n = step->n;
+  switch (step->kind) {
+    case CONV:
+    case ALONE: return which == 2 && ((const Geometry *)n)->is_float;
+    case MEAN: return which == 2 && n[8];
+    case QUANTIZE: return which == 0;
+    case DEQUANTIZE: return which == 2;
+    case REDUCE: return which != 1;
+    case PRODUCT_OF: return !(which == 2 ? !n[18] : ((const Operand *)(n + (which ? 9 : 4)))->is_bytes);
+  }
+  return 0;
+}
+
 static int sound(Network *of) {
   const Head *head = of->head;
-  if (!within(&head->inputs, 0, 2, 1, 8) || !within(&head->arena, 0, 2, 0, MOST_SIZE)) return 0;
-  if (!within(&head->at_once, 0, 3, 1, 1 << 20) || head->arena % 64) return 0;
+  if (!within(&head->inputs, 0, 2, 1, OPERANDS) || !within(&head->arena, 0, 1, 0, MOST_SIZE)) return 0;
+  if (!within(&head->weights, 0, 1, 0, MOST_WEIGHTS) || !within(&head->at_once, 0, 3, 1, 1 << 20)) return 0;
+  if (head->arena % 64 || (head->at_once > 1 && head->arena > MOST_SIZE / head->at_once)) return 0;
   for (int64_t i = 0; i < head->buffers; i++) {
     const Buffer *one = &of->buffers[i];
     if (one->place < ARENA || one->place > FOUND || one->bytes < 1 || one->bytes > MOST_SIZE || one->at < 0) return 0;
@@ -464,6 +516,9 @@ static int sound(Network *of) {
     if (x > from->bytes || other > of->buffers[step->other].bytes || y > to->bytes) return 0;
     int padded = step->kind == CONV || step->kind == ALONE;  // reads a few bytes beside: of the arena alone
     if (to->place == GIVEN || (padded && from->place != ARENA)) return 0;
+    if (has_floats(step, 0) && !holds_floats(from)) return 0;
+    if (has_floats(step, 1) && !holds_floats(&of->buffers[step->other])) return 0;
+    if (has_floats(step, 2) && !holds_floats(to)) return 0;
     if (scratch > of->scratch) of->scratch = scratch;
   }
   return 1;
@@ -483,9 +538,11 @@ static int parted(Network *of, const int64_t *plan, int64_t words) {
 
 // More examples at once read the weights less often, fewer leave every thread something to do.
 static int run_network(Network *of, XLA_FFI_CallFrame *frame) {
+  if (of->batch < 1) return 0;
   int64_t most = (of->batch + 2 * threads(frame) - 1) / (2 * threads(frame));
   of->each = of->head->at_once < most ? of->head->at_once : most;
-  return of->batch ? share(frame, (int)((of->batch + of->each - 1) / of->each), piece, of) : 0;
+  if (of->batch / (INT32_MAX / 2) >= of->each) return 1;  // more pieces than there are numbers for
+  return share(frame, (int)((of->batch + of->each - 1) / of->each), piece, of);
 }
 
 // Runs a plan on the caller's thread alone: 0 where all went well, 1 where the plan cannot be meant, -1 without memory.
@@ -507,6 +564,20 @@ static int64_t of_example(const XLA_FFI_Buffer *one, int64_t batch) {
   return bytes;
 }
 
+static int all_arrays(const XLA_FFI_CallFrame *frame) {
+  for (int64_t i = 0; i < frame->args.size; i++)
+    if (frame->args.types[i] != XLA_FFI_ArgType_BUFFER) return 0;
+  for (int64_t i = 0; i < frame->rets.size; i++)
+    if (frame->rets.types[i] != XLA_FFI_RetType_BUFFER) return 0;
+  return 1;
+}
+
+// Whether two runs of bytes share one.
+static int meet(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
+  uintptr_t from = (uintptr_t)a, to = (uintptr_t)b;
+  return from < to + (uintptr_t)b_bytes && to < from + (uintptr_t)a_bytes;
+}
+
 XLA_FFI_Error *jaxlite_integers(XLA_FFI_CallFrame *frame) {
   if (only_asks(frame)) return NULL;
   Network of = {0};
@@ -516,20 +587,23 @@ XLA_FFI_Error *jaxlite_integers(XLA_FFI_CallFrame *frame) {
   if (plan->dtype != XLA_FFI_DataType_S64 || !parted(&of, plan->data, plan->size))
     return fail(frame, "integers: this program was compiled for another version");
   const Head *head = of.head;
-  if (head->inputs < 1 || head->inputs > 8 || head->outputs < 1 || head->outputs > 8 ||
-      frame->args.size != head->inputs + 1 || frame->rets.size != head->outputs)
+  if (!within(&head->inputs, 0, 2, 1, OPERANDS) || frame->args.size != head->inputs + 1 ||
+      frame->rets.size != head->outputs || !all_arrays(frame))
     return fail(frame, "integers: other operands than the plan's");
   const XLA_FFI_Buffer *weights = frame->args.args[head->inputs], *first = frame->args.args[0];
   of.weights = weights->data;
   if (weights->dtype != XLA_FFI_DataType_S8 || weights->rank != 1 || weights->dims[0] != head->weights || !sound(&of))
     return fail(frame, "integers: a plan that cannot be run");
-  of.batch = first->rank ? first->dims[0] : 0;
+  if (first->rank < 1) return fail(frame, "integers: operands of other sizes");
+  of.batch = first->dims[0];
   if (of.batch == 0) return NULL;
   for (int64_t i = 0; i < head->buffers; i++) {
     const Buffer *one = &of.buffers[i];
     if (one->place == ARENA) continue;
     const XLA_FFI_Buffer *array = one->place == GIVEN ? frame->args.args[one->at] : frame->rets.rets[one->at];
     if (of_example(array, of.batch) != one->bytes) return fail(frame, "integers: operands of other sizes");
+    if (one->place == FOUND && meet(array->data, one->bytes * of.batch, weights->data, head->weights))
+      return fail(frame, "integers: a result lies in the weights, which would change what was checked");
   }
   for (int64_t i = 0; i < head->inputs; i++) of.given[i] = argument(frame, (int)i);
   for (int64_t i = 0; i < head->outputs; i++) of.found[i] = ((XLA_FFI_Buffer *)frame->rets.rets[i])->data;
