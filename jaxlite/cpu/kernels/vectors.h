@@ -67,9 +67,8 @@ typedef struct {
 static void run_block(const Instruction *code, int64_t length, const Chain *of, int64_t first, int64_t count) {
   float reg[REGISTERS_OF_BLOCKS][BLOCK] __attribute__((aligned(64)));
   for (const Instruction *one = code; one < code + length; one++) {
-    float *to = reg[one->to % REGISTERS_OF_BLOCKS];
-    const float *a = reg[one->a % REGISTERS_OF_BLOCKS < 0 ? 0 : one->a % REGISTERS_OF_BLOCKS];
-    const float *b = reg[one->b % REGISTERS_OF_BLOCKS < 0 ? 0 : one->b % REGISTERS_OF_BLOCKS];
+    float *to = reg[(uint32_t)one->to % REGISTERS_OF_BLOCKS];
+    const float *a = reg[(uint32_t)one->a % REGISTERS_OF_BLOCKS], *b = reg[(uint32_t)one->b % REGISTERS_OF_BLOCKS];
     switch (one->what) {
       case LOAD: memcpy(to, of->at[one->a] + 4 * first, 4 * count); break;
       case ROWS: {
