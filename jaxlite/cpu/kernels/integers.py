@@ -1,6 +1,6 @@
-"""Networks of integers by kernels of this folder: the numbers of a plan as `integers.c` reads it, and its call.
+"""Networks of integers by kernels of this folder: the numbers of a plan as `integer_plan.h` reads it, and its call.
 
-What stands in a plan is said in `integers.c`; `deployment/running/kernels.py` makes one of a list of operations.
+What stands in a plan is said in `integer_plan.h`; `deployment/running/kernels.py` makes one of a list of operations.
 Bytes are unsigned in a plan: what is stored as int8, plus 128.
 """
 
