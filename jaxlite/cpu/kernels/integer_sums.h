@@ -17,7 +17,11 @@ enum { PARTS = 2 };
 #else
 enum { PARTS = 4 };
 #endif
-typedef int32_t Part __attribute__((vector_size(4 * WIDE / PARTS), aligned(4)));
+typedef int32_t Part __attribute__((vector_size(4 * WIDE / PARTS), aligned(4), may_alias));
+typedef uint32_t Wrapping __attribute__((vector_size(4 * WIDE / PARTS), aligned(4), may_alias));
+
+// Sums wrap around, as the zero's share in a bias may have done: what they come to is right again.
+static inline __attribute__((always_inline)) Part plus(Part a, Part b) { return (Part)((Wrapping)a + (Wrapping)b); }
 
 // Adds to each lane the products of four bytes, `x` from its lowest on, by the lane's four weights.
 static inline __attribute__((always_inline)) Part products(Part sum, int32_t x, Part w) {
@@ -25,21 +29,25 @@ static inline __attribute__((always_inline)) Part products(Part sum, int32_t x, 
   return (Part)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)w);
 #elif defined(__AVXVNNI__) && !defined(__AVX512F__)
   return (Part)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(x), (__m256i)w);
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX512BW__) && defined(__AVX512F__)
   // `maddubs` saturates; bytes 0 and 2, then 1 and 3, as pairs of 16 bits do not.
+  __m512i even = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8), odd = _mm512_srai_epi16((__m512i)w, 8);
+  sum = plus(sum, (Part)_mm512_madd_epi16(_mm512_set1_epi32(x & 0x00FF00FF), even));
+  return plus(sum, (Part)_mm512_madd_epi16(_mm512_set1_epi32(x >> 8 & 0x00FF00FF), odd));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
   __m256i even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8), odd = _mm256_srai_epi16((__m256i)w, 8);
-  sum += (Part)_mm256_madd_epi16(_mm256_set1_epi32(x & 0x00FF00FF), even);
-  return sum + (Part)_mm256_madd_epi16(_mm256_set1_epi32(x >> 8 & 0x00FF00FF), odd);
+  sum = plus(sum, (Part)_mm256_madd_epi16(_mm256_set1_epi32(x & 0x00FF00FF), even));
+  return plus(sum, (Part)_mm256_madd_epi16(_mm256_set1_epi32(x >> 8 & 0x00FF00FF), odd));
 #elif defined(__SSE2__) && !defined(__AVX512F__)
   __m128i even = _mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8), odd = _mm_srai_epi16((__m128i)w, 8);
-  sum += (Part)_mm_madd_epi16(_mm_set1_epi32(x & 0x00FF00FF), even);
-  return sum + (Part)_mm_madd_epi16(_mm_set1_epi32(x >> 8 & 0x00FF00FF), odd);
+  sum = plus(sum, (Part)_mm_madd_epi16(_mm_set1_epi32(x & 0x00FF00FF), even));
+  return plus(sum, (Part)_mm_madd_epi16(_mm_set1_epi32(x >> 8 & 0x00FF00FF), odd));
 #else
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "the order of bytes in a lane is that of little-endian processors"
 #endif
-  sum += (w << 24 >> 24) * (x & 255) + (w << 16 >> 24) * (x >> 8 & 255);
-  return sum + (w << 8 >> 24) * (x >> 16 & 255) + (w >> 24) * (x >> 24 & 255);
+  sum = plus(sum, (w << 24 >> 24) * (x & 255) + (w << 16 >> 24) * (x >> 8 & 255));
+  return plus(sum, (w << 8 >> 24) * (x >> 16 & 255) + (w >> 24) * (x >> 24 & 255));
 #endif
 }
 
@@ -131,7 +139,8 @@ typedef struct {
     for (int p = 0; p < P; p++)                                                                                      \
       for (int v = 0; v < V; v++) {                                                                                  \
         int64_t lanes = left - v * WIDE < WIDE ? left - v * WIDE : WIDE;                                             \
-        leaves(of, factor + v * WIDE, sum[p] + v * PARTS, (int)lanes, out + p * out_step + v * WIDE * size);                   \
+        leaves(of, factor + v * WIDE, sum[p] + v * PARTS, (int)lanes,                                   \
+               out + p * out_step + v * WIDE * size);                                                                \
       }                                                                                                              \
   }
 
@@ -210,11 +219,11 @@ static inline void sums_alone(const uint8_t *x, const int64_t *entry, int64_t fo
   }
   for (int i = 0; i < PARTS; i++) sum[i] = *(const Part *)((const char *)all + i * sizeof(Part));
 #else
-  int32_t lane[WIDE];
+  uint32_t lane[WIDE];
   memcpy(lane, bias, sizeof(lane));
   for (int64_t four = 0; four < fours; four++, entry += 4, w += 4 * lanes)
     for (int e = 0; e < 4; e++)
-      for (int i = 0; i < WIDE; i++) lane[i] += (int32_t)x[entry[e] + i] * w[4 * i + e];
+      for (int i = 0; i < WIDE; i++) lane[i] += (uint32_t)((int32_t)x[entry[e] + i] * w[4 * i + e]);
   for (int i = 0; i < PARTS; i++) sum[i] = *(Part *)(lane + i * WIDE / PARTS);
 #endif
 }

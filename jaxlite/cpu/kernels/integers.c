@@ -4,42 +4,11 @@
 // A plan says what is done: buffers, then steps (`integers.py` writes it). Bytes are unsigned here: what is stored as
 // int8, plus 128. Every step's reads and writes are checked against its buffers before the first is run.
 
+#include <pthread.h>
+
 #include "threads.h"
 
-#include "integer_sums.h"
-#include "vectors.h"
-
-enum { VERSION = 1, ARENA = 0, GIVEN = 1, FOUND = 2 };
-enum { CONV, ALONE, ADD, MEAN, POOL, COPY, FILL, QUANTIZE, DEQUANTIZE, TABLE, CHAIN, REDUCE, PRODUCT_OF, KINDS };
-enum { SLACK = 64, MOST_SIZE = 1 << 28, AXES = 5 };
-
-typedef struct {
-  int64_t place, at, bytes;  // in the arena or of which operand; where in it; of one example
-} Buffer;
-
-typedef struct {
-  int64_t kind, x, other, y, n[24];  // buffers that are read and written; what else the kind needs
-} Step;
-
-typedef struct {
-  int64_t version, inputs, outputs, arena, weights, at_once, buffers, steps;
-} Head;
-
-typedef struct {
-  const Head *head;
-  const Buffer *buffers;
-  const Step *steps;
-  const char *given[8];
-  char *found[8];
-  const char *weights;
-  int64_t batch, scratch, each;  // examples in all; bytes beside the arena; examples that go through at once
-} Network;
-
-// A convolution over two axes, or a dense layer (whose places lie side by side in one row).
-typedef struct {
-  int64_t h, w, channels, kh, kw, sy, sx, dy, dx, top, left, oh, ow, outputs, groups, zero, weights, table, to_zero,
-      is_float, low, high;
-} Geometry;
+#include "integer_plan.h"
 
 static char *address(const Network *of, int64_t buffer, int64_t first, int64_t example, char *arena, int64_t *step) {
   const Buffer *one = &of->buffers[buffer];
@@ -64,14 +33,6 @@ static Leave leaving(const Geometry *g, const float *factor) {
                  .is_float = (int)g->is_float};
 }
 
-static int64_t padded_height(const Geometry *g) { return (g->oh - 1) * g->sy + (g->kh - 1) * g->dy + 1; }
-
-static int64_t padded_width(const Geometry *g) { return (g->ow - 1) * g->sx + (g->kw - 1) * g->dx + 1; }
-
-static int has_border(const Geometry *g) {
-  return g->top || g->left || padded_height(g) > g->h || padded_width(g) > g->w;
-}
-
 // The image with its border, whose bytes are the grid's zero.
 static const uint8_t *bordered(const Geometry *g, const uint8_t *x, uint8_t *to, int64_t *row) {
   *row = g->w * g->channels;
@@ -92,16 +53,6 @@ static const uint8_t *bordered(const Geometry *g, const uint8_t *x, uint8_t *to,
   return to - high * wide * c;
 }
 
-static Runs runs_of(const Geometry *g, int64_t row) {
-  int64_t each = g->channels / g->groups;
-  if (g->groups == 1 && g->dx == 1)  // a row of the window is one run
-    return (Runs){.count = g->kh, .fours = (g->kw * each + 3) / 4, .inner = 1, .row = g->dy * row};
-  return (Runs){.count = g->kh * g->kw, .fours = (each + 3) / 4, .inner = g->kw, .row = g->dy * row,
-                .next = g->dx * g->channels};
-}
-
-static int64_t rounded(int64_t outputs) { return (outputs + WIDE - 1) / WIDE * WIDE; }
-
 static void conv(const Network *of, const Geometry *g, const uint8_t *x, char *out, int64_t places, int64_t step,
                  int64_t out_step, uint8_t *scratch) {
   int64_t row, each = g->outputs / g->groups, size = g->is_float ? 4 : 1;
@@ -117,8 +68,6 @@ static void conv(const Network *of, const Geometry *g, const uint8_t *x, char *o
                  out_step);
   }
 }
-
-enum { ENTRIES = 1 << 8 };  // of a window of which every channel is summed alone
 
 // Each channel by weights of its own: [group of four entries][channel][entry].
 static void alone(const Network *of, const Geometry *g, const uint8_t *x, char *out, uint8_t *scratch) {
@@ -169,12 +118,12 @@ static void pool(const Geometry *g, const uint8_t *x, uint8_t *out) {
   int64_t c = g->channels;
   for (int64_t i = 0; i < g->oh; i++)
     for (int64_t j = 0; j < g->ow; j++, out += c) {
+      int64_t y = i * g->sy - g->top, z = j * g->sx - g->left;
+      int64_t y_end = y + g->kh < g->h ? y + g->kh : g->h, z_end = z + g->kw < g->w ? z + g->kw : g->w;
       memset(out, 0, c);
-      for (int64_t a = 0; a < g->kh; a++)
-        for (int64_t b = 0; b < g->kw; b++) {
-          int64_t y = i * g->sy + a - g->top, z = j * g->sx + b - g->left;
-          if (y < 0 || y >= g->h || z < 0 || z >= g->w) continue;
-          const uint8_t *from = x + (y * g->w + z) * c;
+      for (int64_t a = y < 0 ? 0 : y; a < y_end; a++)
+        for (int64_t b = z < 0 ? 0 : z; b < z_end; b++) {
+          const uint8_t *from = x + (a * g->w + b) * c;
           for (int64_t k = 0; k < c; k++) out[k] = out[k] > from[k] ? out[k] : from[k];
         }
     }
@@ -190,9 +139,11 @@ static void copy(const int64_t *n, const char *x, char *y) {
         for (int64_t d = 0; d < n[3]; d++) {
           const char *from = x + (a * n[5] + b * n[6] + c * n[7] + d * n[8]) * size;
           char *to = y + (a * n[10] + b * n[11] + c * n[12] + d * n[13]) * size;
-          if (n[9] == 1 && n[14] == 1) memcpy(to, from, n[4] * size);
+          if (n[9] == 1 && n[14] == 1) memmove(to, from, n[4] * size);
+          else if (size == 1)
+            for (int64_t e = 0; e < n[4]; e++) to[e * n[14]] = from[e * n[9]];
           else
-            for (int64_t e = 0; e < n[4]; e++) memcpy(to + e * n[14] * size, from + e * n[9] * size, size);
+            for (int64_t e = 0; e < n[4]; e++) memmove(to + e * n[14] * 4, from + e * n[9] * 4, 4);
         }
 }
 
@@ -280,212 +231,59 @@ static void run_step(const Network *of, const Step *step, int64_t first, int64_t
   }
 }
 
-static __thread char *kept;
-static __thread int64_t kept_bytes;
+// What a thread computes in is kept for its next call and freed with it.
+typedef struct {
+  int64_t bytes;
+  char *room;
+} Kept;
+
+static pthread_key_t of_thread;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int has_key;
+
+static void forgotten(void *kept) {
+  if (kept != NULL) free(((Kept *)kept)->room);
+  free(kept);
+}
+
+static void with_key(void) { has_key = pthread_key_create(&of_thread, forgotten) == 0; }
+
+// The calling thread's bytes, at least so many, of which none was never written; NULL where there is no memory.
+static char *kept_room(int64_t bytes) {
+  pthread_once(&once, with_key);
+  Kept *kept = has_key ? pthread_getspecific(of_thread) : NULL;
+  if (kept != NULL && kept->bytes >= bytes) return kept->room;
+  if (!has_key) return NULL;
+  if (kept == NULL) {
+    kept = calloc(1, sizeof(Kept));
+    if (kept == NULL || pthread_setspecific(of_thread, kept)) return free(kept), NULL;
+  }
+  free(kept->room);
+  *kept = (Kept){.bytes = 0, .room = room(bytes)};
+  if (kept->room == NULL) return NULL;
+  kept->bytes = bytes;
+  return memset(kept->room, 0, bytes);
+}
 
 static int piece(void *data, int index) {
   const Network *of = data;
   int64_t each = of->each, first = index * each;
   int64_t examples = of->batch - first < each ? of->batch - first : each;
   int64_t bytes = of->head->arena * each + of->scratch + 2 * SLACK;
-  if (kept_bytes < bytes) {
-    free(kept);
-    kept = room(bytes);
-    kept_bytes = kept == NULL ? 0 : bytes;
-    if (kept == NULL) return -1;
-    memset(kept, 0, bytes);
-  }
+  char *kept = kept_room(bytes);
+  if (kept == NULL) return -1;
   char *scratch = kept + (of->head->arena * each + SLACK + 63) / 64 * 64;
   for (int64_t i = 0; i < of->head->steps; i++) run_step(of, &of->steps[i], first, examples, kept, scratch);
   return 0;
 }
 
-// --- whether a plan can be meant ------------------------------------------------------------------------------------
-
-static int small(const int64_t *n, int from, int to) {  // sizes: from 1 on
-  for (int i = from; i < to; i++)
-    if (n[i] < 1 || n[i] > MOST_SIZE) return 0;
-  return 1;
-}
-
-static int within(const int64_t *n, int from, int to, int64_t low, int64_t high) {
-  for (int i = from; i < to; i++)
-    if (n[i] < low || n[i] > high) return 0;
-  return 1;
-}
-
-// The product of some sizes of at most MOST_SIZE; more than any buffer has where it is too large.
-static int64_t product_of(int count, const int64_t *sizes) {
-  int64_t all = 1;
-  for (int i = 0; i < count; i++)
-    if (__builtin_mul_overflow(all, sizes[i], &all)) return INT64_MAX;
-  return all;
-}
-
-#define SIZE(...) product_of(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), (int64_t[]){__VA_ARGS__})
-
-static int has(const Network *of, int64_t at, int64_t bytes) {
-  return at >= 0 && at % 4 == 0 && bytes <= of->head->weights && at <= of->head->weights - bytes;
-}
-
-static int sound_geometry(const Network *of, const Geometry *g, int64_t kind, int64_t *x, int64_t *y,
-                          int64_t *scratch) {
-  const int64_t *n = (const int64_t *)g;
-  if (!small(n, 0, 9) || !within(n, 9, 11, 0, MOST_SIZE) || !small(n, 11, 15)) return 0;
-  if (g->top >= g->kh * g->dy || g->left >= g->kw * g->dx) return 0;
-  *x = SIZE(g->h, g->w, g->channels);
-  *y = SIZE(g->oh, g->ow, g->outputs, g->is_float && kind != POOL ? 4 : 1);
-  int64_t high = padded_height(g), wide = padded_width(g);
-  if (high > MOST_SIZE || wide > MOST_SIZE) return 0;
-  if (kind == POOL) return g->outputs == g->channels;
-  if (g->channels % g->groups || g->outputs % g->groups) return 0;
-  if (kind == ALONE && (g->groups != g->channels || g->outputs != g->channels || g->kh * g->kw > ENTRIES)) return 0;
-  if (!within(n, 15, 16, 0, 255) || !within(n, 18, 19, 0, 255) || !within(n, 20, 22, -255, 255)) return 0;
-  *scratch = SIZE(high, wide, g->channels);
-  if (*scratch > MOST_SIZE) return 0;
-  int64_t each = kind == ALONE ? 1 : g->groups, lanes = rounded(kind == ALONE ? g->channels : g->outputs / g->groups);
-  Runs runs = runs_of(g, 1);
-  int64_t bytes = kind == ALONE ? SIZE((g->kh * g->kw + 3) / 4, lanes, 4) : SIZE(each, lanes, runs.count, runs.fours, 4);
-  return bytes <= of->head->weights && has(of, g->weights, bytes) && has(of, g->table, SIZE(each, lanes, 8));
-}
-
-// How many elements a copy touches, from the first it may on; -1 where it begins before.
-static int64_t reach(const int64_t *sizes, const int64_t *strides, int64_t begin) {
-  if (begin < 0 || begin > MOST_SIZE) return -1;
-  int64_t last = begin;
-  for (int i = 0; i < AXES; i++) {
-    if (strides[i] < 0 || strides[i] > MOST_SIZE) return -1;
-    last += (sizes[i] - 1) * strides[i];
-    if (last > MOST_SIZE) return -1;
-  }
-  return last + 1;
-}
-
-static int sound_chain(const Network *of, const int64_t *n) {
-  if (!small(n, 0, 2) || n[1] > INSTRUCTIONS || !small(n, 3, 4) || !has(of, n[2], n[1] * 16)) return 0;
-  const Instruction *code = (const Instruction *)(of->weights + n[2]);
-  int buffers = 0;
-  for (int64_t i = 0; i < n[1]; i++) {
-    const Instruction *one = &code[i];
-    if (one->what < 0 || one->what >= OPERATIONS) return 0;
-    int32_t named = one->what <= BYTES ? one->a : one->what == STORE ? one->b : one->what == GRID ? one->to : -1;
-    int registers[3] = {one->to, one->a, one->b};
-    if (one->what < PLUS) registers[1] = registers[2] = 0;
-    if (one->what == STORE || one->what == GRID) registers[1] = one->a, registers[0] = 0;
-    if (one->what >= NEGATIVE) registers[2] = 0;
-    for (int j = 0; j < 3; j++)
-      if (registers[j] < 0 || registers[j] >= REGISTERS_OF_BLOCKS) return 0;
-    if (one->what <= BYTES || one->what == STORE || one->what == GRID) {
-      if (++buffers > 32 || named < 0 || named >= of->head->buffers) return 0;
-      const Buffer *buffer = &of->buffers[named];
-      int64_t entries = one->what == ROWS ? (n[0] + n[3] - 1) / n[3] : n[0];
-      if (buffer->bytes < entries * (one->what == BYTES || one->what == GRID ? 1 : 4)) return 0;
-      if ((one->what == STORE || one->what == GRID) && buffer->place == GIVEN) return 0;
-    }
-    if (one->what == PERIODIC && (one->b < 1 || one->b > MOST_SIZE || !has(of, one->a, 4 * (int64_t)one->b))) return 0;
-    if (one->what == BYTES && (one->b < 0 || one->b > 255)) return 0;
-  }
-  return 1;
-}
-
-// How far an operand of a product reaches, in bytes; more than any buffer has where it cannot be meant.
-static int64_t of_operand(const Operand *of, int64_t batch, int64_t places, int64_t sums) {
-  int64_t sizes[AXES] = {1, 1, batch, places, sums}, steps[AXES] = {0, 0, of->batch_step, of->step, of->sum_step};
-  int64_t found = reach(sizes, steps, 0);
-  if (found < 1 || of->zero < 0 || of->zero > 255) return INT64_MAX;
-  return found * (of->is_bytes ? 1 : 4);
-}
-
-// Bytes that a step reads of one example and of another, and writes; whether it can be meant.
-static int sound_step(const Network *of, const Step *step, int64_t *x, int64_t *other, int64_t *y, int64_t *scratch) {
-  const int64_t *n = step->n;
-  *other = *scratch = *x = *y = 0;
-  switch (step->kind) {
-    case CONV:
-    case ALONE:
-    case POOL: return sound_geometry(of, (const Geometry *)n, step->kind, x, y, scratch);
-    case ADD:
-      *x = *other = *y = n[0];
-      return small(n, 0, 1) && within(n, 1, 3, 0, 255) && within(n, 3, 5, 0, 1 << 20) && within(n, 6, 7, 0, 255) &&
-             within(n, 7, 9, -255, 255);
-    case MEAN:
-      if (!small(n, 0, 3) || !within(n, 3, 4, 0, 255) || !within(n, 5, 6, 0, 255) || !within(n, 6, 8, -255, 255))
-        return 0;
-      *x = SIZE(n[0], n[1], n[2]), *y = SIZE(n[0], n[2], n[8] ? 4 : 1), *scratch = 4 * n[2];
-      return n[1] < 1 << 22;
-    case COPY: {
-      if (!small(n, 0, AXES) || (n[17] != 1 && n[17] != 4)) return 0;
-      int64_t read = reach(n, n + 5, n[15]), written = reach(n, n + 10, n[16]);
-      *x = read * n[17], *y = written * n[17];
-      return read > 0 && written > 0;
-    }
-    case FILL: *y = n[0]; return small(n, 0, 1) && within(n, 1, 2, 0, 255);
-    case QUANTIZE:
-      *x = 4 * n[0], *y = n[0];
-      return small(n, 0, 1) && within(n, 2, 3, 0, 255) && within(n, 3, 5, -255, 255);
-    case DEQUANTIZE: *x = n[0], *y = 4 * n[0]; return small(n, 0, 1) && within(n, 2, 3, 0, 255);
-    case CHAIN: return sound_chain(of, n);
-    case REDUCE:
-      *x = SIZE(n[0], n[1], n[2], 4), *y = SIZE(n[0], n[2], 4);
-      return small(n, 0, 3) && within(n, 3, 4, 0, 2);
-    case PRODUCT_OF: {
-      if (!small(n, 0, 4) || !within(n, 15, 16, 0, 255) || !within(n, 16, 18, -255, 255)) return 0;
-      int64_t wide = (n[2] + WIDE - 1) / WIDE * WIDE, count = SIZE(n[0], n[1], n[2]);
-      *x = of_operand((const Operand *)(n + 4), n[0], n[1], n[3]);
-      *other = of_operand((const Operand *)(n + 9), n[0], n[2], n[3]);
-      *y = SIZE(n[0], n[1], n[2], n[18] ? 4 : 1);
-      *scratch = SIZE(n[3], wide + ROWS_AT_ONCE, 4);
-      if (*scratch > MOST_SIZE || count > MOST_SIZE) return 0;
-      *scratch += n[18] ? 0 : 4 * count;
-      return n[14] || n[18];
-    }
-    case TABLE: *x = *y = n[0]; return small(n, 0, 1) && has(of, n[1], 256);
-  }
-  return 0;
-}
-
-static int sound(Network *of) {
-  const Head *head = of->head;
-  if (!within(&head->inputs, 0, 2, 1, 8) || !within(&head->arena, 0, 2, 0, MOST_SIZE)) return 0;
-  if (!within(&head->at_once, 0, 3, 1, 1 << 20) || head->arena % 64) return 0;
-  for (int64_t i = 0; i < head->buffers; i++) {
-    const Buffer *one = &of->buffers[i];
-    if (one->place < ARENA || one->place > FOUND || one->bytes < 1 || one->bytes > MOST_SIZE || one->at < 0) return 0;
-    if (one->place == ARENA && (one->at % 4 || one->at > head->arena || one->bytes > head->arena - one->at)) return 0;
-    if (one->place == GIVEN && one->at >= head->inputs) return 0;
-    if (one->place == FOUND && one->at >= head->outputs) return 0;
-  }
-  for (int64_t i = 0; i < head->steps; i++) {
-    const Step *step = &of->steps[i];
-    int64_t x, other, y, scratch;
-    if (!within(&step->x, 0, 3, 0, head->buffers - 1)) return 0;
-    if (!sound_step(of, step, &x, &other, &y, &scratch)) return 0;
-    const Buffer *from = &of->buffers[step->x], *to = &of->buffers[step->y];
-    if (x > from->bytes || other > of->buffers[step->other].bytes || y > to->bytes) return 0;
-    int padded = step->kind == CONV || step->kind == ALONE;  // reads a few bytes beside: of the arena alone
-    if (to->place == GIVEN || (padded && from->place != ARENA)) return 0;
-    if (scratch > of->scratch) of->scratch = scratch;
-  }
-  return 1;
-}
-
-// The plan's parts in `words` numbers; 0 where they are not as many as it says.
-static int parted(Network *of, const int64_t *plan, int64_t words) {
-  int64_t head = sizeof(Head) / 8, buffer = sizeof(Buffer) / 8, step = sizeof(Step) / 8;
-  of->head = (const Head *)plan;
-  if (words < head || of->head->version != VERSION) return 0;
-  if (!within(&of->head->buffers, 0, 2, 1, 1 << 20)) return 0;
-  if (words != head + of->head->buffers * buffer + of->head->steps * step) return 0;
-  of->buffers = (const Buffer *)(plan + head);
-  of->steps = (const Step *)(plan + head + of->head->buffers * buffer);
-  return 1;
-}
-
 // More examples at once read the weights less often, fewer leave every thread something to do.
 static int run_network(Network *of, XLA_FFI_CallFrame *frame) {
+  if (of->batch < 1) return 0;
   int64_t most = (of->batch + 2 * threads(frame) - 1) / (2 * threads(frame));
   of->each = of->head->at_once < most ? of->head->at_once : most;
-  return of->batch ? share(frame, (int)((of->batch + of->each - 1) / of->each), piece, of) : 0;
+  if (of->batch / (INT32_MAX / 2) >= of->each) return 1;  // more pieces than there are numbers for
+  return share(frame, (int)((of->batch + of->each - 1) / of->each), piece, of);
 }
 
 // Runs a plan on the caller's thread alone: 0 where all went well, 1 where the plan cannot be meant, -1 without memory.
@@ -507,6 +305,20 @@ static int64_t of_example(const XLA_FFI_Buffer *one, int64_t batch) {
   return bytes;
 }
 
+static int all_arrays(const XLA_FFI_CallFrame *frame) {
+  for (int64_t i = 0; i < frame->args.size; i++)
+    if (frame->args.types[i] != XLA_FFI_ArgType_BUFFER) return 0;
+  for (int64_t i = 0; i < frame->rets.size; i++)
+    if (frame->rets.types[i] != XLA_FFI_RetType_BUFFER) return 0;
+  return 1;
+}
+
+// Whether two runs of bytes share one.
+static int meet(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
+  uintptr_t from = (uintptr_t)a, to = (uintptr_t)b;
+  return from < to + (uintptr_t)b_bytes && to < from + (uintptr_t)a_bytes;
+}
+
 XLA_FFI_Error *jaxlite_integers(XLA_FFI_CallFrame *frame) {
   if (only_asks(frame)) return NULL;
   Network of = {0};
@@ -516,20 +328,23 @@ XLA_FFI_Error *jaxlite_integers(XLA_FFI_CallFrame *frame) {
   if (plan->dtype != XLA_FFI_DataType_S64 || !parted(&of, plan->data, plan->size))
     return fail(frame, "integers: this program was compiled for another version");
   const Head *head = of.head;
-  if (head->inputs < 1 || head->inputs > 8 || head->outputs < 1 || head->outputs > 8 ||
-      frame->args.size != head->inputs + 1 || frame->rets.size != head->outputs)
+  if (!within(&head->inputs, 0, 2, 1, OPERANDS) || frame->args.size != head->inputs + 1 ||
+      frame->rets.size != head->outputs || !all_arrays(frame))
     return fail(frame, "integers: other operands than the plan's");
   const XLA_FFI_Buffer *weights = frame->args.args[head->inputs], *first = frame->args.args[0];
   of.weights = weights->data;
   if (weights->dtype != XLA_FFI_DataType_S8 || weights->rank != 1 || weights->dims[0] != head->weights || !sound(&of))
     return fail(frame, "integers: a plan that cannot be run");
-  of.batch = first->rank ? first->dims[0] : 0;
+  if (first->rank < 1) return fail(frame, "integers: operands of other sizes");
+  of.batch = first->dims[0];
   if (of.batch == 0) return NULL;
   for (int64_t i = 0; i < head->buffers; i++) {
     const Buffer *one = &of.buffers[i];
     if (one->place == ARENA) continue;
     const XLA_FFI_Buffer *array = one->place == GIVEN ? frame->args.args[one->at] : frame->rets.rets[one->at];
     if (of_example(array, of.batch) != one->bytes) return fail(frame, "integers: operands of other sizes");
+    if (one->place == FOUND && meet(array->data, one->bytes * of.batch, weights->data, head->weights))
+      return fail(frame, "integers: a result lies in the weights, which would change what was checked");
   }
   for (int64_t i = 0; i < head->inputs; i++) of.given[i] = argument(frame, (int)i);
   for (int64_t i = 0; i < head->outputs; i++) of.found[i] = ((XLA_FFI_Buffer *)frame->rets.rets[i])->data;

@@ -1,6 +1,6 @@
-"""Networks of integers by kernels of this folder: the numbers of a plan as `integers.c` reads it, and its call.
+"""Networks of integers by kernels of this folder: the numbers of a plan as `integer_plan.h` reads it, and its call.
 
-What stands in a plan is said in `integers.c`; `deployment/running/kernels.py` makes one of a list of operations.
+What stands in a plan is said in `integer_plan.h`; `deployment/running/kernels.py` makes one of a list of operations.
 Bytes are unsigned in a plan: what is stored as int8, plus 128.
 """
 
@@ -31,6 +31,7 @@ INSTRUCTIONS = (
 REGISTERS = 16  # blocks that a chain holds at once
 LONGEST = 256  # instructions of a chain
 MOST_READ = 32  # buffers that a chain reads and writes
+_OPERANDS = 64  # of a plan, or results
 _NUMBERS = 24  # that a step may have
 _ENTRIES = 256  # of a window of which each channel is summed alone
 
@@ -158,10 +159,16 @@ def call(
 
 def run(lib: Any, plan: np.ndarray, weights: np.ndarray, operands: Sequence[np.ndarray], results: Any) -> int:
   """Runs a plan without XLA, on this thread; 0 where all went well, 1 where the plan cannot be meant."""
-  given = (ctypes.c_void_p * 8)(*(one.ctypes.data for one in operands))
-  found = (ctypes.c_void_p * 8)(*(one.ctypes.data for one in results))
-  address, size, batch = ctypes.c_void_p(plan.ctypes.data), ctypes.c_int64(len(plan)), ctypes.c_int64(len(operands[0]))
+  given = (ctypes.c_void_p * _OPERANDS)(*(one.ctypes.data for one in operands))
+  found = (ctypes.c_void_p * _OPERANDS)(*(one.ctypes.data for one in results))
+  address, size = ctypes.c_void_p(plan.ctypes.data), ctypes.c_int64(len(plan))
+  batch = ctypes.c_int64(len(operands[0]) if operands else 0)
   return int(lib.jaxlite_network(address, size, batch, ctypes.c_void_p(weights.ctypes.data), given, found))
+
+
+def is_sound(plan: np.ndarray, weights: np.ndarray) -> bool:
+  """Tells whether kernels would run a plan: they have limits, say of sizes and of how many operands there are."""
+  return run(compiler.load('integers', tuned=True), plan, weights, [], []) == 0
 
 
 def _tried(lib: Any) -> bool:

@@ -94,11 +94,11 @@ static int only_asks(XLA_FFI_CallFrame *frame) {
 
 static char *argument(XLA_FFI_CallFrame *frame, int index) { return ((XLA_FFI_Buffer *)frame->args.args[index])->data; }
 
-static char *result(XLA_FFI_CallFrame *frame) { return ((XLA_FFI_Buffer *)frame->rets.rets[0])->data; }
+static inline char *result(XLA_FFI_CallFrame *frame) { return ((XLA_FFI_Buffer *)frame->rets.rets[0])->data; }
 
 // Whether a call has two operands and a result, each float32 of so many values: a program that was made or changed by
 // others may say anything, and nothing is read before this is known.
-static int fits(XLA_FFI_CallFrame *frame, const int64_t *values) {
+static inline int fits(XLA_FFI_CallFrame *frame, const int64_t *values) {
   if (frame->args.size != 2 || frame->rets.size != 1) return 0;
   for (int i = 0; i < 3; i++) {
     int of_result = i == 2;

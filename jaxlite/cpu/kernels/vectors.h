@@ -52,6 +52,8 @@ static inline float tanh_of(float x) {
   return x == x ? found : x;
 }
 
+static inline float larger(float a, float b) { return a > b || a != a ? a : b; }  // NaN, where one is
+
 typedef struct {
   const char *at[32];  // of each buffer, this example's
   const char *weights;
@@ -65,9 +67,8 @@ typedef struct {
 static void run_block(const Instruction *code, int64_t length, const Chain *of, int64_t first, int64_t count) {
   float reg[REGISTERS_OF_BLOCKS][BLOCK] __attribute__((aligned(64)));
   for (const Instruction *one = code; one < code + length; one++) {
-    float *to = reg[one->to % REGISTERS_OF_BLOCKS];
-    const float *a = reg[one->a % REGISTERS_OF_BLOCKS < 0 ? 0 : one->a % REGISTERS_OF_BLOCKS];
-    const float *b = reg[one->b % REGISTERS_OF_BLOCKS < 0 ? 0 : one->b % REGISTERS_OF_BLOCKS];
+    float *to = reg[(uint32_t)one->to % REGISTERS_OF_BLOCKS];
+    const float *a = reg[(uint32_t)one->a % REGISTERS_OF_BLOCKS], *b = reg[(uint32_t)one->b % REGISTERS_OF_BLOCKS];
     switch (one->what) {
       case LOAD: memcpy(to, of->at[one->a] + 4 * first, 4 * count); break;
       case ROWS: {
@@ -112,7 +113,7 @@ static void run_block(const Instruction *code, int64_t length, const Chain *of, 
       case MINUS: EACH(a[i] - b[i]); break;
       case TIMES: EACH(a[i] * b[i]); break;
       case OVER: EACH(a[i] / b[i]); break;
-      case MOST: EACH(a[i] > b[i] || a[i] != a[i] ? a[i] : b[i]); break;
+      case MOST: EACH(larger(a[i], b[i])); break;
       case LEAST: EACH(a[i] < b[i] || a[i] != a[i] ? a[i] : b[i]); break;
       case NEGATIVE: EACH(-a[i]); break;
       case SQUARE: EACH(a[i] * a[i]); break;
@@ -134,24 +135,24 @@ static void reduced(int kind, int64_t outer, int64_t count, int64_t inner, const
       int64_t whole = count / WIDE * WIDE;
       if (whole) memcpy(lane, x, sizeof(lane));
       for (int64_t j = WIDE; j < whole; j += WIDE)
-        for (int i = 0; i < WIDE; i++) lane[i] = kind ? lane[i] + x[j + i] : lane[i] > x[j + i] ? lane[i] : x[j + i];
+        for (int i = 0; i < WIDE; i++) lane[i] = kind ? lane[i] + x[j + i] : larger(lane[i], x[j + i]);
       if (whole) all = lane[0];
-      for (int i = 1; i < WIDE && whole; i++) all = kind ? all + lane[i] : all > lane[i] ? all : lane[i];
-      for (int64_t j = whole ? whole : 1; j < count; j++) all = kind ? all + x[j] : all > x[j] ? all : x[j];
+      for (int i = 1; i < WIDE && whole; i++) all = kind ? all + lane[i] : larger(all, lane[i]);
+      for (int64_t j = whole ? whole : 1; j < count; j++) all = kind ? all + x[j] : larger(all, x[j]);
       out[0] = kind == 2 ? all / count : all;
       continue;
     }
-    memcpy(out, x, 4 * inner);
+    memmove(out, x, 4 * inner);
     for (int64_t j = 1; j < count; j++) {
       const float *from = x + j * inner;
       if (kind) for (int64_t k = 0; k < inner; k++) out[k] += from[k];
-      else for (int64_t k = 0; k < inner; k++) out[k] = out[k] > from[k] ? out[k] : from[k];
+      else for (int64_t k = 0; k < inner; k++) out[k] = larger(out[k], from[k]);
     }
     for (int64_t k = 0; k < inner && kind == 2; k++) out[k] /= count;
   }
 }
 
-typedef float Lanes __attribute__((vector_size(4 * WIDE / PARTS), aligned(4)));
+typedef float Lanes __attribute__((vector_size(4 * WIDE / PARTS), aligned(4), may_alias));
 
 // Of one operand of a product: sizes of a batch of its own, places, and what is summed; how far apart; bytes or floats.
 typedef struct {

@@ -19,6 +19,7 @@ _ONE, _TWO = (
 _MADE_OF = {'relu', 'clip', 'integer_pow', 'quantize', 'dequantize'}
 KINDS = _ONE | _TWO | _MADE_OF
 _POWERS = (1, 2, 3, 4, -1, -2)
+_OUT = ('store', 'grid')
 _LONGEST = 24  # operations of a chain: each takes a few instructions
 
 
@@ -99,13 +100,18 @@ def check(graph: Graph, one: Operation) -> None:
       raise Unknown('an operand that is repeated along other axes')
 
 
+def _key(one: Operation, name: str) -> str:
+  """What a register holds: of bytes, their distance from the zero that an operation says."""
+  return f'{name} from {one.attributes["zero_point"]}' if one.kind == 'dequantize' else name
+
+
 class _Writer(NamedTuple):
   maker: Maker
   code: list[tuple[int, int, int, int]]
-  registers: dict[str, int]  # by value
+  registers: dict[str, int]  # by `_key`
   free: list[int]
   touched: dict[int, None]
-  reads: dict[str, int]  # how often a value is still read within
+  reads: dict[str, int]  # by `_key`: how often it is still read within
   inner: int
 
   def do(self, what: str, to: int, a: int = 0, b: int = 0) -> None:
@@ -119,8 +125,9 @@ class _Writer(NamedTuple):
   def read(self, one: Operation, name: str) -> int:
     """The register of an operand, which is loaded where it is in none."""
     graph = self.maker.graph
-    if name in self.registers:
-      return self.registers[name]
+    key = _key(one, name)
+    if key in self.registers:
+      return self.registers[key]
     to = self.register()
     if name not in graph.constants:
       number = self.maker.buffer(name)
@@ -131,7 +138,7 @@ class _Writer(NamedTuple):
         self.do('rows' if _row(graph, one, name) > 1 else 'load', to, number)
     else:
       self.known(one, name, to)
-    self.registers[name] = to
+    self.registers[key] = to
     return to
 
   def known(self, one: Operation, name: str, to: int) -> None:
@@ -149,10 +156,10 @@ class _Writer(NamedTuple):
       tail = np.broadcast_to(array, shape[len(shape) - array.ndim :])
     self.do('periodic', to, self.maker.put(np.ascontiguousarray(tail)), tail.size)
 
-  def release(self, name: str) -> None:
-    self.reads[name] = self.reads.get(name, 1) - 1
-    if self.reads[name] <= 0 and name in self.registers:
-      self.free.append(self.registers.pop(name))
+  def release(self, key: str) -> None:
+    self.reads[key] = self.reads.get(key, 1) - 1
+    if self.reads[key] <= 0 and key in self.registers:
+      self.free.append(self.registers.pop(key))
 
   def number(self, real: float) -> int:
     to = self.register()
@@ -176,9 +183,8 @@ def _write(maker: Maker, operations: tuple[Operation, ...]) -> None:
   graph = maker.graph
   reads: dict[str, int] = {}
   for one in operations:
-    for name in set(one.inputs):
-      reads[name] = reads.get(name, 0) + 1
-  inside = {name for one in operations for name in one.outputs}
+    for key in {_key(one, name) for name in one.inputs}:
+      reads[key] = reads.get(key, 0) + 1
   outside = {name for one in graph.operations if one not in operations for name in one.inputs} | {*graph.outputs}
   inner = (*_inner(graph, operations), 1)[0]
   writer = _Writer(maker, [], {}, [*range(integers.REGISTERS)], {}, reads, inner)
@@ -187,8 +193,8 @@ def _write(maker: Maker, operations: tuple[Operation, ...]) -> None:
     operands = [writer.read(one, name) for name in one.inputs]
     to = writer.register()
     _instructions(writer, one, operands, to)
-    for name in set(one.inputs):
-      writer.release(name)
+    for key in {_key(one, name) for name in one.inputs}:
+      writer.release(key)
     if one.kind == 'quantize':
       writer.free.append(to)
       continue
@@ -199,12 +205,17 @@ def _write(maker: Maker, operations: tuple[Operation, ...]) -> None:
       writer.do('store', 0, to, number)
     if not reads.get(output):
       writer.release(output)
-  if len(writer.code) > integers.LONGEST or len(writer.touched) > integers.MOST_READ // 2 or len(inside) > _LONGEST:
+  named = [integers.INSTRUCTIONS[what] for what, *_ in writer.code]
+  moves = sum(what in (*_OUT, 'load', 'rows', 'bytes') for what in named)
+  if len(writer.code) > integers.LONGEST or moves > integers.MOST_READ or len(operations) > _LONGEST:
     raise Unknown('a chain that is too long')
   at = maker.put(np.array(writer.code, np.int32))
   count = maker.count(operations[-1].outputs[0])
-  *_, written = touched = [*writer.touched]
-  maker.step('chain', written, written, [count, len(writer.code), at, inner], more=touched)
+  written = [
+    b if what == 'store' else to for what, (_, to, _, b) in zip(named, writer.code, strict=True) if what in _OUT
+  ]
+  if written:  # else nobody reads what it makes
+    maker.step('chain', written[-1], written[-1], [count, len(writer.code), at, inner], more=[*writer.touched])
 
 
 def _instructions(writer: _Writer, one: Operation, operands: list[int], to: int) -> None:

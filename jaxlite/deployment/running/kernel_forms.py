@@ -20,7 +20,7 @@ def _entries(editor: Editor, one: Operation) -> str | None:
   if one.kind not in ('quantize', 'dequantize', 'requantize', 'table', 'relu', 'clip'):
     return None
   before = editor.made.get(one.inputs[0])
-  if before is None or before.kind != 'transpose':
+  if before is None or before.kind != 'transpose' or 'axis' in one.attributes:
     return None
   source, out = before.inputs[0], editor.values[one.outputs[0]]
   name = editor.fresh(source)

@@ -158,7 +158,7 @@ def _clip(maker: Maker, one: Operation) -> None:
   told = one.attributes
   if maker.value(one.inputs[0]).dtype != np.int8:
     raise Unknown('floats')
-  moved = np.clip(np.arange(256) - SIGN, told['low'], told['high']) + SIGN
+  moved = np.clip(np.arange(256) - SIGN, told['low'], told['high']).astype(np.int8).astype(np.int16) + SIGN
   maker.table(maker.buffer(one.inputs[0]), maker.buffer(one.outputs[0]), maker.count(one.outputs[0]), moved)
 
 

@@ -76,7 +76,7 @@ def _cut(graph: Graph, operations: Sequence[Operation]) -> Graph:
 def is_known(graph: Graph, one: Operation) -> bool:
   """Tells whether kernels can do an operation."""
   in_chain = chains.belongs(graph, one)
-  if one.kind not in RULES and not in_chain:
+  if (one.kind not in RULES and not in_chain) or all(name in graph.constants for name in one.inputs):
     return False
   try:
     maker = Maker(graph, [], [], {}, [], {})
@@ -99,7 +99,7 @@ def network(graph: Graph) -> Callable[..., list[jax.Array]]:
     graph: a piece that `parted` gave to kernels.
 
   Raises:
-    ValueError: an operation that kernels do not do.
+    ValueError: an operation that kernels do not do, or more than they take.
   """
   made, weights = planned(graph)
   outputs = [graph.values[name] for name in graph.outputs]
@@ -125,7 +125,7 @@ def planned(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
   """Returns a piece as a plan and the bytes of its weights.
 
   Raises:
-    ValueError: an operation that kernels do not do.
+    ValueError: an operation that kernels do not do, or more than they take.
   """
   maker = Maker(graph, [], [], {}, [], {})
   for index, name in enumerate(graph.inputs):
@@ -155,4 +155,6 @@ def planned(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     weights=len(weights),
     at_once=at_once,
   )
+  if not integers.is_sound(made, weights):
+    raise ValueError(f'a piece of {len(graph.operations)} operations is beyond the limits of kernels')
   return made, weights

@@ -51,11 +51,11 @@ def traced(graph: Graph, inputs: Any) -> dict[str, jax.Array]:
     inputs: as of the function that `program` gives.
   """
   values: dict[str, Any] = checked(graph, inputs)
-  batch = values[graph.inputs[0]].shape[0] // _times(graph, graph.inputs[0])
+  batch = batch_of(graph, values)
 
   for one in graph.operations:
     values.update(computed(graph, one, values, batch))
-  return {**values, **{name: _read(graph, name, values, batch) for name in graph.outputs}}
+  return {**values, **{name: value_of(graph, name, values, batch) for name in graph.outputs}}
 
 
 def computed(graph: Graph, one: Operation, values: Mapping[str, Any], batch: Any) -> dict[str, jax.Array]:
@@ -71,16 +71,24 @@ def computed(graph: Graph, one: Operation, values: Mapping[str, Any], batch: Any
   first, *rest = one.inputs
   if one.kind in _LAYERS:
     known = [_known(graph, name, one) for name in rest]
-    results = _LAYERS[one.kind](_read(graph, first, values, batch), *known, **attributes)
+    results = _LAYERS[one.kind](value_of(graph, first, values, batch), *known, **attributes)
   elif one.kind in _RULES:
-    results = _RULES[one.kind](*(_read(graph, name, values, batch) for name in one.inputs), **attributes)
+    results = _RULES[one.kind](*(value_of(graph, name, values, batch) for name in one.inputs), **attributes)
   else:
     raise ValueError(f'a list becomes a JAX function operation by operation; {one.kind} has no form there')
   results = results if isinstance(results, tuple) else (results,)
   return {name: _typed(result, graph, name, batch, one) for name, result in zip(one.outputs, results, strict=True)}
 
 
-def _read(graph: Graph, name: str, values: Mapping[str, Any], batch: Any) -> Any:
+def value_of(graph: Graph, name: str, values: Mapping[str, Any], batch: Any) -> Any:
+  """Returns a value, which is computed, an input or a constant.
+
+  Args:
+    graph: that it is of.
+    name: its own.
+    values: what is there already.
+    batch: the batch size.
+  """
   if name in values:
     return values[name]
   return jnp.broadcast_to(graph.constants[name], sized(graph.values[name].shape, batch))
@@ -110,9 +118,16 @@ def checked(graph: Graph, inputs: Any) -> dict[str, Any]:
     values[name] = array
   rows = [(values[name].shape[0], _times(graph, name)) for name in graph.inputs]
   (first, times), *rest = rows
+  if first % times:
+    raise ValueError(f'{graph.inputs[0]} holds {times} rows for each example; got {first}, no multiple of it')
   if any(size * times != first * other for size, other in rest):
     raise ValueError(f'inputs have one batch size; got {[size for size, _ in rows]}')
   return values
+
+
+def batch_of(graph: Graph, values: Mapping[str, Any]) -> Any:
+  """Returns how many examples the inputs of a graph hold."""
+  return values[graph.inputs[0]].shape[0] // _times(graph, graph.inputs[0])
 
 
 def _times(graph: Graph, name: str) -> int:

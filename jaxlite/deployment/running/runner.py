@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 
 from jaxlite.cpu.kernels import integers
 from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.running import kernels as engine
 from jaxlite.deployment.running.kernel_forms import formed
-from jaxlite.deployment.running.program import checked, program
+from jaxlite.deployment.running.program import batch_of, checked, computed, program, value_of
 from jaxlite.deployment.running.tables import tabled
 
 
@@ -37,20 +38,44 @@ def runner(graph: Graph) -> Callable[[Any], Any]:
   """
   plain = program(graph)
   pieces = () if integers.missing() or jax.local_device_count('cpu') > 1 else engine.parted(formed(tabled(graph)))
-  if not any(piece.by_kernels for piece in pieces):
+  steps = [(piece.graph, _by_kernels(piece)) for piece in pieces]
+  if all(call is None for _, call in steps):
     return plain
-  steps = [(piece.graph, engine.network(piece.graph) if piece.by_kernels else None) for piece in pieces]
 
   def by_kernels(given: Mapping[str, Any]) -> Any:
     values = dict(given)
+    batch = batch_of(graph, values)
     for part, call in steps:
-      inputs = {name: values[name] for name in part.inputs}
-      found = call(*inputs.values()) if call else program(part)(inputs)
-      values |= zip(part.outputs, found if isinstance(found, list | tuple) else (found,), strict=True)
-    results = tuple(values[name] for name in graph.outputs)
+      if call:
+        values |= zip(part.outputs, call(*(values[name] for name in part.inputs)), strict=True)
+        continue
+      for one in part.operations:
+        values |= computed(part, one, values, batch)
+    results = tuple(value_of(graph, name, values, batch) for name in graph.outputs)
     return results[0] if len(results) == 1 else results
 
   def run(inputs: Any) -> Any:
-    return lax.platform_dependent(checked(graph, inputs), cpu=by_kernels, default=plain)
+    return once(checked(graph, inputs))
+
+  @jax.custom_jvp
+  def once(given: dict[str, Any]) -> Any:
+    return lax.platform_dependent(given, cpu=by_kernels, default=plain)
+
+  @once.defjvp
+  def slopes(given: Any, tangents: Any) -> Any:
+    if any(graph.values[name].dtype == np.int8 for one in graph.operations for name in one.outputs):
+      raise ValueError(
+        'a network of integers has no gradient, since it rounds; differentiate the model that it was made of'
+      )
+    return jax.jvp(plain, given, tangents)
 
   return run
+
+
+def _by_kernels(piece: engine.Piece) -> Callable[..., Any] | None:
+  if not piece.by_kernels:
+    return None
+  try:
+    return engine.network(piece.graph)
+  except ValueError:  # beyond the limits of kernels: XLA has none
+    return None

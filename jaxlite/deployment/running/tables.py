@@ -38,6 +38,8 @@ def tabled(graph: Graph) -> Graph:
       continue
     source, chain = found
     name = f'{one.outputs[0]}/table'
+    while name in values:
+      name += '_'
     constants[name] = _entries(graph, source, chain)
     values[name] = Value((256,), np.dtype(np.int8))
     operations.append(Operation(KIND, (source, name), one.outputs, {}))
@@ -61,6 +63,8 @@ def _chain(graph: Graph, made: dict[str, Operation], last: Operation) -> tuple[s
       return None
     found.append(one)
     if one.kind == 'dequantize':
+      if len(one.inputs) > 1 or graph.values[one.inputs[0]].dtype != np.int8:
+        return None
       sources.add(one.inputs[0])
     elif one.kind in _ENTRYWISE:
       waiting.extend(one.inputs)
