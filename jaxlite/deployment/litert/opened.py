@@ -30,6 +30,8 @@ def opened(schema: Any, one: Any, other: Any, sizes: tuple[int, int]) -> Any:
   Raises:
     ValueError: something differs that has no open form.
   """
+  if len(one.subgraphs) != 1 or len(other.subgraphs) != 1:
+    raise ValueError('LiteRT has this network with a loop inside, as it has sorting; what is written holds none')
   (a,), (b,) = one.subgraphs, other.subgraphs
   kinds = names_of(schema)
   if [*_steps(one)] != [*_steps(other)] or len(a.tensors) != len(b.tensors):
@@ -126,36 +128,51 @@ def _open_constant(
 
 
 def with_float_ends(schema: Any, model: Any, wanted: Sequence[np.dtype[Any]]) -> Any:
-  """Returns a model that takes the inputs that the network takes, where the converter has them on a grid already.
+  """Returns a model that takes and gives floats where the converter has grids at its ends.
 
   Args:
     schema: the module of LiteRT's classes.
     model: it is changed.
-    wanted: of each input.
+    wanted: dtypes of its inputs.
   """
   (graph,) = model.subgraphs
-  for place, (index, dtype) in enumerate(zip([*graph.inputs], wanted, strict=True)):
-    tensor = graph.tensors[index]
-    if tensor.type != schema.TensorType.INT8 or dtype == np.int8:
-      continue
-    free = schema.TensorT()
-    free.shape, free.shapeSignature, free.type, free.name = tensor.shape, tensor.shapeSignature, 0, tensor.name
-    free.buffer, free.hasRank = 0, True
-    tensor.name = f'{_text(tensor.name)}_quantized'
-    graph.tensors.append(free)
-    here = len(graph.tensors) - 1
-    step = schema.OperatorT()
-    step.opcodeIndex, step.inputs, step.outputs = _code(schema, model, 'QUANTIZE'), [here], [index]
-    graph.operators.insert(0, step)
-    graph.inputs = [here if at == place else old for at, old in enumerate(graph.inputs)]
-    for signature in model.signatureDefs or ():
-      for told in signature.inputs:
-        told.tensorIndex = here if told.tensorIndex == index else told.tensorIndex
+  small = schema.TensorType.INT8
+  for index, dtype in {int(index): dtype for index, dtype in zip(graph.inputs, wanted, strict=True)}.items():
+    if graph.tensors[index].type == small and dtype != np.int8:
+      free = _free(schema, graph, index)
+      graph.operators.insert(0, _step(schema, model, 'QUANTIZE', free, index))
+      graph.inputs = [free if old == index else old for old in graph.inputs]
+      _point(model, 'inputs', index, free)
+  for index in dict.fromkeys(int(index) for index in graph.outputs):
+    if graph.tensors[index].type == small and graph.tensors[index].quantization.scale is not None:
+      free = _free(schema, graph, index)
+      graph.operators.append(_step(schema, model, 'DEQUANTIZE', index, free))
+      graph.outputs = [free if old == index else old for old in graph.outputs]
+      _point(model, 'outputs', index, free)
   return model
 
 
-def _text(name: Any) -> str:
-  return name.decode() if isinstance(name, bytes) else str(name)
+def _free(schema: Any, graph: Any, index: int) -> int:
+  """A new float of the shape of a tensor, which takes its name."""
+  tensor, free = graph.tensors[index], schema.TensorT()
+  free.shape, free.shapeSignature, free.name, free.hasRank = tensor.shape, tensor.shapeSignature, tensor.name, True
+  free.type, free.buffer = schema.TensorType.FLOAT32, 0
+  tensor.name = f'{tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name}_quantized'
+  graph.tensors.append(free)
+  return len(graph.tensors) - 1
+
+
+def _step(schema: Any, model: Any, kind: str, source: int, to: int) -> Any:
+  step = schema.OperatorT()
+  step.opcodeIndex, step.inputs, step.outputs = _code(schema, model, kind), [source], [to]
+  return step
+
+
+def _point(model: Any, end: str, index: int, free: int) -> None:
+  """A signature names another tensor."""
+  for signature in model.signatureDefs or ():
+    for told in getattr(signature, end):
+      told.tensorIndex = free if told.tensorIndex == index else told.tensorIndex
 
 
 def _code(schema: Any, model: Any, kind: str) -> int:
