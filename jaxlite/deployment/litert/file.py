@@ -18,7 +18,6 @@ import numpy as np
 from jaxlite import errors
 from jaxlite.deployment import agreement
 from jaxlite.deployment.litert import opened
-from jaxlite.deployment.litert.earlier import requantized_earlier
 from jaxlite.deployment.litert.grids import KINDS, grids
 from jaxlite.deployment.litert.marked import stablehlo
 from jaxlite.deployment.operations import Graph
@@ -46,7 +45,6 @@ def litert_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> byt
       open there.
   """
   errors.need('a LiteRT file', 'litert_converter')
-  graph = requantized_earlier(graph)
   stored = [name for name in graph.outputs if name in grids(graph)]
   if stored:
     raise ValueError(f'LiteRT is written with floats at the end; {stored[0]} is stored as integers: dequantize it')
@@ -71,6 +69,7 @@ def _converted(graph: Graph, batch: int) -> bytes:
   count = len(graph.outputs)
   outputs = ['output'] if count == 1 else [f'output{index}' for index in range(count)]
   config = converter.ConvertToTFLConfig()
+  config.canonicalizing_inf_as_min_max_float = False  # an infinity is no large number
   config.qdq_conversion_mode = 'STATIC' if any(one.kind in KINDS for one in graph.operations) else 'NONE'
   try:
     with context:

@@ -7,7 +7,7 @@ which becomes a quantization and its reverse in the program's text. No operation
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,15 @@ import numpy as np
 from jax import lax
 
 from jaxlite.deployment.litert.grids import Grid, grids
-from jaxlite.deployment.operations import Graph, Operation, sized
+from jaxlite.deployment.operations import Batch, Graph, Operation, sized
 from jaxlite.deployment.running import program
 
 _MARK = 'jaxlite_grid_'
 _LOW, _HIGH = -128, 127
+_SPREADING = frozenset(  # operands reach each other's size by themselves, there too
+  {'add', 'sub', 'mul', 'div', 'max', 'min', 'pow', 'rem', 'eq', 'ne', 'lt', 'le', 'gt', 'ge', 'and', 'or', 'xor'}
+  | {'select_n', 'quantized_add'}
+)
 _FLOAT = np.dtype(np.float32)
 _CALL = re.compile(
   rf'(?P<out>%\S+) = stablehlo\.custom_call @{_MARK}(?P<index>\d+)\((?P<x>%[^)\s]+)\).*: '
@@ -72,14 +76,25 @@ def _marked(graph: Graph, batch: int, types: list[str]) -> Callable[..., tuple[j
 
   def run(*inputs: Any) -> tuple[jax.Array, ...]:
     held: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
+
+    def spread(names: Sequence[str]) -> None:
+      for name in names:
+        if name in graph.constants and name not in held and Batch() in graph.values[name].shape:
+          rows = _rows(real, name, inputs[0], batch)
+          kind = _kind(on[name]) if name in on else ''
+          held[name] = mark(rows, kind) if kind else rows
+
     for one in graph.operations:
       (output,) = one.outputs[:1]
+      if one.kind not in _SPREADING:
+        spread(one.inputs)
       if one.kind in _RULES:
         held[output] = _RULES[one.kind](_Reader(real, held, batch, mark), one)
       else:
         held.update(program.computed(real, one, held, batch))
       if output in on:
         held[output] = _on_grid(held[output], on[output], one, mark)
+    spread(graph.outputs)
     return tuple(held[name] if name in held else jnp.asarray(_whole(real, name, batch)) for name in graph.outputs)
 
   return run
@@ -94,6 +109,18 @@ def integers_of(grid: Grid, array: np.ndarray) -> np.ndarray:
   return (array.astype(np.float32) - np.float32(grid.zero_point)) * np.float32(grid.scale)
 
 
+def _rows(graph: Graph, name: str, first: Any, batch: int) -> Any:
+  """A constant for each example, as a sum with nothing of each: LiteRT cannot spread one over an open batch."""
+  shape, array = graph.values[name].shape, jnp.asarray(graph.constants[name])
+  grows = [isinstance(size, Batch) for size in shape]
+  if sum(grows) != 1 or Batch() not in shape or not first.size:
+    return jnp.broadcast_to(array, sized(shape, batch))
+  some = first[(slice(None), *[slice(0, 1)] * (first.ndim - 1))].reshape([batch if each else 1 for each in grows])
+  never = some.astype(jnp.float32) > np.float32(np.inf)  # whatever it is, and no compiler knows that
+  rows = array ^ never if array.dtype == bool else array + never.astype(array.dtype)
+  return jnp.broadcast_to(rows, sized(shape, batch))
+
+
 def _whole(graph: Graph, name: str, batch: int) -> np.ndarray:
   return np.broadcast_to(graph.constants[name], sized(graph.values[name].shape, batch))
 
@@ -103,12 +130,16 @@ def _on_grid(x: Any, grid: Grid, one: Operation, mark: Callable[[Any, str], jax.
   low, high = one.attributes.get('low', _LOW), one.attributes.get('high', _HIGH)
   if low == grid.zero_point and low > _LOW:
     x, low = jnp.maximum(x, np.float32(0)), _LOW
-  kind = f'!quant.uniform<i8:f32, {_told(grid.scale)}:{grid.zero_point}>'
+  kind = _kind(grid)
   x = mark(x, kind)
   if (low, high) != (_LOW, _HIGH):
     edges = integers_of(grid, np.array([low, high], np.int8))
     x = mark(jnp.minimum(jnp.maximum(x, edges[0]), edges[1]), kind)
   return x
+
+
+def _kind(grid: Grid) -> str:
+  return f'!quant.uniform<i8:f32, {_told(grid.scale)}:{grid.zero_point}>'
 
 
 def _told(scale: Any) -> str:
@@ -176,6 +207,28 @@ def _dot(r: _Reader, one: Operation) -> jax.Array:
   return lax.dot_general(a, b, one.attributes['dimension_numbers'], precision=lax.Precision.HIGHEST)
 
 
+def _requantize(r: _Reader, one: Operation) -> jax.Array:
+  return _plus_nothing(r, r.value(one.inputs[0]), one.attributes['x_scale'])
+
+
+def _plus_nothing(r: _Reader, x: jax.Array, scale: float) -> jax.Array:
+  """A value as its sum with a stored zero, which goes to another grid by itself.
+
+  Two grids in a row the converter makes one, which rounds once where the rule rounds twice, or gives to a pool or a
+  move that can have only one. It knows no zero in what is only stored as zero.
+  """
+  return x + r.mark(jnp.full((1,) * x.ndim, np.float32(0.25 * scale)), _kind(Grid(scale, 0)))
+
+
+def _add(r: _Reader, one: Operation) -> jax.Array:
+  a, b = one.inputs
+  for name, other, letter in ((b, a, 'a'), (a, b, 'b')):
+    array = r.graph.constants.get(name)
+    if array is not None and not array.any() and other in r.held:  # a bias that was never trained
+      return _plus_nothing(r, r.value(other), one.attributes[f'{letter}_scale'])
+  return r.value(a) + r.value(b)
+
+
 def _dequantize(r: _Reader, one: Operation) -> jax.Array:
   if len(one.inputs) == 1:
     return r.value(one.inputs[0])
@@ -185,11 +238,11 @@ def _dequantize(r: _Reader, one: Operation) -> jax.Array:
 
 _RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
   'quantize': lambda r, one: r.value(one.inputs[0]),
-  'requantize': lambda r, one: r.value(one.inputs[0]),
+  'requantize': _requantize,
   'dequantize': _dequantize,
   'quantized_dense': _dense,
   'quantized_conv': _conv,
   'quantized_dot': _dot,
-  'quantized_add': lambda r, one: r.value(one.inputs[0]) + r.value(one.inputs[1]),
+  'quantized_add': _add,
   'quantized_mean': lambda r, one: jnp.mean(r.value(one.inputs[0]), axis=tuple(one.attributes['axes'])),
 }

@@ -33,6 +33,7 @@ def opened(schema: Any, one: Any, other: Any, sizes: tuple[int, int]) -> Any:
   if len(one.subgraphs) != 1 or len(other.subgraphs) != 1:
     raise ValueError('LiteRT has this network with a loop inside, as it has sorting; what is written holds none')
   (a,), (b,) = one.subgraphs, other.subgraphs
+  ends = {int(index) for index in a.outputs}
   kinds = names_of(schema)
   if [*_steps(one)] != [*_steps(other)] or len(a.tensors) != len(b.tensors):
     raise ValueError('LiteRT computes this network otherwise for each batch size')
@@ -47,6 +48,8 @@ def opened(schema: Any, one: Any, other: Any, sizes: tuple[int, int]) -> Any:
     if data is None:
       _open_shape(tensor, twin, sizes)
     elif len(data) != len(there) or not np.array_equal(data, there):
+      if index in ends:
+        raise ValueError('LiteRT has no open batch in an answer that depends on no input')
       one.buffers.append(schema.BufferT())
       tensor.buffer = len(one.buffers) - 1  # another may share the old one
       one.buffers[-1].data = _open_constant(schema, a, tensor, twin, data, there, reads)
@@ -103,7 +106,7 @@ def _open_constant(
         break
       rows = first
     else:
-      if kinds <= {*_SPREAD}:
+      if kinds and kinds <= {*_SPREAD}:
         tensor.shape, tensor.shapeSignature = [*rows.shape[:-1]], None
         return np.ascontiguousarray(rows).reshape(-1)
     raise ValueError(f'LiteRT has no open batch where {", ".join(sorted(kinds))} reads an array that grows with it')
