@@ -18,7 +18,7 @@ from jaxlite import models
 from jaxlite.deployment import agreement, formats
 from jaxlite.deployment.integers.conversion import quantized
 from jaxlite.deployment.litert import file as litert
-from jaxlite.deployment.litert.grids import Grid, grids
+from jaxlite.deployment.litert.grids import Grid, grids, separate
 from jaxlite.deployment.litert.marked import stablehlo
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, reference
 from jaxlite.deployment.operations.lowering import lower
@@ -277,3 +277,15 @@ def test_infinities_stay_what_they_are():
     litert.answers(litert.litert_bytes(graph), {'input': x}), reference.run(graph, x), strict=True
   ):
     np.testing.assert_array_equal(found, want)
+
+
+def test_one_zero_pads_values_of_two_grids():
+  graph = moved('reshape', (32,), new_sizes=(B, 32))
+  values = {**graph.values, 'zero': Value((), INT8), 'p': Value((B, 33), INT8), 'o': Value((B, 33), INT8)}
+  wide = {'padding_config': ((0, 0, 0), (0, 1, 0))}
+  quantize, move, again, _ = graph.operations
+  steps = (quantize, move, again, Operation('pad', ('m', 'zero'), ('p',), wide),
+           Operation('pad', ('r', 'zero'), ('o',), wide))  # fmt: skip
+  both = graph._replace(operations=steps, values=values, constants={'zero': np.array(3, np.int8)}, outputs=('p', 'o'))
+  found = grids(separate(both))
+  assert (found['p'], found['o']) == (Grid(0.05, 3), Grid(0.031, -128))

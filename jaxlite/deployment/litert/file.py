@@ -18,7 +18,7 @@ import numpy as np
 from jaxlite import errors
 from jaxlite.deployment import agreement
 from jaxlite.deployment.litert import opened
-from jaxlite.deployment.litert.grids import KINDS, grids
+from jaxlite.deployment.litert.grids import KINDS, grids, separate
 from jaxlite.deployment.litert.marked import stablehlo
 from jaxlite.deployment.operations import Graph
 from jaxlite.host.files import write_bytes
@@ -45,6 +45,7 @@ def litert_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> byt
       open there.
   """
   errors.need('a LiteRT file', 'litert_converter')
+  graph = separate(graph)
   stored = [name for name in graph.outputs if name in grids(graph)]
   if stored:
     raise ValueError(f'LiteRT is written with floats at the end; {stored[0]} is stored as integers: dequantize it')

@@ -20,6 +20,21 @@ class Grid(NamedTuple):
   zero_point: int
 
 
+def separate(graph: Graph) -> Graph:
+  """Returns a graph in which each reader has an int8 constant of its own: one zero pads values of several grids."""
+  values, constants, operations = dict(graph.values), dict(graph.constants), []
+  for index, one in enumerate(graph.operations):
+    names = []
+    for name in one.inputs:
+      if name in graph.constants and graph.values[name].dtype == np.int8:
+        own = f'{name}/{index}'
+        values[own], constants[own] = graph.values[name], graph.constants[name]
+        name = own
+      names.append(name)
+    operations.append(one._replace(inputs=tuple(names)))
+  return graph._replace(operations=tuple(operations), values=values, constants=constants)
+
+
 def grids(graph: Graph) -> dict[str, Grid]:
   """Returns the grid of each int8 value that has one; what only moves values passes its grid on.
 

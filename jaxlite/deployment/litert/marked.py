@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlite.deployment.litert.grids import Grid, grids
+from jaxlite.deployment.litert.grids import Grid, grids, separate
 from jaxlite.deployment.operations import Batch, Graph, Operation, sized
 from jaxlite.deployment.running import program
 
@@ -42,7 +42,7 @@ def stablehlo(graph: Graph, batch: int) -> str:
   Raises:
     ValueError: an operation that has no form in JAX, or grids that contradict each other.
   """
-  types: list[str] = []
+  graph, types = separate(graph), list[str]()
   shapes = [
     jax.ShapeDtypeStruct(sized(graph.values[name].shape, batch), graph.values[name].dtype) for name in graph.inputs
   ]
