@@ -16,9 +16,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # What pip installs, where its name is not that of the module.
 _PIP = {
+  'ai_edge_litert': "'jaxlite[litert]'",
   'equinox': "'jaxlite[equinox]'",
   'haiku': "'jaxlite[haiku]'",
   'keras': "'jaxlite[keras]'",
+  'litert_converter': "'jaxlite[litert]'",
   'orbax.checkpoint': 'orbax-checkpoint',
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',
@@ -43,7 +45,7 @@ def need(asker: str, *modules: str) -> None:
   """
   missing = [module for module in modules if not _is_there(module)]
   if missing:
-    names = ' '.join(_PIP.get(module, module) for module in missing)
+    names = ' '.join(dict.fromkeys(_PIP.get(module, module) for module in missing))
     raise ImportError(f'{asker} needs {", ".join(missing)}: pip install {names}')
 
 

@@ -44,7 +44,9 @@ NETWORKS = {'flax', 'equinox', 'haiku', 'keras'}
 # Inside functions: what writes a file, and what answers from one in a process of its own.
 RUNTIMES = {
   'jaxlite.deployment.onnx.file': {'onnx', 'onnxruntime'},
-  'jaxlite.deployment.answer': {'onnxruntime', 'safetensors', 'ml_dtypes'},
+  'jaxlite.deployment.litert.file': {'litert_converter', 'ai_edge_litert'},
+  'jaxlite.deployment.litert.opened': {'flatbuffers'},
+  'jaxlite.deployment.answer': {'ai_edge_litert', 'onnxruntime', 'safetensors', 'ml_dtypes'},
   'jaxlite.deployment.packed.shapes': {'ml_dtypes'},
 }
 HEAVY = ('jax', 'orbax', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'flax', 'numpy')

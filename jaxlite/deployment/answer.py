@@ -2,8 +2,8 @@
 
   python answer.py KIND FILE IN.npz OUT.npz
 
-KIND is the runtime: 'onnx', 'stablehlo', 'c', 'safetensors', or 'module:NAME:FUNCTION', a function (path) -> (inputs by
-name) -> outputs. IN holds 'inputs/<name>' [N, ...], as bytes where 'kinds/<name>' names a dtype that NumPy lacks; what
+KIND is the runtime: 'onnx', 'litert', 'stablehlo', 'c', 'safetensors', or 'module:NAME:FUNCTION', a function
+(path) -> (inputs by name) -> outputs. IN holds 'inputs/<name>' [N, ...], as bytes where 'kinds/<name>' names a dtype that NumPy lacks; what
 is timed, and for how long, in 'batches' and 'seconds'. OUT gets 'output/<index>', times in seconds by batch size and
 the largest memory of this process in bytes.
 """
@@ -73,6 +73,8 @@ def _memory() -> int:
 def _opened(kind: str, path: str, threads: int) -> Answer:
   if kind == 'onnx':
     return _onnx(path, threads)
+  if kind == 'litert':
+    return _litert(path, threads)
   if kind == 'stablehlo':
     return _stablehlo(path)
   _, module, function = kind.split(':')
@@ -86,6 +88,18 @@ def _onnx(path: str, threads: int) -> Answer:
   options.intra_op_num_threads = threads
   session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
   return lambda inputs: session.run(None, inputs)
+
+
+def _litert(path: str, threads: int) -> Answer:
+  from ai_edge_litert.interpreter import Interpreter
+
+  run = Interpreter(path, num_threads=threads or None).get_signature_runner()
+
+  def answer(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    found = run(**inputs)
+    return [found[name] for name in sorted(found, key=lambda name: int(name.removeprefix('output') or 0))]
+
+  return answer
 
 
 def _c(path: str, command: list[str], names: list[str], ends: list[np.ndarray]) -> Answer:

@@ -56,9 +56,9 @@ def deploy(
 
   Args:
     source: a run's folder, or a Network with the model that it was made of.
-    formats: 'onnx', 'stablehlo' (any platform of JAX, without jaxlite), 'safetensors' (values alone), 'pack' (one
-      small file) and 'c' (one C99 file); several in a tuple, or one text with commas. None for all whose packages are
-      here.
+    formats: 'onnx', 'litert' (TensorFlow Lite's), 'stablehlo' (any platform of JAX, without jaxlite), 'safetensors'
+      (values alone), 'pack' (one small file) and 'c' (one C99 file); several in a tuple, or one text with commas. None
+      for all whose packages are here.
     out: the folder of the files; None for 'deployed' in the run's.
     which: a checkpoint, as for `jl.load`.
     model, recipe, task: as for `jl.load`, of a run whose network is one of your own and that an older version made.

@@ -14,6 +14,7 @@ from jax import export
 from jaxlite import errors
 from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment.c.file import write_c
+from jaxlite.deployment.litert.file import litert_bytes
 from jaxlite.deployment.onnx.file import onnx_bytes
 from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.operations.patterns import recognized
@@ -48,6 +49,11 @@ class Format(NamedTuple):
 def _onnx(subject: Subject, integers: Graph | None, path: Path) -> None:
   assert subject.graph is not None
   write_bytes(path, onnx_bytes(integers or recognized(subject.graph), about=subject.about))
+
+
+def _litert(subject: Subject, integers: Graph | None, path: Path) -> None:
+  assert subject.graph is not None
+  write_bytes(path, litert_bytes(integers or recognized(subject.graph), about=subject.about))
 
 
 def _stablehlo(subject: Subject, integers: Graph | None, path: Path) -> None:
@@ -155,6 +161,17 @@ session = onnxruntime.InferenceSession('network.onnx')
 inputs = {one.name: ... for one in session.get_inputs()}  # raw, as in training: arrays [N, ...]
 outputs = session.run(None, inputs)[0]
 print(session.get_modelmeta().custom_metadata_map)  # class names, versions""",
+  ),
+  'litert': Format(
+    'network.tflite',
+    ('litert_converter', 'ai_edge_litert'),
+    _litert,
+    'litert',
+    True,
+    """from ai_edge_litert.interpreter import Interpreter
+run = Interpreter('network.tflite').get_signature_runner()  # any batch size; the first call of each prepares it
+inputs = {name: ... for name in run.get_input_details()}  # raw, as in training: arrays [N, ...]
+outputs = run(**inputs)['output']""",
   ),
   'stablehlo': Format(
     'network.stablehlo',

@@ -22,7 +22,7 @@ absl_flags.DEFINE_enum(
   'mode', 'train', ['train', 'eval', 'deploy'], 'train, evaluate what was trained, or write it for other runtimes'
 )
 absl_flags.DEFINE_string(
-  'formats', None, 'of --mode=deploy: pack,c,onnx,stablehlo,safetensors (default: all that can be written here)'
+  'formats', None, 'of --mode=deploy: pack,c,onnx,litert,stablehlo,safetensors (default: all that can be written here)'
 )
 absl_flags.DEFINE_string('out', None, "of --mode=deploy: the folder of the files (default: deployed, in the run's)")
 absl_flags.DEFINE_string('which', None, 'of --mode=deploy: the checkpoint, best (the default), latest or a step')

@@ -76,6 +76,7 @@ def test_remat_is_kept():
   assert has_primitive(jaxpr, 'remat', 'remat2', 'checkpoint')
 
 
+@pytest.mark.unoptimized(False)
 @pytest.mark.parametrize('wrap', [lambda fn: fn, jax.checkpoint])
 def test_inside_a_scan_a_tap_is_stacked_layer_first(wrap):
   p = {'a': P['a'], 'stack': STACK}

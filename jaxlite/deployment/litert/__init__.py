@@ -1,0 +1,1 @@
+"""A list of operations as a LiteRT file."""

@@ -1,0 +1,248 @@
+"""A list of operations as a JAX function of floats in which every grid is marked: what a converter puts together again.
+
+An int8 value is the float that it stands for, and passes a mark of its grid: a call by a name that holds a number,
+which becomes a quantization and its reverse in the program's text. No operation but those of floats is left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlite.deployment.litert.grids import Grid, grids, separate
+from jaxlite.deployment.operations import Batch, Graph, Operation, sized
+from jaxlite.deployment.running import program
+
+_MARK = 'jaxlite_grid_'
+_LOW, _HIGH = -128, 127
+_SPREADING = frozenset(  # operands reach each other's size by themselves, there too
+  {'add', 'sub', 'mul', 'div', 'max', 'min', 'pow', 'rem', 'eq', 'ne', 'lt', 'le', 'gt', 'ge', 'and', 'or', 'xor'}
+  | {'select_n', 'quantized_add'}
+)
+_FLOAT = np.dtype(np.float32)
+_CALL = re.compile(
+  rf'(?P<out>%\S+) = stablehlo\.custom_call @{_MARK}(?P<index>\d+)\((?P<x>%[^)\s]+)\).*: '
+  r'\((?P<type>tensor<(?P<shape>[\dx]*?)x?f32>)\) -> .*'
+)
+
+
+def stablehlo(graph: Graph, batch: int) -> str:
+  """Returns a graph at one batch size as StableHLO in which each int8 value is quantized and dequantized.
+
+  Args:
+    graph: of floats or of integers.
+    batch: the batch size.
+
+  Raises:
+    ValueError: an operation that has no form in JAX, or grids that contradict each other.
+  """
+  graph, types = separate(graph), list[str]()
+  shapes = [
+    jax.ShapeDtypeStruct(sized(graph.values[name].shape, batch), graph.values[name].dtype) for name in graph.inputs
+  ]
+  traced = jax.jit(_marked(graph, batch, types)).trace(*shapes)
+  text = traced.lower(lowering_platforms=('cpu',)).as_text()
+
+  def written(found: re.Match[str]) -> str:
+    out, x, real, shape = found['out'], found['x'], found['type'], found['shape']
+    kind = f'tensor<{shape}{"x" if shape else ""}{types[int(found["index"])]}>'
+    held = f'%held_{out[1:]}'
+    return (
+      f'{held} = stablehlo.uniform_quantize {x} : ({real}) -> {kind}\n'
+      f'    {out} = stablehlo.uniform_dequantize {held} : ({kind}) -> {real}'
+    )
+
+  text = _CALL.sub(written, text)
+  if _MARK in text:
+    raise AssertionError('a mark in the text of a program has another form than this jaxlite knows')
+  return text
+
+
+def _marked(graph: Graph, batch: int, types: list[str]) -> Callable[..., tuple[jax.Array, ...]]:
+  on = grids(graph)
+  values = {name: value._replace(dtype=_FLOAT) if name in on else value for name, value in graph.values.items()}
+  constants = {name: integers_of(on[name], array) if name in on else array for name, array in graph.constants.items()}
+  real = graph._replace(values=values, constants=constants)
+
+  def mark(x: Any, kind: str) -> jax.Array:
+    types.append(kind)
+    return jax.ffi.ffi_call(f'{_MARK}{len(types) - 1}', jax.ShapeDtypeStruct(x.shape, _FLOAT))(x)
+
+  def run(*inputs: Any) -> tuple[jax.Array, ...]:
+    held: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
+
+    def spread(names: Sequence[str]) -> None:
+      for name in names:
+        if name in graph.constants and name not in held and Batch() in graph.values[name].shape:
+          rows = _rows(real, name, inputs[0], batch)
+          kind = _kind(on[name]) if name in on else ''
+          held[name] = mark(rows, kind) if kind else rows
+
+    for one in graph.operations:
+      (output,) = one.outputs[:1]
+      if one.kind not in _SPREADING:
+        spread(one.inputs)
+      if one.kind in _RULES:
+        held[output] = _RULES[one.kind](_Reader(real, held, batch, mark), one)
+      else:
+        held.update(program.computed(real, one, held, batch))
+      if output in on:
+        held[output] = _on_grid(held[output], on[output], one, mark)
+    spread(graph.outputs)
+    return tuple(held[name] if name in held else jnp.asarray(_whole(real, name, batch)) for name in graph.outputs)
+
+  return run
+
+
+def integers_of(grid: Grid, array: np.ndarray) -> np.ndarray:
+  """The floats that stored integers stand for.
+
+  >>> integers_of(Grid(0.5, 2), np.array([2, 4], np.int8)).tolist()
+  [0.0, 1.0]
+  """
+  return (array.astype(np.float32) - np.float32(grid.zero_point)) * np.float32(grid.scale)
+
+
+def _rows(graph: Graph, name: str, first: Any, batch: int) -> Any:
+  """A constant for each example, as a sum with nothing of each: LiteRT cannot spread one over an open batch."""
+  shape, array = graph.values[name].shape, jnp.asarray(graph.constants[name])
+  grows = [isinstance(size, Batch) for size in shape]
+  if sum(grows) != 1 or Batch() not in shape or not first.size:
+    return jnp.broadcast_to(array, sized(shape, batch))
+  some = first[(slice(None), *[slice(0, 1)] * (first.ndim - 1))].reshape([batch if each else 1 for each in grows])
+  never = some.astype(jnp.float32) > np.float32(np.inf)  # whatever it is, and no compiler knows that
+  rows = array ^ never if array.dtype == bool else array + never.astype(array.dtype)
+  return jnp.broadcast_to(rows, sized(shape, batch))
+
+
+def _whole(graph: Graph, name: str, batch: int) -> np.ndarray:
+  return np.broadcast_to(graph.constants[name], sized(graph.values[name].shape, batch))
+
+
+def _on_grid(x: Any, grid: Grid, one: Operation, mark: Callable[[Any, str], jax.Array]) -> jax.Array:
+  """A float onto its grid: a ReLU before it, other cuts behind it, so that a layer and its grid stay together."""
+  low, high = one.attributes.get('low', _LOW), one.attributes.get('high', _HIGH)
+  if low == grid.zero_point and low > _LOW:
+    x, low = jnp.maximum(x, np.float32(0)), _LOW
+  kind = _kind(grid)
+  x = mark(x, kind)
+  if (low, high) != (_LOW, _HIGH):
+    edges = integers_of(grid, np.array([low, high], np.int8))
+    x = mark(jnp.minimum(jnp.maximum(x, edges[0]), edges[1]), kind)
+  return x
+
+
+def _kind(grid: Grid) -> str:
+  return f'!quant.uniform<i8:f32, {_told(grid.scale)}:{grid.zero_point}>'
+
+
+def _told(scale: Any) -> str:
+  return f'{float(np.float32(scale)):.17e}'  # MLIR reads no number without a point
+
+
+class _Reader:
+  """What the rules read: values, constants, and marks."""
+
+  def __init__(self, graph: Graph, held: Mapping[str, Any], batch: int, mark: Callable[[Any, str], jax.Array]) -> None:
+    self.graph, self.held, self.batch, self.mark = graph, held, batch, mark
+
+  def value(self, name: str) -> Any:
+    return self.held[name] if name in self.held else jnp.asarray(_whole(self.graph, name, self.batch))
+
+  def known(self, name: str) -> np.ndarray:
+    if name not in self.graph.constants:
+      raise ValueError(f'LiteRT is written of layers with known weights; {name} is computed')
+    return _whole(self.graph, name, 1)
+
+  def weight(self, q: np.ndarray, scales: np.ndarray, axis: int) -> jax.Array:
+    """Stored int8 with a scale for each entry of an axis, marked."""
+    wide = scales.astype(np.float32).reshape([-1 if index == axis else 1 for index in range(q.ndim)])
+    reach = '<-127:127>' if q.min(initial=0) > _LOW else ''
+    numbers = ','.join(_told(scale) for scale in scales)
+    return self.mark(jnp.asarray(q.astype(np.float32) * wide), f'!quant.uniform<i8{reach}:f32:{axis}, {{{numbers}}}>')
+
+  def bias(self, one: Operation) -> np.ndarray | None:
+    """A bias as the floats that its integers stand for, on the grid of the sum."""
+    if len(one.inputs) < 4:
+      return None
+    step = np.float64(one.attributes['x_scale']) * self.known(one.inputs[2]).astype(np.float64)
+    return (self.known(one.inputs[3]) * step).astype(np.float32)
+
+
+def _dense(r: _Reader, one: Operation) -> jax.Array:
+  x, w, scales, *_ = one.inputs
+  out = jnp.matmul(r.value(x), r.weight(r.known(w), r.known(scales), 1), precision=lax.Precision.HIGHEST)
+  bias = r.bias(one)
+  return out if bias is None else out + bias
+
+
+def _conv(r: _Reader, one: Operation) -> jax.Array:
+  x, w, scales, *_ = one.inputs
+  told, kernel = one.attributes, np.moveaxis(r.known(w), 0, -1)  # [space..., C / groups, O]
+  last = kernel.ndim - 1
+  channels_last = (0, last, *range(1, last))
+  out = lax.conv_general_dilated(
+    r.value(x),
+    r.weight(kernel, r.known(scales), last),
+    told['strides'],
+    told['padding'],
+    lhs_dilation=told['input_dilation'],
+    rhs_dilation=told['dilation'],
+    dimension_numbers=lax.ConvDimensionNumbers(channels_last, (last, last - 1, *range(last - 1)), channels_last),
+    feature_group_count=told['groups'],
+    precision=lax.Precision.HIGHEST,
+  )
+  bias = r.bias(one)
+  return out if bias is None else out + bias
+
+
+def _dot(r: _Reader, one: Operation) -> jax.Array:
+  a, b = (r.value(name) for name in one.inputs)
+  return lax.dot_general(a, b, one.attributes['dimension_numbers'], precision=lax.Precision.HIGHEST)
+
+
+def _requantize(r: _Reader, one: Operation) -> jax.Array:
+  return _plus_nothing(r, r.value(one.inputs[0]), one.attributes['x_scale'])
+
+
+def _plus_nothing(r: _Reader, x: jax.Array, scale: float) -> jax.Array:
+  """A value as its sum with a stored zero, which goes to another grid by itself.
+
+  Two grids in a row the converter makes one, which rounds once where the rule rounds twice, or gives to a pool or a
+  move that can have only one. It knows no zero in what is only stored as zero.
+  """
+  return x + r.mark(jnp.full((1,) * x.ndim, np.float32(0.25 * scale)), _kind(Grid(scale, 0)))
+
+
+def _add(r: _Reader, one: Operation) -> jax.Array:
+  a, b = one.inputs
+  for name, other, letter in ((b, a, 'a'), (a, b, 'b')):
+    array = r.graph.constants.get(name)
+    if array is not None and not array.any() and other in r.held:  # a bias that was never trained
+      return _plus_nothing(r, r.value(other), one.attributes[f'{letter}_scale'])
+  return r.value(a) + r.value(b)
+
+
+def _dequantize(r: _Reader, one: Operation) -> jax.Array:
+  if len(one.inputs) == 1:
+    return r.value(one.inputs[0])
+  q, scales = (r.known(name) for name in one.inputs)
+  return r.weight(q, scales, one.attributes.get('axis', 0))
+
+
+_RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
+  'quantize': lambda r, one: r.value(one.inputs[0]),
+  'requantize': _requantize,
+  'dequantize': _dequantize,
+  'quantized_dense': _dense,
+  'quantized_conv': _conv,
+  'quantized_dot': _dot,
+  'quantized_add': _add,
+  'quantized_mean': lambda r, one: jnp.mean(r.value(one.inputs[0]), axis=tuple(one.attributes['axes'])),
+}
