@@ -3,9 +3,9 @@
   python answer.py KIND FILE IN.npz OUT.npz
 
 KIND is the runtime: 'onnx', 'litert', 'stablehlo', 'c', 'safetensors', or 'module:NAME:FUNCTION', a function
-(path) -> (inputs by name) -> outputs. IN holds 'inputs/<name>' [N, ...], as bytes where 'kinds/<name>' names a dtype that NumPy lacks; what
-is timed, and for how long, in 'batches' and 'seconds'. OUT gets 'output/<index>', times in seconds by batch size and
-the largest memory of this process in bytes.
+(path) -> (inputs by name) -> outputs. IN holds 'inputs/<name>' [N, ...], as bytes where 'kinds/<name>' names a dtype
+that NumPy lacks; what is timed, and for how long, in 'batches' and 'seconds'. OUT gets 'output/<index>', times in
+seconds by batch size and the largest memory of this process in bytes.
 """
 
 from __future__ import annotations
