@@ -22,7 +22,7 @@ def shrunk_at_random(network, rng, **options):
   return jl.shrink(model, params, state, inputs, keep=keep, multiple=1, scores=scores, key=jax.random.key(3), **options)
 
 
-@pytest.mark.parametrize('name', ['resnet8', 'vit', 'function'])
+@pytest.mark.parametrize('name', ['vit', 'function', pytest.param('resnet8', marks=pytest.mark.slow)])
 def test_what_is_left_computes_what_the_masked_network_does(name):
   network = shrinking.network(name)
   small = shrunk_at_random(network, np.random.default_rng(1))
