@@ -249,7 +249,7 @@ def test_without_its_packages_it_says_what_is_missing(monkeypatch, tmp_path):
   for call in (litert.litert_bytes, lambda graph: litert.write_litert(graph, tmp_path / 'net.tflite', {})):
     with pytest.raises(ImportError, match=r'a LiteRT file needs litert_converter.*pip install .*jaxlite\[litert\]'):
       call(moved('reshape', (32,), new_sizes=(B, 32)))
-  assert 'litert_converter' in formats.missing(formats.FORMATS['litert'])
+  assert 'litert_converter' in formats.missing('litert')
 
 
 @runs
