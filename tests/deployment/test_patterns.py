@@ -29,6 +29,18 @@ def test_a_scale_and_a_shift_are_folded_into_the_contraction_before_them():
   agree(reference.run(graph, x), fn({}, x))
 
 
+def test_a_weight_that_is_one_number_everywhere_takes_a_scale_and_a_shift_too():
+  x, many = floats(4, 3), np.array([2.0, 3.0], np.float32)
+  for fn in (
+    lambda p, x: x @ jnp.ones((3, 2)) * 2,
+    lambda p, x: x @ jnp.ones((3, 2)) * many + 1,
+    lambda p, x: x @ jnp.ones((3, 2)) + many,
+  ):
+    graph = recognized(lower(fn, {}, x))
+    assert [one.kind for one in graph.operations] == ['dense']
+    agree(reference.run(graph, x), fn({}, x))
+
+
 def test_a_value_that_two_read_is_not_folded():
   w, b = floats(3, 4), floats(4)
   fn = lambda p, x: (x @ w + b) * (x @ w)  # noqa: E731

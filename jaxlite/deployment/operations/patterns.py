@@ -147,7 +147,7 @@ def _dense(editor: Editor, one: Operation) -> str | None:
   x = _ordered(editor, x, (*lead, *inner))
   if len(inner) != 1:
     x = editor.add('reshape', [x], editor.fresh(x), (*kept, length), new_sizes=(*kept, length))
-  plain = outer == (0,) and array.ndim == 2
+  plain = outer == (0,) and array.ndim == 2 and editor.constants[w].shape == array.shape  # else it is written out
   weight = w if plain else editor.constant(w, array.transpose(*outer, *free).reshape(length, width))
   swapped = at == 0 and lead and free
   result = output if len(free) == 1 and not swapped else editor.fresh(output)
