@@ -147,7 +147,7 @@ def _dense(editor: Editor, one: Operation) -> str | None:
   x = _ordered(editor, x, (*lead, *inner))
   if len(inner) != 1:
     x = editor.add('reshape', [x], editor.fresh(x), (*kept, length), new_sizes=(*kept, length))
-  plain = outer == (0,) and array.ndim == 2 and editor.constants[w].shape == array.shape  # else it is written out
+  plain = outer == (0,) and array.ndim == 2
   weight = w if plain else editor.constant(w, array.transpose(*outer, *free).reshape(length, width))
   swapped = at == 0 and lead and free
   result = output if len(free) == 1 and not swapped else editor.fresh(output)
@@ -229,7 +229,7 @@ def _fold(editor: Editor, one: Operation) -> str | None:
   if array.ndim and array.size != array.shape[-1]:
     return None
   axis = 1 if maker.kind == 'dense' else 0
-  weight = editor.constants[maker.inputs[1]]
+  weight = np.broadcast_to(editor.constants[maker.inputs[1]], editor.values[maker.inputs[1]].shape)
   width = weight.shape[axis]
   each = np.broadcast_to(array.reshape(-1), (width,)) if array.size in (1, width) else None
   if each is None or not np.isfinite(each).all() or not np.issubdtype(each.dtype, np.floating):
