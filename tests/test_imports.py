@@ -35,6 +35,7 @@ FLOORS = (
   ('step',),
   ('deployment',),
   ('report',),
+  ('planning',),
   ('run',),
   ('__main__', 'experiments'),
 )
