@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxlite.deployment.inventory import Layer, stored_bytes
 from jaxlite.host.sealed import RUN, check_run, sealed_text, unsealed
+from jaxlite.report import tables
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Result:
   """One finished run.
 
@@ -60,6 +61,10 @@ class Result:
   notes: list[str] = dataclasses.field(default_factory=list)
   best_step: int | None = None
   parts: list[list[str]] = dataclasses.field(default_factory=list)
+
+  def __repr__(self) -> str:
+    """Its table: what a notebook shows of a run, whose history alone may have a million points."""
+    return tables.table([self])
 
   @property
   def parameters(self) -> int:

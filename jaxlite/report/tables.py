@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite.report.result import Result
 from jaxlite.tasks.tables import percent, wilson
 
 PACKED = 'weights packed: the nonzero values at their bits, one mask bit per weight, float32 scales'
 
 
-def rows(results: Sequence[Result]) -> list[list[str]]:
+def rows(results: Sequence[Any]) -> list[list[str]]:
   """Returns the cells of the table: a measure to a row, a run to a column; first row and column name them."""
   cells = [['', *(result.name for result in results)]]
 
@@ -48,7 +47,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
   return cells
 
 
-def spread(results: Sequence[Result], name: str = 'accuracy') -> str:
+def spread(results: Sequence[Any], name: str = 'accuracy') -> str:
   """Returns a line: the mean of a metric over runs that differ by chance, and the interval that holds it.
 
   Args:
@@ -61,6 +60,7 @@ def spread(results: Sequence[Result], name: str = 'accuracy') -> str:
   References:
     Student, The probable error of a mean, 1908, https://doi.org/10.2307/2331554
 
+  >>> from jaxlite.report.result import Result
   >>> spread([Result(str(i), {'accuracy': value}) for i, value in enumerate((0.90, 0.91, 0.92))])
   'test accuracy over 3 runs: mean 91.00 %, 95 % interval 88.52 to 93.48 %'
   """
@@ -72,9 +72,10 @@ def spread(results: Sequence[Result], name: str = 'accuracy') -> str:
   return f'test {name} over {len(values)} runs: mean {percent(values.mean())}, 95 % interval {low} to {high}'
 
 
-def table(results: Sequence[Result]) -> str:
+def table(results: Sequence[Any]) -> str:
   """Returns the runs side by side, aligned for a terminal.
 
+  >>> from jaxlite.report.result import Result
   >>> rows = [['test accuracy', 'accuracy', 'percent'], ['loss', 'loss', '{:.4f}']]
   >>> print(table([Result('mine', {'accuracy': 0.5, 'loss': 0.25}, seconds=3, rows=rows)]))
                     mine
@@ -119,7 +120,7 @@ def written(form: str, value: float) -> str:
   return percent(value) if form == 'percent' else form.format(value)
 
 
-def _interval(result: Result) -> str:
+def _interval(result: Any) -> str:
   """Wilson's 95 % interval: a few hundred test examples leave the second digit open, and a reader should see it."""
   total = result.examples
   share = result.metrics.get(result.interval, math.nan)

@@ -1,5 +1,6 @@
 """Laws of the report: what it counts, that both tables say the same, and pictures that show what is there."""
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -218,3 +219,10 @@ def test_facts_name_what_the_numbers_depend_on():
   facts = machine.machine()
   assert all(isinstance(value, str) and value for value in facts.values())
   assert int(facts['cores']) >= 1
+
+
+def test_a_result_at_the_end_of_a_cell_is_its_table_however_long_its_history():
+  result = Result('mine', {'accuracy': 0.5}, seconds=3, rows=[['test accuracy', 'accuracy', 'percent']])
+  long = dataclasses.replace(result, history=[{'kind': 'train', 'step': step} for step in range(1000)])
+  assert repr(long) == tables.table([result])
+  assert len(repr(long).splitlines()) == 3
