@@ -86,10 +86,25 @@ def pytest_collection():
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   first = {HERE / f'{name}.py' for name in FIRST}
   items.sort(key=lambda item: item.path not in first)
+  _thin(items)
   quick = _quick()
   for item in items:
     if item.path in quick and item.get_closest_marker('slow') is None:
       item.add_marker('quick')
+
+
+def _thin(items: list[pytest.Item]) -> None:
+  """Of a test that is marked `sampled(n)`, n cases that lie evenly among all are run each time; the others are slow."""
+  cases: dict[tuple[Path, str], list[pytest.Item]] = {}
+  for item in items:
+    if item.get_closest_marker('sampled') is not None:
+      cases.setdefault((item.path, item.nodeid.split('[')[0]), []).append(item)
+  for found in cases.values():
+    last, most = len(found) - 1, found[0].get_closest_marker('sampled').args[0]
+    kept = {round(last * place / max(1, most - 1)) for place in range(most)}
+    for place, item in enumerate(found):
+      if place not in kept:
+        item.add_marker('slow')
 
 
 @pytest.fixture(autouse=True)

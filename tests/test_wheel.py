@@ -40,9 +40,9 @@ def call(*words, cwd, **environment):
   return done.stdout
 
 
-def run(installed, tmp_path, *words):
+def run(installed, tmp_path, *words, **environment):
   """Runs Python where `jaxlite` is the installed one and the checkout is not in sight."""
-  return call(*words, cwd=tmp_path, PYTHONPATH=str(installed), XDG_CACHE_HOME=str(tmp_path / 'cache'))
+  return call(*words, cwd=tmp_path, PYTHONPATH=str(installed), **environment)
 
 
 def files(package):
@@ -64,7 +64,7 @@ from jaxlite.cpu.kernels import compiler
 print(jaxlite.__file__)
 print(compiler.built('handlers', pathlib.Path('made')))
 """
-  where, made = run(installed, tmp_path, '-c', program).split()
+  where, made = run(installed, tmp_path, '-c', program, XDG_CACHE_HOME=str(tmp_path / 'cache')).split()
   assert pathlib.Path(where).is_relative_to(installed)
   assert compiler.compiler() is None or made.endswith('.so')
 

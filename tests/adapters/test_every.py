@@ -165,6 +165,7 @@ def same(one, other):
   )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_batch_statistics_follow_the_data_and_serve_evaluation(framework):
   model = full(framework, rate=0.0)
@@ -208,6 +209,7 @@ def test_randomness_is_of_key_and_step_alone(framework):
     model.apply(params, state, X, train=True, key=None)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_state_can_be_carried_by_a_scan_equal_to_the_loop(framework):
@@ -223,6 +225,7 @@ def test_state_can_be_carried_by_a_scan_equal_to_the_loop(framework):
   assert jax.tree.map(lambda x: x.aval, looped) == jax.tree.map(lambda x: x.aval, state)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_one_trace_over_steps_and_donation_spares_the_users_arrays(framework):
   model = full(framework)

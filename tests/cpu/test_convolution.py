@@ -115,6 +115,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', CASES)
 def test_every_form_gives_plain_numbers_and_the_same_bits_again(name):
   given, sizes, default = CASES[name]

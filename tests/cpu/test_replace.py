@@ -86,6 +86,7 @@ def lowered(fn, platform, *args):
   return export.export(jax.jit(fn), platforms=[platform])(*args).mlir_module()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('program', PROGRAMS, ids=lambda fn: getattr(fn, '__name__', 'gradient'))
 def test_any_depth_gives_the_same_numbers_and_the_same_bits_again(program):
   ours = for_cpu(program)

@@ -129,6 +129,7 @@ ANOTHER = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('what', ANOTHER)
 def test_another_of_anything_is_written_beside(what, tmp_path):
   given = {'teacher': teacher(), 'data': data(), 'folder': tmp_path, 'batch_size': 43, 'views': [jl.optim.shift(1)]}

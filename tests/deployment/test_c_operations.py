@@ -321,6 +321,7 @@ def test_constants_are_kept_to_the_bit(dtype):
   assert got[:, 1:].tobytes() == np.stack([array] * 2).tobytes()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('seed', range(12))
 def test_no_two_buffers_that_are_needed_at_once_meet(seed):
   m, found = random_graph(seed, 30) if seed % 3 else integer_network(seed)

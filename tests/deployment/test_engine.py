@@ -30,6 +30,7 @@ def _same(graph: Graph, batch: int, seed: int = 0) -> None:
     np.testing.assert_array_equal(by_name[name], want)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('seed', range(12))
 def test_networks_at_random_give_the_integers_of_the_rules(seed):
   _same(network(seed), batch=1 + seed % 5, seed=seed)

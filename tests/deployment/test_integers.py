@@ -135,6 +135,7 @@ def single(graph, one, values):
 LONG = {('vit', False), ('channels first', False), ('residual', False), ('small cnn', False)}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
   ('name', 'every'),
   [
@@ -151,6 +152,7 @@ def test_integers_are_those_of_numpy_eager_and_compiled(name, every):
   assert reference.run(graph, inputs[:1]).shape == wanted[:1].shape
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', WHOLE)
 def test_between_the_input_and_the_logits_nothing_is_a_float(name):
   graph, *_ = case(name)
@@ -169,6 +171,7 @@ def test_what_stays_float_is_told_with_why():
   assert all(bool(layer.why) == (layer.result != 'int8') for layer in layers(graph))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   ('name', 'bits'), [('mlp', 2), ('mlp', 4), ('residual', 4), pytest.param('residual', 2, marks=pytest.mark.slow)]
 )
@@ -212,6 +215,7 @@ HOOKS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', HOOKS)
 def test_every_way_of_quantizing_leads_to_integers(name):
   make, inputs = CASES['residual']

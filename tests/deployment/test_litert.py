@@ -126,6 +126,7 @@ FLOATS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @runs
 @pytest.mark.parametrize('name', FLOATS)
 def test_floats_answer_at_every_batch_size(name):

@@ -102,6 +102,7 @@ def test_every_layer_runs_in_integers_and_ends_on_those_of_the_rules(grid, tmp_p
   np.testing.assert_allclose(session.run(None, {'input': x})[0], reference.run(graph, x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('output', ['q', 'one', 'two', 'sum', 'pool', 'depth', 'mean'])
 def test_integers_at_the_end_are_int8_and_those_of_the_rules(output, tmp_path):
   graph = pruned(residual(zero_point=-20, low=-20)._replace(outputs=(output,)))

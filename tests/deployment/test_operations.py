@@ -120,6 +120,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize('name', CASES)
 def test_a_list_computes_what_the_network_computes_here_in_onnx_runtime_and_in_c(name, tmp_path):
   make, inputs = CASES[name]
@@ -140,6 +141,7 @@ def test_a_list_computes_what_the_network_computes_here_in_onnx_runtime_and_in_c
   assert write_c(short, tmp_path / 'net.c', {'input': batch}).verified
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_two_dense_layers_are_two_dense_layers_in_every_framework(framework):
   model = dense(framework, [floats(6, 8), floats(8), floats(8, 3), floats(3)])[0]

@@ -31,6 +31,7 @@ def test_what_is_left_computes_what_the_masked_network_does(name):
   agree(small, *network, modes=(False,))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('framework', networks.FRAMEWORKS)
 def test_dense_layers_of_every_framework_lose_neurons(framework):
   rng = np.random.default_rng(0)
@@ -161,6 +162,7 @@ def test_branches_and_rematerialized_bodies():
   check(fn, ones(a=(6, 8), s=(8,), b=(8, 2)), X, {'a[1] s[0] b[0]': (8, 4)})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('kind', ['two passes', 'one pass', 'root mean square', 'softmax', 'largest', 'logsumexp'])
 def test_statistics_over_what_is_cut_count_what_is_gone(kind):
   def fn(p, x):

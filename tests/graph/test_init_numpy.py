@@ -91,6 +91,7 @@ SHAPES = {(3, 3, 4, 8): [], **dict.fromkeys([(7,), (3, 5), (2, 40, 50)], pytest.
 OF_ANY_RANK = ('zeros', 'ones', 'constant', 'normal', 'uniform', 'truncated_normal')  # the others need two axes
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
   'name, shape',
   [
@@ -110,6 +111,7 @@ def test_initializers_draw_what_they_draw_jitted_and_compile_nothing(name, shape
   assert_close(found, jax.jit(draw)(KEY))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize('name', OTHERS)
 def test_what_initializers_are_made_of_is_what_it_is_jitted(name):
   with compiled() as programs:
@@ -235,6 +237,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('name', NETWORKS)
 def test_networks_of_every_framework_start_as_they_do_jitted_and_compile_nothing(name):
   make, inputs = NETWORKS[name]
@@ -245,6 +248,7 @@ def test_networks_of_every_framework_start_as_they_do_jitted_and_compile_nothing
   assert_close(found, jax.jit(model.init)(KEY, inputs))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('name', NETWORKS)
 def test_a_whole_state_compiles_nothing(name):
   make, inputs = NETWORKS[name]

@@ -54,6 +54,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('name', ['hid', 'a'])
 @pytest.mark.parametrize('way', WAYS)

@@ -37,6 +37,7 @@ LACKING = {
 QUICK = ('AVX-512', 'a compiler', 'oneDNN')
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='cores are taken away by a call of Linux')
 @pytest.mark.parametrize(
   'what', [pytest.param(what, marks=[] if what in QUICK else pytest.mark.slow) for what in LACKING]

@@ -187,6 +187,7 @@ def test_every_pair_stands_in_a_group():
   assert seen == set(map(frozenset, PAIRS))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.unoptimized
 @pytest.mark.parametrize('group', GROUPS, ids='+'.join)
 def test_every_group_keeps_its_promises(group):
@@ -208,6 +209,7 @@ def test_two_grids_for_one_weight_are_refused(pair):
       begin(order, dense('function', (W1, B1, W2, B2))[0])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('order', list(itertools.permutations(('prune', 'fake_quant', 'distill'))), ids='+'.join)
 def test_the_three_in_every_order_resume_to_the_bit(order):
   run(order, resumed=True)

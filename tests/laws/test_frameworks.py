@@ -145,6 +145,7 @@ def bits(state):
   }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_dropout_and_batch_norm_resume_to_the_last_bit(framework, tmp_path):
   def start():

@@ -70,6 +70,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('name', CASES)
 def test_a_whole_recipe_learns_keeps_its_laws_and_resumes_to_the_same_bits(name, tmp_path):
   net, big, loss, divergence, make = CASES[name]

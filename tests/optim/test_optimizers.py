@@ -71,6 +71,7 @@ def some(names):
       yield pytest.param(name, method, marks=marks, id=f'{name}-{method}')
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('name, method', list(some(INSIDE)))
 def test_masked_weights_are_zero_and_living_ones_learn(name, method):
   make, around = INSIDE[name]

@@ -42,6 +42,7 @@ def test_the_minimum_of_a_quadratic_is_the_closed_form():
   assert (np.asarray(params['bias']) != 0).all()  # it decays here, and is not shrunk
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('dtypes', [('float32', 'float32'), ('bfloat16', 'bfloat16'), ('bfloat16', 'float32')])
 @pytest.mark.parametrize('seed', range(3))
 def test_one_step_is_the_soft_threshold_of_what_the_update_leads_to(dtypes, seed):

@@ -121,6 +121,7 @@ def container(name):
   return {'dict': {'w': w, 'b': b}, 'list': [{'w': w}, {'b': b}], 'tuple': ({'w': w}, ({'b': b},))}[name]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', ['dict', 'list', 'tuple', 'nnx', 'equinox'])
 def test_masks_are_the_same_in_every_container(name):
   params = container(name)

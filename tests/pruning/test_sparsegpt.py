@@ -96,6 +96,7 @@ CONVS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', CONVS)
 def test_a_convolution_is_its_weights_times_what_was_recorded(name):
   """y^T y of the convolution itself, against w G w^T: one identity for every layout, group and stride."""
@@ -159,6 +160,7 @@ def setting(inputs=24, outputs=10):
   return params, np.concatenate([one['inputs'] for one in given]).astype(np.float64), found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('block', [128, 5])
 @pytest.mark.parametrize('share', [0.3, 0.5, 0.8])
 def test_sparsegpt_is_optimal_brain_surgery_column_by_column(share, block):

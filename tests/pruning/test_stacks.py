@@ -52,6 +52,7 @@ BOTH = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', BOTH)
 def test_a_stack_is_pruned_as_its_layers_unrolled(name):
   structure, allocate = BOTH[name]

@@ -146,6 +146,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('name', RECIPES)
 def test_a_resumed_run_is_the_same_to_the_last_bit(name, tmp_path):

@@ -51,6 +51,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize('n, m', [(2, 4), (1, 3), (4, 4), (1, 16)])
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_n_of_m_along_the_contraction_axis_of_every_layout(name, n, m):

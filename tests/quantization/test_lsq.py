@@ -63,6 +63,7 @@ def published(v, s, low, high, upstream, rate):
   return steps * s, np.where(inside, upstream, 0), by_step * upstream * rate
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('bits', [8, 4, 2, (3, 8), (8, 2)])
 @pytest.mark.parametrize('per_channel', [True, False])
 def test_values_and_gradients_are_the_published_ones(bits, per_channel):
@@ -137,6 +138,7 @@ CONSTRUCTS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', CONSTRUCTS)
 def test_fake_is_real_integers_bit_for_bit_and_every_step_learns(name):
   base = model_of(*CONSTRUCTS[name])

@@ -146,6 +146,7 @@ def samples(kind):
   return values.astype(np.float32)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize('kind', ['normal', 'relu', 'heavy', 'one value', 'zeros', 'negative', 'tiny and huge'])
 @pytest.mark.parametrize('percent', [100, 99.9, 90, 51])
 def test_percentiles_are_numpys_to_one_part_in_128_outwards(kind, percent):
@@ -157,6 +158,7 @@ def test_percentiles_are_numpys_to_one_part_in_128_outwards(kind, percent):
   assert max(lower - abs(lower) / 128, values.min()) <= low <= lower
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize('kind', ['normal', 'relu', 'heavy', 'negative', 'one value', 'zeros'])
 @pytest.mark.parametrize('bits', [8, 4, 2])
 def test_the_least_squared_error_is_at_most_that_of_any_other_method_and_near_the_best_of_a_dense_search(kind, bits):
@@ -189,6 +191,7 @@ def test_histograms_of_parts_add_up_to_that_of_the_whole_and_skip_what_is_not_fi
 # Weights clipped before they are rounded.
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('kind', ['normal', 'heavy', 'one value', 'zeros'])
 @pytest.mark.parametrize('bits', [8, 4, 2])
 def test_a_clipped_channel_is_near_the_best_of_a_dense_search_and_never_worse_than_it_was(kind, bits):

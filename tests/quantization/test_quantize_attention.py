@@ -29,6 +29,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', PRODUCTS)
 @pytest.mark.parametrize('bits', [8, 3])
 def test_fake_is_real_integers_bit_for_bit(name, bits):

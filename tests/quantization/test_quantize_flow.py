@@ -180,6 +180,7 @@ def random_program(seed, longest):
 PAIRS = np.random.default_rng(0).permutation(list(BLOCKS)).reshape(-1, 2).tolist()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize('pair', PAIRS, ids=', '.join)
 def test_every_construct_is_what_it_is_by_hand(pair):
   check(program(pair, BLOCKS), len(pair[0]))

@@ -36,6 +36,7 @@ def folded(p, x):
   return conv(x, p['w']) + (BETA - MEAN * FACTOR)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('bits', [8, 4, 2, (4, None)])
 @pytest.mark.parametrize('real', [False, True])
 def test_folding_a_batch_norm_changes_no_integer_but_its_sign(bits, real):

@@ -133,6 +133,7 @@ def plain():
   return run, params, ['a', 'b', 'c'], (run, params)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('framework', [linen, nnx, equinox, haiku, plain])
 def test_the_integers_are_the_same_in_every_framework(framework):
   run, params, names, _ = framework()
@@ -145,6 +146,7 @@ def test_the_integers_are_the_same_in_every_framework(framework):
   assert np.abs(before - got).max() > 1e-3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('framework', [linen, nnx, equinox, haiku, plain])
 def test_a_hook_names_its_ranges_as_the_framework_names_its_weights(framework):
   _, _, names, network = framework()

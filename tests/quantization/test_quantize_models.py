@@ -25,6 +25,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', NETWORKS)
 def test_every_contraction_is_covered(name):
   model = jl.from_linen(NETWORKS[name]())

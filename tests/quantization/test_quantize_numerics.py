@@ -46,6 +46,7 @@ def arrays(name, seed=0, dtype=jnp.float32):
   return jnp.asarray(w, dtype), jnp.asarray(rng.normal(size=x_shape) + 0.3, dtype)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(('name', 'bits'), [*((name, 8) for name in CONTRACTIONS), ('dense', 3)])
 def test_fake_is_real_integers_bit_for_bit(name, bits):
   fn = CONTRACTIONS[name][0]
@@ -84,6 +85,7 @@ def value_and_gradients(fn, w, x):
   return jax.jit(both)(w, x)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.unoptimized
 @pytest.mark.parametrize('name', CONTRACTIONS)
 def test_grids_are_the_published_ones_and_gradients_those_of_the_float_contraction_there(name):
@@ -122,6 +124,7 @@ def test_real_integers_can_be_trained_through():
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('bits', range(2, 9))
 def test_zero_is_exact_and_the_range_is_narrow(bits):
   rng = np.random.default_rng(bits)
@@ -158,6 +161,7 @@ AWKWARD = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.unoptimized
 @pytest.mark.parametrize(('name', 'real'), [*((name, False) for name in AWKWARD), ('an empty batch', True)])
 def test_no_nan_is_made(name, real):

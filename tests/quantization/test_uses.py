@@ -127,6 +127,7 @@ PAIRED = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize('name', PAIRED)
 def test_evaluation_takes_the_range_of_its_own_use(name):
   train_fn, eval_fn, uses = PAIRED[name]

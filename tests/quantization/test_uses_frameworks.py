@@ -80,6 +80,7 @@ def tied(kind):
   return jl.from_keras(Tied()), 'dense/kernel'
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('kind', ['linen', 'nnx', 'equinox', 'haiku', 'keras'])
 def test_in_every_framework(kind):
   network, path = tied(kind)

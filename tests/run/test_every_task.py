@@ -79,6 +79,7 @@ def straight_run(tmp_path_factory):
   return of
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('name', CASES)
 def test_a_task_is_trained_resumed_tested_reported_and_loaded(name, straight_run, tmp_path, monkeypatch):
   case, (folder, straight) = CASES[name], straight_run(name)
@@ -155,6 +156,7 @@ def test_a_task_of_ones_own_is_twenty_lines(tmp_path):
   assert len(jl.load(tmp_path, task=mine).predict_labels(X[:2])) == 2
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('name', ['classification', 'regression'])
 def test_folds_test_every_example_once_and_go_on(name, tmp_path):
   case = CASES[name]

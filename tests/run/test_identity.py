@@ -57,6 +57,7 @@ OTHERS = {  # the same names, other programs
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('what', list(OTHERS))
 def test_a_run_does_not_answer_for_another_program(what, finished):
   folder, _ = finished

@@ -63,6 +63,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('name', FILES)
 def test_a_damaged_file_of_a_finished_run_is_told_and_made_again(name, finished, tmp_path):
   folder, want, sound = finished
@@ -113,6 +114,7 @@ def test_a_digit_or_two_exchanged_names_are_not_believed(finished, tmp_path):
   assert any('result.json is damaged' in line and 'tested again' in line for line in said)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'program.bin', 'task.json', 'rewrites.json'])
 def test_one_lost_file_does_not_end_a_run_whose_checkpoints_are_sound(name, finished, longer, tmp_path):
   folder, _, sound = finished

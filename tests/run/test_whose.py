@@ -32,6 +32,7 @@ def mixed(two, tmp_path, *names):
   return folder
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', ['task.json', 'program.json', 'result.json', 'config.json', 'metrics.jsonl'])
 def test_a_file_of_another_run_is_told_and_made_again(name, two, tmp_path, capsys):
   folder, said = mixed(two, tmp_path, name), []

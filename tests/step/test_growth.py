@@ -63,6 +63,7 @@ def distinct(jaxpr, seen=None):
         yield from distinct(body, seen)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', PARTS)
 def test_loops_and_branches_do_not_grow_with_equal_layers(name):
   def control(layers):

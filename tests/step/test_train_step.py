@@ -117,6 +117,7 @@ def test_a_teacher_is_an_argument_of_the_program_not_a_part_of_it():
   assert max(len(line) for line in text.splitlines()) < 5000
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('order', range(6))
 def test_a_teachers_logits_are_bit_equal_to_its_own_in_every_order(order):
   mine = teacher()
