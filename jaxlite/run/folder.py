@@ -26,8 +26,9 @@ from jaxlite.host.sealed import RUN, Damaged, read_sealed, write_sealed
 from jaxlite.quantization import weight_bits
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
-from jaxlite.run import identity, records
+from jaxlite.run import foreseen, identity, records
 from jaxlite.run.evaluation import meaning
+from jaxlite.run.foreseen import Start
 from jaxlite.run.identity import Identity
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.setup import REWRITES, Setup
@@ -242,12 +243,15 @@ def is_finished(folder: Path) -> bool:
 
 
 @paused()
-def finish(folder: Path, run: str, result: Result, figures: Sequence[Figure], about: dict[str, Any]) -> None:
+def finish(
+  folder: Path, run: str, result: Result, figures: Sequence[Figure], about: dict[str, Any], start: Start, say: Say
+) -> None:
   """Writes the report and its pictures, then the mark that the run is done."""
   from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
 
   for figure in figures:
     save(figure.draw(), folder / f'{figure.slug}.png')
+  result.forecast = foreseen.ended(start, run, say)  # what draws takes memory too
   _write_meaning(folder, run, about)
   page.write([result], folder)
   write_text(folder / 'result.json', to_json(result, run))

@@ -28,7 +28,7 @@ from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
-from jaxlite.run import guards
+from jaxlite.run import foreseen, guards
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify
 from jaxlite.run.progress import Progress
@@ -74,8 +74,8 @@ def train(
     The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
 
   Raises:
-    ValueError: one line on what cannot be right; nothing was lost. So it is where the workdir holds a run of another
-      config, of other data, or of other code: what the code of now makes is traced and compared.
+    ValueError: one line on what cannot be right; nothing was lost. So it is where memory would not do (see `jl.plan`;
+      `config.machine.force` starts all the same), and where the workdir holds a run of another config, of other data, or of other code: what the code of now makes is traced and compared.
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
@@ -130,6 +130,8 @@ def train_varied(
       say(f'warning: {note}')
     setup = setup._replace(notes=(*setup.notes, *unused))
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, run=run, log=say) as saves:
+      again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
+      foresight = foreseen.start(setup, saves.latest_step() or 0, again, say)
       state, record = _start(setup, saves, say)
       record.began, record.run = began.began, run
       run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
@@ -150,7 +152,7 @@ def train_varied(
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
-    run_folder.finish(folder, run, result, figures, meaning(setup.data, facts))
+    run_folder.finish(folder, run, result, figures, meaning(setup.data, facts), foresight, say)
     return result
 
 

@@ -19,7 +19,7 @@ from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.errors import ConfigError
 from jaxlite.graph.init_numpy import on_host
-from jaxlite.optim import normalize
+from jaxlite.optim import accumulate, normalize, remat
 from jaxlite.run import agreement, defaults, fit
 from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState
@@ -93,6 +93,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   if around is None:
     outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
     recipe, around = chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *inner))
+  recipe = _thrifty(recipe, config)
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, seen.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
   key = on_host(lambda: jax.random.key(config.seed))()
@@ -136,6 +137,19 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
   return data._replace(
     mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
   )
+
+
+def _thrifty(recipe: Recipe, config: Config) -> Recipe:
+  """A recipe as `config.machine` has it run in less memory.
+
+  The micro-batches are innermost: what other parts do to a batch is done to the whole of it, with the same draws.
+  """
+  parts, batches = config.machine.micro_batches, config.data.batch_size
+  if parts > 1 and batches % parts:
+    raise ConfigError(f'machine.micro_batches divides data.batch_size, {batches}; got {parts}')
+  first = (remat(config.machine.remat, name='machine.remat'),) if config.machine.remat > 1 else ()
+  last = (accumulate(parts, name='machine.micro_batches'),) if parts > 1 else ()
+  return chain(*first, recipe, *last) if first or last else recipe
 
 
 def _check_parts(recipe: Recipe, task: Task) -> None:
