@@ -98,12 +98,39 @@ def edits(config: Config, job: Job) -> list[Edit]:
   for pieces in PIECES:
     if machine.remat == 0 and _is_deep(job, pieces):
       found.append(Edit(f'remat in {pieces} pieces', {'machine.remat': pieces}, ROUNDING))
-  unit, amount = config.train.given()
-  if unit in ('epochs', 'steps') and amount >= 2:
-    found.append(Edit(f'half as many {unit}', {f'train.{unit}': int(amount // 2)}, OTHER))
-  if batch >= 16 and unit == 'epochs':
+  if batch >= 16 and config.train.given()[0] == 'epochs':
     found.append(Edit('half the batch', {'data.batch_size': batch // 2}, OTHER))
   return found
+
+
+def forms(config: Config, job: Job) -> list[Edit]:
+  """Returns the forms that a run may take so that it fits, its own first, those of the least change before others.
+
+  They differ in memory and time, and not in what is computed, but for rounding; where micro-batches draw for
+  themselves, in what is drawn.
+
+  Args:
+    config: of the run.
+    job: the same run.
+  """
+  batch, machine = config.data.batch_size, config.machine
+  result = _of_micro_batches(job)
+  parts = [one for one in MICRO if batch % one == 0 and batch > one and machine.micro_batches == 1 and result != OTHER]
+  pieces = [one for one in PIECES if machine.remat == 0 and _is_deep(job, one)]
+
+  def form(micro: int, remat: int) -> Edit:
+    fields: dict[str, Any] = {}
+    if (size := max(_LEAST_EVALUATION, batch // micro)) < config.eval.batch_size:
+      fields['eval.batch_size'] = size
+    fields |= {'machine.micro_batches': micro} if micro > 1 else {}
+    fields |= {'machine.remat': remat} if remat else {}
+    names = ([f'{micro} micro-batches'] if micro > 1 else []) + ([f'remat in {remat} pieces'] if remat else [])
+    return Edit(' and '.join(names) or 'smaller evaluation', fields, result if micro > 1 else ROUNDING)
+
+  pairs = [(1, 0), *((one, 0) for one in parts), *((1, one) for one in pieces)]
+  pairs += [(one, another) for one in parts for another in pieces if one in MICRO[1::2]]
+  found = [Edit('as it is', {}, SAME), *(form(*pair) for pair in pairs)]
+  return [edit for place, edit in enumerate(found) if place == 0 or edit.fields]
 
 
 def _of_micro_batches(job: Job) -> str:

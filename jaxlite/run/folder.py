@@ -244,14 +244,21 @@ def is_finished(folder: Path) -> bool:
 
 @paused()
 def finish(
-  folder: Path, run: str, result: Result, figures: Sequence[Figure], about: dict[str, Any], start: Start, say: Say
+  folder: Path,
+  run: str,
+  result: Result,
+  figures: Sequence[Figure],
+  about: dict[str, Any],
+  start: Start | None,
+  say: Say,
 ) -> None:
   """Writes the report and its pictures, then the mark that the run is done."""
   from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
 
   for figure in figures:
     save(figure.draw(), folder / f'{figure.slug}.png')
-  result.forecast = foreseen.ended(start, run, say)  # what draws takes memory too
+  if start is not None:
+    result.forecast = foreseen.ended(start, run, say)  # what draws takes memory too
   _write_meaning(folder, run, about)
   page.write([result], folder)
   write_text(folder / 'result.json', to_json(result, run))

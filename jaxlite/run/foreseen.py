@@ -1,4 +1,4 @@
-"""A run's forecast: what it needs, said in a line as it begins; refused where it would be killed; compared at its end."""
+"""A run's forecast: said in a line as it begins, refused where it would be killed, compared with what came of it."""
 
 from __future__ import annotations
 

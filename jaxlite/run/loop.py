@@ -34,7 +34,7 @@ from jaxlite.run.identity import Identity, identify
 from jaxlite.run.progress import Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import WEIGHT, Records, means_of
-from jaxlite.run.setup import REWRITES, Setup, prepare
+from jaxlite.run.setup import REWRITES, Setup, prepare, shortened
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
@@ -75,7 +75,8 @@ def train(
 
   Raises:
     ValueError: one line on what cannot be right; nothing was lost. So it is where memory would not do (see `jl.plan`;
-      `config.machine.force` starts all the same), and where the workdir holds a run of another config, of other data, or of other code: what the code of now makes is traced and compared.
+      `config.machine.force` starts all the same), and where the workdir holds a run of another config, of other data,
+      or of other code: what the code of now makes is traced and compared.
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
@@ -92,8 +93,10 @@ def train_varied(
   fresh: bool = False,
   command: str,
   say: Say,
+  only: int = 0,
 ) -> Result:
-  """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so."""
+  """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
+  steps are a trial of it: of the same programs, with all that follows."""
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)
@@ -115,6 +118,7 @@ def train_varied(
     if config.machine.compile_cache:
       say(compile_cache.enable())
     setup = prepare(config, folder, model, data, read)
+    setup = shortened(setup, only) if only else setup
     for note in setup.notes:
       say(f'note: {note}')
     if before is None:
@@ -131,7 +135,7 @@ def train_varied(
     setup = setup._replace(notes=(*setup.notes, *unused))
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, run=run, log=say) as saves:
       again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
-      foresight = foreseen.start(setup, saves.latest_step() or 0, again, say)
+      foresight = None if only else foreseen.start(setup, saves.latest_step() or 0, again, say)
       state, record = _start(setup, saves, say)
       record.began, record.run = began.began, run
       run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))

@@ -107,6 +107,26 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score, notes, reads, around)
 
 
+def shortened(setup: Setup, steps: int) -> Setup:
+  """Returns the same programs for a trial of some steps, with an evaluation of some batches and a checkpoint.
+
+  Args:
+    setup: of a run, whose length stays that of the schedules.
+    steps: how many.
+  """
+  steps, plan = min(steps, setup.plan.total), setup.plan
+  few = plan._replace(total=steps, log=max(1, steps // 2), evaluate=steps, checkpoint=steps)
+  most, data = 2 * setup.config.eval.batch_size + 1, setup.data
+  splits = {name: _first(getattr(data, name), most) for name in ('validation', 'test')}
+  return setup._replace(plan=few, data=data._replace(**splits))
+
+
+def _first(split: Any, most: int) -> Any:
+  if not isinstance(split, datasets.Split) or len(split.labels) <= most:
+    return split
+  return split._make(None if one is None else jax.tree.map(lambda leaf: leaf[:most], one) for one in split)
+
+
 def _check_size(data: datasets.Dataset, batch_size: int) -> None:
   """Raises where a batch would be larger than the training split."""
   labels = getattr(data.train, 'labels', None)  # a stream has a size of its own

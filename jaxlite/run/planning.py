@@ -1,0 +1,146 @@
+"""What a run will need, told before it begins: `jl.plan`, and `--mode=plan` of the launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlite.config.schema import Config, validate
+from jaxlite.deployment import run_id
+from jaxlite.graph.init_numpy import on_host
+from jaxlite.host import limits as machine_limits
+from jaxlite.host.files import expanded
+from jaxlite.host.machine import resident
+from jaxlite.host.rates import known_rates
+from jaxlite.planning import duration, memory
+from jaxlite.planning.edits import Edit, edited, forms
+from jaxlite.planning.plan import Plan, judged
+from jaxlite.run.foreseen import foreseen
+from jaxlite.run.jobs import job_of
+from jaxlite.run.setup import Setup, prepare
+
+Say = Callable[[str], None]
+
+
+def plan(
+  config: Config,
+  workdir: str | Path | None = None,
+  *,
+  model: Any = None,
+  data: Any = None,
+  compiled: bool = False,
+  say: Say | None = None,
+) -> Plan:
+  """Forecasts what `jl.train` of the same arguments will need in memory and time; nothing is trained or written.
+
+  Args:
+    config: as `jl.train` takes it.
+    workdir: of the run, for a teacher that lies beside it; None where there is none.
+    model: as `jl.train` takes it.
+    data: likewise.
+    compiled: tells memory from the compiled step, which is nearer than its trace; the step is compiled for it.
+    say: is told when this machine is measured, which takes some seconds once.
+
+  Returns:
+    The Plan: `print(plan)` shows it, `plan.line()` is the line that a run begins with, `plan.verdict.word` is 'FITS',
+    'TIGHT' or 'DOES NOT FIT'.
+
+  Raises:
+    ValueError: what `jl.train` would say of the arguments.
+
+  >>> import numpy as np
+  >>> import jaxlite as jl
+  >>> data = np.zeros((40, 8), np.float32), np.arange(40) % 2
+  >>> found = plan(jl.Config(name='x', train=jl.Duration(steps=5)), data=data)
+  >>> found.verdict.word
+  'FITS'
+  """
+  validate(config)
+  folder = expanded(workdir).absolute() if workdir is not None else Path(tempfile.gettempdir(), 'jaxlite-plan-none')
+  setup = prepare(dataclasses.replace(config, runs={}), folder, model, data)
+  return foreseen(job_of(setup), config.name, say, measure=True, compiled=compiled)
+
+
+@contextlib.contextmanager
+def ground(config: Config, workdir: str, run: str) -> Iterator[Path]:
+  """Gives the folder that a run is planned in: its own; where its teacher is another run of the experiment that is not
+  trained yet, a stand-in beside one of that.
+
+  Args:
+    config: of the whole experiment.
+    workdir: its folder.
+    run: its name; '' for the only one.
+  """
+  own = expanded(workdir).absolute()
+  folder = own / run if run else own
+  one = dataclasses.replace(config.runs[run](config), name=run) if run else config
+  teacher = (folder / one.teacher).resolve() if one.teacher else None
+  name = '' if teacher is None else teacher.name
+  if teacher is None or (teacher / 'checkpoints').is_dir() or name not in config.runs or teacher.parent != own:
+    yield folder
+    return
+  with tempfile.TemporaryDirectory(prefix='jaxlite-plan-') as place:
+    other = dataclasses.replace(config.runs[name](config), name=name, runs={})
+    stand_in(other, Path(place, name))
+    yield Path(place, run)
+
+
+def stand_in(config: Config, folder: Path) -> None:
+  """Writes a run that has trained nothing, so that whoever learns from it can be planned."""
+  from jaxlite import checkpoint
+  from jaxlite.run import folder as run_folder
+  from jaxlite.run.evaluation import meaning
+  from jaxlite.run.identity import identify
+  from jaxlite.run.record import Record
+
+  folder.mkdir(parents=True)
+  setup = prepare(config, folder)
+  state = setup.train.init(on_host(lambda: jax.random.key(config.seed))(), setup.first_batch)
+  began, run = identify(setup), run_id.draw()
+  quiet: Say = lambda line: None  # noqa: E731
+  run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
+  run_folder.write_program(setup, folder, run, quiet, anew=True)
+  record = Record(run=run, data=setup.data.fingerprint, began=began.began)
+  with checkpoint.Checkpoints(folder / 'checkpoints', run=run, log=quiet) as saves:
+    saves.save(1, state._replace(step=state.step + 1), dataclasses.asdict(record), metric=0.0, wait=True)
+
+
+def outlook(config: Config, folder: Path) -> dict[str, Any]:
+  """Forecasts every form that a run may take so that it fits: JSON values.
+
+  Args:
+    config: of the run.
+    folder: as `ground` gives it.
+
+  Returns:
+    'line', 'word': of the run as it is; 'forms': for each its 'name', 'fields', 'result', 'upper', 'limit', 'word',
+    'dies', 'step' and 'total' in seconds, None where they are not known.
+  """
+  setup = prepare(config, folder)
+  here, found = machine_limits.limits(), []
+  whole = foreseen(job_of(setup), config.name, print)
+  for edit in forms(config, job_of(setup)):
+    with contextlib.suppress(ValueError):  # what cannot be built is no form
+      found.append(_forecast(setup, edit, here, folder))
+  return {'line': whole.line(), 'word': whole.verdict.word if whole.verdict else '', 'forms': found}
+
+
+def _forecast(setup: Setup, edit: Edit, here: Any, folder: Path) -> dict[str, Any]:
+  changed = prepare(edited(setup.config, edit.fields), folder, None, setup.data) if edit.fields else setup
+  job, known = job_of(changed), known_rates()
+  told: dict[str, Any] = {'name': edit.name, 'fields': edit.fields, 'result': edit.result}
+  told |= dict.fromkeys(('upper', 'limit', 'word', 'dies', 'step', 'total'))
+  with contextlib.suppress(Exception):  # the trial tells
+    verdict = judged(memory.traced(job, here), here, resident())
+    told |= {'upper': verdict.upper, 'limit': verdict.limit, 'word': verdict.word, 'dies': verdict.dies}
+  with contextlib.suppress(Exception):
+    if known is not None:
+      times = duration.forecast(job, known)
+      told |= {'step': times.step.seconds, 'total': times.total.seconds}
+  return told
