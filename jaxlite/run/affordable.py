@@ -6,7 +6,6 @@ repeat has measured it, on the data that it names; `planning/measured.json` hold
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence

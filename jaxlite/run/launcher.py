@@ -72,7 +72,9 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
     try:
       given = _given(bool(pairs))
       workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
-      if not (FLAGS.mode in ('train', 'eval', 'deploy', 'fit') or given.keys() <= {'changes'} and FLAGS.mode == 'plan'):
+      if not (
+        FLAGS.mode in ('train', 'eval', 'deploy', 'fit') or (given.keys() <= {'changes'} and FLAGS.mode == 'plan')
+      ):
         return _without_experiment(workdir, given)
       config = command_line.load(FLAGS.config, [*pairs, *([('machine.force', 'true')] if FLAGS.force else [])], where)
       from jaxlite.run import experiment  # JAX comes with it: a mistake above is answered before that
