@@ -30,6 +30,9 @@ class Limits(NamedTuple):
     binds: which of them binds `free`, in words.
     physical: bytes of the machine's memory; 0 where it is not told.
     swap: bytes that could be swapped out, beside `free`: far slower than memory.
+    resident_memory: `memory` as machine and control groups alone say: `ulimit -v` and `-d` count other things than
+      resident memory.
+    resident_free: `free` as they alone say.
   """
 
   memory: int
@@ -41,6 +44,8 @@ class Limits(NamedTuple):
   binds: str = ''
   physical: int = 0
   swap: int = 0
+  resident_memory: int = 0
+  resident_free: int = 0
 
 
 class Cores(NamedTuple):
@@ -94,20 +99,19 @@ def limits(root: Path = _SYSTEM) -> Limits:
       warnings.append(f'{group.what} allows {_gib(group.limit)}, and its processes use that much already')
   if group_name := hidden('memory', root):
     warnings.append(f'the control group {group_name} is not shown here: what it allows is not known')
-  strict = number(text(root / 'proc/sys/vm/overcommit_memory')) == 2
-  if (
-    strict and 'CommitLimit' in mem
-  ):  # the kernel promises no more than it can keep: malloc fails before memory is full
+  # Under strict accounting malloc fails before memory is full.
+  if number(text(root / 'proc/sys/vm/overcommit_memory')) == 2 and 'CommitLimit' in mem:
     promised = 'CommitLimit, since the kernel promises no more memory than it has (vm.overcommit_memory = 2)'
     most.append((mem['CommitLimit'], promised))
     room.append((mem['CommitLimit'] - mem.get('Committed_AS', 0), promised))
   spaces = {}
-  for name, option, used, beside in (('address space', '-v', 'VmSize', 0), ('data size', '-d', 'VmData', files)):
+  resident_memory, resident_free = min(most, default=(0, ''))[0], min([*room, *most], default=(0, ''))[0]
+  for name, option, used in (('address space', '-v', 'VmSize'), ('data size', '-d', 'VmData')):
     spaces[name] = limit = _process_limit(name, root)
     if limit is None:
       continue
     what = f'`ulimit {option}`'
-    most.append((limit + beside, what))  # code and other mapped files are no data
+    most.append((limit, what))
     room.append((limit - own.get(used, resident), what))
     if limit <= own.get(used, resident):
       warnings.append(f'{what} allows {_gib(limit)}, and this process has that much already')
@@ -123,6 +127,8 @@ def limits(root: Path = _SYSTEM) -> Limits:
     binds,
     physical,
     max(0, swap),
+    max(0, resident_memory),
+    max(0, resident_free),
   )
 
 

@@ -1,9 +1,8 @@
 """What `rates` times: small programs, each one kind of work, at their best of many short repeats.
 
-Others use the machine as well, and it is never faster than when they do not: so a repeat is short, that one of many falls
+Others use the machine as well, and it is never faster than when they do not: so a repeat is short, one of many falls
 between theirs, and the quickest counts. On one core the process's own clock counts, which stands still while others
-compute. All of it runs in a process of its own (`main`), so that neither the memory nor the settings of the caller have
-a part in it.
+compute. All of it runs in a process of its own (`main`): the caller's memory and settings have no part in it.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def measured(names: list[str] | None, *, budget: float, most_bytes: int, one_cor
 
 
 def _derived(found: dict[str, float], most_bytes: int) -> dict[str, float]:
-  """Rates that are the difference of two: of two sizes the better, of fresh memory what it takes beyond known memory."""
+  """Rates that two programs tell together: the better of two sizes, and what fresh memory takes beyond other memory."""
   for name in [name for name in found if name.endswith(' again')]:
     better = max(found.pop(name), found.get(name.removesuffix(' again'), 0.0))
     found[name.removesuffix(' again')] = better
@@ -109,13 +108,21 @@ def programs(most_bytes: int) -> dict[str, Timed]:
 
   def product(m: int, k: int, n: int, kind: Any) -> Timed:
     wide = jnp.int32 if kind == jnp.int8 else jnp.float32
-    build = lambda: (lambda a, b: lax.dot(a, b, preferred_element_type=wide), (ones(m, k, kind=kind), ones(k, n, kind=kind)))  # noqa: E731,E501
-    return Timed(build, 2.0 * m * k * n)
+
+    def multiply(a: Any, b: Any) -> Any:
+      return lax.dot(a, b, preferred_element_type=wide)
+
+    return Timed(lambda: (multiply, (ones(m, k, kind=kind), ones(k, n, kind=kind))), 2.0 * m * k * n)
 
   def convolve(x: Any, w: Any, groups: int = 1) -> Any:
     wide = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
     return lax.conv_general_dilated(
-      x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups,
+      x,
+      w,
+      (1, 1),
+      'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
       preferred_element_type=wide,
     )
 
@@ -150,7 +157,8 @@ def programs(most_bytes: int) -> dict[str, Timed]:
     ),
     'elementwise': Timed(
       lambda: (lambda x: lax.fori_loop(0, 16, lambda _, y: y * 0.999 + 0.5, x), (ones(cached),)),
-      16 * 8.0 * cached, again=True,
+      16 * 8.0 * cached,
+      again=True,
     ),
     'memory': Timed(lambda: (lambda x: x * 0.999 + 0.5, (ones(far),)), 8.0 * far, again=True),
     'fresh': Timed(lambda: (lambda x: x * 0.999 + 0.5, (ones(far),)), 4.0 * far),
@@ -160,7 +168,8 @@ def programs(most_bytes: int) -> dict[str, Timed]:
     'pool_gradient': Timed(lambda: (jax.grad(pooled), (ones(*image),)), batch * side * side * channels),
     'scatter': Timed(
       lambda: (lambda t, i, r: t.at[i].add(r), (ones(4096, 64), jnp.arange(4096) * 7 % 4096, ones(4096, 64))),
-      4096, again=True,
+      4096,
+      again=True,
     ),
   }
   return found

@@ -58,7 +58,7 @@ def at(version, group, **files):
 def test_a_machine_without_limits(tmp_path):
   found = limits.limits(linux(tmp_path))
   assert found[:5] == (8000 * MIB, 4000 * MIB, None, None, 'what the machine has')
-  assert found[5:] == ((), 'what no process uses', 8000 * MIB, MIB)
+  assert found[5:] == ((), 'what no process uses', 8000 * MIB, MIB, 8000 * MIB, 4000 * MIB)
 
 
 @pytest.mark.parametrize('version', [1, 2])
@@ -193,7 +193,8 @@ def test_limits_of_the_process(tmp_path):
   linux(tmp_path, **{'proc/self/limits': table.format('unlimited')})
   found = limits.limits(tmp_path)
   assert (found.data_segment, found.address_space) == (600 * MIB, None)
-  assert (found.memory, found.free, found.reason) == (600 * MIB + 1000 * 1024, 200 * MIB, '`ulimit -d`')
+  assert (found.memory, found.free, found.reason) == (600 * MIB, 200 * MIB, '`ulimit -d`')
+  assert (found.resident_memory, found.resident_free) == (8000 * MIB, 4000 * MIB)
   write(tmp_path, {'proc/self/limits': table.format(1000 * MIB)})
   found = limits.limits(tmp_path)
   assert (found.address_space, found.free, found.binds) == (1000 * MIB, 0, '`ulimit -v`')
