@@ -82,6 +82,8 @@ class Plan(NamedTuple):
       one = self.verdict
       word = '' if one.word == FITS else f' ({one.word}: {one.reason})'
       said.append(f'needs {mib(one.need)}, at most {mib(one.upper)}, of {mib(one.limit)}{word}')
+    elif self.memory is not None:
+      said.append(f'needs {mib(self.memory.peak)}, at most {mib(self.memory.upper)}')
     if self.durations is not None:
       said.append(f'about {between(self.durations.total)}')
     return ', '.join(said) or 'not known'
@@ -90,8 +92,8 @@ class Plan(NamedTuple):
     return '\n'.join(_page(self))
 
 
-def judged(memory: Memory, limits: Limits, held: int) -> Verdict:
-  """Judges a forecast of memory by the limit that it comes nearest to.
+def judged(memory: Memory, limits: Limits, held: int) -> Verdict | None:
+  """Judges a forecast of memory by the limit that it comes nearest to; None where no limit is told.
 
   Args:
     memory: the forecast.
@@ -99,17 +101,17 @@ def judged(memory: Memory, limits: Limits, held: int) -> Verdict:
     held: bytes of resident memory that the process has now.
 
   >>> memory = Memory({}, {}, 100, 120, 150, 900, 'traced')
-  >>> judged(memory, Limits(110, 1000, None, None, 'the control group'), held=50).word
+  >>> here = Limits(110, 1000, None, None, 'the control group', resident_memory=110, resident_free=1000)
+  >>> judged(memory, here, held=50).word
   'TIGHT'
   """
   share = memory.upper / max(1, memory.peak)
   pairs = []
-  ulimits = (limits.data_segment, limits.address_space)
-  if limits.memory not in ulimits:  # these count other things than resident memory, and are judged below
-    pairs.append((memory.peak, memory.upper, limits.memory, limits.reason))
-  room = held + limits.free
-  if not any(one is not None and limits.memory == one for one in ulimits):
-    pairs.append((memory.peak, memory.upper, room, limits.binds or limits.reason))
+  if limits.resident_memory:  # not `memory`: `ulimit` counts other things than resident memory
+    room = min(limits.resident_memory, held + limits.resident_free)
+    shared = room < limits.resident_memory
+    why = f'{mib(room - held)} more are free' if shared else _whose(limits)
+    pairs.append((memory.peak, memory.upper, room, why))
   if limits.data_segment is not None:
     upper = memory.data_segment
     pairs.append((int(upper / share), upper, limits.data_segment, 'the data segment, ulimit -d'))
@@ -117,10 +119,17 @@ def judged(memory: Memory, limits: Limits, held: int) -> Verdict:
     upper = memory.address_space
     pairs.append((int(upper / share), upper, limits.address_space, 'the address space, ulimit -v'))
   if not pairs:
-    pairs.append((memory.peak, memory.upper, limits.memory, limits.reason))
+    return None
   need, upper, limit, reason = max(pairs, key=lambda pair: pair[1] / max(1, pair[2]))
   word = FITS if upper <= limit else TIGHT if need <= limit else TOO_LARGE
   return Verdict(word, need, upper, limit, reason, dies=2 * need - upper > limit)
+
+
+def _whose(limits: Limits) -> str:
+  """Which limit of resident memory it is, in words."""
+  if limits.memory == limits.resident_memory:
+    return limits.reason
+  return 'the memory of the machine' if limits.resident_memory == limits.physical else 'its control group'
 
 
 def mib(size: float) -> str:
@@ -158,14 +167,16 @@ def between(time: Duration) -> str:
 
 def _page(plan: Plan) -> list[str]:
   lines = [f'{plan.name}: {plan.line()}']
-  if plan.verdict is not None and plan.memory is not None:
-    one, memory = plan.verdict, plan.memory
+  if plan.verdict is not None:
+    one = plan.verdict
     meaning = {
       FITS: 'the bound that 95 of 100 runs keep is within the limit',
       TIGHT: 'the estimate is within the limit, its 95 % bound is not: it may be killed',
       TOO_LARGE: 'it would be killed' if one.dies else 'it will probably be killed',
     }[one.word]
     lines.append(f'  {one.word}: {meaning} ({mib(one.limit)}, {one.reason})')
+  if plan.memory is not None:
+    memory = plan.memory
     lines += _aligned('memory by stage', [(name, mib(size)) for name, size in memory.stages.items()])
     held = sorted(memory.parts.items(), key=lambda part: -part[1])
     lines += _aligned('memory by what holds it', [(name, mib(size)) for name, size in held if size > 0])

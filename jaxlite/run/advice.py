@@ -41,4 +41,4 @@ def forecast(setup: Setup, edit: Edit, limits: Limits, again: Callable[..., Any]
     verdict = judged(memory.traced(job_of(changed), limits), limits, resident())
   except ValueError:  # what cannot be built is no advice
     return None
-  return verdict.upper if verdict.word == FITS else None
+  return verdict.upper if verdict is not None and verdict.word == FITS else None

@@ -72,7 +72,7 @@ def lines(
     say: is told when this machine is measured.
   """
   found = options(minutes, here, examples, shape, classes, say)
-  limit = min(here.memory, resident() + here.free)
+  limit = min(here.resident_memory, resident() + here.resident_free)
   text = [
     f'{examples:,} examples of {"x".join(map(str, shape))}, {classes} classes; {minutes:g} minutes, {mib(limit)} of '
     'memory.'
@@ -80,12 +80,13 @@ def lines(
   ]
   rows = [('network', 'epochs', 'time', 'memory, at most', 'accuracy, where a run has measured it')]
   for one in found:
-    if one.failed or one.verdict is None or one.time is None:
+    if one.failed or one.time is None:
       rows.append((one.name, '-', '-', '-', f'not forecast: {one.failed}'))
       continue
     epochs = f'{one.epochs}' if one.epochs == one.wanted else f'{one.epochs} of {one.wanted}'
     time = between(one.time) if one.epochs else f'one epoch takes {spoken(one.epoch)}'
-    size = mib(one.verdict.upper) + ('' if one.verdict.word == FITS else f' ({one.verdict.word})')
+    size = '-' if one.verdict is None else mib(one.verdict.upper)
+    size += '' if one.verdict is None or one.verdict.word == FITS else f' ({one.verdict.word})'
     rows.append((one.name, epochs, time, size, _accuracy(one)))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   text += ['  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -137,7 +138,7 @@ def _option(
     fixed = max(0.0, one.total.seconds - epoch)
     epochs = max(0, min(wanted, math.floor((seconds / share - fixed) / epoch)))
     whole = duration.forecast(job._replace(total=max(1, epochs) * steps), known)
-  fits = epochs > 0 and verdict.word != TOO_LARGE and (verdict.word == FITS or not verdict.dies)
+  fits = epochs > 0 and (verdict is None or verdict.word != TOO_LARGE)
   return Option(name, epochs, wanted, verdict, whole.total, epoch, fits, None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -110,8 +109,9 @@ def budget(
     raise ConfigError(f'--megabytes is above 0; got {megabytes}')
   here = machine_limits.limits()
   if megabytes is not None:
-    memory = min(here.memory, megabytes << 20)
-    here = dataclasses.replace(here, memory=memory) if dataclasses.is_dataclass(here) else here._replace(memory=memory)
+    least = min(megabytes << 20, here.resident_memory or megabytes << 20)
+    here = here._replace(resident_memory=least, resident_free=max(here.resident_free, least), memory=least)
+    here = here._replace(reason='--megabytes')
   say = streams.steady(functools.partial(print, flush=True))
   for line in affordable.lines(minutes, here, examples, tuple(map(int, shape)), classes or 10, say):
     say(line)

@@ -9,8 +9,10 @@ from typing import Any
 
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import expanded, read_file
+from jaxlite.host.sealed import RUN, unsealed
 from jaxlite.planning.plan import mib, spoken
 from jaxlite.report.result import from_json
+from jaxlite.run import foreseen
 
 
 def table(folder: str | Path) -> str:
@@ -27,7 +29,9 @@ def table(folder: str | Path) -> str:
   rows, old = [], 0
   for file in files:
     try:
-      forecast = from_json(read_file(file).decode()).forecast
+      text = read_file(file).decode()
+      forecast = from_json(text).forecast
+      foreseen.learn(forecast, unsealed(text).get(RUN, ''))
     except (ValueError, OSError) as error:
       rows.append([str(file.parent.relative_to(root)), f'damaged: {str(error)[:60]}', *[''] * 6])
       continue

@@ -61,6 +61,8 @@ def foreseen(
   try:
     held = (memory.compiled if compiled else memory.traced)(job, here)
     verdict = judged(held, here, resident())
+    if verdict is None:
+      unknown.append('whether it fits: this system tells no limit of memory')
   except Exception as error:  # a forecast is no reason for a run to fail
     unknown.append(f'memory ({_short(error)})')
   try:
@@ -156,20 +158,26 @@ def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
       'basis': plan.durations.basis,
     }
     said.append(f'{between(total)}, and it took {spoken(seconds)}')
-  if plan.memory is not None and plan.verdict is not None and peak:
+  if plan.memory is not None and peak:
     found['memory'] = {
       **{'forecast': plan.memory.peak, 'upper': plan.memory.upper, 'actual': peak, 'basis': plan.memory.basis},
-      **{'word': plan.verdict.word, 'alone': began.alone},
+      **{'word': plan.verdict.word if plan.verdict else '', 'alone': began.alone},
     }
     whose = '' if began.alone else ' by this process'
     said.append(f'{mib(plan.memory.peak)} (at most {mib(plan.memory.upper)}), and {mib(peak)} were used{whose}')
   if said:
     say(f'forecast and actual: {"; ".join(said)}')
-  _learn(found, run)
+  learn(found, run)
   return found
 
 
-def _learn(found: dict[str, Any], run: str) -> None:
+def learn(found: dict[str, Any], run: str) -> None:
+  """Lets this machine's forecasts learn from a run.
+
+  Args:
+    found: as `ended` gives it.
+    run: its id: what is learned from it twice counts once.
+  """
   outcomes = [
     Outcome(
       {'time': 'time/total', 'memory': 'memory/peak'}[what], one['basis'], one['forecast'], one['actual'], {}, run

@@ -138,7 +138,8 @@ def _forecast(setup: Setup, edit: Edit, here: Any, folder: Path) -> dict[str, An
   told |= dict.fromkeys(('upper', 'limit', 'word', 'dies', 'step', 'total'))
   with contextlib.suppress(Exception):  # the trial tells
     verdict = judged(memory.traced(job, here), here, resident())
-    told |= {'upper': verdict.upper, 'limit': verdict.limit, 'word': verdict.word, 'dies': verdict.dies}
+    if verdict is not None:
+      told |= {'upper': verdict.upper, 'limit': verdict.limit, 'word': verdict.word, 'dies': verdict.dies}
   with contextlib.suppress(Exception):
     if known is not None:
       times = duration.forecast(job, known)

@@ -22,7 +22,8 @@ def memory(peak, upper, data=1, space=1):
 
 
 def limits(size, free=10**12, data=None, space=None):
-  return Limits(size, free, space, data, 'the machine', binds='what is free')
+  told = {'resident_memory': size, 'resident_free': free}
+  return Limits(size, free, space, data, 'the machine', binds='what is free', **told)
 
 
 @given(peak=SIZES, more=SIZES, limit=SIZES, free=SIZES, held=SIZES)
@@ -45,7 +46,7 @@ def test_each_limit_of_the_process_is_compared_with_what_it_counts(data, space, 
 
 def test_resident_memory_is_not_compared_with_a_limit_of_the_data_segment():
   """Pages of libraries are resident and not data: 900 of them may be there under a limit of 500."""
-  one = limits(500, data=500)
+  one = limits(500, data=500)._replace(resident_memory=10**9)
   assert judged(memory(900, 950, data=400), one, 0).word == FITS
 
 
