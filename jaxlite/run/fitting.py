@@ -69,7 +69,7 @@ def fit(config: Config, source: Source, words: Sequence[str], fresh: bool, say: 
 
 
 def _fields(config: Config, source: Source, name: str, fresh: bool, say: Say) -> dict[str, Any]:
-  folder = expanded(source.workdir + ('-smoke' if source.smoke else '')) / name
+  folder = expanded(source.workdir) / name
   record = None if fresh or not folder.is_dir() else run_folder.remembered(folder)
   if record is None:
     found = search(source, name, say)

@@ -31,7 +31,7 @@ from jaxlite.run.evaluation import meaning
 from jaxlite.run.foreseen import Start
 from jaxlite.run.identity import Identity
 from jaxlite.run.record import Record, recorded
-from jaxlite.run.setup import REWRITES, Setup
+from jaxlite.run.setup import REMAT, REWRITES, Setup
 from jaxlite.run.workdir import lock
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
@@ -203,7 +203,8 @@ def _made(setup: Setup, values: Network) -> dict[str, Any]:
   hooks = [part for part in setup.recipe.parts if isinstance(part, Hook) and part.model is not unchanged]
   network = setup.network.apply
   loaded = hasattr(network, 'around')  # with whatever was around it
-  made['plain'] = not loaded and all(isinstance(part, Side) or part.name in setup.around for part in hooks)
+  known = (*setup.around, REMAT)
+  made['plain'] = not loaded and all(isinstance(part, Side) or part.name in known for part in hooks)
   if not made['plain']:
     bits = weight_bits(setup.train.model, values.params, values.model_state, setup.first_batch['inputs'])
     made['quantized'] = bool(bits)

@@ -83,7 +83,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
         from jaxlite.run import asking
         from jaxlite.run.trial import Source
 
-        source = Source(FLAGS.config, pairs, str(where), FLAGS.smoke, workdir)
+        source = Source(FLAGS.config, pairs, str(where), FLAGS.smoke, f'{workdir}-smoke' if FLAGS.smoke else workdir)
         if FLAGS.mode == 'plan':
           return asking.plan(config, source, bool(given))
         return asking.fit(config, source, [sys.executable, *sys.orig_argv[1:]], FLAGS.fresh)

@@ -27,6 +27,7 @@ from jaxlite.step.train_step import Train, train_step
 from jaxlite.tasks.metrics import Metrics
 from jaxlite.tasks.task import Task
 
+REMAT = 'machine.remat'  # a hook that changes no forward
 REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
 
 
@@ -167,7 +168,7 @@ def _thrifty(recipe: Recipe, config: Config) -> Recipe:
   parts, batches = config.machine.micro_batches, config.data.batch_size
   if parts > 1 and batches % parts:
     raise ConfigError(f'machine.micro_batches divides data.batch_size, {batches}; got {parts}')
-  first = (remat(config.machine.remat, name='machine.remat'),) if config.machine.remat > 1 else ()
+  first = (remat(config.machine.remat, name=REMAT),) if config.machine.remat > 1 else ()
   last = (accumulate(parts, name='machine.micro_batches'),) if parts > 1 else ()
   return chain(*first, recipe, *last) if first or last else recipe
 
