@@ -46,9 +46,13 @@ def test_flags_that_do_not_go_together_are_told_in_a_line(words, told, capsys, t
   launcher.FLAGS.unparse_flags()
   for name in ('config', 'workdir', 'mode', *launcher._DEPLOYING, *launcher._PLANNING, 'force', 'fresh', 'smoke'):
     launcher.FLAGS[name].unparse()
-  with pytest.raises((SystemExit, ValueError)) as end:
+
+  def answered():
     pairs = command_line.parse(['launch.py', *words], launcher.FLAGS, '', launcher.__name__)
     launcher._without_experiment(str(tmp_path / 'nowhere'), launcher._given(bool(pairs)))
+
+  with pytest.raises((SystemExit, ValueError)) as end:
+    answered()
   message = capsys.readouterr().err if end.type is SystemExit else str(end.value)
   assert told in message, message
   assert message.strip().count('\n') == 0
