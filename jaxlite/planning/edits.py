@@ -10,14 +10,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config
+from jaxlite.contract import join_const
 from jaxlite.graph.walk import equations, has_primitive
 from jaxlite.planning.job import Job
 
 SAME, ROUNDING, DRAWS, OTHER = 'same bits', 'same up to rounding', 'other draws', 'another result'
 MICRO = (2, 4, 8, 16, 32)  # how many micro-batches are tried
 PIECES = (4, 8)  # into how many pieces a forward is cut
+_RANDOM = ('random_bits', 'threefry2x32', 'rng_bit_generator')
 _LEAST_EVALUATION = 16  # examples
 
 
@@ -138,18 +142,21 @@ def _of_micro_batches(job: Job) -> str:
   state = {name: value for name, value in job.abstract.model_state.items() if not name.startswith('jl.')}
   if any(_has_arrays(value) for value in state.values()):  # batch statistics, say: of a part of the batch
     return OTHER
-  step = job.train.programs.jaxpr(job.abstract, job.batch)[0]
-  return DRAWS if _draws(step) else ROUNDING
+  return DRAWS if has_primitive(_forward(job), *_RANDOM) else ROUNDING
 
 
 def _has_arrays(tree: Any) -> bool:
-  import jax
-
   return bool(jax.tree.leaves(tree))
 
 
-def _draws(jaxpr: Any) -> bool:
-  return has_primitive(jaxpr, 'random_bits', 'threefry2x32', 'rng_bit_generator')
+def _forward(job: Job) -> Any:
+  """The jaxpr of the forward in training: what is drawn there is drawn by each micro-batch for itself."""
+  params, state, const = job.abstract.params, job.abstract.model_state, job.abstract.const
+
+  def forward(params: Any, state: Any, const: Any, inputs: Any, key: Any, step: Any) -> Any:
+    return job.train.model.apply(params, join_const(state, const), inputs, train=True, key=key, step=step)
+
+  return jax.make_jaxpr(forward)(params, state, const, job.batch['inputs'], job.abstract.key, job.abstract.step)
 
 
 def _convolves(job: Job) -> bool:

@@ -12,20 +12,27 @@ from typing import Any
 import jax
 
 from jaxlite.config.schema import Config, validate
+from jaxlite.contract import chain, join_const
 from jaxlite.deployment import run_id
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import limits as machine_limits
 from jaxlite.host.files import expanded
 from jaxlite.host.machine import resident
 from jaxlite.host.rates import known_rates
+from jaxlite.optim import accumulate
 from jaxlite.planning import duration, memory
-from jaxlite.planning.edits import Edit, edited, forms
+from jaxlite.planning.edits import ROUNDING, Edit, edited, forms
 from jaxlite.planning.plan import Plan, judged
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
 from jaxlite.run.setup import Setup, prepare
+from jaxlite.step.gradient import gradient_of
+from jaxlite.tasks.lift import examples_in, lift_loss
 
 Say = Callable[[str], None]
+
+_PARTS = 'machine.micro_batches'
+_FEW, _NEAR = 8, 1e-5  # examples that are tried; how far gradients may be apart, of the largest entry
 
 
 def plan(
@@ -125,10 +132,30 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
   setup = prepare(config, folder)
   here, found = machine_limits.limits(), []
   whole = foreseen(job_of(setup), config.name, print)
-  for edit in forms(config, job_of(setup)):
+  offered = forms(config, job_of(setup))
+  if any(_PARTS in edit.fields and edit.result == ROUNDING for edit in offered) and not parts_agree(setup):
+    offered = [edit for edit in offered if _PARTS not in edit.fields]
+  for edit in offered:
     with contextlib.suppress(ValueError):  # what cannot be built is no form
       found.append(_forecast(setup, edit, here, folder))
   return {'line': whole.line(), 'word': whole.verdict.word if whole.verdict else '', 'forms': found}
+
+
+def parts_agree(setup: Setup) -> bool:
+  """Tells whether micro-batches give the gradient of the whole batch, tried on a few examples: not where a loss
+  compares the examples of a batch with each other."""
+  loss = setup.config.loss or setup.data.task.loss(setup.data.facts)
+  inner = gradient_of(setup.train.model, setup.recipe.loss(lift_loss(loss)))
+  state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
+  has = examples_in(setup.first_batch)[1]
+  few = jax.tree.map(lambda leaf, one: leaf[:_FEW] if one else leaf, dict(setup.first_batch), has)
+  found = []
+  for recipe in (setup.recipe, chain(setup.recipe, accumulate(2, name=_PARTS))):
+    full = join_const(state.model_state, state.const)
+    found.append(jax.jit(recipe.grad(inner))(state.params, full, few, state.key, state.step)[0])
+  leaves = zip(*map(jax.tree.leaves, found), strict=True)
+  apart = [(float(abs(one - other).max()), float(abs(one).max())) for one, other in leaves if one.size]
+  return max(one for one, _ in apart) <= _NEAR * max(size for _, size in apart)
 
 
 def _forecast(setup: Setup, edit: Edit, here: Any, folder: Path) -> dict[str, Any]:

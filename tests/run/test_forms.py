@@ -1,4 +1,6 @@
-"""The forms that a run may take so that it fits: the same gradient, whatever is said of it; and advice that is built."""
+"""The forms that a run may take so that it fits: the same gradient where that is said; and changes that are built."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 import jaxlite as jl
 from jaxlite.planning.edits import DRAWS, OTHER, ROUNDING, SAME, edited, edits, forms
+from jaxlite.run import planning
 from jaxlite.run.jobs import job_of
 from jaxlite.run.setup import prepare, shortened
 from jaxlite.step import gradient
@@ -65,7 +68,7 @@ def gradient_at(setup, state):
 
 @pytest.mark.parametrize('kind', ['plain', 'norm', 'dropout', 'cnn'])
 def test_every_form_gives_the_gradient_of_the_full_batch_where_it_says_so(tmp_path, kind):
-  setup, network, data = setup_of(tmp_path, kind)
+  setup, network, _ = setup_of(tmp_path, kind)
   state = setup.train.init(jax.random.key(0), setup.first_batch)
   whole = gradient_at(setup, state)
   size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
@@ -109,6 +112,16 @@ def test_every_change_that_is_named_can_be_built_and_differs_in_its_fields_alone
     assert changed.config != setup.config, edit
   names = [edit.name for edit in edits(setup.config, job_of(setup))]
   assert len(names) == len(set(names))
+
+
+def test_a_loss_that_compares_the_examples_of_a_batch_is_found_out(tmp_path):
+  def apart(outputs, batch):  # float[B], each against all others
+    return jnp.square(outputs[:, None] - outputs[None]).sum((1, 2)) + jl.cross_entropy(outputs, batch)
+
+  setup, network, data = setup_of(tmp_path, 'plain')
+  assert planning.parts_agree(setup)
+  config = dataclasses.replace(setup.config, loss=apart)
+  assert not planning.parts_agree(prepare(config, tmp_path, network, data))
 
 
 def test_micro_batches_that_do_not_divide_the_batch_are_refused_with_both(tmp_path):
