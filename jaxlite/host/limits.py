@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,22 @@ def allowed_cores() -> int:
     return max(1, len(os.sched_getaffinity(0)))
   count = getattr(os, 'process_cpu_count', os.cpu_count)()
   return count or 1
+
+
+def disk_free(folder: str | os.PathLike[str]) -> int | None:
+  """Returns the bytes that this user may still write to a folder's disk; None where that is not told.
+
+  Args:
+    folder: it, or those above it, need not be there yet.
+
+  >>> (disk_free('/no/such/folder') or 0) > 0
+  True
+  """
+  place = Path(folder).absolute()
+  for above in (place, *place.parents):
+    with contextlib.suppress(OSError, ValueError):
+      return shutil.disk_usage(above).free
+  return None
 
 
 def _available(mem: dict[str, int], root: Path) -> tuple[int | None, int]:

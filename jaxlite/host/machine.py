@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxlite.host.accelerators import idle
 from jaxlite.host.limits import allowed_cores, limits
 from jaxlite.host.tables import kibibytes, number, text
 
@@ -22,18 +23,8 @@ def print_device(say: Callable[[str], None] = print) -> None:
   devices = jax.devices()
   kinds = ', '.join(sorted({device.device_kind for device in devices}))
   say(f'device: {len(devices)} x {devices[0].platform} ({kinds}), {cores()} CPU cores, jax {jax.__version__}')
-  if devices[0].platform == 'cpu':
-    for sign, what, fix in _SIGNS:
-      if any(Path('/dev').glob(sign)):
-        say(f'warning: {what} is present but JAX does not see it, so the CPU is used: {fix}')
-        break
-
-
-_SIGNS = (
-  ('nvidia[0-9]*', 'an NVIDIA GPU', "pip install -U 'jax[cuda12]'"),
-  ('kfd', 'an AMD GPU', "pip install -U 'jax[rocm]'"),
-  ('accel[0-9]*', 'a TPU', "pip install -U 'jax[tpu]'"),
-)
+  if line := idle():
+    say(f'warning: {line}')
 
 
 def versions() -> dict[str, str]:

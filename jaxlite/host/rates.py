@@ -97,17 +97,17 @@ def rates(say: Callable[[str], None] | None = None, anew: bool = False) -> Rates
   for line in found.warnings:
     say(f'warning: {line}')
   try:
-    own_folder(_file().parent)
-    write_sealed(_file(), {**_plain(found), 'form': _FORM})
+    own_folder(rates_file().parent)
+    write_sealed(rates_file(), {**_plain(found), 'form': _FORM, 'machine': _about()})
   except OSError as error:
-    say(f'warning: the rates are not kept, {_file().parent} cannot be written ({type(error).__name__})')
+    say(f'warning: the rates are not kept, {rates_file().parent} cannot be written ({type(error).__name__})')
   return found
 
 
 def known_rates() -> Rates | None:
   """Returns the rates that are kept for this machine; None where they were not measured. Nothing is measured."""
   try:
-    found = read_sealed(_file())
+    found = read_sealed(rates_file())
     return rates_of(found) if found.get('form') == _FORM else None
   except (Damaged, ValueError):
     return None
@@ -140,8 +140,11 @@ def _plain(found: Rates) -> dict[str, Any]:
   return {**found._asdict(), 'one_core': found.one_core and _plain(found.one_core)}
 
 
-def _file() -> Path:
-  """Where the rates of this machine are kept, under a name of all that they depend on."""
+def rates_file() -> Path:
+  """Returns where the rates of this machine are kept, under a name of all that they depend on.
+
+  With a copy of it another machine's forecast speaks of this one (`planning.elsewhere.machine_in`).
+  """
   import jax
 
   device = jax.devices()[0]
@@ -150,6 +153,18 @@ def _file() -> Path:
   parts += (str(allowed_cores()), f'{usable_cores().usable:.2f}')
   name = hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]
   return user_cache() / 'rates' / f'jaxlib-{jax.lib.__version__}-{name}.json'
+
+
+def _about() -> dict[str, Any]:
+  """What this machine is, for a forecast that is made on another one."""
+  import jax
+
+  device = jax.devices()[0]
+  names = [line.partition(':')[2].strip() for line in processor_lines('model name')] or [platform.processor()]
+  name = names[0] if device.platform == 'cpu' else device.device_kind
+  memory = limits().resident_memory if device.platform == 'cpu' else 0
+  kind = device.platform if device.platform in ('cpu', 'tpu') else 'gpu'
+  return {'name': name or platform.machine(), 'cores': allowed_cores(), 'memory': memory, 'kind': kind}
 
 
 def _measured() -> Rates:
