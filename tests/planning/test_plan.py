@@ -50,7 +50,8 @@ def test_resident_memory_is_not_compared_with_a_limit_of_the_data_segment():
   assert judged(memory(900, 950, data=400), one, 0).word == FITS
 
 
-TIMES = Durations(*[Duration(180, 120, 300)] * 6, 'cost', {'step': 9, 'evaluation': 2, 'checkpoint': 1}, ('no input',))
+COUNTS = {'step': 9, 'evaluation': 2, 'checkpoint': 1}
+TIMES = Durations(*[Duration(180, 120, 300)] * 6, basis='cost', counts=COUNTS, said=('no input',))
 
 
 def test_the_line_has_need_bound_limit_and_time_and_the_page_what_is_not_known():
