@@ -21,13 +21,14 @@ from jaxlite.run.setup import prepare
 from jaxlite.run.trial import Died, Source, asked, made
 
 
-def plan(config: Config, source: Source, changes: bool) -> int:
+def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: str = '') -> int:
   """Prints what each run of an experiment will need.
 
   Args:
     config: of the experiment.
     source: where it comes from.
     changes: whether to try what could be changed.
+    elsewhere: other machines to tell it of, as `planning.elsewhere` takes them; '' for none.
 
   Returns:
     The exit code, 0: also where a run does not fit, which is an answer.
@@ -40,6 +41,7 @@ def plan(config: Config, source: Source, changes: bool) -> int:
       setup = prepare(one, folder)
     job = job_of(setup)
     found = foreseen(job, one.name, say, measure=True)
+    found = planning.elsewhere(job, found, elsewhere) if elsewhere else found
     tried: list[Tried] = []
     if changes:
       base = found.durations.step.seconds if found.durations is not None else None

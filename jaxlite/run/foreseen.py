@@ -156,6 +156,8 @@ def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
     found['time'] = {
       **{'forecast': total.seconds, 'low': total.low, 'high': total.high, 'actual': seconds, 'cpu': _cpu() - began.cpu},
       'basis': plan.durations.basis,
+      'raw': plan.durations.raw.get('total', 0.0),  # before what was learned: what is learned from
+      'features': dict(plan.durations.features),
     }
     said.append(f'{between(total)}, and it took {spoken(seconds)}')
   if plan.memory is not None and peak:
@@ -178,13 +180,12 @@ def learn(found: dict[str, Any], run: str) -> None:
     found: as `ended` gives it.
     run: its id: what is learned from it twice counts once.
   """
-  outcomes = [
-    Outcome(
-      {'time': 'time/total', 'memory': 'memory/peak'}[what], one['basis'], one['forecast'], one['actual'], {}, run
-    )
-    for what, one in found.items()
-    if one['forecast'] > 0 and one['actual'] > 0 and one.get('alone', True)
-  ]
+  outcomes = []
+  for what, name in (('time', 'time/total'), ('memory', 'memory/peak')):
+    one = found.get(what)
+    if one and one.get('alone', True) and min(one.get('raw', one['forecast']), one['actual']) > 0:
+      forecast, features = one.get('raw', one['forecast']), one.get('features', {})
+      outcomes.append(Outcome(name, one['basis'], forecast, one['actual'], features, run))
   with contextlib.suppress(Exception):  # a cache that cannot be written is no reason for a finished run to fail
     calibration.add(outcomes)
 

@@ -27,6 +27,9 @@ absl_flags.DEFINE_enum(
   'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor)',
 )
 absl_flags.DEFINE_bool('changes', False, 'of --mode=plan: what to change, each tried for some seconds')
+absl_flags.DEFINE_string(
+  'elsewhere', None, 'of --mode=plan: the same on another machine: all, a name, or the file in which it keeps its rates'
+)
 absl_flags.DEFINE_bool('check', False, 'of --mode=plan: forecast and actual of the runs that lie in --workdir')
 absl_flags.DEFINE_float('minutes', None, 'of --mode=plan: without an experiment, what can be trained here in this time')
 absl_flags.DEFINE_integer('megabytes', None, 'beside --minutes: of memory (default: what this machine allows)')
@@ -73,7 +76,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       given = _given(bool(pairs))
       workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
       if not (
-        FLAGS.mode in ('train', 'eval', 'deploy', 'fit') or (given.keys() <= {'changes'} and FLAGS.mode == 'plan')
+        FLAGS.mode in ('train', 'eval', 'deploy', 'fit')
+        or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
       ):
         return _without_experiment(workdir, given)
       config = command_line.load(FLAGS.config, [*pairs, *([('machine.force', 'true')] if FLAGS.force else [])], where)
@@ -85,7 +89,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
         source = Source(FLAGS.config, pairs, str(where), FLAGS.smoke, f'{workdir}-smoke' if FLAGS.smoke else workdir)
         if FLAGS.mode == 'plan':
-          return asking.plan(config, source, bool(given))
+          return asking.plan(config, source, **given)
         return asking.fit(config, source, [sys.executable, *sys.orig_argv[1:]], FLAGS.fresh)
       command = ' '.join([program, shlex.join(sys.argv[1:])]).strip()
       how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'deploying': given}
@@ -102,7 +106,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
 _DEPLOYING = ('formats', 'out', 'which', 'deadline')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
-_PLANNING = ('changes', 'check', *_BUDGET)
+_PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
 
 
 def _given(fields: bool) -> dict[str, Any]:
@@ -132,8 +136,9 @@ def _given(fields: bool) -> dict[str, Any]:
   alone = budget or 'check' in given
   if budget and 'check' in given:
     raise errors.ConfigError(f'--check looks back and --{budget[0]} ahead: leave one out')
-  if alone and 'changes' in given:
-    raise errors.ConfigError('--changes tries an experiment: leave it or the others out')
+  for name in ('changes', 'elsewhere'):
+    if alone and name in given:
+      raise errors.ConfigError(f'--{name} is of an experiment, --{(budget or ["check"])[0]} is not: leave one out')
   if alone and (fields or FLAGS['config'].present or FLAGS.smoke):
     raise errors.ConfigError(
       f'--{(budget or ["check"])[0]} asks without an experiment: leave --config and its fields out'

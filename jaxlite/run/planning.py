@@ -21,7 +21,11 @@ from jaxlite.host.machine import resident
 from jaxlite.host.rates import known_rates
 from jaxlite.optim import accumulate
 from jaxlite.planning import duration, memory
+from jaxlite.planning.cost import cost
 from jaxlite.planning.edits import ROUNDING, Edit, edited, forms
+from jaxlite.planning.elsewhere import Run, machine_in, table
+from jaxlite.planning.job import Job
+from jaxlite.planning.machines import MACHINES, machine_named
 from jaxlite.planning.plan import Plan, judged
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
@@ -156,6 +160,37 @@ def parts_agree(setup: Setup) -> bool:
   leaves = zip(*map(jax.tree.leaves, found), strict=True)
   apart = [(float(abs(one - other).max()), float(abs(one).max())) for one, other in leaves if one.size]
   return max(one for one, _ in apart) <= _NEAR * max(size for _, size in apart)
+
+
+def elsewhere(job: Job, found: Plan, asked: str) -> Plan:
+  """Adds to a plan what the same run would take on other machines; extrapolated, and marked so.
+
+  Args:
+    job: the run.
+    found: its plan here.
+    asked: the name of a machine of the table, the file in which another one keeps its rates, or 'all' of the table.
+
+  Raises:
+    ValueError: there is no such machine.
+  """
+  machines = MACHINES if asked == 'all' else (machine_in(asked) if Path(asked).is_file() else machine_named(asked),)
+  known, times = known_rates(), found.durations
+  if known is None or times is None:
+    return found
+  step = cost(job.train.programs.jaxpr(job.abstract, job.batch)[0])
+  counts = times.counts
+  run = Run(
+    flops=step.flops,
+    bytes=step.bytes,
+    step=times.step.seconds,
+    steps=job.total,
+    input=times.input.seconds,
+    once=times.compile.seconds + times.rest.seconds + counts.get('checkpoint', 0) * times.checkpoint.seconds,
+    evaluation=counts.get('evaluation', 0) * times.evaluation.seconds,
+    kernels=int(sum(one.times for one in step.operations)),
+    memory=found.memory.peak if found.memory is not None else 0,
+  )
+  return found._replace(elsewhere=tuple(one.line() for one in table(run, known, tuple(machines))))
 
 
 def _forecast(setup: Setup, edit: Edit, here: Any, folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ WRONG = [
   (('--mode=plan', '--force'), '--force goes with --mode=train; got --mode=plan'),
   (('--mode=plan', '--fresh'), '--fresh moves an old run aside, and --mode=plan trains nothing'),
   (('--mode=plan', '--check', '--minutes=3'), '--check looks back and --minutes ahead'),
-  (('--mode=plan', '--check', '--changes'), '--changes tries an experiment'),
+  (('--mode=plan', '--check', '--changes'), '--changes is of an experiment, --check is not'),
   (('--mode=plan', '--check', '--config=x.py'), '--check asks without an experiment'),
   (('--mode=plan', '--minutes=3', '--config.seed=1'), '--minutes asks without an experiment'),
   (('--mode=plan', '--minutes=3'), 'asked by --minutes, --examples and --shape'),
