@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxlite.host.limits import allowed_cores, limits
+from jaxlite.host.tables import kibibytes, number, text
+
 
 def print_device(say: Callable[[str], None] = print) -> None:
   """Prints what the run computes on, with a warning when an accelerator stands idle."""
@@ -68,8 +71,8 @@ def machine() -> dict[str, str]:
 
 
 def cores() -> int:
-  """Returns how many CPU cores this process may use: fewer than the machine has under `taskset` or in a CPU set."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else all_cores()
+  """Returns how many CPU cores this process may run on: fewer than the machine has under `taskset` or in a CPU set."""
+  return allowed_cores()
 
 
 def all_cores() -> int:
@@ -105,26 +108,20 @@ def abilities() -> str:
 
 def resident() -> int:
   """Returns the bytes of memory that this process has in use; where that is not told, the most that it ever had."""
+  pages = number(' '.join((text(Path('/proc/self/statm')) or '').split()[1:]))
+  if pages is not None:
+    return pages * os.sysconf('SC_PAGE_SIZE')
   try:
-    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-  except OSError:
     import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
+  except ImportError:  # Windows
+    return 0
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def available() -> int:
-  """Returns by how many bytes this process may grow: the least that machine, control group and limits allow."""
-  import resource
-
-  rooms = [meminfo('MemAvailable')]
-  for limit, used in ((resource.RLIMIT_AS, 'VmSize'), (resource.RLIMIT_DATA, 'VmData')):
-    soft = resource.getrlimit(limit)[0]
-    if soft != resource.RLIM_INFINITY:
-      rooms.append(soft - status(used))
-  group = control_group()
-  return max(0, min([*rooms, *([] if group is None else [group])]))
+  """Returns by how many bytes this process may grow: the least that machine, control groups and limits allow."""
+  return limits().free
 
 
 def mapped() -> int:
@@ -140,27 +137,3 @@ def status(name: str) -> int:
 def meminfo(name: str) -> int:
   """Returns one line of the kernel's table of memory, in bytes; 0 where it is not there."""
   return kibibytes(Path('/proc/meminfo'), name)
-
-
-def kibibytes(path: Path, name: str) -> int:
-  """Returns one line of the kernel's tables, in bytes; 0 where there is none, so that memory is spared."""
-  try:
-    lines = path.read_text().splitlines()
-  except OSError:
-    return 0
-  return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f'{name}:')), 0)
-
-
-def control_group(root: Path = Path('/sys/fs/cgroup')) -> int | None:
-  """Returns the bytes left in the control group (version 2 or 1); None where it sets no limit."""
-  for limit, used in (
-    ('memory.max', 'memory.current'),
-    ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
-  ):
-    try:
-      text = (root / limit).read_text().strip()
-      if text != 'max' and int(text) < 2**60:
-        return int(text) - int((root / used).read_text())
-    except (OSError, ValueError):
-      continue
-  return None

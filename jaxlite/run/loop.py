@@ -31,7 +31,7 @@ from jaxlite.run import folder as run_folder
 from jaxlite.run import guards
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify
-from jaxlite.run.progress import Progress
+from jaxlite.run.progress import Beside, Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import WEIGHT, Records, means_of
 from jaxlite.run.setup import REWRITES, Setup, prepare
@@ -198,7 +198,10 @@ def _fit(
   compiling: float,
 ) -> tuple[TrainState, Record]:
   config, plan, step = setup.config, setup.plan, int(state.step)
-  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress, say=say)
+  # A forward pass is a third of a step's work, and a checkpoint is believed to be a few steps, until they were timed.
+  looks = Beside(plan.evaluate, len(setup.data.validation.labels) / config.data.batch_size / 3)
+  beside = {'evaluation': looks, 'save': Beside(plan.checkpoint, 5)}
+  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress, say=say, beside=beside)
   say = progress.say
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
   began, started = time.monotonic() - record.seconds, step
@@ -239,7 +242,7 @@ def _fit(
       shown.append(f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
 
     if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
-      with progress.first('evaluation', state):
+      with progress.aside('evaluation', state):
         found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
         scalars = numbers(found.values)
@@ -262,7 +265,7 @@ def _fit(
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
     if improved or last or plan.due(step, plan.checkpoint):
-      with progress.first('save', state):
+      with progress.aside('save', state):
         save(wait=last)
     if last:
       progress.done()
@@ -273,7 +276,7 @@ def _fit(
     free = plan.free(step)
     if pace is None and step > started and free >= multi_step.least(plan.gap):
       room = multi_step.Room(step, free, plan.gap, plan.total - step, compiling)
-      with progress.first('dispatch', state):
+      with progress.aside('dispatch', state):
         state, taken, pace = multi_step.choose(
           setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
         )

@@ -73,14 +73,5 @@ def test_another_c_library_is_left_alone(monkeypatch):
   assert allocator.keep_mapped() == (False, 'the allocator is not glibc, so it is left as it is')
 
 
-@pytest.mark.parametrize(
-  'limit, used, left', [('max\n', '5\n', None), ('100\n', '60\n', 40), ('nonsense', '1', None)], ids=str
-)
-def test_a_control_group_limits(limit, used, left, tmp_path):
-  (tmp_path / 'memory.max').write_text(limit)
-  (tmp_path / 'memory.current').write_text(used)
-  assert machine.control_group(tmp_path) == left
-
-
 def test_without_the_kernels_tables_it_is_frugal(tmp_path):
   assert machine.kibibytes(Path(tmp_path / 'absent'), 'MemAvailable') == 0
