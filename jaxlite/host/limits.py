@@ -159,6 +159,25 @@ def allowed_cores() -> int:
   return count or 1
 
 
+def throttled(found: Cores) -> str | None:
+  """Returns in one line what a quota does to programs that use threads, and the way out; None where there is none.
+
+  Args:
+    found: of `usable_cores`.
+
+  >>> throttled(Cores(2.0, 2, 2, 'what the machine has')) is None
+  True
+  """
+  if found.usable >= found.allowed:
+    return None
+  few = max(1, int(found.usable))
+  ids = sorted(os.sched_getaffinity(0))[:few] if hasattr(os, 'sched_getaffinity') else range(few)
+  return (
+    f'programs start {found.allowed} threads and are stopped when the quota of {found.usable:g} cores ({found.reason}) '
+    f'is used up: `taskset -c {",".join(map(str, ids))}` in front of the command runs steadier'
+  )
+
+
 def disk_free(folder: str | os.PathLike[str]) -> int | None:
   """Returns the bytes that this user may still write to a folder's disk; None where that is not told.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxlite.host.accelerators import idle
-from jaxlite.host.limits import allowed_cores, limits
+from jaxlite.host.limits import allowed_cores, limits, throttled, usable_cores
 from jaxlite.host.tables import kibibytes, number, text
 
 
@@ -23,8 +23,9 @@ def print_device(say: Callable[[str], None] = print) -> None:
   devices = jax.devices()
   kinds = ', '.join(sorted({device.device_kind for device in devices}))
   say(f'device: {len(devices)} x {devices[0].platform} ({kinds}), {cores()} CPU cores, jax {jax.__version__}')
-  if line := idle():
-    say(f'warning: {line}')
+  for line in (idle(), throttled(usable_cores())):
+    if line:
+      say(f'warning: {line}')
 
 
 def versions() -> dict[str, str]:

@@ -86,7 +86,7 @@ def rates(say: Callable[[str], None] | None = None, anew: bool = False) -> Rates
     anew: whether to measure although there are kept ones.
 
   Raises:
-    RuntimeError: no program could be timed here: JAX itself does not run.
+    RuntimeError: no program could be timed here: too little memory is free, or JAX itself does not run.
   """
   say = say or (lambda _: None)
   found = None if anew else known_rates()
@@ -173,11 +173,13 @@ def _measured() -> Rates:
   if jax.devices()[0].platform != 'cpu':  # another process would not get the device that this one holds
     return _filled(measure.measured(None, budget=_BUDGET, most_bytes=256 << 20, one_core=False), None, [])
   warnings: list[str] = []
-  free, cores = limits().free, allowed_cores()
-  most = min(64 << 20, max(4 << 20, free // 16))
+  cores, (own, child) = allowed_cores(), _rooms()
+  most = min(64 << 20, max(4 << 20, min(own, child) // 16))
   asked = {'names': None, 'budget': _BUDGET, 'most_bytes': most, 'one_core': cores == 1}
-  if free < _CHILD + 4 * most:
-    warnings.append(f'{free >> 20} MiB are free: rates are measured in this process, and none on one core')
+  if child < _CHILD + 4 * most:
+    if own < _CHILD // 2:  # a program that is refused memory may take its process with it
+      raise RuntimeError(f'rates could not be measured: {own >> 20} MiB are free, and it takes {_CHILD // 2 >> 20}')
+    warnings.append(f'{child >> 20} MiB are free: rates are measured in this process, and none on one core')
     return _filled(measure.measured(**asked), None, warnings)
   everything = _answer(asked, None)
   if everything is None:
@@ -187,6 +189,15 @@ def _measured() -> Rates:
   if cores > 1:
     single = _answer({**asked, 'names': list(_ONE_CORE), 'budget': 0.5 * _BUDGET, 'one_core': True}, 1) or {}
   return _filled(everything, single, warnings)
+
+
+def _rooms() -> tuple[int, int]:
+  """Bytes that this process may still take, and those that another one may: `ulimit` is for each of them anew."""
+  found = limits()
+  if not found.memory:  # not told: as if there were enough
+    return 1 << 40, 1 << 40
+  ulimits = [limit for limit in (found.data_segment, found.address_space) if limit is not None]
+  return found.free, min([found.resident_free, *ulimits])
 
 
 def _answer(asked: dict[str, Any], cores: int | None) -> dict[str, float] | None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 
 from jaxlite.cpu.kernels import compiler, direct, onednn
-from jaxlite.errors import counted
 from jaxlite.host import limits, machine, rates
 from jaxlite.host.accelerators import accelerators, idle
 from jaxlite.planning import probes
@@ -66,11 +65,8 @@ def cores_lines() -> list[str]:
   """Returns how many cores a run really gets, and what takes the others."""
   found = limits.usable_cores()
   lines = [f'cores: {found.usable:g} of {found.present} ({found.reason})']
-  if found.usable < found.allowed:
-    lines.append(
-      f'  warning: programs start {counted(found.allowed, "thread")} and are stopped when the quota is used up: '
-      f'`taskset -c 0-{max(1, int(found.usable)) - 1}` in front of the command runs steadier'
-    )
+  if line := limits.throttled(found):
+    lines.append(f'  warning: {line}')
   return lines
 
 

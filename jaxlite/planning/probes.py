@@ -90,15 +90,15 @@ def _shifted_write() -> str:
 
 
 def _summed_products() -> str:
-  """A product of a small matrix with each of many rows, summed: wrong above some number of rows."""
-  x = np.zeros((32_769, 3), np.float32)
-  x[:, 0] = np.arange(len(x)) % 97
+  """A product of a small matrix with each of many rows, squared and summed: the last rows are another's."""
+  x = np.zeros((40_000, 3), np.float32)
+  x[:, 0] = np.arange(len(x)) / 1000
   got = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(x)
   return _wrong(np.asarray(got), x[:, 0] ** 2)
 
 
 def _wrong(got: np.ndarray, want: np.ndarray) -> str:
-  count = int(np.sum(~np.isclose(got, want, rtol=1e-3, atol=1e-3)))
+  count = int(np.sum(~np.isclose(got, want, rtol=1e-4, atol=1e-4)))
   return f'{count:,} of {want.size:,} values are wrong' if count else ''
 
 
@@ -158,7 +158,7 @@ def _pool_gradient() -> str:
 
 
 def _remat() -> str:
-  weights, x = np.ones((6, 64, 64), np.float32), np.ones((1024, 64), np.float32)
+  weights, x = np.ones((4, 64, 64), np.float32), np.ones((1024, 64), np.float32)
 
   def layer(w: Any, x: Any) -> Any:
     return jnp.tanh(jnp.tanh(x @ w) @ w)
@@ -201,7 +201,7 @@ PROBES = (
     'write `jnp.concatenate([c[:1], c[:-1]])`, or do not reshape it in the same program', 'openxla/xla#49176',
   ),
   Probe(
-    'wrong', 'a small matrix times each of 32,769 rows under vmap, then summed', _summed_products,
+    'wrong', 'a small matrix times each of 40,000 rows under vmap, squared and summed', _summed_products,
     f'set {_OFF} before Python starts, or use another jaxlib', 'jax-ml/jax#39103',
   ),
   Probe(

@@ -53,20 +53,23 @@ class Programs(NamedTuple):
     step: (state, batch) -> (state, metrics), as `Train.step`.
     steps: (state, batches) -> (state, metrics), as `Train.steps`.
     eval: (state, batch) -> (outputs, terms), as `Train.eval`.
-    compile: (state, batch) -> None; compiles `step` for arrays like these and runs nothing, so that another thread can
-      do it while something else is prepared.
+    compile: (state, batch) -> the `jax.stages.Compiled` of `step` for arrays like these, None where a step is several
+      programs; runs nothing, so that another thread can do it while something else is prepared.
     tune: (state, batch, choose) -> Programs in which each rewrite for CPU has the form that `choose`, given the
       `Site`s of the step's program, names by their keys. Shapes are enough.
     jaxpr: (state, batch) -> (the step, the forward as evaluated), traced for arrays of these shapes, before rewrites
       for CPU and before dispatch: what they compute.
+    traced: (state, batch) -> the step's one program as a `jax.stages.Traced`, rewrites included, whose `lower().compile()`
+      is what `step` runs; None where a step is several programs. Shapes are enough.
   """
 
   step: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
   steps: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
   eval: Callable[[TrainState, Batch], tuple[Any, Terms]]
-  compile: Callable[[TrainState, Batch], None]
+  compile: Callable[[TrainState, Batch], Any]
   tune: Callable[[TrainState, Batch, Callable[[Iterable[Site]], Choices]], Programs]
   jaxpr: Callable[[TrainState, Batch], tuple[Any, Any]]
+  traced: Callable[[TrainState, Batch], Any]
 
 
 class _Parts(NamedTuple):
@@ -113,10 +116,17 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
   if parts.splits is not None:
     step = _either(parts.splits, _dispatched(pure.recipe.grad(faster(pure.inner)), parts.update), step)
 
-  def compile_ahead(state: TrainState, batch: Batch) -> None:
+  def traced(state: TrainState, batch: Batch) -> Any:
     if parts.splits is None or not parts.splits(state, batch):
       with paused():
-        compiled.lower(*_split(state), batch).compile()
+        return compiled.trace(*_split(state), batch)
+    return None
+
+  def compile_ahead(state: TrainState, batch: Batch) -> Any:
+    if (program := traced(state, batch)) is None:
+      return None
+    with paused():
+      return program.lower().compile()
 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Programs:
     return _assembled(pure, parts, choose(_sites(pure, parts, state, batch).values()), rewrite)
@@ -127,7 +137,7 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
     return jax.make_jaxpr(parts.traced)(*_split(state), batch), jax.make_jaxpr(parts.evaluated)(*read, batch)
 
   several = _several(pure, parts, faster, step)
-  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr)
+  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr, traced)
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,11 +245,13 @@ def _sites(pure: PureStep, parts: _Parts, state: TrainState, batch: Batch) -> di
 
 
 def on_cpu(state: TrainState, batch: Batch) -> bool:
-  """Where the arrays of this call lie; False inside a trace, where lowering decides."""
+  """Whether the arrays of this call lie on CPU, or will; False inside a trace, where lowering decides."""
   leaves = jax.tree.leaves((state.step, batch))
   if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
     return False
-  return all(device.platform == 'cpu' for device in leaves[0].devices())
+  first = leaves[0]  # a shape lies nowhere yet: it will where JAX puts an array
+  devices = jax.devices()[:1] if isinstance(first, jax.ShapeDtypeStruct) else first.devices()
+  return all(device.platform == 'cpu' for device in devices)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

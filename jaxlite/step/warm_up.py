@@ -60,9 +60,11 @@ class Took:
 
   Attributes:
     seconds: on the clock; 0 until it is done, or where it failed.
+    program: the `jax.stages.Compiled` that a step runs; None until it is done, and where a step is several programs.
   """
 
   seconds: float = 0.0
+  program: Any = None
 
 
 @contextlib.contextmanager
@@ -82,7 +84,7 @@ def compiling(train: Train, state: TrainState, batch: Any, *, steps: int) -> Ite
 
   def run() -> None:
     began = time.monotonic()
-    train.programs.compile(state, batch)
+    took.program = train.programs.compile(state, batch)
     took.seconds = time.monotonic() - began
 
   with concurrent.futures.ThreadPoolExecutor(1, 'jaxlite-compile') as thread:

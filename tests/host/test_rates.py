@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlite.host import measure, rates
+from jaxlite.host import limits, measure, rates
 from jaxlite.host.sealed import sealed_text, write_sealed
 
 KEPT = rates.Rates(
@@ -151,6 +151,21 @@ def test_a_process_that_cannot_measure_is_no_error(tmp_path, monkeypatch):
 def test_a_device_that_can_do_nothing_is_an_error_in_one_line():
   with pytest.raises(RuntimeError, match=r'^rates could not be measured: depthwise, .* did not run on this device$'):
     rates._filled({'products float32': 1.0}, None, [])
+
+
+def test_too_little_memory_is_refused_before_it_kills(monkeypatch):
+  little = limits.limits()._replace(free=50 << 20, resident_free=50 << 20)
+  monkeypatch.setattr(rates, 'limits', lambda: little)
+  with pytest.raises(RuntimeError, match=r'^rates could not be measured: 50 MiB are free, and it takes 200$'):
+    rates._measured()
+
+
+def test_a_ulimit_is_for_each_process_anew(monkeypatch):
+  found = limits.limits()._replace(free=10 << 20, resident_free=4 << 30, data_segment=900 << 20)
+  monkeypatch.setattr(rates, 'limits', lambda: found)
+  assert rates._rooms() == (10 << 20, 900 << 20)
+  monkeypatch.setattr(rates, 'limits', lambda: found._replace(memory=0, free=0))
+  assert min(rates._rooms()) > 1 << 36
 
 
 def test_rates_of_a_busy_machine_say_so_and_are_measured_again_when_it_is_quieter(kept, monkeypatch):
