@@ -35,7 +35,7 @@ _DEAR = frozenset(
 _REDUCE = frozenset(
   'reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin'.split()
 )
-_CALLS = ('jaxlite_cpu_held', 'jaxlite_cpu_alone')  # calls that XLA may not open
+_CALLS = ('jaxlite_cpu_held', 'jaxlite_cpu_alone', 'jaxlite_cpu_after')  # calls that XLA may not open
 _LOOPS = ('while', 'scan')
 
 

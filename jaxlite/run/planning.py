@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 
@@ -18,12 +18,13 @@ from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import limits as machine_limits
 from jaxlite.host.files import expanded
 from jaxlite.host.machine import resident
-from jaxlite.host.rates import known_rates
+from jaxlite.host.rates import known_rates, rates
 from jaxlite.optim import accumulate
 from jaxlite.planning import duration, memory
 from jaxlite.planning.cost import cost
 from jaxlite.planning.edits import ROUNDING, Edit, edited, forms
 from jaxlite.planning.elsewhere import Run, machine_in, table
+from jaxlite.planning.function import Call, call
 from jaxlite.planning.job import Job
 from jaxlite.planning.machines import MACHINES, machine_named
 from jaxlite.planning.plan import Plan, judged
@@ -39,6 +40,7 @@ _PARTS = 'machine.micro_batches'
 _FEW, _NEAR = 8, 1e-5  # examples that are tried; how far gradients may be apart, of the largest entry
 
 
+@overload
 def plan(
   config: Config,
   workdir: str | Path | None = None,
@@ -47,22 +49,52 @@ def plan(
   data: Any = None,
   compiled: bool = False,
   say: Say | None = None,
-) -> Plan:
+) -> Plan: ...
+
+
+@overload
+def plan(
+  config: Callable[..., Any],
+  workdir: None = None,
+  *,
+  args: Sequence[Any],
+  donated: Sequence[int] = (),
+  compiled: bool = False,
+  say: Say | None = None,
+) -> Call: ...
+
+
+def plan(
+  config: Config | Callable[..., Any],
+  workdir: str | Path | None = None,
+  *,
+  model: Any = None,
+  data: Any = None,
+  args: Sequence[Any] | None = None,
+  donated: Sequence[int] = (),
+  compiled: bool = False,
+  say: Say | None = None,
+) -> Plan | Call:
   """Forecasts what `jl.train` of the same arguments will need in memory and time; nothing is trained or written.
 
+  In a training loop of your own, give the step itself: what one call of it computes, holds and takes is told.
+
   Args:
-    config: as `jl.train` takes it.
+    config: as `jl.train` takes it; or a function of arrays, jitted or not, with `args`.
     workdir: of the run, for a teacher that lies beside it; None where there is none.
     model: as `jl.train` takes it.
     data: likewise.
+    args: of a function: its arguments, or their shapes.
+    donated: of a function: the positions of the arguments that it is given to keep, as `jax.jit` takes them.
     compiled: tells memory from the compiled step, which is nearer than its trace; the step is compiled for it.
     say: is told when this machine is measured, which takes some seconds once.
 
   Returns:
     The Plan: `print(plan)` shows it, `plan.line()` is the line that a run begins with, `plan.verdict.word` is 'FITS',
-    'TIGHT' or 'DOES NOT FIT'.
+    'TIGHT' or 'DOES NOT FIT'. Of a function, a Call: its FLOPs, bytes, memory and time.
 
   Raises:
+    TypeError: neither a config nor a function with its arguments.
     ValueError: what `jl.train` would say of the arguments.
 
   >>> import numpy as np
@@ -71,7 +103,17 @@ def plan(
   >>> found = plan(jl.Config(name='x', train=jl.Duration(steps=5)), data=data)
   >>> found.verdict.word
   'FITS'
+  >>> plan(lambda x: x @ x, args=(np.ones((64, 64)),)).flops
+  524288.0
   """
+  if callable(config) and not isinstance(config, Config):
+    if args is None or model is not None or data is not None or workdir is not None:
+      raise TypeError(
+        'jl.plan of a function takes its arguments, or their shapes, as args=(...), and neither model nor data'
+      )
+    return call(config, args, rates(say), donated=donated, compiled=compiled)
+  if args is not None or donated:
+    raise TypeError(f'args= and donated= go with a function; got {type(config).__name__}: leave them out')
   validate(config)
   folder = expanded(workdir).absolute() if workdir is not None else Path(tempfile.gettempdir(), 'jaxlite-plan-none')
   setup = prepare(dataclasses.replace(config, runs={}), folder, model, data)
