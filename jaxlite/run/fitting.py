@@ -18,7 +18,7 @@ from jaxlite.config.schema import Config
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import expanded
 from jaxlite.planning.edits import DRAWS, SAME, flags_of
-from jaxlite.planning.plan import Tried, changes, mib, spoken
+from jaxlite.planning.plan import TOO_LARGE, Tried, changes, mib, spoken
 from jaxlite.run import folder as run_folder
 from jaxlite.run.trial import MARGIN, Died, Source, asked
 
@@ -70,7 +70,8 @@ def fit(config: Config, source: Source, words: Sequence[str], fresh: bool, say: 
 
 def _fields(config: Config, source: Source, name: str, fresh: bool, say: Say) -> dict[str, Any]:
   folder = expanded(source.workdir) / name
-  record = None if fresh or not folder.is_dir() else run_folder.remembered(folder)
+  begun = not fresh and (folder / 'checkpoints').is_dir()
+  record = run_folder.remembered(folder) if begun else None
   if record is None:
     found = search(source, name, say)
     if found.tried:
@@ -111,7 +112,7 @@ def search(source: Source, name: str, say: Say) -> Found:
   for form in sorted(forms, key=_promise)[:_TRIALS]:
     if good and (form['result'] == DRAWS or _slower(form, good)):
       continue
-    for back in ({}, _BACK):
+    for back in ({}, _BACK) if told['keeps'] else ({},):
       one = _tried(source, name, {**form, 'fields': {**form['fields'], **back}}, say)
       tried.append(one)
       if one.fits:
@@ -128,13 +129,15 @@ def search(source: Source, name: str, say: Say) -> Found:
 
 def _promise(form: dict[str, Any]) -> Any:
   """What is tried first: what is forecast to fit, what changes no draws, the fastest, the least changed."""
-  worse = {'FITS': 0, 'TIGHT': 0, 'DOES NOT FIT': 1, None: 0}[form['word']] + bool(form['dies'])
-  return (bool(form['fields']) and worse, form['result'] == DRAWS, worse, form['step'] or 0.0, len(form['fields']))
+  worse = (form['word'] == TOO_LARGE) + bool(form['dies'])
+  own = not form['fields'] and not worse
+  return (not own, worse, form['result'] == DRAWS, form['step'] or 0.0, len(form['fields']))
 
 
 def _slower(form: dict[str, Any], good: Sequence[tuple[float, Any]]) -> bool:
-  """Whether a form is forecast to be far from the best that fits: a third slower, more than forecasts err."""
-  return form['step'] is not None and form['step'] > 1.5 * min(seconds for seconds, _ in good)
+  """Whether a form is not worth a trial beside those that fit: it is forecast to die, or to take half as long again."""
+  slow = form['step'] is not None and form['step'] > 1.5 * min(seconds for seconds, _ in good)
+  return bool(form['dies']) or slow
 
 
 def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
@@ -142,14 +145,21 @@ def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
   label = form['name'] + (', freed memory goes back' if _BACK.items() <= form['fields'].items() else '')
   question = {'fields': form['fields'], 'step': form['step']}
   try:
-    found = asked(source, name, 'trial', **question)
+    try:
+      found = asked(source, name, 'trial', **question)
+    except Died as end:
+      if end.stepped:
+        raise
+      asked(source, name, 'compile', **question)  # too much may have been to compile beside all else
+      found = asked(source, name, 'trial', **question)
   except Died as end:
     say(f'  {label}: does not fit ({end})')
-    try:  # what was too much may have been compiling beside all else
-      asked(source, name, 'compile', **question)
-      found = asked(source, name, 'trial', **question)
-    except Died:
-      return Tried(label, form['result'], None, None, False, how)
+    return Tried(label, form['result'], None, None, False, how)
+  except ValueError as error:
+    if not form['fields']:
+      raise
+    say(f'  {label}: cannot be ({error})')
+    return Tried(label, form['result'], None, None, False, how)
   limit = form['limit']
   fits = limit is None or found['peak'] <= limit * MARGIN
   pace = '' if found['step'] is None else f', {spoken(found["step"])} a step'

@@ -172,7 +172,7 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
     folder: as `ground` gives it.
 
   Returns:
-    'line', 'word': of the run as it is; 'forms': for each its 'name', 'fields', 'result', 'upper', 'limit', 'word',
+    'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields', 'result', 'upper', 'limit', 'word',
     'dies', 'step' and 'total' in seconds, None where they are not known.
   """
   setup = prepare(config, folder)
@@ -184,7 +184,8 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
   for edit in offered:
     with contextlib.suppress(ValueError):  # what cannot be built is no form
       found.append(_forecast(setup, edit, here, folder))
-  return {'line': whole.line(), 'word': whole.verdict.word if whole.verdict else '', 'forms': found}
+  word = whole.verdict.word if whole.verdict else ''
+  return {'line': whole.line(), 'word': word, 'keeps': config.machine.keep_memory, 'forms': found}
 
 
 def parts_agree(setup: Setup) -> bool:

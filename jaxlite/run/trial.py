@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -48,7 +49,16 @@ class Source(NamedTuple):
 
 
 class Died(Exception):  # noqa: N818 - an answer, not an error
-  """The process ended before it answered; the last that it said."""
+  """The process ended before it answered.
+
+  Attributes:
+    stepped: whether it had taken a step by then.
+  """
+
+  def __init__(self, said: str, stepped: bool = False):
+    """Args: the last that it said, and whether it had taken a step."""
+    super().__init__(said)
+    self.stepped = stepped
 
 
 def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
@@ -80,7 +90,8 @@ def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
     if done.returncode == 2 and text.rstrip().split('\n')[-1].startswith('error: '):
       raise ValueError(text.rstrip().split('\n')[-1].removeprefix('error: '))
     if done.returncode or not answer.is_file():
-      raise Died(_last(text) or f'ended by signal {-done.returncode}')
+      stepped = re.search(r'^(memory: |step \d+/)', text, re.MULTILINE) is not None
+      raise Died(_last(text) or f'ended by signal {-done.returncode}', stepped)
     return json.loads(answer.read_text())
 
 
