@@ -1,12 +1,26 @@
-"""What a run will hold in memory: its peak by stage and by what holds it, before the first step."""
+"""What a run will hold in memory: its peak by stage and by what holds it, before the first step.
+
+A forecast starts from what this process holds now, which is known, and adds what is to come: what compiling leaves
+behind, the state and its copies, what the programs hold at once, the pages of libraries that are touched on the way.
+How much of each is measured, not derived (`memory_table.py` and the command that made it); what this machine's own runs
+came to then corrects it.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxlite.host import allocator
+from jaxlite.host.machine import available
+from jaxlite.planning import calibration, memory_table, programs
 from jaxlite.planning.job import Job
+from jaxlite.planning.sizes import Process, Sizes, process, sizes
 
 STAGES = ('import', 'data', 'compile', 'steps', 'evaluation', 'checkpoint', 'report')
+QUANTITY = 'memory/peak'  # as it stands among this machine's outcomes
+_SURE = 1.645  # standard deviations above which 5 in 100 lie
 
 
 class Memory(NamedTuple):
@@ -15,16 +29,17 @@ class Memory(NamedTuple):
   Attributes:
     stages: bytes of resident memory at the most in each stage, in their order: 'import', 'data', 'compile', 'steps',
       'evaluation', 'checkpoint', 'report'.
-    parts: bytes by what holds them at the peak: 'runtime', 'data', 'parameters', 'optimizer', 'state', 'batch',
-      'activations', 'compiler', ...; they sum up to `peak`.
+    parts: bytes by what holds them at the peak: 'runtime', 'data', 'parameters', 'optimizer', 'state', 'constants',
+      'batch', 'activations', 'gradients', 'compiler', 'copies and pieces'; they sum up to `peak`.
     peak: the most of `stages`.
-    upper: what `peak` stays below in 95 of 100 runs.
+    upper: what `peak` stays below in 95 of 100 runs, without `kept`.
     data_segment: bytes at the most of what `ulimit -d` limits, as `upper` is.
     address_space: likewise of what `ulimit -v` limits.
     basis: 'traced' (from the jaxpr) or 'compiled' (from the program).
     cache: 'cold' or 'warm': whether XLA compiles the programs or reads them.
     kept: bytes that freed memory which stays mapped may add to `upper`; 0 where it goes back.
     notes: lines on what is left out or assumed.
+    raw: `peak` before what this machine's runs taught: what the next ones learn from.
   """
 
   stages: dict[str, int]
@@ -37,25 +52,176 @@ class Memory(NamedTuple):
   cache: str = 'cold'
   kept: int = 0
   notes: tuple[str, ...] = ()
+  raw: int = 0
 
 
-def traced(job: Job, limits: Any = None, *, cache: str | None = None) -> Memory:
+def traced(job: Job, limits: Any = None, *, cache: str = 'cold') -> Memory:
   """Forecasts a run's memory from its jaxpr alone: nothing is compiled.
 
   Args:
     job: the run, in the process that would run it.
-    limits: `host.limits.Limits`, which decide whether freed memory stays mapped; None asks the machine.
-    cache: 'cold' or 'warm'; None is 'cold', the larger of the two.
+    limits: `host.limits.Limits`, whose `free` decides whether freed memory stays mapped; None asks the machine.
+    cache: 'cold' or 'warm', the larger of the two by default: whether the compile cache holds the run's programs.
   """
-  raise NotImplementedError
+  seen = process()
+  return forecast(sizes(programs.traced(job)), seen, 'traced', cache, _room(job, limits))
 
 
-def compiled(job: Job, limits: Any = None, *, evaluation: bool = True) -> Memory:
-  """Forecasts a run's memory once its programs are compiled, here and now; the run reuses them.
+def compiled(job: Job, limits: Any = None, *, cache: str = 'cold') -> Memory:
+  """Forecasts a run's memory once its step is compiled, which is done here: the run reuses it, by the compile cache or
+  in this process.
 
   Args:
     job: the run, in the process that will run it.
     limits: as in `traced`.
-    evaluation: whether evaluation's program is compiled too; else it is forecast from its jaxpr.
+    cache: whether evaluation's program, which is not compiled here, is in the compile cache.
   """
-  raise NotImplementedError
+  found = programs.traced(job, seconds=1.5)
+  if found.step is None:
+    seen = forecast(sizes(found), process(), 'traced', cache, _room(job, limits))
+    return seen._replace(notes=(*seen.notes, 'a step is several programs, so memory is told from the jaxpr'))
+  return from_program(job, found.step.lower().compile(), limits, cache=cache, known=found)
+
+
+def from_program(
+  job: Job, program: Any, limits: Any = None, *, cache: str = 'cold', known: Any = None, written: bool = False
+) -> Memory:
+  """Forecasts a run's memory from its compiled step, in the process that compiled it.
+
+  Args:
+    job: the run.
+    program: a `jax.stages.Compiled`, as `Programs.compile` and `warm_up.Took` have it.
+    limits, cache: as in `compiled`.
+    known: `programs.traced` of the job, where it is there already.
+    written: whether the program for prediction was written too, as a run does while it compiles.
+  """
+  seen, held = process(), sizes(known if known is not None else programs.traced(job))
+  analysis = program.memory_analysis()
+  step = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+  held = held._replace(step=step, gradients=min(held.gradients, step))
+  basis = 'compiled' if written else 'unwritten'
+  return forecast(held, seen, basis, cache, _room(job, limits))
+
+
+def device(program: Any) -> dict[str, int]:
+  """Returns the bytes that a compiled program takes of a device's own memory: a GPU's or TPU's.
+
+  The compiler's own figures, with no resident part; no run here has measured how near they are. On CPU, `compiled` tells
+  more.
+
+  Args:
+    program: a `jax.stages.Compiled`.
+
+  Returns:
+    'arguments', 'outputs' (those that do not lie in an argument's place), 'temporaries', 'code', and their sum, 'peak'.
+
+  >>> import jax
+  >>> device(jax.jit(lambda x: x + 1).lower(jax.numpy.ones(8)).compile())['outputs']
+  32
+  """
+  found = program.memory_analysis()
+  told = {
+    'arguments': found.argument_size_in_bytes,
+    'outputs': found.output_size_in_bytes - found.alias_size_in_bytes,
+    'temporaries': found.temp_size_in_bytes,
+    'code': found.generated_code_size_in_bytes,
+  }
+  return {**told, 'peak': sum(told.values())}
+
+
+def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) -> Memory:
+  """Returns the forecast of sizes and of what a process holds; nothing is asked of the machine but its outcomes.
+
+  Args:
+    held: of the job.
+    seen: the process, before compiling or after.
+    basis: 'traced', 'compiled' (after the run compiled and wrote its program), 'unwritten' (after compiling alone).
+    cache: 'cold' or 'warm'.
+    room: bytes that the process may grow by where freed memory may stay mapped, else 0.
+  """
+  table = memory_table.TABLE[basis][cache]
+  now = seen.anonymous + seen.files
+  stages = {'import': now - held.data, 'data': max(now, seen.peak) if basis == 'traced' else now}
+  terms = {stage: _terms(stage, held, table[stage]) for stage in STAGES[2:] if stage in table}
+  for stage, found in terms.items():
+    stages[stage] = int(seen.anonymous + max(seen.files, memory_table.FILES[stage]) + sum(found.values()))
+  if 'compile' not in stages:
+    stages = {**dict(list(stages.items())[:2]), 'compile': seen.peak, **dict(list(stages.items())[2:])}
+  at = max(stages, key=lambda stage: stages[stage])
+  raw = stages[at]
+  kind = 'traced' if basis == 'traced' else 'compiled'
+  learned = calibration.correction(QUANTITY, kind, spread=memory_table.SPREAD[basis])
+  factor = learned.factor
+  stages = {stage: int(size * factor) for stage, size in stages.items()}
+  peak = stages[at]
+  upper = int(peak * math.exp(_SURE * learned.spread) + memory_table.MARGIN)
+  growth = max(0, upper - now)
+  kept = allocator.most_kept(upper, room) - upper if room and allocator.most_kept(upper, room) else 0
+  return Memory(
+    stages={stage: stages[stage] for stage in STAGES},
+    parts=_parts(held, seen, terms.get(at, {}), peak),
+    peak=peak,
+    upper=upper,
+    data_segment=int(seen.data_segment + memory_table.DATA_SEGMENT[0] + memory_table.DATA_SEGMENT[1] * growth),
+    address_space=int(seen.address_space + memory_table.ADDRESS_SPACE[0] + memory_table.ADDRESS_SPACE[1] * growth),
+    basis=kind,
+    cache=cache,
+    kept=max(0, kept),
+    notes=_notes(cache),
+    raw=raw,
+  )
+
+
+def features(stage: str, held: Sizes) -> dict[str, float]:
+  """What a stage's memory over that of now depends on; the table holds a factor for each.
+
+  Args:
+    stage: 'compile' or a later one.
+    held: of the job.
+  """
+  programs_ = held.equations + held.evaluation_equations
+  common = {'one': 1.0, 'live': float(held.live), 'equations': float(programs_)}
+  return {
+    'compile': common,
+    'steps': {**common, 'step': float(held.step), 'batch': float(held.batch)},
+    'evaluation': {**common, 'evaluation': float(held.evaluation + held.evaluation_batch), 'step': float(held.step)},
+    'checkpoint': {**common, 'step': float(held.step)},
+    'report': {**common, 'step': float(max(held.step, held.evaluation)), 'batch': float(held.batch)},
+  }[stage]
+
+
+def _terms(stage: str, held: Sizes, factors: Mapping[str, float]) -> dict[str, float]:
+  return {name: value * factors.get(name, 0.0) for name, value in features(stage, held).items()}
+
+
+def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) -> dict[str, int]:
+  """What holds the peak; what the state and the programs take beyond their own size is copies and pieces."""
+  gradients = min(held.gradients, int(terms.get('step', 0)))
+  activations = int(terms.get('step', 0) + terms.get('evaluation', 0)) - gradients
+  parts = {
+    'data': held.data,
+    'parameters': held.parameters,
+    'optimizer': held.optimizer,
+    'state': held.state,
+    'constants': held.constants,
+    'batch': held.batch,
+    'gradients': gradients,
+    'activations': activations,
+    'compiler': int(terms.get('equations', 0) + terms.get('one', 0)),
+    'copies and pieces': max(0, int(terms.get('live', 0)) - held.live),
+  }
+  if not terms:  # the peak is behind us
+    parts = {'data': held.data}
+  return {'runtime': peak - sum(parts.values()), **parts}
+
+
+def _notes(cache: str) -> tuple[str, ...]:
+  other = 'a warm compile cache takes less' if cache == 'cold' else 'with a cold compile cache it takes more'
+  return (other, 'other processes, and what a model or a part of your own allocates outside of JAX, are left out')
+
+
+def _room(job: Job, limits: Any) -> int:
+  """Bytes of room where freed memory may stay mapped."""
+  if not job.keep_memory:
+    return 0
+  return available() if limits is None else limits.free

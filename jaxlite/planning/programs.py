@@ -21,41 +21,48 @@ class Traced(NamedTuple):
   Attributes:
     job: whose functions run the forms that were chosen for this CPU.
     step: a `jax.stages.Traced`; None where a step is several programs.
-    evaluation: likewise.
+    micro: the jaxpr of one gradient; None where a step is one program.
+    evaluation: as `step`.
+    platform: of the devices that they will run on.
   """
 
   job: Job
   step: Any
+  micro: Any
   evaluation: Any
+  platform: str
 
 
-def traced(job: Job, *, seconds: float = 0.0, evaluation: int | None = None) -> Traced:
-  """Traces a job's step and its evaluation.
+def traced(job: Job, *, seconds: float = 0.0) -> Traced:
+  """Traces a job's step and its evaluation; nothing is compiled.
 
   Args:
     job: a run before its first step.
     seconds: for timing forms for this CPU that no run here has timed yet; with 0 the shape decides on these.
-    evaluation: examples in a batch of evaluation; None takes the job's.
 
   Returns:
-    The Traced; compiling them runs nothing, and a run that is given its job does not compile them again.
+    The Traced; a run that is given its job compiles the same programs.
   """
-  if job.rewrites and jax.devices()[0].platform == 'cpu':
-    train = tuned(job.train, job.abstract, job.batch, lambda sites: autotune.choose(sites, seconds=seconds).table.choices)
-    job = job._replace(train=train)
-  step = job.train.programs.traced(job.abstract, job.batch)
+  platform = jax.devices()[0].platform
+  if job.rewrites and platform == 'cpu':
+    choose = lambda sites: autotune.choose(sites, seconds=seconds).table.choices  # noqa: E731
+    job = job._replace(train=tuned(job.train, job.abstract, job.batch, choose))
+  programs = job.train.programs
+  step = programs.traced(job.abstract, job.batch)
+  micro = programs.gradient(job.abstract, job.batch) if step is None else None
   program = evaluated(job.train.eval, job.metric.update, job.metric.keep)
-  batch = evaluation_batch(job, job.evaluation if evaluation is None else evaluation)
-  return Traced(job, step, program.trace(jax.eval_shape(job.metric.init), job.abstract, batch))
+  batch = evaluation_batch(job)
+  metrics = jax.eval_shape(job.metric.init)
+  return Traced(job, step, micro, program.trace(metrics, job.abstract, batch), platform)
 
 
-def evaluation_batch(job: Job, examples: int) -> dict[str, Any]:
-  """Returns the shapes of a batch of evaluation: those of a training batch, with so many examples.
+def evaluation_batch(job: Job) -> dict[str, Any]:
+  """Returns the shapes of a batch of evaluation, as large as the largest split has examples for.
 
   Args:
     job: whose data.
-    examples: in the batch.
   """
+  examples = max(1, min(job.evaluation, max(job.splits.validation, job.splits.test)))
   shape = lambda leaf: jax.ShapeDtypeStruct((examples, *jnp.shape(leaf)[1:]), leaf.dtype)  # noqa: E731
   batch = jax.tree.map(shape, {name: job.batch[name] for name in _EVALUATED if name in job.batch})
   return {'weight': jax.ShapeDtypeStruct((examples,), jnp.float32), **batch}

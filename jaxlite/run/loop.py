@@ -40,6 +40,7 @@ from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
 
 Say = Callable[[str], None]
+_GROWS = 50  # steps at which freed memory that is kept finds its size
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
@@ -212,6 +213,7 @@ def _fit(
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
   began, started = time.monotonic() - record.seconds, step
   pace = multi_step.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
+  growing = None  # what freed memory is kept by
   weights: dict[int, Any] = {}  # of the batches of steps under way: what each counts for in a point of the record
 
   def batches_at(step: int, count: int) -> Any:
@@ -303,10 +305,12 @@ def _fit(
       batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
       state, terms = setup.train.step(state, batch)
       if step == started and config.machine.keep_memory:
-        warm_up.keep_memory(state, say)
+        growing = warm_up.keep_memory(state, say)
       weights[step] = batch['weight'].sum(dtype=float)
       took(step, terms, 1)
       step += 1
+    if growing is not None and (step - started <= _GROWS or plan.due(step, plan.log)):
+      growing = allocator.watched(growing)
     progress.step(step)
 
 

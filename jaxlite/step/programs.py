@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const, split_const
-from jaxlite.cpu.replace import Choices, exchanged, sites
+from jaxlite.cpu.replace import Choices, exchanged, replaced, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
 from jaxlite.host.gc_pause import paused
@@ -61,6 +61,8 @@ class Programs(NamedTuple):
       for CPU and before dispatch: what they compute.
     traced: (state, batch) -> the step's one program as a `jax.stages.Traced`, rewrites included, whose `lower().compile()`
       is what `step` runs; None where a step is several programs. Shapes are enough.
+    gradient: (state, batch) -> the jaxpr of one gradient as the recipe's hooks ask for it, rewrites included: of a
+      micro-batch, where they cut the batch up. Shapes are enough.
   """
 
   step: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
@@ -70,6 +72,7 @@ class Programs(NamedTuple):
   tune: Callable[[TrainState, Batch, Callable[[Iterable[Site]], Choices]], Programs]
   jaxpr: Callable[[TrainState, Batch], tuple[Any, Any]]
   traced: Callable[[TrainState, Batch], Any]
+  gradient: Callable[[TrainState, Batch], Any]
 
 
 class _Parts(NamedTuple):
@@ -136,8 +139,12 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
     read = (state.params, state.model_state, state.const, state.step)
     return jax.make_jaxpr(parts.traced)(*_split(state), batch), jax.make_jaxpr(parts.evaluated)(*read, batch)
 
+  def gradient(state: TrainState, batch: Batch) -> Any:
+    found = _gradients(pure, *jax.tree.map(_shape, (state, batch)))[0]
+    return replaced(found, choices) if rewrite else found
+
   several = _several(pure, parts, faster, step)
-  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr, traced)
+  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr, traced, gradient)
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -234,9 +241,17 @@ def _sites(pure: PureStep, parts: _Parts, state: TrainState, batch: Batch) -> di
   if parts.splits is None or not parts.splits(state, batch):
     return sites(jax.make_jaxpr(parts.traced)(*_split(state), batch))
   found: dict[str, Site] = {}
+  for jaxpr in _gradients(pure, state, batch):
+    found.update(sites(jaxpr))
+  return found
+
+
+def _gradients(pure: PureStep, state: TrainState, batch: Batch) -> list[Any]:
+  """The jaxprs of the gradients that the recipe's hooks ask for."""
+  found = []
 
   def seen(*args: Any) -> Any:
-    found.update(sites(jax.make_jaxpr(pure.inner)(*jax.tree.map(_shape, args))))
+    found.append(jax.make_jaxpr(pure.inner)(*jax.tree.map(_shape, args)))
     return pure.inner(*args)
 
   full = join_const(state.model_state, state.const)
