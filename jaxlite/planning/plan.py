@@ -84,6 +84,8 @@ class Plan(NamedTuple):
       said.append(f'needs {mib(one.need)}, at most {mib(one.upper)}, of {mib(one.limit)}{word}')
     elif self.memory is not None:
       said.append(f'needs {mib(self.memory.peak)}, at most {mib(self.memory.upper)}')
+    if self.memory is not None and self.memory.kept:
+      said[-1] += f' (and, where it is free, up to {mib(self.memory.upper + self.memory.kept)} kept mapped)'
     if self.durations is not None:
       said.append(f'about {between(self.durations.total)}')
     return ', '.join(said) or 'not known'

@@ -162,11 +162,13 @@ def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
     said.append(f'{between(total)}, and it took {spoken(seconds)}')
   if plan.memory is not None and peak:
     found['memory'] = {
-      **{'forecast': plan.memory.peak, 'upper': plan.memory.upper, 'actual': peak, 'basis': plan.memory.basis},
+      **{'forecast': plan.memory.peak, 'upper': plan.memory.upper + plan.memory.kept, 'actual': peak},
+      **{'basis': plan.memory.basis, 'raw': plan.memory.raw, 'kept': plan.memory.kept},
       **{'word': plan.verdict.word if plan.verdict else '', 'alone': began.alone},
     }
     whose = '' if began.alone else ' by this process'
-    said.append(f'{mib(plan.memory.peak)} (at most {mib(plan.memory.upper)}), and {mib(peak)} were used{whose}')
+    upper = found['memory']['upper']
+    said.append(f'{mib(plan.memory.peak)} (at most {mib(upper)}), and {mib(peak)} were used{whose}')
   if said:
     say(f'forecast and actual: {"; ".join(said)}')
   learn(found, run)
@@ -183,7 +185,10 @@ def learn(found: dict[str, Any], run: str) -> None:
   outcomes = []
   for what, name in (('time', 'time/total'), ('memory', 'memory/peak')):
     one = found.get(what)
-    if one and one.get('alone', True) and min(one.get('raw', one['forecast']), one['actual']) > 0:
+    # What stays mapped is bounded, not forecast.
+    if (
+      one and one.get('alone', True) and not one.get('kept') and min(one.get('raw', one['forecast']), one['actual']) > 0
+    ):
       forecast, features = one.get('raw', one['forecast']), one.get('features', {})
       outcomes.append(Outcome(name, one['basis'], forecast, one['actual'], features, run))
   with contextlib.suppress(Exception):  # a cache that cannot be written is no reason for a finished run to fail

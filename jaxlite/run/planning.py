@@ -172,8 +172,8 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
     folder: as `ground` gives it.
 
   Returns:
-    'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields', 'result', 'upper', 'limit', 'word',
-    'dies', 'step' and 'total' in seconds, None where they are not known.
+    'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields',
+    'result', 'upper', 'limit', 'word', 'dies', 'step' and 'total' in seconds, None where they are not known.
   """
   setup = prepare(config, folder)
   here, found = machine_limits.limits(), []
