@@ -37,7 +37,7 @@ def result(place):
   return json.loads((place / 'run' / 'result.json').read_text())
 
 
-JOB = {'kind': 'function', 'width': 512, 'depth': 8, 'batch': 4096, 'evaluation': 4096, 'steps': 10, 'features': 32}
+JOB = {'kind': 'function', 'width': 512, 'depth': 8, 'batch': 4096, 'evaluation': 4096, 'steps': 4, 'features': 32}
 LARGE = {**JOB, 'examples': 8192}
 
 
