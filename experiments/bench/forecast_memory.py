@@ -38,6 +38,16 @@ def interleaved() -> list[memory_cases.Case]:
   return [case for _, case in sorted(placed, key=lambda pair: pair[0])]
 
 
+def claimed(path: Path, what: str) -> bool:
+  """Takes a piece of work, unless another series beside this one took it within the last ten minutes."""
+  mark = path.with_suffix('.claims') / what.replace('/', '_')
+  mark.parent.mkdir(exist_ok=True)
+  if mark.exists() and time.time() - mark.stat().st_mtime < 600:
+    return False
+  mark.touch()
+  return True
+
+
 def work(mode: str, path: Path, seconds: float, repeats: int, kept: bool, cache: Path, only: str) -> None:
   """Runs processes, one after the other, until all is there or the time is up."""
   ends = time.monotonic() + seconds
@@ -50,6 +60,8 @@ def work(mode: str, path: Path, seconds: float, repeats: int, kept: bool, cache:
       if time.monotonic() > ends:
         print('left off')
         return
+      if not claimed(path, f'{case.name} {kind} {repeat}'):
+        continue
       shutil.rmtree(cache / 'jaxlite' / 'rewrites', ignore_errors=True)
       environment = {**os.environ, 'XDG_CACHE_HOME': str(cache)}
       command = [sys.executable, str(HERE / 'memory_worker.py'), mode, case.name, *(['kept'] if kept else [])]

@@ -247,50 +247,82 @@ def written(flow: Flow) -> list[Written]:
   >>> [one.op.name for one in written(flow)]
   ['tanh', 'dot_general']
   """
-  readers: dict[int, list[Op]] = {}
-  for op in flow.ops:
-    for value in set(op.reads):
-      readers.setdefault(value, []).append(op)
-  outputs = set(flow.outputs)
+  makers = {value: op for op in flow.ops for value in op.writes}
   kinds = {id(op): kind(op) for op in flow.ops}
-  dots = {value for op in flow.ops if op.name == 'dot_general' for value in op.writes}
-
-  def fuses(op: Op) -> bool:
-    """Whether an equation's result is never written."""
-    if kinds[id(op)] not in ('cheap', 'dear') or len(op.writes) != 1:
-      return False
-    value = op.writes[0]
-    by = readers.get(value, [])
-    if value in outputs:
-      return False
-    if op.name == 'transpose' and (op.reads[0] in dots or all(one.name == 'dot_general' for one in by)):
-      return True  # a product is read and written in either orientation
-    if op.name == 'broadcast_in_dim' and all(read < 0 for read in op.reads):
-      return True
-    if any(kinds[id(one)] == 'apart' for one in by):
-      return False
-    return kinds[id(op)] == 'cheap' or len(by) <= 1
-
+  apart, fusing = _readers(flow, makers, kinds)
+  outputs = set(flow.outputs)
   roots: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
-  none: frozenset[int] = frozenset()
 
   def of(value: int) -> tuple[frozenset[int], frozenset[int]]:
     if value < 0:
-      return none, none
+      return _NONE, _NONE
     return roots.get(value, (frozenset((value,)), frozenset((value,))))
 
   result = []
   for op in flow.ops:
-    pairs = [of(value) for value in op.reads]
-    reads = frozenset().union(*(pair[0] for pair in pairs)) if pairs else none
-    entrywise = none
-    if op.name in _LOOPS or (kinds[id(op)] in ('cheap', 'dear') and op.name not in _MOVES):  # a carry stays where it is
-      entrywise = frozenset().union(*(pair[1] for pair in pairs)) if pairs else none
-    if fuses(op):
-      roots[op.writes[0]] = (reads, entrywise)
-    else:
+    cheap, dear = kinds[id(op)] == 'cheap', kinds[id(op)] == 'dear'
+    reads = entrywise = _NONE
+    for value in op.reads:
+      direct = not (cheap or dear or _sums(op, kinds))
+      pair = (frozenset((value,)) - {-1},) * 2 if direct else of(value)
+      reads |= pair[0]
+      if op.name in _LOOPS or ((cheap or dear) and op.name not in _MOVES):  # a carry stays where it is
+        entrywise |= pair[1]
+    if not (cheap or dear) or len(op.writes) != 1:
       result.append(Written(op, reads, entrywise))
+      continue
+    value = op.writes[0]
+    needed = value in outputs or value in apart
+    if needed or (dear and fusing.get(value, 0) > 1):
+      result.append(Written(op, reads, entrywise))
+      if dear or not _unary(op, flow):
+        continue  # whoever reads it reads what was written
+    roots[value] = (reads, entrywise)
   return result
+
+
+_NONE: frozenset[int] = frozenset()
+
+
+def _sums(op: Op, kinds: Any) -> bool:
+  return kinds[id(op)] == 'reduce'
+
+
+def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, int]]:
+  """The values that some reader needs as arrays, and how many readers could compute each of them anew.
+
+  A sum takes in the product that it sums up, whose factors it needs as arrays, and nothing else.
+  """
+  apart: set[int] = set()
+  fusing: dict[int, int] = {}
+  dots = {value for op in flow.ops if op.name == 'dot_general' for value in op.writes}
+  transposed = {op.writes[0] for op in flow.ops if op.name == 'transpose'}
+  for op in flow.ops:
+    for value in dict.fromkeys(op.reads):
+      if value < 0:
+        continue
+      maker = makers.get(value)
+      flat = maker is None or maker.name in ('iota',) or (maker.name == 'broadcast_in_dim' and max(maker.reads) < 0)
+      if op.name == 'transpose' and value in dots:
+        fusing[value] = fusing.get(value, 0) + 1
+      elif kinds[id(op)] in ('cheap', 'dear'):
+        fusing[value] = fusing.get(value, 0) + 1
+      elif flat:
+        continue  # a constant is filled in where it is needed
+      elif op.name == 'dot_general' and value in transposed:
+        fusing[value] = fusing.get(value, 0) + 1  # a product is read in either orientation
+      elif kinds[id(op)] == 'reduce' and maker is not None and maker.name in ('mul', 'square', 'integer_pow'):
+        fusing[value] = fusing.get(value, 0) + 1
+        apart.update(one for one in maker.reads if one >= 0)
+      else:
+        apart.add(value)
+  return apart, fusing
+
+
+def _unary(op: Op, flow: Flow) -> bool:
+  """Whether an equation reads one array of its own size at most: XLA computes it again rather than read it."""
+  size = flow.values[op.writes[0]].bytes
+  return sum(read >= 0 and flow.values[read].bytes >= size for read in set(op.reads)) <= 1
 
 
 # Cheap equations whose entries come from other places than their own.
