@@ -66,7 +66,12 @@ def work(mode: str, path: Path, seconds: float, repeats: int, kept: bool, cache:
       environment = {**os.environ, 'XDG_CACHE_HOME': str(cache)}
       command = [sys.executable, str(HERE / 'memory_worker.py'), mode, case.name, *(['kept'] if kept else [])]
       if case.cache == 'warm':
-        subprocess.run([sys.executable, str(HERE / 'memory_worker.py'), 'run', case.name], capture_output=True, env=environment, check=False)
+        subprocess.run(
+          [sys.executable, str(HERE / 'memory_worker.py'), 'run', case.name],
+          capture_output=True,
+          env=environment,
+          check=False,
+        )
       ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
       if ran.returncode:
         found: dict[str, Any] = {'failed': ran.returncode, 'error': ran.stderr[-600:]}
@@ -137,7 +142,11 @@ def rows(path: Path) -> list[Row]:
     run = runs[len(runs) // 2]
     stages, program = run['stages'], run['facts'].get('program')
     first = max(stages[stage]['VmHWM'] for stage in ('import', 'data', 'prepare', 'identify'))
-    at = lambda stage, peak: Process(*(stages[stage][one] for one in ('RssAnon', 'RssFile')), peak, *(stages[stage][one] for one in ('VmData', 'VmSize')))  # noqa: E731
+    at = lambda stage, peak: Process(
+      *(stages[stage][one] for one in ('RssAnon', 'RssFile')),
+      peak,
+      *(stages[stage][one] for one in ('VmData', 'VmSize')),
+    )  # noqa: E731
     end = stages['after report']
     compiled = held
     if program:
@@ -146,7 +155,20 @@ def rows(path: Path) -> list[Row]:
     high = {'compile': max(stages[one]['VmHWM'] for one in ('start', 'forms', 'compile'))}
     high |= {stage: stages[stage]['VmHWM'] for stage in ('steps', 'evaluation', 'checkpoint', 'report')}
     files = {stage: stages[f'after {stage}']['RssFile'] for stage in high}
-    result.append(Row(memory_cases.CASES[name], (held, compiled), at('after identify', first), at('after compile', high['compile']), high, files, run['peak'], stages['import']['VmRSS'], end['VmPeak'] - end['VmSize'] + end['VmData'], end['VmPeak']))
+    result.append(
+      Row(
+        memory_cases.CASES[name],
+        (held, compiled),
+        at('after identify', first),
+        at('after compile', high['compile']),
+        high,
+        files,
+        run['peak'],
+        stages['import']['VmRSS'],
+        end['VmPeak'] - end['VmSize'] + end['VmData'],
+        end['VmPeak'],
+      )
+    )
   return result
 
 
@@ -155,21 +177,24 @@ def fitted(known: list[Row]) -> dict[str, Any]:
   import numpy as np
   from scipy.optimize import nnls
 
-  from jaxlite.planning import memory
+  from jaxlite.planning import memory, memory_table
 
   files = {stage: int(np.median([row.files[stage] for row in known])) for stage in memory.STAGES[2:]}
   table: dict[str, Any] = {'FILES': files, 'TABLE': {}}
+  memory_table.FILES = files
   for basis in ('traced', 'compiled'):
     table['TABLE'][basis] = {}
     for cache in ('cold', 'warm'):
       chosen = [row for row in known if row.case.cache == cache]
-      if cache == 'warm' and len(chosen) < 6:  # too few for all: programs that are read take a part of what compiling takes
+      if (
+        cache == 'warm' and len(chosen) < 6
+      ):  # too few for all: programs that are read take a part of what compiling takes
         table['TABLE'][basis]['warm'] = _warmed(table['TABLE'][basis]['cold'], chosen, basis, files)
         continue
       of_stage = {}
-      for stage in memory.STAGES[2 if basis == 'traced' else 3:]:
-        names = list(memory.features(stage, chosen[0].sizes[0]))
-        left = np.array([[memory.features(stage, _sizes(row, basis))[name] for name in names] for row in chosen])
+      for stage in memory.STAGES[2 if basis == 'traced' else 3 :]:
+        names = list(memory.features(stage, chosen[0].sizes[0], chosen[0].before))
+        left = np.array([[_features(row, basis, stage)[name] for name in names] for row in chosen])
         right = np.array([_over(row, basis, stage, files) for row in chosen])
         weight = 1 / np.array([row.peak for row in chosen])
         scale = np.maximum(1e-9, np.abs(left).max(0))
@@ -182,16 +207,31 @@ def fitted(known: list[Row]) -> dict[str, Any]:
 def _warmed(cold: Any, chosen: list[Row], basis: str, files: dict[str, int]) -> Any:
   import numpy as np
 
-  from jaxlite.planning import memory
-
   found = {}
   for stage, factors in cold.items():
+
     def off(share: float, stage: str = stage, factors: Any = factors) -> float:
-      said = [sum(v * factors.get(n, 0) * (share if n in ('one', 'equations') else 1) for n, v in memory.features(stage, _sizes(row, basis)).items()) for row in chosen]
+      said = [
+        sum(
+          v * factors.get(n, 0) * (share if n in ('one', 'first', 'equations') else 1)
+          for n, v in _features(row, basis, stage).items()
+        )
+        for row in chosen
+      ]
       return sum(abs(a - _over(row, basis, stage, files)) for a, row in zip(said, chosen, strict=True))
+
     share = min(np.linspace(0, 1, 41), key=off) if chosen else 1.0
-    found[stage] = {name: float(f'{value * (share if name in ("one", "equations") else 1):.4g}') for name, value in factors.items()}
+    found[stage] = {
+      name: float(f'{value * (share if name in ("one", "first", "equations") else 1):.4g}')
+      for name, value in factors.items()
+    }
   return found
+
+
+def _features(row: Row, basis: str, stage: str) -> dict[str, float]:
+  from jaxlite.planning import memory
+
+  return memory.features(stage, _sizes(row, basis), row.before if basis == 'traced' else row.after)
 
 
 def _sizes(row: Row, basis: str) -> Any:
@@ -230,7 +270,9 @@ def report(known: list[Row], title: str, show: bool) -> None:
       increase.append((told.raw - row.peak) / (row.peak - row.started))
       over += row.peak > told.upper
       if show:
-        print(f'  {basis:8} {row.case.name:76} {row.peak / 2**20:6.0f} {told.raw / 2**20:6.0f} {told.upper / 2**20:6.0f} {errors[-1]:+6.1%} {max(told.stages, key=lambda s: told.stages[s]):10} {max(row.stages, key=lambda s: row.stages[s])}')
+        print(
+          f'  {basis:8} {row.case.name:76} {row.peak / 2**20:6.0f} {told.raw / 2**20:6.0f} {told.upper / 2**20:6.0f} {errors[-1]:+6.1%} {max(told.stages, key=lambda s: told.stages[s]):10} {max(row.stages, key=lambda s: row.stages[s])}'
+        )
     print(
       f'{title} {basis:8} {len(known):3} configurations: total {np.mean(np.abs(errors)):.1%} (worst {np.max(np.abs(errors)):.0%}, mean {np.mean(errors):+.1%}), '
       f'increase over import {np.mean(np.abs(increase)):.1%}, above the bound {over}'

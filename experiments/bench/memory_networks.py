@@ -103,9 +103,7 @@ def _nnx(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
       depth, width = size
       self.first = nnx.Linear(shape[-1], width, rngs=rngs)
       self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(2 * depth)])
-      self.attend = nnx.List(
-        [nnx.MultiHeadAttention(4, width, decode=False, rngs=rngs) for _ in range(depth)]
-      )
+      self.attend = nnx.List([nnx.MultiHeadAttention(4, width, decode=False, rngs=rngs) for _ in range(depth)])
       self.up = nnx.List([nnx.Linear(width, 4 * width, rngs=rngs) for _ in range(depth)])
       self.down = nnx.List([nnx.Linear(4 * width, width, rngs=rngs) for _ in range(depth)])
       self.head = nnx.Linear(width, outputs, rngs=rngs)
@@ -154,7 +152,9 @@ def _equinox(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
   conv = lambda a, b: eqx.nn.Conv2d(a, b, 3, padding=1, key=next(keys))  # noqa: E731
   blocks = [Block(conv(width, width), conv(width, width)) for _ in range(depth)]
   mean = eqx.nn.Lambda(lambda x: x.mean((1, 2)))
-  return eqx.nn.Sequential([turned, conv(shape[-1], width), *blocks, mean, eqx.nn.Linear(width, outputs, key=next(keys))])
+  return eqx.nn.Sequential(
+    [turned, conv(shape[-1], width), *blocks, mean, eqx.nn.Linear(width, outputs, key=next(keys))]
+  )
 
 
 def _haiku(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
@@ -194,7 +194,9 @@ def _plain(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
     def mlp(p: Any, x: Any) -> Any:
       return jax.nn.relu(x.reshape(len(x), -1) @ p['a'] + p['c']) @ p['b']
 
-    return jl.from_function(mlp, {'a': drawn(count, width), 'b': drawn(width, outputs), 'c': np.zeros(width, np.float32)})
+    return jl.from_function(
+      mlp, {'a': drawn(count, width), 'b': drawn(width, outputs), 'c': np.zeros(width, np.float32)}
+    )
 
   if kind in ('scan', 'remat'):
     depth, width = size

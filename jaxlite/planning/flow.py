@@ -16,27 +16,19 @@ import numpy as np
 
 from jaxlite.graph import walk
 
+
+def words(text: str) -> frozenset[str]:
+  """Returns the words of a text."""
+  return frozenset(text.split())
+
+
 # Equations that give an array as it lies, under another shape or type.
-_SAME = frozenset(
-  'reshape squeeze expand_dims stop_gradient copy copy_p optimization_barrier sharding_constraint mesh_cast pvary name '
-  'bitcast_convert_type random_wrap random_unwrap reduce_precision_same'.split()
-)
-# Equations that a loop over entries can hold, as producer or reader.
-_CHEAP = frozenset(
-  'add sub mul max min neg abs sign floor ceil round is_finite not and or xor eq ne lt le gt ge select_n clamp '
-  'convert_element_type broadcast_in_dim iota slice pad concatenate transpose rev square integer_pow real imag '
-  'shift_left shift_right_logical shift_right_arithmetic add_any copysign nextafter population_count clz dynamic_slice '
-  'gather dynamic_update_slice split rem reduce_precision complex conj'.split()
-)
-_DEAR = frozenset(
-  'exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt pow sin cos tan asin acos atan atan2 sinh cosh asinh acosh '
-  'atanh erf erfc erf_inv div lgamma digamma'.split()
-)
-_REDUCE = frozenset(
-  'reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin'.split()
+_SAME = words(
+  'reshape squeeze expand_dims stop_gradient copy copy_p optimization_barrier sharding_constraint mesh_cast pvary '
+  'name bitcast_convert_type random_wrap random_unwrap reduce_precision_same'
 )
 _CALLS = ('jaxlite_cpu_held', 'jaxlite_cpu_alone')  # calls that XLA may not open
-_LOOPS = ('while', 'scan')
+LOOPS = ('while', 'scan')
 
 
 class Value(NamedTuple):
@@ -158,7 +150,7 @@ class _Opening:
     self.ops.append(Op(str(label), tuple(reads), writes, eqn))
     if key is not None:
       self.seen[key] = writes
-    for body in walk.bodies(eqn) if name in _LOOPS or name == 'cond' else ():
+    for body in walk.bodies(eqn) if name in LOOPS or name == 'cond' else ():
       self.equations += sum(1 for _ in walk.equations(body))
     return list(writes)
 
@@ -212,118 +204,3 @@ def opened(jaxpr: Any, platform: str = 'cpu') -> Flow:
       needed.update(value for value in op.reads if value >= 0)
       kept.append(op)
   return Flow(walker.values, kept[::-1], inputs, outputs, walker.equations)
-
-
-class Written(NamedTuple):
-  """One array that is really written, or several by one equation.
-
-  Attributes:
-    op: that gives it.
-    reads: ids of the arrays that it is computed from, through what is fused into it.
-    entrywise: of these the ones that it reads entry by entry, so that it may take their place.
-  """
-
-  op: Op
-  reads: frozenset[int]
-  entrywise: frozenset[int]
-
-
-def kind(op: Op) -> str:
-  """'cheap', 'dear', 'reduce' or 'apart', as XLA:CPU fuses an equation."""
-  if op.name in _CHEAP:
-    return 'cheap'
-  if op.name in _DEAR:
-    return 'dear'
-  return 'reduce' if op.name in _REDUCE else 'apart'
-
-
-def written(flow: Flow) -> list[Written]:
-  """Returns what a program writes out, in its order.
-
-  Args:
-    flow: of `opened`.
-
-  >>> flow = opened(jax.make_jaxpr(lambda x, w: jax.numpy.tanh(x + 1) @ w)(jax.numpy.ones((2, 3)), jax.numpy.ones((3, 4))))
-  >>> [one.op.name for one in written(flow)]
-  ['tanh', 'dot_general']
-  """
-  makers = {value: op for op in flow.ops for value in op.writes}
-  kinds = {id(op): kind(op) for op in flow.ops}
-  apart, fusing = _readers(flow, makers, kinds)
-  outputs = set(flow.outputs)
-  roots: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
-
-  def of(value: int) -> tuple[frozenset[int], frozenset[int]]:
-    if value < 0:
-      return _NONE, _NONE
-    return roots.get(value, (frozenset((value,)), frozenset((value,))))
-
-  result = []
-  for op in flow.ops:
-    cheap, dear = kinds[id(op)] == 'cheap', kinds[id(op)] == 'dear'
-    reads = entrywise = _NONE
-    for value in op.reads:
-      direct = not (cheap or dear or _sums(op, kinds))
-      pair = (frozenset((value,)) - {-1},) * 2 if direct else of(value)
-      reads |= pair[0]
-      if op.name in _LOOPS or ((cheap or dear) and op.name not in _MOVES):  # a carry stays where it is
-        entrywise |= pair[1]
-    if not (cheap or dear) or len(op.writes) != 1:
-      result.append(Written(op, reads, entrywise))
-      continue
-    value = op.writes[0]
-    needed = value in outputs or value in apart
-    if needed or (dear and fusing.get(value, 0) > 1):
-      result.append(Written(op, reads, entrywise))
-      if dear or not _unary(op, flow):
-        continue  # whoever reads it reads what was written
-    roots[value] = (reads, entrywise)
-  return result
-
-
-_NONE: frozenset[int] = frozenset()
-
-
-def _sums(op: Op, kinds: Any) -> bool:
-  return kinds[id(op)] == 'reduce'
-
-
-def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, int]]:
-  """The values that some reader needs as arrays, and how many readers could compute each of them anew.
-
-  A sum takes in the product that it sums up, whose factors it needs as arrays, and nothing else.
-  """
-  apart: set[int] = set()
-  fusing: dict[int, int] = {}
-  dots = {value for op in flow.ops if op.name == 'dot_general' for value in op.writes}
-  transposed = {op.writes[0] for op in flow.ops if op.name == 'transpose'}
-  for op in flow.ops:
-    for value in dict.fromkeys(op.reads):
-      if value < 0:
-        continue
-      maker = makers.get(value)
-      flat = maker is None or maker.name in ('iota',) or (maker.name == 'broadcast_in_dim' and max(maker.reads) < 0)
-      if op.name == 'transpose' and value in dots:
-        fusing[value] = fusing.get(value, 0) + 1
-      elif kinds[id(op)] in ('cheap', 'dear'):
-        fusing[value] = fusing.get(value, 0) + 1
-      elif flat:
-        continue  # a constant is filled in where it is needed
-      elif op.name == 'dot_general' and value in transposed:
-        fusing[value] = fusing.get(value, 0) + 1  # a product is read in either orientation
-      elif kinds[id(op)] == 'reduce' and maker is not None and maker.name in ('mul', 'square', 'integer_pow'):
-        fusing[value] = fusing.get(value, 0) + 1
-        apart.update(one for one in maker.reads if one >= 0)
-      else:
-        apart.add(value)
-  return apart, fusing
-
-
-def _unary(op: Op, flow: Flow) -> bool:
-  """Whether an equation reads one array of its own size at most: XLA computes it again rather than read it."""
-  size = flow.values[op.writes[0]].bytes
-  return sum(read >= 0 and flow.values[read].bytes >= size for read in set(op.reads)) <= 1
-
-
-# Cheap equations whose entries come from other places than their own.
-_MOVES = frozenset('broadcast_in_dim slice pad concatenate transpose rev dynamic_slice gather split iota'.split())

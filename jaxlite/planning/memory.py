@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxlite.host import allocator
 from jaxlite.host.machine import available
 from jaxlite.planning import calibration, memory_table, programs
@@ -20,6 +22,7 @@ from jaxlite.planning.sizes import Process, Sizes, process, sizes
 
 STAGES = ('import', 'data', 'compile', 'steps', 'evaluation', 'checkpoint', 'report')
 QUANTITY = 'memory/peak'  # as it stands among this machine's outcomes
+_USED = 0.8  # of the compiler's pages: more are in when it was used before
 _SURE = 1.645  # standard deviations above which 5 in 100 lie
 
 
@@ -106,7 +109,7 @@ def from_program(
 def device(program: Any) -> dict[str, int]:
   """Returns the bytes that a compiled program takes of a device's own memory: a GPU's or TPU's.
 
-  The compiler's own figures, with no resident part; no run here has measured how near they are. On CPU, `compiled` tells
+  The compiler's own figures, with no resident part; nobody has measured how near they are. On CPU, `compiled` tells
   more.
 
   Args:
@@ -129,6 +132,26 @@ def device(program: Any) -> dict[str, int]:
   return {**told, 'peak': sum(told.values())}
 
 
+def levers(job: Job) -> dict[str, int]:
+  """Returns by how much the peak falls by what changes no result: compiling elsewhere, evaluating in small batches.
+
+  Args:
+    job: the run, in the process that would run it.
+
+  Returns:
+    'compiled in a child process': by programs that another process put into the compile cache before; 'evaluation as
+    training': by evaluation in batches of training's size; 'both'.
+  """
+  seen, found = process(), []
+  smaller = job._replace(evaluation=min(job.evaluation, len(jax.tree.leaves(job.batch)[0])))
+  for one in (job, smaller):
+    held = sizes(programs.traced(one))
+    found += [forecast(held, seen, 'traced', cache).peak for cache in ('cold', 'warm')]
+  first, warm, small, both = found
+  saved = {'compiled in a child process': warm, 'evaluation as training': small, 'both': both}
+  return {name: max(0, first - peak) for name, peak in saved.items()}
+
+
 def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) -> Memory:
   """Returns the forecast of sizes and of what a process holds; nothing is asked of the machine but its outcomes.
 
@@ -142,7 +165,7 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   table = memory_table.TABLE[basis][cache]
   now = seen.anonymous + seen.files
   stages = {'import': now - held.data, 'data': max(now, seen.peak) if basis == 'traced' else now}
-  terms = {stage: _terms(stage, held, table[stage]) for stage in STAGES[2:] if stage in table}
+  terms = {stage: _terms(stage, held, seen, table[stage]) for stage in STAGES[2:] if stage in table}
   for stage, found in terms.items():
     stages[stage] = int(seen.anonymous + max(seen.files, memory_table.FILES[stage]) + sum(found.values()))
   if 'compile' not in stages:
@@ -172,26 +195,30 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   )
 
 
-def features(stage: str, held: Sizes) -> dict[str, float]:
+def features(stage: str, held: Sizes, seen: Process) -> dict[str, float]:
   """What a stage's memory over that of now depends on; the table holds a factor for each.
 
   Args:
     stage: 'compile' or a later one.
     held: of the job.
+    seen: the process.
   """
-  programs_ = held.equations + held.evaluation_equations
-  common = {'one': 1.0, 'live': float(held.live), 'equations': float(programs_)}
+  equations = float(held.equations + held.evaluation_equations)
+  # What the compiler sets up when it is first used, which shows by the pages of its code that are not in yet.
+  first = float(seen.files < _USED * memory_table.FILES.get('compile', 0))
+  common = {'one': 1.0, 'first': first, 'live': float(held.live), 'equations': equations, 'step': float(held.step)}
+  evaluation = float(held.evaluation + held.evaluation_batch)
   return {
     'compile': common,
-    'steps': {**common, 'step': float(held.step), 'batch': float(held.batch)},
-    'evaluation': {**common, 'evaluation': float(held.evaluation + held.evaluation_batch), 'step': float(held.step)},
-    'checkpoint': {**common, 'step': float(held.step)},
-    'report': {**common, 'step': float(max(held.step, held.evaluation)), 'batch': float(held.batch)},
+    'steps': {**common, 'batch': float(held.batch)},
+    'evaluation': {**common, 'evaluation': evaluation},
+    'checkpoint': common,
+    'report': {**common, 'evaluation': evaluation},
   }[stage]
 
 
-def _terms(stage: str, held: Sizes, factors: Mapping[str, float]) -> dict[str, float]:
-  return {name: value * factors.get(name, 0.0) for name, value in features(stage, held).items()}
+def _terms(stage: str, held: Sizes, seen: Process, factors: Mapping[str, float]) -> dict[str, float]:
+  return {name: value * factors.get(name, 0.0) for name, value in features(stage, held, seen).items()}
 
 
 def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) -> dict[str, int]:
@@ -207,7 +234,7 @@ def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) ->
     'batch': held.batch,
     'gradients': gradients,
     'activations': activations,
-    'compiler': int(terms.get('equations', 0) + terms.get('one', 0)),
+    'compiler': int(terms.get('equations', 0) + terms.get('one', 0) + terms.get('first', 0)),
     'copies and pieces': max(0, int(terms.get('live', 0)) - held.live),
   }
   if not terms:  # the peak is behind us

@@ -8,7 +8,8 @@ import pytest
 
 import jaxlite as jl
 from jaxlite.planning.buffers import held
-from jaxlite.planning.flow import opened, size_of, written
+from jaxlite.planning.flow import opened, size_of
+from jaxlite.planning.writing import written
 
 KIB = 1 << 10
 
@@ -137,7 +138,11 @@ def test_keys_take_their_data():
 
 
 def test_every_written_array_is_read_or_given_out():
-  step = jl.train_step(jl.from_function(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': jnp.ones((8, 16)), 'b': jnp.ones((16, 4))}), jl.cross_entropy, jl.chain(optax.adamw(1e-3)))
+  step = jl.train_step(
+    jl.from_function(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': jnp.ones((8, 16)), 'b': jnp.ones((16, 4))}),
+    jl.cross_entropy,
+    jl.chain(optax.adamw(1e-3)),
+  )
   batch = {'inputs': jnp.ones((32, 8)), 'labels': jnp.zeros(32, int)}
   state = jax.eval_shape(step.init, jax.random.key(0), batch)
   flow = opened(step.programs.traced(state, batch).jaxpr)

@@ -26,7 +26,11 @@ def job(*parts, batch=32, model=None, rewrites=False, evaluation=64):
   weights = {'a': np.ones((64, 128), np.float32), 'b': np.ones((128, 4), np.float32)}
   model = model or jl.from_function(lambda p, x: jnp.tanh(x.reshape(len(x), -1) @ p['a']) @ p['b'], weights)
   shape = (4, 4, 1) if model.init.__name__ == 'init' and model.apply.__qualname__.startswith('convnet') else (64,)
-  one = {'inputs': np.ones((batch, *shape), np.float32), 'labels': np.zeros(batch, np.int32), 'weight': np.ones(batch, np.float32)}
+  one = {
+    'inputs': np.ones((batch, *shape), np.float32),
+    'labels': np.zeros(batch, np.int32),
+    'weight': np.ones(batch, np.float32),
+  }
   train = jl.train_step(model, jl.cross_entropy, jl.chain(*parts, optax.adam(1e-3)), rewrites=rewrites)
   abstract = jax.eval_shape(train.init, jax.random.key(0), one)
   metric = jl.tasks.classification(4).metrics({'classes': 4, 'class_names': list('abcd')})
