@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -78,7 +79,7 @@ def _nnx(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
   class MLP(nnx.Module):
     def __init__(self) -> None:
       sizes = (math.prod(shape), *size)
-      self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+      self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
       self.head = nnx.Linear(sizes[-1], outputs, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
@@ -90,7 +91,7 @@ def _nnx(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
   class CNN(nnx.Module):
     def __init__(self) -> None:
       sizes = (shape[-1], *size)
-      self.layers = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+      self.layers = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in itertools.pairwise(sizes)])
       self.head = nnx.Linear(sizes[-1], outputs, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
@@ -125,15 +126,15 @@ def _equinox(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
 
   if kind == 'mlp':
     sizes = (math.prod(shape), *size, outputs)
-    layers: list[Any] = [jnp.ravel]
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    layers: list[Any] = []
+    for a, b in itertools.pairwise(sizes):
       layers += [eqx.nn.Linear(a, b, key=next(keys)), eqx.nn.Lambda(jax.nn.relu)]
-    return eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), *layers[1:-1]])
+    return eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), *layers[:-1]])
   turned = eqx.nn.Lambda(lambda x: x.transpose(2, 0, 1).astype(jnp.float32))
   if kind == 'cnn':
     sizes = (shape[-1], *size)
     layers = [turned]
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
       layers += [eqx.nn.Conv2d(a, b, 3, padding=1, key=next(keys)), eqx.nn.Lambda(jax.nn.relu)]
       layers += [eqx.nn.MaxPool2d(2, 2)]
     side = shape[0] // 2 ** len(size)

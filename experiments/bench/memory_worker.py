@@ -85,7 +85,6 @@ def trained(case: memory_cases.Case, folder: Path, *, kept: bool) -> dict[str, A
   loop._start = staged('start', loop._start)
   loop._fit = staged('steps', loop._fit)
   warm_up.with_forms = staged('forms', warm_up.with_forms)
-  loop.run_folder.write_program = loop.run_folder.write_program
   compiling = warm_up.compiling
 
   @contextlib.contextmanager

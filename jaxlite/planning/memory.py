@@ -23,6 +23,7 @@ from jaxlite.planning.sizes import Process, Sizes, process, sizes
 STAGES = ('import', 'data', 'compile', 'steps', 'evaluation', 'checkpoint', 'report')
 QUANTITY = 'memory/peak'  # as it stands among this machine's outcomes
 _USED = 0.8  # of the compiler's pages: more are in when it was used before
+_CHOOSING = 1.5  # seconds for forms that nobody has timed here, as a run takes
 _SURE = 1.645  # standard deviations above which 5 in 100 lie
 
 
@@ -79,31 +80,33 @@ def compiled(job: Job, limits: Any = None, *, cache: str = 'cold') -> Memory:
     limits: as in `traced`.
     cache: whether evaluation's program, which is not compiled here, is in the compile cache.
   """
-  found = programs.traced(job, seconds=1.5)
+  found, seen = programs.traced(job, seconds=_CHOOSING), process()
   if found.step is None:
-    seen = forecast(sizes(found), process(), 'traced', cache, _room(job, limits))
-    return seen._replace(notes=(*seen.notes, 'a step is several programs, so memory is told from the jaxpr'))
-  return from_program(job, found.step.lower().compile(), limits, cache=cache, known=found)
+    told = forecast(sizes(found), seen, 'traced', cache, _room(job, limits))
+    return told._replace(notes=(*told.notes, 'a step is several programs, so memory is told from the jaxpr'))
+  held = _exactly(sizes(found), found.step.lower().compile())
+  return forecast(held, seen, 'planned', cache, _room(job, limits))
 
 
-def from_program(
-  job: Job, program: Any, limits: Any = None, *, cache: str = 'cold', known: Any = None, written: bool = False
-) -> Memory:
-  """Forecasts a run's memory from its compiled step, in the process that compiled it.
+def from_program(job: Job, program: Any, limits: Any = None, *, cache: str = 'cold') -> Memory:
+  """Forecasts the memory of a run that has compiled its step and written its program: nothing is compiled here.
 
   Args:
-    job: the run.
-    program: a `jax.stages.Compiled`, as `Programs.compile` and `warm_up.Took` have it.
-    limits, cache: as in `compiled`.
-    known: `programs.traced` of the job, where it is there already.
-    written: whether the program for prediction was written too, as a run does while it compiles.
+    job: the run, whose functions run the forms that were chosen.
+    program: a `jax.stages.Compiled`, as `warm_up.Took` has it.
+    limits: as in `traced`.
+    cache: whether evaluation's program is in the compile cache.
   """
-  seen, held = process(), sizes(known if known is not None else programs.traced(job))
-  analysis = program.memory_analysis()
-  step = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-  held = held._replace(step=step, gradients=min(held.gradients, step))
-  basis = 'compiled' if written else 'unwritten'
-  return forecast(held, seen, basis, cache, _room(job, limits))
+  seen = process()
+  held = _exactly(sizes(programs.traced(job._replace(rewrites=False))), program)
+  return forecast(held, seen, 'compiled', cache, _room(job, limits))
+
+
+def _exactly(held: Sizes, program: Any) -> Sizes:
+  """The sizes with what a compiled step says of itself."""
+  found = program.memory_analysis()
+  step = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+  return held._replace(step=step, gradients=min(held.gradients, step))
 
 
 def device(program: Any) -> dict[str, int]:
@@ -158,13 +161,14 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   Args:
     held: of the job.
     seen: the process, before compiling or after.
-    basis: 'traced', 'compiled' (after the run compiled and wrote its program), 'unwritten' (after compiling alone).
+    basis: 'traced'; 'planned', with the compiled step's own size but the process before it was compiled; or 'compiled',
+      with the process of a run that has compiled its step and written its program.
     cache: 'cold' or 'warm'.
     room: bytes that the process may grow by where freed memory may stay mapped, else 0.
   """
-  table = memory_table.TABLE[basis][cache]
+  table = memory_table.TABLE['compiled' if basis == 'compiled' else 'traced'][cache]
   now = seen.anonymous + seen.files
-  stages = {'import': now - held.data, 'data': max(now, seen.peak) if basis == 'traced' else now}
+  stages = {'import': now - held.data, 'data': now if basis == 'compiled' else max(now, seen.peak)}
   terms = {stage: _terms(stage, held, seen, table[stage]) for stage in STAGES[2:] if stage in table}
   for stage, found in terms.items():
     stages[stage] = int(seen.anonymous + max(seen.files, memory_table.FILES[stage]) + sum(found.values()))
@@ -177,7 +181,7 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   factor = learned.factor
   stages = {stage: int(size * factor) for stage, size in stages.items()}
   peak = stages[at]
-  upper = int(peak * math.exp(_SURE * learned.spread) + memory_table.MARGIN)
+  upper = int(peak * math.exp(_SURE * learned.spread))
   growth = max(0, upper - now)
   kept = allocator.most_kept(upper, room) - upper if room and allocator.most_kept(upper, room) else 0
   return Memory(
