@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -78,7 +79,7 @@ def _nnx(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
   class MLP(nnx.Module):
     def __init__(self) -> None:
       sizes = (math.prod(shape), *size)
-      self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+      self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
       self.head = nnx.Linear(sizes[-1], outputs, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
@@ -90,7 +91,7 @@ def _nnx(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
   class CNN(nnx.Module):
     def __init__(self) -> None:
       sizes = (shape[-1], *size)
-      self.layers = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+      self.layers = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in itertools.pairwise(sizes)])
       self.head = nnx.Linear(sizes[-1], outputs, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
@@ -103,9 +104,7 @@ def _nnx(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
       depth, width = size
       self.first = nnx.Linear(shape[-1], width, rngs=rngs)
       self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(2 * depth)])
-      self.attend = nnx.List(
-        [nnx.MultiHeadAttention(4, width, decode=False, rngs=rngs) for _ in range(depth)]
-      )
+      self.attend = nnx.List([nnx.MultiHeadAttention(4, width, decode=False, rngs=rngs) for _ in range(depth)])
       self.up = nnx.List([nnx.Linear(width, 4 * width, rngs=rngs) for _ in range(depth)])
       self.down = nnx.List([nnx.Linear(4 * width, width, rngs=rngs) for _ in range(depth)])
       self.head = nnx.Linear(width, outputs, rngs=rngs)
@@ -127,15 +126,15 @@ def _equinox(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
 
   if kind == 'mlp':
     sizes = (math.prod(shape), *size, outputs)
-    layers: list[Any] = [jnp.ravel]
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    layers: list[Any] = []
+    for a, b in itertools.pairwise(sizes):
       layers += [eqx.nn.Linear(a, b, key=next(keys)), eqx.nn.Lambda(jax.nn.relu)]
-    return eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), *layers[1:-1]])
+    return eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), *layers[:-1]])
   turned = eqx.nn.Lambda(lambda x: x.transpose(2, 0, 1).astype(jnp.float32))
   if kind == 'cnn':
     sizes = (shape[-1], *size)
     layers = [turned]
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
       layers += [eqx.nn.Conv2d(a, b, 3, padding=1, key=next(keys)), eqx.nn.Lambda(jax.nn.relu)]
       layers += [eqx.nn.MaxPool2d(2, 2)]
     side = shape[0] // 2 ** len(size)
@@ -154,7 +153,9 @@ def _equinox(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
   conv = lambda a, b: eqx.nn.Conv2d(a, b, 3, padding=1, key=next(keys))  # noqa: E731
   blocks = [Block(conv(width, width), conv(width, width)) for _ in range(depth)]
   mean = eqx.nn.Lambda(lambda x: x.mean((1, 2)))
-  return eqx.nn.Sequential([turned, conv(shape[-1], width), *blocks, mean, eqx.nn.Linear(width, outputs, key=next(keys))])
+  return eqx.nn.Sequential(
+    [turned, conv(shape[-1], width), *blocks, mean, eqx.nn.Linear(width, outputs, key=next(keys))]
+  )
 
 
 def _haiku(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
@@ -194,7 +195,9 @@ def _plain(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
     def mlp(p: Any, x: Any) -> Any:
       return jax.nn.relu(x.reshape(len(x), -1) @ p['a'] + p['c']) @ p['b']
 
-    return jl.from_function(mlp, {'a': drawn(count, width), 'b': drawn(width, outputs), 'c': np.zeros(width, np.float32)})
+    return jl.from_function(
+      mlp, {'a': drawn(count, width), 'b': drawn(width, outputs), 'c': np.zeros(width, np.float32)}
+    )
 
   if kind in ('scan', 'remat'):
     depth, width = size

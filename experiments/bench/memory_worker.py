@@ -1,6 +1,6 @@
 """One process of `forecast_memory.py`: trains a configuration and tells its peaks.
 
-  python experiments/bench/memory_worker.py run CASE [kept]
+python experiments/bench/memory_worker.py run CASE [kept]
 """
 
 from __future__ import annotations
@@ -85,7 +85,6 @@ def trained(case: memory_cases.Case, folder: Path, *, kept: bool) -> dict[str, A
   loop._start = staged('start', loop._start)
   loop._fit = staged('steps', loop._fit)
   warm_up.with_forms = staged('forms', warm_up.with_forms)
-  loop.run_folder.write_program = loop.run_folder.write_program
   compiling = warm_up.compiling
 
   @contextlib.contextmanager
@@ -112,7 +111,12 @@ def trained(case: memory_cases.Case, folder: Path, *, kept: bool) -> dict[str, A
   loop.train(config, folder / 'run', model=model, data=data, say=said.append)
   note('end')
   peak = max(stage['VmHWM'] for stage in stages.values())
-  return {'peak': peak, 'facts': facts, 'stages': stages, 'said': [line for line in said if 'memory' in line or 'dispatch' in line]}
+  return {
+    'peak': peak,
+    'facts': facts,
+    'stages': stages,
+    'said': [line for line in said if 'memory' in line or 'dispatch' in line],
+  }
 
 
 if __name__ == '__main__':

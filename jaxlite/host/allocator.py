@@ -3,9 +3,9 @@
 XLA's CPU backend takes its temporary buffers from malloc at every step and gives them back after it. glibc serves
 blocks that large by mapping fresh pages, which the kernel zeroes one by one as the step touches them. Told to keep
 what it has, the process is faster, but larger: a step takes its temporaries in one block, and once anything small lies
-in the hole that the last one left, the next block needs a new one. So the growth has an end: near it, a block that finds
-no hole is mapped and given back as before. A setting of the process: numbers do not change. Only glibc can be told;
-elsewhere nothing is done, and said.
+in the hole that the last one left, the next block needs a new one. So the growth has an end: near it, a block that
+finds no hole is mapped and given back as before. A setting of the process: numbers do not change. Only glibc can be
+told; elsewhere nothing is done, and said.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def most_kept(peak: int, room: int) -> int:
 
 
 def watched(growing: Growing) -> Growing | None:
-  """Ends the growth of what is kept before it reaches its bound: from then on a large block that finds no hole is mapped.
+  """Ends the growth of what is kept before its bound: from then on a large block that finds no hole is mapped.
 
   Costs 10 us; a loop looks after each of its first steps, in which the holes come to be, then at its log points.
 

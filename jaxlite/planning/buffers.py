@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from jaxlite.graph import walk
-from jaxlite.planning.flow import Flow, Value, Written, kind, opened, written
+from jaxlite.planning.flow import Flow, Value, opened
+from jaxlite.planning.writing import Written, kind, written
 
 
 class Held(NamedTuple):
@@ -26,6 +27,9 @@ class Held(NamedTuple):
   temporaries: int
   at_peak: tuple[Value, ...]
   equations: int
+
+
+_SHARE = True
 
 
 def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> Held:
@@ -87,8 +91,10 @@ def _simulated(
       if value in outside or value in live:
         continue
       size = flow.values[value].bytes
-      heir = next(
-        (old for old in dying if old in step.entrywise and old in live and live[old] == size), None
+      heir = (
+        None
+        if not _SHARE
+        else next((old for old in dying if old in step.entrywise and old in live and live[old] == size), None)
       )
       if heir is not None:  # written in the place of what it was computed from
         now -= live.pop(heir)
@@ -139,7 +145,9 @@ def _frugal(flow: Flow, steps: list[Written]) -> list[int]:
       for user in users[i]:
         waiting[user] -= 1
         touched.add(user)
-      todo += [user for user in sorted(touched, reverse=True) if not done[user] and not waiting[user] and gain(user) >= 0]
+      todo += [
+        user for user in sorted(touched, reverse=True) if not done[user] and not waiting[user] and gain(user) >= 0
+      ]
 
   for i in range(len(steps)):
     if not done[i]:

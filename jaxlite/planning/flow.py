@@ -16,27 +16,19 @@ import numpy as np
 
 from jaxlite.graph import walk
 
+
+def words(text: str) -> frozenset[str]:
+  """Returns the words of a text."""
+  return frozenset(text.split())
+
+
 # Equations that give an array as it lies, under another shape or type.
-_SAME = frozenset(
-  'reshape squeeze expand_dims stop_gradient copy copy_p optimization_barrier sharding_constraint mesh_cast pvary name '
-  'bitcast_convert_type random_wrap random_unwrap reduce_precision_same'.split()
-)
-# Equations that a loop over entries can hold, as producer or reader.
-_CHEAP = frozenset(
-  'add sub mul max min neg abs sign floor ceil round is_finite not and or xor eq ne lt le gt ge select_n clamp '
-  'convert_element_type broadcast_in_dim iota slice pad concatenate transpose rev square integer_pow real imag '
-  'shift_left shift_right_logical shift_right_arithmetic add_any copysign nextafter population_count clz dynamic_slice '
-  'gather dynamic_update_slice split rem reduce_precision complex conj'.split()
-)
-_DEAR = frozenset(
-  'exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt pow sin cos tan asin acos atan atan2 sinh cosh asinh acosh '
-  'atanh erf erfc erf_inv div lgamma digamma'.split()
-)
-_REDUCE = frozenset(
-  'reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin'.split()
+_SAME = words(
+  'reshape squeeze expand_dims stop_gradient copy copy_p optimization_barrier sharding_constraint mesh_cast pvary '
+  'name bitcast_convert_type random_wrap random_unwrap reduce_precision_same'
 )
 _CALLS = ('jaxlite_cpu_held', 'jaxlite_cpu_alone', 'jaxlite_cpu_after')  # calls that XLA may not open
-_LOOPS = ('while', 'scan')
+LOOPS = ('while', 'scan')
 
 
 class Value(NamedTuple):
@@ -158,7 +150,7 @@ class _Opening:
     self.ops.append(Op(str(label), tuple(reads), writes, eqn))
     if key is not None:
       self.seen[key] = writes
-    for body in walk.bodies(eqn) if name in _LOOPS or name == 'cond' else ():
+    for body in walk.bodies(eqn) if name in LOOPS or name == 'cond' else ():
       self.equations += sum(1 for _ in walk.equations(body))
     return list(writes)
 
@@ -212,86 +204,3 @@ def opened(jaxpr: Any, platform: str = 'cpu') -> Flow:
       needed.update(value for value in op.reads if value >= 0)
       kept.append(op)
   return Flow(walker.values, kept[::-1], inputs, outputs, walker.equations)
-
-
-class Written(NamedTuple):
-  """One array that is really written, or several by one equation.
-
-  Attributes:
-    op: that gives it.
-    reads: ids of the arrays that it is computed from, through what is fused into it.
-    entrywise: of these the ones that it reads entry by entry, so that it may take their place.
-  """
-
-  op: Op
-  reads: frozenset[int]
-  entrywise: frozenset[int]
-
-
-def kind(op: Op) -> str:
-  """'cheap', 'dear', 'reduce' or 'apart', as XLA:CPU fuses an equation."""
-  if op.name in _CHEAP:
-    return 'cheap'
-  if op.name in _DEAR:
-    return 'dear'
-  return 'reduce' if op.name in _REDUCE else 'apart'
-
-
-def written(flow: Flow) -> list[Written]:
-  """Returns what a program writes out, in its order.
-
-  Args:
-    flow: of `opened`.
-
-  >>> flow = opened(jax.make_jaxpr(lambda x, w: jax.numpy.tanh(x + 1) @ w)(jax.numpy.ones((2, 3)), jax.numpy.ones((3, 4))))
-  >>> [one.op.name for one in written(flow)]
-  ['tanh', 'dot_general']
-  """
-  readers: dict[int, list[Op]] = {}
-  for op in flow.ops:
-    for value in set(op.reads):
-      readers.setdefault(value, []).append(op)
-  outputs = set(flow.outputs)
-  kinds = {id(op): kind(op) for op in flow.ops}
-  dots = {value for op in flow.ops if op.name == 'dot_general' for value in op.writes}
-
-  def fuses(op: Op) -> bool:
-    """Whether an equation's result is never written."""
-    if kinds[id(op)] not in ('cheap', 'dear') or len(op.writes) != 1:
-      return False
-    value = op.writes[0]
-    by = readers.get(value, [])
-    if value in outputs:
-      return False
-    if op.name == 'transpose' and (op.reads[0] in dots or all(one.name == 'dot_general' for one in by)):
-      return True  # a product is read and written in either orientation
-    if op.name == 'broadcast_in_dim' and all(read < 0 for read in op.reads):
-      return True
-    if any(kinds[id(one)] == 'apart' for one in by):
-      return False
-    return kinds[id(op)] == 'cheap' or len(by) <= 1
-
-  roots: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
-  none: frozenset[int] = frozenset()
-
-  def of(value: int) -> tuple[frozenset[int], frozenset[int]]:
-    if value < 0:
-      return none, none
-    return roots.get(value, (frozenset((value,)), frozenset((value,))))
-
-  result = []
-  for op in flow.ops:
-    pairs = [of(value) for value in op.reads]
-    reads = frozenset().union(*(pair[0] for pair in pairs)) if pairs else none
-    entrywise = none
-    if op.name in _LOOPS or (kinds[id(op)] in ('cheap', 'dear') and op.name not in _MOVES):  # a carry stays where it is
-      entrywise = frozenset().union(*(pair[1] for pair in pairs)) if pairs else none
-    if fuses(op):
-      roots[op.writes[0]] = (reads, entrywise)
-    else:
-      result.append(Written(op, reads, entrywise))
-  return result
-
-
-# Cheap equations whose entries come from other places than their own.
-_MOVES = frozenset('broadcast_in_dim slice pad concatenate transpose rev dynamic_slice gather split iota'.split())

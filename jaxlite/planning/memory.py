@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxlite.host import allocator
 from jaxlite.host.machine import available
 from jaxlite.planning import calibration, memory_table, programs
@@ -20,6 +22,8 @@ from jaxlite.planning.sizes import Process, Sizes, process, sizes
 
 STAGES = ('import', 'data', 'compile', 'steps', 'evaluation', 'checkpoint', 'report')
 QUANTITY = 'memory/peak'  # as it stands among this machine's outcomes
+_USED = 0.8  # of the compiler's pages: more are in when it was used before
+_CHOOSING = 1.5  # seconds for forms that nobody has timed here, as a run takes
 _SURE = 1.645  # standard deviations above which 5 in 100 lie
 
 
@@ -76,37 +80,39 @@ def compiled(job: Job, limits: Any = None, *, cache: str = 'cold') -> Memory:
     limits: as in `traced`.
     cache: whether evaluation's program, which is not compiled here, is in the compile cache.
   """
-  found = programs.traced(job, seconds=1.5)
+  found, seen = programs.traced(job, seconds=_CHOOSING), process()
   if found.step is None:
-    seen = forecast(sizes(found), process(), 'traced', cache, _room(job, limits))
-    return seen._replace(notes=(*seen.notes, 'a step is several programs, so memory is told from the jaxpr'))
-  return from_program(job, found.step.lower().compile(), limits, cache=cache, known=found)
+    told = forecast(sizes(found), seen, 'traced', cache, _room(job, limits))
+    return told._replace(notes=(*told.notes, 'a step is several programs, so memory is told from the jaxpr'))
+  held = _exactly(sizes(found), found.step.lower().compile())
+  return forecast(held, seen, 'planned', cache, _room(job, limits))
 
 
-def from_program(
-  job: Job, program: Any, limits: Any = None, *, cache: str = 'cold', known: Any = None, written: bool = False
-) -> Memory:
-  """Forecasts a run's memory from its compiled step, in the process that compiled it.
+def from_program(job: Job, program: Any, limits: Any = None, *, cache: str = 'cold') -> Memory:
+  """Forecasts the memory of a run that has compiled its step and written its program: nothing is compiled here.
 
   Args:
-    job: the run.
-    program: a `jax.stages.Compiled`, as `Programs.compile` and `warm_up.Took` have it.
-    limits, cache: as in `compiled`.
-    known: `programs.traced` of the job, where it is there already.
-    written: whether the program for prediction was written too, as a run does while it compiles.
+    job: the run, whose functions run the forms that were chosen.
+    program: a `jax.stages.Compiled`, as `warm_up.Took` has it.
+    limits: as in `traced`.
+    cache: whether evaluation's program is in the compile cache.
   """
-  seen, held = process(), sizes(known if known is not None else programs.traced(job))
-  analysis = program.memory_analysis()
-  step = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-  held = held._replace(step=step, gradients=min(held.gradients, step))
-  basis = 'compiled' if written else 'unwritten'
-  return forecast(held, seen, basis, cache, _room(job, limits))
+  seen = process()
+  held = _exactly(sizes(programs.traced(job._replace(rewrites=False))), program)
+  return forecast(held, seen, 'compiled', cache, _room(job, limits))
+
+
+def _exactly(held: Sizes, program: Any) -> Sizes:
+  """The sizes with what a compiled step says of itself."""
+  found = program.memory_analysis()
+  step = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+  return held._replace(step=step, gradients=min(held.gradients, step))
 
 
 def device(program: Any) -> dict[str, int]:
   """Returns the bytes that a compiled program takes of a device's own memory: a GPU's or TPU's.
 
-  The compiler's own figures, with no resident part; no run here has measured how near they are. On CPU, `compiled` tells
+  The compiler's own figures, with no resident part; nobody has measured how near they are. On CPU, `compiled` tells
   more.
 
   Args:
@@ -129,20 +135,41 @@ def device(program: Any) -> dict[str, int]:
   return {**told, 'peak': sum(told.values())}
 
 
+def levers(job: Job) -> dict[str, int]:
+  """Returns by how much the peak falls by what changes no result: compiling elsewhere, evaluating in small batches.
+
+  Args:
+    job: the run, in the process that would run it.
+
+  Returns:
+    'compiled in a child process': by programs that another process put into the compile cache before; 'evaluation as
+    training': by evaluation in batches of training's size; 'both'.
+  """
+  seen, found = process(), []
+  smaller = job._replace(evaluation=min(job.evaluation, len(jax.tree.leaves(job.batch)[0])))
+  for one in (job, smaller):
+    held = sizes(programs.traced(one))
+    found += [forecast(held, seen, 'traced', cache).peak for cache in ('cold', 'warm')]
+  first, warm, small, both = found
+  saved = {'compiled in a child process': warm, 'evaluation as training': small, 'both': both}
+  return {name: max(0, first - peak) for name, peak in saved.items()}
+
+
 def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) -> Memory:
   """Returns the forecast of sizes and of what a process holds; nothing is asked of the machine but its outcomes.
 
   Args:
     held: of the job.
     seen: the process, before compiling or after.
-    basis: 'traced', 'compiled' (after the run compiled and wrote its program), 'unwritten' (after compiling alone).
+    basis: 'traced'; 'planned', with the compiled step's own size but the process before it was compiled; or 'compiled',
+      with the process of a run that has compiled its step and written its program.
     cache: 'cold' or 'warm'.
     room: bytes that the process may grow by where freed memory may stay mapped, else 0.
   """
-  table = memory_table.TABLE[basis][cache]
+  table = memory_table.TABLE['compiled' if basis == 'compiled' else 'traced'][cache]
   now = seen.anonymous + seen.files
-  stages = {'import': now - held.data, 'data': max(now, seen.peak) if basis == 'traced' else now}
-  terms = {stage: _terms(stage, held, table[stage]) for stage in STAGES[2:] if stage in table}
+  stages = {'import': now - held.data, 'data': now if basis == 'compiled' else max(now, seen.peak)}
+  terms = {stage: _terms(stage, held, seen, table[stage]) for stage in STAGES[2:] if stage in table}
   for stage, found in terms.items():
     stages[stage] = int(seen.anonymous + max(seen.files, memory_table.FILES[stage]) + sum(found.values()))
   if 'compile' not in stages:
@@ -154,7 +181,7 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   factor = learned.factor
   stages = {stage: int(size * factor) for stage, size in stages.items()}
   peak = stages[at]
-  upper = int(peak * math.exp(_SURE * learned.spread) + memory_table.MARGIN)
+  upper = int(peak * math.exp(_SURE * learned.spread))
   growth = max(0, upper - now)
   kept = allocator.most_kept(upper, room) - upper if room and allocator.most_kept(upper, room) else 0
   return Memory(
@@ -172,26 +199,30 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   )
 
 
-def features(stage: str, held: Sizes) -> dict[str, float]:
+def features(stage: str, held: Sizes, seen: Process) -> dict[str, float]:
   """What a stage's memory over that of now depends on; the table holds a factor for each.
 
   Args:
     stage: 'compile' or a later one.
     held: of the job.
+    seen: the process.
   """
-  programs_ = held.equations + held.evaluation_equations
-  common = {'one': 1.0, 'live': float(held.live), 'equations': float(programs_)}
+  equations = float(held.equations + held.evaluation_equations)
+  # What the compiler sets up when it is first used, which shows by the pages of its code that are not in yet.
+  first = float(seen.files < _USED * memory_table.FILES.get('compile', 0))
+  common = {'one': 1.0, 'first': first, 'live': float(held.live), 'equations': equations, 'step': float(held.step)}
+  evaluation = float(held.evaluation + held.evaluation_batch)
   return {
     'compile': common,
-    'steps': {**common, 'step': float(held.step), 'batch': float(held.batch)},
-    'evaluation': {**common, 'evaluation': float(held.evaluation + held.evaluation_batch), 'step': float(held.step)},
-    'checkpoint': {**common, 'step': float(held.step)},
-    'report': {**common, 'step': float(max(held.step, held.evaluation)), 'batch': float(held.batch)},
+    'steps': {**common, 'batch': float(held.batch)},
+    'evaluation': {**common, 'evaluation': evaluation},
+    'checkpoint': common,
+    'report': {**common, 'evaluation': evaluation},
   }[stage]
 
 
-def _terms(stage: str, held: Sizes, factors: Mapping[str, float]) -> dict[str, float]:
-  return {name: value * factors.get(name, 0.0) for name, value in features(stage, held).items()}
+def _terms(stage: str, held: Sizes, seen: Process, factors: Mapping[str, float]) -> dict[str, float]:
+  return {name: value * factors.get(name, 0.0) for name, value in features(stage, held, seen).items()}
 
 
 def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) -> dict[str, int]:
@@ -207,7 +238,7 @@ def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) ->
     'batch': held.batch,
     'gradients': gradients,
     'activations': activations,
-    'compiler': int(terms.get('equations', 0) + terms.get('one', 0)),
+    'compiler': int(terms.get('equations', 0) + terms.get('one', 0) + terms.get('first', 0)),
     'copies and pieces': max(0, int(terms.get('live', 0)) - held.live),
   }
   if not terms:  # the peak is behind us

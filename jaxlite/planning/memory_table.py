@@ -10,6 +10,6 @@ from runs that `measure` made, those of the calibration alone. Linux, x86-64, gl
 TABLE: dict = {}
 FILES: dict = {}
 SPREAD: dict = {}
-MARGIN = 0
+
 DATA_SEGMENT = (0, 1.0)
 ADDRESS_SPACE = (0, 1.0)

@@ -1,4 +1,4 @@
-"""The programs that a run will dispatch, traced as it will trace them, so that what is compiled here is compiled once."""
+"""The programs that a run will dispatch, traced as it will trace them: what is compiled here is compiled once."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ class Programs(NamedTuple):
       `Site`s of the step's program, names by their keys. Shapes are enough.
     jaxpr: (state, batch) -> (the step, the forward as evaluated), traced for arrays of these shapes, before rewrites
       for CPU and before dispatch: what they compute.
-    traced: (state, batch) -> the step's one program as a `jax.stages.Traced`, rewrites included, whose `lower().compile()`
-      is what `step` runs; None where a step is several programs. Shapes are enough.
+    traced: (state, batch) -> the step's one program as a `jax.stages.Traced`, rewrites included, whose
+      `lower().compile()` is what `step` runs; None where a step is several programs. Shapes are enough.
     gradient: (state, batch) -> the jaxpr of one gradient as the recipe's hooks ask for it, rewrites included: of a
       micro-batch, where they cut the batch up. Shapes are enough.
   """
