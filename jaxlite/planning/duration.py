@@ -91,7 +91,7 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   """
   cores = machine.cores()
   free = free_cores(cores) if crowd is None else crowd
-  step, eval_ = _costs(job)
+  step, eval_ = costs(job)
   of_step, of_batch = (speed.spent(one.usual, rates, cores) for one in (step, eval_))
   single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
@@ -121,7 +121,7 @@ def free_cores(cores: int) -> float:
   return cores if running <= whole - cores else max(0.3, cores * min(1.0, whole / (running + cores / 2)))
 
 
-def _costs(job: Job) -> tuple[Cost, Cost]:
+def costs(job: Job) -> tuple[Cost, Cost]:
   """The cost of a step, and of evaluating one batch."""
   on_cpu = jax.default_backend() == 'cpu'
   step, same = job.train.programs.jaxpr(job.abstract, job.batch)
