@@ -92,7 +92,8 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   cores = machine.cores()
   free = free_cores(cores) if crowd is None else crowd
   step, eval_ = costs(job)
-  of_step, of_batch = (speed.spent(one.usual, rates, cores) for one in (step, eval_))
+  in_c = job.rewrites and _has_kernels()
+  of_step, of_batch = (speed.spent(one.usual, rates, cores, kernels=in_c) for one in (step, eval_))
   single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
@@ -133,6 +134,13 @@ def costs(job: Job) -> tuple[Cost, Cost]:
 
     same = job.train.programs.jaxpr(job.abstract, jax.tree.map(resized, job.batch))[1]
   return cost(step, recomputes=not on_cpu), cost(same, recomputes=not on_cpu)
+
+
+def _has_kernels() -> bool:
+  """Whether convolutions run in C here: jaxlite's own, or oneDNN's."""
+  from jaxlite.cpu.kernels import direct, onednn
+
+  return not (onednn.missing() and direct.missing())
 
 
 def _wall(of: speed.Spent, dispatch: float, free: float) -> float:
