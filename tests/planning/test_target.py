@@ -105,11 +105,11 @@ def test_a_loss_without_a_known_best_is_told_too():
 
 
 WRONG = {
-  'steps that fall': (dict(steps=[1, 3, 2, 4], values=[0.1] * 4), 'rise'),
-  'a step of 0': (dict(steps=[0, 1, 2, 3], values=[0.1] * 4), 'above 0'),
-  'other lengths': (dict(steps=[1, 2], values=[0.1]), 'as many steps as values'),
-  'another direction': (dict(steps=[1, 2], values=[0.1, 0.2], better=0), 'better is 1'),
-  'no target': (dict(steps=[1, 2], values=[0.1, 0.2], target=math.nan), 'a target is a number'),
+  'steps that fall': ({'steps': [1, 3, 2, 4], 'values': [0.1] * 4}, 'rise'),
+  'a step of 0': ({'steps': [0, 1, 2, 3], 'values': [0.1] * 4}, 'above 0'),
+  'other lengths': ({'steps': [1, 2], 'values': [0.1]}, 'as many steps as values'),
+  'another direction': ({'steps': [1, 2], 'values': [0.1, 0.2], 'better': 0}, 'better is 1'),
+  'no target': ({'steps': [1, 2], 'values': [0.1, 0.2], 'target': math.nan}, 'a target is a number'),
 }
 
 
