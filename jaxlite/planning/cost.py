@@ -103,6 +103,9 @@ class Cost(NamedTuple):
     return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
 
 
+_PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
+
+
 class _Place(NamedTuple):
   times: float = 1.0
   looped: bool = False
@@ -144,7 +147,7 @@ def step_tags(state: Any, batch: Any) -> list[Tag]:
 
 
 def _of_body(body: Flat, place: _Place, said: dict[str, None], recomputes: bool) -> list[Operation]:
-  deep = [bool(walk.bodies(node.eqn)) for node in body.nodes]
+  deep = [_is_deep(node.eqn) for node in body.nodes]
   layers = _gradients(body.nodes)
   found: list[Operation] = []
   for kernel in kernels(body, deep):
@@ -155,6 +158,11 @@ def _of_body(body: Flat, place: _Place, said: dict[str, None], recomputes: bool)
       found.append(_operation(kernel, place, layers.get(node.writes, node.layer)))
     _say(node, said)
   return found
+
+
+def _is_deep(eqn: Any) -> bool:
+  """Whether an equation runs programs of its own; what a reduction or a scatter does to two entries is none."""
+  return bool(walk.bodies(eqn)) and not eqn.primitive.name.startswith(_PAIRWISE)
 
 
 def _say(node: Node, said: dict[str, None]) -> None:
@@ -202,7 +210,7 @@ def _of_bodies(node: Node, body: Flat, place: _Place, said: dict[str, None], rec
   """Of a loop, a branch, or another equation with bodies."""
   name, eqn = node.eqn.primitive.name, node.eqn
   place = place._replace(times=place.times * node.copies)
-  bodies = walk.bodies(eqn)
+  bodies = [eqn.params[one] for one in ('cond_jaxpr', 'body_jaxpr')] if name == 'while' else walk.bodies(eqn)
   plans = node.plans if len(node.plans) == len(bodies) else (None,) * len(bodies)
 
   def inside(jaxpr: Any, plan: Plan | None, where: _Place) -> list[Operation]:

@@ -91,8 +91,9 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   """
   cores = machine.cores()
   free = free_cores(cores) if crowd is None else crowd
-  step, eval_ = _costs(job)
-  of_step, of_batch = (speed.spent(one.usual, rates, cores) for one in (step, eval_))
+  step, eval_ = costs(job)
+  in_c = job.rewrites and _has_kernels()
+  of_step, of_batch = (speed.spent(one.usual, rates, cores, kernels=in_c) for one in (step, eval_))
   single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
@@ -121,7 +122,7 @@ def free_cores(cores: int) -> float:
   return cores if running <= whole - cores else max(0.3, cores * min(1.0, whole / (running + cores / 2)))
 
 
-def _costs(job: Job) -> tuple[Cost, Cost]:
+def costs(job: Job) -> tuple[Cost, Cost]:
   """The cost of a step, and of evaluating one batch."""
   on_cpu = jax.default_backend() == 'cpu'
   step, same = job.train.programs.jaxpr(job.abstract, job.batch)
@@ -133,6 +134,13 @@ def _costs(job: Job) -> tuple[Cost, Cost]:
 
     same = job.train.programs.jaxpr(job.abstract, jax.tree.map(resized, job.batch))[1]
   return cost(step, recomputes=not on_cpu), cost(same, recomputes=not on_cpu)
+
+
+def _has_kernels() -> bool:
+  """Whether convolutions run in C here: jaxlite's own, or oneDNN's."""
+  from jaxlite.cpu.kernels import direct, onednn
+
+  return not (onednn.missing() and direct.missing())
 
 
 def _wall(of: speed.Spent, dispatch: float, free: float) -> float:

@@ -20,7 +20,7 @@ LEAST = 4  # points, below which nothing is said
 _OFF, _SOON = 0.36, 0.1
 _OFF_AT_ALL = 0.6  # likewise of readings that may lie beyond the run: whether it is reached at all
 _BEYOND = 3.0  # runs, beyond which readings are all the same
-_RECENT = 0.75  # of the points, which a power is read from: the start follows other laws
+_RECENT = 0.75  # of the points, which laws are read from: the start follows others
 _SPEEDS = np.geomspace(0.15, 8.0, 49)  # of earlier runs
 _SPEED = 1.0  # the standard deviation of log(speed) among runs of a kind
 
@@ -134,8 +134,8 @@ def _straight(at: np.ndarray, seen: np.ndarray, goal: float, best: float) -> lis
   missing, wanted = np.log(np.maximum(best - seen, 1e-12)), math.log(max(best - goal, 1e-12))
   recent = max(LEAST, int(len(at) * _RECENT))
   found = []
-  for x, y, back in ((np.log(at[-recent:]), missing[-recent:], math.exp), (at, missing, float)):
-    slope, level = np.polyfit(x, y, 1)
+  for x, back in ((np.log(at[-recent:]), math.exp), (at[-recent:], float)):
+    slope, level = np.polyfit(x, missing[-recent:], 1)
     when = (wanted - level) / slope if slope < -1e-12 else math.inf
     found.append(back(when) if when < 700 or back is float else math.inf)
   return found
