@@ -182,10 +182,11 @@ def networks(shape: tuple[int, ...], classes: int) -> list[tuple[str, Any]]:
   pictures: list[tuple[str, Any]] = [
     ('SmallCNN', models.SmallCNN(classes=classes)),
     ('SmallCNN (64, 128)', models.SmallCNN(features=(64, 128), classes=classes)),
-    ('DepthwiseCNN', models.DepthwiseCNN(classes=classes)),
     ('ResNet8', models.ResNet8(classes=classes)),
     ('ResNet20', models.ResNet20(classes=classes)),
   ]
+  if min(shape[:2]) >= 8:
+    pictures.append(('DepthwiseCNN', models.DepthwiseCNN(classes=classes)))
   if min(shape[:2]) >= 20:
     pictures.append(('LeNet5', models.LeNet5(classes=classes)))
   if all(size % 4 == 0 for size in shape[:2]):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from jaxlite.errors import ConfigError, one_line
 from jaxlite.host import limits as machine_limits
@@ -72,7 +75,8 @@ def foreseen(
     if known is None:
       unknown.append('time: this machine is not measured yet (--mode=plan does it)')
     else:
-      times = duration.forecast(job, known)
+      # As many examples at once as in training: the cost of that program is known, and goes with the examples.
+      times = duration.forecast(job._replace(evaluation=len(job.batch['labels'])), known)
   except Exception as error:
     unknown.append(f'time ({_short(error)})')
   return Plan(name, verdict, held, times, here, unknown=tuple(unknown))
@@ -89,27 +93,48 @@ def _short(error: Exception) -> str:
   return f'{type(error).__name__}: {said[:120]}' if said else type(error).__name__
 
 
-def start(setup: Setup, done: int, again: Callable[..., Any], say: Say) -> Start:
-  """Says a run's forecast in a line, before anything is compiled.
+def refuse_state(setup: Setup) -> None:
+  """Raises where the state of a run alone is more than it may have, before it is made.
+
+  Raises:
+    ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
+  """
+  state = setup.abstract
+  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
+  here = machine_limits.limits()
+  rooms = [(here.resident_free, here.binds)] if here.resident_memory else []
+  if here.data_segment is not None:
+    rooms.append((here.data_segment - status('VmData'), '`ulimit -d`'))
+  room, why = min(rooms, default=(size, ''))
+  if size > room and not setup.config.machine.force:
+    raise ConfigError(
+      f'this run would be killed: its parameters and optimizer alone take {mib(size)}, and {mib(max(0, room))} are '
+      f'left ({why}): take a smaller model, or an optimizer that keeps less (SGD, Adafactor)'
+    )
+
+
+def start(setup: Setup, done: int, entered: float, again: Callable[..., Any], say: Say) -> Start:
+  """Says a run's forecast in a line, before anything is compiled; what it traces the run compiles.
 
   Args:
-    setup: of the run.
+    setup: of the run, the forms for this CPU chosen.
     done: steps that are behind it.
+    entered: when it was called, by the monotonic clock.
     again: (config) -> the Setup of a changed config, for what is advised where the run does not fit.
     say: prints a line.
 
   Raises:
     ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
   """
-  clock, cpu = time.monotonic(), _cpu()
-  job = job_of(setup)
+  cpu = _cpu()
+  job = job_of(setup)._replace(rewrites=False)  # they are in it
   left = job._replace(total=max(1, job.total - done))
   plan = foreseen(left, setup.config.name, say)
   rest = '' if not done else f' for the {left.total:,} steps that are left'
   missing = f' ({"; ".join(plan.unknown)})' if plan.unknown else ''
   say(f'forecast: {plan.line()}{rest}{missing}')
   refuse(plan, setup, again, say)
-  return Start(plan, clock, cpu, _peak_set_back(), whole=not done)
+  return Start(plan, entered, cpu, _peak_set_back(), whole=not done)
 
 
 def refuse(plan: Plan, setup: Setup, again: Callable[..., Any], say: Say) -> None:

@@ -98,6 +98,7 @@ def train_varied(
 ) -> Result:
   """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
   steps are a trial of it: of the same programs, with all that follows."""
+  entered = time.monotonic()
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)
@@ -135,8 +136,8 @@ def train_varied(
       say(f'warning: {note}')
     setup = setup._replace(notes=(*setup.notes, *unused))
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, run=run, log=say) as saves:
-      again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
-      foresight = None if only else foreseen.start(setup, saves.latest_step() or 0, again, say)
+      if not only:
+        foreseen.refuse_state(setup)
       state, record = _start(setup, saves, say)
       record.began, record.run = began.began, run
       run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
@@ -144,6 +145,8 @@ def train_varied(
         setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
       else:
         say('rewrites for CPU: none, as machine.rewrites says')
+      again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
+      foresight = None if only else foreseen.start(setup, int(state.step), entered, again, say)
       record.rewrites = run_folder.text(folder / REWRITES) or ''
       log = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
       with Records(folder, **log) as records:

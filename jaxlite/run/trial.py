@@ -20,7 +20,6 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
-import jaxlite
 from jaxlite import errors
 from jaxlite.config import command_line
 from jaxlite.config.schema import Config
@@ -80,7 +79,7 @@ def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
   with tempfile.TemporaryDirectory(prefix='jaxlite-trial-') as place:
     question, answer, said = (pathlib.Path(place, name) for name in ('question.json', 'answer.json', 'said.txt'))
     question.write_text(json.dumps({'source': source._asdict(), 'run': run, 'what': what, 'place': place, **more}))
-    package = str(pathlib.Path(jaxlite.__file__).resolve().parents[1])
+    package = str(pathlib.Path(errors.__file__).resolve().parents[1])
     known = os.environ.get('PYTHONPATH')
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([package, *([known] if known else [])])}
     command = [sys.executable, '-m', 'jaxlite.run.trial', str(question), str(answer)]

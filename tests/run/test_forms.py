@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxlite as jl
+from jaxlite.contract import join_const
 from jaxlite.planning.edits import DRAWS, OTHER, ROUNDING, SAME, edited, edits, forms
 from jaxlite.run import planning
 from jaxlite.run.jobs import job_of
@@ -63,7 +64,8 @@ def gradient_at(setup, state):
   inner = gradient.gradient_of(setup.train.model, setup.recipe.loss(lift_loss(jl.cross_entropy)))
   batch = jax.tree.map(jnp.asarray, setup.first_batch)
   take = setup.recipe.grad(inner)
-  return jax.jit(take)(state.params, state.model_state, batch, state.key, state.step)[0]
+  full = join_const(state.model_state, state.const)
+  return jax.jit(take)(state.params, full, batch, state.key, state.step)[0]
 
 
 @pytest.mark.parametrize('kind', ['plain', 'norm', 'dropout', 'cnn'])
