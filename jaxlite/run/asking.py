@@ -13,7 +13,7 @@ from jaxlite.host import limits as machine_limits
 from jaxlite.host import streams
 from jaxlite.planning.duration import Durations
 from jaxlite.planning.edits import SAME, edits, flags_of
-from jaxlite.planning.plan import FITS, Plan, Tried, between
+from jaxlite.planning.plan import FITS, Plan, Tried, between, spoken
 from jaxlite.run import fitting, planning
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
@@ -47,7 +47,11 @@ def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: st
       base = found.durations.step.seconds if found.durations is not None else None
       tried.append(_try(source, name, 'as it is', SAME, {}, base))
       tried += [_try(source, name, edit.name, edit.result, edit.fields, base) for edit in edits(one, job)]
-    say(str(found._replace(changes=tuple(tried))) + '\n')
+    say(str(found._replace(changes=tuple(tried))))
+    if found.durations is not None and job.total > setup.plan.epoch:
+      whole = setup.plan.epoch / job.total * (found.durations.total.seconds - found.durations.compile.seconds)
+      say(f'  an epoch takes about {spoken(whole)}: fewer of them take less, and end elsewhere')
+    say('')
     if not changes and found.verdict is not None and found.verdict.word != FITS:
       say('--mode=plan --changes tries what to change; --mode=fit trains in the fastest form that fits\n')
     times.append(found)
