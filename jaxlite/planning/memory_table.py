@@ -16,10 +16,10 @@ TABLE = {
       'steps': {'batch': 8.421, 'live': 1.123, 'one': 12720000.0, 'step': 1.154},
     },
     'warm': {
-      'checkpoint': {'live': 1.214, 'one': 8313000.0, 'step': 0.142},
-      'evaluation': {'evaluation': 0.6216, 'live': 2.844, 'one': 4812000.0, 'step': 0.9446},
-      'report': {'evaluation': 0.05916, 'live': 2.796, 'one': 20810000.0, 'step': 0.04136},
-      'steps': {'batch': 8.421, 'live': 1.123, 'one': 3816000.0, 'step': 1.154},
+      'checkpoint': {'live': 1.214, 'one': 27710000.0, 'step': 0.142},
+      'evaluation': {'evaluation': 0.6216, 'live': 2.844, 'one': 16040000.0, 'step': 0.9446},
+      'report': {'evaluation': 0.05916, 'live': 2.796, 'one': 69360000.0, 'step': 0.04136},
+      'steps': {'batch': 8.421, 'live': 1.123, 'one': 12720000.0, 'step': 1.154},
     },
   },
   'traced': {
@@ -38,18 +38,18 @@ TABLE = {
       'steps': {'batch': 10.33, 'equations': 99410.0, 'first': 70620000.0, 'live': 3.144, 'step': 1.046},
     },
     'warm': {
-      'checkpoint': {'equations': 36060.0, 'first': 24420000.0, 'live': 3.247},
-      'compile': {'equations': 28850.0, 'first': 17430000.0, 'live': 1.733, 'step': 0.02562},
+      'checkpoint': {'equations': 60100.0, 'first': 40700000.0, 'live': 3.247},
+      'compile': {'equations': 48090.0, 'first': 29040000.0, 'live': 1.733, 'step': 0.02562},
       'evaluation': {
-        'equations': 16050.0,
+        'equations': 26740.0,
         'evaluation': 3.976,
-        'first': 27220000.0,
+        'first': 45380000.0,
         'live': 4.393,
-        'one': 5205000.0,
+        'one': 17350000.0,
         'step': 0.7932,
       },
-      'report': {'equations': 23920.0, 'evaluation': 2.144, 'first': 25960000.0, 'live': 4.43, 'one': 17250000.0},
-      'steps': {'batch': 10.33, 'equations': 29820.0, 'first': 21190000.0, 'live': 3.144, 'step': 1.046},
+      'report': {'equations': 39860.0, 'evaluation': 2.144, 'first': 43260000.0, 'live': 4.43, 'one': 57490000.0},
+      'steps': {'batch': 10.33, 'equations': 49700.0, 'first': 35310000.0, 'live': 3.144, 'step': 1.046},
     },
   },
 }
@@ -61,5 +61,5 @@ FILES = {
   'steps': 190906368,
 }
 SPREAD = {'traced': 0.1, 'planned': 0.08, 'compiled': 0.04}
-DATA_SEGMENT = (67108864, 1.2)
+DATA_SEGMENT = (100663296, 1.3)
 ADDRESS_SPACE = (268435456, 1.3)
