@@ -17,7 +17,7 @@ from jaxlite.planning.sizes import Process, Sizes
 
 MIB = 1 << 20
 BASES = ('traced', 'planned', 'compiled')
-COMPILER = ('one', 'first', 'equations')  # of which a warm compile cache takes a part
+COMPILER = ('first', 'equations')  # of which a warm compile cache takes a part
 STAGES = memory.STAGES[2:]
 
 

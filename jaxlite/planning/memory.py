@@ -183,7 +183,7 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   peak = stages[at]
   upper = int(peak * math.exp(_SURE * learned.spread))
   growth = max(0, upper - now)
-  kept = allocator.most_kept(upper, room) - upper if room and allocator.most_kept(upper, room) else 0
+  most = max(allocator.most_kept(size, room - max(0, size - now)) for size in (peak, upper)) if room else 0
   return Memory(
     stages={stage: stages[stage] for stage in STAGES},
     parts=_parts(held, seen, terms.get(at, {}), peak),
@@ -193,8 +193,8 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
     address_space=int(seen.address_space + memory_table.ADDRESS_SPACE[0] + memory_table.ADDRESS_SPACE[1] * growth),
     basis=kind,
     cache=cache,
-    kept=max(0, kept),
-    notes=_notes(cache),
+    kept=max(0, most - upper),
+    notes=_notes(cache, bool(room and not most)),
     raw=raw,
   )
 
@@ -246,9 +246,11 @@ def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) ->
   return {'runtime': peak - sum(parts.values()), **parts}
 
 
-def _notes(cache: str) -> tuple[str, ...]:
+def _notes(cache: str, tight: bool) -> tuple[str, ...]:
   other = 'a warm compile cache takes less' if cache == 'cold' else 'with a cold compile cache it takes more'
-  return (other, 'other processes, and what a model or a part of your own allocates outside of JAX, are left out')
+  left_out = 'other processes, and what a model or a part of your own allocates outside of JAX, are left out'
+  off = 'there is too little room to keep freed memory mapped, so it goes back at each step'
+  return (other, left_out, *([off] if tight else []))
 
 
 def _room(job: Job, limits: Any) -> int:
