@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
   from jaxlite.run.cross_validation import cross_validate
   from jaxlite.run.loop import train
+  from jaxlite.run.planning import plan
   from jaxlite.step.train_step import train_step
   from jaxlite.tasks.losses import cross_entropy
 
@@ -67,6 +68,7 @@ _WHERE = {
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
   'run.cross_validation': ('cross_validate',),
   'run.loop': ('train',),
+  'run.planning': ('plan',),
   'step.train_step': ('train_step',),
   'tasks.losses': ('cross_entropy',),
 }
@@ -146,6 +148,7 @@ __all__ = [
   'lsq',
   'models',
   'optim',
+  'plan',
   'prune',
   'pruning',
   'ptq',

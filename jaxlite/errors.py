@@ -150,6 +150,7 @@ def as_flags(message: str) -> str:
   'give another --workdir, or move the run aside with --fresh'
   """
   words = {'another workdir': 'another --workdir', 'fresh=True': '--fresh', "which='latest'": '--which=latest'}
+  words |= {'machine.force=True': '--force'}
   for ours, flag in {**words, 'by out=': 'by --out='}.items():
     message = message.replace(ours, flag)
   return message

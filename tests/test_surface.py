@@ -57,6 +57,7 @@ TOP = [
   'augment',
   'for_cpu',
   'shrink',
+  'plan',
 ]
 
 

@@ -108,21 +108,30 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class MachineConfig:
-  """What is set for speed.
+  """What is set for speed and for memory. But for `rewrites`, `micro_batches` and `remat`, which round differently, no
+  field changes a number.
 
   Attributes:
     keep_memory: on CPU, freed memory stays mapped where there is enough of it.
     compile_cache: compiled programs are kept in the user's cache folder for the next start.
     rewrites: on CPU, pools and convolutions take the form that is fastest on this machine: the same gradients up to
-      rounding. The run keeps its choices. The other fields change no number.
+      rounding. The run keeps its choices.
     steps_per_dispatch: at most so many steps are sent to the device at once, between two points of the run; 1: each on
       its own; 0: as many as are faster so on this machine, if any. Never around a convolution on CPU.
+    micro_batches: a step's batch is taken in so many parts, one after the other (`jl.accumulate`): less memory, the
+      same gradient up to rounding. It divides data.batch_size.
+    remat: the forward is cut into so many pieces, of which only the ends are kept until the backward pass; what lies
+      between is computed again (`jl.optim.remat`): less memory, about a third more work; 0 keeps everything.
+    force: the run starts even where its forecast says that it would be killed.
   """
 
   keep_memory: bool = True
   compile_cache: bool = True
   rewrites: bool = True
   steps_per_dispatch: int = 0
+  micro_batches: int = 1
+  remat: int = 0
+  force: bool = False
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -175,6 +184,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('eval.patience', lambda value: value >= 0, 'at least 0 (0: off)'),
   ('eval.batch_size', lambda value: value >= 1, 'at least 1'),
   ('machine.steps_per_dispatch', lambda value: value >= 0, 'at least 0 (0: chosen by time)'),
+  ('machine.micro_batches', lambda value: value >= 1, 'at least 1'),
+  ('machine.remat', lambda value: value >= 0, 'at least 0 (0: off)'),
   ('checkpoint.keep', lambda value: value >= 1, 'at least 1'),
   ('train', lambda value: value.given()[0] != 'percent', 'in steps, epochs or examples'),
   ('train', lambda value: value.given()[1] > 0, 'longer than 0'),

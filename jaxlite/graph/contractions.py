@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 CONTRACTIONS = ('dot_general', 'conv_general_dilated')
 # Read, never rewritten.
@@ -70,10 +71,14 @@ def summed_axes(kind: str, params: Mapping[str, Any], side: int, ndim: int) -> t
   return tuple(params['dimension_numbers'][0][side])
 
 
-def flops_of(eqn: Any) -> int:
+def flops_of(eqn: Any, *, zeros: bool = True) -> int:
   """Returns the floating-point operations of a contraction: two for each multiplication of an output's sum.
 
   Four where one operand is complex, eight where both are.
+
+  Args:
+    eqn: the contraction.
+    zeros: whether those count that multiply a convolution's padding, or what dilation puts between its inputs.
 
   >>> import jax
   >>> closed = jax.make_jaxpr(lambda x, w: x @ w)(jax.numpy.ones((2, 3)), jax.numpy.ones((3, 4)))
@@ -93,6 +98,27 @@ def flops_of(eqn: Any) -> int:
   elif name == 'conv_general_dilated':
     out_features = rhs.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
     summed = rhs.size // max(out_features, 1)
+    if not zeros:
+      met, all_of = _met(eqn)
+      return each * out * summed * met // max(all_of, 1)
   else:
     summed = math.prod(lhs.shape[axis] for axis in axes_of(eqn, 0)[0])
   return each * out * summed
+
+
+def _met(eqn: Any) -> tuple[int, int]:
+  """Of the pairs of a convolution's outputs and its kernel's entries: how many meet a value of the image, and all."""
+  spec = eqn.params['dimension_numbers']
+  met = pairs = 1
+  given = zip(
+    *(spec.lhs_spec[2:], spec.rhs_spec[2:], spec.out_spec[2:], eqn.params['window_strides'], eqn.params['padding']),
+    *(eqn.params['lhs_dilation'], eqn.params['rhs_dilation']),
+    strict=True,
+  )
+  for image, kernel, result, stride, (low, _), apart, wide in given:
+    entries, taps = eqn.invars[0].aval.shape[image], eqn.invars[1].aval.shape[kernel]
+    outs = eqn.outvars[0].aval.shape[result]
+    at = np.arange(outs)[:, None] * stride + np.arange(taps) * wide - low
+    met *= int(((at >= 0) & (at < (entries - 1) * apart + 1) & (at % apart == 0)).sum()) if entries else 0
+    pairs *= outs * taps
+  return met, pairs

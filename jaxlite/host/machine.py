@@ -11,6 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxlite.host.accelerators import idle
+from jaxlite.host.limits import allowed_cores, limits, throttled, usable_cores
+from jaxlite.host.tables import kibibytes, number, text
+
 
 def print_device(say: Callable[[str], None] = print) -> None:
   """Prints what the run computes on, with a warning when an accelerator stands idle."""
@@ -19,18 +23,9 @@ def print_device(say: Callable[[str], None] = print) -> None:
   devices = jax.devices()
   kinds = ', '.join(sorted({device.device_kind for device in devices}))
   say(f'device: {len(devices)} x {devices[0].platform} ({kinds}), {cores()} CPU cores, jax {jax.__version__}')
-  if devices[0].platform == 'cpu':
-    for sign, what, fix in _SIGNS:
-      if any(Path('/dev').glob(sign)):
-        say(f'warning: {what} is present but JAX does not see it, so the CPU is used: {fix}')
-        break
-
-
-_SIGNS = (
-  ('nvidia[0-9]*', 'an NVIDIA GPU', "pip install -U 'jax[cuda12]'"),
-  ('kfd', 'an AMD GPU', "pip install -U 'jax[rocm]'"),
-  ('accel[0-9]*', 'a TPU', "pip install -U 'jax[tpu]'"),
-)
+  for line in (idle(), throttled(usable_cores())):
+    if line:
+      say(f'warning: {line}')
 
 
 def versions() -> dict[str, str]:
@@ -68,8 +63,8 @@ def machine() -> dict[str, str]:
 
 
 def cores() -> int:
-  """Returns how many CPU cores this process may use: fewer than the machine has under `taskset` or in a CPU set."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else all_cores()
+  """Returns how many CPU cores this process may run on: fewer than the machine has under `taskset` or in a CPU set."""
+  return allowed_cores()
 
 
 def all_cores() -> int:
@@ -105,26 +100,20 @@ def abilities() -> str:
 
 def resident() -> int:
   """Returns the bytes of memory that this process has in use; where that is not told, the most that it ever had."""
+  pages = number(' '.join((text(Path('/proc/self/statm')) or '').split()[1:]))
+  if pages is not None:
+    return pages * os.sysconf('SC_PAGE_SIZE')
   try:
-    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-  except OSError:
     import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
+  except ImportError:  # Windows
+    return 0
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def available() -> int:
-  """Returns by how many bytes this process may grow: the least that machine, control group and limits allow."""
-  import resource
-
-  rooms = [meminfo('MemAvailable')]
-  for limit, used in ((resource.RLIMIT_AS, 'VmSize'), (resource.RLIMIT_DATA, 'VmData')):
-    soft = resource.getrlimit(limit)[0]
-    if soft != resource.RLIM_INFINITY:
-      rooms.append(soft - status(used))
-  group = control_group()
-  return max(0, min([*rooms, *([] if group is None else [group])]))
+  """Returns by how many bytes this process may grow: the least that machine, control groups and limits allow."""
+  return limits().free
 
 
 def mapped() -> int:
@@ -140,27 +129,3 @@ def status(name: str) -> int:
 def meminfo(name: str) -> int:
   """Returns one line of the kernel's table of memory, in bytes; 0 where it is not there."""
   return kibibytes(Path('/proc/meminfo'), name)
-
-
-def kibibytes(path: Path, name: str) -> int:
-  """Returns one line of the kernel's tables, in bytes; 0 where there is none, so that memory is spared."""
-  try:
-    lines = path.read_text().splitlines()
-  except OSError:
-    return 0
-  return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f'{name}:')), 0)
-
-
-def control_group(root: Path = Path('/sys/fs/cgroup')) -> int | None:
-  """Returns the bytes left in the control group (version 2 or 1); None where it sets no limit."""
-  for limit, used in (
-    ('memory.max', 'memory.current'),
-    ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
-  ):
-    try:
-      text = (root / limit).read_text().strip()
-      if text != 'max' and int(text) < 2**60:
-        return int(text) - int((root / used).read_text())
-    except (OSError, ValueError):
-      continue
-  return None

@@ -10,6 +10,7 @@ from jaxlite.optim._optax_states import evaluation_point, optax_account, refuse_
 from jaxlite.optim._penalties import l2, label_smoothing
 from jaxlite.optim._plateau import observe_score, plateau
 from jaxlite.optim._proximal import l1_proximal
+from jaxlite.optim._remat import remat
 from jaxlite.optim._sam import sam
 from jaxlite.optim._swa import refresh_statistics, swa
 from jaxlite.optim._unfreeze import next_phase, unfreezing
@@ -38,6 +39,7 @@ __all__ = [
   'refresh_statistics',
   'refuse_unfit',
   'rejected',
+  'remat',
   'sam',
   'schedules',
   'shift',

@@ -84,7 +84,23 @@ def _details(result: Result) -> list[str]:
   if result.parts:
     text.append('### What each part did')
     text.append(markdown([['part', 'when', 'what it touched', 'what it could not'], *result.parts]))
+  if result.forecast:
+    text.append('### Forecast and actual')
+    text.append(markdown([['', 'forecast', 'bounds', 'actual', 'told from'], *_foreseen(result.forecast)]))
   return text if len(text) > 1 else []
+
+
+def _foreseen(found: Mapping[str, Any]) -> list[list[str]]:
+  """What a run was said to need before it began, beside what it took."""
+  rows = []
+  if time := found.get('time'):
+    bounds = f'{time["low"]:,.1f} to {time["high"]:,.1f} (80 %)'
+    rows.append(['seconds', f'{time["forecast"]:,.1f}', bounds, f'{time["actual"]:,.1f}', str(time['basis'])])
+  if memory := found.get('memory'):
+    sizes = {name: f'{memory[name] / 2**20:,.0f}' for name in ('forecast', 'upper', 'actual')}
+    bounds = f'at most {sizes["upper"]} (95 %)'
+    rows.append(['MiB of memory', sizes['forecast'], bounds, sizes['actual'], str(memory['basis'])])
+  return rows
 
 
 def _provenance(results: Sequence[Result]) -> list[str]:

@@ -38,6 +38,8 @@ class Result:
     machine: what it ran on.
     notes: lines that the reader of the report should know.
     best_step: the step whose model was tested, the best by validation once its sparsity target was met.
+    forecast: of what the run would need, and what it took: 'memory' in bytes and 'time' in seconds, each a dict with
+      'forecast', 'actual', 'basis' and the bounds.
     parts: what each part of the recipe did, [part, when, what it touched, what it could not] each (`ledger.account`).
   """
 
@@ -61,6 +63,7 @@ class Result:
   notes: list[str] = dataclasses.field(default_factory=list)
   best_step: int | None = None
   parts: list[list[str]] = dataclasses.field(default_factory=list)
+  forecast: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def __repr__(self) -> str:
     """Its table: what a notebook shows of a run, whose history alone may have a million points."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import data as datasets
 from jaxlite.contract import join_const
 from jaxlite.deployment import inventory
 from jaxlite.errors import counted
-from jaxlite.graph.init_numpy import on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.host import machine, preempt
 from jaxlite.host.gc_pause import paused
@@ -24,6 +21,7 @@ from jaxlite.report.result import Result
 from jaxlite.run.record import Record
 from jaxlite.run.records import read_records
 from jaxlite.run.setup import Setup
+from jaxlite.step.evaluated import began, evaluated
 from jaxlite.step.state import TrainState
 from jaxlite.tasks import is_built_in
 from jaxlite.tasks.metrics import Metrics
@@ -50,11 +48,11 @@ def evaluate(
   """Measures a split; None when a signal came first."""
   metric = metric or setup.metric
   merge = metric.merge or _append
-  total, kept, before = _began(metric.init)(), None, None
+  total, kept, before = began(metric.init)(), None, None
   for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
     if guard is not None and guard.requested:
       return None
-    total, examples = _evaluated(setup.train.eval, metric.update, metric.keep)(total, state, batch)
+    total, examples = evaluated(setup.train.eval, metric.update, metric.keep)(total, state, batch)
     if before is not None:  # one batch late: the device is at work on the next
       kept = merge(kept, jax.device_get(before))
     before = examples
@@ -141,26 +139,6 @@ def evidence(
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
   return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
-
-
-@functools.lru_cache(maxsize=8)
-def _began(init: Any) -> Any:
-  """The running metrics before the first batch: a few zeros, for which nothing is to be compiled."""
-  return on_host(init)
-
-
-@functools.lru_cache(maxsize=8)
-def _evaluated(evaluate_batch: Any, update: Any, keep: Any) -> Any:
-  """One compiled program: forward, loss, the running metrics, and what is kept of each example."""
-
-  def add(total: Any, state: TrainState, batch: Any) -> Any:
-    outputs, terms = evaluate_batch(state, batch)
-    total = update(total, outputs, batch, jnp.asarray(terms['task']))
-    if keep is None:
-      return total, None
-    return total, {**keep(outputs, batch), 'weight': batch['weight']}
-
-  return jax.jit(add, donate_argnums=0)
 
 
 def _arrays(values: dict[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from jaxlite.host.sealed import RUN, Damaged, read_sealed, write_sealed
 from jaxlite.quantization import weight_bits
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
-from jaxlite.run import identity, records
+from jaxlite.run import foreseen, identity, records
 from jaxlite.run.evaluation import meaning
+from jaxlite.run.foreseen import Start
 from jaxlite.run.identity import Identity
 from jaxlite.run.record import Record, recorded
-from jaxlite.run.setup import REWRITES, Setup
+from jaxlite.run.setup import REMAT, REWRITES, Setup
 from jaxlite.run.workdir import lock
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
@@ -202,7 +203,8 @@ def _made(setup: Setup, values: Network) -> dict[str, Any]:
   hooks = [part for part in setup.recipe.parts if isinstance(part, Hook) and part.model is not unchanged]
   network = setup.network.apply
   loaded = hasattr(network, 'around')  # with whatever was around it
-  made['plain'] = not loaded and all(isinstance(part, Side) or part.name in setup.around for part in hooks)
+  known = (*setup.around, REMAT)
+  made['plain'] = not loaded and all(isinstance(part, Side) or part.name in known for part in hooks)
   if not made['plain']:
     bits = weight_bits(setup.train.model, values.params, values.model_state, setup.first_batch['inputs'])
     made['quantized'] = bool(bits)
@@ -242,12 +244,22 @@ def is_finished(folder: Path) -> bool:
 
 
 @paused()
-def finish(folder: Path, run: str, result: Result, figures: Sequence[Figure], about: dict[str, Any]) -> None:
+def finish(
+  folder: Path,
+  run: str,
+  result: Result,
+  figures: Sequence[Figure],
+  about: dict[str, Any],
+  start: Start | None,
+  say: Say,
+) -> None:
   """Writes the report and its pictures, then the mark that the run is done."""
   from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
 
   for figure in figures:
     save(figure.draw(), folder / f'{figure.slug}.png')
+  if start is not None:
+    result.forecast = foreseen.ended(start, run, say)  # what draws takes memory too
   _write_meaning(folder, run, about)
   page.write([result], folder)
   write_text(folder / 'result.json', to_json(result, run))

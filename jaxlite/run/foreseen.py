@@ -1,45 +1,234 @@
-"""A run as its forecast sees it."""
+"""A run's forecast: said in a line as it begins, refused where it would be killed, compared with what came of it."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import math
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from jaxlite.planning.job import Job, Splits
+from jaxlite.errors import ConfigError, one_line
+from jaxlite.host import limits as machine_limits
+from jaxlite.host.machine import cores, resident, status
+from jaxlite.host.rates import known_rates, rates
+from jaxlite.planning import calibration, cost, duration, memory
+from jaxlite.planning.calibration import Outcome
+from jaxlite.planning.job import Job
+from jaxlite.planning.plan import TIGHT, TOO_LARGE, Plan, between, judged, mib, spoken
+from jaxlite.run import advice
+from jaxlite.run.jobs import job_of
 from jaxlite.run.setup import Setup
 
+Say = Callable[[str], None]
 
-def job_of(setup: Setup) -> Job:
-  """Returns what a forecast needs to know of a run.
+_WORTH = 30.0  # seconds that a run should last before this machine is measured for its forecast, which takes some
+_SLOW = 5e9  # FLOP/s of a core that nobody has measured: the order of magnitude
+
+
+class Start(NamedTuple):
+  """A run as it begins, for the comparison at its end.
+
+  Attributes:
+    plan: its forecast.
+    clock, cpu: seconds.
+    alone: whether the process's peak was set back, so that it is the run's own.
+    whole: whether the run begins at step 0.
+  """
+
+  plan: Plan
+  clock: float
+  cpu: float
+  alone: bool
+  whole: bool
+
+
+def foreseen(
+  job: Job, name: str, say: Say | None = None, *, measure: bool | None = None, compiled: bool = False
+) -> Plan:
+  """Forecasts a run in this process; nothing is run, and nothing compiled unless asked.
 
   Args:
-    setup: of the run, before its first step.
+    job: the run.
+    name: its name.
+    say: is told when this machine is measured.
+    measure: whether this machine is measured where that was not done before; None where the run is long enough.
+    compiled: from the compiled program, which is made where it is not there yet.
   """
-  config, plan, data = setup.config, setup.plan, setup.data
-  splits = (data.train, data.validation, data.test)
-  counts = [len(split.labels) if hasattr(split, 'labels') else plan.epoch * config.data.batch_size for split in splits]
-  return Job(
-    train=setup.train,
-    abstract=setup.abstract,
-    batch=setup.first_batch,
-    evaluation=config.eval.batch_size,
-    splits=Splits(*counts, held_bytes=sum(map(_held, splits))),
-    total=plan.total,
-    log=plan.log,
-    evaluate=plan.evaluate,
-    checkpoint=plan.checkpoint,
-    keep_memory=config.machine.keep_memory,
-    compile_cache=config.machine.compile_cache,
-    rewrites=config.machine.rewrites,
-    task=data.task.name,
-    metric=setup.metric,
+  here, unknown = machine_limits.limits(), []
+  held = verdict = times = None
+  try:
+    held = (memory.compiled if compiled else memory.traced)(job, here)
+    verdict = judged(held, here, resident())
+    if verdict is None:
+      unknown.append('whether it fits: this system tells no limit of memory')
+  except Exception as error:  # a forecast is no reason for a run to fail
+    unknown.append(f'memory ({_short(error)})')
+  try:
+    known = known_rates()
+    if known is None and (_is_long(job) if measure is None else measure):
+      known = rates(say)
+    if known is None:
+      unknown.append('time: this machine is not measured yet (--mode=plan does it)')
+    else:
+      # As many examples at once as in training: the cost of that program is known, and goes with the examples.
+      times = duration.forecast(job._replace(evaluation=len(job.batch['labels'])), known)
+  except Exception as error:
+    unknown.append(f'time ({_short(error)})')
+  return Plan(name, verdict, held, times, here, unknown=tuple(unknown))
+
+
+def _is_long(job: Job) -> bool:
+  """Whether a run is likely to last so long that measuring the machine first is worth it."""
+  step = cost.cost(job.train.programs.jaxpr(job.abstract, job.batch)[0])
+  return step.flops * job.total > _WORTH * _SLOW * cores()
+
+
+def _short(error: Exception) -> str:
+  said = one_line(error) or str(error).strip().split('\n')[0]
+  return f'{type(error).__name__}: {said[:120]}' if said else type(error).__name__
+
+
+def refuse_state(setup: Setup) -> None:
+  """Raises where the state of a run alone is more than it may have, before it is made.
+
+  Raises:
+    ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
+  """
+  state = setup.abstract
+  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
+  here = machine_limits.limits()
+  rooms = [(here.resident_free, here.binds)] if here.resident_memory else []
+  if here.data_segment is not None:
+    rooms.append((here.data_segment - status('VmData'), '`ulimit -d`'))
+  room, why = min(rooms, default=(size, ''))
+  if size > room and not setup.config.machine.force:
+    raise ConfigError(
+      f'this run would be killed: its parameters and optimizer alone take {mib(size)}, and {mib(max(0, room))} are '
+      f'left ({why}): take a smaller model, or an optimizer that keeps less (SGD, Adafactor)'
+    )
+
+
+def start(setup: Setup, done: int, entered: float, again: Callable[..., Any], say: Say) -> Start:
+  """Says a run's forecast in a line, before anything is compiled; what it traces the run compiles.
+
+  Args:
+    setup: of the run, the forms for this CPU chosen.
+    done: steps that are behind it.
+    entered: when it was called, by the monotonic clock.
+    again: (config) -> the Setup of a changed config, for what is advised where the run does not fit.
+    say: prints a line.
+
+  Raises:
+    ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
+  """
+  cpu = _cpu()
+  job = job_of(setup)._replace(rewrites=False)  # they are in it
+  left = job._replace(total=max(1, job.total - done))
+  plan = foreseen(left, setup.config.name, say)
+  rest = '' if not done else f' for the {left.total:,} steps that are left'
+  missing = f' ({"; ".join(plan.unknown)})' if plan.unknown else ''
+  say(f'forecast: {plan.line()}{rest}{missing}')
+  refuse(plan, setup, again, say)
+  return Start(plan, entered, cpu, _peak_set_back(), whole=not done)
+
+
+def refuse(plan: Plan, setup: Setup, again: Callable[..., Any], say: Say) -> None:
+  """Raises where a run would be killed; warns where it may be.
+
+  Raises:
+    ConfigError: with what would make it fit.
+  """
+  verdict = plan.verdict
+  if verdict is None or verdict.word not in (TIGHT, TOO_LARGE):
+    return
+  if not verdict.dies:
+    say(f'warning: {verdict.word}: it may be killed for want of memory. --mode=fit finds a form that fits')
+    return
+  if setup.config.machine.force:
+    say('warning: it would be killed for want of memory, and is started all the same, as machine.force says')
+    return
+  found = advice.advised(setup, plan.limits, again)
+  hints = '; '.join(found) or 'nothing that changes no result is forecast to fit: a smaller model or batch would'
+  raise ConfigError(
+    f'this run would be killed: it needs {mib(verdict.need)}, at least {mib(2 * verdict.need - verdict.upper)}, and '
+    f'{verdict.reason} allows {mib(verdict.limit)}. What would fit, by its forecast: {hints}. --mode=fit tries and '
+    'trains; machine.force=True starts it all the same'
   )
 
 
-def _held(split: Any) -> int:
-  """Bytes of a split's arrays that lie in memory; a memory-mapped array's pages are the system's to take back."""
-  return sum(
-    leaf.nbytes for leaf in jax.tree.leaves(split) if isinstance(leaf, np.ndarray) and not isinstance(leaf, np.memmap)
-  )
+def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
+  """Compares a run that is done with its forecast, says it, and lets this machine's forecasts learn from it.
+
+  Args:
+    began: as `start` gave it.
+    run: its id.
+    say: prints a line.
+
+  Returns:
+    What stands in the run's result: 'memory' and 'time', each with 'forecast', 'low' or 'upper', 'actual'.
+  """
+  plan = began.plan
+  seconds, peak = time.monotonic() - began.clock, status('VmHWM')
+  found: dict[str, Any] = {}
+  said = []
+  if plan.durations is not None and began.whole:
+    total = plan.durations.total
+    found['time'] = {
+      **{'forecast': total.seconds, 'low': total.low, 'high': total.high, 'actual': seconds, 'cpu': _cpu() - began.cpu},
+      'basis': plan.durations.basis,
+      'raw': plan.durations.raw.get('total', 0.0),  # before what was learned: what is learned from
+      'features': dict(plan.durations.features),
+    }
+    said.append(f'{between(total)}, and it took {spoken(seconds)}')
+  if plan.memory is not None and peak:
+    found['memory'] = {
+      **{'forecast': plan.memory.peak, 'upper': plan.memory.upper + plan.memory.kept, 'actual': peak},
+      **{'basis': plan.memory.basis, 'raw': plan.memory.raw, 'kept': plan.memory.kept},
+      **{'word': plan.verdict.word if plan.verdict else '', 'alone': began.alone},
+    }
+    whose = '' if began.alone else ' by this process'
+    upper = found['memory']['upper']
+    said.append(f'{mib(plan.memory.peak)} (at most {mib(upper)}), and {mib(peak)} were used{whose}')
+  if said:
+    say(f'forecast and actual: {"; ".join(said)}')
+  learn(found, run)
+  return found
+
+
+def learn(found: dict[str, Any], run: str) -> None:
+  """Lets this machine's forecasts learn from a run.
+
+  Args:
+    found: as `ended` gives it.
+    run: its id: what is learned from it twice counts once.
+  """
+  outcomes = []
+  for what, name in (('time', 'time/total'), ('memory', 'memory/peak')):
+    one = found.get(what)
+    # What stays mapped is bounded, not forecast.
+    if (
+      one and one.get('alone', True) and not one.get('kept') and min(one.get('raw', one['forecast']), one['actual']) > 0
+    ):
+      forecast, features = one.get('raw', one['forecast']), one.get('features', {})
+      outcomes.append(Outcome(name, one['basis'], forecast, one['actual'], features, run))
+  with contextlib.suppress(Exception):  # a cache that cannot be written is no reason for a finished run to fail
+    calibration.add(outcomes)
+
+
+def _peak_set_back() -> bool:
+  """Sets back what the kernel remembers as this process's peak; False where it does not let us."""
+  try:
+    Path('/proc/self/clear_refs').write_text('5')
+  except OSError:
+    return False
+  return status('VmHWM') <= 1.02 * resident()
+
+
+def _cpu() -> float:
+  use = resource.getrusage(resource.RUSAGE_SELF)
+  return use.ru_utime + use.ru_stime

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pathlib
 import shlex
 import sys
+from typing import Any
 
 from absl import app, logging
 from absl import flags as absl_flags
@@ -19,8 +20,25 @@ FLAGS = absl_flags.FLAGS
 absl_flags.DEFINE_string('config', 'experiments/digits.py', 'the experiment file')
 absl_flags.DEFINE_string('workdir', None, "the run's folder (default: runs/<experiment>)")
 absl_flags.DEFINE_enum(
-  'mode', 'train', ['train', 'eval', 'deploy'], 'train, evaluate what was trained, or write it for other runtimes'
+  'mode',
+  'train',
+  ['train', 'plan', 'fit', 'eval', 'deploy', 'doctor'],
+  'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); evaluate '
+  'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor)',
 )
+absl_flags.DEFINE_bool('changes', False, 'of --mode=plan: what to change, each tried for some seconds')
+absl_flags.DEFINE_string(
+  'elsewhere', None, 'of --mode=plan: the same on another machine: all, a name, or the file in which it keeps its rates'
+)
+absl_flags.DEFINE_bool('check', False, 'of --mode=plan: forecast and actual of the runs that lie in --workdir')
+absl_flags.DEFINE_float('minutes', None, 'of --mode=plan: without an experiment, what can be trained here in this time')
+absl_flags.DEFINE_integer('megabytes', None, 'beside --minutes: of memory (default: what this machine allows)')
+absl_flags.DEFINE_integer('examples', None, 'beside --minutes: how many there are to train on')
+absl_flags.DEFINE_list(
+  'shape', None, 'beside --minutes: of one example, 28,28,1 for a picture, 20 for a row of a table'
+)
+absl_flags.DEFINE_integer('classes', None, 'beside --minutes: how many (default: 10)')
+absl_flags.DEFINE_bool('force', False, 'start even where the forecast says that the run would be killed')
 absl_flags.DEFINE_string(
   'formats', None, 'of --mode=deploy: pack,c,onnx,litert,stablehlo,safetensors (default: all that can be written here)'
 )
@@ -35,7 +53,10 @@ _USAGE = """Runs an experiment. With no flag at all the main job: a teacher and 
 
   {program} --config=experiments/digits.py --workdir=runs/mine --config.optim.lr=0.01 --config.train.epochs=5
 
-The same command again resumes what was interrupted. Exit codes: 0 done, 2 a mistake to mend, 75 interrupted and saved.
+The same command again resumes what was interrupted. Before the first run: --mode=doctor tells what this machine offers,
+--mode=plan what the run will need, --mode=fit trains it in the fastest form that fits into memory, and without any code
+--mode=plan --minutes=60 --examples=20000 --shape=28,28,1 --classes=10 what can be trained here in an hour.
+Exit codes: 0 done, 2 a mistake to mend, 75 interrupted and saved.
 """
 
 
@@ -52,16 +73,25 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
   def run(pairs: command_line.Pairs) -> int:
     logging.set_verbosity(logging.WARNING)  # other libraries' chatter would tear the progress bar
     try:
-      config = command_line.load(FLAGS.config, pairs, where)
+      given = _given(bool(pairs))
+      workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
+      if not (
+        FLAGS.mode in ('train', 'eval', 'deploy', 'fit')
+        or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
+      ):
+        return _without_experiment(workdir, given)
+      config = command_line.load(FLAGS.config, [*pairs, *([('machine.force', 'true')] if FLAGS.force else [])], where)
       from jaxlite.run import experiment  # JAX comes with it: a mistake above is answered before that
 
-      workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
+      if FLAGS.mode in ('plan', 'fit'):
+        from jaxlite.run import asking
+        from jaxlite.run.trial import Source
+
+        source = Source(FLAGS.config, pairs, str(where), FLAGS.smoke, f'{workdir}-smoke' if FLAGS.smoke else workdir)
+        if FLAGS.mode == 'plan':
+          return asking.plan(config, source, **given)
+        return asking.fit(config, source, [sys.executable, *sys.orig_argv[1:]], FLAGS.fresh)
       command = ' '.join([program, shlex.join(sys.argv[1:])]).strip()
-      which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
-      asked = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
-      given = {name: value for name, value in asked.items() if value is not None}
-      if given and FLAGS.mode != 'deploy':
-        raise errors.ConfigError(f'--{next(iter(given))} goes with --mode=deploy; got --mode={FLAGS.mode}')
       how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'deploying': given}
       return experiment.run(config, workdir, **how)
     except Exception as error:
@@ -72,3 +102,67 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
   usage = _USAGE.format(program=program)
   app.run(run, flags_parser=lambda argv: command_line.parse(argv, FLAGS, usage, __name__))
+
+
+_DEPLOYING = ('formats', 'out', 'which', 'deadline')
+_BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
+_PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
+
+
+def _given(fields: bool) -> dict[str, Any]:
+  """The flags that belong to one mode, where they were given.
+
+  Args:
+    fields: whether fields of a config were set beside them.
+
+  Raises:
+    ConfigError: one that another mode takes, or two that exclude each other.
+  """
+  mode = FLAGS.mode
+  for names, owner in ((_DEPLOYING, 'deploy'), (_PLANNING, 'plan')):
+    asked = [name for name in names if FLAGS[name].value not in (None, False)]
+    if asked and mode != owner:
+      raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
+  if FLAGS.force and mode != 'train':
+    raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
+  if FLAGS.fresh and mode in ('plan', 'doctor'):
+    raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
+  if mode == 'deploy':
+    which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
+    found = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
+    return {name: value for name, value in found.items() if value is not None}
+  given = {name: FLAGS[name].value for name in _PLANNING if FLAGS[name].value not in (None, False)}
+  budget = [name for name in given if name in _BUDGET]
+  alone = budget or 'check' in given
+  if budget and 'check' in given:
+    raise errors.ConfigError(f'--check looks back and --{budget[0]} ahead: leave one out')
+  for name in ('changes', 'elsewhere'):
+    if alone and name in given:
+      raise errors.ConfigError(f'--{name} is of an experiment, --{(budget or ["check"])[0]} is not: leave one out')
+  if alone and (fields or FLAGS['config'].present or FLAGS.smoke):
+    raise errors.ConfigError(
+      f'--{(budget or ["check"])[0]} asks without an experiment: leave --config and its fields out'
+    )
+  if budget and not {'minutes', 'examples', 'shape'} <= given.keys():
+    raise errors.ConfigError(
+      'what can be trained is asked by --minutes, --examples and --shape, such as --minutes=60 --examples=20000 '
+      f'--shape=28,28,1; got {", ".join(f"--{name}" for name in budget)}'
+    )
+  return given
+
+
+def _without_experiment(workdir: str, given: dict[str, Any]) -> int:
+  """Answers what no experiment file is needed for."""
+  if FLAGS.mode == 'doctor':
+    from jaxlite.planning import doctor
+
+    doctor.doctor(print, workdir)
+    return 0
+  if 'check' in given:
+    from jaxlite.run import checking
+
+    print(checking.table(workdir))
+    return 0
+  from jaxlite.run import asking
+
+  return asking.budget(**{name: given[name] for name in _BUDGET if name in given})

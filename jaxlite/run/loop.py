@@ -28,18 +28,19 @@ from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
-from jaxlite.run import guards
+from jaxlite.run import foreseen, guards
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify
-from jaxlite.run.progress import Progress
+from jaxlite.run.progress import Beside, Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import WEIGHT, Records, means_of
-from jaxlite.run.setup import REWRITES, Setup, prepare
+from jaxlite.run.setup import REWRITES, Setup, prepare, shortened
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
 
 Say = Callable[[str], None]
+_GROWS = 50  # steps at which freed memory that is kept finds its size
 
 
 class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
@@ -74,8 +75,9 @@ def train(
     The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
 
   Raises:
-    ValueError: one line on what cannot be right; nothing was lost. So it is where the workdir holds a run of another
-      config, of other data, or of other code: what the code of now makes is traced and compared.
+    ValueError: one line on what cannot be right; nothing was lost. So it is where memory would not do (see `jl.plan`;
+      `config.machine.force` starts all the same), and where the workdir holds a run of another config, of other data,
+      or of other code: what the code of now makes is traced and compared.
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
@@ -92,8 +94,11 @@ def train_varied(
   fresh: bool = False,
   command: str,
   say: Say,
+  only: int = 0,
 ) -> Result:
-  """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so."""
+  """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
+  steps are a trial of it: of the same programs, with all that follows."""
+  entered = time.monotonic()
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)
@@ -115,6 +120,7 @@ def train_varied(
     if config.machine.compile_cache:
       say(compile_cache.enable())
     setup = prepare(config, folder, model, data, read)
+    setup = shortened(setup, only) if only else setup
     for note in setup.notes:
       say(f'note: {note}')
     if before is None:
@@ -130,6 +136,8 @@ def train_varied(
       say(f'warning: {note}')
     setup = setup._replace(notes=(*setup.notes, *unused))
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, run=run, log=say) as saves:
+      if not only:
+        foreseen.refuse_state(setup)
       state, record = _start(setup, saves, say)
       record.began, record.run = began.began, run
       run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
@@ -137,6 +145,8 @@ def train_varied(
         setup = setup._replace(train=warm_up.with_forms(setup.train, state, setup.first_batch, folder / REWRITES, say))
       else:
         say('rewrites for CPU: none, as machine.rewrites says')
+      again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
+      foresight = None if only else foreseen.start(setup, int(state.step), entered, again, say)
       record.rewrites = run_folder.text(folder / REWRITES) or ''
       log = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
       with Records(folder, **log) as records:
@@ -150,7 +160,7 @@ def train_varied(
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
-    run_folder.finish(folder, run, result, figures, meaning(setup.data, facts))
+    run_folder.finish(folder, run, result, figures, meaning(setup.data, facts), foresight, say)
     return result
 
 
@@ -198,11 +208,15 @@ def _fit(
   compiling: float,
 ) -> tuple[TrainState, Record]:
   config, plan, step = setup.config, setup.plan, int(state.step)
-  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress, say=say)
+  # A forward pass is a third of a step's work, and a checkpoint is believed to be a few steps, until they were timed.
+  looks = Beside(plan.evaluate, len(setup.data.validation.labels) / config.data.batch_size / 3)
+  beside = {'evaluation': looks, 'save': Beside(plan.checkpoint, 5)}
+  progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress, say=say, beside=beside)
   say = progress.say
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
   began, started = time.monotonic() - record.seconds, step
   pace = multi_step.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
+  growing = None  # what freed memory is kept by
   weights: dict[int, Any] = {}  # of the batches of steps under way: what each counts for in a point of the record
 
   def batches_at(step: int, count: int) -> Any:
@@ -239,7 +253,7 @@ def _fit(
       shown.append(f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
 
     if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
-      with progress.first('evaluation', state):
+      with progress.aside('evaluation', state):
         found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
         scalars = numbers(found.values)
@@ -262,7 +276,7 @@ def _fit(
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
     if improved or last or plan.due(step, plan.checkpoint):
-      with progress.first('save', state):
+      with progress.aside('save', state):
         save(wait=last)
     if last:
       progress.done()
@@ -273,7 +287,7 @@ def _fit(
     free = plan.free(step)
     if pace is None and step > started and free >= multi_step.least(plan.gap):
       room = multi_step.Room(step, free, plan.gap, plan.total - step, compiling)
-      with progress.first('dispatch', state):
+      with progress.aside('dispatch', state):
         state, taken, pace = multi_step.choose(
           setup.train.step, state, batches_at, room, config.machine.steps_per_dispatch
         )
@@ -294,10 +308,12 @@ def _fit(
       batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, step)
       state, terms = setup.train.step(state, batch)
       if step == started and config.machine.keep_memory:
-        warm_up.keep_memory(state, say)
+        growing = warm_up.keep_memory(state, say)
       weights[step] = batch['weight'].sum(dtype=float)
       took(step, terms, 1)
       step += 1
+    if growing is not None and (step - started <= _GROWS or plan.due(step, plan.log)):
+      growing = allocator.watched(growing)
     progress.step(step)
 
 

@@ -19,7 +19,7 @@ from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.errors import ConfigError
 from jaxlite.graph.init_numpy import on_host
-from jaxlite.optim import normalize
+from jaxlite.optim import accumulate, normalize, remat
 from jaxlite.run import agreement, defaults, fit
 from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState
@@ -27,6 +27,7 @@ from jaxlite.step.train_step import Train, train_step
 from jaxlite.tasks.metrics import Metrics
 from jaxlite.tasks.task import Task
 
+REMAT = 'machine.remat'  # a hook that changes no forward
 REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
 
 
@@ -93,6 +94,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   if around is None:
     outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
     recipe, around = chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *inner))
+  recipe = _thrifty(recipe, config)
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, seen.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
   key = on_host(lambda: jax.random.key(config.seed))()
@@ -104,6 +106,26 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   jaxpr = fit.evaluated(built, network, abstract, first, data, metric)  # what does not fit is told before training
   notes = (*data.notes, *fit.doubts(config, data, score, jaxpr, first))
   return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score, notes, reads, around)
+
+
+def shortened(setup: Setup, steps: int) -> Setup:
+  """Returns the same programs for a trial of some steps, with an evaluation of some batches and a checkpoint.
+
+  Args:
+    setup: of a run, whose length stays that of the schedules.
+    steps: how many.
+  """
+  steps, plan = min(steps, setup.plan.total), setup.plan
+  few = plan._replace(total=steps, log=max(1, steps // 2), evaluate=steps, checkpoint=steps)
+  most, data = 2 * setup.config.eval.batch_size + 1, setup.data
+  splits = {name: _first(getattr(data, name), most) for name in ('validation', 'test')}
+  return setup._replace(plan=few, data=data._replace(**splits))
+
+
+def _first(split: Any, most: int) -> Any:
+  if not isinstance(split, datasets.Split) or len(split.labels) <= most:
+    return split
+  return split._make(None if one is None else jax.tree.map(lambda leaf: leaf[:most], one) for one in split)
 
 
 def _check_size(data: datasets.Dataset, batch_size: int) -> None:
@@ -136,6 +158,19 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
   return data._replace(
     mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
   )
+
+
+def _thrifty(recipe: Recipe, config: Config) -> Recipe:
+  """A recipe as `config.machine` has it run in less memory.
+
+  The micro-batches are innermost: what other parts do to a batch is done to the whole of it, with the same draws.
+  """
+  parts, batches = config.machine.micro_batches, config.data.batch_size
+  if parts > 1 and batches % parts:
+    raise ConfigError(f'machine.micro_batches divides data.batch_size, {batches}; got {parts}')
+  first = (remat(config.machine.remat, name=REMAT),) if config.machine.remat > 1 else ()
+  last = (accumulate(parts, name='machine.micro_batches'),) if parts > 1 else ()
+  return chain(*first, recipe, *last) if first or last else recipe
 
 
 def _check_parts(recipe: Recipe, task: Task) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const, split_const
-from jaxlite.cpu.replace import Choices, exchanged, sites
+from jaxlite.cpu.replace import Choices, exchanged, replaced, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
 from jaxlite.host.gc_pause import paused
@@ -53,20 +53,26 @@ class Programs(NamedTuple):
     step: (state, batch) -> (state, metrics), as `Train.step`.
     steps: (state, batches) -> (state, metrics), as `Train.steps`.
     eval: (state, batch) -> (outputs, terms), as `Train.eval`.
-    compile: (state, batch) -> None; compiles `step` for arrays like these and runs nothing, so that another thread can
-      do it while something else is prepared.
+    compile: (state, batch) -> the `jax.stages.Compiled` of `step` for arrays like these, None where a step is several
+      programs; runs nothing, so that another thread can do it while something else is prepared.
     tune: (state, batch, choose) -> Programs in which each rewrite for CPU has the form that `choose`, given the
       `Site`s of the step's program, names by their keys. Shapes are enough.
     jaxpr: (state, batch) -> (the step, the forward as evaluated), traced for arrays of these shapes, before rewrites
       for CPU and before dispatch: what they compute.
+    traced: (state, batch) -> the step's one program as a `jax.stages.Traced`, rewrites included, whose
+      `lower().compile()` is what `step` runs; None where a step is several programs. Shapes are enough.
+    gradient: (state, batch) -> the jaxpr of one gradient as the recipe's hooks ask for it, rewrites included: of a
+      micro-batch, where they cut the batch up. Shapes are enough.
   """
 
   step: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
   steps: Callable[[TrainState, Batch], tuple[TrainState, Terms]]
   eval: Callable[[TrainState, Batch], tuple[Any, Terms]]
-  compile: Callable[[TrainState, Batch], None]
+  compile: Callable[[TrainState, Batch], Any]
   tune: Callable[[TrainState, Batch, Callable[[Iterable[Site]], Choices]], Programs]
   jaxpr: Callable[[TrainState, Batch], tuple[Any, Any]]
+  traced: Callable[[TrainState, Batch], Any]
+  gradient: Callable[[TrainState, Batch], Any]
 
 
 class _Parts(NamedTuple):
@@ -113,10 +119,17 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
   if parts.splits is not None:
     step = _either(parts.splits, _dispatched(pure.recipe.grad(faster(pure.inner)), parts.update), step)
 
-  def compile_ahead(state: TrainState, batch: Batch) -> None:
+  def traced(state: TrainState, batch: Batch) -> Any:
     if parts.splits is None or not parts.splits(state, batch):
       with paused():
-        compiled.lower(*_split(state), batch).compile()
+        return compiled.trace(*_split(state), batch)
+    return None
+
+  def compile_ahead(state: TrainState, batch: Batch) -> Any:
+    if (program := traced(state, batch)) is None:
+      return None
+    with paused():
+      return program.lower().compile()
 
   def tune(state: TrainState, batch: Batch, choose: Callable[[Iterable[Site]], Choices]) -> Programs:
     return _assembled(pure, parts, choose(_sites(pure, parts, state, batch).values()), rewrite)
@@ -126,8 +139,12 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
     read = (state.params, state.model_state, state.const, state.step)
     return jax.make_jaxpr(parts.traced)(*_split(state), batch), jax.make_jaxpr(parts.evaluated)(*read, batch)
 
+  def gradient(state: TrainState, batch: Batch) -> Any:
+    found = _gradients(pure, *jax.tree.map(_shape, (state, batch)))[0]
+    return replaced(found, choices) if rewrite else found
+
   several = _several(pure, parts, faster, step)
-  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr)
+  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr, traced, gradient)
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -224,9 +241,17 @@ def _sites(pure: PureStep, parts: _Parts, state: TrainState, batch: Batch) -> di
   if parts.splits is None or not parts.splits(state, batch):
     return sites(jax.make_jaxpr(parts.traced)(*_split(state), batch))
   found: dict[str, Site] = {}
+  for jaxpr in _gradients(pure, state, batch):
+    found.update(sites(jaxpr))
+  return found
+
+
+def _gradients(pure: PureStep, state: TrainState, batch: Batch) -> list[Any]:
+  """The jaxprs of the gradients that the recipe's hooks ask for."""
+  found = []
 
   def seen(*args: Any) -> Any:
-    found.update(sites(jax.make_jaxpr(pure.inner)(*jax.tree.map(_shape, args))))
+    found.append(jax.make_jaxpr(pure.inner)(*jax.tree.map(_shape, args)))
     return pure.inner(*args)
 
   full = join_const(state.model_state, state.const)
@@ -235,11 +260,13 @@ def _sites(pure: PureStep, parts: _Parts, state: TrainState, batch: Batch) -> di
 
 
 def on_cpu(state: TrainState, batch: Batch) -> bool:
-  """Where the arrays of this call lie; False inside a trace, where lowering decides."""
+  """Whether the arrays of this call lie on CPU, or will; False inside a trace, where lowering decides."""
   leaves = jax.tree.leaves((state.step, batch))
   if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
     return False
-  return all(device.platform == 'cpu' for device in leaves[0].devices())
+  first = leaves[0]  # a shape lies nowhere yet: it will where JAX puts an array
+  devices = jax.devices()[:1] if isinstance(first, jax.ShapeDtypeStruct) else first.devices()
+  return all(device.platform == 'cpu' for device in devices)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

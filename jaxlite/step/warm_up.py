@@ -16,7 +16,7 @@ import jax
 from jaxlite.cpu import autotune
 from jaxlite.cpu.replace import Choices
 from jaxlite.cpu.site import Site
-from jaxlite.host import allocator
+from jaxlite.host import allocator, machine
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train
 
@@ -60,9 +60,11 @@ class Took:
 
   Attributes:
     seconds: on the clock; 0 until it is done, or where it failed.
+    program: the `jax.stages.Compiled` that a step runs; None until it is done, and where a step is several programs.
   """
 
   seconds: float = 0.0
+  program: Any = None
 
 
 @contextlib.contextmanager
@@ -82,7 +84,7 @@ def compiling(train: Train, state: TrainState, batch: Any, *, steps: int) -> Ite
 
   def run() -> None:
     began = time.monotonic()
-    train.programs.compile(state, batch)
+    took.program = train.programs.compile(state, batch)
     took.seconds = time.monotonic() - began
 
   with concurrent.futures.ThreadPoolExecutor(1, 'jaxlite-compile') as thread:
@@ -91,12 +93,18 @@ def compiling(train: Train, state: TrainState, batch: Any, *, steps: int) -> Ite
     yield took
 
 
-def keep_memory(state: TrainState, say: Say) -> None:
+def keep_memory(state: TrainState, say: Say) -> allocator.Growing | None:
   """Keeps memory mapped, once the first step has shown what it needs; only on CPU do temporaries come from malloc.
 
   Args:
     state: after the first step.
     say: is given what was decided.
+
+  Returns:
+    What `jaxlite.host.allocator.watched` is to be given, so that growth has an end; None where nothing is kept.
   """
-  if all(device.platform == 'cpu' for device in jax.block_until_ready(state.step).devices()):
-    say(f'memory: {allocator.keep_mapped().why}')
+  if any(device.platform != 'cpu' for device in jax.block_until_ready(state.step).devices()):
+    return None
+  decision = allocator.keep_mapped()
+  say(f'memory: {decision.why}')
+  return allocator.Growing(decision.most, machine.resident()) if decision.kept else None

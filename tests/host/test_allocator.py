@@ -67,19 +67,65 @@ def test_settings_of_the_user_stand():
   assert after > before / 2
 
 
+# Blocks of 32 MiB, each given back; a small one that stays then lies in its hole, so that the next finds none.
+HOLES = """
+import ctypes, json, sys
+from jaxlite.host import allocator, machine
+allocator.share_one_arena()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def block(size):
+  at = libc.malloc(size)
+  libc.memset(at, 1, size)
+  return at
+big, small = 32 << 20, 1 << 20
+first = block(big)
+peak = machine.status('VmHWM')
+libc.free(first)
+room = int(sys.argv[1]) << 20
+decision = allocator.keep_mapped(headroom=room)
+growing, seen, ended = allocator.Growing(decision.most, machine.resident()), [], None
+for i in range(30):
+  at = block(big)
+  libc.free(at)
+  block(small)
+  if growing is not None and sys.argv[2] == 'watched':
+    growing = allocator.watched(growing)
+    ended = i if growing is None else None
+  seen.append(machine.resident())
+print(json.dumps([decision.kept, decision.most, max(seen), machine.status('VmHWM'), ended, peak]))
+"""
+
+
+def holes(room, watched):
+  clean = {name: value for name, value in os.environ.items() if not name.startswith(('MALLOC_', 'GLIBC_'))}
+  command = [sys.executable, '-c', HOLES, str(room), 'watched' if watched else 'left alone']
+  run = subprocess.run(command, capture_output=True, text=True, env=clean, check=True, timeout=120)
+  return json.loads(run.stdout)
+
+
+@glibc
+def test_what_is_kept_grows_to_its_bound_and_no_further():
+  kept, most, _, peak, ended, _ = holes(room=4000, watched=True)
+  assert kept
+  assert ended is not None
+  assert peak <= most
+  assert holes(room=4000, watched=False)[3] > most  # without an end it grows past it
+
+
+@glibc
+def test_little_room_lowers_the_bound():
+  kept, most, _, peak, _, before = holes(room=110, watched=True)
+  assert kept
+  assert most < 2.5 * before
+  assert peak <= most
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
   monkeypatch.setattr(allocator, '_glibc', lambda: None)
   assert not allocator.share_one_arena()
-  assert allocator.keep_mapped() == (False, 'the allocator is not glibc, so it is left as it is')
-
-
-@pytest.mark.parametrize(
-  'limit, used, left', [('max\n', '5\n', None), ('100\n', '60\n', 40), ('nonsense', '1', None)], ids=str
-)
-def test_a_control_group_limits(limit, used, left, tmp_path):
-  (tmp_path / 'memory.max').write_text(limit)
-  (tmp_path / 'memory.current').write_text(used)
-  assert machine.control_group(tmp_path) == left
+  assert allocator.keep_mapped() == (False, 'the allocator is not glibc, so it is left as it is', 0)
 
 
 def test_without_the_kernels_tables_it_is_frugal(tmp_path):

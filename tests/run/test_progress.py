@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlite.run.progress import Progress, in_notebook
+from jaxlite.run.progress import Beside, Progress, in_notebook
 from loops import config_of, run
 
 
@@ -78,21 +78,72 @@ def test_a_terminal_gets_the_bar_and_whoever_listens_the_lines():
   assert out.getvalue().endswith('\r\x1b[K')
 
 
-def test_what_is_compiled_on_the_way_is_no_part_of_the_rate_nor_of_the_time_left():
-  progress = Progress(1_000, 0, 1, out=io.StringIO())
+class Clock:
+  """A clock that is moved by hand."""
+
+  def __init__(self, monkeypatch):
+    self.now = 100.0
+    monkeypatch.setattr('jaxlite.run.progress.time', types.SimpleNamespace(monotonic=lambda: self.now))
+
+  def taken(self, progress, first, last, seconds):
+    for step in range(first, last + 1):
+      self.now += seconds
+      progress.step(step)
+
+  def spent(self, progress, kind, seconds):
+    with progress.aside(kind):
+      self.now += seconds
+
+
+def test_what_is_done_beside_steps_is_no_part_of_their_rate(monkeypatch):
+  clock = Clock(monkeypatch)
+  progress = Progress(1_000, 0, 4, out=io.StringIO())
   progress.step(1)
-  began, left_out = time.monotonic(), 0.0
-  for kind, seconds in (('evaluation', 0.3), ('dispatch', 0.2), ('evaluation', 0.05), ('save', 0.1)):
-    entered = time.monotonic()
-    with progress.first(kind):
-      time.sleep(seconds)
-    left_out += time.monotonic() - entered if seconds != 0.05 else 0.0  # an evaluation that compiles nothing counts
+  for kind, seconds in (('evaluation', 30.0), ('dispatch', 20.0), ('evaluation', 5.0), ('save', 10.0)):
+    clock.spent(progress, kind, seconds)
   progress.passed(4)  # taken while the clock stood
-  time.sleep(0.05)
-  progress.step(11)
-  spent = time.monotonic() - began - left_out
-  assert progress.rate(11) == pytest.approx(6 / spent, rel=0.2)  # the second evaluation and six steps
+  clock.taken(progress, 6, 11, 0.5)
+  assert progress.rate(11) == pytest.approx(4 / 0.5)
+  assert progress.left(11) == pytest.approx(989 * 0.5)  # nobody said what is still to come
   assert 'left' not in Progress(10, 0, 1, out=io.StringIO())._numbers(0)  # nothing is known yet
+
+
+def test_the_time_left_is_what_the_rest_of_the_run_takes(monkeypatch):
+  """The oracle is the run itself, to its end: 0.1 s a step, 2 s an evaluation, 1 s a checkpoint, compiling at first."""
+  clock, told = Clock(monkeypatch), {}
+  progress = Progress(95, 0, 4, out=io.StringIO(), beside={'evaluation': Beside(10, 3.0), 'save': Beside(30, 5.0)})
+  for step in range(1, 96):
+    clock.now += 7.0 if step == 1 else 0.1  # the first one compiles
+    progress.step(step)
+    for kind, every, seconds in (('evaluation', 10, 2.0), ('save', 30, 1.0)):
+      if step % every == 0 or step == 95:
+        clock.spent(progress, kind, seconds + (9.0 if step == every else 0.0))
+    told[step] = clock.now, progress.left(step)
+  for step in (60, 65, 70, 90, 94, 95):  # both were timed once more since they compiled
+    now, left = told[step]
+    assert now + left == pytest.approx(clock.now, abs=0.01), step
+  for step in (5, 9, 15):  # until then a guess stands in, and what compiled once is not taken for each
+    now, left = told[step]
+    assert 0.3 * (clock.now - 18 - now) < left < 1.5 * (clock.now - now), step
+  assert told[1][1] is None
+
+
+def test_what_is_done_more_often_than_it_is_due_is_expected_so_of_the_rest(monkeypatch):
+  clock = Clock(monkeypatch)
+  progress = Progress(100, 0, 4, out=io.StringIO(), beside={'save': Beside(20, 5.0)})
+  progress.step(1)
+  for step in range(2, 41):
+    clock.taken(progress, step, step, 0.1)
+    if step % 10 == 0:  # each evaluation is the best so far
+      clock.spent(progress, 'save', 1.0)
+  assert progress.left(40) == pytest.approx(60 * 0.1 + 6 * 1.0, rel=0.02)
+
+
+def test_a_resumed_run_expects_what_is_left_of_it(monkeypatch):
+  clock = Clock(monkeypatch)
+  progress = Progress(100, 80, 4, out=io.StringIO(), beside={'save': Beside(10, 5.0)})
+  clock.taken(progress, 81, 85, 0.1)
+  assert progress.left(85) == pytest.approx(15 * 0.1 + 2 * 0.5)
 
 
 def test_steps_that_are_still_under_way_count():
@@ -100,14 +151,15 @@ def test_steps_that_are_still_under_way_count():
   slow = jax.jit(lambda x: jax.lax.fori_loop(0, 60, lambda i, x: jnp.sin(x @ x), x))
   x = jnp.ones((600, 600))
   jax.block_until_ready(slow(x))
-  progress = Progress(1_000, 0, 1, out=io.StringIO())
-  progress.step(1)
-  began = time.monotonic()
-  under_way = slow(x)
-  progress.step(2)
-  with progress.first('evaluation', under_way):
-    jax.block_until_ready(under_way)
-  assert progress.rate(2) == pytest.approx(1 / (time.monotonic() - began), rel=0.2)
+  for kind in ('evaluation', 'evaluation', 'save'):
+    progress = Progress(1_000, 0, 1, out=io.StringIO())
+    progress.step(1)
+    began = time.monotonic()
+    under_way = slow(x)
+    progress.step(2)
+    with progress.aside(kind, under_way):
+      jax.block_until_ready(under_way)
+    assert progress.rate(2) == pytest.approx(1 / (time.monotonic() - began), rel=0.2)
 
 
 def test_the_lines_of_a_run_go_to_say_one_a_point(tmp_path, capsys):

@@ -1,0 +1,245 @@
+"""Fits the table of `jaxlite/planning/memory_table.py` to measured runs, and compares forecasts with them."""
+
+from __future__ import annotations
+
+import json
+import pprint
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import memory_cases
+import numpy as np
+from scipy.optimize import nnls
+
+from jaxlite.planning import memory, memory_table
+from jaxlite.planning.sizes import Process, Sizes
+
+MIB = 1 << 20
+BASES = ('traced', 'planned', 'compiled')
+COMPILER = ('first', 'equations')  # of which a warm compile cache takes a part
+STAGES = memory.STAGES[2:]
+
+
+class Row(NamedTuple):
+  """One configuration with what was measured of it.
+
+  Attributes:
+    case: the configuration.
+    sizes: by basis.
+    seen: by basis, what the process held when the forecast is made.
+    stages: the most in each.
+    files: of it, pages of programs and libraries.
+    peak: of the run: the median of its processes.
+    peaks: of all of them.
+    imported: after importing.
+    segment, mapped: the most of what `ulimit -d` and `-v` count.
+  """
+
+  case: memory_cases.Case
+  sizes: dict[str, Sizes]
+  seen: dict[str, Process]
+  stages: dict[str, int]
+  files: dict[str, int]
+  peak: int
+  peaks: list[int]
+  imported: int
+  segment: int
+  mapped: int
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+  """The lines of a file of results."""
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def rows(path: Path, kind: str = 'run') -> list[Row]:
+  """Configurations that were both measured and traced.
+
+  Args:
+    path: of the results.
+    kind: 'run', or 'run kept' where freed memory stayed mapped.
+  """
+  found = lines(path)
+  known = {one['case']: Sizes(**one['sizes']) for one in found if one['kind'] == 'sizes'}
+  result = []
+  for name, traced in known.items():
+    runs = [one for one in found if one['case'] == name and one['kind'] == kind and 'peak' in one]
+    if runs and name in memory_cases.CASES:
+      result.append(_row(memory_cases.CASES[name], traced, sorted(runs, key=lambda run: run['peak'])))
+  return result
+
+
+def _row(case: memory_cases.Case, traced: Sizes, runs: list[dict[str, Any]]) -> Row:
+  run = runs[len(runs) // 2]
+  stages, program = run['stages'], run['facts'].get('program')
+  compiled = traced
+  if program:
+    step = program['temp'] + program['output'] - program['alias']
+    compiled = traced._replace(step=step, gradients=min(traced.gradients, step))
+  most = {'compile': max(stages[one]['VmHWM'] for one in ('start', 'forms', 'compile'))}
+  most |= {stage: stages[stage]['VmHWM'] for stage in STAGES[1:]}
+  before = max(stages[stage]['VmHWM'] for stage in ('import', 'data', 'prepare', 'identify'))
+  seen = {'traced': _process(stages['after identify'], before)}
+  seen['compiled'] = _process(stages['after compile'], max(before, most['compile']))
+  end = stages['after report']
+  return Row(
+    case=case,
+    sizes={'traced': traced, 'compiled': compiled},
+    seen=seen,
+    stages=most,
+    files={stage: stages[f'after {stage}']['RssFile'] for stage in most},
+    peak=run['peak'],
+    peaks=[one['peak'] for one in runs],
+    imported=stages['import']['VmRSS'],
+    segment=end['VmPeak'] - end['VmSize'] + end['VmData'],
+    mapped=end['VmPeak'],
+  )
+
+
+def _process(now: dict[str, int], peak: int) -> Process:
+  return Process(now['RssAnon'], now['RssFile'], peak, now['VmData'], now['VmSize'])
+
+
+class Table(NamedTuple):
+  """As the module of that name holds it."""
+
+  TABLE: dict[str, Any]
+  FILES: dict[str, int]
+  SPREAD: dict[str, float]
+  DATA_SEGMENT: tuple[int, float]
+  ADDRESS_SPACE: tuple[int, float]
+
+
+def use(table: Table) -> None:
+  """Forecasts by this table from here on."""
+  for name, value in table._asdict().items():
+    setattr(memory_table, name, value)
+
+
+def told(row: Row, basis: str) -> memory.Memory:
+  """The forecast of a row."""
+  sizes = row.sizes['traced' if basis == 'traced' else 'compiled']
+  seen = row.seen['compiled' if basis == 'compiled' else 'traced']
+  return memory.forecast(sizes, seen, basis, row.case.cache)
+
+
+def fitted(known: list[Row]) -> Table:
+  """A table from some rows: for each stage factors that are not negative, by the least relative squares."""
+  files = {stage: round(statistics.median(row.files[stage] for row in known)) for stage in STAGES}
+  memory_table.FILES = files
+  table: dict[str, Any] = {}
+  for basis in ('traced', 'compiled'):
+    cold = [row for row in known if row.case.cache == 'cold']
+    stages = STAGES if basis == 'traced' else STAGES[1:]
+    table[basis] = {'cold': {stage: _factors(cold, basis, stage, files) for stage in stages}}
+    warm = [row for row in known if row.case.cache == 'warm']
+    table[basis]['warm'] = {
+      stage: _warmed(warm, basis, stage, files, factors) for stage, factors in table[basis]['cold'].items()
+    }
+  empty = Table(table, files, dict.fromkeys(BASES, 0.05), (0, 1.0), (0, 1.0))
+  use(empty)
+  grown = [row.peak - sum(row.seen['traced'][:2]) for row in known]
+  segment = _line(grown, [row.segment - row.seen['traced'].data_segment for row in known])
+  mapped = _line(grown, [row.mapped - row.seen['traced'].address_space for row in known])
+  return empty._replace(DATA_SEGMENT=segment, ADDRESS_SPACE=mapped)
+
+
+def _line(grown: list[int], actual: list[int]) -> tuple[int, float]:
+  """A line that nine in ten lie below."""
+  slope = max(1.0, float(np.polyfit(grown, actual, 1)[0]))
+  return round(float(np.quantile(np.array(actual) - slope * np.array(grown), 0.9))), round(slope, 3)
+
+
+def _factors(chosen: list[Row], basis: str, stage: str, files: dict[str, int]) -> dict[str, float]:
+  given = [memory.features(stage, row.sizes[basis], row.seen[basis]) for row in chosen]
+  names = list(given[0])
+  left = np.array([[one[name] for name in names] for one in given])
+  weight = 1 / np.array([row.peak for row in chosen])
+  scale = np.maximum(1e-9, np.abs(left).max(0))
+  right = np.array([max(0, _over(row, basis, stage, files)) for row in chosen])
+  found = nnls(left / scale * weight[:, None], right * weight)[0] / scale
+  return {name: float(f'{value:.4g}') for name, value in zip(names, found, strict=True) if value > 0}
+
+
+def _warmed(
+  chosen: list[Row], basis: str, stage: str, files: dict[str, int], cold: dict[str, float]
+) -> dict[str, float]:
+  """The same with that share of what the compiler takes which serves programs that are read from the cache best."""
+
+  def factors(share: float) -> dict[str, float]:
+    return {name: float(f'{value * (share if name in COMPILER else 1):.4g}') for name, value in cold.items()}
+
+  def off(share: float) -> float:
+    of, total = factors(share), 0.0
+    for row in chosen:
+      given = memory.features(stage, row.sizes[basis], row.seen[basis])
+      said = sum(value * of.get(name, 0) for name, value in given.items())
+      total += abs(said - _over(row, basis, stage, files)) / row.peak
+    return total
+
+  return factors(min(np.linspace(0, 1, 41), key=off)) if chosen else cold
+
+
+def _over(row: Row, basis: str, stage: str, files: dict[str, int]) -> float:
+  seen = row.seen[basis]
+  return row.stages[stage] - seen.anonymous - max(seen.files, files[stage])
+
+
+def calibrated(known: list[Row]) -> Table:
+  """The table of some rows, with the spread that leaving out one family after the other shows."""
+  spread = {}
+  for basis in BASES:
+    off = []
+    for family in sorted({row.case.family for row in known}):
+      use(fitted([row for row in known if row.case.family != family]))
+      off += [np.log(row.peak / told(row, basis).raw) for row in known if row.case.family == family]
+    spread[basis] = round(float(np.sqrt(np.mean(np.square(off)))), 4)
+    print(f'{basis}: one family left out {np.mean(np.abs(off)):.1%}, spread {spread[basis]:.3f}')
+  return fitted(known)._replace(SPREAD=spread)
+
+
+def compare(known: list[Row], title: str, show: bool) -> None:
+  """Prints how far forecasts are off."""
+  for basis in BASES:
+    found = [(row, told(row, basis)) for row in known]
+    if show:
+      for row, one in found:
+        stage, true = max(one.stages, key=one.stages.__getitem__), max(row.stages, key=row.stages.__getitem__)
+        numbers = (f'{size / MIB:6.0f}' for size in (row.peak, one.raw, one.upper))
+        print(f'  {basis:8} {row.case.name:76}', *numbers, f'{one.raw / row.peak - 1:+7.1%} {stage:10} {true}')
+    off = np.array([one.raw / row.peak - 1 for row, one in found])
+    grown = np.array([(one.raw - row.peak) / (row.peak - row.imported) for row, one in found])
+    over = sum(row.peak > one.upper for row, one in found)
+    segment = sum(row.segment > one.data_segment for row, one in found)
+    mapped = sum(row.mapped > one.address_space for row, one in found)
+    print(
+      f'{title}, {basis}, {len(known)} configurations in {sum(len(row.peaks) for row in known)} processes: total '
+      f'{np.mean(np.abs(off)):.1%} off (mean {np.mean(off):+.1%}, worst {np.max(np.abs(off)):.0%}), increase over '
+      f'import {np.mean(np.abs(grown)):.1%}; above the bound {over}, '
+      f'of the data segment {segment}, of address space {mapped}'
+    )
+
+
+def fit(path: Path, write: Path | None) -> None:
+  """Fits on the calibration, compares there and on what was held out, and writes the table."""
+  known = rows(path)
+  calibration = [row for row in known if row.case in memory_cases.CALIBRATION]
+  table = calibrated(calibration)
+  use(table)
+  report(path)
+  if write is None:
+    return
+  text = write.read_text()
+  body = '\n'.join(f'{name} = {pprint.pformat(value, width=110)}' for name, value in table._asdict().items())
+  write.write_text(text[: text.index('\nTABLE')] + '\n' + body + '\n')
+
+
+def report(path: Path) -> None:
+  """Compares forecasts by the table as it is with what was measured."""
+  known = rows(path)
+  compare([row for row in known if row.case in memory_cases.CALIBRATION], 'calibration', True)
+  compare([row for row in known if row.case not in memory_cases.CALIBRATION], 'held out', True)
+  bound = [(row, told(row, 'traced')) for row in rows(path, 'run kept')]
+  for row, one in bound:
+    print(f'  kept {row.case.name:76} {row.peak / MIB:6.0f} {one.upper / MIB:6.0f}')

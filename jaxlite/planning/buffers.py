@@ -1,0 +1,179 @@
+"""The arrays that a program holds at once, from its jaxpr: what XLA will take beside arguments and results."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from jaxlite.graph import walk
+from jaxlite.planning.flow import Flow, Value, opened
+from jaxlite.planning.writing import Written, kind, written
+
+
+class Held(NamedTuple):
+  """What one program takes.
+
+  Attributes:
+    arguments, outputs: bytes of what goes in and comes out.
+    aliased: of `outputs`, what lies where a donated argument lay.
+    temporaries: bytes of everything else, at the most.
+    at_peak: the temporaries that are held then, the largest first.
+    equations: of the program with its calls opened.
+  """
+
+  arguments: int
+  outputs: int
+  aliased: int
+  temporaries: int
+  at_peak: tuple[Value, ...]
+  equations: int
+
+
+_SHARE = True
+
+
+def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> Held:
+  """Returns what a program takes.
+
+  Args:
+    jaxpr: of the program, closed or open.
+    donated: arguments by position whose memory its results may take.
+    platform: that it will run on.
+
+  >>> import jax
+  >>> from jax import numpy as jnp
+  >>> x, w = jnp.ones((100, 100)), jnp.ones((100, 100))
+  >>> held(jax.make_jaxpr(lambda x, w: jnp.tanh(x @ w) @ w)(x, w)).temporaries
+  40000
+  """
+  flow = opened(jaxpr, platform)
+  free = [flow.values[flow.inputs[i]] for i in donated]
+  pool: dict[Any, int] = {}
+  for value in free:
+    pool[value.shape, value.dtype] = pool.get((value.shape, value.dtype), 0) + 1
+  placed, aliased = set(), 0
+  outputs = list(dict.fromkeys(value for value in flow.outputs if value >= 0))
+  for value in outputs:
+    key = flow.values[value].shape, flow.values[value].dtype
+    if pool.get(key, 0):
+      pool[key] -= 1
+      placed.add(value)
+      aliased += flow.values[value].bytes
+  total = sum(flow.values[value].bytes for value in outputs)
+  peak, at = _peak(flow, outside={*flow.inputs, *outputs}, platform=platform)
+  arguments = sum(flow.values[value].bytes for value in flow.inputs)
+  values = tuple(sorted((flow.values[value] for value in at), key=lambda value: -value.bytes))
+  return Held(arguments, total, aliased, peak, values, flow.equations)
+
+
+def _peak(flow: Flow, outside: set[int], platform: str) -> tuple[int, list[int]]:
+  """The most bytes of temporaries, and their ids; the better of the program's order and one that frees early."""
+  steps = written(flow)
+  inner = [_inside(one, flow, platform) for one in steps]
+  tries = [_simulated(flow, steps, inner, order, outside) for order in (list(range(len(steps))), _frugal(flow, steps))]
+  return min(tries, key=lambda pair: pair[0])
+
+
+def _simulated(
+  flow: Flow, steps: list[Written], inner: list[int], order: list[int], outside: set[int]
+) -> tuple[int, list[int]]:
+  last: dict[int, int] = {}
+  for at, index in enumerate(order):
+    for value in steps[index].reads:
+      last[value] = at
+  live: dict[int, int] = {}
+  now = peak = 0
+  kept: list[int] = []
+  for at, index in enumerate(order):
+    step = steps[index]
+    dying = [value for value in step.reads if last[value] == at and value in live]
+    for value in step.op.writes:
+      if value in outside or value in live:
+        continue
+      size = flow.values[value].bytes
+      heir = (
+        None
+        if not _SHARE
+        else next((old for old in dying if old in step.entrywise and old in live and live[old] == size), None)
+      )
+      if heir is not None:  # written in the place of what it was computed from
+        now -= live.pop(heir)
+      live[value] = size
+      now += size
+    if now + inner[index] > peak:
+      peak, kept = now + inner[index], list(live)
+    for value in dying:
+      if value in live:
+        now -= live.pop(value)
+    for value in step.op.writes:
+      if value in live and value not in last:
+        now -= live.pop(value)
+  return peak, kept
+
+
+def _frugal(flow: Flow, steps: list[Written]) -> list[int]:
+  """The program's order, but what frees as much as it takes is done as soon as it can be."""
+  makers: dict[int, int] = {value: i for i, step in enumerate(steps) for value in step.op.writes}
+  needs = [{makers[value] for value in step.reads if value in makers} - {i} for i, step in enumerate(steps)]
+  waiting = [len(one) for one in needs]
+  users: list[list[int]] = [[] for _ in steps]
+  for i, one in enumerate(needs):
+    for maker in one:
+      users[maker].append(i)
+  left: dict[int, int] = {}
+  for step in steps:
+    for value in step.reads:
+      left[value] = left.get(value, 0) + 1
+  done = [False] * len(steps)
+  order: list[int] = []
+
+  def gain(i: int) -> int:
+    taken = sum(flow.values[value].bytes for value in steps[i].op.writes)
+    return sum(flow.values[value].bytes for value in steps[i].reads if value in makers and left[value] == 1) - taken
+
+  def take(start: int) -> None:
+    todo = [start]
+    while todo:
+      i = todo.pop()
+      if done[i]:
+        continue
+      done[i] = True
+      order.append(i)
+      touched = set()
+      for value in steps[i].reads:
+        left[value] -= 1
+      for user in users[i]:
+        waiting[user] -= 1
+        touched.add(user)
+      todo += [
+        user for user in sorted(touched, reverse=True) if not done[user] and not waiting[user] and gain(user) >= 0
+      ]
+
+  for i in range(len(steps)):
+    if not done[i]:
+      take(i)
+  return order
+
+
+def _inside(step: Written, flow: Flow, platform: str) -> int:
+  """Bytes that an equation takes while it runs, beside what it reads and writes."""
+  op = step.op
+  if op.name in ('sort', 'scatter', 'scatter-add', 'cumsum', 'cumlogsumexp', 'cummax', 'cumprod', 'top_k'):
+    return max((flow.values[value].bytes for value in op.writes), default=0)
+  bodies = walk.bodies(op.eqn)
+  if not bodies or op.name in ('reduce_window', 'select_and_scatter_add', 'custom_linear_solve', 'reduce'):
+    return 0
+  if op.name == 'cond':
+    return max(held(body, (), platform).temporaries for body in bodies)
+  return max(_body(op.eqn, body, platform) for body in bodies)
+
+
+def _body(eqn: Any, jaxpr: Any, platform: str) -> int:
+  """Bytes of one turn of a loop: what it is given is the loop's own, and what it stacks is put there at once."""
+  inner = opened(jaxpr, platform)
+  outside = set(inner.inputs)
+  if eqn.primitive.name == 'scan':
+    makers = {value: op for op in inner.ops for value in op.writes}
+    stacked = inner.outputs[walk.scan_layout(eqn)[1] :]
+    outside |= {value for value in stacked if value in makers and kind(makers[value]) in ('cheap', 'dear')}
+  return _peak(inner, outside, platform)[0]

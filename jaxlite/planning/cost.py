@@ -1,0 +1,365 @@
+"""What a program costs, read off its jaxpr: FLOPs and bytes by kind and by layer, every loop by its true length.
+
+XLA's own analysis counts the body of a loop once. Here each body counts as often as it runs, a branch as its dearest
+side, and what is computed element by element counts the bytes that enter and leave the kernel that it becomes.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxlite import trees
+from jaxlite.graph import provenance, walk
+from jaxlite.graph.plan import CONSTANT, DATA, Plan, Tag, weight
+from jaxlite.planning.flat import Flat, Node, flat
+from jaxlite.planning.fused import Kernel, kernels, nbytes
+from jaxlite.planning.work import work_of
+
+
+class Operation(NamedTuple):
+  """One kernel of a program.
+
+  Attributes:
+    kind: as `work.KINDS` names it; of a chain that of its dearest part.
+    primitive: JAX's name of what gives its result.
+    layer: the weight that it multiplies, or whose gradient it makes; '' for none.
+    flops: of one run; transcendental functions are no FLOPs.
+    padded: with those that multiply padding.
+    bytes: that enter and leave, of one run.
+    transcendentals: of one run.
+    times: how often it runs.
+    sides: of a contraction, as `work.Work` says.
+    dtype: of what it reads first.
+    looped: it stands in a loop.
+    branch: 'dear' and 'cheap' for what only one side of a branch does; '' else. What is cheap is not in the sums.
+    out: entries of its result.
+  """
+
+  kind: str
+  primitive: str
+  layer: str
+  flops: float
+  padded: float
+  bytes: float
+  transcendentals: float
+  times: float
+  sides: tuple[int, ...]
+  dtype: str
+  looped: bool
+  branch: str
+  out: float
+
+
+class Cost(NamedTuple):
+  """Of a program.
+
+  Attributes:
+    operations: in order; of a branch both the dearest and the cheapest side, each marked.
+    said: what was assumed, or could not be counted, a line each.
+  """
+
+  operations: tuple[Operation, ...]
+  said: tuple[str, ...]
+
+  @property
+  def counted(self) -> tuple[Operation, ...]:
+    """All operations, of a branch its dearest side."""
+    return tuple(one for one in self.operations if one.branch != 'cheap')
+
+  @property
+  def usual(self) -> tuple[Operation, ...]:
+    """All operations, of a branch its cheapest side: what a schedule does at most steps."""
+    return tuple(one for one in self.operations if one.branch != 'dear')
+
+  @property
+  def flops(self) -> float:
+    """Of all operations."""
+    return sum(one.flops * one.times for one in self.counted)
+
+  @property
+  def transcendentals(self) -> float:
+    """Of all operations."""
+    return sum(one.transcendentals * one.times for one in self.counted)
+
+  @property
+  def bytes(self) -> float:
+    """Of all operations, read and written."""
+    return sum(one.bytes * one.times for one in self.counted)
+
+  def by(self, what: str) -> dict[str, tuple[float, float]]:
+    """Returns (FLOPs, bytes) by 'kind', 'layer' or 'primitive', the dearest first.
+
+    >>> import jax
+    >>> cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((8, 8)))).by('kind')
+    {'small products': (1024.0, 768.0)}
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for one in self.counted:
+      flops, size = found.get(getattr(one, what), (0.0, 0.0))
+      found[getattr(one, what)] = (flops + one.flops * one.times, size + one.bytes * one.times)
+    return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
+
+
+_PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
+
+
+class _Place(NamedTuple):
+  times: float = 1.0
+  looped: bool = False
+  branch: str = ''
+
+
+def cost(jaxpr: Any, tags: Sequence[Tag] | None = None, *, recomputes: bool = True) -> Cost:
+  """Returns what a program costs.
+
+  Args:
+    jaxpr: closed or open, such as `train.programs.jaxpr(state, batch)[0]`.
+    tags: of its inputs, as `graph.provenance.read` takes them: operations are then told by layer.
+    recomputes: whether what `jax.checkpoint` computes anew counts. XLA for CPU merges it with the first time where no
+      loop stands between.
+
+  >>> import jax
+  >>> loop = lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=10)[0]
+  >>> cost(jax.make_jaxpr(loop)(jax.numpy.ones((8, 8)))).flops
+  10240.0
+  """
+  plan = provenance.read(jaxpr, tags) if tags is not None else None
+  said: dict[str, None] = {}
+  found = _of_body(flat(jaxpr, plan, recomputes=recomputes), _Place(), said, recomputes)
+  return Cost(tuple(found), tuple(said))
+
+
+def step_tags(state: Any, batch: Any) -> list[Tag]:
+  """Returns the tags of a step's program, whose inputs are a state without key and constants, these, and a batch.
+
+  Args:
+    state: a `TrainState`, or its shapes.
+    batch: likewise.
+  """
+  import jax
+
+  count = lambda tree: len(jax.tree.leaves(tree))  # noqa: E731
+  tags = [CONSTANT] * count(state.step) + [weight(path) for path in trees.paths(state.params)]
+  return tags + [DATA] * count((state.model_state, state.opt_state, state.key, state.const, batch))
+
+
+def _of_body(body: Flat, place: _Place, said: dict[str, None], recomputes: bool) -> list[Operation]:
+  deep = [_is_deep(node.eqn) for node in body.nodes]
+  layers = _gradients(body.nodes)
+  found: list[Operation] = []
+  for kernel in kernels(body, deep):
+    node = kernel.nodes[-1]
+    if not kernel.works:
+      found += _of_bodies(node, body, place, said, recomputes)
+    else:
+      found.append(_operation(kernel, place, layers.get(node.writes, node.layer)))
+    _say(node, said)
+  return found
+
+
+def _is_deep(eqn: Any) -> bool:
+  """Whether an equation runs programs of its own; what a reduction or a scatter does to two entries is none."""
+  return bool(walk.bodies(eqn)) and not eqn.primitive.name.startswith(_PAIRWISE)
+
+
+def _say(node: Node, said: dict[str, None]) -> None:
+  name = node.eqn.primitive.name
+  if name == walk.SEALED:
+    said['a network that was loaded without its model is not counted: nobody sees inside it'] = None
+  elif 'callback' in name:
+    said['a call back to Python is not counted'] = None
+  elif name == 'ffi_call' and work_of(node.eqn).flops == 0:
+    said[f'the compiled kernel {node.eqn.params.get("target_name")} is counted by its bytes alone'] = None
+
+
+def _operation(kernel: Kernel, place: _Place, layer: str) -> Operation:
+  node, works = kernel.nodes[-1], kernel.works
+  kinds = {work.kind for work in works}
+  last = works[-1].kind
+  kind = last if not works[-1].fused else 'transcendental' if 'transcendental' in kinds else last
+  if kind in ('elementwise', 'movement') and works[-1].fused:
+    kind = 'elementwise' if 'elementwise' in kinds else 'movement'
+  return Operation(
+    kind=kind,
+    primitive=node.eqn.primitive.name,
+    layer=re.sub(r'#\d+$', '', layer) if not layer.startswith('<') else '',
+    flops=sum(work.flops for work in works),
+    padded=sum(work.padded or work.flops for work in works),
+    bytes=kernel.bytes,
+    transcendentals=sum(work.transcendentals for work in works),
+    times=place.times * node.copies,
+    sides=works[-1].sides,
+    dtype=str(getattr(node.eqn.invars[0].aval, 'dtype', '')) if node.eqn.invars else '',
+    looped=place.looped,
+    branch=place.branch,
+    out=sum(_entries(var) for var in node.eqn.outvars),
+  )
+
+
+def _entries(var: Any) -> float:
+  size = 1.0
+  for length in getattr(var.aval, 'shape', ()):
+    size *= length
+  return size
+
+
+def _of_bodies(node: Node, body: Flat, place: _Place, said: dict[str, None], recomputes: bool) -> list[Operation]:
+  """Of a loop, a branch, or another equation with bodies."""
+  name, eqn = node.eqn.primitive.name, node.eqn
+  place = place._replace(times=place.times * node.copies)
+  bodies = [eqn.params[one] for one in ('cond_jaxpr', 'body_jaxpr')] if name == 'while' else walk.bodies(eqn)
+  plans = node.plans if len(node.plans) == len(bodies) else (None,) * len(bodies)
+
+  def inside(jaxpr: Any, plan: Plan | None, where: _Place) -> list[Operation]:
+    return _of_body(flat(jaxpr, plan, recomputes=recomputes), where, said, recomputes)
+
+  if name == 'scan':
+    length = eqn.params['length']
+    where = place._replace(times=place.times * length, looped=place.looped or length > int(eqn.params['unroll']))
+    return inside(bodies[0], plans[0], where) + _slices(eqn, where)
+  if name == 'while':
+    trips = _trips(node, body)
+    if trips is None:
+      said['a while loop whose length is not known counts once'] = None
+    where = place._replace(times=place.times * (1 if trips is None else trips), looped=True)
+    return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, where)]
+  if name == 'cond':
+    return _of_branches(eqn, bodies, plans, place, said, inside)
+  if name not in walk.CALLS:
+    said[f'the body of {name} counts once'] = None
+  return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, place)]
+
+
+def _of_branches(
+  eqn: Any, bodies: Sequence[Any], plans: Sequence[Any], place: _Place, said: dict[str, None], inside: Any
+) -> list[Operation]:
+  sides = [inside(jaxpr, plan, place) for jaxpr, plan in zip(bodies, plans, strict=True)]
+  order = sorted(range(len(sides)), key=lambda i: _weight(sides[i]))
+  if eqn.params.get('branches_platforms') is not None:  # not a choice at run time: forms of one thing
+    return sides[order[-1]]
+  if place.branch or _weight(sides[order[0]]) == _weight(sides[order[-1]]):
+    return sides[order[-1]]
+  said['of a branch the dearest side counts'] = None
+  dear = [one._replace(branch='dear') if one.branch != 'cheap' else one for one in sides[order[-1]]]
+  cheap = [one._replace(branch='cheap') for one in sides[order[0]] if one.branch != 'dear']
+  return [one for one in dear if one.branch != 'cheap'] + cheap
+
+
+def _weight(side: Sequence[Operation]) -> tuple[float, float]:
+  counted = [one for one in side if one.branch != 'cheap']
+  return sum(one.flops * one.times for one in counted), sum(one.bytes * one.times for one in counted)
+
+
+def _slices(eqn: Any, place: _Place) -> list[Operation]:
+  """What a scan takes out of its stacked operands and puts into its stacked results at every turn."""
+  consts, carry = walk.scan_layout(eqn)
+  bare, _ = walk.opened(walk.bodies(eqn)[0])
+  moved = [var.aval for var in (*bare.invars[consts + carry :], *bare.outvars[carry:])]
+  size = 2 * sum(map(nbytes, moved))
+  if not size:
+    return []
+  return [
+    Operation('movement', 'scan', '', 0.0, 0.0, size, 0.0, place.times, (), '', True, place.branch, size / 4),
+  ]
+
+
+def _trips(node: Node, body: Flat) -> float | None:
+  """How often a while loop runs, where it counts from a number to a number in equal steps; else None."""
+  eqn = node.eqn
+  cond, inner = (walk.opened(eqn.params[one])[0] for one in ('cond_jaxpr', 'body_jaxpr'))
+  before, fixed = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
+  if len(cond.eqns) != 1 or cond.eqns[0].primitive.name not in ('lt', 'le', 'gt', 'ge', 'ne'):
+    return None
+  if cond.outvars[0] is not cond.eqns[0].outvars[0]:
+    return None
+
+  def known(atom: Any) -> tuple[float | None, int | None]:
+    """(its number, where in the carry it stands)."""
+    if hasattr(atom, 'val'):
+      return float(atom.val), None
+    at = cond.invars.index(atom)
+    given = node.reads[at] if at < before else node.reads[at + fixed]
+    value = body.literals.get(given)
+    place = None if at < before else at - before
+    same = place is not None and inner.outvars[place] is inner.invars[fixed + place]
+    return (float(value) if value is not None else None), None if same else place
+
+  (low, mine), (high, other) = (known(atom) for atom in cond.eqns[0].invars)
+  if low is None or high is None or (mine is None) == (other is None):
+    return None
+  at = mine if mine is not None else other
+  made = [one for one in inner.eqns if one.outvars[0] is inner.outvars[at]]
+  if not made or made[0].primitive.name not in ('add', 'sub'):
+    return None
+  sides = made[0].invars
+  moving = [i for i, atom in enumerate(sides) if atom is inner.invars[fixed + at]]  # type: ignore[operator]
+  by = [float(atom.val) for atom in sides if hasattr(atom, 'val')]
+  if len(moving) != 1 or len(by) != 1 or not by[0] or (made[0].primitive.name == 'sub' and moving[0] != 0):
+    return None
+  pace = by[0] if made[0].primitive.name == 'add' else -by[0]
+  start, end = (low, high) if mine is not None else (high, low)
+  kind = cond.eqns[0].primitive.name
+  kind = kind if mine is not None else {'lt': 'gt', 'le': 'ge', 'gt': 'lt', 'ge': 'le', 'ne': 'ne'}[kind]
+  return _count(kind, start, end, pace)
+
+
+def _count(kind: str, start: float, end: float, pace: float) -> float | None:
+  gap = (end - start) / pace
+  going = {'lt': start < end, 'le': start <= end, 'gt': start > end, 'ge': start >= end, 'ne': start != end}[kind]
+  if not going:
+    return 0.0
+  if gap < 0 or ((kind in ('lt', 'le')) != (pace > 0) and kind != 'ne'):
+    return None
+  if kind in ('le', 'ge'):
+    return float(int(gap) + 1)
+  return float(-(-gap // 1)) if kind != 'ne' or gap == int(gap) else None
+
+
+def _gradients(nodes: Sequence[Node]) -> dict[tuple[int, ...], str]:
+  """Names the products that make a weight's gradient: of what the weight was multiplied with, in the weight's shape."""
+  moved: dict[int, int] = {}
+  met: dict[int, list[tuple[str, tuple[int, ...]]]] = collections.defaultdict(list)
+  by_shape: dict[tuple[int, ...], set[str]] = collections.defaultdict(set)
+  found: dict[tuple[int, ...], str] = {}
+  contractions = []
+  for node in nodes:
+    name = node.eqn.primitive.name
+    if name in ('transpose', 'reshape', 'squeeze', 'convert_element_type', 'rev', 'copy', 'name', 'expand_dims'):
+      moved[node.writes[0]] = moved.get(node.reads[0], node.reads[0])
+    elif name in ('dot_general', 'conv_general_dilated'):
+      contractions.append(node)
+  for node in contractions:
+    if node.layer and not node.layer.startswith('<'):
+      name = re.sub(r'#\d+$', '', node.layer)
+      for mine, other in ((0, 1), (1, 0)):
+        shape = _shape(node.eqn.invars[other])
+        met[moved.get(node.reads[mine], node.reads[mine])].append((name, shape))
+        by_shape[shape].add(name)
+  for node in reversed(contractions):
+    if node.layer:
+      continue
+    shape = _shape(node.eqn.outvars[0])
+    names = [name for value in node.reads for name, other in met.get(moved.get(value, value), ()) if other == shape]
+    free = [name for name in names if name not in found.values()] or names
+    if free:
+      found[node.writes] = free[0]
+    elif len(by_shape.get(shape, ())) == 1:
+      found[node.writes] = next(iter(by_shape[shape]))
+  return found
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+  return tuple(sorted(size for size in atom.aval.shape if size > 1))
+
+
+def equations(cost: Cost) -> Mapping[str, int]:
+  """Returns how many kernels of each kind there are to compile, however often each runs.
+
+  >>> import jax
+  >>> equations(cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((8, 8)))))
+  {'small products': 1}
+  """
+  return dict(collections.Counter(one.kind for one in cost.operations))

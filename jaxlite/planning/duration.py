@@ -1,0 +1,284 @@
+"""How long a run takes: compiling, steps, evaluations, checkpoints, input; told from its programs' cost alone.
+
+Probing (`probing.py`) tells it better, from running a little of it. What came of earlier forecasts on this machine is
+learned from in both.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxlite.host import machine
+from jaxlite.host.rates import Rates
+from jaxlite.planning import calibration, speed
+from jaxlite.planning.calibration import Outcome
+from jaxlite.planning.cost import Cost, cost
+from jaxlite.planning.job import Job
+
+EIGHTY = 1.2816  # standard deviations of a normal: 80 of 100 lie within
+# Standard deviations of log(actual / forecast), where this machine has not taught better.
+SPREADS = {'compile': 0.45, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
+_FIRST = 3.0  # seconds from the start of a process to its first step, beside compiling: data, the first state
+_REPORT = 3.5  # of a run's end: tables, figures, the inventory
+_IMPROVED = 0.5  # of all evaluations, and then a checkpoint is written
+# Seconds of compiling on one core of the machine that this was fitted on, by kind of kernel; `_REFERENCE`: its rate.
+_COMPILING = {'base': 0.25, 'loop': 0.05, 'convolutions': 0.02, 'depthwise': 0.02}
+_COMPILING_OTHER = 0.006
+_REFERENCE = 1.2e11  # FLOP/s of float32 products on one core
+
+
+class Duration(NamedTuple):
+  """Seconds, with the interval that holds 80 of 100.
+
+  Attributes:
+    seconds: the middle.
+    low, high: its ends.
+  """
+
+  seconds: float
+  low: float
+  high: float
+
+
+class Durations(NamedTuple):
+  """Of a run.
+
+  Attributes:
+    compile: of all its programs, once.
+    step: one step on average, its input included.
+    evaluation: one evaluation of the validation split.
+    checkpoint: writing one.
+    input: making one batch.
+    total: of the whole run, from its start to its end.
+    basis: 'cost' (nothing was run) or 'probe'.
+    counts: how often the run does each: 'step', 'evaluation', 'checkpoint'.
+    said: what was left out or assumed, a line each.
+    rest: what is neither of these: the start of the process, the data, testing, the report.
+    processor: seconds of all cores together that one step takes.
+    raw: the middles before what was learned on this machine, by name: what `outcomes` keeps.
+    features: what a correction depends on.
+  """
+
+  compile: Duration
+  step: Duration
+  evaluation: Duration
+  checkpoint: Duration
+  input: Duration
+  total: Duration
+  basis: str
+  counts: dict[str, int]
+  said: tuple[str, ...] = ()
+  rest: Duration = Duration(0.0, 0.0, 0.0)
+  processor: float = 0.0
+  raw: Mapping[str, float] = {}
+  features: Mapping[str, float] = {}
+
+
+def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None = None) -> Durations:
+  """Returns how long a run will take, from its programs' cost and this machine's rates; nothing is compiled or run.
+
+  Args:
+    job: the run.
+    rates: of this machine.
+    among: outcomes to learn from; this machine's where it is not given.
+    crowd: cores that others leave to this process; None asks the machine.
+  """
+  cores = machine.cores()
+  free = free_cores(cores) if crowd is None else crowd
+  step, eval_ = costs(job)
+  in_c = job.rewrites and _has_kernels()
+  of_step, of_batch = (speed.spent(one.usual, rates, cores, kernels=in_c) for one in (step, eval_))
+  single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
+  batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
+  moved = 2.0 * _bytes(job.batch) / rates.memory
+  raw = {
+    'compile': compiling(step, eval_) * _REFERENCE / single * max(1.0, 1 / free),
+    'step': _wall(of_step, rates.dispatch, free) + moved,
+    'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4) + 1e-3,
+    'checkpoint': _writing(job),
+    'input': moved,
+  }
+  raw['rest'] = _FIRST + _REPORT + batches(job.splits.test) * _wall(of_batch, rates.dispatch, free)
+  said = [*step.said, *(f'of evaluation: {line}' for line in eval_.said if line not in step.said)]
+  if free < 0.7 * cores:
+    said.append(f'others use this machine: about {free:.1f} of {cores} cores are left, and times are told for that')
+  said += rates.warnings
+  return _whole(job, raw, 'cost', {}, of_step.processor, features_of(step, rates, cores), tuple(said), among)
+
+
+def free_cores(cores: int) -> float:
+  """Returns how many cores others leave to this process, from the load that the system tells; all where it does not."""
+  try:
+    running = os.getloadavg()[0]
+  except (AttributeError, OSError):
+    return float(cores)
+  whole = machine.all_cores()
+  return cores if running <= whole - cores else max(0.3, cores * min(1.0, whole / (running + cores / 2)))
+
+
+def costs(job: Job) -> tuple[Cost, Cost]:
+  """The cost of a step, and of evaluating one batch."""
+  on_cpu = jax.default_backend() == 'cpu'
+  step, same = job.train.programs.jaxpr(job.abstract, job.batch)
+  size = len(jax.tree.leaves(job.batch)[0])
+  if size != job.evaluation:
+
+    def resized(leaf: Any) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct((job.evaluation, *leaf.shape[1:]), leaf.dtype)
+
+    same = job.train.programs.jaxpr(job.abstract, jax.tree.map(resized, job.batch))[1]
+  return cost(step, recomputes=not on_cpu), cost(same, recomputes=not on_cpu)
+
+
+def _has_kernels() -> bool:
+  """Whether convolutions run in C here: jaxlite's own, or oneDNN's."""
+  from jaxlite.cpu.kernels import direct, onednn
+
+  return not (onednn.missing() and direct.missing())
+
+
+def _wall(of: speed.Spent, dispatch: float, free: float) -> float:
+  return max(of.wall, of.processor / free) + dispatch
+
+
+def compiling(*programs: Cost) -> float:
+  """Returns seconds that compiling takes on one core of the machine that the figures were fitted on.
+
+  Args:
+    programs: the cost of each.
+  """
+  total = 0.0
+  for one in programs:
+    loops = sum(each.primitive == 'scan' for each in one.operations)
+    total += _COMPILING['base'] + loops * _COMPILING['loop']
+    total += sum(_COMPILING.get(each.kind, _COMPILING_OTHER) for each in one.operations)
+  return total
+
+
+def _bytes(tree: Any) -> float:
+  return float(sum(math.prod(leaf.shape) * _width(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _width(leaf: Any) -> int:
+  return 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else leaf.dtype.itemsize
+
+
+def _writing(job: Job) -> float:
+  """Of one checkpoint: many small files, and bytes that are copied, hashed and written."""
+  live = job.abstract._replace(const=None, key=None)
+  return 0.06 + 1e-3 * len(jax.tree.leaves(live)) + _bytes(live) / 3e8
+
+
+def features_of(step: Cost, rates: Rates, cores: int) -> dict[str, float]:
+  """Returns what a correction of a forecast may depend on: the size of a step, and what it spends its time on.
+
+  Args:
+    step: its cost.
+    rates: of the machine.
+    cores: that it may use.
+  """
+  groups = speed.by_group(step.usual, rates, cores)
+  total = sum(alone for alone, _ in groups.values()) or 1.0
+  share = lambda *words: sum(v[0] for k, v in groups.items() if any(w in k for w in words)) / total  # noqa: E731
+  return {
+    'size': math.log10(total) / 1.5,
+    'convolutions': 2 * share('convolutions', 'depthwise'),
+    'products': 2 * share('products'),
+    'loops': 2.0 * any(one.looped for one in step.usual),
+  }
+
+
+def counts_of(job: Job) -> dict[str, int]:
+  """Returns how often a run steps, evaluates and writes a checkpoint; where an evaluation is the best so far, it writes
+  one more, and of half of them that is assumed.
+
+  Args:
+    job: the run.
+  """
+  evaluations = math.ceil(job.total / job.evaluate) if job.splits.validation else 0
+  planned = math.ceil(job.total / job.checkpoint)
+  both = math.ceil(job.total / math.lcm(job.evaluate, job.checkpoint))
+  more = math.ceil(_IMPROVED * max(0, evaluations - both))
+  return {'step': job.total, 'evaluation': evaluations, 'checkpoint': planned + more}
+
+
+def _whole(
+  job: Job,
+  raw: dict[str, float],
+  basis: str,
+  spreads: Mapping[str, float],
+  processor: float,
+  features: Mapping[str, float],
+  said: tuple[str, ...],
+  among: Any,
+) -> Durations:
+  """Puts a forecast together: what was learned of each part, their sum, and what was learned of that."""
+  counts = counts_of(job)
+  among = calibration.outcomes() if among is None else among
+  parts: dict[str, Duration] = {}
+  wide: dict[str, float] = {}
+  for name, seconds in raw.items():
+    asked = {'features': features, 'spread': spreads.get(name, SPREADS[name]), 'among': among}
+    learned = calibration.correction(f'time/{name}', basis, **asked)
+    wide[name] = max(learned.spread, spreads.get(name, 0.0) if basis == 'probe' else 0.0)
+    parts[name] = _around(seconds * learned.factor, wide[name])
+  weigh = {'compile': 1, 'step': counts['step'], 'evaluation': counts['evaluation'], 'checkpoint': counts['checkpoint']}
+  sums = {name: weigh.get(name, 1) * one.seconds for name, one in parts.items() if name != 'input'}
+  whole = sum(sums.values())
+  # Parts are off independently; what is common to all (others on the machine) is in the spread of steps.
+  apart = math.sqrt(sum((sums[name] * wide[name]) ** 2 for name in sums)) / whole
+  asked = {'features': features, 'spread': apart, 'among': among}
+  learned = calibration.correction('time/total', basis, **asked)
+  total = _around(whole * learned.factor, learned.spread)
+  return Durations(
+    **{name: parts[name] for name in ('compile', 'step', 'evaluation', 'checkpoint', 'input', 'rest')},
+    **{'total': total, 'basis': basis, 'counts': counts, 'said': said, 'processor': processor},
+    **{'raw': {**raw, 'total': whole}, 'features': dict(features)},
+  )
+
+
+def _around(seconds: float, spread: float) -> Duration:
+  wide = math.exp(EIGHTY * spread)
+  return Duration(seconds, seconds / wide, seconds * wide)
+
+
+def outcomes(found: Durations, actual: Mapping[str, float], run: str = '') -> list[Outcome]:
+  """Returns what this machine's forecasts are to learn from a run: give it to `calibration.add`.
+
+  Args:
+    found: its forecast.
+    actual: seconds by name: 'total', 'step', 'compile', 'evaluation', 'checkpoint'; any of them.
+    run: its id.
+  """
+  return [
+    Outcome(f'time/{name}', found.basis, found.raw[name], seconds, found.features, run)
+    for name, seconds in actual.items()
+    if name in found.raw and 0 < seconds < math.inf and found.raw[name] > 0
+  ]
+
+
+def probed(
+  job: Job, seconds: float = 20.0, say: Callable[[str], None] | None = None, *, among: Any = None
+) -> Durations:
+  """Returns how long a run will take, from running a little of it: see `probing.measured`.
+
+  Args:
+    job: the run. Nothing of its own is changed: a state is made, trained a few steps, and thrown away.
+    seconds: to spend at most, beside compiling.
+    say: is told that it compiles.
+    among: outcomes to learn from; this machine's where it is not given.
+  """
+  from jaxlite.planning import probing
+
+  began = time.monotonic()
+  found = probing.measured(job, seconds, say or (lambda line: None))
+  raw = {**found.seconds, 'rest': _FIRST + _REPORT + found.test}
+  lasted = time.monotonic() - began
+  said = (*found.said, f'probed for {lasted:.0f} s, compiling included')
+  return _whole(job, raw, 'probe', found.spreads, found.processor, {}, said, among)

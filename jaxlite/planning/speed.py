@@ -1,0 +1,200 @@
+"""How long one kernel takes on a machine of known rates: the longer of computing and moving, and what starting costs.
+
+A rate is what a kind of work reaches at its best. A small, narrow or oddly shaped piece of it reaches less: for each
+kind there is a curve by size, and a factor that was fitted once, on CPU seconds of whole train steps, by
+`experiments/bench/forecast_time.py --fit`.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from jaxlite.host.rates import Rates
+from jaxlite.planning.cost import Operation
+from jaxlite.planning.work import SMALL
+
+_LARGE = 2e9  # FLOPs from which a product reaches its best
+_CACHED = 2e6  # bytes that a kernel moves, up to which they lie in the caches
+_FAR = 6e7  # from which they do not
+_THREADED = 2e5  # bytes, or transcendentals, below which XLA for CPU gives a kernel to one core
+KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
+
+# By group, what a kernel takes as a multiple of what its rates alone would say.
+FACTORS: dict[str, float] = {
+  'products': 0.85,
+  'small products': 0.9,
+  'narrow products': 2.0,
+  'batched products': 1.5,
+  'convolutions': 0.85,
+  'narrow convolutions': 1.8,
+  'convolutions to weights': 0.8,
+  'depthwise': 1.0,
+  'elementwise': 3.0,
+  'transcendental': 1.5,
+  'reductions': 1.3,
+  'gradients of pools': 0.2,
+  'windows': 1.0,
+  'movement': 3.0,
+  'rows': 2.5,
+  'sorting': 1.0,
+  'random': 0.6,
+  'linear algebra': 1.0,
+  'kernels': 1.0,
+}
+
+
+class Spent(NamedTuple):
+  """Seconds of some kernels.
+
+  Attributes:
+    wall: on a machine that does nothing else.
+    processor: of all cores together.
+  """
+
+  wall: float
+  processor: float
+
+
+def spent(
+  operations: Sequence[Operation],
+  rates: Rates,
+  cores: int,
+  factors: Mapping[str, float] | None = None,
+  kernels: bool = True,
+) -> Spent:
+  """Returns what kernels take, one after the other.
+
+  Args:
+    operations: of a program.
+    rates: of the machine.
+    cores: that a program may use.
+    factors: in place of `FACTORS`.
+    kernels: whether convolutions run in C, where it is faster.
+  """
+  used = FACTORS if factors is None else factors
+  wall = processor = 0.0
+  for group, (alone, together) in by_group(operations, rates, cores, kernels).items():
+    factor = used.get(group, 1.0)
+    wall, processor = wall + factor * together, processor + factor * alone
+  return Spent(wall, processor)
+
+
+def by_group(
+  operations: Sequence[Operation], rates: Rates, cores: int, kernels: bool = True
+) -> dict[str, tuple[float, float]]:
+  """Returns (processor seconds, seconds on the wall) of each group of kernels, by the rates alone.
+
+  Args:
+    operations: of a program.
+    rates: of the machine.
+    cores: that a program may use.
+    kernels: whether convolutions run in C, where it is faster.
+  """
+  single = rates.one_core or rates
+  single = single._replace(more={**rates.more, **single.more})
+  found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+  for one in operations:
+    group = group_of(one)
+    together = _seconds(one, group, rates, kernels)
+    alone = _seconds(one, group, single, kernels) if rates.one_core else together * (cores if _is_shared(one) else 1)
+    if not _is_shared(one) or one.looped:
+      together = alone
+    together = min(max(together, alone / max(1, cores)), alone)
+    found[group][0] += alone * one.times
+    found[group][1] += together * one.times
+    found['kernels'][0] += KERNEL_SECONDS * one.times
+    found['kernels'][1] += KERNEL_SECONDS * one.times
+  return {group: (alone, together) for group, (alone, together) in found.items()}
+
+
+def group_of(one: Operation) -> str:
+  """Returns which factor serves a kernel: kernels of one group are off in one direction.
+
+  >>> from jaxlite.planning.cost import cost
+  >>> import jax
+  >>> group_of(cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((8, 8)))).operations[0])
+  'small products'
+  """
+  if one.kind in ('products', 'small products'):
+    if one.sides and one.sides[0] > 1:
+      return 'batched products'
+    narrow = bool(one.sides) and min(one.sides[1:]) < 16
+    return 'narrow products' if narrow and one.kind == 'products' else one.kind
+  if one.kind == 'convolutions':
+    _, positions, summed, channels = one.sides
+    if positions < summed:
+      return 'convolutions to weights'
+    return 'narrow convolutions' if min(channels, summed // 9) < 16 else 'convolutions'
+  if one.kind == 'reductions':
+    if 'scatter' in one.primitive or 'window' in one.primitive:
+      return 'gradients of pools' if 'scatter' in one.primitive else 'windows'
+    return 'reductions'
+  if one.kind == 'movement':
+    for name in ('sort', 'top_k'):
+      if name in one.primitive:
+        return 'sorting'
+    if one.primitive.startswith('scatter') or one.primitive == 'gather':
+      return 'rows'
+  return one.kind
+
+
+def _is_shared(one: Operation) -> bool:
+  """Whether several cores share a kernel."""
+  if one.kind in ('products', 'convolutions', 'depthwise', 'linear algebra'):
+    return True
+  if one.kind == 'small products':
+    return one.flops > 1e6
+  return one.bytes > _THREADED
+
+
+def _seconds(one: Operation, group: str, rates: Rates, kernels: bool) -> float:
+  """Of one run, by these rates."""
+  moving = one.bytes / _bandwidth(one.bytes, rates)
+  return max(_computing(one, group, rates, kernels), moving)
+
+
+def _bandwidth(size: float, rates: Rates) -> float:
+  """Bytes a second, between those of the caches and those of memory."""
+  if size <= _CACHED:
+    return rates.elementwise
+  far = min(1.0, math.log(size / _CACHED) / math.log(_FAR / _CACHED))
+  return rates.elementwise ** (1 - far) * rates.memory**far
+
+
+def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float:
+  kind, dtype = one.kind, one.dtype if one.dtype in ('bfloat16', 'int8') else 'float32'
+  if kind in ('products', 'small products'):
+    return one.padded / _of_products(one, rates, dtype)
+  if kind == 'convolutions':
+    best = rates.convolutions.get(dtype, rates.convolutions['float32'])
+    if group == 'convolutions to weights':
+      best = min(best, rates.more.get('convolution_gradients', best))
+    return one.padded / best
+  if kind == 'depthwise':
+    best = rates.convolutions['float32'] / 4  # of a kernel in C, which stands in for XLA's where there is one
+    return one.padded / (max(best, rates.depthwise) if kernels else rates.depthwise)
+  if kind == 'linear algebra':
+    return 4 * one.flops / rates.small_products['float32']
+  if kind == 'random':
+    return one.flops / 60 / rates.more.get('random', rates.transcendental)
+  if group == 'reductions':
+    return one.bytes / rates.more.get('reductions', rates.elementwise) + one.transcendentals / rates.transcendental
+  if group == 'gradients of pools':
+    return one.out / rates.more.get('pool_gradient', rates.elementwise / 64)
+  if group == 'rows':
+    return one.bytes / (768 * rates.more['scatter']) if 'scatter' in rates.more else one.bytes / rates.elementwise
+  if group == 'sorting':
+    return 1_200 * one.flops / rates.elementwise  # a comparison waits for the one before
+  return one.transcendentals / rates.transcendental + one.flops / rates.elementwise
+
+
+def _of_products(one: Operation, rates: Rates, dtype: str) -> float:
+  """FLOP/s of a product: from a small one's rate to a large one's, by its size."""
+  small = rates.small_products.get(dtype, rates.small_products['float32'])
+  large = rates.products.get(dtype, rates.products['float32'])
+  each = one.padded / max(1, one.sides[0] if one.sides else 1)
+  share = min(1.0, max(0.0, math.log(max(each, 1) / SMALL) / math.log(_LARGE / SMALL)))
+  return small ** (1 - share) * large**share

@@ -1,0 +1,252 @@
+"""What one equation computes: its kind, its FLOPs, and whether a compiler merges it with its neighbours."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlite.graph.contractions import OTHER_CONTRACTIONS, flops_of
+
+KINDS = (
+  'products',
+  'small products',
+  'convolutions',
+  'depthwise',
+  'elementwise',
+  'transcendental',
+  'reductions',
+  'movement',
+  'random',
+  'linear algebra',
+)
+SMALL = 2 * 128 * 256 * 256  # FLOPs of one product up to which it is a small one
+
+
+class Work(NamedTuple):
+  """Of one equation, once.
+
+  Attributes:
+    kind: one of KINDS; '' for what costs nothing of its own.
+    flops: floating-point operations; of integers as well.
+    transcendentals: exponentials, logarithms, roots, sines and their like; they are no FLOPs.
+    padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
+    sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels).
+    fused: it is computed where its result is read.
+  """
+
+  kind: str
+  flops: float = 0.0
+  transcendentals: float = 0.0
+  padded: float = 0.0
+  sides: tuple[int, ...] = ()
+  fused: bool = False
+
+
+def _words(text: str) -> frozenset[str]:
+  return frozenset(text.split())
+
+
+# Of no cost: another name, shape or promise for the same bytes, or a value that is made where it is read.
+_FREE = _words(
+  """
+  reshape squeeze expand_dims broadcast_in_dim iota stop_gradient name optimization_barrier
+  sharding_constraint copy copy_p pvary pcast random_wrap random_unwrap random_clone bitcast_convert_type
+  create_token mesh_cast reshard layout_constraint axis_index platform_index broadcast pbroadcast full empty
+  real imag
+  """
+)
+_TRANSCENDENTAL = _words(
+  """
+  exp exp2 expm1 log log1p logistic tanh sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh pow sqrt
+  rsqrt cbrt erf erfc erf_inv lgamma digamma polygamma igamma igammac regularized_incomplete_beta bessel_i0e
+  bessel_i1e random_gamma_grad zeta igamma_grad_a
+  """
+)
+_REDUCTIONS = _words(
+  'reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce'
+)
+_REDUCTIONS |= {'reduce'}
+_CUMULATIVE = _words('cumsum cumprod cummax cummin cumlogsumexp')
+_WINDOWS = _words(
+  """
+  reduce_window_sum reduce_window_max reduce_window_min reduce_window reduce_window_prod
+  select_and_scatter_add select_and_gather_add select_and_scatter
+  """
+)
+_MOVED_IN_PASSING = _words('transpose rev slice pad concatenate dynamic_slice convert_element_type stack')
+_MOVED = _words(
+  """
+  gather sort top_k approx_top_k dynamic_update_slice scatter scatter-add scatter_add scatter-mul scatter_mul
+  scatter-min scatter_min scatter-max scatter_max scatter-apply psum psum_invariant pmax pmin all_gather
+  all_to_all ppermute reduce_scatter all_gather_invariant pmax_invariant pmin_invariant split
+  """
+)
+# FLOPs of linear algebra over the last two axes, as LAPACK's handbook counts them: (rows, columns) ->.
+_LINEAR = {
+  'cholesky': lambda m, n: n**3 / 3,
+  'lu': lambda m, n: 2 * m * n * min(m, n) - (m + n) * min(m, n) ** 2 + 2 * min(m, n) ** 3 / 3,
+  'geqrf': lambda m, n: 2 * m * min(m, n) ** 2 - 2 * min(m, n) ** 3 / 3,
+  'geqp3': lambda m, n: 2 * m * min(m, n) ** 2 - 2 * min(m, n) ** 3 / 3,
+  'qr': lambda m, n: 4 * m * min(m, n) ** 2 - 4 * min(m, n) ** 3 / 3,
+  'householder_product': lambda m, n: 2 * m * min(m, n) ** 2 - 2 * min(m, n) ** 3 / 3,
+  'ormqr': lambda m, n: 4 * m * n * min(m, n),
+  'eigh': lambda m, n: 9 * n**3,
+  'eig': lambda m, n: 25 * n**3,
+  'schur': lambda m, n: 25 * n**3,
+  'hessenberg': lambda m, n: 10 * n**3 / 3,
+  'tridiagonal': lambda m, n: 4 * n**3 / 3,
+  'svd': lambda m, n: 4 * m * n * min(m, n) + 8 * min(m, n) ** 3,
+}
+_RANDOM = 60  # integer operations of one 32-bit word of threefry: 20 rounds of a pair, and the keys between them
+
+
+def work_of(eqn: Any) -> Work:
+  """Returns what an equation without bodies computes.
+
+  Args:
+    eqn: of a jaxpr.
+
+  >>> import jax
+  >>> (eqn,) = jax.make_jaxpr(jax.lax.tanh)(jax.numpy.ones((3, 5))).eqns
+  >>> work_of(eqn).kind, work_of(eqn).transcendentals
+  ('transcendental', 15.0)
+  """
+  name = eqn.primitive.name
+  out = float(_size(eqn.outvars[0])) if eqn.outvars else 0.0
+  taken = float(_size(eqn.invars[0])) if eqn.invars else 0.0
+  if name == 'dot_general' or name in OTHER_CONTRACTIONS:
+    return _product(eqn)
+  if name == 'conv_general_dilated':
+    return _convolution(eqn)
+  if name in _FREE or (name == 'convert_element_type' and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype):
+    return Work('', fused=True)
+  if name in _TRANSCENDENTAL:
+    return Work('transcendental', 0.0, out, fused=True)
+  if name in _MOVED_IN_PASSING:
+    return Work('movement', 0.0, fused=True)
+  if name in _REDUCTIONS:
+    whole = max(taken - out, 0.0)
+    return Work('reductions', whole * (2 if name.startswith('arg') else 1), padded=whole)
+  if name in _CUMULATIVE:
+    return Work('reductions', max(taken - 1, 0.0) * max(1.0, math.log2(max(2.0, _along(eqn)))))
+  if name in _WINDOWS:
+    return Work('reductions', (taken if 'scatter' in name else out) * max(_window(eqn) - 1, 1))
+  if name in ('random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'):
+    return Work('random', _RANDOM * sum(_size(var) for var in eqn.outvars))
+  if name in ('random_fold_in', 'random_split', 'random_seed'):
+    return Work('random', _RANDOM * 2 * out)
+  if name in ('sort', 'top_k', 'approx_top_k'):
+    most = eqn.params['k'] if name == 'top_k' else _along(eqn)
+    return Work('movement', taken * len(eqn.invars) * math.log2(max(2.0, most)))
+  if name in _MOVED:
+    return Work('movement', float(_size(eqn.invars[-1])) if name.startswith('scatter') and name != 'scatter' else 0.0)
+  if name == 'fft':
+    lengths = eqn.params['fft_lengths']
+    return Work('linear algebra', 5 * max(taken, out) * math.log2(max(2, math.prod(lengths))))
+  if name == 'triangular_solve':
+    return Work('linear algebra', _batch(eqn.invars[1].aval.shape) * _solved(eqn))
+  if name in ('tridiagonal_solve',):
+    return Work('linear algebra', 8 * out)
+  if name in _LINEAR:
+    shape = eqn.invars[0].aval.shape
+    return Work('linear algebra', _batch(shape) * float(_LINEAR[name](*shape[-2:])))
+  if name in ('ffi_call', 'jaxlite'):
+    return _kernel(eqn)
+  if name == 'integer_pow':
+    power = abs(eqn.params['y'])
+    return Work('elementwise', out * max(0, power.bit_length() - 1 + power.bit_count() - 1), fused=True)
+  if name in ('clamp', 'select_n') or _is_elementwise(eqn):
+    return Work('elementwise', out * (2 if name == 'clamp' else 1), fused=True)
+  return Work('movement')
+
+
+def _product(eqn: Any) -> Work:
+  flops = float(flops_of(eqn))
+  name, lhs = eqn.primitive.name, eqn.invars[0].aval
+  if name != 'dot_general':
+    return Work('products' if flops > SMALL else 'small products', flops, padded=flops)
+  (summed, _), (batch, _) = eqn.params['dimension_numbers']
+  inner, many = (math.prod(lhs.shape[axis] for axis in axes) for axes in (summed, batch))
+  rows = lhs.size // max(1, inner * many)
+  columns = math.prod(eqn.outvars[0].aval.shape) // max(1, rows * many)
+  return Work(
+    'products' if flops > SMALL * max(1, many) else 'small products', flops, 0.0, flops, (many, rows, inner, columns)
+  )
+
+
+def _convolution(eqn: Any) -> Work:
+  spec = eqn.params['dimension_numbers']
+  groups = max(eqn.params['feature_group_count'], eqn.params['batch_group_count'])
+  padded = float(flops_of(eqn))
+  rhs, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+  channels = out[spec.out_spec[1]]
+  summed = math.prod(rhs) // max(1, channels)
+  alone = eqn.params['feature_group_count'] > 1 and rhs[spec.rhs_spec[1]] == 1
+  # The gradient of a depthwise kernel: each channel is a group of the batch, or of features, with one input each.
+  alone = alone or (eqn.params['batch_group_count'] > 1 and eqn.params['batch_group_count'] == channels)
+  sides = (groups, math.prod(out) // max(1, channels), summed, channels)
+  flops = float(flops_of(eqn, zeros=False))
+  return Work('depthwise' if alone else 'convolutions', flops, 0.0, padded, sides)
+
+
+def _kernel(eqn: Any) -> Work:
+  """Our own compiled kernels say in their description, or in their name, what they multiply."""
+  target = str(eqn.params.get('target_name', ''))
+  if target.startswith('jaxlite_cpu_direct_'):
+    given = dict(eqn.params['attributes'])['spec']
+    numbers = [int(one) for one in np.asarray(getattr(given, 'val', given))]
+    batch, inputs, outputs, groups = numbers[2:6]
+    kernel, result = numbers[9:12], numbers[12:15]
+    flops = 2.0 * batch * groups * inputs * outputs * math.prod(kernel) * math.prod(result)
+    kind = 'depthwise' if groups > 1 and inputs == 1 else 'convolutions'
+    sides = (groups, batch * math.prod(result), inputs * math.prod(kernel), outputs * groups)
+    return Work(kind, flops, 0.0, flops, sides)
+  if target.startswith('jaxlite_cpu_onednn_'):
+    kind, _, *sizes = target.removeprefix('jaxlite_cpu_onednn_').split('_')[1:]
+    parts = [[int(one) for one in part.split('x') if one] for part in sizes]
+    if kind in ('matmul', 'turned'):
+      many, (rows,), (inner,), (columns,) = math.prod(parts[0]), *parts[1:4]
+      flops = 2.0 * many * rows * inner * columns
+      small = 'products' if flops > SMALL * max(1, many) else 'small products'
+      return Work(small, flops, 0.0, flops, (many, rows, inner, columns))
+    (batch,), (inputs,), (outputs,), (groups,) = parts[:4]
+    flops = 2.0 * batch * inputs // groups * outputs * math.prod(parts[5]) * math.prod(parts[6])
+    sides = (groups, batch * math.prod(parts[6]), inputs // groups * math.prod(parts[5]), outputs)
+    return Work('depthwise' if groups == inputs > 1 else 'convolutions', flops, 0.0, flops, sides)
+  return Work('movement')
+
+
+def _solved(eqn: Any) -> float:
+  rows, columns = eqn.invars[1].aval.shape[-2:]
+  return float(rows * columns * (rows if eqn.params['left_side'] else columns))
+
+
+def _is_elementwise(eqn: Any) -> bool:
+  """Whether it computes entry by entry: every operand has the result's shape, or one that stretches to it."""
+  out = getattr(eqn.outvars[0].aval, 'shape', ()) if eqn.outvars else ()
+
+  def stretches(shape: tuple[int, ...]) -> bool:
+    same = len(shape) == len(out) and all(one in (1, other) for one, other in zip(shape, out, strict=True))
+    return not shape or same
+
+  return bool(eqn.outvars) and all(stretches(getattr(atom.aval, 'shape', ())) for atom in eqn.invars)
+
+
+def _size(var: Any) -> int:
+  return math.prod(getattr(var.aval, 'shape', ()))
+
+
+def _along(eqn: Any) -> float:
+  shape = eqn.invars[0].aval.shape
+  axis = eqn.params.get('dimension', eqn.params.get('axis', -1))
+  return float(shape[axis]) if shape else 1.0
+
+
+def _window(eqn: Any) -> float:
+  return float(math.prod(eqn.params.get('window_dimensions', (2,))))
+
+
+def _batch(shape: tuple[int, ...]) -> int:
+  return math.prod(shape[:-2])

@@ -1,0 +1,159 @@
+"""Which arrays of a program are written out: what XLA:CPU fuses into readers never is."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jaxlite.planning.flow import LOOPS, Flow, Op, words
+
+# Equations that a loop over entries can hold, as producer or reader; those that are dear are computed once.
+_CHEAP = words(
+  'add sub mul max min neg abs sign floor ceil round is_finite not and or xor eq ne lt le gt ge select_n clamp '
+  'convert_element_type broadcast_in_dim iota slice pad concatenate transpose rev square integer_pow real imag '
+  'shift_left shift_right_logical shift_right_arithmetic add_any copysign nextafter population_count clz '
+  'dynamic_slice gather dynamic_update_slice split rem reduce_precision complex conj'
+)
+_DEAR = words(
+  'exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt pow sin cos tan asin acos atan atan2 sinh cosh asinh '
+  'acosh atanh erf erfc erf_inv div lgamma digamma'
+)
+_REDUCE = words('reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin')
+# Cheap equations whose entries come from other places than their own.
+_MOVES = words('broadcast_in_dim slice pad concatenate transpose rev dynamic_slice gather split iota')
+_DEEP = 3  # equations between what is spread and a sum that takes it in
+_NONE: frozenset[int] = frozenset()
+
+
+class Written(NamedTuple):
+  """One array that is really written, or several by one equation.
+
+  Attributes:
+    op: that gives it.
+    reads: ids of the arrays that it is computed from, through what is fused into it.
+    entrywise: of these the ones that it reads entry by entry, so that it may take their place.
+  """
+
+  op: Op
+  reads: frozenset[int]
+  entrywise: frozenset[int]
+
+
+def kind(op: Op) -> str:
+  """'cheap', 'dear', 'reduce' or 'apart', as XLA:CPU fuses an equation."""
+  if op.name in _CHEAP:
+    return 'cheap'
+  if op.name in _DEAR:
+    return 'dear'
+  return 'reduce' if op.name in _REDUCE else 'apart'
+
+
+def written(flow: Flow) -> list[Written]:
+  """Returns what a program writes out, in its order.
+
+  Args:
+    flow: of `opened`.
+
+  >>> import jax
+  >>> from jaxlite.planning.flow import opened
+  >>> x, w = jax.numpy.ones((2, 3)), jax.numpy.ones((3, 4))
+  >>> flow = opened(jax.make_jaxpr(lambda x, w: jax.numpy.tanh(x + 1) @ w)(x, w))
+  >>> [one.op.name for one in written(flow)]
+  ['tanh', 'dot_general']
+  """
+  makers = {value: op for op in flow.ops for value in op.writes}
+  kinds = {id(op): kind(op) for op in flow.ops}
+  apart, fusing = _readers(flow, makers, kinds)
+  spread = _spread(flow, kinds)
+  apart |= spread
+  outputs = set(flow.outputs)
+  roots: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
+
+  def of(value: int) -> tuple[frozenset[int], frozenset[int]]:
+    if value < 0:
+      return _NONE, _NONE
+    return roots.get(value, (frozenset((value,)), frozenset((value,))))
+
+  result = []
+  for op in flow.ops:
+    cheap, dear = kinds[id(op)] == 'cheap', kinds[id(op)] == 'dear'
+    reads = entrywise = _NONE
+    for value in op.reads:
+      direct = not (cheap or dear or _sums(op, kinds))
+      pair = (frozenset((value,)) - {-1},) * 2 if direct else of(value)
+      reads |= pair[0]
+      if op.name in LOOPS or ((cheap or dear) and op.name not in _MOVES):  # a carry stays where it is
+        entrywise |= pair[1]
+    if not (cheap or dear) or len(op.writes) != 1:
+      result.append(Written(op, reads, entrywise))
+      continue
+    value = op.writes[0]
+    needed = value in outputs or value in apart
+    if needed or (dear and fusing.get(value, 0) > 1):
+      result.append(Written(op, reads, entrywise))
+      if dear or value in spread or not _unary(op, flow):
+        continue  # whoever reads it reads what was written
+    roots[value] = (reads, entrywise)
+  return result
+
+
+def _sums(op: Op, kinds: Any) -> bool:
+  return kinds[id(op)] == 'reduce'
+
+
+def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, int]]:
+  """The values that some reader needs as arrays, and how many readers could compute each of them anew.
+
+  A sum takes in the product that it sums up, whose factors it needs as arrays, and nothing else.
+  """
+  apart: set[int] = set()
+  fusing: dict[int, int] = {}
+  dots = {value for op in flow.ops if op.name == 'dot_general' for value in op.writes}
+  transposed = {op.writes[0] for op in flow.ops if op.name == 'transpose'}
+  for op in flow.ops:
+    for value in dict.fromkeys(op.reads):
+      if value < 0:
+        continue
+      maker = makers.get(value)
+      flat = maker is None or maker.name in ('iota',) or (maker.name == 'broadcast_in_dim' and max(maker.reads) < 0)
+      if (op.name == 'transpose' and value in dots) or kinds[id(op)] in ('cheap', 'dear'):
+        fusing[value] = fusing.get(value, 0) + 1
+      elif flat:
+        continue  # a constant is filled in where it is needed
+      elif op.name == 'dot_general' and value in transposed:
+        fusing[value] = fusing.get(value, 0) + 1  # a product is read in either orientation
+      elif kinds[id(op)] == 'reduce' and maker is not None and maker.name in ('mul', 'square', 'integer_pow'):
+        fusing[value] = fusing.get(value, 0) + 1
+        apart.update(one for one in maker.reads if one >= 0)
+      else:
+        apart.add(value)
+  return apart, fusing
+
+
+def _spread(flow: Flow, kinds: Any) -> set[int]:
+  """Rows or columns spread over a whole array on their way into a sum, as norms do: a sum's kernel takes arrays."""
+  readers: dict[int, list[Op]] = {}
+  for op in flow.ops:
+    for value in set(op.reads):
+      readers.setdefault(value, []).append(op)
+
+  def summed(value: int, depth: int) -> bool:
+    for op in readers.get(value, ()):
+      if kinds[id(op)] == 'reduce':
+        return True
+      if depth and kinds[id(op)] == 'cheap' and op.name not in _MOVES and summed(op.writes[0], depth - 1):
+        return True
+    return False
+
+  found = set()
+  for op in flow.ops:
+    if op.name == 'broadcast_in_dim' and op.reads[0] >= 0 and flow.values[op.writes[0]].dtype == 'float32':
+      small, large = flow.values[op.reads[0]].bytes, flow.values[op.writes[0]].bytes
+      if 4 < small < large and summed(op.writes[0], _DEEP):
+        found.add(op.writes[0])
+  return found
+
+
+def _unary(op: Op, flow: Flow) -> bool:
+  """Whether an equation reads one array of its own size at most: XLA computes it again rather than read it."""
+  size = flow.values[op.writes[0]].bytes
+  return sum(read >= 0 and flow.values[read].bytes >= size for read in set(op.reads)) <= 1

@@ -1,0 +1,124 @@
+"""What the launcher calls where nothing is trained yet: the plan of an experiment, a run that fits, a budget."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from jaxlite.config.schema import Config
+from jaxlite.errors import ConfigError
+from jaxlite.host import limits as machine_limits
+from jaxlite.host import streams
+from jaxlite.planning.duration import Durations
+from jaxlite.planning.edits import SAME, edits, flags_of
+from jaxlite.planning.plan import FITS, Plan, Tried, between, spoken
+from jaxlite.run import fitting, planning
+from jaxlite.run.foreseen import foreseen
+from jaxlite.run.jobs import job_of
+from jaxlite.run.setup import prepare
+from jaxlite.run.trial import Died, Source, asked, made
+
+
+def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: str = '') -> int:
+  """Prints what each run of an experiment will need.
+
+  Args:
+    config: of the experiment.
+    source: where it comes from.
+    changes: whether to try what could be changed.
+    elsewhere: other machines to tell it of, as `planning.elsewhere` takes them; '' for none.
+
+  Returns:
+    The exit code, 0: also where a run does not fit, which is an answer.
+  """
+  say = streams.steady(functools.partial(print, flush=True))
+  began, times = time.monotonic(), []
+  for name in config.runs or ['']:
+    one = made(source, name)
+    with planning.ground(config, source.workdir, name) as folder:
+      setup = prepare(one, folder)
+    job = job_of(setup)
+    found = foreseen(job, one.name, say, measure=True)
+    found = planning.elsewhere(job, found, elsewhere) if elsewhere else found
+    tried: list[Tried] = []
+    if changes:
+      base = found.durations.step.seconds if found.durations is not None else None
+      tried.append(_try(source, name, 'as it is', SAME, {}, base))
+      tried += [_try(source, name, edit.name, edit.result, edit.fields, base) for edit in edits(one, job)]
+    say(str(found._replace(changes=tuple(tried))))
+    if found.durations is not None and job.total > setup.plan.epoch:
+      whole = setup.plan.epoch / job.total * (found.durations.total.seconds - found.durations.compile.seconds)
+      say(f'  an epoch takes about {spoken(whole)}: fewer of them take less, and end elsewhere')
+    say('')
+    if not changes and found.verdict is not None and found.verdict.word != FITS:
+      say('--mode=plan --changes tries what to change; --mode=fit trains in the fastest form that fits\n')
+    times.append(found)
+  if len(times) > 1 and (whole := _together(times)):
+    say(whole)
+  say(f'told in {time.monotonic() - began:.1f} s; nothing was trained')
+  return 0
+
+
+def _try(source: Source, run: str, name: str, result: str, fields: dict[str, Any], step: float | None) -> Tried:
+  how = ' '.join(flags_of(fields, run))
+  try:
+    found = asked(source, run, 'trial', fields=fields, step=step)
+  except (Died, ValueError) as end:
+    return Tried(f'{name} ({str(end)[:60]})', result, None, None, False, how)
+  return Tried(name, result, found['peak'], found['step'], True, how)
+
+
+def _together(plans: Sequence[Plan]) -> str:
+  found: list[Durations] = [one.durations for one in plans if one.durations is not None]
+  if len(found) < len(plans):
+    return ''
+  total = found[0].total._replace(
+    seconds=sum(one.total.seconds for one in found),
+    low=sum(one.total.low for one in found),
+    high=sum(one.total.high for one in found),
+  )
+  return f'all {len(plans)} runs, one after the other: about {between(total)}'
+
+
+def fit(config: Config, source: Source, words: Sequence[str], fresh: bool) -> int:
+  """Becomes the command that trains an experiment in forms that fit, see `fitting.fit`."""
+  say = streams.steady(functools.partial(print, flush=True))
+  fitting.fit(config, source, words, fresh, say)
+  return 0
+
+
+def budget(
+  minutes: float, examples: int, shape: Sequence[str], megabytes: int | None = None, classes: int | None = None
+) -> int:
+  """Prints which reference networks can be trained here within a budget.
+
+  Args:
+    minutes: of time.
+    examples: to train on.
+    shape: of one example, as texts.
+    megabytes: of memory, MiB; None for what this machine allows.
+    classes: how many; None for 10.
+
+  Raises:
+    ConfigError: a number that cannot be.
+  """
+  from jaxlite.run import affordable
+
+  if not all(one.strip().isdecimal() and int(one) > 0 for one in shape) or not shape:
+    raise ConfigError(f'--shape is the size of one example, such as 28,28,1 or 20; got {",".join(shape)}')
+  for flag, value, least in (('minutes', minutes, 0), ('examples', examples, 19), ('classes', classes or 10, 1)):
+    if not value > least:
+      raise ConfigError(f'--{flag} is above {least}; got {value}')
+  if megabytes is not None and megabytes < 1:
+    raise ConfigError(f'--megabytes is above 0; got {megabytes}')
+  here = machine_limits.limits()
+  if megabytes is not None:
+    least = min(megabytes << 20, here.resident_memory or megabytes << 20)
+    here = here._replace(resident_memory=least, resident_free=max(here.resident_free, least), memory=least)
+    here = here._replace(reason='--megabytes')
+  say = streams.steady(functools.partial(print, flush=True))
+  for line in affordable.lines(minutes, here, examples, tuple(map(int, shape)), classes or 10, say):
+    say(line)
+  return 0

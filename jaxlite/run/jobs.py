@@ -1,0 +1,45 @@
+"""A run as its forecast sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlite.planning.job import Job, Splits
+from jaxlite.run.setup import Setup
+
+
+def job_of(setup: Setup) -> Job:
+  """Returns what a forecast needs to know of a run.
+
+  Args:
+    setup: of the run, before its first step.
+  """
+  config, plan, data = setup.config, setup.plan, setup.data
+  splits = (data.train, data.validation, data.test)
+  counts = [len(split.labels) if hasattr(split, 'labels') else plan.epoch * config.data.batch_size for split in splits]
+  return Job(
+    train=setup.train,
+    abstract=setup.abstract,
+    batch=setup.first_batch,
+    evaluation=config.eval.batch_size,
+    splits=Splits(*counts, held_bytes=sum(map(_held, splits))),
+    total=plan.total,
+    log=plan.log,
+    evaluate=plan.evaluate,
+    checkpoint=plan.checkpoint,
+    keep_memory=config.machine.keep_memory,
+    compile_cache=config.machine.compile_cache,
+    rewrites=config.machine.rewrites,
+    task=data.task.name,
+    metric=setup.metric,
+  )
+
+
+def _held(split: Any) -> int:
+  """Bytes of a split's arrays that lie in memory; a memory-mapped array's pages are the system's to take back."""
+  return sum(
+    leaf.nbytes for leaf in jax.tree.leaves(split) if isinstance(leaf, np.ndarray) and not isinstance(leaf, np.memmap)
+  )

@@ -1,0 +1,252 @@
+"""What a run will need, told before it begins: `jl.plan`, and `--mode=plan` of the launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import jax
+
+from jaxlite.config.schema import Config, validate
+from jaxlite.contract import chain, join_const
+from jaxlite.deployment import run_id
+from jaxlite.graph.init_numpy import on_host
+from jaxlite.host import limits as machine_limits
+from jaxlite.host.files import expanded
+from jaxlite.host.machine import resident
+from jaxlite.host.rates import known_rates, rates
+from jaxlite.optim import accumulate
+from jaxlite.planning import duration, memory
+from jaxlite.planning.cost import cost
+from jaxlite.planning.edits import ROUNDING, Edit, edited, forms
+from jaxlite.planning.elsewhere import Run, machine_in, table
+from jaxlite.planning.function import Call, call
+from jaxlite.planning.job import Job
+from jaxlite.planning.machines import MACHINES, machine_named
+from jaxlite.planning.plan import Plan, judged
+from jaxlite.run.foreseen import foreseen
+from jaxlite.run.jobs import job_of
+from jaxlite.run.setup import Setup, prepare
+from jaxlite.step.gradient import gradient_of
+from jaxlite.tasks.lift import examples_in, lift_loss
+
+Say = Callable[[str], None]
+
+_PARTS = 'machine.micro_batches'
+_FEW, _NEAR = 8, 1e-5  # examples that are tried; how far gradients may be apart, of the largest entry
+
+
+@overload
+def plan(
+  config: Config,
+  workdir: str | Path | None = None,
+  *,
+  model: Any = None,
+  data: Any = None,
+  compiled: bool = False,
+  say: Say | None = None,
+) -> Plan: ...
+
+
+@overload
+def plan(
+  config: Callable[..., Any],
+  workdir: None = None,
+  *,
+  args: Sequence[Any],
+  donated: Sequence[int] = (),
+  compiled: bool = False,
+  say: Say | None = None,
+) -> Call: ...
+
+
+def plan(
+  config: Config | Callable[..., Any],
+  workdir: str | Path | None = None,
+  *,
+  model: Any = None,
+  data: Any = None,
+  args: Sequence[Any] | None = None,
+  donated: Sequence[int] = (),
+  compiled: bool = False,
+  say: Say | None = None,
+) -> Plan | Call:
+  """Forecasts what `jl.train` of the same arguments will need in memory and time; nothing is trained or written.
+
+  In a training loop of your own, give the step itself: what one call of it computes, holds and takes is told.
+
+  Args:
+    config: as `jl.train` takes it; or a function of arrays, jitted or not, with `args`.
+    workdir: of the run, for a teacher that lies beside it; None where there is none.
+    model: as `jl.train` takes it.
+    data: likewise.
+    args: of a function: its arguments, or their shapes.
+    donated: of a function: the positions of the arguments that it is given to keep, as `jax.jit` takes them.
+    compiled: tells memory from the compiled step, which is nearer than its trace; the step is compiled for it.
+    say: is told when this machine is measured, which takes some seconds once.
+
+  Returns:
+    The Plan: `print(plan)` shows it, `plan.line()` is the line that a run begins with, `plan.verdict.word` is 'FITS',
+    'TIGHT' or 'DOES NOT FIT'. Of a function, a Call: its FLOPs, bytes, memory and time.
+
+  Raises:
+    TypeError: neither a config nor a function with its arguments.
+    ValueError: what `jl.train` would say of the arguments.
+
+  >>> import numpy as np
+  >>> import jaxlite as jl
+  >>> data = np.zeros((40, 8), np.float32), np.arange(40) % 2
+  >>> found = plan(jl.Config(name='x', train=jl.Duration(steps=5)), data=data)
+  >>> found.verdict.word
+  'FITS'
+  >>> plan(lambda x: x @ x, args=(np.ones((64, 64)),)).flops
+  524288.0
+  """
+  if callable(config) and not isinstance(config, Config):
+    if args is None or model is not None or data is not None or workdir is not None:
+      raise TypeError(
+        'jl.plan of a function takes its arguments, or their shapes, as args=(...), and neither model nor data'
+      )
+    return call(config, args, rates(say), donated=donated, compiled=compiled)
+  if args is not None or donated:
+    raise TypeError(f'args= and donated= go with a function; got {type(config).__name__}: leave them out')
+  validate(config)
+  folder = expanded(workdir).absolute() if workdir is not None else Path(tempfile.gettempdir(), 'jaxlite-plan-none')
+  setup = prepare(dataclasses.replace(config, runs={}), folder, model, data)
+  return foreseen(job_of(setup), config.name, say, measure=True, compiled=compiled)
+
+
+@contextlib.contextmanager
+def ground(config: Config, workdir: str, run: str) -> Iterator[Path]:
+  """Gives the folder that a run is planned in: its own; where its teacher is another run of the experiment that is not
+  trained yet, a stand-in beside one of that.
+
+  Args:
+    config: of the whole experiment.
+    workdir: its folder.
+    run: its name; '' for the only one.
+  """
+  own = expanded(workdir).absolute()
+  folder = own / run if run else own
+  one = dataclasses.replace(config.runs[run](config), name=run) if run else config
+  teacher = (folder / one.teacher).resolve() if one.teacher else None
+  name = '' if teacher is None else teacher.name
+  if teacher is None or (teacher / 'checkpoints').is_dir() or name not in config.runs or teacher.parent != own:
+    yield folder
+    return
+  with tempfile.TemporaryDirectory(prefix='jaxlite-plan-') as place:
+    other = dataclasses.replace(config.runs[name](config), name=name, runs={})
+    stand_in(other, Path(place, name))
+    yield Path(place, run)
+
+
+def stand_in(config: Config, folder: Path) -> None:
+  """Writes a run that has trained nothing, so that whoever learns from it can be planned."""
+  from jaxlite import checkpoint
+  from jaxlite.run import folder as run_folder
+  from jaxlite.run.evaluation import meaning
+  from jaxlite.run.identity import identify
+  from jaxlite.run.record import Record
+
+  folder.mkdir(parents=True)
+  setup = prepare(config, folder)
+  state = setup.train.init(on_host(lambda: jax.random.key(config.seed))(), setup.first_batch)
+  began, run = identify(setup), run_id.draw()
+  quiet: Say = lambda line: None  # noqa: E731
+  run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
+  run_folder.write_program(setup, folder, run, quiet, anew=True)
+  record = Record(run=run, data=setup.data.fingerprint, began=began.began)
+  with checkpoint.Checkpoints(folder / 'checkpoints', run=run, log=quiet) as saves:
+    saves.save(1, state._replace(step=state.step + 1), dataclasses.asdict(record), metric=0.0, wait=True)
+
+
+def outlook(config: Config, folder: Path) -> dict[str, Any]:
+  """Forecasts every form that a run may take so that it fits: JSON values.
+
+  Args:
+    config: of the run.
+    folder: as `ground` gives it.
+
+  Returns:
+    'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields',
+    'result', 'upper', 'limit', 'word', 'dies', 'step' and 'total' in seconds, None where they are not known.
+  """
+  setup = prepare(config, folder)
+  here, found = machine_limits.limits(), []
+  whole = foreseen(job_of(setup), config.name, print)
+  offered = forms(config, job_of(setup))
+  if any(_PARTS in edit.fields and edit.result == ROUNDING for edit in offered) and not parts_agree(setup):
+    offered = [edit for edit in offered if _PARTS not in edit.fields]
+  for edit in offered:
+    with contextlib.suppress(ValueError):  # what cannot be built is no form
+      found.append(_forecast(setup, edit, here, folder))
+  word = whole.verdict.word if whole.verdict else ''
+  return {'line': whole.line(), 'word': word, 'keeps': config.machine.keep_memory, 'forms': found}
+
+
+def parts_agree(setup: Setup) -> bool:
+  """Tells whether micro-batches give the gradient of the whole batch, tried on a few examples: not where a loss
+  compares the examples of a batch with each other."""
+  loss = setup.config.loss or setup.data.task.loss(setup.data.facts)
+  inner = gradient_of(setup.train.model, setup.recipe.loss(lift_loss(loss)))
+  state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
+  has = examples_in(setup.first_batch)[1]
+  few = jax.tree.map(lambda leaf, one: leaf[:_FEW] if one else leaf, dict(setup.first_batch), has)
+  found = []
+  for recipe in (setup.recipe, chain(setup.recipe, accumulate(2, name=_PARTS))):
+    full = join_const(state.model_state, state.const)
+    found.append(jax.jit(recipe.grad(inner))(state.params, full, few, state.key, state.step)[0])
+  leaves = zip(*map(jax.tree.leaves, found), strict=True)
+  apart = [(float(abs(one - other).max()), float(abs(one).max())) for one, other in leaves if one.size]
+  return max(one for one, _ in apart) <= _NEAR * max(size for _, size in apart)
+
+
+def elsewhere(job: Job, found: Plan, asked: str) -> Plan:
+  """Adds to a plan what the same run would take on other machines; extrapolated, and marked so.
+
+  Args:
+    job: the run.
+    found: its plan here.
+    asked: the name of a machine of the table, the file in which another one keeps its rates, or 'all' of the table.
+
+  Raises:
+    ValueError: there is no such machine.
+  """
+  machines = MACHINES if asked == 'all' else (machine_in(asked) if Path(asked).is_file() else machine_named(asked),)
+  known, times = known_rates(), found.durations
+  if known is None or times is None:
+    return found
+  step = cost(job.train.programs.jaxpr(job.abstract, job.batch)[0])
+  counts = times.counts
+  run = Run(
+    flops=step.flops,
+    bytes=step.bytes,
+    step=times.step.seconds,
+    steps=job.total,
+    input=times.input.seconds,
+    once=times.compile.seconds + times.rest.seconds + counts.get('checkpoint', 0) * times.checkpoint.seconds,
+    evaluation=counts.get('evaluation', 0) * times.evaluation.seconds,
+    kernels=int(sum(one.times for one in step.operations)),
+    memory=found.memory.peak if found.memory is not None else 0,
+  )
+  return found._replace(elsewhere=tuple(one.line() for one in table(run, known, tuple(machines))))
+
+
+def _forecast(setup: Setup, edit: Edit, here: Any, folder: Path) -> dict[str, Any]:
+  changed = prepare(edited(setup.config, edit.fields), folder, None, setup.data) if edit.fields else setup
+  job, known = job_of(changed), known_rates()
+  told: dict[str, Any] = {'name': edit.name, 'fields': edit.fields, 'result': edit.result}
+  told |= dict.fromkeys(('upper', 'limit', 'word', 'dies', 'step', 'total'))
+  with contextlib.suppress(Exception):  # the trial tells
+    verdict = judged(memory.traced(job, here), here, resident())
+    if verdict is not None:
+      told |= {'upper': verdict.upper, 'limit': verdict.limit, 'word': verdict.word, 'dies': verdict.dies}
+  with contextlib.suppress(Exception):
+    if known is not None:
+      times = duration.forecast(job, known)
+      told |= {'step': times.step.seconds, 'total': times.total.seconds}
+  return told

@@ -1,0 +1,195 @@
+"""A run tried in a process of its own, so that memory which does not suffice ends that process and nothing else.
+
+  python -m jaxlite.run.trial QUESTION ANSWER
+
+QUESTION and ANSWER are files of JSON. `asked` writes the first and reads the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+from jaxlite import errors
+from jaxlite.config import command_line
+from jaxlite.config.schema import Config
+from jaxlite.config.schema import smoke as shrink
+
+MARGIN = 0.95  # of a limit: in what a trial has to do, so that the run has room to spare
+_SECONDS, _LEAST, _MOST = 3.0, 6, 60  # a trial lasts about so long, and so many steps
+
+
+class Source(NamedTuple):
+  """Where a config comes from, so that another process can make the same.
+
+  Attributes:
+    path: the experiment file.
+    pairs: fields set on the command line.
+    root: where experiment files are looked for too.
+    smoke: whether the run is shrunk to seconds.
+    workdir: the experiment's folder.
+  """
+
+  path: str
+  pairs: command_line.Pairs
+  root: str
+  smoke: bool
+  workdir: str
+
+
+class Died(Exception):  # noqa: N818 - an answer, not an error
+  """The process ended before it answered.
+
+  Attributes:
+    stepped: whether it had taken a step by then.
+  """
+
+  def __init__(self, said: str, stepped: bool = False):
+    """Args: the last that it said, and whether it had taken a step."""
+    super().__init__(said)
+    self.stepped = stepped
+
+
+def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
+  """Asks a question in a process of its own.
+
+  Args:
+    source: of the config.
+    run: of an experiment of several; '' for the only one.
+    what: 'outlook', 'trial' or 'compile'.
+    **more: JSON values that the question takes.
+
+  Returns:
+    The answer.
+
+  Raises:
+    Died: there is none: the process was killed, or ended by itself.
+    ValueError: what the config cannot be, as this process would have said it.
+  """
+  with tempfile.TemporaryDirectory(prefix='jaxlite-trial-') as place:
+    question, answer, said = (pathlib.Path(place, name) for name in ('question.json', 'answer.json', 'said.txt'))
+    question.write_text(json.dumps({'source': source._asdict(), 'run': run, 'what': what, 'place': place, **more}))
+    package = str(pathlib.Path(errors.__file__).resolve().parents[1])
+    known = os.environ.get('PYTHONPATH')
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([package, *([known] if known else [])])}
+    command = [sys.executable, '-m', 'jaxlite.run.trial', str(question), str(answer)]
+    with said.open('w') as out:
+      done = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.STDOUT, check=False)
+    text = said.read_text(errors='replace')
+    if done.returncode == 2 and text.rstrip().split('\n')[-1].startswith('error: '):
+      raise ValueError(text.rstrip().split('\n')[-1].removeprefix('error: '))
+    if done.returncode or not answer.is_file():
+      stepped = re.search(r'^(memory: |step \d+/)', text, re.MULTILINE) is not None
+      raise Died(_last(text) or f'ended by signal {-done.returncode}', stepped)
+    return json.loads(answer.read_text())
+
+
+def _last(text: str) -> str:
+  lines = [line.strip() for line in text.split('\n') if line.strip()]
+  telling = [line for line in lines if any(word in line for word in ('RESOURCE_EXHAUSTED', 'bad_alloc', 'YNNPACK'))]
+  return (telling or lines or [''])[-1][:200]
+
+
+def main(question: str, answer: str) -> None:
+  """Answers a question.
+
+  Args:
+    question: a file of JSON, as `asked` writes it.
+    answer: the file to write.
+  """
+  given = json.loads(pathlib.Path(question).read_text())
+  try:
+    found = _answer(given)
+  except Exception as error:
+    message = errors.one_line(error)
+    if message is None or isinstance(error, MemoryError):
+      raise
+    command_line.fail(message)
+  pathlib.Path(answer).write_text(json.dumps(found))
+
+
+def _answer(given: dict[str, Any]) -> dict[str, Any]:
+  source = Source(**given['source'])
+  from jaxlite.run import planning
+
+  config = made(source, given['run'])
+  with planning.ground(source_config(source), source.workdir, given['run']) as folder:
+    if given['what'] == 'outlook':
+      return planning.outlook(config, folder)
+    return tried(config, folder, pathlib.Path(given['place'], 'run'), given['fields'], given['step'], given['what'])
+
+
+def source_config(source: Source) -> Config:
+  """Returns the config of a whole experiment."""
+  pairs = [(path, value) for path, value in source.pairs]
+  return command_line.load(source.path, pairs, pathlib.Path(source.root))
+
+
+def made(source: Source, run: str) -> Config:
+  """Returns the config of one run."""
+  config = source_config(source)
+  one = dataclasses.replace(config.runs[run](config), name=run) if run else config
+  return dataclasses.replace(shrink(one) if source.smoke else one, runs={})
+
+
+def tried(
+  config: Config, folder: pathlib.Path, place: pathlib.Path, fields: dict[str, Any], step: float | None, what: str
+) -> dict[str, Any]:
+  """Runs a changed run for some steps, with evaluation, checkpoint, test and report; or compiles its step alone.
+
+  Args:
+    config: of the run as it is.
+    folder: of the run, or its stand-in: where its teacher lies beside.
+    place: of the trial.
+    fields: of the config that are changed.
+    step: seconds that a step is forecast to take; None where that is not known.
+    what: 'trial', or 'compile'.
+
+  Returns:
+    'peak': bytes of resident memory at the most; 'step': seconds.
+  """
+  from jaxlite.host import compile_cache
+  from jaxlite.host.machine import status
+  from jaxlite.planning.edits import edited
+  from jaxlite.run import loop
+  from jaxlite.run.records import read_records
+  from jaxlite.run.setup import prepare
+
+  config = edited(config, {**fields, 'machine.force': True})
+  if what == 'compile':
+    if config.machine.compile_cache:
+      compile_cache.enable()
+    setup = prepare(config, folder)
+    setup.train.programs.compile(setup.abstract, setup.first_batch)
+    return {'peak': status('VmHWM'), 'step': None}
+  _narrow()
+  if config.teacher:
+    config = dataclasses.replace(config, teacher=str((folder / config.teacher).resolve()))
+  steps = _LEAST if step is None else max(_LEAST, min(_MOST, math.ceil(_SECONDS / max(step, 1e-6))))
+  loop.train_varied(config, place, command='', say=print, only=steps)
+  rates = [point['examples_per_second'] for point in read_records(place) if point['kind'] == 'train']
+  rate = rates[-1] if rates and rates[-1] else None
+  return {'peak': status('VmHWM'), 'step': config.data.batch_size / rate if rate else None}
+
+
+def _narrow() -> None:
+  """Takes a part of each limit away."""
+  for one in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
+    soft, hard = resource.getrlimit(one)
+    if soft != resource.RLIM_INFINITY:
+      with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(one, (int(soft * MARGIN), hard))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

@@ -1,0 +1,152 @@
+"""What a program holds at once, told from its jaxpr: laws, and XLA's own figure as the oracle."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxlite as jl
+from jaxlite.planning.buffers import held
+from jaxlite.planning.flow import opened, size_of
+from jaxlite.planning.writing import written
+
+KIB = 1 << 10
+
+
+def jaxpr(fn, *shapes):
+  return jax.make_jaxpr(fn)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+
+
+def temporaries(fn, *shapes, donated=()):
+  return held(jaxpr(fn, *shapes), donated).temporaries
+
+
+def by_xla(fn, *shapes, donated=()):
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return jax.jit(fn, donate_argnums=donated).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def mlp_loss(layers):
+  def loss(weights, x):
+    for w in weights:
+      x = jnp.tanh(x @ w)
+    return (x**2).mean()
+
+  return lambda x, *weights: jax.grad(loss)(weights, x), [(64, 64)] * layers
+
+
+def scanned(remat):
+  def loss(stack, x):
+    layer = lambda h, w: (jnp.tanh(h @ w), None)  # noqa: E731
+    return (jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, stack)[0] ** 2).mean()
+
+  return jax.grad(loss)
+
+
+def test_a_chain_of_cheap_equations_writes_nothing_between():
+  assert temporaries(lambda x: jnp.maximum(x * 2 + 1, 0) - x, (256, 256)) == 0
+
+
+def test_what_a_product_reads_is_written():
+  assert temporaries(lambda x, w: (x * 2 + 1) @ w, (256, 256), (256, 256)) == 256 * KIB
+
+
+def test_what_nobody_reads_is_dropped():
+  one = jaxpr(lambda x, w: (x @ w, (x @ w @ w).sum())[0], (256, 256), (256, 256))
+  assert held(one).temporaries == 0
+
+
+def test_what_is_computed_twice_is_held_once():
+  twice = lambda x, w: (jnp.exp(x @ w) @ w) * (jnp.exp(x @ w) @ w)  # noqa: E731
+  once = lambda x, w: (lambda y: y * y)(jnp.exp(x @ w) @ w)  # noqa: E731
+  shapes = (128, 128), (128, 128)
+  assert temporaries(twice, *shapes) == temporaries(once, *shapes)
+
+
+def test_more_batch_is_never_less_memory():
+  fn, weights = mlp_loss(3)
+  found = [temporaries(fn, (batch, 64), *weights) for batch in (1, 2, 16, 17, 128, 1024)]
+  assert found == sorted(found)
+  assert found[-1] > 4 * found[-2] > 0
+
+
+def test_donation_takes_the_results_out_of_the_sum():
+  step = lambda w, x: w - 0.1 * jax.grad(lambda w: ((x @ w) ** 2).mean())(w)  # noqa: E731
+  one = jaxpr(step, (128, 128), (32, 128))
+  kept, donated = held(one), held(one, (0,))
+  assert (kept.aliased, donated.aliased) == (0, 128 * 128 * 4)
+  assert donated.outputs == donated.aliased
+
+
+def test_a_scan_holds_one_turn_and_a_stack_as_long_as_it_is():
+  fn = scanned(remat=False)
+  sizes = {length: temporaries(fn, (length, 64, 64), (512, 64)) for length in (2, 4, 8, 16)}
+  growth = [(sizes[2 * n] - sizes[n]) / n for n in (2, 4, 8)]
+  assert np.allclose(growth, growth[0], rtol=0.01)  # linear: the stacks; the body was counted once
+  assert growth[0] >= 512 * 64 * 4
+
+
+def test_remat_in_a_scan_lowers_what_is_held_and_elsewhere_on_cpu_does_not():
+  shapes = (16, 64, 64), (2048, 64)
+  plain, remat = (temporaries(scanned(one), *shapes) for one in (False, True))
+  assert remat < plain
+
+  def unrolled(remat):
+    def loss(x, w):
+      layer = lambda h: jnp.tanh(jnp.tanh(h @ w) @ w)  # noqa: E731
+      for _ in range(4):
+        x = (jax.checkpoint(layer) if remat else layer)(x)
+      return (x**2).mean()
+
+    return jax.grad(loss, 1)
+
+  found = [temporaries(unrolled(one), (2048, 64), (64, 64)) for one in (False, True)]
+  assert found[0] == found[1]  # XLA:CPU computes it once all the same
+
+
+@pytest.mark.parametrize(
+  'fn, shapes',
+  [
+    (*mlp_loss(4)[:1], ((4096, 64), *mlp_loss(4)[1])),
+    (scanned(False), ((8, 64, 64), (4096, 64))),
+    (scanned(True), ((8, 64, 64), (4096, 64))),
+    (lambda x, w: jax.nn.softmax(x @ w), ((4096, 64), (64, 64))),
+    (lambda x: jnp.cumsum(jnp.sort(x, axis=0), axis=1), ((512, 512),)),
+  ],
+  ids=['mlp', 'scan', 'scan with remat', 'softmax', 'sort'],
+)
+def test_it_is_near_what_xla_gives_out(fn, shapes):
+  told, true = temporaries(fn, *shapes), by_xla(fn, *shapes)
+  assert 0.7 * true <= told <= 1.4 * true + 64 * KIB
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
+def test_a_choice_between_platforms_is_made(platform):
+  fn = lambda x: jax.lax.platform_dependent(x, cpu=lambda x: jnp.sort(x), default=lambda x: x + 1)  # noqa: E731
+  names = [op.name for op in opened(jaxpr(fn, (8,)), platform).ops]
+  assert ('sort' in names) == (platform == 'cpu')
+
+
+@pytest.mark.parametrize('shape, dtype, size', [((), 'float32', 4), ((0, 3), 'float32', 0), ((3,), 'bfloat16', 6)])
+def test_sizes(shape, dtype, size):
+  assert size_of(jax.ShapeDtypeStruct(shape, dtype)) == size
+
+
+def test_keys_take_their_data():
+  assert size_of(jax.eval_shape(jax.random.key, 0)) == 8
+
+
+def test_every_written_array_is_read_or_given_out():
+  step = jl.train_step(
+    jl.from_function(lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': jnp.ones((8, 16)), 'b': jnp.ones((16, 4))}),
+    jl.cross_entropy,
+    jl.chain(optax.adamw(1e-3)),
+  )
+  batch = {'inputs': jnp.ones((32, 8)), 'labels': jnp.zeros(32, int)}
+  state = jax.eval_shape(step.init, jax.random.key(0), batch)
+  flow = opened(step.programs.traced(state, batch).jaxpr)
+  steps = written(flow)
+  read = {value for one in steps for value in one.reads}
+  for one in steps:
+    assert set(one.op.writes) & (read | set(flow.outputs)), one.op.name

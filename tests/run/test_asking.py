@@ -1,0 +1,181 @@
+"""Asking before training: flags that exclude each other, what a budget allows, forecast and actual of finished runs."""
+
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import jaxlite as jl
+from jaxlite.host.limits import Limits
+from jaxlite.host.rates import Rates
+from jaxlite.report.result import Result, to_json
+from jaxlite.run import affordable, checking
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+WRONG = [
+  (('--changes',), '--changes goes with --mode=plan; got --mode=train'),
+  (('--mode=fit', '--check'), '--check goes with --mode=plan; got --mode=fit'),
+  (('--mode=plan', '--formats=c'), '--formats goes with --mode=deploy; got --mode=plan'),
+  (('--mode=plan', '--force'), '--force goes with --mode=train; got --mode=plan'),
+  (('--mode=plan', '--fresh'), '--fresh moves an old run aside, and --mode=plan trains nothing'),
+  (('--mode=plan', '--check', '--minutes=3'), '--check looks back and --minutes ahead'),
+  (('--mode=plan', '--check', '--changes'), '--changes is of an experiment, --check is not'),
+  (('--mode=plan', '--check', '--config=x.py'), '--check asks without an experiment'),
+  (('--mode=plan', '--minutes=3', '--config.seed=1'), '--minutes asks without an experiment'),
+  (('--mode=plan', '--minutes=3'), 'asked by --minutes, --examples and --shape'),
+  (('--mode=plan', '--classes=3'), 'asked by --minutes, --examples and --shape'),
+  (('--mode=plan', '--check', '--workdir=nowhere'), 'holds no finished run'),
+  (('--mode=plan', '--minutes=x'), 'flag --minutes=x'),
+  (('--mode=play',), 'flag --mode=play'),
+]
+
+
+@pytest.mark.parametrize(('words', 'told'), WRONG, ids=lambda one: ' '.join(one) if isinstance(one, tuple) else '')
+def test_flags_that_do_not_go_together_are_told_in_a_line(words, told, capsys, tmp_path):
+  from jaxlite.config import command_line
+  from jaxlite.run import launcher
+
+  launcher.FLAGS.unparse_flags()
+  for name in ('config', 'workdir', 'mode', *launcher._DEPLOYING, *launcher._PLANNING, 'force', 'fresh', 'smoke'):
+    launcher.FLAGS[name].unparse()
+
+  def answered():
+    pairs = command_line.parse(['launch.py', *words], launcher.FLAGS, '', launcher.__name__)
+    launcher._without_experiment(str(tmp_path / 'nowhere'), launcher._given(bool(pairs)))
+
+  with pytest.raises((SystemExit, ValueError)) as end:
+    answered()
+  message = capsys.readouterr().err if end.type is SystemExit else str(end.value)
+  assert told in message, message
+  assert message.strip().count('\n') == 0
+
+
+def test_help_answers_within_a_second_and_names_what_can_be_asked():
+  began = time.process_time(), time.monotonic()
+  done = subprocess.run([sys.executable, 'launch.py', '--help'], cwd=ROOT, capture_output=True, text=True, check=True)
+  del began
+  for word in ('--mode=plan', '--mode=fit', '--mode=doctor', '--minutes', '--[no]check', '--[no]force'):
+    assert word in done.stdout, word
+
+
+SLOW = {'float32': 1e10, 'bfloat16': 1e10, 'int8': 1e10}
+RATES = Rates(SLOW, SLOW, SLOW, 1e9, 1e10, 1e10, 1e8, 1e-5)
+HERE = Limits(8 << 30, 8 << 30, None, None, 'the machine', resident_memory=8 << 30, resident_free=8 << 30)
+
+
+@pytest.mark.parametrize('one', affordable.table(), ids=lambda one: f'{one["network"]} on {one["data"]}')
+def test_every_accuracy_that_is_told_stands_in_our_tables_beside_its_command(one):
+  pages = ' '.join((ROOT / name).read_text() for name in ('README.md', 'experiments/README.md'))
+  assert one['shown'] in pages
+  assert one['shown'].startswith(f'{one["accuracy"]:.2f} %')
+  for word in one['command'].split():
+    assert word in pages, word
+  assert (ROOT / one['recipe']).is_file()
+
+
+def test_accuracy_is_told_for_data_of_the_measured_shape_alone():
+  known = {one['network'] for one in affordable.table() if one['shape'] == [28, 28]}
+  for shape, classes, told in (
+    ((28, 28, 1), 10, known),
+    ((28, 28), 10, known),
+    ((28, 28, 3), 10, set()),
+    ((28, 28), 9, set()),
+  ):
+    names = [name for name, _ in affordable.networks(shape, classes)]
+    assert {name for name in names if affordable._measured(name, shape, classes)} == told & set(names)
+
+
+@pytest.mark.parametrize('shape', [(20,), (8, 8), (28, 28, 1), (32, 32, 3), (5, 7, 2), (3, 2)])
+def test_every_network_that_is_named_takes_examples_of_the_shape(shape):
+  for name, network in affordable.networks(shape, 4):
+    model = jl.adapt(network)
+    inputs = jax.ShapeDtypeStruct((2, *shape), np.float32)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    outputs = jax.eval_shape(
+      lambda p, s, x, model=model: model.apply(p, s, x, train=False, key=None)[0], params, state, inputs
+    )
+    assert outputs.shape == (2, 4), name
+
+
+def test_what_fits_stands_first_and_a_budget_cuts_epochs_before_it_cuts_networks(monkeypatch):
+  monkeypatch.setattr(affordable, 'rates', lambda say=None: RATES)
+  monkeypatch.setattr(affordable, 'networks', lambda shape, classes: NETWORKS)
+  from jaxlite.models import MLP
+
+  NETWORKS = [('MLP (8)', MLP((8,), classes=3)), ('MLP (2048)', MLP((2048, 2048), classes=3))]
+  long = affordable.options(600, HERE, 2000, (20,), 3, print)
+  assert all(one.fits and one.epochs == one.wanted for one in long), long
+  brief = affordable.options(1e-4, HERE, 2000, (20,), 3, print)
+  assert not any(one.fits for one in brief)
+  small = HERE._replace(resident_memory=1 << 20, resident_free=1 << 20)
+  assert not any(one.fits for one in affordable.options(600, small, 2000, (20,), 3, print))
+  lines = affordable.lines(600, HERE, 2000, (20,), 3, print)
+  assert all('not measured' in line for line in lines if line.startswith('MLP'))
+
+
+def finished(folder, name, forecast, seconds, peak, upper):
+  folder.mkdir(parents=True)
+  time = {'forecast': forecast, 'low': forecast / 2, 'high': forecast * 2, 'actual': seconds, 'basis': 'cost'}
+  memory = {'forecast': peak, 'upper': upper, 'actual': 500 << 20, 'basis': 'traced', 'word': 'FITS', 'alone': True}
+  result = Result(name, {}, forecast={'time': time, 'memory': memory})
+  (folder / 'result.json').write_text(to_json(result, f'id-{name}'))
+
+
+def test_check_shows_both_and_their_error_and_this_machine_learns_from_a_run_once(tmp_path, monkeypatch):
+  from jaxlite.planning import calibration
+
+  monkeypatch.setattr(calibration.files, 'user_cache', lambda: tmp_path / 'cache')
+  finished(tmp_path / 'runs' / 'a', 'a', 10.0, 12.5, 450 << 20, 550 << 20)
+  finished(tmp_path / 'runs' / 'b', 'b', 10.0, 40.0, 400 << 20, 450 << 20)
+  (tmp_path / 'runs' / 'c').mkdir()
+  (tmp_path / 'runs' / 'c' / 'result.json').write_text('{"no": "result"}')
+  for _ in range(2):
+    table = checking.table(tmp_path / 'runs')
+  rows = {line.split()[0]: line for line in table.splitlines()}
+  assert '-20 %' in rows['a']
+  assert '-10 %' in rows['a']
+  assert 'passed' in rows['b']
+  assert '-75 %' in rows['b']
+  assert 'damaged' in rows['c']
+  assert rows['time:'].endswith('1 of 2 in the 80 % interval')
+  assert rows['memory:'].endswith('1 of 2 within the 95 % bound')
+  kept = calibration.outcomes()
+  assert sorted((one.run, one.what) for one in kept) == [
+    (f'id-{name}', what) for name in 'ab' for what in ('memory/peak', 'time/total')
+  ]
+  assert all(math.isfinite(one.actual) for one in kept)
+
+
+def test_a_run_of_ours_is_found_by_check(tmp_path):
+  rng = np.random.default_rng(0)
+  data = rng.normal(size=(60, 4)).astype(np.float32), np.arange(60) % 2
+  config = jl.Config(name='x', train=jl.Duration(steps=3))
+  config.data.batch_size, config.log.tensorboard = 8, False
+  said = []
+  result = jl.train(config, tmp_path / 'x', data=data, say=said.append)
+  assert set(result.forecast) >= {'memory'}
+  assert [line for line in said if line.startswith('forecast: needs')], said
+  table = checking.table(tmp_path)
+  assert re.search(r'^x +', table, re.MULTILINE)
+  assert json.loads((tmp_path / 'x' / 'result.json').read_text())['forecast'] == result.forecast
+
+
+def test_a_plan_of_the_same_arguments_is_that_of_the_run(tmp_path):
+  rng = np.random.default_rng(0)
+  data = rng.normal(size=(60, 4)).astype(np.float32), np.arange(60) % 2
+  config = jl.Config(name='x', train=jl.Duration(steps=3))
+  config.data.batch_size = 8
+  before = sorted(tmp_path.rglob('*'))
+  found = jl.plan(config, tmp_path, data=data)
+  assert sorted(tmp_path.rglob('*')) == before  # nothing is written
+  assert found.verdict.word == 'FITS'
+  assert found.memory.peak <= found.memory.upper
+  assert found.durations.counts['step'] == 3

@@ -1,0 +1,129 @@
+"""Under a limit of memory: what is forecast to die is refused, what is not is not, and what is fitted comes through."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EXPERIMENT = pathlib.Path(__file__).with_name('fitted.py')
+DEAD = ('RESOURCE_EXHAUSTED', 'YNNPACK', 'bad_alloc', 'MemoryError')
+
+
+def launch(place, job, limit=None, *words):
+  """Runs the launcher on a job, under a limit of its data segment in MiB."""
+  place.mkdir(parents=True, exist_ok=True)
+  (place / 'job.json').write_text(json.dumps(job))
+
+  def limited():
+    if limit is not None:
+      resource.setrlimit(resource.RLIMIT_DATA, (limit << 20, limit << 20))
+
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JOB': str(place / 'job.json')}
+  command = [sys.executable, str(ROOT / 'launch.py'), f'--config={EXPERIMENT}', f'--workdir={place / "run"}', *words]
+  return subprocess.run(
+    command, cwd=place, env=environment, capture_output=True, text=True, check=False, timeout=300, preexec_fn=limited
+  )
+
+
+def result(place):
+  return json.loads((place / 'run' / 'result.json').read_text())
+
+
+JOB = {'kind': 'function', 'width': 512, 'depth': 8, 'batch': 4096, 'evaluation': 4096, 'steps': 4, 'features': 32}
+LARGE = {**JOB, 'examples': 8192}
+
+
+@pytest.fixture(scope='module')
+def unlimited(tmp_path_factory):
+  """A job that needs some hundred MiB, trained without a limit."""
+  place = tmp_path_factory.mktemp('unlimited')
+  done = launch(place, LARGE)
+  assert done.returncode == 0, done.stderr
+  return place, done.stdout
+
+
+def test_a_run_begins_with_its_forecast_in_a_line_and_ends_with_what_came_of_it(unlimited):
+  place, said = unlimited
+  lines = [line for line in said.splitlines() if line.startswith('forecast')]
+  assert re.match(r'forecast: needs [\d.]+ [MG]iB, at most [\d.]+ [MG]iB, of [\d.]+ [MG]iB', lines[0]), lines
+  assert re.match(r'forecast and actual: .* were used', lines[1]), lines
+  memory = result(place)['forecast']['memory']
+  assert memory['alone']
+  assert abs(memory['forecast'] / memory['actual'] - 1) < 0.25  # how near it is belongs to the bench
+  assert '### Forecast and actual' in (place / 'run' / 'report.md').read_text()
+
+
+def test_what_would_be_killed_is_refused_with_what_would_fit_and_force_starts_it_all_the_same(tmp_path):
+  refused = launch(tmp_path / 'a', LARGE, 330)
+  assert refused.returncode == 2, refused.stdout + refused.stderr
+  line = refused.stderr.strip().splitlines()[-1]
+  assert line.startswith('error: this run would be killed'), line
+  assert '--config.machine.micro_batches=' in line or '--config.machine.remat=' in line
+  assert '--force' in line
+  assert not (tmp_path / 'a' / 'run' / 'result.json').exists()
+  forced = launch(tmp_path / 'b', LARGE, 330, '--force')
+  assert forced.returncode != 2
+  assert 'started all the same' in forced.stdout
+
+
+def test_a_fitted_run_gets_through_where_the_run_itself_does_not_and_learns_the_same(tmp_path, unlimited):
+  done = launch(tmp_path, LARGE, 450, '--mode=fit')
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert re.search(r'training: .*--config\.', done.stdout)
+  loss = [result(place)['metrics']['loss'] for place in (tmp_path, unlimited[0])]
+  assert abs(loss[0] - loss[1]) < 1e-3
+  again = launch(tmp_path, LARGE, 450, '--mode=fit')
+  assert again.returncode == 0
+  assert 'it goes on in the form that it began with' in again.stdout
+  assert 'nothing is trained' in again.stdout
+
+
+def test_no_form_of_what_is_far_too_large_fits_and_that_is_said_in_a_line(tmp_path):
+  done = launch(tmp_path, {**LARGE, 'width': 4096, 'batch': 64, 'evaluation': 64}, 300, '--mode=fit')
+  assert done.returncode == 2, done.stdout
+  assert done.stderr.strip().splitlines()[-1].startswith('error: no')
+
+
+def random_job(seed):
+  rng = random.Random(seed)
+  job = {
+    'kind': rng.choice(['function', 'function', 'linen', 'dropout', 'statistics']),
+    'width': rng.choice([64, 128, 256, 512]),
+    'depth': rng.choice([1, 2, 4, 8]),
+    'batch': rng.choice([64, 256, 1024, 4096]),
+    'evaluation': rng.choice([512, 2048, 8192]),
+    'features': rng.choice([8, 64, 256]),
+    'examples': 10_000,
+    'steps': 10,
+    'seed': seed,
+  }
+  return job, rng.choice([360, 420, 500, 700])
+
+
+def comes_through(place, seed):
+  """A job ends well, or nothing of it fits and that is said; never by being killed."""
+  job, limit = random_job(seed)
+  done = launch(place, job, limit, '--mode=fit')
+  told = f'{job} under {limit} MiB: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}'
+  assert done.returncode == 0, told
+  assert not any(word in done.stderr for word in DEAD), told
+  assert np.isfinite(result(place)['metrics']['loss'])
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_random_jobs_come_through_training_evaluation_and_saving(tmp_path, seed):
+  comes_through(tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(100, 150))
+def test_fifty_random_jobs_come_through(tmp_path, seed):
+  comes_through(tmp_path, seed)
