@@ -5,8 +5,9 @@
 Seconds of processor time, each in a fresh process without a compile cache, imports left out.
 
   depth   the state and the first step of an MLP of that many layers, 64 wide: fake_quant + prune + Adam, beside a step
-          that is fake-quantized by hand (per-channel weights, moving ranges, straight through) with the same Adam; the
-          plain step of both beside it
+          that is fake-quantized by hand (per-channel weights, moving ranges, straight through) with the same Adam and
+          no masks, which the ratio is to; one that also draws and holds masks by hand (a sort a layer, in a
+          conditional), which is the same work; and the plain step of all
   prune   of the same, what prune adds to fake_quant + Adam
   leaves  `jl.train` of 6 steps of an MLP of that many parameter arrays, 16 wide, with checkpoints and report, beside
           6 steps of the same model in plain JAX
@@ -30,12 +31,11 @@ BATCH = 128
 
 
 def rows(short: bool = False) -> Iterator[dict[str, Any]]:
-  """Yields {'what', 'size', 'cpu seconds', 'plain JAX', 'ratio'}, a size each; of depth the plain step's too."""
+  """Yields {'what', 'size', 'cpu seconds', 'plain JAX', 'ratio'}, a size each; of depth two more."""
   for size in DEPTHS[:2] if short else DEPTHS:
     quantized = _seconds('quantized', size)
-    yield _row(
-      'depth', size, _seconds('pruned', size), _seconds('by hand', size), {'plain step': _seconds('plain', size)}
-    )
+    beside = {'with masks': _seconds('pruned by hand', size), 'plain step': _seconds('plain', size)}
+    yield _row('depth', size, _seconds('pruned', size), _seconds('by hand', size), beside)
     yield {'what': 'prune', 'size': size, 'cpu seconds': round(_seconds('pruned', size) - quantized, 2)}
   for size in LEAVES[:2] if short else LEAVES:
     yield _row('leaves', size, _seconds('run', size), _seconds('plain run', size))
@@ -117,8 +117,8 @@ def _run(size: int) -> Callable[[], Any]:
   return act
 
 
-def _plain(size: int, width: int, steps: int, *, by_hand: bool = False) -> Callable[[], Any]:
-  """What a person writes in plain JAX."""
+def _plain(size: int, width: int, steps: int, *, by_hand: bool = False, masks: bool = False) -> Callable[[], Any]:
+  """What a person writes in plain JAX; of all that is optional nothing (no donation, no watch over bad numbers)."""
   import jax
   import jax.numpy as jnp
   import optax
@@ -142,6 +142,17 @@ def _plain(size: int, width: int, steps: int, *, by_hand: bool = False) -> Calla
     scale = jnp.maximum(jnp.max(jnp.abs(w), axis=0, keepdims=True) / 127, 1e-8)
     return w + jax.lax.stop_gradient(jnp.clip(jnp.round(w / scale), -127, 127) * scale - w)
 
+  def draw(w: Any, sparsity: Any) -> Any:
+    sizes = jnp.abs(w)
+    lowest = jnp.sort(sizes.ravel())[jnp.minimum(jnp.int32(sparsity * w.size), w.size - 1)]
+    return sizes >= lowest
+
+  def pruned(params: Any, held: Any, count: Any) -> Any:
+    sparsity = 0.5 * (1 - (1 - jnp.minimum(count / 10, 1)) ** 3)
+    due = (count % 2 == 0) & (count <= 10)
+    held = jax.lax.cond(due, lambda: {n: draw(params[n]['w'], sparsity) for n in held}, lambda: held)
+    return {n: {**params[n], 'w': jnp.where(held[n], params[n]['w'], 0)} for n in held}, held
+
   def loss(params: Any, spans: Any, x: Any, y: Any, first: Any) -> Any:
     new = {}
     for name in sorted(params):
@@ -154,16 +165,20 @@ def _plain(size: int, width: int, steps: int, *, by_hand: bool = False) -> Calla
     return optax.softmax_cross_entropy_with_integer_labels(x, y).mean(), new
 
   @jax.jit
-  def step(params: Any, state: Any, spans: Any, x: Any, y: Any) -> Any:
-    (value, spans), grads = jax.value_and_grad(loss, has_aux=True)(params, spans, x, y, state[0].count == 0)
+  def step(params: Any, state: Any, spans: Any, held: Any, x: Any, y: Any) -> Any:
+    count = state[0].count
+    (value, spans), grads = jax.value_and_grad(loss, has_aux=True)(params, spans, x, y, count == 0)
     updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state, spans, value
+    params = optax.apply_updates(params, updates)
+    params, held = pruned(params, held, count) if masks else (params, held)
+    return params, state, spans, held, value
 
   def act() -> Any:
     params = jax.tree.map(jnp.asarray, start)
     state, spans = tx.init(params), {name: (jnp.zeros(()), jnp.zeros(())) for name in params if by_hand}
+    held = {name: jnp.ones(params[name]['w'].shape, bool) for name in params if masks}
     for _ in range(steps):
-      params, state, spans, value = step(params, state, spans, x, y)
+      params, state, spans, held, value = step(params, state, spans, held, x, y)
     return params, value
 
   return act
@@ -173,6 +188,7 @@ KINDS: dict[str, Callable[[int], Callable[[], Any]]] = {
   'pruned': lambda size: _ours(size, quantized=True, pruned=True),
   'quantized': lambda size: _ours(size, quantized=True, pruned=False),
   'by hand': lambda size: _plain(size, 64, 1, by_hand=True),
+  'pruned by hand': lambda size: _plain(size, 64, 1, by_hand=True, masks=True),
   'plain': lambda size: _plain(size, 64, 1),
   'run': _run,
   'plain run': lambda size: _plain(size // 2, 16, 6),

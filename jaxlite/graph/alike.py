@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _MOST = 1 << 20  # entries that are put together: what is larger stays apart, its work outweighs its compilation
+_EXACT = 1 << 24  # whole numbers in float32, which XLA:CPU reduces in one piece of code, and integers in several
 _LONGEST = 256  # arrays that are put together, by code that grows with them
 
 
@@ -57,10 +58,10 @@ def first(says: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -
       found.append(jnp.where(jnp.any(says(leaves[chunk[0]])), np.int32(chunk[0]), none))
       continue
     joined = jnp.concatenate([leaves[i].reshape(-1) for i in chunk])
-    nowhere = np.int32(joined.size)
-    places = jnp.where(says(joined), jnp.arange(joined.size, dtype=jnp.int32), nowhere)
+    nowhere = np.float32(joined.size)
+    places = jnp.where(says(joined), jnp.arange(joined.size, dtype=jnp.float32), nowhere)
     place = jnp.min(places, initial=nowhere)  # all may be empty
-    ends = np.cumsum([leaves[i].size for i in chunk], dtype=np.int32)
+    ends = np.cumsum([leaves[i].size for i in chunk], dtype=np.float32)
     found.append(jnp.min(jnp.where(place < ends, np.array(chunk, np.int32), none)))
   return functools.reduce(jnp.minimum, found, jnp.int32(none))
 
@@ -79,7 +80,8 @@ def count(says: Callable[..., jax.Array], *columns: Sequence[jax.Array]) -> jax.
   for chunk in _chunks(*columns):
     rows = [[column[i] for i in chunk] for column in columns]
     joined = [jnp.concatenate([leaf.reshape(-1) for leaf in row]) if len(chunk) > 1 else row[0] for row in rows]
-    total += jnp.sum(says(*joined), dtype=jnp.int32)
+    exact = jnp.float32 if joined[0].size <= _EXACT else jnp.int32
+    total += jnp.sum(says(*joined), dtype=exact).astype(jnp.int32)
   return total
 
 
@@ -95,6 +97,47 @@ def _chunks(*columns: Sequence[jax.Array]) -> list[list[int]]:
       sizes[kind] = row[0].size
     found[kind][-1].append(position)
   return [chunk for own in found.values() for chunk in own]
+
+
+def once(when: Any, fn: Callable[[Any], Any], carry: Any) -> tuple[jax.Array, Any]:
+  """Returns `fn(carry)` where `when` is True, else `carry`: a conditional, written as a loop of at most one turn.
+
+  What a loop carries XLA keeps in place, and what it reads it leaves where it is; what passes through a conditional it
+  copies, on either side and at every step, and takes longer to compile with each array that does.
+
+  Args:
+    when: bool[].
+    fn: carry -> carry, of the same types.
+    carry: pytree of arrays.
+
+  Returns:
+    (False by now, though a compiler does not know it, for `following`; the carry).
+
+  >>> [once(when, lambda x: x + 1, jnp.int32(1))[1].item() for when in (True, False)]
+  [2, 1]
+  """
+
+  def turn(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+    # A constant: so XLA sees that no second turn comes, and does not make ahead of the loop what is the same in each.
+    return jnp.zeros_like(state[0]), fn(state[1])
+
+  return jax.lax.while_loop(lambda state: state[0], turn, (jnp.asarray(when), carry))
+
+
+def following(running: jax.Array, tree: Any) -> Any:
+  """Returns the same arrays, made after a loop of `once` has ended.
+
+  What the loop reads may then be written over in place, by what is computed from these. Without an order between the
+  two XLA copies it at every step, whether the loop runs or not.
+
+  Args:
+    running: bool[], of `once`.
+    tree: pytree of arrays.
+
+  >>> following(once(True, lambda x: -x, jnp.ones(()))[0], jnp.array([1.0, -0.0])).tolist()
+  [1.0, -0.0]
+  """
+  return jax.tree.map(lambda leaf: jax.lax.select(running, jnp.zeros_like(leaf), jnp.asarray(leaf)), tree)
 
 
 def _is_whole(leaf: Any) -> bool:

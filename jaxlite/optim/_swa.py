@@ -12,6 +12,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Account, Batch, Hook, Model, Params, State, join_const, split_const
 from jaxlite.errors import arrays, counted
+from jaxlite.graph import alike
 from jaxlite.optim._average import averaged
 from jaxlite.tasks import running
 
@@ -77,7 +78,7 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
       return SwaState(count, mean)
 
     due = (step >= begin) & ((step - begin) % every == 0)
-    return jax.lax.cond(due, take, lambda own: own, own)
+    return alike.once(due, take, own)[1]
 
   def read(own: SwaState, params: Params) -> Params:
     def seen(mean: jax.Array, live: jax.Array) -> jax.Array:

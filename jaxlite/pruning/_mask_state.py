@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -180,18 +179,9 @@ def watched(
   # A wrong order breaks every step, so the first look after a refresh finds it.
   look = due | schedule.due(state.count - 1) | (state.count % _CHECK == 0)
 
-  def looked(carry: Any) -> Any:
-    del carry
-    return jnp.zeros((), bool), broken_weights(state.masks, params)
-
-  def refreshed(carry: Any) -> Any:
-    return jnp.zeros((), bool), *refresh(*carry[1:])
-
-  # Conditionals written as loops of at most one turn: what a loop carries XLA keeps in place, what passes through a
-  # conditional it copies, at every step. The second loop begins when the first has read the masks that it replaces.
-  once = functools.partial(jax.lax.while_loop, lambda carry: carry[0])
-  still, broken = once(looked, (look, jnp.zeros((), jnp.int32)))  # False by now, though a compiler does not know it
-  _, masks, kept = once(refreshed, (due & ~still, state.masks, kept))
+  looking, broken = alike.once(look, lambda _: broken_weights(state.masks, params), jnp.zeros((), jnp.int32))
+  # Begins when the masks that it replaces have been read.
+  _, (masks, kept) = alike.once(due & ~looking, lambda old: refresh(*old), (state.masks, kept))
   return masks, kept, broken
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Account, Hook, Model, Params, State, Status, reparam
 from jaxlite.errors import arrays
+from jaxlite.graph import alike
 from jaxlite.graph.layouts import Layouts
 from jaxlite.graph.model import _layouts
 from jaxlite.pruning import _masks as masking
@@ -141,13 +142,13 @@ def straight_through(
       leaves = leaves_at(params, own.masks)
       goals = targets(leaves, layouts_in(own.layouts), sparsity, structure, allocate, what=name)
 
-      def drawn() -> Any:
+      def drawn(_: Any) -> Any:
         scores = scores_of(score, params, None, goals, what=name)
         found = draw(goals, scores, lambda goal: plan.at(step, goal), step >= plan.end)
         return {path: masking.pack(mask) if packed else mask for path, mask in found.items()}
 
       due = plan.due(step)
-      masks = jax.lax.cond(due, drawn, lambda: own.masks)
+      _, masks = alike.once(due, drawn, own.masks)
       asked = jnp.where(due, plan.at(step, sparsity), own.sparsity)
       reached = own.reached | (due & (step >= plan.end))
       return {**state, slot: StraightState(masks, asked, reached, own.layouts)}

@@ -15,6 +15,7 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.contract import Account, Context, Hook, Loss, Model, Params, State, Terms, reparam
 from jaxlite.errors import arrays
+from jaxlite.graph import alike
 from jaxlite.graph.model import _layouts
 
 _LEAST, _MOST = 0.002, 0.9  # of a share that is not zero, as the prior sees it
@@ -146,7 +147,7 @@ def few_bits(
     def after(params: Params, state: State, step: Any) -> State:
       own = state[slot]
       leaves = {path: leaf for path, leaf in trees.by_path(params).items() if path in own.priors}
-      own = jax.lax.cond(step % every == 0, lambda: _fitted(leaves, params[slot]), lambda: own)
+      _, own = alike.once(step % every == 0, lambda _: _fitted(leaves, params[slot]), own)
       return wrapped.after(params, {**state, slot: own}, step)
 
     return wrapped._replace(init=init, after=after)

@@ -103,11 +103,10 @@ def _observed(x: jax.Array) -> Range:
   # As integers that are ordered like the floats, moved so far that what is not finite overflows past the other end: a
   # plain reduction, without a mask (which takes XLA:CPU several times as long) and without a branch. Both ends in one
   # reduction: XLA then reads its operand once, and on CPU vectorizes it.
+  # It begins at infinite ends, which are those of nothing finite, as of `unseen`.
   ordered = _ordered(lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32))
-  start = np.int32(2**31 - 1), np.int32(-(2**31))
+  start = _INFINITE - _FINITE, ~_INFINITE + _FINITE
   low, high = lax.reduce((ordered - _FINITE, ordered + _FINITE), start, _wider, tuple(range(x.ndim)))
-  # Of nothing finite the ends are infinite, as those of `unseen`.
-  low, high = jnp.minimum(low, _INFINITE - _FINITE), jnp.maximum(high, ~_INFINITE + _FINITE)
   return _as_float(low + _FINITE), _as_float(high - _FINITE)
 
 
@@ -141,14 +140,14 @@ def blend(old: Range, new: Range, decay: float) -> Range:
   >>> [float(end) for end in blend(unseen(), (0.0, 2.0), 0.9)]
   [0.0, 2.0]
   """
-  first = jnp.asarray(is_seen(old))
-  both = first & is_seen(new)
+  moves = is_seen(new)
 
-  def end(old: jax.Array, new: jax.Array) -> jax.Array:
-    old, new = jnp.asarray(old, jnp.float32), jnp.asarray(new, jnp.float32)
-    return lax.select(both, decay * old + (1 - decay) * new, lax.select(first, old, new))
+  # An end is seen when its other end is; were that read, XLA would copy both before it writes to either.
+  def end(old: jax.Array, new: jax.Array, seen: jax.Array) -> jax.Array:
+    return lax.select(seen & moves, decay * old + (1 - decay) * new, lax.select(seen, old, new))
 
-  return end(old[0], new[0]), end(old[1], new[1])
+  (low, high), (new_low, new_high) = (tuple(jnp.asarray(end, jnp.float32) for end in span) for span in (old, new))
+  return end(low, new_low, low < jnp.inf), end(high, new_high, high > -jnp.inf)
 
 
 class Grid(NamedTuple):
@@ -215,10 +214,8 @@ def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
   [[1.0, 1.0]]
   """
   size, axes = jnp.abs(lax.stop_gradient(w).astype(jnp.float32)), tuple(axes)
-  if size.size <= _SMALL:  # without a branch, which would take longer to compile than all the rest; as in `observe`
-    moved = lax.bitcast_convert_type(size, jnp.int32) + _FINITE
-    largest = jnp.max(moved, axis=axes, keepdims=True, initial=_FINITE)
-    largest = lax.bitcast_convert_type(jnp.maximum(largest, _FINITE) - _FINITE, jnp.float32)
+  if size.size <= _SMALL:  # without a branch, which would take longer to compile than all the rest
+    largest = jnp.max(lax.select(size < jnp.inf, size, jnp.zeros_like(size)), axis=axes, keepdims=True, initial=0.0)
   else:
     largest = _of_large(size, axes)
   return _scale(largest * np.float32(1 / (2 ** (bits - 1) - 1)))

@@ -49,8 +49,9 @@ class Activations(NamedTuple):
     moved = _blended(stored, seen, self.decay)
     if self.freeze is None or step is None:
       return moved
-    still = (jnp.asarray(step) >= self.freeze) & numerics.is_seen(stored)  # what was never seen is adopted even then
-    return jnp.where(still, stored[0], moved[0]), jnp.where(still, stored[1], moved[1])
+    still = jnp.asarray(step) >= self.freeze  # what was never seen is adopted even then; each end by itself, as `blend`
+    low, high = stored
+    return jnp.where(still & (low < jnp.inf), low, moved[0]), jnp.where(still & (high > -jnp.inf), high, moved[1])
 
 
 _blended = jax.jit(numerics.blend, static_argnums=2)  # traced once for all sites

@@ -72,8 +72,8 @@ def went_nan(state: TrainState) -> tuple[int, str] | None:
   return at_step, 'loss' if leaf < 0 else trees.paths(state.params)[leaf]
 
 
-def health(before: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
-  """Returns the record of the first failure, as `went_nan` reads it, after one more step.
+def health(before: jax.Array, total: jax.Array, live: TrainState) -> tuple[jax.Array, jax.Array]:
+  """Looks for the first failure in one more step.
 
   The leaves are only read once the loss has gone bad: a step in which all is well pays nothing.
 
@@ -81,16 +81,19 @@ def health(before: jax.Array, total: jax.Array, live: TrainState) -> jax.Array:
     before: int32[2], the record before the step.
     total: float[], the step's loss.
     live: the state before the step.
+
+  Returns:
+    (False when the leaves have been read, for `alike.following`; the record after the step, as `went_nan` reads it).
   """
 
-  def look(params: Params) -> jax.Array:
-    leaves = jax.tree.leaves(params)
+  def look(_: Any) -> jax.Array:
+    leaves = jax.tree.leaves(live.params)
     leaf = alike.first(lambda entries: ~jnp.isfinite(entries), leaves)
     blame = leaf < len(leaves)
     return jnp.stack([jnp.where(blame, live.step, live.step + 1), jnp.where(blame, leaf, -1)])
 
   first = ~jnp.isfinite(total) & (before[0] < 0)
-  return jax.lax.cond(first, look, lambda params: before, live.params)
+  return alike.once(first, look, before)
 
 
 def inputs_of(batch: Batch) -> Any:

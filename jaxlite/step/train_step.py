@@ -158,13 +158,14 @@ def _update_of(
     key, const = fixed
     batch, before = asked
     total = functools.reduce(jnp.add, terms.values())
-    state = {**state, HEALTH: health(state[HEALTH], total, live)}
+    looking, record = health(state[HEALTH], total, live)
+    state = {**state, HEALTH: record}
     value_fn = lambda params: value(params, join_const(before, const), batch, key, live.step)  # noqa: E731
     extra = {'value': total, 'grad': grads, 'value_fn': value_fn}
     if POINT in before:
       extra['point'] = before[POINT]
     updates, opt_state = tx.update(grads, live.opt_state, live.params, **extra)
-    params = optax.apply_updates(live.params, updates)
+    params = optax.apply_updates(live.params, alike.following(looking, updates))  # written when they have been read
     step = live.step + 1
     point = evaluation_point(opt_state, params)
     state = state if point is None else {**state, POINT: point}

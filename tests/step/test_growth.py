@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import importlib
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -126,3 +127,59 @@ def test_masks_of_equal_leaves_are_those_of_each_alone():
     np.testing.assert_array_equal(together[name], alone[name])
     kept = np.argsort(-np.abs(np.asarray(leaf)).ravel(), kind='stable')[: 30 - 21]
     assert sorted(np.flatnonzero(np.asarray(together[name]))) == sorted(kept)
+
+
+COPYING = {
+  'adam': lambda: [optax.adam(0.1)],
+  'fake_quant': lambda: [jl.fake_quant(), optax.sgd(0.1)],
+  'prune': lambda: [optax.sgd(0.1), jl.prune(0.5, end=4, every=2)],
+  'straight_through': lambda: [jl.pruning.straight_through(0.5, end=4), optax.sgd(0.1)],
+  'swa': lambda: [jl.optim.swa(begin=2, every=2), optax.sgd(0.1)],
+}
+
+
+def copies(program):
+  """How many arrays a compiled step copies each time: in itself, and in what its conditionals choose from."""
+  entry = program.split('ENTRY ')[1].split('\n}')[0]
+  names = re.findall(r'branch_computations=\{(.*?)\}|(?:true|false)_computation=(%[\w.-]+)', program)
+  branches = [one.strip() for pair in names for one in ','.join(pair).split(',') if one.strip()]
+  bodies = [program.split(f'\n{branch} ')[1].split('\n}')[0] for branch in branches]
+  return sum(body.count(' copy(') for body in (entry, *bodies))
+
+
+def compiled_step(parts, layers):
+  train = jl.train_step(mlp(layers), jl.cross_entropy, jl.chain(*parts))
+  state = jax.eval_shape(train.init, jax.random.key(0), BATCH)
+  return jax.jit(train.step, donate_argnums=0).lower(state, BATCH).compile().as_text()
+
+
+def compiled_plainly(layers):
+  def step(params, batch):
+    def loss(params):
+      x = batch['inputs']
+      for name in sorted(params):
+        x = jax.nn.relu(x @ params[name]['w'] + params[name]['b'])
+      return jl.cross_entropy(x, batch).mean()
+
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+
+  shape = {'w': jax.ShapeDtypeStruct((WIDTH, WIDTH), 'float32'), 'b': jax.ShapeDtypeStruct((WIDTH,), 'float32')}
+  return jax.jit(step, donate_argnums=0).lower({f'layer{i}': shape for i in range(layers)}, BATCH).compile().as_text()
+
+
+@pytest.mark.parametrize('name', COPYING)
+@pytest.mark.unoptimized(False)
+def test_no_leaf_is_copied_at_every_step_that_plain_jax_does_not_copy(name):
+  """What happens rarely (a look at bad numbers, new masks, an average) reads and writes the state where it lies. XLA
+  itself copies a weight that the gradient of its inputs reads, since its update may come before."""
+  grown = copies(compiled_step(COPYING[name](), 5)) - copies(compiled_step(COPYING[name](), 2))
+  assert grown <= copies(compiled_plainly(5)) - copies(compiled_plainly(2))
+
+
+@pytest.mark.parametrize('name', ['adam', 'prune'])
+@pytest.mark.unoptimized(False)
+def test_what_happens_rarely_is_not_made_ahead_of_its_loop(name):
+  program = compiled_step(COPYING[name](), 3)
+  assert ' concatenate(' in program  # of the leaves that are looked through
+  entry = program.split('ENTRY ')[1].split('\n}')[0]
+  assert not re.findall(r'= \w+\[\d{3,}\]\S* (?:concatenate|fusion)\(', entry)
