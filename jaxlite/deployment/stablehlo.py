@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 
 from jaxlite import errors, trees
 from jaxlite.contract import Model, Network, Params, Side, State, join_const, split_const
 from jaxlite.deployment import calls, linalg
 from jaxlite.deployment.about import check_about, check_results, own_of
+from jaxlite.deployment.operations.given import check_kind
 from jaxlite.graph import walk
 from jaxlite.host.files import read_file, write_bytes
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
@@ -329,7 +329,5 @@ def _check_input(leaf: Any, want: dict[str, Any]) -> jax.Array:
   got = jnp.shape(leaf)
   if got[1:] != shape or not got:
     raise ValueError(f'this model takes {dtype}[B, {", ".join(map(str, shape))}]; got an array of shape {list(got)}')
-  kind = np.asarray(leaf).dtype if not isinstance(leaf, jax.Array) else leaf.dtype
-  if jnp.issubdtype(dtype, np.integer) and not jnp.issubdtype(kind, np.integer):
-    raise ValueError(f'this model takes raw {dtype} inputs, as in training, and scales them itself; got {kind}')
+  check_kind('this model', leaf, dtype)
   return jnp.asarray(leaf, dtype)

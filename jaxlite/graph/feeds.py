@@ -161,7 +161,7 @@ class _Reader(NamedTuple):
     return [value(atom) for atom in bare.outvars]
 
   def use(self, eqn: Any, site: Site, operands: Sequence[_Value], place: tuple[Any, ...], scope: str) -> _Value:
-    positions = operands_of(eqn)
+    positions = operands_of(eqn) if site.kind != 'reduce_sum' else (0, 0)
     both = [operands[position] for position in positions]
     fed = both if site.paired else [both[1 - (site.side or 0)]]
     self.found.setdefault(site.name, {})[place] = Feed(

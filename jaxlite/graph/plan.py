@@ -76,8 +76,13 @@ class Site(NamedTuple):
 
   @property
   def paired(self) -> bool:
-    """Whether it is a product of two activations that may be rewritten; `side` is then 1."""
-    return not self.why_not and not self.paths
+    """Whether it is a product or sum of two activations that may be rewritten; `side` is then 1."""
+    return not self.why_not and not self.paths and self.kind != 'reduce_sum'
+
+  @property
+  def joins(self) -> bool:
+    """Whether it is no contraction: a sum of two activations, or of one over axes."""
+    return self.kind in ('add', 'reduce_sum') and not self.paths
 
   @property
   def channels(self) -> int:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
-from jaxlite.graph import by_hand, sharding, walk
+from jaxlite.graph import by_hand, joins, sharding, walk
 from jaxlite.graph import covers as covering
 from jaxlite.graph.contractions import CONTRACTIONS, OTHER_CONTRACTIONS, axes_of, flops_of, operands_of
 from jaxlite.graph.covers import Cover
@@ -33,16 +33,18 @@ class _Place(NamedTuple):
   custom: bool = False
   barred: str = ''  # a reason for which nothing here can be rewritten
   pairs: bool = False  # products of two activations may be rewritten too
+  meets: bool = False  # and where they are added, or summed over axes
   mesh: Mapping[str, int] = {}  # the axes of the enclosing shard_maps, and how many shards lie along each
 
 
-def read(jaxpr: Any, tags: Sequence[Tag], *, pairs: bool = False) -> Plan:
+def read(jaxpr: Any, tags: Sequence[Tag], *, pairs: bool = False, meets: bool = False) -> Plan:
   """Reads a program.
 
   Args:
     jaxpr: closed or open.
     tags: one for each of its inputs.
     pairs: whether products of two activations are sites that may be rewritten, as those of a weight are.
+    meets: whether sums of activations are, see `joins`.
 
   Returns:
     The Plan, its sites named.
@@ -53,7 +55,7 @@ def read(jaxpr: Any, tags: Sequence[Tag], *, pairs: bool = False) -> Plan:
     )
     for tag, var in zip(tags, walk.opened(jaxpr)[0].invars, strict=True)
   ]
-  return _named(_read(jaxpr, own, _Place(pairs=pairs, mesh=sharding.ambient())), {}, {})
+  return _named(_read(jaxpr, own, _Place(pairs=pairs, meets=meets, mesh=sharding.ambient())), {}, {})
 
 
 def _join(tags: Sequence[Tag], covers: Mapping[str, Cover] | None = None) -> Tag:
@@ -122,6 +124,8 @@ def _read(jaxpr: Any, tags: Sequence[Tag], place: _Place) -> Plan:
         sites[index] = site
     elif name == 'name' and given[0].paths:
       marks.append((eqn.params['name'], covering.tops(given[0].covers) or given[0].paths))
+    if place.meets and index not in sites and (site := joins.site(eqn, given, place)) is not None:
+      sites[index] = site
     if name in _READERS:
       out, inner[index] = _READERS[name](eqn, given, place)
     elif name in walk.CALLS:
@@ -329,7 +333,7 @@ def _name(site: Site, counts: dict[str, int], shapes: dict[str, Any]) -> Site:
   known = site.weights or site.paths
   own = [path for path in known if not trees.is_extra(path)]
   base = '+'.join(sorted(own or known))  # what a hook added to a weight does not rename it
-  base = '<activations>' if site.paired else base
+  base = joins.NAMES[site.kind] if site.joins else '<activations>' if site.paired else base
   if site.why_not or not base:
     return site._replace(name=base)
   own_shapes = site.lengths, site.shape, site.summed  # alternatives share a name where what is kept by name fits both

@@ -37,6 +37,8 @@ class Rules(NamedTuple):
     fold: record with a leading axis -> record.
     absent: (site, lengths of leading axes) -> the record that merges as nothing.
     across: (record, axes) -> record, the same on every shard.
+    body: runs a body in place of `Runner.body`, where values are followed from one equation to the next; None leaves
+      it to that.
   """
 
   visit: Callable[..., tuple[Any, Any]]
@@ -45,6 +47,7 @@ class Rules(NamedTuple):
   fold: Callable[[Any], Any]
   absent: Callable[[provenance.Site, tuple[int, ...]], Any]
   across: Callable[[Any, tuple[str, ...]], Any]
+  body: Callable[..., tuple[list[Any], Records]] | None = None
 
 
 def run(
@@ -63,11 +66,11 @@ def run(
     (results, flat; records by site name, with the same leading axes).
   """
   ambient = tuple(sorted(sharding.ambient()))  # inside a shard_map, what is seen is a shard's
-  results, records = _Runner(rules, ambient, True).body(jaxpr, plan, args, reads)
+  results, records = Runner(rules, ambient, True).body(jaxpr, plan, args, reads)
   return results, {name: rules.across(record, ambient) for name, record in records.items()} if ambient else records
 
 
-class _Runner(NamedTuple):
+class Runner(NamedTuple):
   rules: Rules
   axes: tuple[str, ...]  # of the enclosing shard_maps
   collectives: bool  # whether every shard is sure to come by
@@ -88,6 +91,8 @@ class _Runner(NamedTuple):
     return {name: site for name, site in plan.weight_sites().items() if self.rules.wanted(site)}
 
   def body(self, jaxpr: Any, plan: provenance.Plan, args: Sequence[Any], reads: Mapping[str, Any]) -> Any:
+    if self.rules.body is not None:
+      return self.rules.body(self, jaxpr, plan, args, reads)
     bare, consts = walk.opened(jaxpr)
     env: dict[Any, Any] = dict(zip([*bare.constvars, *bare.invars], [*consts, *args], strict=True))
     last_use = {atom: index for index, eqn in enumerate(bare.eqns) for atom in eqn.invars if not hasattr(atom, 'val')}
@@ -109,7 +114,7 @@ class _Runner(NamedTuple):
       for atom in eqn.invars:  # as JAX's own evaluator: outside jit, memory is freed after the last use
         if not hasattr(atom, 'val') and last_use[atom] == index and atom not in keep:
           env.pop(atom, None)
-    return [_as_typed(value(atom), atom.aval) for atom in bare.outvars], records
+    return [as_typed(value(atom), atom.aval) for atom in bare.outvars], records
 
   def equation(
     self, eqn: Any, index: int, plan: provenance.Plan, operands: list[Any], reads: Mapping[str, Any]
@@ -122,7 +127,7 @@ class _Runner(NamedTuple):
       return [result], {site.name: record}
     plans = plan.inner.get(index, ())
     if not any(self.wanted(inner) for inner in plans):
-      return _bind(eqn, operands), {}
+      return bind(eqn, operands), {}
     name = eqn.primitive.name
     emit = _EMITTERS.get(name, _emit_call)
     return emit(self, eqn, plans, operands, reads)
@@ -134,12 +139,12 @@ def _varying(value: jax.Array, axes: Sequence[str]) -> jax.Array:
   return lax.pcast(value, new, to='varying') if new else value
 
 
-def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+def bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
   out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
   return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def _as_typed(value: Any, aval: Any) -> Any:
+def as_typed(value: Any, aval: Any) -> Any:
   """A literal result is a Python or NumPy scalar; control flow wants the dtype that was traced."""
   if isinstance(value, jax.Array) or not hasattr(aval, 'dtype'):
     return value
@@ -147,7 +152,7 @@ def _as_typed(value: Any, aval: Any) -> Any:
 
 
 def _emit_call(
-  runner: _Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
+  runner: Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
 ) -> tuple[list[Any], Records]:
   # Inlined: the caller's jit compiles it anyway. Shardings that the inner jit asked for are kept.
   pinned = _pin(operands, eqn.params.get('in_shardings', ()))
@@ -165,7 +170,7 @@ def _pin(values: list[Any], shardings: Sequence[Any]) -> list[Any]:
 
 
 def _emit_remat(
-  runner: _Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
+  runner: Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
 ) -> tuple[list[Any], Records]:
   names = runner.wanted(plans[0])
 
@@ -177,29 +182,29 @@ def _emit_remat(
 
 
 @jax.custom_jvp
-def _with_gradient_of(values: list[jax.Array], carrier: list[jax.Array]) -> list[jax.Array]:
+def with_gradient_of(values: list[jax.Array], carrier: list[jax.Array]) -> list[jax.Array]:
   """Gives one computation's values the derivatives of another's."""
   del carrier
   return values
 
 
-@_with_gradient_of.defjvp
+@with_gradient_of.defjvp
 def _(primals: Any, tangents: Any) -> Any:
   return primals[0], tangents[1]
 
 
 def _emit_custom(
-  runner: _Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
+  runner: Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
 ) -> tuple[list[Any], Records]:
   # Whoever wrote a derivative rule does not want the body's derivative: the rule stays as it is, straight
   # through the quantized value. What the rule does not need of the original body is dead code to XLA.
   stopped = [lax.stop_gradient(operand) for operand in operands]
   results, records = runner.body(eqn.params['call_jaxpr'], plans[0], stopped, reads)
-  return _with_gradient_of(results, _bind(eqn, operands)), records
+  return with_gradient_of(results, bind(eqn, operands)), records
 
 
 def _emit_scan(
-  runner: _Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
+  runner: Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
 ) -> tuple[list[Any], Records]:
   (plan,) = plans
   num_consts, num_carry = walk.scan_layout(eqn)
@@ -224,7 +229,7 @@ def _emit_scan(
 
 
 def _emit_while(
-  runner: _Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
+  runner: Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
 ) -> tuple[list[Any], Records]:
   cond_plan, body_plan = plans
   num_cond, num_body = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
@@ -243,7 +248,7 @@ def _emit_while(
 
 
 def _emit_cond(
-  runner: _Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
+  runner: Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
 ) -> tuple[list[Any], Records]:
   index, *args = operands
   inside = runner._replace(collectives=False)  # not every shard takes this branch
@@ -271,7 +276,7 @@ def _emit_cond(
 
 
 def _emit_shard_map(
-  runner: _Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
+  runner: Runner, eqn: Any, plans: Sequence[provenance.Plan], operands: list[Any], reads: Mapping[str, Any]
 ) -> tuple[list[Any], Records]:
   manual = tuple(sorted(eqn.params['newly_manual_axes'], key=str))
   names = runner.wanted(plans[0])

@@ -13,16 +13,27 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlite.graph.rewrite import with_gradient_of
 from jaxlite.quantization._multiply import Product, fake_product, real_pair, real_product, traced_once
-from jaxlite.quantization._numerics import MARK, Bits, Range, activation_grid, to_steps, weight_scale, weight_steps
+from jaxlite.quantization._numerics import (
+  MARK,
+  Bits,
+  Grid,
+  Range,
+  activation_grid,
+  to_steps,
+  weight_scale,
+  weight_steps,
+)
 
 
 def marked(w_steps: jax.Array, bits: int) -> jax.Array:
@@ -269,3 +280,116 @@ def _weight_quantizing(product: Product, bits: Bits) -> Callable[..., jax.Array]
     return out, tangent(product, primals[0], None, w_steps, w_scale, *tangents[:2], out)
 
   return contract
+
+
+class Gridded(NamedTuple):
+  """A contraction of an activation that stands on a grid already.
+
+  Attributes:
+    out: in the original's dtype.
+    sums: float32, whole numbers.
+    scale: float32, of the weight, where it broadcasts against the result; 0 of an output without a weight.
+  """
+
+  out: jax.Array
+  sums: jax.Array
+  scale: jax.Array
+
+
+def gridded(
+  product: Product,
+  x: jax.Array,
+  w: jax.Array,
+  grid: Grid,
+  *,
+  bits: Bits,
+  real: bool,
+  active: jax.Array | None = None,
+) -> Gridded:
+  """Contracts an activation that was rounded to a grid before, where its gradient was cut off beyond the ends.
+
+  Args:
+    product: the contraction.
+    x: float[...], on the grid.
+    w: the weight, float[...].
+    grid: of x.
+    bits: of weight and activation.
+    real: whether to execute int8 operands into int32; else integer-valued float32.
+    active: bool[] or None; False gives the float contraction, at full precision.
+  """
+  return Gridded(*_gridding(product, bits, real)(x, w, *(lax.stop_gradient(end) for end in grid[:4]), active))
+
+
+@traced_once
+def _gridding(product: Product, bits: Bits, real: bool) -> Callable[..., tuple[jax.Array, ...]]:
+  @jax.custom_jvp
+  def contract(x: Any, w: Any, x_scale: Any, low: Any, high: Any, zero: Any, on: Any) -> tuple[jax.Array, ...]:
+    return forward(x, w, x_scale, low, high, zero, on)[0]
+
+  def forward(x: Any, w: Any, x_scale: Any, low: Any, high: Any, zero: Any, on: Any) -> Any:
+    def choose(quantized: jax.Array, plain: Any) -> jax.Array:
+      return quantized if on is None else jnp.where(on, quantized, plain)
+
+    x_steps = choose(lax.clamp(low, to_steps(x, x_scale), high), x.astype(jnp.float32))
+    w_scale = weight_scale(w, product.summed_axes(w.ndim), bits.weight)
+    w_steps = marked(weight_steps(w, w_scale, bits.weight), bits.weight)
+    w_steps, w_scale = choose(w_steps, w.astype(jnp.float32)), choose(w_scale, 1.0)
+    x_scale = choose(x_scale, 1.0)
+    sums = real_product(product, x_steps, w_steps, zero) if real else fake_product(product, x_steps, w_steps)
+    out = (sums * (x_scale * product.on_output(w_scale, x_steps.ndim))).astype(product.dtype)
+    there = jnp.max(jnp.abs(w_steps), axis=product.summed_axes(w.ndim), keepdims=True, initial=0.0) > 0
+    scale = product.on_output(jnp.where(there, w_scale, 0.0), x_steps.ndim)
+    return (out, sums, scale), (x_steps, x_scale, w_steps, w_scale)
+
+  @contract.defjvp
+  def _(primals: Any, tangents: Any) -> Any:
+    found, (x_steps, x_scale, w_steps, w_scale) = forward(*primals)
+    out, sums, scale = found
+    moved = tangent(product, x_steps, x_scale, w_steps, w_scale, *tangents[:2], out)
+    return found, (moved, jnp.zeros_like(sums), jnp.zeros_like(scale))
+
+  return contract
+
+
+def on_grid(x: jax.Array, span: Range, bits: int, active: jax.Array | None = None) -> tuple[jax.Array, Grid]:
+  """Returns values rounded to the grid of a range, with a straight-through gradient, and the grid.
+
+  Args:
+    x: float[...].
+    span: (lowest, highest), float32[] each.
+    bits: 2 to 8.
+    active: bool[] or None; False leaves values as they are.
+  """
+  span = lax.stop_gradient(span[0]), lax.stop_gradient(span[1])
+  return _rounding(bits)(x, *span, active), activation_grid(span, bits)
+
+
+@functools.lru_cache
+def _rounding(bits: int) -> Callable[..., jax.Array]:
+  @jax.custom_jvp
+  def rounded(x: jax.Array, low: jax.Array, high: jax.Array, on: jax.Array | None) -> jax.Array:
+    grid = activation_grid((low, high), bits)
+    found = (lax.clamp(grid.low, to_steps(x, grid.scale), grid.high) * grid.scale).astype(x.dtype)
+    return found if on is None else jnp.where(on, found, x)
+
+  @rounded.defjvp
+  def _(primals: Any, tangents: Any) -> Any:
+    x, low, high, on = primals
+    grid = activation_grid((low, high), bits)
+    inside = (grid.lowest <= x) & (x <= grid.highest)
+    inside = inside if on is None else inside | ~on
+    return rounded(*primals), lax.select(inside, tangents[0], jnp.zeros_like(tangents[0]))
+
+  return jax.jit(rounded)
+
+
+def pair_gridded(
+  product: Product, x: jax.Array, y: jax.Array, a: Grid, b: Grid, *, real: bool, active: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Contracts two activations that stand on grids already; the result, and its whole sums."""
+  plain = product.bind(x, y)
+  sides = [lax.clamp(g.low, to_steps(v, g.scale), g.high) for v, g in ((x, a), (y, b))]
+  sums = real_pair(product, *sides, a.zero, b.zero) if real else fake_product(product, *sides)
+  out = (sums * (a.scale * b.scale)).astype(product.dtype)
+  out = with_gradient_of([out if active is None else jnp.where(active, out, plain)], [plain])[0]
+  return out, lax.stop_gradient(sums)

@@ -6,6 +6,7 @@ Between the public forms (`_quantize.py`, `_qat.py`, `_lsq.py`, `_ptq.py`) and t
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,34 +16,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlite import trees
-from jaxlite.contract import Model, Params, State
-from jaxlite.graph import provenance, rewrite, sharding, uses
-from jaxlite.graph.model import model_leaves, model_tags
+from jaxlite.graph import provenance, rewrite, sharding
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
 from jaxlite.quantization._multiply import Product
 from jaxlite.quantization._numerics import Bits, check_bits
+from jaxlite.quantization._points import Points
+from jaxlite.quantization._points import body as every_body
+from jaxlite.quantization._tracing import Passes as Passes
+from jaxlite.quantization._tracing import Program as Program
+from jaxlite.quantization._tracing import Rules as Rules
+from jaxlite.quantization._tracing import bits_of as bits_of
+from jaxlite.quantization._tracing import trace as trace
+from jaxlite.quantization._tracing import trace_model as trace_model
+from jaxlite.quantization._tracing import trace_training as trace_training
 
-Rules = Mapping[str, numerics.BitsLike | None]
 Ranges = Mapping[str, numerics.Range]
 Chosen = dict[str, Bits | None]
 # (site, product, activation, weight, what it reads or None, mesh axes) -> (result, record)
 Visit = Callable[[provenance.Site, Product, jax.Array, jax.Array, Any, tuple[str, ...]], tuple[jax.Array, Any]]
 Choose = Callable[[numerics.Range | None, numerics.Range], numerics.Range]
-
-
-class Program(NamedTuple):
-  """A function at some shapes.
-
-  Attributes:
-    jaxpr: closed.
-    plan: read from it.
-    out_tree: the structure of its results.
-  """
-
-  jaxpr: Any
-  plan: provenance.Plan
-  out_tree: Any
 
 
 class Combine(NamedTuple):
@@ -59,6 +52,16 @@ class Combine(NamedTuple):
   fold: Callable[[Any], Any]
   absent: Callable[[provenance.Site, tuple[int, ...]], Any]
   across: Callable[[Any, tuple[str, ...]], Any]
+
+
+class Join(NamedTuple):
+  """What stands at a site that is no contraction: a sum of two activations, or of one over axes."""
+
+  eqn: Any
+
+  def bind(self, x: Any, w: Any) -> Any:
+    """Returns the float result."""
+    return rewrite.bind(self.eqn, [x, w] if len(self.eqn.invars) == 2 else [x])[0]
 
 
 def range_shape(site: provenance.Site, lengths: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -78,117 +81,6 @@ RANGES = Combine(
   across=_across,
 )
 NOTHING = Combine(merge=lambda one, other: (), fold=lambda _: (), absent=lambda *_: (), across=lambda record, _: record)
-
-
-def trace(
-  fn: Callable[..., Any], args: Sequence[Any], tags: Sequence[provenance.Tag], *, pairs: bool = False
-) -> Program:
-  """Traces and reads a function.
-
-  Args:
-    fn: takes `args`.
-    args: pytrees of arrays.
-    tags: one per leaf of `args`, in order.
-    pairs: whether products of two activations are sites too.
-  """
-  jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-  return Program(jaxpr, provenance.read(jaxpr, tags, pairs=pairs), jax.tree.structure(shapes))
-
-
-def trace_model(
-  model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any, pairs: bool = False
-) -> tuple[Program, list[Any]]:
-  """Traces a model's apply.
-
-  Returns:
-    (the program, its inputs, flat).
-  """
-
-  def fn(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
-    return model.apply(params, state, inputs, train=train, key=key, step=step)
-
-  args = (params, state, inputs, key, step)
-  return trace(fn, args, model_tags(*args), pairs=pairs), jax.tree.leaves(args)
-
-
-class Passes(NamedTuple):
-  """Training as traced, its uses of weights named as evaluation's.
-
-  Attributes:
-    program: of the training pass.
-    leaves: its inputs, flat.
-    extra: the names of uses that only training has.
-    alone: the sites that only evaluation has.
-  """
-
-  program: Program
-  leaves: list[Any]
-  extra: frozenset[str] = frozenset()
-  alone: Mapping[str, provenance.Site] = {}
-
-
-def trace_training(
-  model: Model,
-  params: Params,
-  state: State,
-  inputs: Any,
-  *,
-  key: Any,
-  step: Any,
-  bits: Bits,
-  rules: Rules | None,
-  what: str,
-  known: Collection[str] | None = None,
-  pairs: bool = False,
-) -> Passes:
-  """Traces a model's apply in training, and in evaluation where the uses of a weight could be taken for one another.
-
-  Args:
-    model: its functions.
-    params: its parameters.
-    state: its state.
-    inputs: one batch.
-    key: the root key or None.
-    step: int32[] or None.
-    bits: where no rule speaks.
-    rules: by regular expression on a site's name; what they keep float need not be told apart.
-    what: names the asking part in an error.
-    known: the names of what is kept; None where nothing is yet.
-    pairs: whether products of two activations are sites too.
-
-  Raises:
-    ValueError: the uses of a weight cannot be told apart.
-  """
-  program, leaves = trace_model(model, params, state, inputs, train=True, key=key, step=step, pairs=pairs)
-  names = program.plan.weight_sites().keys()
-  numbered = any('#' in one for one in (*names, *(known or ()), *(rules or {})))
-  if known is not None and not numbered:
-    return Passes(program, leaves)
-  other, _ = trace_model(model, params, state, inputs, train=False, key=None, step=None, pairs=pairs)
-  sites = other.plan.weight_sites()
-  found = uses.named_alike(
-    (program.jaxpr, program.plan),
-    (other.jaxpr, other.plan),
-    model_leaves(params, state, inputs, key, step),
-    model_leaves(params, state, inputs, None, None),
-  )
-  for base, (ours, theirs) in found.unclear.items():
-    if any(_bits_of(name, bits, rules, what) is not None for name in (*ours, *theirs)):
-      raise ValueError(
-        f'{what}: a range belongs to one use of a weight, and of {base} training has {len(ours)} and evaluation '
-        f'{len(theirs)} that cannot be told apart by what feeds them: put each in a jax.named_scope of its own, the '
-        f'same in both, or keep it float, rules={{{f"^{re.escape(base)}(#|$)"!r}: None}}'
-      )
-  plan = uses.renamed(program.plan, found.names)
-  extra = frozenset(found.names.values()) - sites.keys()
-  return Passes(program._replace(plan=plan), leaves, extra, {name: sites[name] for name in sorted(found.alone)})
-
-
-def _bits_of(name: str, bits: Bits | None, rules: Rules | None, what: str) -> Bits | None:
-  for pattern, value in (rules or {}).items():
-    if re.search(pattern, name):
-      return None if value is None else check_bits(value, f'{what}: rule {pattern!r}')
-  return bits
 
 
 def bits_by_site(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str) -> Chosen:
@@ -211,10 +103,17 @@ def bits_of_sites(sites: Mapping[str, provenance.Site], bits: Bits, rules: Rules
       check_bits(value, f'{what}: rule {pattern!r}')
 
   def decide(name: str, site: provenance.Site) -> Bits | None:
-    own = _bits_of(name, bits, rules, what)
-    return None if own is not None and own.activation is None and site.paired else own
+    own = bits_of(name, bits, rules, what)
+    return None if own is not None and own.activation is None and (site.paired or site.joins) else own
 
   return {name: decide(name, site) for name, site in sites.items()}
+
+
+def reached(chosen: Chosen, sites: Mapping[str, provenance.Site], names: Collection[str]) -> Chosen:
+  """Returns the bits of sites, without those of sums of activations that are not among `names`."""
+  return {
+    name: None if name in sites and sites[name].joins and name not in names else own for name, own in chosen.items()
+  }
 
 
 def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str, others: Collection[str] = ()) -> Chosen:
@@ -304,6 +203,7 @@ def run(
   visit: Visit,
   combine: Combine = NOTHING,
   reads: Mapping[str, Any] | None = None,
+  points: Points | None = None,
 ) -> tuple[Any, dict[str, Any]]:
   """Runs a program with other arithmetic at its sites.
 
@@ -314,6 +214,7 @@ def run(
     visit: what is done at a site.
     combine: of what visits record.
     reads: by site, what its visit reads, with the lengths of the enclosing scans as leading axes; may lack a site.
+    points: rounds every value where it is made, in place of what `visit` does at a site.
 
   Returns:
     (results, the records by site).
@@ -324,10 +225,13 @@ def run(
   whole(program.plan, bits, 'quantization')
 
   def at(site: provenance.Site, eqn: Any, operands: Sequence[Any], read: Any, axes: tuple[str, ...]) -> Any:
+    if site.joins:
+      return visit(site, Join(eqn), operands[0], operands[-1], read, axes)
     product = Product(eqn.primitive, eqn.params, site.side, eqn.outvars[0].aval.dtype)
     return visit(site, product, operands[1 - site.side], operands[site.side], read, axes)
 
-  rules = rewrite.Rules(at, lambda site: bits.get(site.name) is not None, *combine)
+  body = None if points is None else functools.partial(every_body, points)
+  rules = rewrite.Rules(at, lambda site: bits.get(site.name) is not None, *combine, body=body)
   known = {name: read for name, read in (reads or {}).items() if bits.get(name) is not None}
   results, records = rewrite.run(program.jaxpr, program.plan, leaves, rules, known)
   return jax.tree.unflatten(program.out_tree, results), records

@@ -34,6 +34,7 @@ def ptq(
   clip: bool = False,
   rules: Rules | None = None,
   attention: bool = False,
+  every: bool = False,
   real: bool = False,
 ) -> Network:
   """Quantizes a trained network without training it.
@@ -52,6 +53,7 @@ def ptq(
     rules: {regular expression on a site's name, the path of its weight: bits, as above, or None to keep it float};
       the first match decides.
     attention: also quantize products of two activations, named `<activations>`.
+    every: also quantize sums of activations, see `fake_quant`.
     real: execute int8 operands into int32 instead of integer-valued float32.
 
   Returns:
@@ -84,10 +86,12 @@ def ptq(
 
   def histograms(params: Params, state: State, inputs: Any) -> dict[str, Histogram]:
     program, leaves = quant_program.trace_model(
-      network.model, params, state, inputs, train=False, key=None, step=None, pairs=attention
+      network.model, params, state, inputs, train=False, key=None, step=None, pairs=attention, every=every
     )
     walk.refuse_sealed(program.jaxpr, 'ptq')
     chosen = quant_program.check(program.plan, number, rules, 'ptq')
+    if program.reading is not None:
+      chosen = quant_program.reached(chosen, program.plan.weight_sites(), program.reading.names)
     wanted = {site: own for site, own in chosen.items() if own is not None and own.activation is not None}
     bits_of.update({site: own.activation for site, own in wanted.items()})
     return quant_program.run(program, leaves, wanted, _counting, _HISTOGRAMS)[1]
@@ -104,7 +108,7 @@ def ptq(
     raise ValueError('ptq got no calibration batches: give a few hundred examples of such data as will be met')
   ranges = {site: _range(one, bits_of[site], calibrate) for site, one in seen.items()}
   activations = frozen_ranges(ranges) if ranges else dynamic_ranges()
-  hook = fake_quant(number, rules=rules, activations=activations, attention=attention, real=real)
+  hook = fake_quant(number, rules=rules, activations=activations, attention=attention, every=every, real=real)
   params = clip_params(network, inputs, number, rules) if clip else network.params
   state = {**network.model_state, f'jl.{hook.name}': ranges}
   return network._replace(model=hook.model(network.model), params=params, model_state=state)

@@ -12,6 +12,7 @@ from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
 from jaxlite.quantization._account import account_of
 from jaxlite.quantization._numerics import BitsLike, check_bits
+from jaxlite.quantization._points import Points
 from jaxlite.quantization._program import Rules
 from jaxlite.quantization._ranges import Activations, check_step, ema_ranges, given_ranges
 
@@ -24,6 +25,7 @@ def fake_quant(
   decay: float | None = None,
   begin: int = 0,
   attention: bool = False,
+  every: bool = False,
   real: bool = False,
   name: str = 'fake_quant',
 ) -> Hook:
@@ -48,6 +50,12 @@ def fake_quant(
     begin: optimizer steps before which training is float; ranges are collected all the same.
     attention: also quantize products of two activations, named `<activations>`; each end of their range is
       float32[2], one for either operand.
+    every: also quantize both operands of additions of activations (named `<add>`, each end of their range float32[2]),
+      what means and norms sum (`<sum>`) and products of activations, each value where it is made, so that the network
+      is deployed in integers without examples. Evaluation then computes by deployment's rule, with biases that are
+      whole numbers on the grid of their sum and batch norms in its scale: it shows the very integers that are deployed,
+      where nothing but contractions, additions, means, pools, ReLU and such lie between. What training does to a bias
+      is not rounded: half a step of a sum is next to nothing of a step of its result. The network's results stay float.
     real: execute int8 operands into int32 instead of integer-valued float32; for evaluation and deployment, on the
       params and state that the fake model was trained to.
     name: of the hook.
@@ -95,6 +103,7 @@ def fake_quant(
       what=name,
       known=known,
       pairs=attention,
+      every=every,
     )
 
   def wrap(model: Model) -> Model:
@@ -108,6 +117,7 @@ def fake_quant(
       if source.ranges is not None:  # a calibration sees the uses of evaluation
         chosen = {**chosen, **quant_program.bits_of_sites(passes.alone, number, rules, name)}
       sites = {**passes.alone, **plan.weight_sites()}
+      chosen = quant_program.reached(chosen, sites, passes.joins)
       ranged = [n for n, own in chosen.items() if own is not None and own.activation is not None]
       shapes = {n: quant_program.range_shape(sites[n]) for n in ranged}
       if source.ranges is not None:
@@ -119,13 +129,15 @@ def fake_quant(
         raise ValueError(f'{name} needs its ranges, model_state[{entry!r}]: init with the model that this recipe wraps')
       inner, ranges = _without(state, entry), state[entry]
       if train:
-        program, leaves, *_ = training(model, params, inner, inputs, key, step, ranges if source.kept else ())
+        passes = training(model, params, inner, inputs, key, step, ranges if source.kept else ())
+        program, leaves, joins = passes.program, passes.leaves, passes.joins
       else:
         program, leaves = quant_program.trace_model(
-          model, params, inner, inputs, train=False, key=key, step=step, pairs=attention
+          model, params, inner, inputs, train=False, key=key, step=step, pairs=attention, every=every
         )
-      chosen = quant_program.bits_by_site(program.plan, number, rules, name)
+        joins = program.reading.names if program.reading is not None else frozenset()
       sites = program.plan.weight_sites()
+      chosen = quant_program.reached(quant_program.bits_by_site(program.plan, number, rules, name), sites, joins)
       # A use that only this pass has, and what its like has no range for, is quantized by what it sees.
       shapes = {n: quant_program.range_shape(site) for n, site in sites.items()}
       known = {n: span for n, span in ranges.items() if n in sites and span[0].shape == shapes[n]}
@@ -144,7 +156,11 @@ def fake_quant(
       observe = source.ranges is None
       visit = quant_program.in_integers(chosen, choose, real=real, active=active, observe=observe)
       combine = quant_program.RANGES if observe else quant_program.NOTHING
-      (outputs, inner), seen = quant_program.run(program, leaves, chosen, visit, combine, known)
+      points = None
+      if every:
+        live = program.reading.live if program.reading is not None and not train else None
+        points = Points(chosen, choose, real, active, observe, live)
+      (outputs, inner), seen = quant_program.run(program, leaves, chosen, visit, combine, known, points)
       if train and observe:
         ranges = {n: moved(span, seen[n]) if n in known else span for n, span in ranges.items()}
       return outputs, {**inner, entry: ranges}

@@ -20,7 +20,8 @@ from jaxlite.graph.model import model_tags
 from jaxlite.graph.provenance import DATA, weight
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
-from jaxlite.quantization._numerics import BitsLike, check_bits
+from jaxlite.quantization._numerics import Bits, BitsLike, check_bits
+from jaxlite.quantization._points import Points
 from jaxlite.quantization._program import Ranges, Rules
 
 
@@ -60,6 +61,7 @@ def quantize(
   rules: Rules | None = None,
   ranges: Ranges | None = None,
   attention: bool = False,
+  every: bool = False,
 ) -> Callable[..., Any]:
   """Returns the function with its contractions of weights and activations done in integers.
 
@@ -79,6 +81,7 @@ def quantize(
     ranges: {site: (lowest, highest)}, as `observe`, `calibrate` or `model_state['jl.fake_quant']` gives them; a
       site that it lacks takes the range of the call.
     attention: also quantize products of two activations, both per tensor, named `<activations>`.
+    every: also quantize sums of activations, and compute by the rule of deployment, see `fake_quant`.
 
   Returns:
     A function of the same arguments.
@@ -101,16 +104,19 @@ def quantize(
   number = check_bits(bits, 'quantize')
 
   def quantized(*args: Any, **kwargs: Any) -> Any:
-    program, leaves = _program(fn, weights, args, kwargs, attention, 'quantize')
+    program, leaves = _program(fn, weights, args, kwargs, attention, 'quantize', every)
     walk.refuse_sealed(program.jaxpr, 'quantize')
-    chosen = quant_program.check(program.plan, number, rules, 'quantize')
+    chosen = _chosen(program, number, rules, 'quantize')
     unknown = sorted(set(ranges or {}) - set(chosen))
     if unknown:
       raise ValueError(
         f'quantize: ranges name {unknown[0]!r}, which is no site; nearest: {trees.nearest(unknown[0], chosen)}'
       )
     visit = quant_program.in_integers(chosen, quant_program.stored_or, real=real)
-    return quant_program.run(program, leaves, chosen, visit, quant_program.RANGES, ranges)[0]
+    points = None
+    if program.reading is not None:
+      points = Points(chosen, quant_program.stored_or, real, live=program.reading.live)
+    return quant_program.run(program, leaves, chosen, visit, quant_program.RANGES, ranges, points)[0]
 
   return quantized
 
@@ -121,6 +127,7 @@ def observe(
   weights: int | Sequence[int] = 0,
   rules: Rules | None = None,
   attention: bool = False,
+  every: bool = False,
 ) -> Callable[..., tuple[Any, dict[str, numerics.Range]]]:
   """Returns the function in float, giving also the ranges of its activations, for `quantize(ranges=)`.
 
@@ -129,6 +136,7 @@ def observe(
     weights: position(s) of the arguments that hold the weights.
     rules: as in `quantize`; sites kept float are not observed.
     attention: as in `quantize`.
+    every: as in `quantize`.
 
   Returns:
     A function of the same arguments, to (outputs, {site: (lowest, highest)}). Ranges of several batches merge
@@ -141,9 +149,9 @@ def observe(
   """
 
   def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, numerics.Range]]:
-    program, leaves = _program(fn, weights, args, kwargs, attention, 'observe')
+    program, leaves = _program(fn, weights, args, kwargs, attention, 'observe', every)
     walk.refuse_sealed(program.jaxpr, 'observe')
-    chosen = quant_program.check(program.plan, check_bits(numerics.MAX_BITS, 'observe'), rules, 'observe')
+    chosen = _chosen(program, check_bits(numerics.MAX_BITS, 'observe'), rules, 'observe')
     return quant_program.run(program, leaves, chosen, quant_program.observing, quant_program.RANGES)
 
   return observed
@@ -202,6 +210,13 @@ def coverage(
   return covered
 
 
+def _chosen(program: quant_program.Program, bits: Bits, rules: Rules | None, what: str) -> quant_program.Chosen:
+  chosen = quant_program.check(program.plan, bits, rules, what)
+  if program.reading is None:
+    return chosen
+  return quant_program.reached(chosen, program.plan.weight_sites(), program.reading.names)
+
+
 def _program(
   fn: Callable[..., Any] | Network,
   weights: int | Sequence[int],
@@ -209,9 +224,10 @@ def _program(
   kwargs: dict[str, Any],
   attention: bool,
   what: str,
+  every: bool = False,
 ) -> tuple[quant_program.Program, list[Any]]:
   if isinstance(fn, Network):
-    return _of_network(fn, weights, args, kwargs, attention)
+    return _of_network(fn, weights, args, kwargs, attention, every)
   call = without_effects(fn, what)
   positions = (weights,) if isinstance(weights, int) else tuple(weights)
   for position in positions:
@@ -220,7 +236,7 @@ def _program(
         f'weights are looked for at position {position}, and {len(args)} arguments were given by position: pass'
         ' them by position, or correct weights='
       )
-  tags = []
+  tags, inputs = [], []
   for position, arg in enumerate((*args, kwargs)):
     prefix = f'arg{position}/' if len(positions) > 1 else ''
     for path, leaf in trees.by_path(arg).items():
@@ -228,6 +244,7 @@ def _program(
         name = (prefix + path).rstrip('/') or f'arg{position}'
         is_weight = position in positions and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         tags.append(weight(name) if is_weight else DATA)
+        inputs.append(position not in positions)
   leaves, treedef = jax.tree.flatten((tuple(args), kwargs))
   arrays = [leaf for leaf in leaves if is_array(leaf)]
 
@@ -236,11 +253,16 @@ def _program(
     args, kwargs = jax.tree.unflatten(treedef, [next(rest) if is_array(leaf) else leaf for leaf in leaves])
     return call(*args, **kwargs)
 
-  return quant_program.trace(of_arrays, [arrays], tags, pairs=attention), arrays
+  return quant_program.trace(of_arrays, [arrays], tags, pairs=attention, inputs=inputs if every else None), arrays
 
 
 def _of_network(
-  network: Network, weights: int | Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], attention: bool
+  network: Network,
+  weights: int | Sequence[int],
+  args: Sequence[Any],
+  kwargs: dict[str, Any],
+  attention: bool,
+  every: bool,
 ) -> tuple[quant_program.Program, list[Any]]:
   """The program of a network, as it predicts."""
   if weights != 0 or len(args) != 1 or kwargs:
@@ -253,4 +275,7 @@ def _of_network(
 
   given = (params, state, inputs)
   tags = model_tags(params, state, inputs, None, None)
-  return quant_program.trace(forward, given, tags, pairs=attention), jax.tree.leaves(given)
+  held = len(jax.tree.leaves((params, state)))
+  leaves = jax.tree.leaves(given)
+  live = [index >= held for index in range(len(leaves))] if every else None
+  return quant_program.trace(forward, given, tags, pairs=attention, inputs=live), leaves

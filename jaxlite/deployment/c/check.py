@@ -17,6 +17,7 @@ import numpy as np
 from jaxlite.deployment.c.source import Source
 from jaxlite.deployment.c.text import TYPES
 from jaxlite.deployment.operations import Graph, Operation, pruned, reference, sized
+from jaxlite.deployment.operations.given import check_kind
 
 FLAGS = ('-std=c99', '-O3')
 _SECONDS = 300
@@ -80,6 +81,8 @@ def run(
       told = made.stderr.decode(errors='replace').strip().splitlines() or ['nothing is told']
       line = next((one for one in told if 'error' in one), told[0])
       raise ValueError(f'the C compiler {command[0]} refuses what was written: {line.strip()[:300]}')
+    for name in graph.inputs:
+      check_kind(name, examples[name], graph.values[name].dtype)
     arrays = [np.ascontiguousarray(examples[name], graph.values[name].dtype) for name in graph.inputs]
     count = len(arrays[0])
     data = b''.join(array[index].tobytes() for index in range(count) for array in arrays)
@@ -188,6 +191,8 @@ def verify(source: Source, graph: Graph, examples: Mapping[str, np.ndarray], com
     ValueError: it does not compile, an integer differs, or a float by more than rounding.
   """
   graph = pruned(graph)
+  for name in graph.inputs:
+    check_kind(name, examples[name], graph.values[name].dtype)
   given = {name: np.asarray(examples[name], graph.values[name].dtype) for name in graph.inputs}
   wanted = reference.run(graph, given)  # which also looks at the shapes of what is given
   wanted = wanted if isinstance(wanted, tuple) else (wanted,)

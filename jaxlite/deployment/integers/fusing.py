@@ -287,6 +287,7 @@ def _whole_layer(editor: Editor, one: Operation, x_scale: float, reach: int, gri
   rows = weight.reshape(len(weight), -1).T if not last else weight  # [K, O]
   finer = _finer(rows, scale, bias, x_scale, grid)
   whole, scales, biases = integers_of(rows.astype(np.int64) * finer, scale / finer, bias, x_scale)
+  scales = _nearest(scales, np.abs(scale / finer), x_scale, grid)
   total = reach * np.abs(whole).sum(0) + np.abs(biases)
   if (total > _MOST).any():
     raise ValueError(
@@ -311,10 +312,29 @@ def _finer(rows: np.ndarray, scale: np.ndarray, bias: np.ndarray, x_scale: float
     return 1
   spare = 127 // max(1, int(np.abs(rows.astype(np.int64)).max(initial=1)))
   most = 2 ** (spare.bit_length() - 1)
+  kept = np.abs(scale) > 2.0**-100
+  for power in (2**index for index in range(most.bit_length())):  # biases that are whole already, as `every` has them
+    steps = bias[kept] / (np.abs(scale[kept]) * x_scale / power)
+    if kept.any() and (np.abs(steps - np.rint(steps)) < 1e-3).all() and np.abs(steps).max() < 2**22:
+      return power
   if grid is None:
     return min(most, 16)
   steps = np.abs(scale).max(initial=0) * x_scale / grid.scale  # of the result, in one of the sum
   return next((2**power for power in range(7) if 2**power >= most or steps <= 2 ** (power - 6)), 1)
+
+
+def _nearest(scales: np.ndarray, exact: np.ndarray, x_scale: float, grid: Grid | None) -> np.ndarray:
+  """Scales of which what a sum is multiplied by is nearest to what it is to be: of one rounded to float32 it may be
+  the number beside that."""
+  y_scale = grid.scale if grid else None
+  with np.errstate(all='ignore'):
+    wanted = integer_rules.multiplier(x_scale, exact, y_scale)
+    best = scales
+    for other in (np.nextafter(scales, np.float32(0)), np.nextafter(scales, np.float32(np.inf))):
+      off = integer_rules.multiplier(x_scale, best, y_scale) != wanted
+      near = np.abs(exact / scales - 1) < 1e-6
+      best = np.where(off & near & (integer_rules.multiplier(x_scale, other, y_scale) == wanted), other, best)
+  return best
 
 
 def integers_of(

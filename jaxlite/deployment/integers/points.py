@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxlite.deployment.integers import whole_sums
 from jaxlite.deployment.integers.grids import Grid, grid_of
 from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Value, pruned
 from jaxlite.deployment.operations.reference import to_even
@@ -38,7 +39,8 @@ def pointed(graph: Graph) -> Graph:
         if other in graph.constants and graph.constants[other].size == 1:
           read.setdefault(name, []).append(float(graph.constants[other].reshape(())))
   steps: dict[str, tuple[str, Grid]] = {}  # values that count steps: what they stand for, and on which grid
-  return absorbed(pruned(edited(graph, functools.partial(_point, steps=steps, read=read))))
+  sums = whole_sums.Sums({}, {}, {}, {})
+  return absorbed(pruned(edited(graph, functools.partial(_point, steps=steps, read=read, sums=sums))))
 
 
 def absorbed(graph: Graph) -> Graph:
@@ -68,11 +70,18 @@ def whole_numbers(array: np.ndarray) -> np.ndarray | None:
 
 
 def _point(
-  editor: Editor, one: Operation, steps: dict[str, tuple[str, Grid]], read: Mapping[str, list[float]]
+  editor: Editor,
+  one: Operation,
+  steps: dict[str, tuple[str, Grid]],
+  read: Mapping[str, list[float]],
+  sums: whole_sums.Sums,
 ) -> str | None:
   output = one.outputs[0]
+  told = whole_sums.told(editor, one, sums, steps)
+  if told is not None:
+    return told
   if one.kind in ('clamp', 'clip', 'min', 'max'):
-    found = _rounded(editor, one, read.get(output, []))
+    found = _rounded(editor, one, read.get(output, []), sums)
     if found is not None:
       x, grid = found
       shape = editor.values[output].shape
@@ -98,7 +107,7 @@ def _point(
   return None
 
 
-def _rounded(editor: Editor, one: Operation, scales: list[float]) -> tuple[str, Grid] | None:
+def _rounded(editor: Editor, one: Operation, scales: list[float], sums: whole_sums.Sums) -> tuple[str, Grid] | None:
   """What is rounded and clipped here, and to which grid."""
   bounds: list[float | None]
   if one.kind == 'clamp':
@@ -120,12 +129,20 @@ def _rounded(editor: Editor, one: Operation, scales: list[float]) -> tuple[str, 
   source, inverse = turned.inputs[0], 1.0  # a step of 1 is multiplied by nothing
   scaled = editor.made.get(source)
   if scaled is not None and scaled.kind == 'mul':
+    whole = whole_sums.rounded(editor, scaled, bounds[0], bounds[1], scales, sums)  # type: ignore[arg-type]
+    if whole is not None:
+      return whole
     for name, other in zip(scaled.inputs, reversed(scaled.inputs), strict=True):
       by = editor.number(other)
       if by is not None and editor.values[name].shape == editor.values[x].shape:
         source, inverse = name, by
         break
-  grid = grid_of(inverse, bounds[0], bounds[1], scales)  # type: ignore[arg-type]
+  # Two scales may have one inverse: where the value stands on a grid already, it is that one's.
+  maker = editor.made.get(source)
+  while maker is not None and maker.kind in (*MOVES, 'max', 'min', 'relu', 'clip', 'concatenate'):
+    maker = editor.made.get(next(name for name in maker.inputs if name not in editor.constants))
+  before = [maker.attributes['scale']] if maker is not None and 'scale' in maker.attributes else []
+  grid = grid_of(inverse, bounds[0], bounds[1], [*before, *scales])  # type: ignore[arg-type]
   return None if grid is None else (source, grid)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, sized
+from jaxlite.deployment.operations.given import check_kind
 
 
 def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) -> Any:
@@ -27,7 +28,7 @@ def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) ->
     The result, a tuple of them where there are several, or a dict by name.
 
   Raises:
-    ValueError: inputs of other names or shapes than the graph's.
+    ValueError: inputs of other names, shapes or kinds than the graph's.
 
   >>> import numpy as np
   >>> from jaxlite.deployment.operations.lowering import lower
@@ -63,6 +64,7 @@ def computed(graph: Graph, one: Operation, operands: Sequence[np.ndarray], batch
 
 
 def _input(name: str, given: Any, want: Value) -> np.ndarray:
+  check_kind(name, given, want.dtype)
   array = np.asarray(given, want.dtype)
   if array.ndim != len(want.shape) or array.shape[1:] != want.shape[1:]:
     raise ValueError(f'{name} is {want}; got an array of shape {list(array.shape)}')

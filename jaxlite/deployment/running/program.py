@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.deployment.operations import Batch, Graph, Operation, sized
+from jaxlite.deployment.operations.given import check_kind
 from jaxlite.deployment.running import program_integers, program_rules
 
 _RULES = {**program_rules.RULES, **program_integers.RULES}
@@ -27,7 +28,7 @@ def program(graph: Graph) -> Callable[[Any], Any]:
     several. Integers equal those of `reference.run` wherever what they are made of does; floats up to rounding.
 
   Raises:
-    ValueError: when called, inputs of other names or shapes than the graph's.
+    ValueError: when called, inputs of other names, shapes or kinds than the graph's.
 
   >>> from jaxlite.deployment.operations.lowering import lower
   >>> fn = program(lower(lambda p, x: x @ p + 1, np.eye(2, dtype='float32'), np.ones((1, 2), 'float32')))
@@ -112,6 +113,7 @@ def checked(graph: Graph, inputs: Any) -> dict[str, Any]:
   values: dict[str, Any] = {}
   for name in graph.inputs:
     want = graph.values[name]
+    check_kind(name, given[name], want.dtype)
     array = jnp.asarray(given[name], want.dtype)
     if array.ndim != len(want.shape) or array.shape[1:] != want.shape[1:]:
       raise ValueError(f'{name} is {want}; got an array of shape {list(array.shape)}')

@@ -1,0 +1,71 @@
+"""Law of what decides whether a file stays: where integers alone decide the answer, none may differ."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlite as jl
+from jaxlite.deployment import agreement, formats
+from jaxlite.deployment.c.file import write_c
+from jaxlite.deployment.integers.conversion import quantized
+from jaxlite.deployment.subject import of_network
+from jaxlite.deployment.trying import tried, wanted_of
+
+pytestmark = pytest.mark.unoptimized
+INPUTS = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+
+
+def subject():
+  draw = np.random.default_rng(1)
+  params = {name: jnp.asarray(draw.normal(size=(6, 6)), jnp.float32) for name in ('one', 'two')}
+  params['bias'] = jnp.asarray(draw.normal(size=6), jnp.float32)
+  model = jl.from_function(lambda p, x: jnp.maximum(x @ p['one'] + p['bias'], 0) @ p['two'], params)
+  network = jl.ptq(jl.Network(model, *model.init(jax.random.key(0), INPUTS)), [INPUTS], every=True)
+  return of_network(network, examples=INPUTS)
+
+
+def test_a_file_of_ours_with_one_integer_off_is_deleted(tmp_path):
+  one = subject()
+  integers = quantized(one.graph)
+  name = next(name for name in integers.constants if integers.constants[name].dtype == np.int32)
+  bias = integers.constants[name].copy()
+  bias[0] += 2  # of hundreds: less than a step of the result
+  other = integers._replace(constants={**integers.constants, name: bias})
+  outputs = np.asarray(one.network.predict(INPUTS))
+  want = wanted_of(one, integers, outputs, (), 0.0, None, None)
+
+  def write_other(subject, graph, path):
+    write_c(other, path, {'input': INPUTS[:8]}, about=subject.about)
+
+  wrong = tried('c', formats.FORMATS['c']._replace(write=write_other), want, tmp_path)
+  assert 'which integers alone decide' in wrong.why
+  assert not (tmp_path / 'network.c').exists()
+  right = tried('c', formats.FORMATS['c'], want, tmp_path)
+  assert not right.why
+  assert (tmp_path / 'network.c').exists()
+
+
+def test_how_often_the_largest_output_may_differ_hangs_on_the_network():
+  integers = quantized(subject().graph)
+  assert agreement.in_integers(integers)
+  assert agreement.share_of(integers) == agreement.FEW == 0.9999
+  one, other = np.zeros((10_000, 2)), np.zeros((10_000, 2))
+  one[:, 0], other[:, 0] = 1, 1
+  other[:2] = [[0, 1], [0, 1]]
+  assert agreement.argmax_apart([other], [one], 0.9999) == 'in the largest output of 0.02% of the examples'
+  assert agreement.argmax_apart([other[1:]], [one[1:]], 0.9999) == ''
+  assert agreement.argmax_apart([other], [one], 0.999) == ''
+
+
+def test_what_computes_floats_between_integers_keeps_a_tolerance():
+  def apply(p, x):
+    return jnp.tanh(x @ p['w']) @ p['w']
+
+  w = {'w': np.eye(6, dtype=np.float32)}
+  spans = {'w': (jnp.float32(-3), jnp.float32(3)), 'w#2': (jnp.float32(-1), jnp.float32(1))}
+  from jaxlite.deployment.operations.lowering import lower
+
+  graph = quantized(lower(jl.quantize(apply, ranges=spans), w, INPUTS))
+  assert not agreement.in_integers(graph)
+  assert agreement.share_of(graph) == agreement.SHARE
