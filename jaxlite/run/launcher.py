@@ -27,6 +27,12 @@ absl_flags.DEFINE_string(
 absl_flags.DEFINE_string('out', None, "of --mode=deploy: the folder of the files (default: deployed, in the run's)")
 absl_flags.DEFINE_string('which', None, 'of --mode=deploy: the checkpoint, best (the default), latest or a step')
 absl_flags.DEFINE_float('deadline', None, 'of --mode=deploy: milliseconds in which one example is to be answered')
+absl_flags.DEFINE_string(
+  'budget',
+  None,
+  'of --mode=deploy: name:number[,name:number] of bytes (of each file that --formats names), parameters, macs, flops, '
+  'latency (milliseconds, one example); a network that is over it loses whole neurons, channels and heads',
+)
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
 absl_flags.DEFINE_bool('traceback', False, 'show where an error comes from')
@@ -59,6 +65,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       command = ' '.join([program, shlex.join(sys.argv[1:])]).strip()
       which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
       asked = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
+      asked |= {'budget': FLAGS.budget}
       given = {name: value for name, value in asked.items() if value is not None}
       if given and FLAGS.mode != 'deploy':
         raise errors.ConfigError(f'--{next(iter(given))} goes with --mode=deploy; got --mode={FLAGS.mode}')
