@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxlite import errors
 from jaxlite.contract import Network, Recipe
-from jaxlite.deployment import formats, place, sheet, subject
+from jaxlite.deployment import formats, place, sheet, smaller, subject
 from jaxlite.deployment.accounting import Costs, costs
 from jaxlite.deployment.formats import Format
 from jaxlite.deployment.integers.conversion import quantized
@@ -32,7 +32,7 @@ from jaxlite.host.files import write_text
 from jaxlite.tasks.task import Task
 
 PAGE, REPORT = 'deployed.txt', 'deployed.json'  # beside the files
-_BUDGETS = ('bytes', 'parameters', 'macs')
+_BUDGETS = ('bytes', 'parameters', 'macs', 'flops', 'latency')
 
 
 def deploy(
@@ -46,7 +46,7 @@ def deploy(
   task: Task | None = None,
   examples: Any = None,
   every: bool = False,
-  budget: Mapping[str, int] | None = None,
+  budget: Mapping[str, float] | str | None = None,
   deadline: float | None = None,
   batches: tuple[int, ...] = (1, 32),
   seconds: float = 0.5,
@@ -66,7 +66,12 @@ def deploy(
       whose data jaxlite finds by name.
     every: of a network that trained in few bits, also quantize where training saw no ranges (before additions, means
       and norms), by the ranges of the examples: faster, and no longer exactly what was trained.
-    budget: at most so many 'bytes' of a file, 'parameters', 'macs' (multiplications with an addition, an example).
+    budget: at most so many 'bytes' of each file that `formats` names (without names, of the pack), 'parameters',
+      'macs' (multiplications with an addition, of an example) or 'flops' (twice as many), or milliseconds of 'latency'
+      (the median call with one example in JAX, measured here): a dict, {'bytes': 20_000}, or text, 'bytes:20000'. A
+      network that does not meet it is cut: whole neurons, channels and heads go, those of the smallest weights first,
+      as by `jl.shrink`, and the report says which, and the score before and after. Nothing trains in between;
+      `jl.pruning.prune_groups` trains toward it.
     deadline: milliseconds within which 99 of 100 calls with one example are to be answered; whether each file keeps it
       is told.
     batches: sizes whose latency is measured.
@@ -80,8 +85,8 @@ def deploy(
     TypeError: something of another kind than is said here.
     FileNotFoundError: no run, or no checkpoint, is there.
     ImportError: a format that was asked for lacks its packages, or a C compiler.
-    ValueError: an unknown format; an unfinished run; no examples; a folder that cannot be written; a budget that is not
-      met; no file could be written.
+    ValueError: an unknown format; an unfinished run; no examples; a folder that cannot be written; a budget that cannot
+      be met (the nearest is named); no file could be written.
   """
   if isinstance(formats, Iterable) and not isinstance(formats, str):
     formats = tuple(formats)  # read twice
@@ -95,10 +100,13 @@ def deploy(
     one = subject.of_network(source, task=task, examples=examples)
   else:
     one = subject.of_run(source, which, model=model, recipe=recipe, task=task, examples=examples)
+  cut = None
+  if limits:
+    whole, (one, cut) = one, smaller.within(one, limits, _measure(limits, wanted, every, formats is not None), say)
+    cut = cut and cut._replace(score=score_of(whole, _outputs(whole)))
   integers, notes = _integers(one, every)
-  counted = None if one.graph is None else _counted(one, costs(integers or recognized(one.graph)))
-  _check_costs(counted, limits)
-  outputs = jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
+  counted = _costs(one, integers)
+  outputs = _outputs(one)
   score = score_of(one, outputs)
   want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
   if one.labels is not None and one.task is None:
@@ -114,7 +122,7 @@ def deploy(
     for name, kind in wanted.items():
       say(f'{name}: writing and trying {folder / kind.file}')
       rows.append(tried(name, kind, want, folder))
-    report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes)
+    report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes, cut)
     snippets = {kind.file: kind.snippet for name, kind in wanted.items() if not _row(rows, name).why}
     write_text(folder / PAGE, sheet.page(report, one.about, snippets))
     write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
@@ -156,7 +164,7 @@ def _check_kinds(source: Any, formats: Any, out: Any, budget: Any, deadline: Any
       out is None or isinstance(out, os.PathLike) or (isinstance(out, str) and out),
       'out= names a folder',
     ),
-    (budget, budget is None or isinstance(budget, Mapping), 'a budget is a dict, {"bytes": 20_000}'),
+    (budget, budget is None or isinstance(budget, Mapping | str), 'a budget is a dict, {"bytes": 20_000}, or its text'),
     (deadline, deadline is None or number(deadline), 'a deadline is a number of milliseconds'),
     (batches, isinstance(batches, Iterable), 'batches are sizes, (1, 32)'),
     (seconds, number(seconds) and seconds >= 0, 'what is measured takes a number of seconds, 0 or more'),
@@ -185,15 +193,35 @@ def _asked(names: Iterable[str] | str | None) -> tuple[dict[str, Format], dict[s
   return {one: known[one] for one in chosen}, {}
 
 
-def _limits(budget: Mapping[str, int] | None, deadline: float | None) -> dict[str, int]:
-  for name, value in (budget or {}).items():
+def _limits(budget: Mapping[str, float] | str | None, deadline: float | None) -> dict[str, float]:
+  found = {}
+  for name, value in (_of_text(budget) if isinstance(budget, str) else budget or {}).items():
     if name not in _BUDGETS:
-      near = errors.nearest(name, _BUDGETS, 1)
+      near = errors.nearest(str(name), _BUDGETS, 1)
       raise ValueError(f'a budget is of {", ".join(_BUDGETS)}; got {name!r}, nearest: {near}')
-    errors.whole(value, f'the budget of {name}', least=1)
+    if name in ('flops', 'latency'):
+      if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value < float('inf'):
+        raise ValueError(f'the budget of {name} is a number above 0; got {value!r}')
+    else:
+      value = errors.whole(
+        int(value) if isinstance(value, float) and value.is_integer() else value, f'the budget of {name}', least=1
+      )
+    found[name] = value
   if deadline is not None and not 0 < deadline < float('inf'):
     raise ValueError(f'a deadline is a number of milliseconds above 0; got {deadline!r}')
-  return dict(budget or {})
+  return found
+
+
+def _of_text(text: str) -> dict[str, Any]:
+  """A budget as a person types it: 'bytes:20000,latency:5'."""
+  found = {}
+  for one in text.split(','):
+    name, _, number = (part.strip() for part in one.partition(':'))
+    try:
+      found[name] = float(number)
+    except ValueError:
+      raise ValueError(f"a budget is typed as name:number, 'bytes:20000,latency:5'; got {one!r}") from None
+  return found
 
 
 def _out(source: Any, out: Any) -> Any:
@@ -221,6 +249,40 @@ def _integers(one: Subject, every: bool) -> tuple[Graph | None, tuple[str, ...]]
     return None, (f'its files compute in floats what it trained in few bits: {error}',)
 
 
+def _measure(
+  limits: Mapping[str, float], wanted: Mapping[str, Format], every: bool, named: bool
+) -> Callable[[Subject], dict[str, float]]:
+  """What a budget limits, of a network."""
+  kinds = list(wanted.values()) if named or 'pack' not in wanted else [wanted['pack']]
+
+  def measure(one: Subject) -> dict[str, float]:
+    integers, _ = _integers(one, every)
+    found: dict[str, float] = {}
+    if {*limits} & {'parameters', 'macs', 'flops'}:
+      counted = _costs(one, integers)
+      if counted is None:
+        what = ' and '.join(name for name in limits if name not in ('bytes', 'latency'))
+        raise ValueError(f'the budget of {what} is counted in the list of operations, and there is none: {one.why}')
+      found = {'parameters': counted.parameters, 'macs': counted.macs, 'flops': 2 * counted.macs}
+    if 'latency' in limits:
+      found['latency'] = smaller.seconds(one) * 1e3
+    if 'bytes' in limits:
+      able = [kind for kind in kinds if one.graph is not None or not kind.listed]
+      sizes = [smaller.file_bytes(lambda path, kind=kind: kind.write(one, integers, path)) for kind in able]
+      found['bytes'] = max((size for size in sizes if size is not None), default=0)
+    return found
+
+  return measure
+
+
+def _outputs(one: Subject) -> Any:
+  return jax.tree.map(np.asarray, jax.device_get(one.network._replace(encode=None).predict(one.inputs)))
+
+
+def _costs(one: Subject, integers: Graph | None) -> Costs | None:
+  return None if one.graph is None else _counted(one, costs(integers or recognized(one.graph)))
+
+
 def _counted(one: Subject, counted: Costs) -> Costs:
   """With the parameters of the network itself: not what its inputs are standardized by, nor scales of integers."""
   params = [np.asarray(value) for name, value in formats.plain(one).items() if name.startswith('params/')]
@@ -228,16 +290,3 @@ def _counted(one: Subject, counted: Costs) -> Costs:
     return counted
   nonzero = sum(int(np.count_nonzero(value)) for value in params)
   return counted._replace(parameters=sum(value.size for value in params), nonzero=nonzero)
-
-
-def _check_costs(counted: Any, limits: Mapping[str, int]) -> None:
-  for name in ('parameters', 'macs'):
-    if name not in limits:
-      continue
-    if counted is None:
-      raise ValueError(f'the budget of {name} is counted in the list of operations, and this network has none')
-    if (has := getattr(counted, name)) > limits[name]:
-      raise ValueError(
-        f'the network is to have at most {limits[name]:,} {name}; it has {has:,}, and nothing smaller gives the same '
-        'answers: train a smaller or a pruned one'
-      )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from jaxlite import errors
 from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment.c.file import write_c
 from jaxlite.deployment.litert.file import litert_bytes
+from jaxlite.deployment.metadata import packed_about
 from jaxlite.deployment.onnx.file import onnx_bytes
 from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.operations.patterns import recognized
@@ -103,8 +103,7 @@ def plain(subject: Subject) -> dict[str, Any]:
 
 def _pack(subject: Subject, integers: Graph | None, path: Path) -> None:
   assert subject.graph is not None
-  about = {**subject.about, 'class_names': json.loads(subject.about['class_names'])}
-  write_pack(integers or recognized(subject.graph), path, about)
+  write_pack(integers or recognized(subject.graph), path, packed_about(subject.about))
 
 
 def _c(subject: Subject, integers: Graph | None, path: Path) -> None:

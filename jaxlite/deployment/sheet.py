@@ -40,6 +40,41 @@ class Written(NamedTuple):
   met: bool | None = None
 
 
+_UNITS = {'latency': 'ms'}  # of what a budget limits; else plain numbers
+
+
+class Cut(NamedTuple):
+  """What was removed to meet a budget.
+
+  Attributes:
+    groups: 'left of how many: members' of each group that lost units.
+    before, after: what the budget limits, measured of the whole network and of what is left.
+    score: the task's metric of the whole network on the same examples; None where there is none.
+  """
+
+  groups: tuple[str, ...]
+  before: Mapping[str, float]
+  after: Mapping[str, float]
+  score: float | None = None
+
+  def lines(self, metric: str, score: float | None) -> list[str]:
+    """Returns what a person should read, the score of what is left beside that of the whole."""
+    told = ', '.join(f'{name} {said(name, self.before[name])} to {said(name, self.after[name])}' for name in self.after)
+    lines = [f'cut to the budget: {told}']
+    if self.score is not None and score is not None:
+      lines.append(f'{metric} {self.score:.4f} before, {score:.4f} after, with no training in between')
+    return [*lines, *(f'  {group}' for group in self.groups)]
+
+
+def said(name: str, value: float) -> str:
+  """Returns what a budget limits, in words.
+
+  >>> said('latency', 2.5), said('bytes', 20000)
+  ('2.5 ms', '20,000')
+  """
+  return f'{value:.3g} {_UNITS[name]}' if name in _UNITS else f'{value:,.0f}'
+
+
 class Report(NamedTuple):
   """What `jaxlite.deploy` did.
 
@@ -52,6 +87,7 @@ class Report(NamedTuple):
     examples: that all were tried on.
     deadline: milliseconds, None where none was given.
     notes: what a person should read.
+    cut: what was removed to meet a budget, and the score before; None where nothing was.
   """
 
   out: str
@@ -62,6 +98,7 @@ class Report(NamedTuple):
   examples: int
   deadline: float | None
   notes: tuple[str, ...] = ()
+  cut: Cut | None = None
 
   def __str__(self) -> str:
     return '\n'.join([table(self), *(f'note: {note}' for note in self.notes)])
@@ -84,7 +121,10 @@ def table(report: Report) -> str:
   sizes = sorted({size for one in report.written for size in one.latency})
   heads = ['format', 'bytes', 'arithmetic', report.metric or 'score', 'same', 'largest difference']
   heads += [f'ms p50/p99, batch {size}' for size in sizes] + ['memory, MB']
-  rows = [heads, ['the run', '', '', _number(report.score), '', '', *[''] * len(sizes), '']]
+  rows = [
+    heads,
+    ['the run' if report.cut is None else 'cut', '', '', _number(report.score), '', '', *[''] * len(sizes), ''],
+  ]
   late = []
   for one in report.written:
     if one.why:
@@ -96,7 +136,8 @@ def table(report: Report) -> str:
     rows.append([*told, f'{one.memory / 1e6:.0f}' if one.memory else ''])
     if one.met is False:
       late.append(f'{one.format}: misses the deadline of {report.deadline:g} ms: p99 is {one.latency[1][1]:.3g} ms')
-  return '\n'.join([*_aligned(rows), '', *_network(report), *late])
+  told = [] if report.cut is None else report.cut.lines(report.metric, report.score)
+  return '\n'.join([*_aligned(rows), '', *_network(report), *told, *late])
 
 
 def _network(report: Report) -> list[str]:
@@ -136,4 +177,5 @@ def plain(report: Report) -> dict[str, Any]:
   for one in report.written:
     written.append({**one._asdict(), 'latency': {str(size): each for size, each in one.latency.items()}})
   costs = report.costs and {**report.costs._asdict(), 'layers': [one._asdict() for one in report.costs.layers]}
-  return {**report._asdict(), 'written': written, 'costs': costs}
+  cut = report.cut and report.cut._asdict()
+  return {**report._asdict(), 'written': written, 'costs': costs, 'cut': cut}

@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite import trees
-from jaxlite.contract import CONST, Model, Network, Params, State
+from jaxlite.contract import Model, Network, Params, State
 from jaxlite.deployment import shrink_budget, shrunk_model
 from jaxlite.errors import counted
-from jaxlite.graph import shrunk
-from jaxlite.graph.coupled import Coupled, Family
-from jaxlite.graph.families import couple
+from jaxlite.graph import removable, shrunk
+from jaxlite.graph.removable import Given
+from jaxlite.graph.traces import shapes_of
 from jaxlite.trees import Rule
 
 
@@ -56,6 +55,7 @@ class Shrunk(NamedTuple):
     fixed: 'path[axis]' -> why nothing could be removed along it.
     cut: any pytree with arrays shaped like the whole parameters, under their paths (an optimizer's state, a TrainState,
       gradients, masks) -> the same, smaller.
+    inputs: the shapes of the batch that was given.
   """
 
   model: Model
@@ -64,43 +64,30 @@ class Shrunk(NamedTuple):
   groups: tuple[Group, ...]
   fixed: dict[str, str]
   cut: Callable[[Any], Any]
+  inputs: Any = None
 
   @property
   def network(self) -> Network:
     """The model with its values."""
     return Network(self.model, self.params, self.model_state)
 
+  def module(self, whole: Any) -> Any:
+    """Returns the reference network of these widths, which takes `params` and `model_state` as its own.
+
+    Args:
+      whole: the reference network (of `jaxlite.models`) that was shrunk: `SmallCNN()`.
+
+    Raises:
+      ValueError: none of its kind computes the same: it has no field for these widths, or units were removed across a
+        layer norm, whose statistics still count them here and would not there.
+    """
+    from jaxlite.models.narrower import narrower  # Flax, which no other network needs
+
+    return narrower(whole, self.network, self.inputs)
+
   def __str__(self) -> str:
     size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
     return '\n'.join([f'{counted(size, "parameter")} left', *map(str, self.groups)])
-
-
-class _Given(NamedTuple):
-  """What a model holds.
-
-  Attributes:
-    leaves: of params and model_state, whole.
-    names: their paths.
-    weights: how many of them are parameters; what is constant counts as one of them for what is zero.
-    coupled: what belongs together.
-    traces: the forms in which the model runs.
-  """
-
-  leaves: list[Any]
-  names: list[str]
-  weights: int
-  coupled: Coupled
-  traces: shrunk_model.Traces
-
-  @property
-  def shapes(self) -> list[tuple[int, ...]]:
-    return [tuple(jnp.shape(leaf)) for leaf in self.leaves]
-
-  def is_weight(self, leaf: int) -> bool:
-    return leaf < self.weights or self.names[leaf].startswith(f'{CONST}/')
-
-  def member(self, leaf: int, axis: int) -> str:
-    return f'{self.names[leaf]}[{axis}]'
 
 
 def shrink(
@@ -168,37 +155,60 @@ def shrink(
   if not isinstance(multiple, int) or multiple < 1:
     raise ValueError(f'shrink: multiple is a whole number from 1; got {multiple!r}')
   model = model if isinstance(model, Model) else _as_model(model, params)
-  given = _read(model, params, model_state or {}, inputs, key)
-  families, picked = given.coupled.families, _picked(given, rule)
-  steps = [_step(family, multiple) for family in families]
-  worth = _worth(given, params, scores)
-  if asked:
-    why = _refusals(given, picked)
-    open_ = [not one and pick for one, pick in zip(why, picked, strict=True)]
-    _some(given, open_, steps, why)
-    widths = tuple(int(jnp.dtype(leaf.dtype).itemsize) for leaf in given.leaves)
-    cost = shrink_budget.Cost(
-      families, given.coupled.products, tuple(given.shapes), widths, given.weights, _batch(inputs)
-    )
-    if keep is not None:
-      kept = [
-        shrink_budget.share(len(family.units), step, keep) if one else len(family.units)
-        for family, step, one in zip(families, steps, open_, strict=True)
-      ]
-    else:
-      (name, most), path = next(iter(asked.items())), shrink_budget.path(cost, steps, open_, worth)
-      if name == 'latency':
-
-        def seconds(kept: Sequence[int]) -> float:
-          return _assemble(model, given, _worst(worth, kept), why, inputs).timed(inputs)
-
-        kept = shrink_budget.by_time(path, float(most), seconds)
-      else:
-        kept = shrink_budget.first(path, name, float(most), cost)
-    removed = _worst(worth, kept)
-  else:
+  if not asked:
+    given = removable.read(model, params, model_state or {}, inputs, key)
+    picked = removable.picked(given, rule)
+    steps = [removable.step_of(family, multiple) for family in given.coupled.families]
     removed, why = _dead(given, picked, steps)
-  return _assemble(model, given, removed, why, inputs).shrunk
+    return _assemble(model, given, removed, why, inputs)
+  found = ways(model, params, model_state, inputs, multiple=multiple, rule=rule, scores=scores, key=key)
+  if keep is not None:
+    return found.make(found.path.share(keep))
+  if latency is not None:
+    return found.make(
+      shrink_budget.by_time(found.path, latency, lambda kept: shrink_budget.seconds_of(found.make(kept), inputs))
+    )
+  name, most = next(iter(asked.items()))
+  return found.make(shrink_budget.first(found.path, name, float(most)))
+
+
+class Ways(NamedTuple):
+  """What a network may become.
+
+  Attributes:
+    path: the way down from the whole network.
+    make: units left of each family -> the smaller network.
+  """
+
+  path: shrink_budget.Path
+  make: Callable[[Sequence[int]], Shrunk]
+
+
+def ways(
+  model: Model,
+  params: Any,
+  model_state: State | None,
+  inputs: Any,
+  *,
+  multiple: int = 8,
+  rule: Rule = None,
+  scores: Any = None,
+  key: Any = None,
+) -> Ways:
+  """Finds what a network may become; arguments and errors are those of `shrink`."""
+  given = removable.read(model, params, model_state or {}, inputs, key)
+  families, picked = given.coupled.families, removable.picked(given, rule)
+  steps = [removable.step_of(family, multiple) for family in families]
+  worth = removable.worth_of(given, params, scores)
+  why = removable.refusals(given, picked)
+  open_ = [not one and pick for one, pick in zip(why, picked, strict=True)]
+  _some(given, open_, steps, why)
+  widths = tuple(int(jnp.dtype(leaf.dtype).itemsize) for leaf in given.leaves)
+  cost = shrink_budget.Cost(
+    families, given.coupled.products, tuple(given.shapes), widths, given.weights, _batch(inputs)
+  )
+  path = shrink_budget.path(cost, steps, open_, worth)
+  return Ways(path, lambda kept: _assemble(model, given, _worst(worth, kept), why, inputs))
 
 
 def _as_model(fn: Callable[..., Any], params: Any) -> Model:
@@ -216,86 +226,7 @@ def _batch(inputs: Any) -> int:
   return int(np.shape(leaves[0])[0]) if leaves else 1
 
 
-def _read(model: Model, params: Any, state: State, inputs: Any, key: Any) -> _Given:
-  leaves = jax.tree.leaves((params, state))
-  names = trees.paths(params) + trees.paths(state)
-  for name, leaf in zip(names, leaves, strict=True):
-    if not hasattr(leaf, 'dtype'):
-      raise TypeError(f'shrink: a model holds arrays; {name!r} is {type(leaf).__name__}')
-  traces = shrunk_model.Traces.of(model, params, state)
-  programs = [traces.forward(inputs, train, key, None)[0] for train in (False, True)]
-  coupled = couple([*programs, traces.after()[0]], [jnp.shape(leaf) for leaf in leaves])
-  return _Given(leaves, names, len(trees.paths(params)), coupled, traces)
-
-
-def _picked(given: _Given, rule: Rule) -> list[bool]:
-  families = given.coupled.families
-  paths = {given.names[leaf] for family in families for leaf, _ in family.members}
-  chosen = trees.select(sorted(paths), rule, what='shrink: rule')
-  held = [[leaf for leaf, _ in family.members] for family in families]
-  return [any(given.names[leaf] in chosen for leaf in leaves) and any(map(given.is_weight, leaves)) for leaves in held]
-
-
-def _step(family: Family, multiple: int) -> int:
-  """How many units at a time keep every width a multiple."""
-  widths = [width for width in family.widths if width] or [len(entries) for entries in family.units[0]]
-  return math.lcm(*(multiple // math.gcd(multiple, width) for width in widths))
-
-
-def _worth(given: _Given, params: Any, scores: Any) -> list[np.ndarray]:
-  """What each unit is worth: the sum over the weights that it has a part of."""
-  if scores is None:
-    values = [_sizes(leaf) for leaf in given.leaves[: given.weights]]
-  else:
-    if jax.tree.structure(scores) != jax.tree.structure(params):
-      raise ValueError('shrink: scores have the structure of params')
-    values = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(scores)]
-  for name, shape, value in zip(given.names, given.shapes, values, strict=False):
-    if value is not None and (value.shape != shape or not np.isfinite(value).all()):
-      raise ValueError(f'shrink: scores are finite numbers, one a weight; those of {name!r} are not')
-  out = []
-  for family in given.coupled.families:
-    total = np.zeros(len(family.units))
-    for place, (leaf, axis) in enumerate(family.members):
-      if leaf < given.weights and values[leaf] is not None:
-        value = values[leaf]
-        along = value.sum(tuple(one for one in range(value.ndim) if one != axis))  # type: ignore[union-attr]
-        total += along[np.asarray([unit[place] for unit in family.units])].sum(1)
-    out.append(total)
-  return out
-
-
-def _sizes(leaf: Any) -> np.ndarray | None:
-  is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
-  return np.abs(np.asarray(_wide(leaf))).astype(np.float64) if is_float else None
-
-
-def _wide(leaf: Any) -> Any:
-  """Narrow floats are none of NumPy's own."""
-  return leaf.astype(jnp.float32) if leaf.dtype in (jnp.bfloat16, jnp.float16) else leaf
-
-
-def _all_zero(given: _Given) -> Callable[[int, int], bool]:
-  return lambda leaf, axis: given.is_weight(leaf)
-
-
-def _refusals(given: _Given, picked: Sequence[bool]) -> list[str]:
-  """Tries each family: why it cannot be cut, '' where it can."""
-  families, why = given.coupled.families, []
-
-  def tried(which: Sequence[bool]) -> str:
-    removed = [[len(f.units) // 2] if one and len(f.units) > 1 else [] for f, one in zip(families, which, strict=True)]
-    kept = shrunk.kept_entries(families, removed, given.shapes)
-    return shrunk.refusal(given.traces.programs, kept, _all_zero(given))
-
-  if not tried(picked):
-    return [''] * len(families)
-  for place in range(len(families)):
-    why.append(tried([one == place for one in range(len(families))]) if picked[place] else '')
-  return why
-
-
-def _some(given: _Given, open_: Sequence[bool], steps: Sequence[int], why: Sequence[str]) -> None:
+def _some(given: Given, open_: Sequence[bool], steps: Sequence[int], why: Sequence[str]) -> None:
   families = given.coupled.families
   if any(one and len(f.units) > step for one, f, step in zip(open_, families, steps, strict=True)):
     return
@@ -315,7 +246,7 @@ def _worst(worth: Sequence[np.ndarray], kept: Sequence[int]) -> list[list[int]]:
   return out
 
 
-def _dead(given: _Given, picked: Sequence[bool], steps: Sequence[int]) -> tuple[list[list[int]], list[str]]:
+def _dead(given: Given, picked: Sequence[bool], steps: Sequence[int]) -> tuple[list[list[int]], list[str]]:
   """Units whose weights are zero and that change nothing, and why others whose weights are zero stay."""
   families = given.coupled.families
   removed: list[list[int]] = [[] for _ in families]
@@ -362,20 +293,13 @@ def _dead(given: _Given, picked: Sequence[bool], steps: Sequence[int]) -> tuple[
 
 def _empty(leaf: Any, axis: int) -> np.ndarray:
   """Which entries along an axis hold zeros only."""
-  return ~(np.asarray(_wide(leaf)) != 0).any(tuple(one for one in range(leaf.ndim) if one != axis))
+  return ~(np.asarray(removable.wide(leaf)) != 0).any(tuple(one for one in range(leaf.ndim) if one != axis))
 
 
-class _Made(NamedTuple):
-  shrunk: Shrunk
-
-  def timed(self, inputs: Any) -> float:
-    return shrink_budget.seconds_of(self.shrunk, inputs)
-
-
-def _assemble(model: Model, given: _Given, removed: Sequence[Sequence[int]], why: Sequence[str], inputs: Any) -> _Made:
+def _assemble(model: Model, given: Given, removed: Sequence[Sequence[int]], why: Sequence[str], inputs: Any) -> Shrunk:
   families = given.coupled.families
   kept = shrunk.kept_entries(families, removed, given.shapes)
-  zeros = _all_zero(given)
+  zeros = removable.all_zero(given)
   told = shrunk.refusal(given.traces.programs, kept, zeros)
   if told:
     raise ValueError(f'shrink: these groups cannot be removed together: {told}')
@@ -387,4 +311,6 @@ def _assemble(model: Model, given: _Given, removed: Sequence[Sequence[int]], why
   ]
   fixed = {given.member(*one): told for one, told in given.coupled.fixed.items()}
   cut = shrunk_model.cutter(given.names, given.shapes, kept)
-  return _Made(Shrunk(shrunk_model.smaller(model, given.traces, kept, zeros), params, state, tuple(groups), fixed, cut))
+  return Shrunk(
+    shrunk_model.smaller(model, given.traces, kept, zeros), params, state, tuple(groups), fixed, cut, shapes_of(inputs)
+  )

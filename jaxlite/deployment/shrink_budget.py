@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxlite.graph.coupled import Family, Product
+from jaxlite.graph.removable import share
 
 
 class Cost(NamedTuple):
@@ -70,17 +71,6 @@ def up(count: int, step: int, units: int) -> int:
   return min(max(-(-count // step), 1) * step, units)
 
 
-def share(units: int, step: int, keep: float) -> int:
-  """Returns the width nearest to a share of it: whole steps, one at least, or all.
-
-  >>> share(64, 8, 0.5), share(20, 8, 0.1), share(6, 8, 0.5)
-  (32, 8, 6)
-  """
-  if keep == 1:
-    return units
-  return min(max(int(keep * units / step + 0.5), 1) * step, units)
-
-
 def path(cost: Cost, steps: Sequence[int], open_: Sequence[bool], worth: Sequence[np.ndarray]) -> Path:
   """Returns the way from the whole network down."""
   return Path(cost, tuple(steps), tuple(open_), tuple(np.sort(one)[::-1] for one in worth))
@@ -96,6 +86,11 @@ class Path(NamedTuple):
   steps: tuple[int, ...]
   open: tuple[bool, ...]
   worth: tuple[np.ndarray, ...]  # of the units of each family, the best first
+
+  def share(self, keep: float) -> list[int]:
+    """Returns how many units each family keeps of a share of them."""
+    families = zip(self.cost.families, self.steps, self.open, strict=True)
+    return [share(len(one.units), step, keep) if is_open else len(one.units) for one, step, is_open in families]
 
   def walk(self, what: str) -> Iterator[list[int]]:
     """Yields how many units each family keeps, from all down to the least.
@@ -121,13 +116,13 @@ class Path(NamedTuple):
       kept[best[1]] = best[2]
 
 
-def first(path: Path, what: str, most: float, cost: Cost) -> list[int]:
+def first(path: Path, what: str, most: float) -> list[int]:
   """Returns the first point on the way that meets a budget.
 
   Raises:
     ValueError: none does.
   """
-  kept: list[int] = []
+  cost, kept = path.cost, list[int]()
   for kept in path.walk(what):
     if cost.of(what, kept) <= most:
       return kept

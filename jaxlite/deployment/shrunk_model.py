@@ -4,114 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.contract import TAPS, Model, Params, State
+from jaxlite.contract import Model, Params, State
 from jaxlite.graph import shrunk
 from jaxlite.graph.coupled import Program
-
-_MOST = 32  # programs that are kept traced
-
-
-class Traces(NamedTuple):
-  """The programs of a model at whole shapes.
-
-  Attributes:
-    model: the original.
-    shapes: of (params, model_state), whole.
-    known: programs by what they were traced for.
-    programs: those that the groups were found in.
-  """
-
-  model: Model
-  shapes: tuple[Any, Any]
-  known: dict[Any, Any]
-  programs: list[Program]
-
-  @classmethod
-  def of(cls, model: Model, params: Any, state: Any) -> Traces:
-    """Of a model with its whole values."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), (params, state))
-    return cls(model, shapes, {}, [])
-
-  def unflatten(self, leaves: Sequence[Any]) -> Any:
-    """Returns (params, model_state) of leaves."""
-    return jax.tree.unflatten(jax.tree.structure(self.shapes), leaves)
-
-  def typed(self, params: Any, state: Any) -> tuple[Any, Any]:
-    """The whole shapes, in the types that these have."""
-    return jax.tree.map(lambda shape, leaf: jax.ShapeDtypeStruct(shape.shape, leaf.dtype), self.shapes, (params, state))
-
-  def forward(self, inputs: Any, train: bool, key: Any, step: Any, own: Any = None) -> tuple[Program, Any]:
-    """Returns the program of `apply` and the structure of its results."""
-    shapes = self.shapes if own is None else own
-
-    def apply(own: Any, inputs: Any, key: Any, step: Any) -> Any:
-      return self.model.apply(*own, inputs, train=train, key=key, step=step)
-
-    found = self._traced(('apply', train), apply, (shapes, *_shapes((inputs, key, step))), self._apply_outs)
-    if own is None:
-      self.programs.append(found[0])
-    return found
-
-  def _apply_outs(self, results: Any) -> list[int | None]:
-    outputs, state = results
-    return [None] * len(jax.tree.leaves(outputs)) + self._of_state(state)
-
-  def _of_state(self, state: Any) -> list[int | None]:
-    first = len(jax.tree.leaves(self.shapes[0]))
-    place = {path: first + index for index, path in enumerate(trees.paths(self.shapes[1]))}
-    return [place.get(path, -1 if path.startswith(f'{TAPS}/') else None) for path in trees.paths(state)]
-
-  def after(self, step: Any = None, own: Any = None) -> tuple[Program, Any]:
-    """Likewise of `after`."""
-
-    def after(own: Any, step: Any) -> Any:
-      return self.model.after(*own, step)
-
-    step = jax.ShapeDtypeStruct((), jnp.int32) if step is None else step
-    found = self._traced(('after',), after, (own or self.shapes, *_shapes((step,))), self._of_state)
-    if own is None:
-      self.programs.append(found[0])
-    return found
-
-  def export(self, own: Any) -> tuple[Program, Any]:
-    """Likewise of `export`."""
-    return self._traced(
-      ('export',),
-      lambda own: self.model.export(*own),
-      (own,),
-      lambda results: [-1] * len(jax.tree.leaves(results)),
-    )
-
-  def _traced(self, name: Any, fn: Any, args: Any, outs: Any) -> tuple[Program, Any]:
-    leaves, treedef = jax.tree.flatten(args)
-    at = (name, treedef, tuple((leaf.shape, leaf.dtype, getattr(leaf, 'weak_type', False)) for leaf in leaves))
-    if at in self.known:
-      return self.known[at]
-    jaxpr, results = jax.make_jaxpr(fn, return_shape=True)(*args)
-    own = len(jax.tree.leaves(args[0]))
-    ins = tuple(index if index < own else None for index in range(len(leaves)))
-    found = Program(jaxpr, ins, tuple(outs(results))), jax.tree.structure(results)
-    if not any(isinstance(const, jax.core.Tracer) for const in jaxpr.consts):  # a tracer is gone with its trace
-      if len(self.known) >= _MOST:
-        self.known.pop(next(iter(self.known)))
-      self.known[at] = found
-    return found
-
-
-def _shapes(tree: Any) -> Any:
-  return jax.tree.map(
-    lambda leaf: (
-      leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
-    ),
-    tree,
-  )
+from jaxlite.graph.init_numpy import copied
+from jaxlite.graph.traces import Traces
 
 
 def smaller(model: Model, traces: Traces, kept: shrunk.Kept, zeros: shrunk.Zeros) -> Model:
@@ -199,12 +103,12 @@ def cutter(names: Sequence[str], shapes: Sequence[Sequence[int]], kept: shrunk.K
   def one(path: str, leaf: Any) -> Any:
     index = of(path)
     if index is None or index not in touched:
-      return leaf
+      return _apart_from(leaf)
     shape, whole = tuple(np.shape(leaf)), tuple(shapes[index])
     if shape == whole:
       return shrunk.cut_leaf(jnp.asarray(leaf), index, kept)
     if math.prod(shape) <= 1:
-      return leaf
+      return _apart_from(leaf)
     if jnp.result_type(leaf) == jnp.uint8 and shape == (-(-math.prod(whole) // 8),):  # a mask, eight weights a byte
       bits = np.unpackbits(np.asarray(leaf))[: math.prod(whole)].reshape(whole)
       return jnp.packbits(jnp.asarray(shrunk.cut_leaf(bits, index, kept)).reshape(-1))
@@ -213,4 +117,18 @@ def cutter(names: Sequence[str], shapes: Sequence[Sequence[int]], kept: shrunk.K
       'known, so make this state anew from the smaller params'
     )
 
-  return lambda tree: trees.map_with_path(one, tree)
+  named = {(names[leaf], axis): entries for (leaf, axis), entries in kept.items()}
+
+  def whole(node: Any) -> bool:
+    return callable(getattr(type(node), 'shrunk', None))
+
+  def cut(tree: Any) -> Any:  # what knows units by itself cuts itself
+    told = jax.tree.map(lambda node: node.shrunk(named) if whole(node) else node, tree, is_leaf=whole)
+    return trees.map_with_path(one, told)
+
+  return cut
+
+
+def _apart_from(leaf: Any) -> Any:
+  """An array of its own: a step that donates the whole state would take it along."""
+  return copied(leaf) if isinstance(leaf, jax.Array) else leaf

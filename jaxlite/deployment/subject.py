@@ -16,6 +16,7 @@ from jaxlite.checkpoint import Checkpoints
 from jaxlite.contract import CONST, Network, Recipe
 from jaxlite.deployment import stablehlo
 from jaxlite.deployment.load import Held, load, read_meaning, read_run
+from jaxlite.deployment.metadata import about_of
 from jaxlite.deployment.operations import Graph, listing
 from jaxlite.deployment.sealed_values import own_arrays
 from jaxlite.host.files import read_json
@@ -40,6 +41,7 @@ class Subject(NamedTuple):
     task: what was learned, None where nobody knows.
     facts: what is known of it.
     about: what the metadata of files says.
+    held: what was read of the run, where it is one.
   """
 
   name: str
@@ -53,6 +55,7 @@ class Subject(NamedTuple):
   task: Task | None
   facts: Facts
   about: dict[str, str]
+  held: Held | None = None
 
   def named(self) -> dict[str, np.ndarray]:
     """Returns the inputs by their names in files."""
@@ -99,14 +102,8 @@ def of_run(
     why = str(error)
   given = _of_data(held) if examples is None else examples
   inputs, labels, weight = _split(given, meaning.encode, meaning.task, meaning.facts)
-  about = {
-    'producer': f'jaxlite {__version__}',
-    'run': held.run,
-    'step': str(held.step),
-    'task': '' if meaning.task is None else meaning.task.name,
-    'class_names': json.dumps(list(meaning.facts.get('class_names') or ())),
-    'preprocessing': f'inside: takes raw inputs as in training{", encoded" if meaning.encode else ""}',
-  }
+  name = '' if meaning.task is None else meaning.task.name
+  about = about_of(held.run, held.step, name, meaning.facts, encoded=meaning.encode is not None)
   return Subject(
     held.folder.resolve().name,
     network,
@@ -119,6 +116,7 @@ def of_run(
     meaning.task,
     meaning.facts,
     about,
+    held,
   )
 
 

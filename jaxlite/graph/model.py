@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,7 +96,19 @@ def model_weights(model: Model, params: Params, model_state: State, inputs: Any,
   return frozenset(_layouts(model, params, model_state, inputs, key))
 
 
-def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, LeafLayout | None]:
+class Weights(dict[str, LeafLayout | None]):
+  """Layouts of weights by path, with the model that they were read off: whoever needs more reads it there.
+
+  Attributes:
+    program: (model, inputs, key), without hooks.
+    names: of the model's paths in a framework's own tree; None where they are the same.
+  """
+
+  program: tuple[Model, Any, Any]
+  names: Mapping[str, str] | None = None
+
+
+def weights_of(model: Model, key: jax.Array, inputs: Any) -> Weights:
   """Returns the parameters that enter a contraction and the layouts of their axes, read off a model's program.
 
   Args:
@@ -105,7 +117,9 @@ def weights_of(model: Model, key: jax.Array, inputs: Any) -> dict[str, LeafLayou
     inputs: one batch, [B, ...].
   """
   params, state = jax.eval_shape(model.init, key, inputs)
-  return _layouts(model, params, state, inputs, key)
+  found = Weights(_layouts(model, params, state, inputs, key))
+  found.program = (model, inputs, key)
+  return found
 
 
 def _layouts(model: Model, params: Params, state: State, inputs: Any, key: Any) -> dict[str, LeafLayout | None]:

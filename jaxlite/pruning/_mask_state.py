@@ -17,7 +17,7 @@ from jaxlite.graph.layouts import Layouts
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning.sparsity_schedules import Schedule
 
-_CHECK = 16  # updates between counts of broken weights; one more follows each refresh
+CHECK = 16  # updates between counts of broken weights; one more follows each refresh
 
 
 class PruneState(NamedTuple):
@@ -54,9 +54,9 @@ class PruneState(NamedTuple):
     left = [shortfall(self, begun=bool(np.any(self.refreshes)))]
     if broken := int(np.sum(self.broken)):
       left.append(f'{broken:,} weights were written to after it: it must be the last part')
-    drawn = _drawn(int(np.max(self.refreshes)), int(np.max(self.last)))
+    told = drawn(int(np.max(self.refreshes)), int(np.max(self.last)))
     return Account(
-      f'{counted(int(np.max(self.count)), "update")}; {drawn}',
+      f'{counted(int(np.max(self.count)), "update")}; {told}',
       f'{arrays(masked)}; {zeros:,} of {size:,} weights are zero',
       '; '.join(filter(None, left)),
     )
@@ -96,7 +96,7 @@ def check(state: Any) -> None:
     )
 
 
-def _drawn(times: int, last: int) -> str:
+def drawn(times: int, last: int) -> str:
   if not times:
     return 'masks never drawn anew'
   return f'masks drawn {"once, at" if times == 1 else f"{times:,} times, last at"} update {last:,}'
@@ -177,7 +177,7 @@ def watched(
   """
   due = schedule.due(state.count)
   # A wrong order breaks every step, so the first look after a refresh finds it.
-  look = due | schedule.due(state.count - 1) | (state.count % _CHECK == 0)
+  look = due | schedule.due(state.count - 1) | (state.count % CHECK == 0)
 
   looking, broken = alike.once(look, lambda _: broken_weights(state.masks, params), jnp.zeros((), jnp.int32))
   # Begins when the masks that it replaces have been read.

@@ -80,7 +80,7 @@ def _details(result: Result) -> list[str]:
       ]
       for layer in result.layers
     ]
-    text.append(markdown([['parameters', 'values', 'not zero', 'sparsity', 'bits', 'bytes packed'], *named]))
+    text.append(markdown([['parameters', 'values', 'not zero', 'sparsity', 'bits', 'bytes by a plain count'], *named]))
   if result.parts:
     text.append('### What each part did')
     text.append(markdown([['part', 'when', 'what it touched', 'what it could not'], *result.parts]))

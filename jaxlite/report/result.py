@@ -40,6 +40,8 @@ class Result:
     best_step: the step whose model was tested, the best by validation once its sparsity target was met.
     forecast: of what the run would need, and what it took: 'memory' in bytes and 'time' in seconds, each a dict with
       'forecast', 'actual', 'basis' and the bounds.
+    packed: bytes of the network as a packed file (`jl.deploy`, format 'pack'), of all that it takes to run it; 0 where
+      none could be written, or where that takes long.
     parts: what each part of the recipe did, [part, when, what it touched, what it could not] each (`ledger.account`).
   """
 
@@ -62,6 +64,7 @@ class Result:
   machine: dict[str, str] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
   best_step: int | None = None
+  packed: int = 0
   parts: list[list[str]] = dataclasses.field(default_factory=list)
   forecast: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -88,8 +91,10 @@ class Result:
 
   @property
   def bytes(self) -> int:
-    """Bytes of all parameters, packed (see `stored_bytes`)."""
-    return sum(stored_bytes(layer.size, layer.nonzero, layer.bits, layer.scales) for layer in self.layers)
+    """Bytes of the packed file; where none was written a plain count of the parameters (`stored_bytes`)."""
+    return self.packed or sum(
+      stored_bytes(layer.size, layer.nonzero, layer.bits, layer.scales) for layer in self.layers
+    )
 
 
 def to_json(result: Result, run: str = '') -> str:

@@ -15,7 +15,10 @@ import numpy as np
 
 from jaxlite.tasks.tables import percent, wilson
 
-PACKED = 'weights packed: the nonzero values at their bits, one mask bit per weight, float32 scales'
+PACKED = (
+  "of the packed file, with all that it takes to run the network (`jl.deploy`, format 'pack'); by a plain count: "
+  'the nonzero values at their bits, one mask bit per weight, float32 scales'
+)
 
 
 def rows(results: Sequence[Any]) -> list[list[str]]:
@@ -39,12 +42,16 @@ def rows(results: Sequence[Any]) -> list[list[str]]:
     ('sparsity of weights', [percent(result.sparsity, 1) for result in results]),
     ('bits per weight', [result.bits for result in results]),
     ('bytes as float32', [f'{4 * result.parameters:,}' for result in results]),
-    ('bytes packed', [f'{result.bytes:,}' for result in results]),
+    ('bytes packed', [_bytes(result) for result in results]),
     ('times smaller than float32', [f'{4 * result.parameters / max(1, result.bytes):.1f}' for result in results]),
   ):
     add(label, [value if shown else '' for value, shown in zip(values, sized, strict=True)])
   add('seconds', [f'{result.seconds:.1f}' for result in results])
   return cells
+
+
+def _bytes(result: Any) -> str:
+  return f'{result.bytes:,}' if result.packed else f'{result.bytes:,} by a plain count'
 
 
 def spread(results: Sequence[Any], name: str = 'accuracy') -> str:

@@ -10,8 +10,11 @@ import jax
 import numpy as np
 
 from jaxlite import data as datasets
+from jaxlite import trees
 from jaxlite.contract import join_const
 from jaxlite.deployment import inventory
+from jaxlite.deployment.metadata import about_of
+from jaxlite.deployment.packed_size import packed_size
 from jaxlite.errors import counted
 from jaxlite.graph.model import weights_of
 from jaxlite.host import machine, preempt
@@ -112,6 +115,7 @@ def evidence(
   history = read_records(folder)
   task, name = setup.data.task, setup.config.name
   figures = task.figures(test.values, facts, name)
+  about = about_of(record.run, int(state.step), task.name, facts, encoded=setup.data.encoder is not None)
   result = Result(
     name=name,
     metrics=numbers(test.values),
@@ -132,6 +136,7 @@ def evidence(
     machine=machine.machine(),
     notes=[*setup.notes, *([stopped_early(setup, record)] if record.stopped else []), *_left_out(test.values)],
     best_step=int(state.step),
+    packed=packed_size(folder, record.run, trees.by_path({'params': state.params, 'model_state': full}), about),
     parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
   )
   return result, figures

@@ -45,6 +45,12 @@ absl_flags.DEFINE_string(
 absl_flags.DEFINE_string('out', None, "of --mode=deploy: the folder of the files (default: deployed, in the run's)")
 absl_flags.DEFINE_string('which', None, 'of --mode=deploy: the checkpoint, best (the default), latest or a step')
 absl_flags.DEFINE_float('deadline', None, 'of --mode=deploy: milliseconds in which one example is to be answered')
+absl_flags.DEFINE_string(
+  'budget',
+  None,
+  'of --mode=deploy: name:number[,name:number] of bytes (of each file that --formats names), parameters, macs, flops, '
+  'latency (milliseconds, one example); a network that is over it loses whole neurons, channels and heads',
+)
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
 absl_flags.DEFINE_bool('traceback', False, 'show where an error comes from')
@@ -104,7 +110,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
   app.run(run, flags_parser=lambda argv: command_line.parse(argv, FLAGS, usage, __name__))
 
 
-_DEPLOYING = ('formats', 'out', 'which', 'deadline')
+_DEPLOYING = ('formats', 'out', 'which', 'deadline', 'budget')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
 _PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
 
@@ -130,6 +136,7 @@ def _given(fields: bool) -> dict[str, Any]:
   if mode == 'deploy':
     which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
     found = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
+    found |= {'budget': FLAGS.budget}
     return {name: value for name, value in found.items() if value is not None}
   given = {name: FLAGS[name].value for name in _PLANNING if FLAGS[name].value not in (None, False)}
   budget = [name for name in given if name in _BUDGET]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from jaxlite import trees
 from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, Selective, State, Terms, chain
 from jaxlite.errors import counted
 from jaxlite.graph.init_numpy import copied, on_host
-from jaxlite.graph.model import weights_of
+from jaxlite.graph.model import Weights, weights_of
 from jaxlite.step.gradient import check_given, first_values, forward_of, gradient_of, no_gradient_of, value_of
 from jaxlite.step.own_tree import named, own_names
 from jaxlite.step.state import inputs_of
@@ -146,7 +147,9 @@ def wrap(model: Model, loss: Callable[[Any, Batch], jax.Array], hooks: Recipe | 
     if params is None:
       return found
     names = own_names(params)
-    return {names[path]: layout for path, layout in found.items() if path in names}
+    own = Weights({names[path]: layout for path, layout in found.items() if path in names})
+    own.program, own.names = found.program, names
+    return own
 
   return Wrapped(init, own_gradient, own_value, _in_any_tree(inner), weights, check)
 
@@ -175,7 +178,7 @@ def told(part: Any, weights: Mapping[str, Any]) -> Any:
   """
   if not isinstance(part, Selective):
     raise TypeError(f'told takes a part that selects weights (prune, rigl, l2); got {type(part).__name__}')
-  known = dict(weights)
+  known = copy.copy(weights)
   return part._replace(init=lambda params, weights=None: part.init(params, known))
 
 

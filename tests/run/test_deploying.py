@@ -1,14 +1,17 @@
 """Laws of the command that deploys: a run is deployed as it was trained, whatever flags, scale or folder it has."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
+import optax
 import pytest
 
 import jaxlite as jl
 from jaxlite.config import command_line
 from jaxlite.config.serialize import as_trained, to_dict
+from jaxlite.report import tables
 from jaxlite.run import experiment
 from loops import X, Y, adam, config_of, linear, run
 
@@ -112,3 +115,16 @@ def test_the_command_names_a_checkpoint_of_an_unfinished_run_as_its_message_says
   done = subprocess.run([*words, '--which=latest'], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'run' / 'deployed' / FILE).exists()
+
+
+@pytest.mark.parametrize('bits', [8, pytest.param(32, marks=pytest.mark.slow)])
+def test_bytes_packed_of_a_report_are_those_of_the_file_that_is_deployed(bits, tmp_path, capsys):
+  def recipe(config, total):
+    return jl.chain(*([jl.fake_quant(bits=8)] if bits == 8 else []), optax.adam(0.05), jl.prune(0.5))
+
+  result = run(tmp_path, recipe, model=jl.models.MLP((16,), classes=3), steps=4)
+  report = jl.deploy(tmp_path, 'pack', examples=(X, Y), batches=(1,), seconds=0.01, say=lambda line: None)
+  assert result.bytes == result.packed == os.path.getsize(report.written[0].path)
+  assert f'{result.packed:,}' in tables.table([result])
+  assert 'plain count' not in tables.table([result])
+  assert 'by a plain count' in tables.table([dataclasses.replace(result, packed=0)])

@@ -34,12 +34,13 @@ _OF_PARAMS: dict[str, Callable[..., Any]] = {
 }
 
 
-def folded(graph: Graph, values: Mapping[str, Any]) -> Graph:
+def folded(graph: Graph, values: Mapping[str, Any], *, partly: bool = False) -> Graph:
   """Returns a list of operations with its params as constants.
 
   Args:
     graph: of `lowering.lower_open`.
     values: arrays by their names in it.
+    partly: other params stay values that nothing makes, under the names that they have.
 
   Returns:
     The Graph, as `lowering.lower` writes it: without what depends on constants alone, and of a choice among ways that
@@ -80,7 +81,7 @@ def folded(graph: Graph, values: Mapping[str, Any]) -> Graph:
   for one in found.operations:
     if one.kind == UNKNOWN:
       raise ValueError(one.attributes['why'])
-    for name in one.inputs:
+    for name in () if partly else one.inputs:
       if name.startswith(KNOWN) and name not in constants:
         raise ValueError(f'the list of operations reads {name.removeprefix("known/")!r}, which has no value')
   check_answers(found)

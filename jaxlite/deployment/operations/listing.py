@@ -134,6 +134,37 @@ def network_graph(network: Network, inputs: Any) -> Graph:
   return lower(forward, (network.params, network.model_state), inputs)
 
 
+def saved(folder: Path, run: str) -> tuple[Graph, dict[str, str]]:
+  """Returns the list of a run without values, and the paths of its params in a checkpoint by their names in it.
+
+  Raises:
+    ValueError: there is none; the message says why.
+  """
+  found = _read(folder / FILE, run)
+  if 'why' in found:
+    raise _NoList(found['why'])
+  return found['list'], found['known']
+
+
+def open_list(held: Held) -> tuple[Graph, dict[str, str]]:
+  """Returns the list of a run with its weights left open, and their paths in the checkpoint by their names in it.
+
+  What is one number is put in, so that a choice which it makes is made.
+
+  Args:
+    held: what was read of the run.
+
+  Raises:
+    ValueError: there is none; the message says why.
+  """
+  graph, paths = saved(held.folder, held.run)
+  known = {name: path for name, path in paths.items() if path in held.values}
+  arrays = {name: np.asarray(held.values[path]) for name, path in known.items() if np.size(held.values[path]) == 1}
+  graph = folded(graph, arrays, partly=True)
+  read = {name for one in graph.operations for name in one.inputs} | {*graph.outputs}
+  return graph, {name: path for name, path in known.items() if name in read and name not in graph.constants}
+
+
 def _inputs(held: Held) -> Any:
   return jax.tree.unflatten(held.stored.input_tree(), held.stored.inputs())
 
