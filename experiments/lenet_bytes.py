@@ -1,127 +1,331 @@
-"""How few bytes hold LeNet-300-100 on Fashion-MNIST: trained for bits, packed, and scored from the file by another
-process that has no JAX.
+"""How few bytes hold LeNet-300-100 and LeNet-5 on Fashion-MNIST: trained for bits, packed, and scored from the file by
+another process that has no JAX.
 
-  python experiments/lenet_bytes.py --worth=2.5e-6,4e-6 --epochs=60 --seeds=5
+  python experiments/lenet_bytes.py --network=lenet300 --worth=2.2e-6,2.8e-6 --workdir=runs/lenet_bytes
+  python experiments/lenet_bytes.py --draw --workdir=runs/lenet_bytes
 
-For each worth of a bit: bytes of the file, how many times it is smaller than float32, what zlib, LZMA and the order-0
-entropy make of the same whole numbers, and the test accuracy beside that of the dense network of the same seed and
-epochs, with the mean of the paired differences and its 95 % interval. Validation is not used to choose anything here.
+A teacher, trained once, says what it thinks of each training picture as it is, in three shifted and in three mixed
+copies. Every student learns from these: the dense network of a seed, and the network of few bits that starts from it.
+Choices are made on the last 5,000 training pictures (`--tune` scores nothing else); the test split is scored once for
+each file. Whatever is finished is kept in the workdir, so the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import lzma
 import os
-import pathlib
 import subprocess
 import sys
+import time
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from bench.task_tables import interval
 
 import jaxlite as jl
+from jaxlite import trees
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
-from jaxlite.deployment.packed import file as pack
+from jaxlite.deployment.packed.file import write_pack
 from jaxlite.deployment.packed.scales import scaled
-from jaxlite.models import LeNet300
-from jaxlite.quantization import few_bits
+from jaxlite.host.files import whole_file
+from jaxlite.models import LeNet5, LeNet300, SmallCNN
+from jaxlite.quantization import clustered, few_bits
 
-FLOAT_BYTES = 4 * 266_610
+BATCH = 128
+DISPATCH = 43  # steps at once, a tenth of an epoch
+NETWORKS = {'lenet300': LeNet300(), 'lenet5': LeNet5(relu=True), 'cnn': SmallCNN()}
+PARAMETERS = {'lenet300': 266_610, 'lenet5': 431_080, 'cnn': 421_642}
+DENSE = {'lenet300': (40, 1e-3), 'lenet5': (15, 1.5e-3)}  # epochs and learning rate
 READER = """
 import json, sys
 import numpy as np
 from jaxlite.deployment.packed.file import unpack
 network, held = unpack(sys.argv[1]), np.load(sys.argv[2])
-right = network.predict(held['inputs']).argmax(-1) == held['labels']
+parts = range(0, len(held['labels']), 500)
+right = [network.predict(held['inputs'][at : at + 500]).argmax(-1) == held['labels'][at : at + 500] for at in parts]
 assert 'jax' not in sys.modules
-print(json.dumps(float(right.mean())))
+print(json.dumps(float(np.concatenate(right).mean())))
 """
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-  parser.add_argument('--worth', default='2.5e-6,4e-6', help='loss for each bit, one or several')
-  parser.add_argument('--epochs', type=int, default=60)
-  parser.add_argument('--seeds', type=int, default=5)
-  parser.add_argument('--workdir', default='runs/lenet_bytes')
-  given = parser.parse_args()
-  folder = pathlib.Path(given.workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  data = jl.data.load('fashion_mnist', validation=0.05)
-  train, test = (pictures(one) for one in (data.train, data.test))
-  np.savez(folder / 'test.npz', **test)
-  worths = [0.0, *map(float, given.worth.split(','))]
-  found = {
-    worth: [one_file(worth, given.epochs, seed, train, folder) for seed in range(given.seeds)] for worth in worths
-  }
-  dense = np.array([one['accuracy'] for one in found.pop(0.0)])
-  print(f'dense, {FLOAT_BYTES:,} bytes as float32: {100 * dense.mean():.2f} %')
-  for worth, runs in found.items():
-    mean = {name: np.mean([one[name] for one in runs]) for name in runs[0]}
-    lost = 100 * (dense - np.array([one['accuracy'] for one in runs]))
-    wide = 1.96 * lost.std(ddof=1) / np.sqrt(len(lost)) if len(lost) > 1 else float('nan')
-    print(
-      f'worth {worth:g}: {mean["bytes"]:,.0f} bytes ({FLOAT_BYTES / mean["bytes"]:.0f} times smaller), '
-      f'{100 * mean["accuracy"]:.2f} %, lost {lost.mean():.2f} ± {wide:.2f}; whole numbers alone: order 0 '
-      f'{mean["order 0"]:,.0f}, LZMA {mean["lzma"]:,.0f}, zlib {mean["zlib"]:,.0f}'
-    )
-
-
-def pictures(split: jl.data.Split) -> dict[str, np.ndarray]:
-  inputs = (np.asarray(split.inputs, np.float32) / 255 - 0.286) / 0.353
-  return {'inputs': inputs, 'labels': np.asarray(split.labels).astype(np.int32)}
-
-
-def one_file(
-  worth: float, epochs: int, seed: int, data: dict[str, np.ndarray], folder: pathlib.Path
-) -> dict[str, float]:
-  """Trains, packs, and has the file scored; a worth of 0 is the dense network, without a grid."""
-  size, batch = len(data['labels']), 128
-  each = size // batch
-  total = epochs * each
-  rate = optax.warmup_cosine_decay_schedule(0.0, 1.5e-3, 200, total, 1.5e-6)
-  parts = [few_bits(worth, ramp=int(0.4 * total), every=each)] if worth else []
-  model = jl.adapt(LeNet300())
-  step = jl.train_step(model, jl.cross_entropy, jl.chain(*parts, optax.adam(rate)))
-  pick = lambda places: {name: values[places] for name, values in data.items()}  # noqa: E731
-  state = step.init(jax.random.key(seed), pick(np.arange(batch)))
-  rng = np.random.default_rng(seed)
-  for _ in range(epochs):
-    order = rng.permutation(size)
-    for index in range(each):
-      state, _ = step.step(state, pick(order[index * batch : (index + 1) * batch]))
-  params, kept = step.model.export(state.params, state.model_state)
-  forward = lambda known, x: model.apply(*known, x, train=False, key=None)[0]  # noqa: E731
-  graph = recognized(lower(forward, (params, kept), data['inputs'][:1]))
-  path = folder / f'{worth:g}-{seed}.jlp'
-  found: dict[str, float] = {'bytes': pack.write_pack(graph, path)}
-  done = subprocess.run(
-    [sys.executable, '-c', READER, str(path), str(folder / 'test.npz')], capture_output=True, text=True, check=True
+  parser.add_argument('--network', choices=NETWORKS, default='lenet300')
+  parser.add_argument(
+    '--worth',
+    default='2.2e-6,2.8e-6',
+    help='loss for each bit, one or several; from 0.5 on, zeros of clustered weights; empty: dense',
   )
-  assert os.path.getsize(path) == found['bytes']
-  found['accuracy'] = json.loads(done.stdout)
-  return found | (others(graph.constants.values()) if worth else {})
+  parser.add_argument('--epochs', type=int, default=80, help='of training for bits')
+  parser.add_argument('--seeds', default='0,1,2,3,4')
+  parser.add_argument('--workdir', type=Path, default=Path('runs/lenet_bytes'))
+  parser.add_argument('--tune', default='', help='a name for a try: scores validation alone')
+  parser.add_argument('--rates', default='0.02,2e-3', help='learning rates: of weights, in steps, and of steps')
+  parser.add_argument('--step', type=float, default=2.0, help='first step, in deviations')
+  parser.add_argument('--draw', action='store_true', help='draw what is finished, and print its table')
+  given = parser.parse_args()
+  if given.draw:
+    return draw(given.workdir)
+  bench = Bench(given.workdir)
+  rates, seeds = tuple(map(float, given.rates.split(','))), [int(seed) for seed in given.seeds.split(',')]
+  worths = [float(worth) for worth in given.worth.split(',') if worth]
+  for seed in seeds:
+    bench.dense(given.network, seed)
+  for worth, seed in itertools.product(worths, seeds):
+    bench.file(given.network, worth, given.epochs, seed, rates, given.step, given.tune)
 
 
-def others(arrays: object) -> dict[str, float]:
-  """What other coders make of the whole numbers of all weights."""
-  grids = [scaled(array.reshape(len(array), -1)) for array in arrays if array.ndim > 1]  # type: ignore[attr-defined]
+class Bench:
+  """Data, teacher, and what is finished, in one folder."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = jl.data.load('fashion_mnist', validation=0)
+    images, labels = whole.train.inputs, whole.train.labels
+    self.data = jl.data.from_arrays(
+      (images[:-5000], labels[:-5000]), (images[-5000:], labels[-5000:]), (whole.test.inputs, whole.test.labels)
+    )
+    self.each = jl.data.steps_per_epoch(self.data.train, BATCH)
+    self.normal = jl.optim.normalize(self.data.mean, self.data.std)
+
+  def model(self, network: Any) -> jl.Model:
+    return self.normal.model(jl.adapt(network))
+
+  def keep(self, result: Mapping[str, Any]) -> None:
+    with (self.folder / 'results.jsonl').open('a') as file:
+      file.write(json.dumps(result) + '\n')
+    print(json.dumps(result), flush=True)
+
+  def trained(
+    self, name: str, model: jl.Model, recipe: jl.Recipe, data: jl.data.Dataset, epochs: int, seed: int, params: Any
+  ) -> jl.Network:
+    """Trains for some epochs and gives back the network with its hooks; a run that was cut goes on, to the same end."""
+    train, path = jl.train_step(model, jl.cross_entropy, recipe), self.folder / f'{name}.part'
+    began = time.process_time()
+    batches = lambda step: jl.data.batches_at(data.train, BATCH, seed, step, DISPATCH)  # noqa: E731
+    state = train.init(jax.random.key(seed), jax.tree.map(lambda leaf: leaf[0], batches(0)), params)
+    if path.exists():
+      state = load(path, state._replace(key=None))._replace(key=state.key)
+    for step in range(int(state.step), epochs * self.each, DISPATCH):
+      state, metrics = train.steps(state, batches(step))
+      if step // DISPATCH % 20 == 19:
+        save(path, state._replace(key=None))
+        told = {name: round(float(value[-1]), 4) for name, value in metrics.items()}
+        print(f'  epoch {step // self.each}, {time.process_time() - began:.0f} s: {told}', flush=True)
+    path.unlink(missing_ok=True)
+    return jl.Network(train.model, state.params, jl.contract.join_const(state.model_state, state.const))
+
+  def teacher(self) -> jl.Network:
+    """A small CNN that sees each picture twice, once mirrored."""
+    return twice(self.cnn())
+
+  def cnn(self) -> jl.Network:
+    """The teacher as it sees each picture once."""
+    model, path = self.model(SmallCNN(dropout=0.4)), self.folder / 'teacher.npz'
+    params, state = model.init(jax.random.key(0), self.data.train.inputs[:1])
+    if not path.exists():
+      recipe = jl.chain(
+        jl.augment(jl.optim.flip(), jl.optim.shift(1)), jl.average(0.998), adamw(2e-3, 12 * self.each, decay=0.02)
+      )
+      found = self.trained('teacher', model, recipe, self.data, 12, 0, params)
+      save(path, found.model.export(found.params, found.model_state)[0])
+      found = jl.Network(model, load(path, params), state)
+      self.keep({'network': 'teacher', 'validation': accuracy(twice(found), self.data.validation)})
+    return jl.Network(self.model(NETWORKS['cnn']), load(path, params), state)
+
+  def taught(self) -> jl.data.Dataset:
+    views = [None, *3 * [jl.optim.shift(1)], *3 * [blended]]
+    return jl.data.cache_logits(self.teacher(), self.data, self.folder / 'logits', views=views)
+
+  def dense(self, name: str, seed: int) -> jl.Network:
+    """The network of float32 that the teacher taught."""
+    model, path = self.model(NETWORKS[name]), self.folder / f'{name}-{seed}.npz'
+    params, state = model.init(jax.random.key(seed), self.data.train.inputs[:1])
+    if name == 'cnn':
+      params = self.cnn().params
+    elif not path.exists():
+      epochs, rate = DENSE[name]
+      recipe = jl.chain(jl.distill('logits', temperature=2.0), adamw(rate, epochs * self.each))
+      save(path, self.trained(f'{name}-{seed}', model, recipe, self.taught(), epochs, seed, params).params)
+    found = jl.Network(model, params if name == 'cnn' else load(path, params), state)
+    if not any(one['network'] == name and one.get('dense') and one['seed'] == seed for one in results(self.folder)):
+      told = {'network': name, 'dense': True, 'seed': seed, 'bytes': 4 * PARAMETERS[name]}
+      scores = {which: accuracy(found, getattr(self.data, which)) for which in ('validation', 'test')}
+      self.keep({**told, **scores})
+    return found
+
+  def file(
+    self, name: str, worth: float, epochs: int, seed: int, rates: tuple[float, ...], step: float, tried: str
+  ) -> None:
+    """Trains for bits from the dense network, packs, and has the file scored."""
+    about = {'network': name, 'worth': worth, 'epochs': epochs, 'rates': rates, 'step': step, 'seed': seed}
+    about = {**json.loads(json.dumps(about)), 'tried': tried}
+    if any(about.items() <= one.items() for one in results(self.folder)):
+      return
+    start, total, began = self.dense(name, seed), epochs * self.each, time.process_time()
+    moves = '-'.join(f'{one:g}' for one in (worth, epochs, *rates, step))
+    path = self.folder / f'{name}-{moves}{tried}-{seed}.jlp'
+    hooks, tx = squeezed(worth, total, self.each, rates, step) if worth < 0.5 else clusters(worth, total)
+    recipe = jl.chain(*hooks, jl.distill('logits', temperature=2.0), *tx)
+    found = self.trained(path.stem, start.model, recipe, self.taught(), epochs, seed, start.params)
+    seconds = time.process_time() - began
+    params, state = found.model.export(found.params, found.model_state)
+    small = without_dead(start.model, jax.device_get(params), state, self.data.train.inputs[:2])
+    graph = recognized(lower(forward_of(small.model), (small.params, small.model_state), self.data.train.inputs[:1]))
+    size = write_pack(graph, path)
+    assert os.path.getsize(path) == size
+    scores = {one: self.scored(path, one) for one in (['validation'] if tried else ['validation', 'test'])}
+    self.keep({**about, 'bytes': size, **scores, **others(graph.constants.values()), 'seconds': round(seconds)})
+
+  def scored(self, path: Path, which: str) -> float:
+    """Accuracy in percent, as another process finds it that has only the file."""
+    split, pictures = getattr(self.data, which), self.folder / f'{which}.npz'
+    if not pictures.exists():
+      np.savez(pictures, inputs=split.inputs, labels=split.labels)
+    command = [sys.executable, '-c', READER, str(path), str(pictures)]
+    return 100 * json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+  path = folder / 'results.jsonl'
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def draw(folder: Path) -> None:
+  """Prints a table of what is finished, and draws accuracy against bytes."""
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(figsize=(8, 5), layout='constrained')
+  done = [one for one in results(folder) if 'test' in one]
+  dense = {(one['network'], one['seed']): one['test'] for one in done if one.get('dense')}
+  print('| network | recipe | seeds | bytes | times smaller | test, % | lost, points |\n|---|---|--:|--:|--:|--:|--:|')
+  for index, name in enumerate(NETWORKS):
+    known = [score for (network, _), score in dense.items() if network == name]
+    if not known:
+      continue
+    print(f'| {name} | dense | {len(known)} | {4 * PARAMETERS[name]:,} | 1 | {mean_of(known)} | |')
+    axes.axhline(np.mean(known), color=f'C{index}', linestyle=':', linewidth=1)
+    mine = [one for one in done if one['network'] == name and not one.get('dense')]
+    for worth, epochs in sorted({(one['worth'], one['epochs']) for one in mine}):
+      runs = [one for one in mine if (one['worth'], one['epochs']) == (worth, epochs)]
+      size = np.mean([one['bytes'] for one in runs])
+      lost = mean_of([dense[name, one['seed']] - one['test'] for one in runs])
+      what = f'few_bits({worth:g})' if worth < 0.5 else f'{worth:.0%} zeros, 16 values'
+      test = mean_of([one['test'] for one in runs])
+      times = 4 * PARAMETERS[name] / size
+      print(f'| {name} | {what}, {epochs} epochs | {len(runs)} | {size:,.0f} | {times:.0f} | {test} | {lost} |')
+    for what, mark, some in (
+      ('few bits', 'o', [one for one in mine if one['worth'] < 0.5]),
+      ('clustered', 's', [one for one in mine if one['worth'] >= 0.5]),
+    ):
+      if some:
+        places = [[one[axis] for one in some] for axis in ('bytes', 'test')]
+        axes.scatter(*places, 16, f'C{index}', marker=mark, label=f'{name}, {what}')
+  title = 'Fashion-MNIST: accuracy against bytes; dotted: dense, in float32'
+  axes.set(xscale='log', xlabel='bytes of the file', ylabel='test accuracy, %', title=title)
+  axes.legend()
+  figure.savefig(folder / 'bytes.png', dpi=130)
+
+
+def mean_of(values: Sequence[float]) -> str:
+  """The mean with its 95 % interval."""
+  return f'{np.mean(values):.2f}' + (f' ± {interval(values):.2f}' if len(values) > 1 else '')
+
+
+def adamw(rate: float, total: int, decay: float = 0.0) -> optax.GradientTransformation:
+  schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 200, total, 1e-3 * rate)
+  return optax.adamw(schedule, weight_decay=decay)
+
+
+def squeezed(worth: float, total: int, each: int, rates: tuple[float, ...], step: float) -> tuple[list[Any], list[Any]]:
+  """Few bits, biases too: a rate for weights, which are counted in steps, and one for the steps."""
+
+  def which(params: Any) -> Any:
+    return trees.map_with_path(lambda path, _: 'steps' if path.startswith('jl.') else 'weights', params)
+
+  hook = few_bits(worth, ramp=int(0.4 * total), every=each, step=step, select='.*')
+  return [hook], [optax.partition({'weights': adamw(rates[0], total), 'steps': adamw(rates[1], total)}, which)]
+
+
+def clusters(sparsity: float, total: int) -> tuple[list[Any], list[Any]]:
+  """As in Deep Compression: pruned by magnitude, and 16 values an array."""
+  pruned = jl.prune(sparsity, begin=0, end=total // 2, every=200, allocate=jl.pruning.erk)
+  return [clustered(16)], [adamw(5e-4, total), pruned]
+
+
+def blended(key: Any, batch: Any) -> Any:
+  """Mixup in whole gray levels."""
+  batch = jl.optim.mixup(1.0, 10)(key, batch)
+  return {**batch, 'inputs': jnp.round(batch['inputs']).astype(jnp.uint8)}
+
+
+def twice(network: jl.Network) -> jl.Network:
+  """A network that sees each picture as it is and mirrored."""
+
+  def apply(params: Any, state: Any, inputs: Any, **how: Any) -> Any:
+    first, last = (network.model.apply(params, state, one, **how)[0] for one in (inputs, inputs[:, :, ::-1]))
+    return (first + last) / 2, state
+
+  return network._replace(model=network.model._replace(apply=apply))
+
+
+def without_dead(model: jl.Model, params: Any, state: Any, inputs: Any) -> jl.Network:
+  """Removes units that reach nothing, or that nothing reaches and whose bias a ReLU makes zero; exact."""
+  while True:
+    layers = sorted(params)
+    for one, after in itertools.pairwise(layers):  # (inputs, outputs) or [h, w, inputs, outputs]
+      kernel, bias = params[one]['kernel'], params[one]['bias']
+      quiet = (kernel.reshape(-1, kernel.shape[-1]) == 0).all(0) & (bias <= 0)
+      params[one]['bias'] = np.where(quiet, 0, bias).astype(bias.dtype)
+      reads = params[after]['kernel']
+      if reads.ndim == kernel.ndim:
+        params[after]['kernel'] = np.where(quiet[:, None], 0, reads).astype(reads.dtype)
+    try:
+      small = jl.shrink(model, params, state, inputs, multiple=1)
+    except ValueError:
+      return jl.Network(model, params, state)
+    model, params, state = small.model, jax.device_get(small.params), small.model_state
+
+
+def forward_of(model: jl.Model) -> Any:
+  return lambda known, inputs: model.apply(*known, inputs, train=False, key=None)[0]
+
+
+def accuracy(network: jl.Network, split: Any) -> float:
+  return 100 * float((np.argmax(network.predict(split.inputs), -1) == split.labels).mean())
+
+
+def save(path: Path, params: Any) -> None:
+  with whole_file(path) as scratch, scratch.open('wb') as file:
+    np.savez(file, *map(np.asarray, jax.tree.leaves(params)))
+
+
+def load(path: Path, like: Any) -> Any:
+  with np.load(path) as held:
+    return jax.tree.unflatten(jax.tree.structure(like), [held[f'arr_{at}'] for at in range(len(held.files))])
+
+
+def others(arrays: Iterable[np.ndarray]) -> dict[str, int]:
+  """Bytes that other coders make of the whole numbers of all weights."""
+  grids = [scaled(array.reshape(-1, array.shape[-1])) for array in arrays if array.ndim > 1]
   wholes = [grid.numbers.astype(np.int8) for grid in grids if grid is not None]
-  raw = b''.join(whole.tobytes() for whole in wholes)
-  bits = 0.0
+  raw, bits = b''.join(whole.tobytes() for whole in wholes), 0.0
   for whole in wholes:
     _, counts = np.unique(whole, return_counts=True)
     bits -= float((counts * np.log2(counts / counts.sum())).sum())
-  return {
-    'order 0': bits / 8,
-    'lzma': len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)),
-    'zlib': len(zlib.compress(raw, 9)),
-  }
+  packed = lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)
+  return {'order 0': round(bits / 8), 'lzma': len(packed), 'zlib': len(zlib.compress(raw, 9))}
 
 
 if __name__ == '__main__':

@@ -14,12 +14,13 @@ from jaxlite.models.layers import ConvPool, as_images, dense, flattened
 class LeNet5(nn.Module):
   """Caffe's LeNet-5: two 5x5 convolutions without padding, each max-pooled, and two dense layers.
 
-  The only nonlinearities are the pools and one ReLU. On 28x28x1 images with 10 classes: 431,080 parameters
-  (520 + 25,050 + 400,500 + 5,010) and 2 * 2,293,000 = 4,586,000 FLOPs per example (24 * 24 * 25 * 20 +
-  8 * 8 * 25 * 20 * 50 + 800 * 500 + 500 * 10 multiply-adds). Images have at least 16x16 pixels.
+  Without `relu` the only nonlinearities are the pools and the one ReLU after. On 28x28x1 images with 10 classes:
+  431,080 parameters (520 + 25,050 + 400,500 + 5,010) and 2 * 2,293,000 = 4,586,000 FLOPs per example
+  (24 * 24 * 25 * 20 + 8 * 8 * 25 * 20 * 50 + 800 * 500 + 500 * 10 multiply-adds). Images have at least 16x16 pixels.
 
   Attributes:
     classes: number of logits.
+    relu: a ReLU after each pool, too.
     dtype: what it computes in; parameters are float32.
 
   References:
@@ -33,6 +34,7 @@ class LeNet5(nn.Module):
   """
 
   classes: int = 10
+  relu: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -40,7 +42,7 @@ class LeNet5(nn.Module):
     """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]."""
     x = as_images(x, 'LeNet5', self.dtype, smallest=16)
     for index, features in enumerate((20, 50), 1):
-      x = ConvPool(features, 5, 'VALID', relu=False, dtype=self.dtype, name=f'conv{index}')(x)
+      x = ConvPool(features, 5, 'VALID', relu=self.relu, dtype=self.dtype, name=f'conv{index}')(x)
     x = flattened(x)
     x = nn.relu(dense(500, self.dtype, 'dense1')(x))
     return dense(self.classes, self.dtype, 'dense2')(x).astype(jnp.float32)

@@ -32,7 +32,7 @@ def start():
 def run():
   """A run whose bits are worth much: its step, its state before and after, the cost of its weights after each step."""
   hook = few_bits(5e-3, ramp=20, every=10, step=0.5)
-  train = jl.train_step(jl.from_function(apply, start()), jl.cross_entropy, jl.chain(hook, optax.adam(1e-2)))
+  train = jl.train_step(jl.from_function(apply, start()), jl.cross_entropy, jl.chain(hook, optax.adam(0.05)))
   x = floats(64, 20)
   batch = {'inputs': x, 'labels': (x @ floats(20, 4)).argmax(-1)}
   before = state = train.init(jax.random.key(0), batch)
@@ -76,17 +76,42 @@ def test_priors_are_fitted_when_they_are_due(run):
   assert '720 weights are not zero' in told.touched
 
 
-def test_the_gradient_of_a_weight_is_that_of_what_is_seen_and_a_step_learns_by_what_was_rounded():
+def test_the_gradient_is_that_of_what_is_seen_through_a_count_of_steps():
   w, slope = floats(6, 5), floats(6, 5)
   grid = {'step': jnp.log(jnp.float32(0.7)), 'offset': jnp.float32(0.2)}
   d_w, d_grid = jax.grad(lambda w, grid: jnp.sum(slope * on_grid(w, grid)), argnums=(0, 1))(w, grid)
-  np.testing.assert_allclose(d_w, slope, rtol=1e-6)
   s = float(jnp.exp(grid['step']))
-  whole = np.rint(w / s)
-  np.testing.assert_allclose(on_grid(w, grid), s * (whole + 0.2 * np.sign(whole)), rtol=1e-6)
-  by_step = s * (whole + 0.2 * np.sign(whole)) - w  # of its logarithm: what rounding added
-  np.testing.assert_allclose(d_grid['step'], np.sum(slope * by_step), rtol=1e-4)
+  np.testing.assert_allclose(d_w, s * slope, rtol=1e-6)
+  whole = np.rint(w)
+  seen = s * (whole + 0.2 * np.sign(whole))
+  np.testing.assert_allclose(on_grid(w, grid), seen, rtol=1e-6)
+  np.testing.assert_allclose(d_grid['step'], np.sum(slope * seen), rtol=1e-4)  # of the step's logarithm
   np.testing.assert_allclose(d_grid['offset'], np.sum(slope * s * np.sign(whole)), rtol=1e-4)
+
+
+def test_arrays_of_any_scale_begin_as_they_were_and_learn_alike():
+  """A network whose weights are a thousand times larger, and inputs as much smaller, takes the same steps."""
+  x, labels, first, last = floats(32, 20), RNG.integers(4, size=32), floats(20, 30), floats(30, 4)
+  found = []
+  for by in (1, 1024):
+    params = {'first': first * by, 'last': last}
+    model = jl.from_function(lambda p, x: jax.nn.relu(x @ p['first']) @ p['last'], params)
+    train = jl.train_step(model, jl.cross_entropy, jl.chain(few_bits(1e-4, step=0.5), optax.adam(0.05)))
+    batch = {'inputs': x / by, 'labels': labels}
+    state = train.init(jax.random.key(0), batch)
+    seen = train.model.export(state.params, state.model_state)[0]
+    for name, leaf in params.items():
+      step = np.exp(state.params['jl.few_bits'][name]['step'])
+      assert np.abs(seen[name] - leaf).max() <= 0.5001 * step
+    before = np.asarray(state.params['first'])
+    for _ in range(10):
+      state, metrics = train.step(state, batch)
+    found.append((before, np.asarray(state.params['first']), float(metrics['task'])))
+  (before, one, loss), (again, other, by_other) = found
+  np.testing.assert_allclose(before, again, rtol=1e-5, atol=1e-5)
+  # What lies between two whole numbers may be rounded either way.
+  assert np.abs(one - other).mean() < 0.1 * np.abs(one - before).mean()
+  assert abs(loss - by_other) < 0.05 * loss
 
 
 def test_layers_that_one_array_stacks_have_a_step_each():
@@ -111,8 +136,7 @@ def alive_weights():
 
 def test_bits_are_counted_as_in_float64_and_as_the_coder_takes_them():
   w = alive_weights().astype(np.float32)
-  grid = {'step': jnp.float32(0.0)}
-  state = _fitted({'w': w}, {'w': grid})
+  state = _fitted({'w': w})
   q = np.abs(np.rint(w)).astype(np.float64)
   there = q > 0
   count, share = there.sum(), (there.sum() + 1) / (there.size + 2)
@@ -129,7 +153,7 @@ def test_bits_are_counted_as_in_float64_and_as_the_coder_takes_them():
   assert 0.85 < coded / (wanted / 8) < 1.15  # the coder has to learn what the prior knows
   # What the loss sees, of whole numbers, is the cost beyond that of all zeros.
   none = -np.log2(1 - chance).sum()
-  assert abs(float(bits_of(np.rint(w), grid, state.priors['w'])) - (wanted - none)) < 0.03 * wanted
+  assert abs(float(bits_of(np.rint(w), state.priors['w'])) - (wanted - none)) < 0.03 * wanted
 
 
 def test_what_is_wrong_is_said():
