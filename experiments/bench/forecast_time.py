@@ -131,7 +131,13 @@ def one(name: str) -> dict[str, Any]:
     **{'cost': told.raw, 'processor': told.processor, 'seconds': took, 'cores': cores},
     **{'groups': speed.by_group(step.usual, known, cores), 'features': told.features},
     **{'equations': [equations(step), equations(evaluation)], 'flops': step.flops},
-    **{'compile_wall': probe.compiling, 'compile_cpu': compiled, 'choosing': choosing, 'at_once': probe.at_once},
+    **{
+      'said': [*told.said],
+      'compile_wall': probe.compiling,
+      'compile_cpu': compiled,
+      'choosing': choosing,
+      'at_once': probe.at_once,
+    },
   }
 
 

@@ -108,6 +108,8 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   said = [*step.said, *(f'of evaluation: {line}' for line in eval_.said if line not in step.said)]
   if free < 0.7 * cores:
     said.append(f'others use this machine: about {free:.1f} of {cores} cores are left, and times are told for that')
+  if job.compile_cache:
+    said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
   return _whole(job, raw, 'cost', {}, of_step.processor, features_of(step, rates, cores), tuple(said), among)
 
