@@ -89,7 +89,8 @@ _MOVED = _words(
   """
   gather sort top_k approx_top_k dynamic_update_slice scatter scatter-add scatter_add scatter-mul scatter_mul
   scatter-min scatter_min scatter-max scatter_max scatter-apply psum psum_invariant pmax pmin all_gather
-  all_to_all ppermute reduce_scatter get swap addupdate new_ref freeze all_gather_invariant pmax_invariant pmin_invariant split
+  all_to_all ppermute reduce_scatter all_gather_invariant pmax_invariant pmin_invariant split
+  get swap addupdate new_ref freeze
   """
 )
 # FLOPs of linear algebra over the last two axes, as LAPACK's handbook counts them: (rows, columns) ->.
