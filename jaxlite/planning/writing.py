@@ -18,7 +18,7 @@ _DEAR = words(
   'acosh atanh erf erfc erf_inv div lgamma digamma'
 )
 _REDUCE = words('reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin')
-# Cheap equations whose entries come from other places than their own.
+# Cheap equations whose entries come from other places than their own: none is on the way from a row into its sum.
 _MOVES = words('broadcast_in_dim slice pad concatenate transpose rev dynamic_slice gather split iota')
 _PRODUCTS = ('mul', 'square', 'integer_pow')
 _DEEP = 3  # equations between what is spread and a sum that takes it in
@@ -31,12 +31,12 @@ class Written(NamedTuple):
   Attributes:
     op: that gives it.
     reads: ids of the arrays that it is computed from, through what is fused into it.
-    entrywise: of these the ones that it reads entry by entry, so that it may take their place.
+    carried: of these the ones that a loop changes where they lie.
   """
 
   op: Op
   reads: frozenset[int]
-  entrywise: frozenset[int]
+  carried: frozenset[int]
 
 
 def kind(op: Op) -> str:
@@ -67,33 +67,31 @@ def written(flow: Flow) -> list[Written]:
   spread = _spread(flow, kinds)
   apart |= spread
   outputs = set(flow.outputs)
-  roots: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
+  roots: dict[int, frozenset[int]] = {}
 
-  def of(value: int) -> tuple[frozenset[int], frozenset[int]]:
-    if value < 0:
-      return _NONE, _NONE
-    return roots.get(value, (frozenset((value,)), frozenset((value,))))
+  def of(value: int) -> frozenset[int]:
+    return _NONE if value < 0 else roots.get(value, frozenset((value,)))
 
   result = []
   for op in flow.ops:
     cheap, dear = kinds[id(op)] == 'cheap', kinds[id(op)] == 'dear'
-    reads = entrywise = _NONE
+    reads = carried = _NONE
     for value in _taken(op, makers, kinds):
       array = value in apart and not (cheap or dear)
-      pair = (frozenset((value,)),) * 2 if array else of(value)
-      reads |= pair[0]
-      if op.name in LOOPS or ((cheap or dear) and op.name not in _MOVES):  # a carry stays where it is
-        entrywise |= pair[1]
+      found = frozenset((value,)) if array else of(value)
+      reads |= found
+      if op.name in LOOPS:
+        carried |= found
     if not (cheap or dear) or len(op.writes) != 1:
-      result.append(Written(op, reads, entrywise))
+      result.append(Written(op, reads, carried))
       continue
     value = op.writes[0]
     needed = value in outputs or value in apart
     if needed or (dear and fusing.get(value, 0) > 1):
-      result.append(Written(op, reads, entrywise))
+      result.append(Written(op, reads, carried))
       if dear or value in spread or not _unary(op, flow):
         continue  # whoever reads it reads what was written
-    roots[value] = (reads, entrywise)
+    roots[value] = reads
   return result
 
 
