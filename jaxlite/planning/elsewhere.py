@@ -55,8 +55,8 @@ def run_of(durations: Any, cost: Any, *, precision: str = 'float32', memory: int
   """Returns what is to be extrapolated, from a forecast for this machine.
 
   Args:
-    durations: `planning.duration.Durations`.
-    cost: `planning.cost.Cost` of a step.
+    durations: of the run, each with its `seconds`, and how often each comes (`counts`).
+    cost: of a step: `flops`, `bytes` and the operations that are `counted`.
     precision: of its products.
     memory: bytes that it needs where it computes; 0 is not known.
   """
