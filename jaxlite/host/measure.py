@@ -35,7 +35,7 @@ class Timed(NamedTuple):
 
 
 def measured(
-  names: list[str] | None = None, *, budget: float, most_bytes: int, alone: bool = False
+  names: list[str] | None = None, *, budget: float, most_bytes: int, alone: bool = False, quota: bool = False
 ) -> tuple[dict[str, float], dict[str, float] | None]:
   """Returns rates by name: work a second, 'dispatch' in seconds a call. What this device cannot do is missing.
 
@@ -44,7 +44,8 @@ def measured(
     budget: seconds on each, and at least three repeats whatever they take.
     most_bytes: of the largest array.
     alone: whether to measure on one core too, to which all threads of this process go meanwhile: for a process that
-      does nothing else.
+      does nothing else. Then others' use of the machine is left out of account too.
+    quota: whether this process gets less than its cores: threads wait then, as they will in a run.
 
   Returns:
     The rates, and those on one core; None where they were not asked for or the system cannot do it.
@@ -56,13 +57,13 @@ def measured(
     if names is not None and name not in names:
       continue
     try:
-      wall, own = quickest(timed, budget, cores)
+      wall, own = quickest(timed, budget, cores, waits=quota or name == 'dispatch')
     except (RuntimeError, NotImplementedError, TypeError, ValueError):  # no integers on this device, say; no memory
       continue
     work = 1.0 if name == 'dispatch' else timed.work
     if cores:
       single[name] = work / max(own, 1e-9)
-      if name != 'dispatch':  # whose time is waiting
+      if name != 'dispatch' and not quota:
         wall = own if len(cores) == 1 else min(wall, own)  # all cores together are not slower than one
     everything[name] = work / max(wall, 1e-9)
   return _derived(everything, most_bytes), _derived(single, most_bytes) if cores else None
@@ -70,9 +71,9 @@ def measured(
 
 def _cores() -> set[int]:
   """The cores that this process may run on; none where it cannot be moved."""
-  return (
-    set(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') and os.path.isdir('/proc/self/task') else set()
-  )
+  if not hasattr(os, 'sched_getaffinity') or not os.path.isdir('/proc/self/task'):
+    return set()
+  return set(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
@@ -102,25 +103,26 @@ def _derived(found: dict[str, float], most_bytes: int) -> dict[str, float]:
   return found
 
 
-def quickest(timed: Timed, budget: float, cores: set[int]) -> tuple[float, float]:
-  """Returns the least time that one call took: on the wall, and of the processor on one core.
+def quickest(timed: Timed, budget: float, cores: set[int], waits: bool = False) -> tuple[float, float]:
+  """Returns the least time that one call took: with all cores, and of the processor on one.
 
   Args:
     timed: what to call.
     budget: seconds for each.
     cores: of this process; none: the second is not wanted, and is 0.
+    waits: whether what takes time is that threads wait for each other: then only the clock on the wall sees it.
   """
   import jax
 
   function, arguments = timed.build()
   run = jax.jit(function, donate_argnums=(0,) if timed.again else ())
 
-  def best(clock: Callable[[], float], arguments: tuple[Any, ...], seconds: float) -> tuple[float, tuple[Any, ...]]:
+  def best(watch: Callable[[], Stop], arguments: tuple[Any, ...], seconds: float) -> tuple[float, tuple[Any, ...]]:
     least, begin, count = math.inf, time.perf_counter(), 0
     while count < 3 or time.perf_counter() - begin < seconds:
-      start = clock()
+      stop = watch()
       out = jax.block_until_ready(run(*arguments))
-      took = clock() - start
+      took = stop()
       least, count = min(least, took), count + 1
       if timed.again:
         arguments = (out, *arguments[1:])
@@ -129,12 +131,47 @@ def quickest(timed: Timed, budget: float, cores: set[int]) -> tuple[float, float
         break
     return least, arguments
 
-  _, arguments = best(time.perf_counter, arguments, 0.0)  # compiles
-  wall, arguments = best(time.perf_counter, arguments, budget)
+  _, arguments = best(on_the_wall, arguments, 0.0)  # compiles
+  together, arguments = best(by_the_busiest if cores and not waits else on_the_wall, arguments, budget)
   if not cores:
-    return wall, 0.0
+    return together, 0.0
   with _moved(cores):
-    return wall, best(time.process_time, arguments, budget / 2)[0]
+    return together, best(by_the_process, arguments, budget / 2)[0]
+
+
+Stop = Callable[[], float]  # ends what a watch began, and gives seconds
+
+
+def on_the_wall() -> Stop:
+  """Seconds as they pass."""
+  start = time.perf_counter()
+  return lambda: time.perf_counter() - start
+
+
+def by_the_process() -> Stop:
+  """Seconds of the processor, of all threads of this process."""
+  start = time.process_time()
+  return lambda: time.process_time() - start
+
+
+def by_the_busiest() -> Stop:
+  """Seconds of the processor that the busiest thread takes: those on the wall, had nobody else used the machine."""
+  before, start = _threads(), time.perf_counter()
+
+  def stop() -> float:
+    wall = time.perf_counter() - start
+    return min(wall, max((spent - before.get(thread, 0.0) for thread, spent in _threads().items()), default=wall))
+
+  return stop
+
+
+def _threads() -> dict[int, float]:
+  """Seconds of the processor of each thread: Linux has a clock for each, with a number made from the thread's."""
+  found = {}
+  for thread in map(int, os.listdir('/proc/self/task')):
+    with contextlib.suppress(OSError):  # one that has just ended
+      found[thread] = time.clock_gettime((~thread << 3) | 6)
+  return found
 
 
 def programs(most_bytes: int) -> dict[str, Timed]:

@@ -46,7 +46,7 @@ class Rates(NamedTuple):
     dispatch: seconds that one call of a compiled program takes beside its work.
     one_core: the same on one core; None where it was not measured.
     more: further rates by name, each with its unit in `UNITS`.
-    load: how many processes wanted the processor while it was measured; above 1 a core they are too low.
+    load: how many processes wanted each core while it was measured; much above 1 they may be low.
     warnings: lines on what was left out.
   """
 
@@ -173,10 +173,13 @@ def _measured() -> Rates:
     return _filled(measure.measured(budget=_BUDGET, most_bytes=256 << 20), [])
   own, child = _rooms()
   most = min(64 << 20, max(4 << 20, min(own, child) // 16))
-  asked = {'budget': _BUDGET, 'most_bytes': most}
+  asked, cores = {'budget': _BUDGET, 'most_bytes': most}, usable_cores()
   found, why = None, f'{child >> 20} MiB are free'
   if child >= _CHILD + 4 * most:
-    found, why = _answer({**asked, 'alone': True}), 'a process of its own could not measure them'
+    found, why = (
+      _answer({**asked, 'alone': True, 'quota': cores.usable < cores.allowed}),
+      'a process of its own could not measure them',
+    )
   if found is not None:
     return _filled(found, [])
   if own < _CHILD // 2:  # a program that is refused memory may take its process with it
@@ -220,7 +223,7 @@ def _filled(measured: tuple[dict[str, float], dict[str, float] | None], warnings
   if missing:
     raise RuntimeError(f'rates could not be measured: {", ".join(missing)} did not run on this device')
   if load > 1.5:
-    lacking = f'{load:.1f} processes wanted each core while rates were measured: a quiet machine is faster'
+    lacking = f'{load:.1f} processes wanted each core while rates were measured: they may be low'
     warnings = [*warnings, lacking]
   kinds = [{kind: found[f'{name} {kind}'] for kind in _KINDS if f'{name} {kind}' in found} for name in _BY_KIND]
   more = {name: found[name] for name in UNITS if name in found}

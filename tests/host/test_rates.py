@@ -1,11 +1,13 @@
 """Rates: what is timed is the work that it is said to be, and what is kept comes back or is measured again."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -140,6 +142,27 @@ def test_a_process_of_its_own_measures_what_numpy_reaches_too():
   assert 1e-7 < together['dispatch'] < 1e-2
 
 
+def test_what_two_threads_do_together_takes_as_long_as_the_busier():
+  """However many other processes want the cores: the clock of each thread stands still meanwhile."""
+  if not sys.platform.startswith('linux'):
+    pytest.skip('a clock for each thread')
+  ready, done, data = threading.Barrier(3), threading.Event(), b'x' * 20_000_000
+
+  def work():
+    hashlib.sha256(data).digest()
+    ready.wait()
+    done.wait()  # alive until it was asked
+
+  threads = [threading.Thread(target=work) for _ in range(2)]
+  busiest, whole = measure.by_the_busiest(), measure.by_the_process()
+  for thread in threads:
+    thread.start()
+  ready.wait(timeout=60)
+  share = busiest() / whole()
+  done.set()
+  assert 0.4 < share < 0.75
+
+
 def test_the_threads_of_a_process_go_back_to_all_cores():
   program = (
     'import os, threading\nfrom jaxlite.host import measure\ncores = measure._cores()\nevent = threading.Event()\n'
@@ -212,9 +235,9 @@ import jax
 jax.devices()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 from jaxlite.host import rates
-start = time.perf_counter()
 found = rates.rates(lambda line: None)
-took = time.perf_counter() - start
+children = resource.getrusage(resource.RUSAGE_CHILDREN)
+took = children.ru_utime + children.ru_stime
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(json.dumps([rates._plain(found), rates._plain(rates.known_rates()), took, grown]))
 """
