@@ -86,7 +86,7 @@ def work(mode: str, path: Path, seconds: float, repeats: int, kept: bool, cache:
   print('all done')
 
 
-def traced(path: Path, seconds: float) -> None:
+def traced(path: Path, seconds: float, measured: Path | None) -> None:
   """Appends the sizes of each configuration, from its jaxpr."""
   import tempfile
 
@@ -97,8 +97,9 @@ def traced(path: Path, seconds: float) -> None:
   from jaxlite.run.setup import prepare
 
   ends, done = time.monotonic() + seconds, {one['case'] for one in lines(path) if one['kind'] == 'sizes'}
+  ran = {one['case'] for one in lines(measured)} if measured is not None else set(memory_cases.CASES)
   for case in interleaved():
-    if case.name in done:
+    if case.name in done or case.name not in ran:
       continue
     if time.monotonic() > ends:
       print('left off')
@@ -123,13 +124,14 @@ def main() -> None:
   arguments.add_argument('--repeats', type=int, default=1)
   arguments.add_argument('--kept', action='store_true')
   arguments.add_argument('--only', default='', help='configurations whose name holds this')
+  arguments.add_argument('--of', type=Path, default=None, help='results: of configurations in them alone')
   arguments.add_argument('--write', type=Path, default=None)
   arguments.add_argument('--cache', type=Path, default=Path('~/.cache/jaxlite-forecast').expanduser())
   given = arguments.parse_args()
   if given.mode == 'measure':
     work('run', given.results, given.seconds, given.repeats, given.kept, given.cache, given.only)
   elif given.mode == 'sizes':
-    traced(given.results, given.seconds)
+    traced(given.results, given.seconds, given.of)
   else:
     import memory_fit
 

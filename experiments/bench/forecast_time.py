@@ -3,13 +3,15 @@
     python experiments/bench/forecast_time.py measure --results=FILE [--seconds=500] [--only=linen]
     python experiments/bench/forecast_time.py report --results=FILE
     python experiments/bench/forecast_time.py fit --results=FILE
+    python experiments/bench/forecast_time.py rival
 
 `measure` takes the configurations of `memory_cases.py` in turn, each in a process of its own: the forecast from its
 cost is made first; then probe and run alternate, probe, run, probe, run. A run is so many steps as the loop takes them,
 evaluations between, and a checkpoint. Its seconds on the clock and of all cores are kept, and the load. The file is
 gone on with, so a series may be stopped. `report` prints errors beside the difference of a run and its repetition,
 and how often the interval holds the run: families that the factors were fitted on apart from others. `fit` finds the
-factors of `planning/speed.py` on the first, by CPU seconds, which others' work changes least.
+factors of `planning/speed.py` on the first, by CPU seconds, which others' work changes least. `rival` tells forward
+passes with neural-cost (`pip install neural-cost`) beside ours.
 """
 
 from __future__ import annotations
@@ -131,7 +133,13 @@ def one(name: str) -> dict[str, Any]:
     **{'cost': told.raw, 'processor': told.processor, 'seconds': took, 'cores': cores},
     **{'groups': speed.by_group(step.usual, known, cores), 'features': told.features},
     **{'equations': [equations(step), equations(evaluation)], 'flops': step.flops},
-    **{'compile_wall': probe.compiling, 'compile_cpu': compiled, 'choosing': choosing, 'at_once': probe.at_once},
+    **{
+      'said': [*told.said],
+      'compile_wall': probe.compiling,
+      'compile_cpu': compiled,
+      'choosing': choosing,
+      'at_once': probe.at_once,
+    },
   }
 
 
@@ -238,6 +246,52 @@ def report(found: list[dict[str, Any]]) -> None:
         )
 
 
+def rival(seconds: float, only: str) -> None:
+  """Tells forwards by neural-cost, calibrated here but never on a network, and by our own figures, and times them."""
+  import jax
+  from neural_cost.adapters import JaxAdapter
+  from neural_cost.estimate import estimate_operation
+
+  from jaxlite.host import machine
+  from jaxlite.host.rates import rates
+  from jaxlite.planning import speed
+  from jaxlite.planning.cost import cost
+
+  adapter, known, cores = JaxAdapter(), rates(), machine.cores()
+  calibration, ends = adapter.calibrate('cpu'), time.monotonic() + seconds
+  errors: dict[str, list[float]] = {'neural-cost': [], 'jaxlite': []}
+  print('| forward | ms | ms by neural-cost | ms by jaxlite |\n|---|--:|--:|--:|')
+  for case in (one for one in interleaved() if only in one.name and one.name not in FITTED):
+    if time.monotonic() > ends:
+      break
+    with tempfile.TemporaryDirectory() as folder:
+      job = job_of(case, Path(folder))
+    state = job.train.init(jax.random.key(0), job.batch)
+    forward = jax.jit(lambda state, batch, job=job: job.train.eval(state, batch)[0])
+    jax.block_until_ready(forward(state, job.batch))
+    times = []
+    while len(times) < 5 or (len(times) < 200 and sum(times) < 0.5):
+      began = time.perf_counter()
+      jax.block_until_ready(forward(state, job.batch))
+      times.append(time.perf_counter() - began)
+    read = (state.params, state.model_state, state.const, state.step)
+    program = job.train.programs.jaxpr(state, job.batch)[1]
+    plain = jax.core.jaxpr_as_fun(program)
+    operations = adapter.operations(plain, tuple(jax.tree.leaves((read, job.batch))))
+    told = {
+      'neural-cost': sum(calibration.predict([estimate_operation(one) for one in operations], len(operations))),
+      'jaxlite': speed.spent(cost(program).usual, known, cores).wall + known.dispatch,
+    }
+    was = float(np.median(times))
+    for name, value in told.items():
+      errors[name].append(abs(value / was - 1))
+    print(
+      f'| {case.name} | {1e3 * was:.2f} | ' + ' | '.join(f'{1e3 * one:.2f}' for one in told.values()) + ' |', flush=True
+    )
+  for name, some in errors.items():
+    print(f'{name}: mean {np.mean(some):.0%}, median {np.median(some):.0%} off, {len(some)} forwards')
+
+
 def cpu_of(one: dict[str, Any]) -> float:
   """CPU seconds of a step, by the factors of now."""
   from jaxlite.planning import speed
@@ -247,8 +301,8 @@ def cpu_of(one: dict[str, Any]) -> float:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('mode', choices=['measure', 'one', 'report', 'fit'])
-  parser.add_argument('--results', type=Path, required=True)
+  parser.add_argument('mode', choices=['measure', 'one', 'report', 'fit', 'rival'])
+  parser.add_argument('--results', type=Path)
   parser.add_argument('--seconds', type=float, default=500)
   parser.add_argument('--only', default='')
   args = parser.parse_args()
@@ -256,6 +310,8 @@ def main() -> None:
     measure(args.results, args.seconds, args.only)
   elif args.mode == 'one':
     print(json.dumps(one(args.only)))
+  elif args.mode == 'rival':
+    rival(args.seconds, args.only)
   elif args.mode == 'fit':
     print(fit(lines(args.results)))
   else:

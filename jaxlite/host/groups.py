@@ -7,6 +7,7 @@ the first may name a place that the second does not show, and then the top of wh
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from pathlib import Path
@@ -212,7 +213,7 @@ def _inside(top: str, own: str) -> tuple[str, ...]:
 def _chain(mount: Path, inside: tuple[str, ...]) -> list[tuple[Path, str]]:
   """The folders on that way, the deepest first, with their names. A group may be gone before its process."""
   ways = [inside[:count] for count in range(len(inside), -1, -1)]
-  return [(mount.joinpath(*way), '/' + '/'.join(way)) for way in ways if mount.joinpath(*way).is_dir()]
+  return [(mount.joinpath(*way), '/' + '/'.join(way)) for way in ways if os.path.isdir(mount.joinpath(*way))]
 
 
 def _folder(root: Path, point: str) -> Path:

@@ -2,15 +2,19 @@
 
 Others use the machine as well, and it is never faster than when they do not: so a repeat is short, one of many falls
 between theirs, and the quickest counts. On one core the process's own clock counts, which stands still while others
-compute. All of it runs in a process of its own (`main`): the caller's memory and settings have no part in it.
+compute; all threads are moved there, so that nothing is compiled again. All of it runs in a process of its own
+(`main`): the caller's memory and settings have no part in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 ANSWER = 'rates: '  # begins the line that carries the answer
@@ -30,33 +34,68 @@ class Timed(NamedTuple):
   again: bool = False
 
 
-def measured(names: list[str] | None, *, budget: float, most_bytes: int, one_core: bool) -> dict[str, float]:
+def measured(
+  names: list[str] | None = None, *, budget: float, most_bytes: int, alone: bool = False, quota: bool = False
+) -> tuple[dict[str, float], dict[str, float] | None]:
   """Returns rates by name: work a second, 'dispatch' in seconds a call. What this device cannot do is missing.
 
   Args:
     names: of the programs to time; None is all.
     budget: seconds on each, and at least three repeats whatever they take.
     most_bytes: of the largest array.
-    one_core: whether this process has one core: then its own clock counts.
+    alone: whether to measure on one core too, to which all threads of this process go meanwhile: for a process that
+      does nothing else. Then others' use of the machine is left out of account too.
+    quota: whether this process gets less than its cores: threads wait then, as they will in a run.
+
+  Returns:
+    The rates, and those on one core; None where they were not asked for or the system cannot do it.
   """
-  found: dict[str, float] = {}
+  everything: dict[str, float] = {}
+  single: dict[str, float] = {}
+  cores = _cores() if alone else set()
   for name, timed in programs(most_bytes).items():
     if names is not None and name not in names:
       continue
     try:
-      wall, own = quickest(timed, budget)
+      wall, own = quickest(timed, budget, cores, waits=quota or name == 'dispatch')
     except (RuntimeError, NotImplementedError, TypeError, ValueError):  # no integers on this device, say; no memory
       continue
-    seconds = max(own if one_core and own > 0 else wall, 1e-9)
-    found[name] = seconds if name == 'dispatch' else timed.work / seconds
-  return _derived(found, most_bytes)
+    work = 1.0 if name == 'dispatch' else timed.work
+    if cores:
+      single[name] = work / max(own, 1e-9)
+      if name != 'dispatch' and not quota:
+        wall = own if len(cores) == 1 else min(wall, own)  # all cores together are not slower than one
+    everything[name] = work / max(wall, 1e-9)
+  return _derived(everything, most_bytes), _derived(single, most_bytes) if cores else None
+
+
+def _cores() -> set[int]:
+  """The cores that this process may run on; none where it cannot be moved."""
+  if not hasattr(os, 'sched_getaffinity') or not os.path.isdir('/proc/self/task'):
+    return set()
+  return set(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def _moved(cores: set[int]) -> Iterator[None]:
+  """Keeps all threads of this process on one core in the block."""
+  _move({max(cores)})  # others' interrupts are often served by the first
+  try:
+    yield
+  finally:
+    _move(cores)
+
+
+def _move(cores: set[int]) -> None:
+  for thread in os.listdir('/proc/self/task'):
+    with contextlib.suppress(OSError):  # one that has just ended
+      os.sched_setaffinity(int(thread), cores)
 
 
 def _derived(found: dict[str, float], most_bytes: int) -> dict[str, float]:
-  """Rates that two programs tell together: the better of two sizes, and what fresh memory takes beyond other memory."""
-  for name in [name for name in found if name.endswith(' again')]:
-    better = max(found.pop(name), found.get(name.removesuffix(' again'), 0.0))
-    found[name.removesuffix(' again')] = better
+  """Turns the time of a call into seconds, and of a pass over fresh memory takes what known memory needs as well."""
+  if 'dispatch' in found:
+    found['dispatch'] = 1 / found['dispatch']
   if 'fresh' in found and 'memory' in found:
     beyond = most_bytes / found.pop('fresh') - 2 * most_bytes / found['memory']
     if beyond > 0.02 * most_bytes / found['memory']:
@@ -64,33 +103,79 @@ def _derived(found: dict[str, float], most_bytes: int) -> dict[str, float]:
   return found
 
 
-def quickest(timed: Timed, budget: float) -> tuple[float, float]:
-  """Returns the least time that one call took, by the clock on the wall and by that of the process."""
+def quickest(timed: Timed, budget: float, cores: set[int], waits: bool = False) -> tuple[float, float]:
+  """Returns the least time that one call took: with all cores, and of the processor on one.
+
+  Args:
+    timed: what to call.
+    budget: seconds for each.
+    cores: of this process; none: the second is not wanted, and is 0.
+    waits: whether what takes time is that threads wait for each other: then only the clock on the wall sees it.
+  """
   import jax
 
   function, arguments = timed.build()
   run = jax.jit(function, donate_argnums=(0,) if timed.again else ())
-  wall = own = float('inf')
-  begin, count = time.perf_counter(), 0
-  while count < 4 or time.perf_counter() - begin < budget:
-    if count == 1:
-      begin = time.perf_counter()  # the first one compiled
-    start, clock = time.perf_counter(), time.process_time()
-    out = jax.block_until_ready(run(*arguments))
-    took, used = time.perf_counter() - start, time.process_time() - clock
-    if count:
-      wall, own = min(wall, took), min(own, used)
-      if took > 2 * budget and count >= 2:
+
+  def best(watch: Callable[[], Stop], arguments: tuple[Any, ...], seconds: float) -> tuple[float, tuple[Any, ...]]:
+    least, begin, count = math.inf, time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - begin < seconds:
+      stop = watch()
+      out = jax.block_until_ready(run(*arguments))
+      took = stop()
+      least, count = min(least, took), count + 1
+      if timed.again:
+        arguments = (out, *arguments[1:])
+      del out
+      if took > 2 * seconds and count >= 2:
         break
-    if timed.again:
-      arguments = (out, *arguments[1:])
-    del out
-    count += 1
-  return wall, own
+    return least, arguments
+
+  _, arguments = best(on_the_wall, arguments, 0.0)  # compiles
+  together, arguments = best(by_the_busiest if cores and not waits else on_the_wall, arguments, budget)
+  if not cores:
+    return together, 0.0
+  with _moved(cores):
+    return together, best(by_the_process, arguments, budget / 2)[0]
+
+
+Stop = Callable[[], float]  # ends what a watch began, and gives seconds
+
+
+def on_the_wall() -> Stop:
+  """Seconds as they pass."""
+  start = time.perf_counter()
+  return lambda: time.perf_counter() - start
+
+
+def by_the_process() -> Stop:
+  """Seconds of the processor, of all threads of this process."""
+  start = time.process_time()
+  return lambda: time.process_time() - start
+
+
+def by_the_busiest() -> Stop:
+  """Seconds of the processor that the busiest thread takes: those on the wall, had nobody else used the machine."""
+  before, start = _threads(), time.perf_counter()
+
+  def stop() -> float:
+    wall = time.perf_counter() - start
+    return min(wall, max((spent - before.get(thread, 0.0) for thread, spent in _threads().items()), default=wall))
+
+  return stop
+
+
+def _threads() -> dict[int, float]:
+  """Seconds of the processor of each thread: Linux has a clock for each, with a number made from the thread's."""
+  found = {}
+  for thread in map(int, os.listdir('/proc/self/task')):
+    with contextlib.suppress(OSError):  # one that has just ended
+      found[thread] = time.clock_gettime((~thread << 3) | 6)
+  return found
 
 
 def programs(most_bytes: int) -> dict[str, Timed]:
-  """Returns what is timed, by name. 'x again' is another size of 'x', of which the better counts.
+  """Returns what is timed, by name.
 
   Args:
     most_bytes: of the largest array; above 128 MiB sizes are those of an accelerator.
@@ -141,11 +226,10 @@ def programs(most_bytes: int) -> dict[str, Timed]:
 
   cached = (32 << 20 if big else 1 << 20) // 4
   far = most_bytes // 4
-  sizes = (4096, 2048) if big else (1024, 512)
+  side_of_product = 4096 if big else 768
   found = {'dispatch': Timed(lambda: (lambda x: x + 1, (ones(8),)), 1, again=True)}
   for name, kind in kinds.items():
-    found[f'products {name}'] = product(*[sizes[0]] * 3, kind)
-    found[f'products {name} again'] = product(*[sizes[1]] * 3, kind)
+    found[f'products {name}'] = product(side_of_product, side_of_product, side_of_product, kind)
     found[f'small_products {name}'] = product(128, 256, 256, kind)
     found[f'convolutions {name}'] = convolution(kind)
   found |= {

@@ -24,12 +24,11 @@ from jaxlite.host.machine import processor_lines
 from jaxlite.host.sealed import Damaged, read_sealed, write_sealed
 
 _FORM = 1  # of what is kept: another number is not read
-_BUDGET = 0.12  # seconds on each kind of work
+_BUDGET = 0.06  # seconds on each kind of work
 _CHILD = 400 << 20  # bytes that a process takes which measures, beside its arrays
 _KINDS = ('float32', 'bfloat16', 'int8')
 _BY_KIND = ('products', 'small_products', 'convolutions')
 _ALONE = ('depthwise', 'elementwise', 'memory', 'transcendental', 'dispatch')
-_ONE_CORE = (*(f'{name} {kind}' for name in _BY_KIND for kind in _KINDS), *_ALONE, 'convolution_gradients', 'fresh')
 _PROGRAM = 'from jaxlite.host import measure; measure.main()'
 
 
@@ -47,7 +46,7 @@ class Rates(NamedTuple):
     dispatch: seconds that one call of a compiled program takes beside its work.
     one_core: the same on one core; None where it was not measured.
     more: further rates by name, each with its unit in `UNITS`.
-    load: how many processes wanted the processor while it was measured; above 1 a core they are too low.
+    load: how many processes wanted each core while it was measured; much above 1 they may be low.
     warnings: lines on what was left out.
   """
 
@@ -171,24 +170,21 @@ def _measured() -> Rates:
   import jax
 
   if jax.devices()[0].platform != 'cpu':  # another process would not get the device that this one holds
-    return _filled(measure.measured(None, budget=_BUDGET, most_bytes=256 << 20, one_core=False), None, [])
-  warnings: list[str] = []
-  cores, (own, child) = allowed_cores(), _rooms()
+    return _filled(measure.measured(budget=_BUDGET, most_bytes=256 << 20), [])
+  own, child = _rooms()
   most = min(64 << 20, max(4 << 20, min(own, child) // 16))
-  asked = {'names': None, 'budget': _BUDGET, 'most_bytes': most, 'one_core': cores == 1}
-  if child < _CHILD + 4 * most:
-    if own < _CHILD // 2:  # a program that is refused memory may take its process with it
-      raise RuntimeError(f'rates could not be measured: {own >> 20} MiB are free, and it takes {_CHILD // 2 >> 20}')
-    warnings.append(f'{child >> 20} MiB are free: rates are measured in this process, and none on one core')
-    return _filled(measure.measured(**asked), None, warnings)
-  everything = _answer(asked, None)
-  if everything is None:
-    warnings.append('no process of its own could measure rates: they are measured in this one, and none on one core')
-    return _filled(measure.measured(**asked), None, warnings)
-  single = everything
-  if cores > 1:
-    single = _answer({**asked, 'names': list(_ONE_CORE), 'budget': 0.5 * _BUDGET, 'one_core': True}, 1) or {}
-  return _filled(everything, single, warnings)
+  asked, cores = {'budget': _BUDGET, 'most_bytes': most}, usable_cores()
+  found, why = None, f'{child >> 20} MiB are free'
+  if child >= _CHILD + 4 * most:
+    found, why = (
+      _answer({**asked, 'alone': True, 'quota': cores.usable < cores.allowed}),
+      'a process of its own could not measure them',
+    )
+  if found is not None:
+    return _filled(found, [])
+  if own < _CHILD // 2:  # a program that is refused memory may take its process with it
+    raise RuntimeError(f'rates could not be measured: {own >> 20} MiB are free, and it takes {_CHILD // 2 >> 20}')
+  return _filled(measure.measured(**asked), [f'{why}: rates are measured in this process, and none on one core'])
 
 
 def _rooms() -> tuple[int, int]:
@@ -200,45 +196,40 @@ def _rooms() -> tuple[int, int]:
   return found.free, min([found.resident_free, *ulimits])
 
 
-def _answer(asked: dict[str, Any], cores: int | None) -> dict[str, float] | None:
-  """What a process of its own measures; None where it does not come to an end."""
+def _answer(asked: dict[str, Any]) -> tuple[dict[str, float], dict[str, float] | None] | None:
+  """What a process of its own measures, as `measure.measured` says; None where it does not come to an end."""
   root = str(Path(__file__).resolve().parents[2])
   path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH', '')]))
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path}
-  program = _PROGRAM
-  if cores is not None:
-    environment['NPROC'] = str(cores)  # which XLA asks before it counts cores
-    program = (
-      'import os\nif hasattr(os, "sched_setaffinity"):\n'
-      f'  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-{cores}:])\n{_PROGRAM}'
-    )
   try:
     done = subprocess.run(
-      [sys.executable, '-P', '-c', program], input=json.dumps(asked), capture_output=True, text=True, timeout=120,
+      [sys.executable, '-P', '-c', _PROGRAM], input=json.dumps(asked), capture_output=True, text=True, timeout=120,
       env=environment, check=False,
     )  # fmt: skip
   except (OSError, subprocess.SubprocessError):
     return None
   lines = [line for line in done.stdout.splitlines() if line.startswith(measure.ANSWER)]
   try:
-    return json.loads(lines[-1].removeprefix(measure.ANSWER)) if lines else None
-  except ValueError:
+    everything, single = json.loads(lines[-1].removeprefix(measure.ANSWER))
+  except (IndexError, ValueError, TypeError):
     return None
+  return everything, single
 
 
-def _filled(found: dict[str, float], single: dict[str, float] | None, warnings: list[str]) -> Rates:
+def _filled(measured: tuple[dict[str, float], dict[str, float] | None], warnings: list[str]) -> Rates:
   load = _load()
-  missing = [name for name in _ALONE if name not in found]
-  if missing or 'products float32' not in found:
-    raise RuntimeError(f'rates could not be measured: {", ".join(missing) or "products"} did not run on this device')
+  found, single = measured
+  missing = [name for name in ('products float32', *_ALONE) if name not in found]
+  if missing:
+    raise RuntimeError(f'rates could not be measured: {", ".join(missing)} did not run on this device')
   if load > 1.5:
-    lacking = f'{load:.1f} processes wanted each core while rates were measured: a quiet machine is faster'
+    lacking = f'{load:.1f} processes wanted each core while rates were measured: they may be low'
     warnings = [*warnings, lacking]
   kinds = [{kind: found[f'{name} {kind}'] for kind in _KINDS if f'{name} {kind}' in found} for name in _BY_KIND]
   more = {name: found[name] for name in UNITS if name in found}
   one_core = None
-  if single and all(name in single for name in _ALONE) and 'products float32' in single:
-    one_core = _filled(single, None, [])._replace(warnings=())
+  if single and all(name in single for name in ('products float32', *_ALONE)):
+    one_core = _filled((single, None), [])._replace(warnings=(), load=load)
   return Rates(*kinds, *(found[name] for name in _ALONE), one_core, more, load, tuple(warnings))
 
 

@@ -29,9 +29,6 @@ class Held(NamedTuple):
   equations: int
 
 
-_SHARE = True
-
-
 def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> Held:
   """Returns what a program takes.
 
@@ -44,7 +41,7 @@ def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> He
   >>> from jax import numpy as jnp
   >>> x, w = jnp.ones((100, 100)), jnp.ones((100, 100))
   >>> held(jax.make_jaxpr(lambda x, w: jnp.tanh(x @ w) @ w)(x, w)).temporaries
-  40000
+  80000
   """
   flow = opened(jaxpr, platform)
   free = [flow.values[flow.inputs[i]] for i in donated]
@@ -91,12 +88,8 @@ def _simulated(
       if value in outside or value in live:
         continue
       size = flow.values[value].bytes
-      heir = (
-        None
-        if not _SHARE
-        else next((old for old in dying if old in step.entrywise and old in live and live[old] == size), None)
-      )
-      if heir is not None:  # written in the place of what it was computed from
+      heir = next((old for old in dying if old in step.carried and old in live and live[old] == size), None)
+      if heir is not None:  # a loop's carry stays where it is
         now -= live.pop(heir)
       live[value] = size
       now += size

@@ -13,6 +13,7 @@ from jaxlite.planning import probes
 _PAYS = 1.15  # times the rate of float32, from which on a precision is said to pay
 _SET = ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAX_ENABLE_X64', 'JAX_DISABLE_JIT', 'JAX_DISABLE_MOST_OPTIMIZATIONS')
 _SMALL_DISK = 1 << 30
+_TO_COMPILE = 256 << 20  # bytes that are to be free before small programs are compiled
 
 
 def doctor(say: Callable[[str], None] = print, workdir: str | os.PathLike[str] = '.', anew: bool = False) -> None:
@@ -50,15 +51,20 @@ def doctor(say: Callable[[str], None] = print, workdir: str | os.PathLike[str] =
   for name in _SET:
     if os.environ.get(name):
       say(f'  {name}={os.environ[name]} is set')
-  faults = [one for one in probes.findings() if one.symptom]
-  tried = len(probes.PROBES)
-  say(
-    f'known faults of jaxlib: {len(faults)} of {tried} show here'
-    if faults
-    else f'known faults of jaxlib: none of {tried}'
-  )
+  for line in _fault_lines(limits.limits()):
+    say(line)
+
+
+def _fault_lines(found: limits.Limits) -> Iterator[str]:
+  """What the probes see, where there is memory to compile them: a compiler that is refused some takes the process."""
+  if found.memory and found.free < _TO_COMPILE:
+    yield f'known faults of jaxlib: not tried, since only {_size(found.free)} are free'
+    return
+  seen = probes.findings()
+  faults = [one for one in seen if one.symptom]
+  yield f'known faults of jaxlib: {len(faults) or "none"} of {len(seen)} show here'
   for fault in faults:
-    say(f'  {fault.line()}')
+    yield f'  {fault.line()}'
 
 
 def cores_lines() -> list[str]:

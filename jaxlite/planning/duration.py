@@ -105,9 +105,15 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
     'input': moved,
   }
   raw['rest'] = _FIRST + _REPORT + batches(job.splits.test) * _wall(of_batch, rates.dispatch, free)
-  said = [*step.said, *(f'of evaluation: {line}' for line in eval_.said if line not in step.said)]
+  said = [line for line in step.said if not line.startswith('of a branch')]
+  said += [f'of evaluation: {line}' for line in eval_.said if line not in step.said]
+  dear = speed.spent(step.counted, rates, cores, kernels=in_c).wall / max(of_step.wall, 1e-12)
+  if dear > 1.05:
+    said.append(f'a step that does what is due now and then takes {dear:.1f} times as long: it is told as any other')
   if free < 0.7 * cores:
     said.append(f'others use this machine: about {free:.1f} of {cores} cores are left, and times are told for that')
+  if job.compile_cache:
+    said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
   return _whole(job, raw, 'cost', {}, of_step.processor, features_of(step, rates, cores), tuple(said), among)
 

@@ -19,7 +19,7 @@ from jaxlite.graph.walk import equations, has_primitive
 from jaxlite.planning.job import Job
 
 SAME, ROUNDING, DRAWS, OTHER = 'same bits', 'same up to rounding', 'other draws', 'another result'
-MICRO = (2, 4, 8, 16, 32)  # how many micro-batches are tried
+MICRO = (2, 4, 8, 16)  # how many micro-batches are tried
 PIECES = (4, 8)  # into how many pieces a forward is cut
 _RANDOM = ('random_bits', 'threefry2x32', 'rng_bit_generator')
 _LEAST_EVALUATION = 16  # examples

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxlite.host.rates import Rates, rates_of
 from jaxlite.host.sealed import Damaged, read_sealed
@@ -49,30 +49,6 @@ class Run(NamedTuple):
   kernels: int = 0
   precision: str = 'float32'
   memory: int = 0
-
-
-def run_of(durations: Any, cost: Any, *, precision: str = 'float32', memory: int = 0) -> Run:
-  """Returns what is to be extrapolated, from a forecast for this machine.
-
-  Args:
-    durations: `planning.duration.Durations`.
-    cost: `planning.cost.Cost` of a step.
-    precision: of its products.
-    memory: bytes that it needs where it computes; 0 is not known.
-  """
-  counts = durations.counts
-  return Run(
-    cost.flops,
-    cost.bytes,
-    durations.step.seconds,
-    counts.get('step', 0),
-    durations.input.seconds,
-    durations.compile.seconds + counts.get('checkpoint', 0) * durations.checkpoint.seconds,
-    counts.get('evaluation', 0) * durations.evaluation.seconds,
-    round(sum(one.times for one in cost.counted)),
-    precision,
-    memory,
-  )
 
 
 class Elsewhere(NamedTuple):

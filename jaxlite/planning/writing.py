@@ -18,8 +18,9 @@ _DEAR = words(
   'acosh atanh erf erfc erf_inv div lgamma digamma'
 )
 _REDUCE = words('reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin')
-# Cheap equations whose entries come from other places than their own.
+# Cheap equations whose entries come from other places than their own: none is on the way from a row into its sum.
 _MOVES = words('broadcast_in_dim slice pad concatenate transpose rev dynamic_slice gather split iota')
+_PRODUCTS = ('mul', 'square', 'integer_pow')
 _DEEP = 3  # equations between what is spread and a sum that takes it in
 _NONE: frozenset[int] = frozenset()
 
@@ -30,12 +31,12 @@ class Written(NamedTuple):
   Attributes:
     op: that gives it.
     reads: ids of the arrays that it is computed from, through what is fused into it.
-    entrywise: of these the ones that it reads entry by entry, so that it may take their place.
+    carried: of these the ones that a loop changes where they lie.
   """
 
   op: Op
   reads: frozenset[int]
-  entrywise: frozenset[int]
+  carried: frozenset[int]
 
 
 def kind(op: Op) -> str:
@@ -66,38 +67,45 @@ def written(flow: Flow) -> list[Written]:
   spread = _spread(flow, kinds)
   apart |= spread
   outputs = set(flow.outputs)
-  roots: dict[int, tuple[frozenset[int], frozenset[int]]] = {}
+  roots: dict[int, frozenset[int]] = {}
 
-  def of(value: int) -> tuple[frozenset[int], frozenset[int]]:
-    if value < 0:
-      return _NONE, _NONE
-    return roots.get(value, (frozenset((value,)), frozenset((value,))))
+  def of(value: int) -> frozenset[int]:
+    return _NONE if value < 0 else roots.get(value, frozenset((value,)))
 
   result = []
   for op in flow.ops:
     cheap, dear = kinds[id(op)] == 'cheap', kinds[id(op)] == 'dear'
-    reads = entrywise = _NONE
-    for value in op.reads:
-      direct = not (cheap or dear or _sums(op, kinds))
-      pair = (frozenset((value,)) - {-1},) * 2 if direct else of(value)
-      reads |= pair[0]
-      if op.name in LOOPS or ((cheap or dear) and op.name not in _MOVES):  # a carry stays where it is
-        entrywise |= pair[1]
+    reads = carried = _NONE
+    for value in _taken(op, makers, kinds):
+      array = value in apart and not (cheap or dear)
+      found = frozenset((value,)) if array else of(value)
+      reads |= found
+      if op.name in LOOPS:
+        carried |= found
     if not (cheap or dear) or len(op.writes) != 1:
-      result.append(Written(op, reads, entrywise))
+      result.append(Written(op, reads, carried))
       continue
     value = op.writes[0]
     needed = value in outputs or value in apart
     if needed or (dear and fusing.get(value, 0) > 1):
-      result.append(Written(op, reads, entrywise))
+      result.append(Written(op, reads, carried))
       if dear or value in spread or not _unary(op, flow):
         continue  # whoever reads it reads what was written
-    roots[value] = (reads, entrywise)
+    roots[value] = reads
   return result
 
 
 def _sums(op: Op, kinds: Any) -> bool:
   return kinds[id(op)] == 'reduce'
+
+
+def _taken(op: Op, makers: Any, kinds: Any) -> tuple[int, ...]:
+  """What an equation reads; of a sum of products, their factors."""
+  if not _sums(op, kinds):
+    return op.reads
+  made = [makers.get(value) for value in op.reads]
+  products = [one.reads if one is not None and one.name in _PRODUCTS else () for one in made]
+  return tuple(read for value, some in zip(op.reads, products, strict=True) for read in some or (value,))
 
 
 def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, int]]:
@@ -114,19 +122,26 @@ def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, i
       if value < 0:
         continue
       maker = makers.get(value)
-      flat = maker is None or maker.name in ('iota',) or (maker.name == 'broadcast_in_dim' and max(maker.reads) < 0)
+      flat = maker is None or _filled(maker)
       if (op.name == 'transpose' and value in dots) or kinds[id(op)] in ('cheap', 'dear'):
         fusing[value] = fusing.get(value, 0) + 1
       elif flat:
         continue  # a constant is filled in where it is needed
       elif op.name == 'dot_general' and value in transposed:
         fusing[value] = fusing.get(value, 0) + 1  # a product is read in either orientation
-      elif kinds[id(op)] == 'reduce' and maker is not None and maker.name in ('mul', 'square', 'integer_pow'):
+      elif kinds[id(op)] == 'reduce' and maker is not None and maker.name in _PRODUCTS:
         fusing[value] = fusing.get(value, 0) + 1
-        apart.update(one for one in maker.reads if one >= 0)
+        apart.update(one for one in maker.reads if one >= 0 and not _filled(makers.get(one)))
       else:
         apart.add(value)
   return apart, fusing
+
+
+def _filled(maker: Op | None) -> bool:
+  """Whether an array is a constant that is filled in where it is needed."""
+  return maker is not None and (
+    maker.name == 'iota' or (maker.name == 'broadcast_in_dim' and max(maker.reads, default=-1) < 0)
+  )
 
 
 def _spread(flow: Flow, kinds: Any) -> set[int]:

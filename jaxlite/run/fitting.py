@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 _EASY = 0.6  # of its limit: what a forecast's bound must keep to for a run to be started without a trial
 _TRIALS = 8  # forms that are tried at the most
-_GOOD = 3  # of those that fit, how many are compared
+_GOOD = 2  # of those that fit, how many are compared
 _KEPT = ('eval.batch_size', 'machine.keep_memory', 'machine.micro_batches', 'machine.remat')
 _BACK = {'machine.keep_memory': False}
 

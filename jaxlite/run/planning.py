@@ -30,7 +30,7 @@ from jaxlite.planning.machines import MACHINES, machine_named
 from jaxlite.planning.plan import Plan, judged
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
-from jaxlite.run.setup import Setup, prepare
+from jaxlite.run.setup import Setup, prepare, reformed
 from jaxlite.step.gradient import gradient_of
 from jaxlite.tasks.lift import examples_in, lift_loss
 
@@ -183,7 +183,7 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
     offered = [edit for edit in offered if _PARTS not in edit.fields]
   for edit in offered:
     with contextlib.suppress(ValueError):  # what cannot be built is no form
-      found.append(_forecast(setup, edit, here, folder))
+      found.append(_forecast(setup, edit, here))
   word = whole.verdict.word if whole.verdict else ''
   return {'line': whole.line(), 'word': word, 'keeps': config.machine.keep_memory, 'forms': found}
 
@@ -236,8 +236,8 @@ def elsewhere(job: Job, found: Plan, asked: str) -> Plan:
   return found._replace(elsewhere=tuple(one.line() for one in table(run, known, tuple(machines))))
 
 
-def _forecast(setup: Setup, edit: Edit, here: Any, folder: Path) -> dict[str, Any]:
-  changed = prepare(edited(setup.config, edit.fields), folder, None, setup.data) if edit.fields else setup
+def _forecast(setup: Setup, edit: Edit, here: Any) -> dict[str, Any]:
+  changed = reformed(setup, edited(setup.config, edit.fields)) if edit.fields else setup
   job, known = job_of(changed), known_rates()
   told: dict[str, Any] = {'name': edit.name, 'fields': edit.fields, 'result': edit.result}
   told |= dict.fromkeys(('upper', 'limit', 'word', 'dies', 'step', 'total'))

@@ -108,6 +108,19 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score, notes, reads, around)
 
 
+def reformed(setup: Setup, config: Config) -> Setup:
+  """Returns a run of the same network, data and state whose step takes another form; nothing is traced.
+
+  Args:
+    setup: of the run, in its own form.
+    config: of the same run, with other values of `machine` and `eval.batch_size` alone.
+  """
+  recipe = _thrifty(setup.recipe, config)
+  loss = config.loss or setup.data.task.loss(setup.data.facts)
+  built = train_step(setup.network, loss, recipe, rewrites=config.machine.rewrites)
+  return setup._replace(config=config, recipe=recipe, train=built)
+
+
 def shortened(setup: Setup, steps: int) -> Setup:
   """Returns the same programs for a trial of some steps, with an evaluation of some batches and a checkpoint.
 

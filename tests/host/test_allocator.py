@@ -67,7 +67,8 @@ def test_settings_of_the_user_stand():
   assert after > before / 2
 
 
-# Blocks of 32 MiB, each given back; a small one that stays then lies in its hole, so that the next finds none.
+# Blocks of 32 MiB, each a little larger than the one before and given back once a small one lies behind it: the next
+# finds no hole.
 HOLES = """
 import ctypes, json, sys
 from jaxlite.host import allocator, machine
@@ -79,20 +80,20 @@ def block(size):
   at = libc.malloc(size)
   libc.memset(at, 1, size)
   return at
-big, small = 32 << 20, 1 << 20
+big, small = 32 << 20, 1 << 12
 first = block(big)
 peak = machine.status('VmHWM')
 libc.free(first)
 room = int(sys.argv[1]) << 20
 decision = allocator.keep_mapped(headroom=room)
 growing, seen, ended = allocator.Growing(decision.most, machine.resident()), [], None
-for i in range(30):
-  at = block(big)
-  libc.free(at)
+for i in range(12):
+  at = block(big + (i << 13))
   block(small)
+  libc.free(at)
   if growing is not None and sys.argv[2] == 'watched':
     growing = allocator.watched(growing)
-    ended = i if growing is None else None
+    ended = i if growing is None else ended
   seen.append(machine.resident())
 print(json.dumps([decision.kept, decision.most, max(seen), machine.status('VmHWM'), ended, peak]))
 """

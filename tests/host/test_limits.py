@@ -282,6 +282,16 @@ def test_tables_that_are_folders_pipes_or_forbidden_stop_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'own', ['/' + 'x' * 300, '/a\0b', '/' + '/'.join('x' * 3000), '/a/../../../etc', '/ ', '/é/' * 50]
+)
+def test_a_name_that_is_none_stops_nothing(own, tmp_path):
+  linux(tmp_path, own=own)
+  write(tmp_path, at(2, '', **{'memory.max': 700 * MIB, 'memory.current': 100 * MIB}))
+  assert limits.limits(tmp_path).free == 600 * MIB
+  assert limits.usable_cores(tmp_path).usable == limits.allowed_cores()
+
+
+@pytest.mark.parametrize(
   'version, files, usable',
   [
     (2, {'': 'max 100000', '/a': '50000 100000', '/a/b': 'max 100000'}, 0.5),

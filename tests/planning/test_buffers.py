@@ -117,8 +117,8 @@ def test_remat_in_a_scan_lowers_what_is_held_and_elsewhere_on_cpu_does_not():
   ids=['mlp', 'scan', 'scan with remat', 'softmax', 'sort'],
 )
 def test_it_is_near_what_xla_gives_out(fn, shapes):
-  told, true = temporaries(fn, *shapes), by_xla(fn, *shapes)
-  assert 0.7 * true <= told <= 1.4 * true + 64 * KIB
+  told, true = held(jaxpr(fn, *shapes)), by_xla(fn, *shapes)
+  assert 0.7 * true <= told.temporaries <= 1.4 * (true + told.outputs)  # XLA may begin in a result's place
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'cuda'])

@@ -139,6 +139,31 @@ def test_all_that_it_says(tmp_path, monkeypatch):
   assert not any('\n' in line for line in said)
 
 
+def test_nothing_is_compiled_where_memory_is_short():
+  lines = list(doctor._fault_lines(FREE._replace(free=100 << 20)))
+  assert lines == ['known faults of jaxlib: not tried, since only 100 MiB are free']
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(getattr(resource, sys.argv[1]), (int(sys.argv[2]) << 20,) * 2)
+from jaxlite.planning.doctor import doctor
+doctor()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='what the limits count is told by Linux')
+@pytest.mark.parametrize('name, size', [('DATA', 550), ('DATA', 1200), ('AS', 2000)])
+def test_it_comes_to_its_end_under_a_limit(name, size, tmp_path):
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XDG_CACHE_HOME': str(tmp_path)}
+  command = [sys.executable, '-c', LIMITED, f'RLIMIT_{name}', str(size)]
+  done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+  assert done.returncode == 0, done.stderr[-500:]
+  assert 'ulimit' in done.stdout
+  assert 'known faults of jaxlib' in done.stdout
+
+
 @pytest.mark.slow
 def test_every_probe_takes_a_second_or_less_of_the_processor_and_none_fails():
   program = (

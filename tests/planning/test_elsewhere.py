@@ -1,7 +1,6 @@
 """A run elsewhere: a roofline that holds by hand, a range that is honest, and data that are checked."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -38,19 +37,6 @@ def test_another_cpu_may_be_as_far_from_its_roofline_as_this_one():
   assert (found.low, found.high) == (pytest.approx(100 / best), pytest.approx(100 * 2 / worst))
   slower = scaled(RUN._replace(step=100.0), HERE, CPU)
   assert slower.high == pytest.approx(100 * elsewhere._CARRIED / worst)
-
-
-def test_a_forecast_becomes_what_is_extrapolated():
-  def lasting(seconds):
-    return SimpleNamespace(seconds=seconds)
-
-  durations = SimpleNamespace(
-    step=lasting(0.1), input=lasting(0.01), compile=lasting(5), checkpoint=lasting(2), evaluation=lasting(3),
-    counts={'step': 100, 'evaluation': 4, 'checkpoint': 2},
-  )  # fmt: skip
-  cost = SimpleNamespace(flops=1e9, bytes=1e8, counted=[SimpleNamespace(times=2.0), SimpleNamespace(times=5.0)])
-  found = elsewhere.run_of(durations, cost, memory=7)
-  assert found == Run(1e9, 1e8, 0.1, 100, 0.01, 9, 12, 7, 'float32', 7)
 
 
 def test_what_bounds_it():

@@ -41,7 +41,8 @@ def test_a_step_of_somebody_elses_is_told_of_as_it_is_compiled():
   assert found.arguments == state + 2 * 4 * 512 * 256
   assert found.outputs == 0  # all of it lies where the donated state lay
   exact = jl.plan(step, args=args, donated=(0,), compiled=True)
-  assert (exact.arguments, exact.outputs) == (found.arguments, found.outputs)
+  assert exact.arguments == found.arguments
+  assert 0 <= exact.outputs - found.outputs < 1024  # a table of addresses
   assert abs(found.temporaries - exact.temporaries) <= 0.35 * exact.temporaries
   for words in ('GFLOP', 'temporaries', 'a call on this machine'):
     assert words in str(found)

@@ -1,0 +1,65 @@
+"""Accelerators: what a driver says is read whatever its form, and one that stands idle is said."""
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from jaxlite.host import accelerators
+
+CPU = jax.devices()[0].platform == 'cpu'
+
+
+@pytest.mark.parametrize(
+  'table, found',
+  [
+    ('', []),
+    ('Tesla T4, 15360, 14000\n', [('Tesla T4', 15360 << 20, 14000 << 20)]),
+    ('A, with comma, 10, 5\nB, 20, 20', [('A, with comma', 10 << 20, 5 << 20), ('B', 20 << 20, 20 << 20)]),
+    ('Orin, [N/A], [N/A]', [('Orin', None, None)]),
+    ('NVIDIA-SMI has failed because it could not talk to the driver', []),
+    (', , \n,,\n\x00', []),
+  ],
+)
+def test_what_the_driver_prints(table, found):
+  rows = list(accelerators._rows(table))
+  assert [(one.kind, one.memory, one.free) for one in rows] == found
+  assert not any(one.used_by_jax for one in rows)
+
+
+@pytest.mark.parametrize(
+  'stats, found',
+  [
+    ({'bytes_limit': 100, 'bytes_in_use': 30}, (100, 70)),
+    ({'bytes_limit': 100}, (100, 100)),
+    ({'bytes_limit': 100, 'bytes_in_use': 300}, (100, 0)),
+    ({}, (None, None)),
+    (None, (None, None)),
+  ],
+)
+def test_what_a_device_says_of_its_memory(stats, found):
+  assert accelerators._memory(SimpleNamespace(memory_stats=lambda: stats)) == found
+
+
+def test_a_device_that_says_nothing():
+  def refuses():
+    raise RuntimeError('not implemented on this platform')
+
+  assert accelerators._memory(SimpleNamespace(memory_stats=refuses)) == (None, None)
+  assert accelerators._memory(SimpleNamespace()) == (None, None)
+
+
+@pytest.mark.skipif(not CPU, reason='an accelerator is used')
+@pytest.mark.parametrize('sign, what', [('nvidia0', 'an NVIDIA GPU'), ('kfd', 'an AMD GPU'), ('accel3', 'a TPU')])
+def test_one_that_stands_idle(sign, what, tmp_path):
+  assert accelerators.idle(tmp_path) is None
+  assert accelerators.idle(tmp_path / 'missing') is None
+  (tmp_path / sign).touch()
+  line = accelerators.idle(tmp_path)
+  assert line.startswith(f'{what} is present but JAX does not see it')
+  assert 'pip install' in line
+
+
+@pytest.mark.skipif(not CPU, reason='an accelerator is used')
+def test_a_cpu_is_none():
+  assert all(not one.used_by_jax for one in accelerators.accelerators())
