@@ -69,6 +69,7 @@ class Points(NamedTuple):
   Attributes:
     bits: by site; None keeps it float.
     choose: (stored range or None, observed range) -> the range to use.
+    carried: by a scan's body's id, how many constants and carries it has; grows.
     real: whether to execute int8 operands.
     active: bool[] or None; False is float.
     observe: whether ranges are observed, and recorded.
@@ -77,6 +78,7 @@ class Points(NamedTuple):
 
   bits: Mapping[str, Bits | None]
   choose: Callable[..., numerics.Range]
+  carried: dict[int, tuple[int, int]]
   real: bool = False
   active: jax.Array | None = None
   observe: bool = True
@@ -118,12 +120,32 @@ def _asked(points: Points, bare: Any, plan: provenance.Plan) -> dict[Any, Ask]:
       for position, atom in _operands(eqn, site):
         if not hasattr(atom, 'val'):
           asks.setdefault(atom, (site, position))
+    if eqn.primitive.name == 'scan' and index in plan.inner:
+      (inner,), (consts, carries) = plan.inner[index], walk.scan_layout(eqn)
+      inside = walk.opened(eqn.params['jaxpr'])[0]
+      points.carried[id(inside)] = consts, carries
+      for atom, ask in zip(eqn.invars[consts : consts + carries], _carries(points, inside, inner), strict=True):
+        if ask is not None and not hasattr(atom, 'val'):
+          asks.setdefault(atom, ask)
+  if id(bare) in points.carried:
+    consts, carries = points.carried[id(bare)]
+    for atom, var in zip(bare.outvars[:carries], bare.invars[consts : consts + carries], strict=True):
+      if var in asks and plan.depth - 1 not in asks[var][0].stack and not hasattr(atom, 'val'):
+        asks.setdefault(atom, asks[var])
   for eqn in reversed(bare.eqns):
     if len(eqn.outvars) == 1 and eqn.outvars[0] in asks and joins.is_move(eqn):
       for atom in joins.moved(eqn):
         if jnp.issubdtype(atom.aval.dtype, jnp.floating):
           asks.setdefault(atom, asks[eqn.outvars[0]])
   return asks
+
+
+def _carries(points: Points, bare: Any, plan: provenance.Plan) -> list[Ask | None]:
+  """Who first reads each carry of a scan, where all of its iterations read it on one grid."""
+  consts, carries = points.carried[id(bare)]
+  asks = _asked(points, bare, plan)
+  found = [asks.get(var) for var in bare.invars[consts : consts + carries]]
+  return [None if ask is None or plan.depth - 1 in ask[0].stack else ask for ask in found]
 
 
 def _operands(eqn: Any, site: provenance.Site) -> list[tuple[int, Any]]:
@@ -409,13 +431,15 @@ def steps(found: Total, grid: Grid) -> jax.Array:
     factor = _rule.quotient(found.x_scale, scale, grid.scale)
   else:
     factor = _rule.share(found.x_scale, grid.scale, found.count)
-  low, high = grid.low, grid.high
-  inverse = 1.0 / grid.scale
-  if found.clip.low > -math.inf:
-    low = jnp.clip(jnp.round(found.clip.low * inverse), low, high)
-  if found.clip.high < math.inf:
-    high = jnp.clip(jnp.round(found.clip.high * inverse), low, high)
-  return lax.clamp(low, _rule.rounded(total, factor), high)
+  whole = _rule.rounded(total, factor)
+  if found.clip != _OPEN:  # within the whole grid, whose zero deployment reads off its ends
+    inverse, (low, high) = 1.0 / grid.scale, (grid.low, grid.high)
+    if found.clip.low > -math.inf:
+      low = jnp.clip(jnp.round(found.clip.low * inverse), low, high)
+    if found.clip.high < math.inf:
+      high = jnp.clip(jnp.round(found.clip.high * inverse), low, high)
+    whole = lax.clamp(low, whole, high)
+  return lax.clamp(grid.low, whole, grid.high)
 
 
 def real(found: Total) -> jax.Array:

@@ -159,7 +159,7 @@ def fake_quant(
       points = None
       if every:
         live = program.reading.live if program.reading is not None and not train else None
-        points = Points(chosen, choose, real, active, observe, live)
+        points = Points(chosen, choose, {}, real, active, observe, live)
       (outputs, inner), seen = quant_program.run(program, leaves, chosen, visit, combine, known, points)
       if train and observe:
         ranges = {n: moved(span, seen[n]) if n in known else span for n, span in ranges.items()}

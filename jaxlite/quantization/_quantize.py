@@ -115,7 +115,7 @@ def quantize(
     visit = quant_program.in_integers(chosen, quant_program.stored_or, real=real)
     points = None
     if program.reading is not None:
-      points = Points(chosen, quant_program.stored_or, real, live=program.reading.live)
+      points = Points(chosen, quant_program.stored_or, {}, real, live=program.reading.live)
     return quant_program.run(program, leaves, chosen, visit, quant_program.RANGES, ranges, points)[0]
 
   return quantized

@@ -39,7 +39,7 @@ def pointed(graph: Graph) -> Graph:
         if other in graph.constants and graph.constants[other].size == 1:
           read.setdefault(name, []).append(float(graph.constants[other].reshape(())))
   steps: dict[str, tuple[str, Grid]] = {}  # values that count steps: what they stand for, and on which grid
-  sums = whole_sums.Sums({}, {}, {}, {})
+  sums = whole_sums.Sums({}, {}, {}, {}, {})
   return absorbed(pruned(edited(graph, functools.partial(_point, steps=steps, read=read, sums=sums))))
 
 
@@ -122,16 +122,21 @@ def _rounded(editor: Editor, one: Operation, scales: list[float], sums: whole_su
     x, other = _bounded(editor, inner)
     bounds = [outer, other] if one.kind == 'max' else [other, outer]
   turned = editor.made.get(x)
+  narrow: list[float | None] = [-math.inf, math.inf]
+  if turned is not None and turned.kind == 'clamp':  # a bound of its own, as of a ReLU, within the grid
+    narrow = [editor.number(turned.inputs[0]), editor.number(turned.inputs[2])]
+    x = turned.inputs[1]
+    turned = editor.made.get(x)
   if turned is None or turned.kind != 'round' or not to_even(turned.attributes['rounding_method']):
     return None
-  if None in bounds or editor.values[x].dtype != np.float32:
+  if None in (*bounds, *narrow) or editor.values[x].dtype != np.float32:
     return None
   source, inverse = turned.inputs[0], 1.0  # a step of 1 is multiplied by nothing
   scaled = editor.made.get(source)
   if scaled is not None and scaled.kind == 'mul':
     whole = whole_sums.rounded(editor, scaled, bounds[0], bounds[1], scales, sums)  # type: ignore[arg-type]
     if whole is not None:
-      return whole
+      return whole[0], _within(whole[1], *narrow)  # type: ignore[arg-type]
     for name, other in zip(scaled.inputs, reversed(scaled.inputs), strict=True):
       by = editor.number(other)
       if by is not None and editor.values[name].shape == editor.values[x].shape:
@@ -143,7 +148,12 @@ def _rounded(editor: Editor, one: Operation, scales: list[float], sums: whole_su
     maker = editor.made.get(next(name for name in maker.inputs if name not in editor.constants))
   before = [maker.attributes['scale']] if maker is not None and 'scale' in maker.attributes else []
   grid = grid_of(inverse, bounds[0], bounds[1], [*before, *scales])  # type: ignore[arg-type]
-  return None if grid is None else (source, grid)
+  return None if grid is None else (source, _within(grid, *narrow))  # type: ignore[arg-type]
+
+
+def _within(grid: Grid, low: float, high: float) -> Grid:
+  """A grid with bounds, in steps from zero."""
+  return grid._replace(low=int(max(grid.low, low + grid.zero_point)), high=int(min(grid.high, high + grid.zero_point)))
 
 
 def _bounded(editor: Editor, one: Operation) -> tuple[str, float | None]:
@@ -232,7 +242,7 @@ def _into(editor: Editor, one: Operation, x: str, array: np.ndarray, how: str) -
       return None
     if maker.kind in ('scaled_dense', 'scaled_conv', 'scaled_dot'):
       break
-    if maker.kind not in ('reshape', 'transpose', 'max_pool'):
+    if maker.kind not in ('reshape', 'transpose', 'max_pool', 'slice'):
       return None
     if maker.kind == 'max_pool' and (how == 'from' or (how != 'add' and not (each > 0).all())):
       return None  # only what keeps the order may stand in front of it
@@ -289,7 +299,7 @@ def _in_front(array: np.ndarray, move: Operation, before: Shape, after: Shape) -
     return array.transpose(np.argsort(move.attributes['permutation']))
   if array.size == array.shape[-1] and before[-1] == after[-1]:
     return array.reshape((1,) * (len(before) - 1) + (-1,))
-  if move.kind == 'max_pool':
+  if move.kind in ('max_pool', 'slice'):
     return None
   heads = before[0] == after[0] == Batch() and array.shape[0] == 1
   if heads and not any(isinstance(size, Batch) for size in (*before[1:], *after[1:])):

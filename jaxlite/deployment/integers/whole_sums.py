@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite.deployment.integers.grids import Grid, grid_of
-from jaxlite.deployment.operations import Operation
+from jaxlite.deployment.integers.rules import ADD_BITS
+from jaxlite.deployment.operations import Batch, Operation
 from jaxlite.deployment.operations.rewriting import Editor
 
 _MOVES = ('reshape', 'transpose', 'squeeze', 'broadcast_in_dim', 'slice', 'max_pool', 'reduce_window_max')
@@ -34,12 +35,14 @@ class Sums(NamedTuple):
     parts: int32 values that count steps of one value, or those times a number.
     floats: int32 values that hold a contraction's sum, as the float value that is the same.
     pairs: int32 values that are the sum of two parts, or of one over axes: the value that they stand for.
+    units: by that value, what one of its whole numbers is.
     counted: float32 values that hold a whole sum: what stands for it, '' where it is the contraction's own.
   """
 
   parts: dict[str, _Part]
   floats: dict[str, str]
   pairs: dict[str, str]
+  units: dict[str, float]
   counted: dict[str, str]
 
 
@@ -60,6 +63,11 @@ def told(editor: Editor, one: Operation, sums: Sums, steps: dict[str, Any]) -> s
     return None
   if value.dtype == np.int32:
     return _whole(editor, one, sums)
+  if one.kind == 'mul':  # a whole sum that leaves as a float
+    for name, other in zip(one.inputs, reversed(one.inputs), strict=True):
+      real, by = sums.counted.get(name, ''), editor.number(other)
+      if real in sums.units and by is not None and math.isclose(by, sums.units[real], rel_tol=1e-6):
+        return real
   return None
 
 
@@ -90,6 +98,9 @@ def _whole(editor: Editor, one: Operation, sums: Sums) -> str | None:
     name = editor.fresh(f'{output}_s')
     editor.values[name] = editor.values[part.real]
     sums.pairs[output] = editor.add('mean', [part.real], name, shape, axes=one.attributes['axes'])
+    sizes = [editor.values[part.real].shape[axis] for axis in one.attributes['axes']]
+    if not any(isinstance(size, Batch) for size in sizes):
+      sums.units[name] = part.grid.scale / math.prod(int(size) for size in sizes)  # type: ignore[arg-type]
     return None
   if one.kind not in ('mul', 'add') or len(one.inputs) != 2:
     return None
@@ -98,6 +109,7 @@ def _whole(editor: Editor, one: Operation, sums: Sums) -> str | None:
     name = editor.fresh(f'{output}_s')
     editor.values[name] = editor.values[sums.parts[first].real]
     sums.pairs[output] = editor.add('add', [sums.parts[first].real, sums.parts[second].real], name, shape)
+    sums.units[name] = math.ldexp(max(sums.parts[first].grid.scale, sums.parts[second].grid.scale), -ADD_BITS)
     return None
   for name, other in ((first, second), (second, first)):
     if other not in editor.constants:

@@ -220,6 +220,8 @@ class _Writer(NamedTuple):
     if not eqn.outvars:  # nothing comes of it
       return []
     if kind in walk.CALLS and kind != 'shard_map':
+      if params.get('name') in equations.AT_ONCE and all(isinstance(one, _Const) for one in operands):
+        return _computed(eqn, operands)
       return self.body(params[walk.CALLS[kind]], operands)
     if kind in equations.NOTHING:
       return operands
@@ -301,8 +303,7 @@ class _Writer(NamedTuple):
     consts, carry, xs = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
     slices: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
     for index in reversed(range(length)) if reverse else range(length):
-      each = [self.taken(one, index) for one in xs]
-      results = self.body(eqn.params['jaxpr'], [*consts, *carry, *each])
+      results = self.body(eqn.params['jaxpr'], [*consts, *carry, *(self.taken(one, index) for one in xs)])
       carry = results[:carried]
       for one, result in zip(slices, results[carried:], strict=True):
         one.append(result)
@@ -333,8 +334,7 @@ class _Writer(NamedTuple):
     return self.emit('concatenate', each, jax.ShapeDtypeStruct(shape, _dtype(rows[0])), {'dimension': axis})
 
   def branch(self, eqn: Any, operands: list[Any]) -> list[Any]:
-    index, *rest = operands
-    branches = eqn.params['branches']
+    (index, *rest), branches = operands, eqn.params['branches']
     if isinstance(index, _Const):
       return self.body(branches[int(np.clip(int(index.array), 0, len(branches) - 1))], rest)
     if self.later is None or index.name not in self.later:
