@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   """
   reads = Reads()
   reads.paths.update(read)
-  given = dataclasses.replace(config, teacher=str(folder / config.teacher)) if config.teacher else config
+  given = dataclasses.replace(config, teacher=_teacher_of(config, folder)) if config.teacher else config
   seen = watched(given, reads)  # what is asked of it from here on is read
   data = dataset_of(seen, data)
   batch_size = config.data.batch_size
@@ -139,6 +140,12 @@ def _first(split: Any, most: int) -> Any:
   if not isinstance(split, datasets.Split) or len(split.labels) <= most:
     return split
   return split._make(None if one is None else jax.tree.map(lambda leaf: leaf[:most], one) for one in split)
+
+
+def _teacher_of(config: Config, folder: Path) -> str:
+  """Where a run's teacher lies. '..' behind a folder that is not there yet, since nothing is trained, leads nowhere."""
+  path = folder / config.teacher
+  return str(path) if folder.is_dir() else os.path.normpath(path)
 
 
 def _check_size(data: datasets.Dataset, batch_size: int) -> None:
