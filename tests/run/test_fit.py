@@ -39,6 +39,7 @@ def result(place):
 
 JOB = {'kind': 'function', 'width': 256, 'depth': 8, 'batch': 8192, 'evaluation': 4096, 'steps': 3, 'features': 32}
 LARGE = {**JOB, 'examples': 16384}
+HUGE = {**JOB, 'batch': 32768, 'examples': 65536}
 
 
 @pytest.fixture(scope='module')
@@ -62,14 +63,14 @@ def test_a_run_begins_with_its_forecast_in_a_line_and_ends_with_what_came_of_it(
 
 
 def test_what_would_be_killed_is_refused_with_what_would_fit_and_force_starts_it_all_the_same(tmp_path):
-  refused = launch(tmp_path / 'a', LARGE, 560)
+  refused = launch(tmp_path / 'a', HUGE, 620)
   assert refused.returncode == 2, refused.stdout + refused.stderr
   line = refused.stderr.strip().splitlines()[-1]
   assert line.startswith('error: this run would be killed'), line
   assert '--config.machine.micro_batches=' in line or '--config.machine.remat=' in line or 'nothing that' in line
   assert '--force' in line
   assert not (tmp_path / 'a' / 'run' / 'result.json').exists()
-  forced = launch(tmp_path / 'b', LARGE, 560, '--force')
+  forced = launch(tmp_path / 'b', HUGE, 620, '--force')
   assert forced.returncode != 2
   assert 'started all the same' in forced.stdout
 
