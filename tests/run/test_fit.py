@@ -42,23 +42,18 @@ LARGE = {**JOB, 'examples': 16384}
 HUGE = {**JOB, 'batch': 32768, 'examples': 65536}
 
 
-@pytest.fixture(scope='module')
-def unlimited(tmp_path_factory):
-  """A job that needs some hundred MiB, trained without a limit."""
-  place = tmp_path_factory.mktemp('unlimited')
-  done = launch(place, LARGE)
+SMALL = {**JOB, 'width': 32, 'depth': 1, 'batch': 64, 'examples': 500}
+
+
+def test_a_run_begins_with_its_forecast_in_a_line_and_ends_with_what_came_of_it(tmp_path):
+  place, done = tmp_path, launch(tmp_path, SMALL)
   assert done.returncode == 0, done.stderr
-  return place, done.stdout
-
-
-def test_a_run_begins_with_its_forecast_in_a_line_and_ends_with_what_came_of_it(unlimited):
-  place, said = unlimited
-  lines = [line for line in said.splitlines() if line.startswith('forecast')]
+  lines = [line for line in done.stdout.splitlines() if line.startswith('forecast')]
   assert re.match(r'forecast: needs [\d.]+ [MG]iB, at most [\d.]+ [MG]iB, of [\d.]+ [MG]iB', lines[0]), lines
   assert re.match(r'forecast and actual: .* were used', lines[1]), lines
   memory = result(place)['forecast']['memory']
   assert memory['alone']
-  assert abs(memory['forecast'] / memory['actual'] - 1) < 0.25  # how near it is belongs to the bench
+  assert abs(memory['forecast'] / memory['actual'] - 1) < 0.5  # the cache may be warm; how near it is, the bench tells
   assert '### Forecast and actual' in (place / 'run' / 'report.md').read_text()
 
 
@@ -75,11 +70,15 @@ def test_what_would_be_killed_is_refused_with_what_would_fit_and_force_starts_it
   assert 'started all the same' in forced.stdout
 
 
-def test_a_fitted_run_gets_through_where_the_run_itself_does_not_and_learns_the_same(tmp_path, unlimited):
+@pytest.mark.slow
+def test_a_fitted_run_gets_through_where_the_run_itself_does_not_and_learns_the_same(tmp_path):
+  unlimited = tmp_path / 'unlimited'
+  free = launch(unlimited, LARGE)
+  assert free.returncode == 0, free.stderr
   done = launch(tmp_path, LARGE, 620, '--mode=fit')
   assert done.returncode == 0, done.stdout + done.stderr
   assert re.search(r'training: .*--config\.', done.stdout)
-  loss = [result(place)['metrics']['loss'] for place in (tmp_path, unlimited[0])]
+  loss = [result(place)['metrics']['loss'] for place in (tmp_path, unlimited)]
   assert abs(loss[0] - loss[1]) < 1e-3
   again = launch(tmp_path, LARGE, 620, '--mode=fit')
   assert again.returncode == 0
@@ -87,6 +86,7 @@ def test_a_fitted_run_gets_through_where_the_run_itself_does_not_and_learns_the_
   assert 'nothing is trained' in again.stdout
 
 
+@pytest.mark.slow
 def test_no_form_of_what_is_far_too_large_fits_and_that_is_said_in_a_line(tmp_path):
   done = launch(tmp_path, {**LARGE, 'width': 4096, 'batch': 64, 'evaluation': 64}, 600, '--mode=fit')
   assert done.returncode == 2, done.stdout
