@@ -8,37 +8,46 @@ from typing import Any
 from jaxlite.host.limits import Limits
 from jaxlite.host.machine import resident
 from jaxlite.planning import memory
-from jaxlite.planning.edits import DRAWS, OTHER, Edit, edited, edits
-from jaxlite.planning.plan import FITS, judged, mib
+from jaxlite.planning.edits import OTHER, Edit, edited, edits, forms
+from jaxlite.planning.plan import FITS, TIGHT, Verdict, judged, mib
 from jaxlite.run.jobs import job_of
-from jaxlite.run.setup import Setup
+from jaxlite.run.setup import Setup, reformed
 
 BEST = 3
 
 
 def advised(setup: Setup, limits: Limits, again: Callable[..., Any]) -> list[str]:
-  """Returns up to three changes that are forecast to fit, those that change no result first.
+  """Returns up to three changes that are forecast to fit, those that change no result first, then those that fit best.
 
   Args:
     setup: of the run.
     limits: of this process.
     again: (config) -> the Setup of a changed config.
   """
-  found = []
-  for edit in sorted(edits(setup.config, job_of(setup)), key=lambda edit: edit.result in (DRAWS, OTHER)):
-    need = forecast(setup, edit, limits, again)
-    if need is not None:
-      found.append(f'{edit.flags} ({edit.result}, {mib(need)})')
-    if len(found) == BEST:
-      break
-  return found
+  job = job_of(setup)
+  changes = [*forms(setup.config, job)[1:], *(edit for edit in edits(setup.config, job) if edit.result == OTHER)]
+  found = [(edit, forecast(setup, edit, limits, again)) for edit in changes]
+  known = [(edit, verdict) for edit, verdict in found if verdict is not None and verdict.word in (FITS, TIGHT)]
+  known.sort(key=lambda pair: (pair[1].word != FITS, pair[0].result == OTHER))
+  return [f'{edit.flags} ({edit.result}; {_told(verdict)})' for edit, verdict in known[:BEST]]
 
 
-def forecast(setup: Setup, edit: Edit, limits: Limits, again: Callable[..., Any]) -> int | None:
-  """Returns the bytes that a changed run is forecast to need where they are within the limit; else None."""
+def _told(verdict: Verdict) -> str:
+  return f'{mib(verdict.need)}, at most {mib(verdict.upper)}'
+
+
+def forecast(setup: Setup, edit: Edit, limits: Limits, again: Callable[..., Any]) -> Verdict | None:
+  """Returns how a changed run is forecast to stand to the limit; None where it cannot be built.
+
+  Args:
+    setup: of the run as it is.
+    edit: the change.
+    limits: of this process.
+    again: (config) -> the Setup of a changed config.
+  """
+  config = edited(setup.config, edit.fields)
   try:
-    changed = again(edited(setup.config, edit.fields))
-    verdict = judged(memory.traced(job_of(changed), limits), limits, resident())
+    changed = again(config) if edit.result == OTHER else reformed(setup, config)
+    return judged(memory.traced(job_of(changed), limits), limits, resident())
   except ValueError:  # what cannot be built is no advice
     return None
-  return verdict.upper if verdict is not None and verdict.word == FITS else None

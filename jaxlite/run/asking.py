@@ -38,7 +38,7 @@ def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: st
   for name in config.runs or ['']:
     one = made(source, name)
     with planning.ground(config, source.workdir, name) as folder:
-      setup = prepare(one, folder)
+      setup = prepare(planning.placed(one, folder), folder)
     job = job_of(setup)
     found = foreseen(job, one.name, say, measure=True)
     found = planning.elsewhere(job, found, elsewhere) if elsewhere else found

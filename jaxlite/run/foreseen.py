@@ -63,7 +63,10 @@ def foreseen(
   held = verdict = times = None
   try:
     held = (memory.compiled if compiled else memory.traced)(job, here)
-    verdict = judged(held, here, resident())
+    verdict = judged(held, here, resident(), status('RssFile'))
+    if verdict is not None and verdict.dies and job.compile_cache and not compiled:  # it may have been compiled before
+      warm = judged(memory.traced(job, here, cache='warm'), here, resident(), status('RssFile'))
+      verdict = verdict._replace(dies=warm is None or warm.dies)
     if verdict is None:
       unknown.append('whether it fits: this system tells no limit of memory')
   except Exception as error:  # a forecast is no reason for a run to fail
@@ -155,7 +158,7 @@ def refuse(plan: Plan, setup: Setup, again: Callable[..., Any], say: Say) -> Non
   found = advice.advised(setup, plan.limits, again)
   hints = '; '.join(found) or 'nothing that changes no result is forecast to fit: a smaller model or batch would'
   raise ConfigError(
-    f'this run would be killed: it needs {mib(verdict.need)}, at least {mib(2 * verdict.need - verdict.upper)}, and '
+    f'this run would be killed: it needs {mib(verdict.need)}, and '
     f'{verdict.reason} allows {mib(verdict.limit)}. What would fit, by its forecast: {hints}. --mode=fit tries and '
     'trains; machine.force=True starts it all the same'
   )

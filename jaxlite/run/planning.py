@@ -144,6 +144,11 @@ def ground(config: Config, workdir: str, run: str) -> Iterator[Path]:
     yield Path(place, run)
 
 
+def placed(config: Config, folder: Path) -> Config:
+  """Returns a config whose teacher is named by its whole path: the folder that it is relative to need not be there."""
+  return dataclasses.replace(config, teacher=str((folder / config.teacher).resolve())) if config.teacher else config
+
+
 def stand_in(config: Config, folder: Path) -> None:
   """Writes a run that has trained nothing, so that whoever learns from it can be planned."""
   from jaxlite import checkpoint
@@ -175,7 +180,7 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
     'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields',
     'result', 'upper', 'limit', 'word', 'dies', 'step' and 'total' in seconds, None where they are not known.
   """
-  setup = prepare(config, folder)
+  setup = prepare(placed(config, folder), folder)
   here, found = machine_limits.limits(), []
   whole = foreseen(job_of(setup), config.name, print)
   offered = forms(config, job_of(setup))

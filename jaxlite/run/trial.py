@@ -161,11 +161,11 @@ def tried(
   from jaxlite.host import compile_cache
   from jaxlite.host.machine import status
   from jaxlite.planning.edits import edited
-  from jaxlite.run import loop
+  from jaxlite.run import loop, planning
   from jaxlite.run.records import read_records
   from jaxlite.run.setup import prepare
 
-  config = edited(config, {**fields, 'machine.force': True})
+  config = edited(planning.placed(config, folder), {**fields, 'machine.force': True})
   if what == 'compile':
     if config.machine.compile_cache:
       compile_cache.enable()
@@ -173,8 +173,6 @@ def tried(
     setup.train.programs.compile(setup.abstract, setup.first_batch)
     return {'peak': status('VmHWM'), 'step': None}
   _narrow()
-  if config.teacher:
-    config = dataclasses.replace(config, teacher=str((folder / config.teacher).resolve()))
   steps = _LEAST if step is None else max(_LEAST, min(_MOST, math.ceil(_SECONDS / max(step, 1e-6))))
   loop.train_varied(config, place, command='', say=print, only=steps)
   rates = [point['examples_per_second'] for point in read_records(place) if point['kind'] == 'train']

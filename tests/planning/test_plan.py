@@ -34,6 +34,7 @@ def test_the_verdict_says_how_estimate_and_bound_stand_to_the_nearest_limit(peak
   assert (found.word == FITS) == (peak + more <= least)
   assert (found.word == TOO_LARGE) == (peak > least)
   assert found.dies == (peak - more > least)  # what 95 of 100 runs exceed
+  assert found == judged(memory(peak, peak + more), limits(limit, free), held, files=held // 2)
   assert not (found.dies and found.word in (FITS, TIGHT))
 
 
@@ -48,6 +49,14 @@ def test_resident_memory_is_not_compared_with_a_limit_of_the_data_segment():
   """Pages of libraries are resident and not data: 900 of them may be there under a limit of 500."""
   one = limits(500, data=500)._replace(resident_memory=10**9)
   assert judged(memory(900, 950, data=400), one, 0).word == FITS
+
+
+def test_no_run_is_refused_by_a_limit_of_data_that_pages_of_files_alone_would_pass():
+  """What `ulimit -d` counts is at least what is resident and not of files: 800, less 300."""
+  one, held = memory(800, 900, data=1500), 400
+  assert not judged(one, limits(10**9, data=500), held, files=300).dies
+  assert judged(one, limits(10**9, data=300), held, files=300).dies
+  assert not judged(one, limits(10**9, data=301), held).dies  # nobody knows how much of it is of files
 
 
 COUNTS = {'step': 9, 'evaluation': 2, 'checkpoint': 1}
