@@ -137,7 +137,7 @@ def following(running: jax.Array, tree: Any) -> Any:
   >>> following(once(True, lambda x: -x, jnp.ones(()))[0], jnp.array([1.0, -0.0])).tolist()
   [1.0, -0.0]
   """
-  return jax.tree.map(lambda leaf: jax.lax.select(running, jnp.zeros_like(leaf), jnp.asarray(leaf)), tree)
+  return jax.tree.map(lambda leaf: jax.lax.select(running, jax.lax.neg(leaf), leaf), tree)
 
 
 def _is_whole(leaf: Any) -> bool:
@@ -147,8 +147,8 @@ def _is_whole(leaf: Any) -> bool:
 def unstacked(stack: jax.Array, always: jax.Array) -> list[jax.Array]:
   """Returns the slices of a stack, all cut by one code.
 
-  XLA compiles a slice for each place that it begins at. Here places are values that it cannot foresee: each is made of
-  the one before and of a 1 that it does not know, by a division, which it does not repeat in what reads the result.
+  XLA compiles a slice for each place that it begins at. Here places are values that it cannot foresee: they come out of
+  a loop of one turn.
 
   Args:
     stack: [n, ...].
@@ -157,10 +157,10 @@ def unstacked(stack: jax.Array, always: jax.Array) -> list[jax.Array]:
   >>> [one.tolist() for one in unstacked(jnp.array([[1, 2], [3, 4]]), jnp.array(True))]
   [[1, 2], [3, 4]]
   """
-  one = always.astype(jnp.int32)
-  places = [one - 1]
-  while len(places) < len(stack):
-    places.append(jax.lax.div(places[-1] + one, one))
+  places = [np.int32(place) for place in range(len(stack))]
+  start = (always, [*places[1:], places[0]])
+  turn = lambda carry: (jnp.zeros_like(carry[0]), [carry[1][-1], *carry[1][:-1]])  # noqa: E731
+  _, places = jax.lax.while_loop(lambda carry: carry[0], turn, start)
   cut = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
   return [cut(stack, place) for place in places]
 
