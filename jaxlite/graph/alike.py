@@ -137,7 +137,7 @@ def following(running: jax.Array, tree: Any) -> Any:
   >>> following(once(True, lambda x: -x, jnp.ones(()))[0], jnp.array([1.0, -0.0])).tolist()
   [1.0, -0.0]
   """
-  return jax.tree.map(lambda leaf: jax.lax.select(running, jnp.zeros_like(leaf), jnp.asarray(leaf)), tree)
+  return jax.tree.map(lambda leaf: jax.lax.select(running, jax.lax.neg(leaf), leaf), tree)
 
 
 def _is_whole(leaf: Any) -> bool:

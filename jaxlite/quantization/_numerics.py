@@ -103,10 +103,11 @@ def _observed(x: jax.Array) -> Range:
   # As integers that are ordered like the floats, moved so far that what is not finite overflows past the other end: a
   # plain reduction, without a mask (which takes XLA:CPU several times as long) and without a branch. Both ends in one
   # reduction: XLA then reads its operand once, and on CPU vectorizes it.
-  # It begins at infinite ends, which are those of nothing finite, as of `unseen`.
   ordered = _ordered(lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32))
-  start = _INFINITE - _FINITE, ~_INFINITE + _FINITE
+  start = np.int32(2**31 - 1), np.int32(-(2**31))
   low, high = lax.reduce((ordered - _FINITE, ordered + _FINITE), start, _wider, tuple(range(x.ndim)))
+  # Of nothing finite the ends are infinite, as those of `unseen`.
+  low, high = jnp.minimum(low, _INFINITE - _FINITE), jnp.maximum(high, ~_INFINITE + _FINITE)
   return _as_float(low + _FINITE), _as_float(high - _FINITE)
 
 
@@ -214,8 +215,12 @@ def weight_scale(w: jax.Array, axes: Sequence[int], bits: int) -> jax.Array:
   [[1.0, 1.0]]
   """
   size, axes = jnp.abs(lax.stop_gradient(w).astype(jnp.float32)), tuple(axes)
-  if size.size <= _SMALL:  # without a branch, which would take longer to compile than all the rest
+  if size.size <= _SMALL and len(axes) == 1:  # floats that are masked: one axis XLA:CPU reduces in one piece of code
     largest = jnp.max(lax.select(size < jnp.inf, size, jnp.zeros_like(size)), axis=axes, keepdims=True, initial=0.0)
+  elif size.size <= _SMALL:  # without a branch, which would take longer to compile than all the rest; as in `observe`
+    moved = lax.bitcast_convert_type(size, jnp.int32) + _FINITE
+    largest = jnp.max(moved, axis=axes, keepdims=True, initial=_FINITE)
+    largest = lax.bitcast_convert_type(jnp.maximum(largest, _FINITE) - _FINITE, jnp.float32)
   else:
     largest = _of_large(size, axes)
   return _scale(largest * np.float32(1 / (2 ** (bits - 1) - 1)))

@@ -91,6 +91,38 @@ def test_equal_sites_share_what_is_traced(name):
   assert many - few <= (plain[1] - plain[0]) + 6 * 45
 
 
+def test_of_an_equal_leaf_more_prune_writes_down_little():
+  """Its own sum, its place in what is joined and its slice: no search, no loop and no count of its own."""
+
+  def added(layers):
+    parts = [optax.sgd(0.1), jl.prune(0.5, end=4, every=2)]
+    return len(list(distinct(traced(parts, layers)))) - len(list(distinct(traced([optax.sgd(0.1)], layers))))
+
+  assert added(9) - added(3) <= 6 * 12
+
+
+def test_programs_do_not_grow_in_number_with_equal_layers():
+  def compiled(layers):
+    seen: list[str] = []
+
+    def hear(event, duration, **kwargs):
+      seen.append(event)
+
+    train = jl.train_step(mlp(layers), jl.cross_entropy, jl.chain(*PARTS['fake_quant'](), jl.prune(0.5, end=4)))
+    key = jax.random.key(0)
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+      state = train.init(key, BATCH)
+      for _ in range(2):
+        state, _ = train.step(state, BATCH)
+    finally:
+      jax.monitoring.unregister_event_duration_listener(hear)
+    return sum(event.endswith('backend_compile_duration') for event in seen)
+
+  compiled(2)  # what every program shares
+  assert compiled(3) == compiled(5) == 1, (compiled(3), compiled(5))
+
+
 def test_the_model_is_traced_once_to_train():
   seen: list[int] = []
   parts = [*PARTS['fake_quant'](), jl.prune(0.5, end=4, every=2)]
