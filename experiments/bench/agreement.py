@@ -59,7 +59,7 @@ def trained(model: Any, images: np.ndarray, labels: np.ndarray, batch: int = 100
 
   steps = len(images) // batch
   recipe = jl.chain(jl.fake_quant(every=True), optax.adam(optax.cosine_decay_schedule(2e-3, steps)))
-  train = jl.train_step(model, jl.tasks.cross_entropy, recipe)
+  train = jl.train_step(jl.adapt(model), jl.tasks.cross_entropy, recipe)
   first = {'inputs': images[:batch], 'labels': labels[:batch]}
   state = train.init(jax.random.key(0), first)
   for index in range(steps):

@@ -408,29 +408,20 @@ def _by_axes(one: jax.Array, before: Sequence[int], after: Sequence[int]) -> jax
 # --- what leaves ------------------------------------------------------------------------------------------------------
 
 
-def _sum(found: Total) -> tuple[jax.Array, jax.Array]:
-  """The whole sum, with its bias, int32; and the weight's scale for each output, above zero."""
+def _sum(found: Total, y_scale: Any) -> tuple[jax.Array, jax.Array]:
+  """The whole sum, with its bias, int32; and what it is multiplied by."""
   total = found.total.astype(jnp.int32)
   if found.scale is None:
-    return total, jnp.ones((), jnp.float32)
-  size = jnp.abs(found.scale)
+    return total, _rule.share(found.x_scale, y_scale, found.count)
   bias = jnp.zeros((), jnp.float32) if found.bias is None else found.bias
-  kept = size > 2.0**-100
-  fine = _rule.sized(jnp.abs(bias) / found.x_scale * np.float32(2.0**-24))  # where nothing of the sum is left
-  scale = jnp.where(kept, _rule.sized(size) * np.float32(1 / found.spare), fine)
-  sign = jnp.where(kept, jnp.where(found.scale < 0, -found.spare, found.spare), 0).astype(jnp.int32)
-  plain = not found.turned and found.spare == 1
-  total = total if plain else total * sign
-  return total if found.bias is None else total + _rule.biases(bias, found.x_scale * scale), scale
+  times, biases, factor = _rule.leaving(found.scale, bias, found.x_scale, y_scale, found.spare)
+  total = total if not found.turned and found.spare == 1 else total * times
+  return total if found.bias is None else total + biases, factor
 
 
 def steps(found: Total, grid: Grid) -> jax.Array:
   """Returns the integers of a sum on a grid, float32, relative to zero."""
-  total, scale = _sum(found)
-  if found.count == 1:
-    factor = _rule.quotient(found.x_scale, scale, grid.scale)
-  else:
-    factor = _rule.share(found.x_scale, grid.scale, found.count)
+  total, factor = _sum(found, grid.scale)
   whole = _rule.rounded(total, factor)
   if found.clip != _OPEN:  # within the whole grid, whose zero deployment reads off its ends
     inverse, (low, high) = 1.0 / grid.scale, (grid.low, grid.high)
@@ -444,10 +435,6 @@ def steps(found: Total, grid: Grid) -> jax.Array:
 
 def real(found: Total) -> jax.Array:
   """Returns a sum as a float: one product, clipped."""
-  total, scale = _sum(found)
-  if found.count == 1:
-    factor = found.x_scale * scale
-  else:
-    factor = _rule.share(found.x_scale, jnp.ones((), jnp.float32), found.count)
+  total, factor = _sum(found, jnp.ones((), jnp.float32))
   value = _rule.alone(total.astype(jnp.float32) * factor)
   return value if found.clip == _OPEN else jnp.clip(value, found.clip.low, found.clip.high)

@@ -118,14 +118,33 @@ def _divided(rest: jax.Array, by: jax.Array) -> jax.Array:
   return found + (left >= by).astype(jnp.int32)
 
 
-def biases(bias: jax.Array, scale: jax.Array) -> jax.Array:
-  """Returns biases as whole numbers on the grid of a sum, int32.
+@functools.partial(jax.jit, static_argnums=4)
+def leaving(
+  scale: jax.Array, bias: jax.Array, x_scale: jax.Array, y_scale: jax.Array, spare: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns by what the sums of a contraction are multiplied first, their biases, and the factor with which they leave.
 
-  >>> biases(jnp.float32(1.0), jnp.float32(0.3)).item()
-  3
+  Args:
+    scale: float32, for each output, of either sign; 0 where nothing of the sum is left.
+    bias: float32, likewise.
+    x_scale: float32[], of the activation.
+    y_scale: float32[], of the result; 1 of a float.
+    spare: see `spare`.
+
+  Returns:
+    int32 of either sign, int32 on the grid of the sum, float32.
+
+  >>> times, biases, factor = leaving(jnp.float32(-0.5), jnp.float32(3.0), jnp.float32(0.25), jnp.float32(1.0), 1)
+  >>> int(times), int(biases), float(factor)
+  (-1, 24, 0.125)
   """
-  steps = jnp.clip(jnp.round(bias / scale), -(2.0**30), 2.0**30)
-  return jnp.where(jnp.isnan(steps), 0, steps).astype(jnp.int32)
+  size = jnp.abs(scale)
+  kept = size > _LEAST
+  fine = jnp.maximum(jnp.abs(bias) / x_scale * np.float32(2.0**-24), _LEAST)
+  grid = jnp.where(kept, jnp.maximum(size, _LEAST) * np.float32(1 / spare), fine)
+  times = jnp.where(kept, jnp.where(scale < 0, -spare, spare), 0).astype(jnp.int32)
+  whole = jnp.clip(jnp.round(bias / (x_scale * grid)), -(2.0**30), 2.0**30)
+  return times, jnp.where(jnp.isnan(whole), 0, whole).astype(jnp.int32), quotient(x_scale, grid, y_scale)
 
 
 @jax.jit
@@ -170,8 +189,3 @@ def spare(bits: int) -> int:
   [1, 2, 16, 64]
   """
   return 2 ** int(math.log2(127 // (2 ** (bits - 1) - 1)))
-
-
-def sized(scale: jax.Array) -> jax.Array:
-  """Returns a scale that is above zero, whatever it was."""
-  return jnp.maximum(jnp.abs(scale), _LEAST)

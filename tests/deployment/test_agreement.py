@@ -1,5 +1,8 @@
 """Law of what decides whether a file stays: where integers alone decide the answer, none may differ."""
 
+import pathlib
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,3 +72,22 @@ def test_what_computes_floats_between_integers_keeps_a_tolerance():
   graph = quantized(lower(jl.quantize(apply, ranges=spans), w, INPUTS))
   assert not agreement.in_integers(graph)
   assert agreement.share_of(graph) == agreement.SHARE
+
+
+@pytest.mark.slow
+@pytest.mark.unoptimized(False)
+@pytest.mark.parametrize('name', ['mlp', 'cnn'])
+def test_every_runtime_computes_the_same_integers(monkeypatch, name):
+  """The short form of `experiments/bench/agreement.py`."""
+  bench = pathlib.Path(__file__).resolve().parents[2] / 'experiments' / 'bench'
+  monkeypatch.syspath_prepend(str(bench))
+  script = runpy.run_path(str(bench / 'agreement.py'))
+  draw = np.random.default_rng(0)
+  images, labels = draw.random((700, 28, 28, 1), np.float32), draw.integers(0, 10, 700).astype(np.int32)
+  train, test = (images[:200], labels[:200]), images[200:]
+  row = script['agreement'](name, script['networks']()[name](), train, test, labels[200:], ['-O0', '-O3'], 250)
+  assert row['in integers']
+  assert row['integers'] > 10_000
+  for what in ('answers otherwise than fake quantization', 'eager', 'unpacked', 'C -O0', 'C -O3'):
+    assert row[what] == 0, what
+  assert all(row.get(kind, 0) <= 1 for kind in ('onnx', 'litert'))

@@ -27,7 +27,7 @@ OTHERS = _names("""
 # What a list has where it is computed of params alone, once their values are there.
 OF_PARAMS = _names('bitcast_convert_type shift_left shift_right_logical shift_right_arithmetic nextafter')
 # Calls that quantization makes of scales alone: of known ones the whole is computed at once, not each of its steps.
-AT_ONCE = _names('quotient share times')
+AT_ONCE = _names('quotient share times leaving')
 # What leaves its operand as it is when nothing trains.
 NOTHING = _names('copy copy_p stop_gradient optimization_barrier name sharding_constraint pvary pcast reshard')
 # Of an equation's parameters, those that say nothing about the result.
