@@ -65,9 +65,8 @@ def narrower(whole: Any, small: Network, inputs: Any) -> Any:
   apart = float(jnp.max(jnp.abs(answers[0] - answers[1])))
   if not apart <= _NEAR * max(1.0, float(jnp.max(jnp.abs(answers[0])))):
     raise ValueError(
-      f'{name} with {fields} does not compute the same (outputs {apart:.2g} apart): what was removed across a norm still '
-      'counts in its statistics in the shrunk model and would not there, and heads are split by width: use the shrunk '
-      'model'
+      f'{name} with {fields} does not compute the same (outputs {apart:.2g} apart): what was removed across a norm '
+      'counts in its statistics in the shrunk model and would not there, and heads are split by width: use that model'
     )
   return found
 

@@ -40,7 +40,7 @@ def test_its_fields_are_the_widths_and_it_takes_the_cut_weights(name):
 def test_a_norm_that_was_crossed_and_a_network_without_widths_are_refused():
   vit = models.ViT(patch=4, width=8, layers=1, heads=2, hidden=12)
   small, _ = shrunk(vit, (8, 8, 1))
-  with pytest.raises(ValueError, match='does not compute the same.*norm'):  # though every shape fits
+  with pytest.raises(ValueError, match=r'does not compute the same.*norm'):  # though every shape fits
     small.module(vit)
   small, _ = shrunk(vit, (8, 8, 1), rule='embed')
   with pytest.raises(ValueError, match=r"no fields.*'block1/out/kernel' is \[8, 4\]"):
