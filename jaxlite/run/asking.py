@@ -35,6 +35,7 @@ def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: st
   """
   say = streams.steady(functools.partial(print, flush=True))
   began, times = time.monotonic(), []
+  told: set[str] = set()
   for name in config.runs or ['']:
     one = made(source, name)
     with planning.ground(config, source.workdir, name) as folder:
@@ -47,7 +48,7 @@ def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: st
       base = found.durations.step.seconds if found.durations is not None else None
       tried.append(_try(source, name, 'as it is', SAME, {}, base))
       tried += [_try(source, name, edit.name, edit.result, edit.fields, base) for edit in edits(one, job)]
-    say(str(found._replace(changes=tuple(tried))))
+    say(_but_for(str(found._replace(changes=tuple(tried))), told))
     if found.durations is not None and job.total > setup.plan.epoch:
       whole = setup.plan.epoch / job.total * (found.durations.total.seconds - found.durations.compile.seconds)
       say(f'  an epoch takes about {spoken(whole)}: fewer of them take less, and end elsewhere')
@@ -59,6 +60,13 @@ def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: st
     say(whole)
   say(f'told in {time.monotonic() - began:.1f} s; nothing was trained')
   return 0
+
+
+def _but_for(page: str, told: set[str]) -> str:
+  """A plan's page without the doubts that another run's page has told already; adds those that it tells."""
+  lines = [line for line in page.split('\n') if line not in told]
+  told.update(line for line in lines if line.startswith(('  not known: ', '  warning: ')))
+  return '\n'.join(lines)
 
 
 def _try(source: Source, run: str, name: str, result: str, fields: dict[str, Any], step: float | None) -> Tried:

@@ -179,3 +179,13 @@ def test_a_plan_of_the_same_arguments_is_that_of_the_run(tmp_path):
   assert found.verdict.word == 'FITS'
   assert found.memory.peak <= found.memory.upper
   assert found.durations.counts['step'] == 3
+
+
+def test_the_main_job_is_planned_before_its_teacher_is_trained_and_a_doubt_is_told_once(tmp_path):
+  command = [sys.executable, str(ROOT / 'launch.py'), '--mode=plan', '--smoke', f'--workdir={tmp_path / "digits"}']
+  out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+  for word in ('teacher: needs ', 'student: needs ', 'alone: needs ', 'all 3 runs', 'nothing was trained'):
+    assert word in out
+  doubts = re.findall('^  not known: .*', out, re.MULTILINE)
+  assert 0 < len(doubts) == len(set(doubts))
+  assert not list(tmp_path.iterdir())
