@@ -67,7 +67,7 @@ def test_settings_of_the_user_stand():
   assert after > before / 2
 
 
-# A block of 48 MiB is kept when it is given back; then comes one of 100, which finds no hole, and one of 40, which does.
+# 48 MiB are kept when they are given back; then come 100, which find no hole, and 40, which do.
 BLOCKS = """
 import ctypes, json, resource, sys
 from jaxlite.host import allocator, machine
