@@ -19,6 +19,7 @@ MIB = 1 << 20
 BASES = ('traced', 'planned', 'compiled')
 COMPILER = ('first', 'equations')  # of which a warm compile cache takes a part
 STAGES = memory.STAGES[2:]
+LEAST = {'steps': 'step', 'evaluation': 'evaluation'}  # counts once at least
 
 
 class Row(NamedTuple):
@@ -157,8 +158,9 @@ def _factors(chosen: list[Row], basis: str, stage: str, files: dict[str, int]) -
   left = np.array([[one[name] for name in names] for one in given])
   weight = 1 / np.array([row.peak for row in chosen])
   scale = np.maximum(1e-9, np.abs(left).max(0))
-  right = np.array([max(0, _over(row, basis, stage, files)) for row in chosen])
-  found = nnls(left / scale * weight[:, None], right * weight)[0] / scale
+  least = np.array([float(name == LEAST.get(stage)) for name in names])  # what a program holds at once is all resident
+  right = np.maximum(0, np.array([_over(row, basis, stage, files) for row in chosen]) - left @ least)
+  found = nnls(left / scale * weight[:, None], right * weight)[0] / scale + least
   return {name: float(f'{value:.4g}') for name, value in zip(names, found, strict=True) if value > 0}
 
 
