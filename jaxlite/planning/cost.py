@@ -16,7 +16,6 @@ from jaxlite.graph import provenance, walk
 from jaxlite.graph.plan import CONSTANT, DATA, Plan, Tag, weight
 from jaxlite.planning.flat import Flat, Node, flat
 from jaxlite.planning.fused import Kernel, kernels, nbytes
-from jaxlite.planning.work import work_of
 
 
 class Operation(NamedTuple):
@@ -103,6 +102,9 @@ class Cost(NamedTuple):
     return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
 
 
+_PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
+
+
 class _Place(NamedTuple):
   times: float = 1.0
   looped: bool = False
@@ -144,7 +146,7 @@ def step_tags(state: Any, batch: Any) -> list[Tag]:
 
 
 def _of_body(body: Flat, place: _Place, said: dict[str, None], recomputes: bool) -> list[Operation]:
-  deep = [bool(walk.bodies(node.eqn)) for node in body.nodes]
+  deep = [_is_deep(node.eqn) for node in body.nodes]
   layers = _gradients(body.nodes)
   found: list[Operation] = []
   for kernel in kernels(body, deep):
@@ -153,18 +155,24 @@ def _of_body(body: Flat, place: _Place, said: dict[str, None], recomputes: bool)
       found += _of_bodies(node, body, place, said, recomputes)
     else:
       found.append(_operation(kernel, place, layers.get(node.writes, node.layer)))
-    _say(node, said)
+    _say(kernel, said)
   return found
 
 
-def _say(node: Node, said: dict[str, None]) -> None:
-  name = node.eqn.primitive.name
+def _is_deep(eqn: Any) -> bool:
+  """Whether an equation runs programs of its own; what a reduction or a scatter does to two entries is none."""
+  return bool(walk.bodies(eqn)) and not eqn.primitive.name.startswith(_PAIRWISE)
+
+
+def _say(kernel: Kernel, said: dict[str, None]) -> None:
+  name = kernel.nodes[-1].eqn.primitive.name
   if name == walk.SEALED:
     said['a network that was loaded without its model is not counted: nobody sees inside it'] = None
-  elif 'callback' in name:
+  elif 'callback' in name or name.startswith('debug_'):
     said['a call back to Python is not counted'] = None
-  elif name == 'ffi_call' and work_of(node.eqn).flops == 0:
-    said[f'the compiled kernel {node.eqn.params.get("target_name")} is counted by its bytes alone'] = None
+  elif kernel.works and not kernel.works[-1].known:
+    what = kernel.nodes[-1].eqn.params.get('target_name', name)
+    said[f'{what} is counted by its bytes alone: what it computes is not known'] = None
 
 
 def _operation(kernel: Kernel, place: _Place, layer: str) -> Operation:
@@ -202,7 +210,7 @@ def _of_bodies(node: Node, body: Flat, place: _Place, said: dict[str, None], rec
   """Of a loop, a branch, or another equation with bodies."""
   name, eqn = node.eqn.primitive.name, node.eqn
   place = place._replace(times=place.times * node.copies)
-  bodies = walk.bodies(eqn)
+  bodies = [eqn.params[one] for one in ('cond_jaxpr', 'body_jaxpr')] if name == 'while' else walk.bodies(eqn)
   plans = node.plans if len(node.plans) == len(bodies) else (None,) * len(bodies)
 
   def inside(jaxpr: Any, plan: Plan | None, where: _Place) -> list[Operation]:
@@ -220,6 +228,8 @@ def _of_bodies(node: Node, body: Flat, place: _Place, said: dict[str, None], rec
     return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, where)]
   if name == 'cond':
     return _of_branches(eqn, bodies, plans, place, said, inside)
+  if name == 'custom_linear_solve':  # of its four programs this one runs
+    return inside(eqn.params['jaxprs'].solve, None, place)
   if name not in walk.CALLS:
     said[f'the body of {name} counts once'] = None
   return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, place)]

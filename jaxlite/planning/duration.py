@@ -91,8 +91,9 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   """
   cores = machine.cores()
   free = free_cores(cores) if crowd is None else crowd
-  step, eval_ = _costs(job)
-  of_step, of_batch = (speed.spent(one.usual, rates, cores) for one in (step, eval_))
+  step, eval_ = costs(job)
+  in_c = job.rewrites and _has_kernels()
+  of_step, of_batch = (speed.spent(one.usual, rates, cores, kernels=in_c) for one in (step, eval_))
   single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
@@ -104,9 +105,15 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
     'input': moved,
   }
   raw['rest'] = _FIRST + _REPORT + batches(job.splits.test) * _wall(of_batch, rates.dispatch, free)
-  said = [*step.said, *(f'of evaluation: {line}' for line in eval_.said if line not in step.said)]
+  said = [line for line in step.said if not line.startswith('of a branch')]
+  said += [f'of evaluation: {line}' for line in eval_.said if line not in step.said]
+  dear = speed.spent(step.counted, rates, cores, kernels=in_c).wall / max(of_step.wall, 1e-12)
+  if dear > 1.05:
+    said.append(f'a step that does what is due now and then takes {dear:.1f} times as long: it is told as any other')
   if free < 0.7 * cores:
     said.append(f'others use this machine: about {free:.1f} of {cores} cores are left, and times are told for that')
+  if job.compile_cache:
+    said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
   return _whole(job, raw, 'cost', {}, of_step.processor, features_of(step, rates, cores), tuple(said), among)
 
@@ -121,7 +128,7 @@ def free_cores(cores: int) -> float:
   return cores if running <= whole - cores else max(0.3, cores * min(1.0, whole / (running + cores / 2)))
 
 
-def _costs(job: Job) -> tuple[Cost, Cost]:
+def costs(job: Job) -> tuple[Cost, Cost]:
   """The cost of a step, and of evaluating one batch."""
   on_cpu = jax.default_backend() == 'cpu'
   step, same = job.train.programs.jaxpr(job.abstract, job.batch)
@@ -133,6 +140,13 @@ def _costs(job: Job) -> tuple[Cost, Cost]:
 
     same = job.train.programs.jaxpr(job.abstract, jax.tree.map(resized, job.batch))[1]
   return cost(step, recomputes=not on_cpu), cost(same, recomputes=not on_cpu)
+
+
+def _has_kernels() -> bool:
+  """Whether convolutions run in C here: jaxlite's own, or oneDNN's."""
+  from jaxlite.cpu.kernels import direct, onednn
+
+  return not (onednn.missing() and direct.missing())
 
 
 def _wall(of: speed.Spent, dispatch: float, free: float) -> float:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import checkpoint
@@ -21,6 +20,8 @@ from jaxlite.cpu import autotune
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.planning.job import Job
 from jaxlite.step import multi_step, warm_up
+from jaxlite.step.evaluated import began as metrics_began
+from jaxlite.step.evaluated import evaluated
 from jaxlite.step.state import TrainState
 
 CHUNK_SECONDS = 0.15  # of steps that are timed together
@@ -35,6 +36,7 @@ class Measured(NamedTuple):
     seconds: medians: 'compile', 'step', 'evaluation', 'checkpoint', 'input'.
     spreads: standard deviations of their logarithms, for the rest of a run.
     test: seconds of testing once.
+    batch: seconds of evaluating one batch.
     processor: seconds of all cores of one step.
     said: lines.
   """
@@ -42,6 +44,7 @@ class Measured(NamedTuple):
   seconds: dict[str, float]
   spreads: dict[str, float]
   test: float
+  batch: float
   processor: float
   said: tuple[str, ...]
 
@@ -58,10 +61,10 @@ def measured(job: Job, seconds: float, say: Callable[[str], None]) -> Measured:
   key = on_host(lambda: jax.random.key(0))()
   state = job.train.init(key, job.batch)
   with tempfile.TemporaryDirectory(prefix='jaxlite-probe-') as folder:
-    return _Probe(job, state, Path(folder)).run(seconds)
+    return Probe(job, state, Path(folder)).run(seconds)
 
 
-class _Probe:
+class Probe:
   """One probe under way: what it has compiled, its state, and what it has seen."""
 
   def __init__(self, job: Job, state: TrainState, folder: Path):
@@ -74,19 +77,22 @@ class _Probe:
     self.state, _ = jax.block_until_ready(self.train.step(state, job.batch))
     self.compiling = time.perf_counter() - began
     self.batch = _resized(job.batch, job.evaluation)
-    self.add = _adder(self.train.eval, job.metric.update, job.metric.keep)
+    self.add = evaluated(self.train.eval, job.metric.update, job.metric.keep)
     began = time.perf_counter()
     self.evaluate(1)
     self.evaluating = time.perf_counter() - began
     self.run_several: Any = None
     self.at_once = 1
+    self.choosing: float | None = None
     self.input = _copying(job.batch)
 
   def batches(self, start: int, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.stack([np.asarray(leaf)] * count), self.job.batch)
 
   def choose(self) -> float:
-    """Sends several steps at once where the run would; returns the seconds that this took."""
+    """Sends several steps at once where the run would; returns the seconds that this takes, once."""
+    if self.choosing is not None:
+      return self.choosing
     job = self.job
     gap = min(job.total, job.log, job.evaluate, job.checkpoint)
     began = time.perf_counter()
@@ -95,7 +101,8 @@ class _Probe:
       self.state, _, pace = multi_step.choose(self.train.step, self.state, self.batches, room)
       if pace.run is not None:
         self.at_once, self.run_several = pace.steps, pace.run
-    return time.perf_counter() - began
+    self.choosing = time.perf_counter() - began
+    return self.choosing
 
   def steps(self, count: int) -> tuple[float, float]:
     """Takes steps as the loop does, its input made for each; returns seconds of one on the clock and of all cores."""
@@ -115,14 +122,13 @@ class _Probe:
 
   def evaluate(self, count: int) -> float:
     """Evaluates batches; returns seconds of one."""
-    total, kept = on_host(self.job.metric.init)(), None
+    total, kept = metrics_began(self.job.metric.init)(), None
     began = time.perf_counter()
     for _ in range(count):
       total, kept = self.add(total, self.state, self.batch)
     jax.block_until_ready((total, kept))
     if kept is not None:
       jax.device_get(kept)
-    self.job.metric.compute  # noqa: B018  (its host part is small beside the batches)
     return (time.perf_counter() - began) / count
 
   def write(self, saves: Any, step: int) -> float:
@@ -131,13 +137,16 @@ class _Probe:
     return time.perf_counter() - began
 
   def run(self, seconds: float) -> Measured:
+    """Looks for so many seconds, choosing how steps are sent counted the first time."""
+    before = self.choosing or 0.0
     choosing = self.choose()
-    end = time.perf_counter() + max(0.5, seconds - choosing)
+    end = time.perf_counter() + max(0.5, seconds - (choosing - before))
     first = self.steps(1)[0]
     count = max(self.at_once, min(200, int(CHUNK_SECONDS / max(first, 1e-6)) or 1))
     evals = math.ceil(self.job.splits.validation / max(1, self.job.evaluation))
     walls, cpus, batches, writes = [], [], [], []
-    with checkpoint.Checkpoints(self.folder / 'checkpoints', keep=1, log=lambda line: None) as saves:
+    place = self.folder / f'checkpoints-{time.monotonic_ns()}'
+    with checkpoint.Checkpoints(place, keep=1, log=lambda line: None) as saves:
       for turn in range(_ROUNDS):
         wall, cpu = self.steps(count)
         walls.append(wall)
@@ -170,7 +179,7 @@ class _Probe:
       said.append(f'{self.at_once} steps are sent at once')
     if len(walls) < 4:
       said.append(f'only {len(walls)} times some steps could be timed: the interval is wide')
-    return Measured(found, spreads, tests * batch, statistics.median(cpus), tuple(said))
+    return Measured(found, spreads, tests * batch, batch, statistics.median(cpus), tuple(said))
 
 
 def _spread(times: list[float]) -> float:
@@ -187,15 +196,6 @@ def _spread(times: list[float]) -> float:
 def _resized(batch: Any, size: int) -> Any:
   """A batch of another size, its examples repeated."""
   return jax.tree.map(lambda leaf: np.resize(np.asarray(leaf), (size, *leaf.shape[1:])), batch)
-
-
-def _adder(evaluate: Any, update: Any, keep: Any) -> Any:
-  def add(total: Any, state: TrainState, batch: Any) -> Any:
-    outputs, terms = evaluate(state, batch)
-    total = update(total, outputs, batch, jnp.asarray(terms['task']))
-    return (total, None) if keep is None else (total, {**keep(outputs, batch), 'weight': batch['weight']})
-
-  return jax.jit(add, donate_argnums=0)
 
 
 def _copying(batch: Any) -> float:

@@ -23,7 +23,27 @@ _THREADED = 2e5  # bytes, or transcendentals, below which XLA for CPU gives a ke
 KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
 
 # By group, what a kernel takes as a multiple of what its rates alone would say.
-FACTORS: dict[str, float] = {}
+FACTORS: dict[str, float] = {
+  'products': 0.85,
+  'small products': 0.9,
+  'narrow products': 2.0,
+  'batched products': 1.5,
+  'convolutions': 0.85,
+  'narrow convolutions': 1.8,
+  'convolutions to weights': 0.8,
+  'depthwise': 1.0,
+  'elementwise': 3.0,
+  'transcendental': 1.5,
+  'reductions': 1.3,
+  'gradients of pools': 0.2,
+  'windows': 1.0,
+  'movement': 3.0,
+  'rows': 2.5,
+  'sorting': 1.0,
+  'random': 0.6,
+  'linear algebra': 1.0,
+  'kernels': 1.0,
+}
 
 
 class Spent(NamedTuple):
@@ -39,7 +59,11 @@ class Spent(NamedTuple):
 
 
 def spent(
-  operations: Sequence[Operation], rates: Rates, cores: int, factors: Mapping[str, float] | None = None
+  operations: Sequence[Operation],
+  rates: Rates,
+  cores: int,
+  factors: Mapping[str, float] | None = None,
+  kernels: bool = True,
 ) -> Spent:
   """Returns what kernels take, one after the other.
 
@@ -48,29 +72,34 @@ def spent(
     rates: of the machine.
     cores: that a program may use.
     factors: in place of `FACTORS`.
+    kernels: whether convolutions run in C, where it is faster.
   """
   used = FACTORS if factors is None else factors
   wall = processor = 0.0
-  for group, (alone, together) in by_group(operations, rates, cores).items():
+  for group, (alone, together) in by_group(operations, rates, cores, kernels).items():
     factor = used.get(group, 1.0)
     wall, processor = wall + factor * together, processor + factor * alone
   return Spent(wall, processor)
 
 
-def by_group(operations: Sequence[Operation], rates: Rates, cores: int) -> dict[str, tuple[float, float]]:
+def by_group(
+  operations: Sequence[Operation], rates: Rates, cores: int, kernels: bool = True
+) -> dict[str, tuple[float, float]]:
   """Returns (processor seconds, seconds on the wall) of each group of kernels, by the rates alone.
 
   Args:
     operations: of a program.
     rates: of the machine.
     cores: that a program may use.
+    kernels: whether convolutions run in C, where it is faster.
   """
   single = rates.one_core or rates
+  single = single._replace(more={**rates.more, **single.more})
   found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
   for one in operations:
     group = group_of(one)
-    together = _seconds(one, group, rates)
-    alone = _seconds(one, group, single) if rates.one_core else together * (cores if _is_shared(one) else 1)
+    together = _seconds(one, group, rates, kernels)
+    alone = _seconds(one, group, single, kernels) if rates.one_core else together * (cores if _is_shared(one) else 1)
     if not _is_shared(one) or one.looped:
       together = alone
     together = min(max(together, alone / max(1, cores)), alone)
@@ -121,10 +150,10 @@ def _is_shared(one: Operation) -> bool:
   return one.bytes > _THREADED
 
 
-def _seconds(one: Operation, group: str, rates: Rates) -> float:
+def _seconds(one: Operation, group: str, rates: Rates, kernels: bool) -> float:
   """Of one run, by these rates."""
   moving = one.bytes / _bandwidth(one.bytes, rates)
-  return max(_computing(one, group, rates), moving)
+  return max(_computing(one, group, rates, kernels), moving)
 
 
 def _bandwidth(size: float, rates: Rates) -> float:
@@ -135,7 +164,7 @@ def _bandwidth(size: float, rates: Rates) -> float:
   return rates.elementwise ** (1 - far) * rates.memory**far
 
 
-def _computing(one: Operation, group: str, rates: Rates) -> float:
+def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float:
   kind, dtype = one.kind, one.dtype if one.dtype in ('bfloat16', 'int8') else 'float32'
   if kind in ('products', 'small products'):
     return one.padded / _of_products(one, rates, dtype)
@@ -145,7 +174,8 @@ def _computing(one: Operation, group: str, rates: Rates) -> float:
       best = min(best, rates.more.get('convolution_gradients', best))
     return one.padded / best
   if kind == 'depthwise':
-    return one.padded / rates.depthwise
+    best = rates.convolutions['float32'] / 4  # of a kernel in C, which stands in for XLA's where there is one
+    return one.padded / (max(best, rates.depthwise) if kernels else rates.depthwise)
   if kind == 'linear algebra':
     return 4 * one.flops / rates.small_products['float32']
   if kind == 'random':
@@ -157,7 +187,7 @@ def _computing(one: Operation, group: str, rates: Rates) -> float:
   if group == 'rows':
     return one.bytes / (768 * rates.more['scatter']) if 'scatter' in rates.more else one.bytes / rates.elementwise
   if group == 'sorting':
-    return 8 * one.flops / rates.elementwise
+    return 1_200 * one.flops / rates.elementwise  # a comparison waits for the one before
   return one.transcendentals / rates.transcendental + one.flops / rates.elementwise
 
 

@@ -1,13 +1,10 @@
 """When a run will reach a target, from its learning curve so far and from curves of earlier runs.
 
-A learning curve is taken to approach a level: a + b shape(step), where the shape falls as a power, an exponential, a
-stretched one, or between. Each shape of a grid is fitted by Bayesian linear regression in closed form; shapes count by
-how well they explain the curve, and by how well they explained earlier ones. From this mixture futures are drawn, each
-with the noise that evaluations have; in each the target is reached at some step, or not within the run.
-
-References:
-  Domhan, Springenberg, Hutter, Speeding up Automatic Hyperparameter Optimization of Deep Neural Networks by
-  Extrapolation of Learning Curves, 2015, https://www.ijcai.org/Proceedings/15/Papers/487.pdf
+No one form fits all learning curves, and a form that fits the start best is often wrong at the end. So three simple
+readings are averaged, in the logarithm of the step: what is missing to the best value there is falls as a power of the
+step; it falls exponentially; it goes as in earlier runs of the same kind, which were faster or slower. The middle of
+what is left of the run stands beside them as what one would say without looking. How far such an average is off grows
+with how far it looks ahead, by a factor that was measured on real runs: `experiments/bench/forecast_target.py`.
 """
 
 from __future__ import annotations
@@ -19,20 +16,22 @@ from typing import NamedTuple
 import numpy as np
 
 LEAST = 4  # points, below which nothing is said
-_FUTURES = 1_000
-_AHEAD = 400  # points of a future at most
-_TRUST = 0.5  # how much of the weight of a shape is its share among earlier curves
-_NOISE = 0.02  # of the curve's range so far: what an evaluation is believed to vary by before it was seen
-_WIDE = 25.0  # how far level and gain may lie from what was seen, in units of noise
+# Measured: the standard deviation of log(truth / told) by log(told / now), and what is added to that.
+_OFF, _SOON = 0.36, 0.1
+_OFF_AT_ALL = 0.6  # likewise of readings that may lie beyond the run: whether it is reached at all
+_BEYOND = 3.0  # runs, beyond which readings are all the same
+_RECENT = 0.75  # of the points, which laws are read from: the start follows others
+_SPEEDS = np.geomspace(0.15, 8.0, 49)  # of earlier runs
+_SPEED = 1.0  # the standard deviation of log(speed) among runs of a kind
 
 
 class Reach(NamedTuple):
   """When a metric is expected at a target.
 
   Attributes:
-    step: the middle of all futures; infinite where more than half of them do not reach it within the run.
-    low, high: of 80 of 100 futures; infinite likewise.
-    share: of the futures that reach it within the run, from 0 to 1.
+    step: the middle of the futures that reach it within the run; infinite where hardly any does.
+    low, high: of 80 of 100 of these.
+    share: of all futures that reach it within the run, from 0 to 1.
     now: it has been reached already, at `step`.
   """
 
@@ -45,18 +44,18 @@ class Reach(NamedTuple):
   def __str__(self) -> str:
     """In words.
 
-    >>> print(Reach(120.0, 90.0, math.inf, 0.8))
-    at step 120 (80 of 100: 90 to beyond the run); not reached within the run: 20 of 100
+    >>> print(Reach(120.0, 90.0, 150.0, 0.8))
+    about step 120 (80 of 100: 90 to 150); not reached within the run: 20 of 100
     """
     if self.now:
       return f'reached at step {self.step:.0f}'
-    ends = [f'{end:.0f}' if math.isfinite(end) else 'beyond the run' for end in (self.low, self.high)]
-    never = '' if self.share > 0.995 else f'; not reached within the run: {100 * (1 - self.share):.0f} of 100'
+    never = f'not reached within the run: {100 * (1 - self.share):.0f} of 100'
     if not math.isfinite(self.step):
-      return f'probably not within the run{never}'
-    return f'at step {self.step:.0f} (80 of 100: {ends[0]} to {ends[1]}){never}'
+      return never
+    return f'about step {self.step:.0f} (80 of 100: {self.low:.0f} to {self.high:.0f}); {never}'
 
 
+NEVER = Reach(math.inf, math.inf, math.inf, 0.0)
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -67,21 +66,19 @@ def reach(
   total: float,
   *,
   better: int = 1,
-  limit: float = math.inf,
+  limit: float | None = None,
   earlier: Sequence[Curve] = (),
-  seed: int = 0,
 ) -> Reach | None:
   """Returns when a metric will reach a target.
 
   Args:
-    steps: at which it was measured, rising, float[n].
+    steps: at which it was measured, rising and above 0, float[n].
     values: what was measured, float[n]; those that are not finite are left out.
     target: the value to reach.
     total: steps of the whole run.
     better: 1 where more is better, -1 where less is.
-    limit: the best value that there is, such as 1 for an accuracy or 0 for a loss.
+    limit: the best value that there is, such as 1 for an accuracy or 0 for a loss; None where there is none.
     earlier: (steps, values) of finished runs of the same kind, in the same metric.
-    seed: of the futures.
 
   Returns:
     The Reach; None where fewer than `LEAST` points were measured.
@@ -91,7 +88,7 @@ def reach(
 
   >>> steps = list(range(1, 11))
   >>> found = reach(steps, [1 - 0.8 ** one for one in steps], target=0.98, total=50, limit=1.0)
-  >>> 14 <= found.step <= 22, found.share > 0.7
+  >>> found.low < 18 < found.high, found.share > 0.7
   (True, True)
   """
   at, seen = _checked(steps, values, better)
@@ -103,17 +100,21 @@ def reach(
     return Reach(first, first, first, 1.0, True)
   if len(at) < LEAST:
     return None
-  if goal > better * limit:
-    return Reach(math.inf, math.inf, math.inf, 0.0)
-  prior = _prior([_checked(*one, better) for one in earlier])
-  ahead = _ahead(at, total)
-  if not len(ahead):
-    return Reach(math.inf, math.inf, math.inf, 0.0)
-  futures = _futures(at, seen, ahead, total, prior, better * limit, np.random.default_rng(seed))
-  hit = futures >= goal
-  when = np.where(hit.any(1), ahead[hit.argmax(1)], np.inf)
-  low, middle, high = (float(np.quantile(when, q, method='inverted_cdf')) for q in (0.1, 0.5, 0.9))
-  return Reach(middle, low, high, float(np.isfinite(when).mean()))
+  best = better * limit if limit is not None else float(goal + 0.5 * (seen.max() - seen.min()) + 1e-12)
+  now = float(at[-1])
+  if goal > best or now >= total:
+    return NEVER
+  readings = [*_straight(at, seen, goal, best)]
+  told = [_as_before(at, seen, goal, total, _checked(*one, better)) for one in earlier]
+  if before := _middle([pair for some in told for pair in some]):
+    readings.append(before)
+  middle = (now + total) / 2
+  logs = [math.log(min(max(one, 1.02 * now), total)) for one in (*readings, middle)]
+  told_at = sum(logs) / len(logs)
+  wide = _OFF * (told_at - math.log(now) + _SOON)
+  share = _share([min(max(one, 1.02 * now), _BEYOND * total) for one in readings], now, total)
+  low, at_middle, high = (math.exp(_within(q, told_at, wide, math.log(now), math.log(total))) for q in (0.1, 0.5, 0.9))
+  return Reach(at_middle, low, high, share) if share > 0.05 else NEVER._replace(share=share)
 
 
 def _checked(steps: Sequence[float], values: Sequence[float], better: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,97 +123,72 @@ def _checked(steps: Sequence[float], values: Sequence[float], better: int) -> tu
     raise ValueError(f'a curve has as many steps as values, each [n]; got {list(at.shape)} and {list(seen.shape)}')
   if better not in (1, -1):
     raise ValueError(f'better is 1 (more is better) or -1 (less is); got {better}')
-  if not np.isfinite(at).all() or (np.diff(at) <= 0).any():
-    raise ValueError('the steps of a curve rise from one point to the next')
+  if not np.isfinite(at).all() or (np.diff(at) <= 0).any() or (at <= 0).any():
+    raise ValueError('the steps of a curve are above 0 and rise from one point to the next')
   kept = np.isfinite(seen)
   return at[kept], better * seen[kept]
 
 
-def _ahead(at: np.ndarray, total: float) -> np.ndarray:
-  """The points of evaluation to come, as far apart as those that were."""
-  gap = float(np.median(np.diff(at)))
-  gap = max(gap, (total - at[-1]) / _AHEAD)
-  return np.arange(at[-1] + gap, total + 0.5 * gap, gap)
+def _straight(at: np.ndarray, seen: np.ndarray, goal: float, best: float) -> list[float]:
+  """The steps at which lines reach the goal: of log(what is missing) by log(step), and by step."""
+  missing, wanted = np.log(np.maximum(best - seen, 1e-12)), math.log(max(best - goal, 1e-12))
+  recent = max(LEAST, int(len(at) * _RECENT))
+  found = []
+  for x, back in ((np.log(at[-recent:]), math.exp), (at[-recent:], float)):
+    slope, level = np.polyfit(x, missing[-recent:], 1)
+    when = (wanted - level) / slope if slope < -1e-12 else math.inf
+    found.append(back(when) if when < 700 or back is float else math.inf)
+  return found
 
 
-def _shapes(at: np.ndarray, total: float) -> np.ndarray:
-  """The shapes of the grid at these steps, [shapes, n]: each falls towards 0."""
-  x = at[None] / total
-  found = [
-    *(((x + c) / (1 + c)) ** -p for p in (0.15, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0) for c in (0.003, 0.02, 0.08, 0.3)),
-    *(np.exp(-((x / t) ** p)) for p in (0.35, 0.6, 1.0, 1.4) for t in np.geomspace(0.01, 3, 12)),
-    *(1 / (1 + (x / t) ** p) for p in (0.7, 1.0, 1.5, 2.5) for t in np.geomspace(0.01, 3, 10)),
-  ]
-  return np.concatenate(found)
+def _as_before(
+  at: np.ndarray, seen: np.ndarray, goal: float, total: float, other: tuple[np.ndarray, np.ndarray]
+) -> list[tuple[float, float]]:
+  """(the step, the logarithm of its weight) for each speed at which another run may have gone through this curve."""
+  there, values = other
+  if len(there) < LEAST:
+    return []
+  noise = max(float(np.std(np.diff(seen))) / 1.4, 0.02 * float(np.ptp(seen)), 1e-9)
+  weight = np.clip(at / at[-1], 0.1, 1.0)
+  best = np.maximum.accumulate(values)
+  hit = float(there[int(np.argmax(best >= goal))]) if best[-1] >= goal else math.inf
+  found = []
+  for speed in _SPEEDS:
+    inside = at * speed <= there[-1]
+    if inside.sum() < max(LEAST, 0.7 * len(at)):
+      continue
+    off = (seen - np.interp(at * speed, there, values))[inside]
+    squares = float((weight[inside] * off**2).sum() / weight[inside].sum())
+    apart = squares / (2 * noise**2) * min(len(at), 6) + 0.5 * (math.log(speed) / _SPEED) ** 2
+    found.append((hit / speed if math.isfinite(hit) else 1.2 * total, -apart))
+  return found
 
 
-class _Fit(NamedTuple):
-  """The posterior of every shape: of (level, gain) normal given the noise, of the noise an inverse gamma."""
-
-  log_evidence: np.ndarray  # [shapes]
-  mean: np.ndarray  # [shapes, 2]
-  factor: np.ndarray  # [shapes, 2, 2], the Cholesky factor of the covariance in units of the noise
-  alpha: float
-  beta: np.ndarray  # [shapes]
-
-
-def _fit(shapes: np.ndarray, seen: np.ndarray, weight: np.ndarray) -> _Fit:
-  """Args: shapes [k, n], seen [n] in units of its range, weight [n]."""
-  scale = shapes[:, :1]
-  design = np.stack([np.ones_like(shapes), -shapes / scale], -1)  # [k, n, 2]: level, and the gain from the first point
-  before = np.array([seen[-1] + 0.2, 1.2])
-  precision = np.eye(2) / _WIDE**2
-  weighed = design * weight[:, None]
-  after = np.einsum('kni,knj->kij', weighed, design) + precision
-  mean = np.linalg.solve(after, (weighed * seen[:, None]).sum(1)[..., None] + (precision @ before)[:, None])[..., 0]
-  alpha = 1.0 + weight.sum() / 2
-  squares = (weight * seen**2).sum() + before @ precision @ before - np.einsum('ki,kij,kj->k', mean, after, mean)
-  beta = _NOISE**2 + np.maximum(squares, 0) / 2
-  log_evidence = -0.5 * np.linalg.slogdet(after)[1] - alpha * np.log(beta)
-  return _Fit(log_evidence, mean, np.linalg.cholesky(np.linalg.inv(after)), alpha, beta)
+def _middle(pairs: list[tuple[float, float]]) -> float | None:
+  """The weighted median; None of nothing."""
+  if not pairs:
+    return None
+  ordered = sorted(pairs)
+  weights = np.exp(np.array([one for _, one in ordered]) - max(one for _, one in ordered))
+  passed = np.cumsum(weights) / weights.sum()
+  return ordered[min(int(np.searchsorted(passed, 0.5)), len(ordered) - 1)][0]
 
 
-def _scaled(at: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float, float, np.ndarray]:
-  """Values from 0 to about 1, their origin and range, and what each counts: the start says least of the end."""
-  low, high = float(np.min(seen)), float(np.max(seen))
-  span = high - low or max(abs(high), 1e-12)
-  return (seen - low) / span, low, span, np.clip(at / at[-1], 0.05, 1.0) ** 0.5
+def _share(readings: list[float], now: float, total: float) -> float:
+  """Of all futures, those that reach the goal within the run."""
+  told = sum(map(math.log, readings)) / len(readings)
+  return _normal((math.log(total) - told) / (_OFF_AT_ALL * (told - math.log(now) + _SOON)))
 
 
-def _prior(earlier: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
-  """What share of earlier curves each shape explained best; None without any."""
-  shares = []
-  for at, seen in earlier:
-    if len(at) >= 2 * LEAST:
-      values, _, _, weight = _scaled(at, seen)
-      evidence = _fit(_shapes(at, at[-1]), values, weight).log_evidence / math.sqrt(len(at))
-      share = np.exp(evidence - evidence.max())
-      shares.append(share / share.sum())
-  return np.mean(shares, 0) if shares else None
+def _normal(x: float) -> float:
+  return 0.5 * math.erfc(-x / math.sqrt(2))
 
 
-def _futures(
-  at: np.ndarray,
-  seen: np.ndarray,
-  ahead: np.ndarray,
-  total: float,
-  prior: np.ndarray | None,
-  limit: float,
-  rng: np.random.Generator,
-) -> np.ndarray:
-  """Draws values at the points ahead, [futures, points]."""
-  values, low, span, weight = _scaled(at, seen)
-  shapes, far = _shapes(at, total), _shapes(ahead, total)
-  fit = _fit(shapes, values, weight)
-  weights = np.exp(fit.log_evidence - fit.log_evidence.max())
-  if prior is not None:
-    weights = weights * (_TRUST * prior * len(prior) + 1 - _TRUST)
-  kind = rng.choice(len(weights), 4 * _FUTURES, p=weights / weights.sum())
-  noise = np.sqrt(fit.beta[kind] / rng.gamma(fit.alpha, size=len(kind)))
-  drawn = np.einsum('fij,fj->fi', fit.factor[kind], rng.normal(size=(len(kind), 2))) * noise[:, None] + fit.mean[kind]
-  curves = drawn[:, :1] - drawn[:, 1:] * far[kind] / shapes[kind, :1]
-  cap = (limit - low) / span
-  fine = (drawn[:, 1] > 0) & (drawn[:, 0] <= cap + 3 * noise)  # it learns, and to no more than can be
-  kept = np.flatnonzero(fine)[:_FUTURES] if fine.sum() >= 50 else np.arange(_FUTURES)
-  curves = np.minimum(curves[kept], cap) + noise[kept, None] * rng.normal(size=(len(kept), len(ahead)))
-  return low + span * np.minimum(curves, cap)
+def _within(share: float, middle: float, wide: float, low: float, high: float) -> float:
+  """The quantile of a normal that is cut off on both sides."""
+  first, last = _normal((low - middle) / wide), _normal((high - middle) / wide)
+  wanted, left, right = first + share * (last - first), low, high
+  for _ in range(60):
+    half = (left + right) / 2
+    left, right = (half, right) if _normal((half - middle) / wide) < wanted else (left, half)
+  return (left + right) / 2

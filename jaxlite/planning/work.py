@@ -34,6 +34,7 @@ class Work(NamedTuple):
     padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
     sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels).
     fused: it is computed where its result is read.
+    known: what it computes is known; else its bytes alone count.
   """
 
   kind: str
@@ -42,6 +43,7 @@ class Work(NamedTuple):
   padded: float = 0.0
   sides: tuple[int, ...] = ()
   fused: bool = False
+  known: bool = True
 
 
 def _words(text: str) -> frozenset[str]:
@@ -75,12 +77,20 @@ _WINDOWS = _words(
   select_and_scatter_add select_and_gather_add select_and_scatter
   """
 )
+_ELEMENTWISE = _words(
+  """
+  add sub mul div rem max min neg sign abs floor ceil round is_finite and or xor not eq ne lt le gt ge eq_to le_to lt_to
+  shift_left shift_right_logical shift_right_arithmetic nextafter population_count clz square add_any mul_add copysign
+  conj complex reduce_precision select_and_add clamp select_n select population_count
+  """
+)
 _MOVED_IN_PASSING = _words('transpose rev slice pad concatenate dynamic_slice convert_element_type stack')
 _MOVED = _words(
   """
   gather sort top_k approx_top_k dynamic_update_slice scatter scatter-add scatter_add scatter-mul scatter_mul
   scatter-min scatter_min scatter-max scatter_max scatter-apply psum psum_invariant pmax pmin all_gather
   all_to_all ppermute reduce_scatter all_gather_invariant pmax_invariant pmin_invariant split
+  get swap addupdate new_ref freeze
   """
 )
 # FLOPs of linear algebra over the last two axes, as LAPACK's handbook counts them: (rows, columns) ->.
@@ -141,7 +151,8 @@ def work_of(eqn: Any) -> Work:
     most = eqn.params['k'] if name == 'top_k' else _along(eqn)
     return Work('movement', taken * len(eqn.invars) * math.log2(max(2.0, most)))
   if name in _MOVED:
-    return Work('movement', float(_size(eqn.invars[-1])) if name.startswith('scatter') and name != 'scatter' else 0.0)
+    added = name.startswith('scatter') and name != 'scatter'
+    return Work('movement', float(_size(eqn.invars[-1])) if added else 0.0)
   if name == 'fft':
     lengths = eqn.params['fft_lengths']
     return Work('linear algebra', 5 * max(taken, out) * math.log2(max(2, math.prod(lengths))))
@@ -157,9 +168,9 @@ def work_of(eqn: Any) -> Work:
   if name == 'integer_pow':
     power = abs(eqn.params['y'])
     return Work('elementwise', out * max(0, power.bit_length() - 1 + power.bit_count() - 1), fused=True)
-  if name in ('clamp', 'select_n') or _is_elementwise(eqn):
+  if name in _ELEMENTWISE:
     return Work('elementwise', out * (2 if name == 'clamp' else 1), fused=True)
-  return Work('movement')
+  return Work('movement', known=name in _MOVED)
 
 
 def _product(eqn: Any) -> Work:
@@ -215,23 +226,12 @@ def _kernel(eqn: Any) -> Work:
     flops = 2.0 * batch * inputs // groups * outputs * math.prod(parts[5]) * math.prod(parts[6])
     sides = (groups, batch * math.prod(parts[6]), inputs // groups * math.prod(parts[5]), outputs)
     return Work('depthwise' if groups == inputs > 1 else 'convolutions', flops, 0.0, flops, sides)
-  return Work('movement')
+  return Work('movement', known=False)
 
 
 def _solved(eqn: Any) -> float:
   rows, columns = eqn.invars[1].aval.shape[-2:]
   return float(rows * columns * (rows if eqn.params['left_side'] else columns))
-
-
-def _is_elementwise(eqn: Any) -> bool:
-  """Whether it computes entry by entry: every operand has the result's shape, or one that stretches to it."""
-  out = getattr(eqn.outvars[0].aval, 'shape', ()) if eqn.outvars else ()
-
-  def stretches(shape: tuple[int, ...]) -> bool:
-    same = len(shape) == len(out) and all(one in (1, other) for one, other in zip(shape, out, strict=True))
-    return not shape or same
-
-  return bool(eqn.outvars) and all(stretches(getattr(atom.aval, 'shape', ())) for atom in eqn.invars)
 
 
 def _size(var: Any) -> int:

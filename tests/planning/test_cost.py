@@ -285,6 +285,32 @@ def test_a_step_is_told_by_layer_with_each_gradient_at_its_weight():
   assert found['two'][0] == 3 * (2 * 8 * 5 * 4)
 
 
+def test_what_is_done_to_two_entries_is_no_program_of_its_own():
+  rows, i, table = f32(4, 8), jax.ShapeDtypeStruct((4,), 'int32'), f32(1000, 8)
+  added = cost_of(lambda t, i, r: t.at[i].add(r), table, i, rows)
+  assert not added.said
+  assert added.bytes < 4 * 8 * 4 * 4 + 200  # rows, not the table
+  summed = cost_of(lambda x: jax.lax.reduce(x, 0.0, lambda a, b: a + b + a * b, (0,)), f32(30))
+  assert (summed.flops, summed.said) == (29, ())
+  assert not cost_of(lambda x: jax.lax.reduce_window(x, 0.0, lambda a, b: a + b, (2,), (2,), 'VALID'), f32(30)).said
+
+
+def test_what_nobody_sees_inside_is_said_and_never_guessed():
+  x = f32(4, 4)
+  sealed = jax.export.export(jax.jit(lambda x: x @ x))(x).call
+  called = lambda x: jax.pure_callback(np.sin, x, x) + 1  # noqa: E731
+  for fn, word in ((sealed, 'without its model'), (called, 'Python')):
+    found = cost_of(fn, x)
+    assert any(word in line for line in found.said), word
+    assert found.flops <= 16
+
+
+def test_a_solver_counts_the_program_that_runs():
+  found = cost_of(jnp.linalg.solve, f32(6, 6), f32(6))
+  assert found.by('kind')['linear algebra'][0] == pytest.approx(2 * 6**3 / 3 + 2 * 36)  # LU, and two triangles
+  assert not found.said
+
+
 def test_bfloat16_moves_half_the_bytes():
   x = jax.ShapeDtypeStruct((8, 8), 'bfloat16')
   assert cost_of(lambda x: x @ x, x).bytes == cost_of(lambda x: x @ x, f32(8, 8)).bytes / 2

@@ -1,0 +1,333 @@
+"""How well the duration of a run is told: from its cost alone, and from a little probing; beside the run run again.
+
+    python experiments/bench/forecast_time.py measure --results=FILE [--seconds=500] [--only=linen]
+    python experiments/bench/forecast_time.py report --results=FILE
+    python experiments/bench/forecast_time.py fit --results=FILE
+    python experiments/bench/forecast_time.py rival
+
+`measure` takes the configurations of `memory_cases.py` in turn, each in a process of its own: the forecast from its
+cost is made first; then probe and run alternate, probe, run, probe, run. A run is so many steps as the loop takes them,
+evaluations between, and a checkpoint. Its seconds on the clock and of all cores are kept, and the load. The file is
+gone on with, so a series may be stopped. `report` prints errors beside the difference of a run and its repetition,
+and how often the interval holds the run: families that the factors were fitted on apart from others. `fit` finds the
+factors of `planning/speed.py` on the first, by CPU seconds, which others' work changes least. `rival` tells forward
+passes with neural-cost (`pip install neural-cost`) beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import memory_cases
+import numpy as np
+
+HERE = Path(__file__).parent
+PROBE_SECONDS = 1.5
+RUN_SECONDS = 2.5
+FITTED = {case.name for case in memory_cases.CALIBRATION}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def interleaved() -> list[memory_cases.Case]:
+  """Configurations of both sets in turn, so that a series that is stopped holds some of each."""
+  sets = [[case for case in one if case.cache == 'cold'] for one in (memory_cases.CALIBRATION, memory_cases.HELD_OUT)]
+  whole = max(map(len, sets))
+  placed = [(i * whole / len(one), index, case) for index, one in enumerate(sets) for i, case in enumerate(one)]
+  return [case for *_, case in sorted(placed, key=lambda triple: triple[:2])]
+
+
+def measure(path: Path, seconds: float, only: str) -> None:
+  """Measures configurations until all are there or the time is up; one that failed is tried once more at the end."""
+  ends, done = time.monotonic() + seconds, {one['case'] for one in lines(path)}
+  waiting = [case for case in interleaved() if case.name not in done and only in case.name]
+  for case in (*waiting, *waiting):
+    if case.name in done:
+      continue
+    if time.monotonic() > ends:
+      print('left off')
+      return
+    command = [sys.executable, str(Path(__file__)), 'one', f'--results={path}', f'--only={case.name}']
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+      print(case.name, 'failed:', ran.stderr.strip().splitlines()[-1:], flush=True)
+      continue
+    found = json.loads(ran.stdout.splitlines()[-1])
+    done.add(case.name)
+    with path.open('a') as file:
+      file.write(json.dumps(found) + '\n')
+    told, was = found['cost']['step'], np.median([one['step'] for one in found['runs']])
+    print(f'{case.name}: {1e3 * told:.2f} ms told, {1e3 * was:.2f} ms', flush=True)
+  print('all done')
+
+
+def job_of(case: memory_cases.Case, folder: Path) -> Any:
+  """The run of a configuration, before its first step, and its network."""
+  import memory_networks
+
+  import jaxlite as jl
+  from jaxlite import data as datasets
+  from jaxlite.run import foreseen
+  from jaxlite.run.setup import prepare
+
+  inputs, labels = memory_cases.data(case)
+  outputs = {'regression': 1, 'language': memory_networks.VOCABULARY, 'segmentation': 4}.get(case.task, 10)
+  config = memory_cases.config(case, '')
+  facts = {'vocabulary': memory_networks.VOCABULARY} if case.task == 'language' else None
+  data = datasets.from_arrays((inputs, labels), task=config.task, facts=facts)
+  network = memory_networks.network(case.family, case.size, case.shape, outputs)
+  model = network if isinstance(network, jl.Model) else jl.adapt(network)
+  setup = prepare(config, folder, model, data)
+  make = getattr(foreseen, 'job_of', None)
+  if make is None:
+    from jaxlite.run import jobs
+
+    make = jobs.job_of
+  return make(setup)._replace(total=100_000, log=50, evaluate=2_000, checkpoint=5_000)
+
+
+def one(name: str) -> dict[str, Any]:
+  """Measures one configuration in this process."""
+  import jax
+
+  from jaxlite.host import allocator, machine
+  from jaxlite.host.rates import rates
+  from jaxlite.planning import duration, probing, speed
+  from jaxlite.planning.cost import equations
+
+  case = memory_cases.CASES[name]
+  allocator.share_one_arena()
+  known = rates()
+  with tempfile.TemporaryDirectory() as text:
+    folder = Path(text)
+    job = job_of(case, folder)
+    began = time.process_time()
+    free = duration.free_cores(machine.cores())
+    told = duration.forecast(job, known, among=(), crowd=free)
+    took = time.process_time() - began
+    step, evaluation = duration.costs(job)
+    key = jax.random.key(0)
+    clock = time.process_time()
+    probe = probing.Probe(job, job.train.init(key, job.batch), folder)
+    compiled = time.process_time() - clock
+    allocator.keep_mapped()
+    choosing = probe.choose()
+    load, probes, runs = os.getloadavg()[0], [], []
+    for _ in range(2):
+      probes.append(probe.run(PROBE_SECONDS)._asdict())
+      runs.append(ran(probe, RUN_SECONDS))
+  cores = machine.cores()
+  return {
+    **{'case': name, 'fitted': name in FITTED, 'load': [load, os.getloadavg()[0]], 'probes': probes, 'runs': runs},
+    **{'cost': told.raw, 'processor': told.processor, 'seconds': took, 'cores': cores},
+    **{'groups': speed.by_group(step.usual, known, cores), 'features': told.features},
+    **{'equations': [equations(step), equations(evaluation)], 'flops': step.flops},
+    **{
+      'said': [*told.said],
+      'compile_wall': probe.compiling,
+      'compile_cpu': compiled,
+      'choosing': choosing,
+      'at_once': probe.at_once,
+    },
+  }
+
+
+def ran(probe: Any, seconds: float) -> dict[str, float]:
+  """A run of about so many seconds: steps, evaluations between, a checkpoint at its end."""
+  from jaxlite import checkpoint
+
+  each, _ = probe.steps(1)
+  count = max(4, min(20_000, int(seconds / 4 / max(each, 1e-6))))
+  began, cpu, steps, evaluations, walls = time.perf_counter(), time.process_time(), 0, 0, 0.0
+  with checkpoint.Checkpoints(probe.folder / 'run', keep=1, log=lambda line: None) as saves:
+    for _ in range(4):
+      wall, of_all = probe.steps(count)
+      steps += count
+      walls += wall * count
+      for _ in range(2):
+        probe.evaluate(1)
+        evaluations += 1
+    probe.write(saves, int(time.time()))
+  return {
+    'seconds': time.perf_counter() - began, 'cpu': time.process_time() - cpu, 'steps': steps,
+    'evaluations': evaluations, 'step': walls / steps, 'step_cpu': of_all,
+  }  # fmt: skip
+
+
+def told_by_probe(one: dict[str, Any], i: int) -> float:
+  """Seconds of the run behind a probe."""
+  probe, run = one['probes'][i]['seconds'], one['runs'][i]
+  batches = run['evaluations'] * one['probes'][i]['batch']
+  return run['steps'] * probe['step'] + batches + probe['checkpoint']
+
+
+def fit(found: list[dict[str, Any]]) -> dict[str, float]:
+  """Finds factors of groups on CPU seconds of steps, by relative error, each drawn towards 1."""
+  rows = [one for one in found if one['fitted']]
+  names = sorted({group for one in rows for group in one['groups']})
+  actual = np.array([min(run['step_cpu'] for run in one['runs']) for one in rows])
+  parts = np.array([[one['groups'].get(name, (0, 0))[0] for name in names] for one in rows]) / actual[:, None]
+  logs = np.zeros(len(names))
+  for _ in range(4000):  # gradient descent on the squared logarithms, and on those of the factors
+    sums = parts * np.exp(logs)
+    total = sums.sum(1)
+    pull = np.tanh(np.log(total) / 0.5)  # one that is far off pulls no more than others
+    slope = (sums / total[:, None] * pull[:, None]).mean(0) + 0.02 * logs
+    logs -= 0.1 * slope
+  return {name: round(float(value), 2) for name, value in zip(names, np.exp(logs), strict=True)}
+
+
+def off(told: float, was: float) -> float:
+  return abs(math.log(told / was))
+
+
+def again(one: dict[str, Any], what: str = 'step') -> float:
+  """How far a run and its repetition are apart."""
+  return off(one['runs'][0][what], one['runs'][1][what])
+
+
+def pairs(one: dict[str, Any]) -> list[tuple[Any, Any]]:
+  return list(zip(one['probes'], one['runs'], strict=True))
+
+
+# What is told of a configuration, and how far off it is: each time that it was.
+COLUMNS = {
+  'run against itself': lambda o: [again(o)],
+  'its CPU': lambda o: [again(o, 'step_cpu')],
+  'step by cost': lambda o: [off(step_of(o), r['step']) for r in o['runs']],
+  'its CPU by cost': lambda o: [off(cpu_of(o), r['step_cpu']) for r in o['runs']],
+  'step by probe': lambda o: [off(p['seconds']['step'], r['step']) for p, r in pairs(o)],
+  'its CPU by probe': lambda o: [off(p['processor'], r['step_cpu']) for p, r in pairs(o)],
+  'run by probe': lambda o: [off(told_by_probe(o, i), r['seconds']) for i, r in enumerate(o['runs'])],
+  'compiling by cost': lambda o: [off(o['cost']['compile'], o['compile_wall'])],
+}
+
+
+def report(found: list[dict[str, Any]]) -> None:
+  """Prints errors and coverage, by set and by family."""
+  groups = collections.defaultdict(list)
+  for one in found:
+    groups['fitted' if one['fitted'] else 'held out'].append(one)
+    groups[one['case'].split('/')[0]].append(one)
+  load = np.median([one['load'][0] for one in found])
+  print(f'{len(found)} configurations, load {load:.1f}; median errors in %, and the worst')
+  print(f'| set | n | {" | ".join(COLUMNS)} | probe holds |')
+  print('|---|' + '--:|' * (len(COLUMNS) + 2))
+  for name, rows in groups.items():
+    cells = []
+    for column in COLUMNS.values():
+      errors = [100 * math.expm1(error) for one in rows for error in column(one)]
+      cells.append(f'{np.median(errors):.0f} ({max(errors):.0f})')
+    held = [
+      off(p['seconds']['step'], r['step']) <= 1.2816 * p['spreads']['step'] for one in rows for p, r in pairs(one)
+    ]
+    print(f'| {name} | {len(rows)} | {" | ".join(cells)} | {np.mean(held):.0%} |')
+  for which, limit in (('cost', 1.10), ('probe', 1.05)):
+    for name in ('fitted', 'held out'):
+      met = []
+      for one in groups[name]:
+        told = step_of(one) if which == 'cost' else one['probes'][0]['seconds']['step']
+        met.append(off(told, one['runs'][0]['step']) <= max(math.log(limit), 1.5 * again(one)))
+      if met:
+        print(
+          f'{name}: a step by {which} is off by at most the larger of {100 * (limit - 1):.0f} % and 1.5 times the run '
+          f'against itself in {np.mean(met):.0%} of {len(met)}'
+        )
+
+
+def rival(seconds: float, only: str) -> None:
+  """Tells forwards by neural-cost, calibrated here but never on a network, and by our own figures, and times them."""
+  import jax
+  from neural_cost.adapters import JaxAdapter
+  from neural_cost.estimate import estimate_operation
+
+  from jaxlite.host import machine
+  from jaxlite.host.rates import rates
+  from jaxlite.planning import speed
+  from jaxlite.planning.cost import cost
+
+  adapter, known, cores = JaxAdapter(), rates(), machine.cores()
+  calibration, ends = adapter.calibrate('cpu'), time.monotonic() + seconds
+  errors: dict[str, list[float]] = {'neural-cost': [], 'jaxlite': []}
+  print('| forward | ms | ms by neural-cost | ms by jaxlite |\n|---|--:|--:|--:|')
+  for case in (one for one in interleaved() if only in one.name and one.name not in FITTED):
+    if time.monotonic() > ends:
+      break
+    with tempfile.TemporaryDirectory() as folder:
+      job = job_of(case, Path(folder))
+    state = job.train.init(jax.random.key(0), job.batch)
+    forward = jax.jit(lambda state, batch, job=job: job.train.eval(state, batch)[0])
+    jax.block_until_ready(forward(state, job.batch))
+    times = []
+    while len(times) < 5 or (len(times) < 200 and sum(times) < 0.5):
+      began = time.perf_counter()
+      jax.block_until_ready(forward(state, job.batch))
+      times.append(time.perf_counter() - began)
+    read = (state.params, state.model_state, state.const, state.step)
+    program = job.train.programs.jaxpr(state, job.batch)[1]
+    plain = jax.core.jaxpr_as_fun(program)
+    operations = adapter.operations(plain, tuple(jax.tree.leaves((read, job.batch))))
+    told = {
+      'neural-cost': sum(calibration.predict([estimate_operation(one) for one in operations], len(operations))),
+      'jaxlite': speed.spent(cost(program).usual, known, cores).wall + known.dispatch,
+    }
+    was = float(np.median(times))
+    for name, value in told.items():
+      errors[name].append(abs(value / was - 1))
+    print(
+      f'| {case.name} | {1e3 * was:.2f} | ' + ' | '.join(f'{1e3 * one:.2f}' for one in told.values()) + ' |', flush=True
+    )
+  for name, some in errors.items():
+    print(f'{name}: mean {np.mean(some):.0%}, median {np.median(some):.0%} off, {len(some)} forwards')
+
+
+def cpu_of(one: dict[str, Any]) -> float:
+  """CPU seconds of a step, by the factors of now."""
+  return times_of(one)[0]
+
+
+def step_of(one: dict[str, Any]) -> float:
+  """Seconds of a step, by the factors of now."""
+  processor, wall = times_of(one)
+  return max(wall, processor / one['free']) + one['apart']
+
+
+def times_of(one: dict[str, Any]) -> np.ndarray:
+  from jaxlite.planning import speed
+
+  return sum(speed.FACTORS.get(group, 1.0) * np.array(pair) for group, pair in one['groups'].items())
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('mode', choices=['measure', 'one', 'report', 'fit', 'rival'])
+  parser.add_argument('--results', type=Path)
+  parser.add_argument('--seconds', type=float, default=500)
+  parser.add_argument('--only', default='')
+  args = parser.parse_args()
+  if args.mode == 'measure':
+    measure(args.results, args.seconds, args.only)
+  elif args.mode == 'one':
+    print(json.dumps(one(args.only)))
+  elif args.mode == 'rival':
+    rival(args.seconds, args.only)
+  elif args.mode == 'fit':
+    print(fit(lines(args.results)))
+  else:
+    report(lines(args.results))
+
+
+if __name__ == '__main__':
+  main()
