@@ -212,8 +212,13 @@ def _inside(top: str, own: str) -> tuple[str, ...]:
 
 def _chain(mount: Path, inside: tuple[str, ...]) -> list[tuple[Path, str]]:
   """The folders on that way, the deepest first, with their names. A group may be gone before its process."""
-  ways = [inside[:count] for count in range(len(inside), -1, -1)]
-  return [(mount.joinpath(*way), '/' + '/'.join(way)) for way in ways if os.path.isdir(mount.joinpath(*way))]
+  found = [(mount, '/')]
+  for count, part in enumerate(inside, 1):
+    found.append((found[-1][0] / part, '/' + '/'.join(inside[:count])))
+    if not os.path.isdir(found[-1][0]):
+      found.pop()
+      break
+  return found[::-1] if os.path.isdir(mount) else []
 
 
 def _folder(root: Path, point: str) -> Path:
