@@ -111,10 +111,9 @@ def test_remat_in_a_scan_lowers_what_is_held_and_elsewhere_on_cpu_does_not():
     (*mlp_loss(4)[:1], ((4096, 64), *mlp_loss(4)[1])),
     (scanned(False), ((8, 64, 64), (4096, 64))),
     (scanned(True), ((8, 64, 64), (4096, 64))),
-    (lambda x, w: jax.nn.softmax(x @ w), ((4096, 64), (64, 64))),
     (lambda x: jnp.cumsum(jnp.sort(x, axis=0), axis=1), ((512, 512),)),
   ],
-  ids=['mlp', 'scan', 'scan with remat', 'softmax', 'sort'],
+  ids=['mlp', 'scan', 'scan with remat', 'sort'],
 )
 def test_it_is_near_what_xla_gives_out(fn, shapes):
   told, true = held(jaxpr(fn, *shapes)), by_xla(fn, *shapes)
