@@ -32,8 +32,8 @@ flags.DEFINE_integer('eager', 10_000, 'images that are computed operation by ope
 flags.DEFINE_string('data', '/usr/share/datasets/fashion-mnist', 'folder of the data set')
 flags.DEFINE_string('out', '', 'a file that gets the table as JSON too')
 
-_AT_ONCE = 250
-_MOST = 1 << 26  # bytes of what a C program tells at once
+_AT_ONCE = 1000
+_MOST = 1 << 29  # bytes of what a C program tells at once
 
 
 def networks() -> dict[str, Callable[[], Any]]:

@@ -9,7 +9,6 @@ follow in scale and bias, so that it shows the integers of deployment. Gradients
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,11 +23,12 @@ from jaxlite.graph.joins import Clip
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
 from jaxlite.quantization import _rule
+from jaxlite.quantization import _totals as totals
 from jaxlite.quantization._multiply import Product
 from jaxlite.quantization._numerics import Bits, Grid
+from jaxlite.quantization._totals import OPEN, Total
 
 _SAME = frozenset(['copy', 'copy_p', 'stop_gradient', 'name', 'sharding_constraint', 'pvary', 'pcast'])
-_OPEN = Clip(-math.inf, math.inf)
 Ask = tuple[provenance.Site, int]  # who first reads a value, and as which operand
 
 
@@ -37,30 +37,6 @@ class OnGrid(NamedTuple):
 
   grid: Grid
   seen: Any  # the range that was observed before, or ()
-
-
-class Total(NamedTuple):
-  """Said of a value that is x_scale * scale * total / count + bias, clipped.
-
-  Attributes:
-    total: whole numbers, float32 or int32, of the value's shape.
-    x_scale: float32[].
-    scale: float32, of either sign, where it broadcasts against the value; None is 1.
-    bias: likewise; None is 0.
-    spare: what weights are multiplied by for a finer grid of biases.
-    count: how many values were summed, of a mean.
-    clip: bounds.
-    turned: whether scale or bias are others than the weight's.
-  """
-
-  total: jax.Array
-  x_scale: jax.Array
-  scale: jax.Array | None = None
-  bias: jax.Array | None = None
-  spare: int = 1
-  count: int = 1
-  clip: Clip = _OPEN
-  turned: bool = False
 
 
 class Points(NamedTuple):
@@ -179,7 +155,7 @@ class _Body(NamedTuple):
     found = self.note(atom)
     if not isinstance(found, Total):
       return self.raw(atom)
-    self.env[atom] = rewrite.with_gradient_of([real(found).astype(self.env[atom].dtype)], [self.env[atom]])[0]
+    self.env[atom] = rewrite.with_gradient_of([totals.real(found).astype(self.env[atom].dtype)], [self.env[atom]])[0]
     del self.notes[atom]
     return self.env[atom]
 
@@ -203,7 +179,7 @@ class _Body(NamedTuple):
     rounded, grid = products.on_grid(x, used, own.activation, points.active)
     found = self.notes.get(var)
     if isinstance(found, Total):
-      whole = (steps(found, grid) * grid.scale).astype(x.dtype)
+      whole = (totals.steps(found, grid) * grid.scale).astype(x.dtype)
       rounded = rewrite.with_gradient_of([whole], [rounded])[0]
     self.env[var], self.notes[var] = rounded, OnGrid(grid, seen if points.observe else ())
 
@@ -290,7 +266,7 @@ class _Body(NamedTuple):
     if bounds is not None:
       low, high = max(found.clip.low, bounds.low), min(found.clip.high, bounds.high)
       return found._replace(clip=Clip(low, high)) if low <= 0 <= high else None
-    if eqn.primitive.name in ('neg', *joins.BY_NUMBERS) and found.clip == _OPEN:
+    if eqn.primitive.name in ('neg', *joins.BY_NUMBERS) and found.clip == OPEN:
       other = eqn.invars[1 - at] if len(eqn.invars) == 2 else None
       return self.scaled(eqn.primitive.name, found, other, at)
     return None
@@ -312,7 +288,7 @@ class _Body(NamedTuple):
     elif kind == 'transpose':
       turned = [one.transpose(eqn.params['permutation']) for one in each]
     elif kind in ('reshape', 'squeeze', 'expand_dims'):
-      turned = [_reshaped(one, first.total.shape, shape) for one in each]
+      turned = [totals.reshaped(one, first.total.shape, shape) for one in each]
     elif len(shape) == ndim and not first.turned and all(one.shape[-1] in (1, shape[-1]) for one in each):
       turned = each  # a pool, or a part along other axes: the order is that of the sums while no factor turns it
       if any(size not in (1, new) for one in each for size, new in zip(one.shape, shape, strict=True)):
@@ -380,61 +356,3 @@ class _Body(NamedTuple):
     if value.ndim != len(shape) or any(size not in (1, most) for size, most in zip(value.shape, sizes, strict=True)):
       return None
     return value
-
-
-def _reshaped(one: jax.Array, before: Sequence[int], after: Sequence[int]) -> jax.Array | None:
-  """What broadcasts against a value before a reshape, as it broadcasts against the result; None where it cannot."""
-  if one.size == 1:
-    return one.reshape((1,) * len(after))
-  lead = 0
-  while lead < min(len(before), len(after)) and before[lead] == after[lead] and one.shape[lead] == 1:
-    lead += 1
-  tail = np.prod(before[lead:], dtype=int)
-  if np.prod(after[lead:], dtype=int) != tail:
-    return None
-  wide = jnp.broadcast_to(one, (*(1,) * lead, *before[lead:]))
-  if one.size != tail and [size for size in one.shape[lead:] if size != 1] != [n for n in before[lead:] if n != 1]:
-    ones = [size for size in after[lead:] if size != 1]
-    return None if ones != [size for size in before[lead:] if size != 1] else _by_axes(one, before, after)
-  return wide.reshape((*(1,) * lead, *after[lead:]))
-
-
-def _by_axes(one: jax.Array, before: Sequence[int], after: Sequence[int]) -> jax.Array:
-  """Where a reshape only puts in or takes out axes of size 1."""
-  sizes = iter([size for size, whole in zip(one.shape, before, strict=True) if whole != 1])
-  return one.reshape([1 if size == 1 else next(sizes) for size in after])
-
-
-# --- what leaves ------------------------------------------------------------------------------------------------------
-
-
-def _sum(found: Total, y_scale: Any) -> tuple[jax.Array, jax.Array]:
-  """The whole sum, with its bias, int32; and what it is multiplied by."""
-  total = found.total.astype(jnp.int32)
-  if found.scale is None:
-    return total, _rule.share(found.x_scale, y_scale, found.count)
-  bias = jnp.zeros((), jnp.float32) if found.bias is None else found.bias
-  times, biases, factor = _rule.leaving(found.scale, bias, found.x_scale, y_scale, found.spare)
-  total = total if not found.turned and found.spare == 1 else total * times
-  return total if found.bias is None else total + biases, factor
-
-
-def steps(found: Total, grid: Grid) -> jax.Array:
-  """Returns the integers of a sum on a grid, float32, relative to zero."""
-  total, factor = _sum(found, grid.scale)
-  whole = _rule.rounded(total, factor)
-  if found.clip != _OPEN:  # within the whole grid, whose zero deployment reads off its ends
-    inverse, (low, high) = 1.0 / grid.scale, (grid.low, grid.high)
-    if found.clip.low > -math.inf:
-      low = jnp.clip(jnp.round(found.clip.low * inverse), low, high)
-    if found.clip.high < math.inf:
-      high = jnp.clip(jnp.round(found.clip.high * inverse), low, high)
-    whole = lax.clamp(low, whole, high)
-  return lax.clamp(grid.low, whole, grid.high)
-
-
-def real(found: Total) -> jax.Array:
-  """Returns a sum as a float: one product, clipped."""
-  total, factor = _sum(found, jnp.ones((), jnp.float32))
-  value = _rule.alone(total.astype(jnp.float32) * factor)
-  return value if found.clip == _OPEN else jnp.clip(value, found.clip.low, found.clip.high)
