@@ -162,7 +162,9 @@ def along(values: jax.Array, ids: np.ndarray, axis: int, rank: int, rest: Any) -
 
 def norms(groups: Groups, params: Any) -> list[jax.Array]:
   """Returns the root mean square of all that each unit has a part in: of each family float32[units]."""
-  leaves, sums, counts = trees.by_path(params), {}, {}
+  leaves = trees.by_path(params)
+  sums: dict[int, Any] = {}
+  counts: dict[int, Any] = {}
   for path, parts in by_leaf(groups).items():
     square = jnp.square(leaves[path].astype(jnp.promote_types(leaves[path].dtype, jnp.float32)))
     for family, axis, ids in parts:
