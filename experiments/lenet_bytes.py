@@ -1,7 +1,7 @@
 """How few bytes hold LeNet-300-100 and LeNet-5 on Fashion-MNIST: trained for bits, packed, and scored from the file by
 another process that has no JAX.
 
-  python experiments/lenet_bytes.py --network=lenet300 --worth=2.2e-6,2.8e-6 --workdir=runs/lenet_bytes
+  python experiments/lenet_bytes.py --network=lenet300 --worth=2.7e-6,4.2e-6 --workdir=runs/lenet_bytes
   python experiments/lenet_bytes.py --draw --workdir=runs/lenet_bytes
 
 A teacher, trained once, says what it thinks of each training picture as it is, in three shifted and in three mixed
@@ -12,7 +12,6 @@ each file. Whatever is finished is kept in the workdir, so the same command goes
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import lzma
@@ -29,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import app, flags
 from bench.task_tables import interval
 
 import jaxlite as jl
@@ -46,6 +46,19 @@ DISPATCH = 43  # steps at once, a tenth of an epoch
 NETWORKS = {'lenet300': LeNet300(), 'lenet5': LeNet5(relu=True), 'cnn': SmallCNN()}
 PARAMETERS = {'lenet300': 266_610, 'lenet5': 431_080, 'cnn': 421_642}
 DENSE = {'lenet300': (40, 1e-3), 'lenet5': (15, 1.5e-3)}  # epochs and learning rate
+FLAGS = flags.FLAGS
+flags.DEFINE_enum('network', 'lenet300', list(NETWORKS), 'what is trained')
+flags.DEFINE_list(
+  'worth', ['2.7e-6', '4.2e-6'], 'loss for each bit; from 0.5 on, zeros of clustered weights; or nothing'
+)
+flags.DEFINE_integer('epochs', 20, 'of training for bits')
+flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'runs')
+flags.DEFINE_string('workdir', 'runs/lenet_bytes', 'where finished runs are kept')
+flags.DEFINE_string('tune', '', 'a name for a try: validation alone is scored')
+flags.DEFINE_list('rates', ['0.02', '2e-3'], 'learning rates: of weights, in steps, and of steps')
+flags.DEFINE_float('step', 2.0, 'the first step, in deviations')
+flags.DEFINE_bool('draw', False, 'draw what is finished, and print its table')
+
 READER = """
 import json, sys
 import numpy as np
@@ -58,31 +71,17 @@ print(json.dumps(float(np.concatenate(right).mean())))
 """
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
-  parser.add_argument('--network', choices=NETWORKS, default='lenet300')
-  parser.add_argument(
-    '--worth',
-    default='2.2e-6,2.8e-6',
-    help='loss for each bit, one or several; from 0.5 on, zeros of clustered weights; empty: dense',
-  )
-  parser.add_argument('--epochs', type=int, default=80, help='of training for bits')
-  parser.add_argument('--seeds', default='0,1,2,3,4')
-  parser.add_argument('--workdir', type=Path, default=Path('runs/lenet_bytes'))
-  parser.add_argument('--tune', default='', help='a name for a try: scores validation alone')
-  parser.add_argument('--rates', default='0.02,2e-3', help='learning rates: of weights, in steps, and of steps')
-  parser.add_argument('--step', type=float, default=2.0, help='first step, in deviations')
-  parser.add_argument('--draw', action='store_true', help='draw what is finished, and print its table')
-  given = parser.parse_args()
-  if given.draw:
-    return draw(given.workdir)
-  bench = Bench(given.workdir)
-  rates, seeds = tuple(map(float, given.rates.split(','))), [int(seed) for seed in given.seeds.split(',')]
-  worths = [float(worth) for worth in given.worth.split(',') if worth]
+def main(_: list[str]) -> None:
+  folder = Path(FLAGS.workdir)
+  if FLAGS.draw:
+    return draw(folder)
+  bench, rates = Bench(folder), tuple(map(float, FLAGS.rates))
+  seeds = [int(seed) for seed in FLAGS.seeds]
   for seed in seeds:
-    bench.dense(given.network, seed)
-  for worth, seed in itertools.product(worths, seeds):
-    bench.file(given.network, worth, given.epochs, seed, rates, given.step, given.tune)
+    bench.dense(FLAGS.network, seed)
+  for worth, seed in itertools.product(map(float, FLAGS.worth), seeds):
+    bench.file(FLAGS.network, worth, FLAGS.epochs, seed, rates, FLAGS.step, FLAGS.tune)
+  return None
 
 
 class Bench:
@@ -329,4 +328,4 @@ def others(arrays: Iterable[np.ndarray]) -> dict[str, int]:
 
 
 if __name__ == '__main__':
-  main()
+  app.run(main)

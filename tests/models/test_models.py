@@ -39,6 +39,19 @@ def test_documented_counts_are_those_of_the_model(module, shape, parameters, mac
     assert f'2 * {macs} = {2 * macs} FLOPs' in text
 
 
+@pytest.mark.parametrize('relu', [False, True])
+def test_lenet5_is_what_it_says_with_and_without_a_relu_after_each_pool(relu):
+  module, x = LeNet5(relu=relu), np.random.default_rng(0).normal(size=(2, 28, 28, 1)).astype(np.float32)
+  params = module.init(KEY, x)['params']
+  act, found = (jax.nn.relu if relu else lambda y: y), jnp.asarray(x)
+  for name in ('conv1', 'conv2'):
+    found = jax.lax.conv(found.transpose(0, 3, 1, 2), params[name]['kernel'].transpose(3, 2, 0, 1), (1, 1), 'VALID')
+    found = act(nn.max_pool(found.transpose(0, 2, 3, 1), (2, 2), (2, 2)) + params[name]['bias'])
+  found = jax.nn.relu(found.reshape(2, -1) @ params['dense1']['kernel'] + params['dense1']['bias'])
+  found = found @ params['dense2']['kernel'] + params['dense2']['bias']
+  np.testing.assert_allclose(module.apply({'params': params}, x), found, rtol=1e-4, atol=1e-5)
+
+
 def test_flops_count_scans_by_length_conds_by_the_dearest_branch_and_groups():
   def apply(params, x):
     x = jax.lax.scan(lambda c, w: (c @ w, None), x, params['stack'])[0]
