@@ -14,7 +14,6 @@ A third series is `--kept`: the same with freed memory kept mapped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -25,6 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import memory_cases
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string('results', None, 'a file of JSON lines')
+flags.DEFINE_float('seconds', 500, 'after which no further configuration begins')
+flags.DEFINE_integer('repeats', 1, 'processes of each configuration')
+flags.DEFINE_bool('kept', False, 'freed memory stays mapped')
+flags.DEFINE_string('only', '', 'configurations whose name holds this')
+flags.DEFINE_string('of', '', 'sizes of the configurations in this file of results alone')
+flags.DEFINE_string('write', '', "the package's table, written anew")
+flags.DEFINE_string('cache', '~/.cache/jaxlite-forecast', 'in place of the caches of the user')
 
 HERE = Path(__file__).parent
 
@@ -116,32 +126,26 @@ def traced(path: Path, seconds: float, measured: Path | None) -> None:
   print('all done')
 
 
-def main() -> None:
-  arguments = argparse.ArgumentParser(description=__doc__)
-  arguments.add_argument('mode', choices=['measure', 'sizes', 'fit', 'report'])
-  arguments.add_argument('--results', type=Path, required=True)
-  arguments.add_argument('--seconds', type=float, default=500)
-  arguments.add_argument('--repeats', type=int, default=1)
-  arguments.add_argument('--kept', action='store_true')
-  arguments.add_argument('--only', default='', help='configurations whose name holds this')
-  arguments.add_argument('--of', type=Path, default=None, help='results: of configurations in them alone')
-  arguments.add_argument('--write', type=Path, default=None)
-  arguments.add_argument('--cache', type=Path, default=Path('~/.cache/jaxlite-forecast').expanduser())
-  given = arguments.parse_args()
-  if given.mode == 'measure':
-    work('run', given.results, given.seconds, given.repeats, given.kept, given.cache, given.only)
-  elif given.mode == 'sizes':
-    traced(given.results, given.seconds, given.of)
-  else:
+def main(arguments: list[str]) -> None:
+  """Does what the first argument says."""
+  mode, results = arguments[1] if len(arguments) > 1 else '', Path(FLAGS.results)
+  cache = Path(FLAGS.cache).expanduser()
+  if mode == 'measure':
+    work('run', results, FLAGS.seconds, FLAGS.repeats, FLAGS.kept, cache, FLAGS.only)
+  elif mode == 'sizes':
+    traced(results, FLAGS.seconds, Path(FLAGS.of) if FLAGS.of else None)
+  elif mode in ('fit', 'report'):
     import memory_fit
 
-    os.environ['XDG_CACHE_HOME'] = str(given.cache)  # where nothing was learned yet
-
-    if given.mode == 'fit':
-      memory_fit.fit(given.results, given.write)
+    os.environ['XDG_CACHE_HOME'] = str(cache)  # where nothing was learned yet
+    if mode == 'fit':
+      memory_fit.fit(results, Path(FLAGS.write) if FLAGS.write else None)
     else:
-      memory_fit.report(given.results)
+      memory_fit.report(results)
+  else:
+    raise app.UsageError('name what is to be done: measure, sizes, fit or report')
 
 
 if __name__ == '__main__':
-  main()
+  flags.mark_flag_as_required('results')
+  app.run(main)
