@@ -136,6 +136,8 @@ def one(name: str) -> dict[str, Any]:
     **{'equations': [equations(step), equations(evaluation)], 'flops': step.flops},
     **{
       'said': [*told.said],
+      'free': free,
+      'apart': known.dispatch + told.raw['input'],
       'compile_wall': probe.compiling,
       'compile_cpu': compiled,
       'choosing': choosing,

@@ -20,6 +20,7 @@ from jaxlite.planning import calibration, speed
 from jaxlite.planning.calibration import Outcome
 from jaxlite.planning.cost import Cost, cost
 from jaxlite.planning.job import Job
+from jaxlite.step import multi_step
 
 EIGHTY = 1.2816  # standard deviations of a normal: 80 of 100 lie within
 # Standard deviations of log(actual / forecast), where this machine has not taught better.
@@ -28,8 +29,10 @@ _FIRST = 3.0  # seconds from the start of a process to its first step, beside co
 _REPORT = 3.5  # of a run's end: tables, figures, the inventory
 _IMPROVED = 0.5  # of all evaluations, and then a checkpoint is written
 # Seconds of compiling on one core of the machine that this was fitted on, by kind of kernel; `_REFERENCE`: its rate.
-_COMPILING = {'base': 0.25, 'loop': 0.05, 'convolutions': 0.02, 'depthwise': 0.02}
-_COMPILING_OTHER = 0.006
+_COMPILING = {'base': 0.9, 'loop': 0.05, 'convolutions': 0.02, 'depthwise': 0.02}
+_COMPILING_OTHER = 0.008
+# Seconds that a step takes in Python where it is sent alone, and where many are sent at once.
+_ALONE, _TOGETHER = 1.5e-4, 4e-5
 _REFERENCE = 1.2e11  # FLOP/s of float32 products on one core
 
 
@@ -97,9 +100,12 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
+  gap = min(job.total, job.log, job.evaluate, job.checkpoint)
+  several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and 'conv' not in _primitives(step)
+  sent = _TOGETHER if several else _ALONE
   raw = {
     'compile': compiling(step, eval_) * _REFERENCE / single * max(1.0, 1 / free),
-    'step': _wall(of_step, rates.dispatch, free) + moved,
+    'step': _wall(of_step, rates.dispatch, free) + moved + sent / min(1.0, free),
     'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4) + 1e-3,
     'checkpoint': _writing(job),
     'input': moved,
@@ -115,7 +121,7 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   if job.compile_cache:
     said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
-  return _whole(job, raw, 'cost', {}, of_step.processor, features_of(step, rates, cores), tuple(said), among)
+  return _whole(job, raw, 'cost', {}, of_step.processor + sent, features_of(step, rates, cores), tuple(said), among)
 
 
 def free_cores(cores: int) -> float:
@@ -140,6 +146,10 @@ def costs(job: Job) -> tuple[Cost, Cost]:
 
     same = job.train.programs.jaxpr(job.abstract, jax.tree.map(resized, job.batch))[1]
   return cost(step, recomputes=not on_cpu), cost(same, recomputes=not on_cpu)
+
+
+def _primitives(program: Cost) -> str:
+  return ' '.join(one.primitive for one in program.operations)
 
 
 def _has_kernels() -> bool:

@@ -67,7 +67,8 @@ def test_longer_wider_and_slower_take_longer():
   assert told(job_of(width=512, batch=256)).step.seconds > base.step.seconds
   slow = {name: value / 10 for name, value in KINDS.items()}
   rates = RATES._replace(products=slow, small_products=slow, elementwise=5e9, memory=1e9)
-  assert told(job_of(width=512), rates).step.seconds > 2 * base.step.seconds
+  wide = job_of(width=4_096, batch=512)
+  assert told(wide, rates).step.seconds > 3 * told(wide).step.seconds
   assert (
     told(job_of(width=4_096, batch=512), crowd=0.5).step.seconds > told(job_of(width=4_096, batch=512)).step.seconds
   )
