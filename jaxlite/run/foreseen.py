@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,7 +128,7 @@ def start(setup: Setup, done: int, entered: float, again: Callable[..., Any], sa
   Raises:
     ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
   """
-  cpu = _cpu()
+  cpu = time.process_time()
   job = job_of(setup)._replace(rewrites=False)  # they are in it
   left = job._replace(total=max(1, job.total - done))
   plan = foreseen(left, setup.config.name, say)
@@ -182,7 +181,13 @@ def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
   if plan.durations is not None and began.whole:
     total = plan.durations.total
     found['time'] = {
-      **{'forecast': total.seconds, 'low': total.low, 'high': total.high, 'actual': seconds, 'cpu': _cpu() - began.cpu},
+      **{
+        'forecast': total.seconds,
+        'low': total.low,
+        'high': total.high,
+        'actual': seconds,
+        'cpu': time.process_time() - began.cpu,
+      },
       'basis': plan.durations.basis,
       'raw': plan.durations.raw.get('total', 0.0),  # before what was learned: what is learned from
       'features': dict(plan.durations.features),
@@ -230,8 +235,3 @@ def _peak_set_back() -> bool:
   except OSError:
     return False
   return status('VmHWM') <= 1.02 * resident()
-
-
-def _cpu() -> float:
-  use = resource.getrusage(resource.RUSAGE_SELF)
-  return use.ru_utime + use.ru_stime

@@ -14,7 +14,6 @@ import math
 import os
 import pathlib
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -181,7 +180,11 @@ def tried(
 
 
 def _narrow() -> None:
-  """Takes a part of each limit away."""
+  """Takes a part of each limit away, where this system has such."""
+  try:
+    import resource
+  except ImportError:  # Windows
+    return
   for one in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
     soft, hard = resource.getrlimit(one)
     if soft != resource.RLIM_INFINITY:
