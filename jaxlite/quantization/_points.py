@@ -208,7 +208,7 @@ class _Body(NamedTuple):
   def site(self, eqn: Any, site: provenance.Site) -> None:
     points, own = self.points, self.points.bits[site.name]
     assert own is not None
-    given = [self.notes[atom] if not hasattr(atom, 'val') else None for _, atom in _operands(eqn, site)]
+    given: list[Any] = [self.notes[atom] if not hasattr(atom, 'val') else None for _, atom in _operands(eqn, site)]
     out, found = eqn.outvars[0], None
     if site.kind in CONTRACTIONS and not site.paired:
       product = Product(eqn.primitive, eqn.params, site.side or 0, out.aval.dtype)
@@ -310,8 +310,8 @@ class _Body(NamedTuple):
     assert self.live is not None
     scale, bias = found.scale, found.bias
     if kind == 'neg':
-      scale = -1.0 if scale is None else -scale
-      return found._replace(scale=jnp.asarray(scale), bias=None if bias is None else -bias, turned=True)
+      negated = jnp.asarray(-1.0 if scale is None else -scale)
+      return found._replace(scale=negated, bias=None if bias is None else -bias, turned=True)
     if not hasattr(other, 'val') and other in self.live:
       return None
     if scale is None and kind in ('mul', 'div'):  # of a sum over axes: a mean
@@ -334,12 +334,12 @@ class _Body(NamedTuple):
 
   def mean(self, kind: str, found: Total, other: Any, at: int) -> Total | None:
     number = float(other.val) if hasattr(other, 'val') and np.size(other.val) == 1 else 0.0
-    if found.count != 1 or (at == 1 and kind == 'div') or number <= 0:
+    if found.terms != 1 or (at == 1 and kind == 'div') or number <= 0:
       return None
     count = round(number if kind == 'div' else 1 / number)
     if count < 1 or number != (count if kind == 'div' else float(np.float32(1 / count))):
       return None
-    return found._replace(count=count)
+    return found._replace(terms=count)
 
   def compact(self, other: Any, found: Total) -> jax.Array | None:
     """A number for each output, with size 1 along all other axes; None where it differs along those."""

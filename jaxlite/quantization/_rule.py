@@ -46,7 +46,8 @@ def quotient(x: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
   ... )
   True
   """
-  return _rounded(*jnp.broadcast_arrays(x, w, y), 1)
+  x, w, y = jnp.broadcast_arrays(x, w, y)
+  return _rounded(x, w, y, 1)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -27,7 +27,7 @@ class Total(NamedTuple):
     scale: float32, of either sign, where it broadcasts against the value; None is 1.
     bias: likewise; None is 0.
     spare: what weights are multiplied by for a finer grid of biases.
-    count: how many values were summed, of a mean.
+    terms: how many values were summed, of a mean.
     clip: bounds.
     turned: whether scale or bias are others than the weight's.
   """
@@ -37,7 +37,7 @@ class Total(NamedTuple):
   scale: jax.Array | None = None
   bias: jax.Array | None = None
   spare: int = 1
-  count: int = 1
+  terms: int = 1
   clip: Clip = OPEN
   turned: bool = False
 
@@ -69,7 +69,7 @@ def _sum(found: Total, y_scale: Any) -> tuple[jax.Array, jax.Array]:
   """The whole sum, with its bias, int32; and what it is multiplied by."""
   total = found.total.astype(jnp.int32)
   if found.scale is None:
-    return total, _rule.share(found.x_scale, y_scale, found.count)
+    return total, _rule.share(found.x_scale, y_scale, found.terms)
   bias = jnp.zeros((), jnp.float32) if found.bias is None else found.bias
   times, biases, factor = _rule.leaving(found.scale, bias, found.x_scale, y_scale, found.spare)
   total = total if not found.turned and found.spare == 1 else total * times
