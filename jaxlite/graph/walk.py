@@ -28,6 +28,16 @@ SEALED = 'call_exported'
 GIVE_MODEL = 'give its model, jaxlite.load(workdir, model=...), and recipe= too where it trained in few bits'
 
 
+def form(aval: Any) -> Any:
+  """Returns what tells values of one kind apart, to compare and to hash: shape and dtype, or what is written of it.
+
+  >>> import jax
+  >>> form(jax.make_jaxpr(lambda x: x + 1)(0.0).out_avals[0])
+  ((), dtype('float32'))
+  """
+  return (aval.shape, aval.dtype) if hasattr(aval, 'shape') and hasattr(aval, 'dtype') else str(aval)
+
+
 def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
   """Returns the bare jaxpr and its constants, of a closed or an open one.
 

@@ -93,7 +93,7 @@ class Cost(NamedTuple):
 
     >>> import jax
     >>> cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((8, 8)))).by('kind')
-    {'small products': (1024.0, 768.0)}
+    {'small products': (1024.0, 512.0)}
     """
     found: dict[str, tuple[float, float]] = {}
     for one in self.counted:

@@ -62,7 +62,7 @@ class _Book:
     return self.count
 
   def literal(self, atom: Any) -> int:
-    key = (str(atom.aval), repr(atom.val))
+    key = (walk.form(atom.aval), repr(atom.val))
     if key not in self.by_literal:
       self.by_literal[key] = -1 - len(self.by_literal)
       self.literals[self.by_literal[key]] = atom.val
@@ -134,7 +134,7 @@ def _key(eqn: Any, reads: tuple[int, ...], copies: int, scope: int) -> Hashable 
   if eqn.effects or walk.bodies(eqn):
     return None
   key = (eqn.primitive, tuple(sorted((name, _frozen(value)) for name, value in eqn.params.items())), reads, copies)
-  shapes = tuple(str(var.aval) for var in eqn.outvars)
+  shapes = tuple(walk.form(var.aval) for var in eqn.outvars)
   try:
     hash(key)
   except TypeError:

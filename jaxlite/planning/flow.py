@@ -178,7 +178,7 @@ class _Opening:
       parameters = tuple(sorted((name, str(value)) for name, value in eqn.params.items() if name != 'sharding'))
     except Exception:  # a parameter that cannot be written
       return None
-    avals = tuple(str(var.aval) for var in eqn.outvars)
+    avals = tuple(walk.form(var.aval) for var in eqn.outvars)
     return (label, tuple(reads), literals, parameters, avals)
 
 

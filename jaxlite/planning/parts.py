@@ -49,7 +49,7 @@ def added(model: Model, loss: Callable[..., Any], recipe: Recipe, batch: Any) ->
   >>> model = jl.from_function(lambda p, x: x @ p['w'], {'w': jnp.zeros((3, 2))})
   >>> batch = {'inputs': jnp.ones((4, 3)), 'labels': jnp.zeros(4, int)}
   >>> [one.part for one in added(model, jl.cross_entropy, jl.chain(optax.sgd(0.1)), batch)]
-  ['the model', 'sgd']
+  ['the model', 'optax.chain']
   """
   whole, held, params = _cost(model, loss, recipe.parts, batch)
   found = []

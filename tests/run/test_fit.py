@@ -5,7 +5,6 @@ import os
 import pathlib
 import random
 import re
-import resource
 import subprocess
 import sys
 
@@ -14,6 +13,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENT = pathlib.Path(__file__).with_name('fitted.py')
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 DEAD = ('RESOURCE_EXHAUSTED', 'YNNPACK', 'bad_alloc', 'MemoryError')
 
 
@@ -22,15 +26,11 @@ def launch(place, job, limit=None, *words):
   place.mkdir(parents=True, exist_ok=True)
   (place / 'job.json').write_text(json.dumps(job))
 
-  def limited():
-    if limit is not None:
-      resource.setrlimit(resource.RLIMIT_DATA, (limit << 20, limit << 20))
-
   environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JOB': str(place / 'job.json')}
   command = [sys.executable, str(ROOT / 'launch.py'), f'--config={EXPERIMENT}', f'--workdir={place / "run"}', *words]
-  return subprocess.run(
-    command, cwd=place, env=environment, capture_output=True, text=True, check=False, timeout=300, preexec_fn=limited
-  )
+  if limit is not None:
+    command = [sys.executable, '-c', LIMITED, str(limit << 20), *command]
+  return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 def result(place):
@@ -119,7 +119,7 @@ def comes_through(place, seed):
   assert np.isfinite(result(place)['metrics']['loss'])
 
 
-@pytest.mark.parametrize('seed', [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+@pytest.mark.parametrize('seed', [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
 def test_random_jobs_come_through_training_evaluation_and_saving(tmp_path, seed):
   comes_through(tmp_path, seed)
 
