@@ -126,7 +126,7 @@ def test_a_fresh_process_predicts_bit_for_bit_what_training_evaluated(tmp_path):
   assert (seen['best', 90] != seen['latest', 90]).any()
 
   network = jl.load(tmp_path / 'run')
-  for wrong, words in ((raw[:2, :3], r'uint8\[B, 4, 4, 1\]'), (raw[:2] / 255.0, 'raw uint8 inputs')):
+  for wrong, words in ((raw[:2, :3], r'uint8\[B, 4, 4, 1\]'), (raw[:2] / 255.0, 'uint8, raw as in training')):
     with pytest.raises(ValueError, match=words):
       network.predict(wrong)
   with pytest.raises(checkpoint.CheckpointError, match='no checkpoint of step 5'):
