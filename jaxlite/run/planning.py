@@ -99,7 +99,7 @@ def plan(
 
   >>> import numpy as np
   >>> import jaxlite as jl
-  >>> data = np.zeros((40, 8), np.float32), np.arange(40) % 2
+  >>> data = np.zeros((400, 8), np.float32), np.arange(400) % 2
   >>> found = plan(jl.Config(name='x', train=jl.Duration(steps=5)), data=data)
   >>> found.verdict.word
   'FITS'
