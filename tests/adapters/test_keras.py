@@ -100,6 +100,7 @@ MODELS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('name', MODELS)
 def test_evaluation_is_that_of_keras_bit_for_bit(name):

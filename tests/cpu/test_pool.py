@@ -66,6 +66,7 @@ def check(window, stride, padding, shape, layout='NHWC'):
 QUICK = ('two by two', 'padded to fit', 'windows that overlap', 'uneven padding')
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   'name', [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
 )

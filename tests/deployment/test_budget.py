@@ -56,6 +56,7 @@ def test_a_run_of_every_framework_is_cut_to_the_bytes_of_its_files(framework, tm
   assert f'{report.score:.4f} after' in str(report)
 
 
+@pytest.mark.slow
 def test_few_bits_stay_few_and_what_goes_has_the_smallest_weights(tmp_path):
   run(tmp_path, few_bits, model=jl.models.MLP((32,), classes=3), steps=4)
   whole = jl.deploy(tmp_path, 'pack', **QUICK).written[0].bytes

@@ -196,6 +196,7 @@ TASKS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', TASKS)
 def test_a_network_without_a_run_is_scored_by_its_task(name):
   """What is to be known of the task is read off the labels, or the Dataset says it."""

@@ -56,6 +56,7 @@ def _run(fn, x):
   return np.asarray(jax.jit(engine.network(pieces[0].graph))(x)[0])
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize('name', CASES)
 @pytest.mark.parametrize('batch', [1, 7])
 def test_floats_are_those_of_jax_up_to_rounding(name, batch):

@@ -55,6 +55,7 @@ def holds(name, formats, folder):
   return found
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('name', SHORT)
 def test_a_row_in_two_formats(name, tmp_path):
   assert not any(why for _, why, _, _ in holds(name, SHORT[name], tmp_path)['rows'])

@@ -207,6 +207,7 @@ def residual_graph(examples):
   return quantized(lower(jl.quantize(net, bits=(8, None)), params, floats(2, 3)), examples, every=True)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize('name', REFUSED)
 def test_what_integers_cannot_hold_is_refused_in_a_line(name):
   call, match = REFUSED[name]

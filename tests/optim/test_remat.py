@@ -64,6 +64,7 @@ def nets():
   )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', ['function', 'jitted', 'statistics', 'attention'])
 def test_a_step_gives_the_same_gradient_state_and_loss(name):
   model, shape = next((model, shape) for found, model, shape in nets() if found == name)

@@ -71,6 +71,7 @@ def gradient_at(setup, state):
 TRIED = ({'machine.micro_batches': 4}, {'machine.remat': 4}, {'machine.micro_batches': 4, 'machine.remat': 4})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('kind', ['plain', 'norm', 'dropout', pytest.param('cnn', marks=pytest.mark.slow)])
 def test_every_form_gives_the_gradient_of_the_full_batch_where_it_says_so(tmp_path, kind):
   setup, network, _ = setup_of(tmp_path, kind)

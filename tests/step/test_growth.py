@@ -202,6 +202,7 @@ def compiled_plainly(layers):
   return jax.jit(step, donate_argnums=0).lower({f'layer{i}': shape for i in range(layers)}, BATCH).compile().as_text()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', COPYING)
 @pytest.mark.unoptimized(False)
 def test_no_leaf_is_copied_at_every_step_that_plain_jax_does_not_copy(name):

@@ -202,6 +202,7 @@ def test_a_run_leaves_the_same_evidence_whatever_its_dispatches(single, tmp_path
     assert steps == 0 or line.startswith(f'steps per dispatch: {min(steps, 4)} (')
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('how', ['crash', 'signal'])
 @pytest.mark.parametrize('dispatched', [1, 4])
 def test_a_run_that_stops_in_a_dispatch_ends_as_if_it_had_not(dispatched, how, single, tmp_path, monkeypatch):
