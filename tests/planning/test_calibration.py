@@ -2,7 +2,8 @@
 
 import json
 import math
-import multiprocessing
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -63,18 +64,17 @@ def test_it_stays_small(tmp_path, monkeypatch):
   assert outcomes(tmp_path)[-1].actual == 100.0
 
 
-def _write(folder, who):
-  for i in range(50):
-    add([outcome(1.0 + i, run=f'{who} {i}')], folder)
+WRITER = """
+import pathlib, sys
+from jaxlite.planning.calibration import Outcome, add
+for i in range(50):
+  add([Outcome('time/step', 'cost', 1.0, 1.0 + i, run=f'{sys.argv[2]} {i}')], pathlib.Path(sys.argv[1]))
+"""
 
 
 def test_of_several_writers_none_is_lost(tmp_path):
-  start = multiprocessing.get_context('fork')
-  writers = [start.Process(target=_write, args=(tmp_path, who)) for who in range(4)]
-  for one in writers:
-    one.start()
-  for one in writers:
-    one.join()
+  writers = [subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path), str(who)]) for who in range(4)]
+  assert [one.wait() for one in writers] == [0] * 4
   assert len(outcomes(tmp_path)) == 200
 
 

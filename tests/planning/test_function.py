@@ -44,7 +44,7 @@ def test_a_step_of_somebody_elses_is_told_of_as_it_is_compiled():
   assert exact.arguments == found.arguments
   assert 0 <= exact.outputs - found.outputs < 1024  # a table of addresses
   assert abs(found.temporaries - exact.temporaries) <= 0.35 * exact.temporaries
-  for words in ('GFLOP', 'temporaries', 'a call on this machine'):
+  for words in ('MFLOP', 'temporaries', 'a call on this machine'):
     assert words in str(found)
 
 
