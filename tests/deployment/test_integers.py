@@ -135,7 +135,7 @@ def single(graph, one, values):
 LONG = {('vit', False), ('channels first', False), ('residual', False), ('small cnn', False)}
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   ('name', 'every'),
   [

@@ -122,6 +122,7 @@ def first_term(framework):
   return found
 
 
+@pytest.mark.slow
 def test_the_same_student_is_pulled_alike_in_every_framework():
   wanted = first_term('function')
   assert wanted[0] != pytest.approx(wanted[1], abs=1e-4)

@@ -187,7 +187,7 @@ def test_every_pair_stands_in_a_group():
   assert seen == set(map(frozenset, PAIRS))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.unoptimized
 @pytest.mark.parametrize('group', GROUPS, ids='+'.join)
 def test_every_group_keeps_its_promises(group):

@@ -222,6 +222,7 @@ def test_the_forward_is_that_of_numpy_in_training_and_batch_statistics_are_track
   np.testing.assert_allclose(now['mean'], 0.9 * old['mean'] + 0.1 * seen, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize('name', ['resnet', 'depthwise', 'vit', 'vit_token'])
 def test_evaluation_takes_any_dtype_gray_images_and_empty_batches_and_sees_examples_alone(name):

@@ -23,6 +23,7 @@ def pair(x, **options):
   return mine, flax, {**variables, 'params': params}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   'shape, momentum, epsilon',
   [((6, 5, 4, 3), 0.9, 1e-5), ((7, 2), 0.5, 1e-2), ((1, 9, 1), 0.9, 1e-2), ((2, 3, 2, 2, 5), 0.5, 1e-5)],

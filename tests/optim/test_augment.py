@@ -45,6 +45,7 @@ def shifted(image, down, right, fill=0):
   return out
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize('name', ALL)
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32, jnp.bfloat16])
 def test_shape_dtype_and_the_rest_of_the_batch_are_kept(name, dtype):
@@ -86,6 +87,7 @@ def test_deterministic_in_the_key_and_different_between_keys_and_examples(name):
   assert len({image.tobytes() for image in first}) > 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.unoptimized(False)
 @pytest.mark.parametrize('name', ALL)
 def test_scan_and_vmap_equal_the_loop(name):

@@ -94,6 +94,7 @@ def test_draws_are_the_same_though_they_are_drawn_twice():
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_composes_with_the_other_parts_of_a_recipe():
   rng = np.random.default_rng(4)
   batch = {'inputs': rng.normal(size=(8, WIDTH)).astype(np.float32), 'labels': np.arange(8) % 10}

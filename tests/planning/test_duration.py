@@ -60,6 +60,7 @@ def test_the_total_is_the_sum_of_what_the_run_does():
   assert found.total.seconds == pytest.approx(parts)
 
 
+@pytest.mark.slow
 def test_longer_wider_and_slower_take_longer():
   base = told(job_of(width=512))
   assert told(job_of(width=512, total=9_000)).total.seconds > base.total.seconds

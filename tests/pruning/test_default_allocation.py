@@ -48,6 +48,7 @@ PARTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', list(PARTS))
 def test_a_part_that_is_told_nothing_shares_zeros_by_the_published_rule(name):
   """Oracle: density proportional to (inputs + outputs) / (inputs * outputs), scaled to the total."""

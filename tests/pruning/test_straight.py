@@ -169,6 +169,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(name, tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('name', ['rigl', 'prune'])
 def test_an_ensemble_draws_when_due_and_each_member_is_a_single_run(name):
   train = trained(*RECIPES[name]())

@@ -223,6 +223,7 @@ def check(make, inputs, *, flat=True):
     assert (one.shape, one.tobytes()) in held
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('name', SHORT)
 def test_evaluation_shows_the_integers_that_are_deployed_without_examples(name):
   check(*SHORT[name], flat=name != 'scan')  # whose values lie inside of a loop
@@ -297,7 +298,7 @@ def test_functions_observe_and_quantize_by_the_same_points():
   params = {'in': floats(6, 8), 'mid': floats(8, 8), 'out': floats(8, 3), 'b': floats(8)}
   inputs = floats(16, 6)
   out, ranges = jl.quantization.observe(apply, every=True)(params, inputs)
-  np.testing.assert_allclose(out, apply(params, inputs), rtol=1e-5)
+  np.testing.assert_allclose(out, apply(params, inputs), rtol=1e-5, atol=1e-5)  # sums of tens, in another order
   assert ranges.keys() == {'in', 'mid', 'out', '<add>'}
   assert ranges['<add>'][0].shape == (2,)
   fake = jl.quantize(apply, ranges=ranges, every=True)

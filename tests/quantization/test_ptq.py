@@ -110,6 +110,7 @@ MODELS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('name', MODELS)
 def test_fake_is_real_in_the_reference_models(name):
   model = from_linen(MODELS[name]())

@@ -79,7 +79,7 @@ def straight_run(tmp_path_factory):
   return of
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', CASES)
 def test_a_task_is_trained_resumed_tested_reported_and_loaded(name, straight_run, tmp_path, monkeypatch):
   case, (folder, straight) = CASES[name], straight_run(name)

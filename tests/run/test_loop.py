@@ -49,6 +49,7 @@ class Nnx(nnx.Module):
 OWN = {'equinox': lambda: Eqx(jax.random.key(0)), 'nnx': lambda: Nnx(nnx.Rngs(0)), 'function': linear}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('framework', list(OWN))
 def test_ten_lines_train_a_persons_own_model_and_give_it_back(framework, tmp_path):
   config = jl.Config(

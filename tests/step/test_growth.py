@@ -65,7 +65,7 @@ def distinct(jaxpr, seen=None):
         yield from distinct(body, seen)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', PARTS)
 def test_loops_and_branches_do_not_grow_with_equal_layers(name):
   def control(layers):
@@ -85,6 +85,7 @@ def test_a_range_is_moved_once_at_each_site():
   assert len(moves) == 3
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('name', ['fake_quant', 'lsq'])
 def test_equal_sites_share_what_is_traced(name):
   few, many = (len(list(distinct(traced(parts, layers)))) for parts, layers in ((PARTS[name](), 3), (PARTS[name](), 9)))

@@ -72,7 +72,7 @@ def same(one, other):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=path)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.parametrize('cuts', [[12], [1] * 12, [5, 1, 6], [2, 3, 7]], ids=str)
 def test_a_run_is_the_same_however_it_is_cut(cuts, recipe):

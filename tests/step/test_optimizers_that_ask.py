@@ -47,6 +47,7 @@ def ours(*parts, steps, batch=BATCH):
   return train, state, metrics
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ('tx', 'hooks'),
   [
