@@ -1,6 +1,6 @@
 """How well the step at which a run reaches a target is told from a part of its learning curve.
 
-    python experiments/bench/forecast_target.py --out=/tmp/curves.jsonl
+    python experiments/bench/forecast_target.py --out=FILE
 
 Short real runs over five tasks (digits, tables, text, regression, synthetic), each another network, rate, batch or
 optimizer; the metric is measured 60 times a run. A target is the best value seen by 40, 60 or 80 % of the run, where it

@@ -8,6 +8,7 @@ import numpy as np
 
 _MOST = 255  # the largest whole number that is looked for
 _ROWS = 256  # that are looked at first
+_FIRST, _TOGETHER = 8, 256  # values of a column that tell most that cannot be; columns at once
 _NEGATIVE_ZERO = np.uint32(1 << 31)
 
 
@@ -75,7 +76,7 @@ def _scales(matrix: np.ndarray) -> np.ndarray | None:
   some = matrix[matrix[:, 0] != 0][:_ROWS] if columns == 1 else matrix[:: max(1, rows // _ROWS)]
   few = some.astype(np.float64)
   for first in (slice(0, 2), slice(2, None)):  # most matrices have none, and two columns tell
-    for whole in range(1, _MOST + 1):
+    for whole in _promising(few, most, np.arange(columns)[first][np.isnan(scales[first])]):
       missing = np.arange(columns)[first][np.isnan(scales[first])]
       if not len(missing):
         break
@@ -86,6 +87,17 @@ def _scales(matrix: np.ndarray) -> np.ndarray | None:
     if np.isnan(scales[first]).any():
       return None
   return scales
+
+
+def _promising(few: np.ndarray, most: np.ndarray, columns: np.ndarray) -> list[int]:
+  """The whole numbers that the largest of some column may be, as its first values have it: of most matrices none."""
+  found = np.zeros(_MOST + 1, bool)
+  wholes = np.arange(1, _MOST + 1)
+  for start in range(0, len(columns), _TOGETHER):
+    some = columns[start : start + _TOGETHER]
+    steps = few[:_FIRST, some, None] / (most[some, None] / wholes)
+    found[1:] |= (np.abs(steps - np.rint(steps)) <= 1e-4).all(0).any(0)
+  return np.flatnonzero(found).tolist()
 
 
 def _settle(matrix: np.ndarray, most: np.ndarray, scales: np.ndarray, likely: np.ndarray, whole: int) -> None:
