@@ -134,3 +134,26 @@ def dense(framework, weights):
     module.set_weights(weights)
     return jl.from_keras(module), ('net/a/kernel', 'net/a/bias', 'net/b/kernel', 'net/b/bias'), False
   return jl.from_function(function_dense, [(w1, b1), (w2, b2)]), ('0/0', '0/1', '1/0', '1/1'), False
+
+
+def equinox_net(between=lambda x: x):
+  """Channels first: a convolution in steps, one in groups added to what it reads, and a dense layer behind both.
+
+  Args:
+    between: an activation of the sum.
+  """
+  import equinox as eqx
+
+  class Net(eqx.Module):
+    convs: list
+    last: eqx.nn.Linear
+
+    def __init__(self, key):
+      self.convs = [eqx.nn.Conv2d(3, 8, 3, 2, 1, key=key), eqx.nn.Conv2d(8, 8, 3, 1, 1, groups=2, key=key)]
+      self.last = eqx.nn.Linear(128, 5, key=key)
+
+    def __call__(self, x):
+      x = jax.nn.relu(self.convs[0](x))
+      return self.last(between(x + self.convs[1](x)).reshape(-1))
+
+  return Net(jax.random.key(0))

@@ -16,6 +16,7 @@ from jaxlite.deployment.integers.conversion import layers, quantized
 from jaxlite.deployment.operations import reference
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.running import program as programs
+from networks import equinox_net
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)
@@ -41,24 +42,6 @@ class Plain(nn.Module):
     x = norm()(nn.Conv(5, (1, 1), strides=(2, 2), use_bias=False)(x))  # linear, and read twice
     x = x + nn.Conv(5, (3, 3))(x)
     return nn.Dense(7)(x.mean((1, 2)))
-
-
-def equinox_net():
-  import equinox as eqx
-
-  class Net(eqx.Module):
-    convs: list
-    last: eqx.nn.Linear
-
-    def __init__(self, key):
-      self.convs = [eqx.nn.Conv2d(3, 8, 3, 2, 1, key=key), eqx.nn.Conv2d(8, 8, 3, 1, 1, groups=2, key=key)]
-      self.last = eqx.nn.Linear(128, 5, key=key)
-
-    def __call__(self, x):
-      x = jax.nn.relu(self.convs[0](x))
-      return self.last((x + self.convs[1](x)).reshape(-1))
-
-  return Net(jax.random.key(0))
 
 
 TOKENS = RNG.integers(1, 50, (8, 9)).astype(np.int32)

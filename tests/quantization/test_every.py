@@ -20,6 +20,7 @@ from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.running.program import traced
 from jaxlite.graph import joins, rewrite
 from jaxlite.quantization import _rule
+from networks import equinox_net
 
 RNG = np.random.default_rng(0)
 
@@ -85,24 +86,6 @@ class Scanned(nn.Module):
     return nn.Dense(4)(x)
 
 
-def equinox_net():
-  import equinox as eqx
-
-  class Net(eqx.Module):
-    convs: list
-    last: eqx.nn.Linear
-
-    def __init__(self, key):
-      self.convs = [eqx.nn.Conv2d(3, 8, 3, 2, 1, key=key), eqx.nn.Conv2d(8, 8, 3, 1, 1, groups=2, key=key)]
-      self.last = eqx.nn.Linear(128, 5, key=key)
-
-    def __call__(self, x):
-      x = jax.nn.relu(self.convs[0](x))
-      return self.last(jax.nn.relu(x + self.convs[1](x)).reshape(-1))
-
-  return Net(jax.random.key(0))
-
-
 def nnx_net():
   from flax import nnx
 
@@ -146,7 +129,7 @@ LONG = {
   'mlp': (lambda: models.MLP((16, 9)), floats(8, 5, 5, 1)),
   'small cnn': (models.SmallCNN, floats(8, 14, 14, 1)),
   'depthwise': (lambda: Residual(groups=6), IMAGES),
-  'equinox': (equinox_net, floats(8, 3, 8, 8)),
+  'equinox': (functools.partial(equinox_net, jax.nn.relu), floats(8, 3, 8, 8)),
   'nnx': (nnx_net, IMAGES),
   'haiku': (haiku_net, IMAGES),
   'resnet20': (models.ResNet20, floats(8, 28, 28, 1)),
