@@ -74,7 +74,7 @@ def idle(dev: Path = Path('/dev')) -> str | None:
 
 
 def _memory(device: Any) -> tuple[int | None, int | None]:
-  with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError):
+  with contextlib.suppress(RuntimeError, AttributeError):
     stats = device.memory_stats() or {}
     total, used = stats.get('bytes_limit'), stats.get('bytes_in_use', 0)
     if total:

@@ -58,7 +58,7 @@ def measured(
       continue
     try:
       wall, own = quickest(timed, budget, cores, waits=quota or name == 'dispatch')
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):  # no integers on this device, say; no memory
+    except (RuntimeError, TypeError, ValueError):  # no integers on this device, say; no memory
       continue
     work = 1.0 if name == 'dispatch' else timed.work
     if cores:

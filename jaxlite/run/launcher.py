@@ -115,6 +115,11 @@ _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
 _PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
 
 
+def _is_given(name: str) -> bool:
+  """Whether a flag has a value; 0 is one."""
+  return FLAGS[name].value is not None and FLAGS[name].value is not False
+
+
 def _given(fields: bool) -> dict[str, Any]:
   """The flags that belong to one mode, where they were given.
 
@@ -126,7 +131,7 @@ def _given(fields: bool) -> dict[str, Any]:
   """
   mode = FLAGS.mode
   for names, owner in ((_DEPLOYING, 'deploy'), (_PLANNING, 'plan')):
-    asked = [name for name in names if FLAGS[name].value not in (None, False)]
+    asked = [name for name in names if _is_given(name)]
     if asked and mode != owner:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
   if FLAGS.force and mode != 'train':
@@ -138,7 +143,7 @@ def _given(fields: bool) -> dict[str, Any]:
     found = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
     found |= {'budget': FLAGS.budget}
     return {name: value for name, value in found.items() if value is not None}
-  given = {name: FLAGS[name].value for name in _PLANNING if FLAGS[name].value not in (None, False)}
+  given = {name: FLAGS[name].value for name in _PLANNING if _is_given(name)}
   budget = [name for name in given if name in _BUDGET]
   alone = budget or 'check' in given
   if budget and 'check' in given:

@@ -33,6 +33,9 @@ WRONG = [
   (('--mode=plan', '--minutes=3'), 'asked by --minutes, --examples and --shape'),
   (('--mode=plan', '--classes=3'), 'asked by --minutes, --examples and --shape'),
   (('--mode=plan', '--check', '--workdir=nowhere'), 'holds no finished run'),
+  (('--mode=plan', '--minutes=3', '--examples=0', '--shape=8'), '--examples is '),
+  (('--mode=plan', '--minutes=0', '--examples=9', '--shape=8'), '--minutes is above 0; got 0'),
+  (('--mode=train', '--minutes=0'), '--minutes goes with --mode=plan'),
   (('--mode=plan', '--minutes=x'), 'flag --minutes=x'),
   (('--mode=play',), 'flag --mode=play'),
 ]
