@@ -56,6 +56,7 @@ def fake_quant(
       whole numbers on the grid of their sum and batch norms in its scale: it shows the very integers that are deployed,
       where nothing but contractions, additions, means, pools, ReLU and such lie between. What training does to a bias
       is not rounded: half a step of a sum is next to nothing of a step of its result. The network's results stay float.
+      As in deployed integers, a NaN among the inputs of evaluation becomes a number: look for it before.
     real: execute int8 operands into int32 instead of integer-valued float32; for evaluation and deployment, on the
       params and state that the fake model was trained to.
     name: of the hook.
