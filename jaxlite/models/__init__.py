@@ -28,7 +28,7 @@ from jaxlite.models.layers import max_pool
 from jaxlite.models.lenet import LeNet5
 from jaxlite.models.mlp import MLP, LeNet300
 from jaxlite.models.mobilenet import MobileNetV2
-from jaxlite.models.published import Published, published
+from jaxlite.models.published_weights import Published, published
 from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
 from jaxlite.models.resnet_photographs import DeepResNet, ResNet18, ResNet34, ResNet50
 from jaxlite.models.sizes import Summary, summary

@@ -22,7 +22,7 @@ from jaxlite.models import (
   ViT,
   published,
 )
-from jaxlite.models.published_names import forms_of
+from jaxlite.models.weight_names import forms_of
 
 pytestmark = pytest.mark.unoptimized
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxlite import errors, trees
 from jaxlite.models.layers import scaled_normal
-from jaxlite.models.published_names import Form, Source, Table, forms_of
+from jaxlite.models.weight_names import Form, Source, Table, forms_of
 
 _COUNTS = re.compile(r'(^|\.)num_batches_tracked$')  # torch's count of batches, which only its momentum=None reads
 _TURNED = {
