@@ -75,7 +75,7 @@ class Decoded:
     """Describes the array; makes nothing.
 
     Args:
-      make: (row, out) writes example `row` into `out`, an array of `shape` and `dtype`; the same each time.
+      make: (row, out) writes example `row` into `out[...]`, an array of `shape` and `dtype`; the same each time.
       count: N.
       shape: of one example.
       dtype: of the array.
@@ -132,7 +132,7 @@ class Decoded:
       jobs: list[Any] = []
       for place, row in enumerate(rows.reshape(-1).tolist()):
         future = ready.pop(row, None)
-        jobs.append((place, future or self._workers.submit(self._into, row, flat[place]), future is not None))
+        jobs.append((place, future or self._workers.submit(self._into, row, flat[place, ...]), future is not None))
       self._foresee(upcoming)
     try:
       for place, future, copies in jobs:

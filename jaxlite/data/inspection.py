@@ -175,7 +175,7 @@ def _place(root: pathlib.Path, about: str) -> pathlib.Path:
 def _remembered(place: pathlib.Path, empty: dict[str, np.ndarray]) -> dict[Any, tuple[dict[str, np.ndarray], int]]:
   """(file, (size, time)) -> where its values stand; nothing where there are none, or not such as are wanted."""
   try:
-    with np.load(place, allow_pickle=False) as kept:
+    with open(place, 'rb') as file, np.load(file, allow_pickle=False) as kept:
       found = {name: kept[name] for name in kept.files}
     names = bytes(found['files']).decode('utf-8', 'surrogateescape').split('\0')
     sizes, times = found['sizes'].tolist(), found['times'].tolist()

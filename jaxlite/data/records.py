@@ -173,7 +173,7 @@ def _write_index(index: pathlib.Path, file: Any, done: int, offsets: np.ndarray,
 def _read_index(index: pathlib.Path, count: int) -> tuple[int, np.ndarray, np.ndarray]:
   offsets, sums = np.zeros(count + 1, np.int64), np.zeros(count, np.uint32)
   try:
-    with np.load(index, allow_pickle=False) as kept:
+    with open(index, 'rb') as file, np.load(file, allow_pickle=False) as kept:
       done, before, known = int(kept['done']), kept['offsets'], kept['sums']
     if not (0 <= done <= count and before.shape == (done + 1,) and known.shape == (done,) and (before >= 0).all()):
       return 0, offsets, sums
