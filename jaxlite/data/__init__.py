@@ -16,6 +16,8 @@ _HOMES = {
   'dataset': ('Dataset', 'Split', 'make_dataset'),
   'encoders': ('TableEncoder', 'TextEncoder', 'load_encoder'),
   'logits': ('cache_logits',),
+  'picture_folder': ('pictures',),
+  'pixels': ('PictureEncoder',),
   'sequences': ('Windows', 'pad', 'windows'),
   'sources': ('load',),
   'streams': ('Stream', 'from_iterable', 'stream'),

@@ -103,7 +103,7 @@ def of_run(
   given = _of_data(held) if examples is None else examples
   inputs, labels, weight = _split(given, meaning.encode, meaning.task, meaning.facts)
   name = '' if meaning.task is None else meaning.task.name
-  about = about_of(held.run, held.step, name, meaning.facts, encoded=meaning.encode is not None)
+  about = about_of(held.run, held.step, name, meaning.facts, encoder=meaning.encode)
   return Subject(
     held.folder.resolve().name,
     network,

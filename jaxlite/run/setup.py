@@ -18,6 +18,7 @@ from jaxlite.config.reads import Reads, watched
 from jaxlite.config.schema import Config
 from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
+from jaxlite.data.decoded import head
 from jaxlite.errors import ConfigError
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.optim import accumulate, normalize, remat
@@ -139,7 +140,7 @@ def shortened(setup: Setup, steps: int) -> Setup:
 def _first(split: Any, most: int) -> Any:
   if not isinstance(split, datasets.Split) or len(split.labels) <= most:
     return split
-  return split._make(None if one is None else jax.tree.map(lambda leaf: leaf[:most], one) for one in split)
+  return split._make(None if one is None else jax.tree.map(lambda leaf: head(leaf, most), one) for one in split)
 
 
 def _teacher_of(config: Config, folder: Path) -> str:
