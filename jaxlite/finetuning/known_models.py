@@ -243,7 +243,7 @@ class Catalogue(NamedTuple):
   def __str__(self) -> str:
     heads = ['name', 'does', 'parameters', 'multiply-adds', 'input', 'published', 'license', 'installed']
     if self.prices:
-      heads.append('a step here')
+      heads.append('a step here (80 % interval), memory')
     rows = [heads] + [_row(entry, self.prices) for entry in self.entries]
     widths = [max(len(row[place]) for row in rows) for place in range(len(heads))]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -258,7 +258,9 @@ def catalogue(
   *,
   most_parameters: float | None = None,
   license: str = '',
-  price: Callable[[Entry], str] | None = None,
+  batch_size: int = 0,
+  size: int | None = None,
+  say: Callable[[str], None] | None = None,
 ) -> Catalogue:
   """Returns the pretrained models that suit a task, the smallest first.
 
@@ -267,7 +269,10 @@ def catalogue(
       'image classification'. '' returns all.
     most_parameters: larger ones are left out.
     license: a piece of the license's name, such as 'apache'; others are left out.
-    price: entry -> what a step of it costs, such as `jl.planning.price(...)`; '' where it has none.
+    batch_size: above 0, the cost of a step of so many examples on this machine is forecast (`jl.plan`), of networks for
+      photographs: full fine-tuning by AdamW, and a forward pass, which is all that features cost.
+    size: side of the pictures in such a step; None is the published one.
+    say: is told when this machine is measured, which takes some seconds once.
 
   Returns:
     The Catalogue; its text is the table.
@@ -298,7 +303,12 @@ def catalogue(
       f'{most_parameters} parameters and a license like {license!r}: ask for less'
     )
   left.sort(key=lambda entry: (DOMAINS.index(entry.domain), entry.parameters or 0))
-  prices = {} if price is None else {entry.name: price(entry) for entry in left}
+  prices: dict[str, str] = {}
+  if batch_size:
+    from jaxlite.finetuning.prices import told_price  # needs Flax; the table alone does not
+
+    count = errors.whole(batch_size, 'batch_size', least=1)
+    prices = {entry.name: told_price(entry, count, size, say) for entry in left}
   return Catalogue(tuple(left), prices, tuple(said))
 
 
