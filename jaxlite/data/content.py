@@ -30,8 +30,8 @@ def of_program(fn: Any, *args: Any) -> str:
   """Hashes what a compiled function does, what it closes over included; the same on every machine.
 
   >>> double = jax.jit(lambda x: x * 2)
-  >>> of_program(double, 1.0) == of_program(jax.jit(lambda x: x * 2), 1.0), of_program(double, 1) == of_program(double, 1.0)
-  (True, False)
+  >>> of_program(double, 1.0) == of_program(jax.jit(lambda x: x * 2), 1.0)
+  True
   """
   lowered = fn.trace(*args).lower(lowering_platforms=('cpu',))
   return hashlib.sha256(lowered.as_text().encode()).hexdigest()

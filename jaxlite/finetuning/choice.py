@@ -28,7 +28,13 @@ class Choice(NamedTuple):
 
 
 def choose(
-  examples: int, classes: int, parameters: int, *, method: str = 'auto', norm: str = 'auto', ratio: float = 0.0,
+  examples: int,
+  classes: int,
+  parameters: int,
+  *,
+  method: str = 'auto',
+  norm: str = 'auto',
+  ratio: float = 0.0,
   can_probe: bool = True,
 ) -> Choice:
   """Picks a way by the number of examples and the size of the backbone; what is given is taken.
@@ -49,7 +55,9 @@ def choose(
   if method == 'auto':
     if each < _FEW and can_probe:
       method = 'probe'
-      why = f'{each:.0f} examples a class are too few to move {parameters:,} parameters by: the head alone, solved exactly'
+      why = (
+        f'{each:.0f} examples a class are too few to move {parameters:,} parameters by: the head alone, solved exactly'
+      )
     elif parameters > _LARGE:
       method = 'lora'
       why = f'{parameters:,} parameters with moments are dear: low-rank changes of the backbone, and the head'

@@ -66,7 +66,8 @@ def cached_features(
 
   >>> import tempfile, jax.numpy as jnp
   >>> from jaxlite.finetuning.head import backbone
-  >>> found = backbone((lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': jnp.eye(3), 'b': jnp.ones((3, 2))}), np.eye(3))
+  >>> params = {'a': jnp.eye(3), 'b': jnp.ones((3, 2))}
+  >>> found = backbone((lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], params), np.eye(3))
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   cached_features(found, Split(np.eye(3, dtype=np.float32), np.arange(3, dtype=np.int32)), folder).shape
   (3, 1, 3)

@@ -120,7 +120,9 @@ class _Program(NamedTuple):
   out_tree: Any
 
 
-def _read(model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any = None, step: Any = None) -> _Program:
+def _read(
+  model: Model, params: Params, state: State, inputs: Any, *, train: bool, key: Any = None, step: Any = None
+) -> _Program:
   """Traces a forward and reads where its weights are multiplied."""
 
   def forward(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
@@ -143,31 +145,36 @@ def _chosen(sites: list[provenance.Site], rule: str) -> provenance.Site:
 def _found(read: _Program, site: provenance.Site, count: int) -> provenance.Site | None:
   """The last weight, if outputs are what comes out of it, but for a bias, or a softmax of that."""
 
-  def at(scale: float) -> tuple[Any, Any]:
-    results, records = _run(read, site.name, scale)
+  @jax.jit
+  def at(leaves: list[Any], scale: Any) -> tuple[Any, Any]:
+    results, records = _run(read._replace(leaves=leaves), site.name, scale)
     outputs = jax.tree.unflatten(read.out_tree, results)[0]
     return outputs, records[site.name]
 
-  (full, (features, product)), (none, _) = at(1.0), at(0.0)
+  full, (features, product) = at(read.leaves, 1.0)
+  none, _ = at(read.leaves, 0.0)
   if not hasattr(full, 'shape') or full.ndim != 2 or features.shape[0] != count or full.size != product.size:
     return None
   if math.prod(features.shape[1:]) != math.prod(site.shape[axis] for axis in site.summed) or site.lengths:
     return None  # each example has several rows of features: positions, layers
+  if site.kind == 'dot_general' and site.side == 0:  # the weight comes first, and its outputs before the examples
+    product = product.reshape(-1, count).T
   full, none, product = (np.asarray(one, np.float64).reshape(count, -1) for one in (full, none, product))
-  size = max(1e-6, float(np.abs(full).max()))
-  if np.abs(full - none - product).max() <= 1e-2 * size:
+  grown = 10 / max(1e-6, float(np.abs(product).max()))  # near 0 everything is linear
+  more = np.asarray(at(read.leaves, grown)[0], np.float64).reshape(count, -1)
+  if np.abs(more - none - grown * product).max() <= 0.1 and np.abs(full - none - product).max() <= 0.1 / grown + 1e-6:
     return site
   softmax = np.abs(full.sum(1) - 1).max() < 1e-2 and (full >= 0).all() and full.shape[1] > 1
   return site if softmax and np.abs(none.sum(1) - 1).max() < 1e-2 else None
 
 
-def _run(read: _Program, name: str, scale: float | None = None) -> tuple[list[Any], Mapping[str, Any]]:
+def _run(read: _Program, name: str, scale: Any = None) -> tuple[list[Any], Mapping[str, Any]]:
   """Runs a program again, and hands out what goes into one product and what comes out."""
 
   def visit(site: Any, eqn: Any, operands: Any, given: Any, axes: Any) -> tuple[Any, Any]:
     del given, axes
     out = rewrite.bind(eqn, operands)[0]
-    return (out if scale is None else out * jnp.asarray(scale, out.dtype)), (operands[1 - site.side], out)
+    return (out if scale is None else (out * scale).astype(out.dtype)), (operands[1 - site.side], out)
 
   rules = rewrite.Rules(
     visit=visit, wanted=lambda site: site.name == name, merge=_never, fold=lambda one: one, absent=_never, across=_never
@@ -248,7 +255,12 @@ def _pooled(model: Model) -> Model:
 
 
 def with_head(
-  found: Backbone, classes: int, *, kernel: Any = None, bias: Any = None, extra: Extra | None = None,
+  found: Backbone,
+  classes: int,
+  *,
+  kernel: Any = None,
+  bias: Any = None,
+  extra: Extra | None = None,
   state: Mapping[str, Any] | None = None,
 ) -> Network:
   """Puts a new linear head on a backbone.
@@ -269,13 +281,20 @@ def with_head(
   """
   classes = whole(classes, 'classes', least=1)
   if HEAD in found.params:
-    raise ValueError(f'the new head is called {HEAD!r}, and so is a part of this backbone: rename that, or name it head=')
+    raise ValueError(
+      f'the new head is called {HEAD!r}, and so is a part of this backbone: rename that, or name it head='
+    )
   width = found.width
   if kernel is None:
     kernel = np.zeros((width, classes), np.float32)
   kernel = np.asarray(kernel, np.float32)
   bias = np.zeros(classes, np.float32) if bias is None else np.asarray(bias, np.float32)
-  if kernel.ndim != 2 or (extra is None and kernel.shape[0] != width) or kernel.shape[1] != classes or bias.shape != (classes,):
+  if (
+    kernel.ndim != 2
+    or (extra is None and kernel.shape[0] != width)
+    or kernel.shape[1] != classes
+    or bias.shape != (classes,)
+  ):
     raise ValueError(
       f'a head of {classes} classes on {width} features has a kernel [{width}, {classes}] and a bias [{classes}]; got '
       f'{list(kernel.shape)} and {list(bias.shape)}'
@@ -305,4 +324,3 @@ def _kinds(outputs: Any) -> str:
   if hasattr(outputs, 'shape'):
     return f'an array {list(outputs.shape)}'
   return f'a {type(outputs).__name__}'
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os.path
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ def depths(order: Sequence[str], paths: Sequence[str]) -> dict[str, float]:
     if path in place:
       return place[path] / len(order)
     own = path.split('/')
-    shared = {one: len(os.path.commonprefix([own, those])) for one, those in parts.items()}
+    shared = {one: _shared(own, those) for one, those in parts.items()}
     most = max(shared.values(), default=0)
     if trees.is_extra(path) or path.startswith('head/'):
       return 1.0
@@ -43,6 +43,10 @@ def depths(order: Sequence[str], paths: Sequence[str]) -> dict[str, float]:
     return min(place[one] for one in order if shared[one] == most) / len(order)
 
   return {path: of(path) for path in paths}
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+  return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class RatesState(NamedTuple):
@@ -61,7 +65,7 @@ class RatesState(NamedTuple):
 
 
 def rates_by_depth(order: Sequence[str], ratio: float) -> optax.GradientTransformation:
-  """Lets lower layers learn slower: updates of the first are scaled by `ratio`, of the head by 1, between geometrically.
+  """Scales updates by depth: of the first layer by `ratio`, of the head by 1, geometrically between.
 
   A decay of d a layer over L layers is `ratio=d**L`. It belongs behind the optimizer, which may be any.
 
@@ -114,7 +118,9 @@ class ThawState(NamedTuple):
     """Tells when layers began to learn, and which never did."""
     names, leaves, _ = trees.flatten(self.begins)
     starts = sorted({int(np.min(np.asarray(one))) for one in leaves})
-    never = [name for name, one in zip(names, leaves, strict=True) if int(np.min(np.asarray(one))) >= np.min(self.count)]
+    never = [
+      name for name, one in zip(names, leaves, strict=True) if int(np.min(np.asarray(one))) >= np.min(self.count)
+    ]
     return Account(
       when=', '.join(f'from step {one}' for one in starts[:6]), left=f'{len(never)} arrays never began' if never else ''
     )
@@ -168,5 +174,7 @@ def thaw(order: Sequence[str], phases: int, steps: int) -> optax.GradientTransfo
 def _known(order: Sequence[str], params: Any, what: str) -> dict[str, float]:
   paths = trees.paths(params)
   if not set(order) & set(paths):
-    raise ValueError(f'{what} takes the paths of weights, {", ".join(list(order)[:3])}; none is a parameter here: {paths[:3]}')
+    raise ValueError(
+      f'{what} takes the paths of weights, {", ".join(list(order)[:3])}; none is a parameter here: {paths[:3]}'
+    )
   return depths(order, paths)

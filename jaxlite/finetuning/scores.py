@@ -226,9 +226,7 @@ def _targets(features: Any, labels: Any, classes: int | None) -> np.ndarray:
   return values.astype(np.float64).reshape(len(values), -1)
 
 
-def _scored(
-  score: Callable[[Any], float], count: int, labels: np.ndarray, started: float, interval: bool
-) -> Score:
+def _scored(score: Callable[[Any], float], count: int, labels: np.ndarray, started: float, interval: bool) -> Score:
   """The score of all examples, and by leaving out a tenth of them at a time (the grouped jackknife) how sure it is."""
   value = score(slice(None))
   low = high = math.nan
@@ -243,7 +241,7 @@ def _scored(
 
 def _logme(x: np.ndarray, targets: np.ndarray) -> float:
   """The evidence of y ~ N(0, 1/beta + x x^T / alpha), alpha and beta at their best, a mean over targets."""
-  count, width = x.shape
+  count = len(x)
   u, s, _ = np.linalg.svd(x, full_matrices=False)
   squares = s**2
   found = []
@@ -275,7 +273,7 @@ def _logme(x: np.ndarray, targets: np.ndarray) -> float:
 def _h_score(x: np.ndarray, y: np.ndarray, shrunk: bool) -> float:
   """In the coordinates of the examples' own span: no D x D matrix is made."""
   x = x - x.mean(0)
-  count, width = x.shape
+  count = len(x)
   u, s, _ = np.linalg.svd(x, full_matrices=False)
   kept = s > (s[0] * max(x.shape) * np.finfo(np.float64).eps if s[0] > 0 else np.inf)
   u, s = u[:, kept], s[kept]

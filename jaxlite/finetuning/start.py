@@ -1,4 +1,4 @@
-"""Where fine-tuning begins: a backbone with a head that was solved on its features, and the recipe that goes on from it."""
+"""Where fine-tuning begins: a backbone with a head that was solved on its features; and the recipe that goes on."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def begin(
   choice = choose(count, outputs, size, method=method, norm=norm, ratio=ratio, can_probe=solvable)
   if choice.method == 'probe' and not solvable:
     raise ValueError(
-      f'a probe solves classes of which one is right; the task {data.task.name} is none: method="full", "last" or "lora"'
+      f'a probe solves classes of which one is right; the task {data.task.name} is none: method="full" or "last"'
     )
   told = [found.told, f'method: {choice.method} ({choice.why})']
   encode = None if data.encoder is not None else found.encode
@@ -133,16 +133,25 @@ def begin(
   probe, extra, mixed = _solved(found, data, shown, outputs, words, strengths, seed, where)
   told.append(
     f'features: {count:,} x {shown.shape[1]} x {found.width:,} in {spent:.1f} s (kept in {where}); head: C = '
-    f'{probe.strength:g} chosen {probe.chosen_by}{mixed}, {100 * max(probe.tried.values(), default=float("nan")):.1f} % '
-    f'of them right, in {time.perf_counter() - began:.1f} s'
+    f'{probe.strength:g} chosen {probe.chosen_by}{mixed}, {100 * max(probe.tried.values(), default=np.nan):.1f} % of '
+    f'them right, in {time.perf_counter() - began:.1f} s'
   )
   options = {} if extra is None else {'extra': bags.tf_idf, 'state': extra.state}
   ready = with_head(found, outputs, kernel=probe.kernel, bias=probe.bias, **options)
   return Start(ready, found, choice, probe, tuple(told))
 
 
-def recipe(start: Start, total_steps: int, *, optim_config: Any, unfrozen: float = 0.3, phases: int = 4, rank: int = 8,
-           alpha: float = 16.0, augment: Sequence[Any] = ()) -> Recipe:
+def recipe(
+  start: Start,
+  total_steps: int,
+  *,
+  optim_config: Any,
+  unfrozen: float = 0.3,
+  phases: int = 4,
+  rank: int = 8,
+  alpha: float = 16.0,
+  augment: Sequence[Any] = (),
+) -> Recipe:
   """Returns the recipe of a method: AdamW on a warm-up cosine, with what the method freezes, holds back or adds.
 
   Args:
@@ -162,7 +171,7 @@ def recipe(start: Start, total_steps: int, *, optim_config: Any, unfrozen: float
   if choice.method == 'last':
     if not 0 < unfrozen <= 1:
       raise ValueError(f'unfrozen is the share of weights that learn, in (0, 1]; got {unfrozen}')
-    cut = min(depth - 1, int(round(depth * (1 - unfrozen))))
+    cut = min(depth - 1, round(depth * (1 - unfrozen)))
     known = _depths(found)
     frozen = frozenset(path for path, at in known.items() if at < cut / depth)
     hooks += [optim.freeze(lambda path: path in frozen)] if frozen else []
@@ -229,7 +238,7 @@ def _outputs(data: Dataset) -> tuple[int, bool]:
   known = {'multi_label': len(facts.get('names') or ()), 'regression': facts.get('targets'), 'binary': 1}
   if not known.get(name):
     raise ValueError(
-      f'a new head gives a row of outputs an example: of classification, multi_label, binary or regression; the task is '
+      f'a new head gives a row of outputs an example: of classification, multi_label, binary, regression; the task is '
       f'{name}: train such a network as it is, jl.train(model=network)'
     )
   return int(known[name]), False
@@ -248,7 +257,9 @@ def _check_encoders(network: Any, data: Dataset) -> None:
 
 def _of_shapes(error: Exception) -> bool:
   text = str(error)
-  return not (isinstance(error, ValueError) and text.startswith(('head', 'a backbone', 'features are', 'finetune', 'no weight')))
+  return not (
+    isinstance(error, ValueError) and text.startswith(('head', 'a backbone', 'features are', 'finetune', 'no weight'))
+  )
 
 
 def _reading(network: Any, most: int) -> Any:
@@ -266,7 +277,13 @@ def _reading(network: Any, most: int) -> Any:
 
 
 def _solved(
-  found: Backbone, data: Dataset, shown: np.ndarray, classes: int, words: str, strengths: Sequence[float], seed: int,
+  found: Backbone,
+  data: Dataset,
+  shown: np.ndarray,
+  classes: int,
+  words: str,
+  strengths: Sequence[float],
+  seed: int,
   where: Path,
 ) -> tuple[Probe, bags.Bag | None, str]:
   """The head, kept by what it was solved from: a run that goes on begins with the very same bits."""
@@ -297,8 +314,15 @@ def _solved(
 
 
 def _solve(
-  found: Backbone, train: Split, shown: np.ndarray, classes: int, words: str, strengths: Sequence[float], seed: int,
-  bag: bags.Bag | None, weight: np.ndarray | None,
+  found: Backbone,
+  train: Split,
+  shown: np.ndarray,
+  classes: int,
+  words: str,
+  strengths: Sequence[float],
+  seed: int,
+  bag: bags.Bag | None,
+  weight: np.ndarray | None,
 ) -> tuple[Probe, float]:
   embeddings = np.asarray(shown[:, 0], np.float64)
   labels = np.asarray(train.labels)
@@ -361,7 +385,10 @@ def _read(path: Path) -> tuple[Probe, float] | None:
 def _write(path: Path, probe: Probe, mix: float) -> None:
   arrays = {'kernel': probe.kernel, 'bias': probe.bias, 'right': probe.right}
   known = {
-    'strength': probe.strength, 'tried': list(probe.tried.items()), 'chosen_by': probe.chosen_by, 'mix': str(mix),
+    'strength': probe.strength,
+    'tried': list(probe.tried.items()),
+    'chosen_by': probe.chosen_by,
+    'mix': str(mix),
     'sha256': [digest(one) for one in arrays.values()],
   }
   try:
