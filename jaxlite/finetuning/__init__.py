@@ -4,7 +4,12 @@
 files (without PyTorch), npz.
 
 `catalogue` lists pretrained models by what they are for; `pretrained` opens one for photographs with its values, its
-preprocessing and its classes. Names load on first use.
+preprocessing and its classes.
+
+`backbone` takes the head off a network of any framework; `cached_features` computes what it gives once; `fit_probe`
+solves a new head on that, `with_head` puts it on. Whether features suit labels say `logme`, `h_score`,
+`nearest_neighbors` and `linear_probe`; `rank` asks them of several networks. `begin` and `recipe` are what
+`jl.finetune` trains. Names load on first use.
 """
 
 from __future__ import annotations
@@ -16,23 +21,62 @@ from jaxlite.finetuning.reading import read
 from jaxlite.finetuning.weights import Weights, WeightsError
 
 if TYPE_CHECKING:
+  from jaxlite.finetuning.choice import Choice, choose
+  from jaxlite.finetuning.features import cached_features, feature_data
+  from jaxlite.finetuning.head import Backbone, backbone, with_head
   from jaxlite.finetuning.known_models import Catalogue, Entry, catalogue
   from jaxlite.finetuning.photographs import Pretrained, pretrained
+  from jaxlite.finetuning.probe import Probe, fit_probe
+  from jaxlite.finetuning.ranking import Ranking, rank, resized
+  from jaxlite.finetuning.rates import rates_by_depth, thaw
+  from jaxlite.finetuning.scores import Score, h_score, linear_probe, logme, nearest_neighbors
+  from jaxlite.finetuning.start import Start, as_evaluated, begin, recipe
 
 _WHERE = {
+  'choice': ('Choice', 'choose'),
+  'features': ('cached_features', 'feature_data'),
+  'head': ('Backbone', 'backbone', 'with_head'),
   'known_models': ('Catalogue', 'Entry', 'catalogue'),
   'photographs': ('Pretrained', 'pretrained'),
+  'probe': ('Probe', 'fit_probe'),
+  'ranking': ('Ranking', 'rank', 'resized'),
+  'rates': ('rates_by_depth', 'thaw'),
+  'scores': ('Score', 'h_score', 'linear_probe', 'logme', 'nearest_neighbors'),
+  'start': ('Start', 'as_evaluated', 'begin', 'recipe'),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
+  'Backbone',
   'Catalogue',
+  'Choice',
   'Entry',
   'Pretrained',
+  'Probe',
+  'Ranking',
+  'Score',
+  'Start',
   'Weights',
   'WeightsError',
+  'as_evaluated',
+  'backbone',
+  'begin',
+  'cached_features',
   'catalogue',
+  'choose',
+  'feature_data',
+  'fit_probe',
+  'h_score',
+  'linear_probe',
+  'logme',
+  'nearest_neighbors',
   'pretrained',
+  'rank',
+  'rates_by_depth',
   'read',
+  'recipe',
+  'resized',
+  'thaw',
+  'with_head',
 ]
 
 
