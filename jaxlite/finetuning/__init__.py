@@ -22,9 +22,10 @@ from jaxlite.finetuning.weights import Weights, WeightsError
 
 if TYPE_CHECKING:
   from jaxlite.finetuning.choice import Choice, choose
+  from jaxlite.finetuning.entries import Entry
   from jaxlite.finetuning.features import cached_features, feature_data
   from jaxlite.finetuning.head import Backbone, backbone, with_head
-  from jaxlite.finetuning.known_models import Catalogue, Entry, catalogue
+  from jaxlite.finetuning.known_models import Catalogue, catalogue
   from jaxlite.finetuning.photographs import Pretrained, pretrained
   from jaxlite.finetuning.probe import Probe, fit_probe
   from jaxlite.finetuning.ranking import Ranking, rank, resized
@@ -36,7 +37,8 @@ _WHERE = {
   'choice': ('Choice', 'choose'),
   'features': ('cached_features', 'feature_data'),
   'head': ('Backbone', 'backbone', 'with_head'),
-  'known_models': ('Catalogue', 'Entry', 'catalogue'),
+  'entries': ('Entry',),
+  'known_models': ('Catalogue', 'catalogue'),
   'photographs': ('Pretrained', 'pretrained'),
   'probe': ('Probe', 'fit_probe'),
   'ranking': ('Ranking', 'rank', 'resized'),

@@ -17,7 +17,8 @@ import numpy as np
 from jaxlite import adapters, errors, models, optim
 from jaxlite.contract import Model, Network, with_const
 from jaxlite.data import PictureEncoder
-from jaxlite.finetuning.known_models import Entry, entry_named, installed, where
+from jaxlite.finetuning.entries import Entry
+from jaxlite.finetuning.known_models import entry_named, installed, where
 from jaxlite.finetuning.reading import read
 from jaxlite.finetuning.weights import Weights, WeightsError
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlite import adapters, contract, models
-from jaxlite.finetuning.known_models import Entry
+from jaxlite.finetuning.entries import Entry
 from jaxlite.host.rates import rates
 from jaxlite.planning.function import Call, call
 from jaxlite.planning.plan import mib, spoken

@@ -11,7 +11,7 @@ import pytest
 
 from jaxlite import models, trees
 from jaxlite.data import PictureEncoder
-from jaxlite.finetuning import catalogue, known_models, pretrained
+from jaxlite.finetuning import catalogue, entries, known_models, pretrained
 from jaxlite.models import summary
 
 pytestmark = pytest.mark.unoptimized
@@ -37,7 +37,8 @@ def tensors():
   return found
 
 
-@pytest.mark.parametrize('entry', [one for one in known_models.ENTRIES if one.pictures], ids=lambda one: one.name)
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize('entry', [one for one in entries.ENTRIES if one.pictures], ids=lambda one: one.name)
 def test_sizes_and_work_are_those_of_the_network(entry):
   kind, fields = entry.network
   side = entry.pictures.size
@@ -46,10 +47,10 @@ def test_sizes_and_work_are_those_of_the_network(entry):
 
 
 def test_every_entry_says_where_it_is_to_be_had_and_under_which_license():
-  names = [entry.name for entry in known_models.ENTRIES]
+  names = [entry.name for entry in entries.ENTRIES]
   assert len({name.lower() for name in names}) == len(names)
-  for entry in known_models.ENTRIES:
-    assert entry.domain in known_models.DOMAINS
+  for entry in entries.ENTRIES:
+    assert entry.domain in entries.DOMAINS
     assert entry.license
     assert known_models.where(entry)
     assert entry.source
