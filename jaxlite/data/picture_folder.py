@@ -99,7 +99,7 @@ def pictures(
   ...     Image.new('L', (9, 7), 200 - number if number % 2 else number).save(place / f'{number}.png')
   ...   data = pictures(folder, size=8)
   >>> data.train.inputs.shape, data.class_names, data.files['test']
-  ((16, 8, 8, 3), ('dark', 'light'), ('dark/7.png', 'light/8.png'))
+  ((16, 8, 8, 3), ('dark', 'light'), ('dark/5.png', 'light/10.png'))
   """
   encoder = PictureEncoder(as_size(size), channels, fit, background, most_pixels)
   if keep not in KEEPS:
