@@ -271,8 +271,14 @@ def load_encoder(text: str) -> Any:
   ('size',)
   """
   from jaxlite.data.pixels import PictureEncoder
+  from jaxlite.data.sound_folder import SoundEncoder
 
-  kinds: dict[str, Any] = {'table': TableEncoder, 'text': TextEncoder, 'picture': PictureEncoder}
+  kinds: dict[str, Any] = {
+    'table': TableEncoder,
+    'text': TextEncoder,
+    'picture': PictureEncoder,
+    'sound': SoundEncoder,
+  }
   found = _parsed(text, None)
   if found.get('kind') not in kinds:
     *first, last = kinds

@@ -140,7 +140,7 @@ def pictures(
     class_names=None,
     facts={**given, **(facts or {})},
     standardize=standardize,
-    notes=[*looked.notes, *told, *_twins(found, rows, listing.files)],
+    notes=[*looked.notes, *told, *twins(found, rows, listing.files)],
     encoder=encoder,
     statistics=statistics(found, rows['train'], encoder),
     sha256=fingerprint_of(looked, rows, checked, encoder, keep == 'jpeg'),
@@ -190,8 +190,8 @@ def carved_validation(task: Task, labels: np.ndarray, validation: float | None, 
   return {'train': kept, 'validation': taken}
 
 
-def _twins(found: Inspection, rows: dict[str, np.ndarray], files: Sequence[str]) -> list[str]:
-  """A note on files that stand in two splits, byte for byte."""
+def twins(found: Inspection, rows: dict[str, np.ndarray], files: Sequence[str]) -> list[str]:
+  """Returns a note on files that stand in two splits, byte for byte, or none."""
   seen: dict[bytes, tuple[str, int]] = {}
   twins: list[tuple[str, str, int, int]] = []
   for where, which in rows.items():
