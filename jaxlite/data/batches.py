@@ -12,11 +12,12 @@ import numpy as np
 from jaxlite.data.columns import Columns
 from jaxlite.data.dataset import Split
 from jaxlite.data.decoded import expect, foresees
+from jaxlite.data.mixtures import Mixture
 from jaxlite.data.streams import Stream
 from jaxlite.errors import whole
 
 Batch = dict[str, Any]
-Source = Split | Columns | Stream
+Source = Split | Columns | Stream | Mixture
 
 _FORESEEN = 2  # batches that are decoded while the device is at work, where examples lie in files
 
@@ -34,7 +35,7 @@ def steps_per_epoch(split: Source, batch_size: int) -> int:
   >>> steps_per_epoch(Split(np.zeros((10, 1), np.uint8), np.zeros(10, np.int32)), 4)
   3
   """
-  if isinstance(split, Stream):
+  if isinstance(split, Stream | Mixture):
     return split.steps_of(batch_size)
   count = len(split.labels)
   if whole(batch_size, 'batch_size', least=1) > count:
@@ -68,6 +69,8 @@ def batch_at(split: Source, batch_size: int, seed: int, step: int) -> Batch:
   step, seed = whole(step, 'step', least=0), whole(seed, 'seed', least=0)
   if isinstance(split, Stream):
     return split.at(seed, step)
+  if isinstance(split, Mixture):
+    return split.at(batch_size, seed, step)
   epoch, index = divmod(step, steps)
   order = _order(len(split.labels), seed, epoch)
   if foresees(split[:2]):
@@ -99,8 +102,9 @@ def batches_at(split: Source, batch_size: int, seed: int, step: int, count: int)
   steps_per_epoch(split, batch_size)
   step, count = whole(step, 'step', least=0), whole(count, 'count', least=1)
   seed = whole(seed, 'seed', least=0)
-  if isinstance(split, Stream):
-    return jax.tree.map(lambda *parts: np.stack(parts), *(split.at(seed, step + row) for row in range(count)))
+  if isinstance(split, Stream | Mixture):
+    each = (batch_at(split, batch_size, seed, step + row) for row in range(count))
+    return jax.tree.map(lambda *parts: np.stack(parts), *each)
   rows, weight = _rows_at(split, batch_size, seed, step, count)
   if foresees(split[:2]):
     expect(split[:2], _rows_at(split, batch_size, seed, step + count, count)[0])

@@ -271,11 +271,19 @@ def load_encoder(text: str) -> Any:
   ('size',)
   """
   from jaxlite.data.pixels import PictureEncoder
+  from jaxlite.data.sound_folder import SoundEncoder
 
-  kinds: dict[str, Any] = {'table': TableEncoder, 'text': TextEncoder, 'picture': PictureEncoder}
+  kinds: dict[str, Any] = {
+    'table': TableEncoder,
+    'text': TextEncoder,
+    'picture': PictureEncoder,
+    'sound': SoundEncoder,
+  }
   found = _parsed(text, None)
   if found.get('kind') not in kinds:
-    raise ValueError(f'the JSON of an encoder has a kind, {" or ".join(kinds)}; got {found.get("kind")!r}')
+    *first, last = kinds
+    named = f'{", ".join(first)} or {last}'
+    raise ValueError(f'the JSON of an encoder has a kind, {named}; got {found.get("kind")!r}')
   return kinds[found['kind']].from_json(text)
 
 

@@ -79,13 +79,19 @@ def list_classes(folder: Any, reads: Callable[[str], bool], what: str) -> Listin
 
 
 def list_all(folder: Any, reads: Callable[[str], bool], what: str) -> Listing:
-  """Returns all files of a folder that are examples, whatever folder they lie in; all of them 'train'."""
+  """Returns all files of a folder that are examples, whatever folder they lie in, by the splits that it has."""
   root = as_folder(folder, what)
-  files, other = list_files(root, reads)
-  if not files:
-    raise ValueError(f'a folder of {what}s holds one at least; {root} has none: is it the right one?')
-  notes = (_passed_over(root, other, what),) if other else ()
-  return Listing(root, tuple(files), ('train',) * len(files), ('',) * len(files), notes)
+  files, splits, notes = [], [], []
+  for where, part in split_folders(root).items():
+    found, other = list_files(part, reads)
+    if not found:
+      raise ValueError(f'a folder of {what}s holds one at least; {part} has none: is it the right one?')
+    prefix = '' if part == root else f'{part.name}/'
+    files += [f'{prefix}{one}' for one in found]
+    splits += [where] * len(found)
+    notes += [f'{prefix}{one}' for one in other]
+  told = (_passed_over(root, notes, what),) if notes else ()
+  return Listing(root, tuple(files), tuple(splits), ('',) * len(files), told)
 
 
 def as_folder(folder: Any, what: str) -> pathlib.Path:

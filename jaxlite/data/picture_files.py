@@ -38,6 +38,11 @@ class Looked(NamedTuple):
   found: Inspection
   notes: tuple[str, ...]
 
+  @property
+  def turned(self) -> list[list[int]]:
+    """Height and width of each picture as it is shown, before it is scaled."""
+    return self.found.columns['turned'].tolist()
+
 
 def look_at(listing: folders.Listing, encoder: PictureEncoder, broken: str, workers: Workers, progress: bool) -> Looked:
   """Returns what every file holds; files that cannot be used are named in an error, or left out and noted."""
@@ -47,6 +52,7 @@ def look_at(listing: folders.Listing, encoder: PictureEncoder, broken: str, work
 
   empty = {
     'size': np.zeros(2, np.int32),
+    'turned': np.zeros(2, np.int32),
     'shape': np.zeros(2, np.int32),
     'mode': np.array('', 'U8'),
     'format': np.array('', 'U8'),
@@ -63,6 +69,7 @@ def look_at(listing: folders.Listing, encoder: PictureEncoder, broken: str, work
     levels = np.arange(256)
     return {
       'size': about['size'],
+      'turned': about['turned'],
       'shape': (image.height, image.width),
       'mode': about['mode'][:8],
       'format': (about['format'] or '')[:8],
@@ -143,8 +150,13 @@ def decoder(
   if keep in ('pixels', 'jpeg'):
     make = _from_records(looked, encoder, keep, workers, make, progress)
   base = Decoded(make, count, shape, np.uint8, workers=workers, ahead=ahead)
-  fits = count * each <= min(_IN_MEMORY, machine.available() // 8)
-  return base.take(np.arange(count)) if keep == 'memory' or (keep == 'auto' and fits) else base
+  held = keep == 'memory' or (keep == 'auto' and fits_memory(count * each))
+  return base.take(np.arange(count)) if held else base
+
+
+def fits_memory(size: int) -> bool:
+  """Whether so many bytes of examples are kept in memory where nobody says how: few, and few of what is free."""
+  return size <= min(_IN_MEMORY, machine.available() // 8)
 
 
 def contents(listing: folders.Listing, found: Inspection, row: int) -> bytes:
@@ -217,9 +229,7 @@ def statistics(found: Inspection, rows: np.ndarray, encoder: PictureEncoder) -> 
   return np.array(mean, np.float32), np.array(std, np.float32)
 
 
-def fingerprint_of(
-  looked: Looked, rows: dict[str, np.ndarray], labels: np.ndarray, encoder: PictureEncoder, lossy: bool
-) -> str:
+def fingerprint_of(looked: Looked, rows: dict[str, np.ndarray], labels: np.ndarray, encoder: Any, lossy: bool) -> str:
   """Returns sha256 over the contents of all files, what is made of them, labels and splits."""
   told = hashlib.sha256(json.dumps([encoder.to_json(), lossy]).encode())
   for where, which in rows.items():

@@ -99,7 +99,7 @@ def pictures(
   ...     Image.new('L', (9, 7), 200 - number if number % 2 else number).save(place / f'{number}.png')
   ...   data = pictures(folder, size=8)
   >>> data.train.inputs.shape, data.class_names, data.files['test']
-  ((16, 8, 8, 3), ('dark', 'light'), ('dark/7.png', 'light/8.png'))
+  ((16, 8, 8, 3), ('dark', 'light'), ('dark/5.png', 'light/10.png'))
   """
   encoder = PictureEncoder(as_size(size), channels, fit, background, most_pixels)
   if keep not in KEEPS:
@@ -140,7 +140,7 @@ def pictures(
     class_names=None,
     facts={**given, **(facts or {})},
     standardize=standardize,
-    notes=[*looked.notes, *told, *_twins(found, rows, listing.files)],
+    notes=[*looked.notes, *told, *twins(found, rows, listing.files)],
     encoder=encoder,
     statistics=statistics(found, rows['train'], encoder),
     sha256=fingerprint_of(looked, rows, checked, encoder, keep == 'jpeg'),
@@ -190,8 +190,8 @@ def carved_validation(task: Task, labels: np.ndarray, validation: float | None, 
   return {'train': kept, 'validation': taken}
 
 
-def _twins(found: Inspection, rows: dict[str, np.ndarray], files: Sequence[str]) -> list[str]:
-  """A note on files that stand in two splits, byte for byte."""
+def twins(found: Inspection, rows: dict[str, np.ndarray], files: Sequence[str]) -> list[str]:
+  """Returns a note on files that stand in two splits, byte for byte, or none."""
   seen: dict[bytes, tuple[str, int]] = {}
   twins: list[tuple[str, str, int, int]] = []
   for where, which in rows.items():

@@ -113,7 +113,7 @@ class PictureEncoder:
         got = f'{array.dtype}{list(array.shape)}' if array.dtype != object else type(picture).__name__
         raise ValueError(f'a picture is a path, an image or uint8 [H, W] or [H, W, C]; {where} is {got}')
       picture = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
-    return as_pixels(self._fitted(_oriented(picture), where))
+    return as_pixels(self._fitted(oriented(picture), where))
 
   def read(self, path: str) -> Any:
     """Returns the picture in a file as a Pillow image of this size and these channels, 'L' or 'RGB'.
@@ -135,7 +135,8 @@ class PictureEncoder:
     Args:
       content: of the file.
       where: its name, for errors.
-      about: is given what was found: 'format', 'mode', 'size' (width, height), 'animated'.
+      about: is given what was found: 'format', 'mode', 'size' (width, height), 'turned'
+        (height, width as it is shown), 'animated'.
 
     Raises:
       ValueError: one line, with the name and what is wrong.
@@ -151,6 +152,7 @@ class PictureEncoder:
         if about is not None:
           about.update(format=image.format, mode=image.mode, size=image.size)
           about['animated'] = bool(getattr(image, 'is_animated', False))
+          size = image.size
         if image.format == 'JPEG' and self.size is not None:  # in either orientation
           side = _DRAFT * max(*self.size, self.resize or 0)
           image.draft(None, (side, side))
@@ -160,9 +162,11 @@ class PictureEncoder:
             'scale it down, or raise most_pixels'
           )
         image.load()
+        if about is not None:
+          about['turned'] = size if _is_turned(image) else size[::-1]
         if image.mode == 'I' and image.format == 'PNG':
           image = _sixteen(image, where)
-        return self._fitted(_oriented(image), where)
+        return self._fitted(oriented(image), where)
     except UnidentifiedImageError:
       raise ValueError(f'{where} is no picture: {_kind(content)}') from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -177,32 +181,33 @@ class PictureEncoder:
       raise ValueError(f'{where} is damaged ({_line(error)})') from None
 
   def _fitted(self, image: Any, where: str) -> Any:
-    image = _plain(image, self.channels, self.background, where)
+    return self.place(_plain(image, self.channels, self.background, where), self.background)
+
+  def place(self, image: Any, background: int, *, blends: bool = True) -> Any:
+    """Returns an image of any mode brought to the size; without `blends` each pixel is one of the old ones."""
     if self.size is None or (self.resize is None and image.size == (self.size[1], self.size[0])):
       return image
     from PIL import Image
 
     height, width = self.size
-    how = Image.Resampling[self.interpolation.upper()]
+    resampling = Image.Resampling[self.interpolation.upper() if blends else 'NEAREST']
     if self.resize is not None:
       shorter = min(image.size)
       across, down = (self.resize * side // shorter for side in image.size)
       left, top = round((across - width) / 2), round((down - height) / 2)
-      return image.resize((across, down), how).crop((left, top, left + width, top + height))
+      return image.resize((across, down), resampling).crop((left, top, left + width, top + height))
     if self.fit == 'stretch':
-      return image.resize((width, height), how)
+      return image.resize((width, height), resampling)
     if self.fit == 'crop':
       share = min(image.width / width, image.height / height)
       across, down = share * width, share * height
       left, top = (image.width - across) / 2, (image.height - down) / 2
       box = (max(0.0, left), max(0.0, top), min(image.width, left + across), min(image.height, top + down))
-      return image.resize((width, height), how, box=box)
+      return image.resize((width, height), resampling, box=box)
     share = max(image.width / width, image.height / height)
     inner = max(1, round(image.width / share)), max(1, round(image.height / share))
-    framed = Image.new(
-      image.mode, (width, height), (self.background,) * self.channels if self.channels > 1 else self.background
-    )
-    framed.paste(image.resize(inner, how), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    framed = Image.new(image.mode, (width, height), (background,) * 3 if image.mode == 'RGB' else background)
+    framed.paste(image.resize(inner, resampling), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return framed
 
   def to_json(self) -> str:
@@ -221,11 +226,8 @@ class PictureEncoder:
   @property
   def about(self) -> str:
     """What it does, in a line: for whoever feeds a deployed model without it."""
-    size = (
-      'of their own size'
-      if self.size is None
-      else f'{self.size[0]} x {self.size[1]} by {self.fit}, {self.interpolation}'
-    )
+    how = f'by {self.fit}, {self.interpolation}'
+    size = 'of their own size' if self.size is None else f'{self.size[0]} x {self.size[1]} {how}'
     size += '' if self.resize is None else f' after scaling the shorter side to {self.resize}'
     kind = 'gray' if self.channels == 1 else 'RGB'
     return f'pictures {size}, {kind}, uint8 0 to 255, transparency on {self.background}'
@@ -253,13 +255,21 @@ def reads_name(name: str) -> bool:
   return not extension or Image.registered_extensions().get(extension, '') not in {'', 'PDF', 'PALM', *_REFUSED}
 
 
-def _oriented(image: Any) -> Any:
+def oriented(image: Any) -> Any:
+  """Returns an image turned as its EXIF orientation says."""
   from PIL import ImageOps
 
   try:
     return ImageOps.exif_transpose(image)
   except Exception:  # damaged EXIF says nothing about the pixels
     return image
+
+
+def _is_turned(image: Any) -> bool:
+  try:
+    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # the camera was held upright
+  except Exception:
+    return False
 
 
 def _plain(image: Any, channels: int, background: int, where: str) -> Any:
