@@ -11,6 +11,8 @@ from jaxlite import errors
 
 errors.need('jaxlite.models', 'flax')
 
+from jaxlite.models.bert import Bert
+from jaxlite.models.cached_generation import Generated, generate_cached
 from jaxlite.models.cnn import SmallCNN
 from jaxlite.models.decoder import Decoder
 from jaxlite.models.depthwise import DepthwiseCNN
@@ -21,13 +23,17 @@ from jaxlite.models.lenet import LeNet5
 from jaxlite.models.mlp import MLP, LeNet300
 from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
 from jaxlite.models.sizes import Summary, summary
+from jaxlite.models.text_configs import text_module
+from jaxlite.models.text_weights import TextNetwork, text_network
 from jaxlite.models.vit import ViT
 
 __all__ = [
   'MLP',
+  'Bert',
   'Decoder',
   'DepthwiseCNN',
   'EmbeddingBag',
+  'Generated',
   'LeNet5',
   'LeNet300',
   'ResNet',
@@ -35,8 +41,12 @@ __all__ = [
   'ResNet20',
   'SmallCNN',
   'Summary',
+  'TextNetwork',
   'ViT',
   'generate',
+  'generate_cached',
   'max_pool',
   'summary',
+  'text_module',
+  'text_network',
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxlite.models.bert import Bert
 from jaxlite.models.cnn import SmallCNN
 from jaxlite.models.decoder import Decoder
 from jaxlite.models.depthwise import DepthwiseCNN
@@ -17,7 +18,7 @@ from jaxlite.models.mlp import MLP, LeNet300
 from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
 from jaxlite.models.vit import ViT
 
-_NETWORKS = (MLP, Decoder, DepthwiseCNN, EmbeddingBag, LeNet5, LeNet300, ResNet, ResNet8, ResNet20, SmallCNN, ViT)
+_NETWORKS = (MLP, Bert, Decoder, DepthwiseCNN, EmbeddingBag, LeNet5, LeNet300, ResNet, ResNet8, ResNet20, SmallCNN, ViT)
 _OF_FLAX = frozenset({'parent', 'name'})  # fields that say where a module stands, not what it computes
 
 
