@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from jaxlite.version import __version__ as __version__
 
 if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
-  from jaxlite import checkpoint, contract, data, distillation, models, optim, pruning, quantization, step, tasks
+  from jaxlite import (
+    checkpoint,
+    contract,
+    data,
+    distillation,
+    finetuning,
+    models,
+    optim,
+    pruning,
+    quantization,
+    step,
+    tasks,
+  )
   from jaxlite.adapters import (
     adapt,
     from_equinox,
@@ -77,6 +89,7 @@ _ROOMS = (
   'contract',
   'data',
   'distillation',
+  'finetuning',
   'models',
   'optim',
   'pruning',
@@ -133,6 +146,7 @@ __all__ = [
   'distill',
   'distillation',
   'fake_quant',
+  'finetuning',
   'for_cpu',
   'freeze',
   'from_equinox',
