@@ -5,10 +5,13 @@ files (without PyTorch), npz.
 """
 
 from jaxlite.finetuning.reading import read
+from jaxlite.finetuning.text_models import PretrainedText, pretrained_text
 from jaxlite.finetuning.weights import Weights, WeightsError
 
 __all__ = [
+  'PretrainedText',
   'Weights',
   'WeightsError',
+  'pretrained_text',
   'read',
 ]
