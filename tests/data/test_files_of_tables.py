@@ -120,7 +120,7 @@ def test_labeled_texts_come_from_lines_and_folders(tmp_path):
   with pytest.raises(ValueError, match='has none in row 20'):
     labeled_texts(tmp_path / 'holes.jsonl', 'review', 'stars')
   (tmp_path / 'unlabeled.jsonl').write_text('\n'.join([*lines, '{"review": "x", "stars": null}']))
-  with pytest.raises(ValueError, match='every row has a label; .* none in row 20'):
+  with pytest.raises(ValueError, match='none in row 20'):
     labeled_texts(tmp_path / 'unlabeled.jsonl', 'review', 'stars')
   (tmp_path / 'films' / 'no' / '99.txt').write_bytes(b'\xff\xfe\xff')
   with pytest.raises(ValueError, match=r'99.txt is not'):
