@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 
 from jaxlite.data.chosen import Chosen
 from jaxlite.errors import whole
+from jaxlite.host import machine
 
 AHEAD = 1 << 26  # bytes of examples that are decoded before they are asked for: 64 MiB
 
@@ -34,7 +34,7 @@ class Workers:
 
   def __init__(self, threads: int | None = None):
     """Args: threads, from 1; None takes one a core, 8 at most."""
-    self.threads = min(8, os.cpu_count() or 1) if threads is None else whole(threads, 'threads', least=1)
+    self.threads = min(8, machine.cores()) if threads is None else whole(threads, 'threads', least=1)
     self._lock, self._pool = threading.Lock(), None
 
   def submit(self, call: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
