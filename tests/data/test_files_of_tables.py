@@ -35,7 +35,7 @@ def test_one_table_in_every_form_makes_one_data_set(tmp_path):
   found = [from_table(tmp_path / name, 'kind') for name in ('t.parquet', 't.csv', 't.jsonl', 'parts')]
   assert len({data.fingerprint for data in found}) == 1
   assert len({data.encoder for data in found}) == 1
-  assert found[1].encoder(tmp_path / 't.parquet').shape == (24, 5)
+  assert found[1].encoder(tmp_path / 't.parquet').shape == (24, 6)
 
 
 def test_parquet_keeps_what_its_types_mean(tmp_path):

@@ -33,7 +33,8 @@ def test_a_config_names_pictures_sounds_tables_and_texts(tmp_path):
   pictured.write(tmp_path / 'pictures', 40)
   found = data_of(tmp_path / 'pictures', size=8, keep='folder', threads=1)
   assert found.train.inputs.shape == (32, 8, 8, 3)
-  assert _held(found.train) == 40 * 8 * 8 * 3  # what may be decoded ahead, not all that there is
+  assert _held(found.train) == 40 * 8 * 8 * 3 + 32 * 4  # what may be decoded ahead, and labels
+  assert _held(data_of(tmp_path / 'pictures', size=800, keep='folder').train) == (1 << 26) + 32 * 4
   assert data_of('pictures', directory=str(tmp_path), size=8).fingerprint == found.fingerprint
   for number in range(20):
     place = tmp_path / 'sounds' / f'c{number % 2}'
