@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +67,7 @@ class Dataset(NamedTuple):
     notes: lines that a person should read before training, such as a class without examples.
     feature_names: one name per feature of a table, else empty.
     encoder: what made the inputs of raw rows or texts (`jaxlite.data.encoders`); None where they came as arrays.
-    files: by split, the file that each example came from, relative to the folder; empty where there are none.
+    files: by split, the file that each example came from, relative to the folder; None where there are none.
   """
 
   name: str
@@ -83,7 +82,7 @@ class Dataset(NamedTuple):
   notes: tuple[str, ...] = ()
   feature_names: tuple[str, ...] = ()
   encoder: Any = None
-  files: Mapping[str, Sequence[str]] = MappingProxyType({})
+  files: Mapping[str, Sequence[str]] | None = None
 
   @property
   def classes(self) -> int:

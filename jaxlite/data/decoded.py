@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxlite.data.chosen import Chosen
 from jaxlite.errors import whole
+from jaxlite.host import machine
 
 AHEAD = 1 << 26  # bytes of examples that are decoded before they are asked for: 64 MiB
 
@@ -33,7 +34,7 @@ class Workers:
 
   def __init__(self, threads: int | None = None):
     """Args: threads, from 1; None takes one a core, 8 at most."""
-    self.threads = min(8, os.cpu_count() or 1) if threads is None else whole(threads, 'threads', least=1)
+    self.threads = min(8, machine.cores()) if threads is None else whole(threads, 'threads', least=1)
     self._lock, self._pool = threading.Lock(), None
 
   def submit(self, call: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
@@ -104,6 +105,15 @@ class Decoded:
   def held_bytes(self) -> int:
     """Bytes of examples that may lie in memory before they are asked for."""
     return min(self.ahead, self.example_bytes * len(self))
+
+  def seconds(self) -> float:
+    """Returns about how long one example takes one thread, as three of them take now."""
+    took = []
+    for row in sorted({0, len(self) // 2, len(self) - 1}):
+      began = time.perf_counter()
+      self._alone(row)
+      took.append(time.perf_counter() - began)
+    return sorted(took)[len(took) // 2]
 
   def __len__(self) -> int:
     return self.shape[0]

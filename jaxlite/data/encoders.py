@@ -273,7 +273,7 @@ def load_encoder(text: str) -> Any:
   ('size',)
   """
   from jaxlite.data.pixels import PictureEncoder
-  from jaxlite.data.sound_folder import SoundEncoder
+  from jaxlite.data.sound_encoder import SoundEncoder
 
   kinds: dict[str, Any] = {
     'table': TableEncoder,

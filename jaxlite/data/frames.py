@@ -42,7 +42,7 @@ def read_columns(table: Any) -> dict[str, np.ndarray]:
     columns = _from_rows(table)
   elif hasattr(table, 'columns') and hasattr(table, '__getitem__'):  # a DataFrame, without importing its library
     names = [str(column) for column in table.columns]
-    check_names(names, 'the table')
+    _check_names(names, 'the table')
     columns = {name: _column(table[column]) for name, column in zip(names, table.columns, strict=True)}
   else:
     raise ValueError(
@@ -94,8 +94,7 @@ def _objects(values: list[Any]) -> np.ndarray:
   return found
 
 
-def check_names(names: Sequence[str], where: str) -> None:
-  """Raises ValueError where two columns have one name."""
+def _check_names(names: Sequence[str], where: str) -> None:
   if len(set(names)) != len(names):
     raise ValueError(f'columns have names of their own; {where} has {", ".join(names)}: rename one')
 
@@ -160,7 +159,7 @@ def _read_csv(path: str) -> dict[str, np.ndarray]:
   except (UnicodeDecodeError, csv.Error) as error:
     raise ValueError(f'a table is a CSV file in UTF-8; {path} is not: {error}') from None
   header = [column.strip() for column in header]
-  check_names(header, path)
+  _check_names(header, path)
   for line, row in rows:
     if len(row) != len(header):
       raise ValueError(f'every row has {len(header)} cells, as the header; {path} line {line} has {len(row)}: fix it')

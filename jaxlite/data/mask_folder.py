@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -162,7 +163,8 @@ def masked_pictures(
   remarks = [f'training has no pixel of {", ".join(map(repr, absent[:5]))}'] if absent else []
   empty_ones = int((weight[rows['train']] == 0).sum())
   remarks += [f'{errors.counted(empty_ones, "training mask")} without a labeled pixel'] if empty_ones else []
-  pairs = np.concatenate([looked.found.digest, found.digest], axis=1)
+  told_by = np.frombuffer(hashlib.sha256(about.encode()).digest(), np.uint8)
+  pairs = np.concatenate([looked.found.digest, found.digest, np.tile(told_by, (count, 1))], axis=1)
   return Dataset(
     name or Path(listing.root).name,
     parts['train'],
@@ -172,7 +174,7 @@ def masked_pictures(
     facts,
     mean,
     std,
-    fingerprint_of(looked, rows, pairs, encoder, about != ''),
+    fingerprint_of(looked, rows, pairs, encoder, False),
     (*looked.notes, *told, *remarks, *([] if known else notes)),
     encoder=encoder,
     files={where: tuple(listing.files[row] for row in which) for where, which in rows.items()},

@@ -173,7 +173,7 @@ def mix(
     std=std,
     fingerprint=hashlib.sha256(told.encode()).hexdigest(),
     notes=(*notes, f'a mixture: {shares}; evaluated on {shown}'),
-    files={},
+    files=None,
   )
 
 

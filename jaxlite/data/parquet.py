@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from jaxlite.data.folders import is_hidden
-from jaxlite.data.frames import check_names
 from jaxlite.errors import need
 
 
@@ -37,7 +36,9 @@ def read_parquet(path: str) -> dict[str, np.ndarray]:
   for file in _files(path):
     try:
       with pq.ParquetFile(file) as source:  # not read_table, which takes folders' names for columns
-        check_names(source.schema_arrow.names, file)
+        names = source.schema_arrow.names
+        if len(set(names)) != len(names):
+          raise ValueError(f'columns have names of their own; {file} has {", ".join(names)}: rename one')
         tables.append(source.read())
     except (OSError, pa.ArrowException) as error:
       raise ValueError(f'{file} is no Parquet file, or damaged: {str(error).splitlines()[0]}') from None

@@ -189,12 +189,7 @@ def _from_records(
     image = encoder.decode(content, str(listing.root / listing.files[row]), about)
     if keep == 'pixels':
       return as_pixels(image).tobytes()
-    if (
-      about['format'] == 'JPEG'
-      and about['mode'] == image.mode
-      and about['size'] == image.size
-      and image.getexif() == {}
-    ):
+    if (about['format'], about['mode'], about['size']) == ('JPEG', image.mode, image.size):
       return content  # as small as it gets, and without loss
     out = io.BytesIO()
     image.save(out, 'JPEG', quality=_QUALITY, subsampling=0)

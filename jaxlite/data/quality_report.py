@@ -172,7 +172,7 @@ def _of_dataset(data: Dataset) -> Quality:
     near = tuple(Twin(places[one], places[other], alike(one, other)) for one, other in pairs)
     if cut:
       notes.append(f'of pictures that look alike only the first {_MOST_PAIRS:,} candidates were compared')
-  files = {where: data.files[where] for where in data.files}
+  files = dict(data.files or {})
   return Quality(data.name, counts, twins, near, tuple(outliers), constant, tuple(missing), files, tuple(notes))
 
 

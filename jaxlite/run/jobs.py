@@ -36,6 +36,7 @@ def job_of(setup: Setup) -> Job:
     rewrites=config.machine.rewrites,
     task=data.task.name,
     metric=setup.metric,
+    decoding=sum(leaf.base.seconds() for leaf in jax.tree.leaves(data.train) if is_decoded(leaf)),
   )
 
 

@@ -9,8 +9,8 @@ from jaxlite.data import from_arrays, quality
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path / 'home'))
+def own_cache(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path_factory.mktemp('home')))
 
 
 def test_a_folder_tells_its_twins_and_its_broken_files(tmp_path):
