@@ -117,12 +117,12 @@ def judged(memory: Memory, limits: Limits, held: int, files: int | None = None) 
     shared = room < limits.resident_memory
     why = f'{mib(room - held)} more are free' if shared else _whose(limits)
     pairs.append((memory.peak, memory.upper, room, why, least))
-  if limits.data_segment is not None:
-    upper = memory.data_segment
-    pairs.append((int(upper / share), upper, limits.data_segment, 'the data segment, ulimit -d', own))
-  if limits.address_space is not None:
-    upper = memory.address_space
-    pairs.append((int(upper / share), upper, limits.address_space, 'the address space, ulimit -v', own))
+  for limit, upper, expected, what in (
+    (limits.data_segment, memory.data_segment, memory.data_expected, 'the data segment, ulimit -d'),
+    (limits.address_space, memory.address_space, memory.space_expected, 'the address space, ulimit -v'),
+  ):
+    if limit is not None:
+      pairs.append((expected or int(upper / share), upper, limit, what, own))
   if not pairs:
     return None
   dies = any(low > limit for _, _, limit, _, low in pairs)
