@@ -35,6 +35,7 @@ flags.DEFINE_integer('repeats', 1, 'processes of each configuration')
 flags.DEFINE_bool('kept', False, 'freed memory stays mapped')
 flags.DEFINE_string('only', '', 'configurations whose name holds this')
 flags.DEFINE_bool('held_out', False, 'the configurations that the table was not made from alone')
+flags.DEFINE_bool('calibration', False, 'the configurations that the table is made from alone')
 flags.DEFINE_string('write', '', "the package's table, written anew")
 flags.DEFINE_string('cache', '~/.cache/jaxlite-forecast', 'in place of the caches of the user')
 
@@ -112,6 +113,7 @@ def main(arguments: list[str]) -> None:
     raise app.UsageError('name what is to be done: all, measure, report or fit')
   if mode in ('all', 'measure'):
     cases = list(memory_cases.HELD_OUT) if FLAGS.held_out else interleaved()
+    cases = list(memory_cases.CALIBRATION) if FLAGS.calibration else cases
     cases = [case for case in cases if FLAGS.only in case.name]
     work(results, FLAGS.seconds, FLAGS.repeats, FLAGS.kept, cache, cases)
   if mode != 'measure':

@@ -19,7 +19,7 @@ MIB = 1 << 20
 BASES = ('traced', 'planned', 'compiled')
 UNSEEN = 0.5  # that share where no run with a warm cache was measured: a prototype saw less
 WIDER = 1.5  # the spread over families that were not seen, by that of the ones that were
-COMPILER = ('first', 'equations')  # of which a warm compile cache takes a part
+COMPILER = ('first', 'equations', 'root')  # of which a warm compile cache takes a part
 STAGES = memory.STAGES[2:]
 LEAST = {'steps': 'step', 'evaluation': 'evaluation'}  # counts once at least
 
@@ -79,6 +79,7 @@ def _row(case: memory_cases.Case, runs: list[dict[str, Any]]) -> Row:
   stages, told = run['stages'], run['facts']['told']
   sizes = {basis: Sizes(**one['sizes']) for basis, one in told.items()}
   seen = {basis: Process(**one['seen']) for basis, one in told.items()}
+  seen = {basis: one._replace(free=0) if basis == 'compiled' else one for basis, one in seen.items()}
   most = {'compile': max(stages[one]['VmHWM'] for one in ('start', 'forms', 'compile') if one in stages)}
   most |= {stage: stages[stage]['VmHWM'] for stage in STAGES[1:]}
   end = stages['after report']
@@ -166,18 +167,20 @@ def _warmed(
 ) -> dict[str, float]:
   """The same with that share of what the compiler takes which serves programs that are read from the cache best."""
 
-  def factors(share: float) -> dict[str, float]:
-    return {name: float(f'{value * (share if name in COMPILER else 1):.4g}') for name, value in cold.items()}
+  def factors(share: float, more: float = 1.0) -> dict[str, float]:
+    parts = {**dict.fromkeys(COMPILER, share), 'one': more}
+    return {name: float(f'{value * parts.get(name, 1):.4g}') for name, value in cold.items()}
 
-  def off(share: float) -> float:
-    of, total = factors(share), 0.0
+  def off(pair: tuple[float, float]) -> float:
+    of, total = factors(*pair), 0.0
     for row in chosen:
       given = memory.features(stage, row.sizes[basis], row.seen[basis])
       said = sum(value * of.get(name, 0) for name, value in given.items())
       total += abs(said - _over(row, basis, stage, files)) / row.peak
     return total
 
-  return factors(min(np.linspace(0, 1, 41), key=off)) if chosen else factors(UNSEEN)
+  shares = [(share, more) for share in np.linspace(0, 1, 41) for more in (1.0, 1.5, 2.0, 2.5)]
+  return factors(*min(shares, key=off)) if chosen else factors(UNSEEN)
 
 
 def _over(row: Row, basis: str, stage: str, files: dict[str, int]) -> float:
@@ -198,7 +201,8 @@ def calibrated(known: list[Row]) -> Table:
         off['address space'].append(float(np.log(row.mapped / one.space_expected)))
   spread = {}
   for basis, errors in off.items():
-    spread[basis] = round(WIDER * 1.4826 * float(np.median(np.abs(errors))), 4)  # one far off is one that reaches out
+    middle = 1.4826 * float(np.median(np.abs(errors)))  # one far off is one that reaches out
+    spread[basis] = round(max(WIDER * middle, float(np.quantile(np.abs(errors), 0.95)) / 1.645), 4)
     print(f'{basis}: one left out {np.mean(np.abs(errors)):.1%}, spread {spread[basis]:.3f}')
   table = fitted(known)
   return table._replace(

@@ -23,6 +23,8 @@ from jaxlite.planning.sizes import Process, Sizes, process, sizes
 STAGES = ('import', 'data', 'compile', 'steps', 'evaluation', 'checkpoint', 'report')
 QUANTITY = 'memory/peak'  # as it stands among this machine's outcomes
 _USED = 0.8  # of the compiler's pages: more are in when it was used before
+_ALL = 0.97  # of a stage's pages: more are in when another run of this process was in that stage
+_AGAIN = 0.3  # of what is set up once, such as the libraries of a report, when it was before
 _CHOOSING = 1.5  # seconds for forms that nobody has timed here, as a run takes
 _SURE = 1.645  # standard deviations above which 5 in 100 lie
 
@@ -104,7 +106,8 @@ def from_program(job: Job, held: Sizes, program: Any, limits: Any = None, *, cac
     limits: as in `traced`.
     cache: whether evaluation's program is in the compile cache.
   """
-  return forecast(exactly(held, program), process(), 'compiled', cache, _room(job, limits))
+  # What compiling has freed lies in the pools of its threads: what follows does not take it.
+  return forecast(exactly(held, program), process()._replace(free=0), 'compiled', cache, _room(job, limits))
 
 
 def exactly(held: Sizes, program: Any) -> Sizes:
@@ -241,7 +244,9 @@ def features(stage: str, held: Sizes, seen: Process) -> dict[str, float]:
   equations = float(held.equations + held.evaluation_equations)
   # What the compiler sets up when it is first used, which shows by the pages of its code that are not in yet.
   first = float(seen.files < _USED * memory_table.FILES.get('compile', 0))
-  common = {'one': 1.0, 'first': first, 'live': float(held.live), 'equations': equations, 'step': float(held.step)}
+  one = 1.0 if seen.files < _ALL * memory_table.FILES.get(stage, 0) else _AGAIN
+  common = {'one': one, 'first': first, 'live': float(held.live), 'equations': equations, 'step': float(held.step)}
+  common['root'] = math.sqrt(equations)  # equal code is compiled once, and large programs hold much of it
   evaluation = float(held.evaluation + held.evaluation_batch)
   return {
     'compile': common,
@@ -269,7 +274,7 @@ def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) ->
     'batch': held.batch,
     'gradients': gradients,
     'activations': activations,
-    'compiler': int(terms.get('equations', 0) + terms.get('one', 0) + terms.get('first', 0)),
+    'compiler': int(sum(terms.get(name, 0) for name in ('equations', 'root', 'one', 'first'))),
     'copies and pieces': max(0, int(terms.get('live', 0)) - held.live),
   }
   if not terms:  # the peak is behind us

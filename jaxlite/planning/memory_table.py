@@ -4,77 +4,48 @@ Written by
 
   python experiments/bench/forecast_memory.py fit --results=FILE
 
-from the 12 runs of its calibration that `measure` had made. Linux, x86-64, glibc, 2 cores; what a warm compile cache
-leaves of 'first' and 'equations' is taken to be half.
+from the runs of its calibration that `measure --calibration` had made. Linux, x86-64, glibc, 2 cores.
 """
 
 TABLE = {
   'compiled': {
     'cold': {
-      'checkpoint': {'equations': 4270.0, 'live': 1.362, 'one': 28090000.0, 'step': 0.06277},
-      'evaluation': {'evaluation': 1.0, 'live': 3.998, 'one': 15240000.0, 'step': 0.3398},
-      'report': {'equations': 20590.0, 'evaluation': 0.6478, 'live': 2.619, 'one': 62900000.0},
-      'steps': {'batch': 8.403, 'equations': 20310.0, 'live': 1.337, 'step': 1.0},
+      'checkpoint': {'equations': 2173.0, 'live': 1.415, 'one': 24540000.0},
+      'evaluation': {'evaluation': 1.0, 'live': 3.517, 'one': 18970000.0, 'step': 0.1869},
+      'report': {'live': 2.031, 'one': 76820000.0},
+      'steps': {'batch': 6.939, 'live': 1.223, 'one': 11610000.0, 'step': 1.002},
     },
     'warm': {
-      'checkpoint': {'equations': 2135.0, 'live': 1.362, 'one': 28090000.0, 'step': 0.06277},
-      'evaluation': {'evaluation': 1.0, 'live': 3.998, 'one': 15240000.0, 'step': 0.3398},
-      'report': {'equations': 10300.0, 'evaluation': 0.6478, 'live': 2.619, 'one': 62900000.0},
-      'steps': {'batch': 8.403, 'equations': 10160.0, 'live': 1.337, 'step': 1.0},
+      'checkpoint': {'equations': 0.0, 'live': 1.415, 'one': 61350000.0},
+      'evaluation': {'evaluation': 1.0, 'live': 3.517, 'one': 37940000.0, 'step': 0.1869},
+      'report': {'live': 2.031, 'one': 115200000.0},
+      'steps': {'batch': 6.939, 'live': 1.223, 'one': 29020000.0, 'step': 1.002},
     },
   },
   'traced': {
     'cold': {
-      'checkpoint': {'equations': 77100.0, 'first': 52340000.0, 'live': 3.736, 'one': 49750000.0},
-      'compile': {'equations': 70080.0, 'first': 25140000.0, 'live': 2.345, 'one': 47750000.0},
-      'evaluation': {
-        'equations': 65210.0,
-        'evaluation': 1.0,
-        'first': 64350000.0,
-        'live': 6.39,
-        'one': 33950000.0,
-        'step': 0.2255,
-      },
-      'report': {'equations': 107100.0, 'evaluation': 0.08528, 'first': 50680000.0, 'live': 4.885, 'one': 79290000.0},
-      'steps': {
-        'batch': 3.948,
-        'equations': 85180.0,
-        'first': 59090000.0,
-        'live': 3.472,
-        'one': 23530000.0,
-        'step': 1.0,
-      },
+      'checkpoint': {'equations': 17240.0, 'live': 2.962, 'one': 84700000.0, 'root': 2622000.0},
+      'compile': {'equations': 4860.0, 'live': 1.566, 'one': 44170000.0, 'root': 3427000.0, 'step': 0.02594},
+      'evaluation': {'evaluation': 1.638, 'live': 4.488, 'one': 112100000.0, 'root': 1685000.0, 'step': 0.3496},
+      'report': {'evaluation': 0.2802, 'live': 3.543, 'one': 133200000.0, 'root': 3155000.0},
+      'steps': {'batch': 1.461, 'live': 2.483, 'one': 50650000.0, 'root': 3880000.0, 'step': 1.115},
     },
     'warm': {
-      'checkpoint': {'equations': 38550.0, 'first': 26170000.0, 'live': 3.736, 'one': 49750000.0},
-      'compile': {'equations': 35040.0, 'first': 12570000.0, 'live': 2.345, 'one': 47750000.0},
-      'evaluation': {
-        'equations': 32600.0,
-        'evaluation': 1.0,
-        'first': 32180000.0,
-        'live': 6.39,
-        'one': 33950000.0,
-        'step': 0.2255,
-      },
-      'report': {'equations': 53550.0, 'evaluation': 0.08528, 'first': 25340000.0, 'live': 4.885, 'one': 79290000.0},
-      'steps': {
-        'batch': 3.948,
-        'equations': 42590.0,
-        'first': 29540000.0,
-        'live': 3.472,
-        'one': 23530000.0,
-        'step': 1.0,
-      },
+      'checkpoint': {'equations': 3017.0, 'live': 2.962, 'one': 84700000.0, 'root': 458900.0},
+      'compile': {'equations': 364.5, 'live': 1.566, 'one': 44170000.0, 'root': 257000.0, 'step': 0.02594},
+      'evaluation': {'evaluation': 1.638, 'live': 4.488, 'one': 112100000.0, 'root': 0.0, 'step': 0.3496},
+      'report': {'evaluation': 0.2802, 'live': 3.543, 'one': 133200000.0, 'root': 473300.0},
+      'steps': {'batch': 1.461, 'live': 2.483, 'one': 50650000.0, 'root': 1067000.0, 'step': 1.115},
     },
   },
 }
 FILES = {
-  'checkpoint': 191969280,
-  'compile': 166311936,
-  'evaluation': 192098304,
-  'report': 199530496,
-  'steps': 191969280,
+  'checkpoint': 203911168,
+  'compile': 183418880,
+  'evaluation': 204062720,
+  'report': 211890176,
+  'steps': 203911168,
 }
-SPREAD = {'compiled': 0.064, 'planned': 0.0976, 'traced': 0.0976}
-DATA_SEGMENT = (40000000, 1.2, 0.08)
-ADDRESS_SPACE = (135759709, 1.089, 0.05)
+SPREAD = {'compiled': 0.0906, 'planned': 0.0904, 'traced': 0.1177}
+DATA_SEGMENT = (134783302, 1.104, 0.1033)
+ADDRESS_SPACE = (158783188, 1.048, 0.0435)

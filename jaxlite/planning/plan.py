@@ -42,6 +42,7 @@ class Tried(NamedTuple):
     seconds: of one step; None likewise.
     fits: whether it came through under this machine's limits.
     how: how to get it.
+    steps: of the whole run; 0 is not known.
   """
 
   name: str
@@ -50,6 +51,7 @@ class Tried(NamedTuple):
   seconds: float | None
   fits: bool
   how: str
+  steps: int = 0
 
 
 class Plan(NamedTuple):
@@ -216,13 +218,14 @@ def changes(tried: Sequence[Tried]) -> list[str]:
   Args:
     tried: at least one.
   """
-  first, rows = tried[0], [('change', 'memory', 'step', 'result', 'fits', 'how')]
+  first, rows = tried[0], [('change', 'memory', 'step', 'all steps', 'result', 'fits', 'how')]
   for one in tried:
     saved = '' if one is first or None in (one.peak, first.peak) else f' ({_signed(one.peak, first.peak)})'
     cost = '' if one is first or None in (one.seconds, first.seconds) else f' ({_ratio(one.seconds, first.seconds)})'
     peak = 'killed' if one.peak is None else mib(one.peak) + saved
     seconds = '-' if one.seconds is None else spoken(one.seconds) + cost
-    rows.append((one.name, peak, seconds, one.result, 'yes' if one.fits else 'no', one.how))
+    whole = spoken(one.seconds * one.steps) if one.seconds is not None and one.steps else '-'
+    rows.append((one.name, peak, seconds, whole, one.result, 'yes' if one.fits else 'no', one.how))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ['  what to change, each compiled and run for a few steps:']
   return lines + [
