@@ -20,6 +20,7 @@ BASES = ('traced', 'planned', 'compiled')
 UNSEEN = 0.5  # that share where no run with a warm cache was measured: a prototype saw less
 WIDER = 1.5  # the spread over families that were not seen, by that of the ones that were
 COMPILER = ('first', 'equations', 'root')  # of which a warm compile cache takes a part
+SMALLEST = 100  # equations of the two programs of a run
 STAGES = memory.STAGES[2:]
 LEAST = {'steps': 'step', 'evaluation': 'evaluation'}  # counts once at least
 
@@ -179,7 +180,14 @@ def _warmed(
       total += abs(said - _over(row, basis, stage, files)) / row.peak
     return total
 
-  shares = [(share, more) for share in np.linspace(0, 1, 41) for more in (1.0, 1.5, 2.0, 2.5)]
+  def never_more(pair: tuple[float, float]) -> bool:
+    """Whether the smallest of programs takes no more than with a cold cache."""
+    least = {'one': 1.0, 'equations': SMALLEST, 'root': SMALLEST**0.5}
+    of = factors(*pair)
+    return sum((of.get(name, 0.0) - cold.get(name, 0.0)) * value for name, value in least.items()) <= 0
+
+  shares = [(share, more) for share in np.linspace(0, 1, 41) for more in (1.0, 1.25, 1.5, 2.0, 2.5)]
+  shares = [pair for pair in shares if never_more(pair)]
   return factors(*min(shares, key=off)) if chosen else factors(UNSEEN)
 
 

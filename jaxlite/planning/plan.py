@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxlite.host.limits import Limits
+from jaxlite.planning.cost import NOT_COUNTED
 from jaxlite.planning.duration import Duration, Durations
 from jaxlite.planning.memory import Memory
 
@@ -89,11 +90,22 @@ class Plan(NamedTuple):
     if self.memory is not None and self.memory.kept:
       said[-1] += f' (and, where it is free, up to {mib(self.memory.upper + self.memory.kept)} kept mapped)'
     if self.durations is not None:
-      said.append(f'about {between(self.durations.total)}')
+      missing = [line for line in self.durations.said if _is_more(line)]
+      about = f'at least {spoken(self.durations.total.low)} ({missing[0]})' if missing and _by_cost(self) else ''
+      said.append(about or f'about {between(self.durations.total)}')
     return ', '.join(said) or 'not known'
 
   def __str__(self) -> str:
     return '\n'.join(_page(self))
+
+
+def _is_more(line: str) -> bool:
+  """Whether a line says that a program takes longer than its cost tells."""
+  return line.removeprefix('of evaluation: ').startswith(NOT_COUNTED) or 'counted by its bytes alone' in line
+
+
+def _by_cost(plan: Plan) -> bool:
+  return plan.durations is not None and plan.durations.basis == 'cost'
 
 
 def judged(memory: Memory, limits: Limits, held: int, files: int | None = None) -> Verdict | None:

@@ -1,4 +1,4 @@
-"""A run with a target: told as it trains and at its end, the same after a kill, and nothing where there is no target."""
+"""A run with a target: told as it trains and at its end, also where it goes on; nothing where there is no target."""
 
 import json
 import math
@@ -51,21 +51,22 @@ def test_each_point_says_when_it_will_be_reached_and_the_end_whether_it_was(aime
   assert len(told) >= len(points) - LEAST
   assert all(f'reached at step {first}' in line for line in told if int(re.match(r'step (\d+)', line)[1]) >= first)
   assert any(line.startswith(f'accuracy 0.75 was reached at step {first}') for line in said)
-  assert f'step of accuracy 0.75 | ' in (folder / 'report.md').read_text()
+  assert 'step of accuracy 0.75 | ' in (folder / 'report.md').read_text()
   assert json.loads((folder / 'result.json').read_text())['forecast']['target'] == found
 
 
-def test_a_target_changes_no_number_and_its_curve_serves_later_runs(aimed, tmp_path):
+def test_a_target_changes_no_number_and_a_run_that_goes_on_knows_its_whole_curve(aimed, tmp_path):
   folder, *_ = aimed
   said = []
-  result = jl.train(config(None), tmp_path / 'run', data=task(), say=said.append)
-  assert 'target' not in result.forecast
+  first = jl.train(config(None, steps=30), tmp_path / 'run', data=task(), say=said.append)
+  assert 'target' not in first.forecast
   assert not [line for line in said if '80 of 100' in line]
-  one, other = (
-    [point['accuracy'] for point in read_records(place) if point['kind'] == 'validation']
-    for place in (folder, tmp_path / 'run')
-  )
-  assert one == pytest.approx(other, abs=0.06)  # an example or two, where a rounding decides
+  again = jl.train(config(0.75), tmp_path / 'run', data=task(), say=said.append)
+  curve = [(one['step'], one['accuracy']) for one in read_records(tmp_path / 'run') if one['kind'] == 'validation']
+  assert [step for step, _ in curve] == list(range(3, 61, 3))
+  assert again.forecast['target']['reached'] == next((step for step, value in curve if value >= 0.75), None)
+  other = [one['accuracy'] for one in read_records(folder) if one['kind'] == 'validation']
+  assert [value for _, value in curve][:5] == pytest.approx(other[:5], abs=0.06)  # an example, where a rounding decides
 
 
 @settings(max_examples=25, deadline=None)
