@@ -72,6 +72,7 @@ class EvalConfig:
     batch_size: examples per batch.
     target: a value of that metric: while it trains the run says when it will probably be reached, and at its end when
       it was; it trains on all the same. None: no target.
+    start: also look at what the run begins with: one that was pretrained never ends worse, by validation.
   """
 
   every: Duration = dataclasses.field(default_factory=lambda: Duration(epochs=1))
@@ -79,6 +80,7 @@ class EvalConfig:
   patience: int = 0
   batch_size: int = 512
   target: float | None = None
+  start: bool = False
 
 
 @dataclasses.dataclass
