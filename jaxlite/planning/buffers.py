@@ -186,7 +186,7 @@ def _inside(step: Written, flow: Flow, platform: str) -> int:
   if op.name in ('ragged_dot', 'ragged_dot_general') and platform == 'cpu':  # each group has the rows of all, masked
     lhs, rhs, sizes = (var.aval for var in op.eqn.invars[:3])
     rows = [lhs, *([rhs] if len(op.eqn.outvars[0].aval.shape) > 2 else [])]
-    return sizes.shape[-1] * max(map(size_of, rows))
+    return sizes.shape[-1] * sum(map(size_of, rows))
   bodies = walk.bodies(op.eqn)
   if not bodies or op.name in ('reduce_window', 'select_and_scatter_add', 'custom_linear_solve', 'reduce'):
     return 0
