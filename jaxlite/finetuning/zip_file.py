@@ -125,7 +125,7 @@ def read_zip(data: np.ndarray, asker: Asker) -> Zip:
       what it would decompress to is no model's size but a bomb's.
   """
   try:
-    with zipfile.ZipFile(io.BufferedReader(_Bytes(data))) as archive:
+    with zipfile.ZipFile(io.BufferedReader(FileOfBytes(data))) as archive:
       found = [info for info in archive.infolist() if not info.is_dir()]
   except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError, EOFError) as error:
     raise asker.refuse(f'its directory is damaged ({_cut(str(error))})') from None
@@ -168,7 +168,7 @@ def _member(data: np.ndarray, info: zipfile.ZipInfo, asker: Asker) -> Member:
   return Member(name, info.file_size, start, info.compress_size, packed, info.CRC)
 
 
-class _Bytes(io.RawIOBase):
+class FileOfBytes(io.RawIOBase):
   """Mapped bytes as a file, without a copy of them."""
 
   def __init__(self, data: np.ndarray) -> None:
