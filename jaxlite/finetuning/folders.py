@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.checkpoint import find_orbax, read_foreign
 from jaxlite.finetuning.weights import Asker, Stored, Weights, WeightsError, _cut, mapped, stored
-from jaxlite.host.files import parsed_json
 from jaxlite.host.limits import disk_free
 from jaxlite.host.machine import versions
 
@@ -85,7 +85,7 @@ def read_shards(index: str, names: Iterable[str], where: str, opened: Opened, re
   if len(data) > _MOST_INDEX:
     raise asker.refuse(f'it has {len(data):,} bytes; at most {_MOST_INDEX:,} are read')
   try:
-    table = parsed_json(bytes(data))['weight_map']
+    table = json.loads(bytes(data), object_pairs_hook=asker.once)['weight_map']
     places = {asker.name(name): str(file) for name, file in table.items()}
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
     if isinstance(error, WeightsError):

@@ -4,7 +4,7 @@ HDF5 can point elsewhere: links to other files, arrays whose bytes lie in anothe
 that are loaded as plugins, values that are declared and never stored. All of it is refused.
 
 References:
-  Keras, saving_lib.py, https://github.com/keras-team/keras/blob/master/keras/src/saving/saving_lib.py
+  Keras, how weights are saved, https://github.com/keras-team/keras/blob/master/keras/src/saving/saving_lib.py
 """
 
 from __future__ import annotations

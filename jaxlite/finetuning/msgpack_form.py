@@ -2,7 +2,7 @@
 
 References:
   MessagePack, specification, https://github.com/msgpack/msgpack/blob/master/spec.md
-  Flax, flax/serialization.py, https://github.com/google/flax/blob/main/flax/serialization.py
+  Flax, serialization, https://github.com/google/flax/blob/main/flax/serialization.py
 """
 
 from __future__ import annotations

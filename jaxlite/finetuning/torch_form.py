@@ -37,7 +37,7 @@ def is_torch_legacy(data: np.ndarray) -> bool:
 
 
 def read_torch_zip(archive: Zip, where: str) -> Weights:
-  """Reads what `torch.save` writes since 1.6: `data.pkl` and `data/0`, `data/1`, ... in an archive."""
+  """Reads what `torch.save` writes since 1.6: a table of tensors, and each storage, in an archive."""
   asker = Asker(where, _WHAT)
   tables = [name for name in archive.members if name.split('/')[1:] == ['data.pkl']]
   if len(tables) != 1:

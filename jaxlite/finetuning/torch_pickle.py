@@ -6,7 +6,7 @@ memory are bounded by the size of the pickle and by fixed limits: instructions, 
 
 References:
   CPython, pickletools, the opcodes, https://github.com/python/cpython/blob/main/Lib/pickletools.py
-  PyTorch, torch/_utils.py, how a tensor is rebuilt, https://github.com/pytorch/pytorch/blob/main/torch/_utils.py
+  PyTorch, how a tensor is rebuilt, https://github.com/pytorch/pytorch/blob/main/torch/_utils.py
 """
 
 from __future__ import annotations
