@@ -122,9 +122,9 @@ def _convolution(
   if len(shape) != kernel.spatial + 2:
     same = math.prod(shape) == math.prod(wanted)
     return Unclear(f'it has {len(shape)} axes where this convolution has {kernel.spatial + 2}' if same else 'shape')
-  window, channels = _window(summed, wanted, kernel.spatial)
-  if window is None:
+  if len(summed) < kernel.spatial:
     return Unclear('the program mixes the axes of its window')
+  window, channels = summed[: kernel.spatial], summed[kernel.spatial :]  # the window's axes come first
   ins, outs = [wanted[axis] for axis in channels], [wanted[axis] for axis in outputs]
   sizes = [wanted[axis] for axis in window]
   many_in, many_out = math.prod(ins), math.prod(outs)
@@ -134,16 +134,9 @@ def _convolution(
     told, split, places = (*sizes, many_in, many_out), [*sizes, *ins, *outs], [*window, *channels, *outputs]
     if tuple(shape) == tuple(wanted) and places == sorted(places):  # Keras's depthwise kernel: [*window, in, times]
       return as_stored(shape, wanted)
+    if many_in == 1 < shape[-2] and shape[-2] * shape[-1] == many_out:  # and into one that has [*window, 1, in * times]
+      shape = (*shape[:-2], 1, many_out)
   return _placed(split, places, wanted) if tuple(shape) == told else Unclear('shape')
-
-
-def _window(
-  summed: Sequence[int], wanted: Sequence[int], spatial: int
-) -> tuple[Sequence[int], Sequence[int]] | tuple[None, None]:
-  """Splits what a convolution sums over into the window's axes, which come first, and the channels'."""
-  if len(summed) < spatial:
-    return None, None
-  return summed[:spatial], summed[spatial:]
 
 
 def _placed(split: Sequence[int], places: Sequence[int], wanted: Sequence[int]) -> Move | Unclear:

@@ -178,7 +178,7 @@ def _moves(
   transforms: Mapping[str, Transform],
   layout: str | None,
 ) -> tuple[dict[str, tuple[Callable[[np.ndarray], Any], tuple[str, ...]]], dict[str, str]]:
-  moves: dict[str, tuple[Callable[[np.ndarray], Any], tuple[str, ...]]] = {}
+  moves: dict[str, tuple[Any, tuple[str, ...]]] = {}
   problems: dict[str, str] = {}
   by_hand = _by_hand(transforms, target.leaves)
   for path, name in found.items():
@@ -249,7 +249,7 @@ def _by_order(
   theirs = _modules([name for name in renamed if name not in used and names.key_of(name).role not in names.COUNTERS])
   ours = _modules([path for path in wanted if path not in found])
   last = len(target.order)
-  kinds: dict[tuple[str, ...], list[list[Mapping[str, str]]]] = {}
+  kinds: dict[tuple[str, ...], list[list[dict[str, str]]]] = {}
   for side, modules in enumerate((theirs, ours)):
     for module in modules.values():
       kinds.setdefault(tuple(sorted(module)), [[], []])[side].append(module)

@@ -25,7 +25,7 @@ from jaxlite.finetuning.weights import Asker, Weights, WeightsError, mapped
 from jaxlite.host.files import expanded
 
 
-def read(source: str | os.PathLike[str], *, key: str | None = None, dtype: Any = None) -> Weights:
+def read(source: str | os.PathLike[str] | Weights, *, key: str | None = None, dtype: Any = None) -> Weights:
   """Reads which arrays a file or folder holds; each is read when it is asked for. Nothing in a file is ever run.
 
   Args:
@@ -50,6 +50,7 @@ def read(source: str | os.PathLike[str], *, key: str | None = None, dtype: Any =
   >>> read(path)['kernel'].shape
   (2, 3)
   """
+  found: Weights
   if isinstance(source, Weights):
     found = source
   elif hub.is_hub(source):

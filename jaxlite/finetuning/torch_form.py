@@ -67,7 +67,7 @@ def read_torch_zip(archive: Zip, where: str) -> Weights:
 def read_torch_legacy(data: np.ndarray, where: str) -> Weights:
   """Reads what `torch.save` wrote before 1.6: four pickles, the list of storages, their bytes one after another."""
   asker = Asker(where, _WHAT)
-  pickle = Unpickler(memoryview(data), asker)
+  pickle = Unpickler(data.data, asker)
   magic, version, system, tree, keys = (pickle.load() for _ in range(5))
   if magic != _MAGIC or version != 1001 or not isinstance(system, dict):
     raise asker.refuse(f'it is of version {_cut(version)}', 'load it with torch and save it anew')

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,14 +91,14 @@ class Zip(NamedTuple):
 
   def pieces(self, member: Member) -> Iterator[bytes]:
     """Yields a member's bytes a piece at a time, exactly as many as it declares."""
-    stored = memoryview(self.data)[member.start : member.start + member.length]
+    stored = self.data.data[member.start : member.start + member.length]
     if not member.packed:
       yield bytes(stored)
       return
     engine, left = zlib.decompressobj(-zlib.MAX_WBITS), member.size
     try:
       for start in range(0, len(stored), _PIECE):
-        rest = stored[start : start + _PIECE]
+        rest = bytes(stored[start : start + _PIECE])
         while len(rest) and not engine.eof:
           made = engine.decompress(rest, min(left + 1, _PIECE))
           left -= len(made)
@@ -173,7 +173,7 @@ class FileOfBytes(io.RawIOBase):
 
   def __init__(self, data: np.ndarray) -> None:
     super().__init__()
-    self._data, self._at = memoryview(data), 0
+    self._data, self._at = data.data, 0
 
   def readable(self) -> bool:
     return True
@@ -188,7 +188,7 @@ class FileOfBytes(io.RawIOBase):
   def tell(self) -> int:
     return self._at
 
-  def readinto(self, buffer: memoryview) -> int:
+  def readinto(self, buffer: Any) -> int:
     part = self._data[self._at : self._at + len(buffer)]
     buffer[: len(part)] = part
     self._at += len(part)

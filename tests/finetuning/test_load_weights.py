@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+import jaxlite as jl
 from jaxlite.deployment.safetensors_file import write_safetensors
 from jaxlite.finetuning import WeightsError, load_weights, read
 
@@ -175,30 +177,27 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize('name', MODELS)
 def test_a_network_of_any_framework_computes_what_the_file_says(name, saved):
   make, rules = MODELS[name]
-  loaded = load_weights(make(), saved, INPUTS, rules=rules)
-  np.testing.assert_allclose(loaded.network.predict(INPUTS), expected(torch_arrays(), INPUTS), rtol=2e-4, atol=2e-4)
+  module, wanted = make(), expected(torch_arrays(), INPUTS)
+  loaded = load_weights(module, saved, INPUTS, rules=rules)
+  np.testing.assert_allclose(loaded.network.predict(INPUTS), wanted, rtol=2e-4, atol=2e-4)
   assert len(loaded.report.matched) == 11
   assert not loaded.report.new
   assert loaded.report.left_out == ('norm.num_batches_tracked',)
   turned = [path for path in loaded.report.transposed if 'square' in path]
   assert bool(turned) == (name not in ('equinox', 'function')), 'a square kernel is turned where its program says so'
-
-
-@pytest.mark.parametrize('name', ['nnx', 'equinox', 'keras', 'linen'])
-def test_the_framework_gets_its_own_object_back(name, saved):
-  module = MODELS[name][0]()
-  values, before, _ = load_weights(module, saved, INPUTS).give_back()
+  values, before, _ = loaded.give_back()  # the framework's own object
   if name == 'nnx':
     nnx.update(module, values)
     module.eval()
-    out = module(before(INPUTS))
-  elif name == 'equinox':
-    out = jax.vmap(values)(before(INPUTS))
-  elif name == 'linen':
-    out = module.apply(values, before(INPUTS))
-  else:
-    out = values(before(INPUTS), training=False)
-  np.testing.assert_allclose(out, expected(torch_arrays(), INPUTS), rtol=2e-4, atol=2e-4)
+  own = {
+    'nnx': lambda x: module(x),
+    'equinox': lambda x: jax.vmap(values)(x),
+    'linen': lambda x: module.apply(values, x),
+    'keras': lambda x: values(x, training=False),
+    'haiku': lambda x: module.apply(values, None, x),
+    'function': lambda x: plain(values, x),
+  }[name]
+  np.testing.assert_allclose(jax.jit(own)(before(INPUTS)), wanted, rtol=2e-4, atol=2e-4)
 
 
 def test_a_head_of_other_classes_is_refused_by_name_and_new_on_request(saved):
@@ -333,3 +332,72 @@ def test_reading_knows_shapes_before_it_reads(saved):
   assert held.shape('conv.weight') == (4, 4, 3, 3)
   assert held['conv.weight'].base is not None  # a view of the file
   assert not held['conv.weight'].flags.writeable
+
+
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # Keras's own, of its variables
+def test_keras_files_fill_keras_and_others(tmp_path):
+  net = keras_net()
+  rng = np.random.default_rng(5)
+  net.set_weights([rng.random(size=one.shape).astype(np.float32) + 0.1 for one in net.weights])
+  net.save_weights(tmp_path / 'a.weights.h5')
+  net.save(tmp_path / 'a.keras')
+  wanted = np.asarray(net(INPUTS, training=False))
+  for name in ('a.weights.h5', 'a.keras'):
+    held = read(tmp_path / name)
+    assert set(held.about['names'].values()) == {'conv', 'depth', 'norm', 'square', 'head'}
+    for module in (keras_net(), Linen()):
+      loaded = load_weights(module, held, INPUTS)
+      np.testing.assert_allclose(loaded.network.predict(INPUTS), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_own_runs_fill_the_same_model_and_a_model_with_another_head(tmp_path):
+  config = jl.Config(name='x', recipe=lambda config, total: jl.chain(optax.adam(1e-2)), train=jl.Duration(steps=2))
+  config.eval.every = config.checkpoint.every = jl.Duration(steps=2)
+  config.data.batch_size = 8
+  data = (np.random.default_rng(0).normal(size=(40, 6, 6, 4)).astype(np.float32), np.arange(40) % 3)
+  jl.train(config, tmp_path / 'run', model=Linen(), data=data)
+  held = read(tmp_path / 'run')
+  assert held.form == 'run'
+  trained = jl.load(tmp_path / 'run', model=Linen())
+  loaded = load_weights(Linen(), held, INPUTS)
+  np.testing.assert_array_equal(loaded.network.params['head']['kernel'], trained.params['head']['kernel'])
+  assert loaded.report.matched
+  assert not loaded.report.transposed
+  other = load_weights(Linen(classes=9), held, INPUTS, head='new')
+  assert other.network.predict(INPUTS).shape == (2, 9)
+
+
+def test_a_network_is_filled_and_what_is_new_keeps_its_own_values(saved):
+  first = load_weights(Linen(), saved, INPUTS).network
+  start = first._replace(params=jax.tree.map(lambda leaf: leaf + 1, first.params))
+  loaded = load_weights(start, saved, INPUTS, new='^square/')
+  np.testing.assert_array_equal(loaded.network.params['square']['bias'], start.params['square']['bias'])
+  np.testing.assert_array_equal(loaded.network.params['conv']['bias'], first.params['conv']['bias'])
+
+
+def test_leaves_that_are_stacked_or_transposed_in_ways_nobody_agrees_on_are_refused(tmp_path):
+  class Up(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.ConvTranspose(4, (3, 3), strides=(2, 2), use_bias=False, name='up')(x)
+
+  write_safetensors(tmp_path / 'a.safetensors', {'up.weight': np.ones((4, 4, 3, 3), np.float32)}, {'format': 'pt'})
+  with pytest.raises(WeightsError, match=r'up/kernel \(a transposed convolution.*transforms='):
+    load_weights(Up(), tmp_path / 'a.safetensors', INPUTS)
+  turned = {'up/kernel': lambda w: w[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)}
+  assert load_weights(Up(), tmp_path / 'a.safetensors', INPUTS, transforms=turned).report.matched == ('up/kernel',)
+
+  def scanned(p, x):
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p['w'])[0]
+
+  np.savez(tmp_path / 'b.npz', **{'net.w': np.ones((2, 3, 3), np.float32)})
+  with pytest.raises(WeightsError, match=r'w \(it stacks several layers\)'):
+    load_weights((scanned, {'w': jnp.zeros((2, 3, 3))}), tmp_path / 'b.npz', np.ones((1, 3)), layout='torch')
+
+
+def test_the_report_is_read_by_people(saved):
+  told = str(load_weights(Linen(classes=9), saved, INPUTS, head='new').report)
+  assert '9 matched, 3 transposed, 2 new, 3 left out' in told
+  assert "new: head='new' (2 arrays)" in told
+  assert 'square.weight [4, 4] -> square/kernel' in told

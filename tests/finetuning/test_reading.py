@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import zipfile
 
 import numpy as np
@@ -129,21 +128,6 @@ def test_checkpoints_of_orbax_and_of_its_manager(tmp_path):
   for name in ('one', 'many', 'many/3'):
     same(read(tmp_path / name), want)
   assert set(read(tmp_path / 'one', key='params')) == {'kernel', 'bias'}
-
-
-def test_keras_files_tell_the_layers_own_names(tmp_path):
-  pytest.importorskip('h5py')
-  os.environ['KERAS_BACKEND'] = 'jax'
-  import keras
-
-  layers = [keras.Input((3,)), keras.layers.Dense(2, name='first'), keras.layers.Dense(2, name='head')]
-  net = keras.Sequential(layers)
-  net.save_weights(tmp_path / 'a.weights.h5')
-  net.save(tmp_path / 'a.keras')
-  for name in ('a.weights.h5', 'a.keras'):
-    held = read(tmp_path / name)
-    assert held.about['names'] == {'dense/0': 'first', 'dense/1': 'first', 'dense_1/0': 'head', 'dense_1/1': 'head'}
-    np.testing.assert_array_equal(held['dense_1/0'], net.layers[-1].kernel)
 
 
 def test_a_hub_name_is_found_in_the_cache_and_told_where_it_is_not(tmp_path, monkeypatch):
