@@ -42,6 +42,7 @@ absl_flags.DEFINE_list(
 )
 absl_flags.DEFINE_integer('classes', None, 'beside --minutes: how many (default: 10)')
 absl_flags.DEFINE_bool('force', False, 'start even where the forecast says that the run would be killed')
+absl_flags.DEFINE_float('target', None, 'a value of the metric that picks the best model: when it will be reached')
 absl_flags.DEFINE_string(
   'formats', None, 'of --mode=deploy: pack,c,onnx,litert,stablehlo,safetensors (default: all that can be written here)'
 )
@@ -89,6 +90,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
         or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
       ):
         return _without_experiment(workdir, given)
+      pairs = [*pairs, *([('eval.target', str(FLAGS.target))] if FLAGS.target is not None else [])]
       config = command_line.load(FLAGS.config, [*pairs, *([('machine.force', 'true')] if FLAGS.force else [])], where)
       from jaxlite.run import experiment  # JAX comes with it: a mistake above is answered before that
 
@@ -140,6 +142,8 @@ def _given(fields: bool) -> dict[str, Any]:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
   if FLAGS.force and mode != 'train':
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
+  if FLAGS.target is not None and mode not in ('train', 'fit'):
+    raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
   if FLAGS.fresh and mode in ('plan', 'doctor', 'catalogue'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
   if mode == 'deploy':
