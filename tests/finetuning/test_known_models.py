@@ -131,6 +131,20 @@ def test_a_folder_that_names_another_network_is_refused(tensors, tmp_path):
     pretrained('mobilenet_v2', tmp_path / 'weights.npz', **TINY)
 
 
+def test_a_folder_of_the_hubs_form_opens(tensors, tmp_path):
+  safetensors = pytest.importorskip('safetensors.numpy')
+  from jaxlite.models.weight_names import forms_of
+
+  plain, timm = (form.table(models.MobileNetV2(0.35)) for form in forms_of(models.MobileNetV2(0.35))[:2])
+  renamed = {timm[path].name: tensors[source.name] for path, source in plain.items()}
+  safetensors.save_file(renamed, tmp_path / 'model.safetensors')
+  (tmp_path / 'config.json').write_text(json.dumps({'architecture': 'mobilenetv2_100', 'num_classes': 1000}))
+  found = pretrained('mobilenetv2_100', tmp_path, **TINY)
+  assert "timm's names" in found.said[0]
+  same = pretrained('mobilenet_v2', tensors, **TINY)
+  assert all(map(np.array_equal, jax.tree.leaves(found.variables), jax.tree.leaves(same.variables)))
+
+
 def test_weights_that_are_nowhere_say_where_they_are_to_be_had(monkeypatch):
   with pytest.raises(TypeError, match='weights are a path'):
     pretrained('mobilenet_v2', 3)
