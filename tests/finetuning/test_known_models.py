@@ -37,8 +37,17 @@ def tensors():
   return found
 
 
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize('entry', [one for one in entries.ENTRIES if one.network], ids=lambda one: one.name)
+QUICK = ('mobilenet_v2', 'resnet18', 'all-MiniLM-L6-v2')
+
+
+@pytest.mark.parametrize(
+  'entry',
+  [
+    pytest.param(one, id=one.name, marks=[] if one.name in QUICK else [pytest.mark.slow])
+    for one in entries.ENTRIES
+    if one.network
+  ],
+)
 def test_sizes_and_work_are_those_of_the_network(entry):
   kind, fields = entry.network
   shape, dtype = (1, entry.tokens), 'int32'
