@@ -85,6 +85,10 @@ def test_the_choice_starts_from_the_task():
     catalogue('photografs')
   with pytest.raises(ValueError, match='none with at most 10 parameters'):
     catalogue('photos', most_parameters=10)
+  with pytest.raises(ValueError, match='most_parameters is a number'):
+    catalogue('photos', most_parameters='5e6')
+  with pytest.raises(ValueError, match='task and license are words'):
+    catalogue(3)
   with pytest.raises(ValueError, match='nearest: resnet18'):
     known_models.entry_named('resnet-18')
 
