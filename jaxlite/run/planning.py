@@ -179,8 +179,8 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
 
   Returns:
     'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields',
-    'result', 'upper', 'limit', 'word', 'dies', 'room' (bytes of resident memory that it may come to), 'step' and 'total'
-    in seconds, None where they are not known.
+    'result', 'upper', 'limit', 'word', 'dies', 'room' (of resident memory, in bytes), 'step' and 'total' in seconds,
+    None where they are not known.
   """
   setup = prepare(placed(config, folder), folder)
   here, found = machine_limits.limits(), []
