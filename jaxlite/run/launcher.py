@@ -22,10 +22,13 @@ absl_flags.DEFINE_string('workdir', None, "the run's folder (default: runs/<expe
 absl_flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'plan', 'fit', 'eval', 'deploy', 'doctor'],
+  ['train', 'plan', 'fit', 'eval', 'deploy', 'doctor', 'catalogue'],
   'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); evaluate '
-  'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor)',
+  'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor), or which pretrained '
+  'models there are (catalogue)',
 )
+absl_flags.DEFINE_string('task', None, 'of --mode=catalogue: photographs, text, audio or tables (default: all)')
+absl_flags.DEFINE_integer('batch', None, 'of --mode=catalogue: also what a step of so many pictures costs here')
 absl_flags.DEFINE_bool('changes', False, 'of --mode=plan: what to change, each tried for some seconds')
 absl_flags.DEFINE_string(
   'elsewhere', None, 'of --mode=plan: the same on another machine: all, a name, or the file in which it keeps its rates'
@@ -114,6 +117,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
 _DEPLOYING = ('formats', 'out', 'which', 'deadline', 'budget')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
+_CATALOGUE = ('task', 'batch')
 _PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
 
 
@@ -132,7 +136,7 @@ def _given(fields: bool) -> dict[str, Any]:
     ConfigError: one that another mode takes, or two that exclude each other.
   """
   mode = FLAGS.mode
-  for names, owner in ((_DEPLOYING, 'deploy'), (_PLANNING, 'plan')):
+  for names, owner in ((_DEPLOYING, 'deploy'), (_PLANNING, 'plan'), (_CATALOGUE, 'catalogue')):
     asked = [name for name in names if _is_given(name)]
     if asked and mode != owner:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
@@ -140,7 +144,7 @@ def _given(fields: bool) -> dict[str, Any]:
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit'):
     raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
-  if FLAGS.fresh and mode in ('plan', 'doctor'):
+  if FLAGS.fresh and mode in ('plan', 'doctor', 'catalogue'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
   if mode == 'deploy':
     which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
@@ -173,6 +177,11 @@ def _without_experiment(workdir: str, given: dict[str, Any]) -> int:
     from jaxlite.planning import doctor
 
     doctor.doctor(print, workdir)
+    return 0
+  if FLAGS.mode == 'catalogue':
+    from jaxlite.finetuning.known_models import catalogue
+
+    print(catalogue(FLAGS.task or '', batch_size=FLAGS.batch or 0, say=print))
     return 0
   if 'check' in given:
     from jaxlite.run import checking

@@ -65,7 +65,7 @@ def test_help_answers_within_a_second_and_names_what_can_be_asked():
   began = time.process_time(), time.monotonic()
   done = subprocess.run([sys.executable, 'launch.py', '--help'], cwd=ROOT, capture_output=True, text=True, check=True)
   del began
-  for word in ('--mode=plan', '--mode=fit', '--mode=doctor', '--minutes', '--[no]check', '--[no]force'):
+  for word in ('--mode=plan', '--mode=fit', '--mode=doctor', '--task', '--minutes', '--[no]check', '--[no]force'):
     assert word in done.stdout, word
 
 
