@@ -6,7 +6,7 @@ files (without PyTorch), npz.
 `backbone` takes the head off a network of any framework; `cached_features` computes what it gives once; `fit_probe`
 solves a new head on that, `with_head` puts it on. Whether features suit labels say `logme`, `h_score`,
 `nearest_neighbors` and `linear_probe`; `rank` asks them of several networks. `begin` and `recipe` are what
-`jl.finetune` trains. Names load on first use.
+`jl.finetune` trains. `pretrained_text` opens a published text model with its tokenizer. Names load on first use.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
   from jaxlite.finetuning.rates import rates_by_depth, thaw
   from jaxlite.finetuning.scores import Score, h_score, linear_probe, logme, nearest_neighbors
   from jaxlite.finetuning.start import Start, as_evaluated, begin, recipe
+  from jaxlite.finetuning.text_models import PretrainedText, pretrained_text
 
 _WHERE = {
   'choice': ('Choice', 'choose'),
@@ -36,11 +37,13 @@ _WHERE = {
   'rates': ('rates_by_depth', 'thaw'),
   'scores': ('Score', 'h_score', 'linear_probe', 'logme', 'nearest_neighbors'),
   'start': ('Start', 'as_evaluated', 'begin', 'recipe'),
+  'text_models': ('PretrainedText', 'pretrained_text'),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
   'Backbone',
   'Choice',
+  'PretrainedText',
   'Probe',
   'Ranking',
   'Score',
@@ -58,6 +61,7 @@ __all__ = [
   'linear_probe',
   'logme',
   'nearest_neighbors',
+  'pretrained_text',
   'rank',
   'rates_by_depth',
   'read',

@@ -11,6 +11,8 @@ from jaxlite import errors
 
 errors.need('jaxlite.models', 'flax')
 
+from jaxlite.models.bert import Bert
+from jaxlite.models.cached_generation import Generated, generate_cached
 from jaxlite.models.cnn import SmallCNN
 from jaxlite.models.decoder import Decoder
 from jaxlite.models.depthwise import DepthwiseCNN
@@ -32,10 +34,13 @@ from jaxlite.models.published_weights import Published, published
 from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
 from jaxlite.models.resnet_photographs import DeepResNet, ResNet18, ResNet34, ResNet50
 from jaxlite.models.sizes import Summary, summary
+from jaxlite.models.text_configs import text_module
+from jaxlite.models.text_weights import TextNetwork, text_network
 from jaxlite.models.vit import ViT, ViTSmall
 
 __all__ = [
   'MLP',
+  'Bert',
   'Decoder',
   'DeepResNet',
   'DepthwiseCNN',
@@ -46,6 +51,7 @@ __all__ = [
   'EfficientNetLite3',
   'EfficientNetLite4',
   'EmbeddingBag',
+  'Generated',
   'LeNet5',
   'LeNet300',
   'MobileNetV2',
@@ -58,10 +64,14 @@ __all__ = [
   'ResNet50',
   'SmallCNN',
   'Summary',
+  'TextNetwork',
   'ViT',
   'ViTSmall',
   'generate',
+  'generate_cached',
   'max_pool',
   'published',
   'summary',
+  'text_module',
+  'text_network',
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxlite.models.bert import Bert
 from jaxlite.models.cnn import SmallCNN
 from jaxlite.models.decoder import Decoder
 from jaxlite.models.depthwise import DepthwiseCNN
@@ -28,7 +29,7 @@ from jaxlite.models.resnet_photographs import DeepResNet, ResNet18, ResNet34, Re
 from jaxlite.models.vit import ViT, ViTSmall
 
 _NETWORKS = (
-  *(MLP, Decoder, DepthwiseCNN, EmbeddingBag, LeNet5, LeNet300, ResNet, ResNet8, ResNet20, SmallCNN, ViT),
+  *(MLP, Bert, Decoder, DepthwiseCNN, EmbeddingBag, LeNet5, LeNet300, ResNet, ResNet8, ResNet20, SmallCNN, ViT),
   *(DeepResNet, ResNet18, ResNet34, ResNet50, MobileNetV2, ViTSmall),
   *(EfficientNetLite, EfficientNetLite0, EfficientNetLite1, EfficientNetLite2, EfficientNetLite3, EfficientNetLite4),
 )
