@@ -49,7 +49,7 @@ def get_config() -> Pictures:
   """Four runs side by side."""
   config = Pictures(name='finetune', model=model, recipe=recipe, method='full', train=jl.Duration(steps=100))
   config.data.load, config.data.batch_size = pictures, 32
-  config.optim.lr = 3e-4
+  config.optim.lr = 3e-5
   config.eval.every = config.checkpoint.every = config.log.every = jl.Duration(steps=25)
   config.eval.metric, config.eval.start, config.eval.batch_size = 'loss', True, 64
   config.runs = {'scratch': scratch, 'probe': probe, 'finetuned': lambda config: config, 'student': student}

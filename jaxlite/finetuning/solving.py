@@ -135,7 +135,7 @@ def _read(path: Path) -> tuple[Probe, float] | None:
     if [digest(one) for one in arrays] != known['sha256']:
       return None
     tried = {float(one): value for one, value in known['tried']}
-    return Probe(*arrays[:2], known['strength'], tried, arrays[2], known['chosen_by']), float(known['mix'])
+    return Probe(arrays[0], arrays[1], known['strength'], tried, arrays[2], known['chosen_by']), float(known['mix'])
   except (OSError, ValueError, KeyError, EOFError, TypeError):
     return None
 
@@ -152,6 +152,6 @@ def _write(path: Path, probe: Probe, mix: float) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole_file(path) as part, open(part, 'wb') as file:
-      np.savez(file, about=json.dumps(known), **arrays)
+      np.savez(file, about=json.dumps(known), kernel=probe.kernel, bias=probe.bias, right=probe.right)
   except OSError as error:
     raise ValueError(f'cannot keep a head in {path.parent} ({error}): give another folder') from None

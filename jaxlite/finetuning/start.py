@@ -132,7 +132,7 @@ def begin(
     f'{probe.strength:g} chosen {probe.chosen_by}{mixed}, {100 * max(probe.tried.values(), default=np.nan):.1f} % of '
     f'them right, in {time.perf_counter() - began:.1f} s'
   )
-  options = {} if extra is None else {'extra': bags.tf_idf, 'state': extra.state}
+  options: dict[str, Any] = {} if extra is None else {'extra': bags.tf_idf, 'state': extra.state}
   ready = with_head(found, outputs, kernel=probe.kernel, bias=probe.bias, **options)
   return Start(ready, found, choice, probe, tuple(told))
 
@@ -173,7 +173,6 @@ def recipe(
     hooks += [optim.freeze(lambda path: path in frozen)] if frozen else []
   if choice.method == 'lora':
     hooks.append(_lora(rank, alpha))
-    hooks.append(optim.freeze(_but_head_and_extras))
   if choice.norm == 'keep':
     hooks.append(as_evaluated())
   rate = optim.warmup_cosine(optim_config.lr, total_steps, warmup_steps=min(total_steps // 10, max(0, total_steps - 1)))
@@ -209,15 +208,12 @@ def _but_head(path: str) -> bool:
   return not path.startswith(f'{HEAD}/')
 
 
-def _but_head_and_extras(path: str) -> bool:
-  return _but_head(path) and not trees.is_extra(path)
-
-
 def _lora(rank: int, alpha: float) -> Any:
+  """Low-rank changes of the backbone's weights; beside them the head learns, and nothing else."""
   lora = getattr(optim, 'lora', None)
   if lora is None:
     raise ValueError("method='lora' needs jl.optim.lora, which this version lacks: take method='last'")
-  return lora(rank, alpha=alpha, select=_but_head)
+  return lora(rank, alpha, train=f'^{HEAD}/')
 
 
 def _outputs(data: Dataset) -> tuple[int, bool]:
