@@ -39,7 +39,7 @@ class Pictures(jl.FineTune):
   network: str = 'mobilenet_v2'
   size: int = 96
   trained: bool = True
-  channels: tuple[int, ...] = (16, 32, 64)
+  channels: tuple[int, ...] = (8, 16, 32)
   hidden: int = 64
   sparsity: float = 0.5
   bits: int = 0
@@ -50,10 +50,16 @@ def get_config() -> Pictures:
   config = Pictures(name='finetune', model=model, recipe=recipe, method='full', train=jl.Duration(steps=100))
   config.data.load, config.data.batch_size = pictures, 32
   config.optim.lr = 3e-5
+  config.augment = shown
   config.eval.every = config.checkpoint.every = config.log.every = jl.Duration(steps=25)
   config.eval.metric, config.eval.start, config.eval.batch_size = 'loss', True, 64
   config.runs = {'scratch': scratch, 'probe': probe, 'finetuned': lambda config: config, 'student': student}
   return config
+
+
+def shown(config: Pictures) -> Any:
+  """How training pictures are varied."""
+  return jl.optim.flip(), jl.optim.shift(config.size // 16)
 
 
 def scratch(config: Pictures) -> Pictures:
@@ -72,7 +78,7 @@ def student(config: Pictures) -> Pictures:
   """A small network that the fine-tuned one teaches, half of its weights zero, all of it int8."""
   optim = dataclasses.replace(config.optim, lr=3e-3)
   return dataclasses.replace(
-    config, bits=8, teacher='../finetuned', train=jl.Duration(steps=400), optim=optim,
+    config, bits=8, teacher='../finetuned', train=jl.Duration(steps=200), optim=optim, augment=None,
     eval=dataclasses.replace(config.eval, start=False),
   )  # fmt: skip
 
