@@ -14,6 +14,7 @@ from jaxlite.contract import CONST
 from jaxlite.errors import nearest
 from jaxlite.finetuning import axes, keras_names, names
 from jaxlite.finetuning.axes import Move, Unclear
+from jaxlite.finetuning.flattened import Flat
 from jaxlite.finetuning.program import Kernel
 from jaxlite.finetuning.weights import Weights, WeightsError
 
@@ -30,11 +31,13 @@ class Target(NamedTuple):
     leaves: shapes and dtypes by path, of params and state.
     kernels: what the program multiplies.
     order: the place of each leaf among those that the program reads.
+    flat: leaves that are no kernels and lie along a flattened picture.
   """
 
   leaves: Mapping[str, Any]
   kernels: dict[str, Kernel]
   order: Mapping[str, int]
+  flat: Mapping[str, Flat]
 
 
 class Plan(NamedTuple):
@@ -188,7 +191,9 @@ def _moves(
     shape, wanted = held.shape(renamed[name]), tuple(target.leaves[path].shape)
     same = layout is None and held.form in _OWN_FORMS and held.layout != 'torch' and renamed[name] == path
     kernel = target.kernels.get(path)
-    if kernel is None or (same and shape == wanted):
+    if kernel is None and path in target.flat and not same:
+      move: Move | Unclear = Unclear('it lies along a flattened picture, which frameworks flatten in different orders')
+    elif kernel is None or (same and shape == wanted):
       move = axes.as_stored(shape, _joined(path, shape, wanted, target))
       move = move if isinstance(move, Unclear) else move._replace(shape=wanted)
     elif not convention:

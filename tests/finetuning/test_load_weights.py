@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 import jaxlite as jl
+from jaxlite import trees
 from jaxlite.deployment.safetensors_file import write_safetensors
 from jaxlite.finetuning import WeightsError, load_weights, read
 
@@ -401,3 +402,44 @@ def test_the_report_is_read_by_people(saved):
   assert '9 matched, 3 transposed, 2 new, 3 left out' in told
   assert "new: head='new' (2 arrays)" in told
   assert 'square.weight [4, 4] -> square/kernel' in told
+
+
+def test_kernels_behind_a_flattened_picture_take_their_inputs_in_the_programs_order(tmp_path):
+  class Flat(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.max_pool(nn.relu(nn.Conv(5, (3, 3), name='conv')(x)), (2, 2), (2, 2))
+      return nn.Dense(2, name='head')(x.reshape(len(x), -1))
+
+  class First(eqx.Module):
+    conv: eqx.nn.Conv2d
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+      h = eqx.nn.MaxPool2d(2, 2)(jax.nn.relu(self.conv(x.transpose(2, 0, 1))))
+      return self.head(h.reshape(-1))
+
+  rng = np.random.default_rng(2)
+  arrays = {'conv.weight': rng.normal(size=(5, 4, 3, 3)), 'conv.bias': rng.normal(size=5)}
+  arrays |= {'head.weight': rng.normal(size=(2, 45)), 'head.bias': rng.normal(size=2)}
+  arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+  write_safetensors(tmp_path / 'a.safetensors', arrays, {'format': 'pt'})
+  key = jax.random.key(0)
+  first = First(eqx.nn.Conv2d(4, 5, 3, padding=1, key=key), eqx.nn.Linear(45, 2, key=key))
+  one = load_weights(first, tmp_path / 'a.safetensors', INPUTS)  # channels first, as PyTorch: nothing moves
+  np.testing.assert_array_equal(trees.by_path(one.network.params)['head/weight'], arrays['head.weight'])
+  other = load_weights(Flat(), tmp_path / 'a.safetensors', INPUTS)
+  np.testing.assert_allclose(other.network.predict(INPUTS), one.network.predict(INPUTS), rtol=1e-4, atol=1e-4)
+  values = trees.by_path(other.network.params)
+  np.savez(tmp_path / 'b.npz', **values)
+  back = load_weights(first, tmp_path / 'b.npz', INPUTS)  # and the other way
+  np.testing.assert_allclose(back.network.predict(INPUTS), one.network.predict(INPUTS), rtol=1e-4, atol=1e-4)
+
+  class Pixels(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(2, name='head')(x.reshape(len(x), -1))
+
+  write_safetensors(tmp_path / 'c.safetensors', {'head.weight': np.ones((2, 144), np.float32)}, {'format': 'pt'})
+  with pytest.raises(WeightsError, match=r'head/kernel \(its inputs are a flattened picture'):
+    load_weights(Pixels(), tmp_path / 'c.safetensors', INPUTS, new='bias')
