@@ -101,6 +101,8 @@ def _passed(eqn: Any, given: Sequence[_Known | None], found: dict[str, Flat]) ->
     if isinstance(leaf, _Leaf):
       wide = [[size for size in sizes if size > 1] for sizes in (shape, eqn.invars[0].aval.shape)]
       return leaf if name == 'transpose' or (name in _MOVES and wide[0] == wide[1]) else None
+    if len(given) == 2 and name in ('mul', 'add', 'sub', 'div'):  # a scale times a number for each example
+      return next((one for one in given if isinstance(one, _Leaf)), None)
     if name != 'reshape' or hasattr(eqn.invars[0], 'val'):
       return None
     joined = _reshaped(_Picture(None), eqn.invars[0].aval.shape, shape)  # of a past that is not known
@@ -108,7 +110,9 @@ def _passed(eqn: Any, given: Sequence[_Known | None], found: dict[str, Flat]) ->
   one, before = given[places[0]], eqn.invars[places[0]].aval.shape
   if isinstance(one, _Joined):
     for atom, other in zip(eqn.invars, given, strict=True):
-      if isinstance(other, _Leaf) and math.prod(atom.aval.shape) == math.prod(one.flat.sizes):
+      sizes = () if hasattr(atom, 'val') else atom.aval.shape
+      along = len(sizes) == len(shape) and sizes[one.axis] == before[one.axis]
+      if isinstance(other, _Leaf) and (along or math.prod(sizes) == math.prod(one.flat.sizes)):
         found[other.path] = one.flat  # a norm's scale over flattened features
     return one if len(shape) == len(before) and shape[one.axis] == before[one.axis] else None
   return _seen(eqn, name, one, before, shape)

@@ -21,6 +21,8 @@ from jaxlite.finetuning.weights import Weights, WeightsError
 Transform = Sequence[int] | Callable[[np.ndarray], Any]
 _FIXED = f'{CONST}/keras/'  # what an adapter keeps of a Keras model's frozen variables
 _OWN_FORMS = ('run', 'orbax', 'msgpack', 'npz', 'safetensors')  # may be a save of this very model
+_KNOWN = ('pt', 'np', 'flax', 'jax', 'tf')  # what `format` says in safetensors whose kernels are known
+_PERMUTED = re.compile(r'attn_[qk]\.(weight|bias)$')
 _SHOWN = 6
 
 
@@ -136,6 +138,9 @@ def _bare(name: str, held: Weights) -> str:
 def _renamed(held: Weights, rules: Mapping[str, str | None]) -> tuple[dict[str, str], dict[str, str]]:
   """Names after the rules, each with its name in the file; and what rules leave out."""
   told = keras_names.by_meaning(held)
+  for pattern, replacement in rules.items():
+    if not isinstance(pattern, str) or not isinstance(replacement, str | None):
+      raise ValueError(f'rules are expressions with a replacement, or None; got {{{pattern!r}: {replacement!r}}}')
   renamed: dict[str, str] = {}
   left: dict[str, str] = {}
   hit = dict.fromkeys(rules, False)
@@ -166,6 +171,8 @@ def _renamed(held: Weights, rules: Mapping[str, str | None]) -> tuple[dict[str, 
 def _convention(held: Weights, layout: str | None) -> str:
   if layout not in (None, 'torch', 'jax'):
     raise ValueError(f"layout is 'torch' ([out, in], OIHW) or 'jax' ([in, out], HWIO); got {layout!r}")
+  if layout is None and held.form == 'safetensors' and held.about.get('format', 'pt') not in _KNOWN:
+    return ''  # MLX, for one, stores convolutions as [out, *window, in]
   told = layout or {'keras': 'jax'}.get(held.layout, held.layout)
   if told == 'jax' and layout is None and held.form in _OWN_FORMS:
     told = names.layout_of(held) or 'jax'  # a checkpoint of Equinox keeps [out, in]
@@ -191,6 +198,9 @@ def _moves(
     shape, wanted = held.shape(renamed[name]), tuple(target.leaves[path].shape)
     same = layout is None and held.form in _OWN_FORMS and held.layout != 'torch' and renamed[name] == path
     kernel = target.kernels.get(path)
+    if _PERMUTED.search(renamed[name]) and held.about.get('general.architecture') == 'llama':
+      problems[path] = 'GGUF permutes its rows for rotary embeddings of neighboring pairs'
+      continue
     if kernel is None and path in target.flat and not same:
       move: Move | Unclear = Unclear('it lies along a flattened picture, which frameworks flatten in different orders')
     elif kernel is None or (same and shape == wanted):
