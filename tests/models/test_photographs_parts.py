@@ -124,4 +124,4 @@ def test_pruned_and_quantized_training_then_files(module, tmp_path):
   assert sizes[0] < sizes[1]
   network = jl.Network(model, *model.init(jax.random.key(0), x))
   report = jl.deploy(network, 'pack,c,onnx', out=tmp_path, examples=x, batches=(1,), seconds=0.1)
-  assert [row.why for row in report.rows] == [''] * 3
+  assert [row.why for row in report.written] == [''] * 3
