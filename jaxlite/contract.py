@@ -173,6 +173,9 @@ class Hook(NamedTuple):
       Model without hooks and one batch of inputs. None leaves it to the hook's states.
     dispatches: `grad` called outside a trace runs several programs; a step does so where one would be slow.
     distribution: it reads outputs as logits over classes of which one is right.
+    reads: its model is made from the program of the model inside (quantization, hints).
+    as_one: as `model`, in a form whose program shows every weight as one operand, however many arrays make it; taken
+      where a part outside `reads` the program. None where `model` is such a form.
   """
 
   name: str
@@ -182,6 +185,8 @@ class Hook(NamedTuple):
   account: Callable[[Network, Model, Any], Account] | None = None
   dispatches: bool = False
   distribution: bool = False
+  reads: bool = False
+  as_one: Callable[[Model], Model] | None = None
 
   @property
   def init(self) -> Any:
@@ -274,11 +279,20 @@ def chain(*parts: Any) -> Recipe:
   outward = sorted(hooks, key=lambda hook: not isinstance(hook, Side))
   return Recipe(
     tx=_chain_updates([part for part in flat if not isinstance(part, Hook)]),
-    model=_compose([hook.model for hook in outward]),
+    model=_compose(_as_read(outward)),
     loss=_compose([hook.loss for hook in hooks]),
     grad=_compose([hook.grad for hook in hooks]),
     parts=flat,
   )
+
+
+def _as_read(hooks: list[Hook]) -> list[Callable[[Model], Model]]:
+  """What wraps a model, outermost first: below one that reads programs, the forms that show weights as one operand."""
+  read, found = False, []
+  for hook in hooks:
+    found.append(hook.as_one if read and hook.as_one is not None else hook.model)
+    read = read or hook.reads
+  return found
 
 
 def _compose(wrappers: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:

@@ -108,13 +108,23 @@ def _again(run: Callable[..., list[Any]], waits: Sequence[bool]) -> Callable[...
   def backward(given: tuple[Any, ...], gradient: list[Any]) -> tuple[Any, ...]:
     late = [value for value, wait in zip(given, waits, strict=True) if wait and _is_array(value)]
     known = [one for one in gradient if getattr(one, 'dtype', None) != jax.dtypes.float0]
-    late = lax.platform_dependent(late, known, cpu=_after, default=lambda late, known: _barrier(late, known))
-    fresh = iter(late)
+    fresh = iter(once_known(late, known))
     seen = [next(fresh) if wait and _is_array(one) else one for one, wait in zip(given, waits, strict=True)]
     return jax.vjp(run, *seen)[1](gradient)
 
   piece.defvjp(forward, backward)
   return piece
+
+
+def once_known(late: list[Any], known: list[Any]) -> list[Any]:
+  """Returns arrays bit for bit as they were, but not before others are there: what is made of them is made again.
+
+  Args:
+    late: what a backward pass begins from.
+    known: the gradients that it waits for.
+  """
+  found: list[Any] = lax.platform_dependent(late, known, cpu=_after, default=lambda late, known: _barrier(late, known))
+  return found
 
 
 def _is_array(value: Any) -> bool:

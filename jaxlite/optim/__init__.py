@@ -5,6 +5,7 @@ from jaxlite.optim._accumulate import accumulate
 from jaxlite.optim._augment import Augmentation, augment, crop, cutmix, cutout, flip, mixup, shift
 from jaxlite.optim._average import average
 from jaxlite.optim._freeze import freeze
+from jaxlite.optim._lora import dora, lora, qlora
 from jaxlite.optim._normalize import normalize
 from jaxlite.optim._optax_states import evaluation_point, optax_account, refuse_unfit, rejected
 from jaxlite.optim._penalties import l2, label_smoothing
@@ -24,18 +25,21 @@ __all__ = [
   'crop',
   'cutmix',
   'cutout',
+  'dora',
   'evaluation_point',
   'flip',
   'freeze',
   'l1_proximal',
   'l2',
   'label_smoothing',
+  'lora',
   'mixup',
   'next_phase',
   'normalize',
   'observe_score',
   'optax_account',
   'plateau',
+  'qlora',
   'refresh_statistics',
   'refuse_unfit',
   'rejected',
