@@ -120,7 +120,7 @@ def _at_site(site: provenance.Site, operands: Sequence[Route | None], found: Rou
   if not clear or route is None or site.why_not or site.custom or site.kind not in CONTRACTIONS:
     _lose(operands, site.why_not or f'{site.kind} in a form of its own', found)
   elif route.depth != len(site.lengths) or found.sites.setdefault(site.name, route) != route:
-    _lose(operands, 'loops that cut it in other ways', found)
+    _lose(operands, 'branches or loops that take it in different ways', found)
 
 
 def _into_scan(eqn: Any, plan: provenance.Plan, operands: Sequence[Route | None], found: Routes) -> None:
@@ -283,7 +283,9 @@ def factored(
   """
   stack, rows, columns = matrix.sizes
   count = math.prod(stack)
-  indices = matrix.leaf(np.arange(count * rows * columns, dtype=np.int64 if count * rows * columns >= 2**31 else np.int32))
+  indices = matrix.leaf(
+    np.arange(count * rows * columns, dtype=np.int64 if count * rows * columns >= 2**31 else np.int32)
+  )
   operand = moved(indices, moves)
   sizes = [math.prod(operand.shape[axis] for axis in axes) for axes in (batch, summed, free)]
   operand = operand.transpose((*batch, *summed, *free)).reshape(sizes)

@@ -2,6 +2,7 @@
 
 from jaxlite.optim import schedules as schedules
 from jaxlite.optim._accumulate import accumulate
+from jaxlite.optim._adapters import load_adapter, save_adapter
 from jaxlite.optim._augment import Augmentation, augment, crop, cutmix, cutout, flip, mixup, shift
 from jaxlite.optim._average import average
 from jaxlite.optim._freeze import freeze
@@ -32,6 +33,7 @@ __all__ = [
   'l1_proximal',
   'l2',
   'label_smoothing',
+  'load_adapter',
   'lora',
   'mixup',
   'next_phase',
@@ -45,6 +47,7 @@ __all__ = [
   'rejected',
   'remat',
   'sam',
+  'save_adapter',
   'schedules',
   'shift',
   'swa',

@@ -4,47 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Account, Hook, Model, Network, Params, State, drop_extras, stream, with_const
 from jaxlite.errors import arrays, whole
-from jaxlite.graph import provenance, rewrite, routes
-from jaxlite.graph.layouts import LeafLayout
-from jaxlite.graph.model import _layouts, model_tags
+from jaxlite.graph import rewrite
+from jaxlite.graph.model import _layouts
 from jaxlite.graph.routes import Matrix
 from jaxlite.optim import _low_rank as low_rank
-from jaxlite.optim._low_rank import Adapted, Here
-from jaxlite.optim._stored import KINDS, Form, is_stored, store
+from jaxlite.optim._adapted_program import Seen
+from jaxlite.optim._chosen import Choice, LowRank
+from jaxlite.optim._low_rank import Adapted
+from jaxlite.optim._stored import KINDS, is_stored, store
 
 Ranks = Mapping[str, int | None]
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class LowRank:
-  """What a hook knows of its leaves, as a part of a state: it holds no array.
-
-  Attributes:
-    adapted: (path, what is learned beside it).
-    forms: (path, how it is kept) of the leaves in few bits.
-    whole: (path, why) of the leaves that are merged, or restored, before the forward: they cost a gradient, or a copy
-      until the backward pass.
-    skipped: (path, why) of the weights that were left out.
-    counts: parameters that learn, and all there are.
-  """
-
-  adapted: tuple[tuple[str, Adapted], ...] = ()
-  forms: tuple[tuple[str, Form], ...] = ()
-  whole: tuple[tuple[str, str], ...] = ()
-  skipped: tuple[tuple[str, str], ...] = ()
-  counts: tuple[int, int] = (0, 0)
 
 
 def lora(
@@ -118,7 +96,7 @@ def dora(
   """As `lora`, with the length of each output's weights learned apart from their direction.
 
   The weight becomes `m * (weight + alpha / rank * a @ b) / norm`, the norm of each output's weights taken anew at every
-  step and without a gradient of its own. It costs a norm of every weight a step, and an activation kept at each product.
+  step and without a gradient of its own. It costs a norm of every weight a step, and one more activation a product.
 
   Args:
     rank: as in `lora`.
@@ -220,196 +198,16 @@ def _hook(
   if alpha is not None and not low_rank.is_finite_number(alpha):
     raise ValueError(f'{name}: alpha is a number above 0; got {alpha!r}')
 
-  def adapted(path: str, matrix: Matrix, own: int) -> Adapted:
+  def adapted(matrix: Matrix, own: int) -> Adapted:
     over = math.sqrt(own) if rank_stabilized else own
     return Adapted(matrix, own, 1.0 if alpha is None and not rank_stabilized else (alpha or rank) / over, magnitude)
 
-  choose = _Choice(name, rank, select, rules, train, adapted, kept)
+  choose = Choice(name, rank, select, dict(rules or {}), train, adapted, kept)
   built = {as_one: _wrap(name, choose, as_one) for as_one in (False, True)}
   return Hook(name, model=built[False], account=_account_of(name), as_one=built[True])
 
 
-class _Choice:
-  """Which leaves of a model are adapted, kept in few bits, trained as they are."""
-
-  def __init__(self, name: str, rank: int, select: Any, rules: Any, train: Any, adapted: Any, kept: Any):
-    self.name, self.rank, self.select, self.rules = name, rank, select, dict(rules or {})
-    self.train, self.adapted, self.kept = train, adapted, kept
-
-  def of(self, params: Params, layouts: Mapping[str, LeafLayout | None], seen: Any) -> tuple[LowRank, frozenset[str]]:
-    """Returns what is done with the leaves, and which are frozen; `seen` asks a program for routes."""
-    name, leaves = self.name, {p: leaf for p, leaf in trees.by_path(params).items() if not trees.is_extra(p)}
-    if not leaves:
-      raise ValueError(f'{name} finds nothing to freeze: every parameter belongs to another part')
-    live = frozenset() if self.train == () else trees.select(leaves, self.train, what=f'{name}: train')
-    for pattern in self.rules:
-      trees.select(leaves, pattern, what=f'{name}: rule')
-    chosen, skipped = self._chosen(leaves, layouts, live, seen)
-    items = []
-    for path in sorted(chosen):
-      own = next((rank for pattern, rank in self.rules.items() if re.search(pattern, path)), self.rank)
-      if own is not None:
-        items.append((path, self._one(path, leaves[path], layouts.get(path), own)))
-    if not items:
-      raise ValueError(f'{name} adapts nothing: its rules leave every weight out')
-    frozen = frozenset(leaves) - live
-    forms, restored = self._forms(leaves, layouts, frozen, seen)
-    paths = {path for path, _ in items} | {path for path, _ in forms}
-    apart = seen(dict(items), dict(forms)).apart
-    one_piece = tuple((path, apart.get(path, '')) for path in sorted(paths) if apart.get(path, '') is not None)
-    learned = sum(math.prod(a.matrix.sizes[0]) * a.rank * sum(a.matrix.sizes[1:]) for _, a in items)
-    learned += sum(math.prod(a.matrix.sizes[0]) * a.matrix.sizes[2] for _, a in items if a.magnitude)
-    learned += sum(np.size(leaves[path]) for path in live)
-    total = sum(np.size(leaf) for leaf in leaves.values())
-    return LowRank(tuple(items), forms, one_piece, (*skipped, *restored), (int(learned), int(total))), frozen
-
-  def _chosen(self, leaves: Any, layouts: Any, live: Any, seen: Any) -> tuple[frozenset[str], list[tuple[str, str]]]:
-    name = self.name
-    if self.select is None:
-      known = frozenset(path for path, layout in layouts.items() if path in leaves and layout is not None) - live
-      if not known:
-        shown = ', '.join(sorted(leaves)[:6])
-        raise ValueError(f'{name} finds no weight to adapt among {shown}: name one with select=')
-      return known, [(p, 'its axes are not clear') for p in sorted(layouts) if p in leaves and layouts[p] is None]
-    chosen = trees.select(leaves, self.select, what=f'{name}: select')
-    if chosen & live:
-      raise ValueError(f'{name}: {min(chosen & live)!r} is to be adapted and trained as it is: leave it to one of them')
-    for path in sorted(chosen):
-      if path in layouts and layouts[path] is None:
-        raise ValueError(f'{name}: {path!r} is multiplied, but its axes are not clear: leave it out, or train= it')
-      if path not in layouts and path not in seen({}, {}).looked_up:
-        raise ValueError(
-          f'{name}: {path!r} is no weight (no product sums over it), so a low rank says nothing of it: leave it out of '
-          'select, or train= it as it is'
-        )
-    return chosen, []
-
-  def _one(self, path: str, leaf: Any, layout: LeafLayout | None, rank: int) -> Adapted:
-    shape = tuple(np.shape(leaf))
-    if layout is None and len(shape) != 2:
-      raise ValueError(f'{self.name}: a looked-up table has rows and columns; {path!r} is {list(shape)}')
-    matrix = Matrix.of(shape, layout or LeafLayout((0,), (1,)))
-    _, rows, columns = matrix.sizes
-    if not math.prod(shape):
-      raise ValueError(f'{self.name}: {path!r} is empty, {list(shape)}: leave it out, rules={{{_exact(path)!r}: None}}')
-    if rank > min(rows, columns):
-      raise ValueError(
-        f'{self.name}: the rank of a matrix is at most its smaller side; {path!r} has {rows} rows and {columns} columns, '
-        f'rank is {rank}: give it a rank of its own, rules={{{_exact(path)!r}: {min(rows, columns)}}}, or None'
-      )
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise ValueError(f'{self.name}: a low rank is of real floats; {path!r} is {leaf.dtype}: leave it out')
-    return self.adapted(path, matrix, rank)
-
-  def _forms(
-    self, leaves: Any, layouts: Any, frozen: frozenset[str], seen: Any
-  ) -> tuple[tuple[tuple[str, Form], ...], list[tuple[str, str]]]:
-    if self.kept is None:
-      return (), []
-    kind, group, rule = self.kept
-    able = {}
-    for path in sorted(frozen & layouts.keys()):
-      if layouts[path] is not None and jnp.issubdtype(leaves[path].dtype, jnp.floating) and np.size(leaves[path]):
-        able[path] = Form.of(kind, Matrix.of(np.shape(leaves[path]), layouts[path]), leaves[path].dtype, group)
-    if rule is not None:
-      picked = trees.select(frozen, rule, what=f'{self.name}: quantize')
-      if picked - able.keys():
-        raise ValueError(
-          f'{self.name}: {min(picked - able.keys())!r} cannot be kept in few bits: it is no weight of real floats whose '
-          'axes are clear; leave it out of quantize='
-        )
-      return tuple((path, able[path]) for path in sorted(picked)), []
-    apart = seen({}, able).apart
-    others = [(path, f'kept as it is: {apart[path]}') for path in able if apart[path] is not None]
-    forms = tuple((path, form) for path, form in able.items() if apart[path] is None)
-    if not forms:
-      raise ValueError(f'{self.name} finds no weight that it can keep in few bits ({_told(others)}): take lora')
-    return forms, others
-
-
-def _exact(path: str) -> str:
-  return f'^{re.escape(path)}$'
-
-
-def _told(pairs: Any) -> str:
-  return '; '.join(f'{path}: {why}' for path, why in list(pairs)[:4]) or 'none'
-
-
-class _Seen:
-  """A program of the inner model, and what it does with the leaves of interest.
-
-  Attributes:
-    closed, plan, shapes: the program, read; the structure of its results.
-    sites: by name, what is done at a contraction in place of it.
-    apart: by path, None where every use of the leaf is such a contraction, else why not.
-    looked_up: the leaves that are read row by row.
-  """
-
-  def __init__(self, model: Model, args: Any, train: bool, adapted: Mapping[str, Adapted], forms: Mapping[str, Form]):
-    def forward(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
-      return model.apply(params, state, inputs, train=train, key=key, step=step)
-
-    self.closed, self.shapes = jax.make_jaxpr(forward, return_shape=True)(*args)
-    self.plan = provenance.read(self.closed, model_tags(*args))
-    self.leaves = trees.paths(args[0])
-    self.rest = sum(len(jax.tree.leaves(one)) for one in args[1:])
-    self.eqns = _site_eqns(self.closed, self.plan)
-    self(adapted, forms)
-
-  def __call__(self, adapted: Mapping[str, Adapted], forms: Mapping[str, Form]) -> _Seen:
-    """Decides for other leaves, on the same program."""
-    paths = {*adapted, *forms}
-    asked = [path if path in paths or not paths else None for path in self.leaves]
-    found = routes.read(self.closed, self.plan, [*asked, *[None] * self.rest])
-    reasons: dict[str, str | None] = {path: found.others.get(path) for path in paths}
-    sites = {}
-    for site_name, route in found.sites.items():
-      eqn, site = self.eqns[site_name]
-      here = None
-      if (form := forms.get(route.path)) is not None or route.path in adapted:
-        if (adapted.get(route.path) or form).matrix.inside(route.depth) is not None:  # type: ignore[union-attr]
-          here = Here.at(site, eqn, route, form, adapted.get(route.path))
-      if here is None:
-        reasons[route.path] = reasons.get(route.path) or 'a product whose factors cannot be taken apart'
-      else:
-        sites[site_name] = (here, route.path)
-    used = {path for _, path in sites.values()}
-    self.apart = {path: why or (None if path in used else 'no product takes it') for path, why in reasons.items()}
-    self.sites = {site: pair for site, pair in sites.items() if self.apart[pair[1]] is None}
-    self.looked_up = {path for path, why in found.others.items() if why in ('gather', 'take')}
-    return self
-
-
-def _site_eqns(jaxpr: Any, plan: provenance.Plan) -> dict[str, Any]:
-  """The equation of each site that may be rewritten, by name; of branches that share one, the first."""
-  from jaxlite.graph import walk
-
-  found: dict[str, Any] = {}
-  bare, _ = walk.opened(jaxpr)
-  for index, site in plan.sites.items():
-    if not site.why_not:
-      found.setdefault(site.name, (bare.eqns[index], site))
-  for index, plans in plan.inner.items():
-    eqn = bare.eqns[index]
-    bodies = _bodies_in_order(eqn)
-    for body, inner in zip(bodies, plans, strict=True):
-      for name, pair in _site_eqns(body, inner).items():
-        found.setdefault(name, pair)
-  return found
-
-
-def _bodies_in_order(eqn: Any) -> list[Any]:
-  from jaxlite.graph import walk
-
-  name = eqn.primitive.name
-  if name == 'while':
-    return [eqn.params['cond_jaxpr'], eqn.params['body_jaxpr']]
-  if name == 'cond':
-    return list(eqn.params['branches'])
-  return [eqn.params['jaxpr' if name == 'scan' else walk.CALLS[name]]]
-
-
-def _wrap(name: str, choice: _Choice, as_one: bool) -> Callable[[Model], Model]:
+def _wrap(name: str, choice: Choice, as_one: bool) -> Callable[[Model], Model]:
   slot = f'jl.{name}'
 
   def wrap(inner: Model) -> Model:
@@ -420,7 +218,7 @@ def _wrap(name: str, choice: _Choice, as_one: bool) -> Callable[[Model], Model]:
           f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
         )
       layouts = _layouts(inner, params, state, inputs, key)
-      seen = _Seen(inner, (params, state, inputs, key, jnp.zeros((), jnp.int32)), True, {}, {})
+      seen = Seen(inner, (params, state, inputs, key, jnp.zeros((), jnp.int32)), True, {}, {})
       known, frozen = choice.of(params, layouts, seen)
       if as_one:
         known = dataclasses.replace(known, whole=tuple((path, 'a part outside reads it') for path, _ in known.adapted))
@@ -430,9 +228,7 @@ def _wrap(name: str, choice: _Choice, as_one: bool) -> Callable[[Model], Model]:
         values = low_rank.begin(adapted, leaves[path], stream(stream(key, name), path), jnp.float32)
         own.update({f'{path}/{part}': value for part, value in values.items()})
       still, live = trees.split(params, frozen)
-      still = trees.map_with_path(
-        lambda path, leaf: store(forms[path], leaf) if path in forms else leaf, still
-      )
+      still = trees.map_with_path(lambda path, leaf: store(forms[path], leaf) if path in forms else leaf, still)
       return {**live, slot: trees.nest(own)}, with_const({**state, slot: known}, name, still)
 
     def parts(params: Params, state: State) -> tuple[LowRank, Params, dict[str, Any], dict[str, dict[str, Any]]]:
@@ -472,7 +268,7 @@ def _wrap(name: str, choice: _Choice, as_one: bool) -> Callable[[Model], Model]:
         form = forms.get(path)
         return kept if form is None else jax.ShapeDtypeStruct(form.matrix.shape, jnp.dtype(form.dtype))
 
-      seen = _Seen(inner, (joined(live, still, shape), rest, inputs, key, step), train, adapted, forms)
+      seen = Seen(inner, (joined(live, still, shape), rest, inputs, key, step), train, adapted, forms)
       kept_as: dict[str, Any] = {}
 
       def value(path: str, kept: Any) -> Any:

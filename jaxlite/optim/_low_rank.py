@@ -69,7 +69,7 @@ def product(adapted: Adapted, own: Mapping[str, jax.Array]) -> jax.Array:
 
 def norms(adapted: Adapted, leaf: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
   """Returns the norm of each output's weights with the product added: float[*stack, columns]. One matrix at a time."""
-  stack, rows, columns = adapted.matrix.sizes
+  stack, _, columns = adapted.matrix.sizes
 
   def one(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
     matrix, a, b = given
@@ -137,9 +137,8 @@ class Here(NamedTuple):
       return None
     ndim = eqn.invars[side].aval.ndim
     summed, batch = axes_of(eqn, side)
-    if eqn.primitive.name == 'conv_general_dilated':
-      if eqn.params['feature_group_count'] > 1 or eqn.params['batch_group_count'] > 1:
-        return None if adapted is not None else cls._of(site, eqn, route, (), (), (), form, adapted)
+    if eqn.params.get('feature_group_count', 1) > 1 or eqn.params.get('batch_group_count', 1) > 1:
+      return None if adapted is not None else cls._of(site, eqn, route, (), (), (), form, adapted)
     free = tuple(axis for axis in range(ndim) if axis not in (*summed, *batch))
     here = cls._of(site, eqn, route, batch, summed, free, form, adapted)
     return here if adapted is None or here.factored() is not None else None
@@ -165,12 +164,13 @@ class Here(NamedTuple):
     leaf = stored if self.form is None else restore(self.form, stored, self.depth)
     return routes.moved(leaf, self.moves)
 
-  def added(self, x: jax.Array, a: jax.Array, b: jax.Array, factor: jax.Array | None) -> jax.Array:
+  def added(self, x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns (x @ a) @ b, laid out as the contraction's result."""
     params = dict(self.params)
     found, sizes = self.factored(), self._operand_sizes()
-    assert found is not None and self.adapted is not None
-    stack, rows, columns = self.adapted.matrix.inside(self.depth).sizes  # type: ignore[union-attr]
+    assert found is not None
+    assert self.adapted is not None
+    _, rows, columns = self.adapted.matrix.inside(self.depth).sizes  # type: ignore[union-attr]
     a = routes.rows_of(found, a.reshape((-1, rows, self.adapted.rank)))
     b = routes.columns_of(found, b.reshape((-1, self.adapted.rank, columns)))
     x = x.astype(jnp.promote_types(x.dtype, a.dtype))
@@ -240,7 +240,7 @@ def contraction(here: Here) -> Any:
   def together(x: jax.Array, w: jax.Array, own: Mapping[str, jax.Array], factor: Any) -> tuple[jax.Array, Any]:
     out, before = here.bind(x, w), None
     if own:
-      added = scale * here.added(x, own['a'], own['b'], None)
+      added = scale * here.added(x, own['a'], own['b'])
       out = out.astype(jnp.promote_types(out.dtype, added.dtype)) + added
     if factor is not None:
       before, out = out, out * here.spread(factor, out.ndim)
@@ -272,7 +272,7 @@ def contraction(here: Here) -> Any:
     (of_x,) = jax.vjp(lambda x: here.bind(x, w), x)[1](wide.astype(here.dtype))
     of_own: Any = own
     if own:
-      added, pull = jax.vjp(lambda x, a, b: here.added(x, a, b, None), x, own['a'], own['b'])
+      added, pull = jax.vjp(lambda x, a, b: here.added(x, a, b), x, own['a'], own['b'])
       of_x2, of_a, of_b = pull((scale * wide).astype(added.dtype))
       of_x, of_own = of_x + of_x2.astype(of_x.dtype), {**own, 'a': of_a, 'b': of_b}
     return of_x, None, of_own, of_factor
