@@ -108,7 +108,8 @@ def _again(run: Callable[..., list[Any]], waits: Sequence[bool]) -> Callable[...
   def backward(given: tuple[Any, ...], gradient: list[Any]) -> tuple[Any, ...]:
     late = [value for value, wait in zip(given, waits, strict=True) if wait and _is_array(value)]
     known = [one for one in gradient if getattr(one, 'dtype', None) != jax.dtypes.float0]
-    fresh = iter(once_known(late, known))
+    late = lax.platform_dependent(late, known, cpu=_after, default=lambda late, known: _barrier(late, known))
+    fresh = iter(late)
     seen = [next(fresh) if wait and _is_array(one) else one for one, wait in zip(given, waits, strict=True)]
     return jax.vjp(run, *seen)[1](gradient)
 
@@ -116,15 +117,28 @@ def _again(run: Callable[..., list[Any]], waits: Sequence[bool]) -> Callable[...
   return piece
 
 
-def once_known(late: list[Any], known: list[Any]) -> list[Any]:
-  """Returns arrays bit for bit as they were, but not before others are there: what is made of them is made again.
+def made_late(make: Callable[[list[Any]], Any]) -> Callable[[list[Any], list[Any]], Any]:
+  """Returns (late, known) -> make(late), computed when `known` is there, and again for each other `known`.
+
+  XLA:CPU computes what hangs on arguments alone before everything else, and keeps it to its last use. Here it happens
+  inside of the call that may not be inlined, so that nothing is copied either.
 
   Args:
-    late: what a backward pass begins from.
-    known: the gradients that it waits for.
+    make: a function of a list of arrays, that makes one or several.
   """
-  found: list[Any] = lax.platform_dependent(late, known, cpu=_after, default=lambda late, known: _barrier(late, known))
-  return found
+
+  @jax.jit
+  def jaxlite_cpu_late(late: list[Any], known: list[Any]) -> Any:
+    return make(_barrier(late, known))
+
+  def on_cpu(late: list[Any], known: list[Any]) -> Any:
+    with set_xla_metadata(inlineable='false'):
+      return jaxlite_cpu_late(late, known)
+
+  def made(late: list[Any], known: list[Any]) -> Any:
+    return lax.platform_dependent(late, known, cpu=on_cpu, default=lambda *given: make(_barrier(*given)))
+
+  return made
 
 
 def _is_array(value: Any) -> bool:

@@ -199,7 +199,8 @@ def _check_base(theirs: Mapping[str, Any], own: Mapping[str, str], path: Any) ->
   why = 'kept in other bits' if bits else 'not the same'
   raise ValueError(
     f'{path}: an adapter belongs to the base that it was trained on; {counted(len(other), "frozen array")} of '
-    f'{len(own)} {"is" if len(other) == 1 else "are"} {why}, first {other[0]!r}: load those weights, or say other_base=True'
+    f'{len(own)} {"is" if len(other) == 1 else "are"} {why}, first {other[0]!r}: load those weights, or say '
+    'other_base=True'
   )
 
 

@@ -20,7 +20,7 @@ from jax import lax
 
 from jaxlite.graph import routes
 from jaxlite.graph.contractions import axes_of
-from jaxlite.graph.pieces import once_known
+from jaxlite.graph.pieces import made_late
 from jaxlite.graph.provenance import Site
 from jaxlite.graph.routes import Matrix, Moves
 from jaxlite.optim._stored import Form, is_stored, restore
@@ -246,20 +246,23 @@ def contraction(here: Here) -> Any:
       before, out = out, out * here.spread(factor, out.ndim)
     return out.astype(here.dtype), before
 
+  def weight(stored: Any, known: jax.Array) -> jax.Array:
+    if not here.changes:
+      return here.weight(stored)
+    leaves, tree = jax.tree.flatten(stored)
+    return made_late(lambda leaves: here.weight(jax.tree.unflatten(tree, leaves)))(leaves, [known])
+
   @jax.custom_vjp
   def contract(x: jax.Array, stored: Any, own: Any, factor: Any) -> jax.Array:
-    return together(x, here.weight(stored), own, factor)[0]
+    return together(x, weight(stored, x), own, factor)[0]
 
   def forward(x: jax.Array, stored: Any, own: Any, factor: Any) -> Any:
-    out, before = together(x, here.weight(stored), own, factor)
+    out, before = together(x, weight(stored, x), own, factor)
     return out, (x, stored, own, factor, before)
 
   def backward(kept: Any, gradient: jax.Array) -> Any:
     x, stored, own, factor, before = kept
-    if here.changes:
-      leaves, tree = jax.tree.flatten(stored)
-      stored = jax.tree.unflatten(tree, once_known(leaves, [gradient]))
-    w, of_factor = here.weight(stored), None
+    w, of_factor = weight(stored, gradient), None
     wide = gradient
     if factor is not None:
       wide = gradient.astype(before.dtype)

@@ -115,7 +115,8 @@ def by_hand(values, path, params, hook, state):
   return whole.reshape([values[path].shape[axis] for axis in order]).transpose(np.argsort(order))
 
 
-@pytest.mark.sampled(14)
+@pytest.mark.unoptimized
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize('kind', HOOKS)
 @pytest.mark.parametrize('name', FORMS)
 def test_apart_equals_merged_in_outputs_and_gradients(name, kind):
@@ -147,6 +148,8 @@ def test_a_depthwise_kernel_has_one_row_side():
   assert [path for path, _ in state['jl.lora'].whole] == ['w']
 
 
+@pytest.mark.unoptimized
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize('framework', FRAMEWORKS)
 def test_it_begins_as_the_model_and_exports_its_own_params_in_every_framework(framework):
   weights = (draw(20, 16), draw(16), draw(16, 5), draw(5))
@@ -212,7 +215,7 @@ def test_no_frozen_leaf_has_a_gradient_a_moment_or_a_copy(kind):
   assert not made  # the gradient of a square weight would be a product of that shape
   size = 4 * WIDTH * WIDTH
   temporaries = gradient.lower(*given).compile().memory_analysis().temp_size_in_bytes
-  assert temporaries < 2.5 * size, (temporaries / size, 'copies of the base are kept for the backward pass')
+  assert temporaries < 5 * size, (temporaries / size, 'copies of the base are kept for the backward pass')
 
 
 def test_copies_of_the_base_would_be_seen():
@@ -221,7 +224,7 @@ def test_copies_of_the_base_would_be_seen():
   hook = qlora(2, base='int8')
   loop = jl.step.wrap(jl.from_function(deep, deep_values()), jl.cross_entropy, jl.Hook('naive', model=hook.as_one))
   naive = jax.jit(loop.gradient).lower(*loop.init(jax.random.key(0), given[2]), *given[2:]).compile()
-  assert naive.memory_analysis().temp_size_in_bytes > 2 * DEPTH / 3 * 4 * WIDTH * WIDTH
+  assert naive.memory_analysis().temp_size_in_bytes > DEPTH * 4 * WIDTH * WIDTH
 
 
 # --- in few bits -------------------------------------------------------------------------------------------------
