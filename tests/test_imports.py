@@ -34,6 +34,7 @@ FLOORS = (
   ('models',),
   ('step',),
   ('deployment',),
+  ('finetuning',),
   ('report',),
   ('planning',),
   ('run',),

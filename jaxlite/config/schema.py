@@ -70,12 +70,14 @@ class EvalConfig:
       rare, 'f1_macro' counts all alike).
     patience: evaluations without improvement before the run stops early; 0 never stops it.
     batch_size: examples per batch.
+    start: also look at what the run begins with: one that was pretrained never ends worse, by validation.
   """
 
   every: Duration = dataclasses.field(default_factory=lambda: Duration(epochs=1))
   metric: str = ''
   patience: int = 0
   batch_size: int = 512
+  start: bool = False
 
 
 @dataclasses.dataclass

@@ -212,6 +212,8 @@ class TextEncoder:
       told.append(f'{long} of {len(ids)} texts are longer than {self.length} tokens and are cut there')
     if empty := int((counts == 0).sum()):
       told.append(f'{empty} of {len(ids)} texts have no token: nothing tells them apart')
+    if long and hasattr(self.tokenizer, 'cut'):
+      ids = [self.tokenizer.cut(one, self.length) for one in ids]
     padded = pad(ids, self.length, truncate=True)
     return padded if self.mask else padded['tokens'], told
 

@@ -252,7 +252,8 @@ def _fit(
         records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
       shown.append(f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
 
-    if plan.due(step, plan.evaluate) and record.evaluated < step and len(setup.data.validation.labels):
+    first = config.eval.start and step == 0 and record.best is None
+    if (first or (plan.due(step, plan.evaluate) and record.evaluated < step)) and len(setup.data.validation.labels):
       with progress.aside('evaluation', state):
         found = evaluate(setup, state, setup.data.validation, guard)
       if found is not None:
