@@ -116,7 +116,7 @@ def _follow(jaxpr: Any, plan: provenance.Plan, given: Sequence[Route | None], fo
 
 def _at_site(site: provenance.Site, operands: Sequence[Route | None], found: Routes) -> None:
   route = operands[site.side] if site.side is not None and len(operands) == 2 else None
-  clear = route is not None and operands[1 - site.side] is None and site.paths == {route.path}  # type: ignore[operator]
+  clear = route is not None and operands[1 - site.side] is None  # type: ignore[operator]
   if not clear or route is None or site.why_not or site.custom or site.kind not in CONTRACTIONS:
     _lose(operands, site.why_not or f'{site.kind} in a form of its own', found)
   elif route.depth != len(site.lengths) or found.sites.setdefault(site.name, route) != route:

@@ -69,6 +69,7 @@ class Form(NamedTuple):
     return -(-self.matrix.sizes[1] // self.group)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def store(form: Form, leaf: jax.Array) -> dict[str, jax.Array]:
   """Returns what is kept of a leaf.
 
