@@ -13,7 +13,8 @@ SIZES = {'width': 576, 'layers': 30, 'heads': 9, 'hidden': 1536, 'vocabulary': 4
 
 
 def run(*arguments):
-  return subprocess.run([sys.executable, str(BENCH), *arguments], capture_output=True, text=True, timeout=3000, check=False)
+  command = [sys.executable, str(BENCH), *arguments]
+  return subprocess.run(command, capture_output=True, text=True, timeout=3000, check=False)
 
 
 @pytest.mark.slow
