@@ -108,11 +108,9 @@ def test_what_masks_stands_after_and_masks_the_merged_weight():
     trained(jl.from_function(forward, BASE), [masks(), lora(2)])
 
 
-@pytest.mark.parametrize(
-  'part', [jl.prune(0.5), jl.rigl(optax.sgd(0.1), 0.5), jl.optim.l2(1e-3)], ids=['prune', 'rigl', 'l2']
-)
+@pytest.mark.parametrize('part', [lambda: jl.prune(0.5), lambda: jl.optim.l2(1e-3)], ids=['prune', 'l2'])
 def test_update_parts_on_weights_find_none_among_the_frozen(part):
-  train = jl.train_step(jl.from_function(forward, BASE), jl.cross_entropy, jl.chain(lora(2), optax.sgd(0.1), part))
+  train = jl.train_step(jl.from_function(forward, BASE), jl.cross_entropy, jl.chain(lora(2), optax.sgd(0.1), part()))
   with pytest.raises(ValueError, match='finds no weight'):
     train.init(KEY, BATCH)
 
