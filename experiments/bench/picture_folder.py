@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('count', 20_000, 'pictures')
@@ -156,6 +156,7 @@ def answer(process):
 
 
 def main(_):
+  logging.set_verbosity(logging.WARNING)
   if FLAGS.worker:
     return train(FLAGS.worker)
   with tempfile.TemporaryDirectory() as scratch:
