@@ -79,6 +79,8 @@ class EvalConfig:
       rare, 'f1_macro' counts all alike).
     patience: evaluations without improvement before the run stops early; 0 never stops it.
     batch_size: examples per batch.
+    target: a value of that metric: while it trains the run says when it will probably be reached, and at its end when
+      it was; it trains on all the same. None: no target.
     start: also look at what the run begins with: one that was pretrained never ends worse, by validation.
   """
 
@@ -86,6 +88,7 @@ class EvalConfig:
   metric: str = ''
   patience: int = 0
   batch_size: int = 512
+  target: float | None = None
   start: bool = False
 
 
@@ -196,6 +199,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('optim.clip', lambda value: 0 <= value < math.inf, 'at least 0 (0: off) and finite'),
   ('eval.patience', lambda value: value >= 0, 'at least 0 (0: off)'),
   ('eval.batch_size', lambda value: value >= 1, 'at least 1'),
+  ('eval.target', lambda value: value is None or math.isfinite(value), 'finite'),
   ('machine.steps_per_dispatch', lambda value: value >= 0, 'at least 0 (0: chosen by time)'),
   ('machine.micro_batches', lambda value: value >= 1, 'at least 1'),
   ('machine.remat', lambda value: value >= 0, 'at least 0 (0: off)'),

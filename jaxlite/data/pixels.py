@@ -18,6 +18,7 @@ from jaxlite.errors import need
 from jaxlite.host.files import read_file
 
 FITS = ('crop', 'stretch', 'pad')
+INTERPOLATIONS = ('bilinear', 'bicubic')
 MOST_PIXELS = 1 << 26  # of a picture as it is decoded: 67 million, 200 MB in color
 _MOST_BYTES = 1 << 30  # of a picture's file
 # Left out of Pillow's formats: EPS starts another program, the others are containers that need a handler of the user's.
@@ -31,8 +32,8 @@ class PictureEncoder:
 
   A file is turned as its EXIF orientation says. Palettes become their colors, CMYK and others RGB; what is transparent
   is laid on `background`; 16 bits become 8 by dividing by 257; of an animation the first frame is taken. With three
-  channels gray is repeated, with one colors become their luma (ITU-R 601-2). Scaling is bilinear over all pixels that
-  a new one covers (no aliasing). Color profiles are not applied.
+  channels gray is repeated, with one colors become their luma (ITU-R 601-2). Scaling is over all pixels that a new
+  one covers (no aliasing). Color profiles are not applied.
 
   Attributes:
     size: (height, width); None keeps each picture's own, which then has to be that of the others.
@@ -41,6 +42,9 @@ class PictureEncoder:
       both sides each by its own factor, 'pad' scales the longer side and fills up with `background`.
     background: 0 to 255.
     most_pixels: a picture that is larger when decoded is refused.
+    resize: of 'crop', what the shorter side is scaled to before the middle is cut out, as published networks were
+      shown pictures; None scales it to what is cut out.
+    interpolation: 'bilinear' or 'bicubic'.
 
   >>> encoder = PictureEncoder((2, 2))
   >>> encoder([np.full((4, 6), 7, np.uint8)]).shape
@@ -52,6 +56,8 @@ class PictureEncoder:
   fit: str = 'crop'
   background: int = 255
   most_pixels: int = MOST_PIXELS
+  resize: int | None = None
+  interpolation: str = 'bilinear'
 
   def __post_init__(self) -> None:
     if self.channels not in (1, 3):
@@ -60,6 +66,13 @@ class PictureEncoder:
       raise ValueError(f'fit is one of {", ".join(FITS)}; got {self.fit!r}')
     if isinstance(self.background, bool) or not isinstance(self.background, int) or not 0 <= self.background <= 255:
       raise ValueError(f'background is a whole number from 0 to 255; got {self.background!r}')
+    if self.interpolation not in INTERPOLATIONS:
+      raise ValueError(f'interpolation is one of {", ".join(INTERPOLATIONS)}; got {self.interpolation!r}')
+    if self.resize is not None and (self.size is None or self.fit != 'crop' or self.resize < max(self.size)):
+      raise ValueError(
+        f"resize goes with fit='crop' and is at least the size that is cut out; got resize={self.resize!r}, "
+        f'fit={self.fit!r}, size={self.size!r}'
+      )
 
   def __call__(self, pictures: Any) -> np.ndarray:
     """Returns uint8 [N, height, width, channels] of a list of paths, Pillow images or arrays [H, W] or [H, W, C].
@@ -141,7 +154,8 @@ class PictureEncoder:
           about['animated'] = bool(getattr(image, 'is_animated', False))
           size = image.size
         if image.format == 'JPEG' and self.size is not None:  # in either orientation
-          image.draft(None, (_DRAFT * max(self.size), _DRAFT * max(self.size)))
+          side = _DRAFT * max(*self.size, self.resize or 0)
+          image.draft(None, (side, side))
         if image.width * image.height > self.most_pixels:
           raise ValueError(
             f'{where} has {image.width} x {image.height} pixels, more than most_pixels={self.most_pixels:,}: '
@@ -171,12 +185,17 @@ class PictureEncoder:
 
   def place(self, image: Any, background: int, *, blends: bool = True) -> Any:
     """Returns an image of any mode brought to the size; without `blends` each pixel is one of the old ones."""
-    if self.size is None or image.size == (self.size[1], self.size[0]):
+    if self.size is None or (self.resize is None and image.size == (self.size[1], self.size[0])):
       return image
     from PIL import Image
 
     height, width = self.size
-    resampling = Image.Resampling.BILINEAR if blends else Image.Resampling.NEAREST
+    resampling = Image.Resampling[self.interpolation.upper() if blends else 'NEAREST']
+    if self.resize is not None:
+      shorter = min(image.size)
+      across, down = (self.resize * side // shorter for side in image.size)
+      left, top = round((across - width) / 2), round((down - height) / 2)
+      return image.resize((across, down), resampling).crop((left, top, left + width, top + height))
     if self.fit == 'stretch':
       return image.resize((width, height), resampling)
     if self.fit == 'crop':
@@ -207,7 +226,9 @@ class PictureEncoder:
   @property
   def about(self) -> str:
     """What it does, in a line: for whoever feeds a deployed model without it."""
-    size = 'of their own size' if self.size is None else f'{self.size[0]} x {self.size[1]} by {self.fit}, bilinear'
+    how = f'by {self.fit}, {self.interpolation}'
+    size = 'of their own size' if self.size is None else f'{self.size[0]} x {self.size[1]} {how}'
+    size += '' if self.resize is None else f' after scaling the shorter side to {self.resize}'
     kind = 'gray' if self.channels == 1 else 'RGB'
     return f'pictures {size}, {kind}, uint8 0 to 255, transparency on {self.background}'
 

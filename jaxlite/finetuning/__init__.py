@@ -4,6 +4,9 @@
 files (without PyTorch), Keras's, Flax's msgpack, npz, checkpoints of Orbax, our own runs and packed files.
 `load_weights` puts them into a model of any framework, and tells what became of each array.
 
+`catalogue` lists pretrained models by what they are for; `pretrained` opens one for photographs with its values, its
+preprocessing and its classes.
+
 `backbone` takes the head off a network of any framework; `cached_features` computes what it gives once; `fit_probe`
 solves a new head on that, `with_head` puts it on. Whether features suit labels say `logme`, `h_score`,
 `nearest_neighbors` and `linear_probe`; `rank` asks them of several networks. `begin` and `recipe` are what
@@ -27,9 +30,12 @@ from jaxlite.finetuning.weights import Weights, WeightsError
 if TYPE_CHECKING:
   from jaxlite.finetuning.account import Report, Row
   from jaxlite.finetuning.choice import Choice, choose
+  from jaxlite.finetuning.entries import Entry
   from jaxlite.finetuning.features import cached_features, feature_data
   from jaxlite.finetuning.head import Backbone, backbone, with_head
+  from jaxlite.finetuning.known_models import Catalogue, catalogue
   from jaxlite.finetuning.loading import Loaded, load_weights
+  from jaxlite.finetuning.photographs import Pretrained, pretrained
   from jaxlite.finetuning.probe import Probe, fit_probe
   from jaxlite.finetuning.ranking import Ranking, rank, resized
   from jaxlite.finetuning.rates import rates_by_depth, thaw
@@ -42,6 +48,9 @@ _WHERE = {
   'choice': ('Choice', 'choose'),
   'features': ('cached_features', 'feature_data'),
   'head': ('Backbone', 'backbone', 'with_head'),
+  'entries': ('Entry',),
+  'known_models': ('Catalogue', 'catalogue'),
+  'photographs': ('Pretrained', 'pretrained'),
   'loading': ('Loaded', 'load_weights'),
   'probe': ('Probe', 'fit_probe'),
   'ranking': ('Ranking', 'rank', 'resized'),
@@ -53,8 +62,11 @@ _WHERE = {
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
   'Backbone',
+  'Catalogue',
   'Choice',
+  'Entry',
   'Loaded',
+  'Pretrained',
   'PretrainedText',
   'Probe',
   'Ranking',
@@ -68,6 +80,7 @@ __all__ = [
   'backbone',
   'begin',
   'cached_features',
+  'catalogue',
   'choose',
   'feature_data',
   'fit_probe',
@@ -76,6 +89,7 @@ __all__ = [
   'load_weights',
   'logme',
   'nearest_neighbors',
+  'pretrained',
   'pretrained_text',
   'rank',
   'rates_by_depth',

@@ -28,7 +28,7 @@ from jaxlite.planning.function import Call, call
 from jaxlite.planning.job import Job
 from jaxlite.planning.machines import MACHINES, machine_named
 from jaxlite.planning.plan import Plan, judged
-from jaxlite.run.foreseen import foreseen
+from jaxlite.run.foreseen import entry, foreseen, held
 from jaxlite.run.jobs import job_of
 from jaxlite.run.setup import Setup, prepare, reformed
 from jaxlite.step.gradient import gradient_of
@@ -116,8 +116,9 @@ def plan(
     raise TypeError(f'args= and donated= go with a function; got {type(config).__name__}: leave them out')
   validate(config)
   folder = expanded(workdir).absolute() if workdir is not None else Path(tempfile.gettempdir(), 'jaxlite-plan-none')
+  called = entry()
   setup = prepare(dataclasses.replace(config, runs={}), folder, model, data)
-  return foreseen(job_of(setup), config.name, say, measure=True, compiled=compiled)
+  return foreseen(job_of(setup), config.name, say, measure=True, compiled=compiled, seen=held(called.alone))
 
 
 @contextlib.contextmanager
@@ -178,7 +179,8 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
 
   Returns:
     'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields',
-    'result', 'upper', 'limit', 'word', 'dies', 'step' and 'total' in seconds, None where they are not known.
+    'result', 'upper', 'limit', 'word', 'dies', 'room' (of resident memory, in bytes), 'step' and 'total' in seconds,
+    None where they are not known.
   """
   setup = prepare(placed(config, folder), folder)
   here, found = machine_limits.limits(), []
@@ -246,6 +248,7 @@ def _forecast(setup: Setup, edit: Edit, here: Any) -> dict[str, Any]:
   job, known = job_of(changed), known_rates()
   told: dict[str, Any] = {'name': edit.name, 'fields': edit.fields, 'result': edit.result}
   told |= dict.fromkeys(('upper', 'limit', 'word', 'dies', 'step', 'total'))
+  told['room'] = min(here.resident_memory, resident() + here.resident_free) if here.resident_memory else None
   with contextlib.suppress(Exception):  # the trial tells
     verdict = judged(memory.traced(job, here), here, resident())
     if verdict is not None:
