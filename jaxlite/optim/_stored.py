@@ -120,7 +120,9 @@ def restore(form: Form, stored: Mapping[str, jax.Array], depth: int = 0) -> jax.
   if form.kind != 'int8':
     q = jnp.concatenate([q & 15, q >> 4], axis=-1)
   if form.kind == 'nf4':
-    steps = jnp.take(levels(), q.astype(jnp.int32), mode='clip')
+    steps = jnp.full(q.shape, levels()[0])
+    for code, level in enumerate(levels()[1:], 1):  # chosen, not looked up: the program shows where each value lies
+      steps = jnp.where(q == code, level, steps)
   else:
     steps = q.astype(jnp.float32) - (8 if form.kind == 'int4' else 0)
   grouped = steps.reshape((*q.shape[:-1], form.groups, form.group)) * stored[SCALE].astype(jnp.float32)[..., None]
