@@ -96,7 +96,8 @@ def _jaxprs(value: Any) -> Iterator[Any]:
     yield value
   elif isinstance(value, tuple | list):
     for item in value:
-      yield from _jaxprs(item)
+      if type(item) not in _PLAIN:
+        yield from _jaxprs(item)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
