@@ -200,9 +200,7 @@ def _orbax() -> Iterator[Any]:
   context.array.saving.use_ocdbt = context.array.saving.use_zarr3 = True  # as `_fetch` reads
   context.array.saving.use_compression = False  # weights hardly shrink, and a save would cost four times the CPU
   context.memory.deepcopy_host_arrays = False  # a snapshot is a copy already
-  # By name alone: every other handler would be asked of every leaf whether it is the one.
-  context.checkpointables.registry = ocp.handlers.local_registry(include_global_registry=False)
-  context.checkpointables.registry.add(ocp.handlers.PyTreeHandler, checkpointable_name=_ARRAYS)
+  context.checkpointables.registry = ocp.handlers.local_registry()
   context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name=_MANIFEST)
   logger, run = logging.getLogger('absl'), asyncio_utils.run_sync
   logger.addFilter(foreign)
