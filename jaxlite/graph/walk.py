@@ -81,13 +81,13 @@ def _spelled(value: Any) -> str:
   if isinstance(value, float):  # 0.0 and -0.0 are equal to a table, and so are 1 and 1.0
     return str(value)
   try:
-    return _known(type(value), value)
+    return _known(type(value).__name__, value)
   except TypeError:  # it cannot be hashed
     return str(value)
 
 
 @functools.lru_cache(4096)
-def _known(kind: type, value: Any) -> str:
+def _known(kind: str, value: Any) -> str:
   return str(value)
 
 
