@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from jaxlite.version import __version__ as __version__
 
 if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
-  from jaxlite import checkpoint, contract, data, distillation, models, optim, pruning, quantization, step, tasks
+  from jaxlite import (
+    checkpoint,
+    contract,
+    data,
+    distillation,
+    finetuning,
+    models,
+    optim,
+    pruning,
+    quantization,
+    step,
+    tasks,
+  )
   from jaxlite.adapters import (
     adapt,
     from_equinox,
@@ -38,6 +50,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.pruning import hold, prune, rigl
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
   from jaxlite.run.cross_validation import cross_validate
+  from jaxlite.run.finetune import FineTune, finetune
   from jaxlite.run.loop import train
   from jaxlite.run.planning import plan
   from jaxlite.step.train_step import train_step
@@ -67,6 +80,7 @@ _WHERE = {
   'pruning': ('hold', 'prune', 'rigl'),
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
   'run.cross_validation': ('cross_validate',),
+  'run.finetune': ('FineTune', 'finetune'),
   'run.loop': ('train',),
   'run.planning': ('plan',),
   'step.train_step': ('train_step',),
@@ -77,6 +91,7 @@ _ROOMS = (
   'contract',
   'data',
   'distillation',
+  'finetuning',
   'models',
   'optim',
   'pruning',
@@ -113,6 +128,7 @@ _OLD = {name: (room, name) for room, names in _MOVED.items() for name in names} 
 __all__ = [
   'Config',
   'Duration',
+  'FineTune',
   'Hook',
   'Model',
   'Network',
@@ -133,6 +149,8 @@ __all__ = [
   'distill',
   'distillation',
   'fake_quant',
+  'finetune',
+  'finetuning',
   'for_cpu',
   'freeze',
   'from_equinox',

@@ -36,6 +36,7 @@ FLOORS = (
   ('deployment',),
   ('report',),
   ('planning',),
+  ('finetuning',),
   ('run',),
   ('__main__', 'experiments'),
 )

@@ -16,7 +16,19 @@ import pytest
 import jaxlite
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / 'jaxlite'
-ROOMS = ('pruning', 'quantization', 'distillation', 'optim', 'tasks', 'data', 'models', 'step', 'config', 'checkpoint')
+ROOMS = (
+  'finetuning',
+  'pruning',
+  'quantization',
+  'distillation',
+  'optim',
+  'tasks',
+  'data',
+  'models',
+  'step',
+  'config',
+  'checkpoint',
+)
 TOP = [
   'train',
   'load',

@@ -3,9 +3,9 @@
   python experiments/bench/integers.py [--networks=cnn,resnet20] [--batches=32,1] [--rounds=7]
 
 Each network takes a few steps with fake quantization on noise: times do not hang on what it learned. In each round a
-process of JAX times its floats (as the network predicts) and its integers (`running.runner`) in turn, then a process of
-ONNX Runtime times the same integers in QDQ form. Shown are medians over the rounds, each round's own being that of its
-calls, and ratios of the two processes' medians, round by round, with the least and the largest.
+process of JAX times its floats (in the faster forms of `jl.for_cpu`) and its integers (`running.runner`) in turn, then
+a process of ONNX Runtime times the same integers in QDQ form. Shown are medians over the rounds, each round's own being
+that of its calls, and ratios of the two processes' medians, round by round, with the least and the largest.
 """
 
 from __future__ import annotations
@@ -102,10 +102,11 @@ def work() -> None:
   else:
     import jax
 
+    import jaxlite as jl
     from jaxlite.deployment.running.runner import runner
 
     floats, graph = built(FLAGS.networks[0])
-    run = {'float': jax.jit(floats), 'int': jax.jit(runner(graph))}
+    run = {'float': jax.jit(jl.for_cpu(floats)), 'int': jax.jit(runner(graph))}
     for size in map(int, FLAGS.batches):
       given = jax.device_put(x[:size])
       calls = {name: lambda fn=fn, given=given: fn(given).block_until_ready() for name, fn in run.items()}

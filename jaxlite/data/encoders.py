@@ -212,6 +212,8 @@ class TextEncoder:
       told.append(f'{long} of {len(ids)} texts are longer than {self.length} tokens and are cut there')
     if empty := int((counts == 0).sum()):
       told.append(f'{empty} of {len(ids)} texts have no token: nothing tells them apart')
+    if long and hasattr(self.tokenizer, 'cut'):
+      ids = [self.tokenizer.cut(one, self.length) for one in ids]
     padded = pad(ids, self.length, truncate=True)
     return padded if self.mask else padded['tokens'], told
 
@@ -261,7 +263,7 @@ def as_texts(texts: Any) -> list[str]:
   return [str(text) for text in found]
 
 
-def load_encoder(text: str) -> TableEncoder | TextEncoder:
+def load_encoder(text: str) -> Any:
   """Returns the encoder of a JSON form, what `to_json` wrote.
 
   Raises:
@@ -270,10 +272,20 @@ def load_encoder(text: str) -> TableEncoder | TextEncoder:
   >>> load_encoder(TableEncoder((('size', 'number', ()),)).to_json()).feature_names
   ('size',)
   """
-  kinds = {'table': TableEncoder, 'text': TextEncoder}
+  from jaxlite.data.pixels import PictureEncoder
+  from jaxlite.data.sound_encoder import SoundEncoder
+
+  kinds: dict[str, Any] = {
+    'table': TableEncoder,
+    'text': TextEncoder,
+    'picture': PictureEncoder,
+    'sound': SoundEncoder,
+  }
   found = _parsed(text, None)
   if found.get('kind') not in kinds:
-    raise ValueError(f'the JSON of an encoder has a kind, {" or ".join(kinds)}; got {found.get("kind")!r}')
+    *first, last = kinds
+    named = f'{", ".join(first)} or {last}'
+    raise ValueError(f'the JSON of an encoder has a kind, {named}; got {found.get("kind")!r}')
   return kinds[found['kind']].from_json(text)
 
 

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite import trees
 from jaxlite.contract import Network, stream
+from jaxlite.data import content
 from jaxlite.data.columns import Columns, digest, with_columns
 from jaxlite.data.dataset import Dataset, Split
 from jaxlite.data.inputs import leaves, take
@@ -199,27 +199,13 @@ def _name(plan: _Plan, data: Dataset, seed: int, batch_size: int) -> str:
   about = {
     'layout': _LAYOUT,
     'examples': [*inputs, digest(data.train.labels)],
-    'arrays': _arrays(plan.values),
-    'teacher': _program(plan.predict, plan.values, plan.batch['inputs']),
-    'views': [None if show is None else _program(show, raw, 0) for show in plan.shown],
+    'arrays': content.of_arrays(plan.values),
+    'teacher': content.of_program(plan.predict, plan.values, plan.batch['inputs']),
+    'views': [None if show is None else content.of_program(show, raw, 0) for show in plan.shown],
     'seed': seed,
     'batch_size': batch_size,
   }
   return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:20]
-
-
-def _arrays(values: Any) -> list[Any]:
-  found = []
-  for path, leaf in zip(*trees.flatten(values)[:2], strict=True):
-    keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    found.append([path, digest(np.asarray(jax.random.key_data(leaf) if keyed else leaf))])
-  return found
-
-
-def _program(fn: Any, *args: Any) -> str:
-  """Hashes what a compiled function does, what it closes over included; the same on every machine."""
-  lowered = fn.trace(*args).lower(lowering_platforms=('cpu',))
-  return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
 def _make(final: Path, plan: _Plan, data: Dataset, seed: int, batch_size: int) -> None:

@@ -204,14 +204,16 @@ class WordTokenizer:
 class SubwordTokenizer:
   """A tokenizer of the package `tokenizers`, by its JSON form: `SubwordTokenizer(tokenizer.to_str())`.
 
-  Its ids are the package's own: 0 may stand for a token, so give models the mask that `pad` makes. Special tokens are
-  not added, and nothing is cut or padded, whatever the JSON says of it.
+  Its ids are the package's own: 0 may stand for a token, so give models the mask that `pad` makes. Nothing is cut or
+  padded, whatever the JSON says of it.
 
   Attributes:
     json: the JSON form, as `tokenizers.Tokenizer.to_str` writes it and a tokenizer.json holds it.
+    special: whether the tokens that a model was trained to see around a text are added, such as [CLS] and [SEP].
   """
 
   json: str = dataclasses.field(repr=False)
+  special: bool = False
 
   @functools.cached_property
   def _tokenizer(self) -> Any:
@@ -228,6 +230,21 @@ class SubwordTokenizer:
     made.no_padding()
     return made
 
+  @functools.cached_property
+  def _plain(self) -> Any:
+    """Another one, to which the names of special tokens are text as any other."""
+    made = dataclasses.replace(self)._tokenizer
+    made.encode_special_tokens = True
+    return made
+
+  @functools.cached_property
+  def _around(self) -> tuple[int, ...]:
+    """The ids that are added after each text."""
+    mask = self._tokenizer.encode('a', add_special_tokens=self.special).special_tokens_mask
+    after = next((place for place, one in enumerate(reversed(mask)) if not one), 0)
+    ids = self._tokenizer.encode('a', add_special_tokens=self.special).ids
+    return tuple(ids[len(ids) - after :])
+
   @property
   def vocabulary(self) -> int:
     """Number of ids: one more than the largest."""
@@ -239,21 +256,44 @@ class SubwordTokenizer:
     return None
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text."""
-    return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    """Returns the ids of a text; names of special tokens in it become those tokens."""
+    return list(self._tokenizer.encode(text, add_special_tokens=self.special).ids)
+
+  def encode_plain(self, text: str) -> list[int]:
+    """Returns the ids of a text alone, none of them special: what a stranger wrote closes no turn of a chat."""
+    return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+  def cut(self, ids: Any, length: int) -> list[int]:
+    """Returns the first ids of a text, `length` at most; those that are added at its end stay there."""
+    ids, after = list(ids), list(self._around)
+    if len(ids) <= length:
+      return ids
+    return [*ids[: length - len(after)], *after] if len(after) < length else ids[:length]
+
+  def id_of(self, token: str) -> int:
+    """Returns the id of one token by its name; ValueError where there is none."""
+    found = self._tokenizer.token_to_id(token)
+    if found is None:
+      names = self._tokenizer.get_vocab(with_added_tokens=True)
+      raise ValueError(f'this tokenizer has no token {token!r}; nearest: {errors.nearest(token, list(names)[-2000:])}')
+    return int(found)
 
   def decode(self, ids: Any) -> str:
-    """Returns the text of ids, int[T]."""
+    """Returns the text of ids, int[T]; special tokens by their names."""
     return self._tokenizer.decode(_known(ids, self.vocabulary, 'SubwordTokenizer'), skip_special_tokens=False)
 
   def to_json(self) -> str:
     """Returns its JSON form."""
-    return self.json
+    return json.dumps({'kind': 'subwords', 'special': True, 'tokenizer': self.json}) if self.special else self.json
 
   @classmethod
   def from_json(cls, text: str) -> SubwordTokenizer:
     """Returns the tokenizer of a JSON form; ValueError where the package cannot read it."""
-    made = cls(text)
+    found = _parsed(text)
+    if found.get('kind') == 'subwords':
+      made = cls(str(found.get('tokenizer')), bool(found.get('special')))
+    else:
+      made = cls(text)
     _ = made._tokenizer
     return made
 
@@ -281,7 +321,7 @@ def load_tokenizer(text: str) -> Tokenizer:
   kinds: dict[str, Any] = {'bytes': ByteTokenizer, 'characters': CharTokenizer, 'words': WordTokenizer}
   if found.get('kind') in kinds:
     return kinds[found['kind']].from_json(text)
-  if isinstance(found.get('model'), dict):
+  if found.get('kind') == 'subwords' or isinstance(found.get('model'), dict):
     return SubwordTokenizer.from_json(text)
   raise ValueError(
     f'the JSON of a tokenizer has a kind, {", ".join(kinds)}, or is a tokenizer.json; got the keys {sorted(found)}'

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlite import trees
-from jaxlite.graph import by_hand, provenance, walk
+from jaxlite.graph import by_hand, provenance, walk, zeros
 from jaxlite.graph.contractions import SPARSE, axes_of, operands_of
 from jaxlite.graph.views import UNKNOWN, View, Views, agreed, contracted, moved
 
@@ -49,6 +49,8 @@ class Layouts:
   Attributes:
     items: (path, layout or None) of each weight.
     skipped: (path, why) of the weights of whose inputs nothing is known.
+    filled: (path, operation) of the weights whose zeros are none where they are multiplied, see `zeros`.
+    bent: (path, operation) of the weights of which no multiple is multiplied, but a curve.
 
   >>> jax.tree.leaves(Layouts((('w', LeafLayout((0,), (1,))),)))
   []
@@ -56,6 +58,8 @@ class Layouts:
 
   items: tuple[tuple[str, LeafLayout | None], ...] = ()
   skipped: tuple[tuple[str, str], ...] = ()
+  filled: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)  # older states are written without
+  bent: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
 
   def by_path(self) -> dict[str, LeafLayout | None]:
     """Returns the layouts by path."""
@@ -81,6 +85,16 @@ class Use(NamedTuple):
   batch: tuple[int, ...] = ()
   many: int = 1
   box: tuple[tuple[int, int], ...] | None = None
+
+
+class Leaves(dict[str, LeafLayout | None]):
+  """Layouts of weights by path.
+
+  Attributes:
+    filled: what makes a zero of a weight no zero where it is multiplied, by path, see `zeros`.
+  """
+
+  filled: Mapping[str, str] = {}
 
 
 def layouts_of(uses: Mapping[str, tuple[Use, ...]]) -> dict[str, LeafLayout | None]:
@@ -247,7 +261,7 @@ def _unchanged(views: Sequence[Views], out: Sequence[Any], into: Sequence[Any]) 
   return [view if one is other else {} for view, one, other in zip(views, out, into, strict=True)]
 
 
-def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args: Any) -> dict[str, LeafLayout | None]:
+def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args: Any) -> Leaves:
   """Finds the weights of a program and their layouts.
 
   Args:
@@ -267,7 +281,9 @@ def model_layouts(fn: Callable[..., Any], tags: Sequence[provenance.Tag], *args:
   plan = provenance.read(jaxpr, tags)
   weights = frozenset().union(*(site.weights for site in plan.all_sites()))
   known = layouts_of(read(jaxpr, plan, tags))
-  return {path: known.get(path) for path in sorted(weights)}
+  leaves = Leaves({path: known.get(path) for path in sorted(weights)})
+  leaves.filled = zeros.filled(jaxpr, plan, tags)
+  return leaves
 
 
 def parameter_layouts(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict[str, LeafLayout | None]:

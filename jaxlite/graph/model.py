@@ -16,7 +16,7 @@ from jaxlite.contract import (
   State,
 )
 from jaxlite.graph.feeds import Leaf
-from jaxlite.graph.layouts import LeafLayout, model_layouts
+from jaxlite.graph.layouts import Leaves, model_layouts
 from jaxlite.graph.provenance import CONSTANT, DATA, Tag, weight
 
 
@@ -96,7 +96,7 @@ def model_weights(model: Model, params: Params, model_state: State, inputs: Any,
   return frozenset(_layouts(model, params, model_state, inputs, key))
 
 
-class Weights(dict[str, LeafLayout | None]):
+class Weights(Leaves):
   """Layouts of weights by path, with the model that they were read off: whoever needs more reads it there.
 
   Attributes:
@@ -117,12 +117,14 @@ def weights_of(model: Model, key: jax.Array, inputs: Any) -> Weights:
     inputs: one batch, [B, ...].
   """
   params, state = jax.eval_shape(model.init, key, inputs)
-  found = Weights(_layouts(model, params, state, inputs, key))
+  known = _layouts(model, params, state, inputs, key)
+  found = Weights(known)
+  found.filled = known.filled
   found.program = (model, inputs, key)
   return found
 
 
-def _layouts(model: Model, params: Params, state: State, inputs: Any, key: Any) -> dict[str, LeafLayout | None]:
+def _layouts(model: Model, params: Params, state: State, inputs: Any, key: Any) -> Leaves:
   """The one answer to which leaves of `params` are weights, and how their axes lie."""
 
   def forward(params: Params, state: State, inputs: Any, key: Any, step: Any) -> Any:
@@ -130,4 +132,7 @@ def _layouts(model: Model, params: Params, state: State, inputs: Any, key: Any) 
 
   args = (params, state, inputs, key, jax.ShapeDtypeStruct((), jnp.int32))
   own = frozenset(trees.paths(params))
-  return {path: layout for path, layout in model_layouts(forward, model_tags(*args), *args).items() if path in own}
+  known = model_layouts(forward, model_tags(*args), *args)
+  found = Leaves({path: layout for path, layout in known.items() if path in own})
+  found.filled = known.filled
+  return found

@@ -5,8 +5,7 @@ What differs between JAX versions about a jaxpr's shape is known here and nowher
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 # Primitives whose single body takes exactly the equation's operands and gives exactly its results.
@@ -62,33 +61,6 @@ def bodies(eqn: Any) -> list[Any]:
 
 
 _PLAIN = frozenset({type(None), bool, int, float, str})  # of most parameters, which hold no program
-
-
-def said(params: Mapping[str, Any], but: str = '') -> tuple[tuple[str, str], ...]:
-  """Returns what the parameters of an equation say, in a form that can be compared and hashed.
-
-  Args:
-    params: of an equation without bodies.
-    but: the name of one that is left out.
-
-  >>> said({'y': 2, 'name': None}, but='name')
-  (('y', '2'),)
-  """
-  return tuple(sorted((name, _spelled(value)) for name, value in params.items() if name != but)) if params else ()
-
-
-def _spelled(value: Any) -> str:
-  if isinstance(value, float):  # 0.0 and -0.0 are equal to a table, and so are 1 and 1.0
-    return str(value)
-  try:
-    return _known(type(value).__name__, value)
-  except TypeError:  # it cannot be hashed
-    return str(value)
-
-
-@functools.lru_cache(4096)
-def _known(kind: str, value: Any) -> str:
-  return str(value)
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import ConvPool, as_images, dense, flattened, max_pool, scaled_normal
+from jaxlite.models.layers import ConvPool, as_images, classified, dense, flattened, max_pool, scaled_normal
 from jaxlite.models.norm import BatchNorm
 
 
@@ -44,9 +44,11 @@ class SmallCNN(nn.Module):
   batch_norm: bool = False
   dtype: Any = jnp.float32
 
+  classifier = 'dense2'
+
   @nn.compact
-  def __call__(self, x: Any, train: bool = False) -> jax.Array:
-    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]."""
+  def __call__(self, x: Any, train: bool = False, pooled: bool = False) -> jax.Array:
+    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]; with `pooled`, what the last layer reads."""
     x = as_images(x, 'SmallCNN', self.dtype, smallest=2 ** len(self.features))
     for index, features in enumerate(self.features, 1):
       name = f'conv{index}'
@@ -58,5 +60,4 @@ class SmallCNN(nn.Module):
       x = nn.relu(max_pool(x))  # the same numbers as relu before the pool, a quarter of its work
     x = flattened(x)
     x = nn.relu(dense(self.hidden, self.dtype, 'dense1')(x))
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return dense(self.classes, self.dtype, 'dense2')(x).astype(jnp.float32)
+    return x if pooled else classified(self, x, train)

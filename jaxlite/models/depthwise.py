@@ -47,9 +47,11 @@ class DepthwiseCNN(nn.Module):
   epsilon: float = 1e-5
   dtype: Any = jnp.float32
 
+  classifier = 'dense'
+
   @nn.compact
-  def __call__(self, x: Any, train: bool = False) -> jax.Array:
-    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]."""
+  def __call__(self, x: Any, train: bool = False, pooled: bool = False) -> jax.Array:
+    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]; with `pooled`, what the last layer reads."""
     smallest = 1
     for block in self.blocks:
       if len(block) != 2 or min(block) < 1:
@@ -84,4 +86,4 @@ class DepthwiseCNN(nn.Module):
       x = normed(x, f'depthwise{index}', channels, 3, stride, groups=channels)
       x = normed(x, f'pointwise{index}', width, 1)
     x = jnp.mean(x, axis=(1, 2))
-    return dense(self.classes, self.dtype, 'dense')(x).astype(jnp.float32)
+    return x if pooled else dense(self.classes, self.dtype, self.classifier)(x).astype(jnp.float32)

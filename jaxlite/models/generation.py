@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxlite.models.sampling import chosen, prompts_of, sampling, whole
 
 _BLOCK = 64  # with a fixed window, buffers grow by this many tokens, so that other lengths compile nothing new
 
@@ -23,6 +23,8 @@ def generate(
   key: jax.Array | None = None,
   temperature: float = 1.0,
   top_k: int | None = None,
+  top_p: float | None = None,
+  stop: Any = (),
   length: int | None = None,
 ) -> Any:
   """Continues prompts, a token after the other.
@@ -30,7 +32,7 @@ def generate(
   The model must be causal, as a `Decoder` is: what is generated stands at the left of a window of one size, padded
   with 0 on the right, which earlier logits must not see. The window is run anew for each token. The token at
   position p of prompt b is drawn with the key fold_in(fold_in(key, b), p): so a text continued in two calls is that
-  of one call.
+  of one call. A `Decoder` at hand is quicker with `generate_cached`, which keeps keys and values.
 
   Args:
     network: a `Network` (`jaxlite.load` gives that of a run), or a function from int32[B, T] to logits,
@@ -41,20 +43,24 @@ def generate(
     temperature: divides the logits: above 1 more even, toward 0 more greedy; 0 takes the likeliest token (of equal
       ones the first).
     top_k: draw among the k likeliest only (of equal ones the first); None among all.
+    top_p: draw among the likeliest only that together have this share of the probability; None among all.
+    stop: ids of tokens that end a text: none is added after one.
     length: tokens that the model sees at once, exactly: a longer text slides out of the window on the left, a shorter
       one is padded. Give the length of training to a model with learned positions. With it, one compiled program
       serves prompts and steps of many sizes. None is as many as there are, for a loaded run that of its training.
 
   Returns:
-    int32[B, T + steps], the prompt first; for lists, a list of lists. Within a jax transformation, where nothing can
-    be raised, a token that no finite logits stand for is -1, and so is what follows it.
+    int32[B, T + steps], the prompt first, filled up with the token that ended a text; for lists, a list of lists, each
+    to its end. Within a jax transformation, where nothing can be raised, a token that no finite logits stand for is -1,
+    and so is what follows it.
 
   Raises:
-    ValueError: an empty prompt, ids that are no whole numbers; steps, temperature, top_k or length out of range; no
-      key; a model that gives other than logits, or logits that are not finite.
+    ValueError: an empty prompt, ids that are no whole numbers; steps, temperature, top_k, top_p or length out of range;
+      no key; a model that gives other than logits, or logits that are not finite.
 
   References:
-    Top-k: Fan, Lewis and Dauphin, Hierarchical Neural Story Generation, 2018, https://arxiv.org/abs/1805.04833
+    Top-k: Fan, Lewis and Dauphin, Hierarchical Neural Story Generation, 2018, https://arxiv.org/abs/1805.04833. Top-p:
+    Holtzman et al., The Curious Case of Neural Text Degeneration, 2019, https://arxiv.org/abs/1904.09751
 
   >>> after = lambda tokens: jax.nn.one_hot((tokens + 1) % 5, 5)
   >>> generate(after, jnp.array([[1, 2]]), 4, temperature=0).tolist()
@@ -62,18 +68,12 @@ def generate(
   >>> generate(after, [[3], [0, 1]], 2, temperature=0)
   [[3, 4, 0], [0, 1, 2, 3]]
   """
-  steps = _whole(steps, 'steps', 0)
-  top_k = None if top_k is None else _whole(top_k, 'top_k', 1)
-  length = None if length is None else _whole(length, 'length', 1)
-  temperature = _temperature(temperature)
+  steps = whole(steps, 'generate: steps', 0)
+  length = None if length is None else whole(length, 'generate: length', 1)
+  how = sampling('generate', key=key, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop, steps=steps)
   length = length or _trained_length(network)
-  drawn = steps > 0 and temperature > 0 and top_k != 1
-  if drawn and not jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key):
-    raise ValueError(
-      f'generate draws tokens with a key: give key=jax.random.key(seed), or temperature=0; got {type(key).__name__}'
-    )
   listed = isinstance(prompt, list | tuple)
-  tokens, counts = _of_lists(prompt) if listed else _of_array(prompt)
+  tokens, counts = prompts_of(prompt) if listed else _of_array(prompt)
   longest = tokens.shape[1]
   total = longest + steps
   capacity = total if length is None else -(-max(total, length) // _BLOCK) * _BLOCK
@@ -86,8 +86,8 @@ def generate(
     if not callable(apply):
       raise ValueError(f'generate takes a Network or a function from tokens to logits; got {type(network).__name__}')
     made = _continued if _is_hashable(apply) else _continued.__wrapped__
-    run = made(apply, window, top_k if drawn else None, drawn)
-    filled = run(values, filled, counts, steps, key if drawn else None, temperature if drawn else 1.0)
+    run = made(apply, window, how.kind)
+    filled = run(values, filled, counts, steps, how.numbers)
   if isinstance(filled, jax.core.Tracer):
     return filled[:, :total]
   host = np.asarray(filled)
@@ -99,7 +99,8 @@ def generate(
         'vocabulary, or the model has diverged'
       )
   if listed:
-    return [row[: count + steps] for row, count in zip(host.tolist(), counts.tolist(), strict=True)]
+    ends = [_end(row, count, steps, how.stop) for row, count in zip(host, counts.tolist(), strict=True)]
+    return [row[:end] for row, end in zip(host.tolist(), ends, strict=True)]
   return filled[:, :total]
 
 
@@ -110,8 +111,9 @@ def _trained_length(network: Any) -> int | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _continued(apply: Callable[..., Any], window: int, top_k: int | None, drawn: bool) -> Callable[..., jax.Array]:
-  """Returns (values, tokens [B, C], counts [B], steps, key, temperature) -> tokens, compiled."""
+def _continued(apply: Callable[..., Any], window: int, kind: Any) -> Callable[..., jax.Array]:
+  """Returns (values, tokens [B, C], counts [B], steps, numbers of the sampling) -> tokens, compiled."""
+  top_k = kind[1]
 
   def logits_at(values: Any, tokens: jax.Array, at: jax.Array) -> jax.Array:
     """The logits, at least float32[B, V], for the token that goes to position `at` of each row."""
@@ -129,51 +131,37 @@ def _continued(apply: Callable[..., Any], window: int, top_k: int | None, drawn:
     last = jnp.take_along_axis(found, (at - begin - 1)[:, None, None], axis=1)[:, 0]
     return last.astype(jnp.promote_types(last.dtype, jnp.float32))
 
-  def chosen(logits: jax.Array, at: jax.Array, key: Any, temperature: Any) -> jax.Array:
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    if drawn:
-      scaled = (logits - best) / temperature  # the largest is 0: a small temperature does not overflow
-      scaled, ids = jax.lax.top_k(scaled, top_k) if top_k is not None else (scaled, None)
-      rows = jnp.arange(len(at))
-      keys = jax.vmap(lambda row, at: jax.random.fold_in(jax.random.fold_in(key, row), at))(rows, at)
-      new = jax.vmap(jax.random.categorical)(keys, scaled)
-      new = new if ids is None else jnp.take_along_axis(ids, new[:, None], axis=1)[:, 0]
-    else:
-      new = jnp.argmax(logits, axis=-1)
-    return jnp.where(jnp.isfinite(best[:, 0]), new, -1).astype(jnp.int32)
-
   @jax.jit
-  def run(values: Any, tokens: jax.Array, counts: jax.Array, steps: Any, key: Any, temperature: Any) -> jax.Array:
-    def step(index: Any, tokens: jax.Array) -> jax.Array:
-      at = counts + index
-      new = chosen(logits_at(values, tokens, at), at, key, temperature)
-      before = jnp.take_along_axis(tokens, at[:, None] - 1, axis=1)[:, 0]
-      new = jnp.where((index > 0) & (before < 0), -1, new)
-      return tokens.at[jnp.arange(len(at)), at].set(new)
+  def run(values: Any, tokens: jax.Array, counts: jax.Array, steps: Any, numbers: Any) -> jax.Array:
+    stop = numbers[3]
+    rows = jnp.arange(len(counts))
 
-    return jax.lax.fori_loop(0, steps, step, tokens)
+    def goes_on(carry: Any) -> jax.Array:
+      index, _, done = carry
+      return (index < steps) & ~done.all()
+
+    def step(carry: Any) -> Any:
+      index, tokens, done = carry
+      at = counts + index
+      new = chosen(logits_at(values, tokens, at), at, kind, numbers)
+      before = jnp.take_along_axis(tokens, at[:, None] - 1, axis=1)[:, 0]
+      new = jnp.where(done, before, jnp.where((index > 0) & (before < 0), -1, new))
+      return index + 1, tokens.at[rows, at].set(new), done | jnp.isin(new, stop)
+
+    index, tokens, _ = jax.lax.while_loop(goes_on, step, (jnp.int32(0), tokens, rows < 0))
+    # Where all have ended early, each goes on with the token that ended it.
+    last = jnp.take_along_axis(tokens, jnp.maximum(counts + index - 1, 0)[:, None], axis=1)
+    places = jnp.arange(tokens.shape[1])
+    late = (places >= (counts + index)[:, None]) & (places < (counts + steps)[:, None])
+    return jnp.where(late & (index > 0), last, tokens)
 
   return run
 
 
-def _whole(value: Any, what: str, least: int) -> int:
-  try:
-    number = operator.index(value)
-  except TypeError:
-    number = least - 1
-  if isinstance(value, bool) or number < least:
-    raise ValueError(f'generate: {what} is a whole number from {least}; got {value!r}')
-  return number
-
-
-def _temperature(value: Any) -> float:
-  try:
-    number = math.nan if isinstance(value, bool | str) else float(value)
-  except (TypeError, ValueError, jax.errors.ConcretizationTypeError):
-    number = math.nan
-  if not 0 <= number < math.inf:
-    raise ValueError(f'generate: temperature is a number from 0; got {value!r}')
-  return number
+def _end(row: np.ndarray, count: int, steps: int, stop: np.ndarray) -> int:
+  """Where a text ends: after its first token of `stop`."""
+  found = np.flatnonzero(np.isin(row[count : count + steps], stop))
+  return count + (int(found[0]) + 1 if len(found) else steps)
 
 
 def _is_hashable(value: Any) -> bool:
@@ -182,25 +170,6 @@ def _is_hashable(value: Any) -> bool:
   except TypeError:
     return False
   return True
-
-
-def _of_lists(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (int32[B, T] padded with 0 on the right, int32[B] lengths)."""
-  rows = []
-  for place, one in enumerate(prompts):
-    row = np.asarray(one)
-    if row.ndim == 0 and np.issubdtype(row.dtype, np.integer):
-      raise ValueError(f'prompts are a list of lists of ids; got a list of ids, {list(prompts)[:3]}: give [prompt]')
-    if row.ndim != 1 or not (np.issubdtype(row.dtype, np.integer) or not row.size):
-      raise ValueError(f'a prompt is a list of ids, and prompts a list of those; prompt {place} is {one!r}: encode it')
-    if not row.size:
-      raise ValueError(f'a prompt needs one token at least; prompt {place} is empty: begin it with a newline, say')
-    rows.append(row)
-  counts = np.array([len(row) for row in rows], np.int32)
-  tokens = np.zeros((len(rows), max(counts.tolist(), default=1)), np.int32)
-  for place, row in enumerate(rows):
-    tokens[place, : len(row)] = row
-  return tokens, counts
 
 
 def _of_array(prompt: Any) -> tuple[jax.Array, np.ndarray]:

@@ -167,6 +167,28 @@ def dense(width: int, dtype: Any, name: str) -> nn.Dense:
   return nn.Dense(width, kernel_init=scaled_normal(1.0), dtype=dtype, name=name)
 
 
+def classified(module: Any, x: jax.Array, train: bool) -> jax.Array:
+  """Returns logits, float32[B, classes], of pooled features: dropout, then the dense layer `module.classifier`.
+
+  Called in the `__call__` of a network with the fields `dropout`, `classes` and `dtype`.
+  """
+  if not 0 <= module.dropout < 1:
+    raise ValueError(f'{type(module).__name__}: dropout is the share that is dropped, in [0, 1); got {module.dropout}')
+  x = nn.Dropout(module.dropout, deterministic=not train)(x)
+  return dense(module.classes, module.dtype, module.classifier)(x).astype(jnp.float32)
+
+
+def checked_factor(factor: float, name: str, field: str = 'width') -> float:
+  """Returns what multiplies a network's channels or blocks, or raises.
+
+  >>> checked_factor(0.5, 'MobileNetV2')
+  0.5
+  """
+  if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+    raise ValueError(f'{name}: {field} multiplies what the paper has, a number above 0; got {factor!r}')
+  return float(factor)
+
+
 def scaled_normal(scale: float) -> Callable[..., jax.Array]:
   """Initializes kernels from a normal distribution of variance scale / inputs, cut off at two deviations.
 

@@ -37,12 +37,14 @@ class LeNet5(nn.Module):
   relu: bool = False
   dtype: Any = jnp.float32
 
+  classifier = 'dense2'
+
   @nn.compact
-  def __call__(self, x: Any) -> jax.Array:
-    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]."""
+  def __call__(self, x: Any, pooled: bool = False) -> jax.Array:
+    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]; with `pooled`, what the last layer reads."""
     x = as_images(x, 'LeNet5', self.dtype, smallest=16)
     for index, features in enumerate((20, 50), 1):
       x = ConvPool(features, 5, 'VALID', relu=self.relu, dtype=self.dtype, name=f'conv{index}')(x)
     x = flattened(x)
     x = nn.relu(dense(500, self.dtype, 'dense1')(x))
-    return dense(self.classes, self.dtype, 'dense2')(x).astype(jnp.float32)
+    return x if pooled else dense(self.classes, self.dtype, self.classifier)(x).astype(jnp.float32)

@@ -32,16 +32,21 @@ class MLP(nn.Module):
   classes: int = 10
   dtype: Any = jnp.float32
 
+  @property
+  def classifier(self) -> str:
+    """Name of the layer that gives the logits."""
+    return f'dense{len(self.widths) + 1}'
+
   @nn.compact
-  def __call__(self, x: Any) -> jax.Array:
-    """Returns float32[B, classes] of any [B, ...]."""
+  def __call__(self, x: Any, pooled: bool = False) -> jax.Array:
+    """Returns float32[B, classes] of any [B, ...]; with `pooled`, what the last layer reads."""
     x = jnp.asarray(x, self.dtype)
     if x.ndim < 2:
       raise ValueError(f'{type(self).__name__} takes a batch, [B, ...]; got {list(x.shape)}: add the batch axis')
     x = flattened(x)
     for index, width in enumerate(self.widths, 1):
       x = nn.relu(dense(width, self.dtype, f'dense{index}')(x))
-    return dense(self.classes, self.dtype, f'dense{len(self.widths) + 1}')(x).astype(jnp.float32)
+    return x if pooled else dense(self.classes, self.dtype, self.classifier)(x).astype(jnp.float32)
 
 
 class LeNet300(MLP):

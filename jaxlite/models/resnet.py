@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.layers import as_images, dense, depth_rates, scaled_normal
-from jaxlite.models.norm import BatchNorm
+from jaxlite.models.conv_norm import ConvNorm
+from jaxlite.models.layers import as_images, dense, depth_rates
 
 
 class ResNet(nn.Module):
@@ -51,9 +51,11 @@ class ResNet(nn.Module):
   epsilon: float = 1e-5
   dtype: Any = jnp.float32
 
+  classifier = 'dense'
+
   @nn.compact
-  def __call__(self, x: Any, train: bool = False) -> jax.Array:
-    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]."""
+  def __call__(self, x: Any, train: bool = False, pooled: bool = False) -> jax.Array:
+    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]; with `pooled`, what the last layer reads."""
     name, widths = type(self).__name__, tuple(self.widths)
     if self.blocks < 1 or not widths or list(widths) != sorted(widths):
       raise ValueError(
@@ -61,15 +63,15 @@ class ResNet(nn.Module):
       )
     x = as_images(x, name, self.dtype, smallest=2 ** (len(widths) - 1))
     rates = iter(depth_rates(self.drop_path, self.blocks * len(widths), name))
-    settings = (self.momentum, self.epsilon, self.dtype)
-    x = nn.relu(_ConvNorm(widths[0], (3, 3), 1, *settings, name='stem')(x, train))
+    settings = {'momentum': self.momentum, 'epsilon': self.epsilon, 'dtype': self.dtype}
+    x = nn.relu(ConvNorm(widths[0], (3, 3), 1, name='stem', **settings)(x, train))
     for stage, width in enumerate(widths, 1):
       for block in range(1, self.blocks + 1):
         stride = 2 if stage > 1 and block == 1 else 1
-        layer = _Block(width, stride, self.projection, next(rates), *settings, name=f'stage{stage}_block{block}')
+        layer = ResidualBlock(width, stride, self.projection, next(rates), settings, name=f'stage{stage}_block{block}')
         x = layer(x, train)
     x = jnp.mean(x, axis=(1, 2))
-    return dense(self.classes, self.dtype, 'dense')(x).astype(jnp.float32)
+    return x if pooled else dense(self.classes, self.dtype, self.classifier)(x).astype(jnp.float32)
 
 
 class ResNet8(ResNet):
@@ -112,53 +114,45 @@ class ResNet20(ResNet):
   """
 
 
-class _Block(nn.Module):
-  """Two convolutions beside a shortcut, added before the last ReLU."""
+class ResidualBlock(nn.Module):
+  """Two convolutions beside a shortcut, added before the last ReLU; three where they narrow and widen again.
+
+  Attributes:
+    width: channels of the convolutions; four times as many come out of a bottleneck.
+    stride: of the first 3x3 convolution.
+    projection: a shortcut that changes the shape is a normalized 1x1 convolution; else every other pixel and zeros.
+    drop_rate: share of training examples that pass by.
+    settings: of every `ConvNorm`.
+    bottleneck: 1x1, 3x3 and 1x1 in place of two 3x3.
+  """
 
   width: int
   stride: int
   projection: bool
   drop_rate: float
-  momentum: float
-  epsilon: float
-  dtype: Any
+  settings: Mapping[str, Any]
+  bottleneck: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    settings = (self.momentum, self.epsilon, self.dtype)
-    y = nn.relu(_ConvNorm(self.width, (3, 3), self.stride, *settings, name='first')(x, train))
-    y = _ConvNorm(self.width, (3, 3), 1, *settings, name='second')(y, train)
+    """Returns [B, H / stride, W / stride, channels out] of [B, H, W, C]."""
+
+    def normed(x: jax.Array, width: int, size: int, stride: int, name: str) -> jax.Array:
+      return ConvNorm(width, (size, size), stride, name=name, **self.settings)(x, train)
+
+    if self.bottleneck:
+      outputs = 4 * self.width
+      y = nn.relu(normed(x, self.width, 1, 1, 'first'))
+      y = nn.relu(normed(y, self.width, 3, self.stride, 'second'))
+      y = normed(y, outputs, 1, 1, 'third')
+    else:
+      outputs = self.width
+      y = nn.relu(normed(x, self.width, 3, self.stride, 'first'))
+      y = normed(y, self.width, 3, 1, 'second')
     y = nn.Dropout(self.drop_rate, broadcast_dims=(1, 2, 3), deterministic=not train)(y)  # whole examples
     if x.shape == y.shape:
       return nn.relu(x + y)
     if self.projection:
-      return nn.relu(y + _ConvNorm(self.width, (1, 1), self.stride, *settings, name='shortcut')(x, train))
-    grown = [(0, 0), (0, 0), (0, 0), (0, self.width - x.shape[-1])]
+      return nn.relu(y + normed(x, outputs, 1, self.stride, 'shortcut'))
+    grown = [(0, 0), (0, 0), (0, 0), (0, outputs - x.shape[-1])]
     return nn.relu(y + jnp.pad(x[:, :: self.stride, :: self.stride], grown))
-
-
-class _ConvNorm(nn.Module):
-  """A convolution without bias, padded by half its kernel on every side, and its batch norm."""
-
-  width: int
-  kernel: tuple[int, int]
-  stride: int
-  momentum: float
-  epsilon: float
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = nn.Conv(
-      self.width,
-      self.kernel,
-      strides=self.stride,
-      padding=self.kernel[0] // 2,  # as published; 'SAME' would pad a halving convolution on one side only
-      use_bias=False,
-      kernel_init=scaled_normal(2.0),
-      dtype=self.dtype,
-      name='conv',
-    )(x)
-    return BatchNorm(
-      use_running_average=not train, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, name='norm'
-    )(x)

@@ -8,16 +8,31 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxlite.models.bert import Bert
 from jaxlite.models.cnn import SmallCNN
 from jaxlite.models.decoder import Decoder
 from jaxlite.models.depthwise import DepthwiseCNN
+from jaxlite.models.efficientnet import (
+  EfficientNetLite,
+  EfficientNetLite0,
+  EfficientNetLite1,
+  EfficientNetLite2,
+  EfficientNetLite3,
+  EfficientNetLite4,
+)
 from jaxlite.models.embedding_bag import EmbeddingBag
 from jaxlite.models.lenet import LeNet5
 from jaxlite.models.mlp import MLP, LeNet300
+from jaxlite.models.mobilenet import MobileNetV2
 from jaxlite.models.resnet import ResNet, ResNet8, ResNet20
-from jaxlite.models.vit import ViT
+from jaxlite.models.resnet_photographs import DeepResNet, ResNet18, ResNet34, ResNet50
+from jaxlite.models.vit import ViT, ViTSmall
 
-_NETWORKS = (MLP, Decoder, DepthwiseCNN, EmbeddingBag, LeNet5, LeNet300, ResNet, ResNet8, ResNet20, SmallCNN, ViT)
+_NETWORKS = (
+  *(MLP, Bert, Decoder, DepthwiseCNN, EmbeddingBag, LeNet5, LeNet300, ResNet, ResNet8, ResNet20, SmallCNN, ViT),
+  *(DeepResNet, ResNet18, ResNet34, ResNet50, MobileNetV2, ViTSmall),
+  *(EfficientNetLite, EfficientNetLite0, EfficientNetLite1, EfficientNetLite2, EfficientNetLite3, EfficientNetLite4),
+)
 _OF_FLAX = frozenset({'parent', 'name'})  # fields that say where a module stands, not what it computes
 
 

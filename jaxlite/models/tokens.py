@@ -48,18 +48,36 @@ def rows_of(table: jax.Array, tokens: jax.Array) -> jax.Array:
   """Looks up the rows of an embedding; the row of an id outside the table is NaN, and has no gradient.
 
   Args:
-    table: float[V, d].
+    table: float[V, d], or integers, whose row is 0 where a float's is NaN.
     tokens: int32[...].
 
   Returns:
-    float[..., d].
+    [..., d], of the table's dtype.
 
   >>> rows_of(jnp.ones((2, 1)), jnp.array([1, 2, -1]))[:, 0].tolist()
   [1.0, nan, nan]
   """
   # A negative id would count from the end, a large one would be cut off: a row that is wrong and not seen.
   tokens = jnp.where(tokens < 0, table.shape[0], tokens)
-  return jnp.take(table, tokens, axis=0, mode='fill', fill_value=jnp.nan)
+  floating = jnp.issubdtype(table.dtype, jnp.floating)
+  return jnp.take(table, tokens, axis=0, mode='fill', fill_value=jnp.nan if floating else 0)
+
+
+def mean_of(states: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """Returns the mean of each text's states over its tokens, in at least float32; of a text without tokens, 0.
+
+  Args:
+    states: float[B, T, d].
+    mask: bool[B, T], where tokens stand; None is everywhere.
+
+  >>> mean_of(jnp.array([[[2.0], [4.0], [9.0]]]), jnp.array([[True, True, False]])).tolist()
+  [[3.0]]
+  """
+  states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
+  if mask is None:
+    return jnp.mean(states, axis=1)
+  count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+  return jnp.sum(jnp.where(mask[..., None], states, 0), axis=1) / count
 
 
 def check_rate(rate: float, name: str) -> None:

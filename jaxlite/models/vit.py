@@ -14,7 +14,7 @@ from jaxlite.models.layers import as_images, dense, depth_rates
 class ViT(nn.Module):
   """A transformer over square patches: embedded linearly, learned positions added, pre-norm blocks, mean or token.
 
-  A block is attention over all patches and a dense pair with GELU (by tanh), each normalized before and added to
+  A block is attention over all patches and a dense pair with GELU, each normalized before and added to
   what came in. Query, key and value are one projection. With d the width, h the hidden width, L layers, C
   channels, patches of p pixels a side, and T patches (the class token is one more):
 
@@ -34,6 +34,7 @@ class ViT(nn.Module):
     class_token: the logits come from a learned token in place of the patches' mean.
     drop_path: stochastic depth: the share of training examples that pass by a branch of the last block, in
       [0, 1); it grows linearly from block to block. Draws from the stream 'dropout'.
+    exact_gelu: GELU by the error function, as timm's and Hugging Face's weights were trained, not by tanh.
     epsilon: added to the variance in layer norm.
     dtype: what it computes in; parameters are float32, and so is the softmax of attention.
 
@@ -54,12 +55,15 @@ class ViT(nn.Module):
   classes: int = 10
   class_token: bool = False
   drop_path: float = 0.0
+  exact_gelu: bool = False
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
 
+  classifier = 'dense'
+
   @nn.compact
-  def __call__(self, x: Any, train: bool = False) -> jax.Array:
-    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]."""
+  def __call__(self, x: Any, train: bool = False, pooled: bool = False) -> jax.Array:
+    """Returns float32[B, classes] of [B, H, W, C] or [B, H, W]; with `pooled`, what `features` returns."""
     if min(self.heads, self.width) < 1 or self.width % self.heads:
       raise ValueError(f'the width of a ViT is a multiple of its heads; got width={self.width}, heads={self.heads}')
     rates = depth_rates(self.drop_path, self.layers, 'ViT')
@@ -71,11 +75,16 @@ class ViT(nn.Module):
       x = jnp.concatenate([token, x], axis=1)
     x = x + self._positions(x.shape[1]).astype(self.dtype)
     for index, rate in enumerate(rates, 1):
-      x = _Block(self.heads, self.hidden, rate, self.epsilon, self.dtype, name=f'block{index}')(x, train)
+      settings = (self.exact_gelu, self.epsilon, self.dtype)
+      x = _Block(self.heads, self.hidden, rate, *settings, name=f'block{index}')(x, train)
     x = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name='norm')(x)
     x = x[:, 0] if self.class_token else jnp.mean(x, axis=1)
     # Not from zeros, as published: with them no other weight has a gradient at first, and scores read off it.
-    return dense(self.classes, self.dtype, 'dense')(x).astype(jnp.float32)
+    return x if pooled else dense(self.classes, self.dtype, self.classifier)(x).astype(jnp.float32)
+
+  def features(self, x: Any, train: bool = False) -> jax.Array:
+    """Returns what the classifier reads, float[B, D]."""
+    return self(x, train, pooled=True)
 
   def _positions(self, tokens: int) -> jax.Array:
     # Called a bias since it is one, for each token: selections by name leave biases alone.
@@ -87,10 +96,42 @@ class ViT(nn.Module):
     return self.param(name, nn.initializers.normal(0.02), (tokens, self.width))
 
 
+class ViTSmall(ViT):
+  """ViT-S/16: 16x16 patches, width 384, 12 blocks of 6 heads, a class token, exact GELU.
+
+  Published weights in timm's form fit it, `vit_small_patch16_224` (`jaxlite.models.published`); for images of another
+  size the positions are interpolated there. On 224x224x3 images: 22,050,664 parameters and 2 * 4,598,882,304 =
+  9,197,764,608 FLOPs per example.
+
+  Attributes:
+    patch, width, layers, heads, hidden, classes, class_token, drop_path, exact_gelu, epsilon, dtype: as in `ViT`.
+
+  References:
+    Steiner et al., How to train your ViT? Data, Augmentation, and Regularization in Vision Transformers, 2021,
+    https://arxiv.org/abs/2106.10270
+
+  >>> from jaxlite.models import summary
+  >>> summary(ViTSmall(), (1, 224, 224, 3))
+  Summary(parameters=22050664, flops=9197764608)
+  """
+
+  patch: int = 16
+  width: int = 384
+  layers: int = 12
+  heads: int = 6
+  hidden: int = 1536
+  classes: int = 1000
+  class_token: bool = True
+  exact_gelu: bool = True
+
+  classifier = 'head'
+
+
 class _Block(nn.Module):
   heads: int
   hidden: int
   drop_rate: float
+  exact_gelu: bool
   epsilon: float
   dtype: Any
 
@@ -110,7 +151,7 @@ class _Block(nn.Module):
     query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
     mixed = _attention(query, key, value).reshape(batch * tokens, width)
     x = added(x, dense(width, self.dtype, 'out')(mixed))
-    grown = nn.gelu(dense(self.hidden, self.dtype, 'dense1')(normed(x, 'norm2')))
+    grown = nn.gelu(dense(self.hidden, self.dtype, 'dense1')(normed(x, 'norm2')), approximate=not self.exact_gelu)
     return added(x, dense(width, self.dtype, 'dense2')(grown))
 
 

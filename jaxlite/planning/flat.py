@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxlite.graph import sharding, walk
 from jaxlite.graph.plan import Plan
 
@@ -63,8 +65,8 @@ class _Book:
 
   def literal(self, atom: Any) -> int:
     value = atom.val
-    plain = isinstance(value, int | float | complex) or not hasattr(value, 'tobytes')
-    key = (walk.form(atom.aval), repr(value) if plain else value.tobytes())
+    written = repr(value) if isinstance(value, int | float | bool | complex) else np.asarray(value).tobytes()
+    key = (walk.form(atom.aval), written)
     if key not in self.by_literal:
       self.by_literal[key] = -1 - len(self.by_literal)
       self.literals[self.by_literal[key]] = atom.val
@@ -135,13 +137,17 @@ def _key(eqn: Any, reads: tuple[int, ...], copies: int, scope: int) -> Hashable 
   """What makes two equations one; None where they never are: they have effects, or bodies."""
   if eqn.effects or walk.bodies(eqn):
     return None
-  key = (eqn.primitive, walk.said(eqn.params), reads, copies)
+  key = (eqn.primitive, tuple(sorted((name, _frozen(value)) for name, value in eqn.params.items())), reads, copies)
   shapes = tuple(walk.form(var.aval) for var in eqn.outvars)
   try:
     hash(key)
   except TypeError:
     return None
   return (*key, shapes, scope)
+
+
+def _frozen(value: Any) -> str:
+  return repr(value) if isinstance(value, int | float | str | bool | tuple | list | type(None)) else str(value)
 
 
 def _alive(nodes: Sequence[Node], outputs: Sequence[int]) -> tuple[Node, ...]:

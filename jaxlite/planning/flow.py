@@ -8,7 +8,6 @@ written out.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -86,11 +85,8 @@ def size_of(aval: Any) -> int:
   24
   """
   shape, dtype = getattr(aval, 'shape', ()), getattr(aval, 'dtype', None)
-  return 0 if dtype is None else _size(tuple(shape), dtype)
-
-
-@functools.lru_cache(4096)
-def _size(shape: tuple[int, ...], dtype: Any) -> int:
+  if dtype is None:
+    return 0
   if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
     aval = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
     shape, dtype = aval.shape, aval.dtype
@@ -103,12 +99,17 @@ class _Opening:
   def __init__(self, platform: str) -> None:
     self.platform = platform
     self.values: list[Value] = []
+    self.kinds: dict[Any, Value] = {}  # by abstract value: a program has few
     self.ops: list[Op] = []
     self.seen: dict[Any, tuple[int, ...]] = {}
     self.equations = 0
 
   def value(self, aval: Any) -> int:
-    self.values.append(Value(size_of(aval), tuple(getattr(aval, 'shape', ())), _spelled(getattr(aval, 'dtype', ''))))
+    found = self.kinds.get(aval)
+    if found is None:
+      found = Value(size_of(aval), tuple(getattr(aval, 'shape', ())), str(getattr(aval, 'dtype', '')))
+      self.kinds[aval] = found
+    self.values.append(found)
     return len(self.values) - 1
 
   def body(self, jaxpr: Any, consts: Any, inputs: list[int]) -> list[int]:
@@ -171,23 +172,26 @@ class _Opening:
 
   def key(self, eqn: Any, label: Any, reads: list[int]) -> Any:
     """What two equations that give the same have in common; None where that cannot be told in a few words."""
-    known = [atom.val for atom, read in zip(eqn.invars, reads, strict=True) if read < 0 and hasattr(atom, 'val')]
-    if eqn.effects or any(np.size(value) > 1 for value in known) or walk.bodies(eqn):
+    if walk.bodies(eqn) or eqn.effects or any(hasattr(atom, 'val') and np.size(atom.val) > 1 for atom in eqn.invars):
       return None
     literals = tuple(
-      repr(value) if isinstance(value, int | float | bool) else np.asarray(value).tobytes() for value in known
+      (np.asarray(atom.val).tobytes() if not isinstance(atom.val, int | float | bool) else repr(atom.val))
+      for atom in eqn.invars
+      if hasattr(atom, 'val')
     )
-    try:
-      parameters = walk.said(eqn.params, but='sharding')
-    except Exception:  # a parameter that cannot be written
-      return None
+    parameters = []
+    for name, value in sorted(eqn.params.items()):
+      if name == 'sharding':
+        continue
+      try:
+        hash(value)
+        parameters.append((name, type(value), value))
+      except TypeError:
+        parameters.append((name, str, str(value)))
+      except Exception:  # a parameter that can neither be hashed nor written
+        return None
     avals = tuple(walk.form(var.aval) for var in eqn.outvars)
-    return (label, tuple(reads), literals, parameters, avals)
-
-
-@functools.lru_cache(64)
-def _spelled(dtype: Any) -> str:
-  return str(dtype)  # NumPy makes up the name of a dtype anew each time
+    return (label, tuple(reads), literals, tuple(parameters), avals)
 
 
 def opened(jaxpr: Any, platform: str = 'cpu') -> Flow:

@@ -18,11 +18,11 @@ from jaxlite.pruning._mask_state import (
   drawn_at,
   hold_at_zero,
   laid_out,
-  layouts_for,
   layouts_in,
   start,
   watched,
 )
+from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._sharded import on_any_mesh
 from jaxlite.pruning._structure import element
 from jaxlite.pruning.scores import Score, magnitude
@@ -88,8 +88,7 @@ def prune(
   schedule = schedule_of('prune', sparsity, begin, end, every, initial, schedule)
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
-    chosen = trees.weight_paths(params, select, weights, what='prune')
-    layouts = layouts_for(chosen, weights)
+    chosen, layouts = maskable(params, select, weights, what='prune')
     goals = targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what='prune')
     dense = {path: jnp.ones(goal.shape, bool) for path, goal in goals.items()}
     return start(params, dense, packed=packed)._replace(context=jax.tree.map(jnp.copy, context), layouts=layouts)

@@ -15,6 +15,7 @@ from jaxlite.errors import arrays, counted
 from jaxlite.graph import alike
 from jaxlite.graph.layouts import Layouts
 from jaxlite.pruning import _masks as masking
+from jaxlite.pruning._selection import left_out
 from jaxlite.pruning.sparsity_schedules import Schedule
 
 CHECK = 16  # updates between counts of broken weights; one more follows each refresh
@@ -54,6 +55,7 @@ class PruneState(NamedTuple):
     left = [shortfall(self, begun=bool(np.any(self.refreshes)))]
     if broken := int(np.sum(self.broken)):
       left.append(f'{broken:,} weights were written to after it: it must be the last part')
+    left.append(left_out(self.layouts))
     told = drawn(int(np.max(self.refreshes)), int(np.max(self.last)))
     return Account(
       f'{counted(int(np.max(self.count)), "update")}; {told}',
@@ -109,13 +111,6 @@ def shortfall(state: Any, *, begun: bool) -> str:
   if not begun:
     return 'it masked nothing: its begin was not reached'
   return f'its target was not reached: masks stand at sparsity {float(np.mean(state.sparsity)):.3f}'
-
-
-def layouts_for(chosen: frozenset[str], weights: Mapping[str, Any] | None) -> Layouts | None:
-  """Returns the layouts that a state must remember: None where none are known."""
-  if not isinstance(weights, Mapping):
-    return None
-  return Layouts(tuple((path, weights.get(path)) for path in sorted(chosen)))
 
 
 def layouts_in(layouts: Layouts | None) -> dict[str, Any] | None:

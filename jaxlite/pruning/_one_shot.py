@@ -10,7 +10,8 @@ from jaxlite import trees
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at, scores_of, targets
-from jaxlite.pruning._mask_state import laid_out
+from jaxlite.pruning._mask_state import laid_out, layouts_in
+from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._statistics import Calibration
 from jaxlite.pruning._structure import element
 from jaxlite.pruning.scores import Score, magnitude, wanda
@@ -79,6 +80,6 @@ def goals_of(
 ) -> dict[str, Target]:
   """Decides what each leaf becomes; a `Calibration` knows the weights and their axes."""
   check_sparsity(sparsity, what)
-  layouts = context.layouts.by_path() if isinstance(context, Calibration) else None
-  chosen = trees.weight_paths(params, select, layouts, what=what)
-  return targets(leaves_at(params, chosen), layouts, sparsity, structure, allocate, what=what)
+  known = context.layouts if isinstance(context, Calibration) else None
+  chosen, layouts = maskable(params, select, known, what=what)
+  return targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what=what)

@@ -25,11 +25,11 @@ from jaxlite.pruning._mask_state import (
   drawn_at,
   hold_at_zero,
   laid_out,
-  layouts_for,
   layouts_in,
   start,
   watched,
 )
+from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._sharded import on_any_mesh
 from jaxlite.pruning._structure import element
 from jaxlite.pruning._top_k import keep_largest
@@ -203,8 +203,7 @@ def _dynamic(
     return goals
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> DynamicState:
-    chosen = trees.weight_paths(params, select, weights, what=what)
-    layouts = layouts_for(chosen, weights)
+    chosen, layouts = maskable(params, select, weights, what=what)
     drawn = {
       path: _drawn(jax.random.uniform(named_key(seed, f'masks/{path}'), goal.shape), goal)
       for path, goal in goals_of(params, chosen, layouts).items()

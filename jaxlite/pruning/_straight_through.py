@@ -17,7 +17,8 @@ from jaxlite.graph.model import _layouts
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures, draw, leaves_at, scores_of, targets
-from jaxlite.pruning._mask_state import layouts_for, layouts_in, shortfall
+from jaxlite.pruning._mask_state import layouts_in, shortfall
+from jaxlite.pruning._selection import left_out, maskable
 from jaxlite.pruning._structure import element
 from jaxlite.pruning.scores import Score, magnitude
 from jaxlite.pruning.sparsity_schedules import Schedule, schedule_of
@@ -44,7 +45,8 @@ class StraightState(NamedTuple):
     size = {path: np.size(leaves.get(path, mask)) for path, mask in self.masks.items()}
     live = sum(int(np.sum(masking.bits(mask))) for mask in self.masks.values())
     masked = f'{sum(size.values()) - live:,} of {sum(size.values()):,} weights are masked'
-    return Account('', f'{arrays(self.masks)}; {masked}', shortfall(self, begun=bool(np.any(self.sparsity))))
+    left = shortfall(self, begun=bool(np.any(self.sparsity))), left_out(self.layouts)
+    return Account('', f'{arrays(self.masks)}; {masked}', '; '.join(filter(None, left)))
 
   def status(self) -> Status:
     """Tells whether masks of the target sparsity have been drawn."""
@@ -123,14 +125,13 @@ def straight_through(
         raise TypeError(
           f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
         )
-      layouts = _layouts(inner, params, state, inputs, key)
-      chosen = trees.weight_paths(params, select, layouts, what=name)
+      chosen, layouts = maskable(params, select, _layouts(inner, params, state, inputs, key), what=name)
       dense = {path: jnp.ones(leaf.shape, bool) for path, leaf in leaves_at(params, chosen).items()}
       own = StraightState(
         {path: masking.pack(mask) if packed else mask for path, mask in dense.items()},
         jnp.zeros((), jnp.float32),
         jnp.zeros((), bool),
-        layouts_for(chosen, layouts),
+        layouts,
       )
       return params, refreshed(params, {**state, slot: own}, jnp.int32(0))
 

@@ -149,6 +149,7 @@ def wrap(model: Model, loss: Callable[[Any, Batch], jax.Array], hooks: Recipe | 
     names = own_names(params)
     own = Weights({names[path]: layout for path, layout in found.items() if path in names})
     own.program, own.names = found.program, names
+    own.filled = {names[path]: why for path, why in found.filled.items() if path in names}
     return own
 
   return Wrapped(init, own_gradient, own_value, _in_any_tree(inner), weights, check)

@@ -1,0 +1,224 @@
+"""The tokenizer that a GGUF file carries, and the form of chats that an instruct model was trained on, as data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxlite.data.tokenizers import SubwordTokenizer
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
+_BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
+
+
+def _split(pattern: str) -> dict[str, Any]:
+  return {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
+
+
+# What a text is cut by before byte pairs are merged, by the name that the file gives it.
+_CUTS: dict[str, list[dict[str, Any]]] = {
+  'gpt-2': [_split(_GPT2)],
+  'smollm': [{'type': 'Digits', 'individual_digits': True}, _split(_GPT2)],
+  'llama-bpe': [_split(_LLAMA3)],
+  'qwen2': [_split(_QWEN2)],
+}
+_CONTROL, _OWN = 3, 4  # kinds of tokens that are matched in a text as they are
+
+
+def gguf_tokenizer(about: Mapping[str, Any]) -> SubwordTokenizer:
+  """Makes the tokenizer of a GGUF file from its vocabulary and merges.
+
+  Byte-level byte pair encoding; other kinds are refused. Decoded, what was encoded is the text again.
+
+  Args:
+    about: the file's metadata (`jaxlite.finetuning.read(path).about`).
+
+  Returns:
+    The tokenizer; it adds a token at the beginning where the file says so.
+
+  Raises:
+    ValueError: another kind of tokenizer, entries that are missing or do not fit each other.
+  """
+
+  def of(name: str, default: Any = None) -> Any:
+    return about.get(f'tokenizer.ggml.{name}', default)
+
+  if of('model') != 'gpt2':
+    raise ValueError(
+      f"the tokenizer of a GGUF file is read where it is of bytes and merges, 'gpt2'; got {of('model')!r:.60}: give "
+      'a tokenizer.json'
+    )
+  cut = of('pre', 'default')
+  if cut not in _CUTS:
+    raise ValueError(f'texts are cut as {", ".join(_CUTS)} say; this file says {cut!r:.60}: give a tokenizer.json')
+  tokens, merges = (_strings(of(name), name) for name in ('tokens', 'merges'))
+  kinds = list(of('token_type', [1] * len(tokens)))
+  vocabulary = {token: number for number, token in enumerate(tokens)}
+  if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
+    raise ValueError(
+      f'a vocabulary names each token once, with its kind; got {len(tokens)} tokens, {len(vocabulary)} of them '
+      f'different, and {len(kinds)} kinds'
+    )
+  pairs = [merge.split(' ') for merge in merges]
+  for place, pair in enumerate(pairs):
+    if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocabulary.keys():
+      raise ValueError(f'a merge joins two tokens to a third; merge {place} is {merges[place]!r:.60}')
+  added = [
+    {
+      'id': number,
+      'content': token,
+      'single_word': False,
+      'lstrip': False,
+      'rstrip': False,
+      'normalized': False,
+      'special': int(kinds[number]) == _CONTROL,
+    }
+    for token, number in vocabulary.items()
+    if int(kinds[number]) in (_CONTROL, _OWN)
+  ]
+  first = of('bos_token_id') if of('add_bos_token', False) else None
+  if first is not None and not 0 <= int(first) < len(tokens):
+    raise ValueError(f'the token at the beginning is one of {len(tokens)}; got bos_token_id={first!r:.60}')
+  made = {
+    'version': '1.0',
+    'added_tokens': added,
+    'normalizer': None,
+    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*_CUTS[cut], _BYTE_LEVEL]},
+    'post_processor': None if first is None else _beginning(tokens[int(first)], int(first)),
+    'decoder': {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True, 'use_regex': True},
+    'model': {
+      'type': 'BPE',
+      'unk_token': None,
+      'ignore_merges': cut == 'llama-bpe',
+      'vocab': vocabulary,
+      'merges': pairs,
+    },
+  }
+  return SubwordTokenizer(json.dumps(made), special=first is not None)
+
+
+def _strings(values: Any, name: str) -> list[str]:
+  if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(one, str) for one in values):
+    raise ValueError(f'a GGUF file with a tokenizer has tokenizer.ggml.{name}, a list of texts; got {values!r:.60}')
+  return list(values)
+
+
+def _beginning(token: str, number: int) -> dict[str, Any]:
+  special = {'SpecialToken': {'id': token, 'type_id': 0}}
+  return {
+    'type': 'TemplateProcessing',
+    'single': [special, {'Sequence': {'id': 'A', 'type_id': 0}}],
+    'pair': [special, {'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}}],
+    'special_tokens': {token: {'id': token, 'ids': [number], 'tokens': [token]}},
+  }
+
+
+class Chat(NamedTuple):
+  """The form of a chat, ChatML: each turn between two tokens, its role on the first line. Data, not a program.
+
+  Attributes:
+    begin: the token before a turn.
+    end: the token after it; a model ends its answer with it.
+    system: what the system says where the messages do not begin with it; None is nothing.
+
+  >>> print(Chat(system='Be brief.').text([{'role': 'user', 'content': 'Hi'}]))
+  <|im_start|>system
+  Be brief.<|im_end|>
+  <|im_start|>user
+  Hi<|im_end|>
+  <|im_start|>assistant
+  <BLANKLINE>
+  """
+
+  begin: str = '<|im_start|>'
+  end: str = '<|im_end|>'
+  system: str | None = None
+
+  def text(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
+    """Returns a chat as one text, to look at: `ids` is what a model is to be given.
+
+    Args:
+      messages: [{'role': 'system' | 'user' | 'assistant', 'content': text}, ...].
+      answer: whether the assistant's next turn is begun.
+
+    Raises:
+      ValueError: no messages, other keys or roles.
+    """
+    turns = ''.join(f'{self.begin}{role}\n{content}{self.end}\n' for role, content in self._turns(messages))
+    return turns + f'{self.begin}assistant\n' * answer
+
+  def ids(
+    self, tokenizer: SubwordTokenizer, messages: Sequence[Mapping[str, str]], *, answer: bool = True
+  ) -> list[int]:
+    """Returns a chat as token ids; names of special tokens in a message stay text, so that none ends its own turn.
+
+    Args:
+      tokenizer: that of the model.
+      messages: as `text` takes them.
+      answer: whether the assistant's next turn is begun.
+
+    Raises:
+      ValueError: as `text`; a tokenizer that does not have the two tokens.
+    """
+    begin, end = tokenizer.id_of(self.begin), tokenizer.id_of(self.end)
+    found: list[int] = []
+    for role, content in self._turns(messages):
+      found += [begin, *tokenizer.encode_plain(f'{role}\n{content}'), end, *tokenizer.encode_plain('\n')]
+    return found + ([begin, *tokenizer.encode_plain('assistant\n')] if answer else [])
+
+  def _turns(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    if isinstance(messages, str | Mapping) or not messages:
+      raise ValueError("a chat is a list of messages, {'role': 'user', 'content': text}; got " + f'{messages!r:.60}')
+    turns = []
+    for place, one in enumerate(messages):
+      if not isinstance(one, Mapping) or set(one) != {'role', 'content'} or not isinstance(one['content'], str):
+        raise ValueError(f"message {place} of a chat is no {{'role': ..., 'content': text}}; got {one!r:.80}")
+      if one['role'] not in ('system', 'user', 'assistant'):
+        raise ValueError(f'the role of message {place} is system, user or assistant; got {one["role"]!r:.60}')
+      turns.append((one['role'], one['content']))
+    if self.system is not None and turns[0][0] != 'system':
+      turns.insert(0, ('system', self.system))
+    return turns
+
+
+_CHATML = re.compile(
+  r'\{%-?for message in messages%\}'
+  r"(?:\{%-?if loop\.first and messages\[0\]\['role'\]!='system'%\}"
+  r"\{\{'(?P<first><\|im_start\|>system\\n(?P<system>[^'{}]*)<\|im_end\|>\\n)'\}\}\{%-?endif%\})?"
+  r"\{\{'<\|im_start\|>'\+message\['role'\]\+'\\n'\+message\['content'\]\+'<\|im_end\|>'\+'\\n'\}\}"
+  r"\{%-?endfor%\}\{%-?if add_generation_prompt%\}\{\{'<\|im_start\|>assistant\\n'\}\}\{%-?endif%\}"
+)
+
+
+def chat_form(template: str) -> Chat:
+  """Returns the form of chats that a template of Jinja means, where it is ChatML. It is compared, never run.
+
+  Args:
+    template: a GGUF file's `tokenizer.chat_template`, or that of a tokenizer_config.json.
+
+  Raises:
+    ValueError: a template of another form.
+
+  >>> one = "{{'<|im_start|>' + message['role'] + '\\\\n' + message['content'] + '<|im_end|>' + '\\\\n'}}"
+  >>> last = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\\\n' }}{% endif %}"
+  >>> chat_form("{% for message in messages %}" + one + "{% endfor %}" + last)
+  Chat(begin='<|im_start|>', end='<|im_end|>', system=None)
+  """
+  # Spaces outside of quotes mean nothing, but between words.
+  parts = re.split(r"('(?:[^'\\]|\\.)*')", str(template).replace('\n', '\\n'))
+  bare = (re.sub(r'(?<=\W)\s+|\s+(?=\W)', '', one.replace('\\n', '') if '%' in one else one) for one in parts[::2])
+  joined = ''.join(one for pair in zip(bare, [*parts[1::2], ''], strict=True) for one in pair)
+  found = _CHATML.fullmatch(joined)
+  if found is None:
+    raise ValueError(
+      f'the chat template is not ChatML, and templates are not run; got {str(template)[:60]!r}: write the chat by '
+      'hand, or give a jaxlite.data.Chat'
+    )
+  system = found.group('system')
+  return Chat(system=None if system is None else system.replace('\\n', '\n'))

@@ -1,0 +1,186 @@
+"""Fine-tuning as one call: a network that was trained on something else, data of one's own, and a run that trains on.
+
+What is decided stands in `jaxlite.finetuning`: the head is found and taken off, features are computed once, a new head
+is solved on them, and by the number of examples it is that, or training that begins there. Here it becomes a run like
+any other: the same folder, report, resume, deployment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxlite.config.duration import Duration
+from jaxlite.config.schema import Config
+from jaxlite.contract import Network, Recipe
+from jaxlite.finetuning import choice, start
+from jaxlite.report.result import Result
+from jaxlite.run import loop
+from jaxlite.run.setup import dataset_of
+
+_COARSE = 500  # validation examples: below, accuracy moves in steps larger than what is to be seen
+_RATES = {'full': 3e-4, 'gradual': 3e-4, 'last': 1e-3, 'lora': 1e-3, 'probe': 1e-3}
+
+
+@dataclasses.dataclass(kw_only=True)
+class FineTune(Config):
+  """A Config with what fine-tuning adds.
+
+  Attributes:
+    method: 'probe' (the head alone, solved exactly on fixed features), 'full', 'last' (the upper layers), 'gradual'
+      (from the head down, one group of layers after the other), 'lora', or 'auto', which picks by the number of
+      examples and says why.
+    head: '' finds where the head begins; else a rule on the path of the weight behind the features, or 'outputs' where
+      the network gives features itself.
+    norm: 'keep' trains with the backbone as in evaluation (batch norm by its running statistics, nothing dropped),
+      'train' as in training; 'auto' keeps below 5,000 examples.
+    ratio: of the first layer's rate to the head's, geometric between; 0 chooses, 1 is one rate for all.
+    solve: whether the head begins as it was solved on fixed features; else at 0.
+    unfrozen: of 'last', the share of weights that learn.
+    phases: of 'gradual'.
+    rank, alpha: of 'lora'.
+    words: of texts, whether tf-idf over their tokens stands beside embeddings: 'auto' (by folds), 'yes', 'no', 'only'.
+    reads: of texts, how many tokens the backbone sees; 0 is all.
+    augment: (config) -> augmentations of the training batches; None for none.
+    features: the folder where features are kept; '' is among the user's caches.
+  """
+
+  method: str = 'auto'
+  head: str = ''
+  norm: str = 'auto'
+  ratio: float = 0.0
+  solve: bool = True
+  unfrozen: float = 0.3
+  phases: int = 4
+  rank: int = 8
+  alpha: float = 16.0
+  words: str = 'auto'
+  reads: int = 0
+  augment: Callable[[Config], Any] | None = None
+  features: str = ''
+
+
+def finetune(
+  network: Any,
+  data: Any = None,
+  workdir: str | Path = 'runs/finetune',
+  *,
+  config: FineTune | None = None,
+  fresh: bool = False,
+  command: str = '',
+  say: Callable[[str], None] = print,
+  **fields: Any,
+) -> Result:
+  """Fine-tunes a network on other data, in one run; the same call again resumes.
+
+  The head is taken off, features are computed once and kept, a new head is solved on them in seconds, and what then
+  learns follows the number of examples, or `method`. The run evaluates what it begins with: it never ends with a model
+  that validation likes less than the solved head.
+
+  Args:
+    network: with its values: a Network (`jl.load(workdir, model=...)`, a pretrained one of `jl.finetuning`), an NNX or
+      Equinox module, a Keras model, (function, params). It takes the inputs of the data as they are: preprocessing is
+      its own, and leaves with the model.
+    data: a `jaxlite.data.Dataset`, arrays (inputs, labels), or None where the config loads them.
+    workdir: the run's folder.
+    config: all that can be set; None is `FineTune(name='finetune')`.
+    fresh, command, say: as in `jl.train`.
+    **fields: of `FineTune`, set on the config: `method='probe'`, `seed=1`, `train=jl.Duration(epochs=5)`.
+
+  Returns:
+    The Result. `jl.load(workdir)` predicts with backbone, head and preprocessing in one.
+
+  Raises:
+    ValueError: one line: a network that does not take these inputs, labels that are missing, one class alone, fewer
+      examples than classes, features that are not finite, a field that does not exist.
+
+  References:
+    Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution, 2022,
+    https://arxiv.org/abs/2202.10054
+  """
+  config, data, ready, told = _prepared(network, data, config, fields, say)
+  for line in told:
+    say(line)
+  own = {field.name for field in dataclasses.fields(FineTune)} - {field.name for field in dataclasses.fields(Config)}
+  return loop.train_varied(config, workdir, own, model=ready, data=data, fresh=fresh, command=command, say=say)
+
+
+def _prepared(
+  network: Any, data: Any, config: FineTune | None, fields: dict[str, Any], say: Callable[[str], None]
+) -> tuple[FineTune, Any, Network, tuple[str, ...]]:
+  given = config is not None
+  config = FineTune(name='finetune') if config is None else config
+  known = {field.name for field in dataclasses.fields(config)}
+  for name in fields:
+    if name not in known:
+      from jaxlite.errors import nearest
+
+      raise ValueError(f'finetune has no field {name!r}; nearest: {nearest(name, known)}')
+  config = dataclasses.replace(config, **fields)
+  data = dataset_of(config, data)
+  count = len(data.train.labels) if hasattr(data.train, 'labels') else 0
+  begun = begin(config, network, data, say)
+  if not given:
+    config = suited(config, begun.choice, count, len(data.validation.labels), asked=set(fields))
+  return dataclasses.replace(config, recipe=recipe_of(begun)), data, begun.network, begun.told
+
+
+def begin(config: FineTune, network: Any, data: Any, say: Callable[[str], None] | None = None) -> start.Start:
+  """Returns what a config's run begins with: see `jaxlite.finetuning.begin`."""
+  return start.begin(
+    network,
+    data,
+    method=config.method,
+    head=config.head,
+    norm=config.norm,
+    ratio=config.ratio,
+    solve=config.solve,
+    words=config.words,
+    reads=config.reads,
+    folder=config.features,
+    seed=config.seed,
+    say=say,
+  )
+
+
+def suited(config: FineTune, chosen: choice.Choice, examples: int, validated: int, asked: set[str]) -> FineTune:
+  """Returns a config with length, rate and pauses that suit a method and so many examples, where nobody said.
+
+  Args:
+    config: of the run.
+    chosen: how it learns.
+    examples: of the training split.
+    validated: examples of the validation split.
+    asked: names of fields that somebody set.
+  """
+  data = dataclasses.replace(config.data, batch_size=max(1, min(32, examples)))
+  optim = dataclasses.replace(config.optim, lr=_RATES[chosen.method])
+  if chosen.method == 'probe':
+    every = Duration(steps=1)
+    config = config if 'train' in asked else dataclasses.replace(config, train=Duration(steps=1))
+    looks = dataclasses.replace(config.eval, every=every)
+  else:
+    steps = choice.steps_for(examples, data.batch_size)
+    config = config if 'train' in asked else dataclasses.replace(config, train=Duration(steps=steps))
+    every = Duration(steps=max(1, math.ceil(steps / 8))) if 'train' not in asked else Duration(percent=12.5)
+    # Few examples are rightly predicted alike by many models: their loss tells these apart.
+    metric = config.eval.metric or ('loss' if validated < _COARSE else '')
+    looks = dataclasses.replace(config.eval, every=every, start=True, metric=metric)
+  saves = dataclasses.replace(config.checkpoint, every=every)
+  log = dataclasses.replace(config.log, every=every)
+  made = {'data': data, 'optim': optim, 'eval': looks, 'checkpoint': saves, 'log': log}
+  return dataclasses.replace(config, **{name: value for name, value in made.items() if name not in asked})
+
+
+def recipe_of(begun: start.Start) -> Callable[[FineTune, int], Recipe]:
+  """Returns the recipe of what was begun, as a config takes it: (config, total_steps) -> Recipe."""
+
+  def recipe(config: FineTune, total_steps: int) -> Recipe:
+    options = {'unfrozen': config.unfrozen, 'phases': config.phases, 'rank': config.rank, 'alpha': config.alpha}
+    augment = config.augment(config) if config.augment is not None else ()
+    return start.recipe(begun, total_steps, optim_config=config.optim, augment=augment, **options)
+
+  return recipe
