@@ -19,6 +19,7 @@ _PIP = {
   'ai_edge_litert': "'jaxlite[litert]'",
   'equinox': "'jaxlite[equinox]'",
   'haiku': "'jaxlite[haiku]'",
+  'huggingface_hub': "'jaxlite[hub]'",
   'keras': "'jaxlite[keras]'",
   'litert_converter': "'jaxlite[litert]'",
   'orbax.checkpoint': 'orbax-checkpoint',

@@ -34,9 +34,9 @@ FLOORS = (
   ('models',),
   ('step',),
   ('deployment',),
-  ('finetuning',),
   ('report',),
   ('planning',),
+  ('finetuning',),
   ('run',),
   ('__main__', 'experiments'),
 )

@@ -1,24 +1,26 @@
 """Forecast and actual memory of runs: by family calibrated and held out.
 
-  python experiments/bench/forecast_memory.py measure --results=FILE [--seconds=500] [--repeats=3] [--kept]
-  python experiments/bench/forecast_memory.py sizes --results=FILE [--seconds=500]
+  python experiments/bench/forecast_memory.py all --results=FILE [--seconds=7200] [--repeats=3] [--held_out]
+  python experiments/bench/forecast_memory.py measure --results=FILE [--seconds=7200] [--repeats=3] [--kept]
   python experiments/bench/forecast_memory.py report --results=FILE
   python experiments/bench/forecast_memory.py fit --results=FILE [--write=jaxlite/planning/memory_table.py]
 
-`measure` trains each configuration of `memory_cases.py` in processes of their own and appends their peaks (the kernel's
-VmHWM) to a file of JSON lines; `sizes` appends what is told of each from its jaxpr. Both go on where they were stopped,
-and leave off after so many seconds. `report` compares what the table of the package forecasts, before compiling and
-after, with the median of the processes; `fit` makes that table anew, from the configurations of the calibration alone.
-A third series is `--kept`: the same with freed memory kept mapped.
+`measure` trains each configuration of `memory_cases.py` in processes of their own, one after the other, and appends to
+a file of JSON lines their peaks (the kernel's VmHWM) and what their own forecasts began from. It goes on where it was
+stopped, and leaves off after so many seconds. `report` compares what the table of the package forecasts, before
+compiling and after, with the median of the processes; `fit` makes that table anew, from the configurations of the
+calibration alone. `all` measures, then reports. A further series is `--kept`: the same with freed memory kept mapped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ flags.DEFINE_float('seconds', 500, 'after which no further configuration begins'
 flags.DEFINE_integer('repeats', 1, 'processes of each configuration')
 flags.DEFINE_bool('kept', False, 'freed memory stays mapped')
 flags.DEFINE_string('only', '', 'configurations whose name holds this')
-flags.DEFINE_string('of', '', 'sizes of the configurations in this file of results alone')
+flags.DEFINE_bool('held_out', False, 'the configurations that the table was not made from alone')
+flags.DEFINE_bool('calibration', False, 'the configurations that the table is made from alone')
 flags.DEFINE_string('write', '', "the package's table, written anew")
 flags.DEFINE_string('cache', '~/.cache/jaxlite-forecast', 'in place of the caches of the user')
 
@@ -52,30 +55,32 @@ def interleaved() -> list[memory_cases.Case]:
 
 
 def claimed(path: Path, what: str) -> bool:
-  """Takes a piece of work, unless another series beside this one took it within the last ten minutes."""
+  """Takes a piece of work, unless another series beside this one is at it."""
   mark = path.with_suffix('.claims') / what.replace('/', '_')
   mark.parent.mkdir(exist_ok=True)
-  if mark.exists() and time.time() - mark.stat().st_mtime < 600:
-    return False
-  mark.touch()
+  with contextlib.suppress(OSError, ValueError):
+    os.kill(int(mark.read_text()), 0)
+    return int(mark.read_text()) == os.getpid()
+  mark.write_text(str(os.getpid()))
   return True
 
 
-def work(mode: str, path: Path, seconds: float, repeats: int, kept: bool, cache: Path, only: str) -> None:
+def work(path: Path, seconds: float, repeats: int, kept: bool, cache: Path, cases: list[memory_cases.Case]) -> None:
   """Runs processes, one after the other, until all is there or the time is up."""
   ends = time.monotonic() + seconds
-  kind = mode if not kept else f'{mode} kept'
+  mode, kind = 'run', 'run kept' if kept else 'run'
   for repeat in range(repeats):
-    for case in interleaved():
-      done = [(one['case'], one['kind']) for one in lines(path)]  # other series may add to it
-      if only not in case.name or done.count((case.name, kind)) > repeat:
+    for case in cases:
+      done = [(one['case'], one['kind']) for one in lines(path) if 'peak' in one]  # other series may add to it
+      if done.count((case.name, kind)) > repeat:
         continue
       if time.monotonic() > ends:
         print('left off')
         return
       if not claimed(path, f'{case.name} {kind} {repeat}'):
         continue
-      shutil.rmtree(cache / 'jaxlite' / 'rewrites', ignore_errors=True)
+      for learned in ('rewrites', 'forecasts'):  # each process is the first on its machine
+        shutil.rmtree(cache / 'jaxlite' / learned, ignore_errors=True)
       environment = {**os.environ, 'XDG_CACHE_HOME': str(cache)}
       command = [sys.executable, str(HERE / 'memory_worker.py'), mode, case.name, *(['kept'] if kept else [])]
       if case.cache == 'warm':
@@ -84,45 +89,19 @@ def work(mode: str, path: Path, seconds: float, repeats: int, kept: bool, cache:
           capture_output=True,
           env=environment,
           check=False,
+          timeout=600,
         )
-      ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-      if ran.returncode:
-        found: dict[str, Any] = {'failed': ran.returncode, 'error': ran.stderr[-600:]}
-      else:
-        found = json.loads(ran.stdout.splitlines()[-1])
+      try:
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=600)
+        found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+      except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        found = {
+          'failed': getattr(error, 'returncode', None),
+          'error': str(getattr(error, 'stderr', '') or error)[-600:],
+        }
       with path.open('a') as file:
         file.write(json.dumps({'case': case.name, 'kind': kind, **found}) + '\n')
       print(case.name, kind, found.get('peak', 0) >> 20, found.get('error', '')[-300:], flush=True)
-  print('all done')
-
-
-def traced(path: Path, seconds: float, measured: Path | None) -> None:
-  """Appends the sizes of each configuration, from its jaxpr."""
-  import tempfile
-
-  import memory_worker
-
-  from jaxlite.planning import programs, sizes
-  from jaxlite.run.foreseen import job_of
-  from jaxlite.run.setup import prepare
-
-  ends, done = time.monotonic() + seconds, {one['case'] for one in lines(path) if one['kind'] == 'sizes'}
-  ran = {one['case'] for one in lines(measured)} if measured is not None else set(memory_cases.CASES)
-  for case in interleaved():
-    if case.name in done or case.name not in ran:
-      continue
-    if time.monotonic() > ends:
-      print('left off')
-      return
-    with tempfile.TemporaryDirectory() as folder:
-      model, data = memory_worker.made(case)
-      job = job_of(prepare(memory_cases.config(case, folder), Path(folder), model, data))
-      began = time.process_time()
-      found = sizes.sizes(programs.traced(job))
-      took = time.process_time() - began
-    with path.open('a') as file:
-      file.write(json.dumps({'case': case.name, 'kind': 'sizes', 'sizes': found._asdict(), 'seconds': took}) + '\n')
-    print(case.name, f'{took:.1f} s', found, flush=True)
   print('all done')
 
 
@@ -130,20 +109,22 @@ def main(arguments: list[str]) -> None:
   """Does what the first argument says."""
   mode, results = arguments[1] if len(arguments) > 1 else '', Path(FLAGS.results)
   cache = Path(FLAGS.cache).expanduser()
-  if mode == 'measure':
-    work('run', results, FLAGS.seconds, FLAGS.repeats, FLAGS.kept, cache, FLAGS.only)
-  elif mode == 'sizes':
-    traced(results, FLAGS.seconds, Path(FLAGS.of) if FLAGS.of else None)
-  elif mode in ('fit', 'report'):
+  if mode not in ('all', 'measure', 'report', 'fit'):
+    raise app.UsageError('name what is to be done: all, measure, report or fit')
+  if mode in ('all', 'measure'):
+    cases = list(memory_cases.HELD_OUT) if FLAGS.held_out else interleaved()
+    cases = list(memory_cases.CALIBRATION) if FLAGS.calibration else cases
+    cases = [case for case in cases if FLAGS.only in case.name]
+    work(results, FLAGS.seconds, FLAGS.repeats, FLAGS.kept, cache, cases)
+  if mode != 'measure':
     import memory_fit
 
-    os.environ['XDG_CACHE_HOME'] = str(cache)  # where nothing was learned yet
-    if mode == 'fit':
-      memory_fit.fit(results, Path(FLAGS.write) if FLAGS.write else None)
-    else:
-      memory_fit.report(results)
-  else:
-    raise app.UsageError('name what is to be done: measure, sizes, fit or report')
+    with tempfile.TemporaryDirectory() as empty:  # where nothing was learned yet
+      os.environ['XDG_CACHE_HOME'] = empty
+      if mode == 'fit':
+        memory_fit.fit(results, Path(FLAGS.write) if FLAGS.write else None)
+      else:
+        memory_fit.report(results)
 
 
 if __name__ == '__main__':

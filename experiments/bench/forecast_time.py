@@ -1,5 +1,6 @@
 """How well the duration of a run is told: from its cost alone, and from a little probing; beside the run run again.
 
+    python experiments/bench/forecast_time.py all --results=FILE [--seconds=7200]
     python experiments/bench/forecast_time.py measure --results=FILE [--seconds=500] [--only=linen]
     python experiments/bench/forecast_time.py report --results=FILE
     python experiments/bench/forecast_time.py fit --results=FILE
@@ -8,10 +9,10 @@
 `measure` takes the configurations of `memory_cases.py` in turn, each in a process of its own: the forecast from its
 cost is made first; then probe and run alternate, probe, run, probe, run. A run is so many steps as the loop takes them,
 evaluations between, and a checkpoint. Its seconds on the clock and of all cores are kept, and the load. The file is
-gone on with, so a series may be stopped. `report` prints errors beside the difference of a run and its repetition,
-and how often the interval holds the run: families that the factors were fitted on apart from others. `fit` finds the
-factors of `planning/speed.py` on the first, by CPU seconds, which others' work changes least. `rival` tells forward
-passes with neural-cost (`pip install neural-cost`) beside ours.
+gone on with, so a series may be stopped; `all` measures, then reports. `report` prints errors beside the difference of
+a run and its repetition, and how often the interval holds the run: families that the factors were fitted on apart from
+others. `fit` finds the factors of `planning/speed.py` on the first, by CPU seconds, which others' work changes least.
+`rival` tells forward passes with neural-cost (`pip install neural-cost`) beside ours.
 """
 
 from __future__ import annotations
@@ -60,11 +61,13 @@ def measure(path: Path, seconds: float, only: str) -> None:
       print('left off')
       return
     command = [sys.executable, str(Path(__file__)), 'one', f'--results={path}', f'--only={case.name}']
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode:
-      print(case.name, 'failed:', ran.stderr.strip().splitlines()[-1:], flush=True)
+    try:
+      ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
+      found = json.loads(ran.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+      said = str(getattr(error, 'stderr', '') or error).strip().splitlines()[-1:]
+      print(case.name, 'failed:', said, flush=True)
       continue
-    found = json.loads(ran.stdout.splitlines()[-1])
     done.add(case.name)
     with path.open('a') as file:
       file.write(json.dumps(found) + '\n')
@@ -75,27 +78,14 @@ def measure(path: Path, seconds: float, only: str) -> None:
 
 def job_of(case: memory_cases.Case, folder: Path) -> Any:
   """The run of a configuration, before its first step, and its network."""
-  import memory_networks
+  import memory_worker
 
-  import jaxlite as jl
-  from jaxlite import data as datasets
-  from jaxlite.run import foreseen
+  from jaxlite.run import jobs
   from jaxlite.run.setup import prepare
 
-  inputs, labels = memory_cases.data(case)
-  outputs = {'regression': 1, 'language': memory_networks.VOCABULARY, 'segmentation': 4}.get(case.task, 10)
-  config = memory_cases.config(case, '')
-  facts = {'vocabulary': memory_networks.VOCABULARY} if case.task == 'language' else None
-  data = datasets.from_arrays((inputs, labels), task=config.task, facts=facts)
-  network = memory_networks.network(case.family, case.size, case.shape, outputs)
-  model = network if isinstance(network, jl.Model) else jl.adapt(network)
-  setup = prepare(config, folder, model, data)
-  make = getattr(foreseen, 'job_of', None)
-  if make is None:
-    from jaxlite.run import jobs
-
-    make = jobs.job_of
-  return make(setup)._replace(total=100_000, log=50, evaluate=2_000, checkpoint=5_000)
+  model, data = memory_worker.made(case)
+  setup = prepare(memory_cases.config(case, ''), folder, model, data)
+  return jobs.job_of(setup)._replace(total=100_000, log=50, evaluate=2_000, checkpoint=5_000)
 
 
 def one(name: str) -> dict[str, Any]:
@@ -314,13 +304,15 @@ def times_of(one: dict[str, Any]) -> np.ndarray:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('mode', choices=['measure', 'one', 'report', 'fit', 'rival'])
+  parser.add_argument('mode', choices=['all', 'measure', 'one', 'report', 'fit', 'rival'])
   parser.add_argument('--results', type=Path)
   parser.add_argument('--seconds', type=float, default=500)
   parser.add_argument('--only', default='')
   args = parser.parse_args()
-  if args.mode == 'measure':
+  if args.mode in ('all', 'measure'):
     measure(args.results, args.seconds, args.only)
+    if args.mode == 'all':
+      report(lines(args.results))
   elif args.mode == 'one':
     print(json.dumps(one(args.only)))
   elif args.mode == 'rival':

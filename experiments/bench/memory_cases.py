@@ -68,7 +68,6 @@ CALIBRATION = (
   Case('plain mlp', (1024,), 4096, (128,), task='regression', examples=12000),
 )
 HELD_OUT = (
-  Case('equinox mlp', (64,), 32, (20,)),
   Case('equinox mlp', (512, 512), 2048, (100,), examples=6000),
   Case('equinox mlp', (1500, 700), 512, SMALL, recipe='sgd'),
   Case('equinox mlp', (256, 256), 256, (50,), task='regression', steps=40),
@@ -87,7 +86,6 @@ HELD_OUT = (
   Case('linen decoder', (1, 256), 24, (100,), task='language', evaluation=128),
   Case('linen depthwise', 16, 64, IMAGE),
   Case('linen depthwise', 32, 128, IMAGE, recipe='sgd'),
-  Case('linen depthwise', 8, 512, SMALL, examples=3000),
   Case('linen lenet', (), 64, SMALL),
   Case('linen lenet', (), 1000, SMALL, examples=5000),
   Case('linen bag', 64, 256, (60,)),
@@ -97,7 +95,6 @@ HELD_OUT = (
   Case('nnx attention', (1, 96), 400, (40, 10), evaluation=256),
   Case('plain gru', 128, 64, (40, 12)),
   Case('plain gru', 256, 256, (28, 28), recipe='sgd'),
-  Case('plain gru', 64, 1024, (50, 6), examples=5000),
   Case('plain remat', (12, 256), 1024, (64,), examples=4000),
   Case('plain remat', (24, 128), 4096, (32,), examples=9000, recipe='sgd'),
   Case('plain mixer', (4, 64), 128, (49, 32)),
@@ -114,6 +111,19 @@ HELD_OUT = (
   Case('haiku gated', (768, 2), 256, (300,), recipe='accumulate'),
   Case('linen teacher', (256, 1024), 512, SMALL, recipe='distill'),
   Case('linen teacher', (64, 3000), 128, SMALL, recipe='distill'),
+  Case('plain ensemble', (8, 128), 256, (64,)),
+  Case('plain ensemble', (4, 512), 1024, (100,), recipe='sgd', examples=3000),
+  Case('plain nested', (4, 6, 128), 512, (64,)),
+  Case('plain nested', (3, 3, 384), 2048, (48,), recipe='sgd', examples=6000),
+  Case('plain branches', (64, 3000), 1024, (128,), examples=3000),
+  Case('plain experts', (8, 384), 2048, (64,), examples=6000),
+  Case('plain bfloat16', (1024, 1024), 2048, (256,), examples=6000),
+  Case('haiku lstm', 96, 128, (40, 16)),
+  Case('haiku lstm', 256, 64, (20, 24), recipe='sgd'),
+  Case('linen remat', (8, 512), 2048, (64,), examples=6000),
+  Case('nnx norm', (24, 48), 256, IMAGE, examples=1500, evaluation=300),
+  Case('nnx norm', (12, 24), 64, SMALL, recipe='sgd', examples=1500),
+  Case('equinox mlp', (32,), 16, (13,), task='tables', examples=178),
   Case('equinox mlp', (800, 800), 800, (90,), cache='warm'),
   Case('linen decoder', (3, 96), 32, (96,), task='language', cache='warm'),
   Case('linen depthwise', 24, 96, IMAGE, cache='warm'),
@@ -137,6 +147,7 @@ def config(case: Case, folder: str) -> Any:
     'regression': jl.tasks.regression,
     'language': jl.tasks.language,
     'segmentation': jl.tasks.segmentation,
+    'tables': None,
   }
   half = jl.Duration(steps=max(1, case.steps // 2))
   return jl.Config(
@@ -182,6 +193,11 @@ def data(case: Case) -> tuple[Any, Any]:
   """Inputs and labels of a configuration, drawn."""
   import numpy as np
 
+  if case.task == 'tables':  # real ones, few of them
+    from sklearn.datasets import load_wine
+
+    inputs, labels = load_wine(return_X_y=True)
+    return inputs.astype(np.float32), labels
   draw = np.random.default_rng(0)
   n = case.examples
   if case.task == 'language':

@@ -54,6 +54,23 @@ def _linen(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
   if kind == 'bag':
     return models.EmbeddingBag(vocabulary=5000, classes=outputs, width=size)
 
+  if kind == 'remat':
+
+    class Layer(nn.Module):
+      @nn.compact
+      def __call__(self, x: Any) -> Any:
+        return x + nn.Dense(size[1])(nn.gelu(nn.Dense(2 * size[1])(x)))
+
+    class Deep(nn.Module):
+      @nn.compact
+      def __call__(self, x: Any) -> Any:
+        x = nn.Dense(size[1])(x.reshape(len(x), -1))
+        for _ in range(size[0]):
+          x = nn.remat(Layer)()(x)
+        return nn.Dense(outputs)(x)
+
+    return Deep()
+
   class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: Any) -> Any:
@@ -116,7 +133,20 @@ def _nnx(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
         x = x + self.down[i](nnx.gelu(self.up[i](self.norms[2 * i + 1](x))))
       return self.head(x.mean(1))
 
-  return {'mlp': MLP, 'cnn': CNN, 'attention': Attention}[kind]()
+  class Norm(nnx.Module):
+    def __init__(self) -> None:
+      sizes = (shape[-1], *size)
+      self.layers = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in itertools.pairwise(sizes)])
+      self.norms = nnx.List([nnx.BatchNorm(b, rngs=rngs) for b in size])
+      self.drop = nnx.Dropout(0.1, rngs=rngs)
+      self.head = nnx.Linear(sizes[-1], outputs, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+      for layer, norm in zip(self.layers, self.norms, strict=True):
+        x = nnx.max_pool(nnx.relu(norm(layer(x))), (2, 2), (2, 2))
+      return self.head(self.drop(x.mean((1, 2))))
+
+  return {'mlp': MLP, 'cnn': CNN, 'attention': Attention, 'norm': Norm}[kind]()
 
 
 def _equinox(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
@@ -181,7 +211,12 @@ def _haiku(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
       x = x + jax.nn.sigmoid(hk.Linear(width)(x)) * jnp.tanh(hk.Linear(width)(x))
     return hk.Linear(outputs)(x)
 
-  return jl.from_haiku({'mlp': mlp, 'cnn': cnn, 'gated': gated}[kind])
+  def lstm(x: Any) -> Any:
+    core = hk.LSTM(size)
+    outs, _ = hk.dynamic_unroll(core, x.swapaxes(0, 1), core.initial_state(len(x)))
+    return hk.Linear(outputs)(outs[-1])
+
+  return jl.from_haiku({'mlp': mlp, 'cnn': cnn, 'gated': gated, 'lstm': lstm}[kind])
 
 
 def _plain(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
@@ -236,6 +271,8 @@ def _plain(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
       },
     )
 
+  if kind in ('ensemble', 'nested', 'branches', 'experts', 'bfloat16'):
+    return _odd(kind, size, count, outputs, drawn)
   depth, width = size
 
   def mixer(p: Any, x: Any) -> Any:
@@ -254,3 +291,58 @@ def _plain(kind: str, size: Any, shape: tuple[int, ...], outputs: int) -> Any:
       'b': drawn(width, outputs),
     },
   )
+
+
+def _odd(kind: str, size: Any, count: int, outputs: int, drawn: Any) -> Any:
+  """Programs that formulas of memory are often wrong about."""
+  if kind == 'ensemble':
+    members, width = size
+
+    def ensemble(p: Any, x: Any) -> Any:
+      one = lambda q: jax.nn.gelu(jax.nn.gelu(x @ q['a']) @ q['b']) @ q['c']  # noqa: E731
+      return jax.vmap(one)(p).mean(0)
+
+    shapes = {'a': (count, width), 'b': (width, width), 'c': (width, outputs)}
+    return jl.from_function(ensemble, {name: drawn(members, *of) for name, of in shapes.items()})
+  if kind == 'nested':
+    outer, inner, width = size
+
+    def nested(p: Any, x: Any) -> Any:
+      layer = lambda h, w: (h + 0.1 * jnp.tanh(h @ w), None)  # noqa: E731
+      block = lambda h, ws: (jax.lax.scan(layer, h, ws)[0], None)  # noqa: E731
+      return jax.lax.scan(block, x @ p['a'], p['w'])[0] @ p['b']
+
+    return jl.from_function(
+      nested, {'a': drawn(count, width), 'w': drawn(outer, inner, width, width), 'b': drawn(width, outputs)}
+    )
+  if kind == 'branches':
+    small, large = size
+
+    def branches(p: Any, x: Any) -> Any:
+      wide = lambda x: jnp.tanh(x @ p['w']) @ p['v']  # noqa: E731
+      narrow = lambda x: jnp.tanh(x @ p['n']) @ p['m']  # noqa: E731
+      return jax.lax.cond(x.mean() > 0, wide, narrow, x)
+
+    shapes = {'w': (count, large), 'v': (large, outputs), 'n': (count, small), 'm': (small, outputs)}
+    return jl.from_function(branches, {name: drawn(*of) for name, of in shapes.items()})
+  if kind == 'experts':
+    experts, width = size
+
+    def mixture(p: Any, x: Any) -> Any:
+      one = jnp.argmax(x @ p['gate'], -1)
+      order = jnp.argsort(one)
+      groups = jnp.bincount(one, length=experts).astype(jnp.int32)
+      h = jax.nn.gelu(jax.lax.ragged_dot(x[order], p['a'], groups))
+      return jnp.zeros((len(x), outputs)).at[order].set(jax.lax.ragged_dot(h, p['b'], groups))
+
+    shapes = {'gate': (count, experts), 'a': (experts, count, width), 'b': (experts, width, outputs)}
+    return jl.from_function(mixture, {name: drawn(*of) for name, of in shapes.items()})
+
+  def halves(p: Any, x: Any) -> Any:
+    x = x.reshape(len(x), -1).astype(jnp.bfloat16)
+    for name in ('a', 'b'):
+      x = jax.nn.gelu(x @ p[name])
+    return (x @ p['c']).astype(jnp.float32)
+
+  shapes = {'a': (count, size[0]), 'b': (size[0], size[1]), 'c': (size[1], outputs)}
+  return jl.from_function(halves, {name: jnp.asarray(drawn(*of), jnp.bfloat16) for name, of in shapes.items()})

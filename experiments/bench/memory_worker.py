@@ -48,6 +48,7 @@ def trained(case: memory_cases.Case, folder: Path, *, kept: bool) -> dict[str, A
   """The peaks of one run, by stage; the kernel's high-water mark is set back between stages."""
   import dataclasses
 
+  from jaxlite.planning import memory
   from jaxlite.run import loop
   from jaxlite.step import warm_up
 
@@ -99,6 +100,17 @@ def trained(case: memory_cases.Case, folder: Path, *, kept: bool) -> dict[str, A
     facts['program'] = analysis and {one: getattr(analysis, f'{one}_size_in_bytes') for one in names}
 
   warm_up.compiling = seen_compiling
+  forecast, told = memory.forecast, facts.setdefault('told', {})
+
+  def seen_forecast(held: Any, seen: Any, basis: str, cache: str, room: int = 0) -> Any:
+    """Keeps what the run's own forecasts start from, and what they say."""
+    found = forecast(held, seen, basis, cache, room)
+    if basis not in told:
+      said = {name: getattr(found, name) for name in ('peak', 'upper', 'raw', 'data_segment', 'address_space')}
+      told[basis] = {'sizes': held._asdict(), 'seen': seen._asdict(), 'room': room, **said}
+    return found
+
+  memory.forecast = seen_forecast
   save = loop.checkpoint.Checkpoints.save
   loop.checkpoint.Checkpoints.save = staged('checkpoint', save)
   note('data')
@@ -110,6 +122,7 @@ def trained(case: memory_cases.Case, folder: Path, *, kept: bool) -> dict[str, A
   note('begin')
   loop.train(config, folder / 'run', model=model, data=data, say=said.append)
   note('end')
+  memory.forecast = forecast
   peak = max(stage['VmHWM'] for stage in stages.values())
   return {
     'peak': peak,

@@ -8,12 +8,12 @@ From the ground: hashing.py hashes leaves; names.py names them for Orbax; region
 holds; leaves.py copies them to the host and back; containers.py writes the containers of a tree down; manifest.py
 seals what a checkpoint says of itself; storage.py puts one on disk with Orbax and reads it back verified; directory.py
 knows the folder's names; checkpoints.py saves in the background and restores the newest sound one; arrays.py loads
-parts of one without a template.
-
+parts of one without a template; foreign.py reads what others saved with Orbax.
 """
 
 from jaxlite.checkpoint.arrays import load_arrays
 from jaxlite.checkpoint.checkpoints import Checkpoints, Restored
+from jaxlite.checkpoint.foreign import find_orbax, read_foreign
 from jaxlite.checkpoint.hashing import fingerprint
 from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch
 
@@ -22,6 +22,8 @@ __all__ = [
   'CheckpointMismatch',
   'Checkpoints',
   'Restored',
+  'find_orbax',
   'fingerprint',
   'load_arrays',
+  'read_foreign',
 ]

@@ -107,7 +107,7 @@ def read(
   Raises:
     Damaged: leaves cannot be read or have another hash than was written; tells how many, and the first.
   """
-  _check_plain(path / _ARRAYS)
+  check_plain(path / _ARRAYS)
   made: dict[str, _T] = {}
   damaged: list[str] = []
   for batch in _batches(wanted):
@@ -129,7 +129,7 @@ def read(
   return made
 
 
-def _check_plain(folder: Path) -> None:
+def check_plain(folder: Path) -> None:
   """Refuses what TensorStore would wait for: it opens a pipe as a file, and no error ends that."""
   for at, _, files in os.walk(folder):
     for path in (os.path.join(at, name) for name in files):

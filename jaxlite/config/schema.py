@@ -25,7 +25,8 @@ class DataConfig:
   """Where the examples come from.
 
   Attributes:
-    source: the name of a data set ('digits', 'fashion_mnist', or any that is prepared as array_record).
+    source: the name of a data set ('digits', 'fashion_mnist', or any that is prepared as array_record), or a path: a
+      folder of pictures, of WAV files or of texts by class, a table in CSV, Parquet or JSON lines.
     directory: the folder that holds it; empty for the usual place.
     batch_size: examples per step.
     validation: the share of the training split that is held out, in [0, 1); 0: the last model is taken. A Dataset
@@ -33,6 +34,10 @@ class DataConfig:
     load: (config) -> a `jaxlite.data.Dataset`, an experiment's own data; None loads `source`.
     standardize: pictures and numbers by mean and standard deviation of the training split; False leaves them as they
       are. A Dataset that `load` returns, or that is given to `jaxlite.train`, has made its own choice.
+    size: height and width that pictures of a folder are brought to; 0 where all have one size.
+    label: the column of a table that is learned; '' for 'label'.
+    keep: where pictures are decoded from: 'auto', 'memory', 'folder', 'pixels' or 'jpeg', see `jaxlite.data.pictures`.
+    threads: that decode pictures and sounds; 0 takes one a core.
   """
 
   source: str = 'digits'
@@ -41,6 +46,10 @@ class DataConfig:
   validation: float = 0.1
   load: Callable[[Config], Any] | None = None
   standardize: bool = True
+  size: int = 0
+  label: str = ''
+  keep: str = 'auto'
+  threads: int = 0
 
 
 @dataclasses.dataclass
@@ -70,6 +79,8 @@ class EvalConfig:
       rare, 'f1_macro' counts all alike).
     patience: evaluations without improvement before the run stops early; 0 never stops it.
     batch_size: examples per batch.
+    target: a value of that metric: while it trains the run says when it will probably be reached, and at its end when
+      it was; it trains on all the same. None: no target.
     start: also look at what the run begins with: one that was pretrained never ends worse, by validation.
   """
 
@@ -77,6 +88,7 @@ class EvalConfig:
   metric: str = ''
   patience: int = 0
   batch_size: int = 512
+  target: float | None = None
   start: bool = False
 
 
@@ -179,12 +191,15 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('seed', lambda value: 0 <= value < 2**32, 'at least 0 and below 2**32'),
   ('data.batch_size', lambda value: value >= 1, 'at least 1'),
   ('data.validation', lambda value: 0 <= value < 1, 'in [0, 1)'),
-  ('data.source', bool, 'the name of a data set'),
+  ('data.source', bool, 'the name of a data set, or a path'),
+  ('data.size', lambda value: value >= 0, 'at least 0 (0: that of the pictures)'),
+  ('data.threads', lambda value: value >= 0, 'at least 0 (0: one a core)'),
   ('optim.lr', lambda value: 0 < value < math.inf, 'above 0 and finite'),
   ('optim.weight_decay', lambda value: 0 <= value < math.inf, 'at least 0 and finite'),
   ('optim.clip', lambda value: 0 <= value < math.inf, 'at least 0 (0: off) and finite'),
   ('eval.patience', lambda value: value >= 0, 'at least 0 (0: off)'),
   ('eval.batch_size', lambda value: value >= 1, 'at least 1'),
+  ('eval.target', lambda value: value is None or math.isfinite(value), 'finite'),
   ('machine.steps_per_dispatch', lambda value: value >= 0, 'at least 0 (0: chosen by time)'),
   ('machine.micro_batches', lambda value: value >= 1, 'at least 1'),
   ('machine.remat', lambda value: value >= 0, 'at least 0 (0: off)'),

@@ -117,12 +117,15 @@ def may_change(path: str) -> bool:
 
   A longer `train` may too; that takes both values, see `compare`.
 
-  Where the data lie may change; that they are the same is what their fingerprint guards.
+  Where the data lie and how they are read may change; that they are the same is what their fingerprint guards.
 
   >>> may_change('log.every'), may_change('data.directory'), may_change('optim.lr'), may_change('train')
   (True, True, False, False)
   """
-  return path.split('.')[0] in ('log', 'eval', 'checkpoint', 'machine') or path == 'data.directory'
+  return path.split('.')[0] in ('log', 'eval', 'checkpoint', 'machine') or path in _WHERE
+
+
+_WHERE = ('data.directory', 'data.keep', 'data.threads')
 
 
 def as_saved(saved: Mapping[str, Any], config: Any, prefix: str = '') -> Any:

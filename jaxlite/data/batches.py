@@ -11,11 +11,15 @@ import numpy as np
 
 from jaxlite.data.columns import Columns
 from jaxlite.data.dataset import Split
+from jaxlite.data.decoded import expect, foresees
+from jaxlite.data.mixtures import Mixture
 from jaxlite.data.streams import Stream
 from jaxlite.errors import whole
 
 Batch = dict[str, Any]
-Source = Split | Columns | Stream
+Source = Split | Columns | Stream | Mixture
+
+_FORESEEN = 2  # batches that are decoded while the device is at work, where examples lie in files
 
 
 def steps_per_epoch(split: Source, batch_size: int) -> int:
@@ -31,7 +35,7 @@ def steps_per_epoch(split: Source, batch_size: int) -> int:
   >>> steps_per_epoch(Split(np.zeros((10, 1), np.uint8), np.zeros(10, np.int32)), 4)
   3
   """
-  if isinstance(split, Stream):
+  if isinstance(split, Stream | Mixture):
     return split.steps_of(batch_size)
   count = len(split.labels)
   if whole(batch_size, 'batch_size', least=1) > count:
@@ -65,8 +69,13 @@ def batch_at(split: Source, batch_size: int, seed: int, step: int) -> Batch:
   step, seed = whole(step, 'step', least=0), whole(seed, 'seed', least=0)
   if isinstance(split, Stream):
     return split.at(seed, step)
+  if isinstance(split, Mixture):
+    return split.at(batch_size, seed, step)
   epoch, index = divmod(step, steps)
   order = _order(len(split.labels), seed, epoch)
+  if foresees(split[:2]):
+    following = [_rows_at(split, batch_size, seed, step + later)[0] for later in range(1, _FORESEEN + 1)]
+    expect(split[:2], np.concatenate(following))
   return _gather(split, order[index * batch_size : (index + 1) * batch_size], order, batch_size, (seed, step))
 
 
@@ -90,12 +99,24 @@ def batches_at(split: Source, batch_size: int, seed: int, step: int, count: int)
   >>> batches_at(split, 4, seed=0, step=2, count=2)['weight'].tolist()
   [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
   """
-  epoch_steps = steps_per_epoch(split, batch_size)
+  steps_per_epoch(split, batch_size)
   step, count = whole(step, 'step', least=0), whole(count, 'count', least=1)
   seed = whole(seed, 'seed', least=0)
-  if isinstance(split, Stream):
-    return jax.tree.map(lambda *parts: np.stack(parts), *(split.at(seed, step + row) for row in range(count)))
+  if isinstance(split, Stream | Mixture):
+    each = (batch_at(split, batch_size, seed, step + row) for row in range(count))
+    return jax.tree.map(lambda *parts: np.stack(parts), *each)
+  rows, weight = _rows_at(split, batch_size, seed, step, count)
+  if foresees(split[:2]):
+    expect(split[:2], _rows_at(split, batch_size, seed, step + count, count)[0])
+  return _weighed(split.take(rows, (seed, range(step, step + count))), weight)
+
+
+def _rows_at(
+  split: Split | Columns, batch_size: int, seed: int, step: int, count: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+  """Which examples stand in the batches of some steps, int64[count, batch_size], and 1 or 0 for padding."""
   total = len(split.labels)
+  epoch_steps = steps_per_epoch(split, batch_size)
   rows = np.empty((count, batch_size), np.int64)
   weight = np.ones((count, batch_size), np.float32)
   done = 0
@@ -110,7 +131,7 @@ def batches_at(split: Source, batch_size: int, seed: int, step: int, count: int)
       rows[done + here - 1, batch_size - short :] = order[:short]
       weight[done + here - 1, batch_size - short :] = 0
     done += here
-  return _weighed(split.take(rows, (seed, range(step, step + count))), weight)
+  return rows, weight
 
 
 def _weighed(batch: Batch, weight: np.ndarray) -> Batch:
@@ -149,7 +170,13 @@ def eval_batches(split: Split | Columns, batch_size: int) -> Iterator[Batch]:
   batch_size = min(batch_size, count)
   order = np.arange(count)
   starts = range(0, steps_per_epoch(split, batch_size) * batch_size, batch_size)
-  return (_gather(split, order[start : start + batch_size], order, batch_size) for start in starts)
+
+  def at(start: int) -> Batch:
+    if foresees(split[:2]):
+      expect(split[:2], order[start + batch_size : start + 2 * batch_size])
+    return _gather(split, order[start : start + batch_size], order, batch_size)
+
+  return (at(start) for start in starts)
 
 
 def _gather(

@@ -31,6 +31,16 @@ class Chosen(np.lib.mixins.NDArrayOperatorsMixin):
     self._base, self._rows = base, rows
 
   @property
+  def base(self) -> Any:
+    """The array that the rows are of."""
+    return self._base
+
+  @property
+  def indices(self) -> np.ndarray:
+    """Which rows of it, int64[N]."""
+    return self._rows
+
+  @property
   def shape(self) -> tuple[int, ...]:
     """That of the rows, [N, ...]."""
     return len(self._rows), *self._base.shape[1:]
@@ -91,7 +101,7 @@ class Chosen(np.lib.mixins.NDArrayOperatorsMixin):
     return getattr(ufunc, method)(*(np.asarray(one) if isinstance(one, Chosen) else one for one in inputs), **options)
 
   def __getattr__(self, name: str) -> Any:
-    if name.startswith('_'):
+    if name.startswith('_') or not hasattr(np.ndarray, name):  # asking for a name must not copy, nor decode
       raise AttributeError(name)
     return getattr(np.asarray(self), name)
 

@@ -67,6 +67,7 @@ class Dataset(NamedTuple):
     notes: lines that a person should read before training, such as a class without examples.
     feature_names: one name per feature of a table, else empty.
     encoder: what made the inputs of raw rows or texts (`jaxlite.data.encoders`); None where they came as arrays.
+    files: by split, the file that each example came from, relative to the folder; None where there are none.
   """
 
   name: str
@@ -81,6 +82,7 @@ class Dataset(NamedTuple):
   notes: tuple[str, ...] = ()
   feature_names: tuple[str, ...] = ()
   encoder: Any = None
+  files: Mapping[str, Sequence[str]] | None = None
 
   @property
   def classes(self) -> int:
@@ -197,8 +199,12 @@ def assemble(
   standardize: Any = True,
   notes: Sequence[str] = (),
   encoder: Any = None,
+  statistics: tuple[Any, Any] | None = None,
+  sha256: str = '',
 ) -> Dataset:
   """Makes a Dataset of splits that were checked one by one, with their final weights; `splits` may lack validation.
+
+  `statistics` (mean, std) of train and `sha256`, the fingerprint, are given where they are known without reading all.
 
   Raises:
     ValueError: the splits do not fit each other or the facts.
@@ -213,10 +219,12 @@ def assemble(
       )
     task.check_facts(split.labels, facts, where)
   _check_features(train.inputs, feature_names)
-  mean, std, told = standardization(train.inputs, standardize, ids_known=encoder is not None)
+  known = statistics is not None and standardize is True
+  mean, std, told = standardization(train.inputs, statistics if known else standardize, ids_known=encoder is not None)
+  told = [] if known else told
   found = (*notes, *task.notes(train.labels, facts), *_remarks(train.inputs), *told)
   three = (train, splits.get('validation', nothing(train)), splits['test'])
-  sha256 = fingerprint(splits)
+  sha256 = sha256 or fingerprint(splits)
   return Dataset(name, *three, task, facts, mean, std, sha256, found, tuple(map(str, feature_names)), encoder)
 
 

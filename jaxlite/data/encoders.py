@@ -263,7 +263,7 @@ def as_texts(texts: Any) -> list[str]:
   return [str(text) for text in found]
 
 
-def load_encoder(text: str) -> TableEncoder | TextEncoder:
+def load_encoder(text: str) -> Any:
   """Returns the encoder of a JSON form, what `to_json` wrote.
 
   Raises:
@@ -272,10 +272,20 @@ def load_encoder(text: str) -> TableEncoder | TextEncoder:
   >>> load_encoder(TableEncoder((('size', 'number', ()),)).to_json()).feature_names
   ('size',)
   """
-  kinds = {'table': TableEncoder, 'text': TextEncoder}
+  from jaxlite.data.pixels import PictureEncoder
+  from jaxlite.data.sound_encoder import SoundEncoder
+
+  kinds: dict[str, Any] = {
+    'table': TableEncoder,
+    'text': TextEncoder,
+    'picture': PictureEncoder,
+    'sound': SoundEncoder,
+  }
   found = _parsed(text, None)
   if found.get('kind') not in kinds:
-    raise ValueError(f'the JSON of an encoder has a kind, {" or ".join(kinds)}; got {found.get("kind")!r}')
+    *first, last = kinds
+    named = f'{", ".join(first)} or {last}'
+    raise ValueError(f'the JSON of an encoder has a kind, {named}; got {found.get("kind")!r}')
   return kinds[found['kind']].from_json(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,8 @@ def read_columns(table: Any) -> dict[str, np.ndarray]:
   """Returns a table as arrays [N] by column.
 
   Args:
-    table: a path of a CSV file with a header (commas, semicolons or tabs), a dict of columns, a list of rows that are
-      dicts, a structured array, or a DataFrame.
+    table: a path of a CSV file with a header (commas, semicolons or tabs), of a Parquet file or a folder of them, or of
+      JSON lines; a dict of columns, a list of rows that are dicts, a structured array, or a DataFrame.
 
   Raises:
     ValueError: one line: no table, two columns of one name, columns of several lengths, no row.
@@ -30,7 +31,7 @@ def read_columns(table: Any) -> dict[str, np.ndarray]:
   ['x', 'y']
   """
   if isinstance(table, str | os.PathLike):
-    columns = _read_csv(os.fspath(table))
+    columns = read_file(os.fspath(table))
   elif isinstance(table, np.ndarray) and table.dtype.names:
     columns = {column: table[column] for column in table.dtype.names}
   elif isinstance(table, Mapping):
@@ -96,6 +97,53 @@ def _objects(values: list[Any]) -> np.ndarray:
 def _check_names(names: Sequence[str], where: str) -> None:
   if len(set(names)) != len(names):
     raise ValueError(f'columns have names of their own; {where} has {", ".join(names)}: rename one')
+
+
+def read_file(path: str) -> dict[str, np.ndarray]:
+  """Returns the columns of a CSV, Parquet or JSON lines file, told by its name; a folder holds Parquet."""
+  if os.path.isdir(path) or path.lower().endswith(('.parquet', '.pq')):
+    from jaxlite.data.parquet import read_parquet
+
+    return read_parquet(path)
+  if path.lower().endswith(('.jsonl', '.ndjson')):
+    return _from_rows(read_json_lines(path))
+  return _read_csv(path)
+
+
+def read_json_lines(path: str) -> list[dict[str, Any]]:
+  """Returns the objects of a file of JSON lines; blank lines are passed over.
+
+  Raises:
+    ValueError: a line that is no JSON object, with its number.
+  """
+  rows = []
+  try:
+    with open(path, encoding='utf-8-sig') as file:
+      for number, line in enumerate(file, 1):
+        if not line.strip():
+          continue
+        try:
+          row = json.loads(line, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+          raise ValueError(f'each line is a JSON object; {path} line {number} is not: {error}') from None
+        if not isinstance(row, dict):
+          raise ValueError(f'each line is a JSON object; {path} line {number} is a {type(row).__name__}')
+        rows.append(row)
+  except OSError as error:
+    raise ValueError(f'cannot read {path}: {error.strerror or error}') from None
+  except UnicodeDecodeError as error:
+    raise ValueError(f'JSON lines are in UTF-8; {path} is not: {error}') from None
+  if not rows:
+    raise ValueError(f'a table needs a row at least; {path} is empty')
+  return rows
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise ValueError(f'it has {next(name for name in names if names.count(name) > 1)!r} twice')
+  return found
 
 
 def _read_csv(path: str) -> dict[str, np.ndarray]:

@@ -36,8 +36,8 @@ def from_table(
   """Makes a Dataset of a table's rows, splits carved from it, seeded and stratified.
 
   Args:
-    table: a path of a CSV file with a header (commas, semicolons or tabs), a dict of columns, a list of rows that are
-      dicts, a structured array, or a DataFrame.
+    table: a path of a CSV file with a header (commas, semicolons or tabs), of a Parquet file or a folder of them, or of
+      JSON lines; a dict of columns, a list of rows that are dicts, a structured array, or a DataFrame.
     label: the column to predict; several for a task of several targets or labels.
     task: what is learned, such as `jl.tasks.regression`; None takes classification, where the label is of strings or of
       few whole numbers.

@@ -10,7 +10,7 @@ from jaxlite.tasks.task import Facts
 from jaxlite.version import __version__
 
 
-def about_of(run: str, step: int, task: str, facts: Facts, *, encoded: bool) -> dict[str, str]:
+def about_of(run: str, step: int, task: str, facts: Facts, *, encoder: Any) -> dict[str, str]:
   """Returns the metadata of a run's files.
 
   Args:
@@ -18,15 +18,16 @@ def about_of(run: str, step: int, task: str, facts: Facts, *, encoded: bool) -> 
     step: of the checkpoint.
     task: its name, '' where nobody knows.
     facts: what is known of it.
-    encoded: whether raw inputs pass an encoder first.
+    encoder: what raw inputs pass first, None for nothing; what it does is told where it can tell (`about`).
   """
+  told = f' ({encoder.about})' if hasattr(encoder, 'about') else ''
   return {
     'producer': f'jaxlite {__version__}',
     'run': run,
     'step': str(step),
     'task': task,
     'class_names': json.dumps(list(facts.get('class_names') or ())),
-    'preprocessing': f'inside: takes raw inputs as in training{", encoded" if encoded else ""}',
+    'preprocessing': f'inside: takes raw inputs as in training{f", encoded{told}" if encoder is not None else ""}',
   }
 
 

@@ -14,6 +14,7 @@ from jaxlite import data as datasets
 from jaxlite import trees
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.contract import CONST, Network, Recipe
+from jaxlite.data.decoded import head, is_decoded
 from jaxlite.deployment import stablehlo
 from jaxlite.deployment.load import Held, load, read_meaning, read_run
 from jaxlite.deployment.metadata import about_of
@@ -23,6 +24,7 @@ from jaxlite.host.files import read_json
 from jaxlite.tasks.task import Facts, Task
 from jaxlite.version import __version__
 
+_MOST_DECODED = 1 << 28  # bytes of them, where they lie in files
 _MOST = 10_000  # examples that files are tried on
 
 
@@ -103,7 +105,7 @@ def of_run(
   given = _of_data(held) if examples is None else examples
   inputs, labels, weight = _split(given, meaning.encode, meaning.task, meaning.facts)
   name = '' if meaning.task is None else meaning.task.name
-  about = about_of(held.run, held.step, name, meaning.facts, encoded=meaning.encode is not None)
+  about = about_of(held.run, held.step, name, meaning.facts, encoder=meaning.encode)
   return Subject(
     held.folder.resolve().name,
     network,
@@ -153,13 +155,21 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   return Subject('network', network, graph, why, named, inputs, labels, weight, found, known, about)
 
 
+def _bounded(split: datasets.Split) -> datasets.Split:
+  """A split as arrays that fit into memory: of examples that lie in files the first."""
+  most = [_MOST_DECODED // max(1, leaf.base.example_bytes) for leaf in jax.tree.leaves(split) if is_decoded(leaf)]
+  if not most:
+    return split
+  return jax.tree.map(lambda leaf: head(leaf, max(1, *most)), split)
+
+
 def _split(given: Any, encode: Any, task: Task | None, facts: Facts) -> tuple[Any, Any, Any]:
   """(inputs, labels or None, weight or None) of what a person gives."""
   if isinstance(given, datasets.Dataset):
     given = given.test if len(given.test.labels) else given.validation
   labels, weight = None, None
   if isinstance(given, datasets.Split):
-    inputs, labels, weight = given
+    inputs, labels, weight = _bounded(given)
   elif isinstance(given, tuple) and len(given) in (2, 3):
     inputs, labels, weight = (*given, None)[:3]
     inputs = inputs if encode is None else encode(inputs)

@@ -95,5 +95,6 @@ def decoded(data: np.ndarray, kind: Kind) -> np.ndarray:
   blocks = data.reshape(-1, kind.bytes)
   out = np.empty((len(blocks), kind.entries), np.float32)
   for start in range(0, len(blocks), _PIECE):
-    out[start : start + _PIECE] = kind.decode(blocks[start : start + _PIECE])
+    with np.errstate(all='ignore'):  # a scale that is none gives entries that are none
+      out[start : start + _PIECE] = kind.decode(blocks[start : start + _PIECE])
   return out.reshape(-1)

@@ -78,7 +78,8 @@ def read_gguf(data: np.ndarray, where: str) -> Weights:
 
 def _held(entries: list[Any], body: np.ndarray, align: int, asker: Asker) -> Any:
   held: dict[str, Stored] = {}
-  places, unread = [], {}
+  places: list[tuple[int, int, str]] = []
+  unread: dict[str, int] = {}
   for name, shape, code, start in entries:
     if name in held:
       raise asker.refuse(f'two tensors have the name {_cut(name)}')
@@ -120,7 +121,7 @@ class _Reader:
   """Reads the head of a file value by value, never beyond its end."""
 
   def __init__(self, data: np.ndarray, asker: Asker) -> None:
-    self.data, self.asker, self.at, self.texts = memoryview(data), asker, 4, 0
+    self.data, self.asker, self.at, self.texts = data.data, asker, 4, 0
 
   def take(self, size: int) -> memoryview:
     """Takes the next bytes."""

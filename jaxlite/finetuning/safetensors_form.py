@@ -6,7 +6,6 @@ References:
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from typing import Any
@@ -73,7 +72,7 @@ def _table(text: bytes, asker: Asker) -> dict[str, Any]:
   if (text.count(b'{') + text.count(b'[')) * _FEWEST_A_BRACKET > len(text) + 64:
     raise asker.refuse('its table is nested more than a table of arrays is')
   try:
-    table = json.loads(text.decode(), object_pairs_hook=functools.partial(_once, asker))
+    table = json.loads(text.decode(), object_pairs_hook=asker.once)
   except (ValueError, RecursionError) as error:
     if type(error).__name__ == 'WeightsError':
       raise
@@ -81,15 +80,6 @@ def _table(text: bytes, asker: Asker) -> dict[str, Any]:
   if not isinstance(table, dict):
     raise asker.refuse('its table is no JSON object')
   return table
-
-
-def _once(asker: Asker, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    doubled = next(name for place, name in enumerate(names) if name in set(names[:place]))
-    raise asker.refuse(f'its table has {_cut(doubled)} twice')
-  return found
 
 
 def _entry(body: np.ndarray, name: str, told: Any, asker: Asker) -> tuple[Stored, tuple[int, int]]:

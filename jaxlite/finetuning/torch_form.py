@@ -37,7 +37,7 @@ def is_torch_legacy(data: np.ndarray) -> bool:
 
 
 def read_torch_zip(archive: Zip, where: str) -> Weights:
-  """Reads what `torch.save` writes since 1.6: `data.pkl` and `data/0`, `data/1`, ... in an archive."""
+  """Reads what `torch.save` writes since 1.6: a table of tensors, and each storage, in an archive."""
   asker = Asker(where, _WHAT)
   tables = [name for name in archive.members if name.split('/')[1:] == ['data.pkl']]
   if len(tables) != 1:
@@ -67,7 +67,7 @@ def read_torch_zip(archive: Zip, where: str) -> Weights:
 def read_torch_legacy(data: np.ndarray, where: str) -> Weights:
   """Reads what `torch.save` wrote before 1.6: four pickles, the list of storages, their bytes one after another."""
   asker = Asker(where, _WHAT)
-  pickle = Unpickler(memoryview(data), asker)
+  pickle = Unpickler(data.data, asker)
   magic, version, system, tree, keys = (pickle.load() for _ in range(5))
   if magic != _MAGIC or version != 1001 or not isinstance(system, dict):
     raise asker.refuse(f'it is of version {_cut(version)}', 'load it with torch and save it anew')

@@ -47,8 +47,10 @@ DTYPES = (
 )
 ALIASES = {'float': 'float32', 'double': 'float64', 'half': 'float16', 'long': 'int64', 'int': 'int32'}
 ALIASES |= {'short': 'int16'}
-_REBUILD = ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3', '_rebuild_parameter')
-_REBUILD += ('_rebuild_parameter_with_state',)
+_REBUILD = (
+  *('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3', '_rebuild_parameter'),
+  '_rebuild_parameter_with_state',
+)
 INERT = {
   *(('argparse', 'Namespace'), ('numpy.core.multiarray', 'scalar'), ('numpy._core.multiarray', 'scalar')),
   *(('numpy', 'dtype'), ('torch', 'device'), ('_codecs', 'encode'), ('torch.serialization', '_get_layout')),

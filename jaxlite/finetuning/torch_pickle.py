@@ -6,7 +6,7 @@ memory are bounded by the size of the pickle and by fixed limits: instructions, 
 
 References:
   CPython, pickletools, the opcodes, https://github.com/python/cpython/blob/main/Lib/pickletools.py
-  PyTorch, torch/_utils.py, how a tensor is rebuilt, https://github.com/pytorch/pytorch/blob/main/torch/_utils.py
+  PyTorch, how a tensor is rebuilt, https://github.com/pytorch/pytorch/blob/main/torch/_utils.py
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class Unpickler:
         if not isinstance(dtype, Global) or dtype.name not in DTYPES:
           raise self.asker.refuse('its pickle describes a tensor without a dtype')
         kind = ALIASES.get(dtype.name, dtype.name)
-      return Tensor(*given[:4], kind)
+      return Tensor(given[0], given[1], given[2], given[3], kind)
     raise self.asker.refuse('its pickle describes a tensor without a storage')
 
   def build(self) -> None:

@@ -189,7 +189,8 @@ class Asker(NamedTuple):
 
   def refuse(self, why: str, fix: str = 'get the file again') -> WeightsError:
     """Returns the error to raise."""
-    return WeightsError(f'{self.where} is no whole {self.what}: {why}: {fix}')
+    article = 'an' if self.what[0] in 'aeinH' else 'a'  # an archive, an index, an npz archive, an HDF5 file
+    return WeightsError(f'{self.where} cannot be read as {article} {self.what}: {why}: {fix}')
 
   def name(self, name: Any) -> str:
     """Checks an array's name: text that can be printed, of a sensible length."""
@@ -205,6 +206,15 @@ class Asker(NamedTuple):
     if math.prod(one for one in sizes if one) >= 1 << 62:
       raise self.refuse(f'{name!r} has the shape {_cut(shape)}, more than there can be')
     return tuple(sizes)
+
+  def once(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a JSON object of its pairs, and refuses a name that stands in it twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+      if name in found:
+        raise self.refuse(f'its table has {_cut(name)} twice')
+      found[name] = value
+    return found
 
   def total(self, held: Mapping[str, Stored], size: int) -> None:
     """Refuses arrays that would take far more memory than their file's size explains: strides of zero, aliases."""

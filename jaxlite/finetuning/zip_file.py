@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,14 +91,14 @@ class Zip(NamedTuple):
 
   def pieces(self, member: Member) -> Iterator[bytes]:
     """Yields a member's bytes a piece at a time, exactly as many as it declares."""
-    stored = memoryview(self.data)[member.start : member.start + member.length]
+    stored = self.data.data[member.start : member.start + member.length]
     if not member.packed:
       yield bytes(stored)
       return
     engine, left = zlib.decompressobj(-zlib.MAX_WBITS), member.size
     try:
       for start in range(0, len(stored), _PIECE):
-        rest = stored[start : start + _PIECE]
+        rest = bytes(stored[start : start + _PIECE])
         while len(rest) and not engine.eof:
           made = engine.decompress(rest, min(left + 1, _PIECE))
           left -= len(made)
@@ -125,7 +125,7 @@ def read_zip(data: np.ndarray, asker: Asker) -> Zip:
       what it would decompress to is no model's size but a bomb's.
   """
   try:
-    with zipfile.ZipFile(io.BufferedReader(_Bytes(data))) as archive:
+    with zipfile.ZipFile(io.BufferedReader(FileOfBytes(data))) as archive:
       found = [info for info in archive.infolist() if not info.is_dir()]
   except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RuntimeError, EOFError) as error:
     raise asker.refuse(f'its directory is damaged ({_cut(str(error))})') from None
@@ -168,12 +168,12 @@ def _member(data: np.ndarray, info: zipfile.ZipInfo, asker: Asker) -> Member:
   return Member(name, info.file_size, start, info.compress_size, packed, info.CRC)
 
 
-class _Bytes(io.RawIOBase):
+class FileOfBytes(io.RawIOBase):
   """Mapped bytes as a file, without a copy of them."""
 
   def __init__(self, data: np.ndarray) -> None:
     super().__init__()
-    self._data, self._at = memoryview(data), 0
+    self._data, self._at = data.data, 0
 
   def readable(self) -> bool:
     return True
@@ -188,7 +188,7 @@ class _Bytes(io.RawIOBase):
   def tell(self) -> int:
     return self._at
 
-  def readinto(self, buffer: memoryview) -> int:
+  def readinto(self, buffer: Any) -> int:
     part = self._data[self._at : self._at + len(buffer)]
     buffer[: len(part)] = part
     self._at += len(part)

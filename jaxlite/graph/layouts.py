@@ -50,6 +50,7 @@ class Layouts:
     items: (path, layout or None) of each weight.
     skipped: (path, why) of the weights of whose inputs nothing is known.
     filled: (path, operation) of the weights whose zeros are none where they are multiplied, see `zeros`.
+    bent: (path, operation) of the weights of which no multiple is multiplied, but a curve.
 
   >>> jax.tree.leaves(Layouts((('w', LeafLayout((0,), (1,))),)))
   []
@@ -58,6 +59,7 @@ class Layouts:
   items: tuple[tuple[str, LeafLayout | None], ...] = ()
   skipped: tuple[tuple[str, str], ...] = ()
   filled: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)  # older states are written without
+  bent: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
 
   def by_path(self) -> dict[str, LeafLayout | None]:
     """Returns the layouts by path."""

@@ -26,11 +26,13 @@ class State(NamedTuple):
     value: that number; None where no one number does.
     by: the operation that last made it what it is.
     sums: it is made of several entries: a zero among them only takes its own share away.
+    bent: the operation for which it is no multiple of the entry; rounding and bounds are none.
   """
 
   value: float | None = 0.0
   by: str = ''
   sums: bool = False
+  bent: str = ''
 
   @property
   def fine(self) -> bool:
@@ -93,19 +95,14 @@ _AT: dict[str, Callable[[float], float]] = {  # of one number
   'not': lambda a: float(not a),
   'is_finite': lambda a: float(math.isfinite(a)),
 }
+_STRAIGHT = frozenset(
+  ('neg', 'round', 'floor', 'ceil', 'add', 'add_any', 'sub', 'max', 'min', 'clamp', 'select_n', 'reduce_sum')
+)
 _DATA = object()
 
 
 def filled(jaxpr: Any, plan: provenance.Plan, tags: Sequence[provenance.Tag]) -> dict[str, str]:
-  """Finds the weights whose zeros are no zeros where they are multiplied.
-
-  Args:
-    jaxpr: closed or open.
-    plan: what `provenance.read` gave for it.
-    tags: as `provenance.read` got them.
-
-  Returns:
-    By path, what stands between: the name of an operation.
+  """Finds the weights whose zeros are no zeros where they are multiplied, and what stands between; see `multiplied`.
 
   >>> import jax, jax.numpy as jnp
   >>> w = jnp.ones((3, 3))
@@ -114,14 +111,28 @@ def filled(jaxpr: Any, plan: provenance.Plan, tags: Sequence[provenance.Tag]) ->
   >>> filled(closed, provenance.read(closed, tags), tags)
   {'w': 'exp'}
   """
+  return {path: state.by for path, state in multiplied(jaxpr, plan, tags).items() if not state.fine}
+
+
+def multiplied(jaxpr: Any, plan: provenance.Plan, tags: Sequence[provenance.Tag]) -> dict[str, State]:
+  """Says of each weight what of it a contraction multiplies; of several, what is worst.
+
+  Args:
+    jaxpr: closed or open.
+    plan: what `provenance.read` gave for it.
+    tags: as `provenance.read` got them.
+
+  Returns:
+    By path, its State.
+  """
   given = [_DATA if tag.data else dict.fromkeys(tag.paths, KEPT) for tag in tags]
-  found: dict[str, str] = {}
+  found: dict[str, State] = {}
   _follow(jaxpr, plan, given, [None] * len(given), found)
   return found
 
 
 def _follow(
-  jaxpr: Any, plan: provenance.Plan, given: Sequence[Any], known: Sequence[Any], found: dict[str, str]
+  jaxpr: Any, plan: provenance.Plan, given: Sequence[Any], known: Sequence[Any], found: dict[str, State]
 ) -> list[tuple[Any, Any]]:
   """Follows one body; returns what each result holds, and its value where it is one known number."""
   bare, consts = walk.opened(jaxpr)
@@ -152,8 +163,8 @@ def _follow(
         factors = [operands[operands_of(eqn)[site.side]]] if site.side is not None else operands
       for factor in factors:
         for path, state in factor.items() if isinstance(factor, dict) else ():
-          if path in site.weights and not state.fine:
-            found.setdefault(path, state.by)
+          if path in site.weights:
+            found[path] = _worse(found[path], state) if path in found else state
     if index in plan.inner:
       out = _enter(eqn, plan.inner[index], operands, values, found)
     elif not any(operand is _DATA or operand for operand in operands):
@@ -186,7 +197,22 @@ def _through(eqn: Any, operands: Sequence[Any], values: Sequence[Any]) -> Any:
       return _DATA  # an activation
     operands = [{} if operand is _DATA else operand for operand in operands]
   paths = dict.fromkeys(path for operand in operands for path in operand)
-  return {path: _state(eqn, name, [operand.get(path) for operand in operands], operands, values) for path in paths}
+  found: Held = {}
+  for path in paths:
+    states = [operand.get(path) for operand in operands]
+    bent = _bent(name, states)
+    found[path] = _state(eqn, name, states, operands, values)._replace(bent=bent)
+  return found
+
+
+def _bent(name: str, states: Sequence[State | None]) -> str:
+  """The operation for which a result is no multiple of a leaf's entries; '' where it is one."""
+  own = [state for state in states if state is not None]
+  own = [state for state in own if not state.sums] or own  # of a sum, such as its own norm, it is scaled
+  before = next((state.bent for state in own if state.bent), '')
+  scaled = len(own) == 1 and (name == 'mul' or (name == 'div' and states[0] is not None))
+  linear = scaled or name in _STRAIGHT or name in _MOVES or name in CONTRACTIONS + OTHER_CONTRACTIONS
+  return before or ('' if linear else name)
 
 
 def _state(
@@ -258,7 +284,7 @@ def _number_of(name: str, own: Sequence[State], at: Sequence[float | None], of: 
 
 
 def _enter(
-  eqn: Any, plans: Sequence[provenance.Plan], given: list[Any], values: list[Any], found: dict[str, str]
+  eqn: Any, plans: Sequence[provenance.Plan], given: list[Any], values: list[Any], found: dict[str, State]
 ) -> list[tuple[Any, Any]]:
   name = eqn.primitive.name
   if name == 'scan':
@@ -284,7 +310,7 @@ def _until_still(
   values: Sequence[Any],
   consts: int,
   carry: int,
-  found: dict[str, str],
+  found: dict[str, State],
 ) -> list[tuple[Any, Any]]:
   """A loop's body, until what its carry holds grows no more."""
   split = consts + carry
@@ -303,9 +329,13 @@ def _joined(several: Sequence[Any]) -> Any:
   found: Held = {}
   for one in several:
     for path, state in one.items():
-      old = found.get(path, state)
-      found[path] = old if not old.fine or (old.sums and state.fine) else state
+      found[path] = _worse(found.get(path, state), state)
   return found
+
+
+def _worse(one: State, other: State) -> State:
+  worse = one if not one.fine or (one.sums and other.fine) else other
+  return worse._replace(bent=one.bent or other.bent)
 
 
 def told(by: str) -> str:

@@ -145,6 +145,29 @@ def watched(growing: Growing) -> Growing | None:
   return None
 
 
+class _Counted(ctypes.Structure):
+  """What glibc's mallinfo2 gives, in its order."""
+
+  _fields_ = [
+    (name, ctypes.c_size_t)
+    for name in ('arena', 'blocks', 'small', 'mapped', 'of_mapped', 'none', 'of_small', 'used', 'free', 'top')
+  ]
+
+
+def freed() -> int:
+  """Returns the bytes that were freed and that malloc holds on to for what comes next, in all of its pools; not all of
+  them need be resident. 0 where the C library does not tell.
+
+  >>> freed() >= 0
+  True
+  """
+  libc = _glibc()
+  if libc is None or not hasattr(libc, 'mallinfo2'):  # glibc before 2.33
+    return 0
+  libc.mallinfo2.restype = _Counted
+  return int(libc.mallinfo2().free)
+
+
 def _own_settings() -> str:
   """The first sign in the environment that the user chose or tuned an allocator; '' where there is none."""
   names = (name for name in os.environ if name.startswith('MALLOC_') or name in ('GLIBC_TUNABLES', 'LD_PRELOAD'))

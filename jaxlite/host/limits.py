@@ -1,4 +1,8 @@
-"""How much memory and how many cores this process really has: the least that machine, control groups and limits say."""
+"""How much memory and how many cores this process really has: the least that machine, control groups and limits say.
+
+On Linux the kernel's tables say it. On macOS what is free is read out of what `vm_stat` and `sysctl` print, on Windows
+out of one call; tests hold that these texts are understood, and nobody has run a training on either.
+"""
 
 from __future__ import annotations
 

@@ -101,15 +101,14 @@ def published(
   left = set(named.names)
   dropped = {name for name in left if _COUNTS.search(name) or (drop is not None and re.search(drop, name))}
   if new_head:
-    dropped |= left & {table[path].name for path in heads}
+    dropped |= left & _names(table[path] for path in heads)
     table = {path: source for path, source in table.items() if path not in heads}
-  wanted_names = {source.name for source in table.values()}
-  _complete(what, form.name, wanted_names, left - dropped, len(heads), new_head)
+  _complete(what, form.name, _names(table.values()), left - dropped, len(heads), new_head)
   shapes = _shapes(module, named, table, size)
   found: dict[str, np.ndarray] = {}
   notes = list(named.notes)
   for path, source in table.items():
-    array, note = _turned(path, source, named[source.name], shapes[path], module, size)
+    array, note = _turned(path, source, _joined(named, source), shapes[path], module, size)
     found[path] = array
     notes += note
   fresh = _fresh(module, [path for path in shapes if path not in table], shapes, key)
@@ -143,7 +142,11 @@ class _Tensors:
 def _form(module: Any, forms: Iterable[Form], names: frozenset[str]) -> tuple[Form, Table]:
   """The form whose names the tensors have most of."""
   tables = [(form, form.table(module)) for form in forms]
-  return max(tables, key=lambda pair: len({source.name for source in pair[1].values()} & names))
+  return max(tables, key=lambda pair: len(_names(pair[1].values()) & names))
+
+
+def _names(sources: Iterable[Source]) -> set[str]:
+  return {name for source in sources for name in source.names}
 
 
 def _complete(what: str, form: str, wanted: set[str], given: set[str], heads: int, new_head: bool) -> None:
@@ -184,11 +187,18 @@ def _sides(module: Any, named: _Tensors | None, table: Table, size: Any) -> tupl
   return side * module.patch, side * module.patch
 
 
+def _joined(named: _Tensors, source: Source) -> np.ndarray:
+  """The tensor, or several along their first axis, where that can be; else the first, whose shape is then refused."""
+  parts = [named[name] for name in source.names]
+  alike = len({part.shape for part in parts}) == 1 and parts[0].ndim > 0
+  return np.concatenate(parts) if len(parts) > 1 and alike else parts[0]
+
+
 def _turned(
   path: str, source: Source, array: np.ndarray, shape: tuple[int, ...], module: Any, size: Any
 ) -> tuple[np.ndarray, list[str]]:
   where = f'{source.name!r} for {path.partition("/")[2]!r}'
-  if array.dtype.kind not in 'fV' and array.dtype.name != 'bfloat16':
+  if not jnp.issubdtype(array.dtype, jnp.floating):
     raise ValueError(f'{where}: weights are floats; got {array.dtype}')
   notes: list[str] = []
   given = array.shape
@@ -206,6 +216,8 @@ def _turned(
     )
   if not np.isfinite(array).all():
     raise ValueError(f'{where} is not finite: the file is damaged, or was saved from a run that broke')
+  if source.name.endswith('running_var') and (array < 0).any():
+    raise ValueError(f'{where} is a variance below 0: the file is damaged')
   return np.ascontiguousarray(array), notes
 
 

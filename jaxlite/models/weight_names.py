@@ -16,13 +16,18 @@ class Source(NamedTuple):
   """Where one of our arrays comes from.
 
   Attributes:
-    name: of the published tensor.
+    name: of the published tensor; several, with spaces between, are joined along their first axis.
     form: how it is turned: 'same', 'conv' (OIHW), 'dense' ([out, in]), 'patch' (a convolution over patches),
       'token' ([1, 1, D]), 'positions' ([1, T, D]).
   """
 
   name: str
   form: str = 'same'
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of all tensors that it is made of."""
+    return tuple(self.name.split(' '))
 
 
 Table = dict[str, Source]
@@ -56,10 +61,12 @@ def forms_of(module: Any) -> tuple[Form, ...]:
       trained = {'epsilon': 1e-3 if module.same else 1e-5}
       return Form('timm', _timm_inverted, trained), Form('efficientnet-pytorch', _pytorch_efficientnet, trained)
     case DeepResNet():
-      return (Form('torchvision', _resnet, {'epsilon': 1e-5}),)
+      trained = {'epsilon': 1e-5}
+      return Form('torchvision', _resnet, trained), Form('transformers', _transformers_resnet, trained)
     case ViT():
-      trained = {'class_token': True, 'exact_gelu': True, 'epsilon': 1e-6, 'heads': module.width // 64}
-      return (Form('timm', _timm_vit, trained),)
+      trained = {'class_token': True, 'exact_gelu': True, 'heads': module.width // 64}
+      timm = Form('timm', _timm_vit, {**trained, 'epsilon': 1e-6})
+      return timm, Form('transformers', _transformers_vit, {**trained, 'epsilon': 1e-12})
   return ()
 
 
@@ -155,3 +162,40 @@ def _timm_vit(module: Any) -> Table:
   for index, norm in itertools.product(range(module.layers), (1, 2)):
     table |= _norm(f'block{index + 1}/norm{norm}', f'blocks.{index}.norm{norm}')
   return table | _norm('norm', 'norm') | _dense(module.classifier, 'head')
+
+
+def _transformers_resnet(module: Any) -> Table:
+  def normed(ours: str, theirs: str) -> Table:
+    return _normed(ours, f'{theirs}.convolution', f'{theirs}.normalization')
+
+  table = normed('stem', 'resnet.embedder.embedder')
+  layers = ('first', 'second', 'third')[: 3 if module.bottleneck else 2]
+  for stage, count in enumerate(module.blocks, 1):
+    for block in range(count):
+      ours, theirs = f'stage{stage}_block{block + 1}', f'resnet.encoder.stages.{stage - 1}.layers.{block}'
+      for index, layer in enumerate(layers):
+        table |= normed(f'{ours}/{layer}', f'{theirs}.layer.{index}')
+      if block == 0 and (stage > 1 or module.bottleneck):
+        table |= normed(f'{ours}/shortcut', f'{theirs}.shortcut')
+  return table | _dense('head', 'classifier.1')
+
+
+def _transformers_vit(module: Any) -> Table:
+  table = {
+    'params/embed/kernel': Source('vit.embeddings.patch_embeddings.projection.weight', 'patch'),
+    'params/embed/bias': Source('vit.embeddings.patch_embeddings.projection.bias'),
+    'params/class_token': Source('vit.embeddings.cls_token', 'token'),
+    'params/position_bias': Source('vit.embeddings.position_embeddings', 'positions'),
+  }
+  layers = {'out': 'attention.output.dense', 'dense1': 'intermediate.dense', 'dense2': 'output.dense'}
+  norms = {'norm1': 'layernorm_before', 'norm2': 'layernorm_after'}
+  for index in range(module.layers):
+    ours, theirs = f'block{index + 1}', f'vit.encoder.layer.{index}'
+    for leaf, kind, form in (('kernel', 'weight', 'dense'), ('bias', 'bias', 'same')):
+      parts = (f'{theirs}.attention.attention.{one}.{kind}' for one in ('query', 'key', 'value'))
+      table[f'params/{ours}/qkv/{leaf}'] = Source(' '.join(parts), form)
+    for one, other in layers.items():
+      table |= _dense(f'{ours}/{one}', f'{theirs}.{other}')
+    for one, other in norms.items():
+      table |= _norm(f'{ours}/{one}', f'{theirs}.{other}')
+  return table | _norm('norm', 'vit.layernorm') | _dense(module.classifier, 'classifier')

@@ -2,7 +2,8 @@
 
 Each factory gives one such function. It draws anew for each example, depends on the key and the batch alone,
 keeps the dtype (but for `mixup`, which needs fractions) and runs under jit, vmap and scan. Whatever else stands
-in the batch is handed through. Pixels stay raw: 0 .. 255 for uint8; models normalize.
+in the batch is handed through. Pixels stay raw: 0 .. 255 for uint8; models normalize. Labels that have one for
+each pixel move with the pixels (`_augment_batch.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlite import contract
 from jaxlite.errors import whole
+from jaxlite.optim._augment_batch import NOTHING, field, fill_of, images_of, move_labels, real
 
 Augmentation = Callable[[jax.Array, contract.Batch], dict[str, Any]]
 
@@ -80,9 +81,13 @@ def flip(*, probability: float = 0.5) -> Augmentation:
     raise ValueError(f'a probability is 0 to 1; flip got {probability}')
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    images = _images(batch, 'flip', moves=True)
+    images = images_of(batch, 'flip')
     mirrored = jax.random.bernoulli(key, probability, (len(images),))
-    return {**batch, 'inputs': jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)}
+
+    def move(pixels: jax.Array) -> jax.Array:
+      return jnp.where(mirrored.reshape(-1, *[1] * (pixels.ndim - 1)), pixels[:, :, ::-1], pixels)
+
+    return {**batch, 'inputs': move(images), **move_labels(batch, 'flip', move)}
 
   return apply
 
@@ -107,13 +112,18 @@ def shift(pixels: int, *, fill: float | Sequence[float] = 0) -> Augmentation:
   whole(pixels, 'shift', least=0)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    images = _images(batch, 'shift', below=pixels, moves=True)
-    value = _fill(fill, images, 'shift')
+    images = images_of(batch, 'shift', below=pixels)
+    value = fill_of(fill, images, 'shift')
     border = [(pixels, pixels), (pixels, pixels)]
-    padded = jnp.pad(images, [(0, 0), *border, (0, 0)])
-    inside = jnp.pad(jnp.ones(images.shape[1:3], bool), border)[None, :, :, None]
-    padded = jnp.where(inside, padded, value)  # jnp.pad knows one value only, not one per channel
-    return {**batch, 'inputs': _windows(key, padded, images.shape, pixels)}
+    inside = jnp.pad(jnp.ones(images.shape[1:3], bool), border)
+
+    def move(old: jax.Array, value: Any = NOTHING) -> jax.Array:
+      padded = jnp.pad(old, [(0, 0), *border, *[(0, 0)] * (old.ndim - 3)])
+      # jnp.pad knows one value only, not one per channel
+      padded = jnp.where(inside.reshape(1, *inside.shape, *[1] * (old.ndim - 3)), padded, value)
+      return _windows(key, padded, old.shape, pixels)
+
+    return {**batch, 'inputs': move(images, value), **move_labels(batch, 'shift', move, fills=True)}
 
   return apply
 
@@ -142,9 +152,13 @@ def crop(padding: int) -> Augmentation:
   whole(padding, 'crop', least=0)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    images = _images(batch, 'crop', below=padding, moves=True)
-    padded = jnp.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)], mode='reflect')
-    return {**batch, 'inputs': _windows(key, padded, images.shape, padding)}
+    images = images_of(batch, 'crop', below=padding)
+
+    def move(old: jax.Array) -> jax.Array:
+      border = [(0, 0), (padding, padding), (padding, padding), *[(0, 0)] * (old.ndim - 3)]
+      return _windows(key, jnp.pad(old, border, mode='reflect'), old.shape, padding)
+
+    return {**batch, 'inputs': move(images), **move_labels(batch, 'crop', move)}
 
   return apply
 
@@ -173,11 +187,11 @@ def cutout(size: int, *, fill: float | Sequence[float] = 0) -> Augmentation:
   whole(size, 'cutout', least=1)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    images = _images(batch, 'cutout', below=size - 1)
+    images = images_of(batch, 'cutout', below=size - 1)
     count, height, width, _ = images.shape
     rows, columns = jax.random.split(key)
     blank = _stretch(rows, count, height, size)[:, :, None] & _stretch(columns, count, width, size)[:, None, :]
-    return {**batch, 'inputs': jnp.where(blank[..., None], _fill(fill, images, 'cutout'), images)}
+    return {**batch, 'inputs': jnp.where(blank[..., None], fill_of(fill, images, 'cutout'), images)}
 
   return apply
 
@@ -212,15 +226,15 @@ def mixup(alpha: float, classes: int) -> Augmentation:
   whole(classes, 'mixup: classes', least=1)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    inputs = _field(batch, 'inputs', 'mixup')
+    inputs = field(batch, 'inputs', 'mixup')
     if jnp.issubdtype(inputs.dtype, jnp.integer) and inputs.dtype != jnp.uint8:
       raise ValueError(
         f'mixup blends numbers; inputs are {inputs.dtype}, taken for ids: leave it out, or make them float32'
       )
     inputs = inputs.astype(jnp.float32)
-    labels = _soft(_field(batch, 'labels', 'mixup'), classes, 'mixup')
+    labels = _soft(field(batch, 'labels', 'mixup'), classes, 'mixup')
     pairs, shares = jax.random.split(key)
-    partner = _partners(pairs, _real(batch))
+    partner = _partners(pairs, real(batch))
     share = _lesser_share(shares, alpha, len(inputs))  # of the partner
     return {**batch, 'inputs': _blend(inputs, partner, share), **_blend_labels(batch, labels, partner, share)}
 
@@ -259,11 +273,11 @@ def cutmix(alpha: float, classes: int) -> Augmentation:
   whole(classes, 'cutmix: classes', least=1)
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
-    images = _images(batch, 'cutmix')
-    labels = _soft(_field(batch, 'labels', 'cutmix'), classes, 'cutmix')
+    images = images_of(batch, 'cutmix')
+    labels = _soft(field(batch, 'labels', 'cutmix'), classes, 'cutmix')
     count, height, width, _ = images.shape
     pairs, shares, sides, rows, columns = jax.random.split(key, 5)
-    partner = _partners(pairs, _real(batch))
+    partner = _partners(pairs, real(batch))
     lesser = _lesser_share(shares, alpha, count)
     side = jnp.sqrt(jnp.where(jax.random.bernoulli(sides, 0.5, (count,)), lesser, 1 - lesser))[:, None]
     tall = _stretch(rows, count, height, jnp.floor(side * height).astype(jnp.int32))
@@ -274,12 +288,6 @@ def cutmix(alpha: float, classes: int) -> Augmentation:
     return {**batch, 'inputs': mixed, **_blend_labels(batch, labels, partner, covered)}
 
   return apply
-
-
-def _real(batch: contract.Batch) -> jax.Array:
-  """bool [B]: which examples are no padding."""
-  weight = batch.get('weight')
-  return jnp.ones(len(batch['labels']), bool) if weight is None else jnp.asarray(weight) > 0
 
 
 def _blend(values: jax.Array, partner: jax.Array, share: jax.Array) -> jax.Array:
@@ -332,7 +340,9 @@ def _windows(key: jax.Array, padded: jax.Array, shape: tuple[int, ...], padding:
   """Cuts one window of an image's size out of each padded image. As slices under vmap it is the fastest form
   on CPU (beside a gather of pixels, products with one-hot matrices, and selects over all offsets)."""
   corners = jax.random.randint(key, (shape[0], 2), 0, 2 * padding + 1)
-  return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), shape[1:]))(padded, corners)
+  return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], *[0] * (len(shape) - 3)), shape[1:]))(
+    padded, corners
+  )
 
 
 def _stretch(key: jax.Array, count: int, length: int, size: int | jax.Array) -> jax.Array:
@@ -340,38 +350,3 @@ def _stretch(key: jax.Array, count: int, length: int, size: int | jax.Array) -> 
   start = jax.random.randint(key, (count, 1), 0, length) - size // 2
   place = jnp.arange(length)
   return (place >= start) & (place < start + size)
-
-
-def _field(batch: contract.Batch, name: str, what: str) -> jax.Array:
-  if name not in batch:
-    raise ValueError(f'{what} needs {name!r} in the batch; it has {", ".join(batch)}')
-  if not hasattr(batch[name], 'shape'):
-    raise ValueError(f'{what} works on one array; {name} are a {type(batch[name]).__name__}: write one for these')
-  return jnp.asarray(batch[name])
-
-
-def _images(batch: contract.Batch, what: str, *, below: int = 0, moves: bool = False) -> jax.Array:
-  images = _field(batch, 'inputs', what)
-  if images.ndim != 4:
-    raise ValueError(f'{what} works on images [B, H, W, C]; inputs are {list(images.shape)}: leave it out for these')
-  if below >= min(images.shape[1:3]) > 0:
-    raise ValueError(f'{what} stays within the image; it reaches {below} pixels of {list(images.shape[1:3])}: lower it')
-  labels = getattr(batch.get('labels'), 'shape', ())
-  if moves and len(labels) > 2 and labels[1:3] == images.shape[1:3]:
-    raise ValueError(
-      f'{what} moves pixels, and labels {list(labels)} have one for each, which would stay: leave it out'
-    )
-  return images
-
-
-def _fill(fill: float | Sequence[float], images: jax.Array, what: str) -> jax.Array:
-  """Returns fill in the images' dtype, [] or [C]."""
-  value = np.asarray(fill, np.float64)
-  if value.shape not in ((), (images.shape[-1],)):
-    raise ValueError(f'{what}: fill is one number or one per channel; got {list(value.shape)} for {images.shape[-1]}')
-  if jnp.issubdtype(images.dtype, jnp.integer):
-    info = jnp.iinfo(images.dtype)
-    value = np.round(value)
-    if (value < info.min).any() or (value > info.max).any():
-      raise ValueError(f'{what}: fill fits the pixels, {info.min} to {info.max}; got {fill}: give it in raw pixels')
-  return jnp.asarray(value, images.dtype)

@@ -6,8 +6,10 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from jaxlite.graph import walk
-from jaxlite.planning.flow import Flow, Value, opened
+from jaxlite.planning.flow import Flow, Value, opened, size_of
 from jaxlite.planning.writing import Written, kind, written
+
+_HALVES = ('bfloat16', 'float16')
 
 
 class Held(NamedTuple):
@@ -66,7 +68,8 @@ def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> He
 def _peak(flow: Flow, outside: set[int], platform: str) -> tuple[int, list[int]]:
   """The most bytes of temporaries, and their ids; the better of the program's order and one that frees early."""
   steps = written(flow)
-  inner = [_inside(one, flow, platform) for one in steps]
+  flow = flow._replace(values=_widened(flow, outside, platform))
+  inner = [_inside(one, flow, platform) + _copies(one, flow, outside, platform) for one in steps]
   tries = [_simulated(flow, steps, inner, order, outside) for order in (list(range(len(steps))), _frugal(flow, steps))]
   return min(tries, key=lambda pair: pair[0])
 
@@ -148,11 +151,42 @@ def _frugal(flow: Flow, steps: list[Written]) -> list[int]:
   return order
 
 
+def _widened(flow: Flow, outside: set[int], platform: str) -> list[Value]:
+  """The values, those of 16 bits that a product makes or reads twice as large: XLA for CPU multiplies in 32 bits."""
+  if platform != 'cpu':
+    return flow.values
+  cast = {op.writes[0] for op in flow.ops if op.name == 'convert_element_type'}  # and cast back: XLA leaves out both
+  hidden = outside | cast
+  wide = {
+    value
+    for op in flow.ops
+    for value in (*op.reads, *op.writes)
+    if op.name == 'dot_general' and value >= 0 and value not in hidden and flow.values[value].dtype in _HALVES
+  }
+  return [value._replace(bytes=2 * value.bytes) if i in wide else value for i, value in enumerate(flow.values)]
+
+
+def _copies(step: Written, flow: Flow, outside: set[int], platform: str) -> int:
+  """Bytes of copies in 32 bits that a product makes of what lies outside in 16."""
+  name = step.op.name
+  if platform != 'cpu' or name not in ('dot_general', 'conv_general_dilated'):
+    return 0
+  halves = _HALVES if name == 'dot_general' else _HALVES[:1]
+  around = {value for value in (*step.op.reads, *step.op.writes) if value in outside}
+  return sum(2 * flow.values[value].bytes for value in around if flow.values[value].dtype in halves)
+
+
 def _inside(step: Written, flow: Flow, platform: str) -> int:
   """Bytes that an equation takes while it runs, beside what it reads and writes."""
   op = step.op
-  if op.name in ('sort', 'scatter', 'scatter-add', 'cumsum', 'cumlogsumexp', 'cummax', 'cumprod', 'top_k'):
+  if op.name in ('cumlogsumexp', 'top_k'):
     return max((flow.values[value].bytes for value in op.writes), default=0)
+  if op.name in ('random_bits', 'threefry2x32') and platform == 'cpu':  # a loop over two arrays of words
+    return 2 * sum(flow.values[value].bytes for value in op.writes)
+  if op.name in ('ragged_dot', 'ragged_dot_general') and platform == 'cpu':  # each group has the rows of all, masked
+    lhs, rhs, sizes = (var.aval for var in op.eqn.invars[:3])
+    rows = [lhs, *([rhs] if len(op.eqn.outvars[0].aval.shape) > 2 else [])]
+    return sizes.shape[-1] * sum(map(size_of, rows))
   bodies = walk.bodies(op.eqn)
   if not bodies or op.name in ('reduce_window', 'select_and_scatter_add', 'custom_linear_solve', 'reduce'):
     return 0

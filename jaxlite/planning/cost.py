@@ -102,6 +102,9 @@ class Cost(NamedTuple):
     return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
 
 
+# How a program's line begins that is dearer than its cost says: what runs there is not counted, or only once.
+NOT_COUNTED = ('a while loop whose length', 'a network that was loaded', 'a call back to Python', 'the body of')
+
 _PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
 
 

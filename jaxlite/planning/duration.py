@@ -100,17 +100,22 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
+  read = job.decoding / max(1.0, min(cores, free))  # an example, by all cores: decoding takes them from the step
+  taken = len(job.batch['weight']) * read if read else 0.0
   gap = min(job.total, job.log, job.evaluate, job.checkpoint)
   several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and 'conv' not in _primitives(step)
   sent = _TOGETHER if several else _ALONE
   raw = {
     'compile': compiling(step, eval_) * _REFERENCE / single * max(1.0, 1 / free),
-    'step': _wall(of_step, rates.dispatch, free) + moved + sent / min(1.0, free),
-    'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4) + 1e-3,
+    'step': _wall(of_step, rates.dispatch, free) + moved + taken + sent / min(1.0, free),
+    'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4)
+    + job.splits.validation * read
+    + 1e-3,
     'checkpoint': _writing(job),
-    'input': moved,
+    'input': moved + taken,
   }
   raw['rest'] = _FIRST + _REPORT + batches(job.splits.test) * _wall(of_batch, rates.dispatch, free)
+  raw['rest'] += job.splits.test * read
   said = [line for line in step.said if not line.startswith('of a branch')]
   said += [f'of evaluation: {line}' for line in eval_.said if line not in step.said]
   dear = speed.spent(step.counted, rates, cores, kernels=in_c).wall / max(of_step.wall, 1e-12)

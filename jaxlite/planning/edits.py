@@ -89,6 +89,8 @@ def edits(config: Config, job: Job) -> list[Edit]:
   machine, found = config.machine, []
   if machine.keep_memory:
     found.append(Edit('freed memory goes back', {'machine.keep_memory': False}, SAME))
+  if not machine.compile_cache:
+    found.append(Edit('compiled programs are kept', {'machine.compile_cache': True}, SAME))
   if machine.steps_per_dispatch != 1 and not _convolves(job):
     found.append(Edit('a step at a time', {'machine.steps_per_dispatch': 1}, SAME))
   largest = max(job.splits.validation, job.splits.test)
@@ -102,8 +104,11 @@ def edits(config: Config, job: Job) -> list[Edit]:
   for pieces in PIECES:
     if machine.remat == 0 and _is_deep(job, pieces):
       found.append(Edit(f'remat in {pieces} pieces', {'machine.remat': pieces}, ROUNDING))
-  if batch >= 16 and config.train.given()[0] == 'epochs':
+  unit, length = config.train.given()
+  if batch >= 16 and unit == 'epochs':
     found.append(Edit('half the batch', {'data.batch_size': batch // 2}, OTHER))
+  if length >= 2:
+    found.append(Edit(f'half the {unit}', {f'train.{unit}': type(length)(length // 2)}, OTHER))
   return found
 
 

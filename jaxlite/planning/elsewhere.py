@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from jaxlite.host.rates import Rates, rates_of
 from jaxlite.host.sealed import Damaged, read_sealed
-from jaxlite.planning.machines import MACHINES, Machine
+from jaxlite.planning.machines import MACHINES, PRICES, Machine
 
 # The part of the peak that programs reach, from the worst to the best, by kind of machine.
 EFFICIENCY = {'cpu': (0.2, 0.8), 'gpu': (0.1, 0.6), 'tpu': (0.05, 0.5)}
@@ -76,9 +76,9 @@ class Elsewhere(NamedTuple):
     """In one line, for a table."""
     if self.fits is False:
       return f'{self.machine.name}: does not fit its {self.machine.memory / 2**30:.0f} GiB'
-    cost = (
-      '' if self.price is None else ', free' if self.price[1] == 0 else f', ${self.price[0]:.2f} to {self.price[1]:.2f}'
-    )
+    cost = '' if self.price is None else ', free within its quota'
+    if self.price is not None and self.price[1] > 0:
+      cost = f', ${self.price[0]:.2f} to {self.price[1]:.2f} (at a price that is {_checked(self.machine)})'
     middle = f'about {_time(self.seconds)} ({_time(self.low)} to {_time(self.high)}){cost}'
     return f'{self.machine.name}: {middle}, bound by {self.bound}; extrapolated'
 
@@ -129,7 +129,13 @@ def scaled(run: Run, here: Rates, there: Machine) -> Elsewhere:
   price = None if there.price is None else (there.price * times[0] / 3600, there.price * times[2] / 3600)
   fits = run.memory <= there.memory if run.memory and there.memory else None
   said += [there.note] if there.note else []
+  said += [f'the price is not verified: see {PRICES}'] if there.price and there in MACHINES else []
   return Elsewhere(there, *times, price, bound, fits, tuple(said))
+
+
+def _checked(machine: Machine) -> str:
+  """How a price is known."""
+  return 'not verified' if machine in MACHINES else 'as described'
 
 
 def table(run: Run, here: Rates, machines: tuple[Machine, ...] = MACHINES) -> tuple[Elsewhere, ...]:

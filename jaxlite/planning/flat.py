@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxlite.graph import sharding, walk
 from jaxlite.graph.plan import Plan
 
@@ -62,7 +64,9 @@ class _Book:
     return self.count
 
   def literal(self, atom: Any) -> int:
-    key = (walk.form(atom.aval), repr(atom.val))
+    value = atom.val
+    written = repr(value) if isinstance(value, int | float | bool | complex) else np.asarray(value).tobytes()
+    key = (walk.form(atom.aval), written)
     if key not in self.by_literal:
       self.by_literal[key] = -1 - len(self.by_literal)
       self.literals[self.by_literal[key]] = atom.val

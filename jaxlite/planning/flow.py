@@ -99,12 +99,17 @@ class _Opening:
   def __init__(self, platform: str) -> None:
     self.platform = platform
     self.values: list[Value] = []
+    self.kinds: dict[Any, Value] = {}  # by abstract value: a program has few
     self.ops: list[Op] = []
     self.seen: dict[Any, tuple[int, ...]] = {}
     self.equations = 0
 
   def value(self, aval: Any) -> int:
-    self.values.append(Value(size_of(aval), tuple(getattr(aval, 'shape', ())), str(getattr(aval, 'dtype', ''))))
+    found = self.kinds.get(aval)
+    if found is None:
+      found = Value(size_of(aval), tuple(getattr(aval, 'shape', ())), str(getattr(aval, 'dtype', '')))
+      self.kinds[aval] = found
+    self.values.append(found)
     return len(self.values) - 1
 
   def body(self, jaxpr: Any, consts: Any, inputs: list[int]) -> list[int]:
@@ -174,12 +179,19 @@ class _Opening:
       for atom in eqn.invars
       if hasattr(atom, 'val')
     )
-    try:
-      parameters = tuple(sorted((name, str(value)) for name, value in eqn.params.items() if name != 'sharding'))
-    except Exception:  # a parameter that cannot be written
-      return None
+    parameters = []
+    for name, value in sorted(eqn.params.items()):
+      if name == 'sharding':
+        continue
+      try:
+        hash(value)
+        parameters.append((name, type(value), value))
+      except TypeError:
+        parameters.append((name, str, str(value)))
+      except Exception:  # a parameter that can neither be hashed nor written
+        return None
     avals = tuple(walk.form(var.aval) for var in eqn.outvars)
-    return (label, tuple(reads), literals, parameters, avals)
+    return (label, tuple(reads), literals, tuple(parameters), avals)
 
 
 def opened(jaxpr: Any, platform: str = 'cpu') -> Flow:

@@ -35,6 +35,7 @@ class Job(NamedTuple):
     keep_memory, compile_cache, rewrites: as `config.machine` says.
     task: its name.
     metric: of the task: its state is held beside evaluation's.
+    decoding: seconds of one core to decode an example that lies in a file; 0 where examples are arrays.
   """
 
   train: Train
@@ -51,3 +52,4 @@ class Job(NamedTuple):
   rewrites: bool
   task: str
   metric: Any
+  decoding: float = 0.0

@@ -2,7 +2,9 @@
 
 Peaks are never reached: `elsewhere` says how far below them it reckons. What a vendor does not publish is left out: a
 bandwidth of 0 is not known, nor is a price of None. A peak of CPU cores is their number times clock times what one does
-in a cycle, each of which is published; prices are on demand, in dollars, and change.
+in a cycle, each of which is published. Prices are not verified: they are those that others quote for Linux on demand
+in us-east-1, in dollars, unseen on the vendor's own page (whose price list is behind `PRICES`), and they change. What
+is free is so within the quotas that its provider sets.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ _V3 = 'https://docs.cloud.google.com/tpu/docs/v3'
 _PI5 = 'https://www.raspberrypi.com/products/raspberry-pi-5/'
 _C6I = 'https://aws.amazon.com/ec2/instance-types/c6i/'
 _C7G = 'https://aws.amazon.com/ec2/instance-types/c7g/'
+PRICES = 'https://aws.amazon.com/ec2/pricing/on-demand/'
 _TPU_NOTE = 'JAX multiplies float32 in bfloat16 there by default'
 _TF32_NOTE = 'float32 without TF32, which is faster and rounds more'
 _TURING = {'float32': 8.1e12, 'float16': 65e12, 'int8': 130e12}

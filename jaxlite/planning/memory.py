@@ -23,6 +23,8 @@ from jaxlite.planning.sizes import Process, Sizes, process, sizes
 STAGES = ('import', 'data', 'compile', 'steps', 'evaluation', 'checkpoint', 'report')
 QUANTITY = 'memory/peak'  # as it stands among this machine's outcomes
 _USED = 0.8  # of the compiler's pages: more are in when it was used before
+_ALL = 0.97  # of a stage's pages: more are in when another run of this process was in that stage
+_AGAIN = 0.3  # of what is set up once, such as the libraries of a report, when it was before
 _CHOOSING = 1.5  # seconds for forms that nobody has timed here, as a run takes
 _SURE = 1.645  # standard deviations above which 5 in 100 lie
 
@@ -37,13 +39,15 @@ class Memory(NamedTuple):
       'batch', 'activations', 'gradients', 'compiler', 'copies and pieces'; they sum up to `peak`.
     peak: the most of `stages`.
     upper: what `peak` stays below in 95 of 100 runs, without `kept`.
-    data_segment: bytes at the most of what `ulimit -d` limits, as `upper` is.
-    address_space: likewise of what `ulimit -v` limits.
+    data_segment: what that which `ulimit -d` counts stays below in 95 of 100 runs, in bytes.
+    address_space: likewise of what `ulimit -v` counts.
     basis: 'traced' (from the jaxpr) or 'compiled' (from the program).
     cache: 'cold' or 'warm': whether XLA compiles the programs or reads them.
     kept: bytes that freed memory which stays mapped may add to `upper`; 0 where it goes back.
     notes: lines on what is left out or assumed.
     raw: `peak` before what this machine's runs taught: what the next ones learn from.
+    data_expected, space_expected: of `data_segment` and `address_space` the estimates, as `peak` is that of `upper`.
+    sizes: what it was told from.
   """
 
   stages: dict[str, int]
@@ -57,21 +61,24 @@ class Memory(NamedTuple):
   kept: int = 0
   notes: tuple[str, ...] = ()
   raw: int = 0
+  data_expected: int = 0
+  space_expected: int = 0
+  sizes: Sizes | None = None
 
 
-def traced(job: Job, limits: Any = None, *, cache: str = 'cold') -> Memory:
+def traced(job: Job, limits: Any = None, *, cache: str = 'cold', seen: Process | None = None) -> Memory:
   """Forecasts a run's memory from its jaxpr alone: nothing is compiled.
 
   Args:
     job: the run, in the process that would run it.
     limits: `host.limits.Limits`, whose `free` decides whether freed memory stays mapped; None asks the machine.
     cache: 'cold' or 'warm', the larger of the two by default: whether the compile cache holds the run's programs.
+    seen: what the process held before the run's first state was made; None: what it holds now.
   """
-  seen = process()
-  return forecast(sizes(programs.traced(job)), seen, 'traced', cache, _room(job, limits))
+  return forecast(sizes(programs.traced(job)), seen or process(), 'traced', cache, _room(job, limits))
 
 
-def compiled(job: Job, limits: Any = None, *, cache: str = 'cold') -> Memory:
+def compiled(job: Job, limits: Any = None, *, cache: str = 'cold', seen: Process | None = None) -> Memory:
   """Forecasts a run's memory once its step is compiled, which is done here: the run reuses it, by the compile cache or
   in this process.
 
@@ -79,31 +86,37 @@ def compiled(job: Job, limits: Any = None, *, cache: str = 'cold') -> Memory:
     job: the run, in the process that will run it.
     limits: as in `traced`.
     cache: whether evaluation's program, which is not compiled here, is in the compile cache.
+    seen: as in `traced`.
   """
-  found, seen = programs.traced(job, seconds=_CHOOSING), process()
+  found, seen = programs.traced(job, seconds=_CHOOSING), seen or process()
   if found.step is None:
     told = forecast(sizes(found), seen, 'traced', cache, _room(job, limits))
     return told._replace(notes=(*told.notes, 'a step is several programs, so memory is told from the jaxpr'))
-  held = _exactly(sizes(found), found.step.lower().compile())
+  held = exactly(sizes(found), found.step.lower().compile())
   return forecast(held, seen, 'planned', cache, _room(job, limits))
 
 
-def from_program(job: Job, program: Any, limits: Any = None, *, cache: str = 'cold') -> Memory:
-  """Forecasts the memory of a run that has compiled its step and written its program: nothing is compiled here.
+def from_program(job: Job, held: Sizes, program: Any, limits: Any = None, *, cache: str = 'cold') -> Memory:
+  """Forecasts the memory of a run that has compiled its step and written its program: nothing is traced or compiled.
 
   Args:
-    job: the run, whose functions run the forms that were chosen.
+    job: the run.
+    held: its sizes, as its forecast from the trace has them.
     program: a `jax.stages.Compiled`, as `warm_up.Took` has it.
     limits: as in `traced`.
     cache: whether evaluation's program is in the compile cache.
   """
-  seen = process()
-  held = _exactly(sizes(programs.traced(job._replace(rewrites=False))), program)
-  return forecast(held, seen, 'compiled', cache, _room(job, limits))
+  # What compiling has freed lies in the pools of its threads: what follows does not take it.
+  return forecast(exactly(held, program), process()._replace(free=0), 'compiled', cache, _room(job, limits))
 
 
-def _exactly(held: Sizes, program: Any) -> Sizes:
-  """The sizes with what a compiled step says of itself."""
+def exactly(held: Sizes, program: Any) -> Sizes:
+  """Returns the sizes with what a compiled step says of itself.
+
+  Args:
+    held: of the job.
+    program: a `jax.stages.Compiled`.
+  """
   found = program.memory_analysis()
   step = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
   return held._replace(step=step, gradients=min(held.gradients, step))
@@ -171,7 +184,8 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   stages = {'import': now - held.data, 'data': now if basis == 'compiled' else max(now, seen.peak)}
   terms = {stage: _terms(stage, held, seen, table[stage]) for stage in STAGES[2:] if stage in table}
   for stage, found in terms.items():
-    stages[stage] = int(seen.anonymous + max(seen.files, memory_table.FILES[stage]) + sum(found.values()))
+    own = max(seen.anonymous, seen.anonymous - seen.free + sum(found.values()))  # what was freed is taken first
+    stages[stage] = int(own + max(seen.files, memory_table.FILES[stage]))
   if 'compile' not in stages:
     stages = {**dict(list(stages.items())[:2]), 'compile': seen.peak, **dict(list(stages.items())[2:])}
   at = max(stages, key=lambda stage: stages[stage])
@@ -182,21 +196,41 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   stages = {stage: int(size * factor) for stage, size in stages.items()}
   peak = stages[at]
   upper = int(peak * math.exp(_SURE * learned.spread))
-  growth = max(0, upper - now)
+  files = max(seen.files, memory_table.FILES.get(at, 0))
+  grown = max(0, peak - files - seen.anonymous)
+  data, data_upper = _counted(seen.data_segment, grown, memory_table.DATA_SEGMENT, learned.spread)
+  space, space_upper = _counted(seen.address_space, grown, memory_table.ADDRESS_SPACE, learned.spread)
   most = max(allocator.most_kept(size, room - max(0, size - now)) for size in (peak, upper)) if room else 0
   return Memory(
     stages={stage: stages[stage] for stage in STAGES},
     parts=_parts(held, seen, terms.get(at, {}), peak),
     peak=peak,
     upper=upper,
-    data_segment=int(seen.data_segment + memory_table.DATA_SEGMENT[0] + memory_table.DATA_SEGMENT[1] * growth),
-    address_space=int(seen.address_space + memory_table.ADDRESS_SPACE[0] + memory_table.ADDRESS_SPACE[1] * growth),
+    data_segment=data_upper,
+    address_space=space_upper,
     basis=kind,
     cache=cache,
     kept=max(0, most - upper),
     notes=_notes(cache, bool(room and not most)),
     raw=raw,
+    data_expected=data,
+    space_expected=space,
+    sizes=held,
   )
+
+
+def _counted(now: int, grown: int, factors: tuple[float, float, float], spread: float) -> tuple[int, int]:
+  """What a limit of the process counts at the most: expected, and not passed in 95 of 100 runs.
+
+  Args:
+    now: bytes.
+    grown: by how many bytes memory that stands for no file will grow.
+    factors: a constant, a slope, and the standard deviation of the logarithm of what is left over.
+    spread: of the forecast of resident memory, where this machine has taught that it is wider.
+  """
+  constant, slope, own = factors
+  expected = now + constant + slope * grown
+  return int(expected), int(expected * math.exp(_SURE * max(own, spread)))
 
 
 def features(stage: str, held: Sizes, seen: Process) -> dict[str, float]:
@@ -210,7 +244,9 @@ def features(stage: str, held: Sizes, seen: Process) -> dict[str, float]:
   equations = float(held.equations + held.evaluation_equations)
   # What the compiler sets up when it is first used, which shows by the pages of its code that are not in yet.
   first = float(seen.files < _USED * memory_table.FILES.get('compile', 0))
-  common = {'one': 1.0, 'first': first, 'live': float(held.live), 'equations': equations, 'step': float(held.step)}
+  one = 1.0 if seen.files < _ALL * memory_table.FILES.get(stage, 0) else _AGAIN
+  common = {'one': one, 'first': first, 'live': float(held.live), 'equations': equations, 'step': float(held.step)}
+  common['root'] = math.sqrt(equations)  # equal code is compiled once, and large programs hold much of it
   evaluation = float(held.evaluation + held.evaluation_batch)
   return {
     'compile': common,
@@ -238,11 +274,15 @@ def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) ->
     'batch': held.batch,
     'gradients': gradients,
     'activations': activations,
-    'compiler': int(terms.get('equations', 0) + terms.get('one', 0) + terms.get('first', 0)),
+    'compiler': int(sum(terms.get(name, 0) for name in ('equations', 'root', 'one', 'first'))),
     'copies and pieces': max(0, int(terms.get('live', 0)) - held.live),
   }
   if not terms:  # the peak is behind us
     parts = {'data': held.data}
+  over = sum(parts.values()) - peak  # what lies where something was freed is in no need of more
+  for name in ('compiler', 'copies and pieces', 'activations', 'gradients', *parts):
+    cut = max(0, min(over, parts.get(name, 0)))
+    over, parts = over - cut, {**parts, name: parts.get(name, 0) - cut} if cut else parts
   return {'runtime': peak - sum(parts.values()), **parts}
 
 

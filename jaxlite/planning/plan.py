@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxlite.host.limits import Limits
+from jaxlite.planning.cost import NOT_COUNTED
 from jaxlite.planning.duration import Duration, Durations
 from jaxlite.planning.memory import Memory
 
@@ -42,6 +43,7 @@ class Tried(NamedTuple):
     seconds: of one step; None likewise.
     fits: whether it came through under this machine's limits.
     how: how to get it.
+    steps: of the whole run; 0 is not known.
   """
 
   name: str
@@ -50,6 +52,7 @@ class Tried(NamedTuple):
   seconds: float | None
   fits: bool
   how: str
+  steps: int = 0
 
 
 class Plan(NamedTuple):
@@ -87,11 +90,22 @@ class Plan(NamedTuple):
     if self.memory is not None and self.memory.kept:
       said[-1] += f' (and, where it is free, up to {mib(self.memory.upper + self.memory.kept)} kept mapped)'
     if self.durations is not None:
-      said.append(f'about {between(self.durations.total)}')
+      missing = [line for line in self.durations.said if _is_more(line)]
+      about = f'at least {spoken(self.durations.total.low)} ({missing[0]})' if missing and _by_cost(self) else ''
+      said.append(about or f'about {between(self.durations.total)}')
     return ', '.join(said) or 'not known'
 
   def __str__(self) -> str:
     return '\n'.join(_page(self))
+
+
+def _is_more(line: str) -> bool:
+  """Whether a line says that a program takes longer than its cost tells."""
+  return line.removeprefix('of evaluation: ').startswith(NOT_COUNTED) or 'counted by its bytes alone' in line
+
+
+def _by_cost(plan: Plan) -> bool:
+  return plan.durations is not None and plan.durations.basis == 'cost'
 
 
 def judged(memory: Memory, limits: Limits, held: int, files: int | None = None) -> Verdict | None:
@@ -117,12 +131,12 @@ def judged(memory: Memory, limits: Limits, held: int, files: int | None = None) 
     shared = room < limits.resident_memory
     why = f'{mib(room - held)} more are free' if shared else _whose(limits)
     pairs.append((memory.peak, memory.upper, room, why, least))
-  if limits.data_segment is not None:
-    upper = memory.data_segment
-    pairs.append((int(upper / share), upper, limits.data_segment, 'the data segment, ulimit -d', own))
-  if limits.address_space is not None:
-    upper = memory.address_space
-    pairs.append((int(upper / share), upper, limits.address_space, 'the address space, ulimit -v', own))
+  for limit, upper, expected, what in (
+    (limits.data_segment, memory.data_segment, memory.data_expected, 'the data segment, ulimit -d'),
+    (limits.address_space, memory.address_space, memory.space_expected, 'the address space, ulimit -v'),
+  ):
+    if limit is not None:
+      pairs.append((expected or int(upper / share), upper, limit, what, own))
   if not pairs:
     return None
   dies = any(low > limit for _, _, limit, _, low in pairs)
@@ -216,13 +230,14 @@ def changes(tried: Sequence[Tried]) -> list[str]:
   Args:
     tried: at least one.
   """
-  first, rows = tried[0], [('change', 'memory', 'step', 'result', 'fits', 'how')]
+  first, rows = tried[0], [('change', 'memory', 'step', 'all steps', 'result', 'fits', 'how')]
   for one in tried:
     saved = '' if one is first or None in (one.peak, first.peak) else f' ({_signed(one.peak, first.peak)})'
     cost = '' if one is first or None in (one.seconds, first.seconds) else f' ({_ratio(one.seconds, first.seconds)})'
     peak = 'killed' if one.peak is None else mib(one.peak) + saved
     seconds = '-' if one.seconds is None else spoken(one.seconds) + cost
-    rows.append((one.name, peak, seconds, one.result, 'yes' if one.fits else 'no', one.how))
+    whole = spoken(one.seconds * one.steps) if one.seconds is not None and one.steps else '-'
+    rows.append((one.name, peak, seconds, whole, one.result, 'yes' if one.fits else 'no', one.how))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ['  what to change, each compiled and run for a few steps:']
   return lines + [

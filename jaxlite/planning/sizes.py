@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxlite.host import allocator
 from jaxlite.host.machine import resident, status
 from jaxlite.planning.buffers import held
 from jaxlite.planning.flow import size_of
@@ -19,8 +20,9 @@ class Process(NamedTuple):
   Attributes:
     anonymous: resident memory that stands for no file; all of it where the system does not tell them apart.
     files: resident pages of programs and libraries, which come in as they are used.
-    peak: the most that was resident so far.
+    peak: the most that was resident so far; see `host.machine.forget_peak`.
     data_segment, address_space: what `ulimit -d` and `ulimit -v` count.
+    free: of `anonymous`, what was freed and is there for what comes next: a run that was before leaves much of it.
   """
 
   anonymous: int
@@ -28,6 +30,7 @@ class Process(NamedTuple):
   peak: int
   data_segment: int
   address_space: int
+  free: int = 0
 
 
 class Sizes(NamedTuple):
@@ -63,10 +66,11 @@ class Sizes(NamedTuple):
 
 def process() -> Process:
   """Returns what this process holds now."""
-  anonymous, whole = status('RssAnon'), resident()
+  whole = resident()
+  anonymous = status('RssAnon') or whole
   files = status('RssFile') + status('RssShmem')
-  mapped = status('VmSize') or whole
-  return Process(anonymous or whole, files, max(whole, status('VmHWM')), status('VmData') or whole, mapped)
+  mapped, data = status('VmSize') or whole, status('VmData') or whole
+  return Process(anonymous, files, max(whole, status('VmHWM')), data, mapped, min(allocator.freed(), anonymous))
 
 
 def sizes(traced: Traced) -> Sizes:

@@ -31,7 +31,7 @@ class Written(NamedTuple):
   Attributes:
     op: that gives it.
     reads: ids of the arrays that it is computed from, through what is fused into it.
-    carried: of these the ones that a loop changes where they lie.
+    carried: of these the ones that a loop, a sort or a scatter changes where they lie.
   """
 
   op: Op
@@ -80,7 +80,7 @@ def written(flow: Flow) -> list[Written]:
       array = value in apart and not (cheap or dear)
       found = frozenset((value,)) if array else of(value)
       reads |= found
-      if op.name in LOOPS:
+      if op.name in LOOPS or op.name == 'sort' or (op.name.startswith('scatter') and value == op.reads[0]):
         carried |= found
     if not (cheap or dear) or len(op.writes) != 1:
       result.append(Written(op, reads, carried))

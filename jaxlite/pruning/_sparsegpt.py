@@ -52,7 +52,8 @@ def sparsegpt(
     (params with exact zeros and corrected weights, masks: a tree like params with None where nothing is pruned).
 
   Raises:
-    ValueError: no Gram matrix for a selected weight, a structure that is neither, a share outside its range.
+    ValueError: no Gram matrix for a selected weight, one of which a curve is multiplied, a structure that is
+      neither, a share outside its range.
 
   References:
     Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, 2023,
@@ -75,13 +76,18 @@ def sparsegpt(
     raise ValueError(
       'sparsegpt reads Gram matrices, and the calibration holds none: gather_statistics(..., grams=True)'
     )
-  skipped = dict(context.layouts.skipped)
+  skipped, bent = dict(context.layouts.skipped), dict(context.layouts.bent)
   goals = goals_of(params, sparsity, context, structure, allocate, select, what='sparsegpt')
   weights, masks = leaves_at(params, goals), {}
   for path, goal in goals.items():
     if path not in context.grams:
       why = skipped.get(path, 'gather_statistics(grams=True) over the weights records them')
       raise ValueError(f'sparsegpt finds no Gram matrix of the inputs of {path!r}: {why}; select= leaves it out')
+    if path in bent:
+      raise ValueError(
+        f'sparsegpt corrects weights for what is multiplied, and of {path!r} that is no multiple ({bent[path]!r} '
+        'stands between): sparsify prunes it, select= leaves it out'
+      )
     weights[path], masks[path] = _pruned(path, weights[path], np.asarray(context.grams[path]), goal, damping, block)
   return trees.map_with_path(lambda path, leaf: weights.get(path, leaf), params), laid_out(masks, params, packed)
 

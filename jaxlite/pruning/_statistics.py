@@ -101,14 +101,18 @@ def gather_statistics(
     raise ValueError(
       'gather_statistics reads what reaches the weights, so it needs at least one batch with an example; got none'
     )
-  known, skipped, filled = _read(apply, params, model_state, batch['inputs'])
+  known, skipped, seen = _read(apply, params, model_state, batch['inputs'])
+  told = (
+    tuple((path, state.by) for path, state in seen.items() if not state.fine),
+    tuple((path, state.bent) for path, state in seen.items() if state.bent),
+  )
   leaves = trees.by_path(params)
   squares, moments = totals
   return Calibration(
     norms={path: _laid_out(jnp.sqrt(one), leaves[path], known[path]) for path, one in squares.items()},
     grams=moments,
     gradients=jax.tree.map(lambda one: one / (sum(weights) or 1.0), gradients),
-    layouts=layouts.Layouts(tuple(known.items()), tuple(skipped.items()), tuple(filled.items())),
+    layouts=layouts.Layouts(tuple(known.items()), tuple(skipped.items()), *told),
   )
 
 
@@ -154,7 +158,9 @@ def _trace(apply: Any, params: Any, state: Any, inputs: Any) -> _Program:
   return _Program(jaxpr, plan, layouts.read(jaxpr, plan, tags), weights, shapes)
 
 
-def _read(apply: Any, params: Any, state: Any, inputs: Any) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+def _read(
+  apply: Any, params: Any, state: Any, inputs: Any
+) -> tuple[dict[str, Any], dict[str, str], dict[str, zeros.State]]:
   program = _trace(apply, params, state, inputs)
   if not program.weights:
     walk.refuse_sealed(program.jaxpr, 'gather_statistics')
@@ -164,8 +170,8 @@ def _read(apply: Any, params: Any, state: Any, inputs: Any) -> tuple[dict[str, A
   skipped = {}
   for path in sorted(program.weights - recorded):
     skipped[path] = _why_not(program, path, known.get(path)) or 'it stands in a branch or a while'
-  filled = zeros.filled(program.jaxpr, program.plan, model_tags(params, state, inputs, None, None))
-  return {path: known.get(path) for path in sorted(program.weights)}, skipped, filled
+  seen = zeros.multiplied(program.jaxpr, program.plan, model_tags(params, state, inputs, None, None))
+  return {path: known.get(path) for path in sorted(program.weights)}, skipped, seen
 
 
 def _wanted(program: _Program) -> frozenset[str]:

@@ -96,10 +96,16 @@ def _foreseen(found: Mapping[str, Any]) -> list[list[str]]:
   if time := found.get('time'):
     bounds = f'{time["low"]:,.1f} to {time["high"]:,.1f} (80 %)'
     rows.append(['seconds', f'{time["forecast"]:,.1f}', bounds, f'{time["actual"]:,.1f}', str(time['basis'])])
-  if memory := found.get('memory'):
+  for memory in filter(None, (found.get('memory'), found.get('memory compiled'))):
     sizes = {name: f'{memory[name] / 2**20:,.0f}' for name in ('forecast', 'upper', 'actual')}
     bounds = f'at most {sizes["upper"]} (95 %)'
     rows.append(['MiB of memory', sizes['forecast'], bounds, sizes['actual'], str(memory['basis'])])
+  if target := found.get('target'):
+    early, name = target['early'], f'step of {target["metric"]} {target["target"]:g}'
+    told = 'not within the run' if early and early['step'] is None else f'{early["step"]:,.0f}' if early else '-'
+    bounds = f'{early["low"]:,.0f} to {early["high"]:,.0f} (80 %)' if early and early['step'] is not None else '-'
+    actual = 'not reached' if target['reached'] is None else f'{target["reached"]:,.0f}'
+    rows.append([name, told, bounds, actual, f'the curve up to step {early["at"]:,}' if early else '-'])
   return rows
 
 

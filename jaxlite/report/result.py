@@ -38,8 +38,8 @@ class Result:
     machine: what it ran on.
     notes: lines that the reader of the report should know.
     best_step: the step whose model was tested, the best by validation once its sparsity target was met.
-    forecast: of what the run would need, and what it took: 'memory' in bytes and 'time' in seconds, each a dict with
-      'forecast', 'actual', 'basis' and the bounds.
+    forecast: of what the run would need, and what it took: 'memory' in bytes, 'memory compiled' as it was told once the
+      step was compiled, and 'time' in seconds, each a dict with 'forecast', 'actual', 'basis' and the bounds.
     packed: bytes of the network as a packed file (`jl.deploy`, format 'pack'), of all that it takes to run it; 0 where
       none could be written, or where that takes long.
     parts: what each part of the recipe did, [part, when, what it touched, what it could not] each (`ledger.account`).

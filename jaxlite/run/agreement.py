@@ -65,6 +65,8 @@ def _told(encoder: Any) -> str:
   if hasattr(encoder, 'columns'):
     columns = [f'{name} ({len(values)} names)' if values else name for name, _, values in encoder.columns]
     return f'the columns {_listed(columns)}'
+  if not hasattr(encoder, 'tokenizer'):
+    return str(encoder)
   return f'{type(encoder.tokenizer).__name__} of {encoder.tokenizer.vocabulary} tokens, {encoder.length} a text'
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from jaxlite.config.schema import Config
+from jaxlite.data.batches import steps_per_epoch
 from jaxlite.errors import ConfigError
 from jaxlite.host import limits as machine_limits
 from jaxlite.host import streams
 from jaxlite.planning.duration import Durations
-from jaxlite.planning.edits import SAME, edits, flags_of
+from jaxlite.planning.edits import SAME, Edit, edited, edits, flags_of
 from jaxlite.planning.plan import FITS, Plan, Tried, between, spoken
 from jaxlite.run import fitting, planning
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
-from jaxlite.run.setup import prepare
+from jaxlite.run.own_edits import own_edits
+from jaxlite.run.setup import Setup, prepare
 from jaxlite.run.trial import Died, Source, asked, made
 
 
@@ -46,8 +47,8 @@ def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: st
     tried: list[Tried] = []
     if changes:
       base = found.durations.step.seconds if found.durations is not None else None
-      tried.append(_try(source, name, 'as it is', SAME, {}, base))
-      tried += [_try(source, name, edit.name, edit.result, edit.fields, base) for edit in edits(one, job)]
+      for edit in [Edit('as it is', {}, SAME), *edits(one, job), *own_edits(setup, job)]:
+        tried.append(_try(source, name, edit, base)._replace(steps=_steps(setup, edit)))
     say(_but_for(str(found._replace(changes=tuple(tried))), told))
     if found.durations is not None and job.total > setup.plan.epoch:
       whole = setup.plan.epoch / job.total * (found.durations.total.seconds - found.durations.compile.seconds)
@@ -69,13 +70,23 @@ def _but_for(page: str, told: set[str]) -> str:
   return '\n'.join(lines)
 
 
-def _try(source: Source, run: str, name: str, result: str, fields: dict[str, Any], step: float | None) -> Tried:
-  how = ' '.join(flags_of(fields, run))
+def _try(source: Source, run: str, edit: Edit, step: float | None) -> Tried:
+  how = ' '.join(flags_of(edit.fields, run))
   try:
-    found = asked(source, run, 'trial', fields=fields, step=step)
+    found = asked(source, run, 'trial', fields=edit.fields, step=step)
   except (Died, ValueError) as end:
-    return Tried(f'{name} ({str(end)[:60]})', result, None, None, False, how)
-  return Tried(name, result, found['peak'], found['step'], True, how)
+    return Tried(f'{edit.name} ({str(end)[:60]})', edit.result, None, None, False, how)
+  return Tried(edit.name, edit.result, found['peak'], found['step'], True, how)
+
+
+def _steps(setup: Setup, edit: Edit) -> int:
+  """Of the changed run; 0 where it has none."""
+  config = edited(setup.config, edit.fields)
+  batch = config.data.batch_size
+  try:
+    return config.train.to_steps(steps_per_epoch=steps_per_epoch(setup.data.train, batch), batch_size=batch)
+  except ValueError:
+    return 0
 
 
 def _together(plans: Sequence[Plan]) -> str:

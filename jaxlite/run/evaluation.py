@@ -115,7 +115,7 @@ def evidence(
   history = read_records(folder)
   task, name = setup.data.task, setup.config.name
   figures = task.figures(test.values, facts, name)
-  about = about_of(record.run, int(state.step), task.name, facts, encoded=setup.data.encoder is not None)
+  about = about_of(record.run, int(state.step), task.name, facts, encoder=setup.data.encoder)
   result = Result(
     name=name,
     metrics=numbers(test.values),

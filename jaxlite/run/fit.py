@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxlite.contract import Model, join_const
 from jaxlite.data.dataset import Dataset
+from jaxlite.data.decoded import head, is_decoded
 from jaxlite.errors import ConfigError, nearest, one_line
 from jaxlite.host.gc_pause import paused
 from jaxlite.step.state import TrainState
@@ -23,6 +24,7 @@ from jaxlite.tasks import is_built_in
 from jaxlite.tasks.calling import kinds, name_of
 from jaxlite.tasks.metrics import Metrics
 
+_JUDGED = 64  # masks, where labels are decoded when they are asked for
 _EVALUATED = ('inputs', 'labels', 'weight')  # what a batch of evaluation holds
 _CALLS = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
 _SAME = ('convert_element_type', 'reshape', 'squeeze', 'broadcast_in_dim', 'transpose', 'copy', 'optimization_barrier')
@@ -162,7 +164,7 @@ def _blame_outputs(error: Exception, network: Model, outputs: Any, batch: Any, d
   count = outputs.shape[1]
   if count == 1 and classes == 2:
     fix = 'one logit for two classes is task=jl.tasks.binary; here give the last layer 2 outputs'
-  elif count == classes - 1 and not (np.asarray(getattr(data.train, 'labels', 0)) == 0).any():
+  elif count == classes - 1 and not (_judged(getattr(data.train, 'labels', np.zeros(1))) == 0).any():
     fix = f'no label is 0 and the largest is {classes - 1}: number the classes from 0 (labels - 1)'
   else:
     fix = f'give its last layer {classes} outputs'
@@ -184,7 +186,7 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
   picks = len(data.validation.labels) > 0
   labels = getattr(data.train, 'labels', data.validation.labels)
   if picks and len(labels):
-    found += data.task.doubts(np.asarray(labels), data.facts, score)
+    found += data.task.doubts(_judged(labels), data.facts, score)
   if not picks:
     for field, value in (('eval.patience', config.eval.patience), ('eval.metric', config.eval.metric)):
       if value:
@@ -201,6 +203,11 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
       'take outputs[:, 0]'
     )
   return found
+
+
+def _judged(labels: Any) -> np.ndarray:
+  """Labels as they are looked at before a run: of those that lie in files the first."""
+  return np.asarray(head(labels, _JUDGED)) if is_decoded(labels) else np.asarray(labels)
 
 
 def _crosses(loss: Callable[..., Any], jaxpr: Any, batch: Any) -> bool:

@@ -26,7 +26,7 @@ from jaxlite.host.sealed import RUN, Damaged, read_sealed, write_sealed
 from jaxlite.quantization import weight_bits
 from jaxlite.report import page
 from jaxlite.report.result import Result, from_json, to_json
-from jaxlite.run import foreseen, identity, records
+from jaxlite.run import aiming, foreseen, identity, records
 from jaxlite.run.evaluation import meaning
 from jaxlite.run.foreseen import Start
 from jaxlite.run.identity import Identity
@@ -245,21 +245,27 @@ def is_finished(folder: Path) -> bool:
 
 @paused()
 def finish(
+  setup: Setup,
   folder: Path,
   run: str,
   result: Result,
   figures: Sequence[Figure],
   about: dict[str, Any],
-  start: Start | None,
+  foresight: tuple[Start | None, aiming.Aim],
   say: Say,
 ) -> None:
-  """Writes the report and its pictures, then the mark that the run is done."""
+  """Writes the report and its pictures, compares what was expected with what came, then marks the run as done."""
   from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
 
   for figure in figures:
     save(figure.draw(), folder / f'{figure.slug}.png')
+  start, aim = foresight
   if start is not None:
     result.forecast = foreseen.ended(start, run, say)  # what draws takes memory too
+    aiming.keep(setup, folder, run)
+  if met := aim.outcome():
+    result.forecast['target'] = met
+    say(aiming.told(met))
   _write_meaning(folder, run, about)
   page.write([result], folder)
   write_text(folder / 'result.json', to_json(result, run))

@@ -6,19 +6,19 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxlite.errors import ConfigError, one_line
 from jaxlite.host import limits as machine_limits
-from jaxlite.host.machine import cores, resident, status
+from jaxlite.host.machine import cores, forget_peak, resident, status
 from jaxlite.host.rates import known_rates, rates
 from jaxlite.planning import calibration, cost, duration, memory
 from jaxlite.planning.calibration import Outcome
 from jaxlite.planning.job import Job
 from jaxlite.planning.plan import TIGHT, TOO_LARGE, Plan, between, judged, mib, spoken
+from jaxlite.planning.sizes import Process, process
 from jaxlite.run import advice
 from jaxlite.run.jobs import job_of
 from jaxlite.run.setup import Setup
@@ -26,7 +26,21 @@ from jaxlite.run.setup import Setup
 Say = Callable[[str], None]
 
 _WORTH = 30.0  # seconds that a run should last before this machine is measured for its forecast, which takes some
+_CHANGED = 0.1  # of a forecast's logarithm, from which on the one from the compiled step is said too
 _SLOW = 5e9  # FLOP/s of a core that nobody has measured: the order of magnitude
+
+
+class Entry(NamedTuple):
+  """When a run was called for.
+
+  Attributes:
+    clock, cpu: seconds.
+    alone: whether the process's peak was set back, so that it is the run's own.
+  """
+
+  clock: float
+  cpu: float
+  alone: bool
 
 
 class Start(NamedTuple):
@@ -34,20 +48,42 @@ class Start(NamedTuple):
 
   Attributes:
     plan: its forecast.
-    clock, cpu: seconds.
-    alone: whether the process's peak was set back, so that it is the run's own.
+    entry: when it was called for.
     whole: whether the run begins at step 0.
+    job: what was forecast.
+    better: what memory it needs as told from its compiled step; None where that was not.
   """
 
   plan: Plan
-  clock: float
-  cpu: float
-  alone: bool
+  entry: Entry
   whole: bool
+  job: Job
+  better: memory.Memory | None = None
+
+
+def entry() -> Entry:
+  """Notes that a run is called for. The most memory that the process had is forgotten: an earlier run's is not its."""
+  return Entry(time.monotonic(), time.process_time(), forget_peak())
+
+
+def held(alone: bool) -> Process:
+  """Returns what this process holds.
+
+  Args:
+    alone: whether its peak is of the run that is forecast; else it is taken to be what it holds now.
+  """
+  now = process()
+  return now if alone else now._replace(peak=now.anonymous + now.files)
 
 
 def foreseen(
-  job: Job, name: str, say: Say | None = None, *, measure: bool | None = None, compiled: bool = False
+  job: Job,
+  name: str,
+  say: Say | None = None,
+  *,
+  measure: bool | None = None,
+  compiled: bool = False,
+  seen: Process | None = None,
 ) -> Plan:
   """Forecasts a run in this process; nothing is run, and nothing compiled unless asked.
 
@@ -57,14 +93,16 @@ def foreseen(
     say: is told when this machine is measured.
     measure: whether this machine is measured where that was not done before; None where the run is long enough.
     compiled: from the compiled program, which is made where it is not there yet.
+    seen: what the process held before the run's first state was made; None: what it holds now.
   """
   here, unknown = machine_limits.limits(), []
-  held = verdict = times = None
+  needs = verdict = times = None
   try:
-    held = (memory.compiled if compiled else memory.traced)(job, here)
-    verdict = judged(held, here, resident(), status('RssFile'))
+    seen = seen or process()
+    needs = (memory.compiled if compiled else memory.traced)(job, here, seen=seen)
+    verdict = judged(needs, here, resident(), status('RssFile'))
     if verdict is not None and verdict.dies and job.compile_cache and not compiled:  # it may have been compiled before
-      warm = judged(memory.traced(job, here, cache='warm'), here, resident(), status('RssFile'))
+      warm = judged(memory.forecast(needs.sizes, seen, 'traced', 'warm'), here, resident(), status('RssFile'))
       verdict = verdict._replace(dies=warm is None or warm.dies)
     if verdict is None:
       unknown.append('whether it fits: this system tells no limit of memory')
@@ -81,7 +119,7 @@ def foreseen(
       times = duration.forecast(job._replace(evaluation=len(job.batch['labels'])), known)
   except Exception as error:
     unknown.append(f'time ({_short(error)})')
-  return Plan(name, verdict, held, times, here, unknown=tuple(unknown))
+  return Plan(name, verdict, needs, times, here, unknown=tuple(unknown))
 
 
 def _is_long(job: Job) -> bool:
@@ -115,28 +153,59 @@ def refuse_state(setup: Setup) -> None:
     )
 
 
-def start(setup: Setup, done: int, entered: float, again: Callable[..., Any], say: Say) -> Start:
+def start(setup: Setup, done: int, called: Entry, seen: Process, again: Callable[..., Any], say: Say) -> Start:
   """Says a run's forecast in a line, before anything is compiled; what it traces the run compiles.
 
   Args:
     setup: of the run, the forms for this CPU chosen.
     done: steps that are behind it.
-    entered: when it was called, by the monotonic clock.
+    called: when it was called for.
+    seen: what the process held before the run's state was made.
     again: (config) -> the Setup of a changed config, for what is advised where the run does not fit.
     say: prints a line.
 
   Raises:
     ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
   """
-  cpu = time.process_time()
   job = job_of(setup)._replace(rewrites=False)  # they are in it
   left = job._replace(total=max(1, job.total - done))
-  plan = foreseen(left, setup.config.name, say)
+  plan = foreseen(left, setup.config.name, say, seen=seen)
   rest = '' if not done else f' for the {left.total:,} steps that are left'
   missing = f' ({"; ".join(plan.unknown)})' if plan.unknown else ''
   say(f'forecast: {plan.line()}{rest}{missing}')
   refuse(plan, setup, again, say)
-  return Start(plan, entered, cpu, _peak_set_back(), whole=not done)
+  return Start(plan, called, not done, left)
+
+
+def bettered(began: Start, program: Any, setup: Setup, again: Callable[..., Any], say: Say) -> Start:
+  """Forecasts memory anew from the compiled step, before it runs; says it where that changes anything.
+
+  Args:
+    began: as `start` gave it.
+    program: a `jax.stages.Compiled`; None where a step is several programs: then the first forecast stands.
+    setup, again, say: as `start` takes them.
+
+  Raises:
+    ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
+  """
+  before = began.plan.memory
+  if program is None or before is None or before.sizes is None:
+    return began
+  try:
+    here = machine_limits.limits()
+    better = memory.from_program(began.job, before.sizes, program, here)
+    verdict = judged(better, here, resident(), status('RssFile'))
+  except Exception as error:  # a forecast is no reason for a run to fail
+    say(f'note: memory could not be told from the compiled step ({_short(error)})')
+    return began
+  plan = Plan(began.plan.name, verdict, better, None, here)
+  was = began.plan.verdict.word if began.plan.verdict is not None else ''
+  word = verdict.word if verdict is not None else ''
+  if word != was or abs(math.log(better.peak / before.peak)) > _CHANGED:
+    say(f'forecast from the compiled step: {plan.line()}')
+  if word != was or (verdict is not None and verdict.dies):
+    refuse(plan, setup, again, say)
+  return began._replace(better=better)
 
 
 def refuse(plan: Plan, setup: Setup, again: Callable[..., Any], say: Say) -> None:
@@ -174,8 +243,8 @@ def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
   Returns:
     What stands in the run's result: 'memory' and 'time', each with 'forecast', 'low' or 'upper', 'actual'.
   """
-  plan = began.plan
-  seconds, peak = time.monotonic() - began.clock, status('VmHWM')
+  plan, called = began.plan, began.entry
+  seconds, peak = time.monotonic() - called.clock, status('VmHWM')
   found: dict[str, Any] = {}
   said = []
   if plan.durations is not None and began.whole:
@@ -186,7 +255,7 @@ def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
         'low': total.low,
         'high': total.high,
         'actual': seconds,
-        'cpu': time.process_time() - began.cpu,
+        'cpu': time.process_time() - called.cpu,
       },
       'basis': plan.durations.basis,
       'raw': plan.durations.raw.get('total', 0.0),  # before what was learned: what is learned from
@@ -194,18 +263,26 @@ def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
     }
     said.append(f'{between(total)}, and it took {spoken(seconds)}')
   if plan.memory is not None and peak:
-    found['memory'] = {
-      **{'forecast': plan.memory.peak, 'upper': plan.memory.upper + plan.memory.kept, 'actual': peak},
-      **{'basis': plan.memory.basis, 'raw': plan.memory.raw, 'kept': plan.memory.kept},
-      **{'word': plan.verdict.word if plan.verdict else '', 'alone': began.alone},
-    }
-    whose = '' if began.alone else ' by this process'
-    upper = found['memory']['upper']
-    said.append(f'{mib(plan.memory.peak)} (at most {mib(upper)}), and {mib(peak)} were used{whose}')
+    found['memory'] = {**_compared(plan.memory, peak, called), 'word': plan.verdict.word if plan.verdict else ''}
+    whose = '' if called.alone else ' by this process'
+    last = began.better or plan.memory
+    once = '' if began.better is None else f', once compiled {mib(last.peak)}'
+    said.append(
+      f'{mib(plan.memory.peak)}{once} (at most {mib(last.upper + last.kept)}), and {mib(peak)} were used{whose}'
+    )
+  if began.better is not None and peak:
+    found['memory compiled'] = _compared(began.better, peak, called)
   if said:
     say(f'forecast and actual: {"; ".join(said)}')
   learn(found, run)
   return found
+
+
+def _compared(told: memory.Memory, peak: int, called: Entry) -> dict[str, Any]:
+  return {
+    **{'forecast': told.peak, 'upper': told.upper + told.kept, 'actual': peak},
+    **{'basis': told.basis, 'raw': told.raw, 'kept': told.kept, 'alone': called.alone},
+  }
 
 
 def learn(found: dict[str, Any], run: str) -> None:
@@ -216,7 +293,7 @@ def learn(found: dict[str, Any], run: str) -> None:
     run: its id: what is learned from it twice counts once.
   """
   outcomes = []
-  for what, name in (('time', 'time/total'), ('memory', 'memory/peak')):
+  for what, name in (('time', 'time/total'), ('memory', 'memory/peak'), ('memory compiled', 'memory/peak')):
     one = found.get(what)
     # What stays mapped is bounded, not forecast.
     if (
@@ -226,12 +303,3 @@ def learn(found: dict[str, Any], run: str) -> None:
       outcomes.append(Outcome(name, one['basis'], forecast, one['actual'], features, run))
   with contextlib.suppress(Exception):  # a cache that cannot be written is no reason for a finished run to fail
     calibration.add(outcomes)
-
-
-def _peak_set_back() -> bool:
-  """Sets back what the kernel remembers as this process's peak; False where it does not let us."""
-  try:
-    Path('/proc/self/clear_refs').write_text('5')
-  except OSError:
-    return False
-  return status('VmHWM') <= 1.02 * resident()

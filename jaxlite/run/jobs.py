@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlite.data.decoded import is_decoded
 from jaxlite.planning.job import Job, Splits
 from jaxlite.run.setup import Setup
 
@@ -35,11 +36,14 @@ def job_of(setup: Setup) -> Job:
     rewrites=config.machine.rewrites,
     task=data.task.name,
     metric=setup.metric,
+    decoding=sum(leaf.base.seconds() for leaf in jax.tree.leaves(data.train) if is_decoded(leaf)),
   )
 
 
 def _held(split: Any) -> int:
-  """Bytes of a split's arrays that lie in memory; a memory-mapped array's pages are the system's to take back."""
-  return sum(
-    leaf.nbytes for leaf in jax.tree.leaves(split) if isinstance(leaf, np.ndarray) and not isinstance(leaf, np.memmap)
-  )
+  """Bytes of a split's arrays that lie in memory; a memory-mapped array's pages are the system's to take back, and of
+  examples that are decoded when a batch asks for them those that are decoded ahead."""
+  leaves = jax.tree.leaves(split)
+  ahead = sum(leaf.base.held_bytes for leaf in leaves if is_decoded(leaf))
+  arrays = (leaf for leaf in leaves if isinstance(leaf, np.ndarray) and not isinstance(leaf, np.memmap))
+  return ahead + sum(leaf.nbytes for leaf in arrays)

@@ -22,10 +22,13 @@ absl_flags.DEFINE_string('workdir', None, "the run's folder (default: runs/<expe
 absl_flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'plan', 'fit', 'eval', 'deploy', 'doctor'],
+  ['train', 'plan', 'fit', 'eval', 'deploy', 'doctor', 'catalogue'],
   'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); evaluate '
-  'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor)',
+  'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor), or which pretrained '
+  'models there are (catalogue)',
 )
+absl_flags.DEFINE_string('task', None, 'of --mode=catalogue: photographs, text, audio or tables (default: all)')
+absl_flags.DEFINE_integer('batch', None, 'of --mode=catalogue: also what a step of so many pictures costs here')
 absl_flags.DEFINE_bool('changes', False, 'of --mode=plan: what to change, each tried for some seconds')
 absl_flags.DEFINE_string(
   'elsewhere', None, 'of --mode=plan: the same on another machine: all, a name, or the file in which it keeps its rates'
@@ -39,6 +42,7 @@ absl_flags.DEFINE_list(
 )
 absl_flags.DEFINE_integer('classes', None, 'beside --minutes: how many (default: 10)')
 absl_flags.DEFINE_bool('force', False, 'start even where the forecast says that the run would be killed')
+absl_flags.DEFINE_float('target', None, 'a value of the metric that picks the best model: when it will be reached')
 absl_flags.DEFINE_string(
   'formats', None, 'of --mode=deploy: pack,c,onnx,litert,stablehlo,safetensors (default: all that can be written here)'
 )
@@ -86,6 +90,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
         or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
       ):
         return _without_experiment(workdir, given)
+      pairs = [*pairs, *([('eval.target', str(FLAGS.target))] if FLAGS.target is not None else [])]
       config = command_line.load(FLAGS.config, [*pairs, *([('machine.force', 'true')] if FLAGS.force else [])], where)
       from jaxlite.run import experiment  # JAX comes with it: a mistake above is answered before that
 
@@ -112,6 +117,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
 _DEPLOYING = ('formats', 'out', 'which', 'deadline', 'budget')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
+_CATALOGUE = ('task', 'batch')
 _PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
 
 
@@ -130,13 +136,15 @@ def _given(fields: bool) -> dict[str, Any]:
     ConfigError: one that another mode takes, or two that exclude each other.
   """
   mode = FLAGS.mode
-  for names, owner in ((_DEPLOYING, 'deploy'), (_PLANNING, 'plan')):
+  for names, owner in ((_DEPLOYING, 'deploy'), (_PLANNING, 'plan'), (_CATALOGUE, 'catalogue')):
     asked = [name for name in names if _is_given(name)]
     if asked and mode != owner:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
   if FLAGS.force and mode != 'train':
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
-  if FLAGS.fresh and mode in ('plan', 'doctor'):
+  if FLAGS.target is not None and mode not in ('train', 'fit'):
+    raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
+  if FLAGS.fresh and mode in ('plan', 'doctor', 'catalogue'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
   if mode == 'deploy':
     which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
@@ -169,6 +177,11 @@ def _without_experiment(workdir: str, given: dict[str, Any]) -> int:
     from jaxlite.planning import doctor
 
     doctor.doctor(print, workdir)
+    return 0
+  if FLAGS.mode == 'catalogue':
+    from jaxlite.finetuning.known_models import catalogue
+
+    print(catalogue(FLAGS.task or '', batch_size=FLAGS.batch or 0, say=print))
     return 0
   if 'check' in given:
     from jaxlite.run import checking

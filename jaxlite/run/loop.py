@@ -29,6 +29,7 @@ from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
 from jaxlite.run import foreseen, guards
+from jaxlite.run.aiming import Aim
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify
 from jaxlite.run.progress import Beside, Progress
@@ -98,7 +99,7 @@ def train_varied(
 ) -> Result:
   """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
   steps are a trial of it: of the same programs, with all that follows."""
-  entered = time.monotonic()
+  called = foreseen.entry()
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)
@@ -138,6 +139,7 @@ def train_varied(
     with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, run=run, log=say) as saves:
       if not only:
         foreseen.refuse_state(setup)
+      seen = foreseen.held(called.alone)
       state, record = _start(setup, saves, say)
       record.began, record.run = began.began, run
       run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
@@ -146,21 +148,24 @@ def train_varied(
       else:
         say('rewrites for CPU: none, as machine.rewrites says')
       again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
-      foresight = None if only else foreseen.start(setup, int(state.step), entered, again, say)
+      foresight = None if only else foreseen.start(setup, int(state.step), called, seen, again, say)
       record.rewrites = run_folder.text(folder / REWRITES) or ''
       log = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
       with Records(folder, **log) as records:
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
           run_folder.write_program(setup, folder, run, say, anew=int(state.step) == 0)
-        state, record = _fit(setup, folder, began, state, record, saves, records, guard, say, took.seconds)
+        if foresight is not None:
+          foresight = foreseen.bettered(foresight, took.program, setup, again, say)
+        aim = Aim(setup, folder)
+        state, record = _fit(setup, folder, began, state, record, saves, records, aim, guard, say, took.seconds)
       state = _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
-    run_folder.finish(folder, run, result, figures, meaning(setup.data, facts), foresight, say)
+    run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), (foresight, aim), say)
     return result
 
 
@@ -203,6 +208,7 @@ def _fit(
   record: Record,
   saves: Any,
   records: Records,
+  aim: Aim,
   guard: preempt.Guard,
   say: Say,
   compiling: float,
@@ -265,13 +271,14 @@ def _fit(
         opt_state, model_state = observe_score((state.opt_state, state.model_state), score)
         state = state._replace(opt_state=opt_state, model_state=model_state)
         shown.append(f'validation {name} {scalars[name]:.4f}')
+        aim.saw(step, scalars[name])
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = not math.isnan(score) and (record.best is None or score > record.best)
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
           record.stale = 0 if improved else record.stale + 1
           record.stopped = 0 < config.eval.patience <= record.stale
 
-    progress.line(step, *shown)
+    progress.line(step, *shown, *(aim.said(step, progress.rate(step)) if shown else ()))
     last = step >= plan.total or record.stopped
     if guard.requested:
       save(wait=True)

@@ -28,7 +28,7 @@ from jaxlite.planning.function import Call, call
 from jaxlite.planning.job import Job
 from jaxlite.planning.machines import MACHINES, machine_named
 from jaxlite.planning.plan import Plan, judged
-from jaxlite.run.foreseen import foreseen
+from jaxlite.run.foreseen import entry, foreseen, held
 from jaxlite.run.jobs import job_of
 from jaxlite.run.setup import Setup, prepare, reformed
 from jaxlite.step.gradient import gradient_of
@@ -116,8 +116,9 @@ def plan(
     raise TypeError(f'args= and donated= go with a function; got {type(config).__name__}: leave them out')
   validate(config)
   folder = expanded(workdir).absolute() if workdir is not None else Path(tempfile.gettempdir(), 'jaxlite-plan-none')
+  called = entry()
   setup = prepare(dataclasses.replace(config, runs={}), folder, model, data)
-  return foreseen(job_of(setup), config.name, say, measure=True, compiled=compiled)
+  return foreseen(job_of(setup), config.name, say, measure=True, compiled=compiled, seen=held(called.alone))
 
 
 @contextlib.contextmanager

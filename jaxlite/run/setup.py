@@ -18,6 +18,7 @@ from jaxlite.config.reads import Reads, watched
 from jaxlite.config.schema import Config
 from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
+from jaxlite.data.decoded import head
 from jaxlite.errors import ConfigError
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.optim import accumulate, normalize, remat
@@ -139,7 +140,7 @@ def shortened(setup: Setup, steps: int) -> Setup:
 def _first(split: Any, most: int) -> Any:
   if not isinstance(split, datasets.Split) or len(split.labels) <= most:
     return split
-  return split._make(None if one is None else jax.tree.map(lambda leaf: leaf[:most], one) for one in split)
+  return split._make(None if one is None else jax.tree.map(lambda leaf: head(leaf, most), one) for one in split)
 
 
 def _teacher_of(config: Config, folder: Path) -> str:
@@ -164,9 +165,7 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
   if data is None and config.data.load is not None:
     data = config.data.load(config)
   if data is None:
-    data = datasets.load(
-      config.data.source, directory=config.data.directory, validation=config.data.validation, seed=config.seed
-    )
+    data = _loaded(config)
   task = config.task() if config.task is not None else None
   if not isinstance(data, datasets.Dataset):
     given = {'task': task, 'standardize': config.data.standardize}
@@ -178,6 +177,22 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
   return data._replace(
     mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
   )
+
+
+def _loaded(config: Config) -> datasets.Dataset:
+  """The data that `config.data.source` names; fields that these data do not have stay unread, which is said."""
+  given, path = config.data, datasets.path_of(config.data.source, config.data.directory)
+  if path is None:
+    return datasets.load(given.source, directory=given.directory, validation=given.validation, seed=config.seed)
+  kind = datasets.kind_of(path)
+  options = {'validation': given.validation, 'seed': config.seed, 'task': config.task}
+  if kind in ('pictures', 'sounds'):
+    options |= {'keep': given.keep, 'threads': given.threads}
+  if kind == 'pictures':
+    options['size'] = given.size
+  elif kind == 'table':
+    options['label'] = given.label
+  return datasets.open_path(path, **options)
 
 
 def _thrifty(recipe: Recipe, config: Config) -> Recipe:

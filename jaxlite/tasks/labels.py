@@ -141,6 +141,8 @@ def names_of(given: Mapping[str, Any], what: str) -> list[str]:
   (['a', '1'], [])
   """
   names = given.get(what)
+  if isinstance(names, int | float | str):
+    raise ValueError(f'{what} is a list of names, one each; got {names!r}: leave it out, and they are numbered')
   return [] if names is None else [str(name) for name in names]
 
 

@@ -231,7 +231,7 @@ def test_what_is_no_text_is_named(texts, message):
   [
     ('{', '^an encoder is read from its JSON, as to_json wrote it'),
     ('[]', '^an encoder is read from its JSON, .* got a list'),
-    ('{"kind": "x"}', "^the JSON of an encoder has a kind, table or text; got 'x'"),
+    ('{"kind": "x"}', "^the JSON of an encoder has a kind, table, text, picture or sound; got 'x'"),
     (None, '^an encoder is read from its JSON'),
   ],
 )

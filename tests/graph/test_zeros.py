@@ -133,3 +133,18 @@ class TestParts:
       state = train.init(jax.random.key(0), BATCH)
     account = jl.trees.able(state.opt_state, 'account')
     assert any("'w' is not masked" in one.account(state.params).left for one in account)
+
+
+@pytest.mark.parametrize('form', ['tanh', 'square', 'a power', 'sign, straight through', 'a mask', 'few bits'])
+def test_corrections_are_made_where_a_multiple_is_multiplied(form):
+  """SparseGPT's corrections hold for a leaf that is multiplied as it is, or scaled; of a curve they would be wrong."""
+  draw = np.random.default_rng(1)
+  params = {'w': jnp.asarray(draw.normal(size=(6, 5)), jnp.float32)}
+  batch = {'inputs': jnp.asarray(draw.normal(size=(32, 6)), jnp.float32)}
+  context = jl.pruning.gather_statistics(lambda p, x: x @ KEEPS[form](p['w']), params, batches=[batch])
+  if form in ('a mask', 'few bits'):
+    assert (jl.pruning.sparsegpt(params, context, 0.5)[0]['w'] == 0).sum() == 15
+    return
+  with pytest.raises(ValueError, match="of 'w' that is no multiple"):
+    jl.pruning.sparsegpt(params, context, 0.5)
+  assert (jl.pruning.sparsify(params, 0.5, context=context)[0]['w'] == 0).sum() == 15

@@ -36,7 +36,9 @@ def published_shapes(module, form, size):
   own, found = trees.by_path(variables), {}
   for path, source in form.table(module).items():
     shape = own[path].shape
-    found[source.name] = {
+    if len(source.names) > 1:
+      shape = (*shape[:-1], shape[-1] // len(source.names))
+    told = {
       'same': shape,
       'conv': (*shape[3:1:-1], *shape[:2]) if len(shape) == 4 else shape,
       'dense': shape[::-1],
@@ -44,6 +46,7 @@ def published_shapes(module, form, size):
       'token': (1, 1, *shape),
       'positions': (1, *shape),
     }[source.form]
+    found |= dict.fromkeys(source.names, told)
   return found
 
 
@@ -72,11 +75,12 @@ CASES = [
     SMALL_VIT,
   )
   for form in forms_of(module)
+  if form.name != 'transformers'  # these are compared with the same weights under timm's names
 ]
 CASE = pytest.mark.parametrize('module, form', CASES, ids=[f'{type(one).__name__}-{form.name}' for one, form in CASES])
 FEW = pytest.mark.parametrize(
   'module, form',
-  [(one, forms_of(one)[-1]) for one in (DeepResNet((1, 2), classes=5), SMALL_VIT)],
+  [(one, forms_of(one)[0]) for one in (DeepResNet((1, 2), classes=5), SMALL_VIT)],
   ids=['resnet', 'vit'],
 )
 
@@ -331,3 +335,27 @@ def test_weights_of_another_network_are_refused():
     published(MLP((3,)), tensors)
   with pytest.raises(TypeError, match='mapping'):
     published(ResNet18(), [1])
+
+
+def test_a_variance_below_zero_is_refused():
+  module = DeepResNet((1,), classes=2)
+  tensors = random_tensors(module, forms_of(module)[0])
+  tensors['bn1.running_var'][3] = -1
+  with pytest.raises(ValueError, match=r"'bn1\.running_var'.*below 0"):
+    published(module, tensors)
+
+
+@pytest.mark.parametrize('module', [DeepResNet((1, 2), bottleneck=True, classes=5), SMALL_VIT], ids=['resnet', 'vit'])
+def test_names_of_transformers_give_the_same_arrays(module):
+  plain, other = forms_of(module)
+  tensors, renamed = random_tensors(module, plain), {}
+  for path, source in other.table(module).items():
+    whole = tensors[plain.table(module)[path].name]
+    renamed |= dict(zip(source.names, np.split(whole, len(source.names)), strict=True))
+  one = published(module, tensors)
+  if isinstance(module, ViT):
+    with pytest.raises(ValueError, match='epsilon=1e-12'):
+      published(module, renamed)
+  two = published(dataclasses.replace(module, epsilon=other.fields['epsilon']), renamed)
+  assert two.form == 'transformers'
+  assert all(map(np.array_equal, jax.tree.leaves(one.variables), jax.tree.leaves(two.variables)))

@@ -149,3 +149,33 @@ def test_every_written_array_is_read_or_given_out():
   read = {value for one in steps for value in one.reads}
   for one in steps:
     assert set(one.op.writes) & (read | set(flow.outputs)), one.op.name
+
+
+HALF = jnp.bfloat16
+GROUPS = jax.ShapeDtypeStruct((8,), jnp.int32)
+
+
+def ragged(x, w, groups):
+  return jax.grad(lambda w: (jax.lax.ragged_dot(x, w, groups) ** 2).sum())(w)
+
+
+@pytest.mark.parametrize(
+  ('fn', 'shapes', 'dtype', 'more'),
+  [
+    (lambda a, b, c: jnp.tanh(a @ b) @ c, [(256, 128), (128, 512), (512, 64)], HALF, ()),
+    (lambda a, b, c: jnp.tanh(a @ b) @ c, [(256, 128), (128, 512), (512, 64)], jnp.float16, ()),
+    (lambda x: x @ jax.random.normal(jax.random.key(0), x.shape), [(256, 256)], jnp.float32, ()),
+    (lambda x: (jnp.sort(x * 2, 1) * 3).sum(0), [(256, 256)], jnp.float32, ()),
+    (lambda x: (jnp.cumsum(x * 2, 1) * 3).sum(0), [(256, 256)], jnp.float32, ()),
+    (lambda t: jax.grad(lambda t: (t[jnp.arange(5) * 7 % 3] ** 2).sum())(t), [(4000, 32)], None, ()),
+    (ragged, [(512, 64), (8, 64, 96)], jnp.float32, (GROUPS,)),
+  ],
+  ids=['bfloat16', 'float16', 'random', 'sort', 'cumsum', 'embedding', 'ragged'],
+)
+def test_what_a_compiler_for_cpu_adds_of_its_own_is_counted(fn, shapes, dtype, more):
+  """Copies in 32 bits, words of random bits, masked groups; and what is changed where it lies is held once."""
+  args = [jax.ShapeDtypeStruct(shape, dtype or jnp.float32) for shape in shapes] + list(more)
+  told = held(jax.make_jaxpr(fn)(*args))
+  xla = jax.jit(fn).lower(*args).compile().memory_analysis()
+  actual = xla.temp_size_in_bytes + xla.output_size_in_bytes - xla.alias_size_in_bytes
+  assert 0.75 * actual <= told.temporaries + told.outputs <= 1.4 * actual

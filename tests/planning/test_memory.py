@@ -40,7 +40,7 @@ def told(*args, **kwargs):
 
 
 def test_more_batch_never_takes_less_memory():
-  found = [memory.forecast(told(batch=batch), HERE, 'traced', 'cold') for batch in (2, 32, 33, 2048, 32768)]
+  found = [memory.forecast(told(batch=batch), HERE, 'traced', 'cold') for batch in (2, 32, 33, 2048, 131072)]
   peaks = [one.peak for one in found]
   assert peaks == sorted(peaks)
   assert peaks[-1] > peaks[0] + 10 * MIB
@@ -80,6 +80,20 @@ def test_parts_sum_up_to_the_peak_and_stages_stand_in_their_order(basis, cache):
   assert found.data_segment > HERE.data_segment
   assert found.address_space > HERE.address_space
   assert found.kept == 0
+
+
+def test_what_an_earlier_run_freed_serves_the_next_and_its_libraries_are_in():
+  held = told(batch=256)
+  fresh = memory.forecast(held, HERE, 'traced', 'cold')
+  used = HERE._replace(anonymous=HERE.anonymous + 300 * MIB, files=220 * MIB, free=300 * MIB)
+  later = memory.forecast(held, used, 'traced', 'cold')
+  assert used.anonymous + used.files <= later.peak
+  assert later.peak < fresh.peak + 300 * MIB - 150 * MIB  # what it freed is taken first
+  full = memory.forecast(held, used._replace(free=0), 'traced', 'cold')
+  assert full.peak > later.peak
+  for one in (fresh, later, full):
+    assert sum(one.parts.values()) == one.peak
+    assert min(one.parts.values()) >= 0
 
 
 def test_a_warm_cache_never_takes_more():

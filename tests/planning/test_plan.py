@@ -81,6 +81,20 @@ def test_the_line_has_need_bound_limit_and_time_and_the_page_what_is_not_known()
     assert words in page, words
 
 
+def test_a_time_in_which_something_is_not_counted_is_told_as_the_least():
+  import jax
+
+  from jaxlite.planning.cost import NOT_COUNTED, cost
+
+  loop = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda c: c.sum() > 1, lambda c: c * 0.5, x))(jax.numpy.ones(3))
+  said = cost(loop).said
+  assert said
+  assert said[0].startswith(NOT_COUNTED)
+  for basis, told in (('cost', 'at least 2.0 min (of evaluation: a while loop'), ('probe', 'about 3.0 min')):
+    times = TIMES._replace(said=(f'of evaluation: {said[0]}',), basis=basis)
+    assert told in Plan('mine', None, None, times, limits(1)).line()
+
+
 def test_a_plan_of_nothing_says_so_and_invents_nothing():
   plan = Plan('mine', None, None, None, limits(1), unknown=('memory (why)', 'time (why)'))
   assert plan.line() == 'not known'
@@ -89,10 +103,11 @@ def test_a_plan_of_nothing_says_so_and_invents_nothing():
 
 def test_changes_are_shown_against_the_run_as_it_is_and_a_killed_one_as_killed():
   rows = changes([
-    Tried('as it is', 'same bits', 600 << 20, 0.1, True, ''),
+    Tried('as it is', 'same bits', 600 << 20, 0.1, True, '', 100),
     Tried('4 micro-batches', 'same up to rounding', 400 << 20, 0.12, True, '--config.machine.micro_batches=4'),
     Tried('half the batch', 'another result', None, None, False, '--config.data.batch_size=8'),
   ])  # fmt: skip
+  assert '10 s' in rows[2]  # 100 steps
   assert '400 MiB (-200 MiB)' in rows[3]
   assert '(x 1.20)' in rows[3]
   assert 'killed' in rows[4]

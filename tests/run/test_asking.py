@@ -65,7 +65,7 @@ def test_help_answers_within_a_second_and_names_what_can_be_asked():
   began = time.process_time(), time.monotonic()
   done = subprocess.run([sys.executable, 'launch.py', '--help'], cwd=ROOT, capture_output=True, text=True, check=True)
   del began
-  for word in ('--mode=plan', '--mode=fit', '--mode=doctor', '--minutes', '--[no]check', '--[no]force'):
+  for word in ('--mode=plan', '--mode=fit', '--mode=doctor', '--task', '--minutes', '--[no]check', '--[no]force'):
     assert word in done.stdout, word
 
 
@@ -164,11 +164,42 @@ def test_a_run_of_ours_is_found_by_check(tmp_path):
   config.data.batch_size, config.log.tensorboard = 8, False
   said = []
   result = jl.train(config, tmp_path / 'x', data=data, say=said.append)
-  assert set(result.forecast) >= {'memory'}
+  assert set(result.forecast) >= {'memory', 'memory compiled'}
+  assert result.forecast['memory compiled']['basis'] == 'compiled'
+  assert result.forecast['memory compiled']['actual'] == result.forecast['memory']['actual']
   assert [line for line in said if line.startswith('forecast: needs')], said
   table = checking.table(tmp_path)
   assert re.search(r'^x +', table, re.MULTILINE)
   assert json.loads((tmp_path / 'x' / 'result.json').read_text())['forecast'] == result.forecast
+
+
+def test_what_the_compiled_step_shows_is_warned_of_before_the_first_step(tmp_path, monkeypatch):
+  from jaxlite.planning import memory
+  from jaxlite.planning.plan import TIGHT, TOO_LARGE
+  from jaxlite.run import foreseen
+  from jaxlite.run.jobs import job_of
+  from jaxlite.run.setup import prepare
+
+  rng = np.random.default_rng(0)
+  config = jl.Config(name='x', train=jl.Duration(steps=3))
+  config.data.batch_size, config.machine.rewrites = 8, False
+  setup = prepare(config, tmp_path, None, (rng.normal(size=(60, 4)).astype(np.float32), np.arange(60) % 2))
+  job, said = job_of(setup), []
+  began = foreseen.Start(foreseen.foreseen(job, 'x'), foreseen.entry(), True, job)
+  program = setup.train.programs.compile(setup.abstract, setup.first_batch)
+  found = memory.from_program(job, began.plan.memory.sizes, program, HERE)
+  for size, word in (((found.peak + found.upper) // 2, TIGHT), (found.peak // 2, TOO_LARGE), (10 * found.upper, '')):
+    here = HERE._replace(resident_memory=size)
+    monkeypatch.setattr(foreseen.machine_limits, 'limits', lambda here=here: here)
+    said.clear()
+    if word == TOO_LARGE:
+      with pytest.raises(ValueError, match='this run would be killed'):
+        foreseen.bettered(began, program, setup, lambda one: prepare(one, tmp_path, None, setup.data), said.append)
+      continue
+    better = foreseen.bettered(began, program, setup, lambda one: setup, said.append)
+    assert better.better.basis == 'compiled'
+    assert any(line.startswith(f'warning: {TIGHT}') for line in said) == bool(word)
+  assert foreseen.bettered(began, None, setup, lambda one: setup, said.append) is began  # several programs a step
 
 
 def test_a_plan_of_the_same_arguments_is_that_of_the_run(tmp_path):

@@ -3,13 +3,13 @@
 import json
 import os
 import pathlib
-import random
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from fitted import random_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENT = pathlib.Path(__file__).with_name('fitted.py')
@@ -91,22 +91,6 @@ def test_no_form_of_what_is_far_too_large_fits_and_that_is_said_in_a_line(tmp_pa
   done = launch(tmp_path, {**LARGE, 'width': 4096, 'batch': 64, 'evaluation': 64}, 600, '--mode=fit')
   assert done.returncode == 2, done.stdout
   assert done.stderr.strip().splitlines()[-1].startswith('error: no')
-
-
-def random_job(seed):
-  rng = random.Random(seed)
-  job = {
-    'kind': rng.choice(['function', 'function', 'linen', 'dropout', 'statistics']),
-    'width': rng.choice([64, 128, 256, 512]),
-    'depth': rng.choice([1, 2, 4, 8]),
-    'batch': rng.choice([64, 1024, 4096, 8192]),
-    'evaluation': rng.choice([512, 2048, 8192]),
-    'features': rng.choice([8, 64, 256]),
-    'examples': 20_000,
-    'steps': 4,
-    'seed': seed,
-  }
-  return job, rng.choice([560, 640, 760, 900])
 
 
 def comes_through(place, seed):

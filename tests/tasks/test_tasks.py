@@ -150,6 +150,8 @@ def test_a_task_of_ones_own_is_not_found_by_name():
     (tasks.multi_label(), [0, 1], 'numpy.stack'),
     (tasks.multi_label(), [[0, 2]], 'has 2 at [0, 1]'),
     (tasks.multi_label(['a']), [[0, 1]], 'got 1 names for 2'),
+    (tasks.multi_label(3000), [[0, 1]], 'a list of names, one each; got 3000'),
+    (tasks.regression('price'), [0.0], "a list of names, one each; got 'price'"),
     (tasks.language(), [0, 1], '[N, T]'),
     (tasks.language(), [[0, -100]], 'write -1'),
     (tasks.language(), [[0.0]], 'integers'),

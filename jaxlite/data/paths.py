@@ -1,0 +1,113 @@
+"""A data set by its path: what lies there says what it is, pictures, sounds, a table or texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxlite.data import cache
+from jaxlite.data.dataset import Dataset
+from jaxlite.data.folders import is_hidden
+from jaxlite.host.files import expanded
+
+TABLES = ('.csv', '.tsv', '.parquet', '.pq', '.jsonl', '.ndjson')
+_LOOKED_AT = 200  # files of a folder that say what it holds
+
+
+def path_of(source: str, directory: str = '') -> Path | None:
+  """Returns the file or folder that a source names, or None where it is the name of a data set.
+
+  A bare name is looked for in `directory` alone: it never means what happens to lie in the current folder.
+
+  >>> path_of('digits') is None
+  True
+  """
+  if directory and not os.path.isabs(source):
+    found = expanded(directory) / source
+  elif '/' in source or os.sep in source or source.lower().endswith(TABLES):
+    found = expanded(source)
+  else:
+    return None
+  if not found.exists() or any(found.glob(f'**/{cache.PROOF}') if found.is_dir() else ()):
+    return None  # what TensorFlow Datasets prepared is read by name
+  return found
+
+
+def kind_of(path: Path) -> str:
+  """Returns what lies at a path: 'pictures', 'sounds', 'texts' or 'table'.
+
+  Raises:
+    ValueError: nothing that is read here.
+  """
+  from jaxlite.data.pixels import reads_name
+  from jaxlite.data.sound_folder import reads_sound
+
+  if path.is_file():
+    if path.suffix.lower() in TABLES:
+      return 'table'
+    raise ValueError(f'a file of data is one of {", ".join(TABLES)}; got {path}: name the folder of pictures or sounds')
+  seen = []
+  for name in _names(path):
+    for kind, reads in (
+      ('table', lambda one: one.lower().endswith(('.parquet', '.pq'))),
+      ('sounds', reads_sound),
+      ('texts', lambda one: one.lower().endswith('.txt')),
+      ('pictures', lambda one: os.path.splitext(one)[1] != '' and reads_name(one)),
+    ):
+      if reads(name):
+        return kind
+    seen.append(name)
+  got = f'{", ".join(seen[:3])} and others' if seen else 'nothing'
+  raise ValueError(f'a folder of data holds pictures, WAV files, texts or Parquet; {path} holds {got}')
+
+
+def open_path(
+  path: str | os.PathLike[str], *, size: int = 0, label: str = '', keep: str = 'auto', threads: int = 0, **options: Any
+) -> Dataset:
+  """Makes a Dataset of what lies at a path.
+
+  Args:
+    path: a folder of pictures (`pictures`), of WAV files (`sounds`) or texts by class, a table in CSV, Parquet or JSON
+      lines (`from_table`, or `labeled_texts` where the columns are `text` and the label).
+    size: of pictures, height and width; 0 where all have one.
+    label: of a table, the column that is learned; '' for 'label'.
+    keep: as in `pictures`.
+    threads: that decode; 0 takes one a core.
+    **options: validation, seed, task.
+
+  Returns:
+    The Dataset.
+
+  Raises:
+    ValueError: as its maker; nothing there that is read.
+  """
+  from jaxlite.data import frames, labeled_texts, pictures, sounds
+  from jaxlite.data.tables import from_table
+
+  path = Path(path)
+  kind = kind_of(path)
+  files = {'keep': keep, 'threads': threads or None, **options}
+  if kind == 'pictures':
+    return pictures(path, size or None, **files)
+  if kind == 'sounds':
+    return sounds(path, **files)
+  if kind == 'texts':
+    return labeled_texts(path, **options)
+  columns = frames.read_columns(path)
+  if set(columns) == {'text', label or 'label'}:
+    return labeled_texts(path, label=label or 'label', **options)
+  return from_table(columns, label or 'label', name=path.stem, **options)
+
+
+def _names(path: Path) -> Iterator[str]:
+  count = 0
+  for _, folders, names in os.walk(path, followlinks=False):
+    folders[:] = sorted(name for name in folders if not is_hidden(name))
+    for name in sorted(names):
+      if not is_hidden(name):
+        yield name
+        count += 1
+    if count > _LOOKED_AT:
+      return

@@ -1,0 +1,319 @@
+"""Which leaf takes which array, and how; and one error that tells everything that cannot be."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlite import trees
+from jaxlite.contract import CONST
+from jaxlite.errors import nearest
+from jaxlite.finetuning import axes, keras_names, names
+from jaxlite.finetuning.axes import Move, Unclear
+from jaxlite.finetuning.program import Kernel
+from jaxlite.finetuning.weights import Weights, WeightsError
+
+Transform = Sequence[int] | Callable[[np.ndarray], Any]
+_FIXED = f'{CONST}/keras/'  # what an adapter keeps of a Keras model's frozen variables
+_OWN_FORMS = ('run', 'orbax', 'msgpack', 'npz', 'safetensors')  # may be a save of this very model
+_SHOWN = 6
+
+
+class Target(NamedTuple):
+  """What is filled.
+
+  Attributes:
+    leaves: shapes and dtypes by path, of params and state.
+    kernels: what the program multiplies.
+    order: the place of each leaf among those that the program reads.
+  """
+
+  leaves: Mapping[str, Any]
+  kernels: dict[str, Kernel]
+  order: Mapping[str, int]
+
+
+class Plan(NamedTuple):
+  """What one leaf takes.
+
+  Attributes:
+    source: the array's name in the file.
+    move: the stored array -> the leaf's.
+    how: what that does, in words; empty where it is as stored.
+  """
+
+  source: str
+  move: Callable[[np.ndarray], Any]
+  how: tuple[str, ...]
+
+
+class Matched(NamedTuple):
+  """Plans by path, in the model's order, and what is left out, by name, with why."""
+
+  plans: dict[str, Plan]
+  left: dict[str, str]
+
+
+def own_path(path: str) -> str:
+  """The path of a leaf among a network's own, whichever collection keeps it."""
+  return path.removeprefix(_FIXED)
+
+
+def leaves_of(params: Any, state: Any) -> dict[str, Any]:
+  """Returns a network's own leaves by path: its params, then its state; what hooks keep is left out."""
+  found = {path: leaf for path, leaf in trees.by_path(params).items() if not trees.is_extra(path)}
+  for path, leaf in trees.by_path(state).items():
+    own = own_path(path)
+    if own == path and trees.is_extra(path):
+      continue
+    if own in found:
+      raise WeightsError(f'{own!r} is a path of the params and of the state: rename one')
+    found[own] = leaf
+  return found
+
+
+def match(
+  held: Weights,
+  target: Target,
+  kept: Mapping[str, str],
+  rules: Mapping[str, str | None],
+  transforms: Mapping[str, Transform],
+  layout: str | None,
+  *,
+  by_order: bool,
+) -> Matched:
+  """Pairs, lays out and judges; nothing is read.
+
+  Raises:
+    WeightsError: everything that is missing, left over, of another shape or unclear, and what to write.
+  """
+  renamed, left = _renamed(held, rules)
+  wanted = [path for path in target.leaves if path not in kept]
+  found, unclear = names.pair(list(renamed), list(target.leaves))
+  for path in [path for path in found if path in kept]:
+    name = found.pop(path)
+    left[renamed.pop(name)] = f'{path} is new'
+  convention = _convention(held, layout)
+  ordered: set[str] = set()
+  if by_order:
+    more = _by_order(held, renamed, found, wanted, target, convention)
+    found, ordered = {**found, **more}, set(more)
+  moves, problems = _moves(held, renamed, found, target, convention, transforms, layout)
+  other = {'torch': 'jax', 'jax': 'torch'}.get(convention, '')
+  again = _moves(held, renamed, found, target, other, transforms, other)[1] if problems and other else problems
+  used = set(found.values())
+  for name in [name for name in renamed if name not in used]:
+    if re.split(r'[./]', name)[-1] in names.COUNTERS:
+      left[renamed.pop(name)] = 'a counter of training'
+  missing = [path for path in wanted if path not in found]
+  extra = [name for name in renamed if name not in used]
+  if missing or extra or problems:
+    fits = other if len(again) < len(problems) else ''
+    theirs = {path: held.shape(renamed[name]) for path, name in found.items()}
+    raise WeightsError(_told(held, target, missing, extra, problems, unclear, kept, fits, theirs))
+  plans = {}
+  for path in (path for path in target.leaves if path in found):
+    move, how = moves[path]
+    words = ('renamed by rule',) if renamed[found[path]] != _bare(found[path], held) else ()
+    plans[path] = Plan(renamed[found[path]], move, (*words, *(('by order',) if path in ordered else ()), *how))
+  return Matched(plans, left)
+
+
+def _bare(name: str, held: Weights) -> str:
+  """The name in the file of one that no rule changed; '' of one that a rule did."""
+  told = keras_names.by_meaning(held)
+  back = {new: old for old, new in told.items()} if told else {}
+  return back.get(name, name if name in held else '')
+
+
+def _renamed(held: Weights, rules: Mapping[str, str | None]) -> tuple[dict[str, str], dict[str, str]]:
+  """Names after the rules, each with its name in the file; and what rules leave out."""
+  told = keras_names.by_meaning(held)
+  renamed: dict[str, str] = {}
+  left: dict[str, str] = {}
+  hit = dict.fromkeys(rules, False)
+  for name in held:
+    new: str | None = told.get(name, name)
+    for pattern, replacement in rules.items():
+      assert new is not None
+      try:
+        matched = re.search(pattern, new)
+        after = None if matched and replacement is None else re.sub(pattern, replacement or '', new)
+      except re.error as error:
+        raise ValueError(f'rules: {pattern!r} is no rule of regular expressions: {error}') from None
+      if matched:
+        hit[pattern], new = True, after
+        break
+    if new is None:
+      left[name] = 'by rule'
+    elif new in renamed:
+      raise ValueError(f'rules give {renamed[new]!r} and {name!r} one name, {new!r}: make them differ')
+    else:
+      renamed[new] = name
+  for pattern, was in hit.items():
+    if not was:
+      raise ValueError(f'rules: {pattern!r} matches nothing in {held.where}; nearest: {nearest(pattern, held)}')
+  return renamed, left
+
+
+def _convention(held: Weights, layout: str | None) -> str:
+  if layout not in (None, 'torch', 'jax'):
+    raise ValueError(f"layout is 'torch' ([out, in], OIHW) or 'jax' ([in, out], HWIO); got {layout!r}")
+  told = layout or {'keras': 'jax'}.get(held.layout, held.layout)
+  if told == 'jax' and layout is None and held.form in _OWN_FORMS:
+    told = names.layout_of(held) or 'jax'  # a checkpoint of Equinox keeps [out, in]
+  return told or names.layout_of(held)
+
+
+def _moves(
+  held: Weights,
+  renamed: Mapping[str, str],
+  found: Mapping[str, str],
+  target: Target,
+  convention: str,
+  transforms: Mapping[str, Transform],
+  layout: str | None,
+) -> tuple[dict[str, tuple[Callable[[np.ndarray], Any], tuple[str, ...]]], dict[str, str]]:
+  moves: dict[str, tuple[Any, tuple[str, ...]]] = {}
+  problems: dict[str, str] = {}
+  by_hand = _by_hand(transforms, target.leaves)
+  for path, name in found.items():
+    if path in by_hand:
+      moves[path] = by_hand[path], ('converted by rule',)
+      continue
+    shape, wanted = held.shape(renamed[name]), tuple(target.leaves[path].shape)
+    same = layout is None and held.form in _OWN_FORMS and held.layout != 'torch' and renamed[name] == path
+    kernel = target.kernels.get(path)
+    if kernel is None or (same and shape == wanted):
+      move = axes.as_stored(shape, _joined(path, shape, wanted, target))
+      move = move if isinstance(move, Unclear) else move._replace(shape=wanted)
+    elif not convention:
+      move = Unclear("nobody says whether kernels are [out, in] or [in, out]: give layout='torch' or 'jax'")
+    else:
+      move = axes.moved(shape, wanted, kernel, convention)
+    if isinstance(move, Unclear):
+      problems[path] = move.why
+    else:
+      moves[path] = move, _words(move, shape)
+  return moves, problems
+
+
+def _joined(path: str, shape: Sequence[int], wanted: Sequence[int], target: Target) -> Sequence[int]:
+  """The shape of a leaf; of a bias, joined as the outputs of the kernel beside it are in the file."""
+  parent = path.rpartition('/')[0]
+  for other, kernel in target.kernels.items():
+    if not len(shape) == 1 < len(wanted) or other.rpartition('/')[0] != parent or kernel.layout is None:
+      continue
+    if tuple(target.leaves[other].shape[axis] for axis in kernel.layout.outputs) == tuple(wanted):
+      return (math.prod(wanted),)
+  return wanted
+
+
+def _words(move: Move, shape: Sequence[int]) -> tuple[str, ...]:
+  reshaped = len([one for one in move.split if one > 1]) != len([one for one in shape if one > 1])
+  reshaped |= move.shape != tuple(move.split[axis] for axis in move.order)
+  return (*(('transposed',) if move.transposes else ()), *(('reshaped',) if reshaped else ()))
+
+
+def _by_hand(transforms: Mapping[str, Transform], leaves: Mapping[str, Any]) -> dict[str, Callable[[np.ndarray], Any]]:
+  found: dict[str, Callable[[np.ndarray], Any]] = {}
+  for pattern, given in transforms.items():
+    for path in trees.select(leaves, pattern, what='load_weights: transforms'):
+      found[path] = given if callable(given) else _permuted(tuple(given), path)
+  return found
+
+
+def _permuted(order: tuple[int, ...], path: str) -> Callable[[np.ndarray], np.ndarray]:
+  def move(array: np.ndarray) -> np.ndarray:
+    if sorted(order) != list(range(array.ndim)):
+      raise ValueError(f'transforms: {order} is no order of the {array.ndim} axes that {path!r} has in the file')
+    return array.transpose(order)
+
+  return move
+
+
+def _by_order(
+  held: Weights,
+  renamed: Mapping[str, str],
+  found: Mapping[str, str],
+  wanted: Sequence[str],
+  target: Target,
+  convention: str,
+) -> dict[str, str]:
+  """Pairs modules that no name pairs, in the file's order and the program's, where all of their arrays fit."""
+  used = set(found.values())
+  theirs = _modules([name for name in renamed if name not in used and names.key_of(name).role not in names.COUNTERS])
+  ours = _modules([path for path in wanted if path not in found])
+  last = len(target.order)
+  kinds: dict[tuple[str, ...], list[list[dict[str, str]]]] = {}
+  for side, modules in enumerate((theirs, ours)):
+    for module in modules.values():
+      kinds.setdefault(tuple(sorted(module)), [[], []])[side].append(module)
+  pairs: dict[str, str] = {}
+  for one, other in kinds.values():
+    if len(one) != len(other):
+      continue
+    ranked = sorted(other, key=lambda module: min(target.order.get(path, last) for path in module.values()))
+    for source, module in zip(one, ranked, strict=True):
+      pairs |= {path: source[role] for role, path in module.items()}
+  return pairs
+
+
+def _modules(paths: Sequence[str]) -> dict[tuple[str, ...], dict[str, str]]:
+  """Names by module and role."""
+  found: dict[tuple[str, ...], dict[str, str]] = {}
+  for path in paths:
+    key = names.key_of(path)
+    found.setdefault(key.module, {})[key.role] = path
+  return found
+
+
+def _told(
+  held: Weights,
+  target: Target,
+  missing: Sequence[str],
+  extra: Sequence[str],
+  problems: Mapping[str, str],
+  unclear: Mapping[str, Sequence[str]],
+  kept: Mapping[str, str],
+  layout: str,
+  theirs: Mapping[str, Sequence[int]],
+) -> str:
+  """Everything that is wrong, in one line, with what to write."""
+  parts, fixes = [], []
+  other = [path for path, why in problems.items() if why == 'shape']
+  if other:
+    shapes = [f'{path} {list(target.leaves[path].shape)} (in the file {list(theirs[path])})' for path in other]
+    parts.append(f'{len(other)} of another shape: {_some(shapes)}')
+    if layout:
+      fixes.append(f'layout={layout!r}, by which more of them fit')
+    fixes.append("head='new' where it is the head" if not kept else 'new= for what starts anew')
+  hard = [f'{path} ({why})' for path, why in problems.items() if why != 'shape']
+  if hard:
+    parts.append(f'{len(hard)} that cannot be told: {_some(hard)}')
+    fixes.append("transforms={'path': (1, 0)} or a function for these")
+  doubled = [f'{path} ({" or ".join(unclear[path][:3])})' for path in missing if path in unclear]
+  if doubled:
+    parts.append(f'{len(doubled)} that several arrays could be: {_some(doubled)}')
+  absent = [path for path in missing if path not in unclear]
+  if absent:
+    near = f'; nearest to the first: {nearest(absent[0], extra)}' if extra else ''
+    parts.append(f'{len(absent)} missing: {_some(absent)}{near}')
+    fixes.append('new= for what starts anew')
+  if extra:
+    parts.append(f'{len(extra)} left over: {_some(extra)}')
+    fixes.append("rules={'^name': None} for what is not wanted, {'^name': 'path'} for another name")
+  if absent and extra:
+    fixes.append("match='order' where names have nothing in common")
+  nested = sorted({name.split('/')[0] for name in extra if held.form == 'torch' and '/' in name})
+  if nested:
+    fixes.append(f'key={nested[-1]!r} for a part of a checkpoint')
+  return f'{held.where} does not fit the model: {"; ".join(parts)}: give {", or ".join(dict.fromkeys(fixes))}'
+
+
+def _some(found: Sequence[str]) -> str:
+  return ', '.join(found[:_SHOWN]) + (f' and {len(found) - _SHOWN} more' if len(found) > _SHOWN else '')
