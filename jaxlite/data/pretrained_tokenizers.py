@@ -34,7 +34,8 @@ _CONTROL, _OWN = 3, 4  # kinds of tokens that are matched in a text as they are
 def gguf_tokenizer(about: Mapping[str, Any]) -> SubwordTokenizer:
   """Makes the tokenizer of a GGUF file from its vocabulary and merges.
 
-  Byte-level byte pair encoding; other kinds are refused. Decoded, what was encoded is the text again.
+  Byte-level byte pair encoding; other kinds are refused. Decoded, what was encoded is the text again, but for bytes
+  that the vocabulary lacks (SmolLM2's: six control characters and some of rare scripts), which are left out.
 
   Args:
     about: the file's metadata (`jaxlite.finetuning.read(path).about`).
@@ -44,6 +45,11 @@ def gguf_tokenizer(about: Mapping[str, Any]) -> SubwordTokenizer:
 
   Raises:
     ValueError: another kind of tokenizer, entries that are missing or do not fit each other.
+
+  >>> gguf_tokenizer({'tokenizer.ggml.model': 'bert'})  # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+    ...
+  ValueError: the tokenizer of a GGUF file is read where it is of bytes and merges, 'gpt2'; got 'bert': give a ...json
   """
 
   def of(name: str, default: Any = None) -> Any:

@@ -193,7 +193,7 @@ def test_weights_of_other_kinds_are_refused():
     text_network(made, about)
 
 
-@pytest.mark.parametrize('dtype, near', [('bfloat16', 0.05), ('float16', 0.005), ('int8', 0.05)])
+@pytest.mark.parametrize('dtype, near', [('bfloat16', 0.05), ('int8', 0.05)])
 def test_parameters_stay_in_what_they_are_kept_in(dtype, near):
   tokens = np.array([3, 0, 22, 7, 7, 1])
   whole = text_network(tensors(), CONFIG)
