@@ -112,7 +112,14 @@ def forward_by_hand(found, tokens, slower=1.0):
   return norm(x, 'model.norm') @ head.T
 
 
-@pytest.mark.parametrize('config', [{}, {'tie_word_embeddings': True}, {'model_type': 'qwen2'}])
+@pytest.mark.parametrize(
+  'config',
+  [
+    {},
+    pytest.param({'tie_word_embeddings': True}, marks=pytest.mark.slow),
+    pytest.param({'model_type': 'qwen2'}, marks=pytest.mark.slow),
+  ],
+)
 def test_published_weights_give_the_forward_of_numpy_from_both_kinds_of_names(config):
   config = CONFIG | config
   found, tokens = tensors(config), np.array([3, 0, 22, 7, 7, 1])
