@@ -59,13 +59,12 @@ def one(seed: int, rounds: int) -> dict[str, Any]:
   """Searches and tries one job; this process's own limit is that of the job, and those it starts inherit it."""
   import resource
 
-  sys.path.insert(0, str(EXPERIMENT.parent))
-  import fitted
-
+  sys.path.insert(0, str(ROOT / 'tests'))
   from jaxlite.run import fitting
   from jaxlite.run.trial import MARGIN, Died, Source, asked
+  from random_jobs import random_job
 
-  job, limit = fitted.random_job(seed)
+  job, limit = random_job(seed)
   Path(os.environ['JOB']).write_text(json.dumps(job))
   resource.setrlimit(resource.RLIMIT_DATA, (limit << 20,) * 2)
   source = Source(str(EXPERIMENT), [], str(ROOT), False, 'run')

@@ -35,7 +35,7 @@ def made(case: memory_cases.Case) -> tuple[Any, Any]:
   from jaxlite import data as datasets
 
   inputs, labels = memory_cases.data(case)
-  outputs = {'regression': 1, 'language': memory_networks.VOCABULARY, 'segmentation': 4}.get(case.task, 10)
+  outputs = {'regression': 1, 'language': memory_networks.VOCABULARY, 'segmentation': 4, 'tables': 3}.get(case.task, 10)
   config = memory_cases.config(case, '')
   facts = {'vocabulary': memory_networks.VOCABULARY} if case.task == 'language' else None
   data = datasets.from_arrays((inputs, labels), task=config.task, facts=facts)

@@ -82,4 +82,18 @@ def _summary(files: list[Path]) -> list[str]:
       middle = 100 * math.expm1(statistics.median(errors)) if errors else math.nan
       kept = sum(map(holds, known))
       lines.append(f'{what}: median error {middle:.0f} %, {kept} of {len(known)} {share}')
+  return lines + _targets([one['target'] for one in every if one.get('target')])
+
+
+def _targets(found: list[dict[str, Any]]) -> list[str]:
+  """How runs with a target came to it, and how right a fifth of the run was about the step."""
+  if not found:
+    return []
+  met = [one for one in found if one['reached'] is not None]
+  lines = [f'target: {len(met)} of {len(found)} reached']
+  told = [one for one in met if one['early'] and one['early']['step'] is not None]
+  if told:
+    middle = statistics.median(abs(one['early']['step'] / one['reached'] - 1) for one in told)
+    kept = sum(one['early']['low'] <= one['reached'] <= one['early']['high'] for one in told)
+    lines[0] += f'; from a fifth of the run median error {middle:.0%}, {kept} of {len(told)} in the 80 % interval'
   return lines

@@ -160,8 +160,8 @@ def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
       raise
     say(f'  {label}: cannot be ({error})')
     return Tried(label, form['result'], None, None, False, how)
-  limit = form['limit']
-  fits = limit is None or found['peak'] <= limit * MARGIN
+  room = form['room']  # limits of the process held the trial itself: what they count is not resident memory
+  fits = room is None or found['peak'] <= room * MARGIN
   pace = '' if found['step'] is None else f', {spoken(found["step"])} a step'
   say(f'  {label}: {"fits" if fits else "does not fit"} ({mib(found["peak"])}{pace})')
   return Tried(label, form['result'] or SAME, found['peak'], found['step'], fits, how)

@@ -179,7 +179,8 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
 
   Returns:
     'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields',
-    'result', 'upper', 'limit', 'word', 'dies', 'step' and 'total' in seconds, None where they are not known.
+    'result', 'upper', 'limit', 'word', 'dies', 'room' (of resident memory, in bytes), 'step' and 'total' in seconds,
+    None where they are not known.
   """
   setup = prepare(placed(config, folder), folder)
   here, found = machine_limits.limits(), []
@@ -247,6 +248,7 @@ def _forecast(setup: Setup, edit: Edit, here: Any) -> dict[str, Any]:
   job, known = job_of(changed), known_rates()
   told: dict[str, Any] = {'name': edit.name, 'fields': edit.fields, 'result': edit.result}
   told |= dict.fromkeys(('upper', 'limit', 'word', 'dies', 'step', 'total'))
+  told['room'] = min(here.resident_memory, resident() + here.resident_free) if here.resident_memory else None
   with contextlib.suppress(Exception):  # the trial tells
     verdict = judged(memory.traced(job, here), here, resident())
     if verdict is not None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import jaxlite as jl
 from jaxlite.planning.target import LEAST
 from jaxlite.report.result import Result, from_json, to_json
-from jaxlite.run import aiming
+from jaxlite.run import aiming, checking
 from jaxlite.run.records import read_records
 
 pytestmark = pytest.mark.unoptimized
@@ -53,6 +53,7 @@ def test_each_point_says_when_it_will_be_reached_and_the_end_whether_it_was(aime
   assert any(line.startswith(f'accuracy 0.75 was reached at step {first}') for line in said)
   assert 'step of accuracy 0.75 | ' in (folder / 'report.md').read_text()
   assert json.loads((folder / 'result.json').read_text())['forecast']['target'] == found
+  assert 'target: 1 of 1 reached' in checking.table(folder)
 
 
 def test_a_target_changes_no_number_and_a_run_that_goes_on_knows_its_whole_curve(aimed, tmp_path):

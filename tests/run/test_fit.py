@@ -9,7 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from fitted import random_job
+
+from random_jobs import random_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENT = pathlib.Path(__file__).with_name('fitted.py')
