@@ -76,6 +76,8 @@ def give_back(network: Network, module: Any) -> GivenBack:
       f'a module holds its own values alone; this network has {added[0]!r} of a part of its recipe too: load the run '
       'with model= and without what quantizes it'
     )
+  if 'keras' in const:  # frozen variables: of a network that was filled anew, they are others than the model's
+    state = {**state, 'state': trees.merge(state.get('state', {}), const['keras'])}
   checked = getattr(network.model.apply, 'checked', lambda inputs: inputs)
   standardized = _applied('normalize', normalize, const)
 

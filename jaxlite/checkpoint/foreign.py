@@ -96,7 +96,8 @@ def _leaf(folder: Path, name: str, path: str, *, ocdbt: bool, zarr3: bool) -> Fo
   if not ocdbt:
     store = {**base, 'path': f'{folder.resolve() / name}/'}
   context = tensorstore.Context({'cache_pool': {'total_bytes_limit': 0}})
-  spec = {'driver': 'zarr3' if zarr3 else 'zarr', 'kvstore': store}
+  # Orbax stores zeros, too: what is missing is lost, and would read as zeros.
+  spec = {'driver': 'zarr3' if zarr3 else 'zarr', 'kvstore': store, 'fill_missing_data_reads': False}
   try:
     array = tensorstore.open(spec, open=True, read=True, context=context).result()
     shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype.numpy_dtype)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlite.finetuning.flattened import Flat
 from jaxlite.finetuning.program import Kernel
 
 
@@ -84,11 +85,16 @@ def moved(shape: Sequence[int], wanted: Sequence[int], kernel: Kernel, layout: s
     return Unclear('it stacks several layers')
   if kernel.kind == 'conv':
     return _convolution(shape, wanted, kernel, layout, summed, outputs)
-  return _dense(shape, wanted, layout, summed, outputs)
+  return _dense(shape, wanted, layout, summed, outputs, kernel.flat)
 
 
 def _dense(
-  shape: Sequence[int], wanted: Sequence[int], layout: str, summed: Sequence[int], outputs: Sequence[int]
+  shape: Sequence[int],
+  wanted: Sequence[int],
+  layout: str,
+  summed: Sequence[int],
+  outputs: Sequence[int],
+  flat: Flat | None,
 ) -> Move | Unclear:
   many_in, many_out = (math.prod(wanted[axis] for axis in group) for group in (summed, outputs))
   ins, outs = [wanted[axis] for axis in summed], [wanted[axis] for axis in outputs]
@@ -105,7 +111,14 @@ def _dense(
   stored_out, stored_in = shape if layout == 'torch' else shape[::-1]
   if (stored_in, stored_out) != (many_in, many_out):
     return Unclear('shape')
-  split, places = (outs + ins, [*outputs, *summed]) if layout == 'torch' else (ins + outs, [*summed, *outputs])
+  across: list[Any] = list(summed)
+  if flat is not None:
+    if flat.channel is None or len(summed) != 1:
+      return Unclear('its inputs are a flattened picture, which PyTorch flattens as [C, H, W] and others as [H, W, C]')
+    order = [place for place in range(len(flat.sizes)) if place != flat.channel]
+    order = [flat.channel, *order] if layout == 'torch' else [*order, flat.channel]
+    ins, across = [flat.sizes[place] for place in order], [summed[0] + place / len(order) for place in order]
+  split, places = (outs + ins, [*outputs, *across]) if layout == 'torch' else (ins + outs, [*across, *outputs])
   return _placed(split, places, wanted)
 
 
@@ -139,9 +152,9 @@ def _convolution(
   return _placed(split, places, wanted) if tuple(shape) == told else Unclear('shape')
 
 
-def _placed(split: Sequence[int], places: Sequence[int], wanted: Sequence[int]) -> Move | Unclear:
-  """Axis `places[i]` of the leaf is the i-th of the stored one; axes of size 1 that nobody has come in between."""
-  if sorted(places) != [axis for axis in range(len(wanted)) if axis in places] or len(set(places)) != len(places):
+def _placed(split: Sequence[int], places: Sequence[float], wanted: Sequence[int]) -> Move | Unclear:
+  """The i-th axis stored lies at `places[i]` of the leaf (between two whole numbers: as a part of the lower axis)."""
+  if len(set(places)) != len(places):
     return Unclear('the program reads an axis of it twice')
   order = tuple(sorted(range(len(places)), key=lambda one: places[one]))
   return Move(tuple(split), order, tuple(wanted))

@@ -273,7 +273,7 @@ def _make(maker: _Maker, final: Path, say: Say | None) -> None:
   files.settle(part, final, lambda folder: _fetch(folder, maker.shape) is not None)
 
 
-def _opened(part: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _opened(part: Path, shape: tuple[int, ...]) -> Any:
   """The file that is filled: the one that a killed process left, where it has this form."""
   path = part / _ARRAY
   with contextlib.suppress(OSError, ValueError, EOFError):

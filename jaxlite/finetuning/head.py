@@ -7,6 +7,7 @@ under its own paths; the new head is `head/kernel` and `head/bias`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -101,7 +102,8 @@ def backbone(network: Any, inputs: Any, *, head: str | None = None, key: Any = N
         f'features are one array [B, ...]; the network gives {_kinds(outputs)}: give a function that picks one, '
         '(function, params), or name the weight behind the features, head='
       )
-    bare, dropped, told = model, {}, 'its outputs are the features'
+    bare, told = model, 'its outputs are the features'
+    dropped: dict[str, tuple[int, ...]] = {}
   else:
     bare, dropped = _headless(model, params, state, two, given.name, flat=head is None)
     told = f'the head, {given.name!r} {list(given.shape)}, is taken off'
@@ -193,7 +195,7 @@ def _headless(
   paths, leaves, treedef = trees.flatten(params)
   shapes = dict(zip(paths, [jax.ShapeDtypeStruct(jnp.shape(one), one.dtype) for one in leaves], strict=True))
 
-  def features(params: Params, state: State, inputs: Any, key: Any, step: Any, train: bool) -> Any:
+  def features(params: Params, state: State, inputs: Any, key: Any, step: Any, *, train: bool) -> Any:
     read = _read(model, params, state, inputs, train=train, key=key, step=step)
     results, records = _run(read, name)
     if name not in records:
@@ -204,7 +206,8 @@ def _headless(
 
   def slim(train: bool, *args: Any) -> tuple[Any, Any, list[bool], Any]:
     """The program of the features alone, and which leaves it reads."""
-    closed, out = jax.make_jaxpr(lambda *args: features(*args, train), return_shape=True)(*args)
+    run = functools.partial(features, train=train)
+    closed, out = jax.make_jaxpr(run, return_shape=True)(*args)
     bare, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return core.ClosedJaxpr(bare, closed.consts), out, used, None
 

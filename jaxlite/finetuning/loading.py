@@ -64,7 +64,8 @@ def load_weights(
   Leaves and arrays are paired by name, as frameworks differ in them (`layer1.0.conv1.weight` is
   `layer1_0/conv1/kernel`). How a kernel's axes lie comes from the file's convention and from what the model's program
   sums over, never from its shape. What is missing, left over, of another shape or unclear is refused, with the rule to
-  write; nothing is skipped unless a rule says so.
+  write; nothing is skipped unless a rule says so. What a file does not hold stays the model's own: epsilons, padding,
+  activations; compare predictions with the original's once.
 
   Args:
     model: what `adapt` takes: a Model, a Network, a Linen, NNX or Equinox module, a Haiku transform, a Keras model,
@@ -90,6 +91,7 @@ def load_weights(
   Raises:
     WeightsError: arrays are missing, left over, of another shape or layout than can be told.
     ValueError: a rule matches nothing.
+    TypeError: model or inputs is none.
 
   >>> import flax.linen as nn, tempfile
   >>> path = f'{tempfile.mkdtemp()}/w.npz'
@@ -103,6 +105,8 @@ def load_weights(
     raise ValueError(f"match is 'names' or 'order'; got {match!r}")
   if head not in ('match', 'new'):
     raise ValueError(f"head is 'match' or 'new'; got {head!r}")
+  if inputs is None or not all(hasattr(leaf, 'shape') and hasattr(leaf, 'dtype') for leaf in jax.tree.leaves(inputs)):
+    raise TypeError(f'inputs is one batch of arrays, or their jax.ShapeDtypeStructs; got {str(inputs)[:80]}')
   held = read(source)
   adapted = adapt(model)
   key = jax.random.key(0) if key is None else key
@@ -158,6 +162,8 @@ def _values(
     if array.dtype != wanted:
       how = (*how, f'cast from {array.dtype}')
       array = _cast(array, wanted, plan.source)
+    if is_floating(array.dtype) and not np.isfinite(array).all():
+      how = (*how, 'holds entries that are not finite')
     values[path] = jnp.array(array)  # a copy: what trains on owns its arrays, and the file may go
     rows.append(Row(path, plan.source, ', '.join(how) or 'as stored', held.shape(plan.source)))
   return values, rows

@@ -14,12 +14,15 @@ from jaxlite.contract import CONST
 from jaxlite.errors import nearest
 from jaxlite.finetuning import axes, keras_names, names
 from jaxlite.finetuning.axes import Move, Unclear
+from jaxlite.finetuning.flattened import Flat
 from jaxlite.finetuning.program import Kernel
 from jaxlite.finetuning.weights import Weights, WeightsError
 
 Transform = Sequence[int] | Callable[[np.ndarray], Any]
 _FIXED = f'{CONST}/keras/'  # what an adapter keeps of a Keras model's frozen variables
 _OWN_FORMS = ('run', 'orbax', 'msgpack', 'npz', 'safetensors')  # may be a save of this very model
+_KNOWN = ('pt', 'np', 'flax', 'jax', 'tf')  # what `format` says in safetensors whose kernels are known
+_PERMUTED = re.compile(r'attn_[qk]\.(weight|bias)$')
 _SHOWN = 6
 
 
@@ -30,11 +33,13 @@ class Target(NamedTuple):
     leaves: shapes and dtypes by path, of params and state.
     kernels: what the program multiplies.
     order: the place of each leaf among those that the program reads.
+    flat: leaves that are no kernels and lie along a flattened picture.
   """
 
   leaves: Mapping[str, Any]
   kernels: dict[str, Kernel]
   order: Mapping[str, int]
+  flat: Mapping[str, Flat]
 
 
 class Plan(NamedTuple):
@@ -107,7 +112,7 @@ def match(
   again = _moves(held, renamed, found, target, other, transforms, other)[1] if problems and other else problems
   used = set(found.values())
   for name in [name for name in renamed if name not in used]:
-    if re.split(r'[./]', name)[-1] in names.COUNTERS:
+    if names.is_counter(name):
       left[renamed.pop(name)] = 'a counter of training'
   missing = [path for path in wanted if path not in found]
   extra = [name for name in renamed if name not in used]
@@ -133,6 +138,9 @@ def _bare(name: str, held: Weights) -> str:
 def _renamed(held: Weights, rules: Mapping[str, str | None]) -> tuple[dict[str, str], dict[str, str]]:
   """Names after the rules, each with its name in the file; and what rules leave out."""
   told = keras_names.by_meaning(held)
+  for pattern, replacement in rules.items():
+    if not isinstance(pattern, str) or not isinstance(replacement, str | None):
+      raise ValueError(f'rules are expressions with a replacement, or None; got {{{pattern!r}: {replacement!r}}}')
   renamed: dict[str, str] = {}
   left: dict[str, str] = {}
   hit = dict.fromkeys(rules, False)
@@ -163,6 +171,8 @@ def _renamed(held: Weights, rules: Mapping[str, str | None]) -> tuple[dict[str, 
 def _convention(held: Weights, layout: str | None) -> str:
   if layout not in (None, 'torch', 'jax'):
     raise ValueError(f"layout is 'torch' ([out, in], OIHW) or 'jax' ([in, out], HWIO); got {layout!r}")
+  if layout is None and held.form == 'safetensors' and held.about.get('format', 'pt') not in _KNOWN:
+    return ''  # MLX, for one, stores convolutions as [out, *window, in]
   told = layout or {'keras': 'jax'}.get(held.layout, held.layout)
   if told == 'jax' and layout is None and held.form in _OWN_FORMS:
     told = names.layout_of(held) or 'jax'  # a checkpoint of Equinox keeps [out, in]
@@ -188,7 +198,12 @@ def _moves(
     shape, wanted = held.shape(renamed[name]), tuple(target.leaves[path].shape)
     same = layout is None and held.form in _OWN_FORMS and held.layout != 'torch' and renamed[name] == path
     kernel = target.kernels.get(path)
-    if kernel is None or (same and shape == wanted):
+    if _PERMUTED.search(renamed[name]) and held.about.get('general.architecture') == 'llama':
+      problems[path] = 'GGUF permutes its rows for rotary embeddings of neighboring pairs'
+      continue
+    if kernel is None and path in target.flat and not same:
+      move: Move | Unclear = Unclear('it lies along a flattened picture, which frameworks flatten in different orders')
+    elif kernel is None or (same and shape == wanted):
       move = axes.as_stored(shape, _joined(path, shape, wanted, target))
       move = move if isinstance(move, Unclear) else move._replace(shape=wanted)
     elif not convention:
@@ -246,7 +261,7 @@ def _by_order(
 ) -> dict[str, str]:
   """Pairs modules that no name pairs, in the file's order and the program's, where all of their arrays fit."""
   used = set(found.values())
-  theirs = _modules([name for name in renamed if name not in used and names.key_of(name).role not in names.COUNTERS])
+  theirs = _modules([name for name in renamed if name not in used and not names.is_counter(name)])
   ours = _modules([path for path in wanted if path not in found])
   last = len(target.order)
   kinds: dict[tuple[str, ...], list[list[dict[str, str]]]] = {}

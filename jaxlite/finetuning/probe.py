@@ -7,8 +7,9 @@ examples, the features are rotated into at most N of them first, which changes n
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from jaxlite.errors import counted, whole
 
 STRENGTHS = tuple(10.0**power for power in (-2, -1, 0, 1, 2, 3, 4))  # C of features whose mean square norm is 1
+_SMALL = 4_000_000  # numbers in a table of features
 _MOST_ITERATIONS, _FOLD_ITERATIONS = 500, 60  # of folds only a ranking of strengths is wanted
 
 
@@ -80,6 +82,26 @@ def fit_probe(
   """
   x, y = checked(features, labels, classes)
   w = None if weight is None else _weights(weight, len(y))
+  seen = None if validation is None else checked(validation[0], validation[1], classes, several=False)
+  with _one_thread() if x.size < _SMALL else contextlib.nullcontext():
+    if x.shape[1] <= len(x):
+      return _fitted(x, y, classes, w, seen, strengths, folds, seed)
+    inside, basis = spanned(x)  # once for all folds: every solution lies in the span of the examples
+    seen = None if seen is None else (seen[0] @ basis.T, seen[1])
+    found = _fitted(inside, y, classes, w, seen, strengths, folds, seed)
+    return found._replace(kernel=(basis.T @ found.kernel).astype(np.float32))
+
+
+def _fitted(
+  x: np.ndarray,
+  y: np.ndarray,
+  classes: int,
+  w: np.ndarray | None,
+  validation: tuple[np.ndarray, np.ndarray] | None,
+  strengths: Sequence[float],
+  folds: int,
+  seed: int,
+) -> Probe:
   strengths = sorted({float(one) for one in strengths})
   if not strengths or not all(0 < one < np.inf for one in strengths):
     raise ValueError(f'strengths are numbers above 0; got {strengths}')
@@ -87,7 +109,7 @@ def fit_probe(
     kernel, bias = _solve(x, y, classes, strengths, w)[strengths[0]]
     return Probe(*_cast(kernel, bias), strengths[0], {}, np.zeros(0, bool), 'given')
   if validation is not None:
-    vx, vy = checked(validation[0], validation[1], classes, several=False)
+    vx, vy = validation
     path = _solve(x, y, classes, strengths, w)
     logits = {one: vx @ kernel + bias for one, (kernel, bias) in path.items()}
     chosen_by = f'by {counted(len(vy), "validation example")}'
@@ -200,9 +222,7 @@ def _solve(
   *,
   roughly: bool = False,
 ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-  """Returns (kernel [D, classes], bias [classes]) by strength, weakest first, each from the one before it."""
-  from scipy import optimize
-
+  """Returns (kernel [D, classes], bias [classes]) by strength."""
   there = np.unique(y)
   at = np.searchsorted(there, y)
   mean = np.average(x, axis=0, weights=weight)
@@ -214,19 +234,43 @@ def _solve(
   w = np.ones(len(y)) if weight is None else weight
   found = {}
   start = np.zeros((width + 1) * kinds)
-  for strength in strengths:
-    objective = functools.partial(_objective, z, onehot, w, strength)
-    most = _FOLD_ITERATIONS if roughly else _MOST_ITERATIONS
-    options = {'maxiter': most, 'maxfun': 2 * most, 'maxcor': 20, 'ftol': 1e-6 if roughly else 1e-12}
-    options['gtol'] = (1e-3 if roughly else 1e-6) * max(1.0, strength) ** 0.5
-    start = optimize.minimize(objective, start, jac=True, method='L-BFGS-B', options=options).x
-    inner = start.reshape(width + 1, kinds)
+  for strength, flat in _path(z, onehot, w, strengths, start, roughly):
+    inner = flat.reshape(width + 1, kinds)
     kernel = (inner[:-1] if not len(basis) else basis.T @ inner[:-1]) / scale
     bias = inner[-1] - mean @ kernel
     whole_kernel, whole_bias = np.zeros((x.shape[1], classes)), np.full(classes, bias.min() - 1e3)
     whole_kernel[:, there], whole_bias[there] = kernel, bias
     found[strength] = whole_kernel, whole_bias
   return found
+
+
+def _path(
+  z: np.ndarray,
+  onehot: np.ndarray,
+  w: np.ndarray,
+  strengths: Sequence[float],
+  start: np.ndarray,
+  roughly: bool,
+) -> Iterator[tuple[float, np.ndarray]]:
+  """Yields the solution at each strength, weakest first, each from the one before it."""
+  from scipy import optimize
+
+  for strength in strengths:
+    objective = functools.partial(_objective, z, onehot, w, strength)
+    most = _FOLD_ITERATIONS if roughly else _MOST_ITERATIONS
+    options = {'maxiter': most, 'maxfun': 2 * most, 'maxcor': 20, 'ftol': 1e-6 if roughly else 1e-12}
+    options['gtol'] = (1e-3 if roughly else 1e-6) * max(1.0, strength) ** 0.5
+    start = optimize.minimize(objective, start, jac=True, method='L-BFGS-B', options=options).x
+    yield strength, start
+
+
+def _one_thread() -> Any:
+  """Small products on one thread: several would wait for each other longer than they compute."""
+  try:
+    from threadpoolctl import threadpool_limits
+  except ImportError:
+    return contextlib.nullcontext()
+  return threadpool_limits(1)
 
 
 def _objective(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Model
+from jaxlite.finetuning.flattened import Flat, flattened
 from jaxlite.graph import layouts, provenance, walk
 from jaxlite.graph.layouts import LeafLayout
 from jaxlite.graph.model import model_tags
@@ -26,6 +27,7 @@ class Kernel(NamedTuple):
     spatial: how many axes of a convolution's window there are.
     backward: a convolution whose input is spread out (transposed), where frameworks do not agree on the window's order.
     order: its place among the program's contractions.
+    flat: the flattened picture that it sums over; None where it does not.
   """
 
   kind: str
@@ -33,6 +35,7 @@ class Kernel(NamedTuple):
   spatial: int = 0
   backward: bool = False
   order: int = 0
+  flat: Flat | None = None
 
 
 class Program(NamedTuple):
@@ -41,10 +44,12 @@ class Program(NamedTuple):
   Attributes:
     kernels: what it multiplies, by path.
     order: the place of each leaf among those that it reads, by path; what it never reads is not there.
+    flat: leaves that are no kernels and lie along a flattened picture, by path.
   """
 
   kernels: dict[str, Kernel]
   order: dict[str, int]
+  flat: dict[str, Flat]
 
 
 def read_program(model: Model, params: Any, model_state: Any, inputs: Any) -> Program:
@@ -76,8 +81,12 @@ def read_program(model: Model, params: Any, model_state: Any, inputs: Any) -> Pr
         found[path] = before._replace(kind='mixed', layout=None)
   order: dict[str, int] = {}
   paths = [*trees.paths(params), *(path.removeprefix(f'{CONST}/keras/') for path in trees.paths(model_state))]
-  _first_uses(jaxpr.jaxpr, dict(zip(jaxpr.jaxpr.invars, paths, strict=False)), order)
-  return Program(found, order)
+  leaves = dict(zip(jaxpr.jaxpr.invars, paths, strict=False))
+  _first_uses(jaxpr.jaxpr, leaves, order)
+  many = len(jax.tree.leaves(inputs))
+  flat = flattened(jaxpr, leaves, jaxpr.jaxpr.invars[len(paths) : len(paths) + many])
+  kernels = {path: kernel._replace(flat=flat.get(path)) for path, kernel in found.items()}
+  return Program(kernels, order, {path: one for path, one in flat.items() if path not in kernels})
 
 
 def _first_uses(bare: Any, names: dict[Any, str], order: dict[str, int]) -> None:

@@ -51,6 +51,8 @@ def read(source: str | os.PathLike[str] | Weights, *, key: str | None = None, dt
   (2, 3)
   """
   found: Weights
+  if not isinstance(source, str | os.PathLike | Weights):
+    raise TypeError(f'weights are read from one path, or a name on the hub; got {str(source)[:80]!r}')
   if isinstance(source, Weights):
     found = source
   elif hub.is_hub(source):

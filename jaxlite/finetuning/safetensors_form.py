@@ -64,7 +64,7 @@ def read_safetensors(data: np.ndarray, where: str) -> Weights:
   if at != len(body):
     raise asker.refuse(f'its arrays take {at:,} bytes and {len(body):,} follow its table')
   asker.total(held, len(data))
-  layout = {'pt': 'torch', 'flax': 'jax'}.get(about.get('format', ''), '')
+  layout = {'pt': 'torch', 'flax': 'jax', 'tf': 'jax'}.get(about.get('format', ''), '')
   return Weights(held, where=where, form='safetensors', layout=layout, about=about)
 
 

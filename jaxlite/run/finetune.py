@@ -22,7 +22,8 @@ from jaxlite.run import loop
 from jaxlite.run.setup import dataset_of
 
 _COARSE = 500  # validation examples: below, accuracy moves in steps larger than what is to be seen
-_RATES = {'full': 3e-4, 'gradual': 3e-4, 'last': 1e-3, 'lora': 1e-3, 'probe': 1e-3}
+# From a solved head, whose loss is small already: a rate that suits drawn values undoes it in a few steps.
+_RATES = {'full': 3e-5, 'gradual': 3e-5, 'last': 1e-4, 'lora': 3e-4, 'probe': 1e-3}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -124,7 +125,7 @@ def _prepared(
   count = len(data.train.labels) if hasattr(data.train, 'labels') else 0
   begun = begin(config, network, data, say)
   if not given:
-    config = suited(config, begun.choice, count, len(data.validation.labels), asked=set(fields))
+    config = suited(config, begun, count, len(data.validation.labels), asked=set(fields))
   return dataclasses.replace(config, recipe=recipe_of(begun)), data, begun.network, begun.told
 
 
@@ -146,19 +147,21 @@ def begin(config: FineTune, network: Any, data: Any, say: Callable[[str], None] 
   )
 
 
-def suited(config: FineTune, chosen: choice.Choice, examples: int, validated: int, asked: set[str]) -> FineTune:
+def suited(config: FineTune, begun: start.Start, examples: int, validated: int, asked: set[str]) -> FineTune:
   """Returns a config with length, rate and pauses that suit a method and so many examples, where nobody said.
 
   Args:
     config: of the run.
-    chosen: how it learns.
+    begun: what it begins with.
     examples: of the training split.
     validated: examples of the validation split.
     asked: names of fields that somebody set.
   """
   data = dataclasses.replace(config.data, batch_size=max(1, min(32, examples)))
-  optim = dataclasses.replace(config.optim, lr=_RATES[chosen.method])
-  if chosen.method == 'probe':
+  method = begun.choice.method
+  rate = _RATES[method] * (1 if begun.probe is not None else 10)
+  optim = dataclasses.replace(config.optim, lr=rate)
+  if method == 'probe':
     every = Duration(steps=1)
     config = config if 'train' in asked else dataclasses.replace(config, train=Duration(steps=1))
     looks = dataclasses.replace(config.eval, every=every)
@@ -171,15 +174,20 @@ def suited(config: FineTune, chosen: choice.Choice, examples: int, validated: in
     looks = dataclasses.replace(config.eval, every=every, start=True, metric=metric)
   saves = dataclasses.replace(config.checkpoint, every=every)
   log = dataclasses.replace(config.log, every=every)
-  made = {'data': data, 'optim': optim, 'eval': looks, 'checkpoint': saves, 'log': log}
+  made: dict[str, Any] = {'data': data, 'optim': optim, 'eval': looks, 'checkpoint': saves, 'log': log}
   return dataclasses.replace(config, **{name: value for name, value in made.items() if name not in asked})
 
 
-def recipe_of(begun: start.Start) -> Callable[[FineTune, int], Recipe]:
+def recipe_of(begun: start.Start) -> Callable[[Any, int], Recipe]:
   """Returns the recipe of what was begun, as a config takes it: (config, total_steps) -> Recipe."""
 
   def recipe(config: FineTune, total_steps: int) -> Recipe:
-    options = {'unfrozen': config.unfrozen, 'phases': config.phases, 'rank': config.rank, 'alpha': config.alpha}
+    options: dict[str, Any] = {
+      'unfrozen': config.unfrozen,
+      'phases': config.phases,
+      'rank': config.rank,
+      'alpha': config.alpha,
+    }
     augment = config.augment(config) if config.augment is not None else ()
     return start.recipe(begun, total_steps, optim_config=config.optim, augment=augment, **options)
 

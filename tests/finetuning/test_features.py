@@ -175,3 +175,21 @@ def test_a_head_solved_on_them_is_that_of_the_whole(tmp_path):
   one, other = fit_probe(shown[:, 0], Y, 2), fit_probe(np.tanh(X @ A), Y, 2)
   assert one.strength == other.strength
   np.testing.assert_allclose(one.kernel, other.kernel, atol=1e-3)
+
+
+def test_a_folder_of_pictures_gives_what_its_arrays_give(tmp_path):
+  from PIL import Image
+
+  rng = np.random.default_rng(0)
+  for kind in ('cats', 'dogs'):
+    (tmp_path / 'data' / kind).mkdir(parents=True)
+    for number in range(10):
+      Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / 'data' / kind / f'{number}.png')
+  data = jl.data.pictures(tmp_path / 'data', size=8)
+  held = Split(np.asarray(data.train.inputs), data.train.labels)
+  params = {'a': jnp.asarray(rng.normal(size=(192, 4)), jnp.float32), 'b': jnp.ones((4, 2))}
+  net = (lambda p, x: jnp.tanh(x.reshape(len(x), -1) / 255.0 @ p['a']) @ p['b'], params)
+  one = backbone(net, held.inputs)
+  lazy = cached_features(one, data.train, tmp_path / 'features', batch_size=6)
+  np.testing.assert_array_equal(lazy, cached_features(one, held, tmp_path / 'other', batch_size=6))
+  assert kept(tmp_path / 'features') == kept(tmp_path / 'other')

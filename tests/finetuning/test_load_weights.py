@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 import jaxlite as jl
+from jaxlite import trees
 from jaxlite.deployment.safetensors_file import write_safetensors
 from jaxlite.finetuning import WeightsError, load_weights, read
 
@@ -259,7 +260,7 @@ def test_by_order_pairs_what_no_name_does_in_the_programs_own_order(tmp_path):
     @nn.compact
     def __call__(self, x):
       for _ in range(11):  # Dense_10 comes before Dense_2 in the alphabet
-        x = nn.LayerNorm()(nn.Dense(3)(x))
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(3)(x))
       return x
 
   rng = np.random.default_rng(0)
@@ -267,19 +268,20 @@ def test_by_order_pairs_what_no_name_does_in_the_programs_own_order(tmp_path):
   for layer in range(11):
     arrays[f'stack.{layer}.fc.weight'] = rng.normal(size=(3, 3)).astype(np.float32)
     arrays[f'stack.{layer}.fc.bias'] = rng.normal(size=3).astype(np.float32)
-    arrays[f'stack.{layer}.ln.weight'] = rng.normal(size=3).astype(np.float32)
-    arrays[f'stack.{layer}.ln.bias'] = rng.normal(size=3).astype(np.float32)
+    for role in ('weight', 'bias', 'running_mean', 'running_var'):
+      arrays[f'stack.{layer}.bn.{role}'] = rng.normal(size=3).astype(np.float32)
+    arrays[f'stack.{layer}.bn.num_batches_tracked'] = np.array(1)
   path, x = tmp_path / 'w.npz', np.ones((1, 3), np.float32)
   np.savez(path, **arrays)
   with pytest.raises(WeightsError, match="match='order'"):
     load_weights(Deep(), path, x)
   loaded = load_weights(Deep(), path, x, match='order')
   for layer in range(11):
-    kernel = loaded.network.params[f'Dense_{layer}']['kernel']
-    np.testing.assert_array_equal(kernel, arrays[f'stack.{layer}.fc.weight'].T)
-    np.testing.assert_array_equal(
-      loaded.network.params[f'LayerNorm_{layer}']['scale'], arrays[f'stack.{layer}.ln.weight']
-    )
+    dense, norm = (loaded.network.params[f'{kind}_{layer}'] for kind in ('Dense', 'BatchNorm'))
+    mean = loaded.network.model_state['batch_stats'][f'BatchNorm_{layer}']['mean']
+    np.testing.assert_array_equal(dense['kernel'], arrays[f'stack.{layer}.fc.weight'].T)
+    np.testing.assert_array_equal(norm['scale'], arrays[f'stack.{layer}.bn.weight'])
+    np.testing.assert_array_equal(mean, arrays[f'stack.{layer}.bn.running_mean'])
 
 
 def test_what_is_saved_of_a_model_fills_it_again_whatever_its_kernels_are(tmp_path):
@@ -401,3 +403,98 @@ def test_the_report_is_read_by_people(saved):
   assert '9 matched, 3 transposed, 2 new, 3 left out' in told
   assert "new: head='new' (2 arrays)" in told
   assert 'square.weight [4, 4] -> square/kernel' in told
+
+
+def test_kernels_behind_a_flattened_picture_take_their_inputs_in_the_programs_order(tmp_path):
+  class Flat(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.max_pool(nn.relu(nn.Conv(5, (3, 3), name='conv')(x)), (2, 2), (2, 2))
+      return nn.Dense(2, name='head')(x.reshape(len(x), -1))
+
+  class First(eqx.Module):
+    conv: eqx.nn.Conv2d
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+      h = eqx.nn.MaxPool2d(2, 2)(jax.nn.relu(self.conv(x.transpose(2, 0, 1))))
+      return self.head(h.reshape(-1))
+
+  rng = np.random.default_rng(2)
+  arrays = {'conv.weight': rng.normal(size=(5, 4, 3, 3)), 'conv.bias': rng.normal(size=5)}
+  arrays |= {'head.weight': rng.normal(size=(2, 45)), 'head.bias': rng.normal(size=2)}
+  arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+  write_safetensors(tmp_path / 'a.safetensors', arrays, {'format': 'pt'})
+  key = jax.random.key(0)
+  first = First(eqx.nn.Conv2d(4, 5, 3, padding=1, key=key), eqx.nn.Linear(45, 2, key=key))
+  one = load_weights(first, tmp_path / 'a.safetensors', INPUTS)  # channels first, as PyTorch: nothing moves
+  np.testing.assert_array_equal(trees.by_path(one.network.params)['head/weight'], arrays['head.weight'])
+  other = load_weights(Flat(), tmp_path / 'a.safetensors', INPUTS)
+  np.testing.assert_allclose(other.network.predict(INPUTS), one.network.predict(INPUTS), rtol=1e-4, atol=1e-4)
+  values = trees.by_path(other.network.params)
+  np.savez(tmp_path / 'b.npz', **values)
+  back = load_weights(first, tmp_path / 'b.npz', INPUTS)  # and the other way
+  np.testing.assert_allclose(back.network.predict(INPUTS), one.network.predict(INPUTS), rtol=1e-4, atol=1e-4)
+
+  class Pixels(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(2, name='head')(x.reshape(len(x), -1))
+
+  class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.Conv(2, (3, 3), use_bias=False, name='conv')(x)
+      return nn.LayerNorm(use_bias=False, name='norm')(x.reshape(len(x), -1))
+
+  arrays = {'conv.weight': np.ones((2, 4, 3, 3), np.float32), 'norm.weight': np.ones(72, np.float32)}
+  write_safetensors(tmp_path / 'd.safetensors', arrays, {'format': 'pt'})
+  with pytest.raises(WeightsError, match=r'norm/scale \(it lies along a flattened picture'):
+    load_weights(Normed(), tmp_path / 'd.safetensors', INPUTS)
+  write_safetensors(tmp_path / 'c.safetensors', {'head.weight': np.ones((2, 144), np.float32)}, {'format': 'pt'})
+  with pytest.raises(WeightsError, match=r'head/kernel \(its inputs are a flattened picture'):
+    load_weights(Pixels(), tmp_path / 'c.safetensors', INPUTS, new='bias')
+
+
+def test_files_whose_conventions_are_others_are_not_taken_for_torch(tmp_path):
+  square = {'kernel.weight': np.arange(9, dtype=np.float32).reshape(3, 3)}
+  write_safetensors(tmp_path / 'a.safetensors', square, {'format': 'mlx'})
+  model, x = (lambda p, x: x @ p['kernel']['w'], {'kernel': {'w': jnp.zeros((3, 3))}}), np.ones((1, 3), np.float32)
+  with pytest.raises(WeightsError, match='nobody says whether kernels are'):
+    load_weights(model, tmp_path / 'a.safetensors', x)
+  # GPT-2 on the hub is PyTorch and keeps [in, out]: seen by the kernels that are not square
+  arrays = {**square, 'more.weight': np.ones((3, 5), np.float32)}
+  write_safetensors(tmp_path / 'b.safetensors', arrays, {'format': 'pt'})
+  both = (lambda p, x: x @ p['kernel']['w'] @ p['more']['w'], {**model[1], 'more': {'w': jnp.zeros((3, 5))}})
+  with pytest.raises(WeightsError, match=r"more/w \[3, 5\] \(in the file \[3, 5\]\): give layout='jax', by which more"):
+    load_weights(both, tmp_path / 'b.safetensors', x)
+  assert not load_weights(both, tmp_path / 'b.safetensors', x, layout='jax').report.transposed
+
+
+def test_what_is_asked_wrongly_is_told(saved):
+  with pytest.raises(TypeError, match='inputs is one batch of arrays'):
+    load_weights(Linen(), saved, (2, 6, 6, 4))
+  with pytest.raises(ValueError, match='rules are expressions'):
+    load_weights(Linen(), saved, INPUTS, rules={'^a': 5})
+  with pytest.raises(ValueError, match="match is 'names' or 'order'"):
+    load_weights(Linen(), saved, INPUTS, match='shape')
+  with pytest.raises(ValueError, match=r"transforms 'hed' matches no parameter; nearest paths: head"):
+    load_weights(Linen(), saved, INPUTS, transforms={'hed': (1, 0)})
+  with pytest.raises(TypeError, match='a model is a Model, a Linen'):
+    load_weights({'w': np.ones(3)}, saved, INPUTS)
+
+
+def test_entries_that_are_not_finite_are_told(tmp_path):
+  np.savez(tmp_path / 'w.npz', kernel=np.full((3, 2), np.nan, np.float32), bias=np.zeros(2, np.float32))
+  report = load_weights(nn.Dense(2), tmp_path / 'w.npz', np.ones((1, 3), np.float32)).report
+  assert [row.path for row in report.rows if 'not finite' in row.how] == ['kernel']
+
+
+def test_frozen_variables_of_keras_are_filled_and_given_back(saved):
+  net = keras_net()
+  net.get_layer('conv').trainable = False
+  loaded = load_weights(net, saved, INPUTS)
+  wanted = expected(torch_arrays(), INPUTS)
+  np.testing.assert_allclose(loaded.network.predict(INPUTS), wanted, rtol=2e-4, atol=2e-4)
+  loaded.give_back()
+  np.testing.assert_allclose(jax.jit(lambda x: net(x, training=False))(INPUTS), wanted, rtol=2e-4, atol=2e-4)

@@ -119,7 +119,7 @@ def test_checkpoints_of_orbax_and_of_its_manager(tmp_path):
   import jax.numpy as jnp
   import orbax.checkpoint as ocp
 
-  tree = {'params': {'kernel': jnp.arange(6.0).reshape(2, 3), 'bias': jnp.ones(3, jnp.bfloat16)}, 'list': [jnp.ones(2)]}
+  tree = {'params': {'kernel': jnp.zeros((2, 3)), 'bias': jnp.ones(3, jnp.bfloat16)}, 'list': [jnp.ones(2)]}
   want = {**_flat(tree['params'], 'params/'), 'list/0': np.ones(2, np.float32)}
   with ocp.StandardCheckpointer() as saver:
     saver.save(tmp_path / 'one', tree)
@@ -128,6 +128,13 @@ def test_checkpoints_of_orbax_and_of_its_manager(tmp_path):
   for name in ('one', 'many', 'many/3'):
     same(read(tmp_path / name), want)
   assert set(read(tmp_path / 'one', key='params')) == {'kernel', 'bias'}
+  ocp.PyTreeCheckpointer(use_ocdbt=False).save(tmp_path / 'apart', {'w': jnp.zeros((2, 3)), 'v': jnp.ones(2)})
+  same(read(tmp_path / 'apart'), {'w': np.zeros((2, 3), np.float32), 'v': np.ones(2, np.float32)})
+  (tmp_path / 'apart' / 'w' / '0.0').unlink()  # what is lost is no zeros
+  with pytest.raises(WeightsError, match="'w' cannot be read"):
+    read(tmp_path / 'apart')['w']
+  with pytest.raises(TypeError, match='from one path'):
+    read(['a', 'b'])
 
 
 def test_a_hub_name_is_found_in_the_cache_and_told_where_it_is_not(tmp_path, monkeypatch):

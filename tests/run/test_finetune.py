@@ -1,0 +1,107 @@
+"""Fine-tuning as a run: it resumes, loads and predicts with the backbone inside, and never ends worse than it began."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlite as jl
+
+pytestmark = pytest.mark.unoptimized
+RNG = np.random.default_rng(0)
+Y = np.arange(120) % 3
+X = (RNG.normal(size=(3, 4))[Y] + 0.7 * RNG.normal(size=(120, 4))).astype(np.float32)
+
+
+def network():
+  params = {'a': jnp.asarray(RNG.normal(size=(4, 8)), jnp.float32), 'b': jnp.zeros((8, 2))}
+  return (lambda p, x: jnp.tanh((x - 1) @ p['a']) @ p['b'], params)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+  """A run at a rate that harms, and what it said."""
+  folder, net, said = tmp_path_factory.mktemp('runs'), network(), []
+  optim = jl.FineTune(name='x').optim
+  optim.lr = 3.0
+  options = {'method': 'full', 'optim': optim, 'features': str(folder / 'features'), 'train': jl.Duration(steps=8)}
+  result = jl.finetune(net, (X, Y), folder / 'run', say=said.append, **options)
+  return folder, net, options, result, said
+
+
+def test_it_says_what_it_does(done):
+  said = done[-1]
+  assert any("the head, 'b' [8, 2], is taken off: 8 features" in line for line in said)
+  assert any(line.startswith('method: full') for line in said)
+  assert not [line for line in said if line.startswith('warning')]
+
+
+def test_it_never_ends_worse_than_it_began(done):
+  folder, net, _, result, _ = done
+  assert result.best_step == 0  # the rate harms
+  assert result.metrics['accuracy'] > 0.6
+  loaded = jl.load(folder / 'run')
+  kernel = np.asarray(loaded.params['head']['kernel'])
+  features = np.tanh((X - 1) @ np.asarray(net[1]['a']))
+  logits = features @ kernel + np.asarray(loaded.params['head']['bias'])
+  np.testing.assert_allclose(loaded.predict(X), logits, atol=1e-4)
+
+
+def test_the_same_call_again_reports_the_finished_run(done):
+  folder, net, options, result, _ = done
+  said = []
+  again = jl.finetune(net, (X, Y), folder / 'run', say=said.append, **options)
+  assert again.metrics == result.metrics
+
+
+@pytest.mark.parametrize(
+  'fields,told', [({'methd': 'probe'}, 'nearest: method'), ({'method': 'prob'}, 'method is one of')]
+)
+def test_a_field_that_is_none_is_told(fields, told, tmp_path):
+  with pytest.raises(ValueError, match=told):
+    jl.finetune(network(), (X, Y), tmp_path / 'run', features=str(tmp_path), **fields)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['full', 'gradual', 'last', 'probe', 'lora'])
+def test_killed_and_resumed_it_ends_with_the_same_bits(method, tmp_path):
+  if method == 'lora' and not hasattr(jl.optim, 'lora'):
+    pytest.skip('no jl.optim.lora')
+  script = textwrap.dedent(f"""
+    import sys, numpy as np, jax.numpy as jnp, jaxlite as jl
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    x = (rng.normal(size=(3, 4))[y] + 0.7 * rng.normal(size=(120, 4))).astype(np.float32)
+    a, c = (jnp.asarray(rng.normal(size=(rows, 8)), jnp.float32) for rows in (4, 8))
+    params = {{'a': a, 'c': c, 'b': jnp.zeros((8, 2))}}
+    net = (lambda p, x: jnp.tanh(jnp.tanh(x @ p['a']) @ p['c']) @ p['b'], params)
+    fields = {{}} if '{method}' == 'probe' else {{'train': jl.Duration(steps=40)}}
+    result = jl.finetune(net, (x, y), sys.argv[1], method='{method}', features=sys.argv[2], **fields)
+    print('done', result.metrics['loss'])
+  """)
+
+  def command(name):
+    return [sys.executable, '-u', '-c', script, str(tmp_path / name), str(tmp_path / 'features')]
+
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  whole = subprocess.run(command('whole'), capture_output=True, text=True, env=environment, check=True).stdout
+  process = subprocess.Popen(command('killed'), stdout=subprocess.PIPE, text=True, env=environment)
+  for line in process.stdout:
+    if line.startswith(('step 10/', 'step 1/1')):
+      process.send_signal(signal.SIGKILL)
+      break
+  process.communicate()
+  again = subprocess.run(command('killed'), capture_output=True, text=True, env=environment, check=True).stdout
+  assert again.splitlines()[-1] == whole.splitlines()[-1]
+  one, other = (
+    jl.checkpoint.load_arrays(tmp_path / name / 'checkpoints', which='latest') for name in ('whole', 'killed')
+  )
+  for leaf, same in zip(jax.tree.leaves(one.state['params']), jax.tree.leaves(other.state['params']), strict=True):
+    np.testing.assert_array_equal(leaf, same)
