@@ -130,6 +130,17 @@ def rank(
 
   References:
     Vigna, A Weighted Correlation Index for Rankings with Ties, 2015, https://arxiv.org/abs/1404.3325
+
+  >>> import tempfile
+  >>> from jaxlite.data import from_arrays
+  >>> x, y = np.tile(np.eye(4, dtype=np.float32), (8, 1)), np.tile(np.arange(4) % 2, 8)
+  >>> def sees(axis):
+  ...   params = {'a': jnp.ones((1, 2)), 'b': jnp.ones((2, 2))}
+  ...   return lambda p, x: jnp.tanh(x[:, axis : axis + 1] @ p['a']) @ p['b'], params
+  >>> both = (lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': jnp.eye(4), 'b': jnp.ones((4, 2))})
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   rank({'one': sees(0), 'all': both}, from_arrays((x, y)), use=['probe'], folder=folder).best
+  'all'
   """
   if not isinstance(candidates, Mapping) or not candidates:
     raise ValueError('candidates are networks by name, {"mobilenet": network, ...}; got none')
