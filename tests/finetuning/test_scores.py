@@ -16,7 +16,7 @@ def clouds(count=60, width=8, classes=3, spread=1.0, seed=0):
   return rng.normal(size=(classes, width))[labels] * 1.5 + spread * rng.normal(size=(count, width)), labels
 
 
-@pytest.mark.parametrize('count,width', [(60, 8), (20, 40)], ids=['tall', 'wide'])
+@pytest.mark.parametrize('count,width', [(60, 8), (20, 40), (20, 200)], ids=['tall', 'wide', 'widest'])
 @pytest.mark.parametrize('strength', [0.1, 10.0])
 def test_the_probe_is_logistic_regression_of_scaled_features(count, width, strength):
   x, y = clouds(count, width)
