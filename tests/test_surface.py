@@ -70,6 +70,8 @@ TOP = [
   'for_cpu',
   'shrink',
   'plan',
+  'finetune',
+  'FineTune',
 ]
 
 

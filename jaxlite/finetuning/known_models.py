@@ -76,6 +76,12 @@ def catalogue(
   >>> [entry.name for entry in catalogue('image classification', most_parameters=5e6).entries]
   ['mobilenet_v2', 'mobilenetv2_100', 'efficientnet_lite0']
   """
+  if not isinstance(task, str) or not isinstance(license, str):
+    raise ValueError(f'task and license are words; got task={task!r}, license={license!r}')
+  if most_parameters is not None and (
+    isinstance(most_parameters, bool) or not isinstance(most_parameters, int | float)
+  ):
+    raise ValueError(f'most_parameters is a number; got {most_parameters!r}')
   domain = domain_of(task) if task else ''
   of_task = [entry for entry in ENTRIES if domain in ('', entry.domain)]
   left = [

@@ -192,8 +192,10 @@ def _drawn(module: Any, encoder: PictureEncoder, key: Any) -> dict[str, Any]:
 
 def _tensors(entry: Entry, weights: Any) -> tuple[Mapping[str, Any], str]:
   """The arrays, and where they come from."""
+  if isinstance(weights, Weights):
+    return _checked(weights, entry), weights.where
   if isinstance(weights, Mapping):
-    return weights, getattr(weights, 'where', 'arrays that were given')
+    return weights, 'arrays that were given'
   if weights is None:
     path = installed(entry)
     if not path and not entry.hub:
@@ -210,22 +212,21 @@ def _tensors(entry: Entry, weights: Any) -> tuple[Mapping[str, Any], str]:
 
 
 def _read(source: str | os.PathLike[str], entry: Entry) -> Weights:
-  found = read(source)
-  _same_architecture(source, entry)
-  return found
+  return _checked(read(source), entry)
 
 
-def _same_architecture(source: str | os.PathLike[str], entry: Entry) -> None:
+def _checked(found: Weights, entry: Entry) -> Weights:
   """Refuses a folder whose config.json names another network: padding and the like are not seen in the arrays."""
-  path = Path(source).expanduser()
+  path = Path(found.where)
   path = (path if path.is_dir() else path.parent) / 'config.json'
   try:
-    told = json.loads(path.read_text())
+    told = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError):
-    return
+    return found
   called = told.get('architecture') if isinstance(told, dict) else None
   if isinstance(called, str) and called not in entry.architectures:
     raise WeightsError(
       f'{path} says that its weights are of {called!r}, and {entry.name} is {" or ".join(entry.architectures)}: take '
       'the network of that name'
     )
+  return found

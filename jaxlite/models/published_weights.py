@@ -57,7 +57,8 @@ def published(
 
   Every tensor is used or named among what is dropped, every array of the network is filled or named among what is
   fresh, shapes are compared, and values have to be finite. What names and shapes do not tell (the added epsilon, the
-  kind of GELU) is compared with how the weights were trained.
+  kind of GELU) is compared with how the weights were trained. Variants that differ in neither (a ResNet that halves the
+  image in another convolution, or with blurred pools) cannot be told apart: know where the weights come from.
 
   Args:
     module: a `MobileNetV2`, `EfficientNetLite`, `DeepResNet` or `ViT`, of the right sizes.

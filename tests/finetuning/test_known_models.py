@@ -37,8 +37,17 @@ def tensors():
   return found
 
 
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize('entry', [one for one in entries.ENTRIES if one.network], ids=lambda one: one.name)
+QUICK = ('mobilenet_v2', 'resnet18', 'all-MiniLM-L6-v2')
+
+
+@pytest.mark.parametrize(
+  'entry',
+  [
+    pytest.param(one, id=one.name, marks=[] if one.name in QUICK else [pytest.mark.slow])
+    for one in entries.ENTRIES
+    if one.network
+  ],
+)
 def test_sizes_and_work_are_those_of_the_network(entry):
   kind, fields = entry.network
   shape, dtype = (1, entry.tokens), 'int32'
@@ -76,6 +85,10 @@ def test_the_choice_starts_from_the_task():
     catalogue('photografs')
   with pytest.raises(ValueError, match='none with at most 10 parameters'):
     catalogue('photos', most_parameters=10)
+  with pytest.raises(ValueError, match='most_parameters is a number'):
+    catalogue('photos', most_parameters='5e6')
+  with pytest.raises(ValueError, match='task and license are words'):
+    catalogue(3)
   with pytest.raises(ValueError, match='nearest: resnet18'):
     known_models.entry_named('resnet-18')
 
@@ -129,6 +142,20 @@ def test_a_folder_that_names_another_network_is_refused(tensors, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'architecture': 'tf_mobilenet'}))
   with pytest.raises(ValueError, match="weights are of 'tf_mobilenet'"):
     pretrained('mobilenet_v2', tmp_path / 'weights.npz', **TINY)
+
+
+def test_a_folder_of_the_hubs_form_opens(tensors, tmp_path):
+  safetensors = pytest.importorskip('safetensors.numpy')
+  from jaxlite.models.weight_names import forms_of
+
+  plain, timm = (form.table(models.MobileNetV2(0.35)) for form in forms_of(models.MobileNetV2(0.35))[:2])
+  renamed = {timm[path].name: tensors[source.name] for path, source in plain.items()}
+  safetensors.save_file(renamed, tmp_path / 'model.safetensors')
+  (tmp_path / 'config.json').write_text(json.dumps({'architecture': 'mobilenetv2_100', 'num_classes': 1000}))
+  found = pretrained('mobilenetv2_100', tmp_path, **TINY)
+  assert "timm's names" in found.said[0]
+  same = pretrained('mobilenet_v2', tensors, **TINY)
+  assert all(map(np.array_equal, jax.tree.leaves(found.variables), jax.tree.leaves(same.variables)))
 
 
 def test_weights_that_are_nowhere_say_where_they_are_to_be_had(monkeypatch):

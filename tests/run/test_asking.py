@@ -24,6 +24,7 @@ WRONG = [
   (('--changes',), '--changes goes with --mode=plan; got --mode=train'),
   (('--mode=fit', '--check'), '--check goes with --mode=plan; got --mode=fit'),
   (('--mode=plan', '--formats=c'), '--formats goes with --mode=deploy; got --mode=plan'),
+  (('--mode=plan', '--target=0.9'), '--target goes with --mode=train and --mode=fit; got --mode=plan'),
   (('--mode=plan', '--force'), '--force goes with --mode=train; got --mode=plan'),
   (('--mode=plan', '--fresh'), '--fresh moves an old run aside, and --mode=plan trains nothing'),
   (('--mode=plan', '--check', '--minutes=3'), '--check looks back and --minutes ahead'),
@@ -47,7 +48,17 @@ def test_flags_that_do_not_go_together_are_told_in_a_line(words, told, capsys, t
   from jaxlite.run import launcher
 
   launcher.FLAGS.unparse_flags()
-  for name in ('config', 'workdir', 'mode', *launcher._DEPLOYING, *launcher._PLANNING, 'force', 'fresh', 'smoke'):
+  for name in (
+    'config',
+    'workdir',
+    'mode',
+    *launcher._DEPLOYING,
+    *launcher._PLANNING,
+    'force',
+    'target',
+    'fresh',
+    'smoke',
+  ):
     launcher.FLAGS[name].unparse()
 
   def answered():
