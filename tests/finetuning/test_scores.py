@@ -114,7 +114,11 @@ def test_nearest_neighbors_are_those_of_scikit_learn():
   assert scores.nearest_neighbors(x, y, k=1).value == right / 50
 
 
-SCORES = [scores.logme, scores.h_score, scores.nearest_neighbors, scores.linear_probe]
+def linear_probe(x, y):
+  return scores.linear_probe(x, y, strengths=[1.0, 10.0])
+
+
+SCORES = [scores.logme, scores.h_score, scores.nearest_neighbors, linear_probe]
 
 
 @pytest.mark.parametrize('score', SCORES, ids=lambda one: one.__name__)
