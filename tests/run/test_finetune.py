@@ -53,6 +53,7 @@ def test_it_never_ends_worse_than_it_began(done):
   np.testing.assert_allclose(loaded.predict(X), logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_call_again_reports_the_finished_run(done):
   folder, net, options, result, _ = done
   said = []
