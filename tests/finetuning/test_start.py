@@ -84,6 +84,7 @@ def test_statistics_move_where_that_is_asked(folder):
   [
     ('probe', {}, {'head'}),
     ('last', {'unfrozen': 0.34}, {'three', 'head'}),
+    ('lora', {'rank': 2}, {'jl.lora', 'head'}),
     pytest.param('gradual', {'phases': 4}, {'one', 'two', 'three', 'head'}, marks=pytest.mark.slow),
   ],
 )
