@@ -43,10 +43,6 @@ Batch = Mapping[str, Any]
 Terms = dict[str, jax.Array]
 
 
-def _same(x: Any) -> Any:
-  return x
-
-
 class Model(NamedTuple):
   """The only picture of a model: four pure functions. Nothing past the adapters knows a framework.
 
@@ -173,15 +169,19 @@ class Hook(NamedTuple):
       Model without hooks and one batch of inputs. None leaves it to the hook's states.
     dispatches: `grad` called outside a trace runs several programs; a step does so where one would be slow.
     distribution: it reads outputs as logits over classes of which one is right.
+    reads: its model is made from the program of the model inside (quantization, hints).
+    as_one: as `model`, for a part outside that `reads`: each weight is made as one operand. None where `model` is so.
   """
 
   name: str
-  model: Callable[[Model], Model] = _same
-  loss: Callable[[Loss], Loss] = _same
-  grad: Callable[[Grad], Grad] = _same
+  model: Callable[[Model], Model] = lambda inner: inner
+  loss: Callable[[Loss], Loss] = lambda inner: inner
+  grad: Callable[[Grad], Grad] = lambda inner: inner
   account: Callable[[Network, Model, Any], Account] | None = None
   dispatches: bool = False
   distribution: bool = False
+  reads: bool = False
+  as_one: Callable[[Model], Model] | None = None
 
   @property
   def init(self) -> Any:
@@ -272,9 +272,10 @@ def chain(*parts: Any) -> Recipe:
       raise TypeError(f'a part is an Optax transformation, a Hook or a Recipe; part {index} is {type(part).__name__}')
   hooks = [part for part in flat if isinstance(part, Hook)]
   outward = sorted(hooks, key=lambda hook: not isinstance(hook, Side))
+  models = [(any(one.reads for one in outward[:i]) and hook.as_one) or hook.model for i, hook in enumerate(outward)]
   return Recipe(
     tx=_chain_updates([part for part in flat if not isinstance(part, Hook)]),
-    model=_compose([hook.model for hook in outward]),
+    model=_compose(models),
     loss=_compose([hook.loss for hook in hooks]),
     grad=_compose([hook.grad for hook in hooks]),
     parts=flat,

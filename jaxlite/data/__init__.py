@@ -21,6 +21,7 @@ _HOMES = {
   'paths': ('kind_of', 'open_path', 'path_of'),
   'picture_folder': ('pictures',),
   'pixels': ('PictureEncoder',),
+  'pretrained_tokenizers': ('Chat', 'chat_form', 'gguf_tokenizer'),
   'quality_report': ('Quality', 'quality'),
   'sequences': ('Windows', 'pad', 'windows'),
   'sound_encoder': ('SoundEncoder',),

@@ -30,9 +30,11 @@ def path_of(source: str, directory: str = '') -> Path | None:
     found = expanded(source)
   else:
     return None
-  if not found.exists() or any(found.glob(f'**/{cache.PROOF}') if found.is_dir() else ()):
-    return None  # what TensorFlow Datasets prepared is read by name
-  return found
+  if not found.exists():
+    return None
+  # What TensorFlow Datasets prepared is read by name; its proof lies in the folder of a config or a version.
+  prepared = (one for depth in ('', '*/', '*/*/') for one in found.glob(depth + cache.PROOF))
+  return None if found.is_dir() and any(prepared) else found
 
 
 def kind_of(path: Path) -> str:

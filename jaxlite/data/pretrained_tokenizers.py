@@ -34,7 +34,8 @@ _CONTROL, _OWN = 3, 4  # kinds of tokens that are matched in a text as they are
 def gguf_tokenizer(about: Mapping[str, Any]) -> SubwordTokenizer:
   """Makes the tokenizer of a GGUF file from its vocabulary and merges.
 
-  Byte-level byte pair encoding; other kinds are refused. Decoded, what was encoded is the text again.
+  Byte-level byte pair encoding; other kinds are refused. Decoded, what was encoded is the text again, but for bytes
+  that the vocabulary lacks (SmolLM2's: six control characters and some of rare scripts), which are left out.
 
   Args:
     about: the file's metadata (`jaxlite.finetuning.read(path).about`).
@@ -44,6 +45,11 @@ def gguf_tokenizer(about: Mapping[str, Any]) -> SubwordTokenizer:
 
   Raises:
     ValueError: another kind of tokenizer, entries that are missing or do not fit each other.
+
+  >>> gguf_tokenizer({'tokenizer.ggml.model': 'bert'})  # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+    ...
+  ValueError: the tokenizer of a GGUF file is read where it is of bytes and merges, 'gpt2'; got 'bert': give a ...json
   """
 
   def of(name: str, default: Any = None) -> Any:
@@ -187,13 +193,37 @@ class Chat(NamedTuple):
     return turns
 
 
+_TAG = re.compile(r'(\{\{.*?\}\}|\{%.*?%\})', re.DOTALL)
 _CHATML = re.compile(
-  r'\{%-?for message in messages%\}'
-  r"(?:\{%-?if loop\.first and messages\[0\]\['role'\]!='system'%\}"
-  r"\{\{'(?P<first><\|im_start\|>system\\n(?P<system>[^'{}]*)<\|im_end\|>\\n)'\}\}\{%-?endif%\})?"
+  r'\{%for message in messages%\}'
+  r"(?:\{%if loop\.first and messages\[0\]\['role'\]!='system'%\}"
+  r"\{\{'<\|im_start\|>system\\n(?P<system>[^'{}\\]*)<\|im_end\|>\\n'\}\}\{%endif%\})?"
   r"\{\{'<\|im_start\|>'\+message\['role'\]\+'\\n'\+message\['content'\]\+'<\|im_end\|>'\+'\\n'\}\}"
-  r"\{%-?endfor%\}\{%-?if add_generation_prompt%\}\{\{'<\|im_start\|>assistant\\n'\}\}\{%-?endif%\}"
+  r"\{%endfor%\}\{%if add_generation_prompt%\}\{\{'<\|im_start\|>assistant\\n'\}\}\{%endif%\}"
 )
+
+
+def _tags(template: str) -> str | None:
+  """The tags of a template, spaces that mean nothing taken out; None where text stands between them."""
+  found, after = '', ''
+  for place, part in enumerate(_TAG.split(template)):
+    if place % 2 == 0:
+      # Templates are rendered with trim_blocks: one line end after a block is dropped. Other text would be in the chat.
+      if after == 'block':
+        part = part.removeprefix('\n')
+      if after == 'stripped':
+        part = part.lstrip()
+      rest = part
+      continue
+    if rest.strip() or (rest and part[2:3] != '-'):
+      return None
+    after = 'stripped' if part.endswith(('-%}', '-}}')) else 'block' if part.endswith('%}') else ''
+    body = part[2:-2].removeprefix('-').removesuffix('-')
+    pieces = re.split(r"('(?:[^'\\]|\\.)*')", body)
+    bare = (re.sub(r'\s*(\W)\s*', r'\1', re.sub(r'\s+', ' ', one)) for one in pieces[::2])
+    quoted = (one.replace('\n', '\\n') for one in [*pieces[1::2], ''])
+    found += part[:2] + ''.join(one for pair in zip(bare, quoted, strict=True) for one in pair).strip() + part[-2:]
+  return None if rest.strip() else found
 
 
 def chat_form(template: str) -> Chat:
@@ -210,15 +240,10 @@ def chat_form(template: str) -> Chat:
   >>> chat_form("{% for message in messages %}" + one + "{% endfor %}" + last)
   Chat(begin='<|im_start|>', end='<|im_end|>', system=None)
   """
-  # Spaces outside of quotes mean nothing, but between words.
-  parts = re.split(r"('(?:[^'\\]|\\.)*')", str(template).replace('\n', '\\n'))
-  bare = (re.sub(r'(?<=\W)\s+|\s+(?=\W)', '', one.replace('\\n', '') if '%' in one else one) for one in parts[::2])
-  joined = ''.join(one for pair in zip(bare, [*parts[1::2], ''], strict=True) for one in pair)
-  found = _CHATML.fullmatch(joined)
+  found = _CHATML.fullmatch(_tags(str(template)) or '')
   if found is None:
     raise ValueError(
       f'the chat template is not ChatML, and templates are not run; got {str(template)[:60]!r}: write the chat by '
       'hand, or give a jaxlite.data.Chat'
     )
-  system = found.group('system')
-  return Chat(system=None if system is None else system.replace('\\n', '\n'))
+  return Chat(system=found.group('system'))

@@ -21,9 +21,9 @@ from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.deployment.packed.file import read_pack, write_pack
 from jaxlite.deployment.running.program import program as program_of
 from jaxlite.deployment.running.runner import runner
-from jaxlite.deployment.safetensors_file import write_safetensors
 from jaxlite.deployment.subject import Subject
 from jaxlite.host.files import write_bytes
+from jaxlite.host.safetensors_file import write_safetensors
 
 
 class Format(NamedTuple):

@@ -54,7 +54,12 @@ def stored_bytes(size: int, nonzero: int, bits: int, scales: int = 0) -> int:
 
 
 def layers(
-  model: Any, params: Params, state: State, inputs: Any, weights: Mapping[str, LeafLayout | None]
+  model: Any,
+  params: Params,
+  state: State,
+  inputs: Any,
+  weights: Mapping[str, LeafLayout | None],
+  bits: Mapping[str, int] | None = None,
 ) -> list[Layer]:
   """Counts what a trained model consists of: every array, as it would be stored.
 
@@ -64,11 +69,12 @@ def layers(
     state: its state, constants among it.
     inputs: one batch.
     weights: what enters a contraction, with the layout of its axes.
+    bits: of the weights that are multiplied in integers; None reads them off the program, which is traced for it.
   """
   from jaxlite import trees  # here, so that a report is shown without JAX
   from jaxlite.quantization import weight_bits
 
-  bits = weight_bits(model, params, state, inputs)
+  bits = weight_bits(model, params, state, inputs) if bits is None else bits
   exported, _ = model.export(params, state)
   names, leaves, _ = trees.flatten(exported)
   found = []

@@ -16,6 +16,7 @@ from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.deployment.packed.file import pack
 
 MOST = 500_000  # values: half a second of packing where there is a C compiler
+_EACH = 1_500  # values that an array takes as long as, beside its own
 
 
 def packed_size(folder: Path, run: str, values: Mapping[str, Any], about: Mapping[str, str]) -> int:
@@ -33,7 +34,7 @@ def packed_size(folder: Path, run: str, values: Mapping[str, Any], about: Mappin
   try:
     graph, known = listing.saved(folder, run)
     arrays = {name: np.asarray(values[path]) for name, path in known.items()}
-    if sum(array.size for array in arrays.values()) > MOST:
+    if sum(array.size + _EACH for array in arrays.values()) > MOST:
       return 0
     return len(pack(in_few_bits(folded(graph, arrays)), packed_about(about)))
   except (ValueError, LookupError, TypeError, OSError):  # a report that is whole but for this

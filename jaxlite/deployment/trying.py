@@ -17,10 +17,10 @@ from jaxlite.deployment import agreement, formats, place, sheet, trial
 from jaxlite.deployment.formats import Format
 from jaxlite.deployment.operations import Graph, reference
 from jaxlite.deployment.running.runner import runner
-from jaxlite.deployment.safetensors_file import read_safetensors
 from jaxlite.deployment.scoring import scores
 from jaxlite.deployment.sheet import Written
 from jaxlite.deployment.subject import Subject
+from jaxlite.host.safetensors_file import read_safetensors
 
 _ROUNDED = 0.01  # of the outputs' spread: how far answers lie apart on average where values are rounded to grids
 _FIRST = 8  # examples of which the integers are compared with their rules, in NumPy

@@ -189,7 +189,7 @@ def hint(
 
     return terms
 
-  return Side(name, model=teachers.brought(model, [teacher]), loss=add)
+  return Side(name, model=teachers.brought(model, [teacher]), loss=add, reads=True)
 
 
 def _with_features(

@@ -78,7 +78,8 @@ def _follow(bare: Any, env: dict[Any, _Known], found: dict[str, Flat]) -> list[_
     elif name == 'conv_general_dilated':
       out = [_Picture(eqn.params['dimension_numbers'].out_spec[1])]
     elif name == 'dot_general':
-      out = [_multiplied(eqn, given, found)]
+      _multiplied(eqn, given, found)
+      out = [None]
     else:
       out = [_passed(eqn, given, found)] * len(eqn.outvars)
     env.update({var: one for var, one in zip(eqn.outvars, out, strict=False) if one is not None})

@@ -112,7 +112,7 @@ def match(
   again = _moves(held, renamed, found, target, other, transforms, other)[1] if problems and other else problems
   used = set(found.values())
   for name in [name for name in renamed if name not in used]:
-    if re.split(r'[./]', name)[-1] in names.COUNTERS:
+    if names.is_counter(name):
       left[renamed.pop(name)] = 'a counter of training'
   missing = [path for path in wanted if path not in found]
   extra = [name for name in renamed if name not in used]
@@ -261,7 +261,7 @@ def _by_order(
 ) -> dict[str, str]:
   """Pairs modules that no name pairs, in the file's order and the program's, where all of their arrays fit."""
   used = set(found.values())
-  theirs = _modules([name for name in renamed if name not in used and names.key_of(name).role not in names.COUNTERS])
+  theirs = _modules([name for name in renamed if name not in used and not names.is_counter(name)])
   ours = _modules([path for path in wanted if path not in found])
   last = len(target.order)
   kinds: dict[tuple[str, ...], list[list[dict[str, str]]]] = {}

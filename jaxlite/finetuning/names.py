@@ -52,6 +52,15 @@ def key_of(name: str) -> Key:
   return Key(words, _ROLES.get(last, '/'.join(_WORD.findall(last)).lower()))
 
 
+def is_counter(name: str) -> bool:
+  """Tells whether an array is no value of the network: how often a norm was trained.
+
+  >>> is_counter('bn1.num_batches_tracked')
+  True
+  """
+  return re.split(r'[./]', name)[-1] in COUNTERS
+
+
 def pair(sources: Iterable[str], targets: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
   """Pairs names that mean the same.
 

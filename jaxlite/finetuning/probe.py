@@ -18,6 +18,7 @@ from jaxlite.errors import counted, whole
 
 STRENGTHS = tuple(10.0**power for power in (-2, -1, 0, 1, 2, 3, 4))  # C of features whose mean square norm is 1
 _SMALL = 4_000_000  # numbers in a table of features
+_WIDE = 4  # times as many features as examples
 _MOST_ITERATIONS, _FOLD_ITERATIONS = 500, 60  # of folds only a ranking of strengths is wanted
 
 
@@ -207,6 +208,13 @@ def spanned(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """
   if len(x) >= x.shape[1]:
     return x, np.eye(0)
+  if x.shape[1] > _WIDE * len(x):  # by inner products of examples: several times sooner than a decomposition of x
+    squares, u = np.linalg.eigh(x @ x.T)
+    s = np.sqrt(np.maximum(squares, 0))
+    kept = s > s.max() * np.sqrt(np.finfo(np.float64).eps) * 10
+    kept[-1] = True
+    scale = np.where(s[kept] > 0, s[kept], 1.0)
+    return u[:, kept] * s[kept], (u[:, kept] / scale).T @ x
   u, s, basis = np.linalg.svd(x, full_matrices=False)
   kept = s > s[0] * max(x.shape) * np.finfo(np.float64).eps if s[0] > 0 else np.zeros(len(s), bool)
   kept[0] = True

@@ -130,6 +130,17 @@ def rank(
 
   References:
     Vigna, A Weighted Correlation Index for Rankings with Ties, 2015, https://arxiv.org/abs/1404.3325
+
+  >>> import tempfile
+  >>> from jaxlite.data import from_arrays
+  >>> x, y = np.tile(np.eye(4, dtype=np.float32), (8, 1)), np.tile(np.arange(4) % 2, 8)
+  >>> def sees(axis):
+  ...   params = {'a': jnp.ones((1, 2)), 'b': jnp.ones((2, 2))}
+  ...   return lambda p, x: jnp.tanh(x[:, axis : axis + 1] @ p['a']) @ p['b'], params
+  >>> both = (lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': jnp.eye(4), 'b': jnp.ones((4, 2))})
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   rank({'one': sees(0), 'all': both}, from_arrays((x, y)), use=['probe'], folder=folder).best
+  'all'
   """
   if not isinstance(candidates, Mapping) or not candidates:
     raise ValueError('candidates are networks by name, {"mobilenet": network, ...}; got none')
@@ -243,13 +254,27 @@ def resized(network: Any, shape: Sequence[int], *, scale: tuple[Any, Any] | None
       pictures = pictures.mean(3, keepdims=True) if channels == 1 else jnp.repeat(pictures[..., :1], channels, 3)
     if pictures.shape[1:3] != (height, width):
       pictures = jax.image.resize(pictures, (len(pictures), height, width, channels), 'linear')
-    return pictures if statistics is None else (pictures - statistics[0]) / statistics[1]
+    if statistics is not None:
+      pictures = (pictures - statistics[0]) / statistics[1]
+    # A network that a run made takes what it was trained on, whole numbers where those were.
+    return pictures if wanted is None else jnp.clip(jnp.round(pictures), 0, 255).astype(wanted)
 
   small = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
   if isinstance(network, Network):
     params, state = network.params, network.model_state
   else:
     params, state = model.init(jax.random.key(0), jnp.zeros(small.shape, small.dtype))
+
+  def runs(dtype: Any) -> bool:
+    try:
+      jax.eval_shape(
+        lambda x: model.apply(params, state, x, train=False, key=None)[0], jax.ShapeDtypeStruct(small.shape, dtype)
+      )
+    except (TypeError, ValueError):
+      return False
+    return True
+
+  wanted = jnp.uint8 if not runs(jnp.float32) and runs(jnp.uint8) else None
 
   def apply(params: Any, state: Any, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     return model.apply(params, state, taken(inputs), train=train, key=key, step=step)

@@ -83,6 +83,15 @@ def begin(
 
   Raises:
     ValueError: labels and head, or data and network, do not fit.
+
+  >>> import tempfile, jax.numpy as jnp
+  >>> from jaxlite.data import from_arrays
+  >>> x, y = np.repeat(np.eye(3, dtype=np.float32), 10, axis=0), np.repeat(np.arange(3), 10)
+  >>> net = (lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': jnp.eye(3), 'b': jnp.ones((3, 2))})
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   begun = begin(net, from_arrays((x, y)), folder=folder)
+  >>> begun.choice.method, begun.network.predict(np.eye(3, dtype=np.float32)).argmax(1).tolist()
+  ('probe', [0, 1, 2])
   """
   if method not in METHODS:
     raise ValueError(f'method is one of {", ".join(METHODS)}; got {method!r}')

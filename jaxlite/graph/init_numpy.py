@@ -182,8 +182,13 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> Val
   def read(atom: Any) -> Any:
     return atom.val if hasattr(atom, 'val') else env[atom]
 
-  for eqn in jaxpr.eqns:
+  last = {atom: index for index, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if not hasattr(atom, 'val')}
+  wanted = {atom for atom in jaxpr.outvars if not hasattr(atom, 'val')}
+  for index, eqn in enumerate(jaxpr.eqns):
     env.update(zip(eqn.outvars, _results(eqn, [read(atom) for atom in eqn.invars]), strict=True))
+    for atom in {atom for atom in eqn.invars if not hasattr(atom, 'val')} - wanted:
+      if last[atom] == index:  # what nobody reads again is let go
+        del env[atom]
   return [read(atom) for atom in jaxpr.outvars]
 
 

@@ -19,6 +19,8 @@ from jaxlite.graph.feeds import Leaf
 from jaxlite.graph.layouts import Leaves, model_layouts
 from jaxlite.graph.provenance import CONSTANT, DATA, Tag, weight
 
+KEPT_AS = ('jl.q', 'jl.scale')  # what a constant is kept as that holds a weight in few bits: integers, and their scales
+
 
 def model_tags(params: Params, model_state: State, inputs: Any, key: Any, step: Any) -> list[Tag]:
   """Tags the leaves of `(params, model_state, inputs, key, step)`, in JAX's leaf order.
@@ -65,7 +67,8 @@ def _state_tags(paths: Sequence[str], params: frozenset[str]) -> list[Tag]:
   def tag(path: str) -> Tag:
     inside = path.partition('/')[2]
     if path in frozen:
-      return weight(frozen[path])
+      leaf, _, kept_as = frozen[path].rpartition('/')
+      return weight(frozen[path]) if kept_as not in KEPT_AS else weight(leaf) if kept_as == KEPT_AS[0] else CONSTANT
     if trees.is_extra(path):
       return weight(inside) if inside in known else CONSTANT
     return DATA

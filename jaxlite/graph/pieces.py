@@ -117,6 +117,30 @@ def _again(run: Callable[..., list[Any]], waits: Sequence[bool]) -> Callable[...
   return piece
 
 
+def made_late(make: Callable[[list[Any]], Any]) -> Callable[[list[Any], list[Any]], Any]:
+  """Returns (late, known) -> make(late), computed when `known` is there, and again for each other `known`.
+
+  XLA:CPU computes what hangs on arguments alone before everything else, and keeps it to its last use. Here it happens
+  inside of the call that may not be inlined, so that nothing is copied either.
+
+  Args:
+    make: a function of a list of arrays, that makes one or several.
+  """
+
+  @jax.jit
+  def jaxlite_cpu_late(late: list[Any], known: list[Any]) -> Any:
+    return make(_barrier(late, known))
+
+  def on_cpu(late: list[Any], known: list[Any]) -> Any:
+    with set_xla_metadata(inlineable='false'):
+      return jaxlite_cpu_late(late, known)
+
+  def made(late: list[Any], known: list[Any]) -> Any:
+    return lax.platform_dependent(late, known, cpu=on_cpu, default=lambda *given: make(_barrier(*given)))
+
+  return made
+
+
 def _is_array(value: Any) -> bool:
   return not jnp.issubdtype(value.dtype, jax.dtypes.extended)
 

@@ -57,7 +57,10 @@ def bodies(eqn: Any) -> list[Any]:
   >>> len(bodies(opened(closed)[0].eqns[-1]))
   2
   """
-  return [body for value in eqn.params.values() for body in _jaxprs(value)]
+  return [body for value in eqn.params.values() if type(value) not in _PLAIN for body in _jaxprs(value)]
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str})  # of most parameters, which hold no program
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:
@@ -65,7 +68,8 @@ def _jaxprs(value: Any) -> Iterator[Any]:
     yield value
   elif isinstance(value, tuple | list):
     for item in value:
-      yield from _jaxprs(item)
+      if type(item) not in _PLAIN:
+        yield from _jaxprs(item)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

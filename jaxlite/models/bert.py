@@ -114,6 +114,7 @@ class Bert(nn.Module):
     normal = nn.initializers.normal(0.02)
     x, _, _ = embedded(self, 'words', (self.vocabulary, self.width), tokens, self.int8)
     # Called biases since they are, for each place and segment: selections by name leave biases alone.
+    x = x.astype(self.dtype)  # before sums, where parameters are kept in few bits
     places = self.param('position_bias', normal, (self.length, self.width))
     # Positions count tokens: texts may be padded on either side.
     x = x + (places[:size] if mask is None else rows_of(places, jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)))

@@ -142,7 +142,7 @@ def generate_cached(
   jax.block_until_ready(state)
   ready = time.perf_counter()
   for _ in range(steps - 1):
-    if len(how.stop) and bool(state.done.all()):
+    if how.stop.max() >= 0 and bool(state.done.all()):
       break
     state = step(params, state, how.numbers)
   found = np.asarray(state.tokens)

@@ -108,9 +108,17 @@ def embedded(module: nn.Module, name: str, shape: tuple[int, int], tokens: jax.A
 
   Returns:
     (float[..., d], the table [V, d], its scales float32[V, 1] or None).
+
+  Raises:
+    ValueError: the parameter is of whole numbers, and no scale is asked for.
   """
   if not int8:
     table = module.param(name, nn.initializers.normal(0.02), shape)
+    if not jnp.issubdtype(table.dtype, jnp.floating):  # whole numbers without their scale would be another model
+      raise ValueError(
+        f'{type(module).__name__} has int8=False, and its parameter {name!r} is {table.dtype}: give the module that '
+        'the values came with'
+      )
     return rows_of(table, tokens), table, None
   table = module.param(name, drawn_int8, shape)
   scale = module.param(f'{name}_scale', nn.initializers.constant(0.02 * _SPREAD / 127), (shape[0], 1))

@@ -96,7 +96,8 @@ def _fields(whole: Any, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] 
       return {'width': last('embedding'), 'hidden': last('dense1/bias')}
     case ViT() | Decoder():
       width = next(size[-1] for path, size in sizes.items() if path.endswith('block1/norm1/scale'))
-      return {'width': width, 'hidden': next(size[-1] for path, size in sizes.items() if 'block1/dense1/' in path)}
+      grows = '/up/' if 'block1/up/kernel' in sizes else '/dense1/'
+      return {'width': width, 'hidden': next(size[-1] for path, size in sizes.items() if f'block1{grows}' in path)}
   return None
 
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_STOPS = 8
+
 
 class Sampling(NamedTuple):
   """How tokens are chosen, checked: what a compiled program depends on, and the numbers that it is given.
@@ -21,7 +23,7 @@ class Sampling(NamedTuple):
     nucleus: whether `top_p` restricts them.
     key: of jax.random, None where nothing is drawn.
     temperature, top_p: numbers.
-    stop: int32[n], tokens that end a text.
+    stop: int32[n], tokens that end a text, -2 in places that are left over.
   """
 
   drawn: bool
@@ -65,7 +67,9 @@ def sampling(
     raise ValueError(
       f'{who} draws tokens with a key: give key=jax.random.key(seed), or temperature=0; got {type(key).__name__}'
     )
-  ids = np.asarray([operator.index(one) for one in listed], np.int32)
+  # Filled up with what no token is, so that another number of them compiles nothing new.
+  ids = np.full(-(-max(len(listed), 1) // _STOPS) * _STOPS, -2, np.int32)
+  ids[: len(listed)] = [operator.index(one) for one in listed]
   if not drawn:
     return Sampling(False, None, False, None, 1.0, 1.0, ids)
   return Sampling(True, top_k, top_p < 1, key, temperature, top_p, ids)

@@ -2,10 +2,12 @@
 
 from jaxlite.optim import schedules as schedules
 from jaxlite.optim._accumulate import accumulate
+from jaxlite.optim._adapters import load_adapter, save_adapter
 from jaxlite.optim._augment import Augmentation, augment, crop, cutmix, cutout, flip, mixup, shift
 from jaxlite.optim._average import average
 from jaxlite.optim._color_jitter import color_jitter
 from jaxlite.optim._freeze import freeze
+from jaxlite.optim._lora import dora, lora, qlora
 from jaxlite.optim._normalize import normalize
 from jaxlite.optim._optax_states import evaluation_point, optax_account, refuse_unfit, rejected
 from jaxlite.optim._penalties import l2, label_smoothing
@@ -30,18 +32,22 @@ __all__ = [
   'crop',
   'cutmix',
   'cutout',
+  'dora',
   'evaluation_point',
   'flip',
   'freeze',
   'l1_proximal',
   'l2',
   'label_smoothing',
+  'load_adapter',
+  'lora',
   'mixup',
   'next_phase',
   'normalize',
   'observe_score',
   'optax_account',
   'plateau',
+  'qlora',
   'rand_augment',
   'random_resized_crop',
   'refresh_statistics',
@@ -49,6 +55,7 @@ __all__ = [
   'rejected',
   'remat',
   'sam',
+  'save_adapter',
   'schedules',
   'shift',
   'spec_augment',

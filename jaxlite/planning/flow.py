@@ -27,7 +27,12 @@ _SAME = words(
   'reshape squeeze expand_dims stop_gradient copy copy_p optimization_barrier sharding_constraint mesh_cast pvary '
   'name bitcast_convert_type random_wrap random_unwrap reduce_precision_same'
 )
-_CALLS = ('jaxlite_cpu_held', 'jaxlite_cpu_alone', 'jaxlite_cpu_after')  # calls that XLA may not open
+_CALLS = (
+  'jaxlite_cpu_held',
+  'jaxlite_cpu_alone',
+  'jaxlite_cpu_after',
+  'jaxlite_cpu_late',
+)  # calls that XLA may not open
 LOOPS = ('while', 'scan')
 
 

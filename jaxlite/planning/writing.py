@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from jaxlite.planning.flow import LOOPS, Flow, Op, words
@@ -151,6 +152,7 @@ def _spread(flow: Flow, kinds: Any) -> set[int]:
     for value in set(op.reads):
       readers.setdefault(value, []).append(op)
 
+  @functools.cache  # many rows meet further on
   def summed(value: int, depth: int) -> bool:
     for op in readers.get(value, ()):
       if kinds[id(op)] == 'reduce':

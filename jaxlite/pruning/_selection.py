@@ -32,6 +32,7 @@ def maskable(
   >>> maskable({'w': np.ones((2, 2)), 'b': np.ones(2)}, None, None, what='prune')
   (frozenset({'w'}), None)
   """
+  known: Mapping[str, Any] | None
   if isinstance(weights, Layouts):
     known, filled = weights.by_path(), dict(weights.filled)
   else:

@@ -1,6 +1,6 @@
 """Quantization: 2 to 8 bits by rewriting the program, trained (`fake_quant`, `lsq`) or after training (`ptq`)."""
 
-from jaxlite.quantization._account import weight_bits
+from jaxlite.quantization._account import has_integer_weights, weight_bits
 from jaxlite.quantization._bits import few_bits
 from jaxlite.quantization._calibration import Calibrate, Histogram, by_min_max, by_mse, by_percentile, histogram
 from jaxlite.quantization._calibration import merge as merge_histograms
@@ -24,6 +24,7 @@ __all__ = [
   'fake_quant',
   'few_bits',
   'frozen_ranges',
+  'has_integer_weights',
   'histogram',
   'lsq',
   'merge_histograms',

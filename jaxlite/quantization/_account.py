@@ -10,6 +10,7 @@ import jax
 from jaxlite import trees
 from jaxlite.contract import Account, Model, Network, Params, State
 from jaxlite.errors import arrays
+from jaxlite.graph import walk
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _program as quant_program
 from jaxlite.quantization._numerics import Bits
@@ -36,6 +37,22 @@ def weight_bits(model: Model, params: Params, model_state: State, inputs: Any) -
       bits = int(mark.removeprefix(numerics.MARK))
       found.update({path: max(bits, found.get(path, 0)) for path in paths if not trees.is_extra(path)})
   return found
+
+
+def has_integer_weights(jaxpr: Any) -> bool:
+  """Tells whether a program multiplies any weight in integers: where it does not, nothing need be traced to say so.
+
+  Args:
+    jaxpr: of a forward, open or closed.
+
+  >>> import jax.numpy as jnp
+  >>> from jaxlite.quantization import quantize
+  >>> forward, args = lambda w, x: x @ w, (jnp.ones((3, 2)), jnp.ones((1, 3)))
+  >>> [has_integer_weights(jax.make_jaxpr(fn)(*args)) for fn in (forward, quantize(forward))]
+  [False, True]
+  """
+  names = (eqn.params['name'] for eqn in walk.equations(jaxpr) if eqn.primitive.name == 'name')
+  return any(name.startswith(numerics.MARK) for name in names)
 
 
 def account_of(

@@ -152,7 +152,7 @@ def lsq(
 
     return Model(init, apply, after, export)
 
-  return Hook(name, model=wrap, account=account_of(wrap, entry, number, rules))
+  return Hook(name, model=wrap, account=account_of(wrap, entry, number, rules), reads=True)
 
 
 class Measured(NamedTuple):

@@ -175,7 +175,7 @@ def fake_quant(
 
     return Model(init, apply, after, export)
 
-  return Hook(name, model=wrap, account=account_of(wrap, entry, number, rules))
+  return Hook(name, model=wrap, account=account_of(wrap, entry, number, rules), reads=True)
 
 
 def _without(state: State, entry: str) -> State:

@@ -119,7 +119,7 @@ def evidence(
   result = Result(
     name=name,
     metrics=numbers(test.values),
-    layers=inventory.layers(setup.train.model, state.params, full, inputs, weights),
+    layers=inventory.layers(setup.train.model, state.params, full, inputs, weights, None if setup.integers else {}),
     seconds=record.seconds,
     history=history,
     task=task.name,

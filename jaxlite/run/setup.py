@@ -22,6 +22,7 @@ from jaxlite.data.decoded import head
 from jaxlite.errors import ConfigError
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.optim import accumulate, normalize, remat
+from jaxlite.quantization import has_integer_weights
 from jaxlite.run import agreement, defaults, fit
 from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState
@@ -50,6 +51,7 @@ class Setup(NamedTuple):
   notes: tuple[str, ...]  # what a person should read before training
   reads: Reads  # the fields of the config that somebody has read
   around: tuple[str, ...]  # the hooks that stand around the model whatever the recipe says, by name
+  integers: bool  # whether the forward as evaluated multiplies any weight in integers
 
 
 def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, read: Collection[str] = ()) -> Setup:
@@ -107,7 +109,8 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
     raise fit.no_metric(asked, score, metric.names)
   jaxpr = fit.evaluated(built, network, abstract, first, data, metric)  # what does not fit is told before training
   notes = (*data.notes, *fit.doubts(config, data, score, jaxpr, first))
-  return Setup(config, data, network, recipe, built, metric, plan, abstract, first, began, score, notes, reads, around)
+  known = (metric, plan, abstract, first, began, score, notes, reads, around, has_integer_weights(jaxpr))
+  return Setup(config, data, network, recipe, built, *known)
 
 
 def reformed(setup: Setup, config: Config) -> Setup:

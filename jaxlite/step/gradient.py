@@ -91,7 +91,10 @@ def value_of(gradient: Grad) -> Callable[..., jax.Array]:
 
 def _given(model: Model, params: Params, model_state: State | None) -> Callable[..., Any]:
   def init(key: Any, inputs: Any) -> tuple[Params, State]:
-    return params, model.init(key, inputs)[1] if model_state is None else model_state
+    if model_state is not None:
+      return params, model_state
+    state: State = jax.eval_shape(model.init, key, inputs)[1]
+    return params, model.init(key, inputs)[1] if jax.tree.leaves(state) else state  # nothing is drawn for nothing
 
   return init
 

@@ -11,7 +11,7 @@ import pytest
 
 import jaxlite as jl
 from jaxlite.deployment.deploy import REPORT
-from jaxlite.deployment.safetensors_file import read_safetensors
+from jaxlite.host.safetensors_file import read_safetensors
 from loops import X, Y, run
 from networks import FRAMEWORKS, dense
 

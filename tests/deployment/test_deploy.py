@@ -15,7 +15,7 @@ import pytest
 import jaxlite as jl
 from jaxlite.deployment import formats, trial
 from jaxlite.deployment.deploy import PAGE, REPORT
-from jaxlite.deployment.safetensors_file import read_safetensors
+from jaxlite.host.safetensors_file import read_safetensors
 from loops import X, Y, config_of, run
 from networks import FRAMEWORKS, dense
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlite.deployment.safetensors_file import read_safetensors, safetensors_bytes, write_safetensors
+from jaxlite.host.safetensors_file import read_safetensors, safetensors_bytes, write_safetensors
 
 ARRAYS = {
   'a.kernel': np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -1,5 +1,7 @@
 """Taking a head off: the features are what the old head was given, in every framework, trained and evaluated."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -32,6 +34,7 @@ class Net(nn.Module):
     return {'logits': lambda one: one, 'softmax': nn.softmax, 'tanh': jnp.tanh}[self.last](x)
 
 
+@functools.cache
 def network(module=None):
   model = jl.adapt(module or Net())
   params, state = model.init(jax.random.key(0), X)
@@ -105,7 +108,11 @@ def of_a_function():
   return jl.from_function(lambda p, x: jax.jit(lambda y: jnp.tanh(y) @ p[1])(x @ p[0]), params)
 
 
-@pytest.mark.parametrize('make', [of_nnx, of_equinox, of_haiku, of_a_function], ids=lambda one: one.__name__[3:])
+@pytest.mark.parametrize(
+  'make',
+  [of_equinox, of_a_function, *(pytest.param(one, marks=pytest.mark.slow) for one in (of_nnx, of_haiku))],
+  ids=lambda one: one.__name__[3:],
+)
 def test_any_framework(make):
   x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
   found = backbone(make(), x)

@@ -17,8 +17,8 @@ from flax import nnx
 
 import jaxlite as jl
 from jaxlite import trees
-from jaxlite.deployment.safetensors_file import write_safetensors
 from jaxlite.finetuning import WeightsError, load_weights, read
+from jaxlite.host.safetensors_file import write_safetensors
 
 pytestmark = pytest.mark.unoptimized
 INPUTS = np.random.default_rng(3).normal(size=(2, 6, 6, 4)).astype(np.float32)
@@ -260,7 +260,7 @@ def test_by_order_pairs_what_no_name_does_in_the_programs_own_order(tmp_path):
     @nn.compact
     def __call__(self, x):
       for _ in range(11):  # Dense_10 comes before Dense_2 in the alphabet
-        x = nn.LayerNorm()(nn.Dense(3)(x))
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(3)(x))
       return x
 
   rng = np.random.default_rng(0)
@@ -268,19 +268,20 @@ def test_by_order_pairs_what_no_name_does_in_the_programs_own_order(tmp_path):
   for layer in range(11):
     arrays[f'stack.{layer}.fc.weight'] = rng.normal(size=(3, 3)).astype(np.float32)
     arrays[f'stack.{layer}.fc.bias'] = rng.normal(size=3).astype(np.float32)
-    arrays[f'stack.{layer}.ln.weight'] = rng.normal(size=3).astype(np.float32)
-    arrays[f'stack.{layer}.ln.bias'] = rng.normal(size=3).astype(np.float32)
+    for role in ('weight', 'bias', 'running_mean', 'running_var'):
+      arrays[f'stack.{layer}.bn.{role}'] = rng.normal(size=3).astype(np.float32)
+    arrays[f'stack.{layer}.bn.num_batches_tracked'] = np.array(1)
   path, x = tmp_path / 'w.npz', np.ones((1, 3), np.float32)
   np.savez(path, **arrays)
   with pytest.raises(WeightsError, match="match='order'"):
     load_weights(Deep(), path, x)
   loaded = load_weights(Deep(), path, x, match='order')
   for layer in range(11):
-    kernel = loaded.network.params[f'Dense_{layer}']['kernel']
-    np.testing.assert_array_equal(kernel, arrays[f'stack.{layer}.fc.weight'].T)
-    np.testing.assert_array_equal(
-      loaded.network.params[f'LayerNorm_{layer}']['scale'], arrays[f'stack.{layer}.ln.weight']
-    )
+    dense, norm = (loaded.network.params[f'{kind}_{layer}'] for kind in ('Dense', 'BatchNorm'))
+    mean = loaded.network.model_state['batch_stats'][f'BatchNorm_{layer}']['mean']
+    np.testing.assert_array_equal(dense['kernel'], arrays[f'stack.{layer}.fc.weight'].T)
+    np.testing.assert_array_equal(norm['scale'], arrays[f'stack.{layer}.bn.weight'])
+    np.testing.assert_array_equal(mean, arrays[f'stack.{layer}.bn.running_mean'])
 
 
 def test_what_is_saved_of_a_model_fills_it_again_whatever_its_kernels_are(tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import weight_files as files
-from jaxlite.deployment.safetensors_file import write_safetensors
 from jaxlite.finetuning import WeightsError, read
+from jaxlite.host.safetensors_file import write_safetensors
 
 
 def same(held, arrays):

@@ -111,6 +111,28 @@ def test_a_network_of_torch_gives_the_same_logits_here(tmp_path):
   np.testing.assert_allclose(loaded.network.predict(pictures), theirs(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['mobilenet_v2', 'resnet18'])
+def test_networks_of_torchvision_fill_ours_in_the_order_of_their_layers(tmp_path, name):
+  torch = pytest.importorskip('torch')
+  torchvision = pytest.importorskip('torchvision')
+  from jaxlite import models
+
+  torch.manual_seed(0)
+  theirs = getattr(torchvision.models, name)()
+  ours = {'mobilenet_v2': models.MobileNetV2, 'resnet18': models.ResNet18}[name]()
+  for module in theirs.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+      module.running_mean.normal_()
+      module.running_var.uniform_(0.5, 2)
+      module.weight.data.uniform_(0.5, 1.5)
+  theirs.eval()
+  torch.save(theirs.state_dict(), tmp_path / 'a.pth')
+  x = torch.randn(2, 3, 64, 64)
+  pictures = x.permute(0, 2, 3, 1).numpy()
+  loaded = load_weights(ours, tmp_path / 'a.pth', pictures, match='order')
+  np.testing.assert_allclose(loaded.network.predict(pictures), theirs(x).detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
 CODE = """
 import resource, sys
 import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
@@ -133,7 +155,7 @@ print(len(loaded.report.matched), size >> 20)
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='limits of memory are those of Linux')
 def test_a_model_is_loaded_within_a_quarter_more_memory_than_it_takes(tmp_path):
   """Twice the model would be refused by the limit; a quarter is one kernel of sixteen, its copy and what XLA keeps."""
-  from jaxlite.deployment.safetensors_file import write_safetensors
+  from jaxlite.host.safetensors_file import write_safetensors
 
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(2048, 2048)).astype(np.float32)

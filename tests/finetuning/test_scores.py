@@ -16,7 +16,7 @@ def clouds(count=60, width=8, classes=3, spread=1.0, seed=0):
   return rng.normal(size=(classes, width))[labels] * 1.5 + spread * rng.normal(size=(count, width)), labels
 
 
-@pytest.mark.parametrize('count,width', [(60, 8), (20, 40)], ids=['tall', 'wide'])
+@pytest.mark.parametrize('count,width', [(60, 8), (20, 40), (20, 200)], ids=['tall', 'wide', 'widest'])
 @pytest.mark.parametrize('strength', [0.1, 10.0])
 def test_the_probe_is_logistic_regression_of_scaled_features(count, width, strength):
   x, y = clouds(count, width)
@@ -114,7 +114,11 @@ def test_nearest_neighbors_are_those_of_scikit_learn():
   assert scores.nearest_neighbors(x, y, k=1).value == right / 50
 
 
-SCORES = [scores.logme, scores.h_score, scores.nearest_neighbors, scores.linear_probe]
+def linear_probe(x, y):
+  return scores.linear_probe(x, y, strengths=[1.0, 10.0])
+
+
+SCORES = [scores.logme, scores.h_score, scores.nearest_neighbors, linear_probe]
 
 
 @pytest.mark.parametrize('score', SCORES, ids=lambda one: one.__name__)

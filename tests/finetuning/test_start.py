@@ -72,6 +72,7 @@ def test_full_moves_everything_and_keeps_statistics(folder):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_statistics_move_where_that_is_asked(folder):
   _, before, state = moved(begin(network(), data(), method='full', norm='train', folder=folder), steps=1)
   one = 'one_norm'
@@ -83,7 +84,8 @@ def test_statistics_move_where_that_is_asked(folder):
   [
     ('probe', {}, {'head'}),
     ('last', {'unfrozen': 0.34}, {'three', 'head'}),
-    ('gradual', {'phases': 4}, {'one', 'two', 'three', 'head'}),
+    ('lora', {'rank': 2}, {'jl.lora', 'head'}),
+    pytest.param('gradual', {'phases': 4}, {'one', 'two', 'three', 'head'}, marks=pytest.mark.slow),
   ],
 )
 def test_what_is_frozen_has_neither_gradient_nor_moment(method, options, learns, folder):
@@ -142,6 +144,7 @@ def test_tf_idf_is_that_of_scikit_learn():
   assert bag.tf_idf_of(found, unknown)[0].tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_words_stand_beside_embeddings_where_folds_like_them(folder):
   rng = np.random.default_rng(0)
   labels = np.arange(60) % 2

@@ -23,6 +23,7 @@ ALONE = (*PARTS, 'dispatched')
 # As resumable.py has them; a test below holds that none is missing.
 OTHERS = (
   *('rigl', 'set', 'n_m', 'packed', 'straight_through', 'hold', 'lsq', 'self_distill', 'hint', 'dkd', 'swa', 'sam'),
+  *('lora', 'dora', 'qlora'),
   *('plateau', 'l1_proximal', 'mixup', 'cutmix', 'normalize', 'schedule_free', 'lbfgs', 'apply_if_finite'),
 )
 KINDS = ('regression', 'two_targets', 'binary', 'multi_label', 'language', 'segmentation', 'sequence_labels')

@@ -29,7 +29,7 @@ def params():
   return {net: drawn(net) for net in (LLAMA, LEARNED)}
 
 
-@pytest.mark.parametrize('net', [LLAMA, LEARNED], ids=['llama', 'learned'])
+@pytest.mark.parametrize('net', [LLAMA, pytest.param(LEARNED, marks=pytest.mark.slow)])
 def test_texts_are_those_of_the_window(params, net):
   network = jl.Network(jl.from_linen(net), params[net], {})
   wanted = generate(network, PROMPTS, 12, temperature=0)
@@ -37,8 +37,15 @@ def test_texts_are_those_of_the_window(params, net):
   assert got.tokens == wanted
   assert [prompt + new for prompt, new in zip(PROMPTS, got.new, strict=True)] == wanted
   assert (got.read, got.tokens_per_second > 0) == (13, True)
+
+
+@pytest.mark.slow
+def test_drawn_texts_are_those_of_the_window_whatever_the_chunks(params):
+  network = jl.Network(jl.from_linen(LLAMA), params[LLAMA], {})
   how = {'key': KEY, 'temperature': 0.8, 'top_k': 9, 'top_p': 0.9}
-  assert generate_cached(net, params[net], PROMPTS, 12, chunk=3, **how).tokens == generate(network, PROMPTS, 12, **how)
+  assert generate_cached(LLAMA, params[LLAMA], PROMPTS, 12, chunk=3, **how).tokens == generate(
+    network, PROMPTS, 12, **how
+  )
 
 
 def test_logits_by_the_cache_are_those_without_it_whatever_the_chunks(params):

@@ -112,7 +112,14 @@ def forward_by_hand(found, tokens, slower=1.0):
   return norm(x, 'model.norm') @ head.T
 
 
-@pytest.mark.parametrize('config', [{}, {'tie_word_embeddings': True}, {'model_type': 'qwen2'}])
+@pytest.mark.parametrize(
+  'config',
+  [
+    {},
+    pytest.param({'tie_word_embeddings': True}, marks=pytest.mark.slow),
+    pytest.param({'model_type': 'qwen2'}, marks=pytest.mark.slow),
+  ],
+)
 def test_published_weights_give_the_forward_of_numpy_from_both_kinds_of_names(config):
   config = CONFIG | config
   found, tokens = tensors(config), np.array([3, 0, 22, 7, 7, 1])
@@ -193,7 +200,7 @@ def test_weights_of_other_kinds_are_refused():
     text_network(made, about)
 
 
-@pytest.mark.parametrize('dtype, near', [('bfloat16', 0.05), ('float16', 0.005), ('int8', 0.05)])
+@pytest.mark.parametrize('dtype, near', [('bfloat16', 0.05), ('int8', 0.05)])
 def test_parameters_stay_in_what_they_are_kept_in(dtype, near):
   tokens = np.array([3, 0, 22, 7, 7, 1])
   whole = text_network(tensors(), CONFIG)

@@ -89,7 +89,7 @@ def test_dtype_shape_and_bits_depend_on_key_and_batch_alone(name):
   assert (one != other).any()
   assert (one[0] != one[1]).any()  # each example draws its own
   assert jax.eval_shape(run, KEY, bright.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-  if name != 'crop':
+  if name == 'jitter':
     floats = run(KEY, bright.astype(jnp.float32))
     assert np.percentile(np.abs(np.asarray(floats) - np.asarray(one, np.float32)), 95) <= 2
 
@@ -117,6 +117,7 @@ def test_a_box_of_the_whole_image_is_the_image():
   assert np.abs(np.asarray(small[0], int) - wanted).max() <= 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
   'fn',
   [flip(), shift(3), crop(3), random_resized_crop(scale=(0.3, 1)), rand_augment(2, 9, operations=rand._MOVES)],

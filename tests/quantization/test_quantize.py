@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxlite.contract import Model, chain, reparam, with_const
-from jaxlite.quantization._account import weight_bits
+from jaxlite.quantization._account import has_integer_weights, weight_bits
+from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import coverage, observe, quantize
 
@@ -140,6 +141,10 @@ def test_rules_choose_bits_by_path_the_first_match_decides():
   bits = weight_bits(model, *model.init(KEY, X), X)
   assert bits == {'Dense_0/kernel': 8, 'Dense_1/kernel': 4}
   assert weight_bits(BASE, *BASE.init(KEY, X), X) == {}
+  for one in (model, lsq(bits=4).model(BASE), BASE):  # a report traces only what has some
+    forward = jax.make_jaxpr(jax.jit(lambda p, s, x, one=one: one.apply(p, s, x, train=False, key=None)[0]))
+    bits = weight_bits(one, *one.init(KEY, X), X)
+    assert has_integer_weights(forward(*one.init(KEY, X), X)) == bool(bits)
 
 
 def frozen(model):

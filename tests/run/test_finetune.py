@@ -53,6 +53,7 @@ def test_it_never_ends_worse_than_it_began(done):
   np.testing.assert_allclose(loaded.predict(X), logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_call_again_reports_the_finished_run(done):
   folder, net, options, result, _ = done
   said = []
@@ -83,7 +84,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(method, tmp_path):
     params = {{'a': a, 'c': c, 'b': jnp.zeros((8, 2))}}
     net = (lambda p, x: jnp.tanh(jnp.tanh(x @ p['a']) @ p['c']) @ p['b'], params)
     fields = {{}} if '{method}' == 'probe' else {{'train': jl.Duration(steps=40)}}
-    result = jl.finetune(net, (x, y), sys.argv[1], method='{method}', features=sys.argv[2], **fields)
+    result = jl.finetune(net, (x, y), sys.argv[1], method='{method}', features=sys.argv[2], rank=2, **fields)
     print('done', result.metrics['loss'])
   """)
 

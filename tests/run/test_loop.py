@@ -72,7 +72,8 @@ def test_what_a_convolution_predicts_later_is_what_training_evaluated_but_for_la
   labels = (inputs.mean((1, 2, 3)) > 0).astype(int)
   model = SmallCNN((8, 16), hidden=16, classes=2)  # above what is left to XLA's own convolutions
   config = config_of(lambda config, total: jl.chain(jl.fake_quant(), optax.adam(1e-2)))
-  jl.train(config, tmp_path / 'run', model=model, data=(inputs, labels), say=lambda line: None)
+  result = jl.train(config, tmp_path / 'run', model=model, data=(inputs, labels), say=lambda line: None)
+  assert result.bits == '8'  # as read off the program that it runs
   setup = loop.prepare(config, tmp_path / 'run', model, (inputs, labels))
   with checkpoint.Checkpoints(tmp_path / 'run' / 'checkpoints') as saves:
     found = saves.restore(setup.abstract, which='best')

@@ -52,7 +52,9 @@ class Model(NamedTuple):
   weights: np.ndarray
 
   def copy(self) -> Model:
-    return Model(self.counts.copy(), self.weights.copy())
+    counts = np.empty_like(self.counts)
+    counts[:SHARED] = self.counts[:SHARED]  # those of places, many more, are set to zero before each use
+    return Model(counts, self.weights.copy())
 
 
 def zeros_model() -> Model:

@@ -58,6 +58,15 @@ class Models:
       self.all[kind] = entropy.zeros_model() if kind == 'zeros' else entropy.symbols_model()
     return self.all[kind]
 
+  def unlearn(self, kind: Any, saved: entropy.Model | None) -> None:
+    """A model is as it was: as `saved`; None: as before this array, of which it has learned nothing else."""
+    if saved is None:
+      saved = self.before.pop(kind)
+    if saved is None:
+      del self.all[kind]
+    else:
+      self.all[kind] = saved
+
   def settle(self) -> None:
     """What was learned stays."""
     self.before.clear()
@@ -170,8 +179,10 @@ def planes(
     values = (turned >> shift & np.array(255, bits.dtype)).astype(np.int64)
     mine = bool(bare >> plane & 1) if bare is not None else False
     if not mine:
-      model = models.of(('plane', width, rotated, plane))
-      before, saved = entropy.state(stream), model.copy()
+      kind = ('plane', width, rotated, plane)
+      again = kind in models.before
+      model = models.of(kind)  # which keeps a copy, unless there is one
+      before, saved = entropy.state(stream), model.copy() if again else None
       try:
         _plane(stream, model, values, above, bits.shape)
         mine = bare is None and stream.at - before[2] >= flat.size
@@ -181,7 +192,7 @@ def planes(
         mine = True
       if mine:
         entropy.back(stream, before)
-        models.all['plane', width, rotated, plane] = saved
+        models.unlearn(kind, saved)
     if mine:
       found |= 1 << plane
       if stream.decodes:
