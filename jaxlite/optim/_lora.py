@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Account, Hook, Model, Network, Params, State, drop_extras, stream, with_const
@@ -23,6 +24,8 @@ from jaxlite.optim._low_rank import Adapted
 from jaxlite.optim._stored import KINDS, is_stored, store
 
 Ranks = Mapping[str, int | None]
+
+_PRUNED = 0.2  # share of zeros beyond which a base was pruned
 
 
 def lora(
@@ -329,6 +332,20 @@ def _account_of(name: str) -> Callable[[Network, Model, Any], Account]:
       told.append(f'{arrays([path for path, _ in known.forms], 0)} kept as {kinds}')
     left = [f'{path} is merged before each forward: {why}' for path, why in known.whole]
     left += [f'{path}: {why}' for path, why in known.skipped]
+    left += _filled(trees.by_path(trained.model_state[CONST].get(name, {})), [path for path, _ in known.adapted])
     return Account('', '; '.join(told), '; '.join(left[:8]) + (f'; and {len(left) - 8} more' if len(left) > 8 else ''))
 
   return account
+
+
+def _filled(base: dict[str, Any], adapted: list[str]) -> list[str]:
+  """A line where what is learned beside a pruned base gives its zeros values."""
+  zeros = {path: float(np.mean(np.asarray(base[path]) == 0)) for path in adapted if path in base}
+  pruned = sorted(path for path, share in zeros.items() if share > _PRUNED)
+  if not pruned:
+    return []
+  more = f' ({len(pruned) - 1} more arrays alike)' if len(pruned) > 1 else ''
+  return [
+    f'{100 * zeros[pruned[0]]:.0f} % of the base {pruned[0]!r} is zero{more}, and what is learned beside it fills those '
+    'places: jl.pruning.straight_through behind it keeps them zero'
+  ]

@@ -9,6 +9,7 @@ from jax import lax
 
 import jaxlite as jl
 from jaxlite import trees
+from jaxlite.contract import join_const
 from jaxlite.graph import walk
 from jaxlite.graph.routes import Matrix
 from jaxlite.optim import dora, lora, qlora
@@ -335,3 +336,15 @@ def test_most_of_a_transformer_is_frozen():
   learned, total = known.counts
   assert learned == sum(leaf.size for leaf in jax.tree.leaves(params))
   assert learned / total < 0.1
+
+
+@pytest.mark.parametrize('share, told', [(0.9, True), (0.0, False)])
+def test_a_pruned_base_that_is_filled_is_told(share, told):
+  w = np.where(np.random.default_rng(0).random((16, 8)) < share, 0, draw(16, 8))
+  model, hook = jl.from_function(lambda p, x: x @ p['w'], {'w': w}), lora(2)
+  batch = {'inputs': jnp.ones((4, 16)), 'labels': jnp.zeros(4, int)}
+  train = jl.train_step(model, jl.cross_entropy, jl.chain(hook, optax.sgd(0.1)))
+  state, _ = train.step(train.init(KEY, batch), batch)
+  trained = jl.Network(train.model, state.params, join_const(state.model_state, state.const))
+  assert (train.model.export(trained.params, trained.model_state)[0]['w'] != 0).mean() > 0.9  # it is filled
+  assert ("% of the base 'w' is zero" in hook.account(trained, model, batch['inputs']).left) == told
