@@ -346,6 +346,6 @@ def _filled(base: dict[str, Any], adapted: list[str]) -> list[str]:
     return []
   more = f' ({len(pruned) - 1} more arrays alike)' if len(pruned) > 1 else ''
   return [
-    f'{100 * zeros[pruned[0]]:.0f} % of the base {pruned[0]!r} is zero{more}, and what is learned beside it fills those '
-    'places: jl.pruning.straight_through behind it keeps them zero'
+    f'{100 * zeros[pruned[0]]:.0f} % of the base {pruned[0]!r} is zero{more}, and what is learned beside it fills '
+    'those places: jl.pruning.straight_through behind it keeps them zero'
   ]
