@@ -31,7 +31,12 @@ TASKS = tuple(f'task_{kind}' for kind in KINDS)
 
 
 def start(workdir, *names, cache=None):
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), **({} if cache is None else {'XDG_CACHE_HOME': str(cache)})}
+  environment = {
+    **os.environ,
+    'PYTHONPATH': str(ROOT),
+    'PYTHONFAULTHANDLER': '1',
+    **({} if cache is None else {'XDG_CACHE_HOME': str(cache)}),
+  }
   del environment['JAX_COMPILATION_CACHE_DIR']  # a cache that begins empty is the run's own
   return subprocess.Popen(
     [sys.executable, str(PROGRAM), str(workdir), *names], stdout=subprocess.PIPE, text=True, env=environment
@@ -68,7 +73,12 @@ def killed(workdir, kills, span, rng, *names, cache):
         process.wait(timeout=rng.uniform(0.05, 1) * span)
       except subprocess.TimeoutExpired:
         process.send_signal(how)
-        sent.append((how, process.wait(timeout=120)))
+        try:
+          sent.append((how, process.wait(timeout=120)))
+        except subprocess.TimeoutExpired:  # where does it stand? Python's fault handler tells of every thread
+          process.send_signal(signal.SIGABRT)
+          process.wait(timeout=10)
+          raise
         process.stdout.close()
         continue
     out, _ = process.communicate(timeout=600)
