@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxlite.graph.model import KEPT_AS
 from jaxlite.graph.routes import Matrix
@@ -120,9 +121,11 @@ def restore(form: Form, stored: Mapping[str, jax.Array], depth: int = 0) -> jax.
   if form.kind != 'int8':
     q = jnp.concatenate([q & 15, q >> 4], axis=-1)
   if form.kind == 'nf4':
-    steps = jnp.full(q.shape, levels()[0])
-    for code, level in enumerate(levels()[1:], 1):  # chosen, not looked up: the program shows where each value lies
-      steps = jnp.where(q == code, level, steps)
+    # Chosen, not looked up: the program shows where each value lies. In bare operations: functions of jax.numpy are
+    # calls, and in a call that may not be inlined none of theirs are, so that each would keep its result.
+    steps = lax.full(q.shape, levels()[0])
+    for code, level in enumerate(levels()[1:], 1):
+      steps = lax.select(lax.eq(q, lax.full_like(q, code)), lax.full_like(steps, level), steps)
   else:
     steps = q.astype(jnp.float32) - (8 if form.kind == 'int4' else 0)
   grouped = steps.reshape((*q.shape[:-1], form.groups, form.group)) * stored[SCALE].astype(jnp.float32)[..., None]

@@ -193,7 +193,8 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   kind = 'traced' if basis == 'traced' else 'compiled'
   learned = calibration.correction(QUANTITY, kind, spread=memory_table.SPREAD[basis])
   factor = learned.factor
-  stages = {stage: int(size * factor) for stage, size in stages.items()}
+  # What this machine has taught is no reason to tell less than the process holds already.
+  stages = {stage: max(int(size * factor), int(min(size, now))) for stage, size in stages.items()}
   peak = stages[at]
   upper = int(peak * math.exp(_SURE * learned.spread))
   files = max(seen.files, memory_table.FILES.get(at, 0))

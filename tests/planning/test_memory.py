@@ -13,13 +13,19 @@ import pytest
 
 import jaxlite as jl
 from jaxlite.host import allocator
-from jaxlite.planning import memory, programs
+from jaxlite.planning import calibration, memory, programs
 from jaxlite.planning.job import Job, Splits
 from jaxlite.planning.sizes import Process, process, sizes
 from networks import convnet
 
 MIB = 1 << 20
 HERE = Process(100 * MIB, 120 * MIB, 230 * MIB, 150 * MIB, 1500 * MIB)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_learned(tmp_path, monkeypatch):
+  """What other tests' runs have taught this machine changes no forecast here."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
 
 
 def job(*parts, batch=32, convolves=False, evaluation=64):
@@ -94,6 +100,15 @@ def test_what_an_earlier_run_freed_serves_the_next_and_its_libraries_are_in():
   for one in (fresh, later, full):
     assert sum(one.parts.values()) == one.peak
     assert min(one.parts.values()) >= 0
+
+
+def test_what_a_machine_has_taught_never_tells_less_than_is_held(monkeypatch):
+  held, used = told(), HERE._replace(anonymous=400 * MIB, files=220 * MIB, free=300 * MIB)
+  low = calibration.Correction(0.5, 0.1, 9)
+  monkeypatch.setattr(calibration, 'correction', lambda *_, **__: low)
+  found = memory.forecast(held, used, 'traced', 'cold')
+  assert used.anonymous + used.files <= found.peak <= found.upper
+  assert sum(found.parts.values()) == found.peak
 
 
 def test_a_warm_cache_never_takes_more():
