@@ -7,13 +7,16 @@ process's peak (VmHWM) while it trains, XLA's temporaries of the gradient, secon
 
   python experiments/bench/lora_memory.py limit --megabytes=N WAY
 
-runs one way under RLIMIT_DATA and ends with the exit code of the process.
+runs one way under RLIMIT_DATA and ends with the exit code of the process. In both, freed arrays go back to the system
+at once, in every way alike (glibc's MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_): else what loading the base in
+floats freed stays with the process, and the peak tells of that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 WAYS = ('full', 'lora', 'int8', 'nf4')
+GIVES_BACK = {'MALLOC_MMAP_THRESHOLD_': '262144', 'MALLOC_TRIM_THRESHOLD_': '262144'}  # bytes
 SIZES = {'vocabulary': 49_152, 'width': 576, 'layers': 30, 'heads': 9, 'hidden': 1_536, 'length': 2_048}
 
 
@@ -112,11 +116,11 @@ def main() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (args.megabytes * 2**20,) * 2)
-    raise SystemExit(subprocess.run([sys.executable, __file__, 'worker', args.way, *given], check=False).returncode)
+    command = [sys.executable, __file__, 'worker', args.way, *given]
+    raise SystemExit(subprocess.run(command, env={**os.environ, **GIVES_BACK}, check=False).returncode)
   for way in args.ways.split(','):
-    done = subprocess.run(
-      [sys.executable, __file__, 'worker', way, *given], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, __file__, 'worker', way, *given]
+    done = subprocess.run(command, env={**os.environ, **GIVES_BACK}, capture_output=True, text=True, check=False)
     print(done.stdout.strip() or f'{way}: ended with {done.returncode}: {done.stderr.strip()[-300:]}', flush=True)
 
 
