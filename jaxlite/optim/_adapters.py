@@ -139,7 +139,7 @@ def base_fingerprint(model_state: Mapping[str, Any], name: str) -> dict[str, str
   for leaf, value in trees.by_path(model_state[CONST][name]).items():
     host = np.ascontiguousarray(jax.device_get(value))
     told = hashlib.sha256(f'{host.dtype.name} {list(host.shape)} '.encode())
-    told.update(host.reshape(-1).view(np.uint8))
+    told.update(host.reshape(-1).view(np.uint8).data)
     found[leaf] = told.hexdigest()[:16]
   return found
 
@@ -252,10 +252,10 @@ def _from_peft(folder: Path, known: LowRank, names: Mapping[str, str]) -> dict[s
     if adapted.magnitude:
       wanted = [f'{module}.lora_magnitude_vector.weight' for module in modules]
       used.update(wanted)
-      values = [root[one].reshape(-1).astype(np.float32) for one in wanted if one in root]
-      if len(values) != len(wanted):
+      lengths = [root[one].reshape(-1).astype(np.float32) for one in wanted if one in root]
+      if len(lengths) != len(wanted):
         raise ValueError(f'{folder}: the magnitudes of {leaf!r} are missing: it is no DoRA adapter')
-      found[f'{leaf}/m'] = np.stack(values) if stack else values[0]
+      found[f'{leaf}/m'] = np.stack(lengths) if stack else lengths[0]
   if rest := sorted(root.keys() - used):
     raise ValueError(f'{folder}: no adapted leaf takes {rest[0]!r} and {len(rest) - 1} more: name them in peft=')
   return found

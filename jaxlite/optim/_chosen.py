@@ -83,7 +83,7 @@ class Choice(NamedTuple):
     forms, restored = self._forms(leaves, layouts, frozen, seen)
     paths = {path for path, _ in items} | {path for path, _ in forms}
     apart = seen(dict(items), dict(forms)).apart
-    one_piece = tuple((path, apart.get(path, '')) for path in sorted(paths) if apart.get(path, '') is not None)
+    one_piece = tuple((path, why) for path in sorted(paths) if (why := apart.get(path, '')) is not None)
     learned = sum(math.prod(a.matrix.sizes[0]) * a.rank * sum(a.matrix.sizes[1:]) for _, a in items)
     learned += sum(math.prod(a.matrix.sizes[0]) * a.matrix.sizes[2] for _, a in items if a.magnitude)
     learned += sum(np.size(leaves[path]) for path in live)

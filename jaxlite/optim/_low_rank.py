@@ -146,6 +146,7 @@ class Here(NamedTuple):
   @classmethod
   def _of(cls, site: Site, eqn: Any, route: routes.Route, batch: Any, summed: Any, free: Any, form: Any, adapted: Any):  # type: ignore[no-untyped-def]
     params, dtype = tuple(sorted(eqn.params.items())), eqn.outvars[0].aval.dtype
+    assert site.side is not None  # `at` asked
     axes = (tuple(batch), tuple(summed), tuple(free))
     return cls(eqn.primitive, params, site.side, dtype, *axes, route.depth, route.moves, form, adapted)
 

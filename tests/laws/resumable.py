@@ -77,7 +77,7 @@ def others(total: int) -> dict[str, Callable[[Any], list]]:
     'swa': lambda rate: [optim.swa(total // 2, every=3), optax.adam(rate)],
     'lora': lambda rate: [optim.lora(2, train='conv/b'), jl.average(0.9), optax.adam(rate)],
     'dora': lambda rate: [jl.accumulate(2), optim.dora(1), optax.adam(rate)],
-    'qlora': lambda rate: [optim.qlora(2, group=16), jl.fake_quant(), optax.adam(rate)],
+    'qlora': lambda rate: [optim.qlora(2, group=16), optax.adam(rate)],
     'sam': lambda rate: [optim.sam(0.05), optax.sgd(rate)],
     'plateau': lambda rate: [optax.adam(rate), optim.plateau(0.5, patience=1)],
     'l1_proximal': lambda rate: [optax.sgd(rate), optim.l1_proximal(1e-2, rate)],
