@@ -41,7 +41,7 @@ class Seen:
     paths = {*adapted, *forms}
     asked = [path if path in paths or not paths else None for path in self.leaves]
     found = routes.read(self.closed, self.plan, [*asked, *[None] * self.rest])
-    reasons: dict[str, str | None] = {path: found.others.get(path) for path in paths}
+    reasons: dict[str, str | None] = {path: found.others.get(path) for path in sorted(paths)}
     sites = {}
     for site_name, route in found.sites.items():
       eqn, site = self.eqns[site_name]

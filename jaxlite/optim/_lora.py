@@ -284,7 +284,7 @@ def _wrap(name: str, choice: Choice, as_one: bool) -> Callable[[Model], Model]:
 
       given = joined(live, still, value)
       factors = {}
-      for path in {path for _, path in seen.sites.values()}:
+      for path in sorted({path for _, path in seen.sites.values()}):  # else each process traces another program
         own, factor = {}, None
         if path in adapted:
           own = {part: learned[path][part] for part in ('a', 'b')}

@@ -73,7 +73,8 @@ def norms(adapted: Adapted, leaf: jax.Array, own: Mapping[str, jax.Array]) -> ja
 
   def one(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
     matrix, a, b = given
-    return jnp.linalg.norm(matrix + product(adapted, {'a': a, 'b': b}), axis=0)
+    whole = matrix + product(adapted, {'a': a, 'b': b})
+    return lax.sqrt(lax.reduce(whole * whole, np.zeros((), whole.dtype), lax.add, (0,)))
 
   matrices = adapted.matrix.matrices(leaf).astype(own['a'].dtype)
   if not stack:
@@ -87,7 +88,7 @@ def stretch(adapted: Adapted, leaf: jax.Array, own: Mapping[str, jax.Array]) -> 
   if not adapted.magnitude:
     return None
   size = lax.stop_gradient(norms(adapted, leaf, own))
-  return own['m'] / jnp.where(size == 0, 1, size)
+  return own['m'] / lax.select(size == 0, lax.full_like(size, 1), size)
 
 
 def merged(adapted: Adapted, leaf: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:

@@ -1,5 +1,10 @@
 """Low rank beside other parts: every permitted order gives what a model with the merge written in gives."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +69,7 @@ def first(hook):
   return params[f'jl.{hook.name}']
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize('outside', [False, True], ids=['lora first', 'lora last'])
 @pytest.mark.parametrize('name', PARTS)
 def test_both_orders_give_what_the_merge_written_in_gives(name, outside):
@@ -98,6 +104,7 @@ def test_both_orders_give_what_the_merge_written_in_gives(name, outside):
     np.testing.assert_allclose(found, forward(exported, X), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_masks_stands_after_and_masks_the_merged_weight():
   masks = lambda: jl.pruning.straight_through(0.75, allocate=jl.pruning.uniform)  # noqa: E731
   for hook in (lora(2), dora(2), qlora(2, quantize='^a/w')):
@@ -142,3 +149,30 @@ def test_the_average_of_merged_weights_is_that_of_the_merged_weights():
     mean = 0.5 * mean + 0.5 * (BASE['a']['w'] + own['a'] @ own['b'])
   exported, _ = train.model.export(state.params, {**state.model_state, CONST: state.const})
   np.testing.assert_allclose(exported['a']['w'], mean, atol=1e-5)
+
+
+PROGRAM = """
+import hashlib, sys
+import jax, jax.numpy as jnp, optax
+import jaxlite as jl
+from jaxlite.graph import canonical
+from networks import convnet
+hook = {'lora': jl.optim.lora, 'dora': jl.optim.dora, 'qlora': jl.optim.qlora}[sys.argv[1]]
+train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(hook(1), optax.adam(1e-3)))
+batch = {'inputs': jnp.ones((4, 4, 4, 1)), 'labels': jnp.zeros(4, int)}
+state = jax.eval_shape(train.init, jax.random.key(0), batch)
+text = canonical.text(train.programs.jaxpr(state, batch)[0])
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_the_program_is_the_same_whatever_the_hash_seed():
+  """A run that goes on in another process would be refused as another program's."""
+  here = Path(__file__).parents[1]
+  told = set()
+  for seed in '135':
+    env = {**os.environ, 'PYTHONHASHSEED': seed, 'PYTHONPATH': os.pathsep.join((str(here), str(here.parent)))}
+    done = subprocess.run([sys.executable, '-c', PROGRAM, 'dora'], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told.add(done.stdout.strip())
+  assert len(told) == 1

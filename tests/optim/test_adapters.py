@@ -41,6 +41,7 @@ def outputs(train, state):
   return np.asarray(train.eval(state, BATCH)[0])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   'make',
   [lambda: lora(2, train='^c/'), lambda: dora(2, 3.0), lambda: qlora(2, group=16)],

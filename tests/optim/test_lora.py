@@ -117,7 +117,7 @@ def by_hand(values, path, params, hook, state):
 
 
 @pytest.mark.unoptimized
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize('kind', HOOKS)
 @pytest.mark.parametrize('name', FORMS)
 def test_apart_equals_merged_in_outputs_and_gradients(name, kind):
