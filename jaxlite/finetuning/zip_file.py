@@ -128,7 +128,7 @@ def read_zip(data: np.ndarray, asker: Asker) -> Zip:
     with zipfile.ZipFile(io.BufferedReader(FileOfBytes(data))) as archive:
       found = [info for info in archive.infolist() if not info.is_dir()]
   except Exception as error:  # zipfile's own, struct.error, UnicodeDecodeError: whatever a directory of noise ends in
-    raise asker.refuse(f'its directory is damaged ({_cut(str(error)) or type(error).__name__})') from None
+    raise asker.refuse(f'its directory is damaged ({_cut(str(error) or type(error).__name__)})') from None
   if len(found) > _MOST_MEMBERS:
     raise asker.refuse(f'it has {len(found):,} members; at most {_MOST_MEMBERS:,} are read')
   members: dict[str, Member] = {}

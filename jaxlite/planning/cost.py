@@ -224,10 +224,16 @@ def _of_bodies(node: Node, body: Flat, place: _Place, said: dict[str, None], rec
     where = place._replace(times=place.times * length, looped=place.looped or length > int(eqn.params['unroll']))
     return inside(bodies[0], plans[0], where) + _slices(eqn, where)
   if name == 'while':
-    trips = _trips(node, body)
+    rare = _is_conditional(eqn)
+    trips = 1.0 if rare else _trips(node, body)
     if trips is None:
-      said['a while loop whose length is not known counts once'] = None
+      # On the side of a branch that a schedule takes now and then it says little of a run's time.
+      rarely = 'of a branch, ' if place.branch == 'dear' else ''
+      said[f'{rarely}a while loop whose length is not known counts once'] = None
     where = place._replace(times=place.times * (1 if trips is None else trips), looped=True)
+    if rare:
+      said['of a branch the dearest side counts'] = None
+      where = where._replace(branch=place.branch or 'dear')
     return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, where)]
   if name == 'cond':
     return _of_branches(eqn, bodies, plans, place, said, inside)
@@ -309,6 +315,16 @@ def _trips(node: Node, body: Flat) -> float | None:
   kind = cond.eqns[0].primitive.name
   kind = kind if mine is not None else {'lt': 'gt', 'le': 'ge', 'gt': 'lt', 'ge': 'le', 'ne': 'ne'}[kind]
   return _count(kind, start, end, pace)
+
+
+def _is_conditional(eqn: Any) -> bool:
+  """Whether a while loop asks a value of its carry that its first turn makes False: `alike.once` writes them so."""
+  cond, body = (walk.opened(eqn.params[one])[0] for one in ('cond_jaxpr', 'body_jaxpr'))
+  carried = cond.invars[eqn.params['cond_nconsts'] :]
+  if cond.eqns or cond.outvars[0] not in carried:
+    return False
+  after = body.outvars[carried.index(cond.outvars[0])]
+  return hasattr(after, 'val') and not after.val
 
 
 def _count(kind: str, start: float, end: float, pace: float) -> float | None:

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import jaxlite as jl
-from jaxlite.planning.cost import cost, equations, step_tags
+from jaxlite.graph import alike
+from jaxlite.planning.cost import NOT_COUNTED, cost, equations, step_tags
 from jaxlite.planning.work import work_of
 
 
@@ -222,6 +223,28 @@ UNKNOWN = {
   'by doubling': lambda x: jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] * 2, c[1] @ c[1]), (1, x))[1],
   'away': lambda x: jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] - 1, c[1] @ c[1]), (1, x))[1],
 }
+
+
+@pytest.mark.parametrize('ends', [True, False])
+def test_a_conditional_written_as_a_loop_is_a_branch(ends):
+  once = lambda w, x: alike.once(w, lambda x: x @ x, x)[1]  # noqa: E731
+  loop = lambda w, x: jax.lax.while_loop(lambda c: c[0], lambda c: (c[1][0, 0] > 0, c[1] @ c[1]), (w, x))[1]  # noqa: E731
+  found = cost_of(once if ends else loop, True, f32(8, 8))
+  assert found.by('kind')['small products'][0] == 2 * 8**3
+  assert found.said == (
+    ('of a branch the dearest side counts' if ends else 'a while loop whose length is not known counts once'),
+  )
+  assert sum(one.flops for one in found.usual if one.kind == 'small products') == (0 if ends else 2 * 8**3)
+
+
+def test_a_prune_with_its_watch_counts_as_known():
+  """Every step of a run holds such loops: a forecast would say 'at least' of all."""
+  model = jl.from_function(lambda p, x: x @ p['w'], {'w': np.ones((8, 4), np.float32)})
+  train = jl.train_step(model, jl.cross_entropy, jl.chain(jl.average(0.9), optax.adam(1e-3), jl.prune(0.5, end=9)))
+  batch = {'inputs': np.ones((4, 8), np.float32), 'labels': np.zeros(4, int)}
+  state = jax.eval_shape(train.init, jax.random.key(0), batch)
+  said = cost(train.programs.jaxpr(state, batch)[0]).said
+  assert not [line for line in said if line.startswith(NOT_COUNTED)], said
 
 
 @pytest.mark.parametrize('name', UNKNOWN)
