@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlite.batching import asked, in_parts
+from jaxlite.errors import check_dict
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
@@ -337,8 +338,7 @@ def reparam(
 
   def wrapped_init(key: jax.Array, inputs: Any) -> tuple[Params, State]:
     params, state = model.init(key, inputs)
-    if not isinstance(params, dict):
-      raise TypeError(f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter')
+    check_dict(params, name)
     return init(stream(key, name), params, state)
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:

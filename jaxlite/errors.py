@@ -155,3 +155,12 @@ def as_flags(message: str) -> str:
   for ours, flag in {**words, 'by out=': 'by --out='}.items():
     message = message.replace(ours, flag)
   return message
+
+
+def check_dict(params: Any, name: str) -> None:
+  """Raises TypeError where a hook's entry could not be added to a model's params: they are no dict.
+
+  >>> check_dict({'w': 1.0}, 'lsq')
+  """
+  if not isinstance(params, dict):
+    raise TypeError(f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter')

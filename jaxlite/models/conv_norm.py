@@ -60,3 +60,8 @@ class ConvNorm(nn.Module):
     return BatchNorm(
       use_running_average=kept, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, name='norm'
     )(x)
+
+
+def norm_settings(module: Any) -> dict[str, Any]:
+  """Returns what the layers of a network take of its own fields."""
+  return {name: getattr(module, name) for name in ('momentum', 'epsilon', 'dtype', 'keep_statistics')}

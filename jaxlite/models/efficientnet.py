@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlite.models.conv_norm import norm_settings
 from jaxlite.models.inverted import Stage, inverted_features, scaled_width
 from jaxlite.models.layers import as_images, checked_factor, classified
 
@@ -82,13 +83,7 @@ class EfficientNetLite(nn.Module):
       last=1280,
       drop_path=self.drop_path,
       name=name,
-      settings={
-        'momentum': self.momentum,
-        'epsilon': self.epsilon,
-        'dtype': self.dtype,
-        'keep_statistics': self.keep_statistics,
-        'same': self.same,
-      },
+      settings={**norm_settings(self), 'same': self.same},
     )
     return x if pooled else classified(self, x, train)
 

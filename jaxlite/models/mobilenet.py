@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlite.models.conv_norm import norm_settings
 from jaxlite.models.inverted import Stage, inverted_features, scaled_width
 from jaxlite.models.layers import as_images, checked_factor, classified
 
@@ -71,12 +72,7 @@ class MobileNetV2(nn.Module):
       last=scaled_width(1280, max(1.0, scale)),
       drop_path=self.drop_path,
       name='MobileNetV2',
-      settings={
-        'momentum': self.momentum,
-        'epsilon': self.epsilon,
-        'dtype': self.dtype,
-        'keep_statistics': self.keep_statistics,
-      },
+      settings=norm_settings(self),
     )
     return x if pooled else classified(self, x, train)
 

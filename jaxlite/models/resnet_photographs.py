@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlite.models.conv_norm import ConvNorm
+from jaxlite.models.conv_norm import ConvNorm, norm_settings
 from jaxlite.models.layers import as_images, classified, depth_rates
 from jaxlite.models.resnet import ResidualBlock
 
@@ -62,12 +62,7 @@ class DeepResNet(nn.Module):
       raise ValueError(f'{name} has stages of at least one block; got blocks={blocks}')
     x = as_images(x, name, self.dtype, smallest=32)
     rates = iter(depth_rates(self.drop_path, sum(blocks), name))
-    settings = {
-      'momentum': self.momentum,
-      'epsilon': self.epsilon,
-      'dtype': self.dtype,
-      'keep_statistics': self.keep_statistics,
-    }
+    settings = norm_settings(self)
     x = nn.relu(ConvNorm(64, (7, 7), 2, name='stem', **settings)(x, train))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     for stage, count in enumerate(blocks, 1):

@@ -12,8 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.contract import CONST, Account, Hook, Model, Network, Params, State, drop_extras, stream, with_const
-from jaxlite.errors import arrays, whole
+from jaxlite.contract import (
+  CONST,
+  Account,
+  Hook,
+  Model,
+  Network,
+  Params,
+  State,
+  drop_extras,
+  stream,
+  with_const,
+)
+from jaxlite.errors import arrays, check_dict, whole
 from jaxlite.graph import rewrite
 from jaxlite.graph.model import _layouts
 from jaxlite.graph.routes import Matrix
@@ -216,10 +227,7 @@ def _wrap(name: str, choice: Choice, as_one: bool) -> Callable[[Model], Model]:
   def wrap(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      if not isinstance(params, dict):
-        raise TypeError(
-          f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
-        )
+      check_dict(params, name)
       layouts = _layouts(inner, params, state, inputs, key)
       seen = Seen(inner, (params, state, inputs, key, jnp.zeros((), jnp.int32)), True, {}, {})
       known, frozen = choice.of(params, layouts, seen)

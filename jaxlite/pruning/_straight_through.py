@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Account, Hook, Model, Params, State, Status, reparam
-from jaxlite.errors import arrays
+from jaxlite.errors import arrays, check_dict
 from jaxlite.graph import alike
 from jaxlite.graph.layouts import Layouts
 from jaxlite.graph.model import _layouts
@@ -121,10 +121,7 @@ def straight_through(
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      if not isinstance(params, dict):
-        raise TypeError(
-          f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
-        )
+      check_dict(params, name)
       chosen, layouts = maskable(params, select, _layouts(inner, params, state, inputs, key), what=name)
       dense = {path: jnp.ones(leaf.shape, bool) for path, leaf in leaves_at(params, chosen).items()}
       own = StraightState(

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Account, Context, Hook, Loss, Model, Params, State, Terms, reparam
-from jaxlite.errors import arrays
+from jaxlite.errors import arrays, check_dict
 from jaxlite.graph import alike
 from jaxlite.graph.model import _layouts
 
@@ -128,10 +128,7 @@ def few_bits(
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      if not isinstance(params, dict):
-        raise TypeError(
-          f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
-        )
+      check_dict(params, name)
       layouts = _layouts(inner, params, state, inputs, key)
       chosen = trees.weight_paths(params, select, layouts, what=name)
       leaves = {path: leaf for path, leaf in trees.by_path(params).items() if path in chosen}

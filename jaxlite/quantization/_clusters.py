@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import Hook, Model, Params, State, reparam
+from jaxlite.errors import check_dict
 from jaxlite.graph.model import _layouts
 
 _MOST = 256  # values: what `deployment.packed` keeps a codebook of
@@ -52,10 +53,7 @@ def clustered(count: int = 16, *, select: trees.Rule = None, name: str = 'cluste
   def model(inner: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = inner.init(key, inputs)
-      if not isinstance(params, dict):
-        raise TypeError(
-          f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
-        )
+      check_dict(params, name)
       chosen = trees.weight_paths(params, select, _layouts(inner, params, state, inputs, key), what=name)
       leaves = {path: leaf for path, leaf in trees.by_path(params).items() if path in chosen}
       return {**params, slot: {path: _spread(leaf, count - 1) for path, leaf in leaves.items()}}, state

@@ -18,6 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Hook, Model, Params, State, drop_extras, with_const
+from jaxlite.errors import check_dict
 from jaxlite.graph import provenance, walk
 from jaxlite.quantization import _numerics as numerics
 from jaxlite.quantization import _product as products
@@ -89,10 +90,7 @@ def lsq(
   def wrap(model: Model) -> Model:
     def init(key: Any, inputs: Any) -> tuple[Params, State]:
       params, state = model.init(key, inputs)
-      if not isinstance(params, dict):
-        raise TypeError(
-          f'{name} needs params to be a dict, got {type(params).__name__}: build the Model with an adapter'
-        )
+      check_dict(params, name)
       passes = quant_program.trace_training(
         model, params, state, inputs, key=key, step=jnp.zeros((), jnp.int32), bits=number, rules=rules, what=name
       )
