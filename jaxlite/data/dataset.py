@@ -288,6 +288,12 @@ def as_pair(pair: Any, where: str) -> Pair:
   raise ValueError(f'a split is a pair (inputs, labels); {where} is {_kind(pair)}: pass (inputs, labels)')
 
 
+def check_dataset(data: Any, what: str) -> None:
+  """Raises TypeError where something else is given as a data set; `what` names who asks."""
+  if not isinstance(data, Dataset):
+    raise TypeError(f'{what} takes a Dataset, as jl.data.from_arrays((inputs, labels)) makes one; got {_kind(data)}')
+
+
 def _kind(value: Any) -> str:
   return f'{type(value).__name__} of {len(value)}' if isinstance(value, tuple | list) else type(value).__name__
 

@@ -25,7 +25,7 @@ import numpy as np
 from jaxlite.contract import Network, stream
 from jaxlite.data import content
 from jaxlite.data.columns import Columns, digest, with_columns
-from jaxlite.data.dataset import Dataset, Split
+from jaxlite.data.dataset import Dataset, Split, check_dataset
 from jaxlite.data.inputs import leaves, take
 from jaxlite.distillation import check_teacher, teacher_outputs, teacher_values
 from jaxlite.errors import whole
@@ -85,6 +85,7 @@ def cache_logits(
   if isinstance(teacher, str):
     raise TypeError('cache_logits runs a teacher, so it takes a Network or a function; got a name')
   check_teacher(teacher, 'cache_logits')
+  check_dataset(data, 'cache_logits')
   if not isinstance(data.train, Split | Columns):
     raise ValueError('cache_logits runs over examples in memory; a stream makes them: distil from the teacher')
   views = list(views)

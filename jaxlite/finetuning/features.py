@@ -24,6 +24,7 @@ import numpy as np
 from jaxlite.contract import stream
 from jaxlite.data import Dataset, Split, content
 from jaxlite.data.columns import Columns, digest, with_columns
+from jaxlite.data.dataset import check_dataset
 from jaxlite.data.inputs import leaves, take
 from jaxlite.errors import whole
 from jaxlite.finetuning.head import Backbone
@@ -125,6 +126,7 @@ def feature_data(
   Raises:
     ValueError: as `cached_features`; the data bring columns or come from a stream.
   """
+  check_dataset(data, 'feature_data')
   if not isinstance(data.train, Split):
     raise ValueError(f'feature_data takes plain examples; train is a {type(data.train).__name__}')
   options: dict[str, Any] = {'seed': seed, 'batch_size': batch_size, 'say': say}

@@ -72,7 +72,8 @@ def backbone(network: Any, inputs: Any, *, head: str | None = None, key: Any = N
     The Backbone.
 
   Raises:
-    ValueError: nothing is multiplied by a weight, the rule picks none or several, or the network is sealed.
+    ValueError: nothing is multiplied by a weight, the rule picks none or several, the network is sealed, or it has no
+      values but draws them.
 
   >>> import jaxlite as jl
   >>> net = (lambda p, x: jnp.tanh(x @ p['a']) @ p['b'] + p['c'], {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2)),
@@ -88,6 +89,12 @@ def backbone(network: Any, inputs: Any, *, head: str | None = None, key: Any = N
   if count < 2:
     raise ValueError('a backbone is looked at with two examples; got one: give a batch')
   params, state = model.init(jax.random.key(0) if key is None else key, two)
+  if not isinstance(network, Network) and _draws(model, params, two):
+    raise ValueError(
+      'fine-tuning begins with values that were learned; this network has none and would draw them at random: give a '
+      'Network (jl.load(workdir, model=...), jl.finetuning.pretrained(...).network, jl.Network(jl.adapt(model), '
+      'params, state)) or (function, params); jl.train trains from nothing'
+    )
   read = _read(model, params, state, two, train=False)
   sites = [site for site in read.plan.all_sites() if not site.why_not and site.paths]
   order = tuple(dict.fromkeys(path for site in sites for path in sorted(site.weights or site.paths)))
@@ -113,6 +120,13 @@ def backbone(network: Any, inputs: Any, *, head: str | None = None, key: Any = N
   order = tuple(path for path in order if path not in dropped)
   ready = pooled._replace(init=lambda key, inputs: (params, state))
   return Backbone(ready, params, state, width, dropped, order, encode, f'{told}: {width:,} features')
+
+
+def _draws(model: Model, params: Params, inputs: Any) -> bool:
+  """Whether another key gives other first parameters."""
+  others = jax.tree.leaves(model.init(jax.random.key(1_000_003), inputs)[0])
+  pairs = zip(jax.tree.leaves(params), others, strict=True)
+  return any(one is not other and np.asarray(one).tobytes() != np.asarray(other).tobytes() for one, other in pairs)
 
 
 class _Program(NamedTuple):

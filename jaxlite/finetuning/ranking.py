@@ -15,6 +15,7 @@ import numpy as np
 from jaxlite.adapters import adapt
 from jaxlite.contract import Model, Network
 from jaxlite.data import Dataset, Split, cache
+from jaxlite.data.dataset import check_dataset
 from jaxlite.errors import nearest, whole
 from jaxlite.finetuning import scores
 from jaxlite.finetuning.features import cached_features
@@ -152,6 +153,7 @@ def rank(
   for what, named in (('heads', heads), ('truth', truth)):
     if stray := [name for name in named or () if name not in candidates]:
       raise ValueError(f'{what} names {stray[0]!r}, which is no candidate; nearest: {nearest(stray[0], candidates, 1)}')
+  check_dataset(data, 'rank')
   if not isinstance(data.train, Split) or data.task.name != 'classification' or np.ndim(data.train.labels) != 1:
     raise ValueError(f'candidates are ranked on classes, examples in memory or mapped; the task is {data.task.name}')
   rows_of = _drawn(np.asarray(data.train.labels), whole(examples, 'examples', least=2), seed)

@@ -53,6 +53,8 @@ def read(source: str | os.PathLike[str] | Weights, *, key: str | None = None, dt
   found: Weights
   if not isinstance(source, str | os.PathLike | Weights):
     raise TypeError(f'weights are read from one path, or a name on the hub; got {str(source)[:80]!r}')
+  if isinstance(source, str) and re.match(r'(https?|s3|gs|ftp)://', source):
+    raise WeightsError(f'{source[:80]}: addresses are not fetched: download it and give its path, or hf://owner/name')
   if isinstance(source, Weights):
     found = source
   elif hub.is_hub(source):

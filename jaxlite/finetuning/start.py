@@ -14,6 +14,7 @@ import optax
 from jaxlite import optim, trees
 from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.data import Dataset, Split, cache
+from jaxlite.data.dataset import check_dataset
 from jaxlite.errors import one_line
 from jaxlite.finetuning import bag as bags
 from jaxlite.finetuning.choice import METHODS, Choice, choose
@@ -99,6 +100,7 @@ def begin(
     raise ValueError(f"norm is 'auto', 'keep' or 'train'; got {norm!r}")
   if words not in ('auto', 'yes', 'no', 'only'):
     raise ValueError(f"words is 'auto', 'yes', 'no' or 'only'; got {words!r}")
+  check_dataset(data, 'begin')
   if not isinstance(data.train, Split):
     raise ValueError(f'fine-tuning takes examples in memory or mapped; train is a {type(data.train).__name__}')
   outputs, solvable = _outputs(data)

@@ -79,6 +79,11 @@ def ptq(
   >>> [float(end) for end in integers.model_state['jl.fake_quant']['w']]
   [0.0, 2.0]
   """
+  if not isinstance(network, Network):
+    raise TypeError(
+      f'ptq takes a Network, a model with its values: jl.load(workdir, model=...) or jl.Network(model, params, '
+      f'model_state); got {type(network).__name__}'
+    )
   number = check_bits(bits, 'ptq')
   calibrate = calibrate or calibration.by_percentile()
   if not callable(calibrate):

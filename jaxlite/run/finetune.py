@@ -119,7 +119,9 @@ def _prepared(
     if name not in known:
       from jaxlite.errors import nearest
 
-      raise ValueError(f'finetune has no field {name!r}; nearest: {nearest(name, known)}')
+      within = [one for one in sorted(known) if name in getattr(getattr(config, one), '__dataclass_fields__', ())]
+      inside = f'it is a field of config.{within[0]}' if within else f'nearest: {nearest(name, known)}'
+      raise ValueError(f'finetune has no field {name!r}; {inside}')
   config = dataclasses.replace(config, **fields)
   data = dataset_of(config, data)
   count = len(data.train.labels) if hasattr(data.train, 'labels') else 0

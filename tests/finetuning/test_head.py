@@ -121,6 +121,13 @@ def test_any_framework(make):
   assert with_head(found, 4).predict(x).shape == (4, 4)
 
 
+@pytest.mark.parametrize('make', [lambda: nn.Dense(3), lambda: hk.transform(lambda x: hk.Linear(3)(x))])
+def test_a_network_without_values_is_not_tuned_from_random_ones(make):
+  for network in (make(), jl.adapt(make())):
+    with pytest.raises(ValueError, match='this network has none and would draw them at random'):
+      backbone(network, np.ones((2, 3), np.float32))
+
+
 def test_a_bfloat16_backbone_gives_float32_features():
   params = {'a': jnp.ones((3, 4), jnp.bfloat16), 'b': jnp.ones((4, 2), jnp.bfloat16)}
   found = backbone(

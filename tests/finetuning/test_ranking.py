@@ -85,3 +85,8 @@ def test_what_cannot_be_ranked_is_told(options, told, tmp_path):
   options = {'candidates': {'all': CANDIDATES['all']}, **options}
   with pytest.raises(ValueError, match=told):
     rank(options.pop('candidates'), jl.data.from_arrays((X, Y)), folder=tmp_path, **options)
+
+
+def test_arrays_are_no_data_set():
+  with pytest.raises(TypeError, match=r'rank takes a Dataset, as jl.data.from_arrays.* got tuple of 2'):
+    rank({'a': (lambda p, x: x @ p['w'], {'w': np.ones((2, 2))})}, (np.ones((4, 2)), np.arange(4) % 2))

@@ -172,6 +172,8 @@ def test_what_is_no_file_of_weights_is_told(tmp_path):
       read(tmp_path / name)
   with pytest.raises(FileNotFoundError, match='is not there'):
     read(tmp_path / 'absent.pth')
+  with pytest.raises(WeightsError, match='addresses are not fetched'):
+    read('https://example.org/model.safetensors')
   inner = io.BytesIO()
   with zipfile.ZipFile(inner, 'w') as archive:
     archive.writestr('a.bin', b'x' * 40)

@@ -351,6 +351,11 @@ def test_a_mistake_is_told_in_one_line(name):
   assert '\n' not in str(told.value)
 
 
+def test_what_has_no_values_is_no_network():
+  with pytest.raises(TypeError, match='ptq takes a Network, a model with its values'):
+    ptq(from_linen(MLP((4,))), [jnp.ones((1, 2))])
+
+
 def test_a_method_that_is_none_is_told():
   with pytest.raises(TypeError, match='by_min_max'):
     ptq(NET, [X], calibrate='percentile')

@@ -62,7 +62,12 @@ def test_the_same_call_again_reports_the_finished_run(done):
 
 
 @pytest.mark.parametrize(
-  'fields,told', [({'methd': 'probe'}, 'nearest: method'), ({'method': 'prob'}, 'method is one of')]
+  'fields,told',
+  [
+    ({'methd': 'probe'}, 'nearest: method'),
+    ({'method': 'prob'}, 'method is one of'),
+    ({'lr': 0.1}, 'a field of config.optim'),
+  ],
 )
 def test_a_field_that_is_none_is_told(fields, told, tmp_path):
   with pytest.raises(ValueError, match=told):
