@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,12 +55,19 @@ _MOVES = frozenset(
 )
 _MIXES = frozenset({'cumsum', 'cumlogsumexp', 'cummax', 'cummin', 'cumprod', 'sort', 'top_k', 'fft', 'psum', 'pmean'})
 _COMPARES: dict[str, Callable[[float, float], bool]] = {
-  'eq': lambda a, b: a == b,
-  'ne': lambda a, b: a != b,
-  'lt': lambda a, b: a < b,
-  'le': lambda a, b: a <= b,
-  'gt': lambda a, b: a > b,
-  'ge': lambda a, b: a >= b,
+  'eq': operator.eq,
+  'ne': operator.ne,
+  'lt': operator.lt,
+  'le': operator.le,
+  'gt': operator.gt,
+  'ge': operator.ge,
+}
+_PAIRS: dict[str, Callable[[float, float], float]] = {
+  'add': operator.add,
+  'add_any': operator.add,
+  'sub': operator.sub,
+  'max': max,
+  'min': min,
 }
 _AT: dict[str, Callable[[float], float]] = {  # of one number
   'neg': lambda a: -a,
@@ -201,7 +209,7 @@ def _through(eqn: Any, operands: Sequence[Any], values: Sequence[Any]) -> Any:
   for path in paths:
     states = [operand.get(path) for operand in operands]
     bent = _bent(name, states)
-    found[path] = _state(eqn, name, states, operands, values)._replace(bent=bent)
+    found[path] = _state(eqn, name, states, values)._replace(bent=bent)
   return found
 
 
@@ -215,27 +223,17 @@ def _bent(name: str, states: Sequence[State | None]) -> str:
   return before or ('' if linear else name)
 
 
-def _state(
-  eqn: Any, name: str, states: Sequence[State | None], operands: Sequence[Held], values: Sequence[float | None]
-) -> State:
+def _state(eqn: Any, name: str, states: Sequence[State | None], values: Sequence[float | None]) -> State:
   """The state of one leaf in a result; `states` are None for operands that do not hold it."""
   own = [state for state in states if state is not None]
   # Each operand's number where the leaf is zero; of another leaf or of what is not known, None.
   at = [value if state is None else state.value for state, value in zip(states, values, strict=True)]
   if name in ('mul', 'and'):
-    return KEPT if any(state.value == 0 for state in own) else _number_of(name, own, at, lambda a, b: a * b)
+    return KEPT if any(state.value == 0 for state in own) else _number_of(name, own, at, operator.mul)
   if name == 'div':
-    return KEPT if states[0] and states[0].value == 0 else _number_of(name, own, at, lambda a, b: a / b)
-  if name in ('add', 'add_any', 'sub'):
-    if len(own) == 1 and None in at and not own[0].sums:  # of another leaf: that one's share, not this one's
-      return (
-        own[0]
-        if any(operand for operand, state in zip(operands, states, strict=True) if state is None)
-        else (State(None, name) if own[0].value is None or math.nan in at else own[0])
-      )
-    return _number_of(name, own, at, (lambda a, b: a - b) if name == 'sub' else lambda a, b: a + b)
-  if name in ('max', 'min'):
-    return own[0] if None in at and len(own) == 1 else _number_of(name, own, at, max if name == 'max' else min)
+    return KEPT if states[0] and states[0].value == 0 else _number_of(name, own, at, operator.truediv)
+  if name in _PAIRS:  # beside another leaf, or what is not known, a zero still gives none of its own
+    return own[0] if len(own) == 1 and None in at else _number_of(name, own, at, _PAIRS[name])
   if name == 'clamp':
     low, middle, high = at
     if states[1] is None or middle is None:
@@ -252,11 +250,10 @@ def _state(
     )
     return SUM if kept else State(None, 'where')
   if name in _COMPARES:
-    compare = _COMPARES[name]
-    return _number_of(name, own, at, lambda a, b: float(compare(a, b)))
+    return _number_of(name, own, at, _COMPARES[name])
   if name in ('integer_pow', 'pow'):
     power = eqn.params['y'] if name == 'integer_pow' else at[1]
-    return _number_of(name, own, [at[0], power], lambda a, b: a**b)
+    return _number_of(name, own, [at[0], power], operator.pow)
   if name in _MOVES:
     return next((state for state in own if not state.fine), max(own, key=lambda state: state.sums))
   if name in _AT:
