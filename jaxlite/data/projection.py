@@ -1,7 +1,8 @@
 """What makes few features of many: an affine map of one leaf of the inputs, and the blocks of rows it is fitted on.
 
 A `Projection` is a value. Alone it is called with an array; in a Dataset it stands beside mean and deviation, and a run
-applies it on the device, as a part of the model. How one is fitted: `principal_components`, `random_projections`, `selection`.
+applies it on the device, as a part of the model. How one is found: `principal_components`, `random_projections` and
+`selection`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Projection(NamedTuple):
   share: np.ndarray | None = None
   notes: tuple[str, ...] = ()
   leaf: str = ''
-  how: Mapping[str, Any] = {}  # noqa: RUF012
+  how: Mapping[str, Any] = {}
   standardized: bool = False
 
   @property
@@ -141,10 +142,12 @@ def blocks_of(inputs: Any, change: Callable[[np.ndarray], np.ndarray] | None = N
 
 def _checked(array: np.ndarray) -> tuple[int, ...]:
   if array.dtype.kind in 'OUSVc' and not array.dtype.name.startswith(('bfloat16', 'float8')):
-    raise ValueError(f'a projection is of numbers; got {array.dtype}: examples have one shape, and names become numbers')
+    raise ValueError(
+      f'a projection is of numbers; got {array.dtype}: examples have one shape, and names become numbers'
+    )
   if array.dtype.kind == 'b' or (array.dtype.kind in 'iu' and array.dtype != np.uint8):
     raise ValueError(
-      f"integers are ids (tokens, categories) and bools masks, which have no mean; got {array.dtype}: for numbers "
+      f'integers are ids (tokens, categories) and bools masks, which have no mean; got {array.dtype}: for numbers '
       ".astype('float32')"
     )
   if array.ndim < 2 or 0 in array.shape[1:]:

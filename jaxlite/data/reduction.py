@@ -155,15 +155,21 @@ def _leaf_of(data: Dataset, leaf: str) -> tuple[int, str]:
   paths = [path for path, _ in known]
   if leaf:
     if leaf not in paths:
-      raise ValueError(f'leaf names one of the inputs, {", ".join(paths)}; got {leaf!r} (nearest: {nearest(leaf, paths)})')
+      raise ValueError(
+        f'leaf names one of the inputs, {", ".join(paths)}; got {leaf!r} (nearest: {nearest(leaf, paths)})'
+      )
     return paths.index(leaf), leaf
   numbers = [place for place, (_, array) in enumerate(known) if array.dtype == np.uint8 or array.dtype.kind == 'f']
   if not numbers:
     kinds = ', '.join(f'{array.dtype}' for _, array in known)
-    raise ValueError(f"features that are reduced are numbers; these inputs are {kinds}, ids or masks: .astype('float32')")
+    raise ValueError(
+      f"features that are reduced are numbers; these inputs are {kinds}, ids or masks: .astype('float32')"
+    )
   if len(numbers) > 1:
     names = ', '.join(paths[place] for place in numbers)
-    raise ValueError(f'one leaf of the inputs is reduced, and {names} are of numbers: name it, leaf={paths[numbers[0]]!r}')
+    raise ValueError(
+      f'one leaf of the inputs is reduced, and {names} are of numbers: name it, leaf={paths[numbers[0]]!r}'
+    )
   return numbers[0], paths[numbers[0]]
 
 
@@ -177,7 +183,8 @@ def _rows_of(train: Any, place: int) -> Any:
   if isinstance(train, Stream):
     steps, batch = train.steps, lambda step: train.at(0, step)
   elif isinstance(train, Mixture):
-    steps, batch = train.steps_of(_MIXED), lambda step: train.at(_MIXED, 0, step)
+    size = min(_MIXED, train.epoch)
+    steps, batch = train.steps_of(size), lambda step: train.at(size, 0, step)
   else:
     raise ValueError(f'reduce looks at training examples; train is a {type(train).__name__}')
 

@@ -35,8 +35,8 @@ class Importance(NamedTuple):
 def mutual_information(inputs: Any, labels: Any, *, bins: int = _BINS) -> np.ndarray:
   """Returns how many nats each feature alone tells of the labels, float64 [features].
 
-  A feature of more than `bins` values is cut into `bins` parts of as many rows each; so are labels that are floats. What
-  chance alone would seem to tell, (a - 1)(b - 1) / 2N for a and b parts, is taken off, and nothing is below 0.
+  A feature of more than `bins` values is cut into `bins` parts of as many rows each; so are labels that are floats.
+  What chance alone would seem to tell, (a - 1)(b - 1) / 2N for a and b parts, is taken off, and nothing is below 0.
 
   Args:
     inputs: floats or uint8 [N, ...], flattened.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, asked.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
   key = on_host(lambda: jax.random.key(config.seed))()
-  began, abstract = fit.begun(built, network, key, first)
+  began, abstract = _fitting(data, network, first, lambda: fit.begun(built, network, key, first))
   metric = data.task.metrics(data.facts)
   if (score := config.eval.metric or data.task.score) not in metric.names:
     asked = 'eval.metric' if config.eval.metric else f'the score of the task {data.task.name}'
@@ -205,7 +205,7 @@ def _reduced(config: Config, data: datasets.Dataset) -> datasets.Dataset:
     raise ConfigError(f'data.reduce is one of {", ".join(WAYS)}; got {by!r} (nearest: {nearest(by, WAYS)})')
   count = int(asked.components) if asked.components >= 1 else asked.components
   if count < 1 and by != 'pca':
-    raise ConfigError(f"data.components is a whole number where data.reduce is {by!r}; got {count}: say how many")
+    raise ConfigError(f'data.components is a whole number where data.reduce is {by!r}; got {count}: say how many')
   if data.reduction is not None:
     how = data.reduction.how
     same = isinstance(how.get('by'), str) and how['by'] == by
@@ -221,6 +221,20 @@ def _reduces(data: datasets.Dataset) -> tuple[Hook, ...]:
   """What brings the inputs of these data to fewer features."""
   found = data.reduction
   return () if found is None else (project(found.weight, found.mean, leaf=found.leaf, name=REDUCE),)
+
+
+def _fitting(data: datasets.Dataset, network: Model, batch: Any, begin: Callable[[], Any]) -> Any:
+  """What begins a run; of a network that does not take inputs that were reduced, what it is given is told."""
+  try:
+    return begin()
+  except Exception as error:
+    if data.reduction is None or fit.runs(network, batch['inputs']):
+      raise
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix('.')[:200]
+    raise ConfigError(
+      f'the network is given float32[B, {data.reduction.components}], since its inputs are reduced, and does not take '
+      f'that ({said}): take one for tables, such as jl.models.MLP, or leave data.reduce out'
+    ) from error
 
 
 def _within(hooks: tuple[Hook, ...], network: Model) -> Model:
