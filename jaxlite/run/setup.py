@@ -182,7 +182,8 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
   task = config.task() if config.task is not None else None
   if not isinstance(data, datasets.Dataset):
     given = {'task': task, 'standardize': config.data.standardize}
-    return _reduced(config, datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given))
+    data = datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given)
+    return _wishing(config, _reduced(config, data))
   if task is not None:
     _check_task(config, data, task)
   if not config.data.standardize:
@@ -193,7 +194,29 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
     data = data._replace(
       mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
     )
-  return _reduced(config, data)
+  return _wishing(config, _reduced(config, data))
+
+
+def _wishing(config: Config, data: datasets.Dataset) -> datasets.Dataset:
+  """The data with the precision or recall that `config.eval` wants of the threshold."""
+  asked = {'precision': config.eval.precision, 'recall': config.eval.recall}
+  wishes = {name: wish for name, wish in asked.items() if wish is not None}
+  if not wishes:
+    return data
+  told = ' and '.join(f'eval.{name}' for name in wishes)
+  had = data.facts.get('wanted')
+  if had is None:
+    raise ConfigError(
+      f'{told} {"is" if len(wishes) == 1 else "are"} of tasks that cut scores by a threshold, and this one is '
+      f'{data.task.name}: task=jl.tasks.binary or jl.tasks.multi_label'
+    )
+  if had and had != wishes:
+    raise ConfigError(f'{told} and the task ask for different thresholds, {wishes} and {had}: leave one of the two out')
+  if 'thresholds' in data.facts and not isinstance(data.facts.get('threshold'), str):
+    raise ConfigError(
+      f'{told} chooses thresholds, and the task has a fixed one, {data.facts["threshold"]}: leave one out'
+    )
+  return data._replace(facts={**data.facts, 'wanted': wishes})
 
 
 def _reduced(config: Config, data: datasets.Dataset) -> datasets.Dataset:
