@@ -37,6 +37,7 @@ class DataConfig:
     size: height and width that pictures of a folder are brought to; 0 where all have one size.
     label: the column of a table that is learned; '' for 'label'.
     keep: where pictures are decoded from: 'auto', 'memory', 'folder', 'pixels' or 'jpeg', see `jaxlite.data.pictures`.
+      Of a table: 'memory' or 'disk', see `jaxlite.data.from_table`.
     threads: that decode pictures and sounds; 0 takes one a core.
     reduce: brings the inputs to fewer features before the network, by what the training split shows: 'pca',
       'randomized_pca', 'incremental_pca', 'random_projection', 'sparse_projection' or 'mutual_information', see

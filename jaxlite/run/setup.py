@@ -276,8 +276,10 @@ def _loaded(config: Config) -> datasets.Dataset:
     return datasets.load(given.source, directory=given.directory, validation=given.validation, seed=config.seed)
   kind = datasets.kind_of(path)
   options = {'validation': given.validation, 'seed': config.seed, 'task': config.task}
+  if kind != 'texts':
+    options['keep'] = given.keep
   if kind in ('pictures', 'sounds'):
-    options |= {'keep': given.keep, 'threads': given.threads}
+    options['threads'] = given.threads
   if kind == 'pictures':
     options['size'] = given.size
   elif kind == 'table':
