@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlite.cpu.fusion import alone
+from jaxlite.cpu.fusion import alone, held
 from jaxlite.cpu.kernels import choose, match
 from jaxlite.cpu.site import XLA_FORM, Site, Where, describe, shapes_of, xla_form
 from jaxlite.graph.contractions import flops_of
@@ -208,10 +208,34 @@ def _by_places(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 
 
 def _by_outer_products(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-  """One multiplication for each place and channel, all in one fused sum: nothing is laid side by side."""
-  views, kernel, _ = _parts(params, lhs, rhs)
-  terms = [view[..., c : c + 1] * kernel[place][c] for place, view in views for c in range(view.shape[-1])]
-  return _back(functools.reduce(operator.add, terms), params['dimension_numbers'].out_spec)
+  """One multiplication for each place and channel, all in one fused sum: nothing is laid side by side.
+
+  It is written in the axes of the result: XLA takes it into whatever reads it, a transpose too, and would then compute
+  it in an order that no vector unit likes.
+  """
+  numbers = params['dimension_numbers']
+  x_spec, out_spec = numbers.lhs_spec, numbers.out_spec
+  kernel = jnp.transpose(rhs, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+  room = [(0, 0, 0)] * lhs.ndim
+  for axis, (low, high), step in zip(x_spec[2:], params['padding'], params['lhs_dilation'], strict=True):
+    room[axis] = (low, high, step - 1)
+  x = lax.pad(lhs, jnp.zeros((), lhs.dtype), room)
+  count = _count(params, [x.shape[axis] for axis in x_spec[2:]], kernel.shape[:-2])
+  turn = [x_spec[out_spec.index(axis)] for axis in range(lhs.ndim)]
+  wide = [kernel.shape[-1] if axis == out_spec[1] else 1 for axis in range(lhs.ndim)]
+  terms = []
+  for place in itertools.product(*map(range, kernel.shape[:-2])):
+    for channel in range(kernel.shape[-2]):
+      start, ends, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
+      start[x_spec[1]], ends[x_spec[1]] = channel, channel + 1
+      spaces = zip(x_spec[2:], place, params['rhs_dilation'], params['window_strides'], count, strict=True)
+      for axis, at, gap, step, n in spaces:
+        start[axis], steps[axis] = at * gap, step
+        ends[axis] = at * gap + (n - 1) * step + 1
+      view = lax.transpose(lax.slice(x, start, ends, steps), turn)
+      terms.append(view * kernel[place][channel].reshape(wide))
+  found = functools.reduce(operator.add, terms)
+  return found if out_spec[1] == lhs.ndim - 1 else held(found)
 
 
 def _by_patches(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
