@@ -122,7 +122,7 @@ def test_a_wish_that_cannot_be_met_is_told_and_one_that_says_nothing_refused(tmp
   assert any('precision 1 cannot be reached on the validation split' in line for line in said)
   assert any('cannot be reached' in note for note in result.notes)
   bare = jl.data.from_arrays((X, Y), task=task, validation=0)
-  with pytest.raises(ValueError, match='jl.tasks.binary or jl.tasks.multi_label'):
+  with pytest.raises(ValueError, match=r'jl\.tasks\.binary or'):
     run(tmp_path / 'b', data=(X, Y), eval__precision=0.9)
   with pytest.raises(ValueError, match='ask for different thresholds'):
     run(tmp_path / 'c', data=jl.data.from_arrays((X, Y), task=lambda: task(recall=0.5)), eval__precision=0.9)
