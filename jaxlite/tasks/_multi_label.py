@@ -243,12 +243,12 @@ def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
   ]
   tables = [*score_table(values), [head, *body]]
   if 'called_each' in values:
-    shares = []
+    counted = []
     for index in shown:
       for name, total in (('precision', 'called_each'), ('recall', 'positives_each')):
         share, of = float(values[f'{name}_each'][index]), float(values[total][index])
-        shares.append((f'{facts["names"][index]}: {name}', f'{share * of:.0f} of {of:g}', share, of))
-    tables.append(shares_table('on test, at its threshold', shares))
+        counted.append((f'{facts["names"][index]}: {name}', f'{share * of:.0f} of {of:g}', share, of))
+    tables.append(shares_table('on test, at its threshold', counted))
   return tables
 
 

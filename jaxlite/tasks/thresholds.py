@@ -114,9 +114,9 @@ def _chosen(ranked: Ranking, wishes: dict[str, float], of: str) -> Threshold:
   if not enough.any():
     _refuse(ranked, found, f1, wishes, of)
   if len(wishes) == 1:
-    (wish,) = wishes
+    (asked,) = wishes
     first, second = (
-      found[name] for name in (('recall', 'precision') if wish == 'precision' else ('precision', 'recall'))
+      found[name] for name in (('recall', 'precision') if asked == 'precision' else ('precision', 'recall'))
     )
   else:
     first, second = f1, found['precision']
@@ -126,7 +126,7 @@ def _chosen(ranked: Ranking, wishes: dict[str, float], of: str) -> Threshold:
 
 
 def _refuse(ranked: Ranking, found: dict[str, np.ndarray], f1: np.ndarray, wishes: dict[str, float], of: str) -> None:
-  short = sum(np.maximum(0.0, wish - found[name]) for name, wish in wishes.items())
+  short = np.sum([np.maximum(0.0, wish - found[name]) for name, wish in wishes.items()], axis=0)
   near = int(np.lexsort((f1, -short))[-1])
   told = ' and '.join(f'{name} {found[name][near]:.4g}' for name in ('precision', 'recall'))
   asked = ' and '.join(f'{name} {wish:g}' for name, wish in wishes.items())
