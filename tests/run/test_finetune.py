@@ -115,9 +115,21 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(method, tmp_path):
     np.testing.assert_array_equal(leaf, same)
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize('method', ['last', 'gradual', 'probe', 'full'])
-def test_a_crash_in_the_middle_changes_no_bit(method, tmp_path, monkeypatch):
+@pytest.mark.unoptimized(False)  # as the run that it is compared with
+def test_a_crash_in_the_middle_changes_no_bit(done, tmp_path, monkeypatch):
+  folder, net, options, result, _ = done
+  for _ in crash_at(4, monkeypatch):
+    with pytest.raises(MemoryError, match='the machine is gone'):
+      jl.finetune(net, (X, Y), tmp_path, say=lambda line: None, **options)
+  again = jl.finetune(net, (X, Y), tmp_path, say=lambda line: None, **options)
+  assert again.metrics == result.metrics
+  assert leaves(tmp_path) == leaves(folder / 'run')
+  assert points(tmp_path) == points(folder / 'run')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['last', 'gradual', 'probe'])
+def test_nor_does_it_where_something_is_frozen(method, tmp_path, monkeypatch):
   net = (lambda p, x: jnp.tanh(jnp.tanh(x @ p['a']) @ p['c']) @ p['b'], {**network()[1], 'c': jnp.eye(8)})
   last = 1 if method == 'probe' else 9
   options = {'method': method, 'features': str(tmp_path / 'features'), 'say': lambda line: None}
