@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
     checkpoint,
     contract,
     data,
+    diagnosis,
     distillation,
     finetuning,
     models,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.pruning import hold, prune, rigl
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
   from jaxlite.run.cross_validation import cross_validate
+  from jaxlite.run.diagnosing import diagnose
   from jaxlite.run.finetune import FineTune, finetune
   from jaxlite.run.loop import train
   from jaxlite.run.planning import plan
@@ -80,6 +82,7 @@ _WHERE = {
   'pruning': ('hold', 'prune', 'rigl'),
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
   'run.cross_validation': ('cross_validate',),
+  'run.diagnosing': ('diagnose',),
   'run.finetune': ('FineTune', 'finetune'),
   'run.loop': ('train',),
   'run.planning': ('plan',),
@@ -90,6 +93,7 @@ _ROOMS = (
   'checkpoint',
   'contract',
   'data',
+  'diagnosis',
   'distillation',
   'finetuning',
   'models',
@@ -146,6 +150,8 @@ __all__ = [
   'cross_validate',
   'data',
   'deploy',
+  'diagnose',
+  'diagnosis',
   'distill',
   'distillation',
   'fake_quant',

@@ -22,10 +22,10 @@ absl_flags.DEFINE_string('workdir', None, "the run's folder (default: runs/<expe
 absl_flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'plan', 'fit', 'eval', 'deploy', 'doctor', 'catalogue'],
+  ['train', 'plan', 'fit', 'eval', 'deploy', 'diagnose', 'doctor', 'catalogue'],
   'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); evaluate '
-  'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor), or which pretrained '
-  'models there are (catalogue)',
+  'what was trained; say what is wrong with it (diagnose); write it for other runtimes (deploy); tell what this '
+  'machine offers (doctor), or which pretrained models there are (catalogue)',
 )
 absl_flags.DEFINE_string('task', None, 'of --mode=catalogue: photographs, text, audio or tables (default: all)')
 absl_flags.DEFINE_integer('batch', None, 'of --mode=catalogue: also what a step of so many pictures costs here')
@@ -55,6 +55,7 @@ absl_flags.DEFINE_string(
   'of --mode=deploy: name:number[,name:number] of bytes (of each file that --formats names), parameters, macs, flops, '
   'latency (milliseconds, one example); a network that is over it loses whole neurons, channels and heads',
 )
+absl_flags.DEFINE_bool('act', False, 'of --mode=diagnose: try what it suggests, over seeds, within --minutes (30)')
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
 absl_flags.DEFINE_bool('traceback', False, 'show where an error comes from')
@@ -86,7 +87,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       given = _given(bool(pairs))
       workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
       if not (
-        FLAGS.mode in ('train', 'eval', 'deploy', 'fit')
+        FLAGS.mode in ('train', 'eval', 'deploy', 'diagnose', 'fit')
         or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
       ):
         return _without_experiment(workdir, given)
@@ -103,7 +104,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
           return asking.plan(config, source, **given)
         return asking.fit(config, source, [sys.executable, *sys.orig_argv[1:]], FLAGS.fresh)
       command = ' '.join([program, shlex.join(sys.argv[1:])]).strip()
-      how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'deploying': given}
+      how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command}
+      how |= {'deploying': given} if FLAGS.mode == 'deploy' else {'diagnosing': given}
       return experiment.run(config, workdir, **how)
     except Exception as error:
       message = errors.one_line(error)
@@ -138,19 +140,25 @@ def _given(fields: bool) -> dict[str, Any]:
   mode = FLAGS.mode
   for names, owner in ((_DEPLOYING, 'deploy'), (_PLANNING, 'plan'), (_CATALOGUE, 'catalogue')):
     asked = [name for name in names if _is_given(name)]
+    if mode == 'diagnose' and asked == ['minutes'] and FLAGS.act:
+      continue
     if asked and mode != owner:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
+  if FLAGS.act and mode != 'diagnose':
+    raise errors.ConfigError(f'--act goes with --mode=diagnose; got --mode={mode}')
   if FLAGS.force and mode != 'train':
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit'):
     raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
-  if FLAGS.fresh and mode in ('plan', 'doctor', 'catalogue'):
+  if FLAGS.fresh and mode in ('plan', 'diagnose', 'doctor', 'catalogue'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
   if mode == 'deploy':
     which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
     found = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
     found |= {'budget': FLAGS.budget}
     return {name: value for name, value in found.items() if value is not None}
+  if mode == 'diagnose':
+    return {'act': True, 'minutes': FLAGS.minutes or 30.0} if FLAGS.act else {}
   given = {name: FLAGS[name].value for name in _PLANNING if _is_given(name)}
   budget = [name for name in given if name in _BUDGET]
   alone = budget or 'check' in given

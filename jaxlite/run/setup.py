@@ -19,6 +19,7 @@ from jaxlite.config.schema import Config
 from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.data.decoded import head
+from jaxlite.diagnosis import repairs
 from jaxlite.errors import ConfigError
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.optim import accumulate, normalize, remat
@@ -68,7 +69,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   reads.paths.update(read)
   given = dataclasses.replace(config, teacher=_teacher_of(config, folder)) if config.teacher else config
   seen = watched(given, reads)  # what is asked of it from here on is read
-  data = dataset_of(seen, data)
+  data = repairs.of_data(seen.repair, dataset_of(seen, data))
   batch_size = config.data.batch_size
   _check_size(data, batch_size)
   epoch = datasets.steps_per_epoch(data.train, batch_size)
@@ -83,6 +84,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   if not isinstance(recipe, Recipe):
     fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
     raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  recipe = repairs.of_recipe(seen.repair, recipe)
   _check_parts(recipe, data.task)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
@@ -93,7 +95,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   if isinstance(model, Network):
     data = agreement.started(model, data)
   agreement.check_teachers(recipe, data)
-  network = adapt(model)
+  network = repairs.of_network(seen.repair, adapt(model))
   around = getattr(network.apply, 'around', None)
   if around is None:
     outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
