@@ -8,8 +8,8 @@ frameworks, thirteen faults and none.
 Numbers 0, 1, 4, 5, ... are the half that thresholds were chosen on, 2, 3, 6, 7, ... are held out and are what the table
 judges. Runs of one network share compiled programs: what they differ in (rate, decay, length, data, first weights) lies
 in their state. Each is built by what `jl.train` builds it with, and trained without checkpoints and reports. With --act
-the suggested change is trained too, both over seeds; it helps where the score on clean test data (macro F1 of classes) is
-better by more than two standard errors of the difference. Every finished line is kept in --out, and the same command
+the suggested change is trained too, both over seeds; it helps where the score on clean test data (macro F1 of classes)
+is better by more than two standard errors of the difference. Every finished line is kept in --out, and the same command
 goes on where it was stopped.
 """
 

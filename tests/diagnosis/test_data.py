@@ -13,6 +13,8 @@ import jaxlite as jl
 from jaxlite.config.schema import RepairConfig
 from jaxlite.diagnosis import reference, repairs, splits
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = lambda seed=0: np.random.default_rng(seed)  # noqa: E731
 
 
@@ -35,10 +37,10 @@ def test_a_training_example_is_judged_by_a_fit_without_it():
 
 
 def test_wrong_labels_show_and_overlap_does_not():
-  x = RNG().normal(size=(900, 4))
+  x = RNG().normal(size=(500, 3))
   clean = (x[:, 0] > 0).astype(np.int32)
-  overlap = (x[:, 0] + RNG(1).normal(size=900) > 0).astype(np.int32)
-  wrong = np.where(RNG(2).random(900) < 0.2, 1 - clean, clean)
+  overlap = (x[:, 0] + RNG(1).normal(size=500) > 0).astype(np.int32)
+  wrong = np.where(RNG(2).random(500) < 0.2, 1 - clean, clean)
   shares = []
   for labels in (clean, overlap, wrong):
     found = reference.reference('classification', {'classes': 2}, (x, labels), (x[:0], labels[:0]))
