@@ -61,7 +61,7 @@ def of_program(subject: Subject, looker: Looker, missing: list[str]) -> dict[str
   metric, sign = subject.metric, task.better(subject.score)
 
   def score(free: Any) -> float:
-    kept = metric.keep(free, seen) if metric.keep is not None else None
+    kept: Any = metric.keep(free, seen) if metric.keep is not None else None
     total = metric.update(metric.init(), free, seen, jnp.mean(own(free, seen)))
     if metric.keep is None:
       values = metric.compute(jax.device_get(total))

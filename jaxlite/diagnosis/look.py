@@ -95,6 +95,11 @@ class Looker:
 
   def __init__(self, subject: Subject, like: Looker | None = None):
     """Traces the program; of a run of the same programs, `like`, it is taken over."""
+    self.gradient: Any
+    self.watched: watch.Watched
+    self.program: Any
+    self.value: Any
+    self.inside: int
     self.subject = subject
     self.batches = [self.batch(step) for step in range(LOOKS)]
     if like is not None:

@@ -13,9 +13,12 @@ from jaxlite.diagnosis.look import Subject
 from jaxlite.step.state import TrainState
 from jaxlite.tasks import is_built_in
 
+_MOST_HASHED = 500_000  # training examples
+
 
 def outputs_of(subject: Subject, part: Any, state: TrainState) -> tuple[np.ndarray, float]:
-  """Returns a state's outputs for examples, as it is evaluated, and its loss on them."""
+  """Returns a state's outputs for the first of these examples, as it is evaluated, and its loss on them: of
+  outputs that are many (logits of a large vocabulary), so many as fit."""
   inputs, labels, weight = part
   split = type(subject.data.validation)(inputs, labels, weight)
   outs, losses, weights = [], [], []
@@ -24,17 +27,19 @@ def outputs_of(subject: Subject, part: Any, state: TrainState) -> tuple[np.ndarr
     weights.append(float(np.asarray(batch['weight']).sum()))
     losses.append(float(terms['task']) * weights[-1])
     outs.append(np.asarray(jax.device_get(outputs), np.float32) if hasattr(outputs, 'shape') else np.zeros(0))
+    if sum(one.size for one in outs) > splits.MOST_VALUES:
+      break
   total = np.concatenate(outs)[: len(labels)] if outs else np.zeros(0)
   return total, float(np.sum(losses) / max(np.sum(weights), 1e-12))
 
 
 def some(split: Any) -> Any:
-  """(inputs, labels, weight) of at most so many examples, evenly among all; None where there are none to look at."""
+  """(inputs, labels, weight) of at most so many examples, drawn from all; None where there are none to look at."""
   labels = getattr(split, 'labels', None)
   if labels is None or not len(labels) or not hasattr(split, 'inputs'):
     return None
   count = len(labels)
-  rows = np.arange(count) if count <= reference.MOST else np.linspace(0, count - 1, reference.MOST).astype(int)
+  rows = np.random.default_rng(0).permutation(count)[: reference.MOST]  # any first part is spread over all
   taken = split.take(rows)
   return taken['inputs'], np.asarray(taken['labels']), taken.get('weight')
 
@@ -78,8 +83,11 @@ def of_data(subject: Subject, train: Any, validation: Any, seen: Any, held: Any,
     missing.append(f'label noise, underfitting and rare classes: no measure of them for the task {task.name}')
   found: dict[str, Any] = {'kind': kind}
   found['scales'] = splits.scales(train[0], data.mean, data.std)
-  others = [part[0] for part in (validation, some(data.test)) if part is not None]
-  found['twins'] = splits.twins(train[0], others) if others else None
+  others = [split.inputs for split in (data.validation, data.test) if len(split.labels)]
+  if others and len(data.train.labels) <= _MOST_HASHED:
+    found['twins'] = splits.twins(data.train.inputs, others)
+  elif others:
+    missing.append(f'leaks: there are more than {_MOST_HASHED:,} training examples')
   if validation is not None:
     one, two = reference.features(train[0]), reference.features(validation[0])
     if one is not None and two is not None and one.shape[1] == two.shape[1]:
@@ -88,26 +96,27 @@ def of_data(subject: Subject, train: Any, validation: Any, seen: Any, held: Any,
     return found
   empty = (jax.tree.map(lambda leaf: leaf[:0], train[0]), train[1][:0])
   quick = reference.reference(task.name, facts, train[:2], validation[:2] if validation is not None else empty)
-  own = scores_of(kind, task.name, facts, seen[0], train[1])
-  other = None if held is None else scores_of(kind, task.name, facts, held[0], validation[1])
+  labels: Any = train[1][: len(seen[0])]
+  truth: Any = None if held is None else validation[1][: len(held[0])]
+  own: Any = scores_of(kind, task.name, facts, seen[0], labels)
+  other: Any = None if held is None else scores_of(kind, task.name, facts, held[0], truth)
   found['trivial'] = trivial(kind, train[1])
   good = lambda scores: scores is not None and np.isfinite(scores).all()  # noqa: E731
   if good(own):
-    found['train_risk'] = float(reference.risks(kind, own, train[1]).mean())
+    found['train_risk'] = float(reference.risks(kind, own, labels).mean())
   if good(other):
-    each = reference.risks(kind, other, validation[1])
+    each = reference.risks(kind, other, truth)
     found |= {'validation_risk': float(each.mean()), 'validation_error': float(each.std() / np.sqrt(len(each)))}
-    found['wrong_by_model'] = splits.floor(kind, other, validation[1])
+    found['wrong_by_model'] = splits.floor(kind, other, truth)
     if kind == 'classes':
       called = other.argmax(1)
       found['recalls'] = tuple(
-        float((called[validation[1] == c] == c).mean()) if (validation[1] == c).any() else float('nan')
-        for c in range(other.shape[1])
+        float((called[truth == c] == c).mean()) if (truth == c).any() else float('nan') for c in range(other.shape[1])
       )
-      found['calibration'] = _calibration(validation[1], other)
+      found['calibration'] = _calibration(truth, other)
     elif kind == 'labels':
       called = other > 0.5
-      truth = validation[1] > 0.5
+      truth = truth > 0.5
       found['recalls'] = tuple(
         float(called[truth[:, c], c].mean()) if truth[:, c].any() else float('nan') for c in range(truth.shape[1])
       )

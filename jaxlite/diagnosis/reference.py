@@ -13,9 +13,10 @@ import numpy as np
 
 MOST = 3000  # examples
 _WIDE = 1500  # features that are taken as they are; more are projected
-_RANDOM = 400
+_MOST_COLUMNS = 4096  # of wider inputs, columns at equal distances
+_RANDOM = 256
 _LEAST = 20
-_RIDGES = (0.01, 1.0, 30.0)
+_RIDGES = (0.1, 3.0, 100.0)
 
 
 class Reference(NamedTuple):
@@ -53,7 +54,8 @@ def features(inputs: Any) -> np.ndarray | None:
       np.add.at(counts, (np.arange(len(array))[:, None], array), 1)
       columns.append(counts)
     elif array.dtype.kind in 'fub':
-      columns.append(array.reshape(len(array), -1).astype(np.float64))
+      flat = array.reshape(len(array), -1)
+      columns.append(flat[:, :: max(1, -(-flat.shape[1] // _MOST_COLUMNS))].astype(np.float64))
     else:
       return None
   return np.concatenate(columns, axis=1) if columns else None

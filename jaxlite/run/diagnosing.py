@@ -121,7 +121,7 @@ def opened(
     if record is not None:
       config = run_folder.as_trained(record, config, say)
     setup = prepare(config, folder, model, data)
-    measured = _measured(setup, folder, record, seconds, say)
+    measured = _measured(setup, folder, record, model, seconds, say)
     about = {'facts': setup.data.facts, 'task': setup.data.task.name, 'config': to_dict(config)}
     about |= {'read': setup.reads.paths, 'own_loss': own_loss(setup)}
   elif record is not None:
@@ -157,12 +157,12 @@ def own_loss(setup: Setup) -> bool:
   return loss is None or (getattr(loss, '__module__', None) or '').startswith('jaxlite.tasks.')
 
 
-def _measured(setup: Setup, folder: Path, record: Record | None, seconds: float, say: Say) -> Measured:
+def _measured(setup: Setup, folder: Path, record: Record | None, model: Any, seconds: float, say: Say) -> Measured:
   """Measures a run at its newest good checkpoint, or at its start where it has none."""
   start = first_state(setup)
   if record is None:
     return measure(subject_of(setup, start, start), seconds)
-  run_folder.verify(setup, folder, record, lambda one: prepare(one, folder, None, setup.data), say)
+  run_folder.verify(setup, folder, record, lambda one: prepare(one, folder, model, setup.data), say)
   if setup.data.fingerprint != record.data:
     raise ValueError(
       f'the data differ from those this run was trained on: to diagnose {folder} bring them back, or leave the config '
