@@ -111,7 +111,8 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
   saved = read(path)
   if saved.machine not in ('', machine()):
     say(
-      'note: the rewrites for CPU were chosen on another machine, jaxlib or with other kernels: they are kept, others may be faster'
+      'note: the rewrites for CPU were chosen on another machine, jaxlib or with other kernels: they are kept, others '
+      'may be faster'
     )
   sites = list(sites)
   here = {site.key: (*site.forms, XLA_FORM) for site in sites}
