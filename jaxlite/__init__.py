@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
     quantization,
     step,
     tasks,
+    tuning,
   )
   from jaxlite.adapters import (
     adapt,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.run.finetune import FineTune, finetune
   from jaxlite.run.loop import train
   from jaxlite.run.planning import plan
+  from jaxlite.run.tune import tune
   from jaxlite.step.train_step import train_step
   from jaxlite.tasks.losses import cross_entropy
 
@@ -83,6 +85,7 @@ _WHERE = {
   'run.finetune': ('FineTune', 'finetune'),
   'run.loop': ('train',),
   'run.planning': ('plan',),
+  'run.tune': ('tune',),
   'step.train_step': ('train_step',),
   'tasks.losses': ('cross_entropy',),
 }
@@ -98,6 +101,7 @@ _ROOMS = (
   'quantization',
   'step',
   'tasks',
+  'tuning',
 )
 # Names of 0.1 that moved into a room: they work for one version, with a warning that names the new place.
 _MOVED = {
@@ -179,6 +183,8 @@ __all__ = [
   'tasks',
   'train',
   'train_step',
+  'tune',
+  'tuning',
   'unpack',
 ]
 

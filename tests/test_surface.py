@@ -28,6 +28,7 @@ ROOMS = (
   'step',
   'config',
   'checkpoint',
+  'tuning',
 )
 TOP = [
   'train',
@@ -72,6 +73,7 @@ TOP = [
   'plan',
   'finetune',
   'FineTune',
+  'tune',
 ]
 
 
