@@ -79,10 +79,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
     return max(1, duration.to_steps(**sizes, total_steps=total))
 
   plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
-  recipe = fit.asked(seen.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', seen, total)
-  if not isinstance(recipe, Recipe):
-    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
-    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  recipe = _asked_recipe(seen, total)
   _check_parts(recipe, data.task)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
@@ -94,10 +91,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
     data = agreement.started(model, data)
   agreement.check_teachers(recipe, data)
   network = adapt(model)
-  around = getattr(network.apply, 'around', None)
-  if around is None:
-    outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
-    recipe, around = chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *inner))
+  recipe, around = _surrounded(recipe, network, data)
   recipe = _thrifty(recipe, config)
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
   built = train_step(network, seen.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
@@ -124,6 +118,36 @@ def reformed(setup: Setup, config: Config) -> Setup:
   loss = config.loss or setup.data.task.loss(setup.data.facts)
   built = train_step(setup.network, loss, recipe, rewrites=config.machine.rewrites)
   return setup._replace(config=config, recipe=recipe, train=built)
+
+
+def rerated(setup: Setup, config: Config) -> Train:
+  """Returns the step of the same network and data by a recipe that is made anew; plain programs, without rewrites.
+
+  Args:
+    setup: of the run.
+    config: of the same run but for what its recipe reads, which may be traced (a rate).
+  """
+  recipe, _ = _surrounded(_asked_recipe(config, setup.plan.total), setup.network, setup.data)
+  loss = config.loss or setup.data.task.loss(setup.data.facts)
+  return train_step(setup.network, loss, _thrifty(recipe, config), rewrites=False)
+
+
+def _asked_recipe(config: Config, total: int) -> Recipe:
+  """The recipe of a run, before what stands around every model."""
+  recipe = fit.asked(config.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', config, total)
+  if not isinstance(recipe, Recipe):
+    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
+    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  return recipe
+
+
+def _surrounded(recipe: Recipe, network: Model, data: datasets.Dataset) -> tuple[Recipe, tuple[str, ...]]:
+  """A recipe with the hooks that stand around the model whatever it says, and their names."""
+  around = getattr(network.apply, 'around', None)
+  if around is not None:
+    return recipe, around
+  outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
+  return chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *inner))
 
 
 def shortened(setup: Setup, steps: int) -> Setup:
