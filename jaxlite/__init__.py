@@ -50,9 +50,11 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.optim import accumulate, augment, average, freeze
   from jaxlite.pruning import hold, prune, rigl
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
+  from jaxlite.run.batch_size import batch_size
   from jaxlite.run.cross_validation import cross_validate
   from jaxlite.run.finetune import FineTune, finetune
   from jaxlite.run.loop import train
+  from jaxlite.run.lr_range import lr_range
   from jaxlite.run.planning import plan
   from jaxlite.run.tune import tune
   from jaxlite.step.train_step import train_step
@@ -81,9 +83,11 @@ _WHERE = {
   'optim': ('accumulate', 'augment', 'average', 'freeze'),
   'pruning': ('hold', 'prune', 'rigl'),
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
+  'run.batch_size': ('batch_size',),
   'run.cross_validation': ('cross_validate',),
   'run.finetune': ('FineTune', 'finetune'),
   'run.loop': ('train',),
+  'run.lr_range': ('lr_range',),
   'run.planning': ('plan',),
   'run.tune': ('tune',),
   'step.train_step': ('train_step',),
@@ -142,6 +146,7 @@ __all__ = [
   'adapt',
   'augment',
   'average',
+  'batch_size',
   'chain',
   'checkpoint',
   'contract',
@@ -167,6 +172,7 @@ __all__ = [
   'hint',
   'hold',
   'load',
+  'lr_range',
   'lsq',
   'models',
   'optim',

@@ -74,6 +74,8 @@ TOP = [
   'finetune',
   'FineTune',
   'tune',
+  'lr_range',
+  'batch_size',
 ]
 
 

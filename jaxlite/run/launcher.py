@@ -22,10 +22,11 @@ absl_flags.DEFINE_string('workdir', None, "the run's folder (default: runs/<expe
 absl_flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'plan', 'fit', 'tune', 'eval', 'deploy', 'doctor', 'catalogue'],
+  ['train', 'plan', 'fit', 'tune', 'lr_range', 'batch_size', 'eval', 'deploy', 'doctor', 'catalogue'],
   'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); search '
-  'for settings (tune); evaluate what was trained; write it for other runtimes (deploy); tell what this machine offers '
-  '(doctor), or which pretrained models there are (catalogue)',
+  'for settings (tune); tell the loss by learning rate (lr_range), or which batch sizes fit (batch_size); evaluate '
+  'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor), or which '
+  'pretrained models there are (catalogue)',
 )
 absl_flags.DEFINE_string('task', None, 'of --mode=catalogue: photographs, text, audio or tables (default: all)')
 absl_flags.DEFINE_integer('batch', None, 'of --mode=catalogue: also what a step of so many pictures costs here')
@@ -79,7 +80,7 @@ absl_flags.DEFINE_string(
 absl_flags.DEFINE_string(
   'limits', None, 'of --mode=tune: at most, name:number[,name:number] of bytes, parameters, latency'
 )
-absl_flags.DEFINE_string('run', None, 'of --mode=tune: which run, of an experiment that has several')
+absl_flags.DEFINE_string('run', None, 'of --mode=tune, lr_range and batch_size: which of several runs')
 absl_flags.DEFINE_string('storage', None, "of --mode=tune: a server's address, for workers on several machines")
 absl_flags.DEFINE_integer('workers', None, 'of --mode=tune: processes that share the trials (default: 1)')
 absl_flags.DEFINE_bool('worker', False, 'of --mode=tune: one more process for a search that is under way')
@@ -115,7 +116,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       given = _given(bool(pairs))
       workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
       if not (
-        FLAGS.mode in ('train', 'eval', 'deploy', 'fit', 'tune')
+        FLAGS.mode in ('train', 'eval', 'deploy', 'fit', *_SEARCHES)
         or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
       ):
         return _without_experiment(workdir, given)
@@ -132,9 +133,11 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
           return asking.plan(config, source, **given)
         return asking.fit(config, source, [sys.executable, *sys.orig_argv[1:]], FLAGS.fresh)
       command = ' '.join([program, shlex.join(sys.argv[1:])]).strip()
-      if FLAGS.mode == 'tune':
+      if FLAGS.mode in _SEARCHES:
         from jaxlite.run import tune_command
 
+        if FLAGS.mode != 'tune':
+          return tune_command.ask(FLAGS.mode, config, workdir, FLAGS.run or '')
         declared = command_line.declared(FLAGS.config, 'SPACE', where)
         words = [sys.executable, *sys.orig_argv[1:]]
         how = {'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command}
@@ -152,7 +155,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
 
 _DEPLOYING = ('formats', 'out', 'which', 'deadline')
-_TUNING = ('space', 'trials', 'method', 'stop', 'goals', 'limits', 'run', 'storage', 'workers', 'worker')
+_SEARCHES = ('tune', 'lr_range', 'batch_size')
+_TUNING = ('space', 'trials', 'method', 'stop', 'goals', 'limits', 'storage', 'workers', 'worker')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
 _CATALOGUE = ('task', 'batch')
 _PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
@@ -179,19 +183,23 @@ def _given(fields: bool) -> dict[str, Any]:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
   if FLAGS.budget is not None and mode not in ('deploy', 'tune'):
     raise errors.ConfigError(f'--budget goes with --mode=deploy and --mode=tune; got --mode={mode}')
+  if FLAGS.run is not None and mode not in _SEARCHES:
+    raise errors.ConfigError(f'--run goes with --mode={", ".join(_SEARCHES)}; got --mode={mode}')
   if FLAGS.force and mode != 'train':
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit'):
     raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
-  if FLAGS.fresh and mode in ('plan', 'doctor', 'catalogue'):
+  if FLAGS.fresh and mode in ('plan', 'doctor', 'catalogue', 'lr_range', 'batch_size'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
   if mode == 'deploy':
     which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
     found = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
     found |= {'budget': FLAGS.budget}
     return {name: value for name, value in found.items() if value is not None}
+  if mode in ('lr_range', 'batch_size') and FLAGS.smoke:
+    raise errors.ConfigError(f'--smoke is a short run, and --mode={mode} trains none: leave it out')
   if mode == 'tune':
-    return {name: FLAGS[name].value for name in (*_TUNING, 'budget') if _is_given(name)}
+    return {name: FLAGS[name].value for name in (*_TUNING, 'run', 'budget') if _is_given(name)}
   given = {name: FLAGS[name].value for name in _PLANNING if _is_given(name)}
   budget = [name for name in given if name in _BUDGET]
   alone = budget or 'check' in given

@@ -1,4 +1,4 @@
-"""`--mode=tune`: a search from the command line, by one worker or by several processes on this machine.
+"""`--mode=tune`: a search from the command line, by one worker or several on this machine; and two quick questions.
 
 Several workers are the same command, each with `--worker`. One that is killed is started again: whoever comes next goes
 on with its trial.
@@ -19,6 +19,8 @@ from jaxlite.config.schema import smoke as shrink
 from jaxlite.errors import ConfigError, counted
 from jaxlite.host import preempt, streams
 from jaxlite.run import loop, study
+from jaxlite.run.batch_size import batch_size
+from jaxlite.run.lr_range import lr_range
 from jaxlite.run.search import work
 from jaxlite.run.tune import reported
 from jaxlite.tuning.space import parsed
@@ -89,6 +91,26 @@ def tune(
     return preempt.EXIT_PREEMPTED
   finally:
     search.ledger.close()
+  return 0
+
+
+def ask(mode: str, config: Config, workdir: str, run: str) -> int:
+  """Answers one question about a run's settings, and returns the exit code.
+
+  Args:
+    mode: 'lr_range' or 'batch_size'.
+    config: of the experiment.
+    workdir: of the run, for a teacher beside it and for the picture.
+    run: which one, of several.
+  """
+  say = streams.steady(functools.partial(print, flush=True))
+  one = study.of_run(config, run)
+  folder = Path(workdir, run) if run else Path(workdir)
+  if mode == 'lr_range':
+    say(str(lr_range(one, folder, say=say)))
+    say(f'picture: {folder / "lr_range.png"}')
+  else:
+    say(str(batch_size(one, folder, say=say)))
   return 0
 
 
