@@ -8,6 +8,7 @@ from __future__ import annotations
 import pathlib
 import shlex
 import sys
+import time
 from typing import Any
 
 from absl import app, logging
@@ -16,9 +17,12 @@ from absl import flags as absl_flags
 from jaxlite import errors
 from jaxlite.config import command_line
 
+_BEGAN = time.monotonic()
 FLAGS = absl_flags.FLAGS
 absl_flags.DEFINE_string('config', 'experiments/digits.py', 'the experiment file')
-absl_flags.DEFINE_string('workdir', None, "the run's folder (default: runs/<experiment>)")
+absl_flags.DEFINE_string(
+  'workdir', None, "the run's folder (default: runs/<experiment>, of a search runs/<experiment>-tune)"
+)
 absl_flags.DEFINE_enum(
   'mode',
   'train',
@@ -114,7 +118,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
     logging.set_verbosity(logging.WARNING)  # other libraries' chatter would tear the progress bar
     try:
       given = _given(bool(pairs))
-      workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
+      home = str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
+      workdir = FLAGS.workdir or (f'{home}-tune' if FLAGS.mode == 'tune' else home)
       if not (
         FLAGS.mode in ('train', 'eval', 'deploy', 'fit', *_SEARCHES)
         or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
@@ -140,7 +145,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
           return tune_command.ask(FLAGS.mode, config, workdir, FLAGS.run or '')
         declared = command_line.declared(FLAGS.config, 'SPACE', where)
         words = [sys.executable, *sys.orig_argv[1:]]
-        how = {'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command}
+        given |= {'home': home}
+        how = {'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'began': _BEGAN}
         return tune_command.tune(config, workdir, declared, words, **how, **given)
       how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'deploying': given}
       return experiment.run(config, workdir, **how)

@@ -140,6 +140,7 @@ def _next(search: Search) -> Trial | str | None:
     trials = ledger.trials()
     if mirror is not None:
       mirror.settle(trials, functools.partial(_tell, search))
+    ledger.beat()  # what was spent is to be known to now
     left = None if search.budget is None else search.budget - ledger.spent()
     if left is not None and left <= 0:
       return 'the budget is over'
@@ -173,6 +174,14 @@ def _next(search: Search) -> Trial | str | None:
     else:
       assert mirror is not None
       number, found = mirror.ask(search.method, search.seed, len(trials))
+      if any(one.given == found for one in trials):  # it would come to the same
+        mirror.drop(number)
+        fresh = sampling.next_at_random(search.space, search.seed, trials)
+        if fresh is None:
+          return None if waits else 'every point of the space was tried'
+        number, found = mirror.add(None, fresh, {}), fresh
+      else:
+        mirror.take(number)
     return ledger.add(number, found, -1 if mirror is None else number)
 
 
@@ -184,6 +193,7 @@ def _scores(search: Search, trial: Trial) -> dict[int, float]:
 def _train(search: Search, trial: Trial) -> None:
   """Trains a trial to its end, to where it is not worth going on, or to the end of the budget."""
   ledger, goal, began = search.ledger, search.goals[0], time.monotonic()
+  ledger.beat()
   deadline = math.inf if search.budget is None else began + search.budget - ledger.spent()
   folder = trial_folder(search.folder, trial.number)
   ended = {'state': WAITING}

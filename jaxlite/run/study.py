@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from jaxlite.tuning.space import assigned, check
 Say = Callable[[str], None]
 
 METHODS = ('auto', 'grid', 'random', *optuna_study.METHODS)
+_END, _SHARE = 3.0, 0.05  # seconds, at most such a share of the budget, for the last save and the report
 _WORTH = 120.0  # seconds of a budget from which on measuring the machine for its forecast is worth it
 
 
@@ -58,8 +60,11 @@ def opened(
   command: str,
   say: Say,
   quiet: bool = False,
+  began: float | None = None,
 ) -> Search:
-  """Opens a study as `tune` takes it, makes sure that it can be gone on with, and says its forecast, unless `quiet`."""
+  """Opens a study as `tune` takes it, makes sure that it can be gone on with, and says its forecast, unless `quiet`.
+  The budget counts from `began`, by the monotonic clock; None: from now."""
+  began = time.monotonic() if began is None else began
   errors.need('jaxlite.tune', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   base = of_run(config, run)
@@ -67,6 +72,10 @@ def opened(
   seconds, most = outcome.seconds_of(budget), None if trials is None else errors.whole(trials, 'trials', least=1)
   bounds = outcome.limits_of(limits)
   stopping.check(stop)
+  if storage and not storage.startswith(('postgresql://', 'postgres://')):
+    raise ConfigError(
+      f"a storage is 'postgresql://user:password@host/name', or none for a file; got {shown(storage)!r}"
+    )
   method = _method(method, kinds, say)
   if method == 'grid':
     size = len(grid(kinds))
@@ -104,7 +113,7 @@ def opened(
     )
     raise ConfigError(f'the study in {folder} is kept {where}; got {shown(storage)!r}')
   study = kept['study']
-  ledger = Ledger(folder, study, database)
+  ledger = Ledger(folder, study, database, ago=time.monotonic() - began)
   try:
     about = study_record.about(base, kinds, wanted, setup)
     study_record.agree(ledger, folder, kept, about, storage, base, kinds, again, setup, say)
@@ -140,7 +149,7 @@ def opened(
     stop=stop,
     seed=errors.whole(seed, 'seed', least=0),
     most=most,
-    budget=seconds,
+    budget=None if seconds is None else seconds - min(_END, _SHARE * seconds),
     expected=low,
     folder=folder,
     ledger=ledger,

@@ -6,6 +6,7 @@ on with its trial.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import signal
 import subprocess
@@ -42,6 +43,8 @@ def tune(
   space: str = '',
   workers: int = 1,
   worker: bool = False,
+  home: str = '',
+  began: float | None = None,
   **asked: Any,
 ) -> int:
   """Searches, prints the table, and returns the exit code: 0, or 75 when a signal stopped it and all was saved.
@@ -57,13 +60,18 @@ def tune(
     space: instead of `declared`, as a person types it.
     workers: processes.
     worker: this is one of several, and prints no table.
+    home: where the experiment's runs lie when nothing else is said: a teacher lies beside them.
+    began: when the command did, by the monotonic clock.
     **asked: as `jl.tune` takes them: budget, trials, method, stop, goals, limits, run, storage.
 
   Raises:
     ConfigError: no space; a number of workers that cannot be.
   """
   say = streams.steady(functools.partial(print, flush=True))
-  chosen = study.of_run(config, asked.pop('run', ''))
+  run = asked.pop('run', '')
+  chosen = study.of_run(config, run)
+  if chosen.teacher:
+    chosen = dataclasses.replace(chosen, teacher=str(Path(home, run, chosen.teacher).resolve()))
   if smoke:
     workdir, chosen = f'{workdir}-smoke', shrink(chosen)
     asked['trials'] = min(asked.get('trials') or _SMOKE, _SMOKE)
@@ -77,7 +85,7 @@ def tune(
     )
   given = {'budget': '', 'trials': None, 'method': 'auto', 'stop': 'median', 'goals': '', 'limits': None, 'storage': ''}
   given |= {'model': None, 'data': None, 'run': '', 'seed': 0, 'command': command, 'say': say, **asked}
-  search = study.opened(chosen, workdir, found, fresh=fresh, quiet=worker, **given)
+  search = study.opened(chosen, workdir, found, fresh=fresh, quiet=worker, began=began, **given)
   try:
     if worker or workers == 1:
       ended = work(search)

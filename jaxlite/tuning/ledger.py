@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import filelock
 
-from jaxlite.tuning.database import Database
+from jaxlite.tuning.database import Database, StorageError
 
 BEAT, GRACE = 10.0, 60.0  # seconds between heartbeats; without one for so long, a worker elsewhere is taken for dead
 RUNNING, WAITING, COMPLETE, PRUNED, FAILED = 'running', 'waiting', 'complete', 'pruned', 'failed'
@@ -101,13 +101,14 @@ class Ledger:
   ((True, False), 'complete')
   """
 
-  def __init__(self, folder: str | os.PathLike[str], study: str, database: Database):
+  def __init__(self, folder: str | os.PathLike[str], study: str, database: Database, *, ago: float = 0.0):
     """Opens a study's ledger, makes its tables where they are missing, and tells this machine that a worker lives.
 
     Args:
       folder: of the study.
       study: its name in the database.
       database: that holds it.
+      ago: seconds for which this worker has been at it already: loading, looking at what was asked.
     """
     self.study, self.worker, self.host = study, secrets.token_hex(8), socket.gethostname()
     self._database, self._folder = database, Path(folder)
@@ -119,7 +120,7 @@ class Ledger:
       for table in _TABLES:
         database.execute(table)
       now = self.now()
-      self._write('insert into jaxlite_session values (:study, :worker, :began, :beat)', began=now, beat=now)
+      self._write('insert into jaxlite_session values (:study, :worker, :began, :beat)', began=now - ago, beat=now)
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -134,7 +135,13 @@ class Ledger:
   def close(self) -> None:
     """Ends this worker: what it still has is waiting for another."""
     try:
-      self.beat()
+      with contextlib.suppress(StorageError), self.locked():
+        self.beat()
+        values = {'waiting': WAITING, 'running': RUNNING}
+        self._write(
+          'update jaxlite_trial set state = :waiting where study = :study and worker = :worker and state = :running',
+          **values,
+        )
       self._database.close()
     finally:
       self._alive.release()

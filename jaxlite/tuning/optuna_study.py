@@ -90,9 +90,20 @@ class Mirror:
     with _quiet(self._database):
       self._study.sampler = _sampler(method, zlib.crc32(f'{seed} {place}'.encode()))
       trial = self._study.ask(self._distributions)
-      trial.set_user_attr('trial', trial.number)
       found = {name: self._stored(name, trial.params[name]) for name in self._space}
     return trial.number, found
+
+  def take(self, number: int) -> None:
+    """Says that a suggested trial is one of the study's, the first attempt at it."""
+    with _quiet(self._database):
+      self._study._storage.set_trial_user_attr(self._identity(number), 'trial', number)
+
+  def drop(self, number: int) -> None:
+    """Ends a suggested trial that nobody works on."""
+    import optuna
+
+    with _quiet(self._database):
+      self._study._storage.set_trial_state_values(self._identity(number), optuna.trial.TrialState.FAIL)
 
   def add(self, trial: int | None, point: Mapping[str, Any], scores: Mapping[int, float]) -> int:
     """Makes a running trial of a given point, and returns its number.

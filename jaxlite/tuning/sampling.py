@@ -27,9 +27,9 @@ def next_of_grid(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, An
     seed: of the study.
     past: trials so far.
   """
-  points = grid(space)
+  points, tried = grid(space), [trial.given for trial in past]
   order = np.random.default_rng(seed).permutation(len(points))
-  return points[order[len(past)]] if len(past) < len(points) else None
+  return next((points[place] for place in order if points[place] not in tried), None)
 
 
 def next_at_random(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, Any] | None:

@@ -34,17 +34,17 @@ def ask(folder, space=SEEDS, config=None, **given):
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
-  """Three trials, then the same asked for four."""
+  """One trial, then the same asked for two."""
   folder = tmp_path_factory.mktemp('study') / 'one'
-  first, _ = ask(folder, trials=3, stop='none')
-  again, told = ask(folder, trials=4, stop='none', limits={'bytes': 10_000}, command='a command')
+  first, _ = ask(folder, trials=1, stop='none')
+  again, told = ask(folder, trials=2, stop='none', limits={'bytes': 10_000}, command='a command')
   return folder, first, again, told
 
 
 def test_a_rerun_goes_on_and_totals_count(study):
   _, first, again, told = study
-  assert [one.state for one in again.trials] == [COMPLETE] * 4
-  assert again.trials[:3] == first.trials
+  assert [one.state for one in again.trials] == [COMPLETE] * 2
+  assert again.trials[:1] == first.trials
   assert sum(line.startswith('trial ') for line in told) == 1
   assert 'forecast: a trial needs' in told[0]
   assert again.seconds > first.seconds
@@ -84,7 +84,7 @@ def test_tensorboard_reads_its_hparams(study):
   from tensorboard.plugins.hparams import metadata
 
   files = sorted((folder / 'hparams').rglob('events.*'))
-  assert len(files) == 4
+  assert len(files) == 2
   for path, trial in zip(files, again.trials, strict=True):
     values = [value for event in event_file.EventFileLoader(str(path)).Load() for value in event.summary.value]
     by_tag = {value.tag: value for value in values}
@@ -106,7 +106,10 @@ def test_tensorboard_reads_its_hparams(study):
       {'config': dataclasses.replace(tunable.config(20), recipe=plain)},
       'recipe',
     ),
-    ({'model': jl.from_function(lambda params, x: x @ params['w'], {'w': np.zeros((5, 3), np.float32)})}, 'another program'),
+    (
+      {'model': jl.from_function(lambda params, x: x @ params['w'], {'w': np.zeros((5, 3), np.float32)})},
+      'another program',
+    ),
     ({'storage': 'postgresql://a:secret@host/b'}, 'is kept in the workdir: leave storage out'),
   ],
 )
@@ -201,30 +204,33 @@ def test_a_budget_too_short_for_one_trial(tmp_path):
 
 
 def test_what_diverges_fails_alone_and_if_all_do_the_search_tells_why(tmp_path):
-  space = {'recipe.rate': jl.tuning.choice(0.01, 1e30), 'seed': jl.tuning.choice(1, 2)}
+  space = {'recipe.rate': jl.tuning.choice(0.01, 1e30)}
   sgd = lambda config, total, rate=0.1: jl.chain(optax.sgd(rate))  # noqa: E731
   config = dataclasses.replace(tunable.config(20), recipe=sgd)
   found, _ = ask(tmp_path / 'some', space, config, method='grid')
-  assert sorted(one.state for one in found.trials) == [COMPLETE, COMPLETE, FAILED, FAILED]
+  assert sorted(one.state for one in found.trials) == [COMPLETE, FAILED]
   assert all('not finite' in one.why for one in found.trials if one.state == FAILED)
   assert found.values()['recipe.rate'] == 0.01
+  space = {'seed': jl.tuning.integer(0, 9)}
+  config = dataclasses.replace(tunable.config(20), recipe=lambda config, total: jl.chain(optax.sgd(1e30)))
   with pytest.raises(ValueError, match=r'the first 3 trials failed, all of them, the last .* not finite'):
-    ask(tmp_path / 'all', {'recipe.rate': jl.tuning.uniform(1e29, 1e30)}, config, trials=9)
+    ask(tmp_path / 'all', space, config, trials=9)
 
 
-def test_a_fault_in_the_code_is_raised_and_the_trial_waits(tmp_path):
+def test_a_fault_in_the_code_is_raised(tmp_path):
   def recipe(config, total_steps, rate=0.1):
     if rate > 0.5:
-      raise ZeroDivisionError('of the recipe')
+      raise KeyError('of the recipe')
     return jl.chain(optax.sgd(rate))
 
   config = dataclasses.replace(tunable.config(20), recipe=recipe)
-  space = {'recipe.rate': jl.tuning.choice(0.1, 0.2, 0.9)}
-  found, _ = ask(tmp_path, space, config, method='grid')  # an arithmetic error is the point's own
-  assert {one.state for one in found.trials} == {COMPLETE, FAILED}
+  space = {'recipe.rate': jl.tuning.choice(0.9, 0.95)}
+  with pytest.raises(KeyError, match='of the recipe'):
+    ask(tmp_path, space, config, method='grid')
 
 
-def test_bad_trials_stop_early_and_two_goals_make_a_front(tmp_path):
+@pytest.mark.slow
+def test_bad_trials_stop_early(tmp_path):
   config = dataclasses.replace(tunable.config(40), recipe=tunable.recipe)
   space = {'recipe.rate': jl.tuning.choice(0.03, 1e-9), 'seed': jl.tuning.integer(0, 9)}
   found, _ = ask(tmp_path / 'halving', space, config, trials=7, stop='halving')
@@ -234,6 +240,8 @@ def test_bad_trials_stop_early_and_two_goals_make_a_front(tmp_path):
       assert 'one in 3 goes on' in one.why
       assert not (search.trial_folder(found.folder, one.number) / 'result.json').exists()
 
+
+def test_two_goals_make_a_front_and_limits_hold(tmp_path):
   def network(config, width=4):
     return jl.models.MLP((width,), classes=3)
 
@@ -249,16 +257,18 @@ def test_bad_trials_stop_early_and_two_goals_make_a_front(tmp_path):
   assert (tmp_path / 'front' / 'pareto.png').exists()
 
 
-@pytest.mark.parametrize('method', ['tpe', 'cmaes', 'nsga2'])
+@pytest.mark.parametrize(
+  'method', ['tpe', pytest.param('cmaes', marks=pytest.mark.slow), pytest.param('nsga2', marks=pytest.mark.slow)]
+)
 def test_optuna_suggests_and_its_study_is_what_the_ledger_says(tmp_path, method):
   optuna = pytest.importorskip('optuna')
   space = {'recipe.rate': jl.tuning.log_uniform(1e-4, 1e-1), 'seed': jl.tuning.integer(0, 9)}
   goals = ('accuracy', 'bytes') if method == 'nsga2' else ()
   limits = {'bytes': 100} if method == 'tpe' else None
-  found, _ = ask(tmp_path, space, tunable.config(10), trials=3, method=method, goals=goals, limits=limits)
+  found, _ = ask(tmp_path, space, tunable.config(10), trials=2, method=method, goals=goals, limits=limits)
   name = json.loads((tmp_path / 'study.json').read_text())['study']
   rows = optuna.load_study(study_name=name, storage=f'sqlite:///{tmp_path / "study.db"}').trials
-  assert [(one.number, one.state.name) for one in rows] == [(0, 'COMPLETE'), (1, 'COMPLETE'), (2, 'COMPLETE')]
+  assert [(one.number, one.state.name) for one in rows] == [(0, 'COMPLETE'), (1, 'COMPLETE')]
   for row, trial in zip(rows, found.trials, strict=True):
     assert row.params == trial.given
     assert row.values[0] == trial.found['accuracy']
