@@ -101,17 +101,14 @@ def opened(
   stop = 'none' if len(wanted) > 1 else stop
   plan = _forecast(setup, seconds, say)
   low = plan.durations.total.low if plan.durations is not None else 0.0
+  _check_storage(study_record.remembered(folder), folder, storage)  # before a server is asked
   database = Database(storage or folder / study_record.DATABASE, make=not (folder / study_record.DESCRIBED).exists())
   with database.locked():  # of workers that start at once, one begins the study
     kept = study_record.remembered(folder)
     if kept is None:
       kept = {'study': f'{base.name}-{secrets.token_hex(4)}', 'storage': shown(storage), 'begun': False}
       study_record.remember(folder, kept)
-  if kept['storage'] != shown(storage):
-    where = (
-      f'in {kept["storage"]}, with its password as storage=' if kept['storage'] else 'in the workdir: leave storage out'
-    )
-    raise ConfigError(f'the study in {folder} is kept {where}; got {shown(storage)!r}')
+  _check_storage(kept, folder, storage)
   study = kept['study']
   ledger = Ledger(folder, study, database, ago=time.monotonic() - began)
   try:
@@ -181,6 +178,16 @@ def of_run(config: Config, run: str) -> Config:
   one = config.runs[run](config)
   validate(one)
   return dataclasses.replace(one, name=run, runs={})
+
+
+def _check_storage(kept: Mapping[str, Any] | None, folder: Path, storage: str) -> None:
+  """Raises where a study is kept elsewhere than where it is asked for."""
+  if kept is None or kept['storage'] == shown(storage):
+    return
+  where = (
+    f'in {kept["storage"]}: give that, with its password' if kept['storage'] else 'in the workdir: leave storage out'
+  )
+  raise ConfigError(f'the study in {folder} is kept {where}; got {shown(storage)!r}')
 
 
 def _method(method: str, space: Space, say: Say) -> str:
