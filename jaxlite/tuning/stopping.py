@@ -50,7 +50,7 @@ def verdict(rule: str, number: int, place: int, share: float, reports: Sequence[
   >>> verdict('median', 4, 4, 0.5, rows)
   'at 50 % of its run 0.1 is below 0.75, the median of 4 others'
   """
-  if rule == 'none' or share >= 1 - _NEAR:
+  if rule == 'none' or not _NEAR < share < 1 - _NEAR:  # at its end nothing is saved, at its start nothing is learned
     return ''
   curves: dict[int, list[Report]] = {}
   for one in reports:

@@ -174,24 +174,22 @@ def test_a_storage_that_is_gone(study, tmp_path):
   assert list(tmp_path.parent.glob(f'{tmp_path.name}.old1/trials/0000'))
 
 
-def test_a_budget_ends_a_trial_that_goes_on_to_the_same_bits(tmp_path):
-  long = tunable.config(200_000)
-  long.eval.every = long.checkpoint.every = long.log.every = jl.Duration(steps=500)
+@pytest.mark.slow
+def test_a_minute_ends_within_a_minute_and_goes_on(tmp_path):
+  long = tunable.config(400_000_000)
+  long.eval.every = long.checkpoint.every = long.log.every = jl.Duration(steps=5_000)
   began = time.monotonic()
-  found, told = ask(tmp_path / 'a', config=long, budget='4 s', method='random', trials=2)
-  assert time.monotonic() - began < 12
+  found, _ = ask(tmp_path, config=long, budget='1 minute', trials=2)
+  assert time.monotonic() - began < 63
   assert [one.state for one in found.trials] == [WAITING]
   assert found.best.number == 0
   assert 'the best so far' in str(found)
-  assert jl.load(found.workdir(), 'latest').predict(tunable.data().test.inputs).shape == (40, 3)
-  step = json.loads((found.workdir() / 'metrics.jsonl').read_text().splitlines()[-1])['step']
-  again, told = ask(tmp_path / 'a', config=long, budget='4 s', method='random', trials=2)
+  assert jl.load(found.workdir()).predict(tunable.data().test.inputs).shape == (40, 3)
+  again, told = ask(tmp_path, config=long, budget='1 minute', trials=2)
   assert 'the budget is over' in told[-1]
   assert again.trials == found.trials
-  again, told = ask(tmp_path / 'a', config=long, budget='7 s', method='random', trials=2)
-  later = json.loads((found.workdir() / 'metrics.jsonl').read_text().splitlines()[-1])['step']
-  assert later > step
-  assert again.trials[0].attempts == 2
+  longer, _ = ask(tmp_path, config=long, budget='90 s', trials=2)
+  assert longer.trials[0].attempts == 2
   assert 'resumed at step' in (found.workdir() / 'log.txt').read_text()
 
 
