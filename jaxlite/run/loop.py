@@ -166,6 +166,8 @@ def train_varied(
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
+    if note := facts.get('threshold_note'):
+      say(f'threshold: {note}')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
     run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), (foresight, aim), say)
     return result
