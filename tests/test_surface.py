@@ -28,6 +28,7 @@ ROOMS = (
   'step',
   'config',
   'checkpoint',
+  'tuning',
 )
 TOP = [
   'train',
@@ -72,6 +73,9 @@ TOP = [
   'plan',
   'finetune',
   'FineTune',
+  'tune',
+  'lr_range',
+  'batch_size',
 ]
 
 

@@ -36,6 +36,7 @@ from jaxlite.run.progress import Beside, Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import WEIGHT, Records, means_of
 from jaxlite.run.setup import REWRITES, Setup, prepare, shortened
+from jaxlite.run.watch import Halted, Watch
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
@@ -96,9 +97,10 @@ def train_varied(
   command: str,
   say: Say,
   only: int = 0,
+  watch: Watch | None = None,
 ) -> Result:
   """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
-  steps are a trial of it: of the same programs, with all that follows."""
+  steps are a trial of it: of the same programs, with all that follows. Where `watch` ends it, it raises Halted."""
   called = foreseen.entry()
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
@@ -158,7 +160,7 @@ def train_varied(
         if foresight is not None:
           foresight = foreseen.bettered(foresight, took.program, setup, again, say)
         aim = Aim(setup, folder)
-        state, record = _fit(setup, folder, began, state, record, saves, records, aim, guard, say, took.seconds)
+        state, record = _fit(setup, folder, began, state, record, saves, records, aim, guard, watch, say, took.seconds)
       state = _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
@@ -212,6 +214,7 @@ def _fit(
   records: Records,
   aim: Aim,
   guard: preempt.Guard,
+  watch: Watch | None,
   say: Say,
   compiling: float,
 ) -> tuple[TrainState, Record]:
@@ -249,7 +252,7 @@ def _fit(
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
 
   while True:
-    improved, shown = False, []
+    improved, shown, why = False, [], ''
     if plan.due(step, plan.log) and record.logged < step:
       values = multi_step.fetched(pending)
       guards.check_finite(values, state, saves)
@@ -274,6 +277,7 @@ def _fit(
         state = state._replace(opt_state=opt_state, model_state=model_state)
         shown.append(f'validation {name} {scalars[name]:.4f}')
         aim.saw(step, scalars[name])
+        why = watch.heard(step, plan.total, scalars) if watch is not None else ''
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = not math.isnan(score) and (record.best is None or score > record.best)
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
@@ -285,6 +289,10 @@ def _fit(
     if guard.requested:
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
+    if watch is not None and not last and (why := why or watch.due()):
+      save(wait=True)
+      progress.done()
+      raise Halted(why)
     if improved or last or plan.due(step, plan.checkpoint):
       with progress.aside('save', state):
         save(wait=last)
