@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
     quantization,
     step,
     tasks,
+    tuning,
   )
   from jaxlite.adapters import (
     adapt,
@@ -50,11 +51,14 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.optim import accumulate, augment, average, freeze
   from jaxlite.pruning import hold, prune, rigl
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
+  from jaxlite.run.batch_size import batch_size
   from jaxlite.run.cross_validation import cross_validate
   from jaxlite.run.diagnosing import diagnose
   from jaxlite.run.finetune import FineTune, finetune
   from jaxlite.run.loop import train
+  from jaxlite.run.lr_range import lr_range
   from jaxlite.run.planning import plan
+  from jaxlite.run.tune import tune
   from jaxlite.step.train_step import train_step
   from jaxlite.tasks.losses import cross_entropy
 
@@ -81,11 +85,14 @@ _WHERE = {
   'optim': ('accumulate', 'augment', 'average', 'freeze'),
   'pruning': ('hold', 'prune', 'rigl'),
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
+  'run.batch_size': ('batch_size',),
   'run.cross_validation': ('cross_validate',),
   'run.diagnosing': ('diagnose',),
   'run.finetune': ('FineTune', 'finetune'),
   'run.loop': ('train',),
+  'run.lr_range': ('lr_range',),
   'run.planning': ('plan',),
+  'run.tune': ('tune',),
   'step.train_step': ('train_step',),
   'tasks.losses': ('cross_entropy',),
 }
@@ -102,6 +109,7 @@ _ROOMS = (
   'quantization',
   'step',
   'tasks',
+  'tuning',
 )
 # Names of 0.1 that moved into a room: they work for one version, with a warning that names the new place.
 _MOVED = {
@@ -142,6 +150,7 @@ __all__ = [
   'adapt',
   'augment',
   'average',
+  'batch_size',
   'chain',
   'checkpoint',
   'contract',
@@ -169,6 +178,7 @@ __all__ = [
   'hint',
   'hold',
   'load',
+  'lr_range',
   'lsq',
   'models',
   'optim',
@@ -185,6 +195,8 @@ __all__ = [
   'tasks',
   'train',
   'train_step',
+  'tune',
+  'tuning',
   'unpack',
 ]
 

@@ -29,6 +29,7 @@ ROOMS = (
   'step',
   'config',
   'checkpoint',
+  'tuning',
 )
 TOP = [
   'train',
@@ -74,6 +75,9 @@ TOP = [
   'plan',
   'finetune',
   'FineTune',
+  'tune',
+  'lr_range',
+  'batch_size',
 ]
 
 
