@@ -150,7 +150,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
         how = {'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'began': _BEGAN}
         return tune_command.tune(config, workdir, declared, words, **how, **given)
       how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command}
-      how |= {'deploying': given} if FLAGS.mode == 'deploy' else {'diagnosing': given}
+      how |= {'diagnosing': given} if FLAGS.mode == 'diagnose' else {'deploying': given}
       return experiment.run(config, workdir, **how)
     except Exception as error:
       message = errors.one_line(error)
