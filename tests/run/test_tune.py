@@ -135,6 +135,7 @@ def test_a_study_goes_on_as_the_same_only(study, change, said):
     ({'trials': 3, 'limits': 'size:3'}, "got 'size'"),
     ({'trials': 3, 'run': 'student'}, "'student' is no name of several"),
     ({'trials': 3, 'method': 'cmaes', 'space': {'seed': jl.tuning.choice(1, 2)}}, 'choices alone'),
+    ({'trials': 3, 'method': 'cmaes', 'goals': 'accuracy,bytes'}, 'cmaes has one goal'),
     ({'trials': 3, 'storage': 'mysql://a:secret@nowhere/b'}, 'postgresql'),
   ],
 )
