@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -11,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from studies import check, killed, trials_of
 
 pytestmark = pytest.mark.unoptimized
@@ -90,7 +92,7 @@ def postgres(folder):
     time.sleep(1)
     yield f'postgresql://me:secret@127.0.0.1:{port}/postgres', server
   finally:
-    server.terminate()
+    server.send_signal(signal.SIGINT)  # with clients that are still there
     server.wait(timeout=60)
     shutil.rmtree(place, ignore_errors=True)
 
@@ -105,7 +107,7 @@ def test_the_same_on_postgresql(tmp_path, trials, kills):
     assert sent == kills
     attempts_in_optuna(address.replace('postgresql://', 'postgresql+psycopg://'), found)
     assert 'secret' not in (study / 'study.json').read_text()
-    server.terminate()
+    server.send_signal(signal.SIGINT)  # with clients that are still there
     server.wait(timeout=60)
     with pytest.raises(ValueError, match='cannot be reached') as error:
       trials_of(study, address)
