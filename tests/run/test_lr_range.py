@@ -49,6 +49,7 @@ def straight(one, rate, steps):
   return losses
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize('recipe', [None, reads_rate, compares_rate])
 def test_each_rate_comes_to_what_a_short_run_comes_to(recipe):
   found = ask(config(recipe))
@@ -101,6 +102,7 @@ def test_a_recipe_that_does_not_read_the_rate_is_told():
     ask(config(lambda config, total_steps: jl.chain(optax.adam(1e-3))))
 
 
+@pytest.mark.slow
 def test_batch_sizes_double_up_to_all_examples_and_data_stay_the_same():
   found = jl.batch_size(config(), model=tunable.network(), data=tunable.data(), say=str)
   assert [row.size for row in found.rows] == [8, 16, 32, 61]

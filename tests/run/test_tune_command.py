@@ -44,6 +44,7 @@ def ended(process):
   return process.returncode, text
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_trials_and_the_command_prints_the_table(tmp_path):
   code, text = ended(command(tmp_path, '--mode=tune', '--trials=3', '--method=random', '--workers=2', '--stop=none'))
   assert code == 0, text
@@ -66,7 +67,7 @@ def test_two_workers_share_the_trials_and_the_command_prints_the_table(tmp_path)
     (['--mode=lr_range', '--fresh'], '--mode=lr_range trains nothing'),
   ],
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 def test_a_mistake_is_one_line(tmp_path, words, said):
   code, text = ended(command(tmp_path, *words))
   assert code == 2, text
