@@ -34,6 +34,7 @@ FLOORS = (
   ('models',),
   ('step',),
   ('deployment',),
+  ('diagnosis',),
   ('report',),
   ('planning',),
   ('finetuning',),

@@ -16,8 +16,17 @@ if TYPE_CHECKING:  # what the table below says, for type checkers and editors
   from jaxlite.tasks._named import BUILT_IN, is_built_in, named
   from jaxlite.tasks._regression import regression, units
   from jaxlite.tasks._segmentation import position_metrics, segmentation, sequence_labels
+  from jaxlite.tasks.curves import (
+    PrecisionRecallCurve,
+    RocCurve,
+    average_precision,
+    precision_recall_curve,
+    roc_auc,
+    roc_curve,
+  )
   from jaxlite.tasks.losses import class_weights, cross_entropy, weighted_cross_entropy
   from jaxlite.tasks.metrics import Metrics, classification_metrics, means
+  from jaxlite.tasks.reliability import ReliabilityCurve, calibration_error, reliability_curve
   from jaxlite.tasks.task import Facts, Figure, Task
 
 _WHERE = {
@@ -28,8 +37,12 @@ _WHERE = {
   '_named': ('BUILT_IN', 'is_built_in', 'named'),
   '_regression': ('regression', 'units'),
   '_segmentation': ('position_metrics', 'segmentation', 'sequence_labels'),
+  'curves': (
+    *('PrecisionRecallCurve', 'RocCurve', 'average_precision', 'precision_recall_curve', 'roc_auc', 'roc_curve'),
+  ),
   'losses': ('class_weights', 'cross_entropy', 'weighted_cross_entropy'),
   'metrics': ('Metrics', 'classification_metrics', 'means'),
+  'reliability': ('ReliabilityCurve', 'calibration_error', 'reliability_curve'),
   'task': ('Facts', 'Figure', 'Task'),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
@@ -38,8 +51,13 @@ __all__ = [
   'Facts',
   'Figure',
   'Metrics',
+  'PrecisionRecallCurve',
+  'ReliabilityCurve',
+  'RocCurve',
   'Task',
+  'average_precision',
   'binary',
+  'calibration_error',
   'class_weights',
   'classification',
   'classification_metrics',
@@ -50,7 +68,11 @@ __all__ = [
   'multi_label',
   'named',
   'position_metrics',
+  'precision_recall_curve',
   'regression',
+  'reliability_curve',
+  'roc_auc',
+  'roc_curve',
   'segmentation',
   'sequence_labels',
   'units',
