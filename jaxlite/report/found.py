@@ -44,6 +44,7 @@ class Run(NamedTuple):
     result: what it handed back; of one that is not finished, only what is known of it.
     config: its config as saved; {} where there is none.
     deployed: what its deployment wrote, as `deployed.json` holds it; {} where there is none.
+    diagnosis: as `diagnosis.json` holds it; {} where there is none.
     program: what its step computes, by hash and without values; '' where that is not known.
     notes: lines on what is missing, damaged or of another version.
   """
@@ -55,6 +56,7 @@ class Run(NamedTuple):
   result: Result
   config: Mapping[str, Any] = {}
   deployed: Mapping[str, Any] = {}
+  diagnosis: Mapping[str, Any] = {}
   program: str = ''
   notes: tuple[str, ...] = ()
 
@@ -180,8 +182,9 @@ def read(folder: Path, root: Path, kept: dict[str, Points] | None = None, *, wit
   name = result.name or (config.get('name') if isinstance(config.get('name'), str) else '') or folder.resolve().name
   state = _state(folder, bool(plain), points)
   deployed = _object(folder / 'deployed' / 'deployed.json', notes)
+  judged = _object(folder / 'diagnosis.json', notes)
   result.name = str(name)[:200] or 'run'
-  return Run(result.name, where, state, points, result, config, deployed, _program(folder), tuple(notes))
+  return Run(result.name, where, state, points, result, config, deployed, judged, _program(folder), tuple(notes))
 
 
 def _program(folder: Path) -> str:

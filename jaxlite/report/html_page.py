@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxlite.host.files import read_file
 from jaxlite.report import charts, sections
+from jaxlite.report import verdicts as verdicts_
 from jaxlite.report.found import Run
 from jaxlite.report.markup import contents, escaped, notes, page, section, table
 from jaxlite.report.sections import DETAILED, attempted
@@ -40,7 +41,6 @@ def html(
   tables: Sequence[Table] = (),
   told: Sequence[str] = (),
   folder: Path | None = None,
-  verdict: str = '',
 ) -> str:
   """Returns a page.
 
@@ -50,10 +50,9 @@ def html(
     tables: to add, after the results.
     told: lines that the reader should know.
     folder: the page's own, for pictures of the runs' tasks and links to their pages; None for neither.
-    verdict: HTML of what was diagnosed, which stands first; '' for none.
   """
   title = title or ' / '.join(run.name for run in runs[:4]) + (f' and {len(runs) - 4} more' if len(runs) > 4 else '')
-  header, main = body(runs, title, tables=tables, told=told, folder=folder, verdict=verdict)
+  header, main = body(runs, title, tables=tables, told=told, folder=folder)
   return page(title, header, main)
 
 
@@ -64,13 +63,14 @@ def body(
   tables: Sequence[Table] = (),
   told: Sequence[str] = (),
   folder: Path | None = None,
-  verdict: str = '',
 ) -> tuple[str, str]:
   """Returns header and main part of a page, as of `html`."""
   single = len(runs) == 1
+  verdicts = [_judged(run) for run in runs]
   made: list[str] = [
     attempted('Results', lambda: section(
-      'results', 'Results', _none(runs), sections.numbers(runs), sections.unfinished(runs), notes(told), _damage(runs))
+      'results', 'Results', _none(runs), sections.numbers(runs), sections.unfinished(runs), notes(told), _damage(runs),
+      '' if single else verdicts_.side_by_side(runs, verdicts))
     ),
     attempted('Side by side', lambda: section(
       'compared', 'Side by side', sections.comparison(runs), sections.trade(runs))
@@ -85,13 +85,15 @@ def body(
   detailed = [run for run in runs if _has_details(run)]
   if len(detailed) <= DETAILED:
     for place, run in enumerate(detailed):
-      inside = _of_run(run, '' if single else f'-{place}', 2 if single else 3, folder)
+      plain = verdicts[runs.index(run)] if single else {}
+      inside = _of_run(run, plain, '' if single else f'-{place}', 2 if single else 3, folder)
       made += [*inside] if single else [section(f'run-{place}', run.name, *inside)]
   made.append(section('pages', 'Pages of the runs', _links(runs, folder)) if not single else '')
   made.append(attempted('Made by', lambda: section('made', 'Made by', sections.made_by(runs))))
   found = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', '\n'.join(made))
   links = contents([(identity, _plain(name)) for identity, name in found])
-  return sections.heading(runs, title, verdict) + links, '\n'.join(filter(None, made))
+  head = attempted('Verdict', lambda: verdicts_.shown(verdicts[0])) if single else ''
+  return sections.heading(runs, title, head) + links, '\n'.join(filter(None, made))
 
 
 def _plain(name: str) -> str:
@@ -119,7 +121,7 @@ def _has_details(run: Run) -> bool:
   return bool(result.layers or result.tables or result.evidence or result.parts or result.figures or run.deployed)
 
 
-def _of_run(run: Run, suffix: str, level: int, folder: Path | None) -> list[str]:
+def _of_run(run: Run, verdict: dict[str, Any], suffix: str, level: int, folder: Path | None) -> list[str]:
   made = []
   for identity, title, make in (
     ('test', 'On the test split', sections.evidence),
@@ -136,7 +138,15 @@ def _of_run(run: Run, suffix: str, level: int, folder: Path | None) -> list[str]
         lambda identity=identity, title=title, make=make: section(f'{identity}{suffix}', title, make(run), level=level),
       )
     )
-  return made
+  findings = attempted('Findings', lambda: verdicts_.findings(f'findings{suffix}', verdict, level))
+  return [*made, findings]
+
+
+def _judged(run: Run) -> dict[str, Any]:
+  try:
+    return verdicts_.verdict_of(run)
+  except Exception as error:  # of records that no run writes
+    return {'verdict': 'unknown', 'certainty': f'the records cannot be judged ({type(error).__name__})'}
 
 
 def _pictures(run: Run, folder: Path | None) -> str:

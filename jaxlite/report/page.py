@@ -10,11 +10,13 @@ from typing import Any
 
 from jaxlite.deployment.inventory import stored_bytes
 from jaxlite.host.files import write_text
+from jaxlite.report.charts import shown_runs
 from jaxlite.report.comparing import compare
 from jaxlite.report.found import FINISHED, Run, read
 from jaxlite.report.html_page import Table, even, html
 from jaxlite.report.points import Points
 from jaxlite.report.result import Result
+from jaxlite.report.sections import DETAILED
 from jaxlite.report.tables import PACKED, foreseen, listed, markdown, rows
 from jaxlite.tasks.tables import percent
 
@@ -81,11 +83,12 @@ def write_markdown(
     text += [f'## {one.caption}', markdown(even(one.cells)), *(f'- {line}' for line in one.notes)]
   if results:
     text += _pictures([run for run in runs if run.state == FINISHED], folder)
-  for result in results:
+  for result in results if len(results) <= DETAILED else ():
     text += _details(result)
   text += ['## Made by', *_provenance(results)]
   path = folder / MARKDOWN
-  write_text(path, '\n\n'.join(text) + '\n')
+  whole = '\n\n'.join(text) + '\n'
+  write_text(path, whole.encode('utf-8', 'replace').decode())  # a name may hold half a surrogate
   return path
 
 
@@ -93,6 +96,7 @@ def _pictures(runs: Sequence[Run], folder: Path) -> list[str]:
   from jaxlite.report import figures
 
   text, results = [], [run.result for run in runs]
+  colored = [runs[index] for index in shown_runs(runs)]
 
   def picture(figure: Any, file: str, caption: str) -> None:
     if figure is not None:
@@ -101,13 +105,14 @@ def _pictures(runs: Sequence[Run], folder: Path) -> list[str]:
 
   tested = {result.name: result.best_step for result in results}
   curve = next((result.curve for result in results if result.curve), None)
-  curves = figures.curves({run.result.name: run.points for run in runs}, tested, curve)
-  picture(curves, 'curves.png', 'Learning curves; the training loss includes what the recipe adds to it')
-  for run in runs:
+  curves = figures.curves({run.result.name: run.points for run in colored}, tested, curve)
+  best = f' of the {len(colored)} best of {len(runs)} runs' if len(colored) < len(runs) else ''
+  picture(curves, 'curves.png', f'Learning curves{best}; the training loss includes what the recipe adds to it')
+  for run in runs if len(runs) <= DETAILED else ():
     for file, caption in run.result.figures:
       inside = f'{run.folder}/{file}' if run.folder else file
       text.append(f'![{caption}]({inside})\n\n{caption}.')
-  layers = {result.name: [layer for layer in result.layers if layer.weight] for result in results}
+  layers = {run.name: [layer for layer in run.result.layers if layer.weight] for run in colored}
   picture(figures.sparsity(layers), 'sparsity.png', 'Weights that are left, layer by layer')
   return text
 

@@ -261,39 +261,3 @@ def made_by(runs: Sequence[Run]) -> str:
       else:
         done.append(f'<h3>{escaped(words)}</h3><p>{escaped(fact)}</p>')
   return ''.join(done)
-
-
-def diagnosis(plain: dict[str, Any], name: str = '') -> str:
-  """Returns a verdict as a person reads it first: what it is, why, how sure, and the one thing to do next.
-
-  Args:
-    plain: as `Diagnosis.to_json` gives it.
-    name: of the run, where there are several.
-  """
-  verdict, cause = str(plain.get('verdict', '')), str(plain.get('cause', ''))
-  if not verdict:
-    return ''
-  listed_ = [one for one in plain.get('findings') or () if isinstance(one, dict)]
-  said = next((str(one.get('evidence', '')) for one in listed_ if one.get('name') == cause), '')
-  kind = {'healthy': ' class="good"', 'broken': ' class="bad"'}.get(verdict, '')
-  head = f'{name}: {verdict}' if name else verdict.capitalize()
-  lines = [
-    f'<p><strong{kind}>{escaped(head)}{f": {escaped(cause)}" if cause and cause != verdict else ""}</strong></p>'
-  ]
-  lines += [f'<p>{escaped(said[:1].upper() + said[1:])}</p>'] if said else []
-  if isinstance(action := plain.get('action'), dict):
-    lines.append(f'<p>Next: {escaped(action.get("sentence", ""))}</p>')
-    if action.get('command'):
-      lines.append(f'<pre>{escaped(action["command"])}</pre>')
-  if plain.get('certainty'):
-    lines.append(f'<p class="soft">How sure: {escaped(plain["certainty"])}</p>')
-  return f'<div class="verdict" role="note" aria-label="Verdict">{"".join(lines)}</div>'
-
-
-def findings(plain: dict[str, Any]) -> str:
-  """Returns all that a diagnosis looked at, and what it could not tell."""
-  rows = [['looked at', 'there', 'evidence']]
-  for one in plain.get('findings') or ():
-    rows.append([str(one.get('name', '')), 'yes' if one.get('present') else 'no', str(one.get('evidence', ''))])
-  made = table('Findings', rows, wide=True) if len(rows) > 1 else ''
-  return made + notes(f'not told: {line}' for line in plain.get('unknown') or ())

@@ -18,6 +18,8 @@ from jaxlite.report.thinning import thinned
 
 WIDTH, HEIGHT = 360, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 28, 34
+_POINTS = 2_400  # columns of all lines of a kind together
+_KINDS = (lambda line: line.color is not None, lambda line: line.color is None)
 _DASHES = ('', '7 3', '2 3', '8 3 2 3')
 _MOST = 1.7e308  # ends of an axis are floats
 _LETTER = 6.1  # width of one at 11 px, about
@@ -228,7 +230,14 @@ def chart(
   Returns:
     An SVG element; a line of text where there is no point.
   """
-  drawn = [line._replace(x=x, y=y) for line in lines for x, y in [thinned(line.x, line.y, WIDTH - _LEFT)] if len(x)]
+  # Of many lines each has fewer points: the page stays small, and a peak is still one.
+  columns, behind = (max(12, min(WIDTH - _LEFT, _POINTS // max(1, sum(one(line) for line in lines)))) for one in _KINDS)
+  drawn = [
+    line._replace(x=x, y=y)
+    for line in lines
+    for x, y in [thinned(line.x, line.y, behind if line.color is None else columns)]
+    if len(x)
+  ]
   if not drawn:
     return f'<p class="soft">{escaped(title)}: there is no point to draw.</p>'
   right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM

@@ -95,7 +95,7 @@ def table(results: Sequence[Any]) -> str:
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
   """Returns cells as a Markdown table that also reads as plain text."""
-  escaped = [[cell.strip().replace('|', '\\|') for cell in row] for row in cells]
+  escaped = [[' '.join(cell.split()).replace('|', '\\|') for cell in row] for row in cells]
   widths = [max(3, *(len(cell) for cell in column)) for column in zip(*escaped, strict=True)]
   lines = [
     '| ' + ' | '.join(f'{cell:{"<" if place == 0 else ">"}{widths[place]}}' for place, cell in enumerate(row)) + ' |'

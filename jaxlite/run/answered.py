@@ -93,7 +93,7 @@ def _mistake(data: Dataset, answers: Answers, index: int) -> dict[str, str]:
   if index < len(files):
     shown['told'] = ', '.join(filter(None, (shown.get('told', ''), str(files[index])[-_LETTERS:])))
   inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[0], trees.take(data.test.inputs, np.array([index])))
-  leaves = jax.tree.leaves(inputs)
+  leaves = [inputs['tokens']] if isinstance(inputs, dict) and 'tokens' in inputs else jax.tree.leaves(inputs)
   if len(leaves) == 1 and (url := data_url(leaves[0])):
     return {**shown, 'picture': url}
   return {**shown, 'inputs': _written(leaves, data)}
