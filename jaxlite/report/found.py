@@ -214,6 +214,8 @@ def alive(folder: Path) -> bool:
     holder = parsed_json(read_file(folder / '.lock')[: 1 << 16])
     here = holder['host'] == socket.gethostname()
     pid = int(holder['pid'])
+    if not isinstance(holder['host'], str) or not holder['host'] or pid <= 0:
+      return False
   except (OSError, ValueError, TypeError, KeyError, OverflowError):
     return False
   if not here or os.name == 'nt':  # os.kill on Windows kills
@@ -224,7 +226,7 @@ def alive(folder: Path) -> bool:
     return False
   except PermissionError:
     return True
-  return pid > 0
+  return True
 
 
 def _points(folder: Path, where: str, kept: dict[str, Points] | None, notes: list[str]) -> Points:
