@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
     optim,
     pruning,
     quantization,
+    report,
     step,
     tasks,
   )
@@ -96,6 +97,7 @@ _ROOMS = (
   'optim',
   'pruning',
   'quantization',
+  'report',
   'step',
   'tasks',
 )
@@ -173,6 +175,7 @@ __all__ = [
   'quantization',
   'quantize',
   'reparam',
+  'report',
   'rigl',
   'shrink',
   'step',

@@ -226,7 +226,7 @@ def serve(
 
 def _watch(live: Live, forever: bool, stop: threading.Event) -> None:
   """Waits until runs that were under way have ended; looks at their locks alone."""
-  seen, ended = False, None
+  seen, ended = live.under_way(), None
   while not stop.wait(0.5):
     if live.under_way():
       seen, ended = True, None

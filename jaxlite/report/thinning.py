@@ -26,7 +26,7 @@ def thinned(x: Any, y: Any, columns: int) -> tuple[np.ndarray, np.ndarray]:
     https://doi.org/10.14778/2732951.2732953
 
   >>> x, y = thinned(range(10_000), [0.0] * 5_000 + [9.0] + [0.0] * 4_999, columns=10)
-  >>> len(x) <= 40, max(y)
+  >>> len(x) <= 40, float(max(y))
   (True, 9.0)
   """
   x, y = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()

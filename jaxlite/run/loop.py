@@ -73,8 +73,8 @@ def train(
     command: the command line, for the report.
     say: prints a line.
     log: (kind, step, values) is told each point as it is recorded: kind 'train' or 'validation', and 'test' at the
-      end, values plain numbers by name. It is called at these points alone, never within a step; what it raises is
-      told once and the run goes on. Points since the last checkpoint come again, equal, when a killed run goes on.
+      last step, values plain numbers by name. It is called at these points alone, never within a step; what it raises
+      is told once and the run goes on. Points since the last checkpoint come again, equal, when a killed run goes on.
 
   Returns:
     The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
@@ -165,14 +165,14 @@ def train_varied(
           foresight = foreseen.bettered(foresight, took.program, setup, again, say)
         aim = Aim(setup, folder)
         state, record = _fit(setup, folder, began, state, record, saves, records, aim, guard, say, took.seconds)
-      state = _best(setup, state, record, saves, say)
+      ended, state = int(state.step), _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
     if told is not None:
-      told('test', int(state.step), result.metrics)
+      told('test', ended, result.metrics)
     run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), (foresight, aim), say)
     return result
 
