@@ -38,6 +38,11 @@ class DataConfig:
     label: the column of a table that is learned; '' for 'label'.
     keep: where pictures are decoded from: 'auto', 'memory', 'folder', 'pixels' or 'jpeg', see `jaxlite.data.pictures`.
     threads: that decode pictures and sounds; 0 takes one a core.
+    reduce: brings the inputs to fewer features before the network, by what the training split shows: 'pca',
+      'randomized_pca', 'incremental_pca', 'random_projection', 'sparse_projection' or 'mutual_information', see
+      `jaxlite.data.reduce`; '' leaves them as they are.
+    components: how many features `reduce` keeps; below 1, the share of the variance that 'pca' keeps.
+    whiten: of 'pca', each component has deviation 1.
   """
 
   source: str = 'digits'
@@ -50,6 +55,9 @@ class DataConfig:
   label: str = ''
   keep: str = 'auto'
   threads: int = 0
+  reduce: str = ''
+  components: float = 0.95
+  whiten: bool = False
 
 
 @dataclasses.dataclass
@@ -194,6 +202,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('data.source', bool, 'the name of a data set, or a path'),
   ('data.size', lambda value: value >= 0, 'at least 0 (0: that of the pictures)'),
   ('data.threads', lambda value: value >= 0, 'at least 0 (0: one a core)'),
+  ('data.components', lambda value: 0 < value < 1 or value == value // 1 >= 1, 'a share in (0, 1), or a whole number'),
   ('optim.lr', lambda value: 0 < value < math.inf, 'above 0 and finite'),
   ('optim.weight_decay', lambda value: 0 <= value < math.inf, 'at least 0 and finite'),
   ('optim.clip', lambda value: 0 <= value < math.inf, 'at least 0 (0: off) and finite'),

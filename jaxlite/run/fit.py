@@ -111,7 +111,7 @@ def _outputs_of(built: Train, network: Model, state: TrainState, batch: Any) -> 
 
 def _blame_inputs(error: Exception, network: Model, inputs: Any) -> None:
   """Raises where it is the form of the inputs that a model fails on; else tells what it was called with."""
-  if one_line(error) is not None or _runs(network, inputs):  # then it came from a part of the recipe
+  if one_line(error) is not None or runs(network, inputs):  # then it came from a part of the recipe
     return
   if hint := _other_form(network, inputs):
     said = ' '.join(str(error).split()).removesuffix('.')[:200]
@@ -131,10 +131,10 @@ def _other_form(network: Model, inputs: Any) -> str:
   if inputs.ndim == 4:
     fix = 'pictures are [N, H, W, channels], and these [N, channels, H, W]: inputs.transpose(0, 2, 3, 1)'
     forms.append((fix, inputs.transpose(0, 2, 3, 1)))
-  return next((fix for fix, form in forms if _runs(network, form, size=len(inputs))), '')
+  return next((fix for fix, form in forms if runs(network, form, size=len(inputs))), '')
 
 
-def _runs(network: Model, inputs: Any, size: int | None = None) -> bool:
+def runs(network: Model, inputs: Any, size: int | None = None) -> bool:
   """Whether a network takes inputs, and where `size` is given, gives so many outputs."""
 
   def forward(inputs: Any) -> Any:
