@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from jaxlite.report import folder_page
 from jaxlite.report.html_page import html
 
-VOID = {'meta', 'img', 'br', 'path', 'circle', 'rect', 'link'}
+VOID = {'wbr', 'meta', 'img', 'br', 'path', 'circle', 'rect', 'link'}
 
 
 class Page(HTMLParser):
@@ -15,7 +15,7 @@ class Page(HTMLParser):
 
   def __init__(self, text):
     super().__init__(convert_charrefs=True)
-    self.open, self.elements, self.text, self.style = [], [], [], ''
+    self.open, self.elements, self.text, self.style, self.goes_on = [], [], [], '', False
     self.feed(text)
     self.close()
     assert not self.open, self.open
@@ -24,6 +24,7 @@ class Page(HTMLParser):
     names = [name for name, _ in attrs]
     assert len(names) == len(set(names)), (tag, attrs)
     self.elements.append((tag, dict(attrs)))
+    self.goes_on = tag == 'wbr'  # within a word
     if tag not in VOID:
       self.open.append(tag)
 
@@ -37,8 +38,11 @@ class Page(HTMLParser):
   def handle_data(self, data):
     if self.open and self.open[-1] == 'style':
       self.style += data
+    elif self.goes_on:
+      self.text[-1] += data
     else:
       self.text.append(data)
+    self.goes_on = False
 
   def all(self, *tags):
     return [attrs for tag, attrs in self.elements if tag in tags]

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlite.report import svg
 from jaxlite.report.found import Run
-from jaxlite.report.markup import Cell, escaped, table
+from jaxlite.report.markup import Cell, breakable, escaped, table
 from jaxlite.report.style import LINES
 from jaxlite.tasks.tables import MOST, named_class, percent
 
@@ -138,7 +138,7 @@ def confusion(matrix: Any, names: Sequence[str], title: str) -> str:
   level[counts == 0] = 0
   caption = f'{title}: {total:,.6g} examples, {total - np.trace(counts):,.6g} mistakes; true classes in rows'
   if classes <= _CELLS:
-    head = ''.join(f'<th scope="col">{escaped(name)}</th>' for name in named)
+    head = ''.join(f'<th scope="col">{breakable(name, 12)}</th>' for name in named)
     body = []
     for row, name in enumerate(named):
       cells = []
@@ -146,7 +146,7 @@ def confusion(matrix: Any, names: Sequence[str], title: str) -> str:
         style = f' class="{"r" if row == column else "w"}{level[row, column]}"' if level[row, column] else ''
         told = f'{counts[row, column]:.4g}' if counts[row, column] else '<span class="soft">0</span>'
         cells.append(f'<td{style}>{told}</td>')
-      body.append(f'<tr><th scope="row">{escaped(name)}</th>{"".join(cells)}</tr>')
+      body.append(f'<tr><th scope="row">{breakable(name, 14)}</th>{"".join(cells)}</tr>')
     said = escaped(caption)
     return (
       f'<div class="scroll" role="region" aria-label="{said}" tabindex="0"><table class="grid"><caption>{said}'
@@ -173,8 +173,8 @@ def confusion(matrix: Any, names: Sequence[str], title: str) -> str:
     for row, column in zip(*np.unravel_index(order[:MOST], counts.shape), strict=True)
   ]
   head = ['true class', 'taken for', 'examples', 'of the class']
-  listed = table(f'What {title} confuses most', [head, *pairs]) if pairs else ''
-  return svg.figure(drawn, caption + '.') + listed
+  listed = table('What is confused most', [head, *pairs]) if pairs else ''
+  return f'<div class="map">{svg.figure(drawn, caption + ".")}</div>{listed}'
 
 
 def ranked(evidence: Mapping[str, Any], metrics: Mapping[str, float], title: str) -> str:

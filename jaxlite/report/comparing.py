@@ -12,8 +12,9 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Group(NamedTuple):
   """Runs that differ by chance alone.
 
   Attributes:
-    name: of the first, and how many there are.
+    name: what the names of its runs begin with, and how many there are.
     runs: one a seed.
     seeds: of the runs.
   """
@@ -48,6 +49,33 @@ class Compared(NamedTuple):
 
   tables: list[tuple[str, list[list[str]]]]
   notes: list[str]
+
+
+def differing(runs: Sequence[Run], most: int = 12) -> list[list[str]]:
+  """Returns the fields of the configs in which runs differ, a field a line, a run a column; [] where none does.
+
+  Args:
+    runs: of a page.
+    most: fields that are shown.
+  """
+  flat = [_flat(run.config) for run in runs]
+  if len(flat) < 2 or not all(flat):
+    return []
+  names = list(dict.fromkeys(name for one in flat for name in one if name.split('.')[0] not in ('name', 'runs')))
+  lines = [[name, *(one.get(name, '-') for one in flat)] for name in names]
+  lines = [line for line in lines if len(set(line[1:])) > 1]
+  return [['', *(run.name for run in runs)], *lines[:most]] if lines else []
+
+
+def _flat(config: Any, path: str = '', depth: int = 0) -> dict[str, str]:
+  """A config's plain values by path; what is empty is left out, such as the units of a duration that are not meant."""
+  if isinstance(config, Mapping) and depth < 6:
+    return {
+      name: value
+      for key, inner in config.items()
+      for name, value in _flat(inner, f'{path}.{key}' if path else str(key), depth + 1).items()
+    }
+  return {} if config is None or config == '' else {path: str(config)[:60]}
 
 
 class Test(NamedTuple):
@@ -123,9 +151,19 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
   groups = []
   for of in found.values():
     members = list(of.values())
-    more = f' and {len(members) - 1} more' if len(members) > 1 else ''
-    groups.append(Group(f'{members[0].name}{more}', members, list(of)))
+    groups.append(Group(_called(members, [group.name for group in groups]), members, list(of)))
   return groups, twice
+
+
+def _called(members: list[Run], taken: list[str]) -> str:
+  """A name for runs that differ in their seed: what their names begin with."""
+  first = members[0].name
+  if len(members) == 1:
+    return first
+  shared = os.path.commonprefix([run.name for run in members])  # noqa: RUF071 - letters are meant
+  shared = shared.rstrip('-_./ ')
+  named = f'{shared} ({len(members)} seeds)'
+  return named if len(shared) > 1 and named not in taken else f'{first} and {len(members) - 1} more'
 
 
 def _by_seed(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxlite.host.files import read_file
 from jaxlite.report import charts, sections
 from jaxlite.report import verdicts as verdicts_
-from jaxlite.report.found import Run
+from jaxlite.report.found import UNDER_WAY, Run
 from jaxlite.report.markup import contents, escaped, notes, page, section, table
 from jaxlite.report.sections import DETAILED, attempted
 
@@ -144,7 +144,9 @@ def _of_run(run: Run, verdict: dict[str, Any], suffix: str, level: int, folder: 
 
 def _judged(run: Run) -> dict[str, Any]:
   try:
-    return verdicts_.verdict_of(run)
+    found = verdicts_.verdict_of(run)
+    # What has not ended has not learned all that it will: only what is wrong already is told.
+    return found if run.state != UNDER_WAY or found.get('verdict') in ('broken', 'overfitting') else {}
   except Exception as error:  # of records that no run writes
     return {'verdict': 'unknown', 'certainty': f'the records cannot be judged ({type(error).__name__})'}
 

@@ -8,11 +8,13 @@ browser to load anything, whoever wrote the page.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from jaxlite.report.style import CSS
 
 _UNSEEN = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], '\ufffd')
+_BREAKS = re.compile(r'(?<=[/_.:=])(?=.)')  # behind these
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -40,6 +42,39 @@ def _cell(cell: str) -> str:
   return cell if isinstance(cell, Cell) else escaped(cell.strip())
 
 
+def breakable(text: str, most: int = 16) -> str:
+  """Returns text, escaped, that a narrow column may break where a reader expects it, and nowhere else.
+
+  Args:
+    text: a path, a name.
+    most: letters of a piece; a longer one is broken all the same.
+
+  >>> breakable('conv1/kernel')
+  'conv1/<wbr>kernel'
+  """
+  pieces = [piece for part in _BREAKS.split(str(text).strip()) for piece in _pieces(part, most)]
+  return '<wbr>'.join(map(escaped, pieces))
+
+
+def _pieces(part: str, most: int) -> list[str]:
+  words = part.split(' ')
+  if max(map(len, words)) <= most:
+    return [part]
+  return [part[place : place + most] for place in range(0, len(part), most)]
+
+
+def inline(text: str) -> str:
+  """Returns text, escaped, in which what stands between backticks is code.
+
+  >>> inline('see `jl.deploy`')
+  'see <code>jl.deploy</code>'
+  """
+  parts = str(text).split('`')
+  if len(parts) % 2 == 0:
+    return escaped(text)
+  return ''.join(f'<code>{escaped(part)}</code>' if place % 2 else escaped(part) for place, part in enumerate(parts))
+
+
 def table(caption: str, cells: Sequence[Sequence[str]], *, wide: bool = False) -> str:
   """Returns a table whose first row and first column name the others.
 
@@ -54,13 +89,13 @@ def table(caption: str, cells: Sequence[Sequence[str]], *, wide: bool = False) -
   if not cells:
     return ''
   name = escaped(caption)
-  head = ''.join(f'<th scope="col">{_cell(cell)}</th>' if cell.strip() else '<td></td>' for cell in cells[0])
+  head = ''.join(f'<th scope="col">{breakable(cell, 24)}</th>' if cell.strip() else '<td></td>' for cell in cells[0])
   body = []
   for row in cells[1:]:
     first, *rest = row
     indented = ' class="in"' if first.startswith(' ') else ''
     body.append(
-      f'<tr><th scope="row"{indented}>{_cell(first)}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in rest)}</tr>'
+      f'<tr><th scope="row"{indented}>{breakable(first)}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in rest)}</tr>'
     )
   kind = ' class="text"' if wide else ''
   return (
@@ -71,7 +106,7 @@ def table(caption: str, cells: Sequence[Sequence[str]], *, wide: bool = False) -
 
 def notes(lines: Iterable[str]) -> str:
   """Returns lines as a list; '' of none."""
-  items = ''.join(f'<li>{escaped(line)}</li>' for line in lines)
+  items = ''.join(f'<li>{inline(line)}</li>' for line in lines)
   return f'<ul class="notes">{items}</ul>' if items else ''
 
 

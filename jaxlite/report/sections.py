@@ -13,9 +13,9 @@ from typing import Any
 
 from jaxlite.errors import counted
 from jaxlite.report import charts, svg
-from jaxlite.report.comparing import compare
+from jaxlite.report.comparing import compare, differing
 from jaxlite.report.found import EMPTY, FINISHED, STOPPED, UNDER_WAY, Run
-from jaxlite.report.markup import Cell, escaped, notes, section, table
+from jaxlite.report.markup import Cell, escaped, inline, notes, section, table
 from jaxlite.report.tables import PACKED, foreseen, listed, rows, written
 
 DETAILED = 8  # runs whose details stand in one page; of more there is a line each
@@ -75,21 +75,44 @@ def numbers(runs: Sequence[Run]) -> str:
   shown = [run for run in runs if run.result.metrics or run.result.layers]
   if not shown:
     return ''
-  cells = rows([run.result for run in shown])
+  cells = [_counted(row) for row in rows([run.result for run in shown])]
+  said = ''
   if len(shown) <= DETAILED:
     made = table('Test split, size and time', cells)
   else:
-    turned = [list(column) for column in zip(*cells, strict=True)]
+    same = [row for row in cells[1:] if len(set(row[1:])) == 1]
+    turned = [list(column) for column in zip(*(row for row in cells if row not in same), strict=True)]
     made = table('Test split, size and time', turned).replace('<table>', '<table class="many">')
-  packed = (
-    f'<p class="soft"><code>bytes packed</code>: {escaped(PACKED)}.</p>' if any(r.result.layers for r in shown) else ''
-  )
-  chances = [line for run in shown for line in run.result.notes]
-  same = len(shown) > 1 and len(set(chances)) == 1 and len(chances) == len(shown)
-  told = [chances[0]] if same else [
-    f'{run.name}: {line}' if len(shown) > 1 else line for run in shown for line in run.result.notes
-  ]  # fmt: skip
-  return made + packed + notes(told[:60])
+    told = '; '.join(f'{row[0].strip()} {row[1]}' for row in same)
+    said = f'<p class="soft">{_best(shown)}{f" The same for all: {escaped(told)}." if told else ""}</p>'
+  sized = any(run.result.layers for run in shown)
+  packed = f'<p class="soft">{inline(f"`bytes packed`: {PACKED}.")}</p>' if sized else ''
+  lines = dict.fromkeys(line for run in shown for line in run.result.notes)
+  told_by = {line: [run.name for run in shown if line in run.result.notes] for line in lines}
+  told_of = [
+    line if len(names) == len(shown) else f'{", ".join(names[:3])}{" and others" if len(names) > 3 else ""}: {line}'
+    for line, names in told_by.items()
+  ]
+  return made + said + packed + notes(told_of[:60])
+
+
+def _counted(row: list[str]) -> list[str]:
+  """A row whose cells all say that they are by a plain count, said once."""
+  words = ' by a plain count'
+  if len(row) > 1 and all(cell.endswith(words) for cell in row[1:]):
+    return [f'{row[0]},{words}', *(cell.removesuffix(words) for cell in row[1:])]
+  return row
+
+
+def _best(runs: Sequence[Run]) -> str:
+  """Which of many runs is best, and what that is worth."""
+  scored = [(value * better, run) for run in runs for value, better in [charts.headline(run)] if math.isfinite(value)]
+  if not scored:
+    return ''
+  run = max(scored, key=lambda one: one[0])[1]
+  label, name, form = run.result.rows[0]
+  told = f'Best {label}: {run.name}, {written(form, run.result.metrics[name])}.'
+  return escaped(f'{told} The best of {len(scored)} is also lucky: trained again, it is expected to be a little worse.')
 
 
 def unfinished(runs: Sequence[Run]) -> str:
@@ -109,7 +132,15 @@ def unfinished(runs: Sequence[Run]) -> str:
 def comparison(runs: Sequence[Run]) -> str:
   """Returns what a comparison found, or why there is none."""
   found = compare(runs)
-  return ''.join(table(caption, cells) for caption, cells in found.tables) + notes(found.notes)
+  fields = differing(runs) if len(runs) > 1 else []
+  made = ''
+  if fields and len(runs) <= DETAILED:
+    made = table('Fields of the configs that differ', fields)
+  elif fields:
+    turned = [list(column) for column in zip(*fields, strict=True)]
+    made = table('Fields of the configs that differ', turned).replace('<table>', '<table class="many">')
+    made = f'<details><summary>Fields of the configs that differ</summary>{made}</details>'
+  return made + ''.join(table(caption, cells) for caption, cells in found.tables) + notes(found.notes)
 
 
 def trade(runs: Sequence[Run]) -> str:
@@ -139,7 +170,7 @@ def trade(runs: Sequence[Run]) -> str:
     description=f'{words}: {", ".join(points[i][0] for i in front[:12])}.',
   )  # fmt: skip
   names = '; '.join(f'{points[i][0]} ({points[i][1]:,.0f} bytes, {written(form, points[i][2])})' for i in front[:12])
-  return svg.figure(drawn, f'{words}: {names}.')
+  return f'<div class="charts">{svg.figure(drawn, f"{words}: {names}.")}</div>'
 
 
 def evidence(run: Run) -> str:
@@ -213,10 +244,10 @@ def expected(run: Run) -> str:
 
 def deployed(run: Run) -> str:
   """Returns the files that were written for other runtimes: bytes, score, latency and memory of each."""
-  body = []
+  body, missing = [], []
   for one in run.deployed.get('written') or []:
     if one.get('why'):
-      body.append([str(one.get('format')), str(one['why']), '', '', '', ''])
+      missing.append(f'{one.get("format")} was not written: {one["why"]}')
       continue
     latency = one.get('latency') or {}
     told = ', '.join(f'{p50:.3g} / {p99:.3g}' for p50, p99 in latency.values())
@@ -232,12 +263,12 @@ def deployed(run: Run) -> str:
       ]
     )
   if not body:
-    return ''
+    return notes(missing)
   sizes = [', '.join(map(str, (one.get('latency') or {}).keys())) for one in run.deployed['written']]
   at = next((size for size in sizes if size), '1')
   metric = str(run.deployed.get('metric') or 'score')
   head = ['file', 'bytes', 'arithmetic', metric, f'ms, p50 / p99, at batch {at}', 'MiB of its process']
-  return table('Files, each answered from by its own runtime in another process', [head, *body])
+  return table('Files, each answered from by its own runtime in another process', [head, *body]) + notes(missing)
 
 
 def made_by(runs: Sequence[Run]) -> str:

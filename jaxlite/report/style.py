@@ -66,18 +66,20 @@ progress {{ width: min(100%, 26rem); accent-color: var(--c0); }}
 .notes {{ padding-left: 1.2rem; max-width: 60rem; }}
 .scroll {{ overflow-x: auto; margin: 1rem 0; max-width: 100%; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }}
-caption {{ text-align: left; padding-bottom: .35rem; font-size: .92rem; position: sticky; left: 0; }}
+caption {{ text-align: left; padding-bottom: .35rem; font-size: .92rem; position: sticky; left: 0;
+  max-width: min(46rem, 91vw); }}
 th, td {{ padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); unicode-bidi: isolate;
   overflow-wrap: normal; }}
 td {{ white-space: nowrap; }}
 th {{ font-weight: 600; vertical-align: bottom; }}
-th[scope=row], table.text th, table.text td {{ text-align: left; font-weight: 400; vertical-align: top; }}
-th[scope=row] {{ max-width: 22rem; overflow-wrap: anywhere; min-width: 6.5rem; }}
+thead th:first-child {{ text-align: left; }}
+th[scope=row], table.text th, table.text td {{ text-align: left; vertical-align: top; }}
+th[scope=row] {{ font-weight: 400; }}
 table.text td {{ white-space: normal; min-width: 9rem; max-width: 34rem; overflow-wrap: anywhere; }}
 th.in {{ padding-left: 1.6rem; color: var(--soft); }}
 table.grid th, table.grid td {{ padding: .3rem .45rem; min-width: 2.2rem; text-align: center; }}
-table.grid th[scope=row] {{ text-align: right; min-width: 0; max-width: 9rem; }}
-table.grid thead th {{ max-width: 7rem; overflow-wrap: anywhere; font-weight: 400; }}
+table.grid th[scope=row] {{ text-align: right; }}
+table.grid thead th {{ font-weight: 400; }}
 pre, code {{ font: .88rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace;
   unicode-bidi: isolate; }}
 pre {{ background: var(--raised); padding: .7rem .9rem; overflow-x: auto; white-space: pre-wrap;
@@ -85,10 +87,11 @@ pre {{ background: var(--raised); padding: .7rem .9rem; overflow-x: auto; white-
 dl {{ display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .2rem 1rem; margin: .6rem 0; }}
 dt {{ color: var(--soft); }} dd {{ margin: 0; }}
 details {{ margin: .6rem 0; }} summary {{ cursor: pointer; padding: .25rem 0; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem 1.6rem; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem 1.6rem; }}
 figure {{ margin: 0 0 .6rem; max-width: 40rem; min-width: 0; }}
 figure > svg {{ display: block; width: 100%; height: auto; overflow: visible; }}
 figcaption {{ font-size: .88rem; }}
+.map figure {{ max-width: 30rem; }}
 .legend {{ list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; padding: 0; margin: .4rem 0;
   font-size: .9rem; }}
 .legend svg {{ width: 1.9rem; height: .7rem; margin-right: .4rem; vertical-align: baseline; }}
@@ -111,14 +114,16 @@ svg .title {{ fill: var(--ink); font-size: 12.5px; font-weight: 600; }}
 .worst p {{ margin: .3rem 0 0; font-size: .88rem; line-height: 1.35; }}
 @media (max-width: 34rem) {{
   th, td {{ padding: .28rem .5rem; }} dl {{ grid-template-columns: 1fr; gap: 0; }} dd {{ margin-bottom: .5rem; }}
-  th[scope=row] {{ max-width: 9.5rem; min-width: 5.5rem; }}
 }}
 @media print {{
   @page {{ margin: 1.4cm; }}
   body {{ max-width: none; padding: 0; font-size: 10pt; }} nav, .skip {{ display: none; }}
-  .scroll {{ overflow: visible; }} table {{ font-size: 8.2pt; }} table.many {{ font-size: 6.2pt; }}
+  .scroll {{ overflow: visible; }} caption {{ max-width: none; }}
+  table {{ font-size: 8.2pt; }} table.many {{ font-size: 6.2pt; }}
   td, table.text td {{ white-space: normal; min-width: 0; }} th, td {{ padding: .15rem .35rem; }}
-  table.grid th, table.grid td {{ min-width: 0; padding: .12rem .2rem; }} th[scope=row] {{ min-width: 0; }}
+  table.grid th, table.grid td {{ min-width: 0; padding: .12rem .2rem; }}
+  table.many td {{ white-space: nowrap; }}
+  details::details-content {{ content-visibility: visible; block-size: auto; }}
   tr, figure, .verdict, li {{ break-inside: avoid; }} h2, h3, caption {{ break-after: avoid; }}
   thead {{ display: table-header-group; }} caption {{ position: static; }}
   * {{ -webkit-print-color-adjust: exact; print-color-adjust: exact; }}

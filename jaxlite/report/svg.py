@@ -90,6 +90,8 @@ def scale(values: Iterable[Any], start: float, end: float, *, log: bool = False,
   low, high = float(min(ends)), float(max(ends))
   if log and low > 0:
     return Scale(low / 1.1, min(high * 1.1, _MOST), True, start, end)
+  if low == high > 0:  # one value: seen from 0
+    return Scale(0.0, min(1.25 * high, _MOST), False, start, end)
   room = (high / 2 - low / 2) * 0.12 or 0.05 * abs(high) or 0.5
   bottom = max(low - room, -_MOST) if low < 0 else 0.0 if zero else max(low - room, 0.0)
   high = high if zero and high > 0 else min(high + room, _MOST)

@@ -10,6 +10,7 @@ from jaxlite.report.found import Run
 from jaxlite.report.markup import escaped, notes, section, table
 
 _MOST = 200_000  # points that are judged
+_LINES = 30  # runs that are told one by one
 _READ = ('task', 'loss')  # what a judgment of records reads
 
 
@@ -54,17 +55,24 @@ def _evidence(plain: dict[str, Any]) -> str:
 
 
 def side_by_side(runs: Sequence[Run], verdicts: Sequence[dict[str, Any]]) -> str:
-  """Returns a line for each run: its verdict, the evidence, what to do next."""
+  """Returns how many runs went how, and of those that are not healthy the evidence and what to do next."""
+  words = [str(plain.get('verdict', '')) for plain in verdicts]
+  counts = {word: words.count(word) for word in dict.fromkeys(words) if word}
+  if not counts:
+    return ''
+  told = ', '.join(f'{count} {word}' for word, count in counts.items())
   rows = [['run', 'verdict', 'evidence', 'next']]
   for run, plain in zip(runs, verdicts, strict=True):
-    if plain.get('verdict'):
-      cause = str(plain.get('cause', ''))
-      head = str(plain['verdict']) + (f', {cause}' if cause not in ('', plain['verdict']) else '')
-      action = plain.get('action')
-      rows.append(
-        [run.name, head, _evidence(plain), str(action.get('sentence', '')) if isinstance(action, dict) else '']
-      )
-  return table('How each run went', rows, wide=True) if len(rows) > 1 else ''
+    if plain.get('verdict') in (None, '', 'healthy') or len(rows) > _LINES:
+      continue
+    cause, action = str(plain.get('cause', '')), plain.get('action')
+    head = str(plain['verdict']) + (f', {cause}' if cause not in ('', plain['verdict']) else '')
+    following = str(action.get('sentence', '')) if isinstance(action, dict) else ''
+    said = _evidence(plain) or '; '.join(map(str, (plain.get('unknown') or ())[:1]))
+    rows.append([run.name, head, said, following])
+  if not any(row[3] for row in rows[1:]):
+    rows = [row[:3] for row in rows]
+  return f'<p>Verdicts: {escaped(told)}.</p>' + (table('How these runs went', rows, wide=True) if len(rows) > 1 else '')
 
 
 def findings(identity: str, plain: dict[str, Any], level: int) -> str:

@@ -72,7 +72,7 @@ def test_runs_that_differ_in_their_seed_are_pooled_and_paired():
   assert 'mean over seeds' in first
   assert 'paired by seed (t-test)' in second
   assert [row[:3] for row in means[1:]] == [
-    ['lr0-0 and 2 more', '3', '91.00 %'], ['lr1-0 and 2 more', '3', '94.00 %'], ['lr2-0 and 2 more', '3', '91.00 %']
+    ['lr0 (3 seeds)', '3', '91.00 %'], ['lr1 (3 seeds)', '3', '94.00 %'], ['lr2 (3 seeds)', '3', '91.00 %']
   ]  # fmt: skip
   expected = scipy.stats.ttest_rel([0.93, 0.95, 0.94], [0.90, 0.91, 0.92]).pvalue
   assert tests[1][1:2] + tests[1][3:] == ['+3.00 points', '3', f'{2 * expected:.2g}']  # of two, by Holm
