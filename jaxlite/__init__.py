@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
     report,
     step,
     tasks,
+    tuning,
   )
   from jaxlite.adapters import (
     adapt,
@@ -50,10 +51,13 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.optim import accumulate, augment, average, freeze
   from jaxlite.pruning import hold, prune, rigl
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
+  from jaxlite.run.batch_size import batch_size
   from jaxlite.run.cross_validation import cross_validate
   from jaxlite.run.finetune import FineTune, finetune
   from jaxlite.run.loop import train
+  from jaxlite.run.lr_range import lr_range
   from jaxlite.run.planning import plan
+  from jaxlite.run.tune import tune
   from jaxlite.step.train_step import train_step
   from jaxlite.tasks.losses import cross_entropy
 
@@ -80,10 +84,13 @@ _WHERE = {
   'optim': ('accumulate', 'augment', 'average', 'freeze'),
   'pruning': ('hold', 'prune', 'rigl'),
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
+  'run.batch_size': ('batch_size',),
   'run.cross_validation': ('cross_validate',),
   'run.finetune': ('FineTune', 'finetune'),
   'run.loop': ('train',),
+  'run.lr_range': ('lr_range',),
   'run.planning': ('plan',),
+  'run.tune': ('tune',),
   'step.train_step': ('train_step',),
   'tasks.losses': ('cross_entropy',),
 }
@@ -100,6 +107,7 @@ _ROOMS = (
   'report',
   'step',
   'tasks',
+  'tuning',
 )
 # Names of 0.1 that moved into a room: they work for one version, with a warning that names the new place.
 _MOVED = {
@@ -140,6 +148,7 @@ __all__ = [
   'adapt',
   'augment',
   'average',
+  'batch_size',
   'chain',
   'checkpoint',
   'contract',
@@ -165,6 +174,7 @@ __all__ = [
   'hint',
   'hold',
   'load',
+  'lr_range',
   'lsq',
   'models',
   'optim',
@@ -182,6 +192,8 @@ __all__ = [
   'tasks',
   'train',
   'train_step',
+  'tune',
+  'tuning',
   'unpack',
 ]
 

@@ -29,6 +29,7 @@ ROOMS = (
   'config',
   'checkpoint',
   'report',
+  'tuning',
 )
 TOP = [
   'train',
@@ -73,6 +74,9 @@ TOP = [
   'plan',
   'finetune',
   'FineTune',
+  'tune',
+  'lr_range',
+  'batch_size',
 ]
 
 

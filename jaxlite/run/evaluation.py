@@ -136,7 +136,12 @@ def evidence(
     command=command,
     versions=machine.versions(),
     machine=machine.machine(),
-    notes=[*setup.notes, *([stopped_early(setup, record)] if record.stopped else []), *_left_out(test.values)],
+    notes=[
+      *setup.notes,
+      *([stopped_early(setup, record)] if record.stopped else []),
+      *([f'threshold: {facts["threshold_note"]}'] if facts.get('threshold_note') else []),
+      *_left_out(test.values),
+    ],
     best_step=int(state.step),
     packed=packed_size(folder, record.run, trees.by_path({'params': state.params, 'model_state': full}), about),
     parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],

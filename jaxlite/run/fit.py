@@ -191,6 +191,9 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
     for field, value in (('eval.patience', config.eval.patience), ('eval.metric', config.eval.metric)):
       if value:
         found.append(f'{field} is set to {value!r} and does nothing: no validation split is held out')
+    if wanted := data.facts.get('wanted'):
+      told = ' and '.join(f'{name} {wish:g}' for name, wish in wanted.items())
+      found.append(f'{told} is wanted, and no validation split is held out to choose a threshold by: it stays as it is')
   loss = config.loss or data.task.loss(data.facts)
   ours = (getattr(loss, '__module__', None) or '').startswith('jaxlite.tasks.')
   if ours and is_built_in(data.task) and data.task.name != 'regression':

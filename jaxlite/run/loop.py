@@ -36,6 +36,7 @@ from jaxlite.run.progress import Beside, Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import WEIGHT, Log, Records, Told, means_of
 from jaxlite.run.setup import REWRITES, Setup, prepare, shortened
+from jaxlite.run.watch import Halted, Watch
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
@@ -101,9 +102,10 @@ def train_varied(
   say: Say,
   log: Log | None = None,
   only: int = 0,
+  watch: Watch | None = None,
 ) -> Result:
   """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
-  steps are a trial of it: of the same programs, with all that follows."""
+  steps are a trial of it: of the same programs, with all that follows. Where `watch` ends it, it raises Halted."""
   called = foreseen.entry()
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
@@ -164,12 +166,14 @@ def train_varied(
         if foresight is not None:
           foresight = foreseen.bettered(foresight, took.program, setup, again, say)
         aim = Aim(setup, folder)
-        state, record = _fit(setup, folder, began, state, record, saves, records, aim, guard, say, took.seconds)
+        state, record = _fit(setup, folder, began, state, record, saves, records, aim, guard, watch, say, took.seconds)
       ended, state = int(state.step), _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
+    if note := facts.get('threshold_note'):
+      say(f'threshold: {note}')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
     if told is not None:
       told('test', ended, result.metrics)
@@ -218,6 +222,7 @@ def _fit(
   records: Records,
   aim: Aim,
   guard: preempt.Guard,
+  watch: Watch | None,
   say: Say,
   compiling: float,
 ) -> tuple[TrainState, Record]:
@@ -255,7 +260,7 @@ def _fit(
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
 
   while True:
-    improved, shown = False, []
+    improved, shown, why = False, [], ''
     if plan.due(step, plan.log) and record.logged < step:
       values = multi_step.fetched(pending)
       guards.check_finite(values, state, saves)
@@ -280,6 +285,7 @@ def _fit(
         state = state._replace(opt_state=opt_state, model_state=model_state)
         shown.append(f'validation {name} {scalars[name]:.4f}')
         aim.saw(step, scalars[name])
+        why = watch.heard(step, plan.total, scalars) if watch is not None else ''
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = not math.isnan(score) and (record.best is None or score > record.best)
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
@@ -291,6 +297,10 @@ def _fit(
     if guard.requested:
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
+    if watch is not None and not last and (why := why or watch.due()):
+      save(wait=True)
+      progress.done()
+      raise Halted(why)
     if improved or last or plan.due(step, plan.checkpoint):
       with progress.aside('save', state):
         save(wait=last)

@@ -81,10 +81,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
     return max(1, duration.to_steps(**sizes, total_steps=total))
 
   plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
-  recipe = fit.asked(asked.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', asked, total)
-  if not isinstance(recipe, Recipe):
-    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
-    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  recipe = _asked_recipe(asked, total)
   _check_parts(recipe, data.task)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
@@ -136,6 +133,29 @@ def reformed(setup: Setup, config: Config) -> Setup:
   return setup._replace(config=config, recipe=recipe, train=built)
 
 
+def rerated(setup: Setup, config: Config) -> Train:
+  """Returns the step of the same network and data by a recipe that is made anew; plain programs, without rewrites.
+
+  Args:
+    setup: of the run.
+    config: of the same run but for what its recipe reads, which may be traced (a rate).
+  """
+  recipe, data = _asked_recipe(config, setup.plan.total), setup.data
+  if getattr(setup.network.apply, 'around', None) is None:
+    recipe = chain(*_present(normalize(data.mean, data.std)), recipe, *_present(data.task.hook(data.facts)))
+  loss = config.loss or setup.data.task.loss(setup.data.facts)
+  return train_step(setup.network, loss, _thrifty(recipe, config), rewrites=False)
+
+
+def _asked_recipe(config: Config, total: int) -> Recipe:
+  """The recipe of a run, before what stands around every model."""
+  recipe = fit.asked(config.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', config, total)
+  if not isinstance(recipe, Recipe):
+    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
+    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  return recipe
+
+
 def shortened(setup: Setup, steps: int) -> Setup:
   """Returns the same programs for a trial of some steps, with an evaluation of some batches and a checkpoint.
 
@@ -182,7 +202,8 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
   task = config.task() if config.task is not None else None
   if not isinstance(data, datasets.Dataset):
     given = {'task': task, 'standardize': config.data.standardize}
-    return _reduced(config, datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given))
+    data = datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given)
+    return _wishing(config, _reduced(config, data))
   if task is not None:
     _check_task(config, data, task)
   if not config.data.standardize:
@@ -193,7 +214,29 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
     data = data._replace(
       mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
     )
-  return _reduced(config, data)
+  return _wishing(config, _reduced(config, data))
+
+
+def _wishing(config: Config, data: datasets.Dataset) -> datasets.Dataset:
+  """The data with the precision or recall that `config.eval` wants of the threshold."""
+  asked = {'precision': config.eval.precision, 'recall': config.eval.recall}
+  wishes = {name: wish for name, wish in asked.items() if wish is not None}
+  if not wishes:
+    return data
+  told = ' and '.join(f'eval.{name}' for name in wishes)
+  had = data.facts.get('wanted')
+  if had is None:
+    raise ConfigError(
+      f'{told} {"is" if len(wishes) == 1 else "are"} of tasks that cut scores by a threshold, and this one is '
+      f'{data.task.name}: task=jl.tasks.binary or jl.tasks.multi_label'
+    )
+  if had and had != wishes:
+    raise ConfigError(f'{told} and the task ask for different thresholds, {wishes} and {had}: leave one of the two out')
+  if 'thresholds' in data.facts and not isinstance(data.facts.get('threshold'), str):
+    raise ConfigError(
+      f'{told} chooses thresholds, and the task has a fixed one, {data.facts["threshold"]}: leave one out'
+    )
+  return data._replace(facts={**data.facts, 'wanted': wishes})
 
 
 def _reduced(config: Config, data: datasets.Dataset) -> datasets.Dataset:
@@ -253,8 +296,10 @@ def _loaded(config: Config) -> datasets.Dataset:
     return datasets.load(given.source, directory=given.directory, validation=given.validation, seed=config.seed)
   kind = datasets.kind_of(path)
   options = {'validation': given.validation, 'seed': config.seed, 'task': config.task}
+  if kind != 'texts':
+    options['keep'] = given.keep
   if kind in ('pictures', 'sounds'):
-    options |= {'keep': given.keep, 'threads': given.threads}
+    options['threads'] = given.threads
   if kind == 'pictures':
     options['size'] = given.size
   elif kind == 'table':

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what the table below says, for type checkers and editors
   from jaxlite.tasks.metrics import Metrics, classification_metrics, means
   from jaxlite.tasks.reliability import ReliabilityCurve, calibration_error, reliability_curve
   from jaxlite.tasks.task import Facts, Figure, Task
+  from jaxlite.tasks.thresholds import Threshold, threshold_for
 
 _WHERE = {
   '_binary': ('binary',),
@@ -44,6 +45,7 @@ _WHERE = {
   'metrics': ('Metrics', 'classification_metrics', 'means'),
   'reliability': ('ReliabilityCurve', 'calibration_error', 'reliability_curve'),
   'task': ('Facts', 'Figure', 'Task'),
+  'thresholds': ('Threshold', 'threshold_for'),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
   'ReliabilityCurve',
   'RocCurve',
   'Task',
+  'Threshold',
   'average_precision',
   'binary',
   'calibration_error',
@@ -75,6 +78,7 @@ __all__ = [
   'roc_curve',
   'segmentation',
   'sequence_labels',
+  'threshold_for',
   'units',
   'weighted_cross_entropy',
 ]

@@ -24,6 +24,7 @@ from jaxlite.tasks.ranking import (
 )
 from jaxlite.tasks.tables import class_table
 from jaxlite.tasks.task import Answers, Facts, Figure, Task
+from jaxlite.tasks.thresholds import shares_table
 
 _BASE = means()
 
@@ -263,7 +264,8 @@ def _metrics(facts: Facts) -> Metrics:
     recall = hits / max(ranked.positives, 1e-300)
     rates = np.insert(alarms / max(ranked.negatives, 1e-300), 0, 0), np.insert(recall, 0, 0)
     curves = {'precision_recall': thinned(recall, hits / (hits + alarms)), 'roc': thinned(*rates)}
-    return {**found, 'confusion': matrix, **curves}
+    alike = {'counts_alike': np.ones(1)} if (weight == 1).all() else {}  # then shares have an interval
+    return {**found, 'confusion': matrix, **curves, **alike}
 
   names = ('average_precision', 'roc_auc', 'accuracy', 'precision', 'recall', 'f1', 'positive_share', 'threshold')
   return Metrics((*names, 'loss'), _BASE.init, _BASE.update, compute, _keep(facts['positive']))
@@ -306,7 +308,18 @@ def _names(facts: Facts) -> list[str]:
 
 
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
-  return [class_table(values['confusion'], _names(facts))] if 'confusion' in values else []
+  if 'confusion' not in values:
+    return []
+  matrix = np.asarray(values['confusion'], np.float64)
+  tables = [class_table(matrix, _names(facts))]
+  if 'counts_alike' in values:
+    hits, called, actual = matrix[1, 1], matrix[:, 1].sum(), matrix[1].sum()
+    shares = [
+      ('precision', f'{hits:g} of {called:g} called {_names(facts)[1]}', values['precision'], called),
+      ('recall', f'{hits:g} of {actual:g} that are', values['recall'], actual),
+    ]
+    tables.append(shares_table(f'on test, at the threshold {values["threshold"]:.4g}', shares))
+  return tables
 
 
 def _figures(values: Mapping[str, Any], facts: Facts, title: str) -> list[Figure]:

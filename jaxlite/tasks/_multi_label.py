@@ -16,6 +16,7 @@ from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.ranking import against, average_precision, check_wishes, choose_threshold, ranking, roc_auc
 from jaxlite.tasks.tables import percent, score_table
 from jaxlite.tasks.task import Answers, Facts, Figure, Task
+from jaxlite.tasks.thresholds import shares_table
 
 _BASE = means()
 _MOST = 20
@@ -179,6 +180,7 @@ def _metrics(facts: Facts) -> Metrics:
       numbers['nan_outputs'] = wrong
     arrays = {name: value for name, value in scores.items() if name.endswith('_each')}
     arrays |= {'average_precision_each': precision, 'roc_auc_each': auc, 'positives_each': actual}
+    arrays |= {'called_each': found} if (weight == 1).all() else {}  # then shares have an interval
     return {**{name: float(value) for name, value in numbers.items()}, **arrays, 'thresholds': thresholds}
 
   kinds = [f'{name}_{mean}' for name in ('precision', 'recall', 'f1') for mean in ('micro', 'macro', 'weighted')]
@@ -257,7 +259,15 @@ def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
     ]
     for index in shown
   ]
-  return [*score_table(values), [head, *body]]
+  tables = [*score_table(values), [head, *body]]
+  if 'called_each' in values:
+    counted = []
+    for index in shown:
+      for name, total in (('precision', 'called_each'), ('recall', 'positives_each')):
+        share, of = float(values[f'{name}_each'][index]), float(values[total][index])
+        counted.append((f'{facts["names"][index]}: {name}', f'{share * of:.0f} of {of:g}', share, of))
+    tables.append(shares_table('on test, at its threshold', counted))
+  return tables
 
 
 def _figures(values: Mapping[str, Any], facts: Facts, title: str) -> list[Figure]:
