@@ -28,6 +28,7 @@ ROOMS = (
   'step',
   'config',
   'checkpoint',
+  'report',
   'tuning',
 )
 TOP = [
