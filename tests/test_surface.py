@@ -29,6 +29,7 @@ ROOMS = (
   'step',
   'config',
   'checkpoint',
+  'report',
   'tuning',
 )
 TOP = [

@@ -5,6 +5,9 @@ Nothing here imports JAX before the experiment file does: `--help` and a mistype
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import pathlib
 import shlex
 import sys
@@ -26,11 +29,15 @@ absl_flags.DEFINE_string(
 absl_flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'plan', 'fit', 'tune', 'lr_range', 'batch_size', 'eval', 'diagnose', 'deploy', 'doctor', 'catalogue'],
+  [
+    *('train', 'plan', 'fit', 'tune', 'lr_range', 'batch_size', 'eval', 'diagnose', 'deploy', 'report', 'doctor'),
+    'catalogue',
+  ],
   'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); search '
   'for settings (tune); tell the loss by learning rate (lr_range), or which batch sizes fit (batch_size); evaluate '
-  'what was trained; say what is wrong with it (diagnose); write it for other runtimes (deploy); tell what this '
-  'machine offers (doctor), or which pretrained models there are (catalogue)',
+  'what was trained; say what is wrong with it (diagnose); write it for other runtimes (deploy); show the runs of a '
+  'folder on one page (report); tell what this machine offers (doctor), or which pretrained models there are '
+  '(catalogue)',
 )
 absl_flags.DEFINE_string('task', None, 'of --mode=catalogue: photographs, text, audio or tables (default: all)')
 absl_flags.DEFINE_integer('batch', None, 'of --mode=catalogue: also what a step of so many pictures costs here')
@@ -51,7 +58,13 @@ absl_flags.DEFINE_float('target', None, 'a value of the metric that picks the be
 absl_flags.DEFINE_string(
   'formats', None, 'of --mode=deploy: pack,c,onnx,litert,stablehlo,safetensors (default: all that can be written here)'
 )
-absl_flags.DEFINE_string('out', None, "of --mode=deploy: the folder of the files (default: deployed, in the run's)")
+absl_flags.DEFINE_string(
+  'out',
+  None,
+  "of --mode=deploy and --mode=report: the folder of the files (default: deployed, in the run's; --workdir)",
+)
+absl_flags.DEFINE_bool('serve', False, 'of --mode=report: follow runs under way in a browser, on this machine alone')
+absl_flags.DEFINE_integer('port', None, 'beside --serve: of 127.0.0.1 (default: one that is free, which is told)')
 absl_flags.DEFINE_string('which', None, 'of --mode=deploy: the checkpoint, best (the default), latest or a step')
 absl_flags.DEFINE_float('deadline', None, 'of --mode=deploy: milliseconds in which one example is to be answered')
 absl_flags.DEFINE_string(
@@ -167,6 +180,7 @@ _SEARCHES = ('tune', 'lr_range', 'batch_size')
 _TUNING = ('space', 'trials', 'method', 'stop', 'goals', 'limits', 'storage', 'workers', 'worker')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
 _CATALOGUE = ('task', 'batch')
+_REPORTING = ('out', 'serve', 'port')
 _PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
 
 
@@ -185,8 +199,14 @@ def _given(fields: bool) -> dict[str, Any]:
     ConfigError: one that another mode takes, or two that exclude each other.
   """
   mode = FLAGS.mode
-  for names, owner in ((_DEPLOYING, 'deploy'), (_TUNING, 'tune'), (_PLANNING, 'plan'), (_CATALOGUE, 'catalogue')):
-    asked = [name for name in names if _is_given(name)]
+  for names, owner in (
+    (_DEPLOYING, 'deploy'),
+    (_TUNING, 'tune'),
+    (_PLANNING, 'plan'),
+    (_CATALOGUE, 'catalogue'),
+    (('serve', 'port'), 'report'),
+  ):
+    asked = [name for name in names if _is_given(name) and not (mode == 'report' and name in _REPORTING)]
     if mode == 'diagnose' and asked == ['minutes'] and FLAGS.act:
       continue
     if asked and mode != owner:
@@ -201,8 +221,19 @@ def _given(fields: bool) -> dict[str, Any]:
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit'):
     raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
-  if FLAGS.fresh and mode in ('plan', 'diagnose', 'doctor', 'catalogue', 'lr_range', 'batch_size'):
+  if FLAGS.fresh and mode in ('plan', 'diagnose', 'report', 'doctor', 'catalogue', 'lr_range', 'batch_size'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
+  if mode == 'report':
+    if fields:
+      raise errors.ConfigError(
+        '--mode=report shows what runs have left: fields of a config change nothing, leave them out'
+      )
+    found = {name: FLAGS[name].value for name in _REPORTING if _is_given(name)}
+    for name, other, why in (('port', 'serve', False), ('out', 'serve', True)):
+      if name in found and (other in found) is why:
+        told = 'goes with --serve' if not why else 'is for files, and --serve writes none: leave one out'
+        raise errors.ConfigError(f'--{name} {told}')
+    return found
   if mode == 'deploy':
     which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
     found = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
@@ -241,6 +272,8 @@ def _without_experiment(workdir: str, given: dict[str, Any]) -> int:
 
     doctor.doctor(print, workdir)
     return 0
+  if FLAGS.mode == 'report':
+    return _report(f'{workdir}-smoke' if FLAGS.smoke else workdir, **given)
   if FLAGS.mode == 'catalogue':
     from jaxlite.finetuning.known_models import catalogue
 
@@ -254,3 +287,18 @@ def _without_experiment(workdir: str, given: dict[str, Any]) -> int:
   from jaxlite.run import asking
 
   return asking.budget(**{name: given[name] for name in _BUDGET if name in given})
+
+
+def _report(workdir: str, out: str | None = None, serve: bool = False, port: int | None = None) -> int:
+  """Writes the page of a folder, or serves it."""
+  if serve:
+    from jaxlite.report import live
+
+    with contextlib.suppress(AttributeError, OSError):
+      os.nice(10)  # what it follows comes first
+    live.serve(workdir, port or 0, say=functools.partial(print, flush=True))
+    return 0
+  from jaxlite.report import folder_page
+
+  print(folder_page.write(workdir, out))
+  return 0

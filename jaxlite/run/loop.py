@@ -35,7 +35,7 @@ from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning,
 from jaxlite.run.identity import Identity, identify
 from jaxlite.run.progress import Beside, Progress
 from jaxlite.run.record import Record, recorded
-from jaxlite.run.records import WEIGHT, Records, means_of
+from jaxlite.run.records import WEIGHT, Log, Records, Told, means_of
 from jaxlite.run.setup import REWRITES, Setup, prepare, shortened
 from jaxlite.run.watch import Halted, Watch
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
@@ -59,6 +59,7 @@ def train(
   fresh: bool = False,
   command: str = '',
   say: Say = print,
+  log: Log | None = None,
 ) -> Result:
   """Trains one run to its end, or on from where it stopped, and reports it.
 
@@ -73,6 +74,9 @@ def train(
     fresh: what is in the workdir is moved aside, and the run starts again.
     command: the command line, for the report.
     say: prints a line.
+    log: (kind, step, values) is told each point as it is recorded: kind 'train' or 'validation', and 'test' at the
+      last step, values plain numbers by name. It is called at these points alone, never within a step; what it raises
+      is told once and the run goes on. Points since the last checkpoint come again, equal, when a killed run goes on.
 
   Returns:
     The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
@@ -84,7 +88,7 @@ def train(
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
-  return train_varied(config, workdir, model=model, data=data, fresh=fresh, command=command, say=say)
+  return train_varied(config, workdir, model=model, data=data, fresh=fresh, command=command, say=say, log=log)
 
 
 def train_varied(
@@ -97,6 +101,7 @@ def train_varied(
   fresh: bool = False,
   command: str,
   say: Say,
+  log: Log | None = None,
   only: int = 0,
   watch: Watch | None = None,
 ) -> Result:
@@ -106,6 +111,7 @@ def train_varied(
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)
+  told = None if log is None else Told(log, say)
   try:
     folder = check_workdir(workdir)
   except WorkdirError:
@@ -153,8 +159,8 @@ def train_varied(
       again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
       foresight = None if only else foreseen.start(setup, int(state.step), called, seen, again, say)
       record.rewrites = run_folder.text(folder / REWRITES) or ''
-      log = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
-      with Records(folder, **log) as records:
+      kept = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
+      with Records(folder, **kept, log=told) as records:
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
           run_folder.write_program(setup, folder, run, say, anew=int(state.step) == 0)
@@ -167,7 +173,7 @@ def train_varied(
         except guards.NotFinite as error:
           run_folder.fail(folder, run, error.step, error.where)
           raise
-      state = _best(setup, state, record, saves, say)
+      ended, state = int(state.step), _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
@@ -175,6 +181,8 @@ def train_varied(
     if note := facts.get('threshold_note'):
       say(f'threshold: {note}')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
+    if told is not None:
+      told('test', ended, result.metrics)
     run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), (foresight, aim), say)
     return result
 
