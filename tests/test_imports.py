@@ -38,6 +38,7 @@ FLOORS = (
   ('report',),
   ('planning',),
   ('finetuning',),
+  ('tuning',),
   ('run',),
   ('__main__', 'experiments'),
 )
@@ -142,6 +143,8 @@ def test_only_the_room_that_owns_a_package_imports_it(module):
     assert not used & {'orbax', 'tensorstore'}
   if room != 'data':
     assert not used & {'tensorflow_datasets', 'array_record', 'sklearn'}
+  if room != 'tuning':
+    assert not used & {'optuna', 'cmaes', 'sqlalchemy'}
   assert 'tensorflow' not in used
 
 

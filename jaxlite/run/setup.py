@@ -20,6 +20,7 @@ from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.data.decoded import head
 from jaxlite.data.reduction import WAYS, reduce, seen
+from jaxlite.diagnosis import repairs
 from jaxlite.errors import ConfigError, nearest
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.optim import accumulate, normalize, project, remat
@@ -70,7 +71,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   reads.paths.update(read)
   given = dataclasses.replace(config, teacher=_teacher_of(config, folder)) if config.teacher else config
   asked = watched(given, reads)  # what is read of it from here on is known
-  data = dataset_of(asked, data)
+  data = repairs.of_data(asked.repair, dataset_of(asked, data))
   batch_size = config.data.batch_size
   _check_size(data, batch_size)
   epoch = datasets.steps_per_epoch(data.train, batch_size)
@@ -81,10 +82,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
     return max(1, duration.to_steps(**sizes, total_steps=total))
 
   plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
-  recipe = fit.asked(asked.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', asked, total)
-  if not isinstance(recipe, Recipe):
-    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
-    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  recipe = repairs.of_recipe(asked.repair, _asked_recipe(asked, total))
   _check_parts(recipe, data.task)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
@@ -96,7 +94,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   if isinstance(model, Network):
     data = agreement.started(model, data)
   agreement.check_teachers(recipe, data)
-  network = adapt(model)
+  network = repairs.of_network(asked.repair, adapt(model))
   around = getattr(network.apply, 'around', None)
   if around is None:
     outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
@@ -134,6 +132,29 @@ def reformed(setup: Setup, config: Config) -> Setup:
   loss = config.loss or setup.data.task.loss(setup.data.facts)
   built = train_step(setup.network, loss, recipe, rewrites=config.machine.rewrites)
   return setup._replace(config=config, recipe=recipe, train=built)
+
+
+def rerated(setup: Setup, config: Config) -> Train:
+  """Returns the step of the same network and data by a recipe that is made anew; plain programs, without rewrites.
+
+  Args:
+    setup: of the run.
+    config: of the same run but for what its recipe reads, which may be traced (a rate).
+  """
+  recipe, data = _asked_recipe(config, setup.plan.total), setup.data
+  if getattr(setup.network.apply, 'around', None) is None:
+    recipe = chain(*_present(normalize(data.mean, data.std)), recipe, *_present(data.task.hook(data.facts)))
+  loss = config.loss or setup.data.task.loss(setup.data.facts)
+  return train_step(setup.network, loss, _thrifty(recipe, config), rewrites=False)
+
+
+def _asked_recipe(config: Config, total: int) -> Recipe:
+  """The recipe of a run, before what stands around every model."""
+  recipe = fit.asked(config.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', config, total)
+  if not isinstance(recipe, Recipe):
+    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
+    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  return recipe
 
 
 def shortened(setup: Setup, steps: int) -> Setup:

@@ -23,7 +23,7 @@ from jaxlite.tasks.ranking import (
   thinned,
 )
 from jaxlite.tasks.tables import class_table
-from jaxlite.tasks.task import Facts, Figure, Task
+from jaxlite.tasks.task import Answers, Facts, Figure, Task
 from jaxlite.tasks.thresholds import shares_table
 
 _BASE = means()
@@ -96,6 +96,7 @@ def binary(
     groups=lambda labels: labels,
     decide=_decide,
     answer=_answer,
+    answers=_answers,
     rows=(
       ('test average precision', 'average_precision', 'percent'),
       ('ROC-AUC', 'roc_auc', 'percent'),
@@ -283,6 +284,21 @@ def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   positive = facts['positive']
   index = np.where(proba >= facts.get('threshold', 0.5), positive, 1 - positive)
   return {'labels': as_given(facts['class_names'])[index], 'proba': proba}
+
+
+def _answers(kept: Mapping[str, Any], facts: Facts) -> Answers:
+  proba, target = sigmoid(kept['logit']), np.asarray(kept['target'], np.float64)
+  called, true = proba >= facts.get('threshold', 0.5), target > 0.5
+  right = np.where(np.isnan(proba), False, called == true)
+  names = _names(facts)
+
+  def told(index: int) -> dict[str, str]:
+    share = f'{100 * proba[index]:.2g} % for {names[1]}'
+    return {'true': names[int(true[index])], 'predicted': names[int(called[index])], 'told': share}
+
+  # By the threshold, not by one half: nearer to it is less wrong.
+  wrong = np.where(right, 0.0, np.abs(proba - true))
+  return Answers(wrong, right, np.where(called, proba, 1 - proba), told)
 
 
 def _names(facts: Facts) -> list[str]:

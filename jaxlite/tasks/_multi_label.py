@@ -15,7 +15,7 @@ from jaxlite.tasks.labels import as_array, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.ranking import against, average_precision, check_wishes, choose_threshold, ranking, roc_auc
 from jaxlite.tasks.tables import percent, score_table
-from jaxlite.tasks.task import Facts, Figure, Task
+from jaxlite.tasks.task import Answers, Facts, Figure, Task
 from jaxlite.tasks.thresholds import shares_table
 
 _BASE = means()
@@ -84,6 +84,7 @@ def multi_label(
     notes=_notes,
     decide=_decide,
     answer=_answer,
+    answers=_answers,
     rows=(
       ('test average precision, macro', 'average_precision_macro', 'percent'),
       ('ROC-AUC, macro', 'roc_auc_macro', 'percent'),
@@ -223,6 +224,23 @@ def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   called = proba >= np.asarray(facts.get('thresholds', 0.5))
   names = np.asarray(facts['names'])
   return {'labels': [names[row].tolist() for row in called], 'proba': proba}
+
+
+def _answers(kept: Mapping[str, Any], facts: Facts) -> Answers:
+  proba, labels, names = sigmoid(kept['logits']), np.asarray(kept['labels']) > 0.5, facts['names']
+  called = proba >= np.asarray(facts.get('thresholds', 0.5))
+  right = (called == labels).all(axis=1) & ~np.isnan(proba).any(axis=1)
+  off = np.abs(proba - labels)
+
+  def listed(row: np.ndarray) -> str:
+    return ', '.join(names[place] for place in np.flatnonzero(row)[:8]) or 'none'
+
+  def told(index: int) -> dict[str, str]:
+    place = int(np.nan_to_num(off[index], nan=2.0).argmax())
+    share = f'{100 * proba[index, place]:.2g} % for {names[place]}'
+    return {'true': listed(labels[index]), 'predicted': listed(called[index]), 'told': share}
+
+  return Answers(np.where(right, 0.0, off.max(axis=1)), right, None, told)
 
 
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
