@@ -143,7 +143,7 @@ def write(found: Any, reports: Sequence[Report], mirror: Any, command: str) -> N
   }
   shown['pictures'] = [[f'{name}.png', caption] for name, (_, caption) in pictures.items()]
   write_text(
-    folder / folder_page.STUDY, json.dumps({'title': f'Search: {found.config.name}', 'tables': [shown]}) + '\n'
+    folder / folder_page.ADDED, json.dumps({'title': f'Search: {found.config.name}', 'tables': [shown]}) + '\n'
   )
   hparams.write(found)
 

@@ -186,7 +186,7 @@ def test_tables_of_a_study_stand_in_its_page(tmp_path):
   study = {'title': 'Rates', 'tables': [{'caption': 'Best trials', 'cells': [['trial', 'lr'], ['1', 0.5], ['2']]}]}
   study['tables'][0]['pictures'] = [['front.png', 'The front'], ['../up.png', 'not here'], ['none.png', 'nor there']]
   (tmp_path / 'front.png').write_bytes(png(np.zeros((9, 9, 3), np.uint8)))
-  (tmp_path / 'study.json').write_text(json.dumps(study))
+  (tmp_path / 'report.json').write_text(json.dumps(study))
   text = shown(tmp_path)
   assert '<h1>Rates</h1>' in text
   assert 'Best trials' in ' '.join(check(text).text)
@@ -198,8 +198,8 @@ def test_tables_of_a_study_stand_in_its_page(tmp_path):
     '{"tables": [{"cells": 1}]}',
     '{"tables": [{"caption": "x", "cells": [3]}]}',
   ):
-    (tmp_path / 'study.json').write_text(damage)
-    assert 'study.json is damaged' in ' '.join(check(shown(tmp_path)).text)
+    (tmp_path / 'report.json').write_text(damage)
+    assert 'report.json is damaged' in ' '.join(check(shown(tmp_path)).text)
 
 
 def test_escaping_leaves_nothing_that_is_markup():
