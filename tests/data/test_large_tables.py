@@ -226,9 +226,9 @@ def test_a_table_beyond_the_memory_limit_is_read_all_the_same(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='RLIMIT_DATA counts elsewhere otherwise')
 def test_a_file_four_times_the_room_is_read(tmp_path):
-  table_of(tmp_path / 'table.csv', 240_000, 64)
-  assert os.path.getsize(tmp_path / 'table.csv') > 4 * 32e6
-  said = limited(tmp_path / 'table.csv', 32)
+  table_of(tmp_path / 'table.csv', 240_000, 112)
+  assert os.path.getsize(tmp_path / 'table.csv') > 4 * 56e6
+  said = limited(tmp_path / 'table.csv', 56)
   assert said[0].startswith('192000 Chosen')
   assert said[1] == 'memory does not'
 
