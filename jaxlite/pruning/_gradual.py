@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxlite import trees
 from jaxlite.contract import Last
@@ -15,7 +14,6 @@ from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures, draw, leaves_at, scores_of, targets
 from jaxlite.pruning._mask_state import (
   PruneState,
-  drawn_at,
   hold_at_zero,
   laid_out,
   layouts_in,
@@ -24,7 +22,7 @@ from jaxlite.pruning._mask_state import (
 )
 from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._sharded import on_any_mesh
-from jaxlite.pruning._structure import element
+from jaxlite.pruning._structure import element, is_element
 from jaxlite.pruning.scores import Score, magnitude
 from jaxlite.pruning.sparsity_schedules import Schedule, schedule_of
 
@@ -103,18 +101,14 @@ def prune(
     def refresh(masks: Any, kept: Any) -> tuple[Any, Any]:
       # Not of params + updates: a branch that reads the updates would have them written out at every step.
       # Where the model is read at another point than it trains at, its weights are those that count.
-      scores = scores_of(score, extra.get('point', params), state.context, goals, what='prune')
+      seen = extra.get('point', params)
+      bare = score is magnitude and all(is_element(goal.structure) and goal.shared is None for goal in goals.values())
+      # What competes by itself is compared by its magnitude anyhow: an operation less for each leaf.
+      scores = leaves_at(seen, goals) if bare else scores_of(score, seen, state.context, goals, what='prune')
       drawn = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
       return laid_out(drawn, params, packed), kept
 
-    masks, _, broken = watched(state, params, schedule, (), refresh)
-    return hold_at_zero(updates, params, masks), state._replace(
-      count=optax.safe_increment(count),
-      masks=masks,
-      broken=state.broken + broken,
-      sparsity=jnp.where(schedule.due(count), schedule.at(count, sparsity), state.sparsity),
-      reached=state.reached | (schedule.due(count) & (count >= schedule.end)),
-      **drawn_at(state, schedule),
-    )
+    state, _ = watched(state, params, schedule, (), refresh, sparsity=sparsity)
+    return hold_at_zero(updates, params, state.masks), state
 
   return on_any_mesh(init, update, 'prune')

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxlite import trees
 from jaxlite.contract import Account, Status
@@ -131,12 +132,6 @@ def start(params: Any, masks: Mapping[str, jax.Array], *, packed: bool) -> Prune
   )
 
 
-def drawn_at(state: PruneState, schedule: Schedule) -> dict[str, Any]:
-  """Returns the fields of a state that tell how often, and when last, masks were drawn, this update counted in."""
-  due = schedule.due(state.count)
-  return {'refreshes': state.refreshes + due, 'last': jnp.where(due, state.count, state.last)}
-
-
 def laid_out(masks: Mapping[str, jax.Array], params: Any, packed: bool) -> Any:
   """Returns masks by path in the structure of params, None elsewhere."""
   form = masking.pack if packed else lambda mask: mask
@@ -156,9 +151,18 @@ def hold_at_zero(updates: Any, params: Any, masks: Any) -> Any:
 
 
 def watched(
-  state: PruneState, params: Any, schedule: Schedule, kept: Any, refresh: Callable[[Any, Any], tuple[Any, Any]]
-) -> tuple[Any, Any, jax.Array]:
+  state: PruneState,
+  params: Any,
+  schedule: Schedule,
+  kept: Any,
+  refresh: Callable[[Any, Any], tuple[Any, Any]],
+  *,
+  sparsity: float | None = None,
+  first: int = 0,
+) -> tuple[PruneState, Any]:
   """Draws anew where the schedule says so, and now and then counts what another part wrote where masks hold zero.
+
+  What it notes of that changes in the same loops: at each step, every number of its own would be a piece of code.
 
   Args:
     state: before this update.
@@ -166,18 +170,36 @@ def watched(
     schedule: when to draw.
     kept: what else a refresh changes.
     refresh: (masks, kept) -> (masks, kept), anew.
+    sparsity: that is asked in the end, where the schedule leads there.
+    first: the first update at which weights may be found broken.
 
   Returns:
-    (masks, kept, int32[] weights found broken).
+    (the state after this update, what was kept).
   """
-  due = schedule.due(state.count)
+  count = state.count
+  due = schedule.due(count)
   # A wrong order breaks every step, so the first look after a refresh finds it.
-  look = due | schedule.due(state.count - 1) | (state.count % CHECK == 0)
+  look = (due | schedule.due(count - 1) | (count % CHECK == 0)) & (count >= first)
 
-  looking, broken = alike.once(look, lambda _: broken_weights(state.masks, params), jnp.zeros((), jnp.int32))
+  def turn(old: tuple[Any, Any, PruneState]) -> tuple[Any, Any, PruneState]:
+    masks, kept, noted = old
+    asked = noted.sparsity if sparsity is None else schedule.at(count, sparsity)
+    noted = noted._replace(
+      sparsity=asked, reached=noted.reached | (count >= schedule.end), refreshes=noted.refreshes + 1, last=count
+    )
+    return *refresh(masks, kept), noted
+
+  looking, broken = looked(state, params, look)
+  noted = state._replace(count=None, masks=None, broken=None, context=None, layouts=None)
   # Begins when the masks that it replaces have been read.
-  _, (masks, kept) = alike.once(due & ~looking, lambda old: refresh(*old), (state.masks, kept))
-  return masks, kept, broken
+  _, (masks, kept, noted) = alike.once(due & ~looking, turn, (state.masks, kept, noted))
+  held = {'masks': masks, 'broken': broken, 'context': state.context, 'layouts': state.layouts}
+  return noted._replace(count=optax.safe_increment(count), **held), kept
+
+
+def looked(state: PruneState, params: Any, look: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Counts, where `look` says so, what another part wrote: (False by now, as `alike.once` has it; the count in all)."""
+  return alike.once(look, lambda found: found + broken_weights(state.masks, params), state.broken)
 
 
 def broken_weights(masks: Any, params: Any) -> jax.Array:

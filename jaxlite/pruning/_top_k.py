@@ -123,16 +123,17 @@ def _search(
   dtype = values[0].dtype
   shape = () if axes is None else tuple(1 if axis in axes else n for axis, n in enumerate(values[0].shape))
   everyone = sum(_rivals(one.shape, axes) for one in values)
+  keep = keep.astype(dtype)
 
   def unsettled(state: tuple[jax.Array, ...]) -> jax.Array:
-    shift, _, reach, _ = state
-    return (shift > 0) & jnp.any(reach != keep)
+    shift, found = state
+    return (shift > 0) & jnp.any(found[1] != keep)
 
   def fix_digit(state: tuple[Any, ...]) -> tuple[Any, ...]:
-    shift, threshold, reach, above = state
-    shift = shift - _DIGIT
+    shift, (threshold, reach, above) = state[0] - _DIGIT, state[1]
     unit = jnp.ones((), dtype) << shift.astype(dtype)
     counts = _counts(values, [threshold + unit * jnp.asarray(digit, dtype) for digit in range(1, 2**_DIGIT)], axes)
+    counts = [count.astype(dtype) for count in counts]
     # Counts fall as candidates rise, so those that enough values reach are the first ones: their number is the digit.
     enough = [count >= keep for count in counts]
     digit = sum(one.astype(dtype) for one in enough)
@@ -140,16 +141,12 @@ def _search(
       reach = jnp.where(one, count, reach)
     for one, count in zip(reversed(enough), reversed(counts), strict=True):
       above = jnp.where(one, above, count)
-    return shift, threshold + unit * digit, reach, above
+    return shift, jnp.stack([threshold + unit * digit, reach, above])
 
-  start = (
-    width,
-    jnp.zeros(shape, dtype),
-    jnp.full(shape, everyone, jnp.int32),
-    jnp.zeros(shape, jnp.int32),
-  )
-  _, threshold, reach, above = lax.while_loop(unsettled, fix_digit, start)
-  return threshold, above, reach == keep
+  # What is known of a competition lies in one array, so that one piece of code writes it.
+  start = jnp.stack([jnp.full(shape, value, dtype) for value in (0, everyone, 0)])
+  _, (threshold, reach, above) = lax.while_loop(unsettled, fix_digit, (width, start))
+  return threshold, above.astype(jnp.int32), reach == keep
 
 
 def _counts(values: list[jax.Array], floors: list[jax.Array], axes: tuple[int, ...] | None) -> list[jax.Array]:
