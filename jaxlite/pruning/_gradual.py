@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import Last
+from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, erk
-from jaxlite.pruning._choose_masks import Structures, draw, leaves_at, scores_of, targets
+from jaxlite.pruning._choose_masks import Structures, draw, draws_in_one, leaves_at, redraw, scores_of, targets
 from jaxlite.pruning._mask_state import (
   PruneState,
   hold_at_zero,
@@ -19,10 +20,11 @@ from jaxlite.pruning._mask_state import (
   layouts_in,
   start,
   watched,
+  watched_in_one,
 )
 from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._sharded import on_any_mesh
-from jaxlite.pruning._structure import element, is_element
+from jaxlite.pruning._structure import element
 from jaxlite.pruning.scores import Score, magnitude
 from jaxlite.pruning.sparsity_schedules import Schedule, schedule_of
 
@@ -98,17 +100,24 @@ def prune(
     chosen = trees.paths(state.masks)
     goals = targets(leaves_at(params, chosen), layouts_in(state.layouts), sparsity, structure, allocate, what='prune')
 
+    at, done = (lambda goal: schedule.at(count, goal)), count >= schedule.end
+
     def refresh(masks: Any, kept: Any) -> tuple[Any, Any]:
       # Not of params + updates: a branch that reads the updates would have them written out at every step.
       # Where the model is read at another point than it trains at, its weights are those that count.
-      seen = extra.get('point', params)
-      bare = score is magnitude and all(is_element(goal.structure) and goal.shared is None for goal in goals.values())
-      # What competes by itself is compared by its magnitude anyhow: an operation less for each leaf.
-      scores = leaves_at(seen, goals) if bare else scores_of(score, seen, state.context, goals, what='prune')
-      drawn = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
-      return laid_out(drawn, params, packed), kept
+      scores = scores_of(score, extra.get('point', params), state.context, goals, what='prune')
+      return laid_out(draw(goals, scores, at, done), params, packed), kept
 
-    state, _ = watched(state, params, schedule, (), refresh, sparsity=sparsity)
+    def in_one(masks: Any, due: jax.Array) -> tuple[Any, jax.Array]:
+      weights = leaves_at(params, goals)
+      before = {path: masking.unpack(mask, weights[path].shape) for path, mask in leaves_at(masks, goals).items()}
+      drawn, broken = redraw(goals, weights, before, at, done, due)
+      return laid_out(drawn, params, packed), broken
+
+    if score is magnitude and 'point' not in extra and draws_in_one(goals):
+      state = watched_in_one(state, schedule, in_one, sparsity)
+    else:
+      state, _ = watched(state, params, schedule, (), refresh, sparsity=sparsity)
     return hold_at_zero(updates, params, state.masks), state
 
   return on_any_mesh(init, update, 'prune')

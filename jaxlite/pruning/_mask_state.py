@@ -162,8 +162,6 @@ def watched(
 ) -> tuple[PruneState, Any]:
   """Draws anew where the schedule says so, and now and then counts what another part wrote where masks hold zero.
 
-  What it notes of that changes in the same loops: at each step, every number of its own would be a piece of code.
-
   Args:
     state: before this update.
     params: as they came in.
@@ -176,25 +174,55 @@ def watched(
   Returns:
     (the state after this update, what was kept).
   """
-  count = state.count
-  due = schedule.due(count)
-  # A wrong order breaks every step, so the first look after a refresh finds it.
-  look = (due | schedule.due(count - 1) | (count % CHECK == 0)) & (count >= first)
-
-  def turn(old: tuple[Any, Any, PruneState]) -> tuple[Any, Any, PruneState]:
-    masks, kept, noted = old
-    asked = noted.sparsity if sparsity is None else schedule.at(count, sparsity)
-    noted = noted._replace(
-      sparsity=asked, reached=noted.reached | (count >= schedule.end), refreshes=noted.refreshes + 1, last=count
-    )
-    return *refresh(masks, kept), noted
-
-  looking, broken = looked(state, params, look)
-  noted = state._replace(count=None, masks=None, broken=None, context=None, layouts=None)
+  due, look = _times(state, schedule)
+  looking, broken = looked(state, params, look & (state.count >= first))
+  turn = lambda old: (*refresh(*old[:2]), _noted(old[2], state.count, schedule, sparsity))  # noqa: E731
   # Begins when the masks that it replaces have been read.
-  _, (masks, kept, noted) = alike.once(due & ~looking, turn, (state.masks, kept, noted))
+  _, (masks, kept, noted) = alike.once(due & ~looking, turn, (state.masks, kept, _notes(state)))
+  return _after(state, masks, broken, noted), kept
+
+
+def watched_in_one(
+  state: PruneState, schedule: Schedule, refresh: Callable[[Any, jax.Array], tuple[Any, jax.Array]], sparsity: float
+) -> PruneState:
+  """As `watched`, where drawing and counting read the leaves together.
+
+  Args:
+    state, schedule, sparsity: as there.
+    refresh: (masks, whether they are to be drawn anew) -> (masks, how many weights the old ones do not hold).
+  """
+  due, look = _times(state, schedule)
+
+  def turn(old: tuple[Any, jax.Array, PruneState]) -> tuple[Any, jax.Array, PruneState]:
+    masks, found = refresh(old[0], due)
+    _, noted = alike.once(due, lambda noted: _noted(noted, state.count, schedule, sparsity), old[2])
+    return masks, old[1] + found, noted
+
+  _, (masks, broken, noted) = alike.once(look, turn, (state.masks, state.broken, _notes(state)))
+  return _after(state, masks, broken, noted)
+
+
+def _times(state: PruneState, schedule: Schedule) -> tuple[jax.Array, jax.Array]:
+  """(whether masks are drawn at this update, whether weights are looked at)."""
+  due = schedule.due(state.count)
+  # A wrong order breaks every step, so the first look after a refresh finds it.
+  return due, due | schedule.due(state.count - 1) | (state.count % CHECK == 0)
+
+
+def _notes(state: PruneState) -> PruneState:
+  """What a state notes of a refresh. It changes in the same loop: each number apart would be a piece of code."""
+  return state._replace(count=None, masks=None, broken=None, context=None, layouts=None)
+
+
+def _noted(notes: PruneState, count: jax.Array, schedule: Schedule, sparsity: float | None) -> PruneState:
+  asked = notes.sparsity if sparsity is None else schedule.at(count, sparsity)
+  reached = notes.reached | (count >= schedule.end)
+  return notes._replace(sparsity=asked, reached=reached, refreshes=notes.refreshes + 1, last=count)
+
+
+def _after(state: PruneState, masks: Any, broken: jax.Array, notes: PruneState) -> PruneState:
   held = {'masks': masks, 'broken': broken, 'context': state.context, 'layouts': state.layouts}
-  return noted._replace(count=optax.safe_increment(count), **held), kept
+  return notes._replace(count=optax.safe_increment(state.count), **held)
 
 
 def looked(state: PruneState, params: Any, look: jax.Array) -> tuple[jax.Array, jax.Array]:
