@@ -82,7 +82,7 @@ def count(says: Callable[..., jax.Array], *columns: Sequence[jax.Array]) -> jax.
   total = jnp.zeros((), jnp.int32)
   for chunk in _chunks(*columns):
     said = says(*(_joined([column[i] for i in chunk]) for column in columns)).astype(jnp.int32)
-    if len(chunk) == 1:
+    if not _is_whole(said):
       total += jnp.sum(said)
       continue
     number, some = _reduced((said, said), (np.int32(0), np.int32(0)), (jnp.add, jnp.maximum))
@@ -95,12 +95,12 @@ def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
 
 
 def _reduced(columns: tuple[Any, ...], starts: tuple[Any, ...], fns: tuple[Any, ...]) -> list[Any]:
-  """Several reductions of vectors in one, each of which is to be read.
+  """Several reductions of whole arrays in one, each of which is to be read.
 
   XLA:CPU compiles such a one together with what makes its operands, and a single one in several pieces of code.
   """
   merge = lambda one, other: tuple(fn(a, b) for fn, a, b in zip(fns, one, other, strict=True))  # noqa: E731
-  return jax.lax.reduce(columns, starts, merge, (0,))
+  return jax.lax.reduce(columns, starts, merge, tuple(range(columns[0].ndim)))
 
 
 def _chunks(*columns: Sequence[jax.Array]) -> list[list[int]]:

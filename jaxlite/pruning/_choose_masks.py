@@ -190,9 +190,10 @@ def redraw(
   return _apart(targets, weights, at, done, (due, masks))
 
 
-def draws_in_one(targets: Mapping[str, Target]) -> bool:
+def draws_in_one(targets: Mapping[str, Target], weights: Mapping[str, jax.Array]) -> bool:
   """Tells whether `redraw` serves these."""
-  return all(is_element(target.structure) and target.shared is None for target in targets.values())
+  alone = all(is_element(target.structure) and target.shared is None for target in targets.values())
+  return alone and all(jnp.issubdtype(weights[path].dtype, jnp.floating) for path in targets)  # magnitudes order so
 
 
 def _apart(

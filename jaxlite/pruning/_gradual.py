@@ -100,6 +100,7 @@ def prune(
     chosen = trees.paths(state.masks)
     goals = targets(leaves_at(params, chosen), layouts_in(state.layouts), sparsity, structure, allocate, what='prune')
 
+    weights = leaves_at(params, goals)
     at, done = (lambda goal: schedule.at(count, goal)), count >= schedule.end
 
     def refresh(masks: Any, kept: Any) -> tuple[Any, Any]:
@@ -109,12 +110,11 @@ def prune(
       return laid_out(draw(goals, scores, at, done), params, packed), kept
 
     def in_one(masks: Any, due: jax.Array) -> tuple[Any, jax.Array]:
-      weights = leaves_at(params, goals)
       before = {path: masking.unpack(mask, weights[path].shape) for path, mask in leaves_at(masks, goals).items()}
       drawn, broken = redraw(goals, weights, before, at, done, due)
       return laid_out(drawn, params, packed), broken
 
-    if score is magnitude and 'point' not in extra and draws_in_one(goals):
+    if score is magnitude and 'point' not in extra and draws_in_one(goals, weights):
       state = watched_in_one(state, schedule, in_one, sparsity)
     else:
       state, _ = watched(state, params, schedule, (), refresh, sparsity=sparsity)
