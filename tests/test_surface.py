@@ -28,6 +28,8 @@ ROOMS = (
   'step',
   'config',
   'checkpoint',
+  'report',
+  'tuning',
 )
 TOP = [
   'train',
@@ -72,6 +74,9 @@ TOP = [
   'plan',
   'finetune',
   'FineTune',
+  'tune',
+  'lr_range',
+  'batch_size',
 ]
 
 

@@ -10,8 +10,11 @@ import numpy as np
 from jaxlite import tasks
 from jaxlite.data import frames
 from jaxlite.data.arrays import carved
+from jaxlite.data.chosen import choose
 from jaxlite.data.dataset import Dataset, as_task, check_labels, make_dataset
 from jaxlite.data.encoders import NUMBER, fit_table
+from jaxlite.data.large_files import blocks, column_names, goes_to_disk
+from jaxlite.data.large_tables import encoded, looked_at
 from jaxlite.errors import nearest
 from jaxlite.tasks.task import Task
 
@@ -32,6 +35,7 @@ def from_table(
   facts: Mapping[str, Any] | None = None,
   name: str = 'table',
   seed: int = 0,
+  keep: str = 'auto',
 ) -> Dataset:
   """Makes a Dataset of a table's rows, splits carved from it, seeded and stratified.
 
@@ -50,6 +54,9 @@ def from_table(
     facts: what else the task should know, by name.
     name: what the data are called.
     seed: of the carving.
+    keep: 'memory'; or 'disk', which reads a file block by block and keeps its features in a file that is mapped
+      (`$JAXLITE_DATA`, or the user's caches), so that a table larger than memory trains; 'auto' takes the disk where
+      reading all at once would take more than half of the memory that is free. No number changes by it.
 
   Returns:
     The Dataset: inputs float32 [N, features], raw; `mean` and `std` of train standardize them on the device.
@@ -68,6 +75,9 @@ def from_table(
   [[7.0, 1.0, 0.0]]
   """
   labels, drop, categorical = map(_as_names, (label, drop, categorical))
+  if goes_to_disk(table, keep):
+    given = (labels, drop, categorical, weight, validation, test, standardize, facts, name, seed)
+    return _from_disk(table, task, *given)
   columns = frames.read_columns(table)
   categorical += tuple(name for name in frames.categories(table) if name not in (*labels, *drop, weight, *categorical))
   _check_roles(list(columns), labels, weight, drop, categorical)
@@ -107,6 +117,52 @@ def from_table(
     standardize=standardize,
     notes=told,
     encoder=encoder,
+  )
+
+
+def _from_disk(
+  path: Any,
+  task: Any,
+  labels: Sequence[str],
+  drop: Sequence[str],
+  categorical: Sequence[str],
+  weight: str | None,
+  validation: float | None,
+  test: float | None,
+  standardize: Any,
+  facts: Mapping[str, Any] | None,
+  name: str,
+  seed: int,
+) -> Dataset:
+  """The Dataset of a file that is read block by block."""
+  names = column_names(path)
+  _check_roles(names, labels, weight, drop, categorical)
+  others = (*labels, *((weight,) if weight is not None else ()), *drop)
+  if not set(names) - set(others):
+    raise ValueError(f'a table needs a column besides the label {", ".join(map(repr, labels))}: give features')
+  for block in blocks(path, rows=2):  # what has no name is told by its first rows
+    frames.check_named(block, drop)
+    break
+  targets_of, weights, seen = looked_at(path, labels, weight, others, categorical)
+  learned, targets, given = read_labels(targets_of, task)
+  count = len(targets)
+  rows = carved(learned, check_labels(learned, targets, 'train'), validation, test, seed)
+  large = encoded(path, seen, rows['train'], count, others)
+  splits = {
+    where: (choose(large.inputs, which), targets[which], *(() if weights is None else (weights[which],)))
+    for where, which in rows.items()
+  }
+  return make_dataset(
+    name,
+    splits['train'],
+    splits.get('validation'),
+    splits['test'],
+    task=learned,
+    facts=with_stated(given, facts),
+    feature_names=large.encoder.feature_names,
+    standardize=standardize,
+    notes=large.notes,
+    encoder=large.encoder,
   )
 
 

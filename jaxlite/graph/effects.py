@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -170,7 +171,11 @@ class _Place(NamedTuple):
 
 
 def _around(fn: Any, opaque: Sequence[Any]) -> dict[tuple[int, Any], _Place]:
-  """Every array that a function can reach (its cells, the globals it names, objects in these), by (holder, key)."""
+  """Every array that a function can reach, by (holder, key).
+
+  That is what it holds (cells, defaults, the globals that it names), what stands in objects there, and the same of the
+  functions and methods that it finds on this way, as far as a person wrote them.
+  """
   own = _globals_of(fn)
   queue: list[tuple[str, Any]] = [('', one) for one in (fn, type(fn).__dict__.get('__call__'), *opaque)]
   seen, found = set(), {}
@@ -185,7 +190,7 @@ def _around(fn: Any, opaque: Sequence[Any]) -> dict[tuple[int, Any], _Place]:
         below = f'{path}/{name}' if path and name else path or name
         if isinstance(value, jax.Array):
           found[id(node), key] = _Place(below, value, put, drop)
-        elif not isinstance(value, _OPAQUE) and not is_array(value):
+        elif (not isinstance(value, _OPAQUE) and not is_array(value)) or (isinstance(value, type) and _written(value)):
           queue.append((below, value))
   return found
 
@@ -228,10 +233,17 @@ def _children(node: Any, own: Mapping[str, Any] | None) -> Iterator[tuple[Any, s
     yield ('keywords',), '', node.keywords, None, None
   elif isinstance(node, types.FunctionType):
     yield from _held(node, own)
+    yield ('attributes',), '', node.__dict__, None, None
+    return  # its slots lead to everything that its module and Python hold
+  elif isinstance(node, type):
+    yield from _methods(node)
+    return
   elif (type(node).__module__ or '').split('.')[0] in ('jax', 'jaxlib'):
     yield ('wrapped',), '', getattr(node, '__wrapped__', None), None, None
     return
   yield from _attributes(node)
+  if _written(type(node)):
+    yield from _methods(type(node))
 
 
 def _held(fn: Any, own: Mapping[str, Any] | None) -> Iterator[tuple[Any, str, Any, Any, Any]]:
@@ -242,11 +254,35 @@ def _held(fn: Any, own: Mapping[str, Any] | None) -> Iterator[tuple[Any, str, An
       continue
   yield ('defaults',), '', fn.__defaults__, None, None
   yield ('kwdefaults',), '', fn.__kwdefaults__, None, None
-  if fn.__globals__ is own:  # of other modules the names that they use are their own affair
+  names = fn.__globals__
+  if names is own or not _installed(names.get('__name__')):  # what packages call among themselves is their own affair
     for name in _names(fn.__code__):
-      if name in own:
-        put, drop = functools.partial(own.__setitem__, name), functools.partial(own.pop, name)  # type: ignore[attr-defined]
-        yield ('global', name), name, own[name], put, drop
+      if name in names:
+        put, drop = functools.partial(names.__setitem__, name), functools.partial(names.pop, name)
+        yield ('global', name), name, names[name], put, drop
+
+
+def _methods(kind: type) -> Iterator[tuple[Any, str, Any, Any, Any]]:
+  for one in filter(_written, kind.__mro__):
+    for name, value in list(vars(one).items()):
+      method = value.fget if isinstance(value, property) else getattr(value, '__func__', value)
+      if isinstance(method, types.FunctionType):
+        yield ('method', one, name), '', method, None, None
+
+
+def _written(kind: type) -> bool:
+  """Tells whether a class is a person's, and no package's."""
+  return not _installed(kind.__module__)
+
+
+@functools.lru_cache(maxsize=1024)
+def _installed(module: str | None) -> bool:
+  root = (module or '').partition('.')[0]
+  if root == '__main__':  # a script or a notebook, whoever started it
+    return False
+  file = getattr(sys.modules.get(module or ''), '__file__', None) or ''
+  known = {*sys.stdlib_module_names, __name__.partition('.')[0]}
+  return root in known or 'site-packages' in file or 'dist-packages' in file
 
 
 def _names(code: Any) -> set[str]:

@@ -31,7 +31,7 @@ from jaxlite.run.evaluation import meaning
 from jaxlite.run.foreseen import Start
 from jaxlite.run.identity import Identity
 from jaxlite.run.record import Record, recorded
-from jaxlite.run.setup import REMAT, REWRITES, Setup
+from jaxlite.run.setup import REDUCE, REMAT, REWRITES, Setup
 from jaxlite.run.workdir import lock
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
@@ -199,6 +199,8 @@ def write_program(setup: Setup, folder: Path, run: str, say: Say, *, anew: bool 
 def _made(setup: Setup, values: Network) -> dict[str, Any]:
   """What whoever opens the network must know: which one it is, what the run put around it, and what else is there."""
   made: dict[str, Any] = {'version': __version__, 'around': list(setup.around)}
+  if REDUCE in setup.around and setup.data.reduction is not None:
+    made['reduced'] = setup.data.reduction.leaf
   unchanged = Hook._field_defaults['model']
   hooks = [part for part in setup.recipe.parts if isinstance(part, Hook) and part.model is not unchanged]
   network = setup.network.apply

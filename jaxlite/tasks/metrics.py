@@ -149,13 +149,19 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
     return jnp.where((labels >= 0) & (labels < classes), labels, classes), jnp.where(nan, classes, place)
 
   def keep(outputs: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    labels, predicted = pair(*check_classes(outputs, batch))
-    return {'labels': labels, 'predicted': predicted}
+    logits, labels = check_classes(outputs, batch)
+    labels, predicted = pair(logits, labels)
+    if classes > DENSE:
+      return {'labels': labels, 'predicted': predicted}
+    shares = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=1)
+    own = jnp.take_along_axis(shares, jnp.minimum(labels, classes - 1)[:, None], axis=1)[:, 0]
+    return {'labels': labels, 'predicted': predicted, 'sure': jnp.max(shares, axis=1), 'own': own}
 
   def merge(so_far: Any, kept: Mapping[str, np.ndarray]) -> Any:
     return add_mistakes(so_far, kept['labels'], kept['predicted'], kept['weight'], classes)
 
   def compute(state: ClassificationState, kept: Any = None) -> dict[str, Any]:
+    kept = kept if classes > DENSE else None  # the counts tell all
     counts = _number(state.confusion)
     hits, called, actual = by_class(counts, classes)
     total = actual.sum()
@@ -175,7 +181,7 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
   scores = [f'{score}_{mean}' for score in kinds for mean in ('micro', 'macro', 'weighted')]
   names = ('accuracy', *(f'top{k}_accuracy' for k in ks), 'loss', *scores)
   if classes <= DENSE:
-    return Metrics(names, init, update, compute)
+    return Metrics(names, init, update, compute, keep)
   return Metrics(names, init, update, compute, keep, merge)
 
 

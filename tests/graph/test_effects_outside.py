@@ -16,7 +16,7 @@ import pytest
 
 import jaxlite as jl
 from changing import FORMS, LEFT, X, net, some_slow
-from jaxlite.graph.effects import without_effects
+from jaxlite.graph.effects import _around, without_effects
 
 pytestmark = pytest.mark.unoptimized
 
@@ -36,6 +36,23 @@ COUNTER = Counter()
 def by_global(w, x):
   COUNTER.seen['mean'] = x.mean(0) * w.sum()
   return x @ w
+
+
+TOTAL = jnp.zeros(())
+
+
+class Adder:
+  def add(self, x):
+    global TOTAL
+    TOTAL = TOTAL + x.mean()
+
+  @property
+  def one(self):
+    self.add(jnp.ones(1))
+    return 1
+
+
+ADDER = Adder()
 
 
 @dataclasses.dataclass
@@ -124,6 +141,25 @@ def test_a_traced_value_that_is_left_outside_is_refused_and_what_stood_there_put
   assert not [leaf for leaf in jax.tree.leaves(held) if isinstance(leaf, jax.core.Tracer)]
   assert len(ours.rows) == 1
   assert float(ours.seen['mean'].sum()) == 0
+
+
+@pytest.mark.parametrize(
+  'adds', [lambda x: ADDER.add(x), lambda x: Adder().add(x), lambda x: ADDER.one], ids=['object', 'class', 'property']
+)
+def test_a_global_that_a_method_writes_to_is_found_by_way_of_what_the_function_names(adds):
+  with pytest.raises(ValueError, match=r'1 array: .*TOTAL'):
+    jl.quantize(lambda w, x: (adds(x), x @ w)[1])(jnp.ones((6, 2)), X)
+  assert float(TOTAL) == 0
+
+
+def test_what_a_function_never_names_is_not_looked_at():
+  held = {'array': jnp.zeros(2)}
+
+  def fn(w, x):
+    return x @ w + held['array']
+
+  assert [place.path for place in _around(fn, []).values()] == ['held/array']
+  assert 'COUNTER/seen/mean' in {place.path for place in _around(by_global, []).values()}
 
 
 def test_an_object_among_the_arguments_is_held_from_outside():
