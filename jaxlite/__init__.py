@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
     checkpoint,
     contract,
     data,
+    diagnosis,
     distillation,
     finetuning,
     models,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
   from jaxlite.run.batch_size import batch_size
   from jaxlite.run.cross_validation import cross_validate
+  from jaxlite.run.diagnosing import diagnose
   from jaxlite.run.finetune import FineTune, finetune
   from jaxlite.run.loop import train
   from jaxlite.run.lr_range import lr_range
@@ -86,6 +88,7 @@ _WHERE = {
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
   'run.batch_size': ('batch_size',),
   'run.cross_validation': ('cross_validate',),
+  'run.diagnosing': ('diagnose',),
   'run.finetune': ('FineTune', 'finetune'),
   'run.loop': ('train',),
   'run.lr_range': ('lr_range',),
@@ -98,6 +101,7 @@ _ROOMS = (
   'checkpoint',
   'contract',
   'data',
+  'diagnosis',
   'distillation',
   'finetuning',
   'models',
@@ -157,6 +161,8 @@ __all__ = [
   'cross_validate',
   'data',
   'deploy',
+  'diagnose',
+  'diagnosis',
   'distill',
   'distillation',
   'fake_quant',

@@ -163,13 +163,38 @@ class MachineConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class RepairConfig:
+  """What `jl.diagnose` found and a person wants mended, whatever the framework and the recipe; all off by default.
+
+  Attributes:
+    start: the first weights are scaled, layer by layer, so that each layer answers the first batch with deviation 1.
+    rate: every update is multiplied by it: a learning rate that the recipe has written down is changed so.
+    clip: largest global norm of a gradient, before anything else of the recipe; 0 for none.
+    scale: quantities among the inputs are standardized, whatever the data set says.
+    logits: the network's last softmax, sigmoid, tanh or ReLU is left out.
+    leaks: training examples that validation or test has too are left out.
+    labels: training examples whose label is contradicted with confidence by fits without them are left out.
+    balance: training examples count by how rare their class is.
+  """
+
+  start: bool = False
+  rate: float = 1.0
+  clip: float = 0.0
+  scale: bool = False
+  logits: bool = False
+  leaks: bool = False
+  labels: bool = False
+  balance: bool = False
+
+
+@dataclasses.dataclass(kw_only=True)
 class Config:
   """One experiment. Subclass it to add fields; they are set, checked and saved like these.
 
   Attributes:
     name: the run's name in its report.
     seed: feeds every source of randomness.
-    data, optim, eval, log, checkpoint, machine: see their classes.
+    data, optim, eval, log, checkpoint, machine, repair: see their classes.
     train: the length of the run.
     teacher: the folder of a finished run to learn from, relative to this run's own; empty for none.
     model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one, or for a
@@ -193,6 +218,7 @@ class Config:
   log: LogConfig = dataclasses.field(default_factory=LogConfig)
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
   machine: MachineConfig = dataclasses.field(default_factory=MachineConfig)
+  repair: RepairConfig = dataclasses.field(default_factory=RepairConfig)
   teacher: str = ''
   model: Callable[[Config], Any] | None = None
   recipe: Callable[[Config, int], Any] | None = None
@@ -220,6 +246,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('machine.steps_per_dispatch', lambda value: value >= 0, 'at least 0 (0: chosen by time)'),
   ('machine.micro_batches', lambda value: value >= 1, 'at least 1'),
   ('machine.remat', lambda value: value >= 0, 'at least 0 (0: off)'),
+  ('repair.rate', lambda value: 0 < value < math.inf, 'above 0 and finite'),
+  ('repair.clip', lambda value: 0 <= value < math.inf, 'at least 0 (0: off) and finite'),
   ('checkpoint.keep', lambda value: value >= 1, 'at least 1'),
   ('train', lambda value: value.given()[0] != 'percent', 'in steps, epochs or examples'),
   ('train', lambda value: value.given()[1] > 0, 'longer than 0'),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxlite.diagnosis import curves, thresholds
-from jaxlite.diagnosis.verdict import Diagnosis, Finding
+from jaxlite.diagnosis import curves, measured_findings, thresholds
+from jaxlite.diagnosis.actions import Known, action_for
+from jaxlite.diagnosis.measure import Measured
+from jaxlite.diagnosis.verdict import Diagnosis, Finding, flags
 
 
 def diagnose(
@@ -19,8 +21,12 @@ def diagnose(
   facts: Mapping[str, Any] | None = None,
   task: str = '',
   failed: Mapping[str, Any] | None = None,
+  measured: Measured | None = None,
+  read: Collection[str] | None = None,
+  own_loss: bool = True,
+  command: str = '',
 ) -> Diagnosis:
-  """Judges a run by its records.
+  """Judges a run by its records, and by what was measured on it where that is given.
 
   Args:
     history: points as metrics.jsonl has them: 'kind' ('train' or 'validation'), 'step', and numbers.
@@ -28,6 +34,10 @@ def diagnose(
     facts: of the task, such as 'classes'.
     task: its name.
     failed: of a run that ended on a number that is not finite: 'step' and 'where'.
+    measured: what `measure` gave; None judges by the records alone.
+    read: the fields of the config that the run depends on; None where nobody noted it.
+    own_loss: whether the loss is the task's, or another of jaxlite's.
+    command: the command line of the run, for that of the action.
 
   Returns:
     The Diagnosis.
@@ -40,7 +50,10 @@ def diagnose(
   validation = curves.curve(history, 'validation', 'loss')
   unknown: list[str] = []
   findings = _of_records(train, validation, facts or {}, task, failed, unknown)
-  return _judged(findings, unknown, len(train.values), len(validation.values))
+  known = Known(config or {}, read, measured)
+  if measured is None:
+    return _by_records(findings, unknown, known, len(train.values), len(validation.values), command)
+  return _by_measures(findings, unknown, known, own_loss, (train, validation), command)
 
 
 def _of_records(
@@ -104,17 +117,86 @@ def _chance(task: str, facts: Mapping[str, Any]) -> float | None:
   return math.log(classes) if isinstance(classes, int) and classes > 1 else None
 
 
-def _judged(findings: list[Finding], unknown: list[str], points: int, looks: int) -> Diagnosis:
+def _by_records(
+  findings: list[Finding], unknown: list[str], known: Known, points: int, looks: int, command: str
+) -> Diagnosis:
   order = ('not finite', 'blown up', 'unstable loss', 'nothing learned', 'overfitting')
   present = {one.name for one in findings if one.present}
   cause = next((name for name in order if name in present), '')
-  ordered = tuple(sorted(findings, key=lambda one: (one.name != cause, not one.present)))
   certainty = f'from the records alone: {points} training points, {looks} validations'
   unknown = [*unknown, 'gradients, units, data and the program: nothing was measured (jl.diagnose with its config)']
   verdict = {'overfitting': 'overfitting', 'nothing learned': 'underfitting', '': 'unknown'}.get(cause, 'broken')
-  if verdict == 'unknown' and looks >= thresholds.LEAST_POINTS and 'still falling' not in present:
+  if verdict == 'unknown' and 'still falling' in present:
+    cause, verdict = 'still falling', 'underfitting'
+  elif verdict == 'unknown' and looks >= thresholds.LEAST_POINTS and points >= thresholds.LEAST_POINTS:
     verdict = 'healthy'
     certainty += '; nothing is wrong with the curves, which is not all that can be wrong'
-  elif verdict == 'unknown' and 'still falling' in present:
-    cause, verdict = 'still falling', 'underfitting'
-  return Diagnosis(verdict, cause, ordered, None, certainty, tuple(unknown))
+  return _diagnosis(verdict, cause, findings, known, certainty, unknown, command)
+
+
+def _by_measures(
+  findings: list[Finding], unknown: list[str], known: Known, own_loss: bool, seen: tuple[Any, Any], command: str
+) -> Diagnosis:
+  measured = known.measured
+  assert measured is not None  # or the records alone were asked
+  finite = not any(one.name == 'not finite' and one.present for one in findings)
+  curves_ = {one.name: one for one in findings}
+  own = [*measured_findings.found(measured, own_loss, finite)]
+  own = [_joined(one, curves_) for one in own]
+  names = {one.name for one in own}
+  own += [one._replace(present=one.present and one.name == 'not finite') for one in findings if one.name not in names]
+  present = {one.name for one in own if one.present}
+  cause = next((name for name in measured_findings.ORDER if name in present), '')
+  unknown = [*unknown, *measured.missing]
+  train, validation = measured.counts
+  certainty = f'from {train:,} training and {validation:,} validation examples, {len(seen[0].values)} training points'
+  if measured.walk is not None:
+    certainty += f' and {measured.walk.steps} steps taken again'
+  if 0 < validation < thresholds.LEAST_VALIDATION:
+    unknown.append(f'what is between training and validation: {validation} examples are few, '
+                   f'{thresholds.LEAST_VALIDATION} are the least')  # fmt: skip
+  verdict = cause if cause in ('overfitting', 'underfitting') else 'broken' if cause else 'healthy'
+  if cause == 'slow convergence':
+    verdict = 'underfitting'
+  if verdict == 'healthy' and (measured.kind == '' or validation < thresholds.LEAST_VALIDATION):
+    verdict, certainty = 'unknown', f'{certainty}; nothing wrong was found, and too little could be looked at'
+  return _diagnosis(verdict, cause, own, known, certainty, unknown, command)
+
+
+def _joined(one: Finding, by_curve: Mapping[str, Finding]) -> Finding:
+  """A finding that curves have a say in too."""
+  if one.name == 'slow convergence' and not one.present:  # it lacks what could be learned, and was still learning
+    late = by_curve.get('still falling')
+    short = one.threshold < 0 and late is not None and late.present and late.value > 2 * thresholds.FALLING
+    return one if not short or late is None else one._replace(evidence=f'{one.evidence}; {late.evidence}')
+  return one
+
+
+def _diagnosis(
+  verdict: str,
+  cause: str,
+  findings: Sequence[Finding],
+  known: Known,
+  certainty: str,
+  unknown: Sequence[str],
+  command: str,
+) -> Diagnosis:
+  ordered = tuple(sorted(findings, key=lambda one: (one.name != cause, not one.present)))
+  action = action_for(cause, known) if cause else None
+  if action is not None and not action.overrides:
+    action = None
+  if action is not None and command:
+    action = action._replace(command=with_overrides(command, action.overrides))
+  return Diagnosis(verdict, cause, ordered, action, certainty, tuple(unknown))
+
+
+def with_overrides(command: str, overrides: Mapping[str, Any]) -> str:
+  """Returns a run's command line with fields set, in a folder of its own.
+
+  >>> with_overrides('jaxlite --config=a.py --workdir=runs/a', {'optim.lr': 0.01})
+  'jaxlite --config=a.py --workdir=runs/a-next --config.optim.lr=0.01'
+  """
+  words = command.split()
+  told = [word for word in words if not word.startswith(('--mode=', '--act', '--fresh'))]
+  placed = [f'{word}-next' if word.startswith('--workdir=') else word for word in told]
+  return ' '.join([*placed, flags(overrides)])

@@ -125,7 +125,8 @@ def from_json(plain: Mapping[str, Any]) -> Diagnosis:
       for one in plain['findings']
     ]
     action = None if plain['action'] is None else Action(**plain['action'])
-    return Diagnosis(**{**plain, 'findings': tuple(findings), 'action': action, 'unknown': tuple(plain['unknown'])})
+    known = {name: plain[name] for name in Diagnosis._fields}
+    return Diagnosis(**{**known, 'findings': tuple(findings), 'action': action, 'unknown': tuple(plain['unknown'])})
   except (KeyError, TypeError, AttributeError):
     raise ValueError('it holds no diagnosis') from None
 

@@ -29,11 +29,15 @@ absl_flags.DEFINE_string(
 absl_flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'plan', 'fit', 'tune', 'lr_range', 'batch_size', 'eval', 'deploy', 'report', 'doctor', 'catalogue'],
+  [
+    *('train', 'plan', 'fit', 'tune', 'lr_range', 'batch_size', 'eval', 'diagnose', 'deploy', 'report', 'doctor'),
+    'catalogue',
+  ],
   'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); search '
   'for settings (tune); tell the loss by learning rate (lr_range), or which batch sizes fit (batch_size); evaluate '
-  'what was trained; write it for other runtimes (deploy); show the runs of a folder on one page (report); tell '
-  'what this machine offers (doctor), or which pretrained models there are (catalogue)',
+  'what was trained; say what is wrong with it (diagnose); write it for other runtimes (deploy); show the runs of a '
+  'folder on one page (report); tell what this machine offers (doctor), or which pretrained models there are '
+  '(catalogue)',
 )
 absl_flags.DEFINE_string('task', None, 'of --mode=catalogue: photographs, text, audio or tables (default: all)')
 absl_flags.DEFINE_integer('batch', None, 'of --mode=catalogue: also what a step of so many pictures costs here')
@@ -70,6 +74,7 @@ absl_flags.DEFINE_string(
   'latency (milliseconds, one example); a network that is over it loses whole neurons, channels and heads. Of '
   "--mode=tune: time in all, over every start, '2 hours' or '10 minutes'",
 )
+absl_flags.DEFINE_bool('act', False, 'of --mode=diagnose: try what it suggests, over seeds, within --minutes (30)')
 absl_flags.DEFINE_string(
   'space',
   None,
@@ -130,7 +135,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       home = str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
       workdir = FLAGS.workdir or (f'{home}-tune' if FLAGS.mode == 'tune' else home)
       if not (
-        FLAGS.mode in ('train', 'eval', 'deploy', 'fit', *_SEARCHES)
+        FLAGS.mode in ('train', 'eval', 'deploy', 'diagnose', 'fit', *_SEARCHES)
         or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
       ):
         return _without_experiment(workdir, given)
@@ -157,7 +162,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
         given |= {'home': home}
         how = {'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'began': _BEGAN}
         return tune_command.tune(config, workdir, declared, words, **how, **given)
-      how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'deploying': given}
+      how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command}
+      how |= {'diagnosing': given} if FLAGS.mode == 'diagnose' else {'deploying': given}
       return experiment.run(config, workdir, **how)
     except Exception as error:
       message = errors.one_line(error)
@@ -201,8 +207,12 @@ def _given(fields: bool) -> dict[str, Any]:
     (('serve', 'port'), 'report'),
   ):
     asked = [name for name in names if _is_given(name) and not (mode == 'report' and name in _REPORTING)]
+    if mode == 'diagnose' and asked == ['minutes'] and FLAGS.act:
+      continue
     if asked and mode != owner:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
+  if FLAGS.act and mode != 'diagnose':
+    raise errors.ConfigError(f'--act goes with --mode=diagnose; got --mode={mode}')
   if FLAGS.budget is not None and mode not in ('deploy', 'tune'):
     raise errors.ConfigError(f'--budget goes with --mode=deploy and --mode=tune; got --mode={mode}')
   if FLAGS.run is not None and mode not in _SEARCHES:
@@ -211,7 +221,7 @@ def _given(fields: bool) -> dict[str, Any]:
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit'):
     raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
-  if FLAGS.fresh and mode in ('plan', 'report', 'doctor', 'catalogue', 'lr_range', 'batch_size'):
+  if FLAGS.fresh and mode in ('plan', 'diagnose', 'report', 'doctor', 'catalogue', 'lr_range', 'batch_size'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
   if mode == 'report':
     if fields:
@@ -229,6 +239,8 @@ def _given(fields: bool) -> dict[str, Any]:
     found = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
     found |= {'budget': FLAGS.budget}
     return {name: value for name, value in found.items() if value is not None}
+  if mode == 'diagnose':
+    return {'act': True, 'minutes': FLAGS.minutes or 30.0} if FLAGS.act else {}
   if mode in ('lr_range', 'batch_size') and FLAGS.smoke:
     raise errors.ConfigError(f'--smoke is a short run, and --mode={mode} trains none: leave it out')
   if mode == 'tune':

@@ -22,6 +22,7 @@ from jaxlite import data as datasets
 from jaxlite.config.reads import unread
 from jaxlite.config.schema import Config, validate
 from jaxlite.deployment import run_id
+from jaxlite.diagnosis import repairs
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt, streams
 from jaxlite.host.files import expanded
@@ -166,7 +167,12 @@ def train_varied(
         if foresight is not None:
           foresight = foreseen.bettered(foresight, took.program, setup, again, say)
         aim = Aim(setup, folder)
-        state, record = _fit(setup, folder, began, state, record, saves, records, aim, guard, watch, say, took.seconds)
+        beside = (aim, guard, watch, say, took.seconds)
+        try:
+          state, record = _fit(setup, folder, began, state, record, saves, records, *beside)
+        except guards.NotFinite as error:
+          run_folder.fail(folder, run, error.step, error.where)
+          raise
       ended, state = int(state.step), _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
@@ -348,8 +354,7 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   here = {**machine.machine(), 'jaxlib': machine.versions().get('jaxlib', '')}
   found = saves.restore(setup.abstract)
   if found is None:
-    state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
-    return state, Record(data=setup.data.fingerprint, machine=here)
+    return first_state(setup), Record(data=setup.data.fingerprint, machine=here)
   record = recorded(found.loop)
   if record.data != setup.data.fingerprint:
     raise ValueError(
@@ -361,6 +366,12 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   say(f'resumed at step {found.step} of {setup.plan.total}')
   record.stopped = record.stopped and record.stale >= setup.config.eval.patience > 0
   return found.state, record
+
+
+def first_state(setup: Setup) -> TrainState:
+  """The state that a run begins with."""
+  state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
+  return repairs.started(setup.train, state, setup.first_batch) if setup.config.repair.start else state
 
 
 def _best(setup: Setup, state: TrainState, record: Record, saves: Any, say: Say) -> TrainState:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlite.config.fields import settable
+from jaxlite.errors import counted
 from jaxlite.host.files import write_bytes, write_text
 from jaxlite.planning.plan import spoken
 from jaxlite.report import tables
@@ -70,7 +71,7 @@ def summary(found: Any) -> list[str]:
   for trial in found.trials:
     counts[trial.state] = counts.get(trial.state, 0) + 1
   said = ', '.join(f'{number} {state}' for state, number in counts.items()) or 'none'
-  lines = [f'{len(found.trials)} trials ({said}) in {spoken(found.seconds)}: {found.ended}']
+  lines = [f'{counted(len(found.trials), "trial")} ({said}) in {spoken(found.seconds)}: {found.ended}']
   if found.best is None:
     return [*lines, _none(found)]
   best = found.best

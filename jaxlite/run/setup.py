@@ -20,6 +20,7 @@ from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.data.decoded import head
 from jaxlite.data.reduction import WAYS, reduce, seen
+from jaxlite.diagnosis import repairs
 from jaxlite.errors import ConfigError, nearest
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.optim import accumulate, normalize, project, remat
@@ -70,7 +71,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   reads.paths.update(read)
   given = dataclasses.replace(config, teacher=_teacher_of(config, folder)) if config.teacher else config
   asked = watched(given, reads)  # what is read of it from here on is known
-  data = dataset_of(asked, data)
+  data = repairs.of_data(asked.repair, dataset_of(asked, data))
   batch_size = config.data.batch_size
   _check_size(data, batch_size)
   epoch = datasets.steps_per_epoch(data.train, batch_size)
@@ -81,7 +82,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
     return max(1, duration.to_steps(**sizes, total_steps=total))
 
   plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
-  recipe = _asked_recipe(asked, total)
+  recipe = repairs.of_recipe(asked.repair, _asked_recipe(asked, total))
   _check_parts(recipe, data.task)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
@@ -93,7 +94,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   if isinstance(model, Network):
     data = agreement.started(model, data)
   agreement.check_teachers(recipe, data)
-  network = adapt(model)
+  network = repairs.of_network(asked.repair, adapt(model))
   around = getattr(network.apply, 'around', None)
   if around is None:
     outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))

@@ -99,6 +99,8 @@ def opened(
   _check_validation(setup)
   wanted = _goals(goals, setup)
   stop = 'none' if len(wanted) > 1 else stop
+  if method == 'cmaes' and len(wanted) > 1:
+    raise ConfigError('cmaes has one goal: take method=tpe or nsga2, or one goal')
   plan = _forecast(setup, seconds, say)
   low = plan.durations.total.low if plan.durations is not None else 0.0
   _check_storage(study_record.remembered(folder), folder, storage)  # before a server is asked
@@ -117,7 +119,8 @@ def opened(
     about = ledger.about() or about
     mirror = None
     if about['mirror']:
-      errors.need('this study, which was begun with Optuna,', 'optuna')
+      if why := optuna_study.lacking():
+        raise ImportError(f'this study was begun with Optuna. {why}')
       with ledger.locked():
         mirror = optuna_study.Mirror(database, study, kinds, [goal.maximize for goal in wanted])
     elif method in optuna_study.METHODS:
@@ -196,11 +199,13 @@ def _method(method: str, space: Space, say: Say) -> str:
       f'a method is one of {", ".join(METHODS)}; got {method!r}, nearest: {nearest(method, METHODS, 1)}'
     )
   if method == 'auto':
-    method = 'tpe' if optuna_study.is_there() else 'random'
-    if method == 'random':
-      say("points are drawn at random: pip install 'jaxlite[tune]' brings Optuna, which learns from what was tried")
+    method = 'random' if (why := optuna_study.lacking()) else 'tpe'
+    if why:
+      say(f'points are drawn at random; Optuna would learn from what was tried. {why}')
   if method in optuna_study.METHODS:
-    errors.need(f'the method {method}', 'optuna', *(['cmaes'] if method == 'cmaes' else []))
+    if why := optuna_study.lacking():
+      raise ImportError(f'the method {method} needs Optuna. {why}')
+    errors.need(f'the method {method}', *(['cmaes'] if method == 'cmaes' else []))
   if method == 'cmaes' and not any(isinstance(kind, Range) for kind in space.values()):
     raise ConfigError('cmaes is of numbers, and this space has choices alone: take method=tpe')
   return method
@@ -267,7 +272,7 @@ def _outlook(
   """The line that a search begins with."""
   one, times = plan.line(), plan.durations
   count = f'{counted(most, "trial")}' if most is not None else 'trials'
-  words = [f'search of {len(space)} fields by {method}, {count}']
+  words = [f'search of {counted(len(space), "field")} by {method}, {count}']
   if stop != 'none':
     words[0] += f', stopped early by {stop}'
   if done:

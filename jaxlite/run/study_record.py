@@ -36,7 +36,7 @@ def about(base: Config, space: Space, goals: Sequence[Goal], setup: Setup) -> di
     'space': {name: _plain(kind) for name, kind in space.items()},
     'goals': [list(goal) for goal in goals],
     'began': {name: began[name] for name in ('versions', 'data', 'programs', 'values')},
-    'mirror': optuna_study.is_there(),
+    'mirror': not optuna_study.lacking(),
   }
 
 

@@ -9,22 +9,28 @@ points do not need it.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib.metadata
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxlite.tuning.database import Database, StorageError, shown, storage_lines
-from jaxlite.tuning.kinds import Choice, Kind, Space, given, held, label
-from jaxlite.tuning.ledger import COMPLETE, DONE, FAILED, PRUNED, Trial
+from jaxlite.tuning.kinds import Choice, Kind, Space, given, label
+from jaxlite.tuning.ledger import COMPLETE, DONE, PRUNED, RUNNING, Trial
 
 METHODS = ('tpe', 'cmaes', 'nsga2')
 
 
-def is_there() -> bool:
-  """Tells whether Optuna is installed."""
-  return importlib.util.find_spec('optuna') is not None
+def lacking() -> str:
+  """Returns what is missing for Optuna to be used here; '' where nothing is."""
+  try:
+    version = importlib.metadata.version('optuna')
+  except importlib.metadata.PackageNotFoundError:
+    return "Optuna is not installed: pip install 'jaxlite[tune]'"
+  return (
+    '' if int(version.split('.')[0]) >= 5 else f"Optuna {version} is here, 5 is needed: pip install 'jaxlite[tune]'"
+  )
 
 
 @contextlib.contextmanager
@@ -151,8 +157,7 @@ class Mirror:
     states = optuna.trial.TrialState
     with _quiet(self._database), contextlib.suppress(self._stale()):
       storage, identity = self._study._storage, self._identity(trial.mirror)
-      for name, value in trial.found.items():
-        storage.set_trial_user_attr(identity, name, value)
+      storage.set_trial_user_attr(identity, 'found', dict(trial.found))
       if trial.why:
         storage.set_trial_user_attr(identity, 'why', trial.why)
       for name, over in limits.items():
@@ -179,7 +184,7 @@ class Mirror:
     with _quiet(self._database):
       for one in self._study.get_trials(deepcopy=False, states=(states.RUNNING, states.WAITING)):
         own = by_mirror.get(one.number)
-        if own is not None and own.state == 'running':
+        if own is not None and own.state == RUNNING:
           continue
         if own is not None and own.state in DONE:
           finish(own)
@@ -242,6 +247,3 @@ def _sampler(method: str, seed: int) -> Any:
   if method == 'nsga2':
     return samplers.NSGAIISampler(seed=seed)
   return samplers.TPESampler(seed=seed, multivariate=True, warn_independent_sampling=False)
-
-
-__all__ = ['FAILED', 'METHODS', 'Mirror', 'held', 'is_there']

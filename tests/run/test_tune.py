@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import time
 
 import numpy as np
@@ -135,6 +136,7 @@ def test_a_study_goes_on_as_the_same_only(study, change, said):
     ({'trials': 3, 'limits': 'size:3'}, "got 'size'"),
     ({'trials': 3, 'run': 'student'}, "'student' is no name of several"),
     ({'trials': 3, 'method': 'cmaes', 'space': {'seed': jl.tuning.choice(1, 2)}}, 'choices alone'),
+    ({'trials': 3, 'method': 'cmaes', 'goals': 'accuracy,bytes'}, 'cmaes has one goal'),
     ({'trials': 3, 'storage': 'mysql://a:secret@nowhere/b'}, 'postgresql'),
   ],
 )
@@ -154,43 +156,47 @@ def test_without_validation_nothing_is_compared(tmp_path):
 
 
 def test_a_storage_that_is_gone(study, tmp_path):
-  ask(tmp_path, trials=1)
-  (tmp_path / 'study.db').rename(tmp_path / 'aside.db')
+  folder = shutil.copytree(study[0], tmp_path / 'copy')
+  for held in folder.glob('study.db*'):
+    held.rename(tmp_path / held.name)
   with pytest.raises(StorageError, match='is gone: put it back'):
-    ask(tmp_path, trials=2)
-  (tmp_path / 'aside.db').rename(tmp_path / 'study.db')
-  kept = (tmp_path / 'study.json').read_text()
-  (tmp_path / 'study.json').write_text('{')
+    ask(folder, trials=2)
+  for held in tmp_path.glob('study.db*'):
+    shutil.copy(held, folder)
+  found, _ = ask(folder, trials=2)
+  assert found.trials == study[2].trials
+  kept = (folder / 'study.json').read_text()
+  (folder / 'study.json').write_text('{')
   with pytest.raises(StorageError, match='damaged'):
-    ask(tmp_path, trials=2)
-  (tmp_path / 'study.json').write_text(json.dumps({**json.loads(kept), 'study': 'another'}))
+    ask(folder, trials=2)
+  (folder / 'study.json').write_text(json.dumps({**json.loads(kept), 'study': 'another'}))
   with pytest.raises(StorageError, match='knows nothing of the study'):
-    ask(tmp_path, trials=2)
-  (tmp_path / 'study.json').unlink()
+    ask(folder, trials=2)
+  (folder / 'study.json').unlink()
   with pytest.raises(StorageError, match='gone'):
-    ask(tmp_path, trials=2)
-  found, _ = ask(tmp_path, trials=1, fresh=True)
-  assert len(found.trials) == 1
-  assert list(tmp_path.parent.glob(f'{tmp_path.name}.old1/trials/0000'))
+    ask(folder, trials=2)
 
 
 @pytest.mark.slow
-def test_a_minute_ends_within_a_minute_and_goes_on(tmp_path):
-  long = tunable.config(400_000_000)
-  long.eval.every = long.checkpoint.every = long.log.every = jl.Duration(steps=5_000)
+def test_a_study_that_is_begun_anew_leaves_the_old_one_aside(study, tmp_path):
+  folder = shutil.copytree(study[0], tmp_path / 'copy')
+  found, _ = ask(folder, trials=1, fresh=True)
+  assert len(found.trials) == 1
+  assert len(list((tmp_path / 'copy.old1' / 'trials').iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_minute_ends_within_a_minute_and_leaves_a_best_that_predicts(tmp_path):
+  one = tunable.config(20_000)
+  one.eval.every = one.checkpoint.every = one.log.every = jl.Duration(steps=2_000)
   began = time.monotonic()
-  found, _ = ask(tmp_path, config=long, budget='1 minute', trials=2)
-  assert time.monotonic() - began < 63
-  assert [one.state for one in found.trials] == [WAITING]
-  assert found.best.number == 0
-  assert 'the best so far' in str(found)
+  found, told = ask(tmp_path, config=one, budget='1 minute')
+  assert time.monotonic() - began < 63, told
+  assert {one.state for one in found.trials} <= {COMPLETE, PRUNED, WAITING}
   assert jl.load(found.workdir()).predict(tunable.data().test.inputs).shape == (40, 3)
-  again, told = ask(tmp_path, config=long, budget='1 minute', trials=2)
-  assert 'the budget is over' in told[-1]
+  again, _ = ask(tmp_path, config=one, budget='1 minute')
   assert again.trials == found.trials
-  longer, _ = ask(tmp_path, config=long, budget='90 s', trials=2)
-  assert longer.trials[0].attempts == 2
-  assert 'resumed at step' in (found.workdir() / 'log.txt').read_text()
+  assert found.seconds <= 63
 
 
 def test_a_budget_too_short_for_one_trial(tmp_path):
@@ -201,7 +207,7 @@ def test_a_budget_too_short_for_one_trial(tmp_path):
     ask(tmp_path, config=long, budget='30 seconds')
 
 
-def test_what_diverges_fails_alone_and_if_all_do_the_search_tells_why(tmp_path):
+def test_what_diverges_fails_alone(tmp_path):
   space = {'recipe.rate': jl.tuning.choice(0.01, 1e30)}
   sgd = lambda config, total, rate=0.1: jl.chain(optax.sgd(rate))  # noqa: E731
   config = dataclasses.replace(tunable.config(20), recipe=sgd)
@@ -209,6 +215,10 @@ def test_what_diverges_fails_alone_and_if_all_do_the_search_tells_why(tmp_path):
   assert sorted(one.state for one in found.trials) == [COMPLETE, FAILED]
   assert all('not finite' in one.why for one in found.trials if one.state == FAILED)
   assert found.values()['recipe.rate'] == 0.01
+
+
+@pytest.mark.slow
+def test_if_all_diverge_the_search_tells_why(tmp_path):
   space = {'seed': jl.tuning.integer(0, 9)}
   config = dataclasses.replace(tunable.config(20), recipe=lambda config, total: jl.chain(optax.sgd(1e30)))
   with pytest.raises(ValueError, match=r'the first 3 trials failed, all of them, the last .* not finite'):
@@ -239,6 +249,7 @@ def test_bad_trials_stop_early(tmp_path):
       assert not (search.trial_folder(found.folder, one.number) / 'result.json').exists()
 
 
+@pytest.mark.slow
 def test_two_goals_make_a_front_and_limits_hold(tmp_path):
   def network(config, width=4):
     return jl.models.MLP((width,), classes=3)

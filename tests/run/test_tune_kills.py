@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -11,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from studies import check, killed, trials_of
 
 pytestmark = pytest.mark.unoptimized
@@ -39,7 +41,7 @@ def attempts_in_optuna(address, trials):
 def test_two_workers_of_which_two_are_killed_do_each_trial_once_and_to_the_same_bits(tmp_path):
   study = tmp_path / 'study'
   sent = killed(study, 8, 'random', workers=2, kills=2, seed=1)
-  found = check(study, 8, tmp_path / 'aside', compared=3)
+  found = check(study, 8, tmp_path / 'aside', compared=2)
   assert sent == 2
   attempts_in_optuna(f'sqlite:///{study / "study.db"}', found)
 
@@ -90,7 +92,7 @@ def postgres(folder):
     time.sleep(1)
     yield f'postgresql://me:secret@127.0.0.1:{port}/postgres', server
   finally:
-    server.terminate()
+    server.send_signal(signal.SIGINT)  # with clients that are still there
     server.wait(timeout=60)
     shutil.rmtree(place, ignore_errors=True)
 
@@ -105,7 +107,7 @@ def test_the_same_on_postgresql(tmp_path, trials, kills):
     assert sent == kills
     attempts_in_optuna(address.replace('postgresql://', 'postgresql+psycopg://'), found)
     assert 'secret' not in (study / 'study.json').read_text()
-    server.terminate()
+    server.send_signal(signal.SIGINT)  # with clients that are still there
     server.wait(timeout=60)
     with pytest.raises(ValueError, match='cannot be reached') as error:
       trials_of(study, address)

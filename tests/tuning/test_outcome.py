@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxlite.errors import ConfigError
@@ -26,6 +26,7 @@ pairs = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), max_size=12)
 
 
 @given(pairs)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_front_is_what_no_other_beats(scores):
   trials = [trial(number, accuracy=accuracy, bytes=size) for number, (accuracy, size) in enumerate(scores)]
   found = {scores[one.number] for one in outcome.front(trials, [ACCURACY, BYTES], {})}

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxlite as jl
@@ -45,7 +45,7 @@ def inside(kind, stored):
 
 
 @given(any_kind(), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_drawn_lies_in_the_space_and_so_does_every_point_of_its_grid(kind, seed):
   rng = np.random.default_rng(seed)
   drawn = [kinds.draw(kind, rng) for _ in range(5)]
