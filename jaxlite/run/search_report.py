@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jaxlite.config.fields import settable
 from jaxlite.errors import counted
 from jaxlite.host.files import write_bytes, write_text
 from jaxlite.planning.plan import spoken
-from jaxlite.report import tables
+from jaxlite.report import folder_page, tables
 from jaxlite.run import hparams
 from jaxlite.run.search import trial_folder
 from jaxlite.tuning import figures, outcome
@@ -136,6 +137,15 @@ def write(found: Any, reports: Sequence[Report], mirror: Any, command: str) -> N
   if command:
     text += ['```', command, '```', '']
   write_text(folder / 'report.md', '\n'.join(text))
+  shown = {
+    'caption': 'Trials, the best first',
+    'cells': rows,
+    'notes': [*summary(found), *([command] if command else [])],
+  }
+  shown['pictures'] = [[f'{name}.png', caption] for name, (_, caption) in pictures.items()]
+  write_text(
+    folder / folder_page.ADDED, json.dumps({'title': f'Search: {found.config.name}', 'tables': [shown]}) + '\n'
+  )
   hparams.write(found)
 
 
