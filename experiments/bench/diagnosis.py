@@ -193,7 +193,7 @@ def _plain(found: Any) -> dict[str, Any]:
   for name in ('start', 'end'):
     look = kept[name]
     kept[name] = {**look._asdict(), 'layers': [layer._asdict() for layer in look.layers]}
-  kept['walk'] = None if found.walk is None else {**found.walk._asdict(), 'losses': len(found.walk.losses)}
+  kept['walk'] = None if found.walk is None else found.walk._asdict()
   kept['twins'] = None if found.twins is None else found.twins[:2]
   return kept
 
@@ -204,7 +204,7 @@ def again(line: dict[str, Any]) -> dict[str, Any]:
   for name in ('start', 'end'):
     layers = tuple(look.Layer(**layer) for layer in kept[name]['layers'])
     kept[name] = look.Look(**{**kept[name], 'layers': layers})
-  kept['walk'] = None if kept['walk'] is None else steps.Walk(**{**kept['walk'], 'losses': ()})
+  kept['walk'] = None if kept['walk'] is None else steps.Walk(**kept['walk'])
   kept['scales'] = None if kept['scales'] is None else splits.Scales(*kept['scales'])
   kept['twins'] = None if kept['twins'] is None else splits.Twins(*kept['twins'], np.zeros(0))
   case = cases.case(line['cause'], line['number'])

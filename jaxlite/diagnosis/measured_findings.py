@@ -76,7 +76,12 @@ def _poor(m: Measured) -> bool:
 def _jumps(m: Measured) -> bool:
   """Whether steps are far larger than any that learn."""
   walk = m.walk
-  return walk is not None and (not walk.finite or walk.raised > at.RAISED or walk.ratio > at.JUMP)
+  if walk is None:
+    return False
+  late = float(np.median(walk.losses[len(walk.losses) // 3 :])) if walk.losses else math.nan
+  known = [one for one in (m.chance_loss, *walk.losses[:1]) if math.isfinite(one)]
+  risen = bool(known) and late > at.RISEN * max(known)
+  return not walk.finite or walk.raised > at.RAISED or walk.ratio > at.JUMP or m.moved > at.CARRIED or risen
 
 
 def _activation(m: Measured, own_loss: bool) -> Iterator[Finding]:
@@ -172,7 +177,7 @@ def _way(m: Measured, finite: bool) -> Iterator[Finding]:
   if walk is not None:
     value = 1.0 if _jumps(m) or not finite else walk.raised
     yield one('unstable loss', f'{walk.raised:.0%} of {walk.steps} steps from the start made the loss of their own '
-              f'batch larger; a step changes the weights by {walk.ratio:.1e} of their size', value,
+              f'batch larger; a step changes the weights by {walk.ratio:.1e} of their size, the run by {m.moved:.3g} times it', value,
               at.RAISED)  # fmt: skip
     if math.isfinite(walk.unchanged):
       yield one('precision lost', f'{walk.unchanged:.0%} of the weights in few bits stay as they are at a step',

@@ -29,7 +29,9 @@ SPREAD = 5e-3  # deviation from example to example, of a layer that still tells 
 DEAD = 0.6  # of a layer's units
 SATURATED = 0.8  # of a layer's values
 RAISED = 0.25  # of the steps make the loss of their own batch larger
-JUMP = 0.05  # |update| / |weight| of a step: more
+JUMP = 0.04  # |update| / |weight| of a step: more
+RISEN = 1.5  # times the loss at the start and of knowing nothing, while steps are taken again
+CARRIED = 20.0  # times their size, that the weights moved: more
 MOVED = 0.05  # of the size of the weights
 UNCHANGED = 0.5  # of weights in few bits that an update leaves as they were
 
