@@ -177,8 +177,8 @@ def _way(m: Measured, finite: bool) -> Iterator[Finding]:
   if walk is not None:
     value = 1.0 if _jumps(m) or not finite else walk.raised
     yield one('unstable loss', f'{walk.raised:.0%} of {walk.steps} steps from the start made the loss of their own '
-              f'batch larger; a step changes the weights by {walk.ratio:.1e} of their size, the run by {m.moved:.3g} times it', value,
-              at.RAISED)  # fmt: skip
+              f'batch larger; a step changes the weights by {walk.ratio:.1e} of their size, '
+              f'the run by {m.moved:.3g} times it', value, at.RAISED)  # fmt: skip
     if math.isfinite(walk.unchanged):
       yield one('precision lost', f'{walk.unchanged:.0%} of the weights in few bits stay as they are at a step',
                 walk.unchanged, at.UNCHANGED)  # fmt: skip
