@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlite.data import frames
 from jaxlite.data.encoders import NAMES, NUMBER, TRUTH, TableEncoder
 from jaxlite.data.large_files import Columns, blocks, content_hash, kept_arrays
+from jaxlite.data.table_labels import FEW, read_labels
 
 _MOST_NAMES = 1 << 16  # different cells of a column that are remembered
 _FEW_NAMES = 1 << 10  # likewise, of a column that has held numbers alone
@@ -73,9 +74,26 @@ class Cells:
 
   def values(self) -> np.ndarray:
     """Returns all cells, [N], as `frames` would give them: strings, or float64."""
+    kinds, index = self.kinds()
+    return kinds[index]
+
+  def kinds(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the different cells, [K], and which of them stands in each row, int [N]; of many numbers all rows."""
+    index = np.concatenate(self._parts)
     if self._known is None:
-      return np.concatenate(self._parts)
-    return np.array(list(self._known), object)[np.concatenate(self._parts)]
+      return index, np.arange(len(index))
+    return np.array(list(self._known), object), index
+
+
+def targets_of(cells: Mapping[str, Cells], task: Any) -> tuple[Any, np.ndarray, dict[str, Any]]:
+  """Returns what `read_labels` does of label columns: of one that has few names, of these alone, whatever the rows."""
+  if len(cells) == 1:
+    ((name, one),) = cells.items()
+    kinds, index = one.kinds()
+    if len(kinds) <= FEW:
+      learned, targets, given = read_labels({name: kinds}, task)
+      return learned, targets[index], given
+  return read_labels({name: one.values() for name, one in cells.items()}, task)
 
 
 class _Seen:
@@ -177,7 +195,7 @@ def _parsed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def looked_at(
   path: Path, labels: Sequence[str], weight: str | None, left_out: Sequence[str], categorical: Sequence[str]
-) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict[str, _Seen]]:
+) -> tuple[dict[str, Cells], np.ndarray | None, dict[str, _Seen]]:
   """Reads a table once: label columns whole, the weight as float64 or None, and what is known of every other column."""
   cells = {name: Cells(name) for name in labels}
   seen: dict[str, _Seen] = {}
@@ -196,11 +214,7 @@ def looked_at(
       one.add(block[name])
   for name, one in unclear.items():
     seen[name].kinds = one.kinds
-  return (
-    {name: one.values() for name, one in cells.items()},
-    np.concatenate(weights) if weights else None,
-    seen,
-  )
+  return cells, np.concatenate(weights) if weights else None, seen
 
 
 def _weights(name: str, values: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ from jaxlite.data.dataset import Dataset, check_labels, make_dataset
 from jaxlite.data.encoders import TextEncoder
 from jaxlite.data.inputs import as_array
 from jaxlite.data.large_files import blocks, content_hash, kept_arrays
-from jaxlite.data.large_tables import Cells
-from jaxlite.data.tables import read_labels, with_stated
+from jaxlite.data.large_tables import Cells, targets_of
+from jaxlite.data.table_labels import with_stated
 from jaxlite.data.texts import LONGEST, as_tokenizer
 from jaxlite.data.tokenizers import WordTokenizer
 from jaxlite.errors import whole
@@ -54,7 +54,7 @@ def large_texts(
   for start, block in _numbered(path):
     _texts_of(block[text], start, path)
     cells.add(block[label])
-  learned, targets, given = read_labels({'labels': cells.values()}, task)
+  learned, targets, given = targets_of({'labels': cells}, task)
   count = len(targets)
   rows = carved(learned, check_labels(learned, targets, 'train'), validation, test, seed)
   training = np.zeros(count, bool)

@@ -16,7 +16,7 @@ from jaxlite.data.dataset import Dataset, as_task, check_labels, make_dataset
 from jaxlite.data.encoders import TextEncoder, as_texts
 from jaxlite.data.inputs import as_array
 from jaxlite.data.sequences import windows
-from jaxlite.data.tables import read_labels, with_stated
+from jaxlite.data.table_labels import read_labels, with_stated
 from jaxlite.data.tokenizers import ByteTokenizer, WordTokenizer
 from jaxlite.errors import whole
 from jaxlite.tasks.task import Task

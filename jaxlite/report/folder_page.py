@@ -1,7 +1,8 @@
 """The report of a folder that is asked for: `--mode=report`, of a run in any state, of many, or of a study.
 
 Runs are read, never locked or changed; what is written are `report.html`, `report.md` and its pictures. A folder may
-hold a `study.json` beside its runs: tables that somebody adds, a tuning's best trials and importances for example.
+hold a `report.json` beside its runs: tables and pictures that somebody adds, such as the trials of a search
+(`run/search_report.py`), whose `report.md` is then left as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxlite.report.html_page import Table, html
 from jaxlite.report.page import MARKDOWN, PAGE, write_markdown
 from jaxlite.report.points import Points
 
-STUDY = 'study.json'
+ADDED = 'report.json'
 _MOST = 50  # tables of a study
 
 
@@ -35,7 +36,7 @@ def write(
     folder: of a run, of an experiment, of a study, or any that holds such; a few levels down are looked into.
     out: the folder of the files, made where it is missing; None for `folder` itself.
     title: of the page; '' for the names of the runs, or the folder's.
-    tables: to add, beside those of a `study.json`.
+    tables: to add, beside those of a `report.json`.
 
   Returns:
     The path of `report.html`. A folder without runs has a page too, which says so.
@@ -55,8 +56,9 @@ def write(
     target.mkdir(parents=True, exist_ok=True)
     path = target / PAGE
     write_text(path, html(runs, title, tables=tables, told=told, folder=root if target == root else None))
-    shown = runs if target == root else [_without_pictures(run) for run in runs]
-    write_markdown(shown, target, title, tables, told)
+    if target != root or not (root / ADDED).is_file():  # a study writes its own report.md
+      shown = runs if target == root else [_without_pictures(run) for run in runs]
+      write_markdown(shown, target, title, tables, told)
   except OSError as error:
     why = error.strerror or error
     raise ConfigError(f'the report cannot be written to {target} ({why}): name another folder with --out') from error
@@ -96,19 +98,23 @@ def gathered(
 
 
 def _study(root: Path, told: list[str]) -> tuple[list[Table], str]:
-  """Tables and title of a `study.json`, {"title": "", "tables": [{"caption": "", "cells": [[]], "notes": []}]}."""
-  path = root / STUDY
+  """Tables and title of a `report.json`, {"title": "", "tables": [{"caption": "", "cells": [[]], "notes": [],
+  "pictures": [["file.png", "caption"]]}]}; the last two may be missing."""
+  path = root / ADDED
   try:
     plain: Any = {} if path.is_symlink() or not path.exists() else parsed_json(read_file(path))
     tables = [
       Table(
-        str(one['caption']), [[str(cell) for cell in row] for row in one['cells']], list(map(str, one.get('notes', ())))
+        str(one['caption']),
+        [[str(cell) for cell in row] for row in one['cells']],
+        list(map(str, one.get('notes', ()))),
+        [(str(file), str(caption)) for file, caption in one.get('pictures', ())],
       )
       for one in plain.get('tables', ())[:_MOST]
     ]
     return tables, str(plain.get('title', ''))
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-    told.append(f'{STUDY} is damaged ({type(error).__name__}: {str(error)[:100]}): its tables are not shown')
+    told.append(f'{ADDED} is damaged ({type(error).__name__}: {str(error)[:100]}): its tables are not shown')
     return [], ''
 
 

@@ -183,6 +183,9 @@ def read(folder: Path, root: Path, kept: dict[str, Points] | None = None, *, wit
   state = _state(folder, bool(plain), points)
   deployed = _object(folder / 'deployed' / 'deployed.json', notes)
   judged = _object(folder / 'diagnosis.json', notes)
+  if judged and judged.get(RUN, '') not in ('', saved.get(RUN, '')):
+    notes.append('diagnosis.json is of another run than config.json: it is not shown')
+    judged = {}
   result.name = str(name)[:200] or 'run'
   return Run(result.name, where, state, points, result, config, deployed, judged, _program(folder), tuple(notes))
 

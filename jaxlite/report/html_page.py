@@ -27,11 +27,13 @@ class Table(NamedTuple):
     caption: what it shows.
     cells: rows of text; the first row and the first column name the others.
     notes: lines below it.
+    pictures: (file in the page's folder, caption) of PNG pictures below it.
   """
 
   caption: str
   cells: Sequence[Sequence[str]]
   notes: Sequence[str] = ()
+  pictures: Sequence[tuple[str, str]] = ()
 
 
 def html(
@@ -77,7 +79,8 @@ def body(
     ),
     *(
       attempted(one.caption, lambda one=one, place=place: section(
-        f'table-{place}', one.caption, table(one.caption, even(one.cells)), notes(one.notes))
+        f'table-{place}', one.caption, table(one.caption, even(one.cells)), notes(one.notes),
+        _embedded(one.pictures, folder))
       ) for place, one in enumerate(tables)
     ),
     attempted('Curves', lambda: section('curves', 'Curves', charts.curves(runs))),
@@ -153,21 +156,25 @@ def _judged(run: Run) -> dict[str, Any]:
 
 def _pictures(run: Run, folder: Path | None) -> str:
   """Pictures of a task of somebody's own, which only its own code can draw."""
+  pairs = [(pair[0], pair[1]) for pair in run.result.figures if len(pair) == 2]
+  own = [pair for pair in pairs if not {Path(pair[0]).stem, Path(pair[0]).stem.split('-')[0]} & set(_DRAWN)]
+  return _embedded(own, folder and folder / run.folder)
+
+
+def _embedded(pictures: Sequence[tuple[str, str]], folder: Path | None) -> str:
+  """PNG pictures of a folder, within the page; what is none, too large or not in that folder is left out."""
   made = []
-  for pair in run.result.figures[:12] if folder is not None else ():
-    if len(pair) != 2 or Path(pair[0]).name != pair[0] or Path(pair[0]).stem.split('-')[0] in _DRAWN:
-      continue
-    if Path(pair[0]).stem in _DRAWN or folder is None:
+  for file, caption in pictures[:12] if folder is not None else ():
+    if folder is None or Path(file).name != file:
       continue
     with contextlib.suppress(OSError):
-      path = folder / run.folder / pair[0]
+      path = folder / file
       data = b'' if path.is_symlink() else read_file(path)
       if data.startswith(b'\x89PNG') and len(data) <= _LARGEST:
-        source = base64.b64encode(data).decode()
-        told = escaped(pair[1])
+        told = escaped(caption)
         made.append(
-          f'<figure><img alt="{told}" src="data:image/png;base64,{source}" style="max-width:100%">'
-          f'<figcaption>{told}.</figcaption></figure>'
+          f'<figure><img alt="{told}" src="data:image/png;base64,{base64.b64encode(data).decode()}" '
+          f'style="max-width:100%"><figcaption>{told}.</figcaption></figure>'
         )
   return ''.join(made)
 

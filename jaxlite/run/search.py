@@ -138,10 +138,13 @@ def _next(search: Search) -> Trial | str | None:
     for dead in ledger.reap():
       search.say(f'trial {dead.number}: its worker is gone; it goes on from its checkpoint')
     trials = ledger.trials()
+    states = {one.state for one in trials}
+    full = search.most is not None and len(trials) >= search.most
+    if full and RUNNING in states and WAITING not in states and _left(search) > 0:
+      return None
     if mirror is not None:
       mirror.settle(trials, functools.partial(_tell, search))
-    ledger.beat()  # what was spent is to be known to now
-    left = None if search.budget is None else search.budget - ledger.spent()
+    left = None if search.budget is None else _left(search)
     if left is not None and left <= 0:
       return 'the budget is over'
     took = [one.seconds for one in trials if one.state == COMPLETE]
@@ -162,8 +165,8 @@ def _next(search: Search) -> Trial | str | None:
         return taken
     if short or (left is not None and took and left < needed):
       return f'{spoken(left or 0.0)} of the budget are left, too few for a trial of {spoken(needed)}'
-    waits = any(one.state in (RUNNING, WAITING) for one in trials)
-    if search.most is not None and len(trials) >= search.most:
+    waits = bool(states & {RUNNING, WAITING})
+    if full:
       return None if waits else f'all {len(trials)} trials are done'
     if search.method in ('grid', 'random'):
       draw = sampling.next_of_grid if search.method == 'grid' else sampling.next_at_random
@@ -185,6 +188,14 @@ def _next(search: Search) -> Trial | str | None:
     return ledger.add(number, found, -1 if mirror is None else number)
 
 
+def _left(search: Search) -> float:
+  """Seconds of the budget that are left, to now; infinity where there is none."""
+  if search.budget is None:
+    return math.inf
+  search.ledger.beat()
+  return search.budget - search.ledger.spent()
+
+
 def _scores(search: Search, trial: Trial) -> dict[int, float]:
   sign = 1 if search.goals[0].maximize else -1
   return {one.step: sign * one.value for one in search.ledger.reports() if one.number == trial.number}
@@ -193,13 +204,12 @@ def _scores(search: Search, trial: Trial) -> dict[int, float]:
 def _train(search: Search, trial: Trial) -> None:
   """Trains a trial to its end, to where it is not worth going on, or to the end of the budget."""
   ledger, goal, began = search.ledger, search.goals[0], time.monotonic()
-  ledger.beat()
-  deadline = math.inf if search.budget is None else began + search.budget - ledger.spent()
-  folder = trial_folder(search.folder, trial.number)
+  deadline = began + _left(search)
+  folder, sign = trial_folder(search.folder, trial.number), 1 if goal.maximize else -1
   ended = {'state': WAITING}
 
   def heard(step: int, total: int, metrics: Mapping[str, float]) -> str:
-    value = metrics[goal.name] if goal.maximize else -metrics[goal.name]
+    value = sign * metrics[goal.name]
     if not math.isfinite(value):
       return ''
     with ledger.locked():
@@ -209,7 +219,7 @@ def _train(search: Search, trial: Trial) -> None:
       if search.mirror is not None:
         search.mirror.report(trial.mirror, step, metrics[goal.name])
       reports = ledger.reports() if search.stop != 'none' else []
-    if why := stopping.verdict(search.stop, trial.number, trial.place, step / total, reports):
+    if why := stopping.verdict(search.stop, trial.number, trial.place, step / total, reports, sign=sign):
       ended['state'] = PRUNED
     return why
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlite.config.fields import settable
+from jaxlite.errors import counted
 from jaxlite.host.files import write_bytes, write_text
 from jaxlite.planning.plan import spoken
-from jaxlite.report import tables
+from jaxlite.report import folder_page, tables
 from jaxlite.run import hparams
 from jaxlite.run.search import trial_folder
 from jaxlite.tuning import figures, outcome
@@ -70,7 +72,7 @@ def summary(found: Any) -> list[str]:
   for trial in found.trials:
     counts[trial.state] = counts.get(trial.state, 0) + 1
   said = ', '.join(f'{number} {state}' for state, number in counts.items()) or 'none'
-  lines = [f'{len(found.trials)} trials ({said}) in {spoken(found.seconds)}: {found.ended}']
+  lines = [f'{counted(len(found.trials), "trial")} ({said}) in {spoken(found.seconds)}: {found.ended}']
   if found.best is None:
     return [*lines, _none(found)]
   best = found.best
@@ -135,6 +137,15 @@ def write(found: Any, reports: Sequence[Report], mirror: Any, command: str) -> N
   if command:
     text += ['```', command, '```', '']
   write_text(folder / 'report.md', '\n'.join(text))
+  shown = {
+    'caption': 'Trials, the best first',
+    'cells': rows,
+    'notes': [*summary(found), *([command] if command else [])],
+  }
+  shown['pictures'] = [[f'{name}.png', caption] for name, (_, caption) in pictures.items()]
+  write_text(
+    folder / folder_page.ADDED, json.dumps({'title': f'Search: {found.config.name}', 'tables': [shown]}) + '\n'
+  )
   hparams.write(found)
 
 

@@ -177,6 +177,7 @@ def tune(
 def reported(search: Search, ended: str) -> Tuned:
   """Returns what a study came to, and writes its report. Under the lock: each worker does, and the last is right."""
   with search.ledger.locked():
+    search.ledger.beat()
     rows, goals, limits = search.ledger.trials(), tuple(search.goals), dict(search.limits)
     best = outcome.best(rows, goals, limits)
     front = tuple(outcome.front(rows, goals, limits))

@@ -101,18 +101,22 @@ def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
 
 
 def _answers(kept: Any, facts: Facts) -> Answers | None:
-  if not isinstance(kept, Mapping) or 'sure' not in kept:  # of many classes
+  if not isinstance(kept, Mapping) or 'spread' not in kept:  # of many classes
     return None
-  labels, predicted, sure, own = (np.asarray(kept[name]) for name in ('labels', 'predicted', 'sure', 'own'))
+  labels, predicted = np.asarray(kept['labels']), np.asarray(kept['predicted'])
+  with np.errstate(all='ignore'):
+    sure = 1 / np.asarray(kept['spread'], np.float64)
+    own = np.exp(np.asarray(kept['below'], np.float64)) * sure
   right, names = labels == predicted, facts.get('class_names', ())
 
   def told(index: int) -> dict[str, str]:
     nothing = predicted[index] >= facts['classes']
     said = 'no class: NaN' if nothing else named_class(names, predicted[index])
-    share = '' if nothing else f'{100 * sure[index]:.0f} % sure, {100 * own[index]:.2g} % for the true class'
+    known = not nothing and np.isfinite(sure[index])
+    share = '' if not known else f'{100 * sure[index]:.0f} % sure, {100 * own[index]:.2g} % for the true class'
     return {'true': named_class(names, labels[index]), 'predicted': said, 'told': share}
 
-  return Answers(np.where(right, 0.0, 1 - own.astype(np.float64)), right, sure, told)
+  return Answers(np.where(right, 0.0, 1 - own), right, sure, told)
 
 
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:

@@ -30,7 +30,7 @@ def check(rule: str) -> None:
     raise ConfigError(f'trials are stopped early by {", ".join(RULES)}; got {rule!r}, nearest: {near}')
 
 
-def verdict(rule: str, number: int, place: int, share: float, reports: Sequence[Report]) -> str:
+def verdict(rule: str, number: int, place: int, share: float, reports: Sequence[Report], *, sign: int = 1) -> str:
   """Returns why a trial is to be stopped; '' where it goes on.
 
   Args:
@@ -39,6 +39,7 @@ def verdict(rule: str, number: int, place: int, share: float, reports: Sequence[
     place: how many trials were made before it.
     share: of its run that is done.
     reports: of all trials, this one's latest among them.
+    sign: -1 where scores are told the other way round, since less of them is better.
 
   References:
     Golovin et al., Google Vizier: A Service for Black-Box Optimization, 2017, https://doi.org/10.1145/3097983.3098043
@@ -56,25 +57,26 @@ def verdict(rule: str, number: int, place: int, share: float, reports: Sequence[
   for one in reports:
     curves.setdefault(one.number, []).append(one)
   if rule == 'median':
-    return _median(number, share, curves)
+    return _median(number, share, curves, sign)
   rungs = [_SHARE * _FACTOR**power for power in range(4) if _SHARE * _FACTOR**power < 1 - _NEAR]
   if rule == 'hyperband':  # a third of the trials is looked at from the first rung on, a third later, a third never
     rungs = rungs[place % (len(rungs) + 1) :]
-  return _halving(number, share, curves, rungs)
+  return _halving(number, share, curves, rungs, sign)
 
 
-def _median(number: int, share: float, curves: Mapping[int, Sequence[Report]]) -> str:
+def _median(number: int, share: float, curves: Mapping[int, Sequence[Report]], sign: int) -> str:
   own = _best_until(curves[number], share)
   others = [_best_until(curve, share) for other, curve in curves.items() if other != number and _reached(curve, share)]
-  if len(others) < _LEAST or own is None:
+  if len(others) < _LEAST or own >= statistics.median(others):
     return ''
-  middle = statistics.median(one for one in others if one is not None)
-  if own >= middle:
-    return ''
-  return f'at {100 * share:.0f} % of its run {own:.4g} is below {middle:.4g}, the median of {len(others)} others'
+  middle = sign * statistics.median(others)
+  told = f'{sign * own:.4g} is {"below" if sign > 0 else "above"} {middle:.4g}'
+  return f'at {100 * share:.0f} % of its run {told}, the median of {len(others)} others'
 
 
-def _halving(number: int, share: float, curves: Mapping[int, Sequence[Report]], rungs: Sequence[float]) -> str:
+def _halving(
+  number: int, share: float, curves: Mapping[int, Sequence[Report]], rungs: Sequence[float], sign: int
+) -> str:
   own = curves[number]
   passed = [rung for rung in rungs if share >= rung - _NEAR]
   if not passed or (len(own) > 1 and own[-2].share >= passed[-1] - _NEAR):  # judged there before
@@ -83,20 +85,17 @@ def _halving(number: int, share: float, curves: Mapping[int, Sequence[Report]], 
   mine = _first_from(own, passed[-1])
   assert mine is not None
   better = sum(one > mine for one in at)
-  if better < max(1, len(at) // _FACTOR):
+  if len(at) < _FACTOR or better < len(at) // _FACTOR:
     return ''
-  return (
-    f'at {share:.0%} of its run {mine:.4g} is number {better + 1} of {len(at)}, and one in {_FACTOR} goes on'.replace(
-      '%', ' %'
-    )
-  )
+  place = f'number {better + 1} of {len(at)}, and one in {_FACTOR} goes on'
+  return f'at {100 * share:.0f} % of its run {sign * mine:.4g} is {place}'
 
 
 def _reached(curve: Sequence[Report], share: float) -> bool:
   return curve[-1].share >= share - _NEAR
 
 
-def _best_until(curve: Sequence[Report], share: float) -> float | None:
+def _best_until(curve: Sequence[Report], share: float) -> float:
   values = [one.value for one in curve if one.share <= share + _NEAR and not math.isnan(one.value)]
   return max(values, default=-math.inf)
 

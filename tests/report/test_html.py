@@ -11,6 +11,7 @@ import sample_runs as samples
 from jaxlite.report import folder_page, markup, style
 from jaxlite.report.html_page import Table, html
 from jaxlite.report.page import write
+from jaxlite.report.pictures import png
 from jaxlite.report.points import Points
 from pages import check, shown
 
@@ -170,8 +171,6 @@ def test_a_million_points_are_a_small_page_that_shows_each_peak():
 
 
 def test_pictures_of_a_task_of_ones_own_stand_in_the_page(tmp_path):
-  from jaxlite.report.pictures import png
-
   made = samples.result('own', samples.answers(100, 0.9, 1))
   made.figures = [['mine.png', 'What I drew'], ['confusion.png', 'drawn again here'], ['../up.png', 'not here']]
   folder = samples.write_run(tmp_path / 'run', made)
@@ -185,10 +184,13 @@ def test_pictures_of_a_task_of_ones_own_stand_in_the_page(tmp_path):
 def test_tables_of_a_study_stand_in_its_page(tmp_path):
   run_folder(tmp_path / 'trial1')
   study = {'title': 'Rates', 'tables': [{'caption': 'Best trials', 'cells': [['trial', 'lr'], ['1', 0.5], ['2']]}]}
-  (tmp_path / 'study.json').write_text(json.dumps(study))
+  study['tables'][0]['pictures'] = [['front.png', 'The front'], ['../up.png', 'not here'], ['none.png', 'nor there']]
+  (tmp_path / 'front.png').write_bytes(png(np.zeros((9, 9, 3), np.uint8)))
+  (tmp_path / 'report.json').write_text(json.dumps(study))
   text = shown(tmp_path)
   assert '<h1>Rates</h1>' in text
   assert 'Best trials' in ' '.join(check(text).text)
+  assert [one['alt'] for one in check(text).all('img') if 'Test example' not in one['alt']] == ['The front']
   for damage in (
     '{',
     '[]',
@@ -196,8 +198,8 @@ def test_tables_of_a_study_stand_in_its_page(tmp_path):
     '{"tables": [{"cells": 1}]}',
     '{"tables": [{"caption": "x", "cells": [3]}]}',
   ):
-    (tmp_path / 'study.json').write_text(damage)
-    assert 'study.json is damaged' in ' '.join(check(shown(tmp_path)).text)
+    (tmp_path / 'report.json').write_text(damage)
+    assert 'report.json is damaged' in ' '.join(check(shown(tmp_path)).text)
 
 
 def test_escaping_leaves_nothing_that_is_markup():

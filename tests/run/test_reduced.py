@@ -97,10 +97,10 @@ def test_it_is_trained_on_with_its_own_map_and_not_with_another(folder, tmp_path
   network, data = jl.load(folder), jl.data.from_arrays((X, Y))
   more = trained(tmp_path / 'more', data, model=network, steps=4)
   assert more.metrics['accuracy'] > 0.8
-  plain = trained(tmp_path / 'plain', data, model=small(None), steps=2)
-  assert plain.metrics
+  plain = jl.load(folder)
+  plain.model.apply.around = ('normalize',)  # as of a run that reduced nothing
   with pytest.raises(ValueError, match='keeps its own preprocessing, which reduces nothing'):
-    trained(tmp_path / 'other', jl.data.reduce(data, 'pca', 3), model=jl.load(tmp_path / 'plain'), steps=2)
+    trained(tmp_path / 'other', jl.data.reduce(data, 'pca', 3), model=plain, steps=2)
   with pytest.raises(ValueError, match='a backbone takes inputs as they are'):
     jl.finetune(network, jl.data.reduce(data, 'pca', 3), tmp_path / 'tuned')
 

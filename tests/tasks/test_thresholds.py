@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import precision_score, recall_score
 
 import jaxlite as jl
+from jaxlite.run.setup import prepare
 from jaxlite.tasks import Threshold, threshold_for
 from jaxlite.tasks.tables import wilson
-from loops import run
+from loops import config_of, run
+
+pytestmark = pytest.mark.unoptimized
 
 EXAMPLES = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=14)
 
@@ -128,6 +131,6 @@ def test_a_wish_that_cannot_be_met_is_told_and_one_that_says_nothing_refused(tmp
     run(tmp_path / 'c', data=jl.data.from_arrays((X, Y), task=lambda: task(recall=0.5)), eval__precision=0.9)
   with pytest.raises(ValueError, match=r'eval.recall is in \(0, 1\]'):
     run(tmp_path / 'd', data=bare, eval__recall=0.0)
-  run(tmp_path / 'e', data=bare, model=model(), task=task, eval__precision=0.9, steps=2, say=said.append)
-  assert any('no validation split is held out to choose a threshold by' in line for line in said)
+  notes = prepare(config_of(task=task, eval__precision=0.9), tmp_path / 'e', model(), bare).notes
+  assert any('no validation split is held out to choose a threshold by' in note for note in notes)
   assert isinstance(threshold_for([1.0], [1]), Threshold)

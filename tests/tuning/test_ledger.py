@@ -173,4 +173,4 @@ def test_halving_lets_one_in_three_go_on_and_looks_once_at_a_rung():
   assert judged('halving', *others, curve(9, [0.6, 0.0, 0.0] + [0.0] * 6)[:3])
   assert not judged('hyperband', *others, middle, place=2)  # a third of the trials is let alone
   assert judged('hyperband', *others, middle, place=0)
-  assert not judged('halving', best)  # the first trial has nobody to be worse than
+  assert not judged('halving', best, middle)  # two are too few to tell
