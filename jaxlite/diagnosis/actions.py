@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxlite.diagnosis.measure import Measured
 from jaxlite.diagnosis.verdict import Action
+
+if TYPE_CHECKING:  # records alone are judged without JAX
+  from jaxlite.diagnosis.measure import Measured
 
 _RATIO = 3e-3  # |update| / |weight| a step that a network of this library learns well with
 

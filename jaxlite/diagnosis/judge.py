@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxlite.config.command_line import split
 from jaxlite.diagnosis import curves, measured_findings, thresholds
 from jaxlite.diagnosis.actions import Known, action_for
-from jaxlite.diagnosis.measure import Measured
 from jaxlite.diagnosis.verdict import Diagnosis, Finding, flags
+
+if TYPE_CHECKING:  # records alone are judged without JAX
+  from jaxlite.diagnosis.measure import Measured
 
 
 def diagnose(

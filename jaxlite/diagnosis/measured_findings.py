@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxlite.diagnosis import thresholds as at
-from jaxlite.diagnosis.measure import Measured
 from jaxlite.diagnosis.verdict import Finding
+
+if TYPE_CHECKING:  # records alone are judged without JAX
+  from jaxlite.diagnosis.measure import Measured
 
 _LOGITS = ('classification', 'binary', 'multi_label', 'language', 'segmentation', 'sequence_labels')
 
