@@ -34,7 +34,7 @@ from absl import app, flags
 import jaxlite as jl
 from jaxlite.config.serialize import to_dict
 from jaxlite.data import batches
-from jaxlite.diagnosis import judge, look, measure, repairs
+from jaxlite.diagnosis import judge, look, measure, repairs, splits, steps
 from jaxlite.run import acting, defaults, diagnosing, evaluation, records, setup
 
 FLAGS = flags.FLAGS
@@ -42,7 +42,7 @@ flags.DEFINE_string('out', 'runs/diagnosis.jsonl', 'where finished lines are kep
 flags.DEFINE_string('numbers', '0:20', 'first:last number of each fault')
 flags.DEFINE_string('healthy', '0:80', 'first:last number of the healthy ones')
 flags.DEFINE_list('causes', list(cases.CAUSES), 'some of the causes')
-flags.DEFINE_bool('table', False, 'only print the table of what is there')
+flags.DEFINE_bool('table', False, 'only print the table of what is there, judged anew')
 flags.DEFINE_bool('act', False, 'also train what is suggested')
 flags.DEFINE_integer('seeds', 3, 'of each, with --act')
 
@@ -102,9 +102,8 @@ def made_of(case: cases.Case, repair: Any = None) -> Made:
   )
   own = shared.setup
   epoch = batches.steps_per_epoch(data.train, config.data.batch_size)
-  steps = lambda duration: duration.to_steps(  # noqa: E731
-    steps_per_epoch=epoch, batch_size=config.data.batch_size, total_steps=10_000)  # fmt: skip
-  plan = own.plan._replace(total=steps(config.train), log=10, evaluate=2 * epoch)
+  total = config.train.to_steps(steps_per_epoch=epoch, batch_size=config.data.batch_size)
+  plan = own.plan._replace(total=total, log=10, evaluate=2 * epoch)
   first = batches.batch_at(data.train, config.data.batch_size, config.seed, 0)
   train = own.train
   state = train.init(jax.random.key(config.seed), own.first_batch)
@@ -182,6 +181,7 @@ def judged(case: cases.Case) -> tuple[Any, dict[str, Any]]:
     'findings': {one.name: [one.value, one.threshold, one.present] for one in diagnosis.findings},
     'measured': _plain(found),
     'history': history,
+    'whole': whole,
     'action': None if diagnosis.action is None else diagnosis.action.overrides,
     'seconds': [round(middle - began[1], 2), round(time.process_time() - middle, 2)],
   }
@@ -193,9 +193,36 @@ def _plain(found: Any) -> dict[str, Any]:
   for name in ('start', 'end'):
     look = kept[name]
     kept[name] = {**look._asdict(), 'layers': [layer._asdict() for layer in look.layers]}
-  kept['walk'] = None if found.walk is None else {**found.walk._asdict(), 'losses': len(found.walk.losses)}
+  kept['walk'] = None if found.walk is None else found.walk._asdict()
   kept['twins'] = None if found.twins is None else found.twins[:2]
   return kept
+
+
+def again(line: dict[str, Any]) -> dict[str, Any]:
+  """A kept line, judged anew from what was measured: thresholds of now."""
+  kept = dict(line['measured'])
+  for name in ('start', 'end'):
+    layers = tuple(look.Layer(**layer) for layer in kept[name]['layers'])
+    kept[name] = look.Look(**{**kept[name], 'layers': layers})
+  kept['walk'] = None if kept['walk'] is None else steps.Walk(**kept['walk'])
+  kept['scales'] = None if kept['scales'] is None else splits.Scales(*kept['scales'])
+  kept['twins'] = None if kept['twins'] is None else splits.Twins(*kept['twins'], np.zeros(0))
+  case = cases.case(line['cause'], line['number'])
+  config = {**to_dict(dataclasses.replace(case.config, teacher='')), 'model': 'a network of its own'}
+  whole = line['whole']
+  diagnosis = judge.diagnose(
+    line['history'],
+    measured=measure.Measured(**kept),
+    config=config,
+    facts=case.data.facts,
+    task=line['task'],
+    failed=None if whole else {'step': 0, 'where': 'loss'},
+    read=READ,
+    own_loss=case.config.loss is None,
+  )
+  findings = {one.name: [one.value, one.threshold, one.present] for one in diagnosis.findings}
+  action = None if diagnosis.action is None else diagnosis.action.overrides
+  return {**line, 'found': diagnosis.cause or diagnosis.verdict, 'findings': findings, 'action': action}
 
 
 def clean_score(case: cases.Case) -> float:
@@ -251,6 +278,7 @@ def main(_: list[str]) -> None:
           family.cache_clear()
           jax.clear_caches()
           gc.collect()
+  lines = [again(line) for line in lines] if FLAGS.table else lines
   print(table([line for line in lines if line['number'] // 2 % 2], 'held out'))
   print(table([line for line in lines if not line['number'] // 2 % 2], 'chosen on'))
 

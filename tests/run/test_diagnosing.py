@@ -36,8 +36,8 @@ def sgd(config, total):
 
 
 def quick(recipe=sgd, **fields):
-  config = config_of(recipe, steps=60, **fields)
-  config.log.every, config.eval.every, config.checkpoint.every = (jl.Duration(steps=n) for n in (5, 10, 30))
+  config = config_of(recipe, steps=40, **fields)
+  config.log.every, config.eval.every, config.checkpoint.every = (jl.Duration(steps=n) for n in (4, 8, 20))
   config.optim.lr = fields.get('optim__lr', 0.3)
   return config
 
