@@ -111,7 +111,7 @@ def _thin(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-  """Compiles in a quarter of the time where a test says that this will do, also what its fixtures train. Bits and speed
+  """Compiles in a third of the time where a test says that this will do, also what its fixtures train. Bits and speed
   are judged of programs as users get them."""
   mark = item.get_closest_marker('unoptimized')
   if mark is None or mark.args == (False,):  # a test in a file that is marked
