@@ -27,7 +27,7 @@ def options():
 
 @contextlib.contextmanager
 def compiling():
-  """Whatever is compiled meanwhile, in any thread, is compiled so, and known by another key in the caches of programs."""
+  """Whatever is compiled meanwhile, in any thread, is compiled so; the cache of programs has it under another key."""
   import jax
 
   with _wrapped(options()):
