@@ -5,6 +5,6 @@
 It lies inside the package, for those who installed without a checkout: `jaxlite/experiments/digits.py`.
 """
 
-from jaxlite.experiments.digits import Digits, alone, get_config, model, recipe, student, teacher
+from jaxlite.experiments.digits import SPACE, Digits, alone, get_config, model, recipe, student, teacher
 
-__all__ = ['Digits', 'alone', 'get_config', 'model', 'recipe', 'student', 'teacher']
+__all__ = ['SPACE', 'Digits', 'alone', 'get_config', 'model', 'recipe', 'student', 'teacher']

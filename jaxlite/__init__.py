@@ -18,14 +18,17 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
     checkpoint,
     contract,
     data,
+    diagnosis,
     distillation,
     finetuning,
     models,
     optim,
     pruning,
     quantization,
+    report,
     step,
     tasks,
+    tuning,
   )
   from jaxlite.adapters import (
     adapt,
@@ -49,10 +52,14 @@ if TYPE_CHECKING:  # what the tables below say, for type checkers and editors
   from jaxlite.optim import accumulate, augment, average, freeze
   from jaxlite.pruning import hold, prune, rigl
   from jaxlite.quantization import coverage, fake_quant, lsq, ptq, quantize
+  from jaxlite.run.batch_size import batch_size
   from jaxlite.run.cross_validation import cross_validate
+  from jaxlite.run.diagnosing import diagnose
   from jaxlite.run.finetune import FineTune, finetune
   from jaxlite.run.loop import train
+  from jaxlite.run.lr_range import lr_range
   from jaxlite.run.planning import plan
+  from jaxlite.run.tune import tune
   from jaxlite.step.train_step import train_step
   from jaxlite.tasks.losses import cross_entropy
 
@@ -79,10 +86,14 @@ _WHERE = {
   'optim': ('accumulate', 'augment', 'average', 'freeze'),
   'pruning': ('hold', 'prune', 'rigl'),
   'quantization': ('coverage', 'fake_quant', 'lsq', 'ptq', 'quantize'),
+  'run.batch_size': ('batch_size',),
   'run.cross_validation': ('cross_validate',),
+  'run.diagnosing': ('diagnose',),
   'run.finetune': ('FineTune', 'finetune'),
   'run.loop': ('train',),
+  'run.lr_range': ('lr_range',),
   'run.planning': ('plan',),
+  'run.tune': ('tune',),
   'step.train_step': ('train_step',),
   'tasks.losses': ('cross_entropy',),
 }
@@ -90,14 +101,17 @@ _ROOMS = (
   'checkpoint',
   'contract',
   'data',
+  'diagnosis',
   'distillation',
   'finetuning',
   'models',
   'optim',
   'pruning',
   'quantization',
+  'report',
   'step',
   'tasks',
+  'tuning',
 )
 # Names of 0.1 that moved into a room: they work for one version, with a warning that names the new place.
 _MOVED = {
@@ -138,6 +152,7 @@ __all__ = [
   'adapt',
   'augment',
   'average',
+  'batch_size',
   'chain',
   'checkpoint',
   'contract',
@@ -146,6 +161,8 @@ __all__ = [
   'cross_validate',
   'data',
   'deploy',
+  'diagnose',
+  'diagnosis',
   'distill',
   'distillation',
   'fake_quant',
@@ -163,6 +180,7 @@ __all__ = [
   'hint',
   'hold',
   'load',
+  'lr_range',
   'lsq',
   'models',
   'optim',
@@ -173,12 +191,15 @@ __all__ = [
   'quantization',
   'quantize',
   'reparam',
+  'report',
   'rigl',
   'shrink',
   'step',
   'tasks',
   'train',
   'train_step',
+  'tune',
+  'tuning',
   'unpack',
 ]
 

@@ -104,7 +104,7 @@ class Network(NamedTuple):
 
 @functools.lru_cache(maxsize=16)  # jit caches by function object: keep one for each model
 def _predictor(apply: Callable[..., Any]) -> Callable[..., Any]:
-  return jax.jit(lambda params, state, inputs: apply(params, state, inputs, train=False, key=None)[0])
+  return getattr(apply, 'compiled', jax.jit)(lambda p, s, x: apply(p, s, x, train=False, key=None)[0])
 
 
 class Context(NamedTuple):

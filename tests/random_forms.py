@@ -40,11 +40,14 @@ class Dot(NamedTuple):
 
 
 class Fact(NamedTuple):
-  """What is known of a weight: its axes as in a LeafLayout, None where none can be told; whether its inputs are."""
+  """What is known of a weight: its axes as in a LeafLayout, None where none can be told; whether its inputs are; and
+  whether what is multiplied is a curve of it, or no zero where it is zero."""
 
   summed: tuple[int, ...] | None
   outputs: tuple[int, ...] | None = None
   inputs: bool = True
+  bent: bool = False
+  filled: bool = False
 
 
 class Form(NamedTuple):
@@ -195,12 +198,14 @@ def masked(rng, fan_in, fan_out):
 
 
 def squashed(rng, fan_in, fan_out):
-  return _form({'w': _draw(rng, fan_in, fan_out)}, *_both(lambda p, np_: np_.tanh(p['w'])), {'w': IN_OUT})
+  return _form(
+    {'w': _draw(rng, fan_in, fan_out)}, *_both(lambda p, np_: np_.tanh(p['w'])), {'w': IN_OUT._replace(bent=True)}
+  )
 
 
 def standardized(rng, fan_in, fan_out):
   make = lambda p, np_: (p['w'] - p['w'].mean(0)) / np_.sqrt(p['w'].var(0) + 1e-2)  # noqa: E731
-  return _form({'w': _draw(rng, fan_in, fan_out)}, *_both(make), {'w': IN_OUT})
+  return _form({'w': _draw(rng, fan_in, fan_out)}, *_both(make), {'w': IN_OUT._replace(filled=True)})
 
 
 def mixture(rng, fan_in, fan_out):

@@ -34,9 +34,11 @@ FLOORS = (
   ('models',),
   ('step',),
   ('deployment',),
+  ('diagnosis',),
   ('report',),
   ('planning',),
   ('finetuning',),
+  ('tuning',),
   ('run',),
   ('__main__', 'experiments'),
 )
@@ -141,6 +143,8 @@ def test_only_the_room_that_owns_a_package_imports_it(module):
     assert not used & {'orbax', 'tensorstore'}
   if room != 'data':
     assert not used & {'tensorflow_datasets', 'array_record', 'sklearn'}
+  if room != 'tuning':
+    assert not used & {'optuna', 'cmaes', 'sqlalchemy'}
   assert 'tensorflow' not in used
 
 

@@ -21,6 +21,7 @@ ROOMS = (
   'pruning',
   'quantization',
   'distillation',
+  'diagnosis',
   'optim',
   'tasks',
   'data',
@@ -28,6 +29,8 @@ ROOMS = (
   'step',
   'config',
   'checkpoint',
+  'report',
+  'tuning',
 )
 TOP = [
   'train',
@@ -36,6 +39,7 @@ TOP = [
   'deploy',
   'train_step',
   'cross_validate',
+  'diagnose',
   'chain',
   'reparam',
   'Hook',
@@ -72,6 +76,9 @@ TOP = [
   'plan',
   'finetune',
   'FineTune',
+  'tune',
+  'lr_range',
+  'batch_size',
 ]
 
 

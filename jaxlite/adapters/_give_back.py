@@ -13,7 +13,7 @@ from jaxlite.adapters.haiku import to_haiku
 from jaxlite.adapters.keras import assign
 from jaxlite.adapters.nnx import to_nnx
 from jaxlite.contract import CONST, Hook, Model, Network, State
-from jaxlite.optim import normalize
+from jaxlite.optim import normalize, project
 from jaxlite.tasks import units
 
 _HEALTH = 'jl.health'  # of a state that a step has trained: nothing of the network's
@@ -26,7 +26,8 @@ class GivenBack(NamedTuple):
   Attributes:
     values: what the framework takes: Linen's variables, the State for `nnx.update`, an Equinox module (and its state),
       Haiku's params (and state), the params of a function (and its state); of Keras the model itself, written to.
-    before: raw inputs, as a user has them -> what the module takes: encoded and standardized as in training.
+    before: raw inputs, as a user has them -> what the module takes: encoded, standardized and
+      reduced as in training.
     after: the module's outputs -> the network's: those of a regression in the units of its targets.
   """
 
@@ -70,7 +71,7 @@ def give_back(network: Network, module: Any) -> GivenBack:
   added = [
     name for name in (*params, *network.model_state) if trees.is_extra(name) and name not in (CONST, 'jl.health')
   ]
-  added += [f'{CONST}/{owner}' for owner in const if owner not in (*_OWN, 'normalize', 'units')]
+  added += [f'{CONST}/{owner}' for owner in const if owner not in (*_OWN, 'normalize', 'reduce', 'units')]
   if added:
     raise ValueError(
       f'a module holds its own values alone; this network has {added[0]!r} of a part of its recipe too: load the run '
@@ -79,20 +80,22 @@ def give_back(network: Network, module: Any) -> GivenBack:
   if 'keras' in const:  # frozen variables: of a network that was filled anew, they are others than the model's
     state = {**state, 'state': trees.merge(state.get('state', {}), const['keras'])}
   checked = getattr(network.model.apply, 'checked', lambda inputs: inputs)
+  leaf = getattr(network.model.apply, 'reduced', '')
   standardized = _applied('normalize', normalize, const)
+  reduced = _applied('reduce', lambda reduction, mean=None: project(reduction, mean, leaf=leaf), const)
 
   def before(inputs: Any) -> Any:
-    return standardized(checked(inputs if network.encode is None else network.encode(inputs)))
+    return reduced(standardized(checked(inputs if network.encode is None else network.encode(inputs))))
 
   return GivenBack(_values(module, params, state), before, _applied('units', units, const))
 
 
-def _applied(name: str, hook: Callable[[Any, Any], Hook], const: State) -> Callable[[Any], Any]:
+def _applied(name: str, hook: Callable[..., Hook], const: State) -> Callable[[Any], Any]:
   """What a hook of constants does to the value that goes through it."""
   if name not in const:
     return lambda value: value
   whole = Model(lambda key, inputs: ({}, {}), lambda params, state, value, **_: (value, state))
-  model = hook(const[name]['mean'], const[name]['std']).model(whole)
+  model = hook(**const[name]).model(whole)
   return lambda value: model.apply({}, {CONST: {name: const[name]}}, value, train=False, key=None)[0]
 
 

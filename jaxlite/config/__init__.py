@@ -9,6 +9,7 @@ from jaxlite.config.schema import (
   LogConfig,
   MachineConfig,
   OptimConfig,
+  RepairConfig,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
   'LogConfig',
   'MachineConfig',
   'OptimConfig',
+  'RepairConfig',
 ]

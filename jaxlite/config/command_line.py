@@ -101,7 +101,7 @@ def load(path: str, pairs: Pairs, root: pathlib.Path) -> configs.Config:
     ConfigError: no such file, no `get_config`, an error inside it, or a field that cannot be.
   """
   here = pathlib.Path(path)
-  file = here if here.is_file() else root / here
+  file = _found(path, root)
   if not file.is_file():
     near = [*here.parent.glob('*.py'), *(one.relative_to(root) for one in (root / 'experiments').glob('*.py'))]
     raise errors.ConfigError(f'no experiment file {path!r}; nearest: {fields.nearest(path, map(str, near))}')
@@ -125,9 +125,33 @@ def load(path: str, pairs: Pairs, root: pathlib.Path) -> configs.Config:
   return config
 
 
-def _module(file: pathlib.Path) -> Any:
+def declared(path: str, name: str, root: pathlib.Path) -> Any:
+  """Returns what an experiment file that `load` has read declares by a name, called where it is a function.
+
+  Args:
+    path: the experiment file.
+    name: such as 'SPACE'.
+    root: the folder of the launcher.
+
+  Returns:
+    It; None where the file has no such name.
+  """
+  value = getattr(sys.modules.get(_name_of(_found(path, root).resolve())), name, None)
+  return value() if callable(value) else value
+
+
+def _found(path: str, root: pathlib.Path) -> pathlib.Path:
+  here = pathlib.Path(path)
+  return here if here.is_file() else root / here
+
+
+def _name_of(file: pathlib.Path) -> str:
   # Saved configs name functions by module: the name must not depend on where the command was typed.
-  name = f'{file.parent.name}.{file.stem}'
+  return f'{file.parent.name}.{file.stem}'
+
+
+def _module(file: pathlib.Path) -> Any:
+  name = _name_of(file)
   spec = importlib.util.spec_from_file_location(name, file)
   assert spec, file  # the file is there, and it ends in .py
   assert spec.loader, file

@@ -16,7 +16,7 @@ from jaxlite.config.fields import fields, is_group
 from jaxlite.config.serialize import changed
 
 # What the loop and its surroundings read themselves, whatever recipe and model do.
-_LOOP = ('name', 'seed', 'train', 'eval', 'log', 'checkpoint', 'machine', 'runs', 'data.batch_size')
+_LOOP = ('name', 'seed', 'train', 'eval', 'log', 'checkpoint', 'machine', 'repair', 'runs', 'data.batch_size')
 
 _WHY = {
   'model': 'a model was given beside it',

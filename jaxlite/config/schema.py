@@ -37,7 +37,13 @@ class DataConfig:
     size: height and width that pictures of a folder are brought to; 0 where all have one size.
     label: the column of a table that is learned; '' for 'label'.
     keep: where pictures are decoded from: 'auto', 'memory', 'folder', 'pixels' or 'jpeg', see `jaxlite.data.pictures`.
+      Of a table: 'memory' or 'disk', see `jaxlite.data.from_table`.
     threads: that decode pictures and sounds; 0 takes one a core.
+    reduce: brings the inputs to fewer features before the network, by what the training split shows: 'pca',
+      'randomized_pca', 'incremental_pca', 'random_projection', 'sparse_projection' or 'mutual_information', see
+      `jaxlite.data.reduce`; '' leaves them as they are.
+    components: how many features `reduce` keeps; below 1, the share of the variance that 'pca' keeps.
+    whiten: of 'pca', each component has deviation 1.
   """
 
   source: str = 'digits'
@@ -50,6 +56,9 @@ class DataConfig:
   label: str = ''
   keep: str = 'auto'
   threads: int = 0
+  reduce: str = ''
+  components: float = 0.95
+  whiten: bool = False
 
 
 @dataclasses.dataclass
@@ -82,6 +91,9 @@ class EvalConfig:
     target: a value of that metric: while it trains the run says when it will probably be reached, and at its end when
       it was; it trains on all the same. None: no target.
     start: also look at what the run begins with: one that was pretrained never ends worse, by validation.
+    precision: of a binary or multi-label task, at least this share of what is called positive should be: the threshold
+      that gives it on validation with the highest recall is kept with the model. None: nobody asks.
+    recall: likewise, at least this share of the positives should be found, with the highest precision.
   """
 
   every: Duration = dataclasses.field(default_factory=lambda: Duration(epochs=1))
@@ -90,6 +102,8 @@ class EvalConfig:
   batch_size: int = 512
   target: float | None = None
   start: bool = False
+  precision: float | None = None
+  recall: float | None = None
 
 
 @dataclasses.dataclass
@@ -149,13 +163,38 @@ class MachineConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class RepairConfig:
+  """What `jl.diagnose` found and a person wants mended, whatever the framework and the recipe; all off by default.
+
+  Attributes:
+    start: the first weights are scaled, layer by layer, so that each layer answers the first batch with deviation 1.
+    rate: every update is multiplied by it: a learning rate that the recipe has written down is changed so.
+    clip: largest global norm of a gradient, before anything else of the recipe; 0 for none.
+    scale: quantities among the inputs are standardized, whatever the data set says.
+    logits: the network's last softmax, sigmoid, tanh or ReLU is left out.
+    leaks: training examples that validation or test has too are left out.
+    labels: training examples whose label is contradicted with confidence by fits without them are left out.
+    balance: training examples count by how rare their class is.
+  """
+
+  start: bool = False
+  rate: float = 1.0
+  clip: float = 0.0
+  scale: bool = False
+  logits: bool = False
+  leaks: bool = False
+  labels: bool = False
+  balance: bool = False
+
+
+@dataclasses.dataclass(kw_only=True)
 class Config:
   """One experiment. Subclass it to add fields; they are set, checked and saved like these.
 
   Attributes:
     name: the run's name in its report.
     seed: feeds every source of randomness.
-    data, optim, eval, log, checkpoint, machine: see their classes.
+    data, optim, eval, log, checkpoint, machine, repair: see their classes.
     train: the length of the run.
     teacher: the folder of a finished run to learn from, relative to this run's own; empty for none.
     model: (config) -> a network that an adapter takes, or a Model; None where `jaxlite.train` is given one, or for a
@@ -179,6 +218,7 @@ class Config:
   log: LogConfig = dataclasses.field(default_factory=LogConfig)
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
   machine: MachineConfig = dataclasses.field(default_factory=MachineConfig)
+  repair: RepairConfig = dataclasses.field(default_factory=RepairConfig)
   teacher: str = ''
   model: Callable[[Config], Any] | None = None
   recipe: Callable[[Config, int], Any] | None = None
@@ -194,15 +234,20 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('data.source', bool, 'the name of a data set, or a path'),
   ('data.size', lambda value: value >= 0, 'at least 0 (0: that of the pictures)'),
   ('data.threads', lambda value: value >= 0, 'at least 0 (0: one a core)'),
+  ('data.components', lambda value: 0 < value < 1 or value == value // 1 >= 1, 'a share in (0, 1), or a whole number'),
   ('optim.lr', lambda value: 0 < value < math.inf, 'above 0 and finite'),
   ('optim.weight_decay', lambda value: 0 <= value < math.inf, 'at least 0 and finite'),
   ('optim.clip', lambda value: 0 <= value < math.inf, 'at least 0 (0: off) and finite'),
   ('eval.patience', lambda value: value >= 0, 'at least 0 (0: off)'),
   ('eval.batch_size', lambda value: value >= 1, 'at least 1'),
   ('eval.target', lambda value: value is None or math.isfinite(value), 'finite'),
+  ('eval.precision', lambda value: value is None or 0 < value <= 1, 'in (0, 1]'),
+  ('eval.recall', lambda value: value is None or 0 < value <= 1, 'in (0, 1]'),
   ('machine.steps_per_dispatch', lambda value: value >= 0, 'at least 0 (0: chosen by time)'),
   ('machine.micro_batches', lambda value: value >= 1, 'at least 1'),
   ('machine.remat', lambda value: value >= 0, 'at least 0 (0: off)'),
+  ('repair.rate', lambda value: 0 < value < math.inf, 'above 0 and finite'),
+  ('repair.clip', lambda value: 0 <= value < math.inf, 'at least 0 (0: off) and finite'),
   ('checkpoint.keep', lambda value: value >= 1, 'at least 1'),
   ('train', lambda value: value.given()[0] != 'percent', 'in steps, epochs or examples'),
   ('train', lambda value: value.given()[1] > 0, 'longer than 0'),

@@ -110,7 +110,10 @@ def settle(path: Path, sites: Iterable[Site], say: Callable[[str], None]) -> dic
   """
   saved = read(path)
   if saved.machine not in ('', machine()):
-    say('note: the rewrites for CPU were chosen on another machine or jaxlib: they are kept, others may be faster')
+    say(
+      'note: the rewrites for CPU were chosen on another machine, jaxlib or with other kernels: they are kept, others '
+      'may be faster'
+    )
   sites = list(sites)
   here = {site.key: (*site.forms, XLA_FORM) for site in sites}
   lost = [name for key, name in saved.choices.items() if name not in here.get(key, (XLA_FORM,))]
@@ -148,8 +151,8 @@ def machine() -> str:
   """Returns a name for what times depend on: the processor, its count, jaxlib, the kernels there are."""
   about = '|'.join(processor_lines('model name', 'flags', 'Features', 'cpu cores')) or platform.processor()
   parts = (platform.machine(), about, str(cores()), os.environ.get('XLA_FLAGS', ''))
-  own = '-direct' if compiler.compiler() else ''
-  with_it = own if onednn.missing() else f'-onednn-{onednn_c.version()}'
+  with_it = '-direct' if compiler.compiler() else ''
+  with_it += '' if onednn.missing() else f'-onednn-{onednn_c.version()}'
   return f'jaxlib-{jax.lib.__version__}{with_it}-{hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]}'
 
 

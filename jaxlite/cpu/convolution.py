@@ -4,8 +4,8 @@ Four cases. A weight gradient is a convolution whose contraction runs over the b
 gradient of the output: XLA:CPU is slow at it. So it is at depthwise convolutions and their gradients. And inside a loop
 every convolution is slow, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward
 convolution of many channels outside of loops is a kernel's where there is a C compiler (oneDNN's if that extra is
-installed, else ours), else XLA's own; where channels are few (gray and color pictures) it is one fused sum; in a
-teacher it is always XLA's own: its bits are what the same network gives when it is called alone.
+installed and channels lie last, else ours), else XLA's own; where it sums a few products (gray pictures; without a
+kernel color pictures too) it is one fused sum; in a teacher it is always XLA's own: its bits are what the same network gives when it is called alone.
 
 All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
 """
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlite.cpu.fusion import alone
+from jaxlite.cpu.fusion import alone, held
 from jaxlite.cpu.kernels import choose, match
 from jaxlite.cpu.site import XLA_FORM, Site, Where, describe, shapes_of, xla_form
 from jaxlite.graph.contractions import flops_of
@@ -32,6 +32,7 @@ _CHUNKS = 4  # each is an operation to compile: eight are hardly faster and take
 _PLACES = 64  # unrolled in the program: more would make a long one
 _GROUPS = 16  # likewise
 _FEW, _TERMS = 4, 48  # channels, and channels times places, up to which a sum of products is quicker than XLA's own
+_AGAIN = 9  # terms up to which the sum may be computed again in each of its readers, sooner than written and read
 _TINY = 1e5  # FLOPs below which nothing is gained, in a loop neither: XLA's own bits stay, the same in both
 _PATCHES = 64 << 20  # bytes: shifted copies side by side take as many times the memory as a kernel has places
 
@@ -64,7 +65,7 @@ def site(eqn: Any, where: Where) -> Site | None:
     return None
   if flops_of(eqn) >= _TINY:
     kernel = choose.forms(eqn)
-    if default != 'outer':  # that one is fused with what reads it, which a call cannot be
+    if default != 'outer' or _terms(eqn) > _AGAIN:  # else it is fused with what reads it, which a call cannot be
       default = next(iter(kernel), default)
     forms = {**forms, **kernel}
   if not forms:
@@ -118,12 +119,17 @@ def _of_weight_gradient(eqn: Any, looped: bool) -> tuple[dict[str, _Form], str]:
   return forms, wanted if wanted in forms else XLA_FORM
 
 
+def _terms(eqn: Any) -> int:
+  """Products that are summed into one entry of a convolution."""
+  kernel = eqn.invars[1].aval
+  return kernel.size // kernel.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
+
+
 def _of_few_channels(eqn: Any) -> tuple[dict[str, _Form], str]:
   numbers = eqn.params['dimension_numbers']
   kernel = eqn.invars[1].aval
-  terms = kernel.size // kernel.shape[numbers.rhs_spec[0]]
   grouped = eqn.params['feature_group_count'] > 1 or eqn.params['batch_group_count'] > 1
-  if grouped or kernel.shape[numbers.rhs_spec[1]] > _FEW or terms > _TERMS:
+  if grouped or kernel.shape[numbers.rhs_spec[1]] > _FEW or _terms(eqn) > _TERMS:
     return {}, XLA_FORM
   return {'outer': functools.partial(_by_outer_products, eqn.params)}, 'outer'
 
@@ -208,10 +214,34 @@ def _by_places(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 
 
 def _by_outer_products(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-  """One multiplication for each place and channel, all in one fused sum: nothing is laid side by side."""
-  views, kernel, _ = _parts(params, lhs, rhs)
-  terms = [view[..., c : c + 1] * kernel[place][c] for place, view in views for c in range(view.shape[-1])]
-  return _back(functools.reduce(operator.add, terms), params['dimension_numbers'].out_spec)
+  """One multiplication for each place and channel, all in one fused sum: nothing is laid side by side.
+
+  It is written in the axes of the result: XLA takes it into whatever reads it, a transpose too, and would then compute
+  it in an order that no vector unit likes.
+  """
+  numbers = params['dimension_numbers']
+  x_spec, out_spec = numbers.lhs_spec, numbers.out_spec
+  kernel = jnp.transpose(rhs, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+  room = [(0, 0, 0)] * lhs.ndim
+  for axis, (low, high), step in zip(x_spec[2:], params['padding'], params['lhs_dilation'], strict=True):
+    room[axis] = (low, high, step - 1)
+  x = lax.pad(lhs, jnp.zeros((), lhs.dtype), room)
+  count = _count(params, [x.shape[axis] for axis in x_spec[2:]], kernel.shape[:-2])
+  turn = [x_spec[out_spec.index(axis)] for axis in range(lhs.ndim)]
+  wide = [kernel.shape[-1] if axis == out_spec[1] else 1 for axis in range(lhs.ndim)]
+  terms = []
+  for place in itertools.product(*map(range, kernel.shape[:-2])):
+    for channel in range(kernel.shape[-2]):
+      start, ends, steps = [0] * x.ndim, list(x.shape), [1] * x.ndim
+      start[x_spec[1]], ends[x_spec[1]] = channel, channel + 1
+      spaces = zip(x_spec[2:], place, params['rhs_dilation'], params['window_strides'], count, strict=True)
+      for axis, at, gap, step, n in spaces:
+        start[axis], steps[axis] = at * gap, step
+        ends[axis] = at * gap + (n - 1) * step + 1
+      view = lax.transpose(lax.slice(x, start, ends, steps), turn)
+      terms.append(view * kernel[place][channel].reshape(wide))
+  found = functools.reduce(operator.add, terms)
+  return found if out_spec[1] == lhs.ndim - 1 and len(terms) <= _AGAIN else held(found)
 
 
 def _by_patches(params: Any, lhs: jax.Array, rhs: jax.Array) -> jax.Array:

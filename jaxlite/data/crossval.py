@@ -13,6 +13,7 @@ from jaxlite.data import splits
 from jaxlite.data.arrays import groups, rows
 from jaxlite.data.chosen import joined, room_for
 from jaxlite.data.dataset import Dataset, Pair, Split, as_pair, as_task, assemble, check_split, weighted
+from jaxlite.data.reduction import again
 from jaxlite.errors import whole
 from jaxlite.tasks.task import Task
 
@@ -44,7 +45,7 @@ def folds(
   Returns:
     k Datasets. Every example is in exactly one test split; parts differ by one example at most, and so do the examples
     of each of the task's groups (classes) in them. An encoder stays the Dataset's own: it knows the names that its
-    first training split had.
+    first training split had. What reduces the inputs is fitted anew on each training split.
 
   Raises:
     ValueError: k out of range; something is wrong with the data; examples that are made and not held.
@@ -60,13 +61,14 @@ def folds(
 def _cut(
   data: Any, k: int, seed: int, validation: float, task: Any, facts: Any, standardize: Any, name: str
 ) -> list[Dataset]:
-  encoder, names, notes = None, (), ()
+  encoder, names, notes, reduction = None, (), (), None
   if isinstance(data, Dataset):
     if not all(isinstance(split, Split) for split in (data.train, data.validation, data.test)):
       raise ValueError(f'folds cut examples in memory; train of {data.name} is a {type(data.train).__name__}')
     if task is not None or facts is not None:
       raise ValueError('a Dataset has its task and facts; folds of one take no others: give (inputs, labels)')
     learned, given, name, encoder, names = data.task, data.facts, data.name, data.encoder, data.feature_names
+    reduction = data.reduction
     everything = _together([data.train, data.validation, data.test])
     if standardize is True and not jax.tree.leaves(data.mean):
       standardize = False
@@ -90,9 +92,8 @@ def _cut(
       chosen = {'train': left[kept], 'validation': left[taken], 'test': chosen['test']}
     cut = {where: rows(everything, which) for where, which in chosen.items()}
     known = learned.facts(cut['train'].labels, given)
-    made.append(
-      assemble(name, cut, learned, known, feature_names=names, standardize=standardize, notes=notes, encoder=encoder)
-    )
+    options = {'feature_names': names, 'standardize': standardize, 'notes': notes, 'encoder': encoder}
+    made.append(again(assemble(name, cut, learned, known, **options), reduction))
   return made
 
 

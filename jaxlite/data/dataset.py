@@ -17,6 +17,7 @@ from jaxlite import tasks
 from jaxlite.data import inputs as trees
 from jaxlite.data.chosen import room_for
 from jaxlite.data.inputs import as_array, as_inputs, as_leaves, frozen, pieces
+from jaxlite.data.projection import Projection
 from jaxlite.data.standardize import standardization
 from jaxlite.tasks.task import Facts, Task
 
@@ -68,6 +69,7 @@ class Dataset(NamedTuple):
     feature_names: one name per feature of a table, else empty.
     encoder: what made the inputs of raw rows or texts (`jaxlite.data.encoders`); None where they came as arrays.
     files: by split, the file that each example came from, relative to the folder; None where there are none.
+    reduction: the map to fewer features that inputs go through once they are standardized (`reduce`); None for none.
   """
 
   name: str
@@ -83,6 +85,7 @@ class Dataset(NamedTuple):
   feature_names: tuple[str, ...] = ()
   encoder: Any = None
   files: Mapping[str, Sequence[str]] | None = None
+  reduction: Projection | None = None
 
   @property
   def classes(self) -> int:

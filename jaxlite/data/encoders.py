@@ -205,17 +205,25 @@ class TextEncoder:
     """Returns what a call returns, and lines on texts that are cut or empty."""
     if isinstance(texts, Mapping) and set(texts) == {'tokens', 'mask'} if self.mask else _is_array(texts):
       return texts, []
+    padded, counts = self.padded(texts)
+    return padded if self.mask else padded['tokens'], self.told(counts)
+
+  def padded(self, texts: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Returns {'tokens': int32 [N, length], 'mask': bool [N, length]}, and how many tokens each text has, int64 [N]."""
     ids = self.tokenize(texts)
     counts = np.array([len(one) for one in ids], np.int64)
+    if (counts > self.length).any() and hasattr(self.tokenizer, 'cut'):
+      ids = [self.tokenizer.cut(one, self.length) for one in ids]
+    return pad(ids, self.length, truncate=True), counts
+
+  def told(self, counts: np.ndarray) -> list[str]:
+    """Returns lines on texts that are cut or empty, of how many tokens each has."""
     told = []
     if long := int((counts > self.length).sum()):
-      told.append(f'{long} of {len(ids)} texts are longer than {self.length} tokens and are cut there')
+      told.append(f'{long} of {len(counts)} texts are longer than {self.length} tokens and are cut there')
     if empty := int((counts == 0).sum()):
-      told.append(f'{empty} of {len(ids)} texts have no token: nothing tells them apart')
-    if long and hasattr(self.tokenizer, 'cut'):
-      ids = [self.tokenizer.cut(one, self.length) for one in ids]
-    padded = pad(ids, self.length, truncate=True)
-    return padded if self.mask else padded['tokens'], told
+      told.append(f'{empty} of {len(counts)} texts have no token: nothing tells them apart')
+    return told
 
   def tokenize(self, texts: Any) -> list[list[int]]:
     """Returns the ids of each text, whatever its length."""

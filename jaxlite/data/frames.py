@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,10 @@ def read_columns(table: Any) -> dict[str, np.ndarray]:
       raise ValueError('a table is a dict of columns; got a dict of single values: put one row into a list, [row]')
     columns = {str(column): _column(values) for column, values in table.items()}
   elif isinstance(table, list | tuple) and table and all(isinstance(row, Mapping) for row in table):
-    columns = _from_rows(table)
+    columns = from_rows(table)
   elif hasattr(table, 'columns') and hasattr(table, '__getitem__'):  # a DataFrame, without importing its library
     names = [str(column) for column in table.columns]
-    _check_names(names, 'the table')
+    check_names(names, 'the table')
     columns = {name: _column(table[column]) for name, column in zip(names, table.columns, strict=True)}
   else:
     raise ValueError(
@@ -76,7 +76,8 @@ def _column(values: Any) -> np.ndarray:
     raise ValueError('a column holds one value per row; got lists of several lengths: give one column each') from None
 
 
-def _from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  """Returns rows that are dicts as columns [N]; ValueError where one has other columns than the first."""
   names = list(rows[0])
   for place, row in enumerate(rows):
     if set(row) != set(names):
@@ -94,7 +95,8 @@ def _objects(values: list[Any]) -> np.ndarray:
   return found
 
 
-def _check_names(names: Sequence[str], where: str) -> None:
+def check_names(names: Sequence[str], where: str) -> None:
+  """Raises ValueError where two columns have one name."""
   if len(set(names)) != len(names):
     raise ValueError(f'columns have names of their own; {where} has {", ".join(names)}: rename one')
 
@@ -106,7 +108,7 @@ def read_file(path: str) -> dict[str, np.ndarray]:
 
     return read_parquet(path)
   if path.lower().endswith(('.jsonl', '.ndjson')):
-    return _from_rows(read_json_lines(path))
+    return from_rows(read_json_lines(path))
   return _read_csv(path)
 
 
@@ -116,7 +118,12 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
   Raises:
     ValueError: a line that is no JSON object, with its number.
   """
-  rows = []
+  return list(json_lines(path))
+
+
+def json_lines(path: str) -> Iterator[dict[str, Any]]:
+  """Yields the objects of a file of JSON lines one by one, as `read_json_lines` gives all."""
+  none = True
   try:
     with open(path, encoding='utf-8-sig') as file:
       for number, line in enumerate(file, 1):
@@ -128,14 +135,14 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
           raise ValueError(f'each line is a JSON object; {path} line {number} is not: {error}') from None
         if not isinstance(row, dict):
           raise ValueError(f'each line is a JSON object; {path} line {number} is a {type(row).__name__}')
-        rows.append(row)
+        none = False
+        yield row
   except OSError as error:
     raise ValueError(f'cannot read {path}: {error.strerror or error}') from None
   except UnicodeDecodeError as error:
     raise ValueError(f'JSON lines are in UTF-8; {path} is not: {error}') from None
-  if not rows:
+  if none:
     raise ValueError(f'a table needs a row at least; {path} is empty')
-  return rows
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,7 +166,7 @@ def _read_csv(path: str) -> dict[str, np.ndarray]:
   except (UnicodeDecodeError, csv.Error) as error:
     raise ValueError(f'a table is a CSV file in UTF-8; {path} is not: {error}') from None
   header = [column.strip() for column in header]
-  _check_names(header, path)
+  check_names(header, path)
   for line, row in rows:
     if len(row) != len(header):
       raise ValueError(f'every row has {len(header)} cells, as the header; {path} line {line} has {len(row)}: fix it')

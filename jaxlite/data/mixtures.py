@@ -149,6 +149,8 @@ def mix(
       )
     if other.train.labels.shape[1:] != first.train.labels.shape[1:]:
       raise ValueError(f'sources have labels of one shape; {key!r} has {list(other.train.labels.shape[1:])}')
+    if other.reduction is not None:
+      raise ValueError(f'a mixture is reduced as a whole; {key!r} is reduced alone: jl.data.reduce what mix gives')
     if other.encoder != first.encoder:
       raise ValueError(f'sources are encoded alike; {lead!r} by {first.encoder}, {key!r} by {other.encoder}')
   shown = lead if evaluated is None else evaluated

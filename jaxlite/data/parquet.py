@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def read_parquet(path: str) -> dict[str, np.ndarray]:
   import pyarrow.parquet as pq
 
   tables = []
-  for file in _files(path):
+  for file in parquet_files(path):
     try:
       with pq.ParquetFile(file) as source:  # not read_table, which takes folders' names for columns
         names = source.schema_arrow.names
@@ -58,7 +59,35 @@ def read_parquet(path: str) -> dict[str, np.ndarray]:
   return found
 
 
-def _files(path: str) -> list[str]:
+def parquet_batches(path: str, rows: int) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the rows that `read_parquet` gives, so many at a time.
+
+  Raises:
+    ValueError: as `read_parquet`.
+  """
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  first: list[str] | None = None
+  for file in parquet_files(path):
+    try:
+      with pq.ParquetFile(file) as source:
+        names = source.schema_arrow.names
+        if len(set(names)) != len(names):
+          raise ValueError(f'columns have names of their own; {file} has {", ".join(names)}: rename one')
+        if first is not None and names != first:
+          raise ValueError(
+            f'files of one table have the same columns; {file} has {", ".join(names)}, the first {", ".join(first)}'
+          )
+        first = names
+        for batch in source.iter_batches(batch_size=rows):
+          yield {name: _column(name, batch.column(place), path) for place, name in enumerate(names)}
+    except (OSError, pa.ArrowException) as error:
+      raise ValueError(f'{file} is no Parquet file, or damaged: {str(error).splitlines()[0]}') from None
+
+
+def parquet_files(path: str) -> list[str]:
+  """Returns a Parquet file, or those of a folder, in the order of their names."""
   if not os.path.isdir(path):
     return [path]
   names = sorted(name for name in os.listdir(path) if not is_hidden(name))

@@ -75,7 +75,7 @@ def open_path(
       lines (`from_table`, or `labeled_texts` where the columns are `text` and the label).
     size: of pictures, height and width; 0 where all have one.
     label: of a table, the column that is learned; '' for 'label'.
-    keep: as in `pictures`.
+    keep: as in `pictures`; of a table or texts, as in `from_table`.
     threads: that decode; 0 takes one a core.
     **options: validation, seed, task.
 
@@ -85,7 +85,8 @@ def open_path(
   Raises:
     ValueError: as its maker; nothing there that is read.
   """
-  from jaxlite.data import frames, labeled_texts, pictures, sounds
+  from jaxlite.data import labeled_texts, pictures, sounds
+  from jaxlite.data.large_files import column_names
   from jaxlite.data.tables import from_table
 
   path = Path(path)
@@ -97,10 +98,9 @@ def open_path(
     return sounds(path, **files)
   if kind == 'texts':
     return labeled_texts(path, **options)
-  columns = frames.read_columns(path)
-  if set(columns) == {'text', label or 'label'}:
-    return labeled_texts(path, label=label or 'label', **options)
-  return from_table(columns, label or 'label', name=path.stem, **options)
+  if set(column_names(path)) == {'text', label or 'label'}:
+    return labeled_texts(path, label=label or 'label', keep=keep, **options)
+  return from_table(path, label or 'label', name=path.stem, keep=keep, **options)
 
 
 def _names(path: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from jaxlite.data.decoded import AHEAD, Decoded, Workers
 from jaxlite.data.inspection import Inspection
 from jaxlite.data.picture_files import decoder, fingerprint_of, look_at, sized, statistics
 from jaxlite.data.pixels import MOST_PIXELS, PictureEncoder, reads_name
-from jaxlite.data.tables import read_labels
+from jaxlite.data.table_labels import read_labels
 from jaxlite.tasks.task import Task
 
 KEEPS = ('auto', 'memory', 'folder', 'pixels', 'jpeg')

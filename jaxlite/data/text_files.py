@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxlite.data import folders, frames
 from jaxlite.data.dataset import Dataset
+from jaxlite.data.large_files import column_names, goes_to_disk
+from jaxlite.data.large_texts import large_texts
 from jaxlite.data.texts import from_texts
 from jaxlite.errors import nearest
 
@@ -17,7 +19,13 @@ _SUFFIXES = ('.txt', '.text', '.md')
 
 
 def labeled_texts(
-  path: str | os.PathLike[str], text: str = 'text', label: str = 'label', *, name: str = '', **options: Any
+  path: str | os.PathLike[str],
+  text: str = 'text',
+  label: str = 'label',
+  *,
+  name: str = '',
+  keep: str = 'auto',
+  **options: Any,
 ) -> Dataset:
   """Makes a Dataset of labeled texts that lie in files.
 
@@ -27,6 +35,7 @@ def labeled_texts(
     text: the column of texts.
     label: the column of labels.
     name: what the data are called; '' takes the file's name.
+    keep: as in `from_table`: a file that is larger than memory is read block by block, and its tokens are mapped.
     **options: as `from_texts` takes them: tokenizer, length, task, weight, validation, test, facts, seed.
 
   Returns:
@@ -50,13 +59,16 @@ def labeled_texts(
   else:
     if not root.exists():
       raise ValueError(f'texts are read from a file or a folder; {root} is not there')
-    columns = frames.read_columns(root)
+    large = goes_to_disk(root, keep)
+    columns: Any = column_names(root) if large else frames.read_columns(root)
     for wanted in (text, label):
       if wanted not in columns:
         near = nearest(wanted, columns)
         raise ValueError(
           f'a column is named as in the file; {root} has {", ".join(columns)}, not {wanted!r} (nearest: {near})'
         )
+    if large:
+      return large_texts(root, text, label, name=name or root.stem, **options)
     texts = [None if one is None or one != one else str(one) for one in columns[text].tolist()]
     if None in texts:
       raise ValueError(f'every row has a text; {root} has none in row {texts.index(None)}: drop the row')

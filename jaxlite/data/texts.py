@@ -16,12 +16,12 @@ from jaxlite.data.dataset import Dataset, as_task, check_labels, make_dataset
 from jaxlite.data.encoders import TextEncoder, as_texts
 from jaxlite.data.inputs import as_array
 from jaxlite.data.sequences import windows
-from jaxlite.data.tables import read_labels, with_stated
+from jaxlite.data.table_labels import read_labels, with_stated
 from jaxlite.data.tokenizers import ByteTokenizer, WordTokenizer
 from jaxlite.errors import whole
 from jaxlite.tasks.task import Task
 
-_LONGEST = 512  # tokens a text, where nobody says how many
+LONGEST = 512  # tokens a text, where nobody says how many
 
 
 def from_texts(
@@ -74,10 +74,10 @@ def from_texts(
     raise ValueError(f'every text has one label; got {len(texts)} texts and {len(targets)} labels')
   rows = carved(learned, check_labels(learned, targets, 'train'), validation, test, seed)
   training = [texts[row] for row in rows['train']]
-  tokenizer = WordTokenizer.fit(training) if tokenizer is None else _as_tokenizer(tokenizer)
+  tokenizer = WordTokenizer.fit(training) if tokenizer is None else as_tokenizer(tokenizer)
   if length is None:
     counts = [len(tokenizer.encode(text)) for text in training]
-    length = min(_LONGEST, max(1, *counts))
+    length = min(LONGEST, max(1, *counts))
   encoder = TextEncoder(tokenizer, whole(length, 'length', least=1))
   inputs, told = encoder.encode(texts)
   weights = None if weight is None else as_array(weight, 'weights')
@@ -139,7 +139,7 @@ def from_text(
   ((48, 16), (6, 16), 'to be or not to ')
   """
   content = _read(text)
-  tokenizer = ByteTokenizer() if tokenizer is None else _as_tokenizer(tokenizer)
+  tokenizer = ByteTokenizer() if tokenizer is None else as_tokenizer(tokenizer)
   length = whole(length, 'length', least=1)
   ids = np.asarray(tokenizer.encode(content), np.int32)
   total = len(ids)
@@ -171,7 +171,8 @@ def _language(tokenizer: Any) -> Task:
   return tasks.language(tokenizer.vocabulary, token_bytes=None if sizes is None else sizes.tolist())
 
 
-def _as_tokenizer(tokenizer: Any) -> Any:
+def as_tokenizer(tokenizer: Any) -> Any:
+  """Returns what is given as a tokenizer; ValueError where it is none."""
   if isinstance(tokenizer, type) or not all(hasattr(tokenizer, name) for name in ('encode', 'to_json', 'vocabulary')):
     got = f'the class {tokenizer.__name__}' if isinstance(tokenizer, type) else type(tokenizer).__name__
     raise ValueError(

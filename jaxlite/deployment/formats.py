@@ -194,7 +194,10 @@ outputs = jax.jit(program.call)(inputs)  # raw, as in training: one array [N, ..
 from safetensors.flax import load_file
 variables = unflatten_dict(load_file('network.safetensors'), sep='.')  # 'params' and collections of state
 normalize = variables.pop('normalize', {'mean': 0.0, 'std': 1.0})  # what inputs were standardized by
-outputs = module.apply(variables, (inputs - normalize['mean']) / normalize['std'])  # of Flax Linen
+inputs = (inputs - normalize['mean']) / normalize['std']
+if reduce := variables.pop('reduce', None):  # of a run that brought them to fewer features
+  inputs = (inputs.reshape(len(inputs), -1) - reduce.get('mean', 0.0)) @ reduce['reduction']
+outputs = module.apply(variables, inputs)  # of Flax Linen
 # Other frameworks: jl.give_back(module, jl.load(workdir, model=module))""",
   ),
 }

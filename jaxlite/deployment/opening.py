@@ -18,10 +18,11 @@ import numpy as np
 from jaxlite import trees
 from jaxlite.adapters import adapt
 from jaxlite.contract import CONST, Hook, Model, Network, Params, Recipe, Side, State, chain
+from jaxlite.cpu.replace import exchanged
 from jaxlite.deployment import stablehlo
 from jaxlite.deployment.stablehlo import Stored
 from jaxlite.errors import nearest
-from jaxlite.optim import normalize
+from jaxlite.optim import normalize, project
 from jaxlite.step.state import POINT
 from jaxlite.tasks.task import Facts, Task
 from jaxlite.version import __version__
@@ -131,9 +132,11 @@ def _network(model: Model, stored: Stored, params: Params, state: State, around:
     del key, inputs
     return params, state
 
+  apply.compiled = exchanged  # type: ignore[attr-defined]  # on CPU the faster forms, as in the run's evaluation
   apply.checked = lambda inputs: stablehlo.checked_inputs(stored, inputs)  # type: ignore[attr-defined]  # for give_back
   apply.input_shapes = stablehlo.shapes_of(stored)  # type: ignore[attr-defined]
   apply.around = tuple(around)  # type: ignore[attr-defined]  # its inputs are raw: nobody standardizes them again
+  apply.reduced = stored.made.get('reduced', '')  # type: ignore[attr-defined]  # the leaf that is, where one is
   apply.made_of = stored.made.get('network')  # type: ignore[attr-defined]
   return Network(Model(init, apply, model.after, model.export), params, state)
 
@@ -165,6 +168,11 @@ def _around(
       continue
     if name == 'normalize':
       outer.append(normalize(*(_statistic(stored, own, one) for one in ('mean', 'std')), name=name))
+    elif name == 'reduce':
+      weight, mean = (own.get(f'model_state/{CONST}/{name}/{what}') for what in ('reduction', 'mean'))
+      if weight is None:
+        raise ValueError('the run brings its inputs to fewer features, and by which map is missing: train it again')
+      inner.append(project(weight, mean, leaf=made.get('reduced', ''), name=name))
     elif of_task is not None and of_task.name == name:
       inner.append(of_task)
     else:

@@ -127,8 +127,13 @@ def _forward(network: Network) -> Callable[[Any], Any]:
 
 def seconds(subject: Subject) -> float:
   """Measures a call with one example: the median of 30 after 3, of one compiled program on this machine."""
-  one = jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), subject.inputs)
-  run = jax.jit(_forward(subject.network))
+  return call_seconds(subject.network, subject.inputs)
+
+
+def call_seconds(network: Network, inputs: Any) -> float:
+  """As `seconds`, of a network and inputs [N, ...] of which the first is taken."""
+  one = jax.tree.map(lambda leaf: jnp.asarray(leaf[:1]), inputs)
+  run = jax.jit(_forward(network))
   times = []
   for _ in range(33):
     begin = time.perf_counter()

@@ -40,6 +40,14 @@ class Digits(jl.Config):
   alpha: float = 0.7
 
 
+# What `--mode=tune --run=alone --budget='1 hour'` searches.
+SPACE = {
+  'optim.lr': jl.tuning.log_uniform(1e-3, 1e-2),
+  'optim.weight_decay': jl.tuning.log_uniform(1e-5, 1e-2),
+  'hidden': jl.tuning.choice(64, 128),
+}
+
+
 def get_config() -> Digits:
   """The teacher's values, and the runs that vary them."""
   config = Digits(name='digits', model=model, recipe=recipe, train=jl.Duration(epochs=60))

@@ -8,7 +8,7 @@ METHODS = ('auto', 'probe', 'full', 'last', 'gradual', 'lora')
 _FEW = 20  # examples a class: below, there is too little to move a backbone by
 _MANY = 5_000  # examples: above, statistics of batch norm and low layers can be learned anew
 _LARGE = 50_000_000  # parameters: above, moments of all of them are what memory goes to
-_STEPS = (80, 2_000)  # of a run at most and at least, where nobody says
+_STEPS = (80, 2_000)  # of a run at least and at most, where nobody says
 
 
 class Choice(NamedTuple):

@@ -130,6 +130,8 @@ def feature_data(
   if not isinstance(data.train, Split):
     raise ValueError(f'feature_data takes plain examples; train is a {type(data.train).__name__}')
   options: dict[str, Any] = {'seed': seed, 'batch_size': batch_size, 'say': say}
+  if data.reduction is not None:
+    raise ValueError('a backbone takes inputs as they are: reduce what feature_data gives, not what it is given')
   shown = cached_features(found, data.train, folder, views=views, **options)
   splits = {'train': data.train._replace(inputs=shown[:, 0])}
   for name in ('validation', 'test'):

@@ -183,7 +183,8 @@ def recipe(
     frozen = frozenset(path for path, at in known.items() if at < cut / depth)
     hooks += [optim.freeze(lambda path: path in frozen)] if frozen else []
   if choice.method == 'lora':
-    hooks.append(_lora(rank, alpha))
+    # Beside the low-rank changes of the backbone the head learns, and nothing else.
+    hooks.append(optim.lora(rank, alpha, train=f'^{HEAD}/'))
   if choice.norm == 'keep':
     hooks.append(as_evaluated())
   rate = optim.warmup_cosine(optim_config.lr, total_steps, warmup_steps=min(total_steps // 10, max(0, total_steps - 1)))
@@ -217,14 +218,6 @@ def as_evaluated(*, name: str = 'as_evaluated') -> Hook:
 
 def _but_head(path: str) -> bool:
   return not path.startswith(f'{HEAD}/')
-
-
-def _lora(rank: int, alpha: float) -> Any:
-  """Low-rank changes of the backbone's weights; beside them the head learns, and nothing else."""
-  lora = getattr(optim, 'lora', None)
-  if lora is None:
-    raise ValueError("method='lora' needs jl.optim.lora, which this version lacks: take method='last'")
-  return lora(rank, alpha, train=f'^{HEAD}/')
 
 
 def _outputs(data: Dataset) -> tuple[int, bool]:

@@ -212,12 +212,12 @@ def _contraction(
   eqn: Any, site: provenance.Site, where: tuple[int, ...], layers: tuple[int, ...], barred: str
 ) -> Iterator[_Candidate]:
   if site.side is not None and site.kind in CONTRACTIONS and (site.weighs or not site.why_not):
-    tap = Tap('', layers, tuple(eqn.outvars[0].aval.shape), _channels(eqn, site.side), where)
+    tap = Tap('', layers, tuple(eqn.outvars[0].aval.shape), output_channels(eqn, site.side), where)
     yield _Candidate(site.weights or site.paths, tap, barred)
 
 
-def _channels(eqn: Any, side: int) -> tuple[int, ...]:
-  """The axes of a contraction's result that are the weight's own."""
+def output_channels(eqn: Any, side: int) -> tuple[int, ...]:
+  """The axes of a contraction's result that are the weight's own; `side` is the operand that the weight is."""
   if eqn.primitive.name == 'conv_general_dilated':
     return (eqn.params['dimension_numbers'].out_spec[1],)
   contracting, batch = eqn.params['dimension_numbers']

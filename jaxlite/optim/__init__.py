@@ -12,6 +12,7 @@ from jaxlite.optim._normalize import normalize
 from jaxlite.optim._optax_states import evaluation_point, optax_account, refuse_unfit, rejected
 from jaxlite.optim._penalties import l2, label_smoothing
 from jaxlite.optim._plateau import observe_score, plateau
+from jaxlite.optim._project import project
 from jaxlite.optim._proximal import l1_proximal
 from jaxlite.optim._rand_augment import OPERATIONS, rand_augment
 from jaxlite.optim._remat import remat
@@ -47,6 +48,7 @@ __all__ = [
   'observe_score',
   'optax_account',
   'plateau',
+  'project',
   'qlora',
   'rand_augment',
   'random_resized_crop',

@@ -89,6 +89,9 @@ def warmup_cosine(peak: float, total_steps: int, *, warmup_steps: int = 0, final
     raise ValueError(f'warmup_cosine: total_steps is at least 1; got {total_steps}')
   if not 0 <= warmup_steps < total_steps:
     raise ValueError(f'warmup_cosine: the warm-up ends before step {total_steps}; got warmup_steps={warmup_steps}')
+  if isinstance(peak, jax.core.Tracer):  # a rate that is an argument of the program: Optax compares it
+    unit = warmup_cosine(1.0, total_steps, warmup_steps=warmup_steps)
+    return lambda count: final + (peak - final) * unit(count)
   return optax.warmup_cosine_decay_schedule(
     init_value=peak / (warmup_steps + 1),  # a first step at rate 0 would be a step wasted
     peak_value=peak,

@@ -28,9 +28,10 @@ SPREADS = {'compile': 0.45, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 
 _FIRST = 3.0  # seconds from the start of a process to its first step, beside compiling: data, the first state
 _REPORT = 3.5  # of a run's end: tables, figures, the inventory
 _IMPROVED = 0.5  # of all evaluations, and then a checkpoint is written
-# Seconds of compiling on one core of the machine that this was fitted on, by kind of kernel; `_REFERENCE`: its rate.
-_COMPILING = {'base': 0.9, 'loop': 0.05, 'convolutions': 0.02, 'depthwise': 0.02}
-_COMPILING_OTHER = 0.008
+# Processor seconds of compiling on the machine that this was fitted on, by kind of kernel; `_REFERENCE`: its rate.
+_COMPILING = {'base': 0.9, 'loop': 0.05, 'convolutions': 0.18, 'depthwise': 0.02, 'products': 0.07, 'movement': 0.013}
+_COMPILING_OTHER = 0.002
+_COMPILING_AT_ONCE = 0.56  # of them, what the clock shows where there are two cores: a part is compiled by several
 # Seconds that a step takes in Python where it is sent alone, and where many are sent at once.
 _ALONE, _TOGETHER = 1.5e-4, 4e-5
 _REFERENCE = 1.2e11  # FLOP/s of float32 products on one core
@@ -106,7 +107,7 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and 'conv' not in _primitives(step)
   sent = _TOGETHER if several else _ALONE
   raw = {
-    'compile': compiling(step, eval_) * _REFERENCE / single * max(1.0, 1 / free),
+    'compile': compiling(step, eval_) * _REFERENCE / single * max(_COMPILING_AT_ONCE, 1 / free),
     'step': _wall(of_step, rates.dispatch, free) + moved + taken + sent / min(1.0, free),
     'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4)
     + job.splits.validation * read
@@ -169,7 +170,7 @@ def _wall(of: speed.Spent, dispatch: float, free: float) -> float:
 
 
 def compiling(*programs: Cost) -> float:
-  """Returns seconds that compiling takes on one core of the machine that the figures were fitted on.
+  """Returns processor seconds that compiling takes on the machine that the figures were fitted on.
 
   Args:
     programs: the cost of each.

@@ -177,7 +177,7 @@ def _product(eqn: Any) -> Work:
   flops = float(flops_of(eqn))
   name, lhs = eqn.primitive.name, eqn.invars[0].aval
   if name != 'dot_general':
-    return Work('products' if flops > SMALL else 'small products', flops, padded=flops)
+    return Work('products' if flops > SMALL else 'small products', flops, padded=flops * _groups(eqn))
   (summed, _), (batch, _) = eqn.params['dimension_numbers']
   inner, many = (math.prod(lhs.shape[axis] for axis in axes) for axes in (summed, batch))
   rows = lhs.size // max(1, inner * many)
@@ -185,6 +185,15 @@ def _product(eqn: Any) -> Work:
   return Work(
     'products' if flops > SMALL * max(1, many) else 'small products', flops, 0.0, flops, (many, rows, inner, columns)
   )
+
+
+def _groups(eqn: Any) -> int:
+  """How many times XLA computes a ragged product: it multiplies all rows by each group's matrix, and picks."""
+  if not eqn.primitive.name.startswith('ragged_dot'):
+    return 1
+  ragged = eqn.params.get('ragged_dot_dimension_numbers')
+  axes = ragged.rhs_group_dimensions if ragged is not None else (0,)
+  return math.prod(eqn.invars[1].aval.shape[axis] for axis in axes)  # of a gradient of weights FLOPs are those of all
 
 
 def _convolution(eqn: Any) -> Work:

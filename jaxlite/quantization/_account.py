@@ -106,13 +106,8 @@ def _shapes(bare: Model, inputs: Any) -> tuple[Params, State]:
 
 def _floats(bare: Model, inputs: Any, bits: Mapping[str, int]) -> list[str]:
   """The contractions that stay float, and why."""
-  params, model_state = _shapes(bare, inputs)
-
-  def forward(params: Params, model_state: State, inputs: Any) -> Any:
-    return bare.apply(params, model_state, inputs, train=False, key=None)[0]
-
   told = []
-  for row in coverage(forward)(params, model_state, inputs):
+  for row in coverage(Network(bare, *_shapes(bare, inputs)))(inputs):
     if not row.quantized:
       told.append(f'{row.name or row.kind}: {row.why}')
     elif not any(path in bits for path in row.name.partition('#')[0].split('+')):

@@ -17,6 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from jaxlite.host.files import whole_file
+from jaxlite.report.points import Points
+from jaxlite.report.thinning import thinned
 from jaxlite.tasks.figures import COLORS, FAINT, INK, SOFT, clip, confusion, cycle, dress, figure, set_title
 
 __all__ = ['confusion', 'curves', 'save', 'sparsity']
@@ -24,6 +26,7 @@ __all__ = ['confusion', 'curves', 'save', 'sparsity']
 ACCURACY = ('Validation accuracy, %', 'accuracy', 'percent')
 _MOST_BARS = 40
 _DPI = 160
+_COLUMNS = 2_000  # of a picture of curves; it has fewer pixels
 
 
 def save(picture: Figure, path: str | os.PathLike[str]) -> None:
@@ -45,14 +48,14 @@ def save(picture: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def curves(
-  histories: Mapping[str, Sequence[Mapping[str, Any]]],
+  histories: Mapping[str, Sequence[Mapping[str, Any]] | Points],
   tested: Mapping[str, int | None] | None = None,
   curve: Sequence[str] | None = ACCURACY,
 ) -> Figure | None:
   """Draws loss, the task's own score and, where it is recorded, the learning rate over steps.
 
   Args:
-    histories: run -> points with 'kind' ('train' or 'validation'), 'step' and numbers.
+    histories: run -> `Points`, or points with 'kind' ('train' or 'validation'), 'step' and numbers.
     tested: run -> the step whose model was tested; it is marked.
     curve: (title, metric, form) of the validation curve beside the loss; None for none.
 
@@ -138,11 +141,12 @@ def sparsity(layers: Mapping[str, Sequence[Any]]) -> Figure | None:
   return made
 
 
-def _points(history: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _points(history: Any, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+  if isinstance(history, Points):
+    return thinned(*history(kind, name), columns=_COLUMNS)
   points = [(point['step'], point[name]) for point in history if point.get('kind') == kind and name in point]
   pairs = np.array(points, np.float64).reshape(-1, 2)
-  pairs = pairs[np.isfinite(pairs).all(axis=1)]
-  return pairs[:, 0], pairs[:, 1]
+  return thinned(pairs[:, 0], pairs[:, 1], columns=_COLUMNS)
 
 
 def _mark_tested(axes: Any, steps: np.ndarray, values: np.ndarray, step: int | None, color: str) -> None:

@@ -1,22 +1,30 @@
-"""The page of a run or of several side by side: `report.md` and the pictures beside it."""
+"""The files of a run or of several side by side: `report.md`, the pictures beside it, and `report.html`."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlite.deployment.inventory import stored_bytes
 from jaxlite.host.files import write_text
+from jaxlite.report.charts import shown_runs
+from jaxlite.report.comparing import compare
+from jaxlite.report.found import FINISHED, Run, read
+from jaxlite.report.html_page import Table, even, html
+from jaxlite.report.points import Points
 from jaxlite.report.result import Result
-from jaxlite.report.tables import PACKED, markdown, rows
+from jaxlite.report.sections import DETAILED
+from jaxlite.report.tables import PACKED, foreseen, listed, markdown, rows
 from jaxlite.tasks.tables import percent
+
+PAGE, MARKDOWN = 'report.html', 'report.md'
 
 
 def write(results: Sequence[Result], directory: str | os.PathLike[str], folders: Sequence[str] = ()) -> Path:
-  """Writes report.md and its pictures.
+  """Writes report.md and its pictures, and report.html.
 
   Args:
     results: runs to show side by side, in order.
@@ -32,11 +40,63 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str], folders:
   names = [result.name for result in results]
   if not results or len({_slug(name) for name in names}) < len(names):
     raise ValueError(f'a report shows at least one run, each with a name of its own; got {", ".join(names) or "none"}')
+  folder = Path(directory)
+  runs = []
+  for result, inside in zip(results, folders or [''] * len(results), strict=True):
+    found = read(folder / inside, folder, without_points=True)
+    shown = found._replace(name=result.name, folder=inside, state=FINISHED, result=result, notes=())
+    runs.append(shown._replace(points=Points.of(result.history)))
+  write_text(folder / PAGE, html(runs, folder=folder))
+  return write_markdown(runs, folder)
+
+
+def write_markdown(
+  runs: Sequence[Run], folder: Path, title: str = '', tables: Sequence[Table] = (), told: Sequence[str] = ()
+) -> Path:
+  """Writes report.md and its pictures.
+
+  Args:
+    runs: to show, in order.
+    folder: of the page.
+    title: of it; '' for the names of the runs.
+    tables: to add.
+    told: lines that the reader should know.
+
+  Returns:
+    Its path.
+  """
+  results = [run.result for run in runs if run.state == FINISHED]
+  text = [f'# {title or " / ".join(run.name for run in runs)}']
+  if results:
+    text += [markdown(rows(results)), f'`bytes packed`: {PACKED}.']
+    text += [f'- {result.name}: {note}' for result in results for note in result.notes]
+  left = [run for run in runs if run.state != FINISHED]
+  if left:
+    text.append(markdown([['run', 'state', 'step'], *([run.name, run.state, f'{run.points.step:,}'] for run in left)]))
+  text += [f'- {line}' for line in told]
+  text += [f'- {run.name}: {line}' for run in runs for line in run.notes]
+  compared = compare(runs) if len(results) > 1 else None
+  for caption, cells in compared.tables if compared else ():
+    text += [f'{caption}:', markdown(cells)]
+  text += [f'- {line}' for line in (compared.notes if compared else ())]
+  for one in tables:
+    text += [f'## {one.caption}', markdown(even(one.cells)), *(f'- {line}' for line in one.notes)]
+  if results:
+    text += _pictures([run for run in runs if run.state == FINISHED], folder)
+  for result in results if len(results) <= DETAILED else ():
+    text += _details(result)
+  text += ['## Made by', *_provenance(results)]
+  path = folder / MARKDOWN
+  whole = '\n\n'.join(text) + '\n'
+  write_text(path, whole.encode('utf-8', 'replace').decode())  # a name may hold half a surrogate
+  return path
+
+
+def _pictures(runs: Sequence[Run], folder: Path) -> list[str]:
   from jaxlite.report import figures
 
-  folder = Path(directory)
-  text = [f'# {" / ".join(names)}', markdown(rows(results)), f'`bytes packed`: {PACKED}.']
-  text += [f'- {result.name}: {note}' for result in results for note in result.notes]
+  text, results = [], [run.result for run in runs]
+  colored = [runs[index] for index in shown_runs(runs)]
 
   def picture(figure: Any, file: str, caption: str) -> None:
     if figure is not None:
@@ -45,20 +105,16 @@ def write(results: Sequence[Result], directory: str | os.PathLike[str], folders:
 
   tested = {result.name: result.best_step for result in results}
   curve = next((result.curve for result in results if result.curve), None)
-  curves = figures.curves({result.name: result.history for result in results}, tested, curve)
-  picture(curves, 'curves.png', 'Learning curves; the training loss includes what the recipe adds to it')
-  for result, inside in zip(results, folders or [''] * len(results), strict=True):
-    for file, caption in result.figures:
-      text.append(f'![{caption}]({inside}/{file})\n\n{caption}.' if inside else f'![{caption}]({file})\n\n{caption}.')
-  layers = {result.name: [layer for layer in result.layers if layer.weight] for result in results}
+  curves = figures.curves({run.result.name: run.points for run in colored}, tested, curve)
+  best = f' of the {len(colored)} best of {len(runs)} runs' if len(colored) < len(runs) else ''
+  picture(curves, 'curves.png', f'Learning curves{best}; the training loss includes what the recipe adds to it')
+  for run in runs if len(runs) <= DETAILED else ():
+    for file, caption in run.result.figures:
+      inside = f'{run.folder}/{file}' if run.folder else file
+      text.append(f'![{caption}]({inside})\n\n{caption}.')
+  layers = {run.name: [layer for layer in run.result.layers if layer.weight] for run in colored}
   picture(figures.sparsity(layers), 'sparsity.png', 'Weights that are left, layer by layer')
-
-  for result in results:
-    text += _details(result)
-  text += ['## Made by', *_provenance(results)]
-  path = folder / 'report.md'
-  write_text(path, '\n\n'.join(text) + '\n')
-  return path
+  return text
 
 
 def _slug(name: str) -> str:
@@ -86,27 +142,8 @@ def _details(result: Result) -> list[str]:
     text.append(markdown([['part', 'when', 'what it touched', 'what it could not'], *result.parts]))
   if result.forecast:
     text.append('### Forecast and actual')
-    text.append(markdown([['', 'forecast', 'bounds', 'actual', 'told from'], *_foreseen(result.forecast)]))
+    text.append(markdown([['', 'forecast', 'bounds', 'actual', 'told from'], *foreseen(result.forecast)]))
   return text if len(text) > 1 else []
-
-
-def _foreseen(found: Mapping[str, Any]) -> list[list[str]]:
-  """What a run was said to need before it began, beside what it took."""
-  rows = []
-  if time := found.get('time'):
-    bounds = f'{time["low"]:,.1f} to {time["high"]:,.1f} (80 %)'
-    rows.append(['seconds', f'{time["forecast"]:,.1f}', bounds, f'{time["actual"]:,.1f}', str(time['basis'])])
-  for memory in filter(None, (found.get('memory'), found.get('memory compiled'))):
-    sizes = {name: f'{memory[name] / 2**20:,.0f}' for name in ('forecast', 'upper', 'actual')}
-    bounds = f'at most {sizes["upper"]} (95 %)'
-    rows.append(['MiB of memory', sizes['forecast'], bounds, sizes['actual'], str(memory['basis'])])
-  if target := found.get('target'):
-    early, name = target['early'], f'step of {target["metric"]} {target["target"]:g}'
-    told = 'not within the run' if early and early['step'] is None else f'{early["step"]:,.0f}' if early else '-'
-    bounds = f'{early["low"]:,.0f} to {early["high"]:,.0f} (80 %)' if early and early['step'] is not None else '-'
-    actual = 'not reached' if target['reached'] is None else f'{target["reached"]:,.0f}'
-    rows.append([name, told, bounds, actual, f'the curve up to step {early["at"]:,}' if early else '-'])
-  return rows
 
 
 def _provenance(results: Sequence[Result]) -> list[str]:
@@ -114,15 +151,11 @@ def _provenance(results: Sequence[Result]) -> list[str]:
   text = []
   for title, facts in (
     ('Command', [result.command for result in results]),
-    ('Versions', [_listed(result.versions) for result in results]),
-    ('Machine', [_listed(result.machine) for result in results]),
+    ('Versions', [listed(result.versions) for result in results]),
+    ('Machine', [listed(result.machine) for result in results]),
   ):
     shared = len(set(facts)) == 1
     for result, fact in list(zip(results, facts, strict=True))[: 1 if shared else None]:
       if fact:
         text.append(f'{title}{"" if shared else f" of {result.name}"}: {f"`{fact}`" if title == "Command" else fact}')
   return text
-
-
-def _listed(facts: Mapping[str, str]) -> str:
-  return ', '.join(f'{name} {value}' for name, value in facts.items())

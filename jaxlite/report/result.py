@@ -42,6 +42,10 @@ class Result:
       step was compiled, and 'time' in seconds, each a dict with 'forecast', 'actual', 'basis' and the bounds.
     packed: bytes of the network as a packed file (`jl.deploy`, format 'pack'), of all that it takes to run it; 0 where
       none could be written, or where that takes long.
+    falls: metrics that are better when smaller; None in results of older versions.
+    tested: what tells one test split from another, a hash; '' in results of older versions.
+    right: which test examples were answered right, bits in base64, where each counts once; else ''.
+    mistakes: the test examples that were answered worst, worst first: texts by name, 'picture' a data URL (PNG).
     parts: what each part of the recipe did, [part, when, what it touched, what it could not] each (`ledger.account`).
   """
 
@@ -65,6 +69,10 @@ class Result:
   notes: list[str] = dataclasses.field(default_factory=list)
   best_step: int | None = None
   packed: int = 0
+  falls: list[str] | None = None
+  tested: str = ''
+  right: str = ''
+  mistakes: list[dict[str, str]] = dataclasses.field(default_factory=list)
   parts: list[list[str]] = dataclasses.field(default_factory=list)
   forecast: dict[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ def table(results: Sequence[Any]) -> str:
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
   """Returns cells as a Markdown table that also reads as plain text."""
-  escaped = [[cell.strip().replace('|', '\\|') for cell in row] for row in cells]
+  escaped = [[' '.join(cell.split()).replace('|', '\\|') for cell in row] for row in cells]
   widths = [max(3, *(len(cell) for cell in column)) for column in zip(*escaped, strict=True)]
   lines = [
     '| ' + ' | '.join(f'{cell:{"<" if place == 0 else ">"}{widths[place]}}' for place, cell in enumerate(row)) + ' |'
@@ -125,6 +125,34 @@ def written(form: str, value: float) -> str:
   ('50.00 %', '1.23e+03')
   """
   return percent(value) if form == 'percent' else form.format(value)
+
+
+def foreseen(found: Mapping[str, Any]) -> list[list[str]]:
+  """Returns what a run was said to need before it began, beside what it took: what, forecast, bounds, actual, basis."""
+  rows = []
+  if time := found.get('time'):
+    bounds = f'{time["low"]:,.1f} to {time["high"]:,.1f} (80 %)'
+    rows.append(['seconds', f'{time["forecast"]:,.1f}', bounds, f'{time["actual"]:,.1f}', str(time['basis'])])
+  for memory in filter(None, (found.get('memory'), found.get('memory compiled'))):
+    sizes = {name: f'{memory[name] / 2**20:,.0f}' for name in ('forecast', 'upper', 'actual')}
+    bounds = f'at most {sizes["upper"]} (95 %)'
+    rows.append(['MiB of memory', sizes['forecast'], bounds, sizes['actual'], str(memory['basis'])])
+  if target := found.get('target'):
+    early, name = target['early'], f'step of {target["metric"]} {target["target"]:g}'
+    told = 'not within the run' if early and early['step'] is None else f'{early["step"]:,.0f}' if early else '-'
+    bounds = f'{early["low"]:,.0f} to {early["high"]:,.0f} (80 %)' if early and early['step'] is not None else '-'
+    actual = 'not reached' if target['reached'] is None else f'{target["reached"]:,.0f}'
+    rows.append([name, told, bounds, actual, f'the curve up to step {early["at"]:,}' if early else '-'])
+  return rows
+
+
+def listed(facts: Mapping[str, str]) -> str:
+  """Returns names and values in one line.
+
+  >>> listed({'python': '3.11', 'jax': '0.10'})
+  'python 3.11, jax 0.10'
+  """
+  return ', '.join(f'{name} {value}' for name, value in facts.items())
 
 
 def _interval(result: Any) -> str:

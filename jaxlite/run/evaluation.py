@@ -21,6 +21,7 @@ from jaxlite.host import machine, preempt
 from jaxlite.host.gc_pause import paused
 from jaxlite.report import ledger
 from jaxlite.report.result import Result
+from jaxlite.run.answered import answered, reliability
 from jaxlite.run.record import Record
 from jaxlite.run.records import read_records
 from jaxlite.run.setup import Setup
@@ -116,6 +117,7 @@ def evidence(
   task, name = setup.data.task, setup.config.name
   figures = task.figures(test.values, facts, name)
   about = about_of(record.run, int(state.step), task.name, facts, encoder=setup.data.encoder)
+  sure = reliability(test.kept, facts, setup.data)
   result = Result(
     name=name,
     metrics=numbers(test.values),
@@ -128,16 +130,23 @@ def evidence(
     curve=list(task.curve or ()),
     examples=len(setup.data.test.labels),
     interval=task.interval if setup.data.test.weight is None else '',
-    evidence=_arrays(test.values),
+    evidence={**_arrays(test.values), **({'reliability': sure} if sure else {})},
     tables=task.tables(test.values, facts),
     figures=[[f'{figure.slug}.png', figure.caption] for figure in figures],
     command=command,
     versions=machine.versions(),
     machine=machine.machine(),
-    notes=[*setup.notes, *([stopped_early(setup, record)] if record.stopped else []), *_left_out(test.values)],
+    notes=[
+      *setup.notes,
+      *([stopped_early(setup, record)] if record.stopped else []),
+      *([f'threshold: {facts["threshold_note"]}'] if facts.get('threshold_note') else []),
+      *_left_out(test.values),
+    ],
     best_step=int(state.step),
     packed=packed_size(folder, record.run, trees.by_path({'params': state.params, 'model_state': full}), about),
     parts=[list(row) for row in ledger.account(setup.recipe, setup.network, setup.train.model, state, inputs, history)],
+    falls=sorted({name for _, name, _ in task.rows if task.better(name) < 0}),
+    **answered(setup.data, test.kept, facts),
   )
   return result, figures
 

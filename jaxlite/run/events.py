@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jaxlite.run.protobuf import PREFIX, VERSION, double, embedded, float32, record_of, varint
 from jaxlite.run.workdir import unlinked
 
 _MOST = 64  # files, one a resume; with more the points are written into one again
 _PIECE = 1 << 20  # bytes
-_PREFIX = 'events.out.tfevents.'
+_PREFIX = PREFIX
 
 
 class EventFiles:
@@ -101,7 +100,7 @@ class EventFiles:
     self._name = f'{_PREFIX}{seconds:010}.{socket.gethostname()}'
     self._file = open(self._folder / self._name, 'wb', opener=unlinked)  # noqa: SIM115
     self._length, self._hash = 0, hashlib.sha256()
-    self._put(_double(1, time.time()) + _bytes(3, b'brain.Event:2'))
+    self._put(double(1, time.time()) + embedded(3, VERSION))
     self._flush()
 
   def _there(self) -> bool:
@@ -114,8 +113,7 @@ class EventFiles:
       return False
 
   def _put(self, event: bytes) -> None:
-    size = struct.pack('<Q', len(event))
-    record = b''.join((size, _checksum(size), event, _checksum(event)))
+    record = record_of(event)
     self._said(lambda: self._file.write(record))
     self._length += len(record)
     self._hash.update(record)
@@ -160,59 +158,5 @@ def _event(point: Mapping[str, Any]) -> bytes:
   for name, value in point.items():
     if name not in ('kind', 'step', 'time') and isinstance(value, int | float):
       tag = f'{point["kind"]}/{name}'.encode()
-      values += _bytes(1, _bytes(1, tag) + b'\x15' + _float32(value))
-  return _double(1, point['time']) + b'\x10' + _varint(point['step']) + (_bytes(5, values) if values else b'')
-
-
-def _float32(value: float) -> bytes:
-  try:
-    return struct.pack('<f', value)
-  except OverflowError:
-    return struct.pack('<f', math.copysign(math.inf, value))
-
-
-def _double(field: int, value: float) -> bytes:
-  return bytes([field << 3 | 1]) + struct.pack('<d', value)
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-  return bytes([field << 3 | 2]) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-  """A whole number, seven bits a byte, the low ones first.
-
-  References:
-    Google, Protocol Buffers: Encoding, https://protobuf.dev/programming-guides/encoding
-  """
-  written = bytearray()
-  while value > 127:
-    written.append(value & 127 | 128)
-    value >>= 7
-  return bytes([*written, value])
-
-
-def _table() -> list[int]:
-  found = []
-  for byte in range(256):
-    for _ in range(8):
-      byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-    found.append(byte)
-  return found
-
-
-_CRC = _table()
-
-
-def _checksum(data: bytes) -> bytes:
-  """CRC-32C of some bytes, turned and shifted as the records of event files have it.
-
-  References:
-    Stone, Stewart and Otis, Stream Control Transmission Protocol (SCTP) Checksum Change, 2002, RFC 3309,
-    https://www.rfc-editor.org/rfc/rfc3309
-  """
-  found, table = 0xFFFFFFFF, _CRC
-  for byte in data:
-    found = table[(found ^ byte) & 255] ^ found >> 8
-  found ^= 0xFFFFFFFF
-  return struct.pack('<I', ((found >> 15 | found << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+      values += embedded(1, embedded(1, tag) + b'\x15' + float32(value))
+  return double(1, point['time']) + b'\x10' + varint(point['step']) + (embedded(5, values) if values else b'')

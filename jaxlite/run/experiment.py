@@ -17,12 +17,13 @@ from jaxlite.config.serialize import to_dict
 from jaxlite.host import preempt, streams
 from jaxlite.host.files import expanded
 from jaxlite.report import page, tables
+from jaxlite.run import acting, loop
 from jaxlite.run import folder as run_folder
-from jaxlite.run import loop
 from jaxlite.run.deploying import deploy_run
+from jaxlite.run.diagnosing import opened
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 
-_VERBS = {'eval': 'evaluate', 'deploy': 'deploy'}
+_VERBS = {'eval': 'evaluate', 'deploy': 'deploy', 'diagnose': 'diagnose'}
 
 
 def run(
@@ -34,17 +35,20 @@ def run(
   smoke: bool = False,
   command: str = '',
   deploying: Mapping[str, Any] | None = None,
+  diagnosing: Mapping[str, Any] | None = None,
 ) -> int:
   """Runs an experiment and prints its table.
 
   Args:
     config: with `runs`, each variation of it is a run in a folder of its own.
     workdir: the experiment's folder.
-    mode: 'train', 'eval' to test what was trained, or 'deploy' to write it for other runtimes.
+    mode: 'train', 'eval' to test what was trained, 'deploy' to write it for other runtimes, or 'diagnose' to say what
+      is wrong with it.
     fresh: move what is there aside and start again.
     smoke: a run of seconds, in a folder beside.
     command: the command line, for the report.
     deploying: of mode 'deploy': formats, out, which, deadline, as `jaxlite.deploy` takes them.
+    diagnosing: of mode 'diagnose': 'act' and 'minutes', as `--act` and `--minutes` say.
 
   Returns:
     The exit code: 0, or 75 when a signal stopped the run and it was saved.
@@ -62,6 +66,8 @@ def run(
   if mode == 'deploy':
     _deploy(config, folder, smoke, dict(deploying or {}), say)
     return 0
+  if mode == 'diagnose':
+    return _diagnose(config, folder, smoke, dict(diagnosing or {}), command, say)
   try:
     check_workdir(text)
     kept = False
@@ -109,6 +115,28 @@ def _deploy(config: Config, folder: Path, smoke: bool, given: dict[str, Any], sa
       say(f'\n== {name}')
     out = {'out': str(Path(given['out'], name))} if name and 'out' in given else {}
     say(f'\n{deploy_run(one, folder / name, say=say, **{**given, **out})}')
+
+
+def _diagnose(
+  config: Config, folder: Path, smoke: bool, given: dict[str, Any], command: str, say: Callable[[str], None]
+) -> int:
+  """Says of each run of an experiment what is wrong with it, and tries what that suggests where it was asked."""
+  for name in list(config.runs) or ['']:
+    one = _varied(config, name)[0] if name else config
+    one = dataclasses.replace(shrink(one) if smoke else one, runs={})
+    if name:
+      say(f'\n== {name}')
+    case = opened(folder / name, one, command='' if name else command, say=say)
+    say(f'\n{case.diagnosis}')
+    if given.get('act'):
+      try:
+        outcome = acting.act(case, minutes=given['minutes'], say=say)
+      except loop.Preempted as stop:
+        say(str(stop))
+        return preempt.EXIT_PREEMPTED
+      if outcome is not None:
+        say(f'\n{outcome}')
+  return 0
 
 
 def _of_one_run(config: Config, folder: Path) -> Config:

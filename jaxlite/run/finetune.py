@@ -124,6 +124,10 @@ def _prepared(
       raise ValueError(f'finetune has no field {name!r}; {inside}')
   config = dataclasses.replace(config, **fields)
   data = dataset_of(config, data)
+  if data.reduction is not None:
+    raise ValueError(
+      f'a backbone takes inputs as they are, and these are reduced ({data.reduction.told()}): leave data.reduce out'
+    )
   count = len(data.train.labels) if hasattr(data.train, 'labels') else 0
   begun = begin(config, network, data, say)
   if not given:

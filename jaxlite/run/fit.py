@@ -111,7 +111,7 @@ def _outputs_of(built: Train, network: Model, state: TrainState, batch: Any) -> 
 
 def _blame_inputs(error: Exception, network: Model, inputs: Any) -> None:
   """Raises where it is the form of the inputs that a model fails on; else tells what it was called with."""
-  if one_line(error) is not None or _runs(network, inputs):  # then it came from a part of the recipe
+  if one_line(error) is not None or runs(network, inputs):  # then it came from a part of the recipe
     return
   if hint := _other_form(network, inputs):
     said = ' '.join(str(error).split()).removesuffix('.')[:200]
@@ -131,10 +131,10 @@ def _other_form(network: Model, inputs: Any) -> str:
   if inputs.ndim == 4:
     fix = 'pictures are [N, H, W, channels], and these [N, channels, H, W]: inputs.transpose(0, 2, 3, 1)'
     forms.append((fix, inputs.transpose(0, 2, 3, 1)))
-  return next((fix for fix, form in forms if _runs(network, form, size=len(inputs))), '')
+  return next((fix for fix, form in forms if runs(network, form, size=len(inputs))), '')
 
 
-def _runs(network: Model, inputs: Any, size: int | None = None) -> bool:
+def runs(network: Model, inputs: Any, size: int | None = None) -> bool:
   """Whether a network takes inputs, and where `size` is given, gives so many outputs."""
 
   def forward(inputs: Any) -> Any:
@@ -191,6 +191,9 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
     for field, value in (('eval.patience', config.eval.patience), ('eval.metric', config.eval.metric)):
       if value:
         found.append(f'{field} is set to {value!r} and does nothing: no validation split is held out')
+    if wanted := data.facts.get('wanted'):
+      told = ' and '.join(f'{name} {wish:g}' for name, wish in wanted.items())
+      found.append(f'{told} is wanted, and no validation split is held out to choose a threshold by: it stays as it is')
   loss = config.loss or data.task.loss(data.facts)
   ours = (getattr(loss, '__module__', None) or '').startswith('jaxlite.tasks.')
   if ours and is_built_in(data.task) and data.task.name != 'regression':

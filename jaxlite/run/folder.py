@@ -31,13 +31,13 @@ from jaxlite.run.evaluation import meaning
 from jaxlite.run.foreseen import Start
 from jaxlite.run.identity import Identity
 from jaxlite.run.record import Record, recorded
-from jaxlite.run.setup import REMAT, REWRITES, Setup
+from jaxlite.run.setup import REDUCE, REMAT, REWRITES, Setup
 from jaxlite.run.workdir import lock
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
 
 _FORMAT = 1
-_CONFIG, _TASK = 'config.json', 'task.json'
+_CONFIG, _TASK, _FAILED = 'config.json', 'task.json', 'failed.json'
 
 Say = Callable[[str], None]
 _T = TypeVar('_T')
@@ -199,6 +199,8 @@ def write_program(setup: Setup, folder: Path, run: str, say: Say, *, anew: bool 
 def _made(setup: Setup, values: Network) -> dict[str, Any]:
   """What whoever opens the network must know: which one it is, what the run put around it, and what else is there."""
   made: dict[str, Any] = {'version': __version__, 'around': list(setup.around)}
+  if REDUCE in setup.around and setup.data.reduction is not None:
+    made['reduced'] = setup.data.reduction.leaf
   unchanged = Hook._field_defaults['model']
   hooks = [part for part in setup.recipe.parts if isinstance(part, Hook) and part.model is not unchanged]
   network = setup.network.apply
@@ -221,7 +223,22 @@ def begin(folder: Path, run: str, config: Config, began: Identity, about: dict[s
   _write_meaning(folder, run, about)
   identity.write(folder, began)
   write_text(folder / _CONFIG, _config_text(to_dict(config), run))
-  (folder / 'result.json').unlink(missing_ok=True)  # a longer run is not finished any more
+  for name in ('result.json', _FAILED):  # a longer run is not finished any more
+    (folder / name).unlink(missing_ok=True)
+
+
+def fail(folder: Path, run: str, step: int, where: str) -> None:
+  """Keeps that a run ended on a number that is not finite, for who asks later what went wrong."""
+  write_text(folder / _FAILED, json.dumps({RUN: run, 'step': step, 'where': where}) + '\n')
+
+
+def failure(folder: Path, run: str) -> dict[str, Any] | None:
+  """Returns what `fail` kept of this run; None where it kept nothing, or where nobody can read it."""
+  try:
+    found = read_json(folder / _FAILED)
+    return found if isinstance(found, dict) and found.get(RUN) == run else None
+  except (OSError, ValueError):
+    return None
 
 
 def keep(setup: Setup, folder: Path, began: Identity, record: Record, say: Say) -> None:

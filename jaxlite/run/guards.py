@@ -22,6 +22,20 @@ from jaxlite.report.ledger import name_of, told
 from jaxlite.step.state import TrainState, went_nan
 
 
+class NotFinite(ValueError):  # noqa: N818 - named after what was met
+  """Training met a number that is not finite.
+
+  Attributes:
+    step: where it was met.
+    where: the first leaf, or 'loss'.
+  """
+
+  def __init__(self, message: str, step: int, where: str):
+    """Args: the line to say, the step, and the first leaf."""
+    super().__init__(message)
+    self.step, self.where = step, where
+
+
 def check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) -> None:
   """Raises where a loss since the last log point was not finite, naming the first step and leaf.
 
@@ -51,7 +65,8 @@ def _refuse(step: int, path: str, saves: Any) -> NoReturn:
   where = 'the loss, with every parameter finite: look at the data' if path == 'loss' else f'{path}: lower the rate'
   good = saves.latest_step()
   kept = 'no checkpoint was written yet' if good is None else f'the checkpoint of step {good} is good'
-  raise ValueError(f'training met a number that is not finite at step {step}, first in {where} or clip; {kept}')
+  message = f'training met a number that is not finite at step {step}, first in {where} or clip; {kept}'
+  raise NotFinite(message, step, path)
 
 
 def complete(state: TrainState) -> bool:

@@ -159,6 +159,7 @@ def _of_data(setup: Setup) -> dict[str, Any]:
     'statistics': checkpoint.fingerprint((_arrays(data.mean), _arrays(data.std)))[:16],
     'first batch': checkpoint.fingerprint(setup.first_batch)[:16],
     'fingerprint': data.fingerprint[:16],
+    **({} if data.reduction is None else {'reduction': data.reduction.told()}),
   }
 
 

@@ -5,9 +5,13 @@ Nothing here imports JAX before the experiment file does: `--help` and a mistype
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import pathlib
 import shlex
 import sys
+import time
 from typing import Any
 
 from absl import app, logging
@@ -16,16 +20,24 @@ from absl import flags as absl_flags
 from jaxlite import errors
 from jaxlite.config import command_line
 
+_BEGAN = time.monotonic()
 FLAGS = absl_flags.FLAGS
 absl_flags.DEFINE_string('config', 'experiments/digits.py', 'the experiment file')
-absl_flags.DEFINE_string('workdir', None, "the run's folder (default: runs/<experiment>)")
+absl_flags.DEFINE_string(
+  'workdir', None, "the run's folder (default: runs/<experiment>, of a search runs/<experiment>-tune)"
+)
 absl_flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'plan', 'fit', 'eval', 'deploy', 'doctor', 'catalogue'],
-  'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); evaluate '
-  'what was trained; write it for other runtimes (deploy); tell what this machine offers (doctor), or which pretrained '
-  'models there are (catalogue)',
+  [
+    *('train', 'plan', 'fit', 'tune', 'lr_range', 'batch_size', 'eval', 'diagnose', 'deploy', 'report', 'doctor'),
+    'catalogue',
+  ],
+  'train; tell beforehand what that will need (plan); train in the fastest form that fits into memory (fit); search '
+  'for settings (tune); tell the loss by learning rate (lr_range), or which batch sizes fit (batch_size); evaluate '
+  'what was trained; say what is wrong with it (diagnose); write it for other runtimes (deploy); show the runs of a '
+  'folder on one page (report); tell what this machine offers (doctor), or which pretrained models there are '
+  '(catalogue)',
 )
 absl_flags.DEFINE_string('task', None, 'of --mode=catalogue: photographs, text, audio or tables (default: all)')
 absl_flags.DEFINE_integer('batch', None, 'of --mode=catalogue: also what a step of so many pictures costs here')
@@ -46,15 +58,50 @@ absl_flags.DEFINE_float('target', None, 'a value of the metric that picks the be
 absl_flags.DEFINE_string(
   'formats', None, 'of --mode=deploy: pack,c,onnx,litert,stablehlo,safetensors (default: all that can be written here)'
 )
-absl_flags.DEFINE_string('out', None, "of --mode=deploy: the folder of the files (default: deployed, in the run's)")
+absl_flags.DEFINE_string(
+  'out',
+  None,
+  "of --mode=deploy and --mode=report: the folder of the files (default: deployed, in the run's; --workdir)",
+)
+absl_flags.DEFINE_bool('serve', False, 'of --mode=report: follow runs under way in a browser, on this machine alone')
+absl_flags.DEFINE_integer('port', None, 'beside --serve: of 127.0.0.1 (default: one that is free, which is told)')
 absl_flags.DEFINE_string('which', None, 'of --mode=deploy: the checkpoint, best (the default), latest or a step')
 absl_flags.DEFINE_float('deadline', None, 'of --mode=deploy: milliseconds in which one example is to be answered')
 absl_flags.DEFINE_string(
   'budget',
   None,
   'of --mode=deploy: name:number[,name:number] of bytes (of each file that --formats names), parameters, macs, flops, '
-  'latency (milliseconds, one example); a network that is over it loses whole neurons, channels and heads',
+  'latency (milliseconds, one example); a network that is over it loses whole neurons, channels and heads. Of '
+  "--mode=tune: time in all, over every start, '2 hours' or '10 minutes'",
 )
+absl_flags.DEFINE_bool('act', False, 'of --mode=diagnose: try what it suggests, over seeds, within --minutes (30)')
+absl_flags.DEFINE_string(
+  'space',
+  None,
+  "of --mode=tune: what is searched, 'optim.lr=log(1e-4,1e-1); data.batch_size=choice(32,64)', with the kinds choice, "
+  'uniform, log and int (default: SPACE of the experiment file)',
+)
+absl_flags.DEFINE_integer('trials', None, 'of --mode=tune: how many in all, over every start')
+absl_flags.DEFINE_string(
+  'method',
+  None,
+  'of --mode=tune: grid, random, tpe, cmaes or nsga2 (default: tpe where Optuna is installed, else random)',
+)
+absl_flags.DEFINE_string(
+  'stop', None, 'of --mode=tune: how trials are stopped early, median (the default), halving, hyperband or none'
+)
+absl_flags.DEFINE_string(
+  'goals',
+  None,
+  'of --mode=tune: a validation metric, and beside it bytes, parameters or latency, such as accuracy,bytes',
+)
+absl_flags.DEFINE_string(
+  'limits', None, 'of --mode=tune: at most, name:number[,name:number] of bytes, parameters, latency'
+)
+absl_flags.DEFINE_string('run', None, 'of --mode=tune, lr_range and batch_size: which of several runs')
+absl_flags.DEFINE_string('storage', None, "of --mode=tune: a server's address, for workers on several machines")
+absl_flags.DEFINE_integer('workers', None, 'of --mode=tune: processes that share the trials (default: 1)')
+absl_flags.DEFINE_bool('worker', False, 'of --mode=tune: one more process for a search that is under way')
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
 absl_flags.DEFINE_bool('traceback', False, 'show where an error comes from')
@@ -65,7 +112,8 @@ _USAGE = """Runs an experiment. With no flag at all the main job: a teacher and 
 
 The same command again resumes what was interrupted. Before the first run: --mode=doctor tells what this machine offers,
 --mode=plan what the run will need, --mode=fit trains it in the fastest form that fits into memory, and without any code
---mode=plan --minutes=60 --examples=20000 --shape=28,28,1 --classes=10 what can be trained here in an hour.
+--mode=plan --minutes=60 --examples=20000 --shape=28,28,1 --classes=10 what can be trained here in an hour. With
+--mode=tune --budget='2 hours' --space='optim.lr=log(1e-4,1e-1)' settings are searched for; run again, it goes on.
 Exit codes: 0 done, 2 a mistake to mend, 75 interrupted and saved.
 """
 
@@ -84,9 +132,10 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
     logging.set_verbosity(logging.WARNING)  # other libraries' chatter would tear the progress bar
     try:
       given = _given(bool(pairs))
-      workdir = FLAGS.workdir or str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
+      home = str(pathlib.Path('runs', pathlib.Path(FLAGS.config).stem))
+      workdir = FLAGS.workdir or (f'{home}-tune' if FLAGS.mode == 'tune' else home)
       if not (
-        FLAGS.mode in ('train', 'eval', 'deploy', 'fit')
+        FLAGS.mode in ('train', 'eval', 'deploy', 'diagnose', 'fit', *_SEARCHES)
         or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
       ):
         return _without_experiment(workdir, given)
@@ -103,7 +152,18 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
           return asking.plan(config, source, **given)
         return asking.fit(config, source, [sys.executable, *sys.orig_argv[1:]], FLAGS.fresh)
       command = ' '.join([program, shlex.join(sys.argv[1:])]).strip()
-      how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'deploying': given}
+      if FLAGS.mode in _SEARCHES:
+        from jaxlite.run import tune_command
+
+        if FLAGS.mode != 'tune':
+          return tune_command.ask(FLAGS.mode, config, workdir, FLAGS.run or '')
+        declared = command_line.declared(FLAGS.config, 'SPACE', where)
+        words = [sys.executable, *sys.orig_argv[1:]]
+        given |= {'home': home}
+        how = {'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'began': _BEGAN}
+        return tune_command.tune(config, workdir, declared, words, **how, **given)
+      how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command}
+      how |= {'diagnosing': given} if FLAGS.mode == 'diagnose' else {'deploying': given}
       return experiment.run(config, workdir, **how)
     except Exception as error:
       message = errors.one_line(error)
@@ -115,9 +175,12 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
   app.run(run, flags_parser=lambda argv: command_line.parse(argv, FLAGS, usage, __name__))
 
 
-_DEPLOYING = ('formats', 'out', 'which', 'deadline', 'budget')
+_DEPLOYING = ('formats', 'out', 'which', 'deadline')
+_SEARCHES = ('tune', 'lr_range', 'batch_size')
+_TUNING = ('space', 'trials', 'method', 'stop', 'goals', 'limits', 'storage', 'workers', 'worker')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
 _CATALOGUE = ('task', 'batch')
+_REPORTING = ('out', 'serve', 'port')
 _PLANNING = ('changes', 'elsewhere', 'check', *_BUDGET)
 
 
@@ -136,21 +199,52 @@ def _given(fields: bool) -> dict[str, Any]:
     ConfigError: one that another mode takes, or two that exclude each other.
   """
   mode = FLAGS.mode
-  for names, owner in ((_DEPLOYING, 'deploy'), (_PLANNING, 'plan'), (_CATALOGUE, 'catalogue')):
-    asked = [name for name in names if _is_given(name)]
+  for names, owner in (
+    (_DEPLOYING, 'deploy'),
+    (_TUNING, 'tune'),
+    (_PLANNING, 'plan'),
+    (_CATALOGUE, 'catalogue'),
+    (('serve', 'port'), 'report'),
+  ):
+    asked = [name for name in names if _is_given(name) and not (mode == 'report' and name in _REPORTING)]
+    if mode == 'diagnose' and asked == ['minutes'] and FLAGS.act:
+      continue
     if asked and mode != owner:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')
+  if FLAGS.act and mode != 'diagnose':
+    raise errors.ConfigError(f'--act goes with --mode=diagnose; got --mode={mode}')
+  if FLAGS.budget is not None and mode not in ('deploy', 'tune'):
+    raise errors.ConfigError(f'--budget goes with --mode=deploy and --mode=tune; got --mode={mode}')
+  if FLAGS.run is not None and mode not in _SEARCHES:
+    raise errors.ConfigError(f'--run goes with --mode={", ".join(_SEARCHES)}; got --mode={mode}')
   if FLAGS.force and mode != 'train':
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit'):
     raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
-  if FLAGS.fresh and mode in ('plan', 'doctor', 'catalogue'):
+  if FLAGS.fresh and mode in ('plan', 'diagnose', 'report', 'doctor', 'catalogue', 'lr_range', 'batch_size'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
+  if mode == 'report':
+    if fields:
+      raise errors.ConfigError(
+        '--mode=report shows what runs have left: fields of a config change nothing, leave them out'
+      )
+    found = {name: FLAGS[name].value for name in _REPORTING if _is_given(name)}
+    for name, other, why in (('port', 'serve', False), ('out', 'serve', True)):
+      if name in found and (other in found) is why:
+        told = 'goes with --serve' if not why else 'is for files, and --serve writes none: leave one out'
+        raise errors.ConfigError(f'--{name} {told}')
+    return found
   if mode == 'deploy':
     which = int(FLAGS.which) if (FLAGS.which or '').isdecimal() else FLAGS.which
     found = {'formats': FLAGS.formats, 'out': FLAGS.out, 'which': which, 'deadline': FLAGS.deadline}
     found |= {'budget': FLAGS.budget}
     return {name: value for name, value in found.items() if value is not None}
+  if mode == 'diagnose':
+    return {'act': True, 'minutes': FLAGS.minutes or 30.0} if FLAGS.act else {}
+  if mode in ('lr_range', 'batch_size') and FLAGS.smoke:
+    raise errors.ConfigError(f'--smoke is a short run, and --mode={mode} trains none: leave it out')
+  if mode == 'tune':
+    return {name: FLAGS[name].value for name in (*_TUNING, 'run', 'budget') if _is_given(name)}
   given = {name: FLAGS[name].value for name in _PLANNING if _is_given(name)}
   budget = [name for name in given if name in _BUDGET]
   alone = budget or 'check' in given
@@ -178,6 +272,8 @@ def _without_experiment(workdir: str, given: dict[str, Any]) -> int:
 
     doctor.doctor(print, workdir)
     return 0
+  if FLAGS.mode == 'report':
+    return _report(f'{workdir}-smoke' if FLAGS.smoke else workdir, **given)
   if FLAGS.mode == 'catalogue':
     from jaxlite.finetuning.known_models import catalogue
 
@@ -191,3 +287,18 @@ def _without_experiment(workdir: str, given: dict[str, Any]) -> int:
   from jaxlite.run import asking
 
   return asking.budget(**{name: given[name] for name in _BUDGET if name in given})
+
+
+def _report(workdir: str, out: str | None = None, serve: bool = False, port: int | None = None) -> int:
+  """Writes the page of a folder, or serves it."""
+  if serve:
+    from jaxlite.report import live
+
+    with contextlib.suppress(AttributeError, OSError):
+      os.nice(10)  # what it follows comes first
+    live.serve(workdir, port or 0, say=functools.partial(print, flush=True))
+    return 0
+  from jaxlite.report import folder_page
+
+  print(folder_page.write(workdir, out))
+  return 0

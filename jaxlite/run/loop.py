@@ -22,6 +22,7 @@ from jaxlite import data as datasets
 from jaxlite.config.reads import unread
 from jaxlite.config.schema import Config, validate
 from jaxlite.deployment import run_id
+from jaxlite.diagnosis import repairs
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt, streams
 from jaxlite.host.files import expanded
@@ -34,8 +35,9 @@ from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning,
 from jaxlite.run.identity import Identity, identify
 from jaxlite.run.progress import Beside, Progress
 from jaxlite.run.record import Record, recorded
-from jaxlite.run.records import WEIGHT, Records, means_of
+from jaxlite.run.records import WEIGHT, Log, Records, Told, means_of
 from jaxlite.run.setup import REWRITES, Setup, prepare, shortened
+from jaxlite.run.watch import Halted, Watch
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
@@ -57,6 +59,7 @@ def train(
   fresh: bool = False,
   command: str = '',
   say: Say = print,
+  log: Log | None = None,
 ) -> Result:
   """Trains one run to its end, or on from where it stopped, and reports it.
 
@@ -71,6 +74,9 @@ def train(
     fresh: what is in the workdir is moved aside, and the run starts again.
     command: the command line, for the report.
     say: prints a line.
+    log: (kind, step, values) is told each point as it is recorded: kind 'train' or 'validation', and 'test' at the
+      last step, values plain numbers by name. It is called at these points alone, never within a step; what it raises
+      is told once and the run goes on. Points since the last checkpoint come again, equal, when a killed run goes on.
 
   Returns:
     The Result: its table, metrics and history. Running it again resumes; a finished run is only reported.
@@ -82,7 +88,7 @@ def train(
     Preempted: a signal came; the run was saved.
     ImportError: a package that a run needs is not installed.
   """
-  return train_varied(config, workdir, model=model, data=data, fresh=fresh, command=command, say=say)
+  return train_varied(config, workdir, model=model, data=data, fresh=fresh, command=command, say=say, log=log)
 
 
 def train_varied(
@@ -95,14 +101,17 @@ def train_varied(
   fresh: bool = False,
   command: str,
   say: Say,
+  log: Log | None = None,
   only: int = 0,
+  watch: Watch | None = None,
 ) -> Result:
   """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
-  steps are a trial of it: of the same programs, with all that follows."""
+  steps are a trial of it: of the same programs, with all that follows. Where `watch` ends it, it raises Halted."""
   called = foreseen.entry()
   errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
   validate(config)
   say = streams.steady(say)
+  told = None if log is None else Told(log, say)
   try:
     folder = check_workdir(workdir)
   except WorkdirError:
@@ -150,21 +159,30 @@ def train_varied(
       again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
       foresight = None if only else foreseen.start(setup, int(state.step), called, seen, again, say)
       record.rewrites = run_folder.text(folder / REWRITES) or ''
-      log = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
-      with Records(folder, **log) as records:
+      kept = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
+      with Records(folder, **kept, log=told) as records:
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
           run_folder.write_program(setup, folder, run, say, anew=int(state.step) == 0)
         if foresight is not None:
           foresight = foreseen.bettered(foresight, took.program, setup, again, say)
         aim = Aim(setup, folder)
-        state, record = _fit(setup, folder, began, state, record, saves, records, aim, guard, say, took.seconds)
-      state = _best(setup, state, record, saves, say)
+        beside = (aim, guard, watch, say, took.seconds)
+        try:
+          state, record = _fit(setup, folder, began, state, record, saves, records, *beside)
+        except guards.NotFinite as error:
+          run_folder.fail(folder, run, error.step, error.where)
+          raise
+      ended, state = int(state.step), _best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
       raise Preempted(f'stopped while testing at step {int(state.step)}: run the same command to finish')
+    if note := facts.get('threshold_note'):
+      say(f'threshold: {note}')
     result, figures = evidence(setup, state, record, facts, test, folder, command)
+    if told is not None:
+      told('test', ended, result.metrics)
     run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), (foresight, aim), say)
     return result
 
@@ -210,6 +228,7 @@ def _fit(
   records: Records,
   aim: Aim,
   guard: preempt.Guard,
+  watch: Watch | None,
   say: Say,
   compiling: float,
 ) -> tuple[TrainState, Record]:
@@ -247,7 +266,7 @@ def _fit(
     saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
 
   while True:
-    improved, shown = False, []
+    improved, shown, why = False, [], ''
     if plan.due(step, plan.log) and record.logged < step:
       values = multi_step.fetched(pending)
       guards.check_finite(values, state, saves)
@@ -272,6 +291,7 @@ def _fit(
         state = state._replace(opt_state=opt_state, model_state=model_state)
         shown.append(f'validation {name} {scalars[name]:.4f}')
         aim.saw(step, scalars[name])
+        why = watch.heard(step, plan.total, scalars) if watch is not None else ''
         if guards.complete(state):  # a model short of its target sparsity is no candidate, however good
           improved = not math.isnan(score) and (record.best is None or score > record.best)
           record.best, record.best_step = (score, step) if improved else (record.best, record.best_step)
@@ -283,6 +303,10 @@ def _fit(
     if guard.requested:
       save(wait=True)
       raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
+    if watch is not None and not last and (why := why or watch.due()):
+      save(wait=True)
+      progress.done()
+      raise Halted(why)
     if improved or last or plan.due(step, plan.checkpoint):
       with progress.aside('save', state):
         save(wait=last)
@@ -330,8 +354,7 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   here = {**machine.machine(), 'jaxlib': machine.versions().get('jaxlib', '')}
   found = saves.restore(setup.abstract)
   if found is None:
-    state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
-    return state, Record(data=setup.data.fingerprint, machine=here)
+    return first_state(setup), Record(data=setup.data.fingerprint, machine=here)
   record = recorded(found.loop)
   if record.data != setup.data.fingerprint:
     raise ValueError(
@@ -343,6 +366,12 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   say(f'resumed at step {found.step} of {setup.plan.total}')
   record.stopped = record.stopped and record.stale >= setup.config.eval.patience > 0
   return found.state, record
+
+
+def first_state(setup: Setup) -> TrainState:
+  """The state that a run begins with."""
+  state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
+  return repairs.started(setup.train, state, setup.first_batch) if setup.config.repair.start else state
 
 
 def _best(setup: Setup, state: TrainState, record: Record, saves: Any, say: Say) -> TrainState:

@@ -27,6 +27,38 @@ CLOCK = ('time', 'seconds', 'examples_per_second')  # fields that a resume may c
 WEIGHT = 'jl.weight'  # among the metrics of a step: the total weight of its batch
 
 
+Log = Callable[[str, int, dict[str, float]], Any]
+
+
+class Told:
+  """A user's own log, called beside the record: what it raises is told once and ends no run.
+
+  >>> told = Told(lambda kind, step, values: 1 / 0, print)
+  >>> told('train', 10, {'loss': 0.5})
+  warning: log raised ZeroDivisionError (division by zero) at step 10: the run goes on, and it is called again
+  >>> told('train', 20, {'loss': 0.25})
+  """
+
+  def __init__(self, log: Log, say: Callable[[str], None]):
+    """Args: log, (kind, step, values); say, prints a line."""
+    if not callable(log):
+      raise TypeError(
+        f'log is a function (kind, step, values); got {type(log).__name__}: hand over the function itself'
+      )
+    self._log, self._say, self._failed = log, say, False
+
+  def __call__(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    """Calls it with a copy of the values, plain numbers on the host."""
+    try:
+      self._log(kind, step, dict(values))
+    except Exception as error:
+      if not self._failed:
+        said = ' '.join(str(error).split())[:200]
+        what = f'{type(error).__name__} ({said})' if said else type(error).__name__
+        self._say(f'warning: log raised {what} at step {step}: the run goes on, and it is called again')
+      self._failed = True
+
+
 def means_of(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
   """Returns the mean of each metric over the examples of several steps: each step by the weight of its batch.
 
@@ -69,6 +101,7 @@ class Records:
     kept: Mapping[str, Any] | None = None,
     tensorboard: bool = True,
     say: Callable[[str], None] = print,
+    log: Told | None = None,
   ):
     """Opens the record, cut back to its first `length` bytes (0 for a new run).
 
@@ -78,10 +111,12 @@ class Records:
       kept: what `keep` gave then; None for a new run, and in checkpoints of older versions.
       tensorboard: also write TensorBoard files.
       say: is given a line where the record was damaged.
+      log: is also told each point.
 
     Raises:
       ValueError: lines are missing, and `kept` is None.
     """
+    self._told = log
     self._workdir = Path(workdir)
     self._path = self._workdir / 'metrics.jsonl'
     events = (kept or {}).get('events') if length else []  # a new run has none, whatever lies there
@@ -162,6 +197,8 @@ class Records:
     self._hash_chunks()
     if self._tensorboard is not None:
       self._tensorboard.add(point)
+    if self._told is not None:
+      self._told(kind, step, values)
 
   def close(self) -> None:
     """Closes the files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,11 @@ from jaxlite.config.schema import Config
 from jaxlite.contract import Hook, Model, Network, Recipe, chain
 from jaxlite.cpu import autotune
 from jaxlite.data.decoded import head
-from jaxlite.errors import ConfigError
+from jaxlite.data.reduction import WAYS, reduce, seen
+from jaxlite.diagnosis import repairs
+from jaxlite.errors import ConfigError, nearest
 from jaxlite.graph.init_numpy import on_host
-from jaxlite.optim import accumulate, normalize, remat
+from jaxlite.optim import accumulate, normalize, project, remat
 from jaxlite.quantization import has_integer_weights
 from jaxlite.run import agreement, defaults, fit
 from jaxlite.run.timetable import Plan
@@ -31,6 +33,7 @@ from jaxlite.tasks.metrics import Metrics
 from jaxlite.tasks.task import Task
 
 REMAT = 'machine.remat'  # a hook that changes no forward
+REDUCE = 'reduce'  # what brings inputs to fewer features
 REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
 
 
@@ -67,8 +70,8 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   reads = Reads()
   reads.paths.update(read)
   given = dataclasses.replace(config, teacher=_teacher_of(config, folder)) if config.teacher else config
-  seen = watched(given, reads)  # what is asked of it from here on is read
-  data = dataset_of(seen, data)
+  asked = watched(given, reads)  # what is read of it from here on is known
+  data = repairs.of_data(asked.repair, dataset_of(asked, data))
   batch_size = config.data.batch_size
   _check_size(data, batch_size)
   epoch = datasets.steps_per_epoch(data.train, batch_size)
@@ -79,30 +82,35 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
     return max(1, duration.to_steps(**sizes, total_steps=total))
 
   plan = Plan(total, epoch, steps(config.log.every), steps(config.eval.every), steps(config.checkpoint.every))
-  recipe = fit.asked(seen.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', seen, total)
-  if not isinstance(recipe, Recipe):
-    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
-    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  recipe = repairs.of_recipe(asked.repair, _asked_recipe(asked, total))
   _check_parts(recipe, data.task)
   first = datasets.batch_at(data.train, batch_size, config.seed, 0)
   if model is None:
-    make = seen.model
-    model = defaults.model(data, first['inputs']) if make is None else fit.asked(make, 'config.model', '(config)', seen)
+    make = asked.model
+    inputs = seen(data, first['inputs'])
+    model = defaults.model(data, inputs) if make is None else fit.asked(make, 'config.model', '(config)', asked)
     if model is None:
       raise ConfigError(f'config.model returns a network; {fit.name_of(make)} returns None: does it end with return?')
   if isinstance(model, Network):
     data = agreement.started(model, data)
   agreement.check_teachers(recipe, data)
-  network = adapt(model)
+  network = repairs.of_network(asked.repair, adapt(model))
   around = getattr(network.apply, 'around', None)
   if around is None:
     outer, inner = _present(normalize(data.mean, data.std)), _present(data.task.hook(data.facts))
-    recipe, around = chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *inner))
+    first_of_all = _reduces(data)
+    network = _within(first_of_all, network)
+    recipe, around = chain(*outer, recipe, *inner), tuple(hook.name for hook in (*outer, *first_of_all, *inner))
+  elif data.reduction is not None and REDUCE not in around:
+    raise ConfigError(
+      f'a network that was loaded keeps its own preprocessing, which reduces nothing; these data are reduced '
+      f'({data.reduction.told()}): give it the data without'
+    )
   recipe = _thrifty(recipe, config)
   rewrites = (autotune.recorded(folder / REWRITES) or True) if config.machine.rewrites else False
-  built = train_step(network, seen.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
+  built = train_step(network, asked.loss or data.task.loss(data.facts), recipe, rewrites=rewrites)
   key = on_host(lambda: jax.random.key(config.seed))()
-  began, abstract = fit.begun(built, network, key, first)
+  began, abstract = _fitting(data, network, first, lambda: fit.begun(built, network, key, first))
   metric = data.task.metrics(data.facts)
   if (score := config.eval.metric or data.task.score) not in metric.names:
     asked = 'eval.metric' if config.eval.metric else f'the score of the task {data.task.name}'
@@ -124,6 +132,29 @@ def reformed(setup: Setup, config: Config) -> Setup:
   loss = config.loss or setup.data.task.loss(setup.data.facts)
   built = train_step(setup.network, loss, recipe, rewrites=config.machine.rewrites)
   return setup._replace(config=config, recipe=recipe, train=built)
+
+
+def rerated(setup: Setup, config: Config) -> Train:
+  """Returns the step of the same network and data by a recipe that is made anew; plain programs, without rewrites.
+
+  Args:
+    setup: of the run.
+    config: of the same run but for what its recipe reads, which may be traced (a rate).
+  """
+  recipe, data = _asked_recipe(config, setup.plan.total), setup.data
+  if getattr(setup.network.apply, 'around', None) is None:
+    recipe = chain(*_present(normalize(data.mean, data.std)), recipe, *_present(data.task.hook(data.facts)))
+  loss = config.loss or setup.data.task.loss(setup.data.facts)
+  return train_step(setup.network, loss, _thrifty(recipe, config), rewrites=False)
+
+
+def _asked_recipe(config: Config, total: int) -> Recipe:
+  """The recipe of a run, before what stands around every model."""
+  recipe = fit.asked(config.recipe or defaults.recipe, 'config.recipe', '(config, total_steps)', config, total)
+  if not isinstance(recipe, Recipe):
+    fix = ': does it end with return?' if recipe is None else ': write jl.chain in place of optax.chain'
+    raise ValueError(f'config.recipe returns a recipe from jl.chain(...); got {type(recipe).__name__}{fix}')
+  return recipe
 
 
 def shortened(setup: Setup, steps: int) -> Setup:
@@ -172,14 +203,91 @@ def dataset_of(config: Config, data: Any) -> datasets.Dataset:
   task = config.task() if config.task is not None else None
   if not isinstance(data, datasets.Dataset):
     given = {'task': task, 'standardize': config.data.standardize}
-    return datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given)
+    data = datasets.from_arrays(data, validation=config.data.validation, seed=config.seed, **given)
+    return _wishing(config, _reduced(config, data))
   if task is not None:
     _check_task(config, data, task)
-  if config.data.standardize:
+  if not config.data.standardize:
+    if data.reduction is not None and data.reduction.standardized:
+      raise ConfigError(
+        'data.standardize is False, and the data were reduced as standardized: make them with standardize=False too'
+      )
+    data = data._replace(
+      mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
+    )
+  return _wishing(config, _reduced(config, data))
+
+
+def _wishing(config: Config, data: datasets.Dataset) -> datasets.Dataset:
+  """The data with the precision or recall that `config.eval` wants of the threshold."""
+  asked = {'precision': config.eval.precision, 'recall': config.eval.recall}
+  wishes = {name: wish for name, wish in asked.items() if wish is not None}
+  if not wishes:
     return data
-  return data._replace(
-    mean=None, std=None, notes=(*data.notes, 'inputs are not standardized, as data.standardize says')
-  )
+  told = ' and '.join(f'eval.{name}' for name in wishes)
+  had = data.facts.get('wanted')
+  if had is None:
+    raise ConfigError(
+      f'{told} {"is" if len(wishes) == 1 else "are"} of tasks that cut scores by a threshold, and this one is '
+      f'{data.task.name}: task=jl.tasks.binary or jl.tasks.multi_label'
+    )
+  if had and had != wishes:
+    raise ConfigError(f'{told} and the task ask for different thresholds, {wishes} and {had}: leave one of the two out')
+  if 'thresholds' in data.facts and not isinstance(data.facts.get('threshold'), str):
+    raise ConfigError(
+      f'{told} chooses thresholds, and the task has a fixed one, {data.facts["threshold"]}: leave one out'
+    )
+  return data._replace(facts={**data.facts, 'wanted': wishes})
+
+
+def _reduced(config: Config, data: datasets.Dataset) -> datasets.Dataset:
+  """The data as `config.data` has them reduced."""
+  by, asked = config.data.reduce, config.data
+  if not by:
+    return data
+  if by not in WAYS:
+    raise ConfigError(f'data.reduce is one of {", ".join(WAYS)}; got {by!r} (nearest: {nearest(by, WAYS)})')
+  count = int(asked.components) if asked.components >= 1 else asked.components
+  if count < 1 and by != 'pca':
+    raise ConfigError(f'data.components is a whole number where data.reduce is {by!r}; got {count}: say how many')
+  if data.reduction is not None:
+    how = data.reduction.how
+    same = isinstance(how.get('by'), str) and how['by'] == by
+    if not same or (how['components'], how['whiten']) != (count, asked.whiten):
+      raise ConfigError(
+        f'data.reduce is {by!r}, and these data are reduced already ({data.reduction.told()}): leave one of the two out'
+      )
+    return data
+  return reduce(data, by, count, whiten=asked.whiten, seed=config.seed)
+
+
+def _reduces(data: datasets.Dataset) -> tuple[Hook, ...]:
+  """What brings the inputs of these data to fewer features."""
+  found = data.reduction
+  return () if found is None else (project(found.weight, found.mean, leaf=found.leaf, name=REDUCE),)
+
+
+def _fitting(data: datasets.Dataset, network: Model, batch: Any, begin: Callable[[], Any]) -> Any:
+  """What begins a run; of a network that does not take inputs that were reduced, what it is given is told."""
+  try:
+    return begin()
+  except Exception as error:
+    if data.reduction is None or fit.runs(network, batch['inputs']):
+      raise
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix('.')[:200]
+    raise ConfigError(
+      f'the network is given float32[B, {data.reduction.components}], since its inputs are reduced, and does not take '
+      f'that ({said}): take one for tables, such as jl.models.MLP, or leave data.reduce out'
+    ) from error
+
+
+def _within(hooks: tuple[Hook, ...], network: Model) -> Model:
+  """A network behind what changes the form of its inputs: whoever asks for its weights gives it inputs as they came."""
+  for hook in hooks:
+    inner, network = network, hook.model(network)
+    if (module := getattr(inner.apply, 'module', None)) is not None:
+      network.apply.module = module  # type: ignore[attr-defined]
+  return network
 
 
 def _loaded(config: Config) -> datasets.Dataset:
@@ -189,8 +297,10 @@ def _loaded(config: Config) -> datasets.Dataset:
     return datasets.load(given.source, directory=given.directory, validation=given.validation, seed=config.seed)
   kind = datasets.kind_of(path)
   options = {'validation': given.validation, 'seed': config.seed, 'task': config.task}
+  if kind != 'texts':
+    options['keep'] = given.keep
   if kind in ('pictures', 'sounds'):
-    options |= {'keep': given.keep, 'threads': given.threads}
+    options['threads'] = given.threads
   if kind == 'pictures':
     options['size'] = given.size
   elif kind == 'table':

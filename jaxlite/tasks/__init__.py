@@ -16,9 +16,19 @@ if TYPE_CHECKING:  # what the table below says, for type checkers and editors
   from jaxlite.tasks._named import BUILT_IN, is_built_in, named
   from jaxlite.tasks._regression import regression, units
   from jaxlite.tasks._segmentation import position_metrics, segmentation, sequence_labels
+  from jaxlite.tasks.curves import (
+    PrecisionRecallCurve,
+    RocCurve,
+    average_precision,
+    precision_recall_curve,
+    roc_auc,
+    roc_curve,
+  )
   from jaxlite.tasks.losses import class_weights, cross_entropy, weighted_cross_entropy
   from jaxlite.tasks.metrics import Metrics, classification_metrics, means
+  from jaxlite.tasks.reliability import ReliabilityCurve, calibration_error, reliability_curve
   from jaxlite.tasks.task import Facts, Figure, Task
+  from jaxlite.tasks.thresholds import Threshold, threshold_for
 
 _WHERE = {
   '_binary': ('binary',),
@@ -28,9 +38,14 @@ _WHERE = {
   '_named': ('BUILT_IN', 'is_built_in', 'named'),
   '_regression': ('regression', 'units'),
   '_segmentation': ('position_metrics', 'segmentation', 'sequence_labels'),
+  'curves': (
+    *('PrecisionRecallCurve', 'RocCurve', 'average_precision', 'precision_recall_curve', 'roc_auc', 'roc_curve'),
+  ),
   'losses': ('class_weights', 'cross_entropy', 'weighted_cross_entropy'),
   'metrics': ('Metrics', 'classification_metrics', 'means'),
+  'reliability': ('ReliabilityCurve', 'calibration_error', 'reliability_curve'),
   'task': ('Facts', 'Figure', 'Task'),
+  'thresholds': ('Threshold', 'threshold_for'),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [
@@ -38,8 +53,14 @@ __all__ = [
   'Facts',
   'Figure',
   'Metrics',
+  'PrecisionRecallCurve',
+  'ReliabilityCurve',
+  'RocCurve',
   'Task',
+  'Threshold',
+  'average_precision',
   'binary',
+  'calibration_error',
   'class_weights',
   'classification',
   'classification_metrics',
@@ -50,9 +71,14 @@ __all__ = [
   'multi_label',
   'named',
   'position_metrics',
+  'precision_recall_curve',
   'regression',
+  'reliability_curve',
+  'roc_auc',
+  'roc_curve',
   'segmentation',
   'sequence_labels',
+  'threshold_for',
   'units',
   'weighted_cross_entropy',
 ]

@@ -23,7 +23,8 @@ from jaxlite.tasks.ranking import (
   thinned,
 )
 from jaxlite.tasks.tables import class_table
-from jaxlite.tasks.task import Facts, Figure, Task
+from jaxlite.tasks.task import Answers, Facts, Figure, Task
+from jaxlite.tasks.thresholds import shares_table
 
 _BASE = means()
 
@@ -95,6 +96,7 @@ def binary(
     groups=lambda labels: labels,
     decide=_decide,
     answer=_answer,
+    answers=_answers,
     rows=(
       ('test average precision', 'average_precision', 'percent'),
       ('ROC-AUC', 'roc_auc', 'percent'),
@@ -262,7 +264,8 @@ def _metrics(facts: Facts) -> Metrics:
     recall = hits / max(ranked.positives, 1e-300)
     rates = np.insert(alarms / max(ranked.negatives, 1e-300), 0, 0), np.insert(recall, 0, 0)
     curves = {'precision_recall': thinned(recall, hits / (hits + alarms)), 'roc': thinned(*rates)}
-    return {**found, 'confusion': matrix, **curves}
+    alike = {'counts_alike': np.ones(1)} if (weight == 1).all() else {}  # then shares have an interval
+    return {**found, 'confusion': matrix, **curves, **alike}
 
   names = ('average_precision', 'roc_auc', 'accuracy', 'precision', 'recall', 'f1', 'positive_share', 'threshold')
   return Metrics((*names, 'loss'), _BASE.init, _BASE.update, compute, _keep(facts['positive']))
@@ -283,6 +286,21 @@ def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   return {'labels': as_given(facts['class_names'])[index], 'proba': proba}
 
 
+def _answers(kept: Mapping[str, Any], facts: Facts) -> Answers:
+  proba, target = sigmoid(kept['logit']), np.asarray(kept['target'], np.float64)
+  called, true = proba >= facts.get('threshold', 0.5), target > 0.5
+  right = np.where(np.isnan(proba), False, called == true)
+  names = _names(facts)
+
+  def told(index: int) -> dict[str, str]:
+    share = f'{100 * proba[index]:.2g} % for {names[1]}'
+    return {'true': names[int(true[index])], 'predicted': names[int(called[index])], 'told': share}
+
+  # By the threshold, not by one half: nearer to it is less wrong.
+  wrong = np.where(right, 0.0, np.abs(proba - true))
+  return Answers(wrong, right, np.where(called, proba, 1 - proba), told)
+
+
 def _names(facts: Facts) -> list[str]:
   """The other class first, as the confusion matrix has it."""
   names = facts['class_names']
@@ -290,7 +308,18 @@ def _names(facts: Facts) -> list[str]:
 
 
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
-  return [class_table(values['confusion'], _names(facts))] if 'confusion' in values else []
+  if 'confusion' not in values:
+    return []
+  matrix = np.asarray(values['confusion'], np.float64)
+  tables = [class_table(matrix, _names(facts))]
+  if 'counts_alike' in values:
+    hits, called, actual = matrix[1, 1], matrix[:, 1].sum(), matrix[1].sum()
+    shares = [
+      ('precision', f'{hits:g} of {called:g} called {_names(facts)[1]}', values['precision'], called),
+      ('recall', f'{hits:g} of {actual:g} that are', values['recall'], actual),
+    ]
+    tables.append(shares_table(f'on test, at the threshold {values["threshold"]:.4g}', shares))
+  return tables
 
 
 def _figures(values: Mapping[str, Any], facts: Facts, title: str) -> list[Figure]:

@@ -12,7 +12,7 @@ from jaxlite.tasks.labels import absent, as_given, check_range, class_labels, im
 from jaxlite.tasks.losses import cross_entropy
 from jaxlite.tasks.metrics import classification_metrics
 from jaxlite.tasks.tables import MOST, confusion_tables, named_class, score_table
-from jaxlite.tasks.task import Facts, Figure, Task
+from jaxlite.tasks.task import Answers, Facts, Figure, Task
 
 
 def classification(
@@ -60,6 +60,7 @@ def classification(
     doubts=_doubts,
     groups=lambda labels: labels,
     answer=_answer,
+    answers=_answers,
     rows=(*rows, ('test outputs that are NaN', 'nan_outputs', '{:g}')),
     interval='accuracy',
     curve=('Validation accuracy, %', 'accuracy', 'percent'),
@@ -97,6 +98,25 @@ def _doubts(labels: np.ndarray, facts: Facts, score: str) -> list[str]:
 def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   outputs = np.asarray(outputs)
   return {'labels': as_given(facts['class_names'])[outputs.argmax(axis=-1)], 'proba': softmax(outputs)}
+
+
+def _answers(kept: Any, facts: Facts) -> Answers | None:
+  if not isinstance(kept, Mapping) or 'spread' not in kept:  # of many classes
+    return None
+  labels, predicted = np.asarray(kept['labels']), np.asarray(kept['predicted'])
+  with np.errstate(all='ignore'):
+    sure = 1 / np.asarray(kept['spread'], np.float64)
+    own = np.exp(np.asarray(kept['below'], np.float64)) * sure
+  right, names = labels == predicted, facts.get('class_names', ())
+
+  def told(index: int) -> dict[str, str]:
+    nothing = predicted[index] >= facts['classes']
+    said = 'no class: NaN' if nothing else named_class(names, predicted[index])
+    known = not nothing and np.isfinite(sure[index])
+    share = '' if not known else f'{100 * sure[index]:.0f} % sure, {100 * own[index]:.2g} % for the true class'
+    return {'true': named_class(names, labels[index]), 'predicted': said, 'told': share}
+
+  return Answers(np.where(right, 0.0, 1 - own), right, sure, told)
 
 
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:

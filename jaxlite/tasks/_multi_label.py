@@ -15,7 +15,8 @@ from jaxlite.tasks.labels import as_array, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.ranking import against, average_precision, check_wishes, choose_threshold, ranking, roc_auc
 from jaxlite.tasks.tables import percent, score_table
-from jaxlite.tasks.task import Facts, Figure, Task
+from jaxlite.tasks.task import Answers, Facts, Figure, Task
+from jaxlite.tasks.thresholds import shares_table
 
 _BASE = means()
 _MOST = 20
@@ -83,6 +84,7 @@ def multi_label(
     notes=_notes,
     decide=_decide,
     answer=_answer,
+    answers=_answers,
     rows=(
       ('test average precision, macro', 'average_precision_macro', 'percent'),
       ('ROC-AUC, macro', 'roc_auc_macro', 'percent'),
@@ -178,6 +180,7 @@ def _metrics(facts: Facts) -> Metrics:
       numbers['nan_outputs'] = wrong
     arrays = {name: value for name, value in scores.items() if name.endswith('_each')}
     arrays |= {'average_precision_each': precision, 'roc_auc_each': auc, 'positives_each': actual}
+    arrays |= {'called_each': found} if (weight == 1).all() else {}  # then shares have an interval
     return {**{name: float(value) for name, value in numbers.items()}, **arrays, 'thresholds': thresholds}
 
   kinds = [f'{name}_{mean}' for name in ('precision', 'recall', 'f1') for mean in ('micro', 'macro', 'weighted')]
@@ -223,6 +226,23 @@ def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   return {'labels': [names[row].tolist() for row in called], 'proba': proba}
 
 
+def _answers(kept: Mapping[str, Any], facts: Facts) -> Answers:
+  proba, labels, names = sigmoid(kept['logits']), np.asarray(kept['labels']) > 0.5, facts['names']
+  called = proba >= np.asarray(facts.get('thresholds', 0.5))
+  right = (called == labels).all(axis=1) & ~np.isnan(proba).any(axis=1)
+  off = np.abs(proba - labels)
+
+  def listed(row: np.ndarray) -> str:
+    return ', '.join(names[place] for place in np.flatnonzero(row)[:8]) or 'none'
+
+  def told(index: int) -> dict[str, str]:
+    place = int(np.nan_to_num(off[index], nan=2.0).argmax())
+    share = f'{100 * proba[index, place]:.2g} % for {names[place]}'
+    return {'true': listed(labels[index]), 'predicted': listed(called[index]), 'told': share}
+
+  return Answers(np.where(right, 0.0, off.max(axis=1)), right, None, told)
+
+
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
   if 'f1_each' not in values:
     return score_table(values)
@@ -239,7 +259,15 @@ def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:
     ]
     for index in shown
   ]
-  return [*score_table(values), [head, *body]]
+  tables = [*score_table(values), [head, *body]]
+  if 'called_each' in values:
+    counted = []
+    for index in shown:
+      for name, total in (('precision', 'called_each'), ('recall', 'positives_each')):
+        share, of = float(values[f'{name}_each'][index]), float(values[total][index])
+        counted.append((f'{facts["names"][index]}: {name}', f'{share * of:.0f} of {of:g}', share, of))
+    tables.append(shares_table('on test, at its threshold', counted))
+  return tables
 
 
 def _figures(values: Mapping[str, Any], facts: Facts, title: str) -> list[Figure]:

@@ -13,7 +13,7 @@ from jaxlite.contract import CONST, Hook, Model, Params, State, drop_extras, wit
 from jaxlite.tasks import figures
 from jaxlite.tasks.labels import as_array, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
-from jaxlite.tasks.task import Facts, Figure, Task
+from jaxlite.tasks.task import Answers, Facts, Figure, Task
 
 _LOSSES: dict[str, Callable[[jax.Array], jax.Array]] = {'mse': jnp.square, 'mae': jnp.abs}
 _SHOWN = 1000  # points of a picture
@@ -88,6 +88,7 @@ def regression(
     notes=_notes,
     hook=lambda facts: units(facts['mean'], facts['std']) if facts['standardize'] else None,
     answer=_answer,
+    answers=_answers,
     rows=(
       ('test RMSE', 'rmse', '{:.4g}'),
       ('MAE', 'mae', '{:.4g}'),
@@ -270,6 +271,21 @@ def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:
   outputs = np.asarray(outputs)
   shape = (len(outputs),) if facts['axes'] == 1 else (len(outputs), facts['targets'])
   return {'labels': outputs.reshape(shape)}
+
+
+def _answers(kept: Mapping[str, Any], facts: Facts) -> Answers:
+  predicted, true = (np.asarray(kept[name], np.float64) for name in ('outputs', 'labels'))
+  with np.errstate(all='ignore'):
+    off = np.abs(predicted - true) / np.asarray(facts['std'], np.float64)  # targets have units of their own
+  names = facts['target_names']
+
+  def listed(row: np.ndarray) -> str:
+    return ', '.join(f'{name} {value:.4g}' for name, value in zip(names[:4], row, strict=False))
+
+  def told(index: int) -> dict[str, str]:
+    return {'true': listed(true[index]), 'predicted': listed(predicted[index])}
+
+  return Answers(off.max(axis=1), None, None, told)
 
 
 def _tables(values: Mapping[str, Any], facts: Facts) -> list[list[list[str]]]:

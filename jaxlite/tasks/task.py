@@ -43,6 +43,22 @@ class Figure(NamedTuple):
   draw: Callable[[], Any]
 
 
+class Answers(NamedTuple):
+  """What a model answered, example by example, for the report.
+
+  Attributes:
+    wrong: float[N], how wrong each answer is: larger is worse, 0 is right; NaN is worst.
+    right: bool[N], whether it is right; None where it is more or less so.
+    sure: float[N], the probability that the model gave its own answer; None where it gave none.
+    told: (index) -> an answer in words: 'true', 'predicted', and in 'told' what else there is to say.
+  """
+
+  wrong: np.ndarray
+  right: np.ndarray | None
+  sure: np.ndarray | None
+  told: Callable[[int], dict[str, str]]
+
+
 def _numbers(values: Any, where: str) -> np.ndarray:
   array = np.asarray(values)
   if array.dtype.kind not in 'biuf':
@@ -76,6 +92,8 @@ class Task(NamedTuple):
       `Metrics.keep` gave for it.
     answer: (outputs, facts) -> what a user wants of a prediction, by name: 'labels' (names or values) and where there
       is one 'proba'; NumPy arrays with one example per row.
+    answers: (kept, facts) -> Answers, of what `Metrics.keep` gave for the test split: the report shows the worst, and
+      compares runs example by example. None where single examples are not looked at.
     rows: the lines of the result's table: (label, metric, form), form 'percent' or a format such as '{:.4f}'.
     interval: of the rows' metrics one that is a share of independent examples, whose total is that of 'confusion': the
       report gives its 95 % interval. '' where there is none.
@@ -100,6 +118,7 @@ class Task(NamedTuple):
   hook: Callable[[Facts], Any] = lambda facts: None
   decide: Callable[[Any, Facts], Facts] = lambda kept, facts: {}
   answer: Callable[[np.ndarray, Facts], dict[str, Any]] = lambda outputs, facts: {'labels': outputs}
+  answers: Callable[[Any, Facts], Answers | None] = lambda kept, facts: None
   rows: tuple[tuple[str, str, str], ...] = ()
   interval: str = ''
   curve: tuple[str, str, str] | None = None

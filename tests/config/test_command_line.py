@@ -149,7 +149,7 @@ def test_mistakes_are_one_line_with_the_way_out(folder):
     (['--wrokdir=x'], '--workdir'),
     (['--config=experiments/mien.py'], 'experiments/mine.py'),
     (['experiments/mine.py'], '--config=experiments/mine.py'),
-    ([mine, '--mode=test'], '<train|plan|fit|eval|deploy|doctor|catalogue>'),
+    ([mine, '--mode=test'], '<train|plan|fit|tune|'),
     ([mine, '--config.optim.lrr=1'], 'optim.lr'),
     (['--config.sparsty=1', mine], 'sparsity'),
     ([mine, '--config.seed'], 'seed needs a value'),

@@ -16,7 +16,7 @@ from jax import lax
 
 import jaxlite as jl
 from convolutions import lives_in_transforms, products
-from jaxlite.cpu.kernels import choose, match, onednn, onednn_c
+from jaxlite.cpu.kernels import choose, direct, match, onednn, onednn_c
 from lacking import WITHOUT_EXTRA
 
 LAYOUTS = (('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW'))
@@ -80,6 +80,20 @@ def test_values_and_gradients_are_those_of_xla():
 def test_values_and_gradients_are_those_of_xla_in_500_cases():
   installed()
   check(1, 500)
+
+
+def test_where_channels_lie_apart_our_own_kernels_are_taken():
+  installed()
+  if direct.missing():
+    pytest.skip(direct.missing())
+  for layout, name in zip(LAYOUTS, ('onednn', 'direct'), strict=True):
+    sizes, weights = {'N': 2, 'H': 9, 'W': 9, 'C': 5}, {'H': 3, 'W': 3, 'I': 5, 'O': 7}
+    x = jnp.ones([sizes[axis] for axis in layout[0]])
+    w = jnp.ones([weights[axis] for axis in layout[1]])
+    conv = functools.partial(lax.conv_general_dilated, window_strides=(1, 1), padding='SAME', dimension_numbers=layout)
+    for eqn, _, _ in products(conv, x, w, conv(x, w)):
+      assert [*choose.forms(eqn)] == [f'{name}{choose.CHUNKS}']
+      assert {*choose.forms(eqn)} <= {*choose.names()}
 
 
 def example():

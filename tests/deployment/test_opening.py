@@ -8,7 +8,8 @@ import pytest
 
 import jaxlite as jl
 from jaxlite import trees
-from jaxlite.contract import CONST, Hook, Side
+from jaxlite.contract import CONST, Hook, Side, _predictor
+from jaxlite.cpu.replace import MARK, for_cpu
 from jaxlite.deployment import opening, stablehlo
 from networks import FRAMEWORKS, dense, first_values, linen_dense
 
@@ -284,3 +285,20 @@ def test_an_export_that_computes_is_part_of_the_stored_program(tmp_path):
   sealed = stablehlo.sealed_network(program, whole.params, whole.model_state)
   np.testing.assert_allclose(sealed.predict(X), network.predict(X), rtol=1e-5, atol=1e-3)
   assert not isinstance(low_rank(), Side)
+
+
+def test_an_opened_network_predicts_on_cpu_by_the_forms_that_evaluation_took(tmp_path):
+  pictures = RNG.normal(size=(8, 12, 12, 4)).astype(np.float32)
+  model = jl.adapt(jl.models.SmallCNN((8, 16), hidden=16, classes=2))
+  network = jl.Network(model, *model.init(jax.random.key(0), pictures))
+  stablehlo.save_program(tmp_path, model, jl.chain(optax.sgd(0.1)), network, pictures)
+  found = stablehlo.read_program(tmp_path)
+  served = trees.by_path({'params': network.params, 'model_state': network.model_state})
+  opened = opening.opened(found, served, model, None, None, {})
+  wanted = np.asarray(for_cpu(lambda *given: model.apply(*given, train=False, key=None)[0])(
+    network.params, network.model_state, pictures))  # fmt: skip
+  assert np.array_equal(opened.predict(pictures), wanted)
+  given = (opened.params, opened.model_state, pictures)
+  plain = jax.jit(lambda *given: model.apply(*given, train=False, key=None)[0]).lower(*given)
+  assert _predictor(opened.model.apply).lower(*given).as_text().count(MARK) > plain.as_text().count(MARK)
+  np.testing.assert_allclose(opened.predict(pictures), found.run(served, pictures), atol=1e-5)

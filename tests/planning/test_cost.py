@@ -99,6 +99,13 @@ def test_hand_counts(name):
     assert found.bytes == size
 
 
+def test_a_ragged_product_takes_the_time_of_all_its_groups():
+  """XLA for CPU multiplies every row by every group's matrix; FLOPs stay those that are wanted."""
+  fn, args, flops, _ = HAND['ragged']
+  (found,) = (one for one in cost_of(fn, *args).operations if one.primitive.startswith('ragged_dot'))
+  assert (found.flops, found.padded) == (flops, 3 * flops)
+
+
 LINEAR = {
   'cholesky': (lambda x: jax.lax.linalg.cholesky(x), f32(2, 6, 6), 2 * 6**3 / 3),
   'lu': (lambda x: jax.lax.linalg.lu(x)[0], f32(6, 6), 2 * 6**3 / 3),

@@ -111,7 +111,7 @@ def test_a_report_is_whole_and_the_same_twice(tmp_path):
     assert '](student/roc.png)' in text
     pictures = [file for file in re.findall(r'\]\((.*?\.png)\)', text) if '/' not in file]
     assert sorted(pictures) == sorted(file.name for file in folder.glob('*.png'))
-    assert {file.name for file in folder.iterdir()} == {*pictures, 'report.md'}
+    assert {file.name for file in folder.iterdir()} == {*pictures, 'report.md', 'report.html'}
     files.append({file.name: file.read_bytes() for file in folder.iterdir()})
   assert files[0] == files[1]
   assert {'curves.png', 'sparsity.png'} <= files[0].keys()

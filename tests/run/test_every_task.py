@@ -1,5 +1,6 @@
 """Every kind of task through the whole loop: trained, killed and resumed to the same bits, tested, loaded, answered."""
 
+import base64
 import functools
 import json
 from typing import NamedTuple
@@ -111,6 +112,27 @@ def test_a_task_is_trained_resumed_tested_reported_and_loaded(name, straight_run
   saved = json.loads((folder / 'task.json').read_text())
   assert saved['task'] == task.name
   assert saved['facts'] == json.loads(json.dumps(straight.facts))
+
+
+@pytest.mark.parametrize(
+  ('name', 'metric'), [('classification', 'accuracy'), ('binary', 'accuracy'), ('multi_label', 'exact_match')]
+)
+def test_what_is_told_of_single_examples_is_what_was_measured(name, metric, straight_run):
+  _, result = straight_run(name)
+  bits = np.unpackbits(np.frombuffer(base64.b64decode(result.right), np.uint8))[: result.examples]
+  assert bits.mean() == pytest.approx(result.metrics[metric])
+  wrong = {int(one['example']) for one in result.mistakes}
+  assert wrong <= set(np.flatnonzero(~bits.astype(bool)).tolist())
+  assert len(wrong) == min(12, int((bits == 0).sum()))
+  assert all(one['true'] != one['predicted'] for one in result.mistakes)
+
+
+def test_the_worst_of_a_regression_are_those_that_are_furthest_off(straight_run):
+  case, (folder, result) = CASES['regression'], straight_run('regression')
+  test = case.data.test
+  off = np.abs(np.asarray(jl.load(folder).predict_labels(test.inputs)).reshape(-1) - test.labels)
+  assert [int(one['example']) for one in result.mistakes] == np.argsort(-off, kind='stable')[:12].tolist()
+  assert result.right == ''
 
 
 def test_regression_answers_in_the_units_of_its_targets(straight_run):

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
+from loops import crash_at, leaves, points
+from simulated import sound_on
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)
@@ -111,3 +113,82 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(method, tmp_path):
   )
   for leaf, same in zip(jax.tree.leaves(one.state['params']), jax.tree.leaves(other.state['params']), strict=True):
     np.testing.assert_array_equal(leaf, same)
+
+
+@pytest.mark.unoptimized(False)  # as the run that it is compared with
+def test_a_crash_in_the_middle_changes_no_bit(done, tmp_path, monkeypatch):
+  folder, net, options, result, _ = done
+  for _ in crash_at(4, monkeypatch):
+    with pytest.raises(MemoryError, match='the machine is gone'):
+      jl.finetune(net, (X, Y), tmp_path, say=lambda line: None, **options)
+  again = jl.finetune(net, (X, Y), tmp_path, say=lambda line: None, **options)
+  assert again.metrics == result.metrics
+  assert leaves(tmp_path) == leaves(folder / 'run')
+  assert points(tmp_path) == points(folder / 'run')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['last', 'gradual', 'probe'])
+def test_nor_does_it_where_something_is_frozen(method, tmp_path, monkeypatch):
+  net = (lambda p, x: jnp.tanh(jnp.tanh(x @ p['a']) @ p['c']) @ p['b'], {**network()[1], 'c': jnp.eye(8)})
+  last = 1 if method == 'probe' else 9
+  options = {'method': method, 'features': str(tmp_path / 'features'), 'say': lambda line: None}
+  options |= {} if method == 'probe' else {'train': jl.Duration(steps=last)}
+  whole = jl.finetune(net, (X, Y), tmp_path / 'whole', **options)
+  for _ in crash_at(last // 2, monkeypatch):
+    with pytest.raises(MemoryError, match='the machine is gone'):
+      jl.finetune(net, (X, Y), tmp_path / 'torn', **options)
+  again = jl.finetune(net, (X, Y), tmp_path / 'torn', **options)
+  assert again.metrics == whole.metrics
+  assert leaves(tmp_path / 'torn') == leaves(tmp_path / 'whole')
+  assert points(tmp_path / 'torn') == points(tmp_path / 'whole')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['probe', 'full', 'gradual', 'last', 'lora'])
+def test_a_keras_model_is_tuned(method, tmp_path):
+  keras = pytest.importorskip('keras')
+  keras.utils.set_random_seed(0)
+  rows = (RNG.normal(size=(3, 8, 8, 1))[Y] + 0.5 * RNG.normal(size=(120, 8, 8, 1))).astype(np.float32)
+  inputs = keras.Input((8, 8, 1))
+  hidden = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, use_bias=False)(inputs))
+  hidden = keras.layers.Dropout(0.1)(keras.layers.Flatten()(keras.layers.ReLU()(hidden)))
+  model = keras.Model(inputs, keras.layers.Dense(5)(keras.layers.Dense(8, activation='relu')(hidden)))
+  steps = {} if method == 'probe' else {'train': jl.Duration(steps=12)}
+  options = {'method': method, 'features': str(tmp_path / 'f'), 'rank': 2, 'say': lambda line: None, **steps}
+  result = jl.finetune(model, (rows, Y), tmp_path / 'run', **options)
+  assert result.metrics['accuracy'] > 0.6
+  test = jl.data.from_arrays((rows, Y)).test
+  assert (np.asarray(jl.load(tmp_path / 'run').predict(test.inputs)).argmax(1) == test.labels).mean() == (
+    result.metrics['accuracy']
+  )
+
+
+@pytest.mark.slow
+def test_on_two_devices_it_ends_as_on_one():
+  sound_on(
+    2,
+    """
+    import tempfile
+    import numpy as np, jax, jax.numpy as jnp, jaxlite as jl
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    mesh = Mesh(np.array(jax.devices()), ('d',))
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    x = (rng.normal(size=(3, 4))[y] + 0.7 * rng.normal(size=(120, 4))).astype(np.float32)
+    values = {'a': rng.normal(size=(4, 8)), 'c': rng.normal(size=(8, 8)), 'b': np.zeros((8, 2))}
+    values = {name: value.astype(np.float32) for name, value in values.items()}
+    sides = {'a': P(None, 'd'), 'c': P('d', None), 'b': P()}
+    spread = {name: jax.device_put(value, NamedSharding(mesh, sides[name])) for name, value in values.items()}
+    apply = lambda p, x: jnp.tanh(jnp.tanh(x @ p['a']) @ p['c']) @ p['b']
+    for method in ('probe', 'gradual', 'lora'):
+      steps = {} if method == 'probe' else {'train': jl.Duration(steps=6)}
+      losses = []
+      for params in (jax.tree.map(jnp.asarray, values), spread):
+        with tempfile.TemporaryDirectory() as d:
+          options = {'features': d + '/f', 'rank': 2, 'say': lambda line: None, **steps}
+          losses.append(jl.finetune((apply, params), (x, y), d + '/run', method=method, **options).metrics['loss'])
+      assert abs(losses[0] - losses[1]) < 1e-4, (method, losses)
+    print('sound', jax.device_count())
+    """,
+  )

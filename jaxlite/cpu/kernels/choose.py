@@ -24,12 +24,11 @@ _LAYOUT = 2  # of the names of targets; another meaning of the same numbers need
 
 
 def names() -> tuple[str, ...]:
-  """Returns the names of the forms that call a kernel here: one, or none."""
+  """Returns the names of the forms that call a kernel here: those of oneDNN, of our own, both, or none."""
   if _partitioned():
     return ()
-  if not onednn.missing():
-    return (f'onednn{CHUNKS}',)
-  return () if direct.missing() else (f'direct{CHUNKS}',)
+  there = {'onednn': not onednn.missing(), 'direct': not direct.missing()}
+  return tuple(f'{name}{CHUNKS}' for name, here in there.items() if here)
 
 
 def _partitioned() -> bool:
@@ -49,7 +48,8 @@ def is_kernel(name: str) -> bool:
 def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]:
   """Returns the form of an equation that calls a kernel, by name; empty where there is none.
 
-  Where there is a C compiler, oneDNN's if that extra is installed, else for a convolution one of our own.
+  Where there is a C compiler, oneDNN's if that extra is installed; for a convolution one of our own without it, and
+  where channels lie apart: of such arrays oneDNN is two times slower, and ours lays rows out itself.
 
   Args:
     eqn: a `conv_general_dilated` or a `dot_general`.
@@ -65,8 +65,10 @@ def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]
   else:
     kind, found = recognized(eqn) or ('', None)
     first, wanted = found.batch if found else 0, CHUNKS
-    if onednn.missing():
-      return _direct(eqn, kind, found)
+    if onednn.missing() or (found and 1 not in (found.x[1], found.y[1])):
+      own = _direct(eqn, kind, found)
+      if own or onednn.missing():
+        return own
   target = _target(kind, found, onednn.chunks_of(first, wanted)) if found else None
   if not target:
     return {}

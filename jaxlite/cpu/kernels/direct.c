@@ -76,6 +76,18 @@ static void pack_alone(const Spec *of, const float *w, float *to) {
   }
 }
 
+// Lays pixels out where channels lie apart, a few pixels of each channel at once: `pixels` of `wide` floats, row by row.
+static void spread(float *out, const float *from, int64_t pixels, int64_t wide, int64_t channels, int64_t across,
+                   int64_t a_row, int64_t down, int64_t along) {
+  int64_t at[16];
+  for (int64_t p = 0; p < pixels; p += 16, from += 16 * wide) {
+    int64_t few = pixels - p < 16 ? pixels - p : 16;
+    for (int64_t i = 0; i < few; i++) at[i] = (p + i) / a_row * down + (p + i) % a_row * along;
+    for (int64_t c = 0; c < channels; c++)
+      for (int64_t i = 0; i < few; i++) out[at[i] + c * across] = from[i * wide + c];
+  }
+}
+
 static int64_t units(const Call *call) {
   return all_phases(call->of) * call->groups * call->of->batch * call->depths * call->blocks;
 }
@@ -115,8 +127,9 @@ static int unit(const Call *call, int64_t index, int64_t next) {
     return 0;
   }
   Window all = window(&at, call->channels, rows);
-  float some[12 * 4 * LANES];
-  int64_t pixels = high * at.w.count;
+  int64_t pixels = high * at.w.count, wide = rounded(call->made);
+  float some[12 * 4 * LANES], *apart = across == 1 ? NULL : buffer(3, pixels * wide);
+  if (across != 1 && apart == NULL) return -1;
   int64_t plane = next / call->blocks % call->depths * at.d.step + at.d.first + (at.d.entries - 1) * at.d.gap;
   int64_t top = next % call->blocks * call->rows * at.h.step + at.h.first;
   const float *soon = source + next / call->blocks / call->depths % of->batch * call->from[0];
@@ -126,17 +139,19 @@ static int unit(const Call *call, int64_t index, int64_t next) {
     int v = vectors(call->made - k);
     lanes = v * LANES;
     int64_t real = call->made - k < lanes ? call->made - k : lanes, parts = tiles(pixels, most(v));
-    int straight = across == 1 && real == lanes && (down == at.w.count * along || high == 1);
+    int straight = apart != NULL || (real == lanes && (down == at.w.count * along || high == 1));
+    float *first = apart != NULL ? apart : out;
+    int64_t step = apart != NULL ? wide : along;
     for (int64_t part = 0; part < parts; part++) {
       int64_t p = part * pixels / parts, count = (part + 1) * pixels / parts - p;
       fetch(&more);
-      sums[v][count](rows.at, pixel + p, &all, packed, straight ? out + p * along + k : some, straight ? along : lanes);
+      sums[v][count](rows.at, pixel + p, &all, packed, straight ? first + p * step + k : some, straight ? step : lanes);
       for (int64_t i = 0; i < count && !straight; i++)
-        put(out + (p + i) / at.w.count * down + (p + i) % at.w.count * along + k * across, across, some + i * lanes,
-            real);
+        memcpy(out + (p + i) / at.w.count * down + (p + i) % at.w.count * along + k, some + i * lanes, 4 * real);
     }
     packed += entries(&at) * call->channels * lanes;
   }
+  if (apart != NULL) spread(out, apart, pixels, wide, call->made, across, at.w.count, down, along);
   return 0;
 }
 

@@ -77,12 +77,14 @@ static void lay_row(float *to, const float *from, int64_t pixels, int64_t channe
     memcpy(to, from, 4 * pixels * channels);
     return;
   }
-  for (int64_t p = 0; p < pixels; p++, to += wide, from += along) {
-    if (across == 1) memcpy(to, from, 4 * channels);
-    else
-      for (int64_t c = 0; c < channels; c++) to[c] = from[c * across];
-    for (int64_t c = channels; c < wide; c++) to[c] = 0;
+  for (int64_t p = 0; p < pixels; p++) {
+    if (across == 1) memcpy(to + p * wide, from + p * along, 4 * channels);
+    for (int64_t c = channels; c < wide; c++) to[p * wide + c] = 0;
   }
+  if (across == 1) return;
+  // Pixel by pixel, channels that lie a power of two apart would push each other out of the cache.
+  for (int64_t c = 0; c < channels; c++)
+    for (int64_t p = 0; p < pixels; p++) to[p * wide + c] = from[c * across + p * along];
 }
 
 // What the next piece of work reads, fetched line by line while this one is multiplied.

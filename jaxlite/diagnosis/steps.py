@@ -1,0 +1,91 @@
+"""Steps taken again from the start of a run: whether each does to its own batch what it was made for."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlite.contract import join_const
+from jaxlite.diagnosis.look import Looker, Subject
+
+_STEPS = 80  # at most so many are taken
+_LEAST = 25
+
+
+class Walk(NamedTuple):
+  """Steps from the start of the run.
+
+  Attributes:
+    steps: how many.
+    raised: the share of the later ones after which the loss of their own batch was larger.
+    ratio: the median of |update| / |weight| over the later steps.
+    losses: before each.
+    finite: whether all stayed finite.
+    unchanged: of weights of few bits that have a gradient, the share that an update left as they were; NaN where all
+      have at least 32.
+  """
+
+  steps: int
+  raised: float
+  ratio: float
+  losses: tuple[float, ...]
+  finite: bool
+  unchanged: float
+
+
+@jax.jit
+def _apart(old: Any, new: Any) -> Any:
+  """(|new - old|, |old|, how many values of few bits are as they were, how many there are)."""
+  pairs = list(zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True))
+  wide = [(one.astype(jnp.float32), two.astype(jnp.float32)) for one, two in pairs]
+  few = [(one, two) for one, two in pairs if one.dtype.itemsize < 4]
+  same = sum((jnp.sum(one == two) for one, two in few), jnp.int32(0))
+  size = sum(one.size for one, _ in few)
+  apart = sum(jnp.sum(jnp.square(two - one)) for one, two in wide)
+  return jnp.sqrt(apart), jnp.sqrt(sum(jnp.sum(jnp.square(one)) for one, _ in wide)), same, size
+
+
+def moved(start: Any, end: Any) -> float:
+  apart, size, *_ = _apart(start, end)
+  return float(apart) / max(float(size), 1e-30)
+
+
+def walk(subject: Subject, looker: Looker, until: float, missing: list[str]) -> Walk | None:
+  """Takes steps as the run did, and looks whether each lowers the loss of the batch that it was made for."""
+  total = min(subject.total, _STEPS)
+  state = jax.tree.map(jnp.copy, subject.start)
+  losses, raised, ratios, unchanged, finite = [], [], [], [], True
+  for step in range(total):
+    if step >= min(_LEAST, total) and time.monotonic() > until:
+      missing.append(f'steps from the start beyond {step}: the time was up (seconds=)')
+      break
+    batch = looker.batch(step)
+    before, old, key, at = state.model_state, jax.tree.map(jnp.copy, state.params), state.key, state.step
+    kept = jax.tree.map(jnp.copy, (before, at))
+    state, terms = subject.train.step(state, batch)
+    loss = float(terms.get('loss', next(iter(terms.values()))) if 'loss' in terms or len(terms) == 1
+                 else sum(map(float, terms.values())))  # fmt: skip
+    after = float(looker.value(state.params, join_const(kept[0], state.const), batch, key, kept[1]))
+    apart, size, same, few = _apart(old, state.params)
+    finite = bool(np.isfinite([loss, after, float(apart)]).all())
+    losses.append(loss)
+    if not finite:
+      break
+    raised.append(after > loss + 1e-4 * abs(loss))
+    ratios.append(float(apart) / max(float(size), 1e-30))
+    unchanged.append(float(same) / few if few else float('nan'))
+  if not raised:
+    return Walk(len(losses), 1.0, float('nan'), tuple(losses), finite, float('nan')) if losses else None
+  late = len(raised) // 3
+  return Walk(
+    len(losses),
+    float(np.mean(raised[late:])),
+    float(np.median(ratios[late:])),
+    tuple(losses),
+    finite,
+    float(np.mean(unchanged[late:])),
+  )

@@ -1,0 +1,55 @@
+"""Which point of a space comes next, without any package: all of a grid, or points at random.
+
+A point is a function of the study's seed and of how many came before it, so that a study that goes on, on whatever
+machine, tries the points that it would have tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlite.tuning.kinds import Space, draw, grid, size
+from jaxlite.tuning.ledger import Trial
+
+_TRIES = 1000  # draws until a point is new
+
+
+def next_of_grid(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, Any] | None:
+  """Returns the next point of a grid; None where all were tried.
+
+  The order is shuffled: where time runs out, what was tried lies all over the space.
+
+  Args:
+    space: its choices and ranges.
+    seed: of the study.
+    past: trials so far.
+  """
+  points, tried = grid(space), [trial.given for trial in past]
+  order = np.random.default_rng(seed).permutation(len(points))
+  return next((points[place] for place in order if points[place] not in tried), None)
+
+
+def next_at_random(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, Any] | None:
+  """Returns the next point at random, none twice; None where a finite space is used up.
+
+  Args:
+    space: its choices and ranges.
+    seed: of the study.
+    past: trials so far.
+
+  References:
+    Bergstra and Bengio, Random Search for Hyper-Parameter Optimization, 2012,
+    https://www.jmlr.org/papers/v13/bergstra12a.html
+  """
+  tried = [trial.given for trial in past]
+  if len(tried) >= size(space):
+    return None
+  rng = np.random.default_rng([seed, len(past)])
+  for _ in range(_TRIES):
+    point = {name: draw(kind, rng) for name, kind in space.items()}
+    if point not in tried:
+      return point
+  return next((point for point in grid(space) if point not in tried), None)
