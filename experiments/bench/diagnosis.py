@@ -5,8 +5,7 @@ frameworks, thirteen faults and none.
   python experiments/bench/diagnosis.py --out=runs/diagnosis.jsonl --table
   python experiments/bench/diagnosis.py --out=runs/diagnosis_acts.jsonl --numbers=10:14 --act
 
-Numbers 0, 1, 4, 5, ... are the half that thresholds were chosen on, 2, 3, 6, 7, ... are held out and are what the table
-judges. Runs of one network share compiled programs: what they differ in (rate, decay, length, data, first weights) lies
+Even numbers are the half that thresholds were chosen on, odd ones are held out and are what the table judges. Runs of one network share compiled programs: what they differ in (rate, decay, length, data, first weights) lies
 in their state. Each is built by what `jl.train` builds it with, and trained without checkpoints and reports. With --act
 the suggested change is trained too, both over seeds; it helps where the score on clean test data (macro F1 of classes)
 is better by more than two standard errors of the difference. Every finished line is kept in --out, and the same command
@@ -279,8 +278,8 @@ def main(_: list[str]) -> None:
           jax.clear_caches()
           gc.collect()
   lines = [again(line) for line in lines] if FLAGS.table else lines
-  print(table([line for line in lines if line['number'] // 2 % 2], 'held out'))
-  print(table([line for line in lines if not line['number'] // 2 % 2], 'chosen on'))
+  print(table([line for line in lines if line['number'] % 2], 'held out'))
+  print(table([line for line in lines if not line['number'] % 2], 'chosen on'))
 
 
 def table(lines: list[dict[str, Any]], title: str) -> str:
