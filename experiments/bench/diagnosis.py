@@ -5,11 +5,12 @@ frameworks, thirteen faults and none.
   python experiments/bench/diagnosis.py --out=runs/diagnosis.jsonl --table
   python experiments/bench/diagnosis.py --out=runs/diagnosis_acts.jsonl --numbers=10:14 --act
 
-Even numbers are the half that thresholds were chosen on, odd ones are held out and are what the table judges. Runs of one network share compiled programs: what they differ in (rate, decay, length, data, first weights) lies
-in their state. Each is built by what `jl.train` builds it with, and trained without checkpoints and reports. With --act
-the suggested change is trained too, both over seeds; it helps where the score on clean test data (macro F1 of classes)
-is better by more than two standard errors of the difference. Every finished line is kept in --out, and the same command
-goes on where it was stopped.
+Even numbers are the half that thresholds were chosen on, odd ones are held out and are what the table judges. Runs of
+one network share compiled programs: what they differ in (rate, decay, length, data, first weights) lies in their state.
+Each is built by what `jl.train` builds it with, and trained without checkpoints and reports. With --act the suggested
+change is trained too, both over seeds; it helps where the score on clean test data (macro F1 of classes) is better by
+more than two standard errors of the difference. Every finished line is kept in --out, and the same command goes on
+where it was stopped.
 """
 
 from __future__ import annotations
