@@ -23,32 +23,43 @@ ROOT = PROGRAM.parents[1]
 ARRAYS = ('step', 'key', 'params', 'model_state', 'opt_state', 'const')
 
 
-def started(workdir, trials, method, storage=''):
+def started(workdir, trials, method, storage, log):
   environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   words = [sys.executable, '-W', 'error', str(PROGRAM), str(workdir), str(trials), method, storage]
-  return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+  with open(log, 'w') as file:
+    return subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment), log
 
 
-def killed(workdir, trials, method, *, workers, kills, seed, storage='', pause=(2.0, 5.0)):
-  """Has workers share a study, kills one of them now and then, starts another, and waits for all; returns the kills."""
-  rng, sent = random.Random(seed), 0
-  left = [started(workdir, trials, method, storage) for _ in range(workers)]
-  following = time.monotonic() + rng.uniform(*pause)
+def killed(workdir, trials, method, *, workers, kills, seed, storage='', pause=(0.2, 2.0)):
+  """Has workers share a study, kills one that is at work now and then, starts another, and waits for all; returns how
+  many were killed."""
+  rng, sent, count = random.Random(seed), 0, 0
+  logs = workdir.parent / 'logs'
+  logs.mkdir()
+
+  def another():
+    nonlocal count
+    count += 1
+    return started(workdir, trials, method, storage, logs / f'{count}.txt')
+
+  left = [another() for _ in range(workers)]
+  following = time.monotonic()
   until = time.monotonic() + 3000
   while left:
     assert time.monotonic() < until, 'a worker waits for ever'
-    if sent < kills and time.monotonic() > following:
-      one = left.pop(rng.randrange(len(left)))
-      if one.poll() is None:
-        one.send_signal(signal.SIGKILL)
+    at_work = [one for one in left if 'search of' in one[1].read_text()]
+    if sent < kills and at_work and time.monotonic() > following:
+      one = rng.choice(at_work)
+      time.sleep(rng.uniform(*pause))
+      if one[0].poll() is None:
+        one[0].send_signal(signal.SIGKILL)
         sent += 1
-      one.communicate()
-      left.append(started(workdir, trials, method, storage))
+        one[0].wait()
+        left[left.index(one)] = another()
       following = time.monotonic() + rng.uniform(*pause)
-    for one in [one for one in left if one.poll() is not None]:
+    for one in [one for one in left if one[0].poll() is not None]:
       left.remove(one)
-      text = one.communicate()[0]
-      assert one.returncode == 0, text
+      assert one[0].returncode == 0, one[1].read_text()
     time.sleep(0.05)
   return sent
 

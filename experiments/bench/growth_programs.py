@@ -2,7 +2,8 @@
 
   python experiments/bench/growth_programs.py [--short]
 
-Seconds of processor time, each in a fresh process without a compile cache, imports left out.
+Seconds of processor time, each in a fresh process without a compile cache, imports left out; a row of leaves tells
+what those of a run take as well (jaxlite's rooms, Orbax, Matplotlib), beside which a run of few arrays is short.
 
   depth   the state and the first step of an MLP of that many layers, 64 wide: fake_quant + prune + Adam, beside a step
           that is fake-quantized by hand (per-channel weights, moving ranges, straight through) with the same Adam and
@@ -38,7 +39,7 @@ def rows(short: bool = False) -> Iterator[dict[str, Any]]:
     yield _row('depth', size, _seconds('pruned', size), _seconds('by hand', size), beside)
     yield {'what': 'prune', 'size': size, 'cpu seconds': round(_seconds('pruned', size) - quantized, 2)}
   for size in LEAVES[:2] if short else LEAVES:
-    yield _row('leaves', size, _seconds('run', size), _seconds('plain run', size))
+    yield _row('leaves', size, _seconds('run', size), _seconds('plain run', size), {'imports': _seconds('imports', 1)})
 
 
 def _row(what: str, size: int, ours: float, plain: float, more: dict[str, float] | None = None) -> dict[str, Any]:
@@ -92,9 +93,10 @@ def _ours(size: int, *, quantized: bool, pruned: bool) -> Callable[[], Any]:
 
   parts = [jl.fake_quant()] * quantized + [optax.adam(1e-3)] + [jl.prune(0.5, end=10, every=2)] * pruned
   params, (x, y) = _params(size, 64), _data(64, BATCH)
+  train_step, from_function = jl.train_step, jl.from_function  # rooms are imported when they are first asked for
 
   def act() -> Any:
-    train = jl.train_step(jl.from_function(_mlp, params), jl.cross_entropy, jl.chain(*parts))
+    train = train_step(from_function(_mlp, params), jl.cross_entropy, jl.chain(*parts))
     batch = {'inputs': x, 'labels': y}
     return train.step(train.init(jax.random.key(0), batch), batch)
 
@@ -109,12 +111,24 @@ def _run(size: int) -> Callable[[], Any]:
   params, data = _params(size // 2, 16), _data(16, 4 * BATCH)
   recipe = lambda config, total: jl.chain(optax.adam(1e-3))  # noqa: E731
   config = jl.Config(name='growth', recipe=recipe, train=jl.Duration(steps=6))
+  _imported()
 
   def act() -> Any:
     with tempfile.TemporaryDirectory() as folder:
       return jl.train(config, folder, model=jl.from_function(_mlp, params), data=data, say=lambda line: None)
 
   return act
+
+
+def _imported() -> None:
+  """What a run imports on its way."""
+  import matplotlib.backends.backend_agg
+  import matplotlib.figure
+  from orbax.checkpoint import v1
+
+  import jaxlite as jl
+
+  _ = jl.train, jl.from_function, v1, matplotlib
 
 
 def _plain(size: int, width: int, steps: int, *, by_hand: bool = False, masks: bool = False) -> Callable[[], Any]:
@@ -192,6 +206,7 @@ KINDS: dict[str, Callable[[int], Callable[[], Any]]] = {
   'plain': lambda size: _plain(size, 64, 1),
   'run': _run,
   'plain run': lambda size: _plain(size // 2, 16, 6),
+  'imports': lambda _: _imported,
 }
 
 

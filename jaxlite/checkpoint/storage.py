@@ -16,6 +16,7 @@ import math
 import os
 import stat
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: ea
 _REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
 _PASSING = ('no such file', 'not_found', 'timed out', 'timeout', 'deadline')
 _ALONE = threading.Lock()  # Orbax mixes up the folders of two saves under way in one process
+_LAST_WRITES = 60.0  # seconds that writes under way are waited for when one has failed
 _AT_ONCE = 1 << 26  # bytes read before they are handed on: a restore needs little more memory than the state
 
 
@@ -45,7 +47,11 @@ def write(path: Path, snapshot: Snapshot, manifest: Manifest) -> None:
   named = {leaf.name: snapshot.arrays[leaf.path] for leaf in snapshot.leaves if leaf.stored}
   parts = {_ARRAYS: names.nest(named)} if named else {}  # Orbax refuses an empty tree
   with _ALONE, _orbax() as ocp:
-    ocp.save_checkpointables(path, {**parts, _MANIFEST: seal(manifest)})
+    try:
+      ocp.save_checkpointables(path, {**parts, _MANIFEST: seal(manifest)})
+    except BaseException:
+      _wait_for_writers()
+      raise
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -223,10 +229,21 @@ async def _to_the_end(work: Awaitable[_T]) -> _T:
   except BaseException:
     left = asyncio.all_tasks() - {asyncio.current_task()}
     if left:
-      done, _ = await asyncio.wait(left, timeout=60)
+      done, _ = await asyncio.wait(left, timeout=_LAST_WRITES)
       for task in done:
         task.cancelled() or task.exception()  # looked at, so that nobody reports it
     raise
+
+
+def _wait_for_writers() -> None:
+  """Waits for Orbax's own threads when a save has failed: one that was timed out is still written.
+
+  It would write into what is being removed, and under the save that is tried again.
+  """
+  end = time.monotonic() + _LAST_WRITES
+  for thread in threading.enumerate():
+    if type(thread).__module__.startswith('orbax.'):
+      threading.Thread.join(thread, max(0.0, end - time.monotonic()))  # Orbax's own goes by the clock that jumps
 
 
 def may_pass(error: BaseException | None) -> bool:

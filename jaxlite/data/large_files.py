@@ -27,7 +27,7 @@ from jaxlite.errors import need
 from jaxlite.host import files
 from jaxlite.host.limits import limits
 
-ROWS = 4096  # a block
+CELLS = 1 << 15  # a block
 KEEP = ('auto', 'memory', 'disk')
 _TIMES = {'.parquet': 12, '.pq': 12}  # bytes in memory for each of the file, where cells become Python's objects
 _OTHERWISE = 10
@@ -80,8 +80,12 @@ def column_names(path: str | os.PathLike[str]) -> list[str]:
   raise ValueError(f'a table needs a row at least; {path} is empty')
 
 
-def blocks(path: str | os.PathLike[str], rows: int = ROWS) -> Iterator[Columns]:
+def blocks(path: str | os.PathLike[str], rows: int = 0) -> Iterator[Columns]:
   """Yields the rows of a file, block by block, as `frames.read_columns` gives all of them.
+
+  Args:
+    path: of the file.
+    rows: in a block; 0 takes what makes `CELLS` cells.
 
   Raises:
     ValueError: one line: what is wrong, and where.
@@ -111,6 +115,7 @@ def _csv_blocks(path: str, rows: int) -> Iterator[Columns]:
       header = [column.strip() for column in next(reader, [])]
       frames.check_names(header, path)
       lines = ((reader.line_num, row) for row in reader if row)
+      rows = rows or _rows_of(len(header))
       while part := list(itertools.islice(lines, rows)):
         for line, row in part:
           if len(row) != len(header):
@@ -127,7 +132,7 @@ def _csv_blocks(path: str, rows: int) -> Iterator[Columns]:
 
 def _json_blocks(path: str, rows: int) -> Iterator[Columns]:
   lines, names = frames.json_lines(path), None
-  while part := list(itertools.islice(lines, rows)):
+  while part := list(itertools.islice(lines, rows or (1 if names is None else _rows_of(len(names))))):
     block = frames.from_rows(part)
     if names is not None and set(block) != set(names):
       raise ValueError(f'every row has the columns of the first, {", ".join(names)}; {path} has {", ".join(block)} too')
@@ -139,7 +144,11 @@ def _parquet_blocks(path: str, rows: int) -> Iterator[Columns]:
   need('reading Parquet', 'pyarrow')
   from jaxlite.data.parquet import parquet_batches
 
-  yield from parquet_batches(path, rows)
+  yield from parquet_batches(path, rows or _rows_of(len(next(parquet_batches(path, 1), ()))))
+
+
+def _rows_of(columns: int) -> int:
+  return max(1, CELLS // max(1, columns))
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:

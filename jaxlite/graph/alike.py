@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 _MOST = 1 << 20  # entries that are put together: what is larger stays apart, its work outweighs its compilation
-_EXACT = 1 << 24  # whole numbers in float32, which XLA:CPU reduces in one piece of code, and integers in several
 _LONGEST = 256  # arrays that are put together, by code that grows with them
 
 
@@ -54,15 +53,19 @@ def first(says: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -
   """
   none, found = np.int32(len(leaves)), []
   for chunk in _chunks(leaves):
+    joined = _joined([leaves[i] for i in chunk])
     if len(chunk) == 1:
-      found.append(jnp.where(jnp.any(says(leaves[chunk[0]])), np.int32(chunk[0]), none))
+      found.append(jnp.where(jnp.any(says(joined)), np.int32(chunk[0]), none))
       continue
-    joined = jnp.concatenate([leaves[i].reshape(-1) for i in chunk])
-    nowhere = np.float32(joined.size)
-    places = jnp.where(says(joined), jnp.arange(joined.size, dtype=jnp.float32), nowhere)
-    place = jnp.min(places, initial=nowhere)  # all may be empty
-    ends = np.cumsum([leaves[i].size for i in chunk], dtype=np.float32)
-    found.append(jnp.min(jnp.where(place < ends, np.array(chunk, np.int32), none)))
+    said, nowhere = says(joined), np.int32(joined.size)
+    place, some = _reduced(
+      (jnp.where(said, jax.lax.iota(jnp.int32, joined.size), nowhere), said.astype(jnp.int32)),
+      (nowhere, np.int32(0)),
+      (jnp.minimum, jnp.maximum),
+    )
+    ends = np.cumsum([leaves[i].size for i in chunk], dtype=np.int32)
+    own = jax.lax.dynamic_index_in_dim(np.array(chunk, np.int32), jnp.argmax(place < ends), keepdims=False)
+    found.append(jnp.where(some > 0, own, none))
   return functools.reduce(jnp.minimum, found, jnp.int32(none))
 
 
@@ -78,11 +81,26 @@ def count(says: Callable[..., jax.Array], *columns: Sequence[jax.Array]) -> jax.
   """
   total = jnp.zeros((), jnp.int32)
   for chunk in _chunks(*columns):
-    rows = [[column[i] for i in chunk] for column in columns]
-    joined = [jnp.concatenate([leaf.reshape(-1) for leaf in row]) if len(chunk) > 1 else row[0] for row in rows]
-    exact = jnp.float32 if joined[0].size <= _EXACT else jnp.int32
-    total += jnp.sum(says(*joined), dtype=exact).astype(jnp.int32)
+    said = says(*(_joined([column[i] for i in chunk]) for column in columns)).astype(jnp.int32)
+    if not _is_whole(said):
+      total += jnp.sum(said)
+      continue
+    number, some = _reduced((said, said), (np.int32(0), np.int32(0)), (jnp.add, jnp.maximum))
+    total += jnp.where(some > 0, number, 0)
   return total
+
+
+def _joined(leaves: Sequence[jax.Array]) -> jax.Array:
+  return jnp.concatenate([leaf.reshape(-1) for leaf in leaves]) if len(leaves) > 1 else leaves[0]
+
+
+def _reduced(columns: tuple[Any, ...], starts: tuple[Any, ...], fns: tuple[Any, ...]) -> list[Any]:
+  """Several reductions of whole arrays in one, each of which is to be read.
+
+  XLA:CPU compiles such a one together with what makes its operands, and a single one in several pieces of code.
+  """
+  merge = lambda one, other: tuple(fn(a, b) for fn, a, b in zip(fns, one, other, strict=True))  # noqa: E731
+  return jax.lax.reduce(columns, starts, merge, tuple(range(columns[0].ndim)))
 
 
 def _chunks(*columns: Sequence[jax.Array]) -> list[list[int]]:

@@ -43,6 +43,7 @@ _NAMELESS = frozenset(
     'effects',
     'fun',
     'callback',
+    'computation',  # of a reduction, whose jaxpr says it
   ]
 )
 _ADDRESS = re.compile(r'\b0x[0-9a-fA-F]+')

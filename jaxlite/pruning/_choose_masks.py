@@ -161,30 +161,76 @@ def draw(
   if shared is not None:
     live = _together(targets, units, shared, at, done)
   else:
-    live = _apart(targets, units, at, done)
+    live, _ = _apart(targets, units, at, done)
   return {path: t.structure.spread(live[path], t.shape, t.layout) for path, t in targets.items()}
 
 
+def redraw(
+  targets: Mapping[str, Target],
+  weights: Mapping[str, jax.Array],
+  masks: Mapping[str, jax.Array],
+  at: Callable[[float], Any],
+  done: Any,
+  due: jax.Array,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Draws the masks of single weights by magnitude where that is due, and counts those that the old ones do not hold.
+
+  One reading of the leaves, joined, for both: each that is read again costs a deep network's program an operation.
+
+  Args:
+    targets: by path, all of single weights that compete within their leaf (`draws_in_one`).
+    weights: float[...] by path.
+    masks: bool[...] by path, as they are.
+    at, done: as in `draw`.
+    due: bool[]; where it is False the masks come back.
+
+  Returns:
+    (bool[shape] by path, how many weights are not zero where the old masks say so, int32[]).
+  """
+  return _apart(targets, weights, at, done, (due, masks))
+
+
+def draws_in_one(targets: Mapping[str, Target], weights: Mapping[str, jax.Array]) -> bool:
+  """Tells whether `redraw` serves these."""
+  alone = all(is_element(target.structure) and target.shared is None for target in targets.values())
+  return alone and all(jnp.issubdtype(weights[path].dtype, jnp.floating) for path in targets)  # magnitudes order so
+
+
 def _apart(
-  targets: Mapping[str, Target], units: Mapping[str, jax.Array], at: Callable[[float], Any], done: Any
-) -> dict[str, jax.Array]:
-  """Each leaf by itself, those of one kind in one loop."""
+  targets: Mapping[str, Target],
+  units: Mapping[str, jax.Array],
+  at: Callable[[float], Any],
+  done: Any,
+  before: tuple[jax.Array, Mapping[str, jax.Array]] | None = None,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Each leaf by itself, those of one kind in one loop; with masks from `before`, what `redraw` says."""
   kinds: dict[Any, list[str]] = {}
   for path, one in units.items():
     kinds.setdefault(_contest(targets[path], one), []).append(path)
-  live = {}
+  live: dict[str, jax.Array] = {}
+  broken = jnp.zeros((), jnp.int32)
+
+  def largest(several: list[jax.Array], old: list[jax.Array], kept: jax.Array, axes: Any) -> jax.Array:
+    nonlocal broken
+    joined = [jnp.stack(one) if len(one) > 1 else one[0] for one in (several, old) if one]
+    if before is None:
+      return keep_largest(joined[0], kept, axes=axes)
+    broken += alike.count(lambda weight, mask: (weight != 0) & ~mask, joined[:1], joined[1:])
+    return keep_largest(joined[0], kept, axes=axes, before=(before[0], joined[1]))
+
   for (axes, size, final, sparsity), paths in kinds.items():
     kept = _kept(size, final, at(sparsity), done)
     for group in alike.groups([units[path] for path in paths]):
-      several = [units[paths[i]] for i in group]
+      names = [paths[i] for i in group]
+      several = [units[name] for name in names]
+      old = [] if before is None else [before[1][name] for name in names]
       if len(group) == 1 or not several[0].ndim:
-        masks = [keep_largest(one, kept, axes=axes) for one in several]
+        masks = [largest([one], old[i : i + 1], kept, axes) for i, one in enumerate(several)]
       else:  # as layers of one stack
         within = range(several[0].ndim) if axes is None else axes
-        stack = keep_largest(jnp.stack(several), kept, axes=tuple(1 + axis for axis in within))
-        masks = alike.unstacked(stack, kept >= 0)
-      live.update({paths[i]: mask for i, mask in zip(group, masks, strict=True)})
-  return live
+        masks = alike.unstacked(largest(several, old, kept, tuple(1 + axis for axis in within)), kept >= 0)
+      live.update(zip(names, masks, strict=True))
+  return live, broken
 
 
 def _contest(target: Target, units: jax.Array) -> tuple[tuple[int, ...] | None, int, int, float]:

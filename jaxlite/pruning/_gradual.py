@@ -7,20 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxlite import trees
 from jaxlite.contract import Last
+from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, erk
-from jaxlite.pruning._choose_masks import Structures, draw, leaves_at, scores_of, targets
+from jaxlite.pruning._choose_masks import Structures, draw, draws_in_one, leaves_at, redraw, scores_of, targets
 from jaxlite.pruning._mask_state import (
   PruneState,
-  drawn_at,
   hold_at_zero,
   laid_out,
   layouts_in,
   start,
   watched,
+  watched_in_one,
 )
 from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._sharded import on_any_mesh
@@ -100,21 +100,24 @@ def prune(
     chosen = trees.paths(state.masks)
     goals = targets(leaves_at(params, chosen), layouts_in(state.layouts), sparsity, structure, allocate, what='prune')
 
+    weights = leaves_at(params, goals)
+    at, done = (lambda goal: schedule.at(count, goal)), count >= schedule.end
+
     def refresh(masks: Any, kept: Any) -> tuple[Any, Any]:
       # Not of params + updates: a branch that reads the updates would have them written out at every step.
       # Where the model is read at another point than it trains at, its weights are those that count.
       scores = scores_of(score, extra.get('point', params), state.context, goals, what='prune')
-      drawn = draw(goals, scores, lambda goal: schedule.at(count, goal), count >= schedule.end)
-      return laid_out(drawn, params, packed), kept
+      return laid_out(draw(goals, scores, at, done), params, packed), kept
 
-    masks, _, broken = watched(state, params, schedule, (), refresh)
-    return hold_at_zero(updates, params, masks), state._replace(
-      count=optax.safe_increment(count),
-      masks=masks,
-      broken=state.broken + broken,
-      sparsity=jnp.where(schedule.due(count), schedule.at(count, sparsity), state.sparsity),
-      reached=state.reached | (schedule.due(count) & (count >= schedule.end)),
-      **drawn_at(state, schedule),
-    )
+    def in_one(masks: Any, due: jax.Array) -> tuple[Any, jax.Array]:
+      before = {path: masking.unpack(mask, weights[path].shape) for path, mask in leaves_at(masks, goals).items()}
+      drawn, broken = redraw(goals, weights, before, at, done, due)
+      return laid_out(drawn, params, packed), broken
+
+    if score is magnitude and 'point' not in extra and draws_in_one(goals, weights):
+      state = watched_in_one(state, schedule, in_one, sparsity)
+    else:
+      state, _ = watched(state, params, schedule, (), refresh, sparsity=sparsity)
+    return hold_at_zero(updates, params, state.masks), state
 
   return on_any_mesh(init, update, 'prune')

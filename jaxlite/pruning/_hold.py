@@ -13,9 +13,8 @@ from jaxlite import trees
 from jaxlite.contract import Last
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._choose_masks import leaves_at
-from jaxlite.pruning._mask_state import PruneState, hold_at_zero, start, watched
+from jaxlite.pruning._mask_state import CHECK, PruneState, hold_at_zero, looked, start
 from jaxlite.pruning._sharded import on_any_mesh
-from jaxlite.pruning.sparsity_schedules import one_shot
 
 
 def hold(masks: Any, *, packed: bool = False) -> Last:
@@ -39,7 +38,6 @@ def hold(masks: Any, *, packed: bool = False) -> Last:
   >>> optax.apply_updates(params, updates)['w'].tolist()
   [0.5, 0.0]
   """
-  once = one_shot(0)
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
     del weights
@@ -56,9 +54,9 @@ def hold(masks: Any, *, packed: bool = False) -> Last:
     if params is None:
       raise ValueError('hold needs the weights to mask them: call update(grads, state, params)')
     # The first weights to come in are the user's, and need not be masked yet.
-    masks, _, broken = watched(state, params, once, (), lambda *old: old)
-    return hold_at_zero(updates, params, masks), state._replace(
-      count=optax.safe_increment(state.count), masks=masks, broken=state.broken + jnp.where(state.count > 0, broken, 0)
-    )
+    look = (state.count == 1) | ((state.count > 0) & (state.count % CHECK == 0))
+    broken = looked(state, params, look)[1]
+    state = state._replace(count=optax.safe_increment(state.count), broken=broken)
+    return hold_at_zero(updates, params, state.masks), state
 
   return on_any_mesh(init, update, 'hold')

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxlite import trees
 from jaxlite.contract import Account, Status
@@ -131,12 +132,6 @@ def start(params: Any, masks: Mapping[str, jax.Array], *, packed: bool) -> Prune
   )
 
 
-def drawn_at(state: PruneState, schedule: Schedule) -> dict[str, Any]:
-  """Returns the fields of a state that tell how often, and when last, masks were drawn, this update counted in."""
-  due = schedule.due(state.count)
-  return {'refreshes': state.refreshes + due, 'last': jnp.where(due, state.count, state.last)}
-
-
 def laid_out(masks: Mapping[str, jax.Array], params: Any, packed: bool) -> Any:
   """Returns masks by path in the structure of params, None elsewhere."""
   form = masking.pack if packed else lambda mask: mask
@@ -156,8 +151,15 @@ def hold_at_zero(updates: Any, params: Any, masks: Any) -> Any:
 
 
 def watched(
-  state: PruneState, params: Any, schedule: Schedule, kept: Any, refresh: Callable[[Any, Any], tuple[Any, Any]]
-) -> tuple[Any, Any, jax.Array]:
+  state: PruneState,
+  params: Any,
+  schedule: Schedule,
+  kept: Any,
+  refresh: Callable[[Any, Any], tuple[Any, Any]],
+  *,
+  sparsity: float | None = None,
+  first: int = 0,
+) -> tuple[PruneState, Any]:
   """Draws anew where the schedule says so, and now and then counts what another part wrote where masks hold zero.
 
   Args:
@@ -166,18 +168,67 @@ def watched(
     schedule: when to draw.
     kept: what else a refresh changes.
     refresh: (masks, kept) -> (masks, kept), anew.
+    sparsity: that is asked in the end, where the schedule leads there.
+    first: the first update at which weights may be found broken.
 
   Returns:
-    (masks, kept, int32[] weights found broken).
+    (the state after this update, what was kept).
   """
+  due, look = _times(state, schedule)
+  looking, broken = looked(state, params, look & (state.count >= first))
+  turn = lambda old: (*refresh(*old[:2]), _noted(old[2], state.count, schedule, sparsity))  # noqa: E731
+  # Begins when the masks that it replaces have been read.
+  _, (masks, kept, noted) = alike.once(due & ~looking, turn, (state.masks, kept, _notes(state)))
+  return _after(state, masks, broken, noted), kept
+
+
+def watched_in_one(
+  state: PruneState, schedule: Schedule, refresh: Callable[[Any, jax.Array], tuple[Any, jax.Array]], sparsity: float
+) -> PruneState:
+  """As `watched`, where drawing and counting read the leaves together.
+
+  Args:
+    state, schedule, sparsity: as there.
+    refresh: (masks, whether they are to be drawn anew) -> (masks, how many weights the old ones do not hold).
+  """
+  due, look = _times(state, schedule)
+
+  def turn(old: tuple[Any, jax.Array, PruneState]) -> tuple[Any, jax.Array, PruneState]:
+    masks, found = refresh(old[0], due)
+    _, noted = alike.once(due, lambda noted: _noted(noted, state.count, schedule, sparsity), old[2])
+    return masks, old[1] + found, noted
+
+  _, (masks, broken, noted) = alike.once(look, turn, (state.masks, state.broken, _notes(state)))
+  return _after(state, masks, broken, noted)
+
+
+def _times(state: PruneState, schedule: Schedule) -> tuple[jax.Array, jax.Array]:
+  """(whether masks are drawn at this update, whether weights are looked at)."""
   due = schedule.due(state.count)
   # A wrong order breaks every step, so the first look after a refresh finds it.
-  look = due | schedule.due(state.count - 1) | (state.count % CHECK == 0)
+  return due, due | schedule.due(state.count - 1) | (state.count % CHECK == 0)
 
-  looking, broken = alike.once(look, lambda _: broken_weights(state.masks, params), jnp.zeros((), jnp.int32))
-  # Begins when the masks that it replaces have been read.
-  _, (masks, kept) = alike.once(due & ~looking, lambda old: refresh(*old), (state.masks, kept))
-  return masks, kept, broken
+
+def _notes(state: PruneState) -> PruneState:
+  """What a state notes of a refresh. It changes in the same loop: each number apart would be a piece of code."""
+  others: dict[str, Any] = dict.fromkeys(('count', 'masks', 'broken', 'context', 'layouts'))
+  return state._replace(**others)
+
+
+def _noted(notes: PruneState, count: jax.Array, schedule: Schedule, sparsity: float | None) -> PruneState:
+  asked = notes.sparsity if sparsity is None else schedule.at(count, sparsity)
+  reached = notes.reached | (count >= schedule.end)
+  return notes._replace(sparsity=asked, reached=reached, refreshes=notes.refreshes + 1, last=count)
+
+
+def _after(state: PruneState, masks: Any, broken: jax.Array, notes: PruneState) -> PruneState:
+  held = {'masks': masks, 'broken': broken, 'context': state.context, 'layouts': state.layouts}
+  return notes._replace(count=optax.safe_increment(state.count), **held)
+
+
+def looked(state: PruneState, params: Any, look: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Counts, where `look` says so, what another part wrote: (False by now, as `alike.once` has it; the count in all)."""
+  return alike.once(look, lambda found: found + broken_weights(state.masks, params), state.broken)
 
 
 def broken_weights(masks: Any, params: Any) -> jax.Array:

@@ -22,7 +22,6 @@ from jaxlite.pruning._allocate import Allocate, Global, erk
 from jaxlite.pruning._choose_masks import Structures, Target, leaves_at, targets
 from jaxlite.pruning._mask_state import (
   PruneState,
-  drawn_at,
   hold_at_zero,
   laid_out,
   layouts_in,
@@ -233,19 +232,11 @@ def _dynamic(
       changed = {path: before[path] ^ after[path] for path in after}
       return laid_out(after, params, packed), _reset(inner_state, fresh, changed, params)
 
-    masks, inner_state, broken = watched(held, params, schedule, state.inner, move)
-    sparse = masking.apply_masks(params, masks)  # what comes in first, or just died, is not zero yet
-    moved, inner_state = inner.update(masking.apply_masks(updates, masks), inner_state, sparse, **extra)
-    return hold_at_zero(moved, params, masks), DynamicState(
-      held._replace(
-        count=optax.safe_increment(count),
-        masks=masks,
-        broken=held.broken + jnp.where(count > 0, broken, 0),  # the first weights are the user's
-        reached=jnp.ones((), bool),
-        **drawn_at(held, schedule),
-      ),
-      inner_state,
-    )
+    held, inner_state = watched(held, params, schedule, state.inner, move, first=1)  # the first weights are the user's
+    sparse = masking.apply_masks(params, held.masks)  # what comes in first, or just died, is not zero yet
+    moved, inner_state = inner.update(masking.apply_masks(updates, held.masks), inner_state, sparse, **extra)
+    held = held._replace(reached=jnp.ones((), bool))
+    return hold_at_zero(moved, params, held.masks), DynamicState(held, inner_state)
 
   return on_any_mesh(init, update, what)
 

@@ -21,7 +21,12 @@ _DIGIT = 2  # bits fixed in one pass: three candidates are counted in one readin
 
 
 def keep_largest(
-  scores: jax.Array, keep: jax.Array | int, *, axes: Sequence[int] | None = None, among: jax.Array | None = None
+  scores: jax.Array,
+  keep: jax.Array | int,
+  *,
+  axes: Sequence[int] | None = None,
+  among: jax.Array | None = None,
+  before: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
   """Marks the `keep` largest scores; among equal ones the first in row-major order win.
 
@@ -31,6 +36,7 @@ def keep_largest(
     axes: the axes that compete with each other; along the others each index is a competition of its own that
       keeps `keep`. None is all of them.
     among: bool[...] or None; entries outside it rank below every entry inside.
+    before: (bool[], bool[...]) or None; where the first is False nothing is searched, and the second returned.
 
   Returns:
     bool[...] with exactly `keep` True entries (in each competition).
@@ -47,7 +53,7 @@ def keep_largest(
   if among is not None:
     bits = jnp.where(among, bits + 1, 0)
   axes = None if axes is None else tuple(sorted(axis % scores.ndim for axis in axes))
-  return _keep([bits], keep, axes)[0]
+  return _keep([bits], keep, axes, before)[0]
 
 
 def keep_largest_of(scores: Sequence[jax.Array], keep: jax.Array | int) -> list[jax.Array]:
@@ -78,7 +84,12 @@ def _ordered_bits(scores: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=2)  # leaves of one shape are traced, and outside a step compiled, once
-def _keep(bits: list[jax.Array], keep: jax.Array | int, axes: tuple[int, ...] | None) -> list[jax.Array]:
+def _keep(
+  bits: list[jax.Array],
+  keep: jax.Array | int,
+  axes: tuple[int, ...] | None,
+  before: tuple[jax.Array, jax.Array] | None = None,
+) -> list[jax.Array]:
   size = sum(_rivals(one.shape, axes) for one in bits)
   dtype = bits[0].dtype
 
@@ -92,13 +103,15 @@ def _keep(bits: list[jax.Array], keep: jax.Array | int, axes: tuple[int, ...] | 
       keys.append(jnp.where((one == threshold) & ~exact, places, 0))
       start += _rivals(one.shape, axes)
     live = [old | (one > threshold) | (exact & (one == threshold)) for old, one in zip(live, values, strict=True)]
-    return ~jnp.all(exact), jnp.int32(_even(size.bit_length())), keys, jnp.where(exact, 0, keep - above), live
+    return ~jnp.all(exact), jnp.int32(_even(size.bit_length())), keys, jnp.where(exact, zero, keep - above), live
 
   shape = () if axes is None else tuple(1 if axis in axes else n for axis, n in enumerate(bits[0].shape))
-  keep = jnp.broadcast_to(jnp.asarray(keep, jnp.int32), shape)
-  nothing = [jnp.zeros_like(one, bool) for one in bits]
+  keep, zero = jnp.broadcast_to(jnp.asarray(keep).astype(dtype), shape), jnp.zeros((), dtype)
+  begin, nothing = jnp.ones((), bool), [jnp.zeros_like(one, bool) for one in bits]
+  if before is not None:
+    begin, nothing = before[0], [~before[0] & before[1]]
   # By scores, then, which is rare, by place among those that tie: one loop, so that the search is compiled once.
-  first = (jnp.ones((), bool), jnp.int32(_even(dtype.itemsize * 8)), bits, keep, nothing)
+  first = (begin, jnp.int32(_even(dtype.itemsize * 8)), bits, keep, nothing)
   return lax.while_loop(lambda carry: carry[0], turn, first)[-1]
 
 
@@ -113,7 +126,7 @@ def _search(
 
   Args:
     values: unsigned[...] each, under 2**width.
-    keep: int32[], or one for each competition.
+    keep: unsigned[], or one for each competition.
     width: int32[], bits to fix, whole digits.
     axes: as in `keep_largest`; None for all.
 
@@ -125,14 +138,14 @@ def _search(
   everyone = sum(_rivals(one.shape, axes) for one in values)
 
   def unsettled(state: tuple[jax.Array, ...]) -> jax.Array:
-    shift, _, reach, _ = state
-    return (shift > 0) & jnp.any(reach != keep)
+    shift, found = state
+    return (shift > 0) & jnp.any(found[1] != keep)
 
   def fix_digit(state: tuple[Any, ...]) -> tuple[Any, ...]:
-    shift, threshold, reach, above = state
-    shift = shift - _DIGIT
+    shift, (threshold, reach, above) = state[0] - _DIGIT, state[1]
     unit = jnp.ones((), dtype) << shift.astype(dtype)
     counts = _counts(values, [threshold + unit * jnp.asarray(digit, dtype) for digit in range(1, 2**_DIGIT)], axes)
+    counts = [count.astype(dtype) for count in counts]
     # Counts fall as candidates rise, so those that enough values reach are the first ones: their number is the digit.
     enough = [count >= keep for count in counts]
     digit = sum(one.astype(dtype) for one in enough)
@@ -140,15 +153,11 @@ def _search(
       reach = jnp.where(one, count, reach)
     for one, count in zip(reversed(enough), reversed(counts), strict=True):
       above = jnp.where(one, above, count)
-    return shift, threshold + unit * digit, reach, above
+    return shift, jnp.stack([threshold + unit * digit, reach, above])
 
-  start = (
-    width,
-    jnp.zeros(shape, dtype),
-    jnp.full(shape, everyone, jnp.int32),
-    jnp.zeros(shape, jnp.int32),
-  )
-  _, threshold, reach, above = lax.while_loop(unsettled, fix_digit, start)
+  # What is known of a competition lies in one array, so that one piece of code writes it.
+  start = jnp.stack([jnp.full(shape, value, dtype) for value in (0, everyone, 0)])
+  _, (threshold, reach, above) = lax.while_loop(unsettled, fix_digit, (width, start))
   return threshold, above, reach == keep
 
 

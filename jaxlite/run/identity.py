@@ -159,8 +159,15 @@ def _of_data(setup: Setup) -> dict[str, Any]:
     'statistics': checkpoint.fingerprint((_arrays(data.mean), _arrays(data.std)))[:16],
     'first batch': checkpoint.fingerprint(setup.first_batch)[:16],
     'fingerprint': data.fingerprint[:16],
-    **({} if data.reduction is None else {'reduction': data.reduction.told()}),
+    **({} if data.reduction is None else {'reduction': _of_reduction(data.reduction)}),
   }
+
+
+def _of_reduction(found: Any) -> str:
+  """Which map reduces the inputs. One that is fitted follows from the data but for last bits, which do not count."""
+  told = f'{found.kind}, {found.features} to {found.components}, seed {found.how.get("seed", 0)}'
+  given = not isinstance(found.how.get('by'), str) or found.columns is not None
+  return f'{told}, {checkpoint.fingerprint(np.asarray(found.weight))[:16]}' if given else told
 
 
 def _arrays(tree: Any) -> Any:

@@ -28,7 +28,7 @@ from jaxlite.run.setup import Setup, dataset_of, prepare
 from jaxlite.run.workdir import check_workdir
 from jaxlite.tuning import optuna_study, outcome, stopping
 from jaxlite.tuning.database import Database, shown
-from jaxlite.tuning.kinds import Range, Space, grid, middle
+from jaxlite.tuning.kinds import Range, Space, grid, lowest, middle
 from jaxlite.tuning.ledger import Ledger
 from jaxlite.tuning.outcome import Goal
 from jaxlite.tuning.space import assigned, check
@@ -93,9 +93,8 @@ def opened(
     base = dataclasses.replace(base, teacher=str((folder / base.teacher).resolve()))
   reads = Reads()
   shared = _shared(base, kinds, data, reads)
-  center = assigned(base, kinds, {name: middle(kind) for name, kind in kinds.items()})
-  again = functools.partial(prepare, folder=folder, model=model, data=shared)
-  setup = again(dataclasses.replace(center, runs={}))
+  again = functools.partial(_at_some_point, kinds, folder=folder, model=model, data=shared)
+  setup = again(base)
   _check_validation(setup)
   wanted = _goals(goals, setup)
   stop = 'none' if len(wanted) > 1 else stop
@@ -232,6 +231,18 @@ def _goals(given_goals: Sequence[str] | str, setup: Setup) -> tuple[Goal, ...]:
     )
   task = setup.data.task
   return tuple(Goal(name, name not in outcome.SIZES and task.better(name) > 0) for name in names)
+
+
+def _at_some_point(space: Space, config: Config, *, folder: Path, model: Any, data: Any) -> Setup:
+  """A run in the middle of a space, which is forecast and known by its program; at its low end where that cannot be."""
+  made = [assigned(config, space, {name: at(kind) for name, kind in space.items()}) for at in (middle, lowest)]
+  try:
+    return prepare(dataclasses.replace(made[0], runs={}), folder, model, data)
+  except ValueError as error:
+    try:
+      return prepare(dataclasses.replace(made[1], runs={}), folder, model, data)
+    except ValueError:
+      raise error from None
 
 
 def _check_validation(setup: Setup) -> None:

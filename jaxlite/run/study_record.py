@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,9 @@ from jaxlite.run import identity
 from jaxlite.run.setup import Setup
 from jaxlite.tuning import optuna_study
 from jaxlite.tuning.database import StorageError, shown
-from jaxlite.tuning.kinds import Choice, Space, label, middle
+from jaxlite.tuning.kinds import Choice, Space, label
 from jaxlite.tuning.ledger import Ledger
 from jaxlite.tuning.outcome import Goal
-from jaxlite.tuning.space import assigned
 
 Say = Callable[[str], None]
 
@@ -111,6 +109,5 @@ def agree(
     say(f'config: {line}')
   saved = as_saved(before['config'], base)
   if to_dict(saved) != to_dict(base):
-    center = assigned(saved, space, {name: middle(kind) for name, kind in space.items()})
-    setup = again(dataclasses.replace(center, runs={}))
+    setup = again(saved)
   identity.check(folder, {**before['began'], 'config': before['config']}, identity.identify(setup), say)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import TAPS, Batch, Context, Grad, Loss, Model, Params, Recipe, State, Terms, stream
-from jaxlite.step.state import inputs_of
+from jaxlite.graph import alike
+from jaxlite.step.state import HEALTH, health, inputs_of
 
 
 def check_given(key: Any, params: Params | None) -> None:
@@ -55,6 +56,26 @@ def gradient_of(model: Model, loss: Loss) -> Grad:
   def gradient(*args: Any) -> tuple[Params, State, Terms]:
     grads, (new_state, terms) = jax.grad(forward, has_aux=True)(*args)
     return grads, new_state, terms
+
+  return gradient
+
+
+def watched_gradient_of(model: Model, loss: Loss) -> Grad:
+  """As `gradient_of`, with the look for the first failure (`state.health`) between the two passes.
+
+  So everything that comes of a gradient is made after the look, and may be written over what it reads: an order that
+  costs one number, where `alike.following` costs an operation for each leaf.
+  """
+  forward = forward_of(model, loss)
+
+  def gradient(params: Params, state: State, batch: Batch, key: Any, step: Any) -> tuple[Params, State, Terms]:
+    asked = lambda params: forward(params, state, batch, key, step)  # noqa: E731
+    total, pull, (new_state, terms) = jax.vjp(asked, params, has_aux=True)
+    if not jnp.issubdtype(total.dtype, jnp.floating):
+      jax.grad(asked, has_aux=True)(params)  # says what is wrong
+    looking, record = health(state[HEALTH], total, params, step)
+    (grads,) = pull(alike.following(looking, jnp.ones_like(total)))
+    return grads, {**new_state, HEALTH: record}, terms
 
   return gradient
 

@@ -72,7 +72,7 @@ def went_nan(state: TrainState) -> tuple[int, str] | None:
   return at_step, 'loss' if leaf < 0 else trees.paths(state.params)[leaf]
 
 
-def health(before: jax.Array, total: jax.Array, live: TrainState) -> tuple[jax.Array, jax.Array]:
+def health(before: jax.Array, total: jax.Array, params: Params, step: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Looks for the first failure in one more step.
 
   The leaves are only read once the loss has gone bad: a step in which all is well pays nothing.
@@ -80,17 +80,18 @@ def health(before: jax.Array, total: jax.Array, live: TrainState) -> tuple[jax.A
   Args:
     before: int32[2], the record before the step.
     total: float[], the step's loss.
-    live: the state before the step.
+    params: before the step.
+    step: int32[], before the step.
 
   Returns:
     (False when the leaves have been read, for `alike.following`; the record after the step, as `went_nan` reads it).
   """
 
   def look(_: Any) -> jax.Array:
-    leaves = jax.tree.leaves(live.params)
+    leaves = jax.tree.leaves(params)
     leaf = alike.first(lambda entries: ~jnp.isfinite(entries), leaves)
     blame = leaf < len(leaves)
-    return jnp.stack([jnp.where(blame, live.step, live.step + 1), jnp.where(blame, leaf, -1)])
+    return jnp.stack([jnp.where(blame, step, step + 1), jnp.where(blame, leaf, -1)])
 
   first = ~jnp.isfinite(total) & (before[0] < 0)
   return alike.once(first, look, before)

@@ -34,7 +34,15 @@ from jaxlite.graph import alike
 from jaxlite.graph.init_numpy import copied, on_host
 from jaxlite.graph.model import weights_of
 from jaxlite.optim import evaluation_point, refuse_unfit, rejected
-from jaxlite.step.gradient import check_given, first_values, forward_of, gradient_of, no_gradient_of, value_of
+from jaxlite.step.gradient import (
+  check_given,
+  first_values,
+  forward_of,
+  gradient_of,
+  no_gradient_of,
+  value_of,
+  watched_gradient_of,
+)
 from jaxlite.step.programs import Programs, PureStep, programs_of
 from jaxlite.step.state import HEALTH, POINT, TrainState, health, inputs_of
 from jaxlite.tasks.lift import lift_loss
@@ -104,8 +112,10 @@ def train_step(
   wrapped = _read_at_point(recipe.model(model))
   terms = recipe.loss(lift_loss(loss))
   inner = gradient_of(wrapped, terms)
-  update = _update_of(wrapped, recipe.tx, value_of(recipe.grad(no_gradient_of(forward_of(wrapped, terms)))))
-  step = _step_of(recipe.grad(inner), update)
+  once = recipe.grad(inner) is inner  # one forward and one backward pass: no hook on the gradient
+  value = value_of(recipe.grad(no_gradient_of(forward_of(wrapped, terms))))
+  update = _update_of(wrapped, recipe.tx, value, looked=once)
+  step = _step_of(watched_gradient_of(wrapped, terms) if once else recipe.grad(inner), update)
   programs = programs_of(
     PureStep(recipe, wrapped, inner, update, step, _evaluation_of(wrapped, lift_loss(loss))), rewrites
   )
@@ -148,9 +158,12 @@ def _step_of(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _update_of(
-  model: Model, tx: optax.GradientTransformationExtraArgs, value: Callable[..., jax.Array]
+  model: Model, tx: optax.GradientTransformationExtraArgs, value: Callable[..., jax.Array], *, looked: bool
 ) -> Callable[..., Any]:
-  """What follows the gradient: (live, fixed, grads, model_state, terms, asked) -> (live, metrics)."""
+  """What follows the gradient: (live, fixed, grads, model_state, terms, asked) -> (live, metrics).
+
+  `looked`: whether the gradient has looked for the first failure (`watched_gradient_of`).
+  """
 
   def update(
     live: TrainState, fixed: Any, grads: Params, state: State, terms: Terms, asked: tuple[Batch, State]
@@ -158,14 +171,18 @@ def _update_of(
     key, const = fixed
     batch, before = asked
     total = functools.reduce(jnp.add, terms.values())
-    looking, record = health(state[HEALTH], total, live)
-    state = {**state, HEALTH: record}
+    looking = None
+    if not looked:
+      looking, record = health(state[HEALTH], total, live.params, live.step)
+      state = {**state, HEALTH: record}
     value_fn = lambda params: value(params, join_const(before, const), batch, key, live.step)  # noqa: E731
     extra = {'value': total, 'grad': grads, 'value_fn': value_fn}
     if POINT in before:
       extra['point'] = before[POINT]
     updates, opt_state = tx.update(grads, live.opt_state, live.params, **extra)
-    params = optax.apply_updates(live.params, alike.following(looking, updates))  # written when they have been read
+    if looking is not None:
+      updates = alike.following(looking, updates)  # params are written when they have been read
+    params = optax.apply_updates(live.params, updates)
     step = live.step + 1
     point = evaluation_point(opt_state, params)
     state = state if point is None else {**state, POINT: point}

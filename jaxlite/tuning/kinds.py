@@ -58,10 +58,11 @@ def choice(*values: Any) -> Choice:
   """
   if not values:
     raise ConfigError('choice takes at least one value: jl.tuning.choice(32, 64, 128)')
+  values = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
   shown = [written(value) for value in values]
   if twice := sorted({one for one in shown if shown.count(one) > 1}):
     raise ConfigError(f'a choice has different values; got {twice[0]} twice')
-  return Choice(tuple(values))
+  return Choice(values)
 
 
 def uniform(low: float, high: float, *, points: int = 4) -> Range:
@@ -185,6 +186,11 @@ def middle(kind: Kind) -> Any:
   """Returns what lies in the middle of a kind, as it is stored."""
   points = _points(kind._replace(points=3) if isinstance(kind, Range) else kind)
   return points[len(points) // 2]
+
+
+def lowest(kind: Kind) -> Any:
+  """Returns the first of a kind, as it is stored."""
+  return 0 if isinstance(kind, Choice) else kind.low
 
 
 def share(kind: Kind, stored: Any) -> float:

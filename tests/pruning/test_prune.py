@@ -275,3 +275,34 @@ def test_in_a_train_step_the_model_says_what_a_weight_is():
   (prune,) = trees.find(state.opt_state, PruneState)
   assert prune.masks['table'] is None
   assert prune.masks['odd_scale'].shape == (4, 4)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
+def test_leaves_that_are_read_together_are_pruned_and_watched_as_each_alone(dtype):
+  """Drawing anew and counting what another part wrote read the same joined leaves, at the times of a schedule."""
+  rng = np.random.default_rng(0)
+  draw = lambda: rng.integers(-4, 5, (6, 5)) / 2 + (rng.integers(-4, 5, (6, 5)) * 1j if dtype == jnp.complex64 else 0)  # noqa: E731
+  leaves = {f'w{i}': jnp.asarray(draw(), dtype) for i in range(5)}
+  tx = jl.prune(0.6, begin=1, end=5, every=2)
+  update = jax.jit(tx.update)
+  alone = {name: tx.init({name: leaf}) for name, leaf in leaves.items()}
+  state, broken = tx.init(leaves), 0
+  for step in range(18):
+    moved = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) + leaf / 8, leaves)
+    updates, after = update(moved, state, leaves)
+    dead = sum(int(((leaves[n] != 0) & ~state.masks[n]).sum()) for n in leaves)
+    broken += dead if step in (1, 2, 3, 4, 5, 6) or step % 16 == 0 else 0
+    assert int(after.broken) == broken
+    for name, leaf in leaves.items():
+      _, alone[name] = update({name: moved[name]}, alone[name], {name: leaf})
+      np.testing.assert_array_equal(after.masks[name], alone[name].masks[name])
+    assert (int(after.refreshes), int(after.last)) == (
+      (0, -1) if step < 1 else (3, 5) if step >= 5 else (1 + step // 3, 3 if step >= 3 else 1)
+    )
+    assert bool(after.reached) == (step >= 5)
+    state, leaves = after, optax.apply_updates(leaves, updates)
+    if step in (3, 15):  # another part writes to what the masks hold at zero
+      leaves = {name: leaf + 1 for name, leaf in leaves.items()}
+  assert broken > 0
+  sizes = np.abs(np.asarray(alone['w0'].masks['w0'])).sum()
+  assert sizes == 30 - 18

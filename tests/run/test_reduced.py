@@ -11,6 +11,7 @@ import jaxlite as jl
 from jaxlite.config.fields import apply_overrides
 from jaxlite.deployment.operations import listing, reference
 from jaxlite.deployment.packed.file import pack
+from jaxlite.run import identity
 from jaxlite.run.setup import dataset_of
 from loops import config_of, leaves, points, run
 
@@ -78,6 +79,20 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(tmp_path):
     jl.train(
       config_of(steps=12, **{**fields, 'data__components': 3}), tmp_path / 'torn', data=(X, Y), say=lambda line: None
     )
+
+
+def test_a_run_is_not_that_of_other_features_but_last_bits_of_a_fit_do_not_count():
+  data = jl.data.from_arrays((X, Y))
+
+  def told(by, components=2, **options):
+    return identity._of_reduction(jl.data.reduce(data, by, components, **options).reduction)
+
+  first, other = np.arange(12) < 2, np.arange(12) > 9
+  assert told(first * 1.0) == told(first * 1.0) != told(other * 1.0)
+  assert told('random_projection', seed=1) != told('random_projection', seed=2)
+  fitted = jl.data.reduce(data, 'pca', 2).reduction
+  assert identity._of_reduction(fitted) == identity._of_reduction(fitted._replace(weight=fitted.weight * (1 + 1e-7)))
+  assert told('pca', 2) != told('pca', 3)
 
 
 def test_exports_hold_the_map(folder):

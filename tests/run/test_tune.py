@@ -208,12 +208,16 @@ def test_a_budget_too_short_for_one_trial(tmp_path):
 
 
 def test_what_diverges_fails_alone(tmp_path):
-  space = {'recipe.rate': jl.tuning.choice(0.01, 1e30)}
+  space = {'recipe.rate': jl.tuning.choice(0.01, 1e30), 'data.batch_size': jl.tuning.choice(16, 1000)}
   sgd = lambda config, total, rate=0.1: jl.chain(optax.sgd(rate))  # noqa: E731
   config = dataclasses.replace(tunable.config(20), recipe=sgd)
   found, _ = ask(tmp_path / 'some', space, config, method='grid')
-  assert sorted(one.state for one in found.trials) == [COMPLETE, FAILED]
-  assert all('not finite' in one.why for one in found.trials if one.state == FAILED)
+  assert sorted(one.state for one in found.trials) == [COMPLETE, FAILED, FAILED, FAILED]
+  why = {
+    found.values(one)['recipe.rate']: one.why for one in found.trials if found.values(one)['data.batch_size'] == 16
+  }
+  assert 'not finite' in why[1e30]
+  assert sum('at most the 61 training examples' in one.why for one in found.trials) == 2
   assert found.values()['recipe.rate'] == 0.01
 
 

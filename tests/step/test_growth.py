@@ -103,6 +103,22 @@ def test_of_an_equal_leaf_more_prune_writes_down_little():
   assert added(9) - added(3) <= 6 * 12
 
 
+def test_of_a_leaf_more_the_watch_over_bad_numbers_writes_down_its_place_in_what_is_joined():
+  def plain(layers):
+    train = jl.train_step(mlp(layers), jl.cross_entropy, jl.chain(optax.sgd(0.1)))
+    state = jax.eval_shape(train.init, jax.random.key(0), BATCH)
+
+    def step(params, batch):
+      outputs = lambda params: train.model.apply(params, {}, batch['inputs'], train=True, key=None)[0]  # noqa: E731
+      grads = jax.grad(lambda params: jl.cross_entropy(outputs(params), batch).mean())(params)
+      return optax.apply_updates(params, optax.sgd(0.1).update(grads, optax.sgd(0.1).init(params))[0])
+
+    return jax.make_jaxpr(step)(state.params, BATCH)
+
+  added = [len(list(distinct(traced([optax.sgd(0.1)], n)))) - len(list(distinct(plain(n)))) for n in (3, 9)]
+  assert added[1] - added[0] <= 6  # the flat form of a matrix; a vector is flat
+
+
 def test_programs_do_not_grow_in_number_with_equal_layers():
   def compiled(layers):
     seen: list[str] = []

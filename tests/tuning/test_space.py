@@ -145,6 +145,13 @@ def test_a_kind_that_cannot_be_is_told(make, said):
     make()
 
 
+def test_values_of_numpy_are_plain_numbers():
+  assert [type(value) for value in choice(np.int32(1), np.float32(0.5)).values] == [int, float]
+  kind = uniform(np.float32(0.5), np.int64(2))
+  assert (type(kind.low), type(kind.high)) == (float, float)
+  assert type(integer(np.int64(0), np.int64(3)).high) is int
+
+
 def test_a_space_is_typed():
   text = 'optim.lr=log(1e-4, 1e-1); data.batch_size=choice(32,64); '
   text += 'net.widths=choice((8,),(16,8)); recipe.begin=int(0,4)'
