@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = [ROOT, *(ROOT / name for name in ('jaxlite', 'tests', 'experiments'))]
 ROOMS = {path.stem for path in (ROOT / 'jaxlite').iterdir()} | {'jl', 'jaxlite'}
 # Not of this repository, or made by a run.
-ELSEWHERE = {'FILE.py', 'report.md', 'malloc.h', 'sysexits.h', 'xla/ffi/api/c_api.h', 'a.c'}
+ELSEWHERE = {'FILE.py', 'a.py', 'report.md', 'malloc.h', 'sysexits.h', 'xla/ffi/api/c_api.h', 'a.c'}
 OBJECTS = {'jl.const', 'jl.taps', 'jl.health', 'data.train'}  # entries of a state, a field of a value
 
 
@@ -64,7 +64,7 @@ def is_there(name, beside):
 def attributes_in(text):
   """Dotted names in backticks that begin with a room of the package: `graph.canonical`, `jl.pruning.erk(...)`."""
   named = re.findall(r'`([a-z_]+(?:\.\w+)+)(?:\([^`]*\))?`', text)
-  files = r'\.(py|md|json|jsonl|txt|bin|c|h)$'
+  files = r'\.(py|md|html|json|jsonl|txt|bin|c|h)$'
   return {name for name in named if name.split('.')[0] in ROOMS and not re.search(files, name)} - OBJECTS
 
 

@@ -255,6 +255,8 @@ def _set(node: Any, path: str, names: list[str], text: str | None, known: list[s
     raise _unknown(path, known)
   value, note = getattr(node, name), annotation(type(node), name)
   kind = type(value) if is_group(value) else _group_in(note)
+  new: Any
+  parsed: Any
   if rest:
     if kind is None:
       raise _unknown(path, known)
@@ -267,6 +269,8 @@ def _set(node: Any, path: str, names: list[str], text: str | None, known: list[s
   elif kind is not None and not (types.NoneType in typing.get_args(note) and (text or '').lower() in _NONE):
     inner = ', '.join(f'{path}.{field.name}' for field in dataclasses.fields(kind))
     raise ConfigError(f'{path} is a group; set one of its fields: {inner}')
+  elif types.NoneType in typing.get_args(note) and (text or '').lower() in _NONE and declared[name].init:
+    new = parsed = None  # of a function too: the default that its field tells of
   elif not declared[name].init or not (_readable(note) or kind):
     raise ConfigError(f'{path} cannot be set from text: it is {describe(note)}; set it in the experiment file')
   else:

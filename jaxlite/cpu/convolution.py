@@ -5,7 +5,8 @@ gradient of the output: XLA:CPU is slow at it. So it is at depthwise convolution
 every convolution is slow, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward
 convolution of many channels outside of loops is a kernel's where there is a C compiler (oneDNN's if that extra is
 installed and channels lie last, else ours), else XLA's own; where it sums a few products (gray pictures; without a
-kernel color pictures too) it is one fused sum; in a teacher it is always XLA's own: its bits are what the same network gives when it is called alone.
+kernel color pictures too) it is one fused sum; in a teacher it is always XLA's own: its bits are what the same network
+gives when it is called alone.
 
 All forms sum in a fixed order and in fixed chunks, whatever the number of threads.
 """

@@ -27,7 +27,7 @@ from jaxlite.errors import need
 from jaxlite.host import files
 from jaxlite.host.limits import limits
 
-CELLS = 1 << 16  # a block
+CELLS = 1 << 15  # a block
 KEEP = ('auto', 'memory', 'disk')
 _TIMES = {'.parquet': 12, '.pq': 12}  # bytes in memory for each of the file, where cells become Python's objects
 _OTHERWISE = 10

@@ -110,6 +110,10 @@ def blocks_of(inputs: Any, change: Callable[[np.ndarray], np.ndarray] | None = N
     ValueError: no numbers, integers (ids), examples of several shapes; while rows are read, values that are not finite.
   """
   if callable(inputs) and not hasattr(inputs, '__array__'):
+    if (once := inputs()) is inputs() and iter(once) is once:
+      raise ValueError(
+        'the function that gives rows starts anew at each call; it gave one iterator twice: make it inside'
+      )
     first = next(iter(inputs()), None)
     if first is None:
       raise ValueError('a projection is fitted on rows; the function gives no array')

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxlite.config.command_line import split
 from jaxlite.diagnosis import curves, measured_findings, thresholds
 from jaxlite.diagnosis.actions import Known, action_for
 from jaxlite.diagnosis.verdict import Diagnosis, Finding, flags
@@ -27,6 +29,7 @@ def diagnose(
   read: Collection[str] | None = None,
   own_loss: bool = True,
   command: str = '',
+  workdir: str = 'runs/next',
 ) -> Diagnosis:
   """Judges a run by its records, and by what was measured on it where that is given.
 
@@ -40,6 +43,7 @@ def diagnose(
     read: the fields of the config that the run depends on; None where nobody noted it.
     own_loss: whether the loss is the task's, or another of jaxlite's.
     command: the command line of the run, for that of the action.
+    workdir: the folder that the action's run is to have.
 
   Returns:
     The Diagnosis.
@@ -54,8 +58,8 @@ def diagnose(
   findings = _of_records(train, validation, facts or {}, task, failed, unknown)
   known = Known(config or {}, read, measured)
   if measured is None:
-    return _by_records(findings, unknown, known, len(train.values), len(validation.values), command)
-  return _by_measures(findings, unknown, known, own_loss, (train, validation), command)
+    return _by_records(findings, unknown, known, len(train.values), len(validation.values), (command, workdir))
+  return _by_measures(findings, unknown, known, own_loss, (train, validation), (command, workdir))
 
 
 def _of_records(
@@ -120,7 +124,7 @@ def _chance(task: str, facts: Mapping[str, Any]) -> float | None:
 
 
 def _by_records(
-  findings: list[Finding], unknown: list[str], known: Known, points: int, looks: int, command: str
+  findings: list[Finding], unknown: list[str], known: Known, points: int, looks: int, ran: tuple[str, str]
 ) -> Diagnosis:
   order = ('not finite', 'blown up', 'unstable loss', 'nothing learned', 'overfitting')
   present = {one.name for one in findings if one.present}
@@ -133,11 +137,11 @@ def _by_records(
   elif verdict == 'unknown' and looks >= thresholds.LEAST_POINTS and points >= thresholds.LEAST_POINTS:
     verdict = 'healthy'
     certainty += '; nothing is wrong with the curves, which is not all that can be wrong'
-  return _diagnosis(verdict, cause, findings, known, certainty, unknown, command)
+  return _diagnosis(verdict, cause, findings, known, certainty, unknown, ran)
 
 
 def _by_measures(
-  findings: list[Finding], unknown: list[str], known: Known, own_loss: bool, seen: tuple[Any, Any], command: str
+  findings: list[Finding], unknown: list[str], known: Known, own_loss: bool, seen: tuple[Any, Any], ran: tuple[str, str]
 ) -> Diagnosis:
   measured = known.measured
   assert measured is not None  # or the records alone were asked
@@ -162,7 +166,7 @@ def _by_measures(
     verdict = 'underfitting'
   if verdict == 'healthy' and (measured.kind == '' or validation < thresholds.LEAST_VALIDATION):
     verdict, certainty = 'unknown', f'{certainty}; nothing wrong was found, and too little could be looked at'
-  return _diagnosis(verdict, cause, own, known, certainty, unknown, command)
+  return _diagnosis(verdict, cause, own, known, certainty, unknown, ran)
 
 
 def _joined(one: Finding, by_curve: Mapping[str, Finding]) -> Finding:
@@ -181,24 +185,40 @@ def _diagnosis(
   known: Known,
   certainty: str,
   unknown: Sequence[str],
-  command: str,
+  ran: tuple[str, str],
 ) -> Diagnosis:
   ordered = tuple(sorted(findings, key=lambda one: (one.name != cause, not one.present)))
   action = action_for(cause, known) if cause else None
   if action is not None and not action.overrides:
     action = None
+  command, workdir = ran
   if action is not None and command:
-    action = action._replace(command=with_overrides(command, action.overrides))
+    action = action._replace(command=with_overrides(command, action.overrides, workdir))
   return Diagnosis(verdict, cause, ordered, action, certainty, tuple(unknown))
 
 
-def with_overrides(command: str, overrides: Mapping[str, Any]) -> str:
+def with_overrides(command: str, overrides: Mapping[str, Any], workdir: str) -> str:
   """Returns a run's command line with fields set, in a folder of its own.
 
-  >>> with_overrides('jaxlite --config=a.py --workdir=runs/a', {'optim.lr': 0.01})
-  'jaxlite --config=a.py --workdir=runs/a-next --config.optim.lr=0.01'
+  Args:
+    command: as the run or its diagnosis was called.
+    overrides: fields by path; what the command says of the same ones is left out.
+    workdir: of the new run.
+
+  >>> with_overrides('jaxlite --config=a.py --mode diagnose --config.optim.lr 1', {'optim.lr': 0.01}, 'runs/b')
+  'jaxlite --config=a.py --workdir=runs/b --config.optim.lr=0.01'
   """
-  words = command.split()
-  told = [word for word in words if not word.startswith(('--mode=', '--act', '--fresh'))]
-  placed = [f'{word}-next' if word.startswith('--workdir=') else word for word in told]
-  return ' '.join([*placed, flags(overrides)])
+  rest, pairs = split(shlex.split(command))
+  kept, waiting = [], iter(rest)
+  for word in waiting:
+    name = word.lstrip('-').partition('=')[0]
+    if word.startswith('-') and name in ('mode', 'workdir', 'minutes'):
+      if '=' not in word:
+        next(waiting, None)
+    elif name not in ('act', 'fresh') or not word.startswith('-'):
+      kept.append(word)
+  lengths = any(path.startswith('train.') for path in overrides)
+  for path, text in pairs:
+    if path not in overrides and not (lengths and path.startswith('train.')):
+      kept.append(f'--config.{path}' if text is None else f'--config.{path}={text}')
+  return f'{shlex.join([*kept, f"--workdir={workdir}"])} {flags(overrides)}'

@@ -26,8 +26,8 @@ ORDER = (
   'label noise',
   'exploding gradient',
   'precision lost',
-  'vanishing gradient',
   'dying ReLU',
+  'vanishing gradient',
   'unstable loss',
   'not finite',
   'class imbalance',
@@ -76,6 +76,17 @@ def _poor(m: Measured) -> bool:
   return bool(short > at.SHORT)
 
 
+def _jumps(m: Measured) -> bool:
+  """Whether steps are far larger than any that learn."""
+  walk = m.walk
+  if walk is None:
+    return False
+  late = float(np.median(walk.losses[len(walk.losses) // 3 :])) if walk.losses else math.nan
+  known = [one for one in (m.chance_loss, *walk.losses[:1]) if math.isfinite(one)]
+  risen = bool(known) and late > at.RISEN * max(known)
+  return not walk.finite or walk.raised > at.RAISED or walk.ratio > at.JUMP or m.moved > at.CARRIED or risen
+
+
 def _activation(m: Measured, own_loss: bool) -> Iterator[Finding]:
   if m.task == 'regression':
     if m.ends_in:
@@ -118,9 +129,7 @@ def _data(m: Measured) -> Iterator[Finding]:
 def _labels(m: Measured) -> Iterator[Finding]:
   if m.wrong_labels is not None:
     share, error = m.wrong_labels
-    model, apart = m.wrong_by_model, m.wrong_by_reference  # labels of training alone may be wrong
-    only = apart is not None and share - apart[0] > 3 * np.hypot(error, apart[1])
-    cleared = model is not None and model[0] + 2 * model[1] < 0.5 * share and not only
+    cleared = bool(m.validation_risk < 0.5 * m.reference_risk)  # the model finds a rule that the yardstick does not
     yield one('label noise', f'of the examples that are called with most confidence by who did not see them, '
               f'{share:.1%} are labeled otherwise', share - 1.5 * error * (m.kind != 'numbers'),
               at.WRONG_LABELS, not cleared)  # fmt: skip
@@ -147,29 +156,32 @@ def _start(m: Measured) -> Iterator[Finding]:
     yield one('exploding gradient', f'the loss begins at {start.loss:.3g}, where knowing nothing has '
               f'{m.chance_loss:.3g}; the gradient has norm {start.gradient:.3g}', grown, at.BLOWN_START)  # fmt: skip
   if len(start.layers) > 1:
-    pulls = np.array([layer.pull for layer in start.layers])
-    least = float(pulls.max() / max(pulls[: max(1, len(pulls) // 2)].min(), 1e-30))
-    weakest = start.layers[int(pulls[: max(1, len(pulls) // 2)].argmin())].name
-    yield one('vanishing gradient', f'at the start the layers of most and least effect on the loss are {least:.1e} '
-              f'apart ({weakest} is the least)', least, at.PULL, _poor(m))  # fmt: skip
+    early = start.layers[:-1]
+    pulls = [layer.pull for layer in early]
+    apart = max(layer.pull for layer in start.layers) / max(min(pulls), 1e-30)
+    dull = min(early, key=lambda layer: layer.spread if math.isfinite(layer.spread) else math.inf)
+    value = max(apart / at.PULL, at.SPREAD / max(dull.spread, 1e-30))
+    yield one('vanishing gradient', f'at the start layers differ by {apart:.1e} in what they do to the loss, and '
+              f'{dull.name} answers examples with a deviation of {dull.spread:.1e}', value, 1.0, _poor(m))  # fmt: skip
 
 
 def _way(m: Measured, finite: bool) -> Iterator[Finding]:
   if m.end is not None and m.end.dead:
     place, share = max(m.end.dead.items(), key=lambda pair: pair[1])
     born = m.start.dead.get(place, 0.0) if m.start is not None else 0.0
+    killed = _jumps(m) and born < 0.4  # by steps that are too large
     yield one('dying ReLU', f'{share:.0%} of the units of {place} answer no example ({born:.0%} at the start)', share,
-              at.DEAD, _poor(m))  # fmt: skip
+              at.DEAD, _poor(m) and not killed)  # fmt: skip
   if m.end is not None and m.end.saturated:
     place, share = max(m.end.saturated.items(), key=lambda pair: pair[1])
     yield Finding('saturation', f'{share:.0%} of the values of {place} are at an end of their range', share, math.nan,
                   False)  # fmt: skip
   walk = m.walk
   if walk is not None:
-    value = 1.0 if not walk.finite or not finite else walk.raised
+    value = 1.0 if _jumps(m) or not finite else walk.raised
     yield one('unstable loss', f'{walk.raised:.0%} of {walk.steps} steps from the start made the loss of their own '
-              f'batch larger; a step changes the weights by {walk.ratio:.1e} of their size', value,
-              at.RAISED)  # fmt: skip
+              f'batch larger; a step changes the weights by {walk.ratio:.1e} of their size, '
+              f'the run by {m.moved:.3g} times it', value, at.RAISED)  # fmt: skip
     if math.isfinite(walk.unchanged):
       yield one('precision lost', f'{walk.unchanged:.0%} of the weights in few bits stay as they are at a step',
                 walk.unchanged, at.UNCHANGED)  # fmt: skip
@@ -189,7 +201,7 @@ def _fit(m: Measured) -> Iterator[Finding]:
   if math.isfinite(m.validation_loss) and math.isfinite(m.train_loss) and m.validation_loss > 0:
     gap = (m.validation_loss - m.train_loss) / m.validation_loss
     apart = m.validation_risk - m.train_risk
-    wide = apart > 0.1 * m.trivial + 2 * m.validation_error if math.isfinite(apart) else True
+    wide = apart > at.APART * m.trivial + 2 * m.validation_error if math.isfinite(apart) else True
     yield one('overfitting', f'the loss is {m.train_loss:.3g} in training and {m.validation_loss:.3g} in validation; '
               f'errors {m.train_risk:.3g} and {m.validation_risk:.3g}', gap, at.GAP, wide)  # fmt: skip
   if math.isfinite(m.calibration):

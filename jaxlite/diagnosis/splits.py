@@ -69,7 +69,7 @@ class Twins(NamedTuple):
   """Examples whose inputs are equal.
 
   Attributes:
-    between: share of validation (or test) examples that training has too.
+    between: share of the examples of a held-out split that training has too; the larger, of several.
     within: share of training examples that another one of them equals.
     rows: of training, those that a held-out split has too.
   """
@@ -91,9 +91,9 @@ def twins(train: Any, others: list[Any]) -> Twins:
   (0.5, 0.33, [0])
   """
   own = digests(train)
-  held = [one for inputs in others for one in digests(inputs)]
-  known, seen = set(own), set(held)
-  between = sum(one in known for one in held) / max(1, len(held))
+  held = [digests(inputs) for inputs in others]
+  known, seen = set(own), {one for part in held for one in part}
+  between = max((sum(one in known for one in part) / max(1, len(part)) for part in held), default=0.0)
   rows = np.array([row for row, one in enumerate(own) if one in seen], int)
   return Twins(between, 1 - len(known) / max(1, len(own)), rows)
 

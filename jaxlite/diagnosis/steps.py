@@ -13,7 +13,7 @@ from jaxlite.contract import join_const
 from jaxlite.diagnosis.look import Looker, Subject
 
 _STEPS = 80  # at most so many are taken
-_LEAST = 25
+_LEAST = 12  # fewer say nothing
 
 
 class Walk(NamedTuple):
@@ -60,16 +60,16 @@ def walk(subject: Subject, looker: Looker, until: float, missing: list[str]) -> 
   state = jax.tree.map(jnp.copy, subject.start)
   losses, raised, ratios, unchanged, finite = [], [], [], [], True
   for step in range(total):
-    if step >= min(_LEAST, total) and time.monotonic() > until:
+    if time.monotonic() > until:
       missing.append(f'steps from the start beyond {step}: the time was up (seconds=)')
       break
     batch = looker.batch(step)
     before, old, key, at = state.model_state, jax.tree.map(jnp.copy, state.params), state.key, state.step
     kept = jax.tree.map(jnp.copy, (before, at))
-    state, terms = subject.train.step(state, batch)
-    loss = float(terms.get('loss', next(iter(terms.values()))) if 'loss' in terms or len(terms) == 1
-                 else sum(map(float, terms.values())))  # fmt: skip
-    after = float(looker.value(state.params, join_const(kept[0], state.const), batch, key, kept[1]))
+    full = join_const(kept[0], state.const)
+    state, _ = subject.train.step(state, batch)
+    # Both by one function: parts of the recipe may have changed the batch that the step saw.
+    loss, after = (float(looker.value(params, full, batch, key, kept[1])) for params in (old, state.params))
     apart, size, same, few = _apart(old, state.params)
     finite = bool(np.isfinite([loss, after, float(apart)]).all())
     losses.append(loss)
@@ -78,6 +78,8 @@ def walk(subject: Subject, looker: Looker, until: float, missing: list[str]) -> 
     raised.append(after > loss + 1e-4 * abs(loss))
     ratios.append(float(apart) / max(float(size), 1e-30))
     unchanged.append(float(same) / few if few else float('nan'))
+  if finite and len(raised) < min(_LEAST, total):
+    return None
   if not raised:
     return Walk(len(losses), 1.0, float('nan'), tuple(losses), finite, float('nan')) if losses else None
   late = len(raised) // 3

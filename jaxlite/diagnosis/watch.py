@@ -61,7 +61,10 @@ def watched(forward: Callable[..., Any], params: Any, *args: Any) -> Watched:
   """
   jaxpr, shapes = jax.make_jaxpr(forward, return_shape=True)(params, *args)
   doubled = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2 * leaf.shape[0], *leaf.shape[1:]), leaf.dtype), args[-1])
-  twin = jax.make_jaxpr(forward)(params, *args[:-1], doubled)  # which axes grow with the batch
+  try:
+    twin = jax.make_jaxpr(forward)(params, *args[:-1], doubled)  # which axes grow with the batch
+  except Exception:  # a network of one size of batch: no axis is known to be that of the examples
+    twin = jaxpr
   paths = trees.paths(params)
   tree = jax.tree.structure(shapes)
   reader = _Reader()

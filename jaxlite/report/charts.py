@@ -70,7 +70,7 @@ def curves(runs: Sequence[Run]) -> str:
             color,
             'thin' if kind == 'train' and len(kinds) > 1 else '',
             (color or 0) // LINES + (1 if kind == 'train' and len(kinds) > 1 else 0),
-            float(run.result.best_step) if name == score and run.result.best_step is not None else None,
+            _marked(run, x) if name == score else None,
           )
         )
     values = [line.y[np.isfinite(line.y)] for line in lines]
@@ -103,6 +103,12 @@ def curves(runs: Sequence[Run]) -> str:
     f'<div class="charts">{"".join(panels)}</div>{svg.legend(entries)}'
     f'<p class="soft">The training loss includes what the recipe adds to it.{told}</p>'
   )
+
+
+def _marked(run: Run, steps: np.ndarray) -> float | None:
+  """The step whose model was tested, where the curve has it."""
+  step = run.result.best_step
+  return float(step) if step is not None and (steps == step).any() else None
 
 
 def _guessed(runs: Sequence[Run]) -> tuple[str, str, str]:
@@ -199,10 +205,18 @@ def ranked(evidence: Mapping[str, Any], metrics: Mapping[str, float], title: str
     lines = [svg.Line('', [0, 1], [0, 1], None), svg.Line('right', curve[:, 0], curve[:, 1])]
     caption = (
       f'How often {title} is right on the test split, by how sure it says it is; on the grey line it would be right as '
-      'often as it says' + _of(metrics, 'ece', 'expected calibration error')
+      f'often as it says{_calibration(curve)}.'
     )
     made.append(svg.figure(_unit('Reliability', lines, 'said to be right', 'is right'), caption))
   return f'<div class="charts">{"".join(made)}</div>' if made else ''
+
+
+def _calibration(curve: np.ndarray) -> str:
+  """The expected calibration error of a reliability curve, [said, came true, weight] in rows."""
+  if curve.shape[1] < 3 or not np.isfinite(curve).all() or not curve[:, 2].sum() > 0:
+    return ''
+  error = float(np.average(np.abs(curve[:, 0] - curve[:, 1]), weights=curve[:, 2]))
+  return f'; expected calibration error {error:.4f}'
 
 
 def _unit(title: str, lines: list[svg.Line], x: str, y: str) -> str:

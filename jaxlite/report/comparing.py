@@ -23,6 +23,7 @@ from jaxlite.report.tables import written
 
 _CHANCE = ('name', 'seed', 'runs', 'log', 'checkpoint')  # fields of a config that no number should hang on
 _LEAST = 2  # seeds
+_OTHERS = 'not tested: the test sets differ'
 
 
 class Group(NamedTuple):
@@ -144,7 +145,9 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
       continue
     key = json.dumps([kept, run.program], sort_keys=True, default=str)
     of = found.setdefault(key, {})
-    if seed in of:
+    if seed in of and of[seed].result.tested != run.result.tested:  # folds: one config, one seed, other examples
+      found.setdefault(f'{key} {run.result.tested}', {})[seed] = run
+    elif seed in of:
       twice.append(f'{run.name} is {of[seed].name} again, of the same seed: it is not counted twice')
     else:
       of[seed] = run
@@ -219,7 +222,7 @@ def _other_test(one: Run, other: Run) -> str:
   """Why two runs were not tested on the same examples, as far as is known; '' where they were."""
   if not one.result.tested or not other.result.tested:
     return 'not tested: an older run does not tell on which examples it was tested'
-  return '' if one.result.tested == other.result.tested else 'not tested: the test sets differ'
+  return '' if one.result.tested == other.result.tested else _OTHERS
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
@@ -259,6 +262,8 @@ def _by_example(runs: list[Run], label: str, share: bool) -> tuple[list[tuple[st
   if not share or right_of(first) is None:
     return [], [reason]
   tests = [by_example(first, run) for run in runs[1:]]
+  if all(test.why == _OTHERS for test in tests):
+    return [], ['The runs were tested on different examples, so no two of them are compared.']
   caption = f'{label}: difference to {first.name}, paired by test example (exact test of McNemar)'
   rows = _tested(tests, 'examples where one of the two is right', 'percent')
   told = 'This compares the trained networks as they are. ' + reason

@@ -18,8 +18,11 @@ def verdict_of(run: Run) -> dict[str, Any]:
   """Returns a run's diagnosis as `Diagnosis.to_json` gives it; {} where there is nothing to judge."""
   if run.diagnosis.get('verdict'):
     return dict(run.diagnosis)
-  if not run.points.count or run.points.count > _MOST:
+  if not run.points.count:
     return {}
+  if run.points.count > _MOST:
+    told = f'{run.points.count:,} points are more than a page judges; --mode=diagnose does'
+    return {'verdict': 'unknown', 'certainty': told}
   history = []
   for kind in ('train', 'validation'):
     columns = {name: dict(zip(*(column.tolist() for column in run.points(kind, name)), strict=True)) for name in _READ}

@@ -126,7 +126,7 @@ def opened(
     about |= {'read': setup.reads.paths, 'own_loss': own_loss(setup)}
   elif record is not None:
     about['config'] = record.began.get('config') or about['config']
-  found = judge.diagnose(history, failed=failed, measured=measured, command=command, **about)
+  found = judge.diagnose(history, failed=failed, measured=measured, command=command, workdir=f'{workdir}-next', **about)
   found = found._replace(unknown=(*unknown, *found.unknown))
   _keep(folder, run, found, say)
   return Case(folder, config, setup, record, found)

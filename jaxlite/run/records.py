@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -45,6 +46,8 @@ class Told:
       raise TypeError(
         f'log is a function (kind, step, values); got {type(log).__name__}: hand over the function itself'
       )
+    if inspect.iscoroutinefunction(log):
+      raise TypeError('log is called and not awaited, so a coroutine function would do nothing: give a plain function')
     self._log, self._say, self._failed = log, say, False
 
   def __call__(self, kind: str, step: int, values: Mapping[str, Any]) -> None:

@@ -270,7 +270,8 @@ def on_cpu(state: TrainState, batch: Batch) -> bool:
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype)
+  # As JAX will hold it: of labels in 64 bits, newer versions warn in each trace.
+  return jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True))
 
 
 def _split(state: TrainState) -> tuple[TrainState, Any]:

@@ -104,7 +104,7 @@ def check_wishes(task: str, **wishes: float | None) -> dict[str, float]:
   {'recall': 0.9}
   """
   for name, wish in wishes.items():
-    if wish is not None and not 0 < wish <= 1:
+    if wish is not None and (isinstance(wish, bool | str) or not 0 < wish <= 1):
       raise ValueError(f'{task}: a wanted {name} is above 0 and at most 1; got {wish}')
   return {name: float(wish) for name, wish in wishes.items() if wish is not None}
 

@@ -101,6 +101,15 @@ def test_a_mistake_gets_one_line_with_the_way_out(path, text, words):
   assert config == before
 
 
+def test_a_function_can_be_taken_back_to_its_default():
+  config = Mine(name='x', recipe=max, model=min)
+  assert override(config, 'model', 'none').model is None
+  assert override(config, 'recipe', 'null').recipe is None
+  assert config.model is min
+  with pytest.raises(ConfigError):
+    override(config, 'act', 'none')
+
+
 def test_overrides_commute_and_leave_the_original_alone():
   pairs = [('optim.lr', '0.5'), ('train.steps', '7'), ('seed', '3'), ('frozen.depth', '4'), ('begin.steps', '1')]
   config = Mine(name='x')

@@ -115,6 +115,7 @@ def test_back_is_the_nearest_that_the_components_can_tell():
     (lambda: datasets.pca([np.ones((2, 3)), np.ones((3, 2))], 1), 'examples have one shape'),
     (lambda: datasets.pca(lambda: [np.ones((2, 3)), np.ones((2, 4))], 1), r'the first has \[3\], row 2 \[4\]'),
     (lambda: datasets.pca(lambda: [], 1), 'gives no array'),
+    (lambda: datasets.pca((lambda once: lambda: once)(iter([rows_of(0), rows_of(1)])), 1), 'starts anew at each call'),
     (lambda: datasets.pca(np.zeros(9), 1), r'inputs are \[N, features\]'),
     (lambda: datasets.pca(np.array([['a', 'b']] * 3), 1), 'of numbers; got <U1'),
     (lambda: datasets.pca(rows_of(0), 1.0), 'one component is 1'),

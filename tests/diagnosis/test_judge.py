@@ -78,10 +78,13 @@ def test_a_rate_that_the_recipe_does_not_read_is_changed_by_its_updates():
 
 
 def test_the_command_is_that_of_the_run_with_the_change():
-  command = 'python launch.py --mode=diagnose --config=a.py --workdir=runs/a --config.seed=3'
-  said = with_overrides(command, {'loss': None, 'repair.start': True})
+  command = (
+    'python launch.py --mode=diagnose --act --config=a.py --workdir runs/a --config.seed=3 --config.train.steps=5'
+  )
+  said = with_overrides(command, {'loss': None, 'repair.start': True, 'train.epochs': 9}, 'my runs/a-next')
   assert said == (
-    'python launch.py --config=a.py --workdir=runs/a-next --config.seed=3 --config.loss=none --config.repair.start=true'
+    "python launch.py --config=a.py --config.seed=3 '--workdir=my runs/a-next' --config.loss=none "
+    '--config.repair.start=true --config.train.epochs=9'
   )
 
 

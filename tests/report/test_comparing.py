@@ -92,10 +92,22 @@ def test_other_test_sets_are_no_pairs():
   one, other = by_seed([[0.9, 0.91]]), by_seed([[0.95, 0.94]], tested='b1')
   other = [each._replace(config={**each.config, 'optim': {'lr': 9}}) for each in other]
   assert comparing.compare([*one, *other]).tables[1][1][1][1] == 'not tested: the test sets differ'
-  single = comparing.compare([one[0], other[0]])
-  assert single.tables[0][1][1][1] == 'not tested: the test sets differ'
+  folds = [run(f'fold{index}', np.arange(1000) < 900, tested=f'fold{index}') for index in range(3)]
+  tables, notes = comparing.compare(folds)  # one config, one seed: but none is another again
+  assert (tables, notes) == ([], ['The runs were tested on different examples, so no two of them are compared.'])
+  mixed = comparing.compare([one[0], other[0], run('third', np.arange(1000) < 800, lr=5)])
+  assert [row[1] for row in mixed.tables[0][1][1:]] == ['not tested: the test sets differ', '-10.00 points']
   old = [each._replace(result=dataclasses.replace(each.result, tested='')) for each in one]
   assert 'an older run does not tell' in comparing.compare([*old, *other]).tables[1][1][1][1]
+
+
+def test_a_test_split_that_is_drawn_by_the_seed_is_paired_within_it():
+  runs = by_seed([[0.90, 0.91], [0.93, 0.95]])
+  for each in runs:
+    each.result.tested = f'carved{each.config["seed"]}'
+  (_, means), (_, tests) = comparing.compare(runs).tables
+  assert [row[1] for row in means[1:]] == ['2', '2']
+  assert tests[1][1] == '+3.50 points'
 
 
 def test_equal_configs_of_other_programs_are_not_pooled():

@@ -61,6 +61,7 @@ def test_a_page_of_one_run_has_every_section_and_every_number(tmp_path):
   assert 'python launch.py --workdir=runs/student' in text
   assert '"lr": 0.001' in text
   assert len(page.all('img')) == 12
+  assert 'expected calibration error 0.0' in text
 
 
 def test_runs_side_by_side_are_compared_and_the_unfinished_is_told(few):

@@ -67,6 +67,12 @@ def test_an_interrupt_within_it_is_one(tmp_path):
 def test_what_is_no_function_is_refused_before_anything_is_made(tmp_path):
   with pytest.raises(TypeError, match=r'log is a function \(kind, step, values\); got str'):
     train(tmp_path / 'run', 'wandb')
+
+  async def later(kind, step, values):
+    raise AssertionError
+
+  with pytest.raises(TypeError, match='called and not awaited'):
+    train(tmp_path / 'run', later)
   assert not list(tmp_path.iterdir())
 
 

@@ -82,6 +82,7 @@ def test_several_labels_have_a_threshold_each_and_weights_count():
     (([0.1, 0.2], [0, 1, 1]), {}, r'\[N\] both'),
     (([[[0.1]]], [[[1]]]), {}, r'\[N\] both'),
     (([0.1, 0.2], [0, 1]), {'precision': 1.2}, 'above 0 and at most 1'),
+    (([0.1, 0.2], [0, 1]), {'recall': '0.9'}, 'above 0 and at most 1'),
     (([0.1, 0.2], [0, 1]), {'weight': [-1, 1]}, 'at least 0'),
     (([], []), {}, 'there is none'),
   ],
