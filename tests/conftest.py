@@ -89,6 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   _thin(items)
   quick = _quick()
   for item in items:
+    if not isinstance(item, pytest.Function):  # an example of a docstring
+      item.add_marker('unoptimized')
     if item.path in quick and item.get_closest_marker('slow') is None:
       item.add_marker('quick')
 
@@ -107,19 +109,17 @@ def _thin(items: list[pytest.Item]) -> None:
         item.add_marker('slow')
 
 
-@pytest.fixture(autouse=True)
-def _unoptimized(request: pytest.FixtureRequest):
-  """Has XLA leave its optimizations out where a test says that it may: half of the time that a program takes to
-  compile. Bits and speed are judged of programs as users get them."""
-  mark = request.node.get_closest_marker('unoptimized')
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+  """Compiles in a third of the time where a test says that this will do, also what its fixtures train. Bits and speed
+  are judged of programs as users get them."""
+  mark = item.get_closest_marker('unoptimized')
   if mark is None or mark.args == (False,):  # a test in a file that is marked
-    yield
-    return
-  import jax
+    return (yield)
+  import unoptimized
 
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  with unoptimized.compiling():
+    return (yield)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

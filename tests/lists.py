@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from networks import first_values
+
 RNG = np.random.default_rng(0)
 
 
@@ -12,7 +14,7 @@ def floats(*shape):
 
 def program(model, inputs, values=None):
   """The forward of a Model and its constants, with batch statistics that are not the first ones."""
-  params, state = model.init(jax.random.key(0), inputs[:1]) if values is None else values
+  params, state = first_values(model, inputs[:1]) if values is None else values
   if values is None:
     moved = lambda leaf: leaf + RNG.uniform(-0.2, 0.3, leaf.shape).astype(leaf.dtype)  # noqa: E731
     state = jax.tree.map(moved, state)

@@ -9,6 +9,13 @@ import jax.numpy as jnp
 
 import jaxlite as jl
 from jaxlite.contract import stream
+from jaxlite.graph.init_numpy import on_host
+
+
+def first_values(model, inputs):
+  """(params, state) of a Model. What draws them is computed by NumPy: one by one its programs take seconds."""
+  return on_host(model.init)(jax.random.key(0), inputs)
+
 
 FRAMEWORKS = ('linen', 'nnx', 'equinox', 'haiku', 'keras', 'function')
 

@@ -8,6 +8,7 @@ import numpy as np
 
 import jaxlite as jl
 from jaxlite import models, trees
+from networks import first_values
 
 
 def masked(small, params, state):
@@ -186,7 +187,7 @@ LINEN = ('mlp', 'lenet5', 'resnet8', 'depthwise', 'vit', 'decoder')
 def network(name, seed=0):
   """(model, params, state, inputs) with random values."""
   model, inputs = FRAMEWORKS[name]() if name in FRAMEWORKS else _linen(name)
-  params, state = model.init(jax.random.key(0), inputs)
+  params, state = first_values(model, inputs)
   return model, scrambled(params, seed), scrambled(state, seed + 1), inputs
 
 

@@ -1,11 +1,14 @@
 """The READMEs are true: their Python runs, their commands are those that exist, their links lead somewhere."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import unoptimized
 
 ROOT = Path(__file__).parents[1]
 RUN = ('README.md', 'experiments/README.md', '.github/CONTRIBUTING.md')
@@ -17,6 +20,7 @@ def blocks(page, language):
   return re.findall(rf'```{language}\n(.*?)```', TEXT[page], re.DOTALL)
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize('page', RUN)
 def test_the_python_blocks_run_in_order(page):
   namespace = {'__name__': 'readme'}
@@ -79,6 +83,9 @@ def test_the_main_job_as_a_stranger_types_it(tmp_path):
 
 def test_the_main_job_in_its_short_form(tmp_path):
   command = [sys.executable, str(ROOT / 'launch.py'), '--smoke', f'--workdir={tmp_path / "digits"}']
-  out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path).stdout
+  environment = {**os.environ, **unoptimized.environment()}
+  out = subprocess.run(
+    command, capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path, env=environment
+  ).stdout
   assert re.search(r'teacher +student +alone', out)
   assert (tmp_path / 'digits-smoke' / 'report.md').exists()

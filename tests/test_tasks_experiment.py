@@ -4,17 +4,26 @@
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import unoptimized
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_two_rows_in_their_short_form(tmp_path):
   command = [sys.executable, str(ROOT / 'experiments' / 'tasks.py'), '--smoke', '--only=diabetes,mosaics']
-  done = subprocess.run([*command, f'--workdir={tmp_path}'], capture_output=True, text=True, cwd=tmp_path)
+  done = subprocess.run(
+    [*command, f'--workdir={tmp_path}'],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env={**os.environ, **unoptimized.environment()},
+  )
   assert done.returncode == 0, done.stderr
   rows = [line for line in done.stdout.splitlines() if line.startswith('| ')]
   assert [re.split(r' *\| *', row)[1] for row in rows[1:]] == [

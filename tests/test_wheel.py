@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+import unoptimized
 from jaxlite.cpu.kernels import compiler
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -70,7 +71,7 @@ print(compiler.built('handlers', pathlib.Path('made')))
 
 
 def test_the_main_job_runs_from_an_installed_wheel(installed, tmp_path):
-  out = run(installed, tmp_path, '-m', 'jaxlite', '--smoke', '--workdir=mine')
+  out = run(installed, tmp_path, '-m', 'jaxlite', '--smoke', '--workdir=mine', **unoptimized.environment())
   assert '  teacher  ' in out
   assert (tmp_path / 'mine-smoke' / 'student' / 'result.json').exists()
   command = (tmp_path / 'mine-smoke' / 'report.md').read_text()

@@ -5,37 +5,26 @@ frameworks, thirteen faults and none.
   python experiments/bench/diagnosis.py --out=runs/diagnosis.jsonl --table
   python experiments/bench/diagnosis.py --out=runs/diagnosis_acts.jsonl --numbers=10:14 --act
 
-Numbers 0, 1, 4, 5, ... are the half that thresholds were chosen on, 2, 3, 6, 7, ... are held out and are what the table
-judges. Runs of one network share compiled programs: what they differ in (rate, decay, length, data, first weights) lies
-in their state. Each is built by what `jl.train` builds it with, and trained without checkpoints and reports. With --act
-the suggested change is trained too, both over seeds; it helps where the score on clean test data (macro F1 of classes)
-is better by more than two standard errors of the difference. Every finished line is kept in --out, and the same command
-goes on where it was stopped.
+Even numbers are the half that thresholds were chosen on, odd ones are held out and are what the table judges. Runs of
+one network share compiled programs: what they differ in (rate, decay, length, data, first weights) lies in their state.
+Each is built by what `jl.train` builds it with, and trained without checkpoints and reports. With --act the suggested
+change is trained too, both over seeds; it helps where the score on clean test data (macro F1 of classes) is better by
+more than two standard errors of the difference. Every finished line is kept in --out, and the same command goes on
+where it was stopped.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import gc
 import json
-import math
-import tempfile
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import diagnosis_cases as cases
+import diagnosis_runs as runs
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-
-import jaxlite as jl
-from jaxlite.config.serialize import to_dict
-from jaxlite.data import batches
-from jaxlite.diagnosis import judge, look, measure, repairs, splits, steps
-from jaxlite.run import acting, defaults, diagnosing, evaluation, records, setup
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('out', 'runs/diagnosis.jsonl', 'where finished lines are kept')
@@ -45,209 +34,6 @@ flags.DEFINE_list('causes', list(cases.CAUSES), 'some of the causes')
 flags.DEFINE_bool('table', False, 'only print the table of what is there, judged anew')
 flags.DEFINE_bool('act', False, 'also train what is suggested')
 flags.DEFINE_integer('seeds', 3, 'of each, with --act')
-
-
-class Family(NamedTuple):
-  """Runs that share programs.
-
-  Attributes:
-    setup: of one of them.
-    looker: likewise; filled by the first.
-  """
-
-  setup: Any
-  looker: dict[str, Any]
-
-
-@functools.cache
-def family(
-  task: str, framework: str, shape: Any, loss: Any, adam: bool, batch: int, few: bool, weighted: bool
-) -> Family:
-  """Builds what runs share; the shape is without its scale and bias."""
-  del weighted  # a program of its own: batches hold weights
-  config = jl.Config(name='family', loss=loss, recipe=lambda config, total: jl.chain(cases.held(adam=adam)))
-  config.data.batch_size, config.train = batch, jl.Duration(epochs=4)
-  config.machine.rewrites, config.machine.steps_per_dispatch = False, 1
-  data = cases.case('overfitting' if few else 'healthy', 2 * cases.TASKS.index(task)).data
-  for number in range(0, 8, 2):  # the one of this task
-    made = cases.case('overfitting' if few else 'healthy', number)
-    data = made.data if made.task == task else data
-  features = 40 if few else 8
-  if shape is None:
-    inputs = batches.batch_at(data.train, batch, 0, 0)['inputs']
-    model = defaults.model(data, inputs)
-  else:
-    model = cases.network(framework, shape, cases.OUTPUTS[task], features, task == 'language', 0)
-  return Family(setup.prepare(config, Path(tempfile.gettempdir(), 'jaxlite-none'), model, data), {})
-
-
-class Made(NamedTuple):
-  """A run before its first step."""
-
-  setup: Any
-  looker: dict[str, Any]
-  start: Any
-
-
-def made_of(case: cases.Case, repair: Any = None) -> Made:
-  """A case on its family's programs, with what `config.repair` says."""
-  repair = repair or case.config.repair
-  shape = case.shape if case.shape is None or not repair.logits else case.shape._replace(end='')
-  bare = None if shape is None else shape._replace(scale=1.0, bias=0.0)
-  config = case.config
-  few = len(case.data.train.labels) < 200
-  data = repairs.of_data(repair, case.data)
-  shared = family(
-    case.task, case.framework, bare, config.loss, config.teacher != 'sgd', config.data.batch_size, few, False
-  )
-  own = shared.setup
-  epoch = batches.steps_per_epoch(data.train, config.data.batch_size)
-  total = config.train.to_steps(steps_per_epoch=epoch, batch_size=config.data.batch_size)
-  plan = own.plan._replace(total=total, log=10, evaluate=2 * epoch)
-  first = batches.batch_at(data.train, config.data.batch_size, config.seed, 0)
-  train = own.train
-  state = train.init(jax.random.key(config.seed), own.first_batch)
-  if case.shape is not None:
-    state = state._replace(params=cases.begun(case.shape, state.params))
-  const = dict(state.const)
-  for name, value in const.items():
-    if name == 'normalize':
-      shape_of = np.shape(value['mean'])
-      mean, std = (np.zeros(shape_of), np.ones(shape_of)) if data.mean is None else (data.mean, data.std)
-      const[name] = {'mean': jnp.asarray(mean, jnp.float32), 'std': jnp.asarray(std, jnp.float32)}
-  optim = config.optim
-  values = {'rate': optim.lr * repair.rate, 'decay': optim.weight_decay, 'total': plan.total, 'count': 0}
-  values['clip'] = repair.clip or optim.clip or 1e30
-  (held, moments), *rest = state.opt_state
-  held = held._replace(**{name: jnp.asarray(value, jnp.float32) for name, value in values.items()})
-  state = state._replace(const=const, opt_state=((held, moments), *rest))
-  if repair.start:
-    state = repairs.started(train, state, first)
-  full = dataclasses.replace(config, repair=repair)
-  return Made(own._replace(config=full, data=data, plan=plan, first_batch=first), shared.looker, state)
-
-
-def trained(made: Made, best: bool = False) -> tuple[Any, list[dict[str, Any]], Any]:
-  """(last state, history, the state that validation liked best) of a run, as the loop makes them; it ends at a NaN."""
-  own, config = made.setup, made.setup.config
-  state = jax.tree.map(jnp.copy, made.start)
-  history, pending = [], []
-  top: tuple[float, Any] = (-math.inf, None)
-  sign = own.data.task.better(own.score)
-  for step in range(own.plan.total + 1):
-    if pending and (step % own.plan.log == 0 or step == own.plan.total):
-      values = [dict(one) for one in jax.device_get(pending)]
-      values = [{'loss': float(sum(one.values()) if 'loss' not in one else one['loss']), **one} for one in values]
-      means = records.means_of([{**one, records.WEIGHT: 1.0} for one in values])
-      pending = []
-      if not means or not math.isfinite(means['loss']):
-        break
-      history.append({'kind': 'train', 'step': step, **{name: float(value) for name, value in means.items()}})
-    if step and (step % own.plan.evaluate == 0 or step == own.plan.total):
-      found = evaluation.numbers(evaluation.evaluate(own, state, own.data.validation).values)
-      history.append({'kind': 'validation', 'step': step, **found})
-      if best and sign * found[own.score] > top[0]:
-        top = (sign * found[own.score], jax.tree.map(jnp.copy, state))
-    if step < own.plan.total:
-      batch = batches.batch_at(own.data.train, config.data.batch_size, config.seed, step)
-      state, terms = own.train.step(state, batch)
-      pending.append(terms)
-  return state, history, state if top[1] is None else top[1]
-
-
-READ = ('optim.lr', 'optim.weight_decay', 'optim.clip')
-
-
-def judged(case: cases.Case) -> tuple[Any, dict[str, Any]]:
-  """(the diagnosis, a line to keep)."""
-  began = time.perf_counter(), time.process_time()
-  made = made_of(case)
-  end, history, _ = trained(made)
-  middle = time.process_time()
-  subject = diagnosing.subject_of(made.setup, made.start, end)
-  looker = look.Looker(subject, made.looker.get('one'))
-  made.looker['one'] = looker
-  found = measure.measure(subject, looker=looker)
-  whole = bool(history) and history[-1]['step'] == made.setup.plan.total
-  config = {**to_dict(dataclasses.replace(case.config, teacher='')), 'model': 'a network of its own'}
-  about = {'config': config, 'facts': made.setup.data.facts, 'task': case.task}
-  about |= {'failed': None if whole else {'step': 0, 'where': 'loss'}, 'read': READ}
-  diagnosis = judge.diagnose(history, measured=found, own_loss=case.config.loss is None, **about)
-  line = {
-    'cause': case.cause,
-    'task': case.task,
-    'framework': case.framework,
-    'found': diagnosis.cause or diagnosis.verdict,
-    'findings': {one.name: [one.value, one.threshold, one.present] for one in diagnosis.findings},
-    'measured': _plain(found),
-    'history': history,
-    'whole': whole,
-    'action': None if diagnosis.action is None else diagnosis.action.overrides,
-    'seconds': [round(middle - began[1], 2), round(time.process_time() - middle, 2)],
-  }
-  return diagnosis, line
-
-
-def _plain(found: Any) -> dict[str, Any]:
-  kept = found._asdict()
-  for name in ('start', 'end'):
-    look = kept[name]
-    kept[name] = {**look._asdict(), 'layers': [layer._asdict() for layer in look.layers]}
-  kept['walk'] = None if found.walk is None else found.walk._asdict()
-  kept['twins'] = None if found.twins is None else found.twins[:2]
-  return kept
-
-
-def again(line: dict[str, Any]) -> dict[str, Any]:
-  """A kept line, judged anew from what was measured: thresholds of now."""
-  kept = dict(line['measured'])
-  for name in ('start', 'end'):
-    layers = tuple(look.Layer(**layer) for layer in kept[name]['layers'])
-    kept[name] = look.Look(**{**kept[name], 'layers': layers})
-  kept['walk'] = None if kept['walk'] is None else steps.Walk(**kept['walk'])
-  kept['scales'] = None if kept['scales'] is None else splits.Scales(*kept['scales'])
-  kept['twins'] = None if kept['twins'] is None else splits.Twins(*kept['twins'], np.zeros(0))
-  case = cases.case(line['cause'], line['number'])
-  config = {**to_dict(dataclasses.replace(case.config, teacher='')), 'model': 'a network of its own'}
-  whole = line['whole']
-  diagnosis = judge.diagnose(
-    line['history'],
-    measured=measure.Measured(**kept),
-    config=config,
-    facts=case.data.facts,
-    task=line['task'],
-    failed=None if whole else {'step': 0, 'where': 'loss'},
-    read=READ,
-    own_loss=case.config.loss is None,
-  )
-  findings = {one.name: [one.value, one.threshold, one.present] for one in diagnosis.findings}
-  action = None if diagnosis.action is None else diagnosis.action.overrides
-  return {**line, 'found': diagnosis.cause or diagnosis.verdict, 'findings': findings, 'action': action}
-
-
-def clean_score(case: cases.Case) -> float:
-  """How good the run's best model by validation is on the clean test split, larger is better."""
-  made = made_of(case)
-  _, _, state = trained(made, best=True)
-  values = evaluation.numbers(evaluation.evaluate(made.setup, state, case.data.test).values)
-  name = {'classification': 'f1_macro', 'multi_label': 'f1_macro'}.get(case.task, made.setup.score)
-  value = values[name if name in values else made.setup.score]
-  return float(made.setup.data.task.better(name) * value) if math.isfinite(value) else -1e9
-
-
-def acted(case: cases.Case, overrides: dict[str, Any]) -> dict[str, Any]:
-  """Scores on clean data over seeds, without the change and with it."""
-  scores: dict[str, list[float]] = {'before': [], 'after': []}
-  for seed in range(FLAGS.seeds):
-    before = dataclasses.replace(case.config, seed=case.config.seed + 1000 * seed)
-    fields = {path: value for path, value in overrides.items() if path not in ('model', 'eval.metric')}
-    after = acting.overridden(before, fields)
-    shape = None if 'model' in overrides else case.shape
-    scores['before'].append(clean_score(case._replace(config=before)))
-    scores['after'].append(clean_score(case._replace(config=after, shape=shape)))
-  apart = np.subtract(scores['after'], scores['before'])
-  error = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else 0.0
-  return {**scores, 'better': bool(apart.mean() > 2 * error and apart.mean() > 0), 'apart': float(apart.mean())}
 
 
 def main(_: list[str]) -> None:
@@ -264,10 +50,10 @@ def main(_: list[str]) -> None:
         if (cause, number) in known or number not in spans['healthy' if cause == 'healthy' else 'numbers']:
           continue
         case = cases.case(cause, number)
-        diagnosis, line = judged(case)
+        diagnosis, line = runs.judged(case)
         line['number'] = number
         if FLAGS.act and diagnosis.action is not None:
-          line['act'] = acted(case, diagnosis.action.overrides)
+          line['act'] = runs.acted(case, diagnosis.action.overrides, FLAGS.seeds)
         with out.open('a') as file:
           file.write(json.dumps(line, default=float) + '\n')
         lines.append(line)
@@ -275,12 +61,12 @@ def main(_: list[str]) -> None:
           f'{cause} {number} ({line["task"]}, {line["framework"]}): {line["found"]} {line.get("act", "")}', flush=True
         )
         if len(lines) % 100 == 0:  # programs of a hundred runs are enough to hold
-          family.cache_clear()
+          runs.family.cache_clear()
           jax.clear_caches()
           gc.collect()
-  lines = [again(line) for line in lines] if FLAGS.table else lines
-  print(table([line for line in lines if line['number'] // 2 % 2], 'held out'))
-  print(table([line for line in lines if not line['number'] // 2 % 2], 'chosen on'))
+  lines = [runs.again(line) for line in lines] if FLAGS.table else lines
+  print(table([line for line in lines if line['number'] % 2], 'held out'))
+  print(table([line for line in lines if not line['number'] % 2], 'chosen on'))
 
 
 def table(lines: list[dict[str, Any]], title: str) -> str:

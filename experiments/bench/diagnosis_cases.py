@@ -261,7 +261,7 @@ def held(*, adam: bool) -> Any:
 
   def update(updates: Any, state: Any, params: Any = None) -> Any:
     own, moments = state
-    norm = optax.global_norm(updates)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(updates)))
     updates = jax.tree.map(lambda u: u * jnp.minimum(1, own.clip / jnp.maximum(norm, 1e-30)), updates)
     updates, moments = inner.update(updates, moments, params)
     warm = jnp.maximum(1, jnp.floor(0.05 * own.total))

@@ -255,6 +255,8 @@ def _set(node: Any, path: str, names: list[str], text: str | None, known: list[s
     raise _unknown(path, known)
   value, note = getattr(node, name), annotation(type(node), name)
   kind = type(value) if is_group(value) else _group_in(note)
+  new: Any
+  parsed: Any
   if rest:
     if kind is None:
       raise _unknown(path, known)

@@ -55,7 +55,7 @@ def hold(masks: Any, *, packed: bool = False) -> Last:
       raise ValueError('hold needs the weights to mask them: call update(grads, state, params)')
     # The first weights to come in are the user's, and need not be masked yet.
     look = (state.count == 1) | ((state.count > 0) & (state.count % CHECK == 0))
-    _, broken = looked(state, params, look)
+    broken = looked(state, params, look)[1]
     state = state._replace(count=optax.safe_increment(state.count), broken=broken)
     return hold_at_zero(updates, params, state.masks), state
 

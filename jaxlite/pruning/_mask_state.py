@@ -211,7 +211,8 @@ def _times(state: PruneState, schedule: Schedule) -> tuple[jax.Array, jax.Array]
 
 def _notes(state: PruneState) -> PruneState:
   """What a state notes of a refresh. It changes in the same loop: each number apart would be a piece of code."""
-  return state._replace(count=None, masks=None, broken=None, context=None, layouts=None)
+  others: dict[str, Any] = dict.fromkeys(('count', 'masks', 'broken', 'context', 'layouts'))
+  return state._replace(**others)
 
 
 def _noted(notes: PruneState, count: jax.Array, schedule: Schedule, sparsity: float | None) -> PruneState:

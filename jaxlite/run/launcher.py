@@ -207,7 +207,9 @@ def _given(fields: bool) -> dict[str, Any]:
     (('serve', 'port'), 'report'),
   ):
     asked = [name for name in names if _is_given(name) and not (mode == 'report' and name in _REPORTING)]
-    if mode == 'diagnose' and asked == ['minutes'] and FLAGS.act:
+    if mode == 'diagnose' and asked == ['minutes']:
+      if not FLAGS.act:
+        raise errors.ConfigError('--minutes is what --act may take: give --act too, or leave it out')
       continue
     if asked and mode != owner:
       raise errors.ConfigError(f'--{asked[0]} goes with --mode={owner}; got --mode={mode}')

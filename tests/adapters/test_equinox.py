@@ -14,6 +14,8 @@ from forward import KEY, X, run
 from jaxlite import trees
 from jaxlite.adapters import from_equinox
 
+pytestmark = pytest.mark.unoptimized
+
 
 class Buffers(eqx.Module):
   weight: jax.Array

@@ -9,6 +9,8 @@ from forward import KEY, X, run
 from jaxlite import trees
 from jaxlite.adapters import from_function
 
+pytestmark = pytest.mark.unoptimized
+
 
 @pytest.mark.parametrize(
   'apply, in_training',

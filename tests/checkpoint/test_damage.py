@@ -277,7 +277,7 @@ def kill_at_random(folder: Path, count: int, seed: int) -> None:
 
 
 def test_kill_9_while_saving_leaves_the_one_before(tmp_path: Path):
-  kill_at_random(tmp_path, 8, seed=0)
+  kill_at_random(tmp_path, 4, seed=0)
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from jax import export
 from jaxlite.cpu.kernels import choose
 from jaxlite.cpu.replace import MARK, for_cpu, sites
 
+pytestmark = pytest.mark.unoptimized
+
 
 @pytest.fixture(autouse=True)
 def without_onednn(monkeypatch):

@@ -20,6 +20,8 @@ from jaxlite.distillation._distill import distill
 from jaxlite.distillation._kd import kd
 from jaxlite.host import compile_cache
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (43, 6, 6, 1)).astype(np.uint8)
 LABELS = RNG.integers(0, 3, 43)
@@ -58,6 +60,7 @@ def forbid(monkeypatch):
   return call
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_the_batch_holds_the_teachers_own_logits(tmp_path):
   own = teacher()
   taught = cache_logits(own, data(), tmp_path, batch_size=16)
@@ -70,6 +73,7 @@ def test_the_batch_holds_the_teachers_own_logits(tmp_path):
   np.testing.assert_array_equal(whole, own.predict(IMAGES[:16]))
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.parametrize(
   'views', [[jl.optim.shift(2), jl.optim.shift(2)], [None, jl.optim.shift(1), jl.optim.mixup(1.0, 3)]], ids=len
 )
@@ -96,6 +100,7 @@ def test_logits_belong_to_exactly_the_view_in_the_batch(views, tmp_path):
     assert (stored[:, 0] != stored[:, 1]).any()
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_the_second_call_runs_no_teacher_and_gives_the_same(tmp_path, forbid):
   views = [None, jl.optim.shift(1)]
   first = cache_logits(teacher(), data(), tmp_path, views=views, batch_size=16)

@@ -19,6 +19,8 @@ from jaxlite.host.safetensors_file import read_safetensors
 from loops import X, Y, config_of, run
 from networks import FRAMEWORKS, dense
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 QUICK = {'batches': (1, 4), 'seconds': 0.01, 'say': lambda line: None}
 EVERY = ('onnx', 'stablehlo', 'safetensors')

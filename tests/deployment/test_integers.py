@@ -16,7 +16,7 @@ from jaxlite.deployment.integers.conversion import layers, quantized
 from jaxlite.deployment.operations import reference
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.running import program as programs
-from networks import equinox_net
+from networks import equinox_net, first_values
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)
@@ -61,7 +61,7 @@ WHOLE = ('mlp', 'small cnn', 'residual', 'depthwise', 'concat', 'channels first'
 def trained(model, inputs, hook):
   """(forward, its constants) of a network with ranges, statistics and factors of both signs."""
   model = hook.model(model if isinstance(model, jl.Model) else jl.adapt(model))
-  params, state = model.init(jax.random.key(0), inputs)
+  params, state = first_values(model, inputs)
   draw = np.random.default_rng(1)  # batch norms are not the identity, and some turn the sign
   params = _shifted(params, lambda leaf: leaf + draw.uniform(-1.5, 0.5, leaf.shape).astype(leaf.dtype))
   train = jax.jit(lambda params, state, x: model.apply(params, state, x, train=True, key=jax.random.key(0), step=0)[1])

@@ -16,6 +16,8 @@ from jaxlite.deployment.operations.listing import FILE, graph_of
 from jaxlite.host.sealed import RUN, read_sealed, write_sealed
 from loops import X, run
 
+pytestmark = pytest.mark.unoptimized
+
 PICTURES = np.random.default_rng(1).integers(0, 256, (60, 6, 6, 1)).astype(np.uint8)
 LABELS = np.arange(60) % 3
 

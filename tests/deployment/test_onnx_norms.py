@@ -13,6 +13,7 @@ from jaxlite.deployment.onnx.norms import KIND, with_norms
 from jaxlite.deployment.operations import reference
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
+from networks import first_values
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)
@@ -55,7 +56,7 @@ def rows():
 @pytest.mark.parametrize('make', [linen, nnx, equinox, haiku, bare], ids=lambda make: make.__name__)
 def test_a_layer_norm_is_one_operation(make, tmp_path):
   model = make()
-  params, state = model.init(jax.random.key(0), X)
+  params, state = first_values(model, X)
   params = jax.tree.map(lambda leaf: leaf + RNG.normal(size=leaf.shape).astype(leaf.dtype), params)
   fn = lambda values, x: model.apply(*values, x, train=False, key=None)[0]  # noqa: E731
   graph = recognized(lower(fn, (params, state), X))

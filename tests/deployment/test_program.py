@@ -16,6 +16,7 @@ from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.deployment.running import program as programs
 from jaxlite.deployment.running import program_integers as integers
+from networks import first_values
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)
@@ -143,7 +144,7 @@ NETWORKS = {
 def test_a_list_of_floats_is_a_program_too(name):
   make, inputs = NETWORKS[name]
   model = jl.adapt(make())
-  known = model.init(jax.random.key(0), inputs)
+  known = first_values(model, inputs)
   fn = lambda known, x: model.apply(*known, x, train=False, key=None)[0]  # noqa: E731
   graph = lower(fn, known, inputs)
   wanted = jax.jit(fn)(known, inputs)

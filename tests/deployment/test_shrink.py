@@ -37,7 +37,7 @@ def test_dense_layers_of_every_framework_lose_neurons(framework):
   rng = np.random.default_rng(0)
   weights = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 16), (16,), (16, 3), (3,))]
   model = networks.dense(framework, weights)[0]
-  params, state = model.init(jax.random.key(0), X)
+  params, state = networks.first_values(model, X)
   small = jl.shrink(model, params, state, X, keep=0.5, key=jax.random.key(0))
   w1, b1, w2, b2 = weights
   worth = np.abs(w1).sum(0) + np.abs(b1) + np.abs(w2).sum(1)

@@ -9,6 +9,8 @@ import pytest
 import jaxlite as jl
 from jaxlite.deployment import stablehlo
 
+pytestmark = pytest.mark.unoptimized
+
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
 

@@ -55,6 +55,7 @@ def called(model, key=0):
   return params, lambda params, x: model.apply(params, state, x, train=False, key=None)[0]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize('framework', [function, linen, equinox])
 @pytest.mark.parametrize('end', ENDS)
 def test_the_last_activation_is_read_and_taken_off(framework, end):

@@ -14,6 +14,7 @@ from flax import nnx
 import jaxlite as jl
 from jaxlite import trees
 from jaxlite.finetuning import backbone, with_head
+from networks import first_values
 
 pytestmark = pytest.mark.unoptimized
 X = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype(np.float32)
@@ -37,7 +38,7 @@ class Net(nn.Module):
 @functools.cache
 def network(module=None):
   model = jl.adapt(module or Net())
-  params, state = model.init(jax.random.key(0), X)
+  params, state = first_values(model, X)
   return jl.Network(model, params, state)
 
 

@@ -13,6 +13,7 @@ import jaxlite as jl
 from jaxlite import trees
 from jaxlite.config.schema import OptimConfig
 from jaxlite.finetuning import bag, begin, choose, recipe
+from networks import first_values
 
 pytestmark = pytest.mark.unoptimized
 RNG = np.random.default_rng(0)
@@ -31,7 +32,7 @@ class Net(nn.Module):
 @functools.cache
 def network():
   model = jl.adapt(Net())
-  return jl.Network(model, *model.init(jax.random.key(0), X))
+  return jl.Network(model, *first_values(model, X))
 
 
 @functools.cache

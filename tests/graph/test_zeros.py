@@ -9,6 +9,8 @@ import pytest
 import jaxlite as jl
 from jaxlite.graph import provenance, zeros
 
+pytestmark = pytest.mark.unoptimized
+
 EYE, BAND = jnp.eye(6, 5), jnp.tril(jnp.ones((6, 5)))
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import unoptimized
 from lacking import WITHOUT_EXTRA
 
 PROGRAM = """
@@ -46,7 +47,7 @@ def test_a_run_ends_well_without(what, tmp_path):
   first, environment, said = LACKING[what]
   if what == 'a compiler' and platform.machine() != 'x86_64':
     pytest.skip('oneDNN, which the handlers are for, has no wheel for this platform')
-  quicker = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # neither bits nor speed are judged
+  quicker = unoptimized.environment()  # neither bits nor speed are judged
   environment = {**os.environ, **quicker, 'XDG_CACHE_HOME': str(tmp_path), 'FIRST': first, **environment}
   done = subprocess.run([sys.executable, '-c', PROGRAM], capture_output=True, text=True, env=environment, check=False)
   assert done.returncode == 0, done.stderr

@@ -18,6 +18,8 @@ from jaxlite.graph.walk import bodies, opened
 from jaxlite.models import Decoder, summary
 from jaxlite.models.decoder import attention, turned
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 TINY = Decoder(11, width=8, layers=2, heads=2, hidden=12, length=6)
@@ -211,6 +213,7 @@ def test_the_weights_are_the_kernels_and_the_tied_embedding():
     assert {row.why for row in rows if not row.quantized} == {'both operands are activations'}
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_fake_integers_are_real_ones_bit_for_bit():
   net = TINY.clone(layers=1)
   params, run = drawn(net), net.apply

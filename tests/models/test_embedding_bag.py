@@ -12,6 +12,8 @@ import pytest
 import jaxlite as jl
 from jaxlite.models import EmbeddingBag, summary
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 PLAIN = EmbeddingBag(9, classes=3, width=4)

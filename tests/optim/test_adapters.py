@@ -1,5 +1,6 @@
 """Laws of adapter files: kilobytes, the same bits again, the base that they were trained on and no other one."""
 
+import functools
 import json
 
 import jax
@@ -37,6 +38,12 @@ def trained(hook, steps=3, seed=0):
   return train, state
 
 
+@functools.cache
+def begun():
+  """A state with factors of rank 2 that no step has met; what a test trains on is its own."""
+  return trained(lora(2), 0)[1]
+
+
 def outputs(train, state):
   return np.asarray(train.eval(state, BATCH)[0])
 
@@ -65,7 +72,7 @@ def test_an_adapter_loads_onto_its_base_bit_for_bit(make, tmp_path):
 
 
 def test_another_base_is_refused_and_named(tmp_path):
-  _, state = trained(lora(2))
+  state = begun()
   save_adapter(tmp_path / 'one', state)
   _, other = trained(lora(2), 0, seed=1)
   with pytest.raises(ValueError, match=r"5 of 5|'a/b'"):
@@ -95,14 +102,13 @@ def test_another_base_is_refused_and_named(tmp_path):
   ],
 )
 def test_other_rules_are_refused(hook, says, tmp_path):
-  _, state = trained(lora(2), 0)
-  save_adapter(tmp_path / 'one', state)
+  save_adapter(tmp_path / 'one', begun())
   with pytest.raises(ValueError, match=says):
     load_adapter(tmp_path / 'one', trained(hook(), 0)[1])
 
 
 def test_damaged_files_and_other_files_are_refused(tmp_path):
-  _, state = trained(lora(2), 0)
+  state = begun()
   save_adapter(tmp_path / 'one', state)
   data = (tmp_path / 'one').read_bytes()
   (tmp_path / 'cut').write_bytes(data[:-5])

@@ -14,6 +14,8 @@ from jaxlite.optim._swa import refresh_statistics, swa
 from jaxlite.pruning._gradual import prune
 from jaxlite.step.train_step import train_step
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 BATCHES = [
   {'inputs': RNG.normal(size=(4, 5)).astype(np.float32), 'labels': RNG.normal(size=(4, 3)).astype(np.float32)}

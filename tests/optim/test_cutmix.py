@@ -10,6 +10,8 @@ import pytest
 from jaxlite.optim._augment import augment, cutmix, mixup
 from jaxlite.tasks.losses import cross_entropy
 
+pytestmark = pytest.mark.unoptimized
+
 
 def numbered(count, height, width, padded=0, seed=0):
   """Image i is filled with i, and its label is i: a pixel says where it came from."""

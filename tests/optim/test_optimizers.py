@@ -12,6 +12,8 @@ from jaxlite.pruning._mask_state import PruneState
 from jaxlite.pruning._rigl import rigl, set_
 from jaxlite.pruning._straight_through import straight_through
 
+pytestmark = pytest.mark.unoptimized
+
 KERNEL = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
 X = np.random.default_rng(2).normal(size=(5, 6)).astype(np.float32)
 LABELS = {'kernel': 'sparse', 'bias': 'sparse'}

@@ -18,6 +18,8 @@ from jaxlite.pruning._gradual import prune
 from jaxlite.step.train_step import train_step
 from jaxlite.tasks.losses import cross_entropy
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 BATCHES = [{'inputs': RNG.normal(size=(8, 4)).astype(np.float32), 'labels': RNG.integers(0, 3, 8)} for _ in range(12)]
 

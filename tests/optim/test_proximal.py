@@ -14,6 +14,8 @@ from jaxlite.optim._proximal import l1_proximal
 from jaxlite.pruning._gradual import prune
 from jaxlite.pruning._mask_state import PruneState
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 
 

@@ -13,6 +13,8 @@ from jaxlite.optim._accumulate import accumulate
 from jaxlite.optim._sam import sam
 from jaxlite.step.train_step import train_step
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 BATCH = {'inputs': RNG.normal(size=(8, 3)).astype(np.float32), 'labels': RNG.normal(size=8).astype(np.float32)}
 RHO, RATE = 0.3, 0.1

@@ -7,6 +7,8 @@ import pytest
 import jaxlite as jl
 from jaxlite.planning.parts import added
 
+pytestmark = pytest.mark.unoptimized
+
 
 def network():
   params = {'one': jnp.full((6, 5), 0.1), 'two': jnp.full((5, 4), 0.1)}

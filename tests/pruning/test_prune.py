@@ -18,6 +18,8 @@ from jaxlite.pruning._top_k import keep_largest
 from jaxlite.pruning.sparsity_schedules import cubic, one_shot, periodic
 from programs import shared_flags
 
+pytestmark = pytest.mark.unoptimized
+
 OPTIMIZERS = {
   'sgd': lambda: optax.sgd(0.1, momentum=0.9),
   'adam': lambda: optax.adam(0.01),

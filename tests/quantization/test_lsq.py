@@ -16,6 +16,8 @@ from jaxlite.quantization._qat import fake_quant
 from jaxlite.step.train_step import train_step
 from jaxlite.tasks.losses import cross_entropy
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(8, 6)), jnp.float32)
@@ -138,6 +140,7 @@ CONSTRUCTS = {
 }  # fmt: skip
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', CONSTRUCTS)
 def test_fake_is_real_integers_bit_for_bit_and_every_step_learns(name):

@@ -19,6 +19,8 @@ from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import coverage, quantize
 from jaxlite.quantization._ranges import dynamic_ranges, ema_ranges, frozen_ranges
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(8, 6)), jnp.float32)
@@ -46,6 +48,7 @@ def ranges_of(network):
   return {name: [float(end) for end in span] for name, span in network.model_state['jl.fake_quant'].items()}
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_one_call_gives_the_network_that_the_function_form_gives_from_the_ranges_of_all_batches():
   got = ptq(NET, BATCHES, calibrate=by_min_max())
   hidden = jax.nn.relu(X @ PARAMS['a'])
@@ -110,6 +113,7 @@ MODELS = {
 }
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize('name', MODELS)
 def test_fake_is_real_in_the_reference_models(name):
@@ -241,6 +245,7 @@ def test_each_output_channel_is_clipped_whatever_the_layout_and_what_is_normaliz
     np.testing.assert_array_equal(got[name], wide)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_clipping_brings_a_network_of_few_bits_nearer_to_its_float_self_and_fake_stays_real():
   params = {'a': RNG.normal(size=(40, 30)).astype(np.float32), 'b': RNG.normal(size=(30, 5)).astype(np.float32)}
   x = RNG.normal(size=(16, 40)).astype(np.float32)

@@ -13,6 +13,8 @@ from jaxlite.quantization._lsq import lsq
 from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import coverage, observe, quantize
 
+pytestmark = pytest.mark.unoptimized
+
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)), jnp.float32)
 
@@ -79,6 +81,7 @@ def test_training_adopts_the_first_range_then_averages_and_evaluation_leaves_it(
     np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_evaluation_is_what_the_function_form_gives_from_the_same_ranges_in_real_integers():
   _, params, state, run = made()
   _, state = run(params, state, X, key=KEY)

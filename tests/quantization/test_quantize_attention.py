@@ -10,6 +10,8 @@ from jaxlite.quantization._ptq import ptq
 from jaxlite.quantization._qat import fake_quant
 from jaxlite.quantization._quantize import coverage, observe, quantize
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 5, 6)) + 0.2, jnp.float32)
 PARAMS = {name: jnp.asarray(RNG.normal(size=(6, 2, 3)), jnp.float32) for name in 'qkv'}
@@ -29,6 +31,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize('name', PRODUCTS)
 @pytest.mark.parametrize('bits', [8, 3])

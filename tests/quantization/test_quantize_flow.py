@@ -13,6 +13,8 @@ from jax import lax
 from jaxlite.quantization._quantize import coverage, observe, quantize
 from simulated import sound_on
 
+pytestmark = pytest.mark.unoptimized
+
 D = 6
 
 

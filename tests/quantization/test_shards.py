@@ -58,7 +58,7 @@ SOURCE = """
       assert [(row.name, row.flops, row.share) for row in told] == figures
       assert all('one shard of several' in row.why and not row.quantized for row in told)
       np.testing.assert_allclose(  # what is kept float is not in the way of the rest
-        quantize(lambda p, x: fn({'w': p['w'], 'v': p['v']}, x) @ p['o'], rules={'^[wv]$': None})(
+        jax.jit(quantize(lambda p, x: fn({'w': p['w'], 'v': p['v']}, x) @ p['o'], rules={'^[wv]$': None}))(
           {**p, 'o': np.eye(4, dtype='f')}, x),
         plain(p, x), atol=0.05)
 
@@ -82,8 +82,9 @@ SOURCE = """
     found = []
     for model_fn in (plain, spread(plain, P(), P('d'), P('d'))):  # steps of 16 channels, on 4 devices
       model = hook.model(base)
-      params, state = model.init(jax.random.key(0), x)
-      found.append((params, *model.apply(params, state, x, train=True, key=None, step=0)))
+      params, state = jax.jit(model.init)(jax.random.key(0), x)
+      step = jax.jit(lambda params, state: model.apply(params, state, x, train=True, key=None, step=0))
+      found.append((params, *step(params, state)))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
       np.testing.assert_allclose(one, other, atol=1e-6, err_msg=hook.name)
   print('sound', jax.device_count())

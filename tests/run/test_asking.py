@@ -18,6 +18,8 @@ from jaxlite.host.rates import Rates
 from jaxlite.report.result import Result, to_json
 from jaxlite.run import affordable, checking
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 WRONG = [

@@ -19,6 +19,8 @@ from jaxlite.run.identity import identify
 from jaxlite.run.setup import prepare
 from loops import X, Y, adam, config_of, linear, run
 
+pytestmark = pytest.mark.unoptimized
+
 PICTURES = np.random.default_rng(0).random((90, 12, 12)).astype(np.float32)
 AMOUNT = (X @ np.arange(6)).astype(np.float32)
 

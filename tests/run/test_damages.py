@@ -16,6 +16,8 @@ from jaxlite.checkpoint import CheckpointError
 from jaxlite.run.loop import evaluate_run
 from loops import X, Y, config_of, evidence, leaves, linear, points, run
 
+pytestmark = pytest.mark.unoptimized
+
 FIELDS = {'steps': 6, 'log__every': jl.Duration(steps=1), 'checkpoint__every': jl.Duration(steps=2)}
 LONGER = {**FIELDS, 'steps': 8}
 OURS = (ValueError, FileNotFoundError, CheckpointError, OSError)  # what is raised on purpose

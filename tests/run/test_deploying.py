@@ -15,6 +15,8 @@ from jaxlite.report import tables
 from jaxlite.run import experiment
 from loops import X, Y, adam, config_of, linear, run
 
+pytestmark = pytest.mark.unoptimized
+
 FILE = 'network.safetensors'
 
 

@@ -156,6 +156,7 @@ def test_seeds_have_to_agree():
   assert acting.judged([-np.inf, -np.inf], [0.1, 0.2], 2, 'x')[0]
 
 
+@pytest.mark.slow
 def test_repairs_are_fields_that_a_run_obeys(tmp_path):
   """A rate that a recipe has written down, and first weights of unit scale."""
   plain = quick(recipe=fixed, repair__rate=0.0001)

@@ -13,6 +13,8 @@ import jaxlite as jl
 from jaxlite.run import loop
 from loops import crash_at, leaves, points
 
+pytestmark = pytest.mark.unoptimized
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 6)).astype(np.float32)
 TOKENS = RNG.integers(1, 9, (60, 8)).astype(np.int32)

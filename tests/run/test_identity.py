@@ -14,6 +14,8 @@ import jaxlite as jl
 from jaxlite.run import identity
 from loops import X, Y, leaves, run
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

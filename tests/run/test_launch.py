@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+import unoptimized
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 EXPERIMENT = """
@@ -59,7 +61,7 @@ def command(*words):
 
 
 def environment(**more):
-  return {**os.environ, 'PYTHONPATH': str(ROOT), **more}
+  return {**os.environ, 'PYTHONPATH': str(ROOT), **unoptimized.environment(), **more}
 
 
 def launch(folder, *words):

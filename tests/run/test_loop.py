@@ -22,6 +22,8 @@ from jaxlite.models import SmallCNN
 from jaxlite.run import loop
 from loops import X, Y, config_of, linear, points, run, up_and_down
 
+pytestmark = pytest.mark.unoptimized
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -92,6 +94,7 @@ assert not {'flax', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules)
 """
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_a_fresh_process_predicts_bit_for_bit_what_training_evaluated(tmp_path):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 128, size=(90, 4, 4, 1)) + 128 * rng.integers(0, 2, size=(90, 1, 1, 1))  # dark or bright

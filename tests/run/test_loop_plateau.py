@@ -11,6 +11,8 @@ from jaxlite.optim._plateau import observe_score, plateau
 from jaxlite.run import loop
 from loops import evidence, points, run
 
+pytestmark = pytest.mark.unoptimized
+
 
 def recipe(config, total):
   """Learns for six steps, then unlearns, by less and less."""

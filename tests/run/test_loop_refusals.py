@@ -11,6 +11,8 @@ import jaxlite as jl
 from jaxlite import errors
 from loops import X, Y, adam, linear, points, run
 
+pytestmark = pytest.mark.unoptimized
+
 # --- what cannot be right is refused before training, in one line, and the folder stays good ---------------------
 
 

@@ -9,6 +9,8 @@ import jaxlite as jl
 from jaxlite.run import loop
 from loops import X, Y, crash_at, evidence, leaves, points, run, up_and_down
 
+pytestmark = pytest.mark.unoptimized
+
 
 def event_steps(folder):
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -12,6 +12,8 @@ import jaxlite as jl
 from jaxlite.run import loop, records
 from loops import X, evidence, leaves, points, run, up_and_down
 
+pytestmark = pytest.mark.unoptimized
+
 STEP_BY_STEP = {'steps': 12, 'machine__steps_per_dispatch': 1}
 FILES = (
   'config.json',

@@ -13,6 +13,8 @@ import pytest
 from jaxlite.run.progress import Beside, Progress, in_notebook
 from loops import config_of, run
 
+pytestmark = pytest.mark.unoptimized
+
 
 class Terminal(io.StringIO):
   def isatty(self):

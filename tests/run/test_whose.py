@@ -10,6 +10,8 @@ import jaxlite as jl
 from jaxlite.deployment import run_id
 from loops import X, Y, evidence, run
 
+pytestmark = pytest.mark.unoptimized
+
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):

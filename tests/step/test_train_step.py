@@ -13,6 +13,8 @@ from jaxlite.step.state import ensemble_axes, went_nan
 from networks import convnet
 from programs import shared_flags
 
+pytestmark = pytest.mark.unoptimized
+
 
 def batch_of(size, *, padded=0, seed=0):
   rng = np.random.default_rng(seed)
@@ -117,6 +119,7 @@ def test_a_teacher_is_an_argument_of_the_program_not_a_part_of_it():
   assert max(len(line) for line in text.splitlines()) < 5000
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize('order', range(6))
 def test_a_teachers_logits_are_bit_equal_to_its_own_in_every_order(order):
@@ -145,6 +148,7 @@ def test_a_teachers_logits_are_bit_equal_to_its_own_in_every_order(order):
     np.testing.assert_array_equal(seen[step], mine.predict(batch['inputs']))
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_several_steps_a_dispatch_equal_the_loop():
   def dense(params, inputs):
     return inputs.reshape(inputs.shape[0], -1) @ params['w']
@@ -179,6 +183,7 @@ def test_accumulated_gradients_equal_the_full_batchs(padded):
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.unoptimized(False)  # bits are judged
 def test_accumulation_gives_the_same_numbers_dispatched_and_scanned():
   train = jl.train_step(convnet(), jl.cross_entropy, everything())
   one = train.init(jax.random.key(0), batch_of(8))

@@ -10,6 +10,8 @@ from jaxlite.optim._penalties import label_smoothing
 from jaxlite.tasks.lift import lift_loss
 from jaxlite.tasks.losses import class_weights, cross_entropy, weighted_cross_entropy
 
+pytestmark = pytest.mark.unoptimized
+
 
 def _oracle(logits, shares):
   logits = np.asarray(logits, np.float64)

@@ -11,6 +11,8 @@ import sklearn.metrics
 
 from jaxlite.tasks.metrics import classification_metrics
 
+pytestmark = pytest.mark.unoptimized
+
 BATCH = 32
 
 

@@ -14,6 +14,8 @@ import sklearn.metrics as sk
 
 from jaxlite import tasks
 
+pytestmark = pytest.mark.unoptimized
+
 BATCH = 16
 FEW, MANY = range(60), range(60, 1060)
 BINARY = {'class_names': ['no', 'yes'], 'positive': 1, 'wanted': {}}

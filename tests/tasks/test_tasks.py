@@ -15,6 +15,8 @@ from jaxlite.contract import Model
 from jaxlite.tasks.counting import count, count_pairs, number
 from jaxlite.tasks.lift import weighted_mean
 
+pytestmark = pytest.mark.unoptimized
+
 
 def _sample(name, size=40):
   """A task with labels and outputs that are mostly right."""
