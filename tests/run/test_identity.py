@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -152,4 +153,4 @@ def test_the_text_says_no_name_and_no_address(finished):
   text = (folder / identity.FILE).read_text()
   assert ' 0x' not in text
   for name in ('recipe', 'loops', 'lambda', 'one', 'function'):
-    assert name not in text.split('== ')[1]
+    assert not re.search(rf'\b{name}\b', text.split('== ')[1])  # a primitive may be called one_minus_square
