@@ -87,8 +87,8 @@ def diagnose(
   >>> config.log.progress, config.data.batch_size = False, 16
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   _ = jl.train(config, folder, data=data, say=lambda line: None)
-  ...   jl.diagnose(folder).verdict
-  'unknown'
+  ...   jl.diagnose(folder).certainty.split(':')[0]
+  'from the records alone'
   """
   return opened(workdir, config, model=model, data=data, seconds=seconds, command=command, say=say).diagnosis
 

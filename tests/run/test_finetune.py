@@ -115,7 +115,6 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(method, tmp_path):
     np.testing.assert_array_equal(leaf, same)
 
 
-@pytest.mark.unoptimized(False)  # as the run that it is compared with
 def test_a_crash_in_the_middle_changes_no_bit(done, tmp_path, monkeypatch):
   folder, net, options, result, _ = done
   for _ in crash_at(4, monkeypatch):
