@@ -26,6 +26,7 @@ EIGHTY = 1.2816  # standard deviations of a normal: 80 of 100 lie within
 # Standard deviations of log(actual / forecast), where this machine has not taught better.
 SPREADS = {'compile': 0.45, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
 _FIRST = 3.0  # seconds from the start of a process to its first step, beside compiling: data, the first state
+_BEFORE = 1.5  # of them, those that are over when a run tells its forecast
 _REPORT = 3.5  # of a run's end: tables, figures, the inventory
 _IMPROVED = 0.5  # of all evaluations, and then a checkpoint is written
 # Processor seconds of compiling on the machine that this was fitted on, by kind of kernel; `_REFERENCE`: its rate.
@@ -128,6 +129,19 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
     said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
   return _whole(job, raw, 'cost', {}, of_step.processor + sent, features_of(step, rates, cores), tuple(said), among)
+
+
+def begun(found: Durations, spent: float) -> Durations:
+  """Returns a forecast of a run that took longer than usual until it was made: a machine was measured, kernels compiled.
+
+  Args:
+    found: as `forecast` gave it.
+    spent: seconds since the run was called for.
+  """
+  more = max(0.0, spent - _BEFORE)
+  rest, total = (Duration(*(seconds + more for seconds in one)) for one in (found.rest, found.total))
+  raw = {**found.raw, **{name: found.raw[name] + more for name in ('rest', 'total')}}
+  return found._replace(rest=rest, total=total, raw=raw)
 
 
 def free_cores(cores: int) -> float:

@@ -170,6 +170,8 @@ def start(setup: Setup, done: int, called: Entry, seen: Process, again: Callable
   job = job_of(setup)._replace(rewrites=False)  # they are in it
   left = job._replace(total=max(1, job.total - done))
   plan = foreseen(left, setup.config.name, say, seen=seen)
+  if plan.durations is not None:
+    plan = plan._replace(durations=duration.begun(plan.durations, time.monotonic() - called.clock))
   rest = '' if not done else f' for the {left.total:,} steps that are left'
   missing = f' ({"; ".join(plan.unknown)})' if plan.unknown else ''
   say(f'forecast: {plan.line()}{rest}{missing}')

@@ -61,6 +61,17 @@ def test_the_total_is_the_sum_of_what_the_run_does():
 
 
 @pytest.mark.slow
+def test_what_a_machine_takes_at_first_is_a_part_of_the_run():
+  found = told(job_of())
+  late = duration.begun(found, 10.0)
+  moved = late.total.seconds - found.total.seconds
+  assert 0 < moved < 10  # something of a start is in every forecast
+  for one, other in ((found.total, late.total), (found.rest, late.rest)):
+    assert [b - a for a, b in zip(one, other, strict=True)] == pytest.approx([moved] * 3)
+  assert late.raw['total'] - found.raw['total'] == pytest.approx(moved)  # what is learned from
+  assert duration.begun(found, 0.1) == found
+
+
 def test_longer_wider_and_slower_take_longer():
   base = told(job_of(width=512))
   assert told(job_of(width=512, total=9_000)).total.seconds > base.total.seconds
