@@ -132,7 +132,7 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
 
 
 def begun(found: Durations, spent: float) -> Durations:
-  """Returns a forecast of a run that took longer than usual until it was made: a machine was measured, kernels compiled.
+  """Returns the forecast of a run that took longer than usual until it was made: measuring the machine, making kernels.
 
   Args:
     found: as `forecast` gave it.
