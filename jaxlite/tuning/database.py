@@ -72,10 +72,14 @@ class Database:
     with self._said():
       if isinstance(address, Path):
         self._connection = sqlite3.connect(address, timeout=_WAIT, isolation_level=None, check_same_thread=False)
-        # A commit waits for no disk: a kill loses nothing by it, a power cut the last seconds and never the file.
-        self._connection.execute('pragma journal_mode = wal').fetchall()
-        self._connection.execute('pragma synchronous = normal')
-        self._connection.execute('select count(*) from sqlite_master').fetchall()
+        try:
+          # A commit waits for no disk: a kill loses nothing by it, a power cut the last seconds and never the file.
+          self._connection.execute('pragma journal_mode = wal').fetchall()
+          self._connection.execute('pragma synchronous = normal')
+          self._connection.execute('select count(*) from sqlite_master').fetchall()
+        except sqlite3.Error:  # damaged, or no database
+          self._connection.close()
+          raise
       else:
         need('a study on a server', 'optuna', 'psycopg')
         import sqlalchemy
