@@ -110,13 +110,12 @@ def opened(
       kept = {'study': f'{base.name}-{secrets.token_hex(4)}', 'storage': shown(storage), 'begun': False}
       study_record.remember(folder, kept)
   _check_storage(kept, folder, storage)
-  study = kept['study']
+  study, mirror = kept['study'], None
   ledger = Ledger(folder, study, database, ago=time.monotonic() - began)
   try:
     about = study_record.about(base, kinds, wanted, setup)
     study_record.agree(ledger, folder, kept, about, storage, base, kinds, again, setup, say)
     about = ledger.about() or about
-    mirror = None
     if about['mirror']:
       if why := optuna_study.lacking():
         raise ImportError(f'this study was begun with Optuna. {why}')
@@ -137,6 +136,8 @@ def opened(
     if not quiet:
       say(_outlook(plan, base, kinds, method, stop, seconds, most, spent, done))
   except BaseException:
+    if mirror is not None:
+      mirror.close()
     ledger.close()
     raise
   return Search(

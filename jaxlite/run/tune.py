@@ -171,6 +171,8 @@ def tune(
     say(f'the search is over: {ended}')
     return reported(search, ended)
   finally:
+    if search.mirror is not None:
+      search.mirror.close()
     search.ledger.close()
 
 

@@ -77,13 +77,19 @@ class Mirror:
     self._database, self._space = database, space
     with _quiet(database):
       options = {'connect_args': {'timeout': 300}} if database.is_file else {'pool_pre_ping': True}
-      storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
+      self._storage = storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
       directions = ['maximize' if one else 'minimize' for one in maximize]
       self._study: Any = optuna.create_study(
         storage=storage, study_name=name, directions=directions, load_if_exists=True
       )
       self._several = len(directions) > 1
     self._distributions = {one: _distribution(kind) for one, kind in space.items()}
+
+  def close(self) -> None:
+    """Ends Optuna's connections."""
+    with _quiet(self._database):
+      self._storage.remove_session()
+      self._storage.engine.dispose()
 
   def ask(self, method: str, seed: int, place: int) -> tuple[int, dict[str, Any]]:
     """Returns the number of a new trial of Optuna's, and the point that it suggests.

@@ -280,7 +280,10 @@ def test_optuna_suggests_and_its_study_is_what_the_ledger_says(tmp_path, method)
   limits = {'bytes': 100} if method == 'tpe' else None
   found, _ = ask(tmp_path, space, tunable.config(10), trials=2, method=method, goals=goals, limits=limits)
   name = json.loads((tmp_path / 'study.json').read_text())['study']
-  rows = optuna.load_study(study_name=name, storage=f'sqlite:///{tmp_path / "study.db"}').trials
+  storage = optuna.storages.RDBStorage(f'sqlite:///{tmp_path / "study.db"}')
+  rows = optuna.load_study(study_name=name, storage=storage).trials
+  storage.remove_session()
+  storage.engine.dispose()
   assert [(one.number, one.state.name) for one in rows] == [(0, 'COMPLETE'), (1, 'COMPLETE')]
   for row, trial in zip(rows, found.trials, strict=True):
     assert row.params == trial.given
