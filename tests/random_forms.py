@@ -125,7 +125,8 @@ def of_heads(rng, fan_in, fan_out):
 
 
 def weight_norm(rng, fan_in, fan_out):
-  make = lambda p, np_: p['v'] * (p['g'] / np_.sqrt((p['v'] ** 2).sum(0)))  # noqa: E731
+  # With an epsilon: masks may take a whole column, whose norm is then 0.
+  make = lambda p, np_: p['v'] * (p['g'] / np_.sqrt((p['v'] ** 2).sum(0) + 1e-6))  # noqa: E731
   return _form({'v': _draw(rng, fan_in, fan_out), 'g': 1 + _draw(rng, fan_out) / 9}, *_both(make), {'v': IN_OUT})
 
 
