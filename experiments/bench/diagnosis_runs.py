@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diagnosis_cases as cases
+import diagnosis_networks as networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,7 @@ def family(
     inputs = batches.batch_at(data.train, batch, 0, 0)['inputs']
     model = defaults.model(data, inputs)
   else:
-    model = cases.network(framework, shape, cases.OUTPUTS[task], features, task == 'language', 0)
+    model = networks.network(framework, shape, cases.OUTPUTS[task], features, task == 'language', 0)
   return Family(setup.prepare(config, Path(tempfile.gettempdir(), 'jaxlite-none'), model, data), {})
 
 
@@ -83,7 +84,7 @@ def made_of(case: cases.Case, repair: Any = None) -> Made:
   train = own.train
   state = train.init(jax.random.key(config.seed), own.first_batch)
   if case.shape is not None:
-    state = state._replace(params=cases.begun(case.shape, state.params))
+    state = state._replace(params=networks.begun(case.shape, state.params))
   const = dict(state.const)
   for name, value in const.items():
     if name == 'normalize':

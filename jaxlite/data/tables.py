@@ -100,22 +100,19 @@ def from_table(
     for column, values in features.items()
     if values.dtype.kind in 'iuO' and len(values) > 2 and frames.counts_rows(values)
   ]
+  about = {'task': learned, 'facts': with_stated(given, facts), 'standardize': standardize, 'notes': told}
+  inputs = {where: inputs[which] for where, which in rows.items()}
+  return _made(name, inputs, targets, weights, rows, encoder, about)
+
+
+def _made(name: str, inputs: Any, targets: Any, weights: Any, rows: Any, encoder: Any, about: Any) -> Dataset:
+  """The Dataset of a table whose inputs are made, by split."""
   splits = {
-    where: (inputs[which], targets[which], *(() if weights is None else (weights[which],)))
+    where: (inputs[where], targets[which], *(() if weights is None else (weights[which],)))
     for where, which in rows.items()
   }
-  return make_dataset(
-    name,
-    splits['train'],
-    splits.get('validation'),
-    splits['test'],
-    task=learned,
-    facts=with_stated(given, facts),
-    feature_names=encoder.feature_names,
-    standardize=standardize,
-    notes=told,
-    encoder=encoder,
-  )
+  parts = (splits['train'], splits.get('validation'), splits['test'])
+  return make_dataset(name, *parts, feature_names=encoder.feature_names, encoder=encoder, **about)
 
 
 def _from_disk(
@@ -146,22 +143,9 @@ def _from_disk(
   count = len(targets)
   rows = carved(learned, check_labels(learned, targets, 'train'), validation, test, seed)
   large = encoded(path, seen, rows['train'], count, others)
-  splits = {
-    where: (choose(large.inputs, which), targets[which], *(() if weights is None else (weights[which],)))
-    for where, which in rows.items()
-  }
-  return make_dataset(
-    name,
-    splits['train'],
-    splits.get('validation'),
-    splits['test'],
-    task=learned,
-    facts=with_stated(given, facts),
-    feature_names=large.encoder.feature_names,
-    standardize=standardize,
-    notes=large.notes,
-    encoder=large.encoder,
-  )
+  inputs = {where: choose(large.inputs, which) for where, which in rows.items()}
+  about = {'task': learned, 'facts': with_stated(given, facts), 'standardize': standardize, 'notes': large.notes}
+  return _made(name, inputs, targets, weights, rows, large.encoder, about)
 
 
 def _is_rounded(numbers: Any) -> bool:
