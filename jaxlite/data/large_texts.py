@@ -10,13 +10,12 @@ import numpy as np
 
 from jaxlite.data.arrays import carved
 from jaxlite.data.chosen import choose
-from jaxlite.data.dataset import Dataset, check_labels, make_dataset
+from jaxlite.data.dataset import Dataset, check_labels
 from jaxlite.data.encoders import TextEncoder
-from jaxlite.data.inputs import as_array
 from jaxlite.data.large_files import blocks, content_hash, kept_arrays
 from jaxlite.data.large_tables import Cells, targets_of
 from jaxlite.data.table_labels import with_stated
-from jaxlite.data.texts import LONGEST, as_tokenizer
+from jaxlite.data.texts import LONGEST, as_tokenizer, of_tokens
 from jaxlite.data.tokenizers import WordTokenizer
 from jaxlite.errors import whole
 from jaxlite.tasks.task import Task
@@ -78,27 +77,10 @@ def large_texts(
   kinds = {'counts': ((), np.int64), 'tokens': ((encoder.length,), np.int32), 'mask': ((encoder.length,), np.bool_)}
   told = [content_hash(path), text, encoder.to_json()]
   kept = kept_arrays(told, count, kinds, fill, 'the tokens of texts')
-  weights = None if weight is None else as_array(weight, 'weights')
-  if weights is not None and weights.shape != (count,):
-    raise ValueError(f'weights are float[{count}], one a text; got {list(weights.shape)}')
-  parts = {
-    where: (
-      {key: choose(kept[key], which) for key in ('tokens', 'mask')},
-      targets[which],
-      *(() if weights is None else (weights[which],)),
-    )
-    for where, which in rows.items()
-  }
-  return make_dataset(
-    name,
-    parts['train'],
-    parts.get('validation'),
-    parts['test'],
-    task=learned,
-    facts=with_stated(given, facts),
-    notes=encoder.told(kept['counts']),
-    encoder=encoder,
-  )
+  inputs = {where: {key: choose(kept[key], which) for key in ('tokens', 'mask')} for where, which in rows.items()}
+  facts = with_stated(given, facts)
+  about = {'task': learned, 'facts': facts, 'notes': encoder.told(kept['counts']), 'encoder': encoder}
+  return of_tokens(name, inputs, targets, weight, rows, about)
 
 
 def _numbered(path: Any) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

@@ -80,27 +80,35 @@ def from_texts(
     length = min(LONGEST, max(1, *counts))
   encoder = TextEncoder(tokenizer, whole(length, 'length', least=1))
   inputs, told = encoder.encode(texts)
+  about = {'task': learned, 'facts': with_stated(given, facts), 'notes': told, 'encoder': encoder}
+  return of_tokens(name, {where: _rows(inputs, which) for where, which in rows.items()}, targets, weight, rows, about)
+
+
+def of_tokens(name: str, inputs: Any, targets: Any, weight: Any, rows: Any, about: Mapping[str, Any]) -> Dataset:
+  """Returns the Dataset of texts that are tokens already.
+
+  Args:
+    name: of the data set.
+    inputs: of each split.
+    targets, weight: of all texts, in their order; `weight` may be None.
+    rows: of each split.
+    about: what else `make_dataset` is told.
+
+  Raises:
+    ValueError: weights that are not one a text.
+  """
   weights = None if weight is None else as_array(weight, 'weights')
-  if weights is not None and weights.shape != (len(texts),):
-    raise ValueError(f'weights are float[{len(texts)}], one a text; got {list(weights.shape)}')
+  if weights is not None and weights.shape != (len(targets),):
+    raise ValueError(f'weights are float[{len(targets)}], one a text; got {list(weights.shape)}')
   parts = {
-    where: (
-      {key: array[which] for key, array in inputs.items()},
-      targets[which],
-      *(() if weights is None else (weights[which],)),
-    )
+    where: (inputs[where], targets[which], *(() if weights is None else (weights[which],)))
     for where, which in rows.items()
   }
-  return make_dataset(
-    name,
-    parts['train'],
-    parts.get('validation'),
-    parts['test'],
-    task=learned,
-    facts=with_stated(given, facts),
-    notes=told,
-    encoder=encoder,
-  )
+  return make_dataset(name, parts['train'], parts.get('validation'), parts['test'], **about)
+
+
+def _rows(arrays: Mapping[str, Any], which: Any) -> dict[str, Any]:
+  return {key: array[which] for key, array in arrays.items()}
 
 
 def from_text(
