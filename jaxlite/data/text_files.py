@@ -53,6 +53,10 @@ def labeled_texts(
   >>> data.name, data.class_names, data.train.inputs['tokens'].shape
   ('films', ('no', 'yes'), (16, 2))
   """
+  if not isinstance(path, str | os.PathLike):
+    raise ValueError(
+      f'labeled_texts reads a file or a folder; got a {type(path).__name__}: texts in memory are for from_texts'
+    )
   root = Path(path).expanduser()
   if root.is_dir() and not any(one.suffix in ('.parquet', '.pq') for one in root.iterdir()):
     texts, labels = _from_folder(root)

@@ -125,3 +125,8 @@ def test_labeled_texts_come_from_lines_and_folders(tmp_path):
   (tmp_path / 'films' / 'no' / '99.txt').write_bytes(b'\xff\xfe\xff')
   with pytest.raises(ValueError, match=r'99.txt is not'):
     labeled_texts(tmp_path / 'films')
+
+
+def test_texts_in_memory_are_sent_where_they_belong():
+  with pytest.raises(ValueError, match='got a list: texts in memory are for from_texts'):
+    labeled_texts(['a text', 'another'], 'label')
