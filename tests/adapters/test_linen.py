@@ -153,15 +153,10 @@ def test_what_a_step_exports_is_what_linen_itself_applies():
       return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(x))
 
   batch = {'inputs': jax.random.normal(jax.random.key(1), (8, 4)), 'labels': jnp.arange(8) % 3}
-  quantized = jl.chain(jl.fake_quant(), optax.sgd(0.1), jl.prune(0.5, end=2))
-  for recipe, near in (
-    (jl.chain(optax.sgd(0.1)), 1e-5),
-    (jl.chain(jl.average(0.9), optax.sgd(0.1)), 1e-5),
-    (quantized, 0.1),
-  ):
-    train = jl.train_step(from_linen(Normed()), jl.cross_entropy, recipe)
+  for parts in ((optax.sgd(0.1),), (jl.average(0.9), optax.sgd(0.1)), (optax.sgd(0.1), jl.prune(0.5, end=2))):
+    train = jl.train_step(from_linen(Normed()), jl.cross_entropy, jl.chain(*parts))
     state, _ = train.step(train.init(jax.random.key(0), batch), batch)
     params, rest = train.model.export(state.params, state.model_state)
     assert set(rest) == {'batch_stats'}
     outputs = Normed().apply({'params': params, **rest}, batch['inputs'])
-    np.testing.assert_allclose(outputs, train.eval(state, batch)[0], atol=near)
+    np.testing.assert_allclose(outputs, train.eval(state, batch)[0], atol=1e-5)
