@@ -28,7 +28,7 @@ from jaxlite.host.gc_pause import paused
 from jaxlite.planning.plan import spoken
 from jaxlite.report.result import Result
 from jaxlite.run import loop
-from jaxlite.run.records import read_records
+from jaxlite.run.records import Told, read_records, under
 from jaxlite.run.watch import Halted, Watch
 from jaxlite.run.workdir import WorkdirError
 from jaxlite.tuning import outcome, sampling, stopping
@@ -67,6 +67,7 @@ class Search(NamedTuple):
     read: fields of the config that were read to make the data.
     command: for the reports.
     say: prints a line.
+    log: a person's own, told each point of the trials.
   """
 
   config: Config
@@ -87,6 +88,7 @@ class Search(NamedTuple):
   read: frozenset[str]
   command: str
   say: Callable[[str], None]
+  log: Told | None = None
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -245,6 +247,7 @@ def _train(search: Search, trial: Trial) -> None:
         data=search.data,
         command=search.command,
         say=say,
+        log=under(search.log, f'trial{trial.number}'),
         watch=Watch(heard, due),
       )
     found, ended['state'] = found_of(search, result, folder), COMPLETE

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxlite.config.schema import Config
 from jaxlite.host import streams
 from jaxlite.run import search_report, study
+from jaxlite.run.records import Log, Told
 from jaxlite.run.search import Search, config_of, trial_folder, work
 from jaxlite.tuning import outcome
 from jaxlite.tuning.kinds import Space, given
@@ -93,6 +94,7 @@ def tune(
   fresh: bool = False,
   command: str = '',
   say: Say = print,
+  log: Log | None = None,
 ) -> Tuned:
   """Searches for the settings that validation likes best, within a budget; the same call again goes on.
 
@@ -123,6 +125,8 @@ def tune(
     fresh: what is in the workdir is moved aside, and the study starts again.
     command: the command line, for the reports.
     say: prints a line.
+    log: as `jl.train` takes it, for the trials that this process works on: the kinds of trial 7 are 'trial7/train',
+      'trial7/validation' and 'trial7/test'. It is a worker's own and no part of the study.
 
   Returns:
     The Tuned: its table, the best trial, its folder and config.
@@ -133,6 +137,7 @@ def tune(
       workdir, or the first trials failed, all of them.
     Preempted: a signal came; the trial at work was saved.
     ImportError: a package that the search needs is not installed.
+    TypeError: a log that is no function.
 
   References:
     Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, 2019,
@@ -147,6 +152,7 @@ def tune(
   jaxlite.errors.ConfigError: the search space names 'optim.lrr', which the config does not have; nearest: optim.lr, ...
   """
   say = streams.steady(say)
+  told = None if log is None else Told(log, say)
   search = study.opened(
     config,
     workdir,
@@ -165,7 +171,7 @@ def tune(
     fresh=fresh,
     command=command,
     say=say,
-  )
+  )._replace(log=told)
   try:
     ended = work(search)
     say(f'the search is over: {ended}')
