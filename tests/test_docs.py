@@ -67,7 +67,9 @@ def test_the_reference_holds_every_public_name_once(conf):
 
 
 def test_every_page_is_in_the_contents(conf):
-  listed = re.findall(r'^((?:made|coming_from|trackers)\S*)$', (DOCS / 'index.md').read_text(), re.MULTILINE)
+  listed = re.findall(
+    r'^(?:.* <)?((?:made|coming_from|trackers)[^\s>]*)>?$', (DOCS / 'index.md').read_text(), re.MULTILINE
+  )
   made = {f'made/reference/{page}' for page in conf.reference()} | {f'made/{name}' for name in conf.GUIDES.values()}
   written = {
     str(path.relative_to(DOCS).with_suffix('')) for path in DOCS.rglob('*.md') if conf.MADE not in path.parents
@@ -145,7 +147,8 @@ def test_the_site_is_built_without_a_warning(tmp_path):
 
   with open(tmp_path / 'html' / 'objects.inv', 'rb') as file:
     objects = {name for kind in InventoryFile.load(file, '', os.path.join).values() for name in kind}
-  assert not set().union(*wanted().values()) - objects
+  twice = {'jaxlite.config.Config', 'jaxlite.config.Duration'}  # their entries are those of jl.Config and jl.Duration
+  assert set().union(*wanted().values()) - objects <= twice
   for page in (tmp_path / 'html').rglob('*.html'):  # nothing is fetched from anywhere
     asked = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(?:https?:)?//', page.read_text())
     assert not asked, page

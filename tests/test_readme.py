@@ -23,7 +23,9 @@ def blocks(page, language):
 
 
 @pytest.mark.unoptimized
-@pytest.mark.parametrize('page', RUN)
+@pytest.mark.parametrize(  # what Lightning's page does, that of Keras does too
+  'page', [pytest.param(page, marks=[pytest.mark.slow] * page.endswith('lightning.md')) for page in RUN]
+)
 def test_the_python_blocks_run_in_order(page):
   namespace = {'__name__': 'readme'}
   for block in blocks(page, 'python'):

@@ -7,12 +7,14 @@ them; `as_rest` makes of them what Sphinx reads. All but `setup` needs no Sphinx
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import os
 import re
 import sys
 import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,10 @@ version = release = jaxlite.__version__
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.autosummary', 'sphinx.ext.napoleon']
 exclude_patterns = ['html']
 myst_heading_anchors = 4
-suppress_warnings = ['myst.header']  # a section may begin two levels down
+# A section may begin two levels down; `Model` in a signature is jl.Model and jl.contract.Model, which are one.
+suppress_warnings = ['myst.header', 'ref.python']
 highlight_language = 'text'
-autosummary_generate = False
+autosummary_generate = add_module_names = False
 autodoc_preserve_defaults = True  # as they are written, not as Python shows a function
 autodoc_typehints_format = 'short'
 python_use_unqualified_type_names = True
@@ -103,11 +106,14 @@ def _page(title: str, module: types.ModuleType) -> str:
 
 
 def _names(module: types.ModuleType, names: list[str]) -> Iterator[str]:
-  yield '```{eval-rst}\n.. autosummary::\n\n' + '\n'.join(f'   ~{module.__name__}.{name}' for name in names) + '\n```'
+  yield '```{eval-rst}\n.. autosummary::\n   :nosignatures:\n\n' + '\n'.join(f'   {name}' for name in names) + '\n```'
   for name in names:
     value = getattr(module, name)
-    kind = 'autoclass' if inspect.isclass(value) else 'autofunction' if callable(value) else 'autodata'
-    yield _directive(kind, f'{module.__name__}.{name}', members=kind == 'autoclass')
+    is_class, alias = inspect.isclass(value), typing.get_origin(value) is not None
+    kind = 'autoclass' if is_class else 'autofunction' if callable(value) and not alias else 'autodata'
+    # A class that is public in two places, neither its own, has one entry in the index.
+    twice = is_class and module is not jaxlite and value.__module__ != module.__name__ and name in jaxlite._MODULE
+    yield _directive(kind, f'{module.__name__}.{name}', members=is_class, no_index=twice)
 
 
 def _directive(kind: str, name: str, **options: bool) -> str:
@@ -174,6 +180,21 @@ def _told(line: str, names: dict[str, str]) -> str:
   return ''.join(parts)
 
 
+def fields_of(kind: type) -> str:
+  """Returns the signature of a dataclass, with what a factory makes where that is short."""
+  told = []
+  for field in dataclasses.fields(kind):
+    default = ''
+    if field.default is not dataclasses.MISSING:
+      default = f' = {field.default!r}'
+    elif field.default_factory is not dataclasses.MISSING:
+      made = field.default_factory()
+      short = repr(made) if len(repr(made)) < 40 else f'{type(made).__name__}()'
+      default = f' = {short}'
+    told.append(f'{field.name}: {field.type}{default}')
+  return f'({", ".join(told)})'
+
+
 def _names_in_code() -> dict[str, str]:
   """How code may call what has a place in the reference -> its full name."""
   names = {}
@@ -208,11 +229,20 @@ def setup(app: Any) -> None:
       text[0] = linked(text[0], os.path.relpath(path, ROOT), path.parent)
 
   def docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = as_rest(lines, names)
+    own = inspect.getdoc(value) != inspect.getdoc(type(value)) and not name.startswith(
+      'builtins.'
+    )  # of a dict's values
+    room = '.'.join(name.split('.')[1:2])
+    beside = {short.removeprefix(f'{room}.'): full for short, full in names.items() if short.startswith(f'{room}.')}
+    lines[:] = as_rest(lines, names | beside) if own else []
+
+  def signature(app: Any, what: str, name: str, value: Any, options: Any, told: str, returned: str) -> Any:
+    return (fields_of(value), None) if what == 'class' and dataclasses.is_dataclass(value) else None
 
   def skipped(app: Any, what: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
     return True if type(value).__name__ == '_tuplegetter' else None  # a field: the class tells of it
 
   app.connect('source-read', source)
   app.connect('autodoc-process-docstring', docstring, priority=400)  # before napoleon
+  app.connect('autodoc-process-signature', signature)
   app.connect('autodoc-skip-member', skipped)
