@@ -28,6 +28,7 @@ from jaxlite.host.gc_pause import paused
 from jaxlite.planning.plan import spoken
 from jaxlite.report.result import Result
 from jaxlite.run import loop
+from jaxlite.run.finetune import ready
 from jaxlite.run.records import read_records
 from jaxlite.run.watch import Halted, Watch
 from jaxlite.run.workdir import WorkdirError
@@ -87,6 +88,14 @@ class Search(NamedTuple):
   read: frozenset[str]
   command: str
   say: Callable[[str], None]
+
+  def close(self) -> None:
+    """Ends the connections to the database; a trial that this worker still has waits for another."""
+    try:
+      if self.mirror is not None:
+        self.mirror.close()
+    finally:
+      self.ledger.close()
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -198,7 +207,8 @@ def _left(search: Search) -> float:
 
 def _scores(search: Search, trial: Trial) -> dict[int, float]:
   sign = 1 if search.goals[0].maximize else -1
-  return {one.step: sign * one.value for one in search.ledger.reports() if one.number == trial.number}
+  own = [one for one in search.ledger.reports() if one.number == trial.number and math.isfinite(one.value)]
+  return {one.step: sign * one.value for one in own}
 
 
 def _train(search: Search, trial: Trial) -> None:
@@ -209,14 +219,13 @@ def _train(search: Search, trial: Trial) -> None:
   ended = {'state': WAITING}
 
   def heard(step: int, total: int, metrics: Mapping[str, float]) -> str:
-    value = sign * metrics[goal.name]
-    if not math.isfinite(value):
-      return ''
+    finite = math.isfinite(metrics[goal.name])
+    value = sign * metrics[goal.name] if finite else -math.inf  # nothing is worse
     with ledger.locked():
       if not ledger.report(trial, step, step / total, value):
         ended['state'] = 'lost'
         return 'another worker has it'
-      if search.mirror is not None:
+      if search.mirror is not None and finite:
         search.mirror.report(trial.mirror, step, metrics[goal.name])
       reports = ledger.reports() if search.stop != 'none' else []
     if why := stopping.verdict(search.stop, trial.number, trial.place, step / total, reports, sign=sign):
@@ -236,13 +245,13 @@ def _train(search: Search, trial: Trial) -> None:
         log.write(line + '\n')
         log.flush()
 
-      config = config_of(search.config, search.space, trial)
+      config, model, data, read = ready(config_of(search.config, search.space, trial), search.model, search.data, say)
       result = loop.train_varied(
         config,
         folder,
-        search.read,
-        model=search.model,
-        data=search.data,
+        search.read | read,
+        model=model,
+        data=data,
         command=search.command,
         say=say,
         watch=Watch(heard, due),

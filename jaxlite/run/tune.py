@@ -100,7 +100,8 @@ def tune(
   and ends as if it never was. Start the same script several times at once, and they share the work.
 
   Args:
-    config: of every trial; what the space names is set on it.
+    config: of every trial; what the space names is set on it. Of a `jl.FineTune` each trial is what `jl.finetune` of
+      `model` would be.
     workdir: the study's folder.
     space: names of fields ('optim.lr', 'data.batch_size', 'train.epochs') and of arguments of functions that the config
       names ('recipe.sparsity', 'model.width'), each with its kind: `jl.tuning.choice`, `uniform`, `log_uniform`,
@@ -118,7 +119,8 @@ def tune(
     limits: 'bytes' and 'parameters' at most, and milliseconds of 'latency' (the median call with one example):
       {'bytes': 20_000} or 'bytes:20000'. A trial over one is never the best.
     run: of an experiment with several `runs`, the one that is searched.
-    storage: 'postgresql://user:password@host/name' for workers on several machines; '' is a file in the workdir.
+    storage: 'postgresql://user:password@host/name' for workers on several machines, which share the workdir too; '' is
+      a file in the workdir, for one machine.
     seed: of the points.
     fresh: what is in the workdir is moved aside, and the study starts again.
     command: the command line, for the reports.
@@ -171,9 +173,7 @@ def tune(
     say(f'the search is over: {ended}')
     return reported(search, ended)
   finally:
-    if search.mirror is not None:
-      search.mirror.close()
-    search.ledger.close()
+    search.close()
 
 
 def reported(search: Search, ended: str) -> Tuned:

@@ -98,7 +98,7 @@ def tune(
     say(str(stop))
     return preempt.EXIT_PREEMPTED
   finally:
-    search.ledger.close()
+    search.close()
   return 0
 
 

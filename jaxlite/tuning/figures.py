@@ -37,7 +37,9 @@ def history(trials: Sequence[Trial], reports: Sequence[Report], goal: Goal, name
     rows.setdefault(one.number, []).append(one)
   for number, curve in list(rows.items())[:_MOST]:
     whole = number in by_number and by_number[number].state == COMPLETE
-    points = [(100 * one.share, sign * one.value) for one in curve]
+    points = [(100 * one.share, sign * one.value) for one in curve if math.isfinite(one.value)]
+    if not points:
+      continue
     color, size = (COLORS[0], 1.0) if whole else (COLORS[1], 0.8)
     curves.plot(*zip(*points, strict=True), color=color, alpha=0.5, linewidth=size, marker='.', markersize=3)
   dress(curves, name)
@@ -154,8 +156,9 @@ def pareto(trials: Sequence[Trial], front: Sequence[Trial], goals: Sequence[Goal
   points = [(one.found[second.name], one.found[first.name]) for one in trials]
   axes.scatter(*zip(*points, strict=True), s=22, color=SOFT, alpha=0.5, linewidths=0)
   edge = sorted((one.found[second.name], one.found[first.name], one.number) for one in front)
-  if edge:
-    axes.step([one[0] for one in edge], [one[1] for one in edge], where='post', color=COLORS[0], linewidth=1.2)
+  if edge:  # of what is to be small, the best within x is that of the last point; of what is to be large, of the next
+    where = 'pre' if second.maximize else 'post'
+    axes.step([one[0] for one in edge], [one[1] for one in edge], where=where, color=COLORS[0], linewidth=1.2)
     axes.scatter([one[0] for one in edge], [one[1] for one in edge], s=34, color=COLORS[0], zorder=3)
     for x, y, number in edge[:20]:
       axes.annotate(str(number), (x, y), (4, 5), textcoords='offset points', size=8, color=SOFT)
