@@ -60,6 +60,7 @@ def opened(
   fresh: bool,
   command: str,
   say: Say,
+  members: int = 1,
   quiet: bool = False,
   began: float | None = None,
 ) -> Search:
@@ -72,6 +73,7 @@ def opened(
   kinds = check(space, base)
   seconds, most = outcome.seconds_of(budget), None if trials is None else errors.whole(trials, 'trials', least=1)
   bounds, seed = outcome.limits_of(limits), errors.whole(seed, 'seed', least=0)
+  members = errors.whole(members, 'members', least=1)
   stopping.check(stop)
   if storage and not storage.startswith(('postgresql://', 'postgres://')):
     raise ConfigError(
@@ -107,6 +109,10 @@ def opened(
     if stop != 'median' and not quiet:
       say(f'note: of several goals no trial is stopped early, so stop={stop!r} does nothing')
     stop = 'none'
+  if members > 1 and stop not in stopping.RUNGS:
+    raise ConfigError(
+      f"members are raced until halving has looked last: stop='halving' or 'hyperband' and one goal; got stop={stop!r}"
+    )
   if method == 'cmaes' and len(wanted) > 1:
     raise ConfigError('cmaes has one goal: take method=tpe or nsga2, or one goal')
   plan = _forecast(setup, seconds, say)
@@ -166,6 +172,7 @@ def opened(
     model=model,
     data=shared,
     read=frozenset(reads.paths),
+    members=members,
     command=command,
     say=say,
   )

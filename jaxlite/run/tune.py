@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from jaxlite.config.schema import Config
 from jaxlite.host import streams
 from jaxlite.run import search_report, study
-from jaxlite.run.search import Search, config_of, trial_folder, work
+from jaxlite.run.search import Search, config_of, trial_folder
+from jaxlite.run.worker import work
 from jaxlite.tuning import outcome
 from jaxlite.tuning.kinds import Space, given
 from jaxlite.tuning.ledger import Trial
@@ -90,6 +91,7 @@ def tune(
   run: str = '',
   storage: str = '',
   seed: int = 0,
+  members: int = 1,
   fresh: bool = False,
   command: str = '',
   say: Say = print,
@@ -122,6 +124,9 @@ def tune(
     storage: 'postgresql://user:password@host/name' for workers on several machines, which share the workdir too; '' is
       a file in the workdir, for one machine.
     seed: of the points.
+    members: of small models, trials that are raced in one vmapped step until halving has looked last: those of one
+      program that differ in numbers of `optim`, `recipe`, `loss` and in the seed. Who goes on is then a run like any
+      other; who was stopped leaves no folder. `experiments/bench/ensemble.py` measures for which sizes it is faster.
     fresh: what is in the workdir is moved aside, and the study starts again.
     command: the command line, for the reports.
     say: prints a line.
@@ -164,6 +169,7 @@ def tune(
     run=run,
     storage=storage,
     seed=seed,
+    members=members,
     fresh=fresh,
     command=command,
     say=say,
