@@ -100,6 +100,7 @@ absl_flags.DEFINE_string(
 )
 absl_flags.DEFINE_list('run', None, 'which of several runs, one or more by name; a search takes one (default: all)')
 absl_flags.DEFINE_string('storage', None, "of --mode=tune: a server's address, for workers on several machines")
+absl_flags.DEFINE_integer('members', None, 'of --mode=tune: small trials raced in one vmapped step under halving (1)')
 absl_flags.DEFINE_integer('workers', None, 'of --mode=tune: processes that share the trials (default: 1)')
 absl_flags.DEFINE_bool('worker', False, 'of --mode=tune: one more process for a search that is under way')
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
@@ -178,7 +179,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
 _DEPLOYING = ('formats', 'out', 'which', 'deadline')
 _SEARCHES = ('tune', 'lr_range', 'batch_size')
-_TUNING = ('space', 'trials', 'method', 'stop', 'goals', 'limits', 'storage', 'workers', 'worker')
+_TUNING = ('space', 'trials', 'method', 'stop', 'goals', 'limits', 'storage', 'members', 'workers', 'worker')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
 _CATALOGUE = ('task', 'batch')
 _REPORTING = ('out', 'serve', 'port')
