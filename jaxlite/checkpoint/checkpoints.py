@@ -97,7 +97,7 @@ class Checkpoints:
     self._damaged: set[Entry] = set()  # found by a restore
     self._const: tuple[list[Any], str | None] = ([], None)  # leaves known to be on disk, and their hash
     self._clean = False  # what a killed run left has been removed
-    self._failed: tuple[Snapshot, Manifest, _Constants] | None = None  # the last save, where it could not be written
+    self.failed: tuple[Snapshot, Manifest, _Constants] | None = None  # the last save, where it could not be written
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -165,10 +165,9 @@ class Checkpoints:
   def hand_over(self, other: Checkpoints) -> None:
     """Writes into other checkpoints, in the background, the save that failed here, if the last one did."""
     other.wait()
-    if self._failed is not None:
-      snapshot, manifest, constants = self._failed
-      other._pending.append(other._writer.submit(other._write_step, snapshot, manifest, constants(), constants))
-      self._failed = None
+    failed, self.failed = self.failed, None
+    if failed is not None:
+      other._pending.append(other._writer.submit(other._write_step, failed[0], failed[1], failed[2](), failed[2]))
 
   def close(self) -> None:
     """Waits for the save under way and ends the writer.
@@ -318,7 +317,7 @@ class Checkpoints:
         self._clean = False
         entry, manifest = self._attempt(snapshot, manifest, constants())
     except Exception as error:
-      self._failed = (snapshot, manifest, constants)
+      self.failed = (snapshot, manifest, constants)
       with contextlib.suppress(OSError):
         directory.remove_leftovers(folder)  # half a checkpoint would keep a full disk full
       good = [entry.step for entry in directory.entries(folder) if entry not in self._damaged]
@@ -327,7 +326,7 @@ class Checkpoints:
         f'the checkpoint of step {manifest.step} could not be written to {folder} ({storage.reason(error)}); {last}: '
         'make room or mend that, then run the same command again'
       ) from error
-    self._failed = None
+    self.failed = None
     self._metrics[entry] = (manifest.metric, manifest.const)
     try:
       self._retire(entry)
@@ -395,8 +394,6 @@ class Checkpoints:
 
 
 def _tell_uncollected(pending: Sequence[concurrent.futures.Future[None]], log: Callable[[str], Any]) -> None:
-  for (
-    save
-  ) in pending:  # a program that ends without `close` has no threads left for Orbax: what failed is at least said
+  for save in pending:  # a program that ends without `close` has no threads left for Orbax: it is at least said
     if save.done() and save.exception():
       log(f'{save.exception()}; and close the Checkpoints before the program ends')

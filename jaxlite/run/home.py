@@ -2,8 +2,8 @@
 
 A mounted folder (Google Drive in a notebook, NFS, a USB disk) may come loose under a run. The run goes on: what it
 would save there it saves in a spill, says so, and takes it back as soon as the folder is there again. A spill that a
-killed run left is found by the next start, by the id of its run or the folder that it stands for. What is never done is
-to write into the empty folder that a mount leaves behind: that would look like a save, and the mount could not come back.
+killed run left is found by the next start, by the id of its run or the folder that it stands for. Never is anything
+written into the empty folder that a mount leaves: that would look like a save, and the mount could not come back.
 
 A folder that was removed is no case of this: it is made again at the next save, as it always was.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import tempfile
@@ -62,6 +63,7 @@ class Home:
     self._run, self._keep, self.say = run, keep, say
     self._closing = contextlib.ExitStack()
     self._device, self._handle = 0, -1
+    self._above: dict[Path, tuple[int, int]] = {}  # the folders that it lies in, below the root of its mount
     self._spill: Path | None = None  # while there is one
     self._spilled: Checkpoints | None = None
     self._told = ''
@@ -213,6 +215,8 @@ class Home:
     """Remembers the folder that is there now."""
     self._let_go()
     self._device = os.stat(self.folder).st_dev
+    within = itertools.takewhile(lambda path: not os.path.ismount(path), self.folder.parents)
+    self._above = {path: _identity(path) for path in within}
     with contextlib.suppress(OSError):
       self._handle = os.open(self.folder, os.O_RDONLY | getattr(os, 'O_DIRECTORY', 0))
 
@@ -255,16 +259,19 @@ class Home:
 
   def _tidy(self) -> None:
     """A save that was under way makes folders where its own are gone: a mount would not come back over them."""
+    at = self.folder / 'checkpoints'
     with contextlib.suppress(OSError, Damaged):
-      if self.folder.exists() and not _bears(self.folder, self._run):
-        at = self.folder / 'checkpoints'
-        remove_leftovers(at)
-        for entry in entries(at):
-          if read_entry(at, entry, self._run):
-            remove(at / entry.name)
-        while at != at.parent and not os.path.ismount(at):
-          at.rmdir()  # an empty one
-          at = at.parent
+      if not self.folder.exists() or _bears(self.folder, self._run):
+        return
+      remove_leftovers(at)
+      failed = self.saves.failed[1].step if self.saves.failed else -1
+      for entry in entries(at):
+        if entry.step == failed and read_entry(at, entry, self._run):
+          remove(at / entry.name)
+      for path in (at, self.folder, *self._above):
+        if self._above.get(path) == _identity(path):
+          break
+        path.rmdir()  # an empty one
 
   def _close_spilled(self) -> None:
     if self._spilled is not None:
@@ -313,12 +320,16 @@ def taken_up(folder: Path, say: Say) -> None:
     if steps and steps[-1] > newest:
       _merge(spill, folder)
       say(f'{folder} was out of reach when this run was last saved: step {steps[-1]} is taken from {spill}')
+    elif not _stands_for(spill, folder):  # this folder is a copy, and the run's own may need it
+      continue
     shutil.rmtree(spill, ignore_errors=True)
 
 
 def forgotten(folder: Path, say: Say) -> None:
   """Removes what a run left in a spill, since it starts afresh."""
   for spill in _spills_of(folder):
+    if not _stands_for(spill, folder):
+      continue
     shutil.rmtree(spill, ignore_errors=True)
     say(f'removed {spill}, which the old run had left')
 
@@ -339,9 +350,14 @@ def _spills_of(folder: Path) -> Iterator[Path]:
   run = run_of(folder) if found else ''
   for spill in found:
     with contextlib.suppress(OSError, ValueError):
-      if spill.name.split('-')[0] == run or (not run and read_file(spill / _OF).decode() == str(folder)):
+      if spill.name.split('-')[0] == run or (not run and _stands_for(spill, folder)):
         with lock(spill):  # a run that is under way keeps its own
           yield spill
+
+
+def _identity(path: Path) -> tuple[int, int]:
+  found = os.stat(path)
+  return found.st_dev, found.st_ino
 
 
 def _bears(folder: Path, run: str) -> bool:
@@ -350,6 +366,10 @@ def _bears(folder: Path, run: str) -> bool:
     return bool(read_json(folder / 'config.json').get(RUN) == run)
   except (OSError, ValueError, AttributeError):
     return False
+
+
+def _stands_for(spill: Path, folder: Path) -> bool:
+  return read_file(spill / _OF).decode() == str(folder)
 
 
 def _merge(spill: Path, folder: Path) -> None:

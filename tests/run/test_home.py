@@ -54,7 +54,7 @@ def acting(monkeypatch, **acts):
   monkeypatch.setattr(loop.datasets, 'batch_at', batch_at)
 
 
-@pytest.mark.parametrize('back', [9, 12], ids=['during the run', 'when it has ended'])
+@pytest.mark.parametrize('back', [9, pytest.param(12, marks=pytest.mark.slow)], ids=['in the run', 'at its end'])
 def test_a_folder_that_goes_and_comes_back_holds_the_run_as_if_it_had_stayed(back, straight, tmp_path, monkeypatch):
   outer, away, said, seen = tmp_path / 'mount', tmp_path / 'elsewhere', [], []
 
@@ -81,6 +81,7 @@ def test_a_folder_that_goes_and_comes_back_holds_the_run_as_if_it_had_stayed(bac
   assert len(list((outer / 'run' / 'tensorboard').iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_never_comes_back_costs_nothing_either(straight, tmp_path, monkeypatch):
   outer, away, said = tmp_path / 'mount', tmp_path / 'elsewhere', []
   with monkeypatch.context() as patch:
@@ -103,6 +104,7 @@ def test_a_folder_that_never_comes_back_costs_nothing_either(straight, tmp_path,
   assert spills(tmp_path) == []
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize('where', ['the folder that is back', 'its new name', 'an empty place'])
 def test_a_run_that_was_killed_while_its_folder_was_away_goes_on_from_the_spill(where, straight, tmp_path, monkeypatch):
   outer, away, said = tmp_path / 'mount', tmp_path / 'elsewhere', []
@@ -125,6 +127,7 @@ def test_a_run_that_was_killed_while_its_folder_was_away_goes_on_from_the_spill(
   assert spills(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_who_starts_afresh_gets_nothing_of_the_old_run(tmp_path, monkeypatch):
   outer, away, said = tmp_path / 'mount', tmp_path / 'elsewhere', []
 
@@ -140,6 +143,7 @@ def test_who_starts_afresh_gets_nothing_of_the_old_run(tmp_path, monkeypatch):
   assert spills(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_the_folder_is_away_says_where_the_run_lies(tmp_path, monkeypatch):
   import signal
 
