@@ -122,7 +122,7 @@ class Home:
     """
     failed: Exception | None = None
     for _ in range(2):  # the save before may be what failed, and not this one
-      if not self.is_here():
+      if not self.is_here() or ((failed is not None or self.is_away) and not self._takes_files()):
         break
       try:
         back = self._spill is not None
@@ -184,6 +184,19 @@ class Home:
     if self._is_same(found) or _bears(self.folder, self._run) or self._is_removed():
       return ''
     return 'another folder stands in its place' if found.st_dev == self._device else 'what it lies on was unmounted'
+
+  def _takes_files(self) -> bool:
+    """Whether a file can be made in the folder: Orbax would try for a minute."""
+    try:
+      if self.folder.exists() or not self._given_up:
+        with tempfile.TemporaryFile(dir=self.folder):
+          pass
+    except FileNotFoundError:  # it was removed, and is made again
+      return True
+    except OSError as error:
+      self.why = error.strerror or str(error)
+      return False
+    return True
 
   def _is_same(self, found: os.stat_result) -> bool:
     if self._handle < 0:  # a system that opens no folders
