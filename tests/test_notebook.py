@@ -143,20 +143,32 @@ def test_in_colab_it_mounts_the_drive_anew_where_it_came_loose(loose, tmp_path, 
   assert asked == [(str(drive), loose != 'no')]
 
 
-def test_all_cells_run_in_a_plain_process_in_their_short_form(tmp_path):
-  program = '\n'.join(short(source, tmp_path / 'runs') for source in CODE)
-  (tmp_path / 'cells.py').write_text(program)
+def in_a_plain_process(cells, folder):
+  """Runs cells in Python as it is, in their short form and with small networks; returns what they print."""
+  program = '\n'.join(short(source, folder / 'runs') for source in cells)
+  for size, smaller in (('(64, 128)', '(4, 8)'), ('(32, 64)', '(2, 4)'), ('hidden=128', 'hidden=16')):
+    assert program.count(size) == 1
+    program = program.replace(size, smaller)
+  (folder / 'cells.py').write_text(program)
   environment = {**os.environ, **unoptimized.environment(), 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT)}
-  done = subprocess.run(
-    [sys.executable, str(tmp_path / 'cells.py')],
-    capture_output=True,
-    text=True,
-    timeout=300,
-    env=environment,
-    cwd=tmp_path,
-  )
+  words = [sys.executable, str(folder / 'cells.py')]
+  done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment, cwd=folder, check=False)
   assert done.returncode == 0, done.stderr
-  assert re.search(r'\d+ of 360 right, from .*runs/short/student/deployed', done.stdout)
+  return done.stdout
+
+
+def test_the_cells_up_to_the_student_run_in_a_plain_process(tmp_path):
+  cells = CODE[: next(i for i, source in enumerate(CODE) if source.startswith('small ='))]
+  made = "print('the student is made of', *(getattr(part, 'name', type(part).__name__) for part in recipe(student, 100).parts))"
+  said = in_a_plain_process([*cells, made], tmp_path)
+  assert re.search(r'teacher: needs .* MiB', said)
+  assert re.search(r'the student is made of .*average.*fake_quant.*distill', said)
+
+
+@pytest.mark.slow
+def test_all_cells_run_in_a_plain_process_in_their_short_form(tmp_path):
+  said = in_a_plain_process(CODE, tmp_path)
+  assert re.search(r'\d+ of 360 right, from .*runs/short/student/deployed', said)
 
 
 # What follows needs a kernel.
@@ -233,7 +245,7 @@ def test_an_interrupt_and_a_killed_kernel_change_no_bit(tmp_path):
   teach, learn = len(cells) - 2, len(cells) - 1
 
   def of(folder):
-    return [short(source, folder).replace('epochs=4 if SHORT', 'epochs=12 if SHORT') for source in cells]
+    return [short(source, folder).replace('epochs=2 if SHORT', 'epochs=12 if SHORT') for source in cells]
 
   digest = (
     "[jl.checkpoint.fingerprint(jl.checkpoint.load_arrays(HOME / name / 'checkpoints', ('params', 'opt_state', 'key', "
