@@ -1,4 +1,4 @@
-"""The table of peers: all get the same, nobody sees the test's labels, and a row says who lost and who could not run."""
+"""The table of peers: all get the same, nobody sees labels of the test, and a row says who lost or could not run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import unoptimized
 
 EXPERIMENTS = Path(__file__).parents[1] / 'experiments'
@@ -32,14 +33,16 @@ def run(folder, *flags):
 def test_a_peer_that_is_here_and_one_that_is_not(tmp_path):
   out = run(tmp_path, '--works=dense', '--only=scikit,torch', '--python=torch:/no/such/python')
   rows = [line for line in out.splitlines() if line.startswith('| dense')]
-  assert 'scikit-learn' in rows[0] and 'pickle' in rows[0]
+  assert 'scikit-learn' in rows[0]
+  assert 'pickle' in rows[0]
   assert 'not run: torch is not installed; --python=torch:PATH' in rows[1]
   assert all(row.count('|') == 14 for row in rows)
   assert (tmp_path / 'smoke' / 'peers.md').read_text() in out
   with np.load(tmp_path / 'smoke' / 'data.npz') as held:
     assert set(held.files) == {'train_x', 'train_y', 'test_x'}  # no side sees a label of the test
   told = json.loads((tmp_path / 'smoke' / 'scikit-dense.json').read_text())
-  assert 'labels' not in told['seeds'][0] and told['seeds'][0]['accuracy'] > 50
+  assert 'labels' not in told['seeds'][0]
+  assert told['seeds'][0]['accuracy'] > 50
 
 
 def course(peers_course, tmp_path, **changes):
@@ -69,15 +72,20 @@ def test_every_side_gets_the_same_order_weights_and_schedules(bench, tmp_path):
 
   one = course(peers_course, tmp_path)
   order = one.order(7)
-  assert order.shape == (9, 32) and (order == one.order(7)).all() and (order != one.order(8)).any()
+  assert order.shape == (9, 32)
+  assert (order == one.order(7)).all()
+  assert (order != one.order(8)).any()
   for epoch in order.reshape(3, -1):
     assert len(set(epoch.tolist())) == 96  # each example at most once an epoch
   kernels = [kernel for kernel, _ in one.weights(7)]
   assert [kernel.shape for kernel in kernels] == [(8, 6), (6, 3)]
   begin, end, _ = one.pruning
   shares = [one.sparsity_at(step, begin, end) for step in range(one.steps)]
-  assert shares[begin] == 0 and shares[end] == 0.9 and shares == sorted(shares)
-  assert one.rate_at(0) == one.rate and one.rate_at(one.steps) == pytest.approx(0)
+  assert shares[begin] == 0
+  assert shares[end] == 0.9
+  assert shares == sorted(shares)
+  assert one.rate_at(0) == one.rate
+  assert one.rate_at(one.steps) == pytest.approx(0)
 
 
 def test_a_file_is_asked_in_whole_batches_and_answers_once_an_example(bench, tmp_path):
@@ -108,14 +116,16 @@ def test_the_table_says_where_jaxlite_loses_and_only_there(bench):
   given = {'widths': [8, 3], 'data': 'd', 'epochs': 1, 'batch': 2, 'seeds': [0]}
   lines = peers_tables.table({('dense', 'jaxlite'): ours, ('dense', 'tfmot'): {'why': 'failed | so'}}, given, 5)
   rows = [line for line in lines if line.startswith('|')]
-  assert len({row.count('|') for row in rows}) == 1 and 'failed / so' in rows[-1]
+  assert len({row.count('|') for row in rows}) == 1
+  assert 'failed / so' in rows[-1]
 
 
 @pytest.mark.slow
 def test_all_works_by_the_sides_that_are_here(tmp_path):
   out = run(tmp_path)
   rows = [line for line in out.splitlines() if line.startswith('| ') and ': jaxlite |' in line]
-  assert len(rows) == 5 and all('not run' not in row for row in rows)
+  assert len(rows) == 5
+  assert all('not run' not in row for row in rows)
   zeros = [float(row.split('|')[3]) for row in rows]
   assert zeros[1] == zeros[4] == pytest.approx(90, abs=0.5)
 
