@@ -36,7 +36,7 @@ flags.DEFINE_multi_string('python', [], f'NAME:PATH, the Python that has {", ".j
 flags.DEFINE_list('only', [], 'sides by name; all when empty')
 flags.DEFINE_list('works', list(WORKS), 'which works')
 flags.DEFINE_integer('seeds', 5, 'runs behind each mean')
-flags.DEFINE_integer('epochs', 4, 'of each run')
+flags.DEFINE_integer('epochs', 3, 'of each run')
 flags.DEFINE_enum('data', 'fashion_mnist', ['fashion_mnist', 'digits'], 'digits come with scikit-learn')
 flags.DEFINE_string('fashion', '/usr/share/datasets/fashion-mnist', 'the folder of the four published files')
 flags.DEFINE_integer('limit', 1800, 'seconds that one side may take for one work, all seeds')
@@ -57,7 +57,7 @@ def settings() -> dict[str, Any]:
     'widths': [inputs, 300, 100, 10],
     'teacher': [inputs, *TEACHER, 10],
     'data': FLAGS.data,
-    'seconds': 2.0,
+    'seconds': 0.6,
     'epochs': FLAGS.epochs,
     'seeds': list(range(FLAGS.seeds)),
   }

@@ -51,13 +51,20 @@ def trained(course: Course, seed: int) -> Any:
   if course.quantizes():
     end = min(end, course.half)  # the graph that comes then cannot be pruned
   masks: list[tuple[torch.Tensor, torch.Tensor]] = []
-  moves = lambda: torch.optim.Adam(model.parameters(), course.rate, fused=True)  # noqa: E731
-  optimizer = moves()
+  names = [
+    name for name, _ in model.named_parameters()
+  ]  # pruning changes their order, the optimizer's state goes by it
+
+  def adam() -> torch.optim.Adam:
+    held = dict(model.named_parameters())
+    return torch.optim.Adam([held[name] for name in names], course.rate, fused=True)
+
+  optimizer = adam()
   for step, rows in peers_course.rows_of(course, seed):
     if course.quantizes() and step == course.half:
       before = optimizer.state_dict()
       model, masks = aware(course, bare(model), x)
-      optimizer = moves()
+      optimizer = adam()
       optimizer.load_state_dict(before)
     for group in optimizer.param_groups:
       group['lr'] = course.rate_at(step)
