@@ -43,7 +43,7 @@ flags.DEFINE_integer('seeds', 5, 'runs behind each mean')
 flags.DEFINE_integer('epochs', 12, 'of each run')
 flags.DEFINE_bool('smoke', False, 'two hums, one seed, two epochs, a narrow network: to see that it runs')
 
-COUNTS = {'train': 200, 'val': 40, 'test': 80}  # of each of twelve classes
+COUNTS = {'train': 150, 'val': 30, 'test': 60}  # of each of twelve classes
 
 
 class DSCNN(nn.Module):
@@ -80,7 +80,7 @@ def trained(data: Any, seed: int, folder: Path) -> dict[str, Any]:
   network = DSCNN(len(data.class_names), 8 if FLAGS.smoke else 64)
   result = jl.train(config, folder, model=network, data=data, say=lambda line: None)
   told: dict[str, Any] = {'float': 100 * result.metrics['accuracy'], 'seconds': result.seconds}
-  loaded = jl.load(folder)
+  loaded = jl.load(folder, model=network)
   integers = jl.ptq(loaded, [data.validation.inputs[:100]], every=True)
   names = tuple(name for name in ('pack', 'litert', 'onnx') if not formats.missing(name))
   if FLAGS.smoke:

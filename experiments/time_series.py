@@ -81,9 +81,9 @@ class Row(NamedTuple):
 
 
 ROWS = {
-  'GunPoint': Row('GunPoint: a hand draws or points', 300, '100.0 (0.0)'),
-  'ItalyPowerDemand': Row('ItalyPowerDemand: winter or summer', 300, '96.1 (0.3)'),
-  'ArrowHead': Row('ArrowHead: three kinds', 300, '84.3 (1.5)'),
+  'GunPoint': Row('GunPoint: a hand draws or points', 200, '100.0 (0.0)'),
+  'ItalyPowerDemand': Row('ItalyPowerDemand: winter or summer', 200, '96.1 (0.3)'),
+  'ArrowHead': Row('ArrowHead: three kinds', 200, '84.3 (1.5)'),
   'JapaneseVowels': Row('JapaneseVowels: nine speakers', 60, '99.3 (0.2)'),
 }
 MADE = {'made': Row('made waves', 2, 'none')}

@@ -23,7 +23,7 @@ class Series(NamedTuple):
 
 
 def read(name: str) -> Series:
-  """Reads a data set; shorter series are stretched to the longest of the training split.
+  """Reads a data set; shorter series are stretched to the longest.
 
   Raises:
     ImportError: aeon is not installed.
