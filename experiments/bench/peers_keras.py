@@ -37,7 +37,10 @@ def trained(course: Course, seed: int) -> Any:
     learner = keras.distillation.Distiller(
       teacher=network(sizes, course.teacher),
       student=model,
-      distillation_losses=keras.distillation.LogitsDistillation(temperature=course.temperature),
+      # An instance: of the default, the name 'kl_divergence', Keras 3.15.1 makes a function and takes no softmax.
+      distillation_losses=keras.distillation.LogitsDistillation(
+        temperature=course.temperature, loss=keras.losses.KLDivergence()
+      ),
       distillation_loss_weights=[1.0],
       student_loss_weight=1 - course.alpha,
     )
