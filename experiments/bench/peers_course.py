@@ -137,6 +137,7 @@ class Side(NamedTuple):
     zeros: (what was trained) -> its weights' zeros, as a share.
     how: (course) -> in a few words, by which of its means the peer does the work.
     versions: packages whose versions the table names.
+    weighed: whether its files are weighed and timed: not those of the teacher.
   """
 
   trained: Callable[[Course, int], Any]
@@ -144,6 +145,7 @@ class Side(NamedTuple):
   zeros: Callable[[Any], float]
   how: Callable[[Course], str]
   versions: tuple[str, ...]
+  weighed: bool = True
 
 
 def read(spec: dict[str, Any]) -> Course:
@@ -191,7 +193,7 @@ def serve(sides: dict[str, Side]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     files = side.exported(course, trained, place, at == 0)
     told['labels'] = [int(one) for one in labels(files[0], course.test)]
-    if at == 0:
+    if at == 0 and side.weighed:
       told['files'] = [measured(file, course, spec['seconds']) for file in files]
     out.write(json.dumps(told) + '\n')
     out.flush()

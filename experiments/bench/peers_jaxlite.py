@@ -113,6 +113,6 @@ if __name__ == '__main__':
   peers_course.serve(
     {
       'jaxlite': peers_course.Side(trained, exported, zeros, how, versions),
-      'teacher': peers_course.Side(taught, itself, zeros, how, versions),
+      'teacher': peers_course.Side(taught, itself, zeros, how, versions, weighed=False),
     }
   )
