@@ -42,7 +42,7 @@ flags.DEFINE_string('fashion', '/usr/share/datasets/fashion-mnist', 'the folder 
 flags.DEFINE_integer('limit', 1800, 'seconds that one side may take for one work, all seeds')
 flags.DEFINE_bool('smoke', False, 'digits, one seed, a small network and two epochs: to see that it runs')
 
-TEACHER = (1000, 1000)
+TEACHER, TEACHER_SEED = (1000, 1000), 1
 GIVEN = {'batch': 128, 'rate': 1e-3, 'sparsity': 0.9, 'temperature': 4.0, 'alpha': 0.9}
 
 
@@ -93,13 +93,15 @@ def prepare(folder: Path, given: dict[str, Any]) -> np.ndarray:
   np.savez(folder / 'data.npz', train_x=train_x, train_y=train_y, test_x=test_x)
   if not {'distilled', 'all'} & set(FLAGS.works):
     return test_y
-  path, about = folder / 'teacher.npz', folder / 'teacher.json'
-  if not (path.exists() and about.exists() and json.loads(about.read_text())['settings'] == given):
-    told = answer(python_of('jaxlite'), 'jaxlite', {**given, 'side': 'teacher', 'folder': str(folder), 'work': 'dense'})
+  about = folder / 'teacher.json'
+  asked = {name: given[name] for name in ('data', 'teacher', 'epochs', 'batch', 'rate')}
+  if not (about.exists() and json.loads(about.read_text())['settings'] == asked):
+    spec = {**given, 'side': 'teacher', 'work': 'dense', 'seeds': [TEACHER_SEED], 'folder': str(folder)}
+    told = answer(python_of('jaxlite'), 'jaxlite', spec)
     if 'why' in told:
       raise RuntimeError(f'the teacher could not be trained: {told["why"]}')
     score = 100 * float(np.mean(np.array(told['seeds'][0]['labels']) == test_y))
-    about.write_text(json.dumps({'settings': given, 'test': score}))
+    about.write_text(json.dumps({'settings': asked, 'test': score}))
   print(f'the teacher: {json.loads(about.read_text())["test"]:.2f} % of the test', flush=True)
   return test_y
 
