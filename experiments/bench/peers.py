@@ -74,6 +74,9 @@ def arrays(data: str) -> tuple[np.ndarray, ...]:
   else:
 
     def read(name: str, skip: int) -> np.ndarray:
+      if not Path(FLAGS.fashion, f'{name}-ubyte.gz').exists():
+        told = f'{FLAGS.fashion} lacks {name}-ubyte.gz: apt-get install dataset-fashion-mnist, or --data=digits'
+        raise app.UsageError(told)
       return np.frombuffer(gzip.decompress(Path(FLAGS.fashion, f'{name}-ubyte.gz').read_bytes()), np.uint8)[skip:]
 
     parts = tuple(
@@ -108,6 +111,8 @@ def prepare(folder: Path, given: dict[str, Any]) -> np.ndarray:
 
 def python_of(name: str) -> str:
   """The interpreter of a side."""
+  if shapeless := [one for one in FLAGS.python if ':' not in one]:
+    raise app.UsageError(f'--python takes NAME:PATH; got {shapeless[0]}')
   found = dict(one.split(':', 1) for one in FLAGS.python)
   unknown = set(found) - set(SIDES)
   if unknown:
