@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from jaxlite.config.schema import Config
 from jaxlite.host import streams
 from jaxlite.run import search_report, study
-from jaxlite.run.search import Search, config_of, trial_folder, work
+from jaxlite.run.records import Log, Told
+from jaxlite.run.search import Search, config_of, trial_folder
+from jaxlite.run.worker import work
 from jaxlite.tuning import outcome
 from jaxlite.tuning.kinds import Space, given
 from jaxlite.tuning.ledger import Trial
@@ -90,9 +92,11 @@ def tune(
   run: str = '',
   storage: str = '',
   seed: int = 0,
+  members: int = 1,
   fresh: bool = False,
   command: str = '',
   say: Say = print,
+  log: Log | None = None,
 ) -> Tuned:
   """Searches for the settings that validation likes best, within a budget; the same call again goes on.
 
@@ -100,7 +104,8 @@ def tune(
   and ends as if it never was. Start the same script several times at once, and they share the work.
 
   Args:
-    config: of every trial; what the space names is set on it.
+    config: of every trial; what the space names is set on it. Of a `jl.FineTune` each trial is what `jl.finetune` of
+      `model` would be.
     workdir: the study's folder.
     space: names of fields ('optim.lr', 'data.batch_size', 'train.epochs') and of arguments of functions that the config
       names ('recipe.sparsity', 'model.width'), each with its kind: `jl.tuning.choice`, `uniform`, `log_uniform`,
@@ -118,11 +123,18 @@ def tune(
     limits: 'bytes' and 'parameters' at most, and milliseconds of 'latency' (the median call with one example):
       {'bytes': 20_000} or 'bytes:20000'. A trial over one is never the best.
     run: of an experiment with several `runs`, the one that is searched.
-    storage: 'postgresql://user:password@host/name' for workers on several machines; '' is a file in the workdir.
+    storage: 'postgresql://user:password@host/name' for workers on several machines, which share the workdir too; '' is
+      a file in the workdir, for one machine.
     seed: of the points.
+    members: of small models, trials that are raced in one vmapped step until halving has looked last: those of one
+      program that differ in numbers of `optim`, `recipe`, `loss` and in the seed. Who goes on is then a run like any
+      other; who was stopped leaves no folder. `experiments/bench/ensemble.py` measures for which sizes it is faster.
     fresh: what is in the workdir is moved aside, and the study starts again.
     command: the command line, for the reports.
     say: prints a line.
+    log: as `jl.train` takes it, for the trials that this process works on: the kinds of trial 7 are 'trial7/train',
+      'trial7/validation' and 'trial7/test'. It is a worker's own and no part of the study. Of a race of `members` it is
+      told nothing: who goes on is told from its first step.
 
   Returns:
     The Tuned: its table, the best trial, its folder and config.
@@ -133,6 +145,7 @@ def tune(
       workdir, or the first trials failed, all of them.
     Preempted: a signal came; the trial at work was saved.
     ImportError: a package that the search needs is not installed.
+    TypeError: a log that is no function.
 
   References:
     Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, 2019,
@@ -147,6 +160,7 @@ def tune(
   jaxlite.errors.ConfigError: the search space names 'optim.lrr', which the config does not have; nearest: optim.lr, ...
   """
   say = streams.steady(say)
+  told = None if log is None else Told(log, say)
   search = study.opened(
     config,
     workdir,
@@ -162,18 +176,17 @@ def tune(
     run=run,
     storage=storage,
     seed=seed,
+    members=members,
     fresh=fresh,
     command=command,
     say=say,
-  )
+  )._replace(log=told)
   try:
     ended = work(search)
     say(f'the search is over: {ended}')
     return reported(search, ended)
   finally:
-    if search.mirror is not None:
-      search.mirror.close()
-    search.ledger.close()
+    search.close()
 
 
 def reported(search: Search, ended: str) -> Tuned:
