@@ -4,9 +4,10 @@
 
 The pictures, the network and the settings are those of `experiments/finetune.py`; a seed draws splits, first values and
 order. 'from nothing' is MobileNetV2 with drawn values for as many steps as the fine-tuning has, 'small from nothing' a
-CNN of 301 thousand parameters for `--small_steps` steps, which a person without weights would rather take. 'head' is the
-head solved on fixed features; 'fine-tuned' begins there. 'further head' is one more on the same pictures, of which the
-features are kept: plants or not, by `jl.finetune`, the whole run with its report. Finished lines are kept in `--out`.
+CNN of 301 thousand parameters for `--small_steps` steps, which a person without weights would rather take. 'head' is
+the head solved on fixed features; 'fine-tuned' begins there. 'further head' is one more on the same pictures, of which
+the features are kept: plants or not, by `jl.finetune`, the whole run with its report. Finished lines are kept in
+`--out`.
 """
 
 from __future__ import annotations
