@@ -19,7 +19,7 @@ import numpy as np
 import jaxlite as jl
 from jaxlite.config.serialize import to_dict
 from jaxlite.data import batches
-from jaxlite.diagnosis import judge, look, measure, repairs, splits, steps
+from jaxlite.diagnosis import distributions, judge, label_noise, look, measure, repairs, steps, twins
 from jaxlite.run import acting, defaults, diagnosing, evaluation, records, setup
 
 
@@ -36,11 +36,8 @@ class Family(NamedTuple):
 
 
 @functools.cache
-def family(
-  task: str, framework: str, shape: Any, loss: Any, adam: bool, batch: int, few: bool, weighted: bool
-) -> Family:
+def family(task: str, framework: str, shape: Any, loss: Any, adam: bool, batch: int, few: bool) -> Family:
   """Builds what runs share; the shape is without its scale and bias."""
-  del weighted  # a program of its own: batches hold weights
   config = jl.Config(name='family', loss=loss, recipe=lambda config, total: jl.chain(cases.held(adam=adam)))
   config.data.batch_size, config.train = batch, jl.Duration(epochs=4)
   config.machine.rewrites, config.machine.steps_per_dispatch = False, 1
@@ -73,9 +70,7 @@ def made_of(case: cases.Case, repair: Any = None) -> Made:
   config = case.config
   few = len(case.data.train.labels) < 200
   data = repairs.of_data(repair, case.data)
-  shared = family(
-    case.task, case.framework, bare, config.loss, config.teacher != 'sgd', config.data.batch_size, few, False
-  )
+  shared = family(case.task, case.framework, bare, config.loss, case.adam, config.data.batch_size, few)
   own = shared.setup
   epoch = batches.steps_per_epoch(data.train, config.data.batch_size)
   total = config.train.to_steps(steps_per_epoch=epoch, batch_size=config.data.batch_size)
@@ -145,7 +140,7 @@ def judged(case: cases.Case) -> tuple[Any, dict[str, Any]]:
   made.looker['one'] = looker
   found = measure.measure(subject, looker=looker)
   whole = bool(history) and history[-1]['step'] == made.setup.plan.total
-  config = {**to_dict(dataclasses.replace(case.config, teacher='')), 'model': 'a network of its own'}
+  config = {**to_dict(case.config), 'model': 'a network of its own'}
   about = {'config': config, 'facts': made.setup.data.facts, 'task': case.task}
   about |= {'failed': None if whole else {'step': 0, 'where': 'loss'}, 'read': READ}
   diagnosis = judge.diagnose(history, measured=found, own_loss=case.config.loss is None, **about)
@@ -181,10 +176,12 @@ def again(line: dict[str, Any]) -> dict[str, Any]:
     layers = tuple(look.Layer(**layer) for layer in kept[name]['layers'])
     kept[name] = look.Look(**{**kept[name], 'layers': layers})
   kept['walk'] = None if kept['walk'] is None else steps.Walk(**kept['walk'])
-  kept['scales'] = None if kept['scales'] is None else splits.Scales(*kept['scales'])
-  kept['twins'] = None if kept['twins'] is None else splits.Twins(*kept['twins'], np.zeros(0))
+  kept['scales'] = None if kept['scales'] is None else distributions.Scales(*kept['scales'])
+  kept['twins'] = None if kept['twins'] is None else twins.Twins(*kept['twins'], np.zeros(0))
+  for name in ('wrong_labels', 'wrong_by_model', 'wrong_by_reference'):
+    kept[name] = None if kept[name] is None else label_noise.Doubt(*kept[name])
   case = cases.case(line['cause'], line['number'])
-  config = {**to_dict(dataclasses.replace(case.config, teacher='')), 'model': 'a network of its own'}
+  config = {**to_dict(case.config), 'model': 'a network of its own'}
   whole = line['whole']
   diagnosis = judge.diagnose(
     line['history'],

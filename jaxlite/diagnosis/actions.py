@@ -90,7 +90,7 @@ def _labels(known: Known) -> Action:
 
 def _balance(known: Known) -> Action:
   overrides: dict[str, Any] = {'repair.balance': True}
-  if known.measured is not None and known.measured.kind == 'classes' and known.measured.task == 'classification':
+  if known.measured is not None and known.measured.task in ('classification', 'multi_label'):
     overrides['eval.metric'] = 'f1_macro'
   return Action(overrides, 'let rare classes count as much as frequent ones', 'beginning')
 
