@@ -211,6 +211,13 @@ def _start(m: Measured, finite: bool) -> Iterator[Finding]:
               is_poor(m))  # fmt: skip
 
 
+def _moves(ratio: float, moved: float) -> str:
+  """How far steps go, in words."""
+  if not math.isfinite(ratio):
+    return 'all weights begin at zero, so that a step has no size beside them'
+  return f'a step changes the weights by {ratio:.1e} of their size, the run by {moved:.3g} times it'
+
+
 def _way(m: Measured, finite: bool) -> Iterator[Finding]:
   if m.end is not None and m.end.dead:
     place, share = max(m.end.dead.items(), key=lambda pair: pair[1])
@@ -226,8 +233,7 @@ def _way(m: Measured, finite: bool) -> Iterator[Finding]:
   if walk is not None:
     value = 1.0 if _jumps(m) or not finite else walk.raised
     yield one('unstable loss', f'{walk.raised:.0%} of {walk.steps} steps from the start made the loss of their own '
-              f'batch larger; a step changes the weights by {walk.ratio:.1e} of their size, '
-              f'the run by {m.moved:.3g} times it', value, at.RAISED)  # fmt: skip
+              f'batch larger; {_moves(walk.ratio, m.moved)}', value, at.RAISED)  # fmt: skip
     if math.isfinite(walk.unchanged):
       yield one('precision lost', f'{walk.unchanged:.0%} of the weights in few bits stay as they are at a step',
                 walk.unchanged, at.UNCHANGED)  # fmt: skip
@@ -242,7 +248,10 @@ def _fit(m: Measured) -> Iterator[Finding]:
   if math.isfinite(short):
     alike = _alike(m)
     little = alike > at.SHORT_ALIKE and not short > at.SHORT
-    yield one('slow convergence', f'the weights moved by {m.moved:.1%} of their size', -m.moved, -at.MOVED, is_poor(m))
+    went = (
+      f'the weights moved by {m.moved:.1%} of their size' if math.isfinite(m.moved) else 'all weights began at zero'
+    )
+    yield one('slow convergence', went, -m.moved, -at.MOVED, is_poor(m))
     yield one('underfitting', f"the model's error on its own training examples is {m.train_risk:.3g}; a quick fit "
               f'that did not see them has {m.reference_train_risk:.3g}, on validation {m.reference_risk:.3g}, guessing '
               f'{m.trivial:.3g}', alike if little else short, at.SHORT_ALIKE if little else at.SHORT)  # fmt: skip

@@ -175,8 +175,8 @@ def _forms(x: np.ndarray, rng: np.random.Generator) -> list[Any]:
 
 
 def _fitted(x: np.ndarray, z: np.ndarray, targets: np.ndarray, made: Any = None) -> Any:
-  """Scores of x, each as a fit without it gives it, scores of z, and the error, of the best ridge; last, what depends on
-  x alone, for other targets."""
+  """Scores of x, each as a fit without it gives it, scores of z, and the error, of the best ridge; last, what of it
+  depends on x alone, for other targets."""
   x, z = (np.concatenate([part, np.ones((len(part), 1))], 1) for part in (x, z))
   if made is None:
     values, vectors = np.linalg.eigh(x.T @ x)

@@ -19,7 +19,7 @@ from jaxlite.config.fields import fields, settable
 from jaxlite.config.schema import Config, validate
 from jaxlite.diagnosis import twins
 from jaxlite.diagnosis.verdict import Diagnosis, flags
-from jaxlite.errors import ConfigError, counted, nearest
+from jaxlite.errors import ConfigError, counted, nearest, whole
 from jaxlite.host.files import write_text
 from jaxlite.planning.edits import edited
 from jaxlite.run import loop
@@ -100,8 +100,11 @@ def act(
     The Outcome; None where there is nothing to do.
 
   Raises:
-    ValueError: the run has no config here, or no validation to compare by.
+    ValueError: the run has no config here, or no validation to compare by; seeds below 2, minutes below 0.
   """
+  seeds = whole(seeds, 'seeds', least=2)
+  if not isinstance(minutes, int | float) or not minutes >= 0:
+    raise ValueError(f'minutes is a number, at least 0; got {minutes!r}')
   diagnosis, config, setup = case.diagnosis, case.config, case.setup
   if config is None or setup is None:
     raise ValueError('an action is tried with the config of the run: give it')
