@@ -143,8 +143,6 @@ def _instead(folder: Path) -> str:
   if of_study:
     begun = f'name one of its trials, {shown}' if names else 'none of its trials has begun'
     return f'it is a study; {begun}'
-      f'it is a study; name one of its trials, {shown}' if names else 'it is a study, none of whose trials has begun'
-    )
   return f'name one of the runs in it, {shown}' if names else 'train first, with --mode=train'
 
 
