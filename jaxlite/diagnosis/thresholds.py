@@ -20,7 +20,7 @@ LEARNED = 0.05  # of the loss that knowing nothing has: less was gained than thi
 
 # Of data and program.
 OUTSIDE = 0.02  # of the labels, that outputs cannot reach: below, outliers are
-WRONG_LOSS = 0.3  # of the score that the task's own loss gains on free outputs, lost by the run's; chosen
+WRONG_LOSS = 0.15  # of the score that the task's own loss gains on free outputs, lost by the run's; chosen
 UNSCALED = 8.0  # deviations or offsets of a feature, as the first layer gets it, made for 1; chosen
 LEAK = 0.05  # of held-out examples, that training has too: below, what they change is within chance
 WRONG_LABELS = 0.05  # of the examples that are called with most confidence; chosen
@@ -48,4 +48,6 @@ ALIKE = 0.25  # (validation - training) / training error: less, beyond chance; c
 TWICE = 1.7  # times the error of the yardstick; chosen
 GAP = 0.5  # (validation - training) / validation loss, both in evaluation mode; chosen
 APART = 0.27  # of what validation gained over guessing, between training and validation; chosen
+BY_HEART = 0.05  # of the validation loss is left in training; chosen
+APART_BY_HEART = 0.12  # as APART, of what was learned by heart; chosen
 HARMED = 0.04  # as SHORT, of a fault that is only one where it did harm; chosen
