@@ -260,7 +260,8 @@ def _fit(m: Measured) -> Iterator[Finding]:
     apart = m.validation_risk - m.train_risk
     gained = max(0.0, m.trivial - m.validation_risk)
     by_heart = m.train_loss < at.BY_HEART * m.validation_loss
-    wide = apart > (at.APART_BY_HEART if by_heart else at.APART) * gained + 2 * m.validation_error if math.isfinite(apart) else True
+    most = (at.APART_BY_HEART if by_heart else at.APART) * gained + 2 * m.validation_error
+    wide = apart > most if math.isfinite(apart) else True
     yield one('overfitting', f'the loss is {m.train_loss:.3g} in training and {m.validation_loss:.3g} in validation; '
               f'errors {m.train_risk:.3g} and {m.validation_risk:.3g}', gap, at.GAP, wide)  # fmt: skip
   if math.isfinite(m.calibration):
