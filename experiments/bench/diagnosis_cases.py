@@ -170,7 +170,7 @@ def _texts(cause: str, rng: np.random.Generator) -> Any:
 
 def _shape(cause: str, rng: np.random.Generator) -> Shape:
   act = str(rng.choice(['relu', 'relu', 'tanh']))
-  widths = ((64,), (48, 32))[int(rng.integers(2))]
+  widths = (64,) if act == 'relu' else (48, 32)  # few networks: compiling them takes longer than to train them
   if cause == 'vanishing gradient':
     if rng.random() < 0.5:
       return Shape((24,) * 9, 'sigmoid')

@@ -19,7 +19,7 @@ import numpy as np
 import jaxlite as jl
 from jaxlite.config.serialize import to_dict
 from jaxlite.data import batches
-from jaxlite.diagnosis import distributions, judge, label_noise, look, measure, repairs, steps, twins
+from jaxlite.diagnosis import distributions, judge, label_noise, look, measure, outcomes, repairs, steps, twins
 from jaxlite.run import acting, defaults, diagnosing, evaluation, records, setup
 
 
@@ -95,7 +95,8 @@ def made_of(case: cases.Case, repair: Any = None) -> Made:
   if repair.start:
     state = repairs.started(train, state, first)
   full = dataclasses.replace(config, repair=repair)
-  return Made(own._replace(config=full, data=data, plan=plan, first_batch=first), shared.looker, state)
+  own = own._replace(config=full, data=data, plan=plan, first_batch=first, score=config.eval.metric or own.score)
+  return Made(own, shared.looker, state)
 
 
 def trained(made: Made, best: bool = False) -> tuple[Any, list[dict[str, Any]], Any]:
@@ -198,26 +199,62 @@ def again(line: dict[str, Any]) -> dict[str, Any]:
   return {**line, 'found': diagnosis.cause or diagnosis.verdict, 'findings': findings, 'action': action}
 
 
-def clean_score(case: cases.Case) -> float:
-  """How good the run's best model by validation is on the clean test split, larger is better."""
+def clean(case: cases.Case) -> dict[str, float]:
+  """How good a run's best model by validation is on the clean test split, larger is better each.
+
+  Returns:
+    'loss': of the task, whatever the run was trained by; 'score': macro F1 of classes and labels, else the task's own;
+    'estimate': how close what validation says of the loss comes to that.
+  """
   made = made_of(case)
   _, _, state = trained(made, best=True)
-  values = evaluation.numbers(evaluation.evaluate(made.setup, state, case.data.test).values)
-  name = {'classification': 'f1_macro', 'multi_label': 'f1_macro'}.get(case.task, made.setup.score)
-  value = values[name if name in values else made.setup.score]
-  return float(made.setup.data.task.better(name) * value) if math.isfinite(value) else -1e9
+  own, test = made.setup, case.data.test
+  subject = diagnosing.subject_of(own, made.start, state)
+
+  def loss(split: Any) -> float:
+    outputs, _ = outcomes.outputs_of(subject, (split.inputs, split.labels, None), state)
+    batch = {'inputs': split.inputs, 'labels': split.labels, 'weight': np.ones(len(split.labels), np.float32)}
+    value = float(np.mean(_own_loss(case.task)(jnp.asarray(outputs), batch)))
+    return value if math.isfinite(value) else 1e9
+
+  values = evaluation.numbers(evaluation.evaluate(own, state, test).values)
+  name = 'f1_macro' if 'f1_macro' in values else own.data.task.score
+  score = own.data.task.better(name) * values[name]
+  found = loss(test)
+  if case.task == 'language':
+    score = -found
+  return {
+    'loss': -found,
+    'score': float(score) if math.isfinite(score) else -1e9,
+    'estimate': -abs(loss(own.data.validation) - found),
+  }
+
+
+@functools.cache
+def _own_loss(task: str) -> Any:
+  made = next(one for one in (cases.case('healthy', number) for number in range(0, 8, 2)) if one.task == task)
+  return jax.jit(made.data.task.loss(made.data.facts))
+
+
+# By what a mended run is judged; the others by the loss.
+JUDGED_BY = {'class imbalance': 'score', 'leak': 'estimate'}
 
 
 def acted(case: cases.Case, overrides: dict[str, Any], seeds: int) -> dict[str, Any]:
-  """Scores on clean data over seeds, without the change and with it."""
-  scores: dict[str, list[float]] = {'before': [], 'after': []}
+  """What clean data say over seeds, without the change and with it; it helped where the difference is above two
+  standard errors."""
+  found: dict[str, list[dict[str, float]]] = {'before': [], 'after': []}
   for seed in range(seeds):
     before = dataclasses.replace(case.config, seed=case.config.seed + 1000 * seed)
-    fields = {path: value for path, value in overrides.items() if path not in ('model', 'eval.metric')}
-    after = acting.overridden(before, fields)
+    after = acting.overridden(before, {path: value for path, value in overrides.items() if path != 'model'})
     shape = None if 'model' in overrides else case.shape
-    scores['before'].append(clean_score(case._replace(config=before)))
-    scores['after'].append(clean_score(case._replace(config=after, shape=shape)))
-  apart = np.subtract(scores['after'], scores['before'])
+    found['before'].append(clean(case._replace(config=before)))
+    found['after'].append(clean(case._replace(config=after, shape=shape)))
+  helped = {name: _above(*([one[name] for one in found[when]] for when in found)) for name in found['before'][0]}
+  return {**found, 'helped': helped, 'better': helped[JUDGED_BY.get(case.cause, 'loss')]}
+
+
+def _above(before: list[float], after: list[float]) -> bool:
+  apart = np.subtract(after, before)
   error = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else 0.0
-  return {**scores, 'better': bool(apart.mean() > 2 * error and apart.mean() > 0), 'apart': float(apart.mean())}
+  return bool(apart.mean() > max(2 * error, 0.0))
