@@ -77,7 +77,7 @@ def _alike(m: Measured) -> float:
   gap = m.validation_risk - m.train_risk
   close = gap < at.ALIKE * m.train_risk + 2 * m.validation_error
   gain = m.trivial - m.reference_risk
-  if not close or not gain > 0.1 * m.trivial or m.train_risk < at.TWICE * m.reference_risk:
+  if not close or not gain > 0.1 * m.trivial or m.train_risk < at.TWICE * max(m.reference_risk, m.reference_train_risk):
     return math.nan
   if m.validation_risk - m.reference_risk < 2 * m.validation_error:
     return math.nan

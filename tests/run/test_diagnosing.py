@@ -178,6 +178,7 @@ def test_a_run_that_was_still_learning_goes_on_from_its_checkpoint(tmp_path):
   assert len(kept['after']) == 2
 
 
+@pytest.mark.slow
 def test_what_does_not_help_is_not_recommended(tmp_path, run):
   """A verdict that was wrong does no harm: validation over seeds has the last word."""
   case = diagnosing.opened(run, quick(), model=network(), data=(X, Y), say=mute)
