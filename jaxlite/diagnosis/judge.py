@@ -189,7 +189,7 @@ def _joined(one: Finding, by_curve: Mapping[str, Finding], measured: Measured) -
   """A finding that curves have a say in too."""
   if one.name == 'slow convergence' and not one.present:  # it lacks what could be learned, and was still learning
     late = by_curve.get('still falling')
-    if late is not None and late.value > 2 * thresholds.FALLING and measured_findings.is_poor(measured):
+    if late is not None and late.value > 1.5 * thresholds.FALLING and measured_findings.is_poor(measured):
       return one._replace(evidence=f'{one.evidence}; {late.evidence}', present=True)
   if one.name == 'unstable loss' and not one.present:  # later than the steps that were taken again
     blown = by_curve.get('blown up')
