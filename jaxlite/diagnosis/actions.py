@@ -10,6 +10,7 @@ from jaxlite.diagnosis.verdict import Action
 if TYPE_CHECKING:  # records alone are judged without JAX
   from jaxlite.diagnosis.measure import Measured
 
+_ABSENT = object()
 _RATIO = 3e-3  # |update| / |weight| a step that a network of this library learns well with
 
 
@@ -41,9 +42,13 @@ class Known(NamedTuple):
 
 
 def action_for(cause: str, known: Known) -> Action | None:
-  """Returns what to do about a cause; None where no field of a config could help."""
+  """Returns what to do about a cause; None where no field of a config could help, or all that would are set so."""
   make = _ACTIONS.get(cause)
-  return make(known) if make is not None else None
+  action = make(known) if make is not None else None
+  if action is None:
+    return None
+  left = {path: value for path, value in action.overrides.items() if known.get(path, _ABSENT) != value}
+  return action._replace(overrides=left) if left else None
 
 
 def _rate(known: Known, factor: float) -> dict[str, Any]:
@@ -133,12 +138,12 @@ def _slow(known: Known) -> Action:
 
 def _overfitting(known: Known) -> Action:
   decay = float(known.get('optim.weight_decay', 0.0) or 0.0)
-  overrides: dict[str, Any] = {}
   if known.reads('optim.weight_decay'):
-    overrides['optim.weight_decay'] = max(1.0, 10 * decay)
-  else:
-    overrides['eval.patience'] = 5
-  return Action(overrides, 'hold the weights small, so that training examples are not learned by heart', 'beginning')
+    return Action({'optim.weight_decay': max(1.0, 10 * decay)}, 'hold the weights small, so that training examples are '
+                  'not learned by heart', 'beginning')  # fmt: skip
+  if known.get('eval.patience'):
+    return Action({}, 'it stops early already', 'beginning')
+  return Action({'eval.patience': 5}, 'stop where validation turns, before examples are learned by heart', 'beginning')
 
 
 def _underfitting(known: Known) -> Action:
@@ -146,7 +151,7 @@ def _underfitting(known: Known) -> Action:
   if known.reads('optim.weight_decay') and decay > 0.02:
     return Action({'optim.weight_decay': 1e-4}, 'let the weights grow: the weight decay holds them at nothing',
                   'beginning')  # fmt: skip
-  if known.get('model') is not None or (known.measured is not None and known.read is not None):
+  if known.get('model') is not None:
     return Action({'model': None}, 'try the default network for data of this form: this one is too small for them',
                   'beginning')  # fmt: skip
   return Action(_longer(known, 4), 'train four times as long', 'beginning')

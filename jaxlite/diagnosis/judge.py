@@ -209,8 +209,6 @@ def _diagnosis(
 ) -> Diagnosis:
   ordered = tuple(sorted(findings, key=lambda one: (one.name != cause, not one.present)))
   action = action_for(cause, known) if cause else None
-  if action is not None and not action.overrides:
-    action = None
   command, workdir = ran
   if action is not None and command:
     action = action._replace(command=with_overrides(command, action.overrides, workdir))

@@ -123,6 +123,8 @@ def opened(
     setup = prepare(config, folder, model, data)
     measured = _measured(setup, folder, record, model, seconds, say)
     about = {'facts': setup.data.facts, 'task': setup.data.task.name, 'config': to_dict(config)}
+    if model is not None:
+      about['config'] |= {'model': 'given'}  # not the default one, whatever the config says
     about |= {'read': setup.reads.paths, 'own_loss': own_loss(setup)}
   elif record is not None:
     about['config'] = record.began.get('config') or about['config']
