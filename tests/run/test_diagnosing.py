@@ -157,7 +157,7 @@ def test_nothing_is_tried_where_nothing_could_tell(run):
   assert acting.act(healthy, say=mute) is None
   with pytest.raises(ValueError, match='with the config of the run'):
     acting.act(case._replace(config=None), say=mute)
-  with pytest.raises(ValueError, match=r'unknown field optim\.rate'):
+  with pytest.raises(ValueError, match=r"unknown field 'optim.rate'; nearest: "):
     acting.overridden(quick(), {'optim.rate': 1})
 
 
