@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # records alone are judged without JAX
   from jaxlite.diagnosis.measure import Measured
 
 _ABSENT = object()
+_LARGEST = 0.02  # |update| of any step, beside the first weights, that such a network learns with
+_DECAY, _SHRINKS = 10.0, 0.1  # decoupled decay, and how much of a weight it may take off at a step
 _RATIO = 3e-3  # |update| / |weight| a step that a network of this library learns well with
 
 
@@ -121,8 +123,8 @@ def _dying(known: Known) -> Action:
 
 def _unstable(known: Known) -> Action:
   walk = known.measured.walk if known.measured else None
-  ratio = walk.ratio if walk is not None and walk.ratio == walk.ratio else 0.0
-  factor = 0.1 if ratio < 30 * _RATIO else 0.03 if ratio < 300 * _RATIO else 0.003
+  largest = walk.largest if walk is not None and walk.largest == walk.largest else 0.0
+  factor = min(0.1, float(f'{_LARGEST / max(largest, _LARGEST):.1g}'))
   return Action(_rate(known, factor), f'lower the learning rate to {factor:g} of what it is', 'beginning')
 
 
@@ -139,8 +141,13 @@ def _slow(known: Known) -> Action:
 def _overfitting(known: Known) -> Action:
   decay = float(known.get('optim.weight_decay', 0.0) or 0.0)
   if known.reads('optim.weight_decay'):
-    return Action({'optim.weight_decay': max(1.0, 10 * decay)}, 'hold the weights small, so that training examples are '
-                  'not learned by heart', 'beginning')  # fmt: skip
+    lr = known.get('optim.lr')
+    most = _SHRINKS / lr if isinstance(lr, int | float) and lr > 0 else _DECAY
+    overrides: dict[str, Any] = {'optim.weight_decay': float(f'{max(min(_DECAY, most), 3 * decay):.2g}')}
+    if known.measured is not None and known.measured.kind:
+      overrides['eval.metric'] = 'loss'
+    return Action(overrides, 'hold the weights small, so that training examples are not learned by heart, and pick the '
+                  'model by its validation loss', 'beginning')  # fmt: skip
   if known.get('eval.patience'):
     return Action({}, 'it stops early already', 'beginning')
   return Action({'eval.patience': 5}, 'stop where validation turns, before examples are learned by heart', 'beginning')

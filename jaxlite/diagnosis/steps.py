@@ -27,6 +27,7 @@ class Walk(NamedTuple):
     finite: whether all stayed finite.
     unchanged: of weights of few bits that have a gradient, the share that an update left as they were; NaN where all
       have at least 32.
+    largest: the largest |update| of all, beside the size of the weights at the start.
   """
 
   steps: int
@@ -35,6 +36,7 @@ class Walk(NamedTuple):
   losses: tuple[float, ...]
   finite: bool
   unchanged: float
+  largest: float
 
 
 @jax.jit
@@ -71,8 +73,9 @@ def walk(subject: Subject, looker: Looker, until: float, missing: list[str]) -> 
   """Takes steps as the run did, and looks whether each lowers the loss of the batch that it was made for."""
   total = min(subject.total, _STEPS)
   state = jax.tree.map(jnp.copy, subject.start)
-  losses, raised, ratios, unchanged, finite = [], [], [], [], True
+  losses, raised, ratios, unchanged, moves, finite = [], [], [], [], [], True
   which = _begun(state.params)
+  begun = _apart(_of(state.params, which), _of(state.params, which))[1]
   for step in range(total):
     if time.monotonic() > until:
       missing.append(f'steps from the start beyond {step}: the time was up (seconds=)')
@@ -87,6 +90,7 @@ def walk(subject: Subject, looker: Looker, until: float, missing: list[str]) -> 
     apart, size, same, few = _apart(_of(old, which), _of(state.params, which))
     finite = bool(np.isfinite([loss, after, float(apart)]).all())  # of the others the loss tells
     losses.append(loss)
+    moves.append(float(apart) / max(float(begun), 1e-30) if any(which) else float('nan'))
     if not finite:
       break
     raised.append(after > loss + 1e-4 * abs(loss))
@@ -94,8 +98,9 @@ def walk(subject: Subject, looker: Looker, until: float, missing: list[str]) -> 
     unchanged.append(float(same) / few if few else float('nan'))
   if finite and len(raised) < min(_LEAST, total):
     return None
+  largest = max((one for one in moves if np.isfinite(one)), default=float('nan'))
   if not raised:
-    return Walk(len(losses), 1.0, float('nan'), tuple(losses), finite, float('nan')) if losses else None
+    return Walk(len(losses), 1.0, float('nan'), tuple(losses), finite, float('nan'), largest) if losses else None
   late = len(raised) // 3
   return Walk(
     len(losses),
@@ -104,4 +109,5 @@ def walk(subject: Subject, looker: Looker, until: float, missing: list[str]) -> 
     tuple(losses),
     finite,
     float(np.mean(unchanged[late:])),
+    largest,
   )

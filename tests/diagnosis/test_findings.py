@@ -15,7 +15,7 @@ NAN = math.nan
 CLEAN, NOISY = Doubt(0.0, 0.01, 0.0, 0.1, 160, 0.0), Doubt(0.25, 0.03, 0.25, 0.35, 160, 0.25)
 LAYERS = tuple(Layer(name, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0) for name in 'ab')
 LOOK = Look(1.5, LAYERS, 1.0, 100.0, {'relu 1': 0.1}, {})
-WALK = Walk(80, 0.0, 0.004, (1.5, *[0.6] * 79), True, NAN)
+WALK = Walk(80, 0.0, 0.004, (1.5, *[0.6] * 79), True, NAN, 0.02)
 HEALTHY = Measured(
   task='classification', start=LOOK, end=LOOK._replace(loss=0.2), walk=WALK, moved=0.5, ends_in='', outside=NAN,
   loss_fits=None, chance_loss=1.39, kind='classes', train_loss=0.2, validation_loss=0.3, train_risk=0.07,
