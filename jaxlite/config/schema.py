@@ -175,7 +175,8 @@ class RepairConfig:
     leaks: training examples that validation or test has too are left out.
     labels: training examples whose label is contradicted with confidence by fits without them are left out; of several
       labels an example, those are turned.
-    balance: training examples count by how rare their class is, or the rarest of their labels.
+    balance: training examples count by how rare their class is, or the rarest of their labels: by one over the root of
+      its share.
   """
 
   start: bool = False

@@ -99,7 +99,7 @@ def _balance(known: Known) -> Action:
   overrides: dict[str, Any] = {'repair.balance': True}
   if known.measured is not None and known.measured.task in ('classification', 'multi_label'):
     overrides['eval.metric'] = 'f1_macro'
-  return Action(overrides, 'let rare classes count as much as frequent ones', 'beginning')
+  return Action(overrides, 'let rare classes count more', 'beginning')
 
 
 def _exploding(known: Known) -> Action:

@@ -63,14 +63,14 @@ def of_data(repair: Any, data: Dataset) -> Dataset:
     labels = np.asarray(_whole(data, 'repair.balance').labels)
     if labels.dtype.kind in 'iub' and labels.ndim == 1:
       count = np.bincount(labels)
-      each = np.minimum(len(labels) / (np.sum(count > 0) * np.maximum(count, 1)), _MOST_WEIGHT)[labels]
+      each = np.sqrt(len(labels) / np.maximum(count, 1))[labels]
     elif data.task.name == 'multi_label' and labels.ndim == 2:
       has = labels > 0.5
-      rarity = np.clip((1 - has.mean(0)) / np.maximum(has.mean(0), 1e-12), 1, _MOST_WEIGHT)
+      rarity = np.sqrt(np.maximum(1, (1 - has.mean(0)) / np.maximum(has.mean(0), 1 / len(has))))
       each = np.maximum(1, np.max(has * rarity, axis=1))
-      each = each / each.mean()
     else:
       raise ConfigError(f'repair.balance weighs examples by class; the task {data.task.name} has no class an example')
+    each = np.minimum(each / each.mean(), _MOST_WEIGHT)  # the root: in full, what is rare is called too often
     data = _weighed(data, np.arange(len(labels)), each, 'repair.balance: training examples count by how rare their '
                     'class is')  # fmt: skip
   return data
