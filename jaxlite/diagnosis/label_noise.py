@@ -28,7 +28,7 @@ class Doubt(NamedTuple):
     error: the standard error of the share.
     raw: the share, whatever errors do among the others.
     whole: the share of what is wrong among all.
-    seen: how many are called with most confidence.
+    seen: how many examples are called with most confidence.
     limit: the share, less what more examples would take away beyond chance; the share itself where that is not known.
   """
 
@@ -78,8 +78,9 @@ def contradicted(kind: str, scores: np.ndarray, labels: np.ndarray) -> Doubt | N
   share = raw = float(wrong[sure].mean())
   if raw < _FLAT * wrong.mean():
     share = 0.0
-  error = float(np.sqrt(max(share * (1 - share), 1 / len(sure)) / len(sure)))
-  return Doubt(share, error, raw, float(wrong.mean()), len(sure), share)
+  seen = max(1, len(labels) // _SUREST)  # of several labels an example, those of one stand together
+  error = float(np.sqrt(max(share * (1 - share), 1 / seen) / seen))
+  return Doubt(share, error, raw, float(wrong.mean()), seen, share)
 
 
 def _beyond(scores: np.ndarray, labels: np.ndarray, deviations: float) -> np.ndarray:
