@@ -42,11 +42,11 @@ def recipe(config: jl.Config, total_steps: int, rate: float = 0.01) -> jl.Recipe
 
 
 def config(steps: int = 40) -> jl.Config:
-  """Of every trial: eight evaluations, ten checkpoints."""
+  """Of every trial of 40 steps: five evaluations, and at least four checkpoints at other steps."""
   made = jl.Config(name='tiny', recipe=recipe, train=jl.Duration(steps=steps))
   made.data.batch_size = 16
-  made.eval.every = made.log.every = jl.Duration(steps=5)
-  made.checkpoint.every = jl.Duration(steps=4)
+  made.eval.every = made.log.every = jl.Duration(steps=8)
+  made.checkpoint.every = jl.Duration(steps=10)
   made.log.tensorboard = False
   return made
 

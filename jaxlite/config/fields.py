@@ -224,15 +224,21 @@ def _settable(config: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
   for field in dataclasses.fields(config):
     value = getattr(config, field.name, None)  # of a class, where the group itself is None, the default
     note = annotation(config if isinstance(config, type) else type(config), field.name)
-    group = value if is_group(value) else _group_in(note)
+    group = value if is_group(value) else group_in(note)
     if group is not None:
       yield from _settable(group, f'{prefix}{field.name}.')
     elif field.init and _readable(note):
       yield f'{prefix}{field.name}', note
 
 
-def _group_in(note: Any) -> Any:
-  """The dataclass in an annotation like `Duration | None`: its fields can be set though the value is None."""
+def group_in(note: Any) -> Any:
+  """Returns the dataclass in an annotation like `Duration | None`, None where there is none.
+
+  Its fields can be set though the value is None.
+
+  >>> group_in(Duration | None).__name__
+  'Duration'
+  """
   for kind in typing.get_args(note) if typing.get_origin(note) in (typing.Union, types.UnionType) else (note,):
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       return kind
@@ -254,7 +260,7 @@ def _set(node: Any, path: str, names: list[str], text: str | None, known: list[s
   if name not in declared:
     raise _unknown(path, known)
   value, note = getattr(node, name), annotation(type(node), name)
-  kind = type(value) if is_group(value) else _group_in(note)
+  kind = type(value) if is_group(value) else group_in(note)
   new: Any
   parsed: Any
   if rest:

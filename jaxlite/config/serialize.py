@@ -29,10 +29,22 @@ def to_dict(config: Any) -> dict[str, Any]:
   >>> to_dict(Net())
   {'widths': [300, 100], 'start': 'builtins:max'}
   """
-  return {field.name: _plain(getattr(config, field.name), field.name) for field in dataclasses.fields(config)}
+  return {field.name: plain(getattr(config, field.name), field.name) for field in dataclasses.fields(config)}
 
 
-def _plain(value: Any, path: str) -> Any:
+def plain(value: Any, path: str) -> Any:
+  """Returns a value as JSON takes it, as `to_dict` writes it.
+
+  Args:
+    value: of a field.
+    path: the field's, for the error.
+
+  Raises:
+    ConfigError: it holds something else than plain values and functions.
+
+  >>> plain((1, max), 'x')
+  [1, 'builtins:max']
+  """
   if value is None or isinstance(value, bool | str):
     return value
   if isinstance(value, numbers.Integral):
@@ -41,19 +53,19 @@ def _plain(value: Any, path: str) -> Any:
     return float(value)
   if is_group(value):
     return {
-      field.name: _plain(getattr(value, field.name), f'{path}.{field.name}') for field in dataclasses.fields(value)
+      field.name: plain(getattr(value, field.name), f'{path}.{field.name}') for field in dataclasses.fields(value)
     }
   if isinstance(value, Mapping):
-    return {str(key): _plain(one, f'{path}.{key}') for key, one in value.items()}
+    return {str(key): plain(one, f'{path}.{key}') for key, one in value.items()}
   if isinstance(value, tuple | list):
-    return [_plain(one, f'{path}.{index}') for index, one in enumerate(value)]
+    return [plain(one, f'{path}.{index}') for index, one in enumerate(value)]
   if isinstance(value, enum.Enum):
     return value.name
   if isinstance(value, os.PathLike):
     return os.fspath(value)
   if isinstance(value, functools.partial):
-    given = [_plain(value.args, path), _plain(value.keywords, path)]
-    return f'{_plain(value.func, path)} with {given[0]} {given[1]}'
+    given = [plain(value.args, path), plain(value.keywords, path)]
+    return f'{plain(value.func, path)} with {given[0]} {given[1]}'
   if callable(value):
     named = value if hasattr(value, '__qualname__') else type(value)
     return f'{named.__module__}:{named.__qualname__}'
@@ -154,7 +166,7 @@ def as_saved(saved: Mapping[str, Any], config: Any, prefix: str = '') -> Any:
         changes[field.name] = Duration(**old)
     elif is_group(value) and isinstance(old, Mapping):
       changes[field.name] = as_saved(old, value, f'{path}.')
-    elif may_change(path) and old != _plain(value, path) and not callable(value):
+    elif may_change(path) and old != plain(value, path) and not callable(value):
       changes[field.name] = tuple(old) if isinstance(value, tuple) else old
   return dataclasses.replace(config, **changes)
 
@@ -202,7 +214,7 @@ def as_trained(saved: Mapping[str, Any], config: Any, prefix: str = '') -> Any:
     elif is_group(value):
       if isinstance(old, Mapping):
         changes[field.name] = as_trained(old, value, f'{path}.')
-    elif not callable(value) and old != _plain(value, path):
+    elif not callable(value) and old != plain(value, path):
       note = annotation(type(config), field.name)
       takes = [one for one in (old, _tuples(old)) if conforms(one, note)]
       changes |= {field.name: takes[-1]} if takes else {}
@@ -254,7 +266,7 @@ def _defaults(config: Any) -> dict[str, Any]:
     if is_group(value) and not isinstance(value, Duration):
       found[field.name] = _defaults(value)
     elif field.default is not dataclasses.MISSING:
-      found[field.name] = _plain(field.default, field.name)
+      found[field.name] = plain(field.default, field.name)
     elif field.default_factory is not dataclasses.MISSING:
-      found[field.name] = _plain(field.default_factory(), field.name)
+      found[field.name] = plain(field.default_factory(), field.name)
   return found

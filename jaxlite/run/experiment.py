@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from jaxlite.config.reads import Reads, plain, watched
 from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
 from jaxlite.config.serialize import to_dict
+from jaxlite.errors import ConfigError, nearest
 from jaxlite.host import preempt, streams
 from jaxlite.host.files import expanded
 from jaxlite.report import page, tables
@@ -34,6 +38,7 @@ def run(
   fresh: bool = False,
   smoke: bool = False,
   command: str = '',
+  only: Sequence[str] = (),
   deploying: Mapping[str, Any] | None = None,
   diagnosing: Mapping[str, Any] | None = None,
 ) -> int:
@@ -47,6 +52,8 @@ def run(
     fresh: move what is there aside and start again.
     smoke: a run of seconds, in a folder beside.
     command: the command line, for the report.
+    only: which of several runs, by name; all when empty. The page of the whole folder is left as it is, and so are the
+      other runs, which another process may be training.
     deploying: of mode 'deploy': formats, out, which, deadline, as `jaxlite.deploy` takes them.
     diagnosing: of mode 'diagnose': 'act' and 'minutes', as `--act` and `--minutes` say.
 
@@ -60,8 +67,9 @@ def run(
     raise ValueError(f'{folder} holds no run to {_VERBS[mode]}: train first, with --mode=train')
   if fresh and mode == 'deploy':
     raise ValueError('--fresh moves the old run aside, and --mode=deploy writes it for other runtimes: leave one out')
-  if mode != 'train':
+  if mode != 'train' and not only:
     config = _of_one_run(config, folder)
+  config = _chosen(config, only)
   names = list(config.runs) or ['']
   if mode == 'deploy':
     _deploy(config, folder, smoke, dict(deploying or {}), say)
@@ -75,13 +83,15 @@ def run(
     kept = not fresh and all(run_folder.is_finished(folder / name) for name in names)
     if not kept:
       raise
-  if fresh and (aside := run_folder.set_aside(folder)) is not None:
-    say(f'moved the old run to {aside}')
+  if fresh:
+    for one in (folder / name for name in only) if only else (folder,):
+      if (aside := run_folder.set_aside(one)) is not None:
+        say(f'moved the old run to {aside}')
     check_workdir(folder)
   varied = {name: _varied(config, name) for name in config.runs}
   several = {name: one for name, (one, _) in varied.items()}
   results = []
-  with lock(folder) if several and not kept else contextlib.nullcontext():
+  with lock(folder) if several and not kept and not only else contextlib.nullcontext():
     for name, one in (several or {config.name: config}).items():
       one = dataclasses.replace(shrink(one) if smoke else one, runs={})
       if several:
@@ -93,17 +103,38 @@ def run(
           results.append(loop.train_varied(one, where, read, command=command, say=say))
         else:
           results.append(loop.evaluate_run(one, where, command=command, say=say))
+        _forget()
       except loop.Preempted as stop:
         say(str(stop))
         return preempt.EXIT_PREEMPTED
-    if several and mode == 'train' and not kept:
+    if several and mode == 'train' and not kept and not only:
       page.write(results, folder, list(several))
   say(f'\n{tables.table(results)}')
   if len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1:
     say(f'\n{tables.spread(results)}')
   if mode == 'train':
-    say(f'\nreport: {folder / "report.md"}')
+    say('\n' + '\n'.join(f'report: {where / "report.md"}' for where in ([folder / name for name in only] or [folder])))
   return 0
+
+
+def _forget() -> None:
+  """Frees what JAX keeps of a run's programs, 10 to 100 MB: the next run has its own, and the process is ours."""
+  jax.clear_caches()
+  gc.collect()
+
+
+def _chosen(config: Config, only: Sequence[str]) -> Config:
+  """The experiment with the runs that were named."""
+  if not only:
+    return config
+  if not config.runs:
+    raise ConfigError(f'--run names one of several runs, and this experiment is a single one; got {only[0]!r}')
+  for name in only:
+    if name not in config.runs:
+      raise ConfigError(
+        f'--run names one of {", ".join(config.runs)}; got {name!r}; nearest: {nearest(name, config.runs)}'
+      )
+  return dataclasses.replace(config, runs={name: config.runs[name] for name in config.runs if name in only})
 
 
 def _deploy(config: Config, folder: Path, smoke: bool, given: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config
 from jaxlite.contract import Network, Recipe
+from jaxlite.errors import ConfigError
 from jaxlite.finetuning import choice, start
 from jaxlite.report.result import Result
 from jaxlite.run import loop
@@ -102,11 +103,37 @@ def finetune(
     Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution, 2022,
     https://arxiv.org/abs/2202.10054
   """
-  config, data, ready, told = _prepared(network, data, config, fields, say)
+  config, data, begun, told = _prepared(network, data, config, fields, say)
   for line in told:
     say(line)
-  own = {field.name for field in dataclasses.fields(FineTune)} - {field.name for field in dataclasses.fields(Config)}
-  return loop.train_varied(config, workdir, own, model=ready, data=data, fresh=fresh, command=command, say=say)
+  return loop.train_varied(config, workdir, _own(), model=begun, data=data, fresh=fresh, command=command, say=say)
+
+
+def ready(config: Config, model: Any, data: Any, say: Callable[[str], None]) -> tuple[Config, Any, Any, frozenset[str]]:
+  """Returns what a run of a config trains: of a FineTune what `finetune` would, of any other what was given.
+
+  Args:
+    config: of the run.
+    model: as `train` or `finetune` takes it.
+    data: likewise.
+    say: prints a line.
+
+  Returns:
+    The config, model and data, and fields of the config that were read to make them.
+  """
+  if not isinstance(config, FineTune):
+    return config, model, data, frozenset()
+  if model is None:
+    raise ConfigError('a FineTune begins with a network that has learned: give it as model=')
+  config, data, begun, told = _prepared(model, data, config, {}, say)
+  for line in told:
+    say(line)
+  return config, begun, data, _own()
+
+
+def _own() -> frozenset[str]:
+  """The fields that fine-tuning adds to a config."""
+  return frozenset(one.name for one in dataclasses.fields(FineTune)) - {one.name for one in dataclasses.fields(Config)}
 
 
 def _prepared(

@@ -98,8 +98,9 @@ absl_flags.DEFINE_string(
 absl_flags.DEFINE_string(
   'limits', None, 'of --mode=tune: at most, name:number[,name:number] of bytes, parameters, latency'
 )
-absl_flags.DEFINE_string('run', None, 'of --mode=tune, lr_range and batch_size: which of several runs')
+absl_flags.DEFINE_list('run', None, 'which of several runs, one or more by name; a search takes one (default: all)')
 absl_flags.DEFINE_string('storage', None, "of --mode=tune: a server's address, for workers on several machines")
+absl_flags.DEFINE_integer('members', None, 'of --mode=tune: small trials raced in one vmapped step under halving (1)')
 absl_flags.DEFINE_integer('workers', None, 'of --mode=tune: processes that share the trials (default: 1)')
 absl_flags.DEFINE_bool('worker', False, 'of --mode=tune: one more process for a search that is under way')
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
@@ -156,13 +157,14 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
         from jaxlite.run import tune_command
 
         if FLAGS.mode != 'tune':
-          return tune_command.ask(FLAGS.mode, config, workdir, FLAGS.run or '')
+          return tune_command.ask(FLAGS.mode, config, workdir, (FLAGS.run or [''])[0])
         declared = command_line.declared(FLAGS.config, 'SPACE', where)
         words = [sys.executable, *sys.orig_argv[1:]]
         given |= {'home': home}
         how = {'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command, 'began': _BEGAN}
         return tune_command.tune(config, workdir, declared, words, **how, **given)
       how = {'mode': FLAGS.mode, 'fresh': FLAGS.fresh, 'smoke': FLAGS.smoke, 'command': command}
+      how['only'] = FLAGS.run or ()
       how |= {'diagnosing': given} if FLAGS.mode == 'diagnose' else {'deploying': given}
       return experiment.run(config, workdir, **how)
     except Exception as error:
@@ -177,7 +179,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
 
 _DEPLOYING = ('formats', 'out', 'which', 'deadline')
 _SEARCHES = ('tune', 'lr_range', 'batch_size')
-_TUNING = ('space', 'trials', 'method', 'stop', 'goals', 'limits', 'storage', 'workers', 'worker')
+_TUNING = ('space', 'trials', 'method', 'stop', 'goals', 'limits', 'storage', 'members', 'workers', 'worker')
 _BUDGET = ('minutes', 'megabytes', 'examples', 'shape', 'classes')
 _CATALOGUE = ('task', 'batch')
 _REPORTING = ('out', 'serve', 'port')
@@ -217,8 +219,10 @@ def _given(fields: bool) -> dict[str, Any]:
     raise errors.ConfigError(f'--act goes with --mode=diagnose; got --mode={mode}')
   if FLAGS.budget is not None and mode not in ('deploy', 'tune'):
     raise errors.ConfigError(f'--budget goes with --mode=deploy and --mode=tune; got --mode={mode}')
-  if FLAGS.run is not None and mode not in _SEARCHES:
-    raise errors.ConfigError(f'--run goes with --mode={", ".join(_SEARCHES)}; got --mode={mode}')
+  if FLAGS.run is not None and mode not in ('train', 'eval', 'deploy', 'diagnose', *_SEARCHES):
+    raise errors.ConfigError(f'--run goes with train, eval, deploy, diagnose and searches; got --mode={mode}')
+  if FLAGS.run is not None and mode in _SEARCHES and len(FLAGS.run) != 1:
+    raise errors.ConfigError(f'--run of --mode={mode} names one run; got {",".join(FLAGS.run) or "none"}')
   if FLAGS.force and mode != 'train':
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit'):
@@ -246,7 +250,8 @@ def _given(fields: bool) -> dict[str, Any]:
   if mode in ('lr_range', 'batch_size') and FLAGS.smoke:
     raise errors.ConfigError(f'--smoke is a short run, and --mode={mode} trains none: leave it out')
   if mode == 'tune':
-    return {name: FLAGS[name].value for name in (*_TUNING, 'run', 'budget') if _is_given(name)}
+    given = {name: FLAGS[name].value for name in (*_TUNING, 'budget') if _is_given(name)}
+    return given | ({'run': FLAGS.run[0]} if FLAGS.run else {})
   given = {name: FLAGS[name].value for name in _PLANNING if _is_given(name)}
   budget = [name for name in given if name in _BUDGET]
   alone = budget or 'check' in given

@@ -21,6 +21,7 @@ from jaxlite.errors import ConfigError, counted, nearest
 from jaxlite.planning.plan import Plan, between, spoken
 from jaxlite.run import folder as run_folder
 from jaxlite.run import study_record
+from jaxlite.run.finetune import ready
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
 from jaxlite.run.search import Search
@@ -59,6 +60,7 @@ def opened(
   fresh: bool,
   command: str,
   say: Say,
+  members: int = 1,
   quiet: bool = False,
   began: float | None = None,
 ) -> Search:
@@ -70,7 +72,8 @@ def opened(
   base = of_run(config, run)
   kinds = check(space, base)
   seconds, most = outcome.seconds_of(budget), None if trials is None else errors.whole(trials, 'trials', least=1)
-  bounds = outcome.limits_of(limits)
+  bounds, seed = outcome.limits_of(limits), errors.whole(seed, 'seed', least=0)
+  members = errors.whole(members, 'members', least=1)
   stopping.check(stop)
   if storage and not storage.startswith(('postgresql://', 'postgres://')):
     raise ConfigError(
@@ -92,12 +95,24 @@ def opened(
   if base.teacher:
     base = dataclasses.replace(base, teacher=str((folder / base.teacher).resolve()))
   reads = Reads()
-  shared = _shared(base, kinds, data, reads)
+  shared, loading = _shared(base, kinds, data, reads)
+  if loading and not quiet:
+    say(
+      f'note: {", ".join(loading)} of the search space has a part in loading the data, so each trial loads its own; '
+      'where the validation split differs, scores do not compare: give a Dataset whose splits are fixed'
+    )
   again = functools.partial(_at_some_point, kinds, folder=folder, model=model, data=shared)
   setup = again(base)
   _check_validation(setup)
   wanted = _goals(goals, setup)
-  stop = 'none' if len(wanted) > 1 else stop
+  if len(wanted) > 1 and stop != 'none':
+    if stop != 'median' and not quiet:
+      say(f'note: of several goals no trial is stopped early, so stop={stop!r} does nothing')
+    stop = 'none'
+  if members > 1 and stop not in stopping.RUNGS:
+    raise ConfigError(
+      f"members are raced until halving has looked last: stop='halving' or 'hyperband' and one goal; got stop={stop!r}"
+    )
   if method == 'cmaes' and len(wanted) > 1:
     raise ConfigError('cmaes has one goal: take method=tpe or nsga2, or one goal')
   plan = _forecast(setup, seconds, say)
@@ -147,7 +162,7 @@ def opened(
     limits=bounds,
     method=method,
     stop=stop,
-    seed=errors.whole(seed, 'seed', least=0),
+    seed=seed,
     most=most,
     budget=None if seconds is None else seconds - min(_END, _SHARE * seconds),
     expected=low,
@@ -157,6 +172,7 @@ def opened(
     model=model,
     data=shared,
     read=frozenset(reads.paths),
+    members=members,
     command=command,
     say=say,
   )
@@ -213,7 +229,7 @@ def _method(method: str, space: Space, say: Say) -> str:
 
 def _goals(given_goals: Sequence[str] | str, setup: Setup) -> tuple[Goal, ...]:
   """The goals, a validation metric first, each with its direction."""
-  names = [one.strip() for one in given_goals.split(',')] if isinstance(given_goals, str) else list(given_goals)
+  names = [one.strip() for one in given_goals.split(',')] if isinstance(given_goals, str) else list(given_goals or ())
   names = [name for name in names if name] or [setup.score]
   known = (*setup.metric.names, *outcome.SIZES)
   for name in names:
@@ -237,11 +253,16 @@ def _goals(given_goals: Sequence[str] | str, setup: Setup) -> tuple[Goal, ...]:
 def _at_some_point(space: Space, config: Config, *, folder: Path, model: Any, data: Any) -> Setup:
   """A run in the middle of a space, which is forecast and known by its program; at its low end where that cannot be."""
   made = [assigned(config, space, {name: at(kind) for name, kind in space.items()}) for at in (middle, lowest)]
+
+  def prepared(one: Config) -> Setup:
+    one, network, own, read = ready(dataclasses.replace(one, runs={}), model, data, lambda line: None)
+    return prepare(one, folder, network, own, read)
+
   try:
-    return prepare(dataclasses.replace(made[0], runs={}), folder, model, data)
+    return prepared(made[0])
   except ValueError as error:
     try:
-      return prepare(dataclasses.replace(made[1], runs={}), folder, model, data)
+      return prepared(made[1])
     except ValueError:
       raise error from None
 
@@ -255,15 +276,17 @@ def _check_validation(setup: Setup) -> None:
     )
 
 
-def _shared(config: Config, space: Space, data: Any, reads: Reads) -> Any:
-  """The data, loaded once where no name of the space has a part in loading them; else as they were given."""
+def _shared(config: Config, space: Space, data: Any, reads: Reads) -> tuple[Any, list[str]]:
+  """The data, loaded once where no name of the space has a part in loading them; else as given, and these names."""
   own = Reads()
   made = dataset_of(watched(config, own), data)
   read = {path for path in own.paths if not is_group(functools.reduce(getattr, path.split('.'), config))}
-  if any(name == path or name.startswith(f'{path}.') or path.startswith(f'{name}.') for name in space for path in read):
-    return data
+  within = lambda one, other: one == other or one.startswith(f'{other}.')  # noqa: E731
+  loading = [name for name in space if any(within(name, path) or within(path, name) for path in read)]
+  if loading:
+    return data, loading
   reads.paths.update(own.paths)
-  return made
+  return made, []
 
 
 def _forecast(setup: Setup, seconds: float | None, say: Say) -> Plan:

@@ -15,7 +15,7 @@ from jaxlite.run import identity
 from jaxlite.run.setup import Setup
 from jaxlite.tuning import optuna_study
 from jaxlite.tuning.database import StorageError, shown
-from jaxlite.tuning.kinds import Choice, Space, label
+from jaxlite.tuning.kinds import Choice, Space, as_text
 from jaxlite.tuning.ledger import Ledger
 from jaxlite.tuning.outcome import Goal
 
@@ -40,7 +40,7 @@ def about(base: Config, space: Space, goals: Sequence[Goal], setup: Setup) -> di
 
 def _plain(kind: Any) -> Any:
   if isinstance(kind, Choice):
-    return {'choice': [label(value) for value in kind.values]}
+    return {'choice': [as_text(value) for value in kind.values]}
   return {'low': kind.low, 'high': kind.high, 'log': kind.log, 'step': kind.step}
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from jaxlite.config.schema import Config
 from jaxlite.host import streams
 from jaxlite.run import search_report, study
-from jaxlite.run.search import Search, config_of, trial_folder, work
+from jaxlite.run.search import Search, config_of, trial_folder
+from jaxlite.run.worker import work
 from jaxlite.tuning import outcome
 from jaxlite.tuning.kinds import Space, given
 from jaxlite.tuning.ledger import Trial
@@ -90,6 +91,7 @@ def tune(
   run: str = '',
   storage: str = '',
   seed: int = 0,
+  members: int = 1,
   fresh: bool = False,
   command: str = '',
   say: Say = print,
@@ -100,7 +102,8 @@ def tune(
   and ends as if it never was. Start the same script several times at once, and they share the work.
 
   Args:
-    config: of every trial; what the space names is set on it.
+    config: of every trial; what the space names is set on it. Of a `jl.FineTune` each trial is what `jl.finetune` of
+      `model` would be.
     workdir: the study's folder.
     space: names of fields ('optim.lr', 'data.batch_size', 'train.epochs') and of arguments of functions that the config
       names ('recipe.sparsity', 'model.width'), each with its kind: `jl.tuning.choice`, `uniform`, `log_uniform`,
@@ -118,8 +121,12 @@ def tune(
     limits: 'bytes' and 'parameters' at most, and milliseconds of 'latency' (the median call with one example):
       {'bytes': 20_000} or 'bytes:20000'. A trial over one is never the best.
     run: of an experiment with several `runs`, the one that is searched.
-    storage: 'postgresql://user:password@host/name' for workers on several machines; '' is a file in the workdir.
+    storage: 'postgresql://user:password@host/name' for workers on several machines, which share the workdir too; '' is
+      a file in the workdir, for one machine.
     seed: of the points.
+    members: of small models, trials that are raced in one vmapped step until halving has looked last: those of one
+      program that differ in numbers of `optim`, `recipe`, `loss` and in the seed. Who goes on is then a run like any
+      other; who was stopped leaves no folder. `experiments/bench/ensemble.py` measures for which sizes it is faster.
     fresh: what is in the workdir is moved aside, and the study starts again.
     command: the command line, for the reports.
     say: prints a line.
@@ -162,6 +169,7 @@ def tune(
     run=run,
     storage=storage,
     seed=seed,
+    members=members,
     fresh=fresh,
     command=command,
     say=say,
@@ -171,9 +179,7 @@ def tune(
     say(f'the search is over: {ended}')
     return reported(search, ended)
   finally:
-    if search.mirror is not None:
-      search.mirror.close()
-    search.ledger.close()
+    search.close()
 
 
 def reported(search: Search, ended: str) -> Tuned:

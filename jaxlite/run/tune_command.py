@@ -22,8 +22,8 @@ from jaxlite.host import preempt, streams
 from jaxlite.run import loop, study
 from jaxlite.run.batch_size import batch_size
 from jaxlite.run.lr_range import lr_range
-from jaxlite.run.search import work
 from jaxlite.run.tune import reported
+from jaxlite.run.worker import work
 from jaxlite.tuning.space import parsed
 
 _SMOKE = 3  # trials
@@ -98,7 +98,7 @@ def tune(
     say(str(stop))
     return preempt.EXIT_PREEMPTED
   finally:
-    search.ledger.close()
+    search.close()
   return 0
 
 

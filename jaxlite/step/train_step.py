@@ -206,7 +206,8 @@ def _read_at_point(model: Model) -> Model:
 
   def export(params: Params, state: State) -> tuple[Params, State]:
     seen = state.get(POINT, params)
-    return model.export(seen, {name: value for name, value in state.items() if name != POINT})
+    # What the step notes for itself is no part of what a framework's own `apply` takes.
+    return model.export(seen, {name: value for name, value in state.items() if name not in (POINT, HEALTH)})
 
   return model._replace(apply=apply, export=export)
 

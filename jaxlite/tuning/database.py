@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ import filelock
 from jaxlite.errors import ConfigError, need
 
 _WAIT = 300.0  # seconds for the lock: nobody holds it for more than one
+# Of a session on a server: a machine that lost its power keeps no lock for hours, and nobody waits for one for ever.
+_SESSION = ('tcp_keepalives_idle = 20', 'tcp_keepalives_interval = 5', 'tcp_keepalives_count = 4')
+_SESSION += (f"lock_timeout = '{_WAIT:.0f}s'",)
 
 
 class StorageError(ConfigError):
@@ -77,6 +80,7 @@ class Database:
           self._connection.execute('pragma journal_mode = wal').fetchall()
           self._connection.execute('pragma synchronous = normal')
           self._connection.execute('select count(*) from sqlite_master').fetchall()
+          self._file = _file(address)
         except sqlite3.Error:  # damaged, or no database
           self._connection.close()
           raise
@@ -106,8 +110,8 @@ class Database:
     values = {name: value for name, value in values.items() if name in names}
     with self._said(), self._turn:
       if self.is_file:
-        if not Path(self.address).exists():
-          raise FileNotFoundError(str(self.address))
+        if _file(Path(self.address)) != self._file:  # what is written into a removed file is lost without a word
+          raise FileNotFoundError(f'{self.address} is not the file that was opened')
         done = self._connection.execute(text, values)
         return done.fetchall(), done.rowcount
       import sqlalchemy
@@ -143,8 +147,15 @@ class Database:
         return
       import sqlalchemy
 
-      self._holder = self._engine.connect()
-      self._holder.execute(sqlalchemy.text(f'select pg_advisory_lock({zlib.crc32(b"jaxlite.tuning")})'))
+      holder = self._engine.connect()
+      try:
+        for setting in _SESSION:
+          holder.execute(sqlalchemy.text(f'set {setting}'))
+        holder.execute(sqlalchemy.text(f'select pg_advisory_lock({zlib.crc32(b"jaxlite.tuning")})'))
+      except BaseException:
+        holder.close()
+        raise
+      self._holder = holder
 
   def _let_go(self) -> None:
     if self.is_file:
@@ -182,11 +193,23 @@ class Database:
     except Exception as error:
       if not _is_of_storage(error):
         raise
-      why = str(getattr(error, 'orig', None) or error).strip().split('\n')[0][:160]
-      raise StorageError(
-        f'the storage {shown(self.address)} cannot be reached ({why}): what is trained is safe in the folders of the '
-        'trials; bring it back and run the same again'
-      ) from error
+      raise unreachable(self.address, error) from error
+
+
+def unreachable(address: str | Path, error: Exception) -> StorageError:
+  """Returns the one line for what a driver raised."""
+  why = str(getattr(error, 'orig', None) or error).strip().split('\n')[0][:160]
+  fix = 'make room' if re.search(r'full|no space|quota', why, re.IGNORECASE) else 'bring it back'
+  return StorageError(
+    f'the storage {shown(address)} cannot be reached ({why}): what is trained is safe in the folders of the trials; '
+    f'{fix} and run the same again'
+  )
+
+
+def _file(path: Path) -> tuple[int, int]:
+  """Which file a path names."""
+  found = path.stat()
+  return found.st_dev, found.st_ino
 
 
 def _is_of_storage(error: Exception) -> bool:
@@ -195,6 +218,10 @@ def _is_of_storage(error: Exception) -> bool:
   return type(error).__module__.split('.')[0] in ('sqlalchemy', 'psycopg')
 
 
-def storage_lines(error: Exception) -> Sequence[str]:
-  """Returns the error of a storage in one line, for whoever meets it in another library; () where it is none."""
-  return (str(error).split('\n')[0],) if _is_of_storage(error) else ()
+def of_storage(error: BaseException | None) -> Exception | None:
+  """Returns what a database raised, of whatever another library made of it; None where none did."""
+  while error is not None:
+    if isinstance(error, Exception) and _is_of_storage(error):
+      return error
+    error = error.__cause__
+  return None

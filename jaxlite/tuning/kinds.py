@@ -6,7 +6,9 @@ Optuna whatever the type of the field, and comes back to the last bit.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import math
 import numbers
 from collections.abc import Mapping
@@ -14,7 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlite.config.serialize import plain
 from jaxlite.errors import ConfigError, whole
+
+_LARGEST = 1_000_000  # points of a grid
 
 
 class Choice(NamedTuple):
@@ -48,10 +53,12 @@ def choice(*values: Any) -> Choice:
   """Returns the kind of a field that takes one of some values, all alike.
 
   Args:
-    *values: at least one, of whatever type the field has: numbers, texts, tuples, functions.
+    *values: at least one, of whatever type the field has: numbers, texts, tuples, durations, functions by name,
+      `functools.partial` of them. What another process could not tell apart (two lambdas, objects) is refused: give
+      names, and look them up where the config is read.
 
   Raises:
-    ConfigError: none, or two that are written alike.
+    ConfigError: none, two that are alike, or one that has no text of its own.
 
   >>> choice(32, 64).values
   (32, 64)
@@ -59,10 +66,27 @@ def choice(*values: Any) -> Choice:
   if not values:
     raise ConfigError('choice takes at least one value: jl.tuning.choice(32, 64, 128)')
   values = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
-  shown = [written(value) for value in values]
+  shown = [as_text(value) for value in values]
   if twice := sorted({one for one in shown if shown.count(one) > 1}):
-    raise ConfigError(f'a choice has different values; got {twice[0]} twice')
+    names = any(callable(value) for value in values)
+    fix = ': functions are told apart by name, so give each one, or give names and look them up' if names else ''
+    raise ConfigError(f'a choice has different values; got {twice[0]} twice{fix}')
   return Choice(values)
+
+
+def as_text(value: Any) -> str:
+  """Returns the text by which a value of a choice is known in every process.
+
+  >>> as_text((64, 0.5)), as_text(max)
+  ('[64, 0.5]', '"builtins:max"')
+  """
+  try:
+    return json.dumps(plain(value, 'it'), allow_nan=not (isinstance(value, float) and math.isnan(value)))
+  except ValueError:  # a ConfigError too
+    raise ConfigError(
+      'a choice is of numbers, texts, tuples and functions by name, which are the same in every process; got '
+      f'{" ".join(repr(value).split())[:80]}: give names, and look them up in config.model or config.recipe'
+    ) from None
 
 
 def uniform(low: float, high: float, *, points: int = 4) -> Range:
@@ -132,6 +156,8 @@ def _range(made: Range, name: str) -> Range:
     raise ConfigError(f'{name} with equal ratios begins above 0; got {made.low!r}: uniform may begin there')
   if made.points != -1:
     whole(made.points, f'points of {name}', least=1)
+  if not math.isfinite(made.high - made.low):
+    raise ConfigError(f'{name} takes ends whose difference is a finite number; got {made.low!r}, {made.high!r}')
   return made if made.step else made._replace(low=float(made.low), high=float(made.high))
 
 
@@ -147,20 +173,31 @@ def written(value: Any) -> str:
     return str(int(value))
   if isinstance(value, numbers.Real):
     return f'{float(value):.4g}'
+  if isinstance(value, functools.partial):
+    given = [*map(written, value.args), *(f'{name}={written(one)}' for name, one in value.keywords.items())]
+    return f'{written(value.func)}({", ".join(given)})'
   if callable(value):
     return getattr(value, '__name__', type(value).__name__)
   return str(value)
 
 
-def label(value: Any) -> Any:
-  """Returns a value of a choice as JSON and Optuna take it: itself where it is plain, else as it is written."""
-  return value if value is None or isinstance(value, bool | int | float | str) else written(value)
+def labels(kind: Choice) -> list[Any]:
+  """Returns the values of a choice as Optuna takes them: themselves where all are plain, else texts, no two equal.
+
+  >>> labels(choice(1, 2.5, None)), labels(choice(True, 1)), labels(choice((8,), max))
+  ([1, 2.5, None], ['true', '1'], ['(8,)', 'max'])
+  """
+  found: list[Any] = list(kind.values)
+  if not all(value is None or isinstance(value, bool | int | float | str) for value in found):
+    found = [value if isinstance(value, str) else written(value) for value in found]
+  alike = any(one == other for one, other in itertools.combinations(found, 2))  # Optuna looks for the first equal one
+  return [as_text(value) for value in kind.values] if alike else found
 
 
 def held(kind: Kind, value: Any) -> Any:
   """Returns a value as it is stored: of a choice its place, else the number."""
   if isinstance(kind, Choice):
-    return next(place for place, one in enumerate(kind.values) if one is value or written(one) == written(value))
+    return [as_text(one) for one in kind.values].index(as_text(value))
   return value
 
 
@@ -215,9 +252,26 @@ def size(space: Space) -> float:
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
-  """Returns every point of a grid over a space, as values are stored: all choices, all or some points of a range."""
+  """Returns every point of a grid over a space, as values are stored: all choices, all or some points of a range.
+
+  Raises:
+    ConfigError: it has more than a million points.
+  """
+  count = math.prod(map(_count, space.values()))
+  if count > _LARGEST:
+    raise ConfigError(
+      f'a grid has at most {_LARGEST:,} points, and this one would have {count:,}: give ranges fewer (points=4), or '
+      'search by another method'
+    )
   lists = [_points(kind) for kind in space.values()]
   return [dict(zip(space, point, strict=True)) for point in itertools.product(*lists)]
+
+
+def _count(kind: Kind) -> int:
+  """How many points a grid takes of a kind, at the most."""
+  if isinstance(kind, Choice):
+    return len(kind.values)
+  return int((kind.high - kind.low) // kind.step) + 1 if kind.step and kind.points == -1 else kind.points
 
 
 def _points(kind: Kind) -> list[Any]:

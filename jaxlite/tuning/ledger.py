@@ -17,6 +17,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ import filelock
 from jaxlite.tuning.database import Database, StorageError
 
 BEAT, GRACE = 10.0, 60.0  # seconds between heartbeats; without one for so long, a worker elsewhere is taken for dead
+_JUMP = 5.0  # seconds by which a clock that was set, or a machine that slept, differs from one that only runs
 RUNNING, WAITING, COMPLETE, PRUNED, FAILED = 'running', 'waiting', 'complete', 'pruned', 'failed'
 DONE = (COMPLETE, PRUNED, FAILED)
 _TABLES = (
@@ -110,17 +112,22 @@ class Ledger:
       database: that holds it.
       ago: seconds for which this worker has been at it already: loading, looking at what was asked.
     """
-    self.study, self.worker, self.host = study, secrets.token_hex(8), socket.gethostname()
+    self.study, self.worker, self.host = study, secrets.token_hex(8), _host()
     self._database, self._folder = database, Path(folder)
     self._workers = self._folder / 'workers'
     self._workers.mkdir(parents=True, exist_ok=True)
     self._alive = filelock.FileLock(self._workers / f'{self.worker}.lock', thread_local=False)
     self._alive.acquire(timeout=10)
-    with self.locked():
-      for table in _TABLES:
-        database.execute(table)
-      now = self.now()
-      self._write('insert into jaxlite_session values (:study, :worker, :began, :beat)', began=now - ago, beat=now)
+    try:
+      with self.locked():
+        for table in _TABLES:
+          database.execute(table)
+        self._check_one_machine()
+        now = self.now()
+        self._begin(now, ago)
+    except BaseException:
+      self._gone()
+      raise
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -144,9 +151,28 @@ class Ledger:
         )
       self._database.close()
     finally:
-      self._alive.release()
-      with contextlib.suppress(OSError):
-        (self._workers / f'{self.worker}.lock').unlink()
+      self._gone()
+
+  def _gone(self) -> None:
+    self._alive.release()
+    with contextlib.suppress(OSError):
+      (self._workers / f'{self.worker}.lock').unlink()
+
+  def _check_one_machine(self) -> None:
+    """Raises where a file is shared with a worker of another machine: SQLite keeps none whole over a network."""
+    for trial in self.trials() if self._database.is_file else ():
+      if trial.state == RUNNING and _machine(trial.host) != _machine(self.host) and self._held(trial.worker):
+        raise StorageError(
+          f'a worker on {trial.host.partition("/")[0]} is at work on this study, and a file is for one machine: give '
+          "all of them storage='postgresql://...'"
+        )
+
+  def _begin(self, now: float, ago: float) -> None:
+    """Begins a span of time in which this worker is at it."""
+    self._session = secrets.token_hex(8)
+    self._last = now, time.monotonic()
+    values = {'session': self._session, 'began': now - ago, 'beat': now}
+    self._write('insert into jaxlite_session values (:study, :session, :began, :beat)', **values)
 
   def about(self) -> dict[str, Any] | None:
     """Returns what the study is: its space, goals and config; None before somebody said so."""
@@ -223,14 +249,22 @@ class Ledger:
 
   def _lives(self, trial: Trial) -> bool:
     """Whether the worker that has a trial still runs."""
-    path = self._workers / f'{trial.worker}.lock'
-    if trial.host == self.host and path.exists():  # the system lets go of a dead process's lock
-      try:
-        with filelock.FileLock(path, timeout=0, thread_local=False):
-          return False
-      except filelock.Timeout:
-        return True
+    if (self._workers / f'{trial.worker}.lock').exists():
+      held = self._held(trial.worker)
+      if _machine(trial.host) == _machine(self.host) or (self._database.is_file and not held):
+        return held
     return self.now() - trial.beat < GRACE
+
+  def _held(self, worker: str) -> bool:
+    """Whether a worker's lock is held: the system lets go of a dead process's."""
+    path = self._workers / f'{worker}.lock'
+    if not path.exists():
+      return False
+    try:
+      with filelock.FileLock(path, timeout=0, thread_local=False):
+        return False
+    except filelock.Timeout:
+      return True
 
   def report(self, trial: Trial, step: int, share: float, value: float) -> bool:
     """Notes a score on the way, once a step; False where the trial is not this worker's any more."""
@@ -268,9 +302,15 @@ class Ledger:
 
   def beat(self) -> None:
     """Tells other machines that this worker lives."""
-    values = {'now': self.now(), 'running': RUNNING}
     with self.locked():
-      self._write('update jaxlite_session set beat = :now where study = :study and worker = :worker', **values)
+      now, runs = self.now(), time.monotonic()
+      before, ran = self._last
+      values = {'now': now, 'running': RUNNING, 'session': self._session}
+      if abs((now - before) - (runs - ran)) > _JUMP:  # the hours between are nobody's work
+        self._begin(now, runs - ran)
+      else:
+        self._last = now, runs
+        self._write('update jaxlite_session set beat = :now where study = :study and worker = :session', **values)
       self._write(
         'update jaxlite_trial set beat = :now where study = :study and worker = :worker and state = :running', **values
       )
@@ -303,6 +343,20 @@ class Ledger:
 
   def _write(self, text: str, **values: Any) -> int:
     return self._database.execute(text, **{'study': self.study, 'worker': self.worker, **values})[1]
+
+
+def _host() -> str:
+  """This machine's name, and since when it runs: containers of one machine have that alike."""
+  try:
+    began = Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()
+  except OSError:
+    began = ''
+  return f'{socket.gethostname()}/{began}'
+
+
+def _machine(host: str) -> str:
+  name, _, began = host.partition('/')
+  return began or name
 
 
 def _placed(columns: str) -> str:

@@ -15,9 +15,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxlite.tuning.database import Database, StorageError, shown, storage_lines
-from jaxlite.tuning.kinds import Choice, Kind, Space, given, label
-from jaxlite.tuning.ledger import COMPLETE, DONE, PRUNED, RUNNING, Trial
+from jaxlite.tuning.database import Database, StorageError, of_storage, unreachable
+from jaxlite.tuning.kinds import Choice, Kind, Space, labels
+from jaxlite.tuning.ledger import COMPLETE, DONE, FAILED, PRUNED, RUNNING, Trial
 
 METHODS = ('tpe', 'cmaes', 'nsga2')
 
@@ -45,17 +45,10 @@ def _quiet(database: Database) -> Iterator[None]:
       warnings.simplefilter('ignore')
       yield
   except Exception as error:
-    lines = storage_lines(error)
-    cause: BaseException | None = error
-    while not lines and cause is not None:  # Optuna wraps what its database raised
-      cause = cause.__cause__
-      lines = storage_lines(cause) if isinstance(cause, Exception) else ()
-    if not lines or isinstance(error, StorageError):
+    cause = of_storage(error)  # Optuna wraps what its database raised
+    if cause is None or isinstance(error, StorageError):
       raise
-    raise StorageError(
-      f'the storage {shown(database.address)} cannot be reached ({lines[0][:160]}): what is trained is safe in the '
-      'folders of the trials; bring it back and run the same again'
-    ) from error
+    raise unreachable(database.address, cause) from error
   finally:
     optuna.logging.set_verbosity(before)
 
@@ -170,7 +163,8 @@ class Mirror:
         optuna.trial.Trial(self._study, identity).set_constraint(name, over)
       if trial.state == COMPLETE and values:
         storage.set_trial_state_values(identity, states.COMPLETE, list(values))
-      elif trial.state == PRUNED:
+      elif trial.state == PRUNED or (trial.state == FAILED and not self._several):
+        # TPE leaves FAIL out, and would suggest for ever what diverges or does not fit: that is as bad as stopped.
         pruned = list(values) if values and not self._several else None
         storage.set_trial_state_values(identity, states.PRUNED, pruned)
       else:
@@ -221,24 +215,20 @@ class Mirror:
 
   def _external(self, name: str, stored: Any) -> Any:
     kind = self._space[name]
-    return label(given(kind, stored)) if isinstance(kind, Choice) else stored
+    return labels(kind)[stored] if isinstance(kind, Choice) else stored
 
   def _stored(self, name: str, value: Any) -> Any:
     kind = self._space[name]
     if isinstance(kind, Choice):
-      return next(place for place, one in enumerate(kind.values) if _same(label(one), value))
+      return labels(kind).index(value)
     return int(value) if kind.step else float(value)
-
-
-def _same(one: Any, other: Any) -> bool:
-  return type(one) is type(other) and one == other
 
 
 def _distribution(kind: Kind) -> Any:
   from optuna import distributions
 
   if isinstance(kind, Choice):
-    return distributions.CategoricalDistribution([label(value) for value in kind.values])
+    return distributions.CategoricalDistribution(labels(kind))
   if kind.step:
     last = int(kind.low + kind.step * ((kind.high - kind.low) // kind.step))
     return distributions.IntDistribution(int(kind.low), last, log=kind.log, step=kind.step)

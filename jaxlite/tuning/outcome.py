@@ -162,7 +162,6 @@ def front(trials: Sequence[Trial], goals: Sequence[Goal], limits: Mapping[str, f
   for one in able:
     mine = scores[one.number]
     others = (theirs for theirs in scores.values() if theirs != mine)
-    others = (theirs for theirs in scores.values() if theirs != mine)
     beaten = any(all(b >= a for a, b in zip(mine, theirs, strict=True)) for theirs in others)
     twin = any(scores[other.number] == mine for other in found)
     if not (beaten or twin):

@@ -27,9 +27,9 @@ def next_of_grid(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, An
     seed: of the study.
     past: trials so far.
   """
-  points, tried = grid(space), [trial.given for trial in past]
+  points, tried = grid(space), _tried(space, past)
   order = np.random.default_rng(seed).permutation(len(points))
-  return next((points[place] for place in order if points[place] not in tried), None)
+  return next((points[place] for place in order if tuple(points[place].values()) not in tried), None)
 
 
 def next_at_random(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, Any] | None:
@@ -44,12 +44,16 @@ def next_at_random(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, 
     Bergstra and Bengio, Random Search for Hyper-Parameter Optimization, 2012,
     https://www.jmlr.org/papers/v13/bergstra12a.html
   """
-  tried = [trial.given for trial in past]
+  tried = _tried(space, past)
   if len(tried) >= size(space):
     return None
   rng = np.random.default_rng([seed, len(past)])
   for _ in range(_TRIES):
     point = {name: draw(kind, rng) for name, kind in space.items()}
-    if point not in tried:
+    if tuple(point.values()) not in tried:
       return point
-  return next((point for point in grid(space) if point not in tried), None)
+  return next((point for point in grid(space) if tuple(point.values()) not in tried), None)
+
+
+def _tried(space: Space, past: Sequence[Trial]) -> set[tuple[Any, ...]]:
+  return {tuple(trial.given[name] for name in space) for trial in past}

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxlite.config.duration import UNITS, Duration
-from jaxlite.config.fields import fields, is_group, override, settable
+from jaxlite.config.fields import annotation, fields, group_in, is_group, override, settable
 from jaxlite.config.schema import Config, validate
 from jaxlite.errors import ConfigError, nearest
 from jaxlite.tuning.kinds import Choice, Kind, Range, Space, choice, given, integer, log_uniform, middle, uniform
@@ -45,7 +45,9 @@ def _set(node: Any, names: Sequence[str], value: Any) -> Any:
   new = value
   if rest:
     now = getattr(node, name)
-    if isinstance(now, Duration):
+    group = group_in(annotation(type(node), name)) if now is None else None
+    now = group() if group is not None and not issubclass(group, Duration) else now
+    if isinstance(now, Duration) or (group is not None and issubclass(group, Duration)):
       new = Duration(**{rest[0]: value})
     elif is_group(now):
       new = _set(now, rest, value)
@@ -118,9 +120,7 @@ def check(space: Any, config: Config) -> dict[str, Kind]:
       )
     made[name] = kind
   for one, other in itertools.permutations(made, 2):
-    same = one.rpartition('.')[0] == other.rpartition('.')[0] and isinstance(
-      _at(config, one.rpartition('.')[0]), Duration
-    )
+    same = _duration_of(config, one) is not None and _duration_of(config, one) == _duration_of(config, other)
     if other.startswith(f'{one}.') or same:
       raise ConfigError(f'the search space sets one field twice: {one} and {other}')
   _check_ends(made, config)
@@ -132,6 +132,12 @@ def _takes(config: Config, name: str) -> bool:
   path, _, argument = name.rpartition('.')
   value = _at(config, path)
   return bool(path) and argument.isidentifier() and callable(value) and _arguments(path, value)[1]
+
+
+def _duration_of(config: Config, name: str) -> str | None:
+  """The path of the Duration that a name is a unit of; None where it is no unit."""
+  path, _, unit = name.rpartition('.')
+  return path if unit in UNITS and (isinstance(_at(config, path), Duration) or _at(config, path) is None) else None
 
 
 def _at(config: Config, path: str) -> Any:

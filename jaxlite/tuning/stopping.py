@@ -15,7 +15,9 @@ from jaxlite.errors import ConfigError, nearest
 from jaxlite.tuning.ledger import Report
 
 RULES = ('none', 'median', 'halving', 'hyperband')
+RUNGS = ('halving', 'hyperband')  # rules that look at a few shares of a run, and let one in three go on at each
 _SHARE, _FACTOR = 1 / 9, 3  # of the run, after which halving looks first; how many go on from there: one in three
+LAST = _SHARE * _FACTOR  # the last share at which they look
 _LEAST = 4  # trials that the median is of
 _NEAR = 1e-9
 

@@ -4,8 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import jaxlite as jl
 from forward import KEY, X, run
 from jaxlite import trees
 from jaxlite.adapters import from_linen
@@ -142,3 +144,19 @@ def test_linen_layers_of_a_scan_drop_different_units():
   x = np.ones((64, 64), np.float32)
   kept = (run(model, *model.init(KEY, x), x)[0] != 0).mean()
   assert kept < 0.1  # 0.5 ** 6 = 0.016; one mask for all layers would keep half
+
+
+def test_what_a_step_exports_is_what_linen_itself_applies():
+  class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+      return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(x))
+
+  batch = {'inputs': jax.random.normal(jax.random.key(1), (8, 4)), 'labels': jnp.arange(8) % 3}
+  for parts in ((optax.sgd(0.1),), (jl.average(0.9), optax.sgd(0.1)), (optax.sgd(0.1), jl.prune(0.5, end=2))):
+    train = jl.train_step(from_linen(Normed()), jl.cross_entropy, jl.chain(*parts))
+    state, _ = train.step(train.init(jax.random.key(0), batch), batch)
+    params, rest = train.model.export(state.params, state.model_state)
+    assert set(rest) == {'batch_stats'}
+    outputs = Normed().apply({'params': params, **rest}, batch['inputs'])
+    np.testing.assert_allclose(outputs, train.eval(state, batch)[0], atol=1e-5)

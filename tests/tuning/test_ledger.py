@@ -128,6 +128,38 @@ def test_time_of_several_workers_at_once_counts_once():
   assert ledgers.together([]) == 0
 
 
+def test_a_clock_that_is_set_and_hours_of_sleep_are_nobody_s_work(tmp_path, monkeypatch):
+  one = opened(tmp_path)
+  begin, clock = one.now(), {'ahead': 0.0}
+  monkeypatch.setattr(one._database, 'now', lambda: time.time() + clock['ahead'])
+  for ahead in (7200.0, -3600.0, 86_400.0):
+    clock['ahead'] = ahead
+    one.beat()
+  assert one.spent() <= time.time() - begin + 1
+  one.close()
+
+
+def test_a_file_is_shared_with_no_worker_of_another_machine(tmp_path):
+  far = opened(tmp_path)
+  far.host = 'elsewhere/of-its-own'
+  far.add(0, {'x': 1})
+  with pytest.raises(StorageError, match='a worker on elsewhere is at work on this study, and a file is for one'):
+    opened(tmp_path)
+  assert len(list((tmp_path / 'workers').iterdir())) == 1
+  far.close()
+  opened(tmp_path).close()
+
+
+def test_a_file_that_was_exchanged_takes_no_more(tmp_path):
+  one = opened(tmp_path)
+  one.add(0, {'x': 1})
+  (tmp_path / 'study.db').rename(tmp_path / 'aside.db')
+  opened(tmp_path).close()
+  with pytest.raises(StorageError, match='is not the file that was opened'):
+    one.trials()
+  one.close()
+
+
 def test_a_storage_that_is_gone_is_told_in_a_line_without_its_password(tmp_path):
   with pytest.raises(StorageError, match='gone: put it back'):
     Database(tmp_path / 'none.db', make=False)

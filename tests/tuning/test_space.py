@@ -1,6 +1,7 @@
 """A search space: what is drawn lies in it, what is set is what was drawn, what cannot be is told in a line."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def any_kind(draw):
     return choice(
       *draw(
         st.lists(st.one_of(st.integers(), st.text(max_size=3), st.booleans()), min_size=1, max_size=6).filter(
-          lambda some: len({kinds.written(one) for one in some}) == len(some)
+          lambda some: len({kinds.as_text(one) for one in some}) == len(some)
         )
       )
     )
@@ -138,11 +139,52 @@ def test_what_cannot_be_searched_is_told_in_a_line(over, said):
     (lambda: integer(0.5, 2), 'whole numbers; got 0.5'),
     (lambda: integer(1, 9, step=2, log=True), 'with log=True'),
     (lambda: uniform('a', 2), "finite numbers; got 'a'"),
+    (lambda: uniform(-1.7e308, 1.7e308), 'whose difference is a finite number'),
+    (lambda: choice(lambda: 1, lambda: 2), 'functions are told apart by name'),
+    (lambda: choice(float('nan'), 1.0), 'which are the same in every process; got nan'),
+    (lambda: choice(object()), 'which are the same in every process; got <object object'),
+    (lambda: kinds.grid({'a': integer(0, 10**12)}), 'at most 1,000,000 points'),
+    (lambda: kinds.grid({name: uniform(0, 1, points=100) for name in 'abcd'}), 'would have 100,000,000'),
   ],
 )
 def test_a_kind_that_cannot_be_is_told(make, said):
   with pytest.raises(ConfigError, match=said):
     make()
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    (0.12341, 0.12342),
+    (True, 1, 0),
+    (1, '1', None, 'None'),
+    ((8,), '(8,)', (8, 8)),
+    (max, 'max', functools.partial(max, 3), functools.partial(max, 4)),
+    (jl.Duration(steps=3), jl.Duration(epochs=3)),
+    (float('inf'), 1.0),
+  ],
+)
+def test_values_that_look_alike_are_told_apart_and_optuna_gives_each_back(values):
+  one = choice(*values)
+  names = kinds.labels(one)
+  assert [kinds.held(one, value) for value in values] == list(range(len(values)))
+  assert [names.index(name) for name in names] == list(range(len(values)))
+  optuna = pytest.importorskip('optuna')
+  known = optuna.distributions.CategoricalDistribution(names)
+  assert [int(known.to_internal_repr(name)) for name in names] == list(range(len(values)))
+
+
+def test_a_group_that_is_none_is_made_where_one_of_its_fields_is_searched():
+  @dataclasses.dataclass(kw_only=True)
+  class Some(jl.Config):
+    net: Net | None = None
+    rest: jl.Duration | None = None
+
+  over = space.check({'net.widths': choice((8,), (16,)), 'rest.steps': integer(1, 3)}, Some(name='x'))
+  made = space.assigned(Some(name='x'), over, {'net.widths': 1, 'rest.steps': 2})
+  assert (made.net, made.rest) == (Net((16,)), jl.Duration(steps=2))
+  with pytest.raises(ConfigError, match='sets one field twice'):
+    space.check({'rest.steps': integer(1, 3), 'rest.epochs': integer(1, 3)}, Some(name='x'))
 
 
 def test_values_of_numpy_are_plain_numbers():
