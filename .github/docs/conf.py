@@ -200,6 +200,7 @@ def _names_in_code() -> dict[str, str]:
   names = {}
   for room in ('', *ROOMS):
     module = importlib.import_module(f'jaxlite.{room}'.rstrip('.'))
+    names[f'jl.{room}'] = module.__name__
     for name in public(module):
       for short in (f'jl.{room}.{name}', f'jaxlite.{room}.{name}', f'{room}.{name}'):
         names[short.replace('..', '.').removeprefix('.')] = f'{module.__name__}.{name}'
