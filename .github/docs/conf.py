@@ -230,7 +230,8 @@ def setup(app: Any) -> None:
       text[0] = linked(text[0], os.path.relpath(path, ROOT), path.parent)
 
   def docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    own = inspect.getdoc(value) != inspect.getdoc(type(value)) and not name.startswith(
+    alias = typing.get_origin(value) is not None
+    own = not alias and inspect.getdoc(value) != inspect.getdoc(type(value))  # and not dict's
       'builtins.'
     )  # of a dict's values
     room = '.'.join(name.split('.')[1:2])
