@@ -232,8 +232,6 @@ def setup(app: Any) -> None:
   def docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     alias = typing.get_origin(value) is not None
     own = not alias and inspect.getdoc(value) != inspect.getdoc(type(value))  # and not dict's
-      'builtins.'
-    )  # of a dict's values
     room = '.'.join(name.split('.')[1:2])
     beside = {short.removeprefix(f'{room}.'): full for short, full in names.items() if short.startswith(f'{room}.')}
     lines[:] = as_rest(lines, names | beside) if own else []
