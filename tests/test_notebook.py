@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import unoptimized
+from jaxlite.run.watch import Preempted
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / 'experiments' / 'colab.ipynb'
@@ -169,6 +170,12 @@ def test_the_cells_up_to_the_student_run_in_a_plain_process(tmp_path):
 def test_all_cells_run_in_a_plain_process_in_their_short_form(tmp_path):
   said = in_a_plain_process(CODE, tmp_path)
   assert re.search(r'\d+ of 360 right, from .*runs/short/student/deployed', said)
+
+
+def test_a_run_that_was_stopped_is_one_line_in_a_notebook():
+  stopped = Preempted('stopped by a signal at step 3 of 9; saved: run the same command to go on')
+  said = ['Stopped by a signal at step 3 of 9; saved: run this cell again to go on.']
+  assert stopped._render_traceback_() == said
 
 
 # What follows needs a kernel.
