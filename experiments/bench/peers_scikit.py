@@ -33,7 +33,7 @@ def trained(course: Course, seed: int) -> MLPClassifier:
 def exported(course: Course, model: MLPClassifier, folder: Path, first: bool) -> list[File]:
   """A pickle: the first way of its page on model persistence."""
   path = folder / 'network.pkl'
-  for name in ('_optimizer',):  # as large as twice the weights, and of no use for answers
+  for name in ('_optimizer', '_best_coefs'):  # three times the weights, and of no use for answers
     if hasattr(model, name):
       delattr(model, name)
   path.write_bytes(pickle.dumps(model, protocol=5))
