@@ -54,8 +54,8 @@ def choice(*values: Any) -> Choice:
 
   Args:
     *values: at least one, of whatever type the field has: numbers, texts, tuples, durations, functions by name,
-      `functools.partial` of them. What another process could not tell apart (two lambdas, objects) is refused: give
-      names, and look them up where the config is read.
+      `functools.partial` of them, so that an alternative has settings of its own. What another process could not tell
+      apart (two lambdas, objects) is refused: give names, and look them up where the config is read.
 
   Raises:
     ConfigError: none, two that are alike, or one that has no text of its own.
