@@ -1,14 +1,14 @@
 """A search beside the whole grid: what validation says of the best of each, and the epochs that both took.
 
-  python experiments/bench/tuning.py --workdir=runs/tuning --first=5 --seeds=5
-  python experiments/bench/tuning.py --first=5 --seeds=5 --plain   # minutes
+  python experiments/bench/tuning.py --workdir=runs/tuning --first=10 --seeds=5
+  python experiments/bench/tuning.py --first=10 --seeds=5 --plain   # minutes
 
-The digits of scikit-learn, a small MLP, a grid of 64 points (8 rates, 4 weight decays, 2 batch sizes), and Optuna's TPE
-over the same ranges under successive halving: many points, most of them stopped at a ninth or a third of their run. A
-seed is one of the data's split, of first values and of the points. By `jl.tune`, which goes on when it is killed, 40
-trials; with `--plain` points are asked of the same sampler, ledger and storage, stopped by the same rule, trained by
-one jitted function of plain JAX, and end with a quarter of the grid's epochs. It also tells the noise: 0.2 points in
-validation examples, and the spread of the grid's best point over five draws of first values and orders.
+The digits of scikit-learn, a small MLP, a grid of 64 points (8 rates, 4 weight decays, 2 batch sizes), and Optuna's
+TPE over the same ranges, 16 trials to their end: a quarter of the grid's epochs. A seed is one of the data's split, of
+first values and of the points. By `jl.tune`, which goes on when it is killed; with `--plain` points are asked of the
+same sampler, ledger and storage, and trained by one jitted function of plain JAX. `--stop=halving` takes as many trials
+as a quarter of the epochs allows, most of them stopped early. It also tells the noise: 0.2 points in validation
+examples, and the spread of the grid's best point over five draws of first values and orders.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def by_tune(words: argparse.Namespace, data: Any, seed: int) -> Found:
   one = config(seed, words.epochs)
   grid = jl.tune(one, Path(words.workdir, f'grid{seed}'), SPACE, method='grid', stop='none', **given)
   folder = Path(words.workdir, f'tpe{seed}')
-  tpe = jl.tune(one, folder, SPACE, method='tpe', trials=words.trials, stop='halving', seed=seed, **given)
+  tpe = jl.tune(one, folder, SPACE, method='tpe', trials=words.trials, stop=words.stop, seed=seed, **given)
   ledger = Ledger(folder, json.loads((folder / 'study.json').read_text())['study'], Database(folder / 'study.db'))
   ended = {row.number: row.share for row in ledger.reports()}  # the last of each
   ledger.close()
@@ -155,7 +155,7 @@ def by_plain(words: argparse.Namespace, data: Any, seed: int) -> Found:
         ledger.report(trial, look, look / 9, value)
         mirror.report(number, look, value)
         spent += 1
-        why = stopping.verdict('halving', number, place, look / 9, ledger.reports())
+        why = stopping.verdict(words.stop, number, place, look / 9, ledger.reports())
         if why or (spent >= whole and look < 9):
           state = PRUNED
           break
@@ -171,10 +171,11 @@ def by_plain(words: argparse.Namespace, data: Any, seed: int) -> Found:
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('--workdir', default='runs/tuning')
-  parser.add_argument('--first', type=int, default=5)
+  parser.add_argument('--first', type=int, default=10)
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--epochs', type=int, default=12)
-  parser.add_argument('--trials', type=int, default=40)
+  parser.add_argument('--trials', type=int, default=16)
+  parser.add_argument('--stop', default='none')
   parser.add_argument('--plain', action='store_true')
   words = parser.parse_args()
   held = load_digits()

@@ -19,8 +19,10 @@ from jaxlite.tuning.database import Database, StorageError, of_storage, unreacha
 from jaxlite.tuning.kinds import Choice, Kind, Space, labels
 from jaxlite.tuning.ledger import COMPLETE, DONE, FAILED, PRUNED, RUNNING, Trial
 from jaxlite.tuning.outcome import Goal
+from jaxlite.tuning.sampling import spread
 
 METHODS = ('tpe', 'cmaes', 'nsga2')
+_SPREAD = 8  # points that are spread evenly before TPE suggests any
 
 
 def lacking() -> str:
@@ -95,6 +97,9 @@ class Mirror:
       seed: of the study.
       place: how many trials were made before.
     """
+    if method == 'tpe' and place < _SPREAD:
+      found = spread(self._space, seed, place)
+      return self.add(None, found, {}), found
     with _quiet(self._database):
       self._study.sampler = _sampler(method, zlib.crc32(f'{seed} {place}'.encode()))
       trial = self._study.ask(self._distributions)
@@ -246,4 +251,6 @@ def _sampler(method: str, seed: int) -> Any:
     return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
   if method == 'nsga2':
     return samplers.NSGAIISampler(seed=seed)
-  return samplers.TPESampler(seed=seed, multivariate=True, warn_independent_sampling=False)
+  return samplers.TPESampler(
+    seed=seed, multivariate=True, n_startup_trials=_SPREAD // 2, warn_independent_sampling=False
+  )
