@@ -1,4 +1,4 @@
-"""The READMEs are true: their Python runs, their commands are those that exist, their links lead somewhere."""
+"""The READMEs and guides are true: their Python runs, their commands exist, their links lead somewhere."""
 
 import os
 import re
@@ -11,8 +11,10 @@ import pytest
 import unoptimized
 
 ROOT = Path(__file__).parents[1]
-RUN = ('README.md', 'experiments/README.md', '.github/CONTRIBUTING.md')
-PAGES = (*RUN, '.github/SECURITY.md', 'CHANGELOG.md')
+PEERS = ('keras', 'lightning', 'torchao', 'jaxpruner', 'qwix')
+GUIDES = tuple(f'.github/docs/{path}.md' for path in ('trackers', *(f'coming_from/{peer}' for peer in PEERS)))
+RUN = ('README.md', 'experiments/README.md', '.github/CONTRIBUTING.md', *GUIDES)
+PAGES = (*RUN, '.github/docs/index.md', '.github/SECURITY.md', 'CHANGELOG.md')
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 
 
@@ -21,7 +23,9 @@ def blocks(page, language):
 
 
 @pytest.mark.unoptimized
-@pytest.mark.parametrize('page', RUN)
+@pytest.mark.parametrize(  # what Lightning's page does, that of Keras does too
+  'page', [pytest.param(page, marks=[pytest.mark.slow] * page.endswith('lightning.md')) for page in RUN]
+)
 def test_the_python_blocks_run_in_order(page):
   namespace = {'__name__': 'readme'}
   for block in blocks(page, 'python'):

@@ -50,7 +50,7 @@ def site(eqn: Any, where: Where) -> Site | None:
   looped = where.looped
   lhs, rhs = (atom.aval for atom in eqn.invars)
   sizes = (*lhs.shape, *rhs.shape, *eqn.outvars[0].aval.shape)
-  if lhs.dtype != rhs.dtype or lhs.dtype.name not in ('float32', 'float64'):
+  if lhs.dtype != rhs.dtype or lhs.dtype.name not in ('float32', 'float64', 'bfloat16'):
     return None
   if eqn.params['preferred_element_type'] not in (None, lhs.dtype) or eqn.params['out_sharding'] is not None:
     return None
@@ -64,6 +64,8 @@ def site(eqn: Any, where: Where) -> Site | None:
     kind, (forms, default) = 'convolution', _of_forward(eqn)
   else:
     return None
+  if lhs.dtype == 'bfloat16':  # a sum of products would round each of them; a kernel rounds once
+    forms, default = {}, XLA_FORM
   if flops_of(eqn) >= _TINY:
     kernel = choose.forms(eqn)
     if default != 'outer' or _terms(eqn) > _AGAIN:  # else it is fused with what reads it, which a call cannot be

@@ -17,6 +17,7 @@ from jaxlite.report import page, tables
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
 from jaxlite.run import loop
+from jaxlite.run.records import Log, Told, under
 from jaxlite.run.setup import dataset_of
 from jaxlite.run.workdir import check_workdir, lock
 
@@ -51,6 +52,7 @@ def cross_validate(
   fresh: bool = False,
   command: str = '',
   say: Callable[[str], None] = print,
+  log: Log | None = None,
 ) -> CrossValidation:
   """Trains one run per fold and tells how well the recipe does on examples it has not seen.
 
@@ -67,12 +69,15 @@ def cross_validate(
     fresh: what is in the workdir is moved aside, and all folds start again.
     command: the command line, for the report.
     say: prints a line.
+    log: as `jaxlite.train` takes it, for all folds: the kinds of the second are 'fold2/train', 'fold2/validation' and
+      'fold2/test'.
 
   Returns:
     A CrossValidation.
 
   Raises:
     ValueError: folds that cannot be made; or as `jaxlite.train`.
+    TypeError: a log that is no function; nothing was moved or made.
     Preempted: a signal came; the fold at work was saved.
 
   References:
@@ -81,6 +86,7 @@ def cross_validate(
     Bengio and Grandvalet, No Unbiased Estimator of the Variance of K-Fold Cross-Validation, 2004,
     https://www.jmlr.org/papers/v5/grandvalet04a.html
   """
+  told = None if log is None else Told(log, say)
   folder = check_workdir(workdir)
   if fresh and any(folder.iterdir()):
     say(f'moved the old runs to {run_folder.set_aside(folder)}')
@@ -95,7 +101,8 @@ def cross_validate(
       one = dataclasses.replace(config, name=f'{config.name}-fold{number}')
       network = model() if model is not None else None
       where = folder / one.name
-      results.append(loop.train_varied(one, where, reads.paths, model=network, data=part, command=command, say=say))
+      how = {'command': command, 'say': say, 'log': under(told, f'fold{number}')}
+      results.append(loop.train_varied(one, where, reads.paths, model=network, data=part, **how))
     page.write(results, folder, [result.name for result in results])
   mean, interval = _spread(results)
   return CrossValidation(tuple(results), mean, interval, _table(results, mean, interval))

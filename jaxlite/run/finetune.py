@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxlite.config.duration import Duration
-from jaxlite.config.schema import Config
+from jaxlite.config.schema import Config, LogConfig
 from jaxlite.contract import Network, Recipe
 from jaxlite.errors import ConfigError
 from jaxlite.finetuning import choice, start
 from jaxlite.report.result import Result
 from jaxlite.run import loop
+from jaxlite.run.records import Log, Told
 from jaxlite.run.setup import dataset_of
 
 _COARSE = 500  # validation examples: below, accuracy moves in steps larger than what is to be seen
@@ -74,6 +75,7 @@ def finetune(
   fresh: bool = False,
   command: str = '',
   say: Callable[[str], None] = print,
+  log: Log | LogConfig | None = None,
   **fields: Any,
 ) -> Result:
   """Fine-tunes a network on other data, in one run; the same call again resumes.
@@ -90,12 +92,14 @@ def finetune(
     workdir: the run's folder.
     config: all that can be set; None is `FineTune(name='finetune')`.
     fresh, command, say: as in `jl.train`.
+    log: likewise, a function (kind, step, values); a LogConfig is the config's field of that name.
     **fields: of `FineTune`, set on the config: `method='probe'`, `seed=1`, `train=jl.Duration(epochs=5)`.
 
   Returns:
     The Result. `jl.load(workdir)` predicts with backbone, head and preprocessing in one.
 
   Raises:
+    TypeError: a log that is no function.
     ValueError: one line: a network that does not take these inputs, labels that are missing, one class alone, fewer
       examples than classes, features that are not finite, a field that does not exist.
 
@@ -103,10 +107,14 @@ def finetune(
     Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution, 2022,
     https://arxiv.org/abs/2202.10054
   """
-  config, data, begun, told = _prepared(network, data, config, fields, say)
-  for line in told:
+  if isinstance(log, LogConfig):
+    fields, log = {**fields, 'log': log}, None
+  told = None if log is None else Told(log, say)  # before features are computed
+  config, data, begun, lines = _prepared(network, data, config, fields, say)
+  for line in lines:
     say(line)
-  return loop.train_varied(config, workdir, _own(), model=begun, data=data, fresh=fresh, command=command, say=say)
+  how = {'fresh': fresh, 'command': command, 'say': say, 'log': told}
+  return loop.train_varied(config, workdir, _own(), model=begun, data=data, **how)
 
 
 def ready(config: Config, model: Any, data: Any, say: Callable[[str], None]) -> tuple[Config, Any, Any, frozenset[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlite.config.schema import Config
+from jaxlite.run.records import Told
 from jaxlite.tuning.kinds import Space, given, written
 from jaxlite.tuning.ledger import Ledger, Trial
 from jaxlite.tuning.optuna_study import Mirror
@@ -37,6 +38,7 @@ class Search(NamedTuple):
     members: trials that are raced in one vmapped step; 1 trains each as a run from the start.
     command: for the reports.
     say: prints a line.
+    log: a person's own, told each point of the trials.
   """
 
   config: Config
@@ -58,6 +60,7 @@ class Search(NamedTuple):
   members: int
   command: str
   say: Callable[[str], None]
+  log: Told | None = None
 
   def close(self) -> None:
     """Ends the connections to the database; a trial that this worker still has waits for another."""

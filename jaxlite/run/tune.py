@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxlite.config.schema import Config
 from jaxlite.host import streams
 from jaxlite.run import search_report, study
+from jaxlite.run.records import Log, Told
 from jaxlite.run.search import Search, config_of, trial_folder
 from jaxlite.run.worker import work
 from jaxlite.tuning import outcome
@@ -95,6 +96,7 @@ def tune(
   fresh: bool = False,
   command: str = '',
   say: Say = print,
+  log: Log | None = None,
 ) -> Tuned:
   """Searches for the settings that validation likes best, within a budget; the same call again goes on.
 
@@ -130,6 +132,9 @@ def tune(
     fresh: what is in the workdir is moved aside, and the study starts again.
     command: the command line, for the reports.
     say: prints a line.
+    log: as `jl.train` takes it, for the trials that this process works on: the kinds of trial 7 are 'trial7/train',
+      'trial7/validation' and 'trial7/test'. It is a worker's own and no part of the study. Of a race of `members` it is
+      told nothing: who goes on is told from its first step.
 
   Returns:
     The Tuned: its table, the best trial, its folder and config.
@@ -140,6 +145,7 @@ def tune(
       workdir, or the first trials failed, all of them.
     Preempted: a signal came; the trial at work was saved.
     ImportError: a package that the search needs is not installed.
+    TypeError: a log that is no function.
 
   References:
     Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, 2019,
@@ -154,6 +160,7 @@ def tune(
   jaxlite.errors.ConfigError: the search space names 'optim.lrr', which the config does not have; nearest: optim.lr, ...
   """
   say = streams.steady(say)
+  told = None if log is None else Told(log, say)
   search = study.opened(
     config,
     workdir,
@@ -173,7 +180,7 @@ def tune(
     fresh=fresh,
     command=command,
     say=say,
-  )
+  )._replace(log=told)
   try:
     ended = work(search)
     say(f'the search is over: {ended}')

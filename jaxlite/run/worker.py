@@ -28,7 +28,7 @@ from jaxlite.planning.plan import spoken
 from jaxlite.report.result import Result
 from jaxlite.run import loop, racing
 from jaxlite.run.finetune import ready
-from jaxlite.run.records import read_records
+from jaxlite.run.records import read_records, under
 from jaxlite.run.search import Search, config_of, point, trial_folder
 from jaxlite.run.watch import Halted, Watch
 from jaxlite.run.workdir import WorkdirError
@@ -250,6 +250,7 @@ def _train(search: Search, trial: Trial) -> None:
         data=data,
         command=search.command,
         say=say,
+        log=under(search.log, f'trial{trial.number}'),
         watch=Watch(heard, due),
       )
     found, ended['state'] = found_of(search, result, folder), COMPLETE

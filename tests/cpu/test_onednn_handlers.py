@@ -172,3 +172,5 @@ def test_a_product_is_never_run_on_arrays_of_other_sizes(kind):
         call(*(change(shape) if at == wrong else shape for at, shape in enumerate(shapes)))
   with pytest.raises(jax.errors.JaxRuntimeError, match='of other sizes than it was made for'):
     call(*shapes, dtype=np.int32)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='of other sizes than it was made for'):
+    call(*shapes, dtype=jnp.bfloat16)

@@ -3,11 +3,15 @@
 import base64
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxlite.config.schema import LogConfig
+from jaxlite.errors import ConfigError
 from jaxlite.run import loop
-from jaxlite.run.records import read_records
+from jaxlite.run.records import Told, read_records
 from loops import X, Y, config_of, crash_at, leaves, linear
 
 import jaxlite as jl  # isort: skip
@@ -74,6 +78,79 @@ def test_what_is_no_function_is_refused_before_anything_is_made(tmp_path):
   with pytest.raises(TypeError, match='called and not awaited'):
     train(tmp_path / 'run', later)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_coroutine_is_told_wherever_it_comes_from():
+  async def later(kind, step, values):
+    raise AssertionError
+
+  lines = []
+  Told(lambda *point: later(*point), lines.append)('train', 2, {'loss': 0.5})
+  assert lines == [
+    'warning: log raised TypeError (it gave a coroutine, which nobody awaits) at step 2: the run goes on, and it is '
+    'called again'
+  ]
+
+
+def fine_tuned(folder, **given):
+  network = (lambda p, x: jnp.tanh(x @ p['a']) @ p['b'], {'a': np.eye(6, 8, dtype=np.float32), 'b': np.zeros((8, 2))})
+  given = {'method': 'probe', 'features': str(folder / 'features'), 'say': lambda line: None, **given}
+  return jl.finetune(network, (X, Y), folder / 'run', **given)
+
+
+def folded(folder, **given):
+  given = {'data': (X, Y), 'model': linear, 'folds': 2, 'say': lambda line: None, **given}
+  return jl.cross_validate(config_of(steps=4, data__validation=0.2), folder / 'run', **given)
+
+
+def searched(folder, **given):
+  space = {'optim.lr': jl.tuning.choice(0.1, 0.2)}
+  given = {'model': linear(), 'data': (X, Y), 'method': 'grid', 'stop': 'none', 'say': lambda line: None, **given}
+  return jl.tune(config_of(learned, steps=4), folder / 'run', space, **given)
+
+
+def learned(config, total):
+  return jl.chain(optax.sgd(config.optim.lr))
+
+
+@pytest.mark.unoptimized
+def test_fine_tuning_tells_the_points_of_its_run(tmp_path):
+  seen = []
+  result = fine_tuned(tmp_path, log=lambda *point: seen.append(point))
+  assert seen[:-1] == told_of(tmp_path / 'run')
+  assert (seen[-1][0], seen[-1][2]) == ('test', result.metrics)
+  with pytest.raises(ConfigError, match=r'log\.every is longer than 0'):  # the config's field of that name
+    fine_tuned(tmp_path, log=LogConfig(every=jl.Duration(steps=0)))
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize(
+  ('call', 'places'),
+  [(folded, {'fold1': 'x-fold1', 'fold2': 'x-fold2'}), (searched, {'trial0': 'trials/0000', 'trial1': 'trials/0001'})],
+)
+def test_several_runs_say_which_of_them_it_was(tmp_path, call, places):
+  seen, lines = [], []
+
+  def log(*point):
+    seen.append(point)
+    raise RuntimeError('no network')
+
+  call(tmp_path, log=log, say=lines.append)
+  assert len([line for line in lines if 'log raised RuntimeError' in line]) == 1  # and not once a run
+  for place, folder in places.items():
+    mine = [(kind.partition('/')[2], step, values) for kind, step, values in seen if kind.startswith(f'{place}/')]
+    assert mine[:-1] == told_of(tmp_path / 'run' / folder)
+    assert mine[-1][0] == 'test'
+  assert {kind.partition('/')[0] for kind, _, _ in seen} == set(places)
+
+
+@pytest.mark.parametrize('call', [fine_tuned, folded, searched])
+def test_what_is_no_function_moves_and_makes_nothing_there_either(tmp_path, call):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'mine').touch()
+  with pytest.raises(TypeError, match='log is a function'):
+    call(tmp_path, log='wandb', fresh=True)
+  assert [path.name for path in tmp_path.rglob('*')] == ['run', 'mine']
 
 
 def test_points_since_the_checkpoint_come_again_equal_and_a_finished_run_tells_nothing(logged, tmp_path, monkeypatch):

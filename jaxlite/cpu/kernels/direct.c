@@ -362,8 +362,10 @@ XLA_FFI_Error *jaxlite_direct(XLA_FFI_CallFrame *frame) {
   if (only_asks(frame)) return NULL;
   const Spec *of = spec(frame);
   if (of == NULL) return fail(frame, "direct: this program was compiled for another version");
+  const int64_t halves[3] = {0, 0, 0};
   int64_t values[3];
-  if (!sound(of, values) || !fits(frame, values)) return fail(frame, "direct: a product of other sizes than it says");
+  if (!sound(of, values) || !fits(frame, values, halves))
+    return fail(frame, "direct: a product of other sizes than it says");
   const float *first = (float *)argument(frame, 0), *second = (float *)argument(frame, 1);
   int status = jaxlite_product(of, first, second, (float *)result(frame), frame);
   return status ? fail(frame, "direct: no memory for a convolution") : NULL;

@@ -70,7 +70,7 @@ def fits(of: ConvGeometry) -> bool:
   Args:
     of: the forward pass.
   """
-  if len(of.image) > AXES:
+  if len(of.image) > AXES or of.dtype != 'float32':
     return False
   alone = of.inputs == of.outputs == of.groups and of.x[1] == of.y[1] == 1
   return of.groups == 1 or alone or min(of.inputs, of.outputs) >= LEAST * of.groups

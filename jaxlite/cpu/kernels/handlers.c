@@ -31,7 +31,7 @@ typedef struct {
   int64_t kind, chunks, same;
   int64_t steps[3];  // bytes from chunk to chunk: of the two arrays with a batch, of weights that are read as they lie
   int64_t packed_bytes, scratch_bytes;
-  int64_t values[3];  // of both operands and the result
+  int64_t values[3], halves[3];  // of both operands and the result: how many, and whether they are bfloat16
   int64_t numbers[3];
   void *primitive, *reorder;
   void *batched[2], *packed, *plain, *scratch;  // descriptions of memory
@@ -164,7 +164,8 @@ static int multiply(int target, XLA_FFI_CallFrame *frame, char *first, char *sec
 
 static XLA_FFI_Error *handle(int target, XLA_FFI_CallFrame *frame) {
   if (only_asks(frame)) return NULL;
-  if (!fits(frame, products[target].values)) return fail(frame, "onednn: a product of other sizes than it was made for");
+  if (!fits(frame, products[target].values, products[target].halves))
+    return fail(frame, "onednn: a product of other sizes than it was made for");
   int status = multiply(target, frame, argument(frame, 0), argument(frame, 1), result(frame));
   if (!status) return NULL;
   return fail(frame, status == NO_MEMORY ? "onednn: no memory for a product" : "onednn: a product failed");

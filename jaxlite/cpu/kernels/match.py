@@ -18,6 +18,7 @@ class ConvGeometry(NamedTuple):
     low, high: padding before and after, not negative.
     x, w, y: strides in elements of the image [N, C, H, W], the weights [O, I / groups, KH, KW] and the result
       [N, O, H, W], in this order of axes whatever their layout; with fewer axes, or more, likewise.
+    dtype: of all three.
   """
 
   batch: int
@@ -34,6 +35,7 @@ class ConvGeometry(NamedTuple):
   x: tuple[int, ...]
   w: tuple[int, ...]
   y: tuple[int, ...]
+  dtype: str = 'float32'
 
 
 class MatmulLayout(NamedTuple):
@@ -43,6 +45,7 @@ class MatmulLayout(NamedTuple):
     batch: sizes of the axes that all three share; perhaps none.
     rows, inner, columns: m, k and n.
     a, b: strides in elements of [*batch, m, k] and [*batch, k, n], whatever their layout; `out` lies row by row.
+    dtype, made: of both operands, and of the result.
   """
 
   batch: tuple[int, ...]
@@ -51,9 +54,12 @@ class MatmulLayout(NamedTuple):
   columns: int
   a: tuple[int, ...]
   b: tuple[int, ...]
+  dtype: str = 'float32'
+  made: str = 'float32'
 
 
 _AXES = 12  # that oneDNN knows
+_DTYPES = ('float32', 'bfloat16')
 
 
 def recognized(eqn: Any) -> tuple[str, ConvGeometry] | None:
@@ -79,7 +85,8 @@ def recognized(eqn: Any) -> tuple[str, ConvGeometry] | None:
   """
   params = eqn.params
   lhs, rhs, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
-  if {lhs.dtype.name, rhs.dtype.name, out.dtype.name} != {'float32'} or not 3 <= lhs.ndim <= 5:
+  dtype = lhs.dtype.name
+  if {rhs.dtype.name, out.dtype.name} != {dtype} or dtype not in _DTYPES or not 3 <= lhs.ndim <= 5:
     return None
   if not all(isinstance(size, int) and size > 0 for size in (*lhs.shape, *rhs.shape, *out.shape)):
     return None
@@ -92,16 +99,18 @@ def recognized(eqn: Any) -> tuple[str, ConvGeometry] | None:
   plain = set(spread) == {1}
   if plain and is_weight_gradient(eqn):
     swapped = (x[1], x[0], *x[2:]), (y[1], y[0], *y[2:]), (w[1], w[0], *w[2:])
-    geometry = _geometry(left[1], left[0], right[0], batched, left, result, right, apart, steps, low, swapped)
+    geometry = _geometry(left[1], left[0], right[0], batched, left, result, right, apart, steps, low, swapped, dtype)
     return ('weight', geometry) if geometry else None
   if plain and batched == 1 and min(low) >= 0 and min(high) >= 0:
     sizes = (tuple(left[2:]), tuple(right[2:]), tuple(result[2:]))
     ends = tuple(steps), tuple(apart), low, high
-    return 'forward', ConvGeometry(left[0], left[1], right[0], groups, *sizes, *ends, tuple(x), tuple(w), tuple(y))
+    return 'forward', ConvGeometry(
+      left[0], left[1], right[0], groups, *sizes, *ends, tuple(x), tuple(w), tuple(y), dtype
+    )
   if batched == groups == 1 and set(steps) == {1}:
     before = [(size - 1) * step - pad for size, step, pad in zip(right[2:], apart, low, strict=True)]
     swapped = tuple(y), (w[1], w[0], *w[2:]), tuple(x)
-    geometry = _geometry(left[0], right[0], right[1], 1, result, right, left, spread, apart, before, swapped)
+    geometry = _geometry(left[0], right[0], right[1], 1, result, right, left, spread, apart, before, swapped, dtype)
     return ('input', geometry) if geometry else None
   return None
 
@@ -127,7 +136,8 @@ def contraction(eqn: Any) -> MatmulLayout | None:
     eqn: the equation.
 
   Returns:
-    Its layout; None for what oneDNN is not asked to do: another dtype than float32, axes that do not lie together.
+    Its layout; None for what oneDNN is not asked to do: another dtype than float32 or bfloat16, axes that do not lie
+    together.
 
   >>> import jax
   >>> program = jax.make_jaxpr(lambda x, g: jax.numpy.einsum('bti,bto->io', x, g))(*[jax.numpy.ones((2, 3, 4))] * 2)
@@ -136,7 +146,10 @@ def contraction(eqn: Any) -> MatmulLayout | None:
   (4, 6, 4, (1, 4))
   """
   lhs, rhs, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
-  if {lhs.dtype.name, rhs.dtype.name, out.dtype.name} != {'float32'} or eqn.params['out_sharding'] is not None:
+  dtype, made = lhs.dtype.name, out.dtype.name
+  if rhs.dtype.name != dtype or dtype not in _DTYPES or made not in (dtype, 'float32'):
+    return None
+  if eqn.params['out_sharding'] is not None:
     return None
   if not all(isinstance(size, int) and size > 0 for size in (*lhs.shape, *rhs.shape)):
     return None
@@ -156,13 +169,13 @@ def contraction(eqn: Any) -> MatmulLayout | None:
   if None in (rows, across, columns, across_too):
     return None
   a, b = (*outer, rows[1], across[1]), (*outer_too, across_too[1], columns[1])
-  return MatmulLayout(tuple(lhs.shape[axis] for axis in batch), rows[0], across[0], columns[0], a, b)
+  return MatmulLayout(tuple(lhs.shape[axis] for axis in batch), rows[0], across[0], columns[0], a, b, dtype, made)
 
 
 def exchanged(of: MatmulLayout) -> MatmulLayout:
   (*outer, row, across), (*outer_too, across_too, column) = of.a, of.b
   a, b = (*outer_too, column, across_too), (*outer, across, row)
-  return MatmulLayout(of.batch, of.columns, of.inner, of.rows, a, b)
+  return of._replace(rows=of.columns, columns=of.rows, a=a, b=b)
 
 
 def _merged(aval: Any, axes: Sequence[int]) -> tuple[int, int] | None:
@@ -187,6 +200,7 @@ def _geometry(
   dilation: Sequence[int],
   low: Sequence[int],
   strides: tuple[Sequence[int], Sequence[int], Sequence[int]],
+  dtype: str,
 ) -> ConvGeometry | None:
   """The forward pass of a gradient: padding at the end is what makes its sizes agree."""
   sizes = tuple(image[2:]), tuple(kernel[2:]), tuple(result[2:])
@@ -201,7 +215,9 @@ def _geometry(
   if not agree or min(low) < 0:
     return None
   x, w, y = map(tuple, strides)
-  return ConvGeometry(batch, inputs, outputs, groups, *sizes, *map(tuple, (stride, dilation, low, high)), x, w, y)
+  return ConvGeometry(
+    batch, inputs, outputs, groups, *sizes, *map(tuple, (stride, dilation, low, high)), x, w, y, dtype
+  )
 
 
 def _pairs(numbers: Any, lhs: Any, rhs: Any, out: Any) -> list[tuple[Any, Any]]:

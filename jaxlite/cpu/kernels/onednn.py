@@ -14,6 +14,7 @@ import ctypes
 import functools
 import math
 
+import ml_dtypes  # noqa: F401, NumPy knows 'bfloat16' from then on
 import numpy as np
 
 from jaxlite.cpu.kernels import compiler, onednn_c, onednn_handlers
@@ -32,15 +33,18 @@ def uncalled() -> bool:
 
 
 @functools.cache
-def missing() -> str:
+def missing(dtype: str = 'float32') -> str:
   """Returns why oneDNN cannot be used here; '' if it can.
+
+  Args:
+    dtype: of operands; bfloat16 needs a processor that multiplies it.
 
   >>> missing() == '' or 'onednn' in missing().lower()
   True
   """
   try:
     onednn_handlers.library()
-    _try_out()
+    _try_out(dtype)
   except compiler.NoLibrary as error:
     return f'{_UNCALLED}{error}'
   except (OSError, ImportError, RuntimeError) as error:
@@ -63,12 +67,13 @@ class Product:
   Attributes:
     kind: 'weight' where every chunk makes a whole result and these are added.
     chunks: pieces that run side by side.
-    values: how many both operands and the result have; a call of others is refused.
+    values, dtypes: of both operands and the result; a call of others is refused.
   """
 
   kind: str
   chunks: int
   values: tuple[int, int, int]
+  dtypes: tuple[str, str, str]
   desc: ctypes.c_void_p
 
   def _build(self) -> None:
@@ -100,17 +105,16 @@ class Convolution(Product):
     lib = onednn_c.library()
     batch = geometry.batch // chunks
     g = geometry
-    x = onednn_c.strided((batch, g.inputs, *g.image), g.x)
-    y = onednn_c.strided((batch, g.outputs, *g.result), g.y)
+    x = onednn_c.strided((batch, g.inputs, *g.image), g.x, g.dtype)
+    y = onednn_c.strided((batch, g.outputs, *g.result), g.y, g.dtype)
     each_in, each_out = g.inputs // g.groups, g.outputs // g.groups
     if g.groups == 1:
       shape, strides = (each_out, each_in, *g.kernel), g.w
     else:
       shape, strides = (g.groups, each_out, each_in, *g.kernel), (each_out * g.w[0], *g.w)
-    plain, free = (
-      onednn_c.strided(shape, strides),
-      onednn_c.new('dnnl_memory_desc_create_with_tag', len(shape), onednn_c.dims(shape), onednn_c.F32, onednn_c.ANY),
-    )
+    # A gradient of weights is summed over chunks, in float32 whatever the operands are.
+    plain, free = onednn_c.strided(shape, strides, g.dtype), onednn_c.free(shape, g.dtype)
+    summed = free if kind != 'weight' else onednn_c.free(shape, 'float32')
     tail = [
       onednn_c.dims(g.stride),
       onednn_c.dims([d - 1 for d in g.dilation]),
@@ -127,7 +131,7 @@ class Convolution(Product):
       self.desc = onednn_c.new(name, engine, _AUTO, x, free, y, *tail, hint, attr)
     elif kind == 'weight':
       name = 'dnnl_convolution_backward_weights_primitive_desc_create'
-      self.desc = onednn_c.new(name, engine, _AUTO, x, free, None, y, *tail, hint, attr)
+      self.desc = onednn_c.new(name, engine, _AUTO, x, summed, None, y, *tail, hint, attr)
     self._build()
     self.packed = onednn_c.query(self.desc, _WEIGHTS_MD[kind])
     ways = (plain, self.packed) if kind != 'weight' else (self.packed, plain)
@@ -139,7 +143,9 @@ class Convolution(Product):
     )
     self.mds = {'forward': (x, y), 'input': (y, x), 'weight': (x, y)}[kind]  # the two arrays with a batch
     first, second = {'forward': (g.x, g.y), 'input': (g.y, g.x), 'weight': (g.x, g.y)}[kind]
-    self.steps = 4 * batch * first[0], 4 * batch * second[0], 0  # bytes from chunk to chunk; weights are shared
+    each = batch * np.dtype(g.dtype).itemsize
+    self.steps = each * first[0], each * second[0], 0  # bytes from chunk to chunk; weights are shared
+    self.dtypes = (g.dtype,) * 3
     sizes = [math.prod(one) for one in ((g.batch, g.inputs, *g.image), shape, (g.batch, g.outputs, *g.result))]
     order = {'forward': (0, 1, 2), 'input': (2, 1, 0), 'weight': (0, 2, 1)}[kind]
     self.values = sizes[order[0]], sizes[order[1]], sizes[order[2]]
@@ -166,12 +172,12 @@ class Contraction(Product):
   def __init__(self, layout: MatmulLayout, chunks: int):
     self.chunks, self.same, self.reorder = chunks, True, ctypes.c_void_p()
     with onednn_c.OneThread():
-      batch, rows, inner, columns, a, b = layout
+      batch, rows, inner, columns, a, b, dtype, made = layout
       outer = (*batch, rows)
       outer = (outer[0] // chunks, *outer[1:])
       out = [math.prod((*outer, columns)[axis + 1 :]) for axis in range(len(outer) + 1)]
-      x, y = onednn_c.strided((*outer, inner), a), onednn_c.strided((*outer, columns), out)
-      self.plain = self.packed = onednn_c.strided((*outer[:-1], inner, columns), b)
+      x, y = onednn_c.strided((*outer, inner), a, dtype), onednn_c.strided((*outer, columns), out, made)
+      self.plain = self.packed = onednn_c.strided((*outer[:-1], inner, columns), b, dtype)
       attr = onednn_c.new('dnnl_primitive_attr_create')
       onednn_c.check('scratchpad mode', onednn_c.library().dnnl_primitive_attr_set_scratchpad_mode(attr, onednn_c.USER))
       self.desc = onednn_c.new('dnnl_matmul_primitive_desc_create', onednn_c.engine(), x, self.packed, None, y, attr)
@@ -179,24 +185,26 @@ class Contraction(Product):
       self.mds, self.numbers = (x, y), (_SRC, _WEIGHTS, _DST)
       times = math.prod(batch)
       self.values = times * rows * inner, times * inner * columns, times * rows * columns
-      each = 4 * outer[0]
-      self.steps = each * a[0], each * out[0], each * b[0] if batch else 0
+      each, each_made = (outer[0] * np.dtype(one).itemsize for one in (dtype, made))
+      self.steps = each * a[0], each_made * out[0], each * b[0] if batch else 0
+      self.dtypes = dtype, dtype, made
 
 
-def _try_out() -> None:
+def _try_out(dtype: str) -> None:
   """A small convolution and its weights' gradient, against NumPy; RuntimeError if they differ."""
   rng = np.random.default_rng(0)
-  x, w = rng.normal(size=(2, 4, 4, 3)).astype(np.float32), rng.normal(size=(2, 2, 3, 5)).astype(np.float32)
-  y, back = np.zeros((2, 3, 3, 5), np.float32), np.zeros_like(w)
+  x, w = rng.normal(size=(2, 4, 4, 3)).astype(dtype), rng.normal(size=(2, 2, 3, 5)).astype(dtype)
+  y, back = np.zeros((2, 3, 3, 5), dtype), np.zeros_like(w)
   views = np.stack([x[:, i : i + 3, j : j + 3] for i in range(2) for j in range(2)], 3).reshape(2, 3, 3, 12)
   strides = (48, 1, 12, 3), (1, 5, 30, 15), (45, 1, 15, 5)
-  geometry = ConvGeometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides)
+  geometry = ConvGeometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides, dtype)
   for kind, second, out in (('forward', w, y), ('weight', y, back)):
     address = onednn_handlers.handler(Convolution(kind, geometry, 2))
     if address is None:
       raise RuntimeError('there is no room for its trial convolution')
     onednn_handlers.run(address, x, second, out)
-  right = np.tensordot(views, w.reshape(12, 5), 1)
-  slope = np.tensordot(views, right, ([0, 1, 2], [0, 1, 2])).reshape(w.shape)
-  if not (np.allclose(y, right, atol=1e-5) and np.allclose(back, slope, atol=1e-4)):
+  views, w, y, back = (array.astype(np.float32) for array in (views, w, y, back))
+  right, rounded = np.tensordot(views, w.reshape(12, 5), 1), 0 if dtype == 'float32' else 0.01
+  slope = np.tensordot(views, y, ([0, 1, 2], [0, 1, 2])).reshape(w.shape)
+  if not (np.allclose(y, right, rounded or 1e-5, 1e-5) and np.allclose(back, slope, rounded or 1e-5, 1e-4)):
     raise RuntimeError('its trial convolution came out wrong on this processor')

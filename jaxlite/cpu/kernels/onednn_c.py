@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 PACKAGE = 'onednn-cpu-gomp'
-F32, ANY, CPU, USER = 3, 1, 1, 1
+ANY, CPU, USER = 1, 1, 1
+DTYPES = {'bfloat16': 2, 'float32': 3}  # as the library numbers them
 _IMPLEMENTATION = 8
 Dims = ctypes.c_int64 * 12
 
@@ -97,9 +98,14 @@ def dims(sizes: Sequence[int]) -> Any:
   return Dims(*sizes)
 
 
-def strided(shape: Sequence[int], strides: Sequence[int]) -> ctypes.c_void_p:
-  """Returns the description of a float32 array; strides in elements."""
-  return new('dnnl_memory_desc_create_with_strides', len(shape), dims(shape), F32, dims(strides))
+def strided(shape: Sequence[int], strides: Sequence[int], dtype: str) -> ctypes.c_void_p:
+  """Returns the description of an array; strides in elements."""
+  return new('dnnl_memory_desc_create_with_strides', len(shape), dims(shape), DTYPES[dtype], dims(strides))
+
+
+def free(shape: Sequence[int], dtype: str) -> ctypes.c_void_p:
+  """Returns the description of an array that lies as the library likes it best."""
+  return new('dnnl_memory_desc_create_with_tag', len(shape), dims(shape), DTYPES[dtype], ANY)
 
 
 def query(desc: ctypes.c_void_p, what: int) -> ctypes.c_void_p:

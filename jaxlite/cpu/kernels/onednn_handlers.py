@@ -25,6 +25,7 @@ class CProduct(ctypes.Structure):
     ('packed_bytes', ctypes.c_int64),
     ('scratch_bytes', ctypes.c_int64),
     ('values', ctypes.c_int64 * 3),
+    ('halves', ctypes.c_int64 * 3),
     ('numbers', ctypes.c_int64 * 3),
     ('primitive', ctypes.c_void_p),
     ('reorder', ctypes.c_void_p),
@@ -65,6 +66,7 @@ def handler(of: Any) -> int | None:
     onednn_c.size_of(of.packed),
     onednn_c.size_of(of.scratch),
     of.values,
+    tuple(dtype == 'bfloat16' for dtype in of.dtypes),
     of.numbers,
     of.primitive.value,
     of.reorder.value,
@@ -81,7 +83,7 @@ def run(address: int, first: np.ndarray, second: np.ndarray, out: np.ndarray) ->
 
   Args:
     address: of its handler.
-    first, second: float32, laid out as the product was made for.
+    first, second: laid out as the product was made for, in its dtypes.
     out: is written.
 
   Raises:

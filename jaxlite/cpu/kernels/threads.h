@@ -96,9 +96,9 @@ static char *argument(XLA_FFI_CallFrame *frame, int index) { return ((XLA_FFI_Bu
 
 static inline char *result(XLA_FFI_CallFrame *frame) { return ((XLA_FFI_Buffer *)frame->rets.rets[0])->data; }
 
-// Whether a call has two operands and a result, each float32 of so many values: a program that was made or changed by
-// others may say anything, and nothing is read before this is known.
-static inline int fits(XLA_FFI_CallFrame *frame, const int64_t *values) {
+// Whether a call has two operands and a result, each of so many values, float32 or, where `halves` says so, bfloat16: a
+// program that was made or changed by others may say anything, and nothing is read before this is known.
+static inline int fits(XLA_FFI_CallFrame *frame, const int64_t *values, const int64_t *halves) {
   if (frame->args.size != 2 || frame->rets.size != 1) return 0;
   for (int i = 0; i < 3; i++) {
     int of_result = i == 2;
@@ -106,7 +106,7 @@ static inline int fits(XLA_FFI_CallFrame *frame, const int64_t *values) {
                           : frame->args.types[i] == XLA_FFI_ArgType_BUFFER;
     if (!plain) return 0;
     const XLA_FFI_Buffer *buffer = of_result ? frame->rets.rets[0] : frame->args.args[i];
-    if (buffer->dtype != XLA_FFI_DataType_F32) return 0;
+    if (buffer->dtype != (halves[i] ? XLA_FFI_DataType_BF16 : XLA_FFI_DataType_F32)) return 0;
     int64_t found = 1;
     for (int64_t axis = 0; axis < buffer->rank; axis++)
       if (__builtin_mul_overflow(found, buffer->dims[axis], &found)) return 0;
