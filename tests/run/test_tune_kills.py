@@ -23,9 +23,14 @@ def attempts_in_optuna(address, trials):
   optuna = pytest.importorskip('optuna')
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    names = optuna.get_all_study_names(address)
-    assert len(names) == 1
-    rows = optuna.load_study(study_name=names[0], storage=address).trials
+    storage = optuna.storages.RDBStorage(address)
+    try:
+      names = [one.study_name for one in storage.get_all_studies()]
+      assert len(names) == 1
+      rows = optuna.load_study(study_name=names[0], storage=storage).trials
+    finally:
+      storage.remove_session()
+      storage.engine.dispose()
   assert {one.state.name for one in rows} <= {'COMPLETE', 'PRUNED', 'FAIL'}
   last = {}
   for one in rows:
