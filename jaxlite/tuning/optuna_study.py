@@ -165,7 +165,8 @@ class Mirror:
     with _quiet(self._database), contextlib.suppress(self._stale()):
       storage, identity = self._study._storage, self._identity(trial.mirror)
       for attribute, value in trial.found.items():  # each by itself: the dashboard draws them against each other
-        storage.set_trial_user_attr(identity, attribute, value)
+        if attribute not in ('trial', 'why'):
+          storage.set_trial_user_attr(identity, attribute, value)
       if trial.why:
         storage.set_trial_user_attr(identity, 'why', trial.why)
       for name, over in limits.items():
