@@ -67,7 +67,7 @@ def contradicted(kind: str, scores: np.ndarray, labels: np.ndarray) -> Doubt | N
     flat, truth = scores.ravel(), labels.ravel() > 0.5
     margin, wrong = np.abs(flat - 0.5), (flat > 0.5) != truth
   elif kind == 'numbers':
-    far, near = (_beyond(scores, labels, by).any(1) for by in (_FAR, _NEAR))
+    far, near = (np.asarray(_beyond(scores, labels, by).any(1)) for by in (_FAR, _NEAR))
     share = raw = float(far.mean())
     if far.mean() < _HEAP * (near & ~far).mean():  # a long tail, not a heap of its own
       share = 0.0

@@ -231,8 +231,10 @@ def _score(setup: Setup, config: Config, where: Path, metric: str, given: tuple[
   if not len(rows):
     return -math.inf
   with checkpoint.Checkpoints(where / 'checkpoints', log=lambda line: None) as saves:
-    state = saves.restore(made.abstract, which='best').state
-  clean = _taken(plain.validation, rows)
+    restored = saves.restore(made.abstract, which='best')
+  if restored is None:
+    return -math.inf
+  state, clean = restored.state, _taken(plain.validation, rows)
   found = evaluate(made, state, clean)
   return -math.inf if found is None else sign * numbers(found.values)[metric]
 
