@@ -68,7 +68,7 @@ def test_the_reference_holds_every_public_name_once(conf):
 
 def test_every_page_is_in_the_contents(conf):
   listed = re.findall(
-    r'^(?:.* <)?((?:made|coming_from|trackers)[^\s>]*)>?$', (DOCS / 'index.md').read_text(), re.MULTILINE
+    r'^(?:.* <)?((?:made|coming_from|trackers|what_)[^\s>]*)>?$', (DOCS / 'index.md').read_text(), re.MULTILINE
   )
   made = {f'made/reference/{page}' for page in conf.reference()} | {f'made/{name}' for name in conf.GUIDES.values()}
   written = {

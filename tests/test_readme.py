@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = ('keras', 'lightning', 'torchao', 'jaxpruner', 'qwix')
 GUIDES = tuple(f'.github/docs/{path}.md' for path in ('trackers', *(f'coming_from/{peer}' for peer in PEERS)))
 RUN = ('README.md', 'experiments/README.md', '.github/CONTRIBUTING.md', *GUIDES)
-PAGES = (*RUN, '.github/docs/index.md', '.github/SECURITY.md', 'CHANGELOG.md')
+PAGES = (*RUN, '.github/docs/index.md', '.github/docs/what_a_run_leaves.md', '.github/SECURITY.md', 'CHANGELOG.md')
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 
 

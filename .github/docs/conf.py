@@ -200,6 +200,7 @@ def _names_in_code() -> dict[str, str]:
   names = {}
   for room in ('', *ROOMS):
     module = importlib.import_module(f'jaxlite.{room}'.rstrip('.'))
+    names[f'jl.{room}'] = module.__name__
     for name in public(module):
       for short in (f'jl.{room}.{name}', f'jaxlite.{room}.{name}', f'{room}.{name}'):
         names[short.replace('..', '.').removeprefix('.')] = f'{module.__name__}.{name}'
@@ -229,9 +230,8 @@ def setup(app: Any) -> None:
       text[0] = linked(text[0], os.path.relpath(path, ROOT), path.parent)
 
   def docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    own = inspect.getdoc(value) != inspect.getdoc(type(value)) and not name.startswith(
-      'builtins.'
-    )  # of a dict's values
+    alias = typing.get_origin(value) is not None
+    own = not alias and inspect.getdoc(value) != inspect.getdoc(type(value))  # and not dict's
     room = '.'.join(name.split('.')[1:2])
     beside = {short.removeprefix(f'{room}.'): full for short, full in names.items() if short.startswith(f'{room}.')}
     lines[:] = as_rest(lines, names | beside) if own else []

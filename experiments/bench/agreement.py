@@ -1,6 +1,7 @@
 """Whether every runtime computes the same integers, image by image, from Fashion-MNIST's 10,000 for testing.
 
   python experiments/bench/agreement.py [--networks=mlp,cnn] [--images=10000] [--levels=-O0,-O3]
+  python experiments/bench/agreement.py --levels=-O0:500,-O3 --eager=500   # what is slow, on the first 500 images
 
 Each network trains briefly with `fake_quant(every=True)` on a part of the training set: agreement is judged, not
 accuracy. Its integers are then computed by JAX compiled and operation by operation, from the packed file as it is read
@@ -27,7 +28,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list('networks', ['mlp', 'cnn', 'resnet20', 'depthwise', 'vit'], 'which')
 flags.DEFINE_integer('images', 10_000, 'for testing')
 flags.DEFINE_integer('examples', 20_000, 'for training, one epoch')
-flags.DEFINE_list('levels', ['-O0', '-O3'], 'of the C compiler')
+flags.DEFINE_list('levels', ['-O0', '-O3'], 'of the C compiler; -O0:500 is judged on the first 500 images')
 flags.DEFINE_integer('eager', 10_000, 'images that are computed operation by operation')
 flags.DEFINE_string('data', '/usr/share/datasets/fashion-mnist', 'folder of the data set')
 flags.DEFINE_string('out', '', 'a file that gets the table as JSON too')
@@ -89,7 +90,7 @@ def agreement(
     train: (images, labels).
     test: images [N, 28, 28, 1].
     labels: of them.
-    levels: of the C compiler.
+    levels: of the C compiler, each with its number of images where it is not all: '-O0:500'.
     eager: images that are computed operation by operation.
   """
   import jax
@@ -129,11 +130,15 @@ def agreement(
     )
     others = {'unpacked': theirs(images)}
     if done < eager:
-      others['eager'] = traced(graph, images)
+      others['eager'] = traced(graph, images[: eager - done])
     for what, found in others.items():
-      row[what] += sum(int((np.asarray(found[one]) != values[one]).sum()) for one in whole)
+      told = {one: np.asarray(found[one]) for one in whole}
+      row[what] += sum(int((one != values[name][: len(one)]).sum()) for name, one in told.items())
     for level in levels:
-      row[f'C {level}'] += sum(_apart(c_check, source, graph, images, values, whole, ['cc', '-std=c99', level]))
+      how, _, most = level.partition(':')
+      few = images[: max(0, int(most or len(test)) - done)]
+      if len(few):
+        row[f'C {level}'] += sum(_apart(c_check, source, graph, few, values, whole, ['cc', '-std=c99', how]))
     done += len(images)
     print(f'{name}: {done:,} images, {time.process_time():.0f} s', file=sys.stderr, flush=True)
   best = np.concatenate(answers).argmax(-1)

@@ -19,7 +19,7 @@ import numpy as np
 import jaxlite as jl
 from jaxlite.config.serialize import to_dict
 from jaxlite.data import batches
-from jaxlite.diagnosis import judge, look, measure, repairs, splits, steps
+from jaxlite.diagnosis import distributions, judge, label_noise, look, measure, outcomes, repairs, steps, twins
 from jaxlite.run import acting, defaults, diagnosing, evaluation, records, setup
 
 
@@ -36,11 +36,8 @@ class Family(NamedTuple):
 
 
 @functools.cache
-def family(
-  task: str, framework: str, shape: Any, loss: Any, adam: bool, batch: int, few: bool, weighted: bool
-) -> Family:
+def family(task: str, framework: str, shape: Any, loss: Any, adam: bool, batch: int, few: bool) -> Family:
   """Builds what runs share; the shape is without its scale and bias."""
-  del weighted  # a program of its own: batches hold weights
   config = jl.Config(name='family', loss=loss, recipe=lambda config, total: jl.chain(cases.held(adam=adam)))
   config.data.batch_size, config.train = batch, jl.Duration(epochs=4)
   config.machine.rewrites, config.machine.steps_per_dispatch = False, 1
@@ -73,9 +70,7 @@ def made_of(case: cases.Case, repair: Any = None) -> Made:
   config = case.config
   few = len(case.data.train.labels) < 200
   data = repairs.of_data(repair, case.data)
-  shared = family(
-    case.task, case.framework, bare, config.loss, config.teacher != 'sgd', config.data.batch_size, few, False
-  )
+  shared = family(case.task, case.framework, bare, config.loss, case.adam, config.data.batch_size, few)
   own = shared.setup
   epoch = batches.steps_per_epoch(data.train, config.data.batch_size)
   total = config.train.to_steps(steps_per_epoch=epoch, batch_size=config.data.batch_size)
@@ -100,7 +95,8 @@ def made_of(case: cases.Case, repair: Any = None) -> Made:
   if repair.start:
     state = repairs.started(train, state, first)
   full = dataclasses.replace(config, repair=repair)
-  return Made(own._replace(config=full, data=data, plan=plan, first_batch=first), shared.looker, state)
+  own = own._replace(config=full, data=data, plan=plan, first_batch=first, score=config.eval.metric or own.score)
+  return Made(own, shared.looker, state)
 
 
 def trained(made: Made, best: bool = False) -> tuple[Any, list[dict[str, Any]], Any]:
@@ -145,7 +141,7 @@ def judged(case: cases.Case) -> tuple[Any, dict[str, Any]]:
   made.looker['one'] = looker
   found = measure.measure(subject, looker=looker)
   whole = bool(history) and history[-1]['step'] == made.setup.plan.total
-  config = {**to_dict(dataclasses.replace(case.config, teacher='')), 'model': 'a network of its own'}
+  config = {**to_dict(case.config), 'model': 'a network of its own'}
   about = {'config': config, 'facts': made.setup.data.facts, 'task': case.task}
   about |= {'failed': None if whole else {'step': 0, 'where': 'loss'}, 'read': READ}
   diagnosis = judge.diagnose(history, measured=found, own_loss=case.config.loss is None, **about)
@@ -181,10 +177,12 @@ def again(line: dict[str, Any]) -> dict[str, Any]:
     layers = tuple(look.Layer(**layer) for layer in kept[name]['layers'])
     kept[name] = look.Look(**{**kept[name], 'layers': layers})
   kept['walk'] = None if kept['walk'] is None else steps.Walk(**kept['walk'])
-  kept['scales'] = None if kept['scales'] is None else splits.Scales(*kept['scales'])
-  kept['twins'] = None if kept['twins'] is None else splits.Twins(*kept['twins'], np.zeros(0))
+  kept['scales'] = None if kept['scales'] is None else distributions.Scales(*kept['scales'])
+  kept['twins'] = None if kept['twins'] is None else twins.Twins(*kept['twins'], np.zeros(0))
+  for name in ('wrong_labels', 'wrong_by_model', 'wrong_by_reference'):
+    kept[name] = None if kept[name] is None else label_noise.Doubt(*kept[name])
   case = cases.case(line['cause'], line['number'])
-  config = {**to_dict(dataclasses.replace(case.config, teacher='')), 'model': 'a network of its own'}
+  config = {**to_dict(case.config), 'model': 'a network of its own'}
   whole = line['whole']
   diagnosis = judge.diagnose(
     line['history'],
@@ -201,26 +199,62 @@ def again(line: dict[str, Any]) -> dict[str, Any]:
   return {**line, 'found': diagnosis.cause or diagnosis.verdict, 'findings': findings, 'action': action}
 
 
-def clean_score(case: cases.Case) -> float:
-  """How good the run's best model by validation is on the clean test split, larger is better."""
+def clean(case: cases.Case) -> dict[str, float]:
+  """How good a run's best model by validation is on the clean test split, larger is better each.
+
+  Returns:
+    'loss': of the task, whatever the run was trained by; 'score': macro F1 of classes and labels, else the task's own;
+    'estimate': how close what validation says of the loss comes to that.
+  """
   made = made_of(case)
   _, _, state = trained(made, best=True)
-  values = evaluation.numbers(evaluation.evaluate(made.setup, state, case.data.test).values)
-  name = {'classification': 'f1_macro', 'multi_label': 'f1_macro'}.get(case.task, made.setup.score)
-  value = values[name if name in values else made.setup.score]
-  return float(made.setup.data.task.better(name) * value) if math.isfinite(value) else -1e9
+  own, test = made.setup, case.data.test
+  subject = diagnosing.subject_of(own, made.start, state)
+
+  def loss(split: Any) -> float:
+    outputs, _ = outcomes.outputs_of(subject, (split.inputs, split.labels, None), state)
+    batch = {'inputs': split.inputs, 'labels': split.labels, 'weight': np.ones(len(split.labels), np.float32)}
+    value = float(np.mean(_own_loss(case.task)(jnp.asarray(outputs), batch)))
+    return value if math.isfinite(value) else 1e9
+
+  values = evaluation.numbers(evaluation.evaluate(own, state, test).values)
+  name = 'f1_macro' if 'f1_macro' in values else own.data.task.score
+  score = own.data.task.better(name) * values[name]
+  found = loss(test)
+  if case.task == 'language':
+    score = -found
+  return {
+    'loss': -found,
+    'score': float(score) if math.isfinite(score) else -1e9,
+    'estimate': -abs(loss(own.data.validation) - found),
+  }
+
+
+@functools.cache
+def _own_loss(task: str) -> Any:
+  made = next(one for one in (cases.case('healthy', number) for number in range(0, 8, 2)) if one.task == task)
+  return jax.jit(made.data.task.loss(made.data.facts))
+
+
+# By what a mended run is judged; the others by the loss.
+JUDGED_BY = {'class imbalance': 'score', 'leak': 'estimate'}
 
 
 def acted(case: cases.Case, overrides: dict[str, Any], seeds: int) -> dict[str, Any]:
-  """Scores on clean data over seeds, without the change and with it."""
-  scores: dict[str, list[float]] = {'before': [], 'after': []}
+  """What clean data say over seeds, without the change and with it; it helped where the difference is above two
+  standard errors."""
+  found: dict[str, list[dict[str, float]]] = {'before': [], 'after': []}
   for seed in range(seeds):
     before = dataclasses.replace(case.config, seed=case.config.seed + 1000 * seed)
-    fields = {path: value for path, value in overrides.items() if path not in ('model', 'eval.metric')}
-    after = acting.overridden(before, fields)
+    after = acting.overridden(before, {path: value for path, value in overrides.items() if path != 'model'})
     shape = None if 'model' in overrides else case.shape
-    scores['before'].append(clean_score(case._replace(config=before)))
-    scores['after'].append(clean_score(case._replace(config=after, shape=shape)))
-  apart = np.subtract(scores['after'], scores['before'])
+    found['before'].append(clean(case._replace(config=before)))
+    found['after'].append(clean(case._replace(config=after, shape=shape)))
+  helped = {name: _above(*([one[name] for one in found[when]] for when in found)) for name in found['before'][0]}
+  return {**found, 'helped': helped, 'better': helped[JUDGED_BY.get(case.cause, 'loss')]}
+
+
+def _above(before: list[float], after: list[float]) -> bool:
+  apart = np.subtract(after, before)
   error = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else 0.0
-  return {**scores, 'better': bool(apart.mean() > 2 * error and apart.mean() > 0), 'apart': float(apart.mean())}
+  return bool(apart.mean() > max(2 * error, 0.0))

@@ -7,8 +7,8 @@ reader sees the tree (`state` in the checkpoint); `manifest` holds the hash of e
 From the ground: hashing.py hashes leaves; names.py names them for Orbax; regions.py tells which part of one a device
 holds; leaves.py copies them to the host and back; containers.py writes the containers of a tree down; manifest.py
 seals what a checkpoint says of itself; storage.py puts one on disk with Orbax and reads it back verified; directory.py
-knows the folder's names; checkpoints.py saves in the background and restores the newest sound one; arrays.py loads
-parts of one without a template; foreign.py reads what others saved with Orbax.
+knows the folder's names; order.py says which is tried first; checkpoints.py saves in the background and restores the
+newest sound one; arrays.py loads parts of one without a template; foreign.py reads what others saved with Orbax.
 """
 
 from jaxlite.checkpoint.arrays import load_arrays

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import json
 import math
 import operator
@@ -23,6 +24,8 @@ from jaxlite.checkpoint.directory import Entry
 from jaxlite.checkpoint.leaves import Snapshot
 from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Damaged, Manifest
 from jaxlite.checkpoint.names import orbax_names
+from jaxlite.checkpoint.order import ordered
+from jaxlite.host.files import comes_loose
 
 _T = TypeVar('_T')
 _Const = tuple[list[Any], Snapshot] | None  # what never changes and is to be written: the leaves, and their copy
@@ -66,6 +69,7 @@ class Checkpoints:
     const: str = 'const',
     run: str | None = None,
     log: Callable[[str], Any] = print,
+    there: Callable[[], bool] | None = None,
   ):
     """Reads nothing yet and writes nothing yet.
 
@@ -76,6 +80,8 @@ class Checkpoints:
       run: the id of the run, which the loop's own values hold under 'run': a checkpoint of another one counts as
         damaged. None: any.
       log: is given one line for each damaged checkpoint passed over.
+      there: asked before each write, in the writer's thread; where it says no, the write fails. None: what is gone is
+        made again.
 
     Raises:
       ValueError: `keep` is below 1.
@@ -83,7 +89,7 @@ class Checkpoints:
     if keep < 1:
       raise ValueError(f'keep counts checkpoints to keep and must be at least 1, got {keep}')
     self.directory = Path(directory).absolute()
-    self._keep, self._const_name, self._run, self._log = keep, const, run, log
+    self._keep, self._const_name, self._run, self._log, self._there = keep, const, run, log, there
     self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='jaxlite-checkpoint')
     self._pending: list[concurrent.futures.Future[None]] = []  # at most one
     weakref.finalize(self, _tell_uncollected, self._pending, log)
@@ -91,6 +97,7 @@ class Checkpoints:
     self._damaged: set[Entry] = set()  # found by a restore
     self._const: tuple[list[Any], str | None] = ([], None)  # leaves known to be on disk, and their hash
     self._clean = False  # what a killed run left has been removed
+    self.failed: tuple[Snapshot, Manifest, _Constants] | None = None  # the last save, where it could not be written
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -137,7 +144,8 @@ class Checkpoints:
       raise ValueError('a checkpoint needs a state with at least one array that changes, got none')
     snapshot = leaves.snapshot(arrays, named)
     same = len(const) == len(self._const[0]) and all(map(operator.is_, const.values(), self._const[0]))
-    same = same and all(path.is_dir() and any(path.iterdir()) for path in self._const_paths())  # still on disk
+    written = directory.const_paths(self.directory, self._const[1]) if self._const[1] else []
+    same = same and all(path.is_dir() and any(path.iterdir()) for path in written)  # still on disk
     constants: _Constants = lambda: (list(const.values()), leaves.snapshot(const, named))  # noqa: E731
     fresh = None if same else constants()
     manifest = Manifest(step, metric, loop, None, containers.structure(state), snapshot.leaves, {})
@@ -153,6 +161,13 @@ class Checkpoints:
     """
     if self._pending:
       self._pending.pop().result()
+
+  def hand_over(self, other: Checkpoints) -> None:
+    """Writes into other checkpoints, in the background, the save that failed here, if the last one did."""
+    other.wait()
+    failed, self.failed = self.failed, None
+    if failed is not None:
+      other._pending.append(other._writer.submit(other._write_step, failed[0], failed[1], failed[2](), failed[2]))
 
   def close(self) -> None:
     """Waits for the save under way and ends the writer.
@@ -255,7 +270,7 @@ class Checkpoints:
     if not entries:
       return None
     failed: list[str] = []
-    for entry in self._order(entries, which):
+    for entry in ordered(entries, which, self._rank, self.directory, self._log):
       path = self.directory / entry.name
       try:
         return read(path, storage.read_entry(self.directory, entry, self._run))
@@ -268,31 +283,14 @@ class Checkpoints:
       'put back a copy, or move the folder aside to start afresh'
     )
 
-  def _order(self, entries: list[Entry], which: str | int) -> list[Entry]:
-    newest = entries[::-1]
-    if which == 'latest':
-      return newest
-    if which == 'best':
-      scored = sorted((entry for entry in entries if math.isfinite(self._rank(entry))), key=self._rank, reverse=True)
-      unscored = [entry for entry in newest if self._rank(entry) == -math.inf]
-      if not scored:
-        self._log(f'no checkpoint in {self.directory} has a metric: taking the latest')
-      # An unreadable one may have been the best: it comes first, so that its loss is said.
-      return [*(entry for entry in newest if self._rank(entry) == math.inf), *scored, *unscored]
-    if isinstance(which, bool) or not isinstance(which, int):
-      raise ValueError(f"which checkpoint is 'latest', 'best' or a step, got {which!r}")
-    chosen = [entry for entry in newest if entry.step == which]
-    if not chosen:
-      steps = sorted({entry.step for entry in entries})
-      raise CheckpointError(f'no checkpoint of step {which} in {self.directory}; there are: {steps}')
-    return chosen
-
   def _rank(self, entry: Entry) -> float:
     if entry not in self._metrics:
       try:
         manifest = storage.read_entry(self.directory, entry, self._run)
         self._metrics[entry] = (manifest.metric, manifest.const)
-      except Damaged:
+      except Damaged as damage:
+        if comes_loose(damage):  # it may be sound
+          return math.inf
         self._metrics[entry] = None
     known = self._metrics[entry]
     if known is None:
@@ -319,6 +317,7 @@ class Checkpoints:
         self._clean = False
         entry, manifest = self._attempt(snapshot, manifest, constants())
     except Exception as error:
+      self.failed = (snapshot, manifest, constants)
       with contextlib.suppress(OSError):
         directory.remove_leftovers(folder)  # half a checkpoint would keep a full disk full
       good = [entry.step for entry in directory.entries(folder) if entry not in self._damaged]
@@ -327,6 +326,7 @@ class Checkpoints:
         f'the checkpoint of step {manifest.step} could not be written to {folder} ({storage.reason(error)}); {last}: '
         'make room or mend that, then run the same command again'
       ) from error
+    self.failed = None
     self._metrics[entry] = (manifest.metric, manifest.const)
     try:
       self._retire(entry)
@@ -334,6 +334,7 @@ class Checkpoints:
       self._log(f'old checkpoints in {folder} could not be removed ({storage.reason(error)})')
 
   def _attempt(self, snapshot: Snapshot, manifest: Manifest, const: _Const) -> tuple[Entry, Manifest]:
+    self._check_there()
     self.directory.mkdir(parents=True, exist_ok=True)
     if not self._clean:
       directory.remove_leftovers(self.directory)
@@ -343,7 +344,12 @@ class Checkpoints:
     manifest = manifest._replace(hashes=snapshot.hashes(), const=self._const[1])
     entry = directory.next_entry(self.directory, manifest.step)
     storage.write(self.directory / entry.name, snapshot, manifest)
+    self._check_there()  # Orbax makes what folders it lacks
     return entry, manifest
+
+  def _check_there(self) -> None:
+    if self._there is not None and not self._there():
+      raise OSError(errno.ENOTCONN, 'the folder is out of reach', str(self.directory))
 
   def _retire(self, newest: Entry) -> None:
     entries = directory.entries(self.directory)
@@ -375,9 +381,6 @@ class Checkpoints:
       storage.write(path, snapshot, manifest._replace(const=whole))
     return whole
 
-  def _const_paths(self) -> list[Path]:
-    return directory.const_paths(self.directory, self._const[1]) if self._const[1] else []
-
   def _copy(self, whole: str, read: Callable[[Path, Manifest], _T]) -> _T:
     """Reads the first sound copy of the constants."""
     failed = []
@@ -391,7 +394,6 @@ class Checkpoints:
 
 
 def _tell_uncollected(pending: Sequence[concurrent.futures.Future[None]], log: Callable[[str], Any]) -> None:
-  """A program that ends without `close` has no threads left for Orbax: what failed is at least said."""
-  for save in pending:
+  for save in pending:  # a program that ends without `close` has no threads left for Orbax: it is at least said
     if save.done() and save.exception():
       log(f'{save.exception()}; and close the Checkpoints before the program ends')

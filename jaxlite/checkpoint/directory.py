@@ -100,6 +100,33 @@ def remove_leftovers(folder: Path) -> None:
         _delete(folder / name)
 
 
+def adopt(source: Path, target: Path) -> list[Entry]:
+  """Copies what is newer in one folder of checkpoints than all in another into that, with what it needs.
+
+  Args:
+    source: the folder to copy from; stays as it is.
+    target: the folder to copy to; made where it is missing. Only its one writer may.
+
+  Returns:
+    What was copied, oldest step first; none where nothing is newer.
+
+  Raises:
+    OSError: it cannot be written; what was copied by then stands whole, and nothing else is left.
+  """
+  newest = max((entry.step for entry in entries(target)), default=-1)
+  found = [entry for entry in entries(source) if entry.step > newest]
+  if found:
+    target.mkdir(parents=True, exist_ok=True)
+    constants = [name for name in os.listdir(source) if _CONST.fullmatch(name)]
+    for name in [*constants, *(entry.name for entry in found)]:
+      if not (target / name).exists():
+        part = target / f'{name}.orbax-checkpoint-tmp-adopted'  # which `remove_leftovers` knows
+        _delete(part)
+        shutil.copytree(source / name, part)
+        part.rename(target / name)
+  return found
+
+
 def _delete(path: Path) -> None:
   if path.is_dir():
     shutil.rmtree(path, ignore_errors=True)

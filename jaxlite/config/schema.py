@@ -173,8 +173,10 @@ class RepairConfig:
     scale: quantities among the inputs are standardized, whatever the data set says.
     logits: the network's last softmax, sigmoid, tanh or ReLU is left out.
     leaks: training examples that validation or test has too are left out.
-    labels: training examples whose label is contradicted with confidence by fits without them are left out.
-    balance: training examples count by how rare their class is.
+    labels: training examples whose label is contradicted with confidence by fits without them are left out; of several
+      labels an example, those are turned.
+    balance: training examples count by how rare their class is, or the rarest of their labels: by one over the root of
+      its share.
   """
 
   start: bool = False

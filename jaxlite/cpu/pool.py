@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,6 +101,20 @@ def _padded(windows: _Windows, x: jax.Array) -> jax.Array:
   return lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(low, high, 0) for low, high in windows.padding])
 
 
+def _exactly(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Half precision in float32: the same numbers, as each sum has one term that is not zero. XLA:CPU would round after
+  each operation."""
+
+  @functools.wraps(form)
+  def run(windows: _Windows, first: jax.Array, *rest: jax.Array) -> jax.Array:
+    if first.dtype.itemsize >= 4:
+      return form(windows, first, *rest)
+    return form(windows, *(x.astype(jnp.float32) for x in (first, *rest))).astype(first.dtype)
+
+  return run
+
+
+@_exactly
 def _largest(windows: _Windows, x: jax.Array) -> jax.Array:
   """Held, or XLA takes all the slices, and what made them, into each reader of the result."""
   padded = _padded(windows, x)
@@ -120,6 +134,7 @@ def _winners(windows: _Windows, x: jax.Array) -> jax.Array:
   return winner
 
 
+@_exactly
 def _spread(windows: _Windows, source: jax.Array, operand: jax.Array) -> jax.Array:
   """Windows that neither overlap nor leave the array: every entry asks whether it is its window's winner. The question
   has the shape of the array: reshaped afterwards, XLA would not fuse it with the mask of a ReLU before the pool."""

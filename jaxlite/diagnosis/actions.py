@@ -10,6 +10,9 @@ from jaxlite.diagnosis.verdict import Action
 if TYPE_CHECKING:  # records alone are judged without JAX
   from jaxlite.diagnosis.measure import Measured
 
+_ABSENT = object()
+_LARGEST = 0.02  # |update| of any step, beside the first weights, that such a network learns with
+_DECAY, _SHRINKS = 10.0, 0.1  # decoupled decay, and how much of a weight it may take off at a step
 _RATIO = 3e-3  # |update| / |weight| a step that a network of this library learns well with
 
 
@@ -41,9 +44,13 @@ class Known(NamedTuple):
 
 
 def action_for(cause: str, known: Known) -> Action | None:
-  """Returns what to do about a cause; None where no field of a config could help."""
+  """Returns what to do about a cause; None where no field of a config could help, or all that would are set so."""
   make = _ACTIONS.get(cause)
-  return make(known) if make is not None else None
+  action = make(known) if make is not None else None
+  if action is None:
+    return None
+  left = {path: value for path, value in action.overrides.items() if known.get(path, _ABSENT) != value}
+  return action._replace(overrides=left) if left else None
 
 
 def _rate(known: Known, factor: float) -> dict[str, Any]:
@@ -90,9 +97,9 @@ def _labels(known: Known) -> Action:
 
 def _balance(known: Known) -> Action:
   overrides: dict[str, Any] = {'repair.balance': True}
-  if known.measured is not None and known.measured.kind == 'classes' and known.measured.task == 'classification':
+  if known.measured is not None and known.measured.task in ('classification', 'multi_label'):
     overrides['eval.metric'] = 'f1_macro'
-  return Action(overrides, 'let rare classes count as much as frequent ones', 'beginning')
+  return Action(overrides, 'let rare classes count more', 'beginning')
 
 
 def _exploding(known: Known) -> Action:
@@ -116,8 +123,8 @@ def _dying(known: Known) -> Action:
 
 def _unstable(known: Known) -> Action:
   walk = known.measured.walk if known.measured else None
-  ratio = walk.ratio if walk is not None and walk.ratio == walk.ratio else 0.0
-  factor = 0.1 if ratio < 30 * _RATIO else 0.03 if ratio < 300 * _RATIO else 0.003
+  largest = walk.largest if walk is not None and walk.largest == walk.largest else 0.0
+  factor = min(0.1, float(f'{_LARGEST / max(largest, _LARGEST):.1g}'))
   return Action(_rate(known, factor), f'lower the learning rate to {factor:g} of what it is', 'beginning')
 
 
@@ -133,12 +140,17 @@ def _slow(known: Known) -> Action:
 
 def _overfitting(known: Known) -> Action:
   decay = float(known.get('optim.weight_decay', 0.0) or 0.0)
-  overrides: dict[str, Any] = {}
   if known.reads('optim.weight_decay'):
-    overrides['optim.weight_decay'] = max(1.0, 10 * decay)
-  else:
-    overrides['eval.patience'] = 5
-  return Action(overrides, 'hold the weights small, so that training examples are not learned by heart', 'beginning')
+    lr = known.get('optim.lr')
+    most = _SHRINKS / lr if isinstance(lr, int | float) and lr > 0 else _DECAY
+    overrides: dict[str, Any] = {'optim.weight_decay': float(f'{max(min(_DECAY, most), 3 * decay):.2g}')}
+    if known.measured is not None and known.measured.kind:
+      overrides['eval.metric'] = 'loss'
+    return Action(overrides, 'hold the weights small, so that training examples are not learned by heart, and pick the '
+                  'model by its validation loss', 'beginning')  # fmt: skip
+  if known.get('eval.patience'):
+    return Action({}, 'it stops early already', 'beginning')
+  return Action({'eval.patience': 5}, 'stop where validation turns, before examples are learned by heart', 'beginning')
 
 
 def _underfitting(known: Known) -> Action:
@@ -146,7 +158,7 @@ def _underfitting(known: Known) -> Action:
   if known.reads('optim.weight_decay') and decay > 0.02:
     return Action({'optim.weight_decay': 1e-4}, 'let the weights grow: the weight decay holds them at nothing',
                   'beginning')  # fmt: skip
-  if known.get('model') is not None or (known.measured is not None and known.read is not None):
+  if known.get('model') is not None:
     return Action({'model': None}, 'try the default network for data of this form: this one is too small for them',
                   'beginning')  # fmt: skip
   return Action(_longer(known, 4), 'train four times as long', 'beginning')

@@ -146,13 +146,12 @@ def _by_measures(
   measured = known.measured
   assert measured is not None  # or the records alone were asked
   finite = not any(one.name == 'not finite' and one.present for one in findings)
-  curves_ = {one.name: one for one in findings}
-  own = [*measured_findings.found(measured, own_loss, finite)]
-  own = [_joined(one, curves_) for one in own]
+  by_curve = {one.name: one for one in findings}
+  own = [_joined(one, by_curve, measured) for one in measured_findings.found(measured, own_loss, finite)]
   names = {one.name for one in own}
   own += [one._replace(present=one.present and one.name == 'not finite') for one in findings if one.name not in names]
-  present = {one.name for one in own if one.present}
-  cause = next((name for name in measured_findings.ORDER if name in present), '')
+  present = [name for name in measured_findings.ORDER if any(one.name == name and one.present for one in own)]
+  cause = present[0] if present else ''
   unknown = [*unknown, *measured.missing]
   train, validation = measured.counts
   certainty = f'from {train:,} training and {validation:,} validation examples, {len(seen[0].values)} training points'
@@ -161,20 +160,41 @@ def _by_measures(
   if 0 < validation < thresholds.LEAST_VALIDATION:
     unknown.append(f'what is between training and validation: {validation} examples are few, '
                    f'{thresholds.LEAST_VALIDATION} are the least')  # fmt: skip
+  if measured.wrong_labels is not None and measured.wrong_labels.seen < thresholds.LEAST_SUREST:
+    unknown.append(f'label noise: of {train:,} training examples a fifth is too few to tell wrong labels from classes '
+                   'that are not learned yet')  # fmt: skip
+  if measured_findings.is_blind(measured):
+    unknown.append('label noise: the yardstick learned nothing from these inputs')
   verdict = cause if cause in ('overfitting', 'underfitting') else 'broken' if cause else 'healthy'
   if cause == 'slow convergence':
     verdict = 'underfitting'
   if verdict == 'healthy' and (measured.kind == '' or validation < thresholds.LEAST_VALIDATION):
     verdict, certainty = 'unknown', f'{certainty}; nothing wrong was found, and too little could be looked at'
+  if cause in _LIKELY:
+    rivals = [name for name in present[1:] if name in _LIKELY] or [_LIKELY[cause]]
+    certainty += f'; likely, not certain: what comes next is {rivals[0]}'
   return _diagnosis(verdict, cause, own, known, certainty, unknown, ran)
 
 
-def _joined(one: Finding, by_curve: Mapping[str, Finding]) -> Finding:
+# Causes that are judged beside a yardstick, and what looks alike to it where nothing else was found.
+_LIKELY = {
+  'label noise': 'that what decides is not in the inputs',
+  'overfitting': 'label noise',
+  'underfitting': 'that no network does better on these inputs',
+  'slow convergence': 'underfitting',
+}
+
+
+def _joined(one: Finding, by_curve: Mapping[str, Finding], measured: Measured) -> Finding:
   """A finding that curves have a say in too."""
   if one.name == 'slow convergence' and not one.present:  # it lacks what could be learned, and was still learning
     late = by_curve.get('still falling')
-    short = one.threshold < 0 and late is not None and late.present and late.value > 2 * thresholds.FALLING
-    return one if not short or late is None else one._replace(evidence=f'{one.evidence}; {late.evidence}')
+    if late is not None and late.value > 1.5 * thresholds.FALLING and measured_findings.is_poor(measured):
+      return one._replace(evidence=f'{one.evidence}; {late.evidence}', present=True)
+  if one.name == 'unstable loss' and not one.present:  # later than the steps that were taken again
+    blown = by_curve.get('blown up')
+    if blown is not None and blown.present:
+      return one._replace(evidence=f'{one.evidence}; {blown.evidence}', present=True)
   return one
 
 
@@ -189,8 +209,6 @@ def _diagnosis(
 ) -> Diagnosis:
   ordered = tuple(sorted(findings, key=lambda one: (one.name != cause, not one.present)))
   action = action_for(cause, known) if cause else None
-  if action is not None and not action.overrides:
-    action = None
   command, workdir = ran
   if action is not None and command:
     action = action._replace(command=with_overrides(command, action.overrides, workdir))

@@ -78,7 +78,8 @@ class Look(NamedTuple):
     gradient: the global norm, of the mean over batches.
     noise_scale: tr(cov) / |g|^2, in examples: batches far smaller are mostly noise (McCandlish et al. 2018,
       https://arxiv.org/abs/1812.06162).
-    dead: by place, the share of units that no example makes positive.
+    dead: by place, the share of the units whose value differs over examples that no example makes positive: what a
+      mask has cut off from its inputs is not dead, and counts as no unit.
     saturated: by place, the share of values at an end of their range.
   """
 
@@ -148,12 +149,14 @@ class Looker:
     layers, dead, saturated = [], {}, {}
     for site, stats in zip(self.watched.sites, watch.merged(self.watched.sites, seen), strict=True):
       if site.kind == 'relu':
-        dead[site.name] = stats['dead']
+        if math.isfinite(stats['dead']):
+          dead[site.name] = stats['dead']
       elif site.kind in ('sigmoid', 'tanh'):
         saturated[site.name] = stats['saturated']
       else:
         own = site.name.split(' and ')
-        gradient, weight = (float(np.sqrt(sum(of.get(path, 0.0) ** 2 for path in own))) for of in (norms, sizes))
+        gradient = float(np.sqrt(sum(norms[path] ** 2 for path in own))) if set(own) <= set(norms) else math.nan
+        weight = float(np.sqrt(sum(sizes.get(path, 0.0) ** 2 for path in own)))
         layers.append(Layer(site.name, gradient * weight, gradient, weight, **stats))
     return Look(
       float(np.mean(losses)),

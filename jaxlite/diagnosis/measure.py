@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from jaxlite.diagnosis import splits
+from jaxlite.diagnosis.distributions import Scales
 from jaxlite.diagnosis.ends import of_program
+from jaxlite.diagnosis.label_noise import Doubt
 from jaxlite.diagnosis.look import Look, Looker, Subject
 from jaxlite.diagnosis.outcomes import of_data, outputs_of, some
 from jaxlite.diagnosis.steps import Walk, moved, walk
+from jaxlite.diagnosis.twins import Twins
 
 
 class Measured(NamedTuple):
@@ -23,7 +25,7 @@ class Measured(NamedTuple):
     task: its name.
     start, end: the two looks.
     walk: steps from the start.
-    moved: |end - start| / |start| over the weights.
+    moved: |end - start| / |start| over the weights that do not begin at zero; NaN where all do.
     ends_in: what the network's outputs are made by.
     outside: the share of labels that such outputs cannot reach; NaN where it is not known.
     loss_fits: scores of descending the losses on free outputs (`program.fits_labels`); None for the task's own loss.
@@ -33,11 +35,11 @@ class Measured(NamedTuple):
     train_risk, validation_risk: of the model.
     validation_error: the standard error of `validation_risk`.
     trivial: the risk of who knows the labels' shares alone.
-    reference_risk: of the quick learner on validation, by cross-validation where there is none.
+    reference_risk: of the best quick learner on validation, by cross-validation where there is none.
     reference_train_risk: by cross-validation.
-    wrong_labels: of the surest fifth of training, as the quick learner sees it, and the standard error.
-    wrong_by_model: the same of validation by the model.
-    wrong_by_reference: the same of validation by the quick learner.
+    wrong_labels: of training, as a fit in closed form sees it.
+    wrong_by_model: the same of validation, by the model.
+    wrong_by_reference: the same of validation, by that fit.
     scales: of the inputs as the network gets them.
     twins: between splits.
     shares: of the classes in training, or of each label; empty where there are none.
@@ -66,11 +68,11 @@ class Measured(NamedTuple):
   trivial: float
   reference_risk: float
   reference_train_risk: float
-  wrong_labels: tuple[float, float] | None
-  wrong_by_model: tuple[float, float] | None
-  wrong_by_reference: tuple[float, float] | None
-  scales: splits.Scales | None
-  twins: splits.Twins | None
+  wrong_labels: Doubt | None
+  wrong_by_model: Doubt | None
+  wrong_by_reference: Doubt | None
+  scales: Scales | None
+  twins: Twins | None
   shares: tuple[float, ...]
   recalls: tuple[float, ...]
   shift: float

@@ -48,9 +48,9 @@ def found(measured: Measured, own_loss: bool, finite: bool) -> Iterator[Finding]
   """
   yield from _activation(measured, own_loss)
   yield from _loss(measured)
-  yield from _data(measured)
+  yield from _data(measured, finite)
   yield from _labels(measured)
-  yield from _start(measured)
+  yield from _start(measured, finite)
   yield from _way(measured, finite)
   yield from _fit(measured)
 
@@ -71,9 +71,34 @@ def lacking(m: Measured) -> float:
   return (m.train_risk - m.reference_train_risk) / gain
 
 
-def _poor(m: Measured) -> bool:
+def _alike(m: Measured) -> float:
+  """As `lacking`, beside the yardstick on validation, of a model that is as wrong in training as in validation; NaN
+  of any other: what it lacks, it may have spent on its training examples."""
+  gap = m.validation_risk - m.train_risk
+  close = gap < at.ALIKE * m.train_risk + 2 * m.validation_error
+  gain = m.trivial - m.reference_risk
+  if not close or not gain > 0.1 * m.trivial or m.train_risk < at.TWICE * max(m.reference_risk, m.reference_train_risk):
+    return math.nan
+  if m.validation_risk - m.reference_risk < 2 * m.validation_error:
+    return math.nan
+  return (m.train_risk - m.reference_risk) / gain
+
+
+def is_poor(m: Measured) -> bool:
+  """Tells whether a model clearly lacks what a yardstick learned."""
+  return bool(lacking(m) > at.SHORT)
+
+
+def _harmed(m: Measured, finite: bool) -> bool:
+  """Whether a run came out worse than it could have, as far as that can be seen."""
+  if not finite or not math.isfinite(m.train_loss) or (m.walk is not None and not m.walk.finite):
+    return True
+  losses = [one for one in (m.train_loss, m.validation_loss) if math.isfinite(one)]
+  if math.isfinite(m.chance_loss) and max(losses) > at.STANDS * m.chance_loss:
+    return True
   short = lacking(m)
-  return bool(short > at.SHORT)
+  behind = (m.validation_risk - m.reference_risk - 2 * m.validation_error) / max(m.trivial, 1e-12)
+  return bool(short > at.HARMED or behind > at.HARMED)
 
 
 def _jumps(m: Measured) -> bool:
@@ -84,7 +109,8 @@ def _jumps(m: Measured) -> bool:
   late = float(np.median(walk.losses[len(walk.losses) // 3 :])) if walk.losses else math.nan
   known = [one for one in (m.chance_loss, *walk.losses[:1]) if math.isfinite(one)]
   risen = bool(known) and late > at.RISEN * max(known)
-  return not walk.finite or walk.raised > at.RAISED or walk.ratio > at.JUMP or m.moved > at.CARRIED or risen
+  stands = bool(known) and walk.ratio > at.JUMP and late > at.STANDS * min(known)
+  return not walk.finite or walk.raised > at.RAISED or risen or stands
 
 
 def _activation(m: Measured, own_loss: bool) -> Iterator[Finding]:
@@ -110,13 +136,13 @@ def _loss(m: Measured) -> Iterator[Finding]:
             f'of the task to {by_own:.3g}', lost, at.WRONG_LOSS)  # fmt: skip
 
 
-def _data(m: Measured) -> Iterator[Finding]:
+def _data(m: Measured, finite: bool) -> Iterator[Finding]:
   if m.scales is not None:
     yield one('broken inputs', f'{m.scales.broken:,} values of the inputs are not finite', m.scales.broken, 0)
     first = m.start.layers[0].input if m.start is not None and m.start.layers else m.scales.largest
     seen = min(m.scales.largest, first * 3) if math.isfinite(first) else m.scales.largest
     yield one('abnormal data', f'a feature lies or deviates by {m.scales.largest:.3g}, and the first layer gets values '
-              f'of size {first:.3g}', seen, at.UNSCALED)  # fmt: skip
+              f'of size {first:.3g}', seen, at.UNSCALED, _harmed(m, finite))  # fmt: skip
   if m.twins is not None:
     natural = 2 * m.twins.within  # of inputs that have few values, equal ones are no wonder
     yield one('leak', f'{m.twins.between:.1%} of the held-out examples are among the training examples '
@@ -126,13 +152,30 @@ def _data(m: Measured) -> Iterator[Finding]:
               m.shift, at.SHIFT)  # fmt: skip
 
 
+def is_blind(m: Measured) -> bool:
+  """Tells whether the yardstick that doubts labels has learned nothing: then its confidence says nothing either."""
+  return m.kind in ('classes', 'labels') and m.wrong_labels is not None and m.wrong_labels.whole > 0.9 * m.trivial
+
+
+def _cleared(m: Measured) -> bool:
+  """Whether validation shows that labels are right: the model knows better than the yardstick."""
+  doubt, seen = m.wrong_labels, m.wrong_by_reference
+  if doubt is not None and seen is not None and seen.seen >= at.LEAST_SUREST:
+    apart = doubt.raw - seen.raw
+    if apart > at.WRONG_LABELS + 3 * math.hypot(doubt.error, seen.error):
+      return False  # one learner, and training labels contradict it as those of validation do not
+  if m.validation_risk < 0.5 * m.reference_risk:
+    return True
+  model = m.wrong_by_model
+  return m.kind != 'numbers' and model is not None and model.seen >= at.LEAST_SUREST and model.raw < at.WRONG_LABELS
+
+
 def _labels(m: Measured) -> Iterator[Finding]:
-  if m.wrong_labels is not None:
-    share, error = m.wrong_labels
-    cleared = bool(m.validation_risk < 0.5 * m.reference_risk)  # the model finds a rule that the yardstick does not
+  if m.wrong_labels is not None and m.wrong_labels.seen >= at.LEAST_SUREST and not is_blind(m):
+    doubt = m.wrong_labels
     yield one('label noise', f'of the examples that are called with most confidence by who did not see them, '
-              f'{share:.1%} are labeled otherwise', share - 1.5 * error * (m.kind != 'numbers'),
-              at.WRONG_LABELS, not cleared)  # fmt: skip
+              f'{doubt.raw:.1%} are labeled otherwise (or what decides is not in the inputs)',
+              doubt.limit - 1.5 * doubt.error * (m.kind != 'numbers'), at.WRONG_LABELS, not _cleared(m))  # fmt: skip
   if len(m.shares) > 1 and m.recalls and any(share > 0 for share in m.shares):
     shares = np.array(m.shares)
     if m.kind == 'labels':
@@ -147,31 +190,41 @@ def _labels(m: Measured) -> Iterator[Finding]:
               f'the most frequent, and {recall:.0%} of it is found', ratio, at.RARE, missed)  # fmt: skip
 
 
-def _start(m: Measured) -> Iterator[Finding]:
+def _start(m: Measured, finite: bool) -> Iterator[Finding]:
   start = m.start
   if start is None:
     return
   if math.isfinite(m.chance_loss) and m.chance_loss > 0:
     grown = start.loss / m.chance_loss if math.isfinite(start.loss) else math.inf
     yield one('exploding gradient', f'the loss begins at {start.loss:.3g}, where knowing nothing has '
-              f'{m.chance_loss:.3g}; the gradient has norm {start.gradient:.3g}', grown, at.BLOWN_START)  # fmt: skip
-  if len(start.layers) > 1:
-    early = start.layers[:-1]
+              f'{m.chance_loss:.3g}; the gradient has norm {start.gradient:.3g}', grown, at.BLOWN_START,
+              _harmed(m, finite))  # fmt: skip
+  learned = [layer for layer in start.layers if math.isfinite(layer.pull)]
+  if len(learned) > 1:
+    early = learned[:-1]
     pulls = [layer.pull for layer in early]
-    apart = max(layer.pull for layer in start.layers) / max(min(pulls), 1e-30)
+    apart = max(layer.pull for layer in learned) / max(min(pulls), 1e-30)
     dull = min(early, key=lambda layer: layer.spread if math.isfinite(layer.spread) else math.inf)
     value = max(apart / at.PULL, at.SPREAD / max(dull.spread, 1e-30))
     yield one('vanishing gradient', f'at the start layers differ by {apart:.1e} in what they do to the loss, and '
-              f'{dull.name} answers examples with a deviation of {dull.spread:.1e}', value, 1.0, _poor(m))  # fmt: skip
+              f'{dull.name} answers examples with a deviation of {dull.spread:.1e}', value, 1.0,
+              is_poor(m))  # fmt: skip
+
+
+def _moves(ratio: float, moved: float) -> str:
+  """How far steps go, in words."""
+  if not math.isfinite(ratio):
+    return 'all weights begin at zero, so that a step has no size beside them'
+  return f'a step changes the weights by {ratio:.1e} of their size, the run by {moved:.3g} times it'
 
 
 def _way(m: Measured, finite: bool) -> Iterator[Finding]:
   if m.end is not None and m.end.dead:
     place, share = max(m.end.dead.items(), key=lambda pair: pair[1])
     born = m.start.dead.get(place, 0.0) if m.start is not None else 0.0
-    killed = _jumps(m) and born < 0.4  # by steps that are too large
+    killed = _jumps(m) and born < 0.5 * at.DEAD  # by steps that are too large
     yield one('dying ReLU', f'{share:.0%} of the units of {place} answer no example ({born:.0%} at the start)', share,
-              at.DEAD, _poor(m) and not killed)  # fmt: skip
+              at.DEAD, is_poor(m) and not killed)  # fmt: skip
   if m.end is not None and m.end.saturated:
     place, share = max(m.end.saturated.items(), key=lambda pair: pair[1])
     yield Finding('saturation', f'{share:.0%} of the values of {place} are at an end of their range', share, math.nan,
@@ -180,8 +233,7 @@ def _way(m: Measured, finite: bool) -> Iterator[Finding]:
   if walk is not None:
     value = 1.0 if _jumps(m) or not finite else walk.raised
     yield one('unstable loss', f'{walk.raised:.0%} of {walk.steps} steps from the start made the loss of their own '
-              f'batch larger; a step changes the weights by {walk.ratio:.1e} of their size, '
-              f'the run by {m.moved:.3g} times it', value, at.RAISED)  # fmt: skip
+              f'batch larger; {_moves(walk.ratio, m.moved)}', value, at.RAISED)  # fmt: skip
     if math.isfinite(walk.unchanged):
       yield one('precision lost', f'{walk.unchanged:.0%} of the weights in few bits stay as they are at a step',
                 walk.unchanged, at.UNCHANGED)  # fmt: skip
@@ -194,14 +246,22 @@ def _way(m: Measured, finite: bool) -> Iterator[Finding]:
 def _fit(m: Measured) -> Iterator[Finding]:
   short = lacking(m)
   if math.isfinite(short):
-    yield one('slow convergence', f'the weights moved by {m.moved:.1%} of their size', -m.moved, -at.MOVED, _poor(m))
+    alike = _alike(m)
+    little = alike > at.SHORT_ALIKE and not short > at.SHORT
+    went = (
+      f'the weights moved by {m.moved:.1%} of their size' if math.isfinite(m.moved) else 'all weights began at zero'
+    )
+    yield one('slow convergence', went, -m.moved, -at.MOVED, is_poor(m))
     yield one('underfitting', f"the model's error on its own training examples is {m.train_risk:.3g}; a quick fit "
-              f'that did not see them has {m.reference_train_risk:.3g}, guessing {m.trivial:.3g}', short,
-              at.SHORT)  # fmt: skip
+              f'that did not see them has {m.reference_train_risk:.3g}, on validation {m.reference_risk:.3g}, guessing '
+              f'{m.trivial:.3g}', alike if little else short, at.SHORT_ALIKE if little else at.SHORT)  # fmt: skip
   if math.isfinite(m.validation_loss) and math.isfinite(m.train_loss) and m.validation_loss > 0:
     gap = (m.validation_loss - m.train_loss) / m.validation_loss
     apart = m.validation_risk - m.train_risk
-    wide = apart > at.APART * m.trivial + 2 * m.validation_error if math.isfinite(apart) else True
+    gained = max(0.0, m.trivial - m.validation_risk)
+    by_heart = m.train_loss < at.BY_HEART * m.validation_loss
+    most = (at.APART_BY_HEART if by_heart else at.APART) * gained + 2 * m.validation_error
+    wide = apart > most if math.isfinite(apart) else True
     yield one('overfitting', f'the loss is {m.train_loss:.3g} in training and {m.validation_loss:.3g} in validation; '
               f'errors {m.train_risk:.3g} and {m.validation_risk:.3g}', gap, at.GAP, wide)  # fmt: skip
   if math.isfinite(m.calibration):

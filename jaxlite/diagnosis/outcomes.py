@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxlite.data import batches
-from jaxlite.diagnosis import reference, splits
+from jaxlite.diagnosis import distributions, label_noise, reference, twins
 from jaxlite.diagnosis.look import Subject
 from jaxlite.step.state import TrainState
 from jaxlite.tasks import is_built_in
@@ -27,21 +27,31 @@ def outputs_of(subject: Subject, part: Any, state: TrainState) -> tuple[np.ndarr
     weights.append(float(np.asarray(batch['weight']).sum()))
     losses.append(float(terms['task']) * weights[-1])
     outs.append(np.asarray(jax.device_get(outputs), np.float32) if hasattr(outputs, 'shape') else np.zeros(0))
-    if sum(one.size for one in outs) > splits.MOST_VALUES:
+    if sum(one.size for one in outs) > distributions.MOST_VALUES:
       break
   total = np.concatenate(outs)[: len(labels)] if outs else np.zeros(0)
   return total, float(np.sum(losses) / max(np.sum(weights), 1e-12))
 
 
 def some(split: Any) -> Any:
-  """(inputs, labels, weight) of at most so many examples, drawn from all; None where there are none to look at."""
+  """(inputs, labels, weight) of at most so many examples, drawn from all that count; None where there are none."""
   labels = getattr(split, 'labels', None)
   if labels is None or not len(labels) or not hasattr(split, 'inputs'):
     return None
-  count = len(labels)
-  rows = np.random.default_rng(0).permutation(count)[: reference.MOST]  # any first part is spread over all
+  own = getattr(split, 'weight', None)
+  rows = np.arange(len(labels)) if own is None else np.flatnonzero(np.asarray(own) > 0)
+  if not len(rows):
+    return None
+  rows = np.random.default_rng(0).permutation(rows)[: reference.MOST]  # any first part is spread over all
   taken = split.take(rows)
   return taken['inputs'], np.asarray(taken['labels']), taken.get('weight')
+
+
+def _learned(split: Any) -> Any:
+  """The inputs of a split that count: what weighs nothing is not learned."""
+  if split.weight is None or (np.asarray(split.weight) > 0).all():
+    return split.inputs
+  return split.take(np.flatnonzero(np.asarray(split.weight) > 0))['inputs']
 
 
 def scores_of(kind: str, task: Any, facts: Any, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
@@ -65,33 +75,24 @@ def scores_of(kind: str, task: Any, facts: Any, outputs: np.ndarray, labels: np.
   return None
 
 
-_KINDS = {
-  'classification': 'classes',
-  'binary': 'classes',
-  'multi_label': 'labels',
-  'regression': 'numbers',
-  'language': 'tokens',
-}
-
-
 def of_data(subject: Subject, train: Any, validation: Any, seen: Any, held: Any, missing: list[str]) -> dict[str, Any]:
   """What data and outputs show together."""
   data = subject.data
   task, facts = data.task, data.facts
-  kind = _KINDS.get(task.name, '') if is_built_in(task) else ''
+  kind = reference.KINDS.get(task.name, '') if is_built_in(task) else ''
   if not kind:
     missing.append(f'label noise, underfitting and rare classes: no measure of them for the task {task.name}')
   found: dict[str, Any] = {'kind': kind}
-  found['scales'] = splits.scales(train[0], data.mean, data.std)
+  found['scales'] = distributions.scales(train[0], data.mean, data.std)
   others = [split.inputs for split in (data.validation, data.test) if len(split.labels)]
   if others and len(data.train.labels) <= _MOST_HASHED:
-    found['twins'] = splits.twins(data.train.inputs, others)
+    found['twins'] = twins.twins(_learned(data.train), others)
   elif others:
     missing.append(f'leaks: there are more than {_MOST_HASHED:,} training examples')
   if validation is not None:
     one, two = reference.features(train[0]), reference.features(validation[0])
     if one is not None and two is not None and one.shape[1] == two.shape[1]:
-      found['shift'] = splits.shift(one, two)
+      found['shift'] = distributions.shift(one, two)
   if not kind:
     return found
   empty = (jax.tree.map(lambda leaf: leaf[:0], train[0]), train[1][:0])
@@ -107,7 +108,7 @@ def of_data(subject: Subject, train: Any, validation: Any, seen: Any, held: Any,
   if good(other):
     each = reference.risks(kind, other, truth)
     found |= {'validation_risk': float(each.mean()), 'validation_error': float(each.std() / np.sqrt(len(each)))}
-    found['wrong_by_model'] = splits.floor(kind, other, truth)
+    found['wrong_by_model'] = label_noise.contradicted(kind, other, truth)
     if kind == 'classes':
       called = other.argmax(1)
       found['recalls'] = tuple(
@@ -120,19 +121,25 @@ def of_data(subject: Subject, train: Any, validation: Any, seen: Any, held: Any,
       found['recalls'] = tuple(
         float(called[truth[:, c], c].mean()) if truth[:, c].any() else float('nan') for c in range(truth.shape[1])
       )
+  weight = np.ones(len(train[1])) if train[2] is None else np.asarray(train[2], np.float64)
   if kind == 'classes':
-    found['shares'] = tuple((np.bincount(train[1], minlength=int(facts.get('classes') or 2)) / len(train[1])).tolist())
+    count = np.bincount(train[1], weight, minlength=int(facts.get('classes') or 2))
+    found['shares'] = tuple((count / weight.sum()).tolist())
   elif kind == 'labels':
-    found['shares'] = tuple(np.mean(train[1] > 0.5, axis=0).tolist())
+    found['shares'] = tuple(np.average(train[1] > 0.5, axis=0, weights=weight).tolist())
   if quick is None:
     missing.append('label noise and underfitting: there is no yardstick for inputs of this form')
     return found
-  found['reference_train_risk'] = float(reference.risks(kind, quick.train, quick.train_labels).mean())
-  found['reference_risk'] = found['reference_train_risk']
-  found['wrong_labels'] = splits.noise(quick)
+  found['wrong_labels'] = label_noise.noise(quick)
   if len(quick.validation):
-    found['reference_risk'] = float(reference.risks(kind, quick.validation, quick.validation_labels).mean())
-    found['wrong_by_reference'] = splits.floor(kind, quick.validation, quick.validation_labels)
+    found['wrong_by_reference'] = label_noise.contradicted(kind, quick.validation, quick.validation_labels)
+  best, best_validation = quick.train, quick.validation
+  if len(quick.best_train):
+    best, best_validation = quick.best_train, quick.best_validation
+  found['reference_train_risk'] = float(reference.risks(kind, best, quick.train_labels).mean())
+  found['reference_risk'] = found['reference_train_risk']
+  if len(best_validation):
+    found['reference_risk'] = float(reference.risks(kind, best_validation, quick.validation_labels).mean())
   return found
 
 

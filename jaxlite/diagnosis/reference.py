@@ -1,7 +1,8 @@
-"""A yardstick: what a quick learner with a closed form gets out of the same data, so that 'too little' has a meaning.
+"""A yardstick: what quick learners get out of the same data, so that 'too little' has a meaning.
 
-Ridge regression on the inputs and on random features of them, or counts of what follows what where tokens are learned.
-It sees at most a few thousand examples and takes a second. Each training example is judged by a fit without it.
+Ridge regression on the inputs and on random features of them, a small network (`probe`), or counts of what follows what
+where tokens are learned. They see at most a few thousand examples and take a second. Each training example is judged by
+a fit without it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxlite.diagnosis import probe
+
 MOST = 3000  # examples
 _WIDE = 1500  # features that are taken as they are; more are projected
 _MOST_COLUMNS = 4096  # of wider inputs, columns at equal distances
 _RANDOM = 256
 _LEAST = 20
 _RIDGES = (0.1, 3.0, 100.0)
+_TURNS, _USUAL = 8, 1.5  # of a robust fit, and how far it takes numbers as they are
 
 
 class Reference(NamedTuple):
@@ -25,10 +29,15 @@ class Reference(NamedTuple):
   Attributes:
     kind: 'classes' (scores [N, C], labels are classes), 'labels' (scores [N, L], each 0 or 1), 'numbers' (predictions
       [N, T]) or 'tokens'.
-    train: scores of training examples, each by a fit without it.
+    train: scores of training examples, each by a fit in closed form without it; of numbers by one that a few which
+      are far off move little.
     train_labels: theirs.
-    validation: scores of validation examples; empty where there are none.
+    validation: scores of validation examples by such a fit of all; empty where there are none.
     validation_labels: theirs.
+    halves: as `train`, by fits of half as many: even rows by even ones, odd rows by odd ones; empty where that was not
+      looked at.
+    best_train, best_validation: as `train` and `validation`, of what has the smallest squared error, a small network
+      too; empty where that is those.
   """
 
   kind: str
@@ -36,6 +45,18 @@ class Reference(NamedTuple):
   train_labels: np.ndarray
   validation: np.ndarray
   validation_labels: np.ndarray
+  halves: np.ndarray = np.zeros(0)
+  best_train: np.ndarray = np.zeros(0)
+  best_validation: np.ndarray = np.zeros(0)
+
+
+KINDS = {
+  'classification': 'classes',
+  'binary': 'classes',
+  'multi_label': 'labels',
+  'regression': 'numbers',
+  'language': 'tokens',
+}
 
 
 def features(inputs: Any) -> np.ndarray | None:
@@ -77,24 +98,45 @@ def reference(task: str, facts: dict[str, Any], train: Any, validation: Any) -> 
   labels, truth = np.asarray(labels), np.asarray(truth)
   if task == 'language':
     return _tokens(inputs, labels, others, truth, facts)
-  kind = {'classification': 'classes', 'binary': 'classes', 'multi_label': 'labels', 'regression': 'numbers'}.get(task)
-  x = features(inputs)
+  kind, x = KINDS.get(task), features(inputs)
   if kind is None or x is None or len(labels) < _LEAST or not np.isfinite(x).all():
     return None
-  z = features(others) if len(truth) else x[:0]
-  if z is None or z.shape[1:] != x.shape[1:]:
-    width = x.shape[1]
-    z = None if z is None else np.pad(z, ((0, 0), (0, max(0, width - z.shape[1]))))[:, :width]
-    if z is None:
-      return None
+  z = _of_width(features(others) if len(truth) else x[:0], x.shape[1])
   targets = _targets(kind, labels, facts)
-  if targets is None or not np.isfinite(targets).all():
+  if z is None or targets is None or not np.isfinite(targets).all():
     return None
   rng = np.random.default_rng(0)
   x, z = _prepared(x, z, rng)
-  fits = [_fitted(forms(x), forms(z), targets) for forms in _forms(x, rng)]
-  found, scores, _ = min(fits, key=lambda fit: fit[2])
-  return Reference(kind, found, labels, scores, truth)
+  ways = _forms(x, rng)
+  fits = [_fitted(way(x), way(z), targets) for way in ways]
+  best = min(range(len(fits)), key=lambda at: fits[at][2])
+  found, scores, error, _ = fits[best]
+  halves = np.zeros_like(found)
+  for k in (0, 1):
+    seen = ways[best](x[k::2])
+    halves[k::2] = _fitted(seen, seen[:0], targets[k::2])[0]
+  other = probe.fit(kind, x, z, targets) if x.shape[1] else None
+  top, beside = (found, scores) if other is None or other.error >= error else other[:2]
+  if kind == 'numbers':
+    found, scores = _robust(ways[best](x), ways[best](z), targets)
+  return Reference(kind, found, labels, scores, truth, halves, top, beside)
+
+
+def _robust(x: np.ndarray, z: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Fits again and again to numbers that are moved to within the usual distance of the last fit (Huber 1964): a few
+  that are far off then move it little."""
+  found = np.broadcast_to(np.median(targets, 0), targets.shape)
+  scores, made = np.zeros((len(z), targets.shape[1])), None
+  for _ in range(_TURNS):
+    left = targets - found
+    reach = _USUAL * 1.4826 * np.median(np.abs(left - np.median(left, 0)), 0)
+    found, scores, _, made = _fitted(x, z, found + np.clip(left, -reach, reach), made)
+  return found, scores
+
+
+def _of_width(z: np.ndarray | None, width: int) -> np.ndarray | None:
+  """Counts of tokens of which a split has fewer kinds, or more, than training."""
+  return None if z is None else np.pad(z, ((0, 0), (0, max(0, width - z.shape[1]))))[:, :width]
 
 
 def _targets(kind: str, labels: np.ndarray, facts: dict[str, Any]) -> np.ndarray | None:
@@ -132,12 +174,15 @@ def _forms(x: np.ndarray, rng: np.random.Generator) -> list[Any]:
   ]
 
 
-def _fitted(x: np.ndarray, z: np.ndarray, targets: np.ndarray) -> Any:
-  """Scores of x, each as a fit without it gives it, scores of z, and the error; of the best ridge."""
+def _fitted(x: np.ndarray, z: np.ndarray, targets: np.ndarray, made: Any = None) -> Any:
+  """Scores of x, each as a fit without it gives it, scores of z, and the error, of the best ridge; last, what of it
+  depends on x alone, for other targets."""
   x, z = (np.concatenate([part, np.ones((len(part), 1))], 1) for part in (x, z))
-  values, vectors = np.linalg.eigh(x.T @ x)
-  values = np.maximum(values, 0)
-  seen, cross = x @ vectors, vectors.T @ (x.T @ targets)
+  if made is None:
+    values, vectors = np.linalg.eigh(x.T @ x)
+    made = np.maximum(values, 0), vectors, x @ vectors
+  values, vectors, seen = made
+  cross = vectors.T @ (x.T @ targets)
   centre = targets.mean(0)
   best = None
   for ridge in _RIDGES:
@@ -146,7 +191,7 @@ def _fitted(x: np.ndarray, z: np.ndarray, targets: np.ndarray) -> Any:
     out = targets - (targets - fit) / np.maximum(1 - own, 1e-3)[:, None]
     error = float(np.mean((out - targets) ** 2) / max(np.mean((targets - centre) ** 2), 1e-12))
     if best is None or error < best[2]:
-      best = (out, z @ (vectors @ (cross / shrunk[:, None])), error)
+      best = (out, z @ (vectors @ (cross / shrunk[:, None])), error, made)
   return best
 
 

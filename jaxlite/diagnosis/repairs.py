@@ -5,6 +5,7 @@ Each is one answer to one finding, off unless the config says otherwise, and wor
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jaxlite import trees
 from jaxlite.contract import Last, Model, Recipe, chain, join_const
 from jaxlite.data.dataset import Dataset, Split
 from jaxlite.data.standardize import standardization
-from jaxlite.diagnosis import program, reference, splits, watch
+from jaxlite.diagnosis import label_noise, program, reference, twins, watch
 from jaxlite.errors import ConfigError, counted
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train
@@ -40,7 +41,7 @@ def of_data(repair: Any, data: Dataset) -> Dataset:
   if repair.leaks:
     train = _whole(data, 'repair.leaks')
     held = [split.inputs for split in (data.validation, data.test) if len(split.labels)]
-    rows = splits.twins(train.inputs, held).rows
+    rows = twins.twins(train.inputs, held).rows
     data = _weighed(data, rows, 0.0, f'repair.leaks: {counted(len(rows), "training example")} that a held-out split '
                     'has too are left out')  # fmt: skip
   if repair.labels:
@@ -53,18 +54,35 @@ def of_data(repair: Any, data: Dataset) -> Dataset:
     quick = reference.reference(data.task.name, data.facts, (train.inputs, train.labels), empty)
     if quick is None or quick.kind == 'tokens':
       raise ConfigError(f'repair.labels has no yardstick for the task {data.task.name} on these inputs: leave it out')
-    rows = splits.doubtful(quick)
+    if quick.kind == 'labels':
+      return of_data(dataclasses.replace(repair, scale=False, leaks=False, labels=False), _turned(data, quick))
+    rows = label_noise.doubtful(quick)
     data = _weighed(data, rows, 0.0, f'repair.labels: {counted(len(rows), "training example")} whose label fits '
                     'without them contradict are left out')  # fmt: skip
   if repair.balance:
     labels = np.asarray(_whole(data, 'repair.balance').labels)
-    if labels.ndim != 1 or labels.dtype.kind not in 'iub':
+    if labels.dtype.kind in 'iub' and labels.ndim == 1:
+      count = np.bincount(labels)
+      each = np.sqrt(len(labels) / np.maximum(count, 1))[labels]
+    elif data.task.name == 'multi_label' and labels.ndim == 2:
+      has = labels > 0.5
+      rarity = np.sqrt(np.maximum(1, (1 - has.mean(0)) / np.maximum(has.mean(0), 1 / len(has))))
+      each = np.maximum(1, np.max(has * rarity, axis=1))
+    else:
       raise ConfigError(f'repair.balance weighs examples by class; the task {data.task.name} has no class an example')
-    count = np.bincount(labels)
-    each = np.minimum(len(labels) / (np.sum(count > 0) * np.maximum(count, 1)), _MOST_WEIGHT)
-    data = _weighed(data, np.arange(len(labels)), each[labels], 'repair.balance: training examples count by how rare '
-                    'their class is')  # fmt: skip
+    each = np.minimum(each / each.mean(), _MOST_WEIGHT)  # the root: in full, what is rare is called too often
+    data = _weighed(data, np.arange(len(labels)), each, 'repair.balance: training examples count by how rare their '
+                    'class is')  # fmt: skip
   return data
+
+
+def _turned(data: Dataset, quick: reference.Reference) -> Dataset:
+  """The data with those of several labels turned that are contradicted: the others of an example may be right."""
+  labels = np.asarray(data.train.labels)
+  wrong = label_noise.doubtful_entries(quick).reshape(labels.shape)
+  note = f'repair.labels: {counted(int(wrong.sum()), "label")} that fits without them contradict are turned'
+  turned = np.where(wrong, 1 - labels, labels).astype(labels.dtype)
+  return data._replace(train=data.train._replace(labels=turned), notes=(*data.notes, note))
 
 
 def _whole(data: Dataset, field: str) -> Split:

@@ -133,7 +133,10 @@ class _Reader:
     if all(one is not None for one in parts) or not jnp.issubdtype(getattr(value, 'dtype', jnp.int32), jnp.floating):
       return
     if kind == 'max' and axis is not None and any(nought(atom) for atom in eqn.invars):
-      self.keep('relu', {'ever': jnp.any(value > 0, axis=axis).ravel()})
+      before = next((operand for atom, operand in zip(eqn.invars, operands, strict=True) if not nought(atom)), value)
+      before = jnp.broadcast_to(before, value.shape)
+      apart = jnp.max(before, axis=axis) > jnp.min(before, axis=axis)
+      self.keep('relu', {'ever': jnp.any(value > 0, axis=axis).ravel(), 'varies': apart.ravel()})
     elif kind in ('logistic', 'tanh') and axis is not None:
       low = 0.0 if kind == 'logistic' else -1.0
       near = (value < low + _CLOSE) | (value > 1 - _CLOSE)
@@ -178,14 +181,16 @@ def _is_zero(value: Any) -> bool:
 def merged(sites: Sequence[Site], seen: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:
   """Returns one dict of numbers for each site from what several batches showed.
 
-  >>> merged([Site('relu', 'relu 1')], [[{'ever': np.array([True, False])}], [{'ever': np.array([False, False])}]])
+  >>> varies = np.array([True, True, False])
+  >>> merged([Site('relu', 'relu 1')], [[{'ever': np.array([True, False, False]), 'varies': varies}]])
   [{'dead': 0.5}]
   """
   found = []
   for place, site in enumerate(sites):
     each = [one[place] for one in seen]
     if site.kind == 'relu':
-      found.append({'dead': float(1 - np.mean(np.any([np.asarray(one['ever']) for one in each], axis=0)))})
+      ever, varies = (np.any([np.asarray(one[name]) for one in each], axis=0) for name in ('ever', 'varies'))
+      found.append({'dead': float(1 - np.mean(ever[varies])) if varies.any() else float('nan')})
     else:
       found.append({name: float(np.mean([one[name] for one in each])) for name in each[0] if name != 'mean'})
   return found

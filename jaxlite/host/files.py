@@ -101,6 +101,34 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     part.write_bytes(data)
 
 
+# What a mounted folder answers whose server or process is gone for now: FUSE (Google Drive), NFS, SMB, a USB disk.
+_LOOSE = tuple(
+  getattr(errno, name)
+  for name in (
+    *('EIO', 'ENXIO', 'ENODEV', 'ENOTCONN', 'ESTALE', 'EREMOTEIO', 'ETIMEDOUT', 'ECONNABORTED', 'ECONNRESET'),
+    *('EHOSTDOWN', 'EHOSTUNREACH', 'ENETDOWN', 'ENETUNREACH', 'ENOLINK', 'ECOMM', 'ESHUTDOWN'),
+  )
+  if hasattr(errno, name)
+)
+
+
+def comes_loose(error: BaseException | None) -> bool:
+  """Tells whether an error, or one that it came from, says that a mounted folder is out of reach, perhaps for a while.
+
+  >>> comes_loose(OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)))
+  True
+  >>> comes_loose(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+  False
+  """
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in _LOOSE:
+      return True
+    if any(os.strerror(code) in str(error) for code in _LOOSE):  # libraries in C++ tell it in their own errors
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
 def read_file(path: str | os.PathLike[str]) -> bytes:
   """Returns what a file holds, if it is one: a pipe would be waited for, a device read without end.
 

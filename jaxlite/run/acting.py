@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite import checkpoint
-from jaxlite.config.duration import Duration
-from jaxlite.config.fields import annotation
+from jaxlite.config.fields import fields, settable
 from jaxlite.config.schema import Config, validate
-from jaxlite.diagnosis import splits
+from jaxlite.diagnosis import twins
 from jaxlite.diagnosis.verdict import Diagnosis, flags
-from jaxlite.errors import ConfigError, counted
+from jaxlite.errors import ConfigError, counted, nearest, whole
 from jaxlite.host.files import write_text
+from jaxlite.planning.edits import edited
 from jaxlite.run import loop
 from jaxlite.run.diagnosing import Case
 from jaxlite.run.evaluation import evaluate, numbers
 from jaxlite.run.records import read_records
-from jaxlite.run.setup import Setup, prepare
+from jaxlite.run.setup import REDUCE, Setup, prepare
+from jaxlite.run.watch import Halted, Watch
 from jaxlite.run.workdir import lock
 
 Say = Callable[[str], None]
@@ -66,27 +68,13 @@ def overridden(config: Config, overrides: dict[str, Any]) -> Config:
   >>> overridden(Config(name='x'), {'optim.lr': 0.5, 'train.epochs': 3}).train.epochs
   3
   """
-  for path, value in overrides.items():
-    group, _, name = path.rpartition('.')
-    owner = config
-    for part in group.split('.') if group else ():
-      owner = getattr(owner, part, None)
-    if owner is None or not hasattr(owner, name):
-      raise ConfigError(f'unknown field {path}')
-    if isinstance(owner, Duration):
-      config = _with(config, group, Duration(**{name: value}))
-    else:
-      config = _with(config, path, value)
+  known = {*settable(config), *(path for path, *_ in fields(config))}
+  for path in overrides:
+    if path not in known:
+      raise ConfigError(f'unknown field {path!r}; nearest: {nearest(path, known)}')
+  config = edited(config, overrides)
   validate(config)
   return config
-
-
-def _with(config: Any, path: str, value: Any) -> Any:
-  name, _, rest = path.partition('.')
-  new = _with(getattr(config, name), rest, value) if rest else value
-  if not rest and annotation(type(config), name) is int and isinstance(new, float):
-    new = int(new)
-  return dataclasses.replace(config, **{name: new})
 
 
 def act(
@@ -105,15 +93,18 @@ def act(
     model: as `jl.train` was given it.
     data: likewise.
     seeds: how many; the run itself is the first.
-    minutes: no further run is begun that would probably end later.
+    minutes: no run is begun that would probably end later, and one that goes on longer is stopped.
     say: prints a line.
 
   Returns:
     The Outcome; None where there is nothing to do.
 
   Raises:
-    ValueError: the run has no config here, or no validation to compare by.
+    ValueError: the run has no config here, or no validation to compare by; seeds below 2, minutes below 0.
   """
+  seeds = whole(seeds, 'seeds', least=2)
+  if not isinstance(minutes, int | float) or not minutes >= 0:
+    raise ValueError(f'minutes is a number, at least 0; got {minutes!r}')
   diagnosis, config, setup = case.diagnosis, case.config, case.setup
   if config is None or setup is None:
     raise ValueError('an action is tried with the config of the run: give it')
@@ -124,7 +115,8 @@ def act(
     raise ValueError('an action is judged on validation, and this run has none: hold some out, with data.validation')
   root = case.folder / 'diagnosis'
   root.mkdir(exist_ok=True)
-  number = 1 + max((int(path.name.split('-')[0]) for path in root.glob('[0-9]*-*')), default=0)
+  numbers = [int(found[1]) for path in root.iterdir() if (found := re.match(r'(\d+)-', path.name))]
+  number = 1 + max(numbers, default=0)
   folder = root / f'{number}-{diagnosis.cause.replace(" ", "-")}'
   with lock(root):
     return _tried(case, diagnosis, config, setup, folder, (model, data), seeds, 60 * minutes, say)
@@ -146,6 +138,8 @@ def _tried(
   overrides = dict(action.overrides)
   metric = overrides.get('eval.metric') or setup.score
   until, longest = time.monotonic() + seconds, case.record.seconds if case.record is not None else 0.0
+  longest *= _times_as_long(setup, overrides)
+  watch = Watch(lambda *heard: '', lambda: 'the budget ended' if time.monotonic() > until else '')
   before: list[float] = []
   after: list[float] = []
   ended = ''
@@ -175,13 +169,18 @@ def _tried(
     for way, where, network, scores in pairs:
       say(f'\n{where.relative_to(case.folder)}: {flags(overrides) if scores is after else "as it was"}')
       try:
-        loop.train(way, where, model=network, data=given[1], say=say)
+        loop.train_varied(way, where, model=network, data=given[1], command='', say=say, watch=watch)
         scores.append(_score(setup, way, where, metric, (network, given[1]), diagnosis.cause))
+      except Halted:
+        ended = f'; the budget ended after {counted(seed, "seed")}'
+        break
       except loop.Preempted:
         raise
       except ValueError as error:  # it met a NaN, or cannot be trained so: that is an answer
         say(f'{where.name} failed: {error}')
         scores.append(-math.inf)
+    if ended:
+      break
     longest = max(longest, (time.monotonic() - began) / len(pairs))
   found = judged(before, after, seeds, metric, ended)
   outcome = Outcome(folder, overrides, metric, tuple(before), tuple(after), *found)
@@ -189,6 +188,13 @@ def _tried(
   about |= {**plain, 'recommended': outcome.recommended, 'why': outcome.why}
   write_text(folder / 'child.json', json.dumps(about, indent=1) + '\n')
   return outcome
+
+
+def _times_as_long(setup: Setup, overrides: dict[str, Any]) -> float:
+  """How many times as many steps a run takes with a change."""
+  config = overridden(setup.config, overrides)
+  sizes = {'steps_per_epoch': setup.plan.epoch, 'batch_size': config.data.batch_size}
+  return max(1.0, config.train.to_steps(**sizes) / max(1, setup.plan.total))
 
 
 def judged(before: list[float], after: list[float], seeds: int, metric: str, ended: str = '') -> tuple[bool, str]:
@@ -220,13 +226,15 @@ def _score(setup: Setup, config: Config, where: Path, metric: str, given: tuple[
     return max(finite, default=-math.inf)
   made = prepare(config, where, given[0], given[1])
   plain = prepare(dataclasses.replace(config, repair=type(config.repair)()), where, given[0], given[1]).data
-  known = set(splits.digests(plain.train.inputs))
-  rows = np.array([row for row, one in enumerate(splits.digests(plain.validation.inputs)) if one not in known], int)
+  known = set(twins.digests(plain.train.inputs))
+  rows = np.array([row for row, one in enumerate(twins.digests(plain.validation.inputs)) if one not in known], int)
   if not len(rows):
     return -math.inf
   with checkpoint.Checkpoints(where / 'checkpoints', log=lambda line: None) as saves:
-    state = saves.restore(made.abstract, which='best').state
-  clean = _taken(plain.validation, rows)
+    restored = saves.restore(made.abstract, which='best')
+  if restored is None:
+    return -math.inf
+  state, clean = restored.state, _taken(plain.validation, rows)
   found = evaluate(made, state, clean)
   return -math.inf if found is None else sign * numbers(found.values)[metric]
 
@@ -239,6 +247,9 @@ def _taken(split: Any, rows: np.ndarray) -> Any:
 def _checkpoint(case: Case, setup: Setup, say: Say) -> Any:
   """The state of the last good checkpoint, where a run can begin from its values; else None, which is said."""
   if case.record is None:
+    return None
+  if REDUCE in setup.around:
+    say('the run begins anew: its inputs are reduced, which the network of a checkpoint holds already')
     return None
   with checkpoint.Checkpoints(case.folder / 'checkpoints', run=case.record.run, log=say) as saves:
     found = saves.restore(setup.abstract)

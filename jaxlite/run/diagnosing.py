@@ -18,6 +18,7 @@ from jaxlite.diagnosis.verdict import Diagnosis
 from jaxlite.host.files import expanded, read_json, write_text
 from jaxlite.host.machine import versions
 from jaxlite.run import folder as run_folder
+from jaxlite.run import study_record
 from jaxlite.run.loop import first_state
 from jaxlite.run.record import Record
 from jaxlite.run.records import read_records
@@ -25,6 +26,7 @@ from jaxlite.run.setup import Setup, prepare
 from jaxlite.step.state import TrainState
 
 FILE = 'diagnosis.json'  # in a run's folder
+_NAMED = 8  # runs of a folder that are named
 
 Say = Callable[[str], None]
 
@@ -108,9 +110,7 @@ def opened(
   record = run_folder.remembered(folder) if (folder / 'checkpoints').is_dir() else None
   history = read_records(folder)
   if record is None and not history and not (folder / 'config.json').is_file():
-    inside = sorted(path.parent.name for path in folder.glob('*/config.json')) if folder.is_dir() else []
-    fix = f'name one of the runs in it, {", ".join(inside)}' if inside else 'train first, with --mode=train'
-    raise ValueError(f'{folder} holds no run to diagnose: {fix}')
+    raise ValueError(f'{folder} holds no run to diagnose: {_instead(folder)}')
   run = run_of(folder)
   failed = run_folder.failure(folder, run)
   about = _about(folder)
@@ -123,6 +123,8 @@ def opened(
     setup = prepare(config, folder, model, data)
     measured = _measured(setup, folder, record, model, seconds, say)
     about = {'facts': setup.data.facts, 'task': setup.data.task.name, 'config': to_dict(config)}
+    if model is not None:
+      about['config'] |= {'model': 'given'}  # not the default one, whatever the config says
     about |= {'read': setup.reads.paths, 'own_loss': own_loss(setup)}
   elif record is not None:
     about['config'] = record.began.get('config') or about['config']
@@ -130,6 +132,20 @@ def opened(
   found = found._replace(unknown=(*unknown, *found.unknown))
   _keep(folder, run, found, say)
   return Case(folder, config, setup, record, found)
+
+
+def _instead(folder: Path) -> str:
+  """What to do where a folder is no run's."""
+  if not folder.is_dir():
+    return 'there is no such folder: train first, with --mode=train'
+  of_study = (folder / study_record.DESCRIBED).is_file()
+  found = sorted(folder.glob('trials/*/config.json' if of_study else '*/config.json'))
+  names = [str(path.parent.relative_to(folder)) for path in found]
+  shown = ', '.join(names[:_NAMED]) + (f' and {len(names) - _NAMED} more' if len(names) > _NAMED else '')
+  if of_study:
+    begun = f'name one of its trials, {shown}' if names else 'none of its trials has begun'
+    return f'it is a study; {begun}'
+  return f'name one of the runs in it, {shown}' if names else 'train first, with --mode=train'
 
 
 def subject_of(setup: Setup, start: TrainState, end: TrainState) -> Subject:

@@ -8,6 +8,7 @@ one, since a TensorBoard that is open has read on in the old one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -51,9 +52,10 @@ class EventFiles:
     Raises:
       ValueError: the folder is a link.
     """
-    self._folder, self._points = folder, points
+    self.folder, self._points = folder, points  # where they lie may change: then `keep` writes them there
     self._done: list[list[Any]] = []  # [name, bytes, sha256] of the files before
     self._file: BinaryIO = io.BytesIO()  # until one is open
+    self._torn = False  # a point was not written whole
     if folder.is_symlink():
       raise ValueError(f"{folder} is a link, and what stands behind it is not the run's: remove the link")
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,12 +69,14 @@ class EventFiles:
 
   def add(self, point: Mapping[str, Any]) -> None:
     """Writes the numbers of a point of the record, and hands them to the kernel."""
+    self._torn = True
     self._put(_event(point))
     self._flush()
+    self._torn = False
 
   def keep(self) -> list[list[Any]]:
     """Returns what a checkpoint needs to know of the files; writes them again where they were taken away."""
-    if not self._there():
+    if self._torn or not self._there():
       self._anew()
     return [*self._done, [self._name, self._length, self._hash.hexdigest()]]
 
@@ -82,34 +86,36 @@ class EventFiles:
 
   def _anew(self) -> None:
     self._done = []
-    self._file.close()
-    self._folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # of a disk that came loose
+      self._file.close()
+    self.folder.mkdir(parents=True, exist_ok=True)
     self._begin()
     for point in self._points():
       self._put(_event(point))
     self._flush()
+    self._torn = False
 
   def _begin(self) -> None:
     """Removes what no checkpoint knows of, and opens a file whose name sorts behind those that are left."""
     names = [name for name, _, _ in self._done]
     seconds = max([int(time.time()), *(_seconds(name) + 1 for name in names)])
-    for old in self._folder.glob(f'{_PREFIX}*'):
+    for old in self.folder.glob(f'{_PREFIX}*'):
       if old.name not in names:
         seconds = max(seconds, _seconds(old.name) + 1)  # an open TensorBoard goes on to a later name only
         old.unlink()
     self._name = f'{_PREFIX}{seconds:010}.{socket.gethostname()}'
-    self._file = open(self._folder / self._name, 'wb', opener=unlinked)  # noqa: SIM115
+    self._file = open(self.folder / self._name, 'wb', opener=unlinked)  # noqa: SIM115
     self._length, self._hash = 0, hashlib.sha256()
     self._put(double(1, time.time()) + embedded(3, VERSION))
     self._flush()
 
   def _there(self) -> bool:
     try:
-      here = os.stat(self._folder / self._name)
+      here = os.stat(self.folder / self._name)
       return os.path.samestat(here, os.fstat(self._file.fileno())) and all(
-        (self._folder / name).exists() for name, _, _ in self._done
+        (self.folder / name).exists() for name, _, _ in self._done
       )
-    except OSError:
+    except (OSError, ValueError):  # or closed
       return False
 
   def _put(self, event: bytes) -> None:
@@ -125,7 +131,7 @@ class EventFiles:
     try:
       act()
     except OSError as error:
-      raise OSError(error.errno, error.strerror, str(self._folder / self._name)) from error
+      raise OSError(error.errno, error.strerror, str(self.folder / self._name)) from error
 
 
 def _stands(folder: Path, kept: Any) -> bool:

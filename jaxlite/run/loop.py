@@ -29,7 +29,7 @@ from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
-from jaxlite.run import foreseen, guards
+from jaxlite.run import foreseen, guards, home
 from jaxlite.run.aiming import Aim
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify
@@ -37,17 +37,14 @@ from jaxlite.run.progress import Beside, Progress
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.records import WEIGHT, Log, Records, Told, means_of
 from jaxlite.run.setup import REWRITES, Setup, prepare, shortened
-from jaxlite.run.watch import Halted, Watch
+from jaxlite.run.watch import Halted, Preempted, Watch
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
 
+__all__ = ['Preempted', 'evaluate_run', 'first_state', 'train', 'train_varied']
 Say = Callable[[str], None]
 _GROWS = 50  # steps at which freed memory that is kept finds its size
-
-
-class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
-  """A signal asked the run to leave; it did, after saving."""
 
 
 def train(
@@ -119,12 +116,15 @@ def train_varied(
     if done is None or fresh:
       raise
     return done
+  if fresh:
+    home.forgotten(folder, say)
   if fresh and any(folder.iterdir()):
     say(f'moved the old run to {run_folder.set_aside(folder)}')
     check_workdir(workdir)
   if config.machine.keep_memory:
     allocator.share_one_arena()  # before JAX starts its threads
   with lock(folder), preempt.guard() as guard:
+    home.taken_up(folder, say)
     before = run_folder.opened(folder, config, say)
     machine.print_device(say)
     if config.machine.compile_cache:
@@ -145,7 +145,8 @@ def train_varied(
     for note in unused:
       say(f'warning: {note}')
     setup = setup._replace(notes=(*setup.notes, *unused))
-    with checkpoint.Checkpoints(folder / 'checkpoints', keep=config.checkpoint.keep, run=run, log=say) as saves:
+    with home.Home(folder, run, keep=config.checkpoint.keep, say=say) as place:
+      saves = place.saves
       if not only:
         foreseen.refuse_state(setup)
       seen = foreseen.held(called.alone)
@@ -169,7 +170,7 @@ def train_varied(
         aim = Aim(setup, folder)
         beside = (aim, guard, watch, say, took.seconds)
         try:
-          state, record = _fit(setup, folder, began, state, record, saves, records, *beside)
+          state, record = _fit(setup, place, began, state, record, records, *beside)
         except guards.NotFinite as error:
           run_folder.fail(folder, run, error.step, error.where)
           raise
@@ -220,11 +221,10 @@ def evaluate_run(
 
 def _fit(
   setup: Setup,
-  folder: Path,
+  place: home.Home,
   identity: Identity,
   state: TrainState,
   record: Record,
-  saves: Any,
   records: Records,
   aim: Aim,
   guard: preempt.Guard,
@@ -237,7 +237,7 @@ def _fit(
   looks = Beside(plan.evaluate, len(setup.data.validation.labels) / config.data.batch_size / 3)
   beside = {'evaluation': looks, 'save': Beside(plan.checkpoint, 5)}
   progress = Progress(plan.total, step, config.data.batch_size, show=config.log.progress, say=say, beside=beside)
-  say = progress.say
+  say = place.say = progress.say
   pending = [(terms, 1) for terms in record.pending]  # of one step or several; on the device until somebody looks
   began, started = time.monotonic() - record.seconds, step
   pace = multi_step.resumed(setup.train.step, record.pace, plan.gap, config.machine.steps_per_dispatch)
@@ -254,25 +254,31 @@ def _fit(
 
   def save(*, wait: bool = False) -> None:
     record.pending = multi_step.fetched(pending)
-    guards.check_finite(record.pending, state, saves)
-    guards.check_params(state, saves)
-    record.log = records.keep()
-    record.log_bytes, record.seconds = records.length, time.monotonic() - began
-    run_folder.keep(setup, folder, identity, record, say)
-    if record.best is not None and record.best_step != step and not saves.holds(record.best_step):
-      say(f'the checkpoint of step {record.best_step}, the best so far, is gone: the best from here on is taken')
-      record.best, record.best_step, record.stale = None, 0, 0
-    metric = record.best if record.best_step == step else None
-    saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
+    guards.check_finite(record.pending, state, place.saves)
+    guards.check_params(state, place.saves)
+
+    def write(folder: Path, saves: checkpoint.Checkpoints, wait: bool) -> None:
+      record.log = records.keep(folder)
+      record.log_bytes, record.seconds = records.length, time.monotonic() - began
+      if folder == place.folder:
+        run_folder.keep(setup, folder, identity, record, say)
+      if record.best is not None and record.best_step != step and not place.holds(record.best_step):
+        say(f'the checkpoint of step {record.best_step}, the best so far, is gone: the best from here on is taken')
+        record.best, record.best_step, record.stale = None, 0, 0
+      metric = record.best if record.best_step == step else None
+      saves.save(step, state, dataclasses.asdict(record), metric=metric, wait=wait)
+
+    place.write(write, wait=wait)
 
   while True:
     improved, shown, why = False, [], ''
     if plan.due(step, plan.log) and record.logged < step:
       values = multi_step.fetched(pending)
-      guards.check_finite(values, state, saves)
+      guards.check_finite(values, state, place.saves)
       guards.check_unbroken(setup.recipe, state)
       means = means_of(values)
       record.logged, pending = step, []
+      place.look()
       if means:
         records.write('train', step, {**means, 'examples_per_second': round(progress.rate(step), 1)})
       shown.append(f'loss {means["loss"]:.4f}' if means else 'every update since the last point was left out')
@@ -302,7 +308,8 @@ def _fit(
     last = step >= plan.total or record.stopped
     if guard.requested:
       save(wait=True)
-      raise Preempted(f'stopped by a signal at step {step} of {plan.total}; saved: run the same command to go on')
+      where = f'stopped by a signal at step {step} of {plan.total}; {place.where()}'
+      raise Preempted(f'{where}: run the same command to go on')
     if watch is not None and not last and (why := why or watch.due()):
       save(wait=True)
       progress.done()
@@ -312,6 +319,8 @@ def _fit(
         save(wait=last)
     if last:
       progress.done()
+      if not place.settle(lambda: save(wait=True), lambda: guard.requested):
+        raise (Preempted if guard.requested else WorkdirError)(place.left())
       if record.stopped:
         say(stopped_early(setup, record))
       return state, record

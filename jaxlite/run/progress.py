@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
 
+from jaxlite.host import notebook
 from jaxlite.host.gc_pause import paused
 from jaxlite.host.machine import resident
 from jaxlite.host.streams import listening, steady
@@ -73,8 +74,11 @@ class Progress:
     self._say = say or steady(lambda line: print(line, file=self._out))
     self._show = show
     self._terminal = self._out.isatty()
-    self._live = show and (self._terminal or in_notebook(self._out))
+    looked_on = notebook.in_notebook(self._out)
+    self._live = show and (self._terminal or looked_on)
+    self._shown = notebook.bar() if self._live and looked_on else None
     self._began: float | None = None
+    self._seen = start
     self._drawn = 0.0
     self._width = 0  # of the bar that stands there
     self._beside = dict(beside or {})
@@ -87,7 +91,11 @@ class Progress:
       self._began, self._start = now, step  # the first step compiles: it says nothing of the rate
     if self._live and now - self._drawn > _REDRAW_SECONDS:
       self._drawn = now
-      self._draw(f'{self._bar(step)} {self._numbers(step)}')
+      if self._shown is not None:
+        self._shown.draw(f'step {step:,} of {self._total:,}  {self._numbers(step)}', step / max(self._total, 1))
+      else:
+        self._draw(f'{self._bar(step)} {self._numbers(step)}')
+    self._seen = step
 
   @contextlib.contextmanager
   def aside(self, kind: str, after: Any = ()) -> Iterator[None]:
@@ -167,12 +175,14 @@ class Progress:
     self._say(line)
 
   def done(self) -> None:
-    """Clears the bar."""
+    """Clears the bar; a notebook keeps where it ended."""
+    if self._shown is not None and self._began is not None:
+      self._shown.draw(f'step {self._seen:,} of {self._total:,}  {self.rate(self._seen):,.0f} examples/s')
     self._draw('')
 
   def _draw(self, text: str) -> None:
     """Puts a text in the place of the bar that stands there."""
-    if not self._live or not (text or self._width):
+    if not self._live or self._shown is not None or not (text or self._width):
       return
     # A notebook knows the carriage return alone: what was longer is written over.
     shown = f'\r\x1b[K{text}' if self._terminal else f'\r{text.ljust(self._width)}' + ('' if text else '\r')
@@ -190,15 +200,6 @@ class Progress:
     seconds = self.left(step)
     left = '' if seconds is None else f'{self.rate(step):,.0f} examples/s  {_clock(seconds)} left  '
     return f'{left}{memory_in_use() / 2**20:,.0f} MiB'
-
-
-def in_notebook(out: TextIO) -> bool:
-  """Tells whether a stream leads to a notebook: IPython's kernel puts one of its own in the place of `sys.stdout`.
-
-  >>> in_notebook(sys.stdout)
-  False
-  """
-  return 'ipykernel' in sys.modules and type(out).__module__.split('.')[0] == 'ipykernel'
 
 
 def _clock(seconds: float) -> str:

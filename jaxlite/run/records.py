@@ -14,11 +14,12 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlite.host.files import parsed_json, read_file, write_bytes
+from jaxlite.host.files import comes_loose, parsed_json, read_file, write_bytes
 from jaxlite.run.events import EventFiles
 from jaxlite.run.workdir import unlinked
 
@@ -145,7 +146,9 @@ class Records:
     self._file.truncate(length)
     self._file.seek(0)
     self._hashes: list[str] = []  # of what is written, chunk by chunk
+    self._chunks: list[bytes] = []  # the same, packed: the disk that they lie on may come loose
     self._tail = self._file.read()  # what is behind the last full chunk; the file stands at its end
+    self._length = len(self._tail)
     self._hash_chunks()
     self._tensorboard: EventFiles | None = None
     try:
@@ -158,40 +161,48 @@ class Records:
   @property
   def length(self) -> int:
     """Bytes written so far; a checkpoint keeps it."""
-    return self._file.tell()
+    return self._length
 
-  def keep(self) -> dict[str, Any]:
-    """Returns what a checkpoint needs to put the record together again, and makes sure that the rest is on disk."""
+  def keep(self, workdir: Path | None = None) -> dict[str, Any]:
+    """Returns what a checkpoint needs to put the record together again, and makes sure that the rest is on disk.
+
+    Args:
+      workdir: where it is to lie from now on; None for where it does.
+    """
+    if workdir is not None and workdir != self._workdir:
+      self._workdir, self._path = workdir, workdir / 'metrics.jsonl'
+      if self._tensorboard is not None:
+        self._tensorboard.folder = workdir / 'tensorboard'
     if not self._stands():
       self._rewrite()
-    for number, digest in enumerate(self._hashes):
+    for digest, packed in zip(self._hashes, self._chunks, strict=True):
       path = _chunk_path(self._workdir, digest)
       if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file.seek(number * _CHUNK)
-        write_bytes(path, self._file.read(_CHUNK))
-        self._file.seek(0, os.SEEK_END)
+        write_bytes(path, zlib.decompress(packed))
     events = {} if self._tensorboard is None else {'events': self._tensorboard.keep()}
     return {'chunks': list(self._hashes), 'tail': self._tail.decode(), **events}
 
   def _hash_chunks(self) -> None:
     while len(self._tail) >= _CHUNK:
       self._hashes.append(hashlib.sha256(self._tail[:_CHUNK]).hexdigest())
+      self._chunks.append(zlib.compress(self._tail[:_CHUNK], 1))
       self._tail = self._tail[_CHUNK:]
 
   def _stands(self) -> bool:
     try:
-      return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
-    except OSError:
+      found = os.fstat(self._file.fileno())
+      return os.path.samestat(os.stat(self._path), found) and found.st_size == self._length
+    except (OSError, ValueError):  # or closed
       return False
 
   def _rewrite(self) -> None:
-    """The file was removed, renamed or replaced under the run: what was written is still in the open one."""
-    self._file.seek(0)
+    """The file was removed, renamed or replaced under the run, or its disk took no more: all of it is in memory."""
+    with contextlib.suppress(OSError):  # of a disk that came loose
+      self._file.close()
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(self._path, self._file.read())
-    self._file.close()
-    self._file = open(self._path, 'a+b')  # noqa: SIM115
+    write_bytes(self._path, b''.join([*map(zlib.decompress, self._chunks), self._tail]))
+    self._file = open(self._path, 'a+b', opener=unlinked)  # noqa: SIM115
 
   def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Appends one point.
@@ -203,23 +214,29 @@ class Records:
     """
     point = {'kind': kind, 'step': step, 'time': round(time.time(), 3), **values}
     line = (json.dumps(point) + '\n').encode()
+    self._tail += line
+    self._length += len(line)
+    self._hash_chunks()
     try:
       self._file.write(line)
       self._file.flush()  # in the kernel's hands before the next checkpoint begins: a killed process loses nothing
+      if self._tensorboard is not None:
+        self._tensorboard.add(point)
     except OSError as error:
-      raise OSError(error.errno, error.strerror, str(self._path)) from error  # a write does not say to where
-    self._tail += line
-    self._hash_chunks()
-    if self._tensorboard is not None:
-      self._tensorboard.add(point)
+      if not comes_loose(error):  # else the next `keep` writes what is in memory
+        raise OSError(error.errno, error.strerror, error.filename or str(self._path)) from error
     if self._told is not None:
       self._told(kind, step, values)
 
   def close(self) -> None:
     """Closes the files."""
-    self._file.close()
-    if self._tensorboard is not None:
-      self._tensorboard.close()
+    for file in (self._file, self._tensorboard):
+      try:
+        if file is not None:
+          file.close()
+      except OSError as error:
+        if not comes_loose(error):
+          raise
 
   def __enter__(self) -> Records:
     return self

@@ -1,6 +1,6 @@
-"""Who looks at a run from outside and may end it: a search that stops what is not worth its time, or its budget.
+"""What ends a run early and saved: a signal, or who looks at it from outside (a search: its judgment, its budget).
 
-Two functions, no more. A run that is ended so is saved like one that a signal stops, and goes on when it is run again.
+Whoever watches gives two functions, no more. A run that ends so goes on when it is run again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,16 @@ from typing import NamedTuple
 
 class Halted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
   """Whoever watches the run asked it to stop; it did, after saving."""
+
+
+class Preempted(Exception):  # noqa: N818 - not an error: the run is saved and goes on when it is started again
+  """A signal asked the run to leave; it did, after saving."""
+
+  def _render_traceback_(self) -> list[str]:
+    """What a notebook shows of it, which asks by this name: where the code was when somebody pressed stop is nothing
+    to mend. The cells below still do not run."""
+    said = str(self).replace('run the same command', 'run this cell again')
+    return [f'{said[:1].upper()}{said[1:]}.']
 
 
 class Watch(NamedTuple):

@@ -102,7 +102,7 @@ def lock(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     handle = open(file, 'a+', encoding='utf-8', opener=unlinked)  # noqa: SIM115  (appended to, never emptied)
   except OSError as error:
     raise WorkdirError(f'{file} cannot be opened ({error.strerror}): whose is it? Give another workdir') from error
-  with handle:
+  try:
     held = _kernel_lock(handle)
     holder = _read(handle)
     if held is False or (held is None and holder and _lives(holder)):
@@ -111,7 +111,21 @@ def lock(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     try:
       yield path
     finally:
-      _write(handle, None)  # closing the file lets go of the lock
+      with contextlib.suppress(OSError):  # of a mount that came loose meanwhile
+        _write(handle, None)
+  finally:
+    with contextlib.suppress(OSError):
+      handle.close()  # which lets go of the lock
+
+
+def is_held(workdir: Path) -> bool:
+  """Tells whether this very process holds the lock of a folder: of the folder that stands there now."""
+  try:
+    with open(workdir / _FILE, encoding='utf-8', opener=unlinked) as handle:
+      holder = _read(handle)
+  except OSError:
+    return False
+  return holder.get('pid') == os.getpid() and holder.get('host') == socket.gethostname()
 
 
 def unlinked(path: str, flags: int) -> int:

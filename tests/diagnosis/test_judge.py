@@ -95,3 +95,11 @@ def test_no_diagnosis_is_said_to_be_none():
     from_json({**Diagnosis('healthy', '', (), None, '', ()).to_json(), 'findings': [{'name': 'x'}]})
   one = Finding('x', 'y', math.inf, math.nan, True)
   assert math.isnan(from_json(Diagnosis('broken', 'x', (one,), None, '', ()).to_json()).findings[0].value)
+
+
+def test_what_is_set_already_is_not_suggested():
+  config = {'optim': {'lr': 0.5}, 'recipe': None, 'model': None, 'repair': {'leaks': True, 'start': True, 'clip': 0.0}}
+  assert action_for('leak', Known(config, None, None)) is None
+  assert action_for('exploding gradient', Known(config, None, None)).overrides == {'repair.clip': 1.0}
+  assert 'model' not in action_for('underfitting', Known({**config, 'train': {'epochs': 3}}, None, None)).overrides
+  assert action_for('underfitting', Known({**config, 'model': 'given'}, None, None)).overrides == {'model': None}

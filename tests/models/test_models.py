@@ -129,6 +129,11 @@ def test_max_pool_and_its_gradient_are_those_of_numpy(shape, size):
     slopes[window] = up[index] * (x[window] == oracle[index])
   assert np.array_equal(max_pool(jnp.asarray(x), size), oracle)
   assert np.array_equal(jax.grad(lambda x: (max_pool(x, size) * up).sum())(jnp.asarray(x)), slopes)
+  half, up = jnp.asarray(x, jnp.bfloat16), jnp.asarray(up, jnp.bfloat16)  # integers below 256: none is rounded
+  assert np.array_equal(max_pool(half, size), oracle)
+  assert max_pool(half, size).dtype == jnp.bfloat16
+  slope = jax.grad(lambda x: (max_pool(x, size) * up).astype(jnp.float32).sum())(half)
+  assert np.array_equal(slope, np.asarray(jnp.asarray(slopes, jnp.bfloat16)))
 
 
 @pytest.mark.parametrize('size', [2, 3])

@@ -11,7 +11,9 @@ import optax
 import pytest
 
 import jaxlite as jl
+from jaxlite.diagnosis import Action
 from jaxlite.run import acting, diagnosing, folder
+from jaxlite.run.records import read_records
 from loops import config_of
 
 pytestmark = pytest.mark.unoptimized
@@ -72,10 +74,21 @@ def test_a_run_is_judged_by_its_records_and_better_by_measuring(run):
 def test_what_is_no_run_is_said_to_be_none(tmp_path, run):
   with pytest.raises(ValueError, match='holds no run to diagnose: train first'):
     jl.diagnose(tmp_path)
-  with pytest.raises(ValueError, match='holds no run to diagnose: train first'):
+  with pytest.raises(ValueError, match='holds no run to diagnose: there is no such folder'):
     jl.diagnose(tmp_path / 'nowhere')
   with pytest.raises(ValueError, match=r'name one of the runs in it, .*run'):
     jl.diagnose(run.parent)
+  (tmp_path / 'study.json').write_text('{}')
+  with pytest.raises(ValueError, match='it is a study; none of its trials has begun'):
+    jl.diagnose(tmp_path)
+  for number in range(10):
+    (tmp_path / 'trials' / f'{number:04}').mkdir(parents=True)
+    (tmp_path / 'trials' / f'{number:04}' / 'config.json').write_text('{}')
+  with pytest.raises(ValueError, match=r'it is a study; name one of its trials, trials.0000, .* and 2 more'):
+    jl.diagnose(tmp_path)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='there is no such folder'):
+    jl.diagnose(tmp_path / 'file')
 
 
 def test_a_run_without_validation_or_half_written_says_what_cannot_be_told(tmp_path, run):
@@ -144,8 +157,39 @@ def test_nothing_is_tried_where_nothing_could_tell(run):
   assert acting.act(healthy, say=mute) is None
   with pytest.raises(ValueError, match='with the config of the run'):
     acting.act(case._replace(config=None), say=mute)
-  with pytest.raises(ValueError, match=r'unknown field optim\.rate'):
+  with pytest.raises(ValueError, match=r"unknown field 'optim.rate'; nearest: "):
     acting.overridden(quick(), {'optim.rate': 1})
+
+
+def test_a_run_that_was_still_learning_goes_on_from_its_checkpoint(tmp_path):
+  """The child's first values are the parent's last good ones; the folder says whose, and of which step."""
+  config = quick(optim__lr=0.3)
+  where = tmp_path / 'run'
+  trained(where, config)
+  case = diagnosing.opened(where, config, model=network(), data=(X, Y), say=mute)
+  longer = Action({'train.steps': 80}, 'train on', 'checkpoint')
+  case = case._replace(diagnosis=case.diagnosis._replace(action=longer, cause='slow convergence'))
+  outcome = acting.act(case, model=network(), data=(X, Y), seeds=2, say=mute)
+  kept = json.loads((outcome.folder / 'child.json').read_text())
+  assert (kept['parent'], kept['step']) == (case.record.run, 40)
+  first = read_records(outcome.folder / 'seed-0')[0]['loss'], read_records(outcome.folder / 'seed-1')[0]['loss']
+  last = [point['loss'] for point in read_records(where) if point['kind'] == 'train'][-1]
+  assert first[0] < 1.2 * last < 0.6 * first[1]
+  assert len(kept['after']) == 2
+
+
+@pytest.mark.slow
+def test_what_does_not_help_is_not_recommended(tmp_path, run):
+  """A verdict that was wrong does no harm: validation over seeds has the last word."""
+  case = diagnosing.opened(run, quick(), model=network(), data=(X, Y), say=mute)
+  worse = Action({'optim.lr': 1e-5}, 'lower the rate', 'beginning')
+  case = case._replace(folder=tmp_path, diagnosis=case.diagnosis._replace(action=worse, cause='unstable loss'))
+  shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+  outcome = acting.act(case, model=network(), data=(X, Y), seeds=2, say=mute)
+  assert not outcome.recommended
+  assert str(outcome).startswith('not recommended')
+  with pytest.raises(ValueError, match='seeds is a whole number, at least 2'):
+    acting.act(case, model=network(), data=(X, Y), seeds=1, say=mute)
 
 
 def test_seeds_have_to_agree():

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlite.run.progress import Beside, Progress, in_notebook
+from jaxlite.host.notebook import in_notebook
+from jaxlite.run.progress import Beside, Progress
 from loops import config_of, run
 
 pytestmark = pytest.mark.unoptimized

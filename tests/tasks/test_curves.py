@@ -93,7 +93,7 @@ def test_they_are_those_of_scikit_learn(seeds):
 @pytest.mark.slow
 def test_they_are_those_of_scikit_learn_in_ten_thousand_cases():
   with warnings.catch_warnings():
-    for seed in range(1000, 10_000):
+    for seed in range(1000, 11_000):
       check_binary(seed)
     for seed in range(1000, 2000):
       check_columns(seed)

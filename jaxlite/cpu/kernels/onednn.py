@@ -14,7 +14,7 @@ import ctypes
 import functools
 import math
 
-import ml_dtypes  # noqa: F401, NumPy knows 'bfloat16' from then on
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.cpu.kernels import compiler, onednn_c, onednn_handlers
@@ -143,7 +143,7 @@ class Convolution(Product):
     )
     self.mds = {'forward': (x, y), 'input': (y, x), 'weight': (x, y)}[kind]  # the two arrays with a batch
     first, second = {'forward': (g.x, g.y), 'input': (g.y, g.x), 'weight': (g.x, g.y)}[kind]
-    each = batch * np.dtype(g.dtype).itemsize
+    each = batch * jnp.dtype(g.dtype).itemsize
     self.steps = each * first[0], each * second[0], 0  # bytes from chunk to chunk; weights are shared
     self.dtypes = (g.dtype,) * 3
     sizes = [math.prod(one) for one in ((g.batch, g.inputs, *g.image), shape, (g.batch, g.outputs, *g.result))]
@@ -185,21 +185,21 @@ class Contraction(Product):
       self.mds, self.numbers = (x, y), (_SRC, _WEIGHTS, _DST)
       times = math.prod(batch)
       self.values = times * rows * inner, times * inner * columns, times * rows * columns
-      each, each_made = (outer[0] * np.dtype(one).itemsize for one in (dtype, made))
+      each, each_made = (outer[0] * jnp.dtype(one).itemsize for one in (dtype, made))
       self.steps = each * a[0], each_made * out[0], each * b[0] if batch else 0
       self.dtypes = dtype, dtype, made
 
 
 def _try_out(dtype: str) -> None:
   """A small convolution and its weights' gradient, against NumPy; RuntimeError if they differ."""
-  rng = np.random.default_rng(0)
-  x, w = rng.normal(size=(2, 4, 4, 3)).astype(dtype), rng.normal(size=(2, 2, 3, 5)).astype(dtype)
-  y, back = np.zeros((2, 3, 3, 5), dtype), np.zeros_like(w)
+  rng, kind = np.random.default_rng(0), jnp.dtype(dtype)
+  x, w = rng.normal(size=(2, 4, 4, 3)).astype(kind), rng.normal(size=(2, 2, 3, 5)).astype(kind)
+  y, back = np.zeros((2, 3, 3, 5), kind), np.zeros_like(w)
   views = np.stack([x[:, i : i + 3, j : j + 3] for i in range(2) for j in range(2)], 3).reshape(2, 3, 3, 12)
   strides = (48, 1, 12, 3), (1, 5, 30, 15), (45, 1, 15, 5)
   geometry = ConvGeometry(2, 3, 5, 1, (4, 4), (2, 2), (3, 3), (1, 1), (1, 1), (0, 0), (0, 0), *strides, dtype)
-  for kind, second, out in (('forward', w, y), ('weight', y, back)):
-    address = onednn_handlers.handler(Convolution(kind, geometry, 2))
+  for product, second, out in (('forward', w, y), ('weight', y, back)):
+    address = onednn_handlers.handler(Convolution(product, geometry, 2))
     if address is None:
       raise RuntimeError('there is no room for its trial convolution')
     onednn_handlers.run(address, x, second, out)
