@@ -39,8 +39,8 @@ from jaxlite.models.norm import BatchNorm
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workdir', 'runs/keywords', 'where sounds, finished runs and the table are kept')
-flags.DEFINE_integer('seeds', 5, 'runs behind each mean')
-flags.DEFINE_integer('epochs', 10, 'of each run')
+flags.DEFINE_integer('seeds', 5, 'runs behind each mean', lower_bound=1)
+flags.DEFINE_integer('epochs', 10, 'of each run', lower_bound=1)
 flags.DEFINE_bool('smoke', False, 'two hums, one seed, two epochs, a narrow network: to see that it runs')
 
 COUNTS = {'train': 150, 'val': 30, 'test': 60}  # of each of twelve classes

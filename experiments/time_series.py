@@ -43,7 +43,7 @@ from jaxlite.models.norm import BatchNorm
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workdir', 'runs/time_series', 'where finished runs and the table are kept')
 flags.DEFINE_list('only', [], 'data sets by name; all when empty')
-flags.DEFINE_integer('seeds', 5, 'runs behind each mean')
+flags.DEFINE_integer('seeds', 5, 'runs behind each mean', lower_bound=1)
 flags.DEFINE_string('peer_python', '', 'a Python that has aeon with all it needs')
 flags.DEFINE_bool('smoke', False, 'made waves, one seed, two epochs: to see that it runs')
 

@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from jaxlite.tuning.ledger import COMPLETE, PRUNED
 
 PROGRAM = Path(tunable.__file__)
 ROOT = PROGRAM.parents[1]
+_ENDED = re.compile(r'^trial \d+: (?!its worker|another)', re.MULTILINE)
 ARRAYS = ('step', 'key', 'params', 'model_state', 'opt_state', 'const')
 
 
@@ -30,10 +32,15 @@ def started(workdir, trials, method, storage, log):
     return subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment), log
 
 
-def killed(workdir, trials, method, *, workers, kills, seed, storage='', pause=(0.2, 2.0)):
+def killed(workdir, trials, method, *, workers, kills, seed, storage=''):
   """Has workers share a study, kills one that is at work now and then, starts another, and waits for all; returns how
-  many were killed."""
+  many were killed.
+
+  When the next is killed is drawn in trials that have ended, and within about one trial's time: a slow machine is not
+  one where everybody is killed before he has done anything.
+  """
   rng, sent, count = random.Random(seed), 0, 0
+  due = sorted(rng.randrange(max(1, trials - 2 * workers)) for _ in range(kills))
   logs = workdir.parent / 'logs'
   logs.mkdir()
 
@@ -43,24 +50,23 @@ def killed(workdir, trials, method, *, workers, kills, seed, storage='', pause=(
     return started(workdir, trials, method, storage, logs / f'{count}.txt')
 
   left = [another() for _ in range(workers)]
-  following = time.monotonic()
-  until = time.monotonic() + 3000
+  began = time.monotonic()
   while left:
-    assert time.monotonic() < until, 'a worker waits for ever'
+    assert time.monotonic() < began + 3000, 'a worker waits for ever'
+    ended = sum(len(_ENDED.findall(path.read_text())) for path in logs.iterdir())
     at_work = [one for one in left if 'search of' in one[1].read_text()]
-    if sent < kills and at_work and time.monotonic() > following:
+    if sent < kills and at_work and ended >= due[sent]:
       one = rng.choice(at_work)
-      time.sleep(rng.uniform(*pause))
+      time.sleep(rng.uniform(0, min(60.0, workers * (time.monotonic() - began) / (ended + 1))))
       if one[0].poll() is None:
         one[0].send_signal(signal.SIGKILL)
         sent += 1
         one[0].wait()
         left[left.index(one)] = another()
-      following = time.monotonic() + rng.uniform(*pause)
     for one in [one for one in left if one[0].poll() is not None]:
       left.remove(one)
       assert one[0].returncode == 0, one[1].read_text()
-    time.sleep(0.05)
+    time.sleep(0.1)
   return sent
 
 

@@ -1,6 +1,7 @@
 """Several small models in one vmapped step, beside the same models one after the other: for which sizes is it faster?
 
   python experiments/bench/ensemble.py --members=8
+  python experiments/bench/ensemble.py --members=8 --search   # a search of 24 tiny trials, with members and without
 
 Random data, the shapes of digits (8 x 8) and Fashion-MNIST (28 x 28). The step is `jl.train_step`'s, its rate an
 argument; a member's batch is its own. Milliseconds for a step of all members, the median of some rounds: alone as a
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -104,12 +106,40 @@ def compared(name: str, batch_size: int, members: int, rounds: int) -> list[str]
   return [*row, f'{min(runs, plain) / vmapped:.1f}', f'{compiled:.1f}', f'{apart:.1e}']
 
 
+def searched(members: int) -> str:
+  """What a search of 24 trials by successive halving takes: processor seconds, of this process with all its threads."""
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 160).astype(np.int32)
+  inputs = rng.normal(size=(160, 5)).astype(np.float32) + labels[:, None]
+  parts = [(inputs[part], labels[part]) for part in (slice(61), slice(61, 120), slice(120, 160))]
+
+  def recipe(config: jl.Config, total_steps: int, rate: float = 0.01) -> jl.Recipe:
+    schedule = jl.optim.warmup_cosine(rate, total_steps)
+    return jl.chain(optax.clip_by_global_norm(1.0), jl.average(0.9), optax.adam(schedule))
+
+  config = jl.Config(name='tiny', recipe=recipe, train=jl.Duration(steps=90))
+  config.data.batch_size, config.log.tensorboard = 16, False
+  config.eval.every = config.log.every = config.checkpoint.every = jl.Duration(percent=100 / 9)
+  space = {'recipe.rate': jl.tuning.log_uniform(1e-4, 1e-1), 'seed': jl.tuning.integer(0, 99)}
+  began = time.process_time()
+  with tempfile.TemporaryDirectory() as folder:
+    given = {'model': MLP((8,), classes=3), 'data': jl.data.from_arrays(*parts), 'say': lambda line: None}
+    found = jl.tune(config, folder, space, trials=24, method='random', stop='halving', members=members, **given)
+  whole = sum(one.state == 'complete' for one in found.trials)
+  return f'members={members}: {time.process_time() - began:.1f} s, {whole} trials whole, the best {found.best.found}'
+
+
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('--members', type=int, default=8)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--cases', default='mlp 16:32,mlp 64:32,mlp 64:128,mlp 300-100:32,mlp 300-100:128,cnn 8:32')
+  parser.add_argument('--search', action='store_true')
   words = parser.parse_args()
+  if words.search:
+    for members in (1, words.members):
+      print(searched(members), flush=True)
+    return
   print('network | batch | as runs ms | plain XLA ms | vmapped ms | faster | compile s | apart')
   for case in words.cases.split(','):
     name, _, batch_size = case.partition(':')

@@ -35,8 +35,8 @@ flags.DEFINE_string('workdir', 'runs/peers', 'where what is finished is kept')
 flags.DEFINE_multi_string('python', [], f'NAME:PATH, the Python that has {", ".join(SIDES)}')
 flags.DEFINE_list('only', [], 'sides by name; all when empty')
 flags.DEFINE_list('works', list(WORKS), 'which works')
-flags.DEFINE_integer('seeds', 5, 'runs behind each mean')
-flags.DEFINE_integer('epochs', 3, 'of each run')
+flags.DEFINE_integer('seeds', 5, 'runs behind each mean', lower_bound=1)
+flags.DEFINE_integer('epochs', 3, 'of each run', lower_bound=1)
 flags.DEFINE_enum('data', 'fashion_mnist', ['fashion_mnist', 'digits'], 'digits come with scikit-learn')
 flags.DEFINE_string('fashion', '/usr/share/datasets/fashion-mnist', 'the folder of the four published files')
 flags.DEFINE_integer('limit', 1800, 'seconds that one side may take for one work, all seeds')
@@ -137,7 +137,8 @@ def answer(python: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
     print(done.stderr[-4000:], file=sys.stderr, flush=True)
     last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), 'no word')
     return {'why': f'failed with code {done.returncode}: {last.strip()[:160]}'}
-  return {'seeds': [json.loads(line) for line in done.stdout.splitlines()]}
+  told = [json.loads(line) for line in done.stdout.splitlines()]
+  return {'seeds': told} if told else {'why': 'it ended well and said nothing'}
 
 
 def kept(folder: Path, name: str, work: str, given: dict[str, Any], test: np.ndarray) -> dict[str, Any]:

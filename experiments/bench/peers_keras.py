@@ -59,8 +59,8 @@ def trained(course: Course, seed: int) -> Any:
 def exported(course: Course, model: Any, folder: Path, first: bool) -> list[File]:
   """Its own file; LiteRT's it writes from other backends only."""
   path = folder / 'network.keras'
-  model, weights = keras.models.clone_model(model), model.get_weights()  # without the optimizer's state
-  model.set_weights(weights)
+  arrays = model.get_weights()
+  model = network(course.widths, zip(arrays[::2], arrays[1::2], strict=True))  # without the optimizer and its state
   if course.quantizes():
     model.quantize('int8')
   model.save(path)

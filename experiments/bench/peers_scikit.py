@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import peers_course
+import threadpoolctl
 from peers_course import Course, File, Side
 from sklearn.neural_network import MLPClassifier
 
@@ -23,7 +24,7 @@ def trained(course: Course, seed: int) -> MLPClassifier:
   )
   x, y = course.train
   order = course.order(seed).reshape(course.epochs, -1)
-  with peers_course.quiet():
+  with peers_course.quiet(), threadpoolctl.threadpool_limits(1):  # its products are small: several only wait
     for rows in order:
       model.partial_fit(x[rows], y[rows], classes=list(range(course.widths[-1])))
   return model
@@ -32,7 +33,7 @@ def trained(course: Course, seed: int) -> MLPClassifier:
 def exported(course: Course, model: MLPClassifier, folder: Path, first: bool) -> list[File]:
   """A pickle: the first way of its page on model persistence."""
   path = folder / 'network.pkl'
-  for name in ('_optimizer',):  # as large as twice the weights, and of no use for answers
+  for name in ('_optimizer', '_best_coefs'):  # three times the weights, and of no use for answers
     if hasattr(model, name):
       delattr(model, name)
   path.write_bytes(pickle.dumps(model, protocol=5))

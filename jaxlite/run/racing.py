@@ -20,9 +20,11 @@ import numpy as np
 from jaxlite import data as datasets
 from jaxlite.config.schema import Config
 from jaxlite.graph.init_numpy import on_host
+from jaxlite.graph.walk import has_primitive
 from jaxlite.run.evaluation import evaluate, numbers
 from jaxlite.run.finetune import FineTune
 from jaxlite.run.setup import Setup, prepare, rerated
+from jaxlite.step.programs import on_cpu
 from jaxlite.step.state import ensemble_axes
 from jaxlite.tuning import stopping
 from jaxlite.tuning.kinds import Range, Space, given
@@ -109,6 +111,8 @@ def track(config: Config, space: Space, folder: Path, model: Any, data: Any) -> 
     read = jax.make_jaxpr(lambda values, state, batch: at(values).eval(state, batch))(scalars, state, first)
   except Exception as error:
     return f'a number that is searched cannot be an argument of the step ({type(error).__name__})'
+  if on_cpu(setup.abstract, setup.first_batch) and has_primitive(read, 'conv_general_dilated'):
+    return 'on CPU convolutions of several networks at once, in a loop, are many times slower than of one'
   asked = {id(one) for equation in read.eqns for one in equation.invars} | {id(one) for one in read.jaxpr.outvars}
   if any(id(one) in asked for one in read.jaxpr.invars[: len(names)]):
     return 'a number that is searched is read by evaluation too'

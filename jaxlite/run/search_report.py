@@ -82,8 +82,10 @@ def summary(found: Any) -> list[str]:
   test = best.found.get(f'test/{found.goals[0].name}')
   if test is not None:
     lines.append(f'on the test split, which chose nothing: {found.goals[0].name} {_number(test)}')
-  lines.append(f'jl.load({str(trial_folder(found.folder, best.number))!r}) predicts with it')
-  return lines
+  folder = trial_folder(found.folder, best.number)
+  if folder.is_dir():
+    return [*lines, f'jl.load({str(folder)!r}) predicts with it']
+  return [*lines, 'it was stopped beside others and is no run of its own: run the same again with a longer budget']
 
 
 def _none(found: Any) -> str:

@@ -135,7 +135,7 @@ def opened(
       if why := optuna_study.lacking():
         raise ImportError(f'this study was begun with Optuna. {why}')
       with ledger.locked():
-        mirror = optuna_study.Mirror(database, study, kinds, [goal.maximize for goal in wanted])
+        mirror = optuna_study.Mirror(database, study, kinds, wanted)
     elif method in optuna_study.METHODS:
       raise ConfigError(
         f'this study was begun without Optuna, which {method} needs: go on by random, or use fresh=True'

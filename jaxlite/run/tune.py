@@ -117,7 +117,8 @@ def tune(
     method: 'grid', 'random', or by Optuna 'tpe', 'cmaes' (numbers), 'nsga2' (several goals); 'auto' takes 'tpe' where
       Optuna is installed, else 'random'.
     stop: how trials are stopped early: 'median' of the others, 'halving' (one in three goes on, at a ninth and a third
-      of the run), 'hyperband' (the same for some trials, later or never for others), or 'none'.
+      of the run), 'hyperband' (the same for some trials, later or never for others), or 'none'. Where tenths of a
+      point count, 'median' or 'none': the other two stop slow beginners that may win at the end.
     goals: a validation metric, the task's own where none is named; beside it 'bytes', 'parameters' or 'latency'. With
       two, no trial is stopped early, and the result is a front.
     limits: 'bytes' and 'parameters' at most, and milliseconds of 'latency' (the median call with one example):

@@ -91,7 +91,11 @@ class Database:
         driver = re.sub(r'^postgres(ql)?://', 'postgresql+psycopg://', str(address))
         self._engine = sqlalchemy.create_engine(driver, isolation_level='AUTOCOMMIT', pool_pre_ping=True)
         self._connection = None
-        self.execute('select 1')
+        try:
+          self.execute('select 1')
+        except BaseException:
+          self._engine.dispose()
+          raise
 
   @property
   def url(self) -> str:

@@ -54,8 +54,8 @@ def choice(*values: Any) -> Choice:
 
   Args:
     *values: at least one, of whatever type the field has: numbers, texts, tuples, durations, functions by name,
-      `functools.partial` of them. What another process could not tell apart (two lambdas, objects) is refused: give
-      names, and look them up where the config is read.
+      `functools.partial` of them, so that an alternative has settings of its own. What another process could not tell
+      apart (two lambdas, objects) is refused: give names, and look them up where the config is read.
 
   Raises:
     ConfigError: none, two that are alike, or one that has no text of its own.
@@ -206,17 +206,30 @@ def given(kind: Kind, stored: Any) -> Any:
   return kind.values[stored] if isinstance(kind, Choice) else stored
 
 
+def at(kind: Kind, part: float) -> Any:
+  """Returns what lies at a part of a kind, as it is stored: parts that are spread evenly give values that are.
+
+  Args:
+    kind: a choice or a range.
+    part: in [0, 1).
+
+  >>> round(at(log_uniform(0.01, 1.0), 0.5), 6), at(integer(0, 3), 0.99), at(choice('a', 'b'), 0.5)
+  (0.1, 3, 1)
+  """
+  if isinstance(kind, Choice):
+    return int(part * len(kind.values))
+  low, high = (math.log(kind.low), math.log(kind.high + (kind.step > 0))) if kind.log else (kind.low, kind.high)
+  if kind.step and not kind.log:
+    return int(kind.low + kind.step * math.floor(part * ((kind.high - kind.low) // kind.step + 1)))
+  value = low + part * (high - low)
+  if kind.log:
+    value = math.exp(value)
+  return min(kind.high, max(kind.low, math.floor(value) if kind.step else float(value)))
+
+
 def draw(kind: Kind, rng: np.random.Generator) -> Any:
   """Returns a value of a kind at random, as it is stored."""
-  if isinstance(kind, Choice):
-    return int(rng.integers(len(kind.values)))
-  if kind.step:
-    if kind.log:
-      return int(min(kind.high, math.floor(math.exp(rng.uniform(math.log(kind.low), math.log(kind.high + 1))))))
-    return int(kind.low + kind.step * rng.integers((kind.high - kind.low) // kind.step + 1))
-  if kind.log:
-    return float(min(kind.high, max(kind.low, math.exp(rng.uniform(math.log(kind.low), math.log(kind.high))))))
-  return float(rng.uniform(kind.low, kind.high))
+  return at(kind, rng.random())
 
 
 def middle(kind: Kind) -> Any:

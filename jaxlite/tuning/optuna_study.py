@@ -18,8 +18,11 @@ from typing import Any
 from jaxlite.tuning.database import Database, StorageError, of_storage, unreachable
 from jaxlite.tuning.kinds import Choice, Kind, Space, labels
 from jaxlite.tuning.ledger import COMPLETE, DONE, FAILED, PRUNED, RUNNING, Trial
+from jaxlite.tuning.outcome import Goal
+from jaxlite.tuning.sampling import spread
 
 METHODS = ('tpe', 'cmaes', 'nsga2')
+_SPREAD = 8  # points that are spread evenly before TPE suggests any
 
 
 def lacking() -> str:
@@ -56,14 +59,14 @@ def _quiet(database: Database) -> Iterator[None]:
 class Mirror:
   """Optuna's study of a ledger's trials."""
 
-  def __init__(self, database: Database, name: str, space: Space, maximize: Sequence[bool]):
+  def __init__(self, database: Database, name: str, space: Space, goals: Sequence[Goal]):
     """Opens it, or makes it.
 
     Args:
       database: that the ledger is in.
       name: of the study.
       space: its kinds by name.
-      maximize: of each goal, whether more is better.
+      goals: of the study.
     """
     import optuna
 
@@ -71,10 +74,12 @@ class Mirror:
     with _quiet(database):
       options = {'connect_args': {'timeout': 300}} if database.is_file else {'pool_pre_ping': True}
       self._storage = storage = optuna.storages.RDBStorage(database.url, engine_kwargs=options)
-      directions = ['maximize' if one else 'minimize' for one in maximize]
+      directions = ['maximize' if goal.maximize else 'minimize' for goal in goals]
       self._study: Any = optuna.create_study(
         storage=storage, study_name=name, directions=directions, load_if_exists=True
       )
+      if not self._study.metric_names:
+        self._study.set_metric_names([goal.name for goal in goals])
       self._several = len(directions) > 1
     self._distributions = {one: _distribution(kind) for one, kind in space.items()}
 
@@ -92,6 +97,9 @@ class Mirror:
       seed: of the study.
       place: how many trials were made before.
     """
+    if method == 'tpe' and place < _SPREAD:
+      found = spread(self._space, seed, place)
+      return self.add(None, found, {}), found
     with _quiet(self._database):
       self._study.sampler = _sampler(method, zlib.crc32(f'{seed} {place}'.encode()))
       trial = self._study.ask(self._distributions)
@@ -156,7 +164,9 @@ class Mirror:
     states = optuna.trial.TrialState
     with _quiet(self._database), contextlib.suppress(self._stale()):
       storage, identity = self._study._storage, self._identity(trial.mirror)
-      storage.set_trial_user_attr(identity, 'found', dict(trial.found))
+      for attribute, value in trial.found.items():  # each by itself: the dashboard draws them against each other
+        if attribute not in ('trial', 'why'):
+          storage.set_trial_user_attr(identity, attribute, value)
       if trial.why:
         storage.set_trial_user_attr(identity, 'why', trial.why)
       for name, over in limits.items():
@@ -242,5 +252,6 @@ def _sampler(method: str, seed: int) -> Any:
     return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
   if method == 'nsga2':
     return samplers.NSGAIISampler(seed=seed)
-  # Five points at random, not ten: budgets are small. `experiments/bench/tuning.py --plain`: +0.00 and -0.19 points.
-  return samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=5, warn_independent_sampling=False)
+  return samplers.TPESampler(
+    seed=seed, multivariate=True, n_startup_trials=_SPREAD // 2, warn_independent_sampling=False
+  )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite.tuning.kinds import Space, draw, grid, size
+from jaxlite.tuning.kinds import Space, at, draw, grid, size
 from jaxlite.tuning.ledger import Trial
 
 _TRIES = 1000  # draws until a point is new
@@ -30,6 +30,30 @@ def next_of_grid(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, An
   points, tried = grid(space), _tried(space, past)
   order = np.random.default_rng(seed).permutation(len(points))
   return next((points[place] for place in order if tuple(points[place].values()) not in tried), None)
+
+
+def spread(space: Space, seed: int, place: int) -> dict[str, Any]:
+  """Returns a point of a sequence that fills a space evenly from its first points on, where random ones leave holes.
+
+  Args:
+    space: its choices and ranges.
+    seed: of the study; shifts the sequence.
+    place: in the sequence.
+
+  References:
+    Roberts, The Unreasonable Effectiveness of Quasirandom Sequences, 2018,
+    https://extremelearning.com.au/unreasonable-effectiveness-of-quasirandom-sequences/
+
+  >>> from jaxlite.tuning.kinds import integer
+  >>> sorted({spread({'x': integer(0, 3)}, 0, place)['x'] for place in range(6)})
+  [0, 1, 2, 3]
+  """
+  ratio = 2.0
+  for _ in range(60):  # of x to the power of dimensions + 1 equal to x + 1: the golden ratio's like
+    ratio = (1 + ratio) ** (1 / (len(space) + 1))
+  shift = np.random.default_rng([seed, len(space)]).random(len(space))
+  parts = [(first + (place + 1) * ratio ** -(axis + 1)) % 1.0 for axis, first in enumerate(shift)]
+  return {name: at(kind, float(part)) for (name, kind), part in zip(space.items(), parts, strict=True)}
 
 
 def next_at_random(space: Space, seed: int, past: Sequence[Trial]) -> dict[str, Any] | None:

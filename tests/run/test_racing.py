@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -40,6 +41,18 @@ def trial(number, rate, seed, batch=0):
   return Trial(number, number, given, 'running', '', '', 0.0, 1, 0, -1, -1, 0.0, {}, '')
 
 
+def _pictures(split):
+  return split._replace(inputs=split.inputs[:, None, :, None])
+
+
+def _convolves():
+  def apply(params, x):
+    x = jax.lax.conv_general_dilated(x, params['a'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return x.reshape(len(x), -1) @ params['w']
+
+  return jl.from_function(apply, {'a': np.ones((1, 3, 1, 2), np.float32), 'w': np.zeros((10, 3), np.float32)})
+
+
 def test_each_member_scores_as_it_does_alone_and_those_stopped_are_gone(tmp_path):
   base, data = config(), tunable.data()
   trials = [trial(0, 0.01, 3), trial(1, 0.05, 4), trial(2, 1e-4, 5)]
@@ -70,6 +83,11 @@ def test_what_cannot_be_an_argument_of_the_step_is_told(tmp_path):
 
   one = search.config_of(dataclasses.replace(config(), recipe=choosy), SPACE, trial(0, 0.01, 3))
   assert 'cannot be an argument' in racing.track(one, SPACE, tmp_path, tunable.network(), tunable.data())
+  plain = dataclasses.replace(one, recipe=recipe)
+  wide = tunable.data()
+  wide = wide._replace(**{name: _pictures(getattr(wide, name)) for name in ('train', 'validation', 'test')})
+  wide = wide._replace(mean=None, std=None)
+  assert 'convolutions of several networks' in racing.track(plain, SPACE, tmp_path, _convolves(), wide)
   sparse = dataclasses.replace(one, recipe=recipe)
   sparse.eval.every = jl.Duration(steps=36)
   assert 'no evaluation' in racing.track(sparse, SPACE, tmp_path, tunable.network(), tunable.data())

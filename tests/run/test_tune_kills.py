@@ -23,9 +23,14 @@ def attempts_in_optuna(address, trials):
   optuna = pytest.importorskip('optuna')
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    names = optuna.get_all_study_names(address)
-    assert len(names) == 1
-    rows = optuna.load_study(study_name=names[0], storage=address).trials
+    storage = optuna.storages.RDBStorage(address)
+    try:
+      names = [one.study_name for one in storage.get_all_studies()]
+      assert len(names) == 1
+      rows = optuna.load_study(study_name=names[0], storage=storage).trials
+    finally:
+      storage.remove_session()
+      storage.engine.dispose()
   assert {one.state.name for one in rows} <= {'COMPLETE', 'PRUNED', 'FAIL'}
   last = {}
   for one in rows:
@@ -38,11 +43,11 @@ def attempts_in_optuna(address, trials):
     assert last[one.number].params['seed'] == one.given['seed']
 
 
-def test_two_workers_of_which_two_are_killed_do_each_trial_once_and_to_the_same_bits(tmp_path):
+def test_two_workers_of_which_one_is_killed_do_each_trial_once_and_to_the_same_bits(tmp_path):
   study = tmp_path / 'study'
-  sent = killed(study, 8, 'random', workers=2, kills=2, seed=1)
-  found = check(study, 8, tmp_path / 'aside', compared=2)
-  assert sent == 2
+  sent = killed(study, 5, 'random', workers=2, kills=1, seed=1)
+  found = check(study, 5, tmp_path / 'aside', compared=2)
+  assert sent == 1
   attempts_in_optuna(f'sqlite:///{study / "study.db"}', found)
 
 
