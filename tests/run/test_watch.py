@@ -20,7 +20,7 @@ def test_a_run_that_was_stopped_twice_ends_as_if_it_never_was(tmp_path):
 
   def hear(step, total, metrics):
     heard.append((step, total, metrics['accuracy']))
-    return 'worse than others' if step == 10 else ''
+    return 'worse than others' if step == 16 else ''
 
   def due():
     asked.append(1)
@@ -30,7 +30,7 @@ def test_a_run_that_was_stopped_twice_ends_as_if_it_never_was(tmp_path):
     train(tmp_path / 'a', Watch(hear, due))
   with pytest.raises(Halted, match='worse than others'):
     train(tmp_path / 'a', Watch(hear, due))
-  assert [one[:2] for one in heard] == [(5, 20), (10, 20)]
+  assert [one[:2] for one in heard] == [(8, 20), (16, 20)]
   assert not (tmp_path / 'a' / 'result.json').exists()
   last = Watch(lambda step, total, metrics: 'too late' if step == 20 else '', lambda: '')
   result = train(tmp_path / 'a', last)  # at its end a run is not stopped
