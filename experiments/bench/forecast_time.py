@@ -243,6 +243,7 @@ def rival(seconds: float, only: str) -> None:
   """Tells forwards by neural-cost, calibrated here but never on a network, and by our own figures, and times them
   (the least of up to 200 times)."""
   import jax
+  import jax.extend
   from neural_cost.adapters import JaxAdapter
   from neural_cost.estimate import estimate_operation
 
@@ -270,7 +271,7 @@ def rival(seconds: float, only: str) -> None:
       times.append(time.perf_counter() - began)
     read = (state.params, state.model_state, state.const, state.step)
     program = job.train.programs.jaxpr(state, job.batch)[1]
-    plain = jax.core.jaxpr_as_fun(program)
+    plain = jax.extend.core.jaxpr_as_fun(program)
     operations = adapter.operations(plain, tuple(jax.tree.leaves((read, job.batch))))
     execution, _ = calibration.predict([estimate_operation(one) for one in operations])
     told = {  # a compiled forward is one dispatch, not one for each operation

@@ -161,7 +161,7 @@ def main(_: list[str]) -> None:
         features = of({'set': which, 'candidate': name, 'what': 'features'})[0]['processor']
         runs = of({'set': which, 'candidate': name, 'steps': FLAGS.steps, 'method': FLAGS.method})
         shares.append((features + scoring[name]) / np.mean([line['processor'] for line in runs]))
-      taus = ' | '.join(f'{ranking.tau[one]:.2f}' for one in ranking.tau)
+      taus = ' | '.join(f'{ranking.tau[one]:.2f}' if one in ranking.tau else '' for one in SCORES)
       rows.append(
         f'| {which} | {best} {100 * truth[best]:.1f} (from {100 * low:.1f}) | {ranking.best} '
         f'{100 * truth[ranking.best]:.1f} | {"yes" if held[-1] else "no"} | {taus} | '
