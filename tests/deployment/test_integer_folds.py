@@ -219,3 +219,19 @@ def test_what_integers_cannot_hold_is_refused_in_a_line(name):
   with pytest.raises(ValueError, match=match) as caught:
     call()
   assert '\n' not in str(caught.value)
+
+
+def test_a_network_of_few_bits_that_answers_otherwise_in_integers_is_refused_with_what_helps(tmp_path):
+  rng = np.random.default_rng(0)
+  sizes = {'a': (20, 64), 'b': (64,), 'c': (64, 64), 'd': (64,), 'w': (64, 10)}
+  params = {name: (rng.normal(size=size) / size[0] ** 0.5).astype(np.float32) for name, size in sizes.items()}
+  x = rng.normal(size=(600, 20)).astype(np.float32)
+
+  def fn(p, x):
+    return jnp.tanh(jnp.tanh(x @ p['a'] + p['b']) @ p['c'] + p['d']) @ p['w']
+
+  network = jl.ptq(jl.Network(jl.from_function(fn, params), params, {}), [x], bits=2)
+  labels = np.asarray(network.predict(x)).argmax(1)
+  with pytest.raises(ValueError, match=r'of the examples: in so few bits one step weighs much; .*every=True'):
+    jl.deploy(network, 'pack', examples=(x, labels), out=tmp_path)
+  assert not [*tmp_path.glob('*.jlp')]
