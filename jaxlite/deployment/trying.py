@@ -24,6 +24,7 @@ from jaxlite.host.safetensors_file import read_safetensors
 
 _ROUNDED = 0.01  # of the outputs' spread: how far answers lie apart on average where values are rounded to grids
 _FIRST = 8  # examples of which the integers are compared with their rules, in NumPy
+_FEW_STEPS = 15  # of a grid, as 4 bits have them
 _AT_ONCE = 256  # examples that are computed at once
 _OURS = ('pack', 'c')  # what follows the rules of the integers to the last bit; other runtimes have rules of their own
 
@@ -143,7 +144,7 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
       _, why = agreement.apart(first, want.first(), steps)
       why = why or agreement.argmax_apart(answers, want.all(), agreement.share_of(want.integers))
   if why:
-    return Written(name, why=f'its runtime answers otherwise than the network, {why}')
+    return Written(name, why=f'its runtime answers otherwise than the network, {why}{_fewer(want) if whole else ""}')
   same = min(agreement.same_largest(answer, leaf) for answer, leaf in zip(answers, leaves, strict=True))
   return Written(
     name,
@@ -154,6 +155,15 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
     latency=sheet.percentiles(found.seconds),
     memory=found.memory,
   )
+
+
+def _fewer(want: Wanted) -> str:
+  """What helps where values have few steps: each that is rounded to the one beside it weighs much."""
+  assert want.integers is not None
+  grids = [one.attributes for one in want.integers.operations if {'low', 'high'} <= one.attributes.keys()]
+  if all(of['high'] - of['low'] > _FEW_STEPS for of in grids):
+    return ''
+  return ': in so few bits one step weighs much; trained with fake_quant(every=True) it is what integers compute'
 
 
 def _read_back(name: str, subject: Subject, path: Path) -> Written:

@@ -320,7 +320,8 @@ def _finer(rows: np.ndarray, scale: np.ndarray, bias: np.ndarray, x_scale: float
   if grid is None:
     return min(most, 16)
   steps = np.abs(scale).max(initial=0) * x_scale / grid.scale  # of the result, in one of the sum
-  return next((2**power for power in range(7) if 2**power >= most or steps <= 2 ** (power - 6)), 1)
+  fine = 2.0**-6 * min(1, (grid.high - grid.low) / 255)  # a step more or less weighs as much as a grid has few of them
+  return next((2**power for power in range(7) if 2**power >= most or steps <= 2**power * fine), 1)
 
 
 def _nearest(scales: np.ndarray, exact: np.ndarray, x_scale: float, grid: Grid | None) -> np.ndarray:
