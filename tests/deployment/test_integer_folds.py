@@ -223,8 +223,8 @@ def test_what_integers_cannot_hold_is_refused_in_a_line(name):
 
 def test_a_network_of_few_bits_that_answers_otherwise_in_integers_is_refused_with_what_helps(tmp_path):
   rng = np.random.default_rng(0)
-  sizes = {'a': (20, 64), 'b': (64,), 'c': (64, 64), 'd': (64,), 'w': (64, 10)}
-  params = {name: (rng.normal(size=size) / size[0] ** 0.5).astype(np.float32) for name, size in sizes.items()}
+  sizes = {'a': ((20, 64), 4), 'b': ((64,), 3), 'c': ((64, 64), 6), 'd': ((64,), 3), 'w': ((64, 10), 8)}
+  params = {name: (rng.normal(size=size) / by).astype(np.float32) for name, (size, by) in sizes.items()}
   x = rng.normal(size=(600, 20)).astype(np.float32)
 
   def fn(p, x):
