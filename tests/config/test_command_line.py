@@ -124,7 +124,7 @@ def test_every_form_and_every_order_gives_the_same_run(folder):
   assert given[0] == given[1] == given[2]
   assert given[0] == {
     'lr': 0.5, 'train': '7 steps', 'sparsity': 0.9, 'widths': [1, 2], 'progress': True, 'workdir': 'runs/mine',
-    'mode': 'train', 'fresh': False, 'smoke': True, 'deploying': {},
+    'mode': 'train', 'fresh': False, 'smoke': True, 'deploying': {}, 'only': [],
   }  # fmt: skip
 
 

@@ -28,7 +28,8 @@ before = faults()
 decision = allocator.keep_mapped()
 for _ in range(6):  # until the one pool has found its size
   faults()
-print(json.dumps([before, faults(), decision.kept, decision.why]))
+after = min(faults() for _ in range(4))  # threads of a busy machine may meet in another order, and need more once
+print(json.dumps([before, after, decision.kept, decision.why]))
 """
 
 
