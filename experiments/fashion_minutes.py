@@ -5,7 +5,7 @@
 
 Width and epochs are what fits into the minutes from a cold start (imports, data, compiling, evaluation and report
 counted) on the machine whose table stands in experiments/README.md; both were chosen on 6,000 held-out training
-pictures. While minutes are few the narrow network wins: for the time of 24 of its epochs the wide one has six.
+pictures. While minutes are few, many epochs of a narrow network win.
 
 The four files are found where Debian's package dataset-fashion-mnist puts them, or in --config.data.directory.
 """
