@@ -56,6 +56,18 @@ def acting(monkeypatch, **acts):
   monkeypatch.setattr(loop.datasets, 'batch_at', batch_at)
 
 
+def killed_while_away(outer, away, monkeypatch):
+  """A run whose folder is moved away at step 5, and that ends as a fault would at step 11."""
+
+  def ends():
+    raise MemoryError('the machine is gone')
+
+  with monkeypatch.context() as patch:
+    acting(patch, at_5=lambda: outer.rename(away), at_11=ends)
+    with pytest.raises(MemoryError):
+      run(outer / 'run', **STEPS)
+
+
 @pytest.mark.parametrize('back', [9, pytest.param(12, marks=pytest.mark.slow)], ids=['in the run', 'at its end'])
 def test_a_folder_that_goes_and_comes_back_holds_the_run_as_if_it_had_stayed(back, straight, tmp_path, monkeypatch):
   outer, away, said, seen = tmp_path / 'mount', tmp_path / 'elsewhere', [], []
@@ -110,14 +122,7 @@ def test_a_folder_that_never_comes_back_costs_nothing_either(straight, tmp_path,
 @pytest.mark.parametrize('where', ['the folder that is back', 'its new name', 'an empty place'])
 def test_a_run_that_was_killed_while_its_folder_was_away_goes_on_from_the_spill(where, straight, tmp_path, monkeypatch):
   outer, away, said = tmp_path / 'mount', tmp_path / 'elsewhere', []
-
-  def ends():
-    raise MemoryError('the machine is gone')
-
-  with monkeypatch.context() as patch:
-    acting(patch, at_5=lambda: outer.rename(away), at_11=ends)
-    with pytest.raises(MemoryError):
-      run(outer / 'run', **STEPS)
+  killed_while_away(outer, away, monkeypatch)
   assert len(spills(tmp_path)) == 1
   folder = outer / 'run' if where != 'its new name' else away / 'run'
   if where == 'the folder that is back':
@@ -132,14 +137,7 @@ def test_a_run_that_was_killed_while_its_folder_was_away_goes_on_from_the_spill(
 @pytest.mark.slow
 def test_who_starts_afresh_gets_nothing_of_the_old_run(tmp_path, monkeypatch):
   outer, away, said = tmp_path / 'mount', tmp_path / 'elsewhere', []
-
-  def ends():
-    raise MemoryError('the machine is gone')
-
-  with monkeypatch.context() as patch:
-    acting(patch, at_5=lambda: outer.rename(away), at_11=ends)
-    with pytest.raises(MemoryError):
-      run(outer / 'run', **STEPS)
+  killed_while_away(outer, away, monkeypatch)
   run(outer / 'run', fresh=True, say=said.append, **STEPS)
   assert not any('resumed' in line or 'taken' in line for line in said)
   assert spills(tmp_path) == []

@@ -68,24 +68,21 @@ def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]
     (kind, found), wanted = recognized(eqn) or ('', None), CHUNKS
   if found is None:
     return {}
-  multiplied = found
+  narrow = found._replace(dtype='float32', **({'made': 'float32'} if isinstance(found, MatmulLayout) else {}))
   apart = isinstance(found, ConvGeometry) and 1 not in (found.x[1], found.y[1])
-  if apart or onednn.missing(found.dtype):  # what no kernel here multiplies as it is, one does in float32
-    multiplied = found._replace(dtype='float32')
-    multiplied = multiplied._replace(made='float32') if isinstance(multiplied, MatmulLayout) else multiplied
-  own = _direct(multiplied, kind) if isinstance(multiplied, ConvGeometry) and (apart or onednn.missing()) else None
+  own = _direct(narrow, kind) if isinstance(narrow, ConvGeometry) and (apart or onednn.missing()) else None
   if own:
-    name, call = f'direct{CHUNKS}', own
+    name, of, call = f'direct{CHUNKS}', narrow, own
   elif onednn.missing():
     return {}
   else:
-    multiplied = found if apart and not onednn.missing(found.dtype) else multiplied
-    first = multiplied.batch if isinstance(multiplied, ConvGeometry) else (*multiplied.batch, multiplied.rows)[0]
-    target = _target(kind, multiplied, onednn.chunks_of(first, wanted))
+    of = narrow if onednn.missing(found.dtype) else found
+    first = of.batch if isinstance(of, ConvGeometry) else (*of.batch, of.rows)[0]
+    target = _target(kind, of, onednn.chunks_of(first, wanted))
     if not target:
       return {}
     name, call = f'onednn{CHUNKS}', functools.partial(_ffi, target)
-  call = call if multiplied is found else functools.partial(_in_float32, call)
+  call = call if of == found else functools.partial(_in_float32, call)
   return {name: functools.partial(_call, eqn, kind, call)}
 
 
