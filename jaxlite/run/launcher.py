@@ -221,6 +221,8 @@ def _given(fields: bool) -> dict[str, Any]:
     raise errors.ConfigError(f'--budget goes with --mode=deploy and --mode=tune; got --mode={mode}')
   if FLAGS.run is not None and mode not in ('train', 'eval', 'deploy', 'diagnose', *_SEARCHES):
     raise errors.ConfigError(f'--run goes with train, eval, deploy, diagnose and searches; got --mode={mode}')
+  if FLAGS.run is not None and not all(FLAGS.run or ['']):
+    raise errors.ConfigError('--run names runs, separated by commas; got an empty name: leave it out for all')
   if FLAGS.run is not None and mode in _SEARCHES and len(FLAGS.run) != 1:
     raise errors.ConfigError(f'--run of --mode={mode} names one run; got {",".join(FLAGS.run) or "none"}')
   if FLAGS.force and mode != 'train':

@@ -185,6 +185,7 @@ FLAGS = {
   'a bucket': (['--workdir=gs://bucket/run'], 'a workdir is a local folder'),
   'a file in the way': (['--workdir=mine.py/run'], 'cannot be written'),
   'nothing to evaluate': (['--workdir=nowhere', '--mode=eval'], 'train first, with --mode=train'),
+  'no run': (['--workdir=new', '--run='], '--run names runs, separated by commas; got an empty name'),
   'sparsity': (['--workdir=new', '--config.sparsity=1.5'], 'in [0, 1); got 1.5'),
   'data set': (['--workdir=new', '--config.data.source=digit'], "no data set 'digit' is prepared"),
 }
