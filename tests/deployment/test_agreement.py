@@ -77,7 +77,7 @@ def test_what_computes_floats_between_integers_keeps_a_tolerance():
 @pytest.mark.slow
 @pytest.mark.unoptimized(False)
 @pytest.mark.parametrize('name', ['mlp', 'cnn'])
-def test_every_runtime_computes_the_same_integers(monkeypatch, name):
+def test_every_runtime_computes_the_same_integers(monkeypatch, tmp_path, name):
   """The short form of `experiments/bench/agreement.py`."""
   bench = pathlib.Path(__file__).resolve().parents[2] / 'experiments' / 'bench'
   monkeypatch.syspath_prepend(str(bench))
@@ -85,9 +85,14 @@ def test_every_runtime_computes_the_same_integers(monkeypatch, name):
   draw = np.random.default_rng(0)
   images, labels = draw.random((700, 28, 28, 1), np.float32), draw.integers(0, 10, 700).astype(np.int32)
   train, test = (images[:200], labels[:200]), images[200:]
-  row = script['agreement'](name, script['networks']()[name](), train, test, labels[200:], ['-O0', '-O3'], 250)
+  parts = script['networks']()[name](), train, ['-O0', '-O3'], 250
+  row = script['agreement'](name, lambda: script['Judge'](*parts, None), test, labels[200:])
   assert row['in integers']
   assert row['integers'] > 10_000
   for what in ('answers otherwise than fake quantization', 'eager', 'unpacked', 'C -O0', 'C -O3'):
     assert row[what] == 0, what
   assert all(row.get(kind, 0) <= 1 for kind in ('onnx', 'litert'))
+  kept = lambda: script['Judge'](*parts, tmp_path / 'values.npz')  # noqa: E731
+  assert script['agreement'](name, kept, test, labels[200:], tmp_path, until=0.0) is None
+  assert script['agreement'](name, kept, test, labels[200:], tmp_path) == row
+  assert script['agreement'](name, kept, test, labels[200:], tmp_path, until=0.0) == row
