@@ -8,7 +8,8 @@ Each network trains briefly with `fake_quant(every=True)` on a part of the train
 accuracy. Its integers are then computed by JAX compiled and operation by operation, from the packed file as it is read
 back, and by the C file at each level of optimization: counted is every integer of every layer that differs from those
 of compiled JAX, over all images. The answers of fake quantization itself, compiled, are compared to the last bit.
-ONNX Runtime, and LiteRT where it is installed, are judged by their largest output, ties going to the first. With
+ONNX Runtime, and LiteRT where it is installed, are judged by their largest output, ties going to the first; OpenVINO,
+which reads the ONNX file by the interpreter of `--openvino_python`, also by the steps of the output's grid. With
 `--keep` what was trained and every thousand images that were judged stay in a folder, and a killed run goes on there.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +38,7 @@ flags.DEFINE_integer('eager', 10_000, 'images that are computed operation by ope
 flags.DEFINE_string('data', '/usr/share/datasets/fashion-mnist', 'folder of the data set')
 flags.DEFINE_string('keep', '', 'a folder where a killed run goes on')
 flags.DEFINE_float('minutes', float('inf'), 'after which it ends, with --keep: the same command goes on')
+flags.DEFINE_string('openvino_python', '', 'the interpreter that has OpenVINO')
 flags.DEFINE_string('out', '', 'a file that gets the table as JSON too')
 
 _AT_ONCE = 1000
@@ -161,6 +164,7 @@ def agreement(
   labels: np.ndarray,
   keep: Path | None = None,
   until: float = float('inf'),
+  python: str = '',
 ) -> dict | None:
   """Returns one row: what differs, of how many; None where the time was over.
 
@@ -171,6 +175,7 @@ def agreement(
     labels: of them.
     keep: a folder of what was found already, or None.
     until: when no further images are taken up, by `time.perf_counter`.
+    python: the interpreter that has OpenVINO, '' for none.
   """
   from jaxlite.deployment.agreement import in_integers
 
@@ -194,9 +199,9 @@ def agreement(
     answers.append(told)
     for what, count in counts.items():
       row[what] = row.get(what, 0) + count
-  best = np.concatenate(answers).argmax(-1)
-  row['right'] = int((best == labels).sum())
-  return row | _runtimes(one.graph, test, best)
+  ours = np.concatenate(answers)
+  row['right'] = int((ours.argmax(-1) == labels).sum())
+  return row | _runtimes(one.graph, test, ours.argmax(-1)) | openvino(one.graph, test, labels, ours, python)
 
 
 def _apart(
@@ -231,6 +236,37 @@ def _runtimes(graph: Any, test: np.ndarray, best: np.ndarray) -> dict[str, int]:
       answer = trial.ask(kind, path, {graph.inputs[0]: test}, batches=(), seconds=0.0).outputs['0']
       found[kind] = int((answer.argmax(-1) != best).sum())
   return found
+
+
+def openvino(graph: Any, test: np.ndarray, labels: np.ndarray, ours: np.ndarray, python: str) -> dict[str, Any]:
+  """How many images OpenVINO names another class of, how many it names rightly, and how many steps it is away.
+
+  Args:
+    graph: of integers.
+    test: images.
+    labels: of them.
+    ours: the answers of compiled JAX.
+    python: the interpreter that has it, '' for none.
+  """
+  from jaxlite.deployment.agreement import step_of
+  from jaxlite.deployment.onnx.file import onnx_bytes
+
+  if not python:
+    return {}
+  with tempfile.TemporaryDirectory() as folder:
+    file, given, to = (Path(folder, name) for name in ('network.onnx', 'in.npy', 'out.npy'))
+    file.write_bytes(onnx_bytes(graph))
+    np.save(given, test)
+    worker = Path(__file__).with_name('openvino_answers.py')
+    subprocess.run([python, str(worker), str(file), str(given), str(to)], check=True)
+    answers = np.load(to)
+  steps = np.abs(answers - ours).max(-1) / step_of(graph, graph.outputs[0])
+  return {
+    'openvino': int((answers.argmax(-1) != ours.argmax(-1)).sum()),
+    'openvino right': int((answers.argmax(-1) == labels).sum()),
+    'openvino steps, most': round(float(steps.max()), 2),
+    'openvino steps, 99 %': round(float(np.quantile(steps, 0.99)), 2),
+  }
 
 
 def read(folder: str, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -275,7 +311,7 @@ def main(_: list[str]) -> None:
   for name in FLAGS.networks:
     kept = keep and keep / f'{name}.npz'
     judge = functools.partial(Judge, networks()[name](), train, FLAGS.levels, FLAGS.eager, kept)
-    row = agreement(name, judge, *test, keep, _BEGAN + 60 * FLAGS.minutes)
+    row = agreement(name, judge, *test, keep, _BEGAN + 60 * FLAGS.minutes, FLAGS.openvino_python)
     if row is None:
       print(f'{name}: {FLAGS.minutes:g} minutes are over; the same command goes on')
       return

@@ -18,6 +18,10 @@ from jaxlite.graph.init_numpy import copied
 from jaxlite.graph.traces import Traces
 
 
+# What a loaded network knows of itself that is as true of a smaller one: which programs it predicts by, and its inputs.
+_STAYS = ('compiled', 'around', 'checked', 'input_shapes', 'reduced')
+
+
 def smaller(model: Model, traces: Traces, kept: shrunk.Kept, zeros: shrunk.Zeros) -> Model:
   """Returns the Model of what is left of a model.
 
@@ -59,6 +63,9 @@ def smaller(model: Model, traces: Traces, kept: shrunk.Kept, zeros: shrunk.Zeros
     values, shapes, _ = own(params, state)
     return replayed(traces.export(shapes), values)
 
+  for name in _STAYS:
+    if hasattr(model.apply, name):
+      setattr(apply, name, getattr(model.apply, name))
   return Model(init, apply, after, export)
 
 

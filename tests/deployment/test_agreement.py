@@ -2,6 +2,7 @@
 
 import pathlib
 import runpy
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
+from jaxlite import models
 from jaxlite.deployment import agreement, formats
 from jaxlite.deployment.c.file import write_c
 from jaxlite.deployment.integers.conversion import quantized
@@ -96,3 +98,24 @@ def test_every_runtime_computes_the_same_integers(monkeypatch, tmp_path, name):
   assert script['agreement'](name, kept, test, labels[200:], tmp_path, until=0.0) is None
   assert script['agreement'](name, kept, test, labels[200:], tmp_path) == row
   assert script['agreement'](name, kept, test, labels[200:], tmp_path, until=0.0) == row
+
+
+@pytest.mark.slow
+@pytest.mark.unoptimized(False)
+@pytest.mark.parametrize('name', ['mlp', 'cnn', 'resnet8', 'depthwise', 'vit'])
+def test_openvino_reads_the_onnx_file_and_stays_within_four_steps(monkeypatch, name):
+  pytest.importorskip('openvino')
+  bench = pathlib.Path(__file__).resolve().parents[2] / 'experiments' / 'bench'
+  monkeypatch.syspath_prepend(str(bench))
+  script = runpy.run_path(str(bench / 'agreement.py'))
+  digits = jl.data.load('digits')
+  made = {**script['networks'](), 'resnet8': models.ResNet8, 'vit': lambda: models.ViT(patch=2, width=32, layers=2)}
+  train = [(np.tile(one, (4,) + (1,) * (one.ndim - 1))) for one in digits.train[:2]]
+  judge = script['Judge'](made[name](), train, [], 0, None)
+  test, labels = digits.test[:2]
+  ours = np.asarray(judge.ours(test)[judge.graph.outputs[0]])
+  row = script['openvino'](judge.graph, test, labels, ours, sys.executable)
+  right = int((ours.argmax(-1) == labels).sum())
+  assert right > 0.5 * len(test)
+  assert abs(row['openvino right'] - right) <= max(1, 0.005 * len(test))
+  assert row['openvino steps, most'] <= 4
