@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.contract import Model, Params, State
+from jaxlite.contract import CONST, Model, Params, State
 from jaxlite.graph import shrunk
 from jaxlite.graph.coupled import Program
 from jaxlite.graph.init_numpy import copied
@@ -52,12 +52,12 @@ def smaller(model: Model, traces: Traces, kept: shrunk.Kept, zeros: shrunk.Zeros
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     values, shapes, rest = own(params, state)
     outputs, new = replayed(traces.forward(inputs, train, key, step, shapes), values, inputs, key, step)
-    return outputs, {**rest, **new} if rest else new
+    return outputs, _joined(rest, new)
 
   def after(params: Params, state: State, step: Any) -> State:
     values, shapes, rest = own(params, state)
     new = replayed(traces.after(step, shapes), values, step)
-    return {**rest, **new} if rest else new
+    return _joined(rest, new)
 
   def export(params: Params, state: State) -> tuple[Params, State]:
     values, shapes, _ = own(params, state)
@@ -73,7 +73,18 @@ def _apart(tree: Any, known: Any) -> tuple[Any, dict[str, Any]]:
   if not isinstance(tree, dict) or not isinstance(known, dict):
     return tree, {}
   mine = {name: tree[name] for name in known if name in tree}
-  return mine, {name: value for name, value in tree.items() if name not in known}
+  more = {name: value for name, value in tree.items() if name not in known}
+  if CONST in mine:  # of several owners: its own, and a teacher's
+    mine[CONST], others = _apart(mine[CONST], known[CONST])
+    more |= {CONST: others} if others else {}
+  return mine, more
+
+
+def _joined(rest: dict[str, Any], new: State) -> State:
+  both = {**rest, **new}
+  if CONST in rest and CONST in new:
+    both[CONST] = {**rest[CONST], **new[CONST]}
+  return both
 
 
 def _check(values: Any, traces: Traces, kept: shrunk.Kept) -> None:

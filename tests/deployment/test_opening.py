@@ -316,3 +316,9 @@ def test_a_smaller_network_is_still_one_that_was_loaded(tmp_path):
   for name in ('compiled', 'around', 'checked', 'input_shapes', 'reduced'):  # nobody standardizes its inputs again
     assert getattr(small.model.apply, name) is getattr(network.model.apply, name)
   assert not hasattr(small.model.apply, 'made_of')  # of other widths
+  recipe = jl.chain(jl.distill(network), optax.sgd(1e-3))  # which has constants of its own beside the network's
+  train = jl.train_step(jl.adapt(small.network), jl.cross_entropy, recipe)
+  batch = {'inputs': X, 'labels': np.arange(len(X)) % 3}
+  state, metrics = train.step(train.init(jax.random.key(0), batch), batch)
+  assert metrics['distill'] > 0
+  assert {*state.const} == {'normalize', 'distill'}
