@@ -17,7 +17,6 @@ from jaxlite.graph.coupled import Program
 from jaxlite.graph.init_numpy import copied
 from jaxlite.graph.traces import Traces
 
-
 # What a loaded network knows of itself that is as true of a smaller one: which programs it predicts by, and its inputs.
 _STAYS = ('compiled', 'around', 'checked', 'input_shapes', 'reduced')
 
