@@ -45,6 +45,7 @@ flags.DEFINE_integer('seeds', 3, 'fine-tunings behind each mean')
 flags.DEFINE_integer('epochs', 3, 'that the ResNet-20 sees of Fashion-MNIST')
 flags.DEFINE_string('method', 'full', 'of the fine-tuning')
 flags.DEFINE_bool('scores_alone', False, 'fine-tune nothing')
+flags.DEFINE_float('minutes', 0, 'stop after the line that is finished then, with code 75; the same command goes on')
 
 
 def ours(name: str, module: Any, load: Any, epochs: int, shape: tuple[int, ...]) -> jl.Network:
@@ -117,7 +118,7 @@ def scored(networks: dict[str, Any], data: Any, truth: dict[str, float]) -> tupl
 
 def main(_: list[str]) -> None:
   """Fills what is missing, and prints a table a set and one of all sets."""
-  path = Path(FLAGS.out)
+  path, began = Path(FLAGS.out), time.monotonic()
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -128,6 +129,8 @@ def main(_: list[str]) -> None:
     lines.append(line)
     with open(path, 'a', encoding='utf-8') as file:
       file.write(json.dumps(line) + '\n')
+    if FLAGS.minutes and time.monotonic() - began > 60 * FLAGS.minutes:
+      raise SystemExit(75)
 
   names = FLAGS.candidates or list(CANDIDATES)
   networks = {name: CANDIDATES[name]() for name in names}
