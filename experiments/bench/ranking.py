@@ -6,11 +6,12 @@
 Candidates: MobileNetV2, EfficientNet-Lite1 and -Lite2 with published weights, jaxlite's ResNet-20 of Fashion-MNIST and
 small CNN of the digits (both trained here first), and MobileNetV2 with drawn weights as a control. Each set is split
 into training (at most 500, a tenth of it validation) and test; scores see the training examples alone. 'fine-tuned' is
-the test accuracy of `jl.finetune` with `--method` and `--steps`, a mean over seeds. A ranking holds where its first
-candidate is the best by fine-tuning or lies within the best one's 95 % interval. What a score costs are features that
-nobody has kept, and all four scores with their intervals, in processor time. The crops of textures and photographs
-overlap between training and test, and digits is what one candidate was trained on: these rows are easy. Every finished
-line is kept in `--out`, and the same command goes on where it was stopped.
+the test accuracy after `--steps` of the recipe of `jl.finetune`, from the solved head, a mean over seeds. A ranking
+holds where its first candidate is the best by fine-tuning or lies within the best one's 95 % interval. What a score
+costs are features that nobody has kept, and all four scores with their intervals, in processor time; beside it stand
+the steps alone, without compiling and evaluation, of a run as long as `jl.finetune` takes where nobody says. The crops
+of textures and photographs overlap between training and test, and digits is what one candidate was trained on: these
+rows are easy. Every finished line is kept in `--out`, and the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ import transfer_data
 from absl import app, flags
 
 import jaxlite as jl
-from jaxlite.finetuning import backbone, cached_features, rank, resized
+from jaxlite.config.schema import OptimConfig
+from jaxlite.finetuning import backbone, begin, cached_features, rank, recipe, resized
+from jaxlite.finetuning.choice import steps_for
 from jaxlite.finetuning.ranking import SCORES
 from jaxlite.finetuning.scores import wilson
 from jaxlite.models import ResNet20, SmallCNN
@@ -93,13 +96,22 @@ def spent(work: Any, *given: Any) -> tuple[Any, dict[str, float]]:
   return found, {'seconds': time.perf_counter() - clock, 'processor': time.process_time() - processor}
 
 
-def tuned(network: Any, data: Any, folder: Path, seed: int) -> float:
-  """The test accuracy of one fine-tuning."""
-  result = jl.finetune(
-    network, data, folder, method=FLAGS.method, seed=seed, train=jl.Duration(steps=FLAGS.steps),
-    features=f'{FLAGS.workdir}/features', say=lambda line: None,
-  )  # fmt: skip
-  return float(result.metrics['accuracy'])
+def tuned(network: Any, data: Any, seed: int) -> tuple[float, float]:
+  """The test accuracy of one fine-tuning, and the seconds of processor of one of its steps."""
+  begun = begin(network, data, method=FLAGS.method, folder=f'{FLAGS.workdir}/features', seed=seed)
+  options = OptimConfig(lr=3e-5 if FLAGS.method == 'full' else 1e-4)
+  train = jl.train_step(begun.network, jl.cross_entropy, recipe(begun, FLAGS.steps, optim_config=options))
+  state = train.init(jax.random.key(seed), jl.data.batch_at(data.train, 32, seed, 0))
+  marks = []
+  for step in range(FLAGS.steps):
+    state, metrics = train.step(state, jl.data.batch_at(data.train, 32, seed, step))
+    float(metrics['task'])
+    marks.append(time.process_time())
+  right = [
+    ((np.asarray(train.eval(state, batch)[0]).argmax(1) == batch['labels']) * batch['weight']).sum()
+    for batch in jl.data.eval_batches(data.test, 100)
+  ]
+  return float(sum(right) / len(data.test.labels)), (marks[-1] - marks[0]) / max(1, len(marks) - 1)
 
 
 def scored(networks: dict[str, Any], data: Any, truth: dict[str, float]) -> tuple[Any, dict[str, float]]:
@@ -132,6 +144,7 @@ def main(_: list[str]) -> None:
     if FLAGS.minutes and time.monotonic() - began > 60 * FLAGS.minutes:
       raise SystemExit(75)
 
+  jax.config.update('jax_compilation_cache_dir', str(Path(FLAGS.workdir, 'programs').absolute()))
   names = FLAGS.candidates or list(CANDIDATES)
   networks = {name: CANDIDATES[name]() for name in names}
   held, rows = [], []
@@ -146,9 +159,8 @@ def main(_: list[str]) -> None:
       key = {'set': which, 'candidate': name, 'steps': FLAGS.steps, 'method': FLAGS.method}
       for seed in range(0 if FLAGS.scores_alone else FLAGS.seeds):
         if not of({**key, 'seed': seed}):
-          folder = Path(FLAGS.workdir, which, f'{name}-{FLAGS.method}-{FLAGS.steps}-{seed}')
-          accuracy, took = spent(tuned, networks[name], data, folder, seed)
-          keep({**key, 'seed': seed, 'accuracy': accuracy, **took})
+          (accuracy, step), took = spent(tuned, networks[name], data, seed)
+          keep({**key, 'seed': seed, 'accuracy': accuracy, 'step': step, **took})
           print(f'{which}, {name}: {100 * accuracy:.1f} %, {took["processor"]:.0f} s of processor', flush=True)
           jax.clear_caches()
       if some := of(key):
@@ -163,7 +175,8 @@ def main(_: list[str]) -> None:
       for name in names:
         features = of({'set': which, 'candidate': name, 'what': 'features'})[0]['processor']
         runs = of({'set': which, 'candidate': name, 'steps': FLAGS.steps, 'method': FLAGS.method})
-        shares.append((features + scoring[name]) / np.mean([line['processor'] for line in runs]))
+        steps = steps_for(len(data.train.labels), 32)
+        shares.append((features + scoring[name]) / (steps * np.mean([line['step'] for line in runs])))
       taus = ' | '.join(f'{ranking.tau[one]:.2f}' if one in ranking.tau else '' for one in SCORES)
       rows.append(
         f'| {which} | {best} {100 * truth[best]:.1f} (from {100 * low:.1f}) | {ranking.best} '

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.planning.linearized import Coordinates, Linearized
+from jaxlite.planning.outputs import UnpredictableError
 
 _CHECKED = 3  # updates
 
@@ -72,50 +73,54 @@ def course(
     every: steps between points of the course.
     target: training ends where the loss has come below.
   """
-  gradients, outputs = jnp.asarray(found.gradients), jnp.asarray(found.outputs)
-  columns, counts, start = jnp.asarray(found.columns), jnp.asarray(found.coordinates.counts), jnp.asarray(found.start)
   build = _builder(found.coordinates)
   own = jnp.asarray(batch['weight']) if batch.get('weight') is not None else jnp.ones(len(found.outputs), jnp.float32)
-  parts = {name: jax.tree.map(jnp.asarray, leaf) for name, leaf in batch.items() if name != 'weight'}
+  # Arguments of the programs: as constants of them they would be folded, at length.
+  fixed = {
+    **{name: jnp.asarray(getattr(found, name)) for name in ('gradients', 'outputs', 'columns', 'start')},
+    'counts': jnp.asarray(found.coordinates.counts),
+    'batch': {**jax.tree.map(jnp.asarray, dict(batch)), 'weight': own},
+  }
 
   def of(values: jax.Array, given: Any) -> jax.Array:
     return loss(values.reshape(len(values), *found.shape), given)
 
-  def moved_by(move: jax.Array, rows: jax.Array) -> jax.Array:
-    change = jnp.einsum('bks,s->bk', gradients[rows], move * counts)
-    return outputs[rows] + jnp.zeros_like(outputs[rows]).at[jnp.arange(len(rows))[:, None], columns[rows]].add(change)
+  def placed(fixed: Any, move: jax.Array, gradients: jax.Array, outputs: jax.Array, columns: jax.Array) -> jax.Array:
+    change = jnp.einsum('bks,s->bk', gradients, move * fixed['counts'])
+    return outputs + jnp.zeros_like(outputs).at[jnp.arange(len(outputs))[:, None], columns].add(change)
 
   @jax.jit
-  def step(move: Any, opt_state: Any, rows: Any, share: Any) -> Any:
-    given = {**jax.tree.map(lambda leaf: leaf[rows], parts), 'weight': own[rows] * share}
-    value, by_output = jax.value_and_grad(of)(moved_by(move, rows), given)
-    chosen = jnp.take_along_axis(by_output, columns[rows], axis=1)
-    grads = build(jnp.einsum('bks,bk->s', gradients[rows], chosen), counts)
-    params = build(start + move, counts)
+  def step(fixed: Any, move: Any, opt_state: Any, rows: Any, share: Any) -> Any:
+    gradients, outputs, columns = (fixed[name][rows] for name in ('gradients', 'outputs', 'columns'))
+    given = jax.tree.map(lambda leaf: leaf[rows], fixed['batch'])
+    given['weight'] = given['weight'] * share
+    value, by_output = jax.value_and_grad(of)(placed(fixed, move, gradients, outputs, columns), given)
+    chosen = jnp.take_along_axis(by_output, columns, axis=1)
+    grads = build(jnp.einsum('bks,bk->s', gradients, chosen), fixed['counts'])
+    params = build(fixed['start'] + move, fixed['counts'])
     updates, opt_state = tx.update(grads, opt_state, params, value=value, grad=grads, value_fn=_no_value)
     return move + _flat(found.coordinates, updates), opt_state
 
   @jax.jit
-  def total(move: Any) -> Any:
-    everything = jnp.arange(len(outputs))
-    return of(moved_by(move, everything), {**jax.tree.map(lambda leaf: leaf[everything], parts), 'weight': own})
+  def total(fixed: Any, move: Any) -> Any:
+    return of(placed(fixed, move, fixed['gradients'], fixed['outputs'], fixed['columns']), fixed['batch'])
 
-  params = build(start, counts)
+  params = build(fixed['start'], fixed['counts'])
   opt_state = tx.init(params) if weights is None else tx.init(params, weights)
-  move = jnp.zeros_like(start)
-  steps, losses = [0], [float(total(move))]
+  move = jnp.zeros_like(fixed['start'])
+  steps, losses = [0], [float(total(fixed, move))]
   for number, (some, share) in enumerate(zip(rows, shares, strict=True), 1):
-    move, opt_state = step(move, opt_state, jnp.asarray(some), jnp.asarray(share))
+    move, opt_state = step(fixed, move, opt_state, jnp.asarray(some), jnp.asarray(share))
     if number % every == 0 or number == len(rows):
       steps.append(number)
-      losses.append(float(total(move)))
+      losses.append(float(total(fixed, move)))
       if not np.isfinite(losses[-1]) or losses[-1] <= target:
         break
   return Course(np.array(steps), np.array(losses), np.asarray(move))
 
 
 def _no_value(*_: Any) -> Any:
-  raise ValueError('it asks for losses at other weights, which a linearized network has not')
+  raise UnpredictableError('the optimizer asks for losses at other weights, which a linearized network has not')
 
 
 def _builder(coordinates: Coordinates) -> Callable[[jax.Array, jax.Array], Any]:

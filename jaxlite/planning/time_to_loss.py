@@ -35,6 +35,7 @@ _STEPS = 3_000  # at most, that are simulated
 _APART = 0.15  # of an optimizer's updates, where a leaf's rest is one entry
 # Measured: the standard deviation of log(truth / told) that is left where nothing is drawn, by bench/forecast_finetune.
 _OFF, _OFF_LINEAR = 0.2, 0.02
+_OFF_DRAWN = 0.05  # at least, where something is drawn
 _LOOKED = 8  # examples
 _LINEAR = 0.02  # of the change of outputs, up to which a network is linear in its weights
 _QUANTILE = 1.2816  # of a normal: 80 of 100 lie within
@@ -211,7 +212,8 @@ def _from_halves(reached: float, halves: list[float], kept: int, count: int, tot
   logs = [math.log(max(1.0, min(one, 2.0 * total))) for one in halves]
   now = math.log(max(1.0, reached))
   shift = (now - sum(logs) / len(logs)) * (1 - kept / count)
-  return float(np.clip(shift, -0.7, 0.7)), abs(logs[0] - logs[1]) / 2 * math.sqrt(1 - kept / count if count > 1 else 1)
+  spread = abs(logs[0] - logs[1]) / 2 * math.sqrt(1 - kept / count if count > 1 else 1)
+  return float(np.clip(shift, -0.7, 0.7)), math.hypot(spread, shift / 2, _OFF_DRAWN)
 
 
 def _reach(step: float, shift: float, wide: float, total: int) -> Reach:
