@@ -8,13 +8,15 @@ with one more step at hand is never idle.
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 WAITING_BYTES = 16 << 20  # of batches that may wait, where more than LEAST of them fit into it
-LEAST, MOST = 2, 32
+LEAST, MANY = 2, 32  # where MANY fit, nothing is held back: JAX on CPU does not send off more
+LOOK = 8  # calls between two looks at how large batches are
 
 
 def few_under_way(call: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
@@ -31,12 +33,18 @@ def few_under_way(call: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any,
   (4.0, 2.0)
   """
   sent: collections.deque[jax.Array] = collections.deque()
+  calls, most = itertools.count(), LEAST
 
   def called(state: Any, batch: Any) -> tuple[Any, Any]:
-    size = sum(getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(batch))
-    _wait(sent, max(LEAST, min(MOST, WAITING_BYTES // max(1, size))))
+    nonlocal most
+    if not next(calls) % LOOK:  # a step may take no longer than looking at its batch does
+      most = max(LEAST, WAITING_BYTES // max(1, _bytes(batch)))
+    if most >= MANY:
+      return call(state, batch)
+    if len(sent) >= most:
+      _wait(sent, most // 2)  # to the half: to be woken at each step costs more than a small step
     state, metrics = call(state, batch)
-    done = next(iter(jax.tree.leaves(metrics)), None)  # all results of a program are there at once
+    done = metrics['loss'] if 'loss' in metrics else next(iter(jax.tree.leaves(metrics)), None)
     if isinstance(done, jax.Array) and not isinstance(done, jax.core.Tracer):
       sent.append(done)
     return state, metrics
@@ -44,9 +52,13 @@ def few_under_way(call: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any,
   return called
 
 
+def _bytes(batch: Any) -> int:
+  return sum(getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(batch))
+
+
 def _wait(sent: collections.deque[jax.Array], most: int) -> None:
-  """Waits until fewer than `most` are under way."""
-  while len(sent) >= most:
+  """Waits until at most `most` are under way."""
+  while len(sent) > most:
     try:
       first = sent.popleft()
     except IndexError:  # another thread was faster
