@@ -7,7 +7,6 @@ learned from in both.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlite.host import machine
+from jaxlite.host.crowd import free_cores
 from jaxlite.host.rates import Rates
 from jaxlite.planning import calibration, speed
 from jaxlite.planning.calibration import Outcome
@@ -95,7 +95,7 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
     crowd: cores that others leave to this process; None asks the machine.
   """
   cores = machine.cores()
-  free = free_cores(cores) if crowd is None else crowd
+  free = free_cores() if crowd is None else crowd
   step, eval_ = costs(job)
   in_c = job.rewrites and _has_kernels()
   of_step, of_batch = (speed.spent(one.usual, rates, cores, kernels=in_c) for one in (step, eval_))
@@ -142,16 +142,6 @@ def begun(found: Durations, spent: float) -> Durations:
   rest, total = (Duration(*(seconds + more for seconds in one)) for one in (found.rest, found.total))
   raw = {**found.raw, **{name: found.raw[name] + more for name in ('rest', 'total')}}
   return found._replace(rest=rest, total=total, raw=raw)
-
-
-def free_cores(cores: int) -> float:
-  """Returns how many cores others leave to this process, from the load that the system tells; all where it does not."""
-  try:
-    running = os.getloadavg()[0]
-  except (AttributeError, OSError):
-    return float(cores)
-  whole = machine.all_cores()
-  return cores if running <= whole - cores else max(0.3, cores * min(1.0, whole / (running + cores / 2)))
 
 
 def costs(job: Job) -> tuple[Cost, Cost]:
