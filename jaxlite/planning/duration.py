@@ -29,13 +29,15 @@ _FIRST = 3.0  # seconds from the start of a process to its first step, beside co
 _BEFORE = 1.5  # of them, those that are over when a run tells its forecast
 _REPORT = 3.5  # of a run's end: tables, figures, the inventory
 _IMPROVED = 0.5  # of all evaluations, and then a checkpoint is written
-# Processor seconds of compiling on the machine that this was fitted on, by kind of kernel; `_REFERENCE`: its rate.
-_COMPILING = {'base': 0.9, 'loop': 0.05, 'convolutions': 0.18, 'depthwise': 0.02, 'products': 0.07, 'movement': 0.013}
-_COMPILING_OTHER = 0.002
-_COMPILING_AT_ONCE = 0.56  # of them, what the clock shows where there are two cores: a part is compiled by several
+# Processor seconds of compiling on the machine that this was fitted on: of a program, of a kernel, of products and
+# convolutions that differ, and of loading what runs convolutions. A further program finds much of JAX at work already.
+_COMPILING = {'program': 1.2, 'kernel': 0.0055, 'product': 0.2, 'convolution': 0.04, 'convolutions': 1.1}
+_FURTHER = 0.3
+_COMPILING_AT_ONCE = 0.5  # of them, what the clock shows where there are two cores: a part is compiled by several
+_COMPILED = 2.9  # of the programs that `Rates.more` counts as 'compiling', in a second, on that machine
 # Seconds that a step takes in Python where it is sent alone, and where many are sent at once.
 _ALONE, _TOGETHER = 1.5e-4, 4e-5
-_REFERENCE = 1.2e11  # FLOP/s of float32 products on one core
+_REFERENCE = 1.2e11  # FLOP/s of float32 products on one core there, for a machine whose compiling was not timed
 
 
 class Duration(NamedTuple):
@@ -99,7 +101,6 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   step, eval_ = costs(job)
   in_c = job.rewrites and _has_kernels()
   of_step, of_batch = (speed.spent(one.usual, rates, cores, kernels=in_c) for one in (step, eval_))
-  single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
   read = job.decoding / max(1.0, min(cores, free))  # an example, by all cores: decoding takes them from the step
@@ -107,8 +108,9 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   gap = min(job.total, job.log, job.evaluate, job.checkpoint)
   several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and 'conv' not in _primitives(step)
   sent = _TOGETHER if several else _ALONE
+  programs = (step, eval_, step) if several else (step, eval_)
   raw = {
-    'compile': compiling(step, eval_) * _REFERENCE / single * max(_COMPILING_AT_ONCE, 1 / free),
+    'compile': _slower(rates, cores) * compiling(*programs) * max(_COMPILING_AT_ONCE, 1 / free),
     'step': _wall(of_step, rates.dispatch, free) + moved + taken + sent / min(1.0, free),
     'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4)
     + job.splits.validation * read
@@ -173,18 +175,30 @@ def _wall(of: speed.Spent, dispatch: float, free: float) -> float:
   return max(of.wall, of.processor / free) + dispatch
 
 
+def _slower(rates: Rates, cores: int) -> float:
+  """By how much longer this machine compiles than the one that the figures were fitted on."""
+  single = rates.one_core or rates
+  if 'compiling' in single.more:
+    return _COMPILED / single.more['compiling']
+  return _REFERENCE * (1 if rates.one_core else cores) / single.products['float32']
+
+
 def compiling(*programs: Cost) -> float:
   """Returns processor seconds that compiling takes on the machine that the figures were fitted on.
 
   Args:
-    programs: the cost of each.
+    programs: the cost of each, in the order in which they are compiled.
   """
-  total = 0.0
-  for one in programs:
-    loops = sum(each.primitive == 'scan' for each in one.operations)
-    total += _COMPILING['base'] + loops * _COMPILING['loop']
-    total += sum(_COMPILING.get(each.kind, _COMPILING_OTHER) for each in one.operations)
-  return total
+  total, known = 0.0, set()
+  for index, one in enumerate(programs):
+    total += _COMPILING['program'] if index == 0 else _FURTHER
+    total += _COMPILING['kernel'] * len(one.operations)
+    for each in one.operations:
+      kind = {'products': 'product', 'convolutions': 'convolution', 'depthwise': 'convolution'}.get(each.kind)
+      if kind and (what := (each.kind, each.sides, each.dtype)) not in known:
+        known.add(what)
+        total += _COMPILING[kind]
+  return total + _COMPILING['convolutions'] * any(kind in ('convolutions', 'depthwise') for kind, *_ in known)
 
 
 def _bytes(tree: Any) -> float:

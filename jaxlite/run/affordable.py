@@ -24,10 +24,10 @@ from jaxlite.graph.init_numpy import on_host
 from jaxlite.host.crowd import free_cores
 from jaxlite.host.limits import Limits
 from jaxlite.host.machine import resident
-from jaxlite.host.rates import rates
 from jaxlite.planning import duration, memory
 from jaxlite.planning.job import Job, Splits
 from jaxlite.planning.plan import FITS, TOO_LARGE, Verdict, between, judged, mib, spoken
+from jaxlite.planning.reference import rates
 from jaxlite.run import defaults, fit
 from jaxlite.step.train_step import train_step
 

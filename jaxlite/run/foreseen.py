@@ -14,11 +14,12 @@ from jaxlite.errors import ConfigError, one_line
 from jaxlite.host import limits as machine_limits
 from jaxlite.host.crowd import Clocks, clocks, free_cores
 from jaxlite.host.machine import cores, forget_peak, resident, status
-from jaxlite.host.rates import known_rates, rates
+from jaxlite.host.rates import known_rates
 from jaxlite.planning import calibration, cost, duration, memory
 from jaxlite.planning.calibration import Outcome
 from jaxlite.planning.job import Job
 from jaxlite.planning.plan import TIGHT, TOO_LARGE, Plan, between, judged, mib, spoken
+from jaxlite.planning.reference import rates
 from jaxlite.planning.sizes import Process, process
 from jaxlite.run import advice
 from jaxlite.run.jobs import job_of
