@@ -24,7 +24,9 @@ from jaxlite.step import multi_step
 
 EIGHTY = 1.2816  # standard deviations of a normal: 80 of 100 lie within
 # Standard deviations of log(actual / forecast), where this machine has not taught better.
-SPREADS = {'compile': 0.45, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
+SPREADS = {'compile': 0.35, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
+_CROWDED = 0.6  # by which a step is less sure where others take all of the machine
+_EVALUATION = 0.2  # by which an evaluation is less sure than a step
 _FIRST = 3.0  # seconds from the start of a process to its first step, beside compiling: data, the first state
 _BEFORE = 1.5  # of them, those that are over when a run tells its forecast
 _REPORT = 3.5  # of a run's end: tables, figures, the inventory
@@ -34,9 +36,9 @@ _IMPROVED = 0.5  # of all evaluations, and then a checkpoint is written
 _COMPILING = {'program': 1.2, 'kernel': 0.0055, 'product': 0.2, 'convolution': 0.04, 'convolutions': 1.1}
 _FURTHER = 0.3
 _COMPILING_AT_ONCE = 0.5  # of them, what the clock shows where there are two cores: a part is compiled by several
-_COMPILED = 2.9  # of the programs that `Rates.more` counts as 'compiling', in a second, on that machine
+_COMPILED = 2.8  # of the programs that `Rates.more` counts as 'compiling', in a second, on that machine
 # Seconds that a step takes in Python where it is sent alone, and where many are sent at once.
-_ALONE, _TOGETHER = 1.5e-4, 4e-5
+_ALONE, _TOGETHER = 1.5e-4, 8e-6
 _REFERENCE = 1.2e11  # FLOP/s of float32 products on one core there, for a machine whose compiling was not timed
 
 
@@ -111,7 +113,7 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   programs = (step, eval_, step) if several else (step, eval_)
   raw = {
     'compile': _slower(rates, cores) * compiling(*programs) * max(_COMPILING_AT_ONCE, 1 / free),
-    'step': _wall(of_step, rates.dispatch, free) + moved + taken + sent / min(1.0, free),
+    'step': _wall(of_step, 0.0 if several else rates.dispatch, free) + moved + taken + sent / min(1.0, free),
     'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4)
     + job.splits.validation * read
     + 1e-3,
@@ -130,7 +132,10 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   if job.compile_cache:
     said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
-  return _whole(job, raw, 'cost', {}, of_step.processor + sent, features_of(step, rates, cores), tuple(said), among)
+  wide = math.hypot(speed.spread(step.usual, rates, cores, in_c), _CROWDED * (1 - min(1.0, free / cores)))
+  spreads = {'step': wide, 'evaluation': math.hypot(wide, _EVALUATION)}
+  features = features_of(step, rates, cores)
+  return _whole(job, raw, 'cost', spreads, of_step.processor + sent, features, tuple(said), among)
 
 
 def begun(found: Durations, spent: float) -> Durations:

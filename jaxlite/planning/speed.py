@@ -22,38 +22,51 @@ _CACHED = 2e6  # bytes that a kernel moves, up to which they lie in the caches
 _FAR = 6e7  # from which they do not
 _THREADED = 1e6  # bytes, or transcendentals, below which XLA for CPU gives a kernel to one core
 _CHUNKS = 8  # parts of a batch, at most, that kernels in C convolve side by side
+_UNEVEN = 1.05  # by which the last of several cores ends later than all would if they ended together
 _STREAMS = 4  # cores that memory serves at their full speed
 _NARROW = 16  # columns, or channels, below which kernels leave units of the processor idle
 _TINY = 5e4  # FLOPs of one of many products at which it takes twice as long as at the rate of small ones
 KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
+_CALL, _CALLED = 3e-5, 2e7  # processor seconds of calling a kernel in C, and the FLOPs from which a product is one
 
 # By group, what a kernel takes as a multiple of what its rates alone would say.
 FACTORS: dict[str, float] = {
-  'products': 0.85,
-  'small products': 0.9,
-  'narrow products': 1.7,
-  'batched products': 0.9,
-  'ragged products': 2.0,
-  'convolutions': 0.85,
-  'convolutions apart': 1.15,
-  'narrow convolutions': 1.1,
-  'narrow convolutions apart': 2.5,
-  'convolutions to weights': 0.8,
-  'depthwise': 0.5,
-  'elementwise': 2.7,
-  'transcendental': 1.4,
+  'products': 0.92,
+  'small products': 0.97,
+  'narrow products': 1.8,
+  'batched products': 0.98,
+  'ragged products': 2.2,
+  'convolutions': 0.81,
+  'convolutions apart': 1.14,
+  'narrow convolutions': 1.4,
+  'narrow convolutions apart': 2.3,
+  'convolutions to weights': 0.77,
+  'depthwise': 0.47,
+  'elementwise': 3.9,
+  'transcendental': 1.35,
   'reductions': 1.3,
-  'gradients of pools': 0.08,
-  'gradients of pools apart': 0.45,
-  'windows': 1.0,
-  'movement': 3.0,
-  'transposes': 17.0,
+  'gradients of pools': 0.07,
+  'gradients of pools apart': 0.47,
+  'windows': 1.1,
+  'movement': 2.6,
+  'transposes': 12.0,
   'rows': 2.5,
   'sorting': 1.0,
   'random': 0.6,
   'linear algebra': 1.0,
-  'kernels': 0.3,
+  'kernels': 0.34,
+  'calls': 1.0,
 }
+
+
+# By group, the standard deviation of the logarithm of what a factor leaves unsaid; that of groups with another name.
+UNSURE: dict[str, float] = {
+  'products': 0.1,
+  'small products': 0.2,
+  'convolutions': 0.15,
+  'convolutions to weights': 0.15,
+}
+_UNSURE, _ALWAYS = 0.35, 0.1
 
 
 class Spent(NamedTuple):
@@ -92,6 +105,30 @@ def spent(
   return Spent(wall, processor)
 
 
+def spread(
+  operations: Sequence[Operation],
+  rates: Rates,
+  cores: int,
+  kernels: bool = True,
+) -> float:
+  """Returns how sure what kernels take is: the standard deviation of the logarithm of their seconds.
+
+  Each group is off in its own direction, by more where it was seen less often.
+
+  Args:
+    operations: of a program.
+    rates: of the machine.
+    cores: that a program may use.
+    kernels: whether convolutions run in C, where it is faster.
+  """
+  parts = {
+    group: FACTORS.get(group, 1.0) * alone for group, (alone, _) in by_group(operations, rates, cores, kernels).items()
+  }
+  total = sum(parts.values()) or 1.0
+  off = sum((UNSURE.get(group, _UNSURE) * seconds / total) ** 2 for group, seconds in parts.items())
+  return math.sqrt(_ALWAYS**2 + off)
+
+
 def by_group(
   operations: Sequence[Operation], rates: Rates, cores: int, kernels: bool = True
 ) -> dict[str, tuple[float, float]]:
@@ -106,6 +143,7 @@ def by_group(
   single = rates.one_core or rates
   single = single._replace(more={**rates.more, **single.more})
   found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+  beside = KERNEL_SECONDS * correction('kernels', single, True)
   for one in operations:
     group = group_of(one)
     together = _seconds(one, group, rates, kernels) * correction(group, rates, False)
@@ -119,11 +157,14 @@ def by_group(
       together = alone / min(cores, _CHUNKS)
     elif one.kind in ('elementwise', 'transcendental', 'reductions', 'movement'):
       together = alone / min(cores, _STREAMS)
-    together = min(max(together, alone / max(1, cores)), alone)
+    together = min(max(together, _UNEVEN * alone / max(1, cores)), alone)
     found[group][0] += alone * one.times
     found[group][1] += together * one.times
-    found['kernels'][0] += KERNEL_SECONDS * one.times
-    found['kernels'][1] += KERNEL_SECONDS * one.times
+    found['kernels'][0] += beside * one.times
+    found['kernels'][1] += beside * one.times
+    if kernels and (one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED)):
+      found['calls'][0] += _CALL * one.times
+      found['calls'][1] += _CALL / min(cores, 2) * one.times
   return {group: (alone, together) for group, (alone, together) in found.items()}
 
 
