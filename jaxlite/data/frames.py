@@ -309,7 +309,9 @@ class Rounding:
   def told(self, column: str) -> tuple[str, ...]:
     """A line where numbers that differ become the same, or nearly so."""
     if self.whole:
-      return (f'column {column!r} has whole numbers beyond 2**24, which float32 rounds: subtract or divide, or drop it',)
+      return (
+        f'column {column!r} has whole numbers beyond 2**24, which float32 rounds: subtract or divide, or drop it',
+      )
     if self.error > _COARSE * (self.high - self.low) > 0:
       return (
         f'column {column!r} lies between {self.low:.10g} and {self.high:.10g}, where float32 rounds by up to '

@@ -264,9 +264,7 @@ def encoded(
     f'it counts as none of {len(names[name])}'
     for name, (text, row, many) in new.items()
   ]
-  notes += [
-    line for name, kind in kinds.items() if kind == NUMBER for line in seen[name].rounding.told(name)
-  ]
+  notes += [line for name, kind in kinds.items() if kind == NUMBER for line in seen[name].rounding.told(name)]
   notes += [
     f'column {name!r} counts the rows: if it is an index, drop={name!r}'
     for name, one in seen.items()
