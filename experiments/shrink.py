@@ -70,11 +70,13 @@ def staged(stage: str, seed: int, config: Shrinking) -> Shrinking:
 
 def model(config: Shrinking) -> Any:
   """The network of a run."""
+  whole = SmallCNN(dropout=config.dropout)
   if config.stage != 'small':
-    return SmallCNN(dropout=config.dropout)
-  whole, keep = jl.load(config.teacher), config.keep if config.way == 'once' else None
-  shapes = jax.ShapeDtypeStruct((1, 28, 28, 1), np.uint8)  # as they lie in the files
-  return jl.shrink(*whole[:3], shapes, keep=keep, key=jax.random.key(config.seed)).network
+    return whole
+  params, keep = jl.load(config.teacher).params, config.keep if config.way == 'once' else None
+  shapes = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
+  small = jl.shrink(jl.from_linen(whole), params, {}, shapes, keep=keep, key=jax.random.key(config.seed))
+  return jl.from_linen(small.module(whole), {'params': small.params})
 
 
 def recipe(config: Shrinking, total_steps: int) -> jl.Recipe:
