@@ -41,7 +41,7 @@ flags.DEFINE_float('minutes', float('inf'), 'after which it ends, with --keep: t
 flags.DEFINE_string('openvino_python', '', 'the interpreter that has OpenVINO')
 flags.DEFINE_string('out', '', 'a file that gets the table as JSON too')
 
-_AT_ONCE = 1000
+_AT_ONCE = 500
 _BEGAN = time.perf_counter()
 _MOST = 1 << 29  # bytes of what a C program tells at once
 
@@ -126,34 +126,34 @@ class Judge:
     self.unpacked, self.plain = jax.jit(lambda x: traced(back, x)), lambda x: traced(self.graph, x)
     self.source, self.levels, self.eager = c_source(self.graph), levels, eager
 
-  def compared(self, images: np.ndarray, done: int) -> tuple[dict[str, int], np.ndarray]:
-    """Returns what differs, and compiled JAX's answers.
+  def works(self, images: int) -> Iterator[tuple[str, int]]:
+    """Yields what is compared and on how many of the images: 'all', and what is slow."""
+    yield 'all', images
+    yield 'eager', min(self.eager, images)
+    for level in self.levels:
+      yield f'C {level}', min(int(level.partition(':')[2] or images), images)
+
+  def compared(self, what: str, images: np.ndarray) -> tuple[dict[str, int], np.ndarray]:
+    """Returns how many integers differ from compiled JAX's, and its answers; of 'all' also whose answers do.
 
     Args:
+      what: as `works` names it.
       images: some of them.
-      done: how many came before.
     """
     from jaxlite.deployment.c import check as c_check
 
     mine = {*self.whole, *self.graph.outputs}
     values = {one: np.asarray(array) for one, array in self.ours(images).items() if one in mine}
     answers = values[self.graph.outputs[0]]
-    row = {
-      'integers': sum(values[one].size for one in self.whole),
-      'answers otherwise than fake quantization': int(
-        (np.asarray(self.fake(self.known, images)) != answers).any(-1).sum()
-      ),
-    }
-    few = images[: max(0, self.eager - done)]
-    row['eager'] = 0
-    for what, found in {'unpacked': self.unpacked(images), **({'eager': self.plain(few)} if len(few) else {})}.items():
-      told = {one: np.asarray(found[one]) for one in self.whole}
-      row[what] = sum(int((one != values[name][: len(one)]).sum()) for name, one in told.items())
-    for level in self.levels:
-      how, _, most = level.partition(':')
-      few = images[: max(0, int(most) - done)] if most else images
-      command = ['cc', '-std=c99', how]
-      row[f'C {level}'] = sum(_apart(c_check, self.source, self.graph, few, values, self.whole, command))
+    if what.startswith('C '):
+      command = ['cc', '-std=c99', what.removeprefix('C ').partition(':')[0]]
+      return {what: sum(_apart(c_check, self.source, self.graph, images, values, self.whole, command))}, answers
+    found = (self.plain if what == 'eager' else self.unpacked)(images)
+    row = {'unpacked' if what == 'all' else what: sum(int((found[one] != values[one]).sum()) for one in self.whole)}
+    if what == 'all':
+      row['integers'] = sum(values[one].size for one in self.whole)
+      fake = np.asarray(self.fake(self.known, images))
+      row['answers otherwise than fake quantization'] = int((fake != answers).any(-1).sum())
     return row, answers
 
 
@@ -181,24 +181,26 @@ def agreement(
 
   one, answers = judge(), []
   row: dict[str, Any] = {'network': name, 'in integers': in_integers(one.graph), 'right': 0, 'images': len(test)}
-  for start in range(0, len(test), _AT_ONCE):
-    images = test[start : start + _AT_ONCE]
-    kept = keep and keep / f'{name}-{start}-{len(images)}.npz'
-    if kept is None or not kept.exists():
-      if time.perf_counter() > until:
-        return None
-      counts, told = one.compared(images, start)
-      print(f'{name}: {start + len(images):,} images, {time.process_time():.0f} s', file=sys.stderr, flush=True)
-      if kept:
-        write_whole(
-          kept, lambda file, counts=counts, told=told: np.savez(file, answers=told, counts=json.dumps(counts))
-        )
-    else:
-      with np.load(kept) as held:
-        counts, told = json.loads(str(held['counts'])), held['answers']
-    answers.append(told)
-    for what, count in counts.items():
-      row[what] = row.get(what, 0) + count
+  row |= dict.fromkeys(('integers', 'answers otherwise than fake quantization', 'unpacked'), 0)
+  for what, most in one.works(len(test)):
+    for start in range(0, most, _AT_ONCE):
+      images = test[start : min(start + _AT_ONCE, most)]
+      kept = keep and keep / f'{name}{what}-{start}.npz'
+      if kept is None or not kept.exists():
+        if time.perf_counter() > until:
+          return None
+        counts, told = one.compared(what, images)
+        seconds = f'{time.process_time():.0f} s'
+        print(f'{name}, {what}: {start + len(images):,} images, {seconds}', file=sys.stderr, flush=True)
+        if kept:
+          write_whole(kept, functools.partial(np.savez, answers=told, counts=json.dumps(counts)))
+      else:
+        with np.load(kept) as held:
+          counts, told = json.loads(str(held['counts'])), held['answers']
+      if what == 'all':
+        answers.append(told)
+      for each, count in counts.items():
+        row[each] = row.get(each, 0) + count
   ours = np.concatenate(answers)
   row['right'] = int((ours.argmax(-1) == labels).sum())
   return row | _runtimes(one.graph, test, ours.argmax(-1)) | openvino(one.graph, test, labels, ours, python)
@@ -298,6 +300,9 @@ def _folder(keep: str) -> Path | None:
   if settings.exists() and settings.read_text() != told:
     raise ValueError(f'{keep} holds what {settings.read_text()} found: give another folder for {told}')
   settings.write_text(told)
+  import jax
+
+  jax.config.update('jax_compilation_cache_dir', str(settings.parent / 'programs'))
   return settings.parent
 
 

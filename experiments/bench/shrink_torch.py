@@ -112,6 +112,7 @@ def _zero(masked: torch.nn.Module, path: str | None, what: str, entries: list[in
 def timed(calls: int, processor: bool) -> dict[str, float]:
   """Returns the seconds of a forward of each form."""
   clock = time.process_time if processor else time.perf_counter
+  torch.set_num_threads(1 if processor else serving.cores())  # threads that wait use the processor as well
   found = {}
   with torch.inference_mode():
     for name, (form, inputs) in _kept['forms'].items():

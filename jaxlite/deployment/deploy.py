@@ -127,7 +127,8 @@ def deploy(
     write_text(folder / PAGE, sheet.page(report, one.about, snippets))
     write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
   if rows and all(row.why for row in rows):
-    raise ValueError(f'no file was written: {"; ".join(f"{row.format}: {row.why}" for row in rows)}')
+    named = {why: ', '.join(row.format for row in rows if row.why == why) for why in dict.fromkeys(r.why for r in rows)}
+    raise ValueError(f'no file was written: {"; ".join(f"{which}: {why}" for why, which in named.items())}')
   return report
 
 
