@@ -1,7 +1,7 @@
 """How well the duration of a run is told: from its cost alone, and from a little probing; beside the run run again.
 
     python experiments/bench/forecast_time.py all --results=FILE [--seconds=7200]
-    python experiments/bench/forecast_time.py measure --results=FILE [--seconds=500] [--only=linen]
+    python experiments/bench/forecast_time.py measure --results=FILE [--seconds=500] [--only=linen] [--held_out]
     python experiments/bench/forecast_time.py report --results=FILE
     python experiments/bench/forecast_time.py retell --results=FILE --out=FILE [--free=2]
     python experiments/bench/forecast_time.py fit --results=FILE
@@ -52,10 +52,22 @@ def interleaved() -> list[memory_cases.Case]:
   return [case for *_, case in sorted(placed, key=lambda triple: triple[:2])]
 
 
-def measure(path: Path, seconds: float, only: str) -> None:
+def held_out() -> list[memory_cases.Case]:
+  """Configurations that nothing was fitted to, the first of each family before the second."""
+  seen: collections.Counter[str] = collections.Counter()
+  placed = []
+  for case in interleaved():
+    if case.name not in FITTED:
+      placed.append((seen[case.family], case))
+      seen[case.family] += 1
+  return [case for _, case in sorted(placed, key=lambda pair: pair[0])]
+
+
+def measure(path: Path, seconds: float, only: str, alone: bool) -> None:
   """Measures configurations until all are there or the time is up; one that failed is tried once more at the end."""
   ends, done = time.monotonic() + seconds, {one['case'] for one in lines(path)}
-  waiting = [case for case in interleaved() if case.name not in done and only in case.name]
+  cases = held_out() if alone else interleaved()
+  waiting = [case for case in cases if case.name not in done and only in case.name]
   for case in (*waiting, *waiting):
     if case.name in done:
       continue
@@ -96,8 +108,8 @@ def one(name: str) -> dict[str, Any]:
 
   from jaxlite.host import allocator, machine
   from jaxlite.host.crowd import clocks, free_cores
-  from jaxlite.host.rates import rates
   from jaxlite.planning import probing
+  from jaxlite.planning.reference import rates
 
   case = memory_cases.CASES[name]
   allocator.share_one_arena()
@@ -150,7 +162,7 @@ def retold(path: Path, out: Path, free: float | None) -> None:
     out: what is told stands there, in the place of what was.
     free: cores that others left, in the place of what was told then.
   """
-  from jaxlite.host.rates import rates
+  from jaxlite.planning.reference import rates
 
   done = {one['case'] for one in lines(out)}
   for found in lines(path):
@@ -216,6 +228,11 @@ def again(one: dict[str, Any], what: str = 'step') -> float:
   return off(one['runs'][0][what], one['runs'][1][what])
 
 
+def compiled(one: dict[str, Any]) -> float:
+  """Seconds of compiling all programs of a run, choosing how many steps are sent at once included."""
+  return one['probes'][0]['seconds']['compile']
+
+
 def pairs(one: dict[str, Any]) -> list[tuple[Any, Any]]:
   return list(zip(one['probes'], one['runs'], strict=True))
 
@@ -229,7 +246,7 @@ COLUMNS = {
   'step by probe': lambda o: [off(p['seconds']['step'], r['step']) for p, r in pairs(o)],
   'its CPU by probe': lambda o: [off(p['processor'], r['step_cpu']) for p, r in pairs(o)],
   'run by probe': lambda o: [off(told_by_probe(o, i), r['seconds']) for i, r in enumerate(o['runs'])],
-  'compiling by cost': lambda o: [off(o['cost']['compile'], o['compile_wall'])],
+  'compiling by cost': lambda o: [off(o['cost']['compile'], compiled(o))],
 }
 
 
@@ -249,11 +266,11 @@ def report(found: list[dict[str, Any]]) -> None:
       errors = [100 * math.expm1(error) for one in rows for error in column(one)]
       cells.append(f'{np.median(errors):.0f} ({max(errors):.0f})')
     by_cost = [off(one['cost']['step'], r['step']) <= one['wide']['step'] for one in rows for r in one['runs']]
-    compiled = [off(one['cost']['compile'], one['compile_wall']) <= one['wide']['compile'] for one in rows]
+    by_compiling = [off(one['cost']['compile'], compiled(one)) <= one['wide']['compile'] for one in rows]
     by_probe = [
       off(p['seconds']['step'], r['step']) <= 1.2816 * p['spreads']['step'] for one in rows for p, r in pairs(one)
     ]
-    holds = ' | '.join(f'{np.mean(one):.0%}' for one in (by_cost, compiled, by_probe))
+    holds = ' | '.join(f'{np.mean(one):.0%}' for one in (by_cost, by_compiling, by_probe))
     print(f'| {name} | {len(rows)} | {" | ".join(cells)} | {holds} |')
   for which, limit in (('cost', 1.10), ('probe', 1.05)):
     for name in ('fitted', 'held out'):
@@ -277,9 +294,9 @@ def rival(seconds: float, only: str) -> None:
   from neural_cost.estimate import estimate_operation
 
   from jaxlite.host import machine
-  from jaxlite.host.rates import rates
   from jaxlite.planning import speed
   from jaxlite.planning.cost import cost
+  from jaxlite.planning.reference import rates
 
   adapter, known, cores = JaxAdapter(), rates(), machine.cores()
   calibration, ends = adapter.calibrate(), time.monotonic() + seconds
@@ -323,11 +340,12 @@ def main() -> None:
   parser.add_argument('--results', type=Path)
   parser.add_argument('--out', type=Path)
   parser.add_argument('--free', type=float)
+  parser.add_argument('--held_out', action='store_true')
   parser.add_argument('--seconds', type=float, default=500)
   parser.add_argument('--only', default='')
   args = parser.parse_args()
   if args.mode in ('all', 'measure'):
-    measure(args.results, args.seconds, args.only)
+    measure(args.results, args.seconds, args.only, args.held_out)
     if args.mode == 'all':
       report(lines(args.results))
   elif args.mode == 'one':
