@@ -95,7 +95,7 @@ def spent(
     rates: of the machine.
     cores: that a program may use.
     factors: in place of `FACTORS`.
-    kernels: whether convolutions run in C, where it is faster.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
   """
   used = FACTORS if factors is None else factors
   wall = processor = 0.0
@@ -119,7 +119,7 @@ def spread(
     operations: of a program.
     rates: of the machine.
     cores: that a program may use.
-    kernels: whether convolutions run in C, where it is faster.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
   """
   parts = {
     group: FACTORS.get(group, 1.0) * alone for group, (alone, _) in by_group(operations, rates, cores, kernels).items()
@@ -138,7 +138,7 @@ def by_group(
     operations: of a program.
     rates: of the machine.
     cores: that a program may use.
-    kernels: whether convolutions run in C, where it is faster.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
   """
   single = rates.one_core or rates
   single = single._replace(more={**rates.more, **single.more})
@@ -146,14 +146,15 @@ def by_group(
   beside = KERNEL_SECONDS * correction('kernels', single, True)
   for one in operations:
     group = group_of(one)
-    together = _seconds(one, group, rates, kernels) * correction(group, rates, False)
+    in_c = kernels or one.primitive == 'ffi_call'
+    together = _seconds(one, group, rates, in_c) * correction(group, rates, False)
     if rates.one_core:
-      alone = _seconds(one, group, single, kernels) * correction(group, single, True)
+      alone = _seconds(one, group, single, in_c) * correction(group, single, True)
     else:
       alone = together * (cores if _is_shared(one) else 1)
     if not _is_shared(one):
       together = alone
-    elif kernels and one.kind in ('convolutions', 'depthwise'):  # XLA's rates are of one thread
+    elif in_c and one.kind in ('convolutions', 'depthwise'):  # XLA's rates are of one thread
       together = alone / min(cores, _CHUNKS)
     elif one.kind in ('elementwise', 'transcendental', 'reductions', 'movement'):
       together = alone / min(cores, _STREAMS)
@@ -162,7 +163,7 @@ def by_group(
     found[group][1] += together * one.times
     found['kernels'][0] += beside * one.times
     found['kernels'][1] += beside * one.times
-    if kernels and (one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED)):
+    if in_c and (one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED)):
       found['calls'][0] += _CALL * one.times
       found['calls'][1] += _CALL / min(cores, 2) * one.times
   return {group: (alone, together) for group, (alone, together) in found.items()}
