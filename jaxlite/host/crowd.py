@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxlite.host.limits import usable_cores
 from jaxlite.host.machine import all_cores, cores
 from jaxlite.host.tables import text
 
@@ -47,7 +48,7 @@ def clocks() -> Clocks | None:
 
 
 def free_cores(wanted: float | None = None, since: Clocks | None = None) -> float:
-  """Returns how many cores others leave to this process; all that it may use where the system does not tell.
+  """Returns how many cores others, and its quota, leave to this process; all that it may use where that is not told.
 
   Args:
     wanted: cores that this process will keep busy; None is all that it may use.
@@ -56,15 +57,15 @@ def free_cores(wanted: float | None = None, since: Clocks | None = None) -> floa
   >>> 0 < free_cores() <= cores()
   True
   """
-  mine, whole = cores(), all_cores()
+  mine, whole, quota = cores(), all_cores(), usable_cores().usable
   wanted = min(mine, wanted or mine)
   before, now = since or clocks(), clocks()
   if before is None or now is None:
-    return float(mine)
+    return float(min(mine, quota))
   if now.at - before.at < _SEEN:
     time.sleep(_SEEN - (now.at - before.at))
     now = clocks() or now
-  return left(before, now, mine, whole, wanted)
+  return min(quota, left(before, now, mine, whole, wanted))
 
 
 def left(before: Clocks, now: Clocks, mine: int, whole: int, wanted: float) -> float:

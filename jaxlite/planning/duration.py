@@ -15,6 +15,7 @@ import jax
 
 from jaxlite.host import machine
 from jaxlite.host.crowd import free_cores
+from jaxlite.host.limits import usable_cores
 from jaxlite.host.rates import Rates
 from jaxlite.planning import calibration, speed
 from jaxlite.planning.calibration import Outcome
@@ -128,7 +129,8 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   if dear > 1.05:
     said.append(f'a step that does what is due now and then takes {dear:.1f} times as long: it is told as any other')
   if free < 0.7 * cores:
-    said.append(f'others use this machine: about {free:.1f} of {cores} cores are left, and times are told for that')
+    why = 'its quota is' if usable_cores().usable < 1.1 * free else 'others leave'
+    said.append(f'{why} about {free:.1f} of {cores} cores, and times are told for that')
   if job.compile_cache:
     said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings

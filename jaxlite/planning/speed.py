@@ -148,25 +148,33 @@ def by_group(
     group = group_of(one)
     in_c = kernels or one.primitive == 'ffi_call'
     together = _seconds(one, group, rates, in_c) * correction(group, rates, False)
+    alone = together * (cores if _is_shared(one) else 1)
     if rates.one_core:
       alone = _seconds(one, group, single, in_c) * correction(group, single, True)
-    else:
-      alone = together * (cores if _is_shared(one) else 1)
-    if not _is_shared(one):
-      together = alone
-    elif in_c and one.kind in ('convolutions', 'depthwise'):  # XLA's rates are of one thread
-      together = alone / min(cores, _CHUNKS)
-    elif one.kind in ('elementwise', 'transcendental', 'reductions', 'movement'):
-      together = alone / min(cores, _STREAMS)
-    together = min(max(together, _UNEVEN * alone / max(1, cores)), alone)
+      together = _shared(one, together, alone, cores, in_c)
     found[group][0] += alone * one.times
     found[group][1] += together * one.times
     found['kernels'][0] += beside * one.times
     found['kernels'][1] += beside * one.times
-    if in_c and (one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED)):
+    if (
+      in_c
+      and rates.one_core
+      and (one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED))
+    ):
       found['calls'][0] += _CALL * one.times
       found['calls'][1] += _CALL / min(cores, 2) * one.times
   return {group: (alone, together) for group, (alone, together) in found.items()}
+
+
+def _shared(one: Operation, together: float, alone: float, cores: int, in_c: bool) -> float:
+  """Seconds on the wall of what takes so many of one core, and by the rates of all cores together so many."""
+  if not _is_shared(one):
+    return alone
+  if in_c and one.kind in ('convolutions', 'depthwise'):  # XLA's rates are of one thread
+    together = alone / min(cores, _CHUNKS)
+  elif one.kind in ('elementwise', 'transcendental', 'reductions', 'movement'):
+    together = alone / min(cores, _STREAMS)
+  return min(max(together, _UNEVEN * alone / max(1, cores)), alone)
 
 
 def group_of(one: Operation) -> str:

@@ -70,6 +70,14 @@ def test_a_system_that_tells_nothing_leaves_all(monkeypatch, said):
 
 
 @pytest.mark.skipif(crowd.clocks() is None, reason='this system does not tell how busy its cores are')
+def test_a_container_gets_no_more_than_its_quota(monkeypatch):
+  quota = crowd.usable_cores()._replace(usable=0.5)
+  monkeypatch.setattr(crowd, 'usable_cores', lambda: quota)
+  assert crowd.free_cores() <= 0.5
+  monkeypatch.setattr(crowd, 'text', lambda path: None)
+  assert crowd.free_cores() == 0.5
+
+
 def test_own_work_is_not_taken_for_others():
   before = crowd.clocks()
   while (now := crowd.clocks()).own - before.own < 0.3:

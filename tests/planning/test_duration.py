@@ -86,6 +86,11 @@ def test_longer_wider_and_slower_take_longer():
   )
 
 
+def test_what_is_left_of_the_cores_is_said():
+  assert any('leave about 0.5' in line for line in told(job_of(), crowd=0.5).said)
+  assert not any('cores' in line for line in told(job_of(), crowd=float(duration.machine.cores())).said)
+
+
 def test_the_length_of_a_run_does_not_change_its_step():
   assert told(job_of(total=10)).step == told(job_of(total=10_000)).step
 
