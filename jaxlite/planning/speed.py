@@ -156,11 +156,8 @@ def by_group(
     found[group][1] += together * one.times
     found['kernels'][0] += beside * one.times
     found['kernels'][1] += beside * one.times
-    if (
-      in_c
-      and rates.one_core
-      and (one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED))
-    ):
+    large = one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED)
+    if in_c and rates.one_core and large:
       found['calls'][0] += _CALL * one.times
       found['calls'][1] += _CALL / min(cores, 2) * one.times
   return {group: (alone, together) for group, (alone, together) in found.items()}
