@@ -109,7 +109,8 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   read = job.decoding / max(1.0, min(cores, free))  # an example, by all cores: decoding takes them from the step
   taken = len(job.batch['weight']) * read if read else 0.0
   gap = min(job.total, job.log, job.evaluate, job.checkpoint)
-  several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and 'conv' not in _primitives(step)
+  convolves = any(one.kind in ('convolutions', 'depthwise') for one in step.operations)
+  several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and not convolves
   sent = _TOGETHER if several else _ALONE
   programs = (step, eval_, step) if several else (step, eval_)
   raw = {
@@ -165,10 +166,6 @@ def costs(job: Job) -> tuple[Cost, Cost]:
 
     same = job.train.programs.jaxpr(job.abstract, jax.tree.map(resized, job.batch))[1]
   return cost(step, recomputes=not on_cpu), cost(same, recomputes=not on_cpu)
-
-
-def _primitives(program: Cost) -> str:
-  return ' '.join(one.primitive for one in program.operations)
 
 
 def _has_kernels() -> bool:
