@@ -6,8 +6,8 @@
 `forecast_time.py fit --kernels=FILE` takes them beside whole steps: a group of kernels that the fitted networks hardly
 have gets its factor here. A line holds a program's processor seconds on one core (others' work does not change them),
 those on the wall by the busiest thread, and its groups by the machine's rates. Names are told as they are measured, and
-the file is gone on with. `--pieces` prints `FITTED` of `planning/reference.py` for this machine; it goes with factors that
-were fitted here.
+the file is gone on with. `--pieces` prints `FITTED` of `planning/reference.py` for this machine; it goes with factors
+that were fitted here.
 """
 
 from __future__ import annotations
