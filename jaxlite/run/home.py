@@ -107,7 +107,9 @@ class Home:
 
   def holds(self, step: int) -> bool:
     """Tells whether a checkpoint of a step is on disk, or may be, out of reach."""
-    return (self.is_away and not self._given_up) or self.saves.holds(step)
+    if self._spilled is None:
+      return self.saves.holds(step)
+    return not self._given_up or self.saves.holds(step) or self._spilled.holds(step)
 
   def write(self, work: Work, *, wait: bool = False) -> None:
     """Saves in the folder, or in the spill where that cannot be.

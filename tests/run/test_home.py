@@ -16,7 +16,7 @@ import pytest
 import jaxlite as jl
 import unoptimized
 from jaxlite.checkpoint import Checkpoints
-from jaxlite.host.files import comes_loose
+from jaxlite.host.files import comes_loose, write_text
 from jaxlite.run import home, loop, records
 from loops import X, evidence, leaves, points, run
 
@@ -180,6 +180,45 @@ def test_a_disk_that_answers_with_errors_is_out_of_reach_too(straight, tmp_path,
     run(folder, say=said.append, **STEPS)
   assert evidence(folder) == straight
   assert any('out of reach' in line and 'Input/output error' in line for line in said), said
+  assert spills(tmp_path) == []
+
+
+@pytest.mark.parametrize('code', [errno.EROFS, errno.EACCES], ids=['read-only', 'ticket ran out'])
+def test_a_folder_that_takes_no_more_files_is_stood_in_for(code, tmp_path, monkeypatch):
+  """The folder is there and can be read; whatever is to be written is refused, for a while."""
+  folder, real, refused, said = tmp_path / 'run', os.open, [], []
+
+  def opens(path, flags, *args, **kwargs):
+    if refused and str(path).startswith(str(folder)) and flags & (os.O_WRONLY | os.O_RDWR):
+      raise OSError(code, os.strerror(code), str(path))
+    return real(path, flags, *args, **kwargs)
+
+  def work(where, saves, wait):
+    held.append(place.holds(3))
+    written.append(where)
+    write_text(where / 'saved', str(len(written)))
+    saves.save(len(written), {'w': X}, {}, wait=True)
+
+  folder.mkdir()
+  monkeypatch.setattr(os, 'open', opens)
+  with home.Home(folder, 'abc', keep=2, say=said.append) as place:
+    written, held = [], []
+    place.write(work)
+    refused.append(True)
+    place.write(work)
+    (spill,) = spills(tmp_path)
+    assert place.is_away
+    assert (spill / 'saved').read_text() == '3'
+    place.write(work)  # and it is not tried there again, which may take minutes
+    assert written == [folder, folder, spill, spill]
+    assert held[3]
+    assert not place.settle(lambda: place.write(work), lambda: False)  # nobody waits: the disk is the same
+    assert os.strerror(code) in place.left()
+    assert held[4]  # the best so far, say: it lies in the spill
+    refused.clear()
+    place.write(work)
+    assert not place.is_away
+  assert [os.strerror(code) in said[0], 'is back' in said[-1], len(said)] == [True, True, 2]
   assert spills(tmp_path) == []
 
 
