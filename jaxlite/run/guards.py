@@ -62,10 +62,15 @@ def _first_not_finite(leaves: list[jax.Array]) -> jax.Array:
 
 
 def _refuse(step: int, path: str, state: TrainState, saves: Any) -> NoReturn:
-  where = 'the loss, with every parameter finite: look at the data' if path == 'loss' else f'{path}: lower the rate'
+  where = (
+    'the loss, with every parameter finite: look at the data and the rate'
+    if path == 'loss'
+    else f'{path}: lower the rate'
+  )
   good = saves.latest_step()
   kept = 'no checkpoint was written yet' if good is None else f'the checkpoint of step {good} is good'
-  message = f'training met a number that is not finite at step {step}, first in {where} or clip{_emptied(state)}; {kept}'
+  said = f'first in {where} or clip{_emptied(state)}; {kept}'
+  message = f'training met a number that is not finite at step {step}, {said}'
   raise NotFinite(message, step, path)
 
 

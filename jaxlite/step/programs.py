@@ -143,8 +143,29 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
     found = _gradients(pure, *jax.tree.map(_shape, (state, batch)))[0]
     return replaced(found, choices) if rewrite else found
 
-  several = _several(pure, parts, faster, step)
-  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr, traced, gradient)
+  several = _told(_several(pure, parts, faster, step))
+  return Programs(_told(step), several, _evaluation(parts, faster), compile_ahead, tune, jaxpr, traced, gradient)
+
+
+def _told(run: Callable[..., Any]) -> Callable[..., Any]:
+  """Tells of a state that was given away: a step before writes over it, and XLA's own words name no cause."""
+
+  def told(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
+    try:
+      return run(state, batch)
+    except (RuntimeError, ValueError) as error:
+      if 'deleted' not in str(error) or not any(map(_is_gone, jax.tree.leaves(state))):
+        raise
+      raise ValueError(
+        'a step writes over the state that it is given, and a step before was given this one: go on with what that '
+        'returned, or keep a copy, jax.tree.map(jnp.copy, state)'
+      ) from error
+
+  return told
+
+
+def _is_gone(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted()
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:

@@ -127,6 +127,11 @@ def check_classes(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, ja
   if not hasattr(outputs, 'shape') or outputs.ndim != 2 or not jnp.issubdtype(outputs.dtype, jnp.floating):
     got = f'{outputs.dtype}{list(outputs.shape)}' if hasattr(outputs, 'shape') else type(outputs).__name__
     raise ValueError(f'a classifier returns logits, float[B, classes]; got {got}: write a loss for other outputs')
+  if outputs.shape[1] == 1:
+    raise ValueError(
+      f'a classifier returns logits of two classes or more; got {outputs.dtype}{list(outputs.shape)}, of which softmax '
+      'makes 1 whatever they are: give it two outputs, or take the loss of jl.tasks.binary() for one'
+    )
   if 'labels' not in batch:
     raise ValueError(f"a classifier's batch has 'labels'; got {', '.join(map(repr, batch)) or 'nothing'}")
   labels = jnp.asarray(batch['labels'])
