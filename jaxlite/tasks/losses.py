@@ -103,12 +103,14 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array, weights: Any) -> jax.Ar
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   log_p = jax.nn.log_softmax(logits)
   if weights is not None:
+    weights = jnp.expand_dims(weights, 0)
     log_p = jnp.where(weights > 0, log_p * weights, 0)  # a class that does not count, even at -inf
   if labels.ndim == 2:
     used = labels != 0  # a class without a share may have probability 0: 0 * -inf would be NaN, forward and back
     return -jnp.sum(jnp.where(used, labels * jnp.where(used, log_p, 0), 0), axis=1)
   classes = logits.shape[1]
-  hit = labels[:, None] == jnp.arange(classes)  # not a gather, whose gradient scatters: the same bits in fewer kernels
+  # Not a gather, whose gradient scatters: the same bits in fewer kernels.
+  hit = labels[:, None] == jnp.arange(classes)[None]
   picked = jnp.sum(jnp.where(hit, log_p, 0), axis=1)
   return jnp.where((labels >= 0) & (labels < classes), -picked, jnp.nan)
 
