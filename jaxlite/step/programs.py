@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const, split_const
 from jaxlite.cpu.replace import Choices, exchanged, replaced, sites
@@ -246,7 +247,7 @@ def _convolves(model: Model) -> Callable[[TrainState, Any], bool]:
   def convolves_at(treedef: Any, shapes: tuple[Any, ...]) -> bool:
     params, state, const, key, inputs = jax.tree.unflatten(treedef, shapes)
     forward = functools.partial(model.apply, train=True)
-    jaxpr = jax.make_jaxpr(forward)(params, join_const(state, const), inputs, key=key, step=jnp.int32(0))
+    jaxpr = jax.make_jaxpr(forward)(params, join_const(state, const), inputs, key=key, step=np.int32(0))
     return has_primitive(jaxpr, 'conv_general_dilated')
 
   def convolves(state: TrainState, inputs: Any) -> bool:

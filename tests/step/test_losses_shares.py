@@ -306,23 +306,30 @@ def test_what_would_silently_teach_nothing_is_refused():
     step(model=one)
 
 
-def test_parts_run_where_somebody_forbids_implicit_broadcasts_and_promotions():
+def test_parts_run_where_somebody_forbids_implicit_broadcasts_promotions_and_transfers():
   """In a code base with these switches a part that leans on NumPy's rules could not be used; the numbers are alike."""
   pictures, classes = jax.random.normal(jax.random.key(1), (8, 6, 6, 2)), jnp.arange(8) % 3
   batch = {'inputs': pictures, 'labels': classes, 'weight': jnp.ones(8)}
   model = jl.from_function(lambda p, x: x.reshape(x.shape[0], -1) @ p['w'], {'w': jnp.ones((72, 3)) / 72})
   loss = jl.tasks.weighted_cross_entropy([1.0, 2.0, 1.0])
   whole, boxes = lambda x: x[:, 0, 0, :1] * jnp.ones((1, 3)), [jl.optim.flip(), jl.optim.shift(1), jl.optim.cutout(2)]
-  parts = [jl.augment(*boxes, jl.optim.cutmix(1.0, 3)), jl.distill(whole), jl.fake_quant(), jl.average(0.9)]
+  parts = [
+    jl.augment(*boxes, jl.optim.cutmix(1.0, 3)),
+    jl.distill(whole),
+    jl.fake_quant(),
+    jl.average(0.9),
+    jl.accumulate(2),
+  ]
 
   def losses():
     update = optax.stateless(lambda grads, _: jax.tree.map(lambda grad: jnp.float32(-0.1) * grad, grads))
     train = jl.train_step(model, loss, jl.chain(*parts, jl.optim.l2(1e-3), update, jl.prune(0.5, end=2, every=1)))
     state, found = train.init(jax.random.key(0), batch), []
-    for _ in range(3):
-      state, terms = train.step(state, batch)
-      found.append(terms['loss'])
-    return [*found, *jax.tree.leaves(train.eval(state, batch)[1])]
+    with jax.transfer_guard('disallow'):
+      for _ in range(3):
+        state, terms = train.step(state, batch)
+        found.append(terms['loss'])
+      return [*found, *jax.tree.leaves(train.eval(state, batch)[1])]
 
   with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
     found = losses()
