@@ -1,11 +1,13 @@
 """Small programs of one kind of kernel each, as jaxlite runs them, timed on one core and on all.
 
     python experiments/bench/kernel_cases.py --out=FILE [--only=conv,dense]
+    python experiments/bench/kernel_cases.py --pieces
 
 `forecast_time.py fit --kernels=FILE` takes them beside whole steps: a group of kernels that the fitted networks hardly
 have gets its factor here. A line holds a program's processor seconds on one core (others' work does not change them),
 those on the wall by the busiest thread, and its groups by the machine's rates. Names are told as they are measured, and
-the file is gone on with.
+the file is gone on with. `--pieces` prints `FITTED` of `planning/reference.py` for this machine; it goes with factors
+that were fitted here.
 """
 
 from __future__ import annotations
@@ -133,17 +135,25 @@ def programs() -> dict[str, Program]:
 def main() -> None:
   from jaxlite.cpu.replace import for_cpu
   from jaxlite.host import allocator, machine, measure
-  from jaxlite.planning import speed
+  from jaxlite.planning import reference, speed
   from jaxlite.planning.cost import cost
-  from jaxlite.planning.reference import rates
 
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--out', type=Path, required=True)
+  parser.add_argument('--out', type=Path)
+  parser.add_argument('--pieces', action='store_true')
   parser.add_argument('--only', default='')
   args = parser.parse_args()
+  if args.pieces:
+    known = reference.rates(print, anew=True)
+    alone = reference.takes(known.one_core or known)
+    for name, took in reference.takes(known).items():
+      print(f"  '{name}': ({took:.3g}, {alone[name]:.3g}),")
+    return
+  if args.out is None:
+    parser.error('--out=FILE says where what is measured goes')
   allocator.keep_mapped()  # as in a run
   done = {json.loads(line)['name'] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
-  known, cores = rates(print), set(os.sched_getaffinity(0))
+  known, cores = reference.rates(print), set(os.sched_getaffinity(0))
   for name, (fn, given) in programs().items():
     if name in done or not any(word in name for word in args.only.split(',')):
       continue

@@ -179,7 +179,7 @@ def group_of(one: Operation) -> str:
 
   >>> from jaxlite.planning.cost import cost
   >>> import jax
-  >>> group_of(cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((8, 8)))).operations[0])
+  >>> group_of(cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((32, 32)))).operations[0])
   'small products'
   """
   if one.kind in ('products', 'small products'):
