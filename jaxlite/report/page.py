@@ -18,6 +18,7 @@ from jaxlite.report.points import Points
 from jaxlite.report.result import Result
 from jaxlite.report.sections import DETAILED
 from jaxlite.report.tables import PACKED, foreseen, listed, markdown, rows
+from jaxlite.tasks.figures import lacking
 from jaxlite.tasks.tables import percent
 
 PAGE, MARKDOWN = 'report.html', 'report.md'
@@ -93,6 +94,8 @@ def write_markdown(
 
 
 def _pictures(runs: Sequence[Run], folder: Path) -> list[str]:
+  if why := lacking():
+    return [f'No pictures stand here: {why}. [{PAGE}]({PAGE}) draws its own.']
   from jaxlite.report import figures
 
   text, results = [], [run.result for run in runs]

@@ -23,6 +23,7 @@ _KINDS = (lambda line: line.color is not None, lambda line: line.color is None)
 _DASHES = ('', '7 3', '2 3', '8 3 2 3')
 _MOST = 1.7e308  # ends of an axis are floats
 _LETTER = 6.1  # width of one at 11 px, about
+_NAMED = 6  # points that all have their name beside them; of more, those on the line
 
 
 class Line(NamedTuple):
@@ -317,7 +318,7 @@ def scatter(
     points: (name, x, y, color) each.
     x_name, y_name: what the axes are.
     description: for who does not see it.
-    front: indices of points that a line joins, and that are named.
+    front: indices of points that a line joins; of many points these are named.
     log: the horizontal axis by orders of magnitude, where all are positive and far apart.
   """
   good = [index for index, (_, a, b, _) in enumerate(points) if math.isfinite(a) and math.isfinite(b)]
@@ -333,7 +334,7 @@ def scatter(
     where = path(x([points[index][1] for index in line]), y([points[index][2] for index in line]))
     made.append(f'<path class="line faint" d="{where}"/>')
   made += [dot(float(x(points[i][1])), float(y(points[i][2])), points[i][3], 3.6) for i in good]
-  for index in line[:12] if len(line) > 1 else good[:12]:
+  for index in good if len(good) <= _NAMED else (line if len(line) > 1 else good)[:12]:
     name, a, b, _ = points[index]
     place, anchor = float(x(a)), 'start'
     if place + 8 + len(name) * _LETTER > WIDTH:

@@ -33,6 +33,7 @@ from jaxlite.run.identity import Identity
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.setup import REDUCE, REMAT, REWRITES, Setup
 from jaxlite.run.workdir import lock
+from jaxlite.tasks.figures import lacking
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
 
@@ -272,10 +273,7 @@ def finish(
   say: Say,
 ) -> None:
   """Writes the report and its pictures, compares what was expected with what came, then marks the run as done."""
-  from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
-
-  for figure in figures:
-    save(figure.draw(), folder / f'{figure.slug}.png')
+  _draw(folder, result, figures, say)
   start, aim = foresight
   if start is not None:
     result.forecast = foreseen.ended(start, run, say)  # what draws takes memory too
@@ -286,6 +284,27 @@ def finish(
   _write_meaning(folder, run, about)
   page.write([result], folder)
   write_text(folder / 'result.json', to_json(result, run))
+
+
+def _draw(folder: Path, result: Result, figures: Sequence[Figure], say: Say) -> None:
+  """Writes the pictures that a task draws. What cannot be drawn is told, and costs no run its result."""
+  if why := lacking():
+    result.figures = []
+    say(f'note: report.md has no pictures, and report.html those that it draws itself: {why}')
+    return
+  from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
+
+  for figure in figures:
+    try:
+      save(figure.draw(), folder / f'{figure.slug}.png')
+    except OSError:  # the disk's, not the picture's
+      raise
+    except Exception as error:  # of a task of somebody's own
+      told = f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
+      note = f'the picture {figure.slug!r} of the task {result.task!r} could not be drawn ({told})'
+      result.figures = [one for one in result.figures if one[0] != f'{figure.slug}.png']
+      result.notes = [*result.notes, note]
+      say(f'note: {note}')
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -67,7 +67,7 @@ def opened(
   """Opens a study as `tune` takes it, makes sure that it can be gone on with, and says its forecast, unless `quiet`.
   The budget counts from `began`, by the monotonic clock; None: from now."""
   began = time.monotonic() if began is None else began
-  errors.need('jaxlite.tune', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
+  errors.need('jaxlite.tune', 'orbax.checkpoint', 'flatbuffers')
   validate(config)
   base = of_run(config, run)
   kinds = check(space, base)

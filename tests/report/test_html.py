@@ -64,6 +64,22 @@ def test_a_page_of_one_run_has_every_section_and_every_number(tmp_path):
   assert 'expected calibration error 0.0' in text
 
 
+def test_what_is_asked_for_first_stands_first(tmp_path):
+  run_folder(tmp_path / 'run')
+  files = {'format': 'onnx', 'bytes': 2, 'arithmetic': 'int8', 'score': 0.9, 'memory': 5}
+  files['latency'] = {'1': [0.5, 0.75], '32': [2.5, 3.5]}
+  other = {**files, 'format': 'pack', 'latency': {'1': [0.25, 0.5]}}
+  (tmp_path / 'run' / 'deployed').mkdir()
+  (tmp_path / 'run' / 'deployed' / 'deployed.json').write_text(json.dumps({'written': [files, other]}))
+  text = check(shown(tmp_path / 'run')).text
+  place = next(index for index, word in enumerate(text) if word.startswith('test accuracy, '))
+  assert text[place + 1].endswith(' %')
+  assert {'bytes packed', 'times smaller than float32'} <= set(text[place : text.index('Results')])
+  assert text.index('ms at batch 32') == text.index('ms at batch 1') + 1
+  row = text.index('pack', text.index('ms at batch 1'))
+  assert text[row + 4 : row + 6] == ['0.25 / 0.5', '-']
+
+
 def test_runs_side_by_side_are_compared_and_the_unfinished_is_told(few):
   page = check(folder_page.write(few).read_text())
   text = ' '.join(page.text)
