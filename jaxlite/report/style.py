@@ -137,7 +137,7 @@ svg .title {{ fill: var(--ink); font-size: 12.5px; font-weight: 600; }}
   table.grid th, table.grid td {{ min-width: 0; padding: .12rem .2rem; }}
   table.many td {{ white-space: nowrap; }}
   details::details-content {{ content-visibility: visible; block-size: auto; }}
-  tr, figure, .verdict, li {{ break-inside: avoid; }} h2, h3, caption {{ break-after: avoid; }}
+  tr, figure, .verdict, li, table:not(.many) {{ break-inside: avoid; }} h2, h3, caption {{ break-after: avoid; }}
   thead {{ display: table-header-group; }} caption {{ position: static; }}
   * {{ -webkit-print-color-adjust: exact; print-color-adjust: exact; }}
   .charts {{ grid-template-columns: 1fr 1fr; }} figure {{ max-width: 11cm; }}

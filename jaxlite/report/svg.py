@@ -216,6 +216,7 @@ def chart(
   unit_square: bool = False,
   y_name: str = '',
   low: float | None = None,
+  high: float = math.inf,
   x_log: bool = False,
 ) -> str:
   """Returns a picture of curves.
@@ -228,6 +229,7 @@ def chart(
     log: the vertical axis by orders of magnitude, where all values are positive.
     unit_square: both axes from 0 to 1.
     low: the lowest value that is shown; None shows all.
+    high: where the axis ends unless a value is above: a share has no room beyond 100 %.
     x_log: the horizontal axis by orders of magnitude.
 
   Returns:
@@ -251,6 +253,10 @@ def chart(
     x = scale([line.x for line in drawn], _LEFT, right, log=x_log, zero=not x_log)
     y = scale([line.y for line in drawn], bottom, top, log=log)
     y = y if low is None or low >= y.high else y._replace(low=max(low, y.low))
+    if y.low < high < y.high and all(
+      np.nanmax(np.where(np.isfinite(line.y), line.y, -np.inf)) <= high for line in drawn
+    ):
+      y = y._replace(high=high)
   made = [axes(title, x, y, x_name, y_name)]
   faint = ''.join(path(x(line.x), y(line.y)) for line in drawn if line.color is None and len(line.x) > 1)
   made.append(f'<path class="line faint" d="{faint}"/>' if faint else '')

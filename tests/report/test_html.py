@@ -166,6 +166,16 @@ def test_a_hundred_runs_are_a_small_page(tmp_path):
   check(text)
   assert len(text) < 600_000
   assert text.index('>run2<') < text.index('>run10<')  # as people count
+  assert text.index('Best test accuracy: ') < text.index('>run2<')
+
+
+def test_a_share_has_no_axis_beyond_a_hundred_percent(tmp_path):
+  points = [{**point, 'accuracy': 1.0} if 'accuracy' in point else point for point in samples.history(400)]
+  samples.write_run(tmp_path / 'run', samples.result('run', [True]), points=points)
+  text = check(shown(tmp_path)).text
+  ticks = text[text.index('Validation accuracy, %') :]
+  assert '100' in ticks[: ticks.index('optimizer steps')]
+  assert not {'102', '102.5', '105', '110', '120', '125'} & set(ticks[: ticks.index('optimizer steps')])
 
 
 def test_a_million_points_are_a_small_page_that_shows_each_peak():
