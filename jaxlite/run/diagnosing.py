@@ -137,7 +137,8 @@ def opened(
 def _instead(folder: Path) -> str:
   """What to do where a folder is no run's."""
   if not folder.is_dir():
-    return 'there is no such folder: train first, with --mode=train'
+    what = 'it is a file' if folder.exists() else 'there is no such folder'
+    return f'{what}: name the folder of a run, or train first, with --mode=train'
   of_study = (folder / study_record.DESCRIBED).is_file()
   found = sorted(folder.glob('trials/*/config.json' if of_study else '*/config.json'))
   names = [str(path.parent.relative_to(folder)) for path in found]

@@ -87,7 +87,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path, run):
   with pytest.raises(ValueError, match=r'it is a study; name one of its trials, trials.0000, .* and 2 more'):
     jl.diagnose(tmp_path)
   (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match='there is no such folder'):
+  with pytest.raises(ValueError, match='it is a file: name the folder of a run'):
     jl.diagnose(tmp_path / 'file')
 
 
