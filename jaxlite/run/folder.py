@@ -37,7 +37,7 @@ from jaxlite.tasks.figures import lacking
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
 
-_FORMAT = 1
+FORMAT = 1
 _CONFIG, _TASK, _FAILED = 'config.json', 'task.json', 'failed.json'
 
 Say = Callable[[str], None]
@@ -331,17 +331,17 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def _write_meaning(folder: Path, run: str, about: dict[str, Any]) -> None:
-  write_sealed(folder / _TASK, {'format': _FORMAT, RUN: run, **about})
+  write_sealed(folder / _TASK, {'format': FORMAT, RUN: run, **about})
 
 
 def _read_config(path: Path) -> dict[str, Any]:
   try:
     saved = read_json(path)
-    if saved['format'] == _FORMAT:
+    if saved['format'] == FORMAT:
       return saved['config']
   except (ValueError, KeyError, TypeError, OSError):
     raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with fresh=True') from None
-  raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
+  raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {FORMAT}: use a newer jaxlite')
 
 
 def _read_as(saved: Any, config: Config, read: Callable[[Any, Config], _T]) -> _T:
@@ -355,7 +355,7 @@ def _read_as(saved: Any, config: Config, read: Callable[[Any, Config], _T]) -> _
 
 
 def _config_text(config: dict[str, Any], run: str) -> str:
-  return json.dumps({'format': _FORMAT, **({RUN: run} if run else {}), 'config': config}, indent=1) + '\n'
+  return json.dumps({'format': FORMAT, **({RUN: run} if run else {}), 'config': config}, indent=1) + '\n'
 
 
 def text(path: Path) -> str | None:
