@@ -17,6 +17,7 @@ from jaxlite.report.markup import contents, escaped, notes, page, section, table
 from jaxlite.report.sections import DETAILED, attempted
 
 _DRAWN = ('confusion', 'confused', 'precision-recall', 'roc', 'predicted', 'labels')  # pictures that stand here as SVG
+NO_RUN = 'No run lies in this folder: train one into it, with --workdir, and ask again.'
 _LARGEST = 400_000  # bytes of a picture that is taken into the page
 
 
@@ -112,7 +113,7 @@ def even(cells: Sequence[Sequence[Any]]) -> list[list[str]]:
 
 
 def _none(runs: Sequence[Run]) -> str:
-  return '' if runs else '<p>No run lies in this folder: train one into it, with --workdir, and ask again.</p>'
+  return '' if runs else f'<p>{NO_RUN}</p>'
 
 
 def _damage(runs: Sequence[Run]) -> str:

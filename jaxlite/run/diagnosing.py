@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxlite import checkpoint
 from jaxlite.config.schema import Config, validate
-from jaxlite.config.serialize import to_dict
+from jaxlite.config.serialize import FORMAT, to_dict
 from jaxlite.deployment.run_id import run_of
 from jaxlite.diagnosis import judge
 from jaxlite.diagnosis.look import Subject
@@ -203,7 +203,7 @@ def _about(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
       continue
     if isinstance(said, dict):
-      if said.get('format', run_folder.FORMAT) != run_folder.FORMAT:
+      if said.get('format', FORMAT) != FORMAT:
         found['notes'].append(f'what {name} says: it is of another version of jaxlite (format {said["format"]!r})')
         continue
       kinds = {'facts': dict, 'task': str, 'config': dict}

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.config import serialize
 from jaxlite.config.schema import Config
-from jaxlite.config.serialize import as_saved, compare, to_dict
+from jaxlite.config.serialize import FORMAT, as_saved, compare, to_dict
 from jaxlite.contract import Hook, Network, Side, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.deployment.operations import listing
@@ -37,7 +37,6 @@ from jaxlite.tasks.figures import lacking
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
 
-FORMAT = 1
 _CONFIG, _TASK, _FAILED = 'config.json', 'task.json', 'failed.json'
 
 Say = Callable[[str], None]

@@ -92,6 +92,7 @@ def test_runs_side_by_side_are_compared_and_the_unfinished_is_told(few):
 
 def test_an_empty_folder_has_a_page_and_a_missing_one_a_line(tmp_path):
   assert 'No run lies in this folder' in ' '.join(check(folder_page.write(tmp_path).read_text()).text)
+  assert 'No run lies in this folder' in (tmp_path / 'report.md').read_text()
   with pytest.raises(ValueError, match='is not there: name one with --workdir'):
     folder_page.write(tmp_path / 'none')
   with pytest.raises(ValueError, match='is a file'):
