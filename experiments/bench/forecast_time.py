@@ -3,6 +3,7 @@
     python experiments/bench/forecast_time.py all --results=FILE [--seconds=7200]
     python experiments/bench/forecast_time.py measure --results=FILE [--seconds=500] [--only=linen]
     python experiments/bench/forecast_time.py report --results=FILE
+    python experiments/bench/forecast_time.py retell --results=FILE --out=FILE [--free=2]
     python experiments/bench/forecast_time.py fit --results=FILE
     python experiments/bench/forecast_time.py rival
 
@@ -11,7 +12,8 @@ cost is made first; then probe and run alternate, probe, run, probe, run. A run 
 evaluations between, and a checkpoint. Its seconds on the clock and of all cores are kept, and the load. The file is
 gone on with, so a series may be stopped; `all` measures, then reports. `report` prints errors beside the difference of
 a run and its repetition, and how often the interval holds the run: families that the factors were fitted on apart from
-others. `fit` finds the factors of `planning/speed.py` on the first, by CPU seconds, which others' work changes least.
+others. `retell` tells configurations that were measured by the code of now, from their cost; nothing is timed. `fit`
+finds the factors of `planning/speed.py` on the first, by CPU seconds, which others' work changes least.
 `rival` tells forward passes with neural-cost (`pip install neural-cost`) beside ours.
 """
 
@@ -93,21 +95,18 @@ def one(name: str) -> dict[str, Any]:
   import jax
 
   from jaxlite.host import allocator, machine
+  from jaxlite.host.crowd import clocks, free_cores
   from jaxlite.host.rates import rates
-  from jaxlite.planning import duration, probing, speed
-  from jaxlite.planning.cost import equations
+  from jaxlite.planning import probing
 
   case = memory_cases.CASES[name]
   allocator.share_one_arena()
-  known = rates()
+  known, before = rates(), clocks()
+  cores = machine.cores()
   with tempfile.TemporaryDirectory() as text:
     folder = Path(text)
     job = job_of(case, folder)
-    began = time.process_time()
-    free = duration.free_cores(machine.cores())
-    told = duration.forecast(job, known, among=(), crowd=free)
-    took = time.process_time() - began
-    step, evaluation = duration.costs(job)
+    told = by_cost(job, known, free_cores(since=before))
     key = jax.random.key(0)
     clock = time.process_time()
     probe = probing.Probe(job, job.train.init(key, job.batch), folder)
@@ -118,22 +117,49 @@ def one(name: str) -> dict[str, Any]:
     for _ in range(2):
       probes.append(probe.run(PROBE_SECONDS)._asdict())
       runs.append(ran(probe, RUN_SECONDS))
-  cores = machine.cores()
   return {
     **{'case': name, 'fitted': name in FITTED, 'load': [load, os.getloadavg()[0]], 'probes': probes, 'runs': runs},
-    **{'cost': told.raw, 'processor': told.processor, 'seconds': took, 'cores': cores},
-    **{'groups': speed.by_group(step.usual, known, cores), 'features': told.features},
-    **{'equations': [equations(step), equations(evaluation)], 'flops': step.flops},
-    **{
-      'said': [*told.said],
-      'free': free,
-      'apart': known.dispatch + told.raw['input'],
-      'compile_wall': probe.compiling,
-      'compile_cpu': compiled,
-      'choosing': choosing,
-      'at_once': probe.at_once,
-    },
+    **{'cores': cores, 'compile_wall': probe.compiling, 'compile_cpu': compiled},
+    **{'choosing': choosing, 'at_once': probe.at_once, **told},
   }
+
+
+def by_cost(job: Any, known: Any, free: float) -> dict[str, Any]:
+  """What is told of a run from its cost alone, nothing learned, and what that was made of."""
+  from jaxlite.host import machine
+  from jaxlite.planning import duration, speed
+  from jaxlite.planning.cost import equations
+
+  began = time.process_time()
+  told = duration.forecast(job, known, among=(), crowd=free)
+  took = time.process_time() - began
+  step, evaluation = duration.costs(job)
+  wide = {name: math.log(one.high / one.seconds) for name in told.raw if (one := getattr(told, name))}
+  return {
+    **{'cost': told.raw, 'wide': wide, 'processor': told.processor, 'seconds': took, 'free': free},
+    **{'groups': speed.by_group(step.usual, known, machine.cores()), 'features': told.features},
+    **{'equations': [equations(step), equations(evaluation)], 'flops': step.flops, 'said': [*told.said]},
+  }
+
+
+def retold(path: Path, out: Path, free: float | None) -> None:
+  """Tells what was measured anew, by the code of now, from its cost alone.
+
+  Args:
+    path: of what was measured.
+    out: what is told stands there, in the place of what was.
+    free: cores that others left, in the place of what was told then.
+  """
+  from jaxlite.host.rates import rates
+
+  done = {one['case'] for one in lines(out)}
+  for found in lines(path):
+    if found['case'] in done:
+      continue
+    with tempfile.TemporaryDirectory() as folder:
+      told = by_cost(job_of(memory_cases.CASES[found['case']], Path(folder)), rates(), free or found['free'])
+    with out.open('a') as file:
+      file.write(json.dumps({**found, **told}) + '\n')
 
 
 def ran(probe: Any, seconds: float) -> dict[str, float]:
@@ -198,8 +224,8 @@ def pairs(one: dict[str, Any]) -> list[tuple[Any, Any]]:
 COLUMNS = {
   'run against itself': lambda o: [again(o)],
   'its CPU': lambda o: [again(o, 'step_cpu')],
-  'step by cost': lambda o: [off(step_of(o), r['step']) for r in o['runs']],
-  'its CPU by cost': lambda o: [off(cpu_of(o), r['step_cpu']) for r in o['runs']],
+  'step by cost': lambda o: [off(o['cost']['step'], r['step']) for r in o['runs']],
+  'its CPU by cost': lambda o: [off(o['processor'], r['step_cpu']) for r in o['runs']],
   'step by probe': lambda o: [off(p['seconds']['step'], r['step']) for p, r in pairs(o)],
   'its CPU by probe': lambda o: [off(p['processor'], r['step_cpu']) for p, r in pairs(o)],
   'run by probe': lambda o: [off(told_by_probe(o, i), r['seconds']) for i, r in enumerate(o['runs'])],
@@ -215,22 +241,25 @@ def report(found: list[dict[str, Any]]) -> None:
     groups[one['case'].split('/')[0]].append(one)
   load = np.median([one['load'][0] for one in found])
   print(f'{len(found)} configurations, load {load:.1f}; median errors in %, and the worst')
-  print(f'| set | n | {" | ".join(COLUMNS)} | probe holds |')
-  print('|---|' + '--:|' * (len(COLUMNS) + 2))
+  print(f'| set | n | {" | ".join(COLUMNS)} | cost holds | compiling holds | probe holds |')
+  print('|---|' + '--:|' * (len(COLUMNS) + 4))
   for name, rows in groups.items():
     cells = []
     for column in COLUMNS.values():
       errors = [100 * math.expm1(error) for one in rows for error in column(one)]
       cells.append(f'{np.median(errors):.0f} ({max(errors):.0f})')
-    held = [
+    by_cost = [off(one['cost']['step'], r['step']) <= one['wide']['step'] for one in rows for r in one['runs']]
+    compiled = [off(one['cost']['compile'], one['compile_wall']) <= one['wide']['compile'] for one in rows]
+    by_probe = [
       off(p['seconds']['step'], r['step']) <= 1.2816 * p['spreads']['step'] for one in rows for p, r in pairs(one)
     ]
-    print(f'| {name} | {len(rows)} | {" | ".join(cells)} | {np.mean(held):.0%} |')
+    holds = ' | '.join(f'{np.mean(one):.0%}' for one in (by_cost, compiled, by_probe))
+    print(f'| {name} | {len(rows)} | {" | ".join(cells)} | {holds} |')
   for which, limit in (('cost', 1.10), ('probe', 1.05)):
     for name in ('fitted', 'held out'):
       met = []
       for one in groups[name]:
-        told = step_of(one) if which == 'cost' else one['probes'][0]['seconds']['step']
+        told = one['cost']['step'] if which == 'cost' else one['probes'][0]['seconds']['step']
         met.append(off(told, one['runs'][0]['step']) <= max(math.log(limit), 1.5 * again(one)))
       if met:
         print(
@@ -288,27 +317,12 @@ def rival(seconds: float, only: str) -> None:
     print(f'{name}: mean {np.mean(some):.0%}, median {np.median(some):.0%} off, {len(some)} forwards')
 
 
-def cpu_of(one: dict[str, Any]) -> float:
-  """CPU seconds of a step, by the factors of now."""
-  return times_of(one)[0]
-
-
-def step_of(one: dict[str, Any]) -> float:
-  """Seconds of a step, by the factors of now."""
-  processor, wall = times_of(one)
-  return max(wall, processor / one['free']) + one['apart']
-
-
-def times_of(one: dict[str, Any]) -> np.ndarray:
-  from jaxlite.planning import speed
-
-  return sum(speed.FACTORS.get(group, 1.0) * np.array(pair) for group, pair in one['groups'].items())
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('mode', choices=['all', 'measure', 'one', 'report', 'fit', 'rival'])
+  parser.add_argument('mode', choices=['all', 'measure', 'one', 'report', 'retell', 'fit', 'rival'])
   parser.add_argument('--results', type=Path)
+  parser.add_argument('--out', type=Path)
+  parser.add_argument('--free', type=float)
   parser.add_argument('--seconds', type=float, default=500)
   parser.add_argument('--only', default='')
   args = parser.parse_args()
@@ -320,6 +334,9 @@ def main() -> None:
     print(json.dumps(one(args.only)))
   elif args.mode == 'rival':
     rival(args.seconds, args.only)
+  elif args.mode == 'retell':
+    retold(args.results, args.out, args.free)
+    report(lines(args.out))
   elif args.mode == 'fit':
     print(fit(lines(args.results)))
   else:

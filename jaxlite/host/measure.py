@@ -9,6 +9,7 @@ compute; all threads are moved there, so that nothing is compiled again. All of 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -35,7 +36,13 @@ class Timed(NamedTuple):
 
 
 def measured(
-  names: list[str] | None = None, *, budget: float, most_bytes: int, alone: bool = False, quota: bool = False
+  names: list[str] | None = None,
+  *,
+  budget: float,
+  most_bytes: int,
+  alone: bool = False,
+  quota: bool = False,
+  also: str = '',
 ) -> tuple[dict[str, float], dict[str, float] | None]:
   """Returns rates by name: work a second, 'dispatch' in seconds a call. What this device cannot do is missing.
 
@@ -46,6 +53,7 @@ def measured(
     alone: whether to measure on one core too, to which all threads of this process go meanwhile: for a process that
       does nothing else. Then others' use of the machine is left out of account too.
     quota: whether this process gets less than its cores: threads wait then, as they will in a run.
+    also: the name of a module whose `programs(most_bytes)` are timed too.
 
   Returns:
     The rates, and those on one core; None where they were not asked for or the system cannot do it.
@@ -53,7 +61,8 @@ def measured(
   everything: dict[str, float] = {}
   single: dict[str, float] = {}
   cores = _cores() if alone else set()
-  for name, timed in programs(most_bytes).items():
+  more = importlib.import_module(also).programs(most_bytes) if also else {}
+  for name, timed in (programs(most_bytes) | more).items():
     if names is not None and name not in names:
       continue
     try:
@@ -66,7 +75,30 @@ def measured(
       if name != 'dispatch' and not quota:
         wall = own if len(cores) == 1 else min(wall, own)  # all cores together are not slower than one
     everything[name] = work / max(wall, 1e-9)
+  if names is None or 'compiling' in names:
+    with contextlib.suppress(RuntimeError):
+      everything['compiling'] = single['compiling'] = 1 / max(_compiling(), 1e-3)
   return _derived(everything, most_bytes), _derived(single, most_bytes) if cores else None
+
+
+def _compiling() -> float:
+  """Seconds of the processor, of all cores, that a small program takes to compile: the least of two, each its own."""
+  import jax
+  import jax.numpy as jnp
+
+  def loss(weights: Any, x: Any, turn: float) -> Any:
+    for w in weights:
+      x = x - x.mean(-1, keepdims=True)
+      x = jax.nn.gelu(x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + turn)) @ w
+    return (jax.nn.logsumexp(x, -1) - x[:, 0]).mean()
+
+  weights, least = [jnp.ones((24, 24))] * 4, math.inf
+  for turn in (1e-5, 1e-6):
+    program = jax.jit(jax.value_and_grad(lambda w, x, turn=turn: loss(w, x, turn))).lower(weights, jnp.ones((8, 24)))
+    stop = by_the_process()
+    program.compile()
+    least = min(least, stop())
+  return least
 
 
 def _cores() -> set[int]:
@@ -261,5 +293,8 @@ def programs(most_bytes: int) -> dict[str, Timed]:
 
 def main() -> None:
   """Times what standard input asks for, and prints it in one line."""
+  import jax
+
+  jax.config.update('jax_enable_compilation_cache', False)  # compiling is timed too
   asked = json.load(sys.stdin)
   print(ANSWER + json.dumps(measured(**asked)), flush=True)

@@ -18,7 +18,7 @@ from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import limits as machine_limits
 from jaxlite.host.files import expanded
 from jaxlite.host.machine import resident
-from jaxlite.host.rates import known_rates, rates
+from jaxlite.host.rates import known_rates
 from jaxlite.optim import accumulate
 from jaxlite.planning import duration, memory
 from jaxlite.planning.cost import cost
@@ -28,6 +28,7 @@ from jaxlite.planning.function import Call, call
 from jaxlite.planning.job import Job
 from jaxlite.planning.machines import MACHINES, machine_named
 from jaxlite.planning.plan import Plan, judged
+from jaxlite.planning.reference import rates
 from jaxlite.run.foreseen import entry, foreseen, held
 from jaxlite.run.jobs import job_of
 from jaxlite.run.setup import Setup, prepare, reformed

@@ -19,6 +19,7 @@ from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
 from jaxlite.host.gc_pause import paused
 from jaxlite.step.state import TrainState, inputs_of
+from jaxlite.step.under_way import few_under_way
 
 
 class PureStep(NamedTuple):
@@ -143,8 +144,8 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
     found = _gradients(pure, *jax.tree.map(_shape, (state, batch)))[0]
     return replaced(found, choices) if rewrite else found
 
-  several = _several(pure, parts, faster, step)
-  return Programs(step, several, _evaluation(parts, faster), compile_ahead, tune, jaxpr, traced, gradient)
+  steps, evaluate = few_under_way(_several(pure, parts, faster, step)), _evaluation(parts, faster)
+  return Programs(few_under_way(step), steps, evaluate, compile_ahead, tune, jaxpr, traced, gradient)
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:

@@ -142,17 +142,6 @@ def test_outcomes_can_be_kept(tmp_path):
   assert calibration.outcomes(tmp_path)[0].actual == 9.0
 
 
-@pytest.mark.parametrize('load', [None, 0.0, 500.0])
-def test_cores_that_others_leave(monkeypatch, load):
-  if load is None:
-    monkeypatch.delattr('os.getloadavg', raising=False)
-  else:
-    monkeypatch.setattr('os.getloadavg', lambda: (load, load, load), raising=False)
-  assert 0.3 <= duration.free_cores(2) <= 2
-  if not load:
-    assert duration.free_cores(2) == 2
-
-
 def test_a_probe_tells_a_run_like_itself():
   """Probe and run alternate; a run is a few hundred steps in the same process."""
   job = job_of(width=256, batch=64)
