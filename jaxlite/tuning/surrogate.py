@@ -85,9 +85,9 @@ def scored(
     limits: at most, by name.
   """
   curves: dict[int, list[Report]] = {}
-  for one in reports:
-    if math.isfinite(one.value):
-      curves.setdefault(one.number, []).append(one)
+  for row in reports:
+    if math.isfinite(row.value):
+      curves.setdefault(row.number, []).append(row)
   whole = [curves[one.number] for one in past if one.state == COMPLETE and one.number in curves]
   found: dict[int, float] = {}
   over = {one.number: _over(one, limits) for one in past if one.state == COMPLETE}
@@ -217,8 +217,10 @@ def _alike(apart: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def _evidence(x: np.ndarray, y: np.ndarray, lengths: np.ndarray, noise: np.ndarray, choices: np.ndarray) -> np.ndarray:
   """float64[settings], the logarithm of how likely the scores are, less a constant."""
   apart, found, some = _apart(x, x, choices), [], max(1, _TOGETHER // len(x) ** 2)
-  for at_ in range(0, len(lengths), some):
-    own = _alike(apart, lengths[at_ : at_ + some]) + (noise[at_ : at_ + some, None, None] + _JITTER) * np.eye(len(x))
+  for first in range(0, len(lengths), some):
+    own = _alike(apart, lengths[first : first + some]) + (noise[first : first + some, None, None] + _JITTER) * np.eye(
+      len(x)
+    )
     factor = np.linalg.cholesky(own)
     inside = np.linalg.solve(factor, np.broadcast_to(y[:, None], (len(own), len(y), 1)))[..., 0]
     found.append(-0.5 * (inside**2).sum(1) - np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(1))
