@@ -21,18 +21,18 @@ _MOST = 3.0  # that a correction moves a factor by: beyond it a measurement went
 # Of each piece, how long it takes where the factors of `speed.py` were fitted, as a multiple of the time in which the
 # rate that it goes with does one unit of work: (on all cores, on one).
 FITTED: dict[str, tuple[float, float]] = {
-  'products': (4.4e+08, 4.37e+08),
-  'small products': (8.26e+06, 4.6e+06),
-  'narrow products': (5.46e+07, 5.3e+07),
-  'batched products': (5.92e+07, 3.81e+07),
-  'convolutions': (1.12e+08, 1.93e+08),
-  'narrow convolutions': (9.48e+07, 1.69e+08),
-  'depthwise': (1.13e+07, 1.92e+07),
-  'elementwise': (2.14e+07, 2.93e+07),
-  'reductions': (2.93e+07, 4.09e+07),
-  'transcendental': (2.93e+05, 3.26e+05),
-  'gradients of pools': (1.35e+07, 1.74e+07),
-  'rows': (2.6e+07, 3.24e+07),
+  'products': (4.4e08, 4.37e08),
+  'small products': (8.26e06, 4.6e06),
+  'narrow products': (5.46e07, 5.3e07),
+  'batched products': (5.92e07, 3.81e07),
+  'convolutions': (1.12e08, 1.93e08),
+  'narrow convolutions': (9.48e07, 1.69e08),
+  'depthwise': (1.13e07, 1.92e07),
+  'elementwise': (2.14e07, 2.93e07),
+  'reductions': (2.93e07, 4.09e07),
+  'transcendental': (2.93e05, 3.26e05),
+  'gradients of pools': (1.35e07, 1.74e07),
+  'rows': (2.6e07, 3.24e07),
   'kernels': (12.2, 10.5),
 }
 # Groups that have no piece of their own, by the one that is most like them.

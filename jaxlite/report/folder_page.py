@@ -109,6 +109,7 @@ def _study(root: Path, told: list[str]) -> tuple[list[Table], str]:
         [[str(cell) for cell in row] for row in one['cells']],
         list(map(str, one.get('notes', ()))),
         [(str(file), str(caption)) for file, caption in one.get('pictures', ())],
+        first=True,
       )
       for one in plain.get('tables', ())[:_MOST]
     ]

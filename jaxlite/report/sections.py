@@ -43,7 +43,9 @@ def heading(runs: Sequence[Run], title: str, verdict: str = '') -> str:
       said.append(f'<progress aria-label="Steps" max="{total}" value="{min(at, total)}">{at} of {total}</progress>')
   elif runs:
     counts = {word: sum(run.state == word for run in runs) for word in (FINISHED, UNDER_WAY, STOPPED, EMPTY)}
-    told = ', '.join(f'{count} {word}' for word, count in counts.items() if count)
+    told = ', '.join(
+      f'{count} {word.replace(" its ", " their ") if count > 1 else word}' for word, count in counts.items() if count
+    )
     said.append(f'<p>{counted(len(runs), "run")}: {escaped(told)}.</p>')
   if len(runs) == 1 and runs[0].state == FINISHED:
     said.append(attempted('Key numbers', key_numbers, runs[0]))
@@ -87,7 +89,7 @@ def planned(run: Run) -> int:
   return steps if type(steps) is int and steps > 0 else 0
 
 
-def numbers(runs: Sequence[Run]) -> str:
+def numbers(runs: Sequence[Run], *, with_best: bool = True) -> str:
   """Returns the table of what was measured: a run a column, or of many runs a line."""
   shown = [run for run in runs if run.result.metrics or run.result.layers]
   if not shown:
@@ -100,7 +102,8 @@ def numbers(runs: Sequence[Run]) -> str:
     same = [row for row in cells[1:] if len(set(row[1:])) == 1]
     turned = [list(column) for column in zip(*(row for row in cells if row not in same), strict=True)]
     made = table('Test split, size and time', turned).replace('<table>', '<table class="many">')
-    made = f'<p>{_best(shown)}</p>{made}' if _best(shown) else made  # not behind a hundred lines
+    best = _best(shown) if with_best else ''
+    made = f'<p>{best}</p>{made}' if best else made  # not behind a hundred lines
     told = '; '.join(f'{row[0].strip()} {row[1]}' for row in same)
     said = f'<p class="soft">The same for all: {escaped(told)}.</p>' if told else ''
   sized = any(run.result.layers for run in shown)

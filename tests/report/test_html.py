@@ -168,6 +168,8 @@ def test_a_hundred_runs_are_a_small_page(tmp_path):
   assert len(text) < 600_000
   assert text.index('>run2<') < text.index('>run10<')  # as people count
   assert text.index('Best test accuracy: ') < text.index('>run2<')
+  (tmp_path / 'report.json').write_text(json.dumps({'tables': [{'caption': 'Trials', 'cells': [['trial'], ['7']]}]}))
+  assert 'Best test accuracy' not in shown(tmp_path)  # validation chose, and test would choose another
 
 
 def test_a_share_has_no_axis_beyond_a_hundred_percent(tmp_path):
@@ -218,6 +220,7 @@ def test_tables_of_a_study_stand_in_its_page(tmp_path):
   text = shown(tmp_path)
   assert '<h1>Rates</h1>' in text
   assert 'Best trials' in ' '.join(check(text).text)
+  assert text.index('Best trials</h2>') < text.index('Results</h2>')
   assert [one['alt'] for one in check(text).all('img') if 'Test example' not in one['alt']] == ['The front']
   for damage in (
     '{',
