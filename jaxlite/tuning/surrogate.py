@@ -25,6 +25,7 @@ _MOST = 150  # trials that the guess is made from: the best half, and the latest
 _SETTINGS, _CLOSER = 200, 100  # of the process that are tried, and again near the best of them
 _LENGTH, _NOISE, _WIDE = 0.5, 0.1, (0.7, 1.0)  # where these are looked for: the middle, and by how many powers of e
 _JITTER, _TOGETHER = 1e-6, 2_000_000  # keeps a kernel invertible; numbers of kernels that are made at once
+_OTHER = 0.5  # how far apart two choices are
 _FAR = 1e6  # times its limit: what was not measured is over it by that
 _ANYWHERE, _NEAR, _APART = 1500, 200, 0.08  # candidates: in the whole space, near each of the three best, how near
 
@@ -202,9 +203,9 @@ class _Process(NamedTuple):
 
 
 def _apart(a: np.ndarray, b: np.ndarray, choices: np.ndarray) -> np.ndarray:
-  """float64[n, m, fields], squared differences; two choices are apart or not."""
+  """float64[n, m, fields], squared differences; two choices are as far apart as half of a range, or not at all."""
   apart = a[:, None] - b[None]
-  return np.where(choices, apart != 0, apart**2)
+  return np.where(choices, _OTHER**2 * (apart != 0), apart**2)
 
 
 def _alike(apart: np.ndarray, lengths: np.ndarray) -> np.ndarray:
