@@ -21,7 +21,7 @@ from jaxlite.errors import ConfigError, counted, nearest
 from jaxlite.planning.plan import Plan, between, spoken
 from jaxlite.run import folder as run_folder
 from jaxlite.run import study_record
-from jaxlite.run.finetune import ready
+from jaxlite.run.finetune_start import ready
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
 from jaxlite.run.search import Search

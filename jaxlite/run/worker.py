@@ -27,7 +27,7 @@ from jaxlite.host.gc_pause import paused
 from jaxlite.planning.plan import spoken
 from jaxlite.report.result import Result
 from jaxlite.run import loop, racing
-from jaxlite.run.finetune import ready
+from jaxlite.run.finetune_start import ready
 from jaxlite.run.records import read_records, under
 from jaxlite.run.search import Search, config_of, point, trial_folder
 from jaxlite.run.watch import Halted, Watch
