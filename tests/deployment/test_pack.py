@@ -217,19 +217,23 @@ def test_every_operation_has_a_word():
 
 
 def test_the_format_is_the_one_that_was_written_before():
-  """What version 1 wrote once is read for ever; bytes that change without a new version break files that exist."""
+  """What a version wrote once is read for ever; bytes that change without a new version break files that exist."""
   w = np.float32([[0, 0.5, 0, -1.5], [0, 0, 1.0, 0], [-0.5, 0, 0, 0], [0, 0, 0, 2.5], [0.5, 0, 0, 0]] * 3)
   graph = random_graphs.dense_graph(w, (np.arange(8).reshape(4, 2) - 3).astype(np.int8))
   about = {'class_names': ['shirt', 'boot']}
-  old = base64.b64decode(GOLDEN)
-  again = pack.unpack(old)
-  same_graph(graph, again.graph)
-  assert again.about == about
+  for version, old in enumerate(map(base64.b64decode, GOLDEN), 1):
+    again = pack.unpack(old)
+    assert old[3] == version
+    same_graph(graph, again.graph)
+    assert again.about == about
   assert pack.pack(graph, about) == old
   assert [zlib.crc32(table.tobytes()) for table in entropy.tables()] == TABLES
 
 
-GOLDEN = 'SkxQAUwqDZf/RrbClLGhLXQTYW/UdO3LTUbEiyuCrev2/Jye6MH0negB60nYXTmJJZzG7dq3FKSjUGnYngl+AAAA/f7/AAECAwTEtMc8'
+GOLDEN = (
+  'SkxQAUwqDZf/RrbClLGhLXQTYW/UdO3LTUbEiyuCrev2/Jye6MH0negB60nYXTmJJZzG7dq3FKSjUGnYngl+AAAA/f7/AAECAwTEtMc8',
+  'SkxQAkwqDJf/RrbClLGhLXQTYW/UdO3LTUbEiyuCrev2/Jye6MH0negB60nYXTmJJZzF2c6soMWcmVIeSH4AAAD9/v8AAQIDBIcMGYc=',
+)
 TABLES = [1882841652, 414336265]
 
 
