@@ -34,9 +34,10 @@ from bench.task_tables import interval
 
 import jaxlite as jl
 from jaxlite import trees
+from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
-from jaxlite.deployment.packed.file import write_pack
+from jaxlite.deployment.packed.file import packed_bytes, write_pack
 from jaxlite.deployment.packed.scales import scaled
 from jaxlite.deployment.unit_order import sort_units
 from jaxlite.host.files import whole_file
@@ -183,12 +184,12 @@ class Bench:
       found = self.trained(kept.stem, start.model, recipe, self.taught(), epochs, seed, start.params)
       save(kept, found.model.export(found.params, found.model_state)[0])
     params, pictures = load(kept, start.params), self.data.train.inputs[:2]
-    small = sort_units(*without_dead(start.model, params, start.model_state, pictures), pictures)
-    graph = recognized(lower(forward_of(small.model), (small.params, small.model_state), pictures[:1]))
-    size = write_pack(graph, path)
+    small = without_dead(start.model, params, start.model_state, pictures)
+    graph, ordered = listed(small, pictures), listed(sort_units(*small, pictures), pictures)
+    size, unsorted = write_pack(ordered, path), packed_bytes(graph)
     assert os.path.getsize(path) == size
     scores = {one: self.scored(path, one) for one in (['validation'] if tried else ['validation', 'test'])}
-    self.keep({**about, 'bytes': size, **scores, **others(graph.constants.values())})
+    self.keep({**about, 'bytes': size, **scores, 'unsorted': unsorted, **others(graph.constants.values())})
 
   def scored(self, path: Path, which: str) -> float:
     """Accuracy in percent, as another process finds it that has only the file."""
@@ -289,8 +290,13 @@ def without_dead(model: jl.Model, params: Any, state: Any, inputs: Any) -> jl.Ne
     model, params, state = small.model, jax.device_get(small.params), small.model_state
 
 
-def forward_of(model: jl.Model) -> Any:
-  return lambda known, inputs: model.apply(*known, inputs, train=False, key=None)[0]
+def listed(network: jl.Network, inputs: Any) -> Graph:
+  """A network as its file is written from it."""
+
+  def forward(known: Any, inputs: Any) -> Any:
+    return network.model.apply(*known, inputs, train=False, key=None)[0]
+
+  return recognized(lower(forward, (network.params, network.model_state), inputs[:1]))
 
 
 def accuracy(network: jl.Network, split: Any) -> float:
