@@ -46,10 +46,9 @@ from jaxlite.quantization import clustered, few_bits
 
 BATCH = 128
 DISPATCH = 43  # steps at once, a tenth of an epoch
-CNN = (16, 32, 64)
-NETWORKS = {'lenet300': LeNet300(), 'lenet5': LeNet5(relu=True), 'cnn': SmallCNN(CNN)}
+NETWORKS = {'lenet300': LeNet300(), 'lenet5': LeNet5(relu=True), 'cnn': SmallCNN((16, 32, 64))}
 PARAMETERS = {'lenet300': 266_610, 'lenet5': 431_080, 'cnn': 98_442}
-TAUGHT = 20  # epochs of the teacher
+TAUGHT = 12  # epochs of the teacher
 RATES = {'lenet300': 1e-3, 'lenet5': 1.5e-3, 'cnn': 2e-3}  # of dense networks
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('network', 'lenet300', list(NETWORKS), 'what is trained')
@@ -95,6 +94,12 @@ class Bench:
   def __init__(self, folder: Path):
     self.folder = folder
     folder.mkdir(parents=True, exist_ok=True)
+    taught = folder / 'teacher.txt'
+    if taught.exists() and taught.read_text() != FLAGS.teacher:
+      raise ValueError(
+        f'{folder} holds what {taught.read_text() or "a teacher of its own"} taught: take another --workdir'
+      )
+    taught.write_text(FLAGS.teacher)
     whole = jl.data.load('fashion_mnist', validation=0)
     images, labels = whole.train.inputs, whole.train.labels
     self.data = jl.data.from_arrays(
@@ -131,10 +136,10 @@ class Bench:
     return jl.Network(train.model, state.params, jl.contract.join_const(state.model_state, state.const))
 
   def teacher(self) -> jl.Network:
-    """The network of a finished run, or three convolutions, trained here."""
+    """The network of a finished run; or a small CNN, trained here, that sees each picture twice, once mirrored."""
     if FLAGS.teacher:
       return jl.load(FLAGS.teacher)
-    model, path = self.model(SmallCNN(CNN, dropout=0.4)), self.folder / 'teacher.npz'
+    model, path = self.model(SmallCNN(dropout=0.4)), self.folder / 'teacher.npz'
     params, state = model.init(jax.random.key(0), self.data.train.inputs[:1])
     if not path.exists():
       recipe = jl.chain(
@@ -143,8 +148,8 @@ class Bench:
       found = self.trained('teacher', model, recipe, self.data, TAUGHT, 0, params)
       save(path, found.model.export(found.params, found.model_state)[0])
       found = jl.Network(model, load(path, params), state)
-      self.keep({'network': 'teacher', 'validation': accuracy(found, self.data.validation)})
-    return jl.Network(self.model(NETWORKS['cnn']), load(path, params), state)
+      self.keep({'network': 'teacher', 'validation': accuracy(twice(found), self.data.validation)})
+    return twice(jl.Network(self.model(SmallCNN()), load(path, params), state))
 
   def taught(self) -> jl.data.Dataset:
     views = [None, *3 * [jl.optim.shift(1)], *3 * [blended]]
@@ -161,7 +166,7 @@ class Bench:
         recipe = jl.chain(jl.distill('logits', temperature=2.0), adamw(RATES[name], epochs * self.each))
         save(path, self.trained(path.stem, model, recipe, self.taught(), epochs, seed, params).params)
       found = jl.Network(model, load(path, params), state)
-    about = {'network': name, 'dense': True, 'epochs': epochs, 'seed': seed}
+    about = {'network': name, 'dense': True, 'epochs': epochs, 'seed': seed, 'start': FLAGS.start}
     if not any(about.items() <= one.items() for one in results(self.folder)):
       scores = {which: accuracy(found, getattr(self.data, which)) for which in ('validation', 'test')}
       self.keep({**about, 'bytes': 4 * PARAMETERS[name], **scores})
@@ -172,11 +177,11 @@ class Bench:
   ) -> None:
     """Trains for bits from the dense network, packs, and has the file scored."""
     about = {'network': name, 'worth': worth, 'epochs': epochs, 'rates': rates, 'step': step, 'seed': seed}
-    about = {**json.loads(json.dumps(about)), 'tried': tried}
+    about = {**json.loads(json.dumps(about)), 'start': FLAGS.start, 'tried': tried}
     if any(about.items() <= one.items() for one in results(self.folder)):
       return
     start, total = self.dense(name, epochs, seed), epochs * self.each
-    moves = '-'.join(f'{one:g}' for one in (worth, epochs, *rates, step))
+    moves = '-'.join([*filter(None, [Path(FLAGS.start).name]), *(f'{one:g}' for one in (worth, epochs, *rates, step))])
     kept, path = (self.folder / f'{name}-{moves}-{seed}{end}' for end in ('.npz', f'{tried}.jlp'))
     if not kept.exists():
       hooks, tx = squeezed(worth, total, self.each, rates, step) if worth < 0.5 else clusters(worth, total)
@@ -185,7 +190,8 @@ class Bench:
       save(kept, found.model.export(found.params, found.model_state)[0])
     params, pictures = load(kept, start.params), self.data.train.inputs[:2]
     small = without_dead(start.model, params, start.model_state, pictures)
-    graph, ordered = listed(small, pictures), listed(sort_units(*small, pictures), pictures)
+    in_order = sort_units(small.model, small.params, small.model_state, pictures)
+    graph, ordered = listed(small, pictures), listed(in_order, pictures)
     size, unsorted = write_pack(ordered, path), packed_bytes(graph)
     assert os.path.getsize(path) == size
     scores = {one: self.scored(path, one) for one in (['validation'] if tried else ['validation', 'test'])}
@@ -270,6 +276,16 @@ def blended(key: Any, batch: Any) -> Any:
   """Mixup in whole gray levels."""
   batch = jl.optim.mixup(1.0, 10)(key, batch)
   return {**batch, 'inputs': jnp.round(batch['inputs']).astype(jnp.uint8)}
+
+
+def twice(network: jl.Network) -> jl.Network:
+  """A network that sees each picture as it is and mirrored."""
+
+  def apply(params: Any, state: Any, inputs: Any, **how: Any) -> Any:
+    first, last = (network.model.apply(params, state, one, **how)[0] for one in (inputs, inputs[:, :, ::-1]))
+    return (first + last) / 2, state
+
+  return network._replace(model=network.model._replace(apply=apply))
 
 
 def without_dead(model: jl.Model, params: Any, state: Any, inputs: Any) -> jl.Network:
