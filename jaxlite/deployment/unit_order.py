@@ -110,10 +110,10 @@ def _means_nothing(forward: Callable[..., Any], leaves: Sequence[np.ndarray], in
   def drawn(shape: Sequence[int], dtype: Any, like: np.ndarray | None) -> Any:
     if not jnp.issubdtype(dtype, jnp.floating):
       return rng.integers(0, 2, shape).astype(dtype) if like is None else like
-    if like is None or len(shape) > 1:
+    if like is None or (len(shape) > 1 and (np.asarray(like, np.float32) < 0).any()):
       size = 1.0 if like is None else np.prod(shape[:-1]) ** -0.5
       return (size * rng.normal(size=shape)).astype(dtype)
-    return rng.uniform(0.5, 1.5, shape).astype(dtype)  # a variance may not be negative
+    return rng.uniform(0.5, 1.5, shape).astype(dtype)  # what never is negative, a variance say, may not be
 
   values = [drawn(leaf.shape, leaf.dtype, leaf) for leaf in leaves]
   examples = jax.tree.map(lambda one: drawn(one.shape, one.dtype, None), inputs)

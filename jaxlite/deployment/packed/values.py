@@ -124,7 +124,9 @@ def numbers(stream: Any, models: Models, kind: Any, matrix: np.ndarray, how: How
     there = None if flags is None else flags[part] != 0
     contexts = _contexts(block.shape, there, how.near or 1, how.far or 2, models.version)
     values = (block.reshape(-1) if there is None else block[there]).astype(np.int64)
-    lanes = entropy.lanes_for(len(values) >> 2 if models.version > 1 else 4 * len(values))
+    lanes = entropy.lanes_for(4 * len(values))
+    if models.version > 1:  # few lanes: the signs beside are known, too
+      lanes = min(lanes, max(8, len(values) >> 10))
     entropy.symbols(stream, values, model, lanes, what, *contexts)
     if stream.decodes:
       block[... if there is None else there] = values.reshape(block.shape) if there is None else values
