@@ -83,8 +83,10 @@ def main(_: list[str]) -> None:
     return draw(folder)
   bench, rates = Bench(folder), tuple(map(float, FLAGS.rates))
   seeds = [int(seed) for seed in FLAGS.seeds]
-  for seed, worth in itertools.product(seeds, map(float, FLAGS.worth)):
-    bench.file(FLAGS.network, worth, FLAGS.epochs, seed, rates, FLAGS.step, FLAGS.tune)
+  for seed in seeds:
+    bench.dense(FLAGS.network, FLAGS.epochs, seed)
+    for worth in map(float, FLAGS.worth):
+      bench.file(FLAGS.network, worth, FLAGS.epochs, seed, rates, FLAGS.step, FLAGS.tune)
   return None
 
 
