@@ -6,15 +6,18 @@
 Candidates: MobileNetV2, EfficientNet-Lite1 and -Lite2 with published weights, jaxlite's ResNet-20 of Fashion-MNIST and
 small CNN of the digits (both trained here first), and MobileNetV2 with drawn weights as a control. Each set is split
 into training (at most 500, a tenth of it validation) and test; scores see the training examples alone. 'fine-tuned' is
-the test accuracy of `jl.finetune` with `--method` and `--steps`, a mean over seeds. A ranking holds where its first
-candidate is the best by fine-tuning or lies within the best one's 95 % interval. What a score costs are features that
-nobody has kept, and all four scores with their intervals, in processor time. The crops of textures and photographs
-overlap between training and test, and digits is what one candidate was trained on: these rows are easy. Every finished
-line is kept in `--out`, and the same command goes on where it was stopped.
+the test accuracy after `--steps` of 16 examples by the recipe of `jl.finetune` at a rate of 1e-4, from the solved head,
+a mean over seeds. A ranking
+holds where its first candidate is the best by fine-tuning or lies within the best one's 95 % interval. What a score
+costs are features that nobody has kept, and all four scores with their intervals, in processor time; beside it stand
+the steps alone, without compiling and evaluation, of a run as long as `jl.finetune` takes where nobody says. The crops
+of textures and photographs overlap between training and test, and digits is what one candidate was trained on: these
+rows are easy. Every finished line is kept in `--out`, and the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import tempfile
@@ -23,12 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import transfer_data
 from absl import app, flags
 
 import jaxlite as jl
-from jaxlite.finetuning import backbone, cached_features, rank, resized
+from jaxlite.config.schema import OptimConfig
+from jaxlite.finetuning import Start, backbone, choose, fit_probe, rank, recipe, resized, with_head
+from jaxlite.finetuning.choice import steps_for
 from jaxlite.finetuning.ranking import SCORES
 from jaxlite.finetuning.scores import wilson
 from jaxlite.models import ResNet20, SmallCNN
@@ -45,6 +51,7 @@ flags.DEFINE_integer('seeds', 3, 'fine-tunings behind each mean')
 flags.DEFINE_integer('epochs', 3, 'that the ResNet-20 sees of Fashion-MNIST')
 flags.DEFINE_string('method', 'full', 'of the fine-tuning')
 flags.DEFINE_bool('scores_alone', False, 'fine-tune nothing')
+flags.DEFINE_float('minutes', 0, 'stop after the line that is finished then, with code 75; the same command goes on')
 
 
 def ours(name: str, module: Any, load: Any, epochs: int, shape: tuple[int, ...]) -> jl.Network:
@@ -62,6 +69,9 @@ def grey(count: int) -> Any:
   return jl.data.from_arrays((inputs.reshape(*inputs.shape[:3], 1), labels))
 
 
+BATCH = 16
+CLASSES = 10  # outputs of every head: those of sets with fewer stay at a logit that no example has
+OURS = ('resnet20_fashion', 'cnn_digits')  # small: pictures as they are
 CANDIDATES = {
   'mobilenet_v2': lambda: transfer_data.pretrained('mobilenet_v2', FLAGS.size),
   'efficientnet_lite1': lambda: transfer_data.pretrained('efficientnet_lite1', FLAGS.size),
@@ -85,39 +95,88 @@ def data_of(name: str) -> Any:
   return jl.data.from_arrays((inputs[train], labels[train]), 0.1, (inputs[test], labels[test]), name=name)
 
 
-def spent(work: Any, *given: Any) -> tuple[Any, dict[str, float]]:
-  """What a function gives, and the seconds of clock and processor that it took."""
-  clock, processor = time.perf_counter(), time.process_time()
-  found = work(*given)
-  return found, {'seconds': time.perf_counter() - clock, 'processor': time.process_time() - processor}
+def common(data: Any) -> Any:
+  """The set as float pictures of `--size`, which the networks of photographs take without resizing: one program then
+  serves all sets."""
+  side = FLAGS.size
+
+  def brought(split: Any) -> Any:
+    pictures = jnp.asarray(split.inputs, jnp.float32)
+    pictures = jnp.repeat(pictures, 3, 3) if pictures.shape[3] == 1 else pictures
+    if pictures.shape[1:3] != (side, side):
+      pictures = jax.image.resize(pictures, (len(pictures), side, side, 3), 'linear')
+    return split._replace(inputs=np.asarray(pictures))
+
+  return data._replace(train=brought(data.train), test=brought(data.test))
 
 
-def tuned(network: Any, data: Any, folder: Path, seed: int) -> float:
-  """The test accuracy of one fine-tuning."""
-  result = jl.finetune(
-    network, data, folder, method=FLAGS.method, seed=seed, train=jl.Duration(steps=FLAGS.steps),
-    features=f'{FLAGS.workdir}/features', say=lambda line: None,
-  )  # fmt: skip
-  return float(result.metrics['accuracy'])
+class Tuner:
+  """One candidate, and the programs that fine-tune it: each is compiled once."""
+
+  def __init__(self, name: str, network: Any):
+    self.name, self.network = name, network
+    self.made: dict[Any, Any] = {}
+
+  def programs(self, inputs: np.ndarray) -> Any:
+    """Of pictures of one size: the backbone, what gives features, and the step by the recipe of `jl.finetune`."""
+    if inputs.shape[1:] not in self.made:
+      found = backbone(self.network, inputs[:2])
+      ready = with_head(found, CLASSES)
+      choice = choose(FLAGS.examples, CLASSES, 1, method=FLAGS.method)
+      options = OptimConfig(lr=1e-4)  # above its default for everything: a short run is to move the network
+      made = recipe(Start(ready, found, choice, None, ()), FLAGS.steps, optim_config=options)
+      give = jax.jit(lambda p, s, x: found.model.apply(p, s, x, train=False, key=None)[0])
+      self.made[inputs.shape[1:]] = found, give, jl.train_step(ready, jl.cross_entropy, made)
+    return self.made[inputs.shape[1:]]
+
+  def tuned(self, data: Any, seed: int) -> dict[str, float]:
+    """The test accuracy of one fine-tuning from the solved head, and the seconds of processor of one of its steps."""
+    train, test, began = data.train, data.test, time.process_time()
+    found, give, step = self.programs(train.inputs)
+    parts = [give(found.params, found.model_state, batch['inputs']) for batch in jl.data.eval_batches(train, 50)]
+    features = np.concatenate([np.asarray(part) for part in parts])[: len(train.labels)]
+    head = fit_probe(features, train.labels, CLASSES, seed=seed)
+    begun = with_head(found, CLASSES, kernel=head.kernel, bias=head.bias)
+    first = jl.data.batch_at(train, BATCH, seed, 0)
+    state = step.init(jax.random.key(seed), first, begun.params, begun.model_state)
+    marks = [0.0]
+    for number in range(FLAGS.steps):
+      state, metrics = step.step(state, jl.data.batch_at(train, BATCH, seed, number))
+      float(metrics['task'])
+      marks.append(time.process_time())
+    right = [
+      ((np.asarray(step.eval(state, batch)[0]).argmax(1) == batch['labels']) * batch['weight']).sum()
+      for batch in jl.data.eval_batches(test, 50)
+    ]
+    return {
+      'accuracy': float(sum(right) / len(test.labels)),
+      'step': (marks[-1] - marks[1]) / (FLAGS.steps - 1),
+      'processor': time.process_time() - began,
+    }
 
 
-def scored(networks: dict[str, Any], data: Any, truth: dict[str, float]) -> tuple[Any, dict[str, float]]:
-  """The ranking, and what each candidate's scores took of the processor."""
+def scored(networks: dict[str, Any], data: Any) -> dict[str, Any]:
+  """The scores of each candidate on features that nobody has kept, and what they took of the processor."""
   marks, seconds = [time.process_time()], {}
 
   def told(line: str) -> None:
-    name = line.split(':')[0]
-    if name in networks:
+    if (name := line.split(':')[0]) in networks:
       marks.append(time.process_time())
       seconds[name] = marks[-1] - marks[-2]
 
-  folder = f'{FLAGS.workdir}/features'
-  return rank(networks, data, truth=truth or None, examples=FLAGS.examples, folder=folder, say=told), seconds
+  with tempfile.TemporaryDirectory() as cold:
+    found = rank(networks, data, examples=FLAGS.examples, folder=cold, say=told)
+  kinds = ('value', 'low', 'high')
+  return {
+    row.name: {f'{one}_{kind}': getattr(row.scores[one], kind) for one in SCORES for kind in kinds}
+    | {'processor': seconds[row.name]}
+    for row in found.rows
+  }
 
 
 def main(_: list[str]) -> None:
-  """Fills what is missing, and prints a table a set and one of all sets."""
-  path = Path(FLAGS.out)
+  """Fills what is missing, candidate by candidate and then set by set, and prints the table."""
+  path, began = Path(FLAGS.out), time.monotonic()
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -126,54 +185,62 @@ def main(_: list[str]) -> None:
 
   def keep(line: dict[str, Any]) -> None:
     lines.append(line)
+    print(json.dumps(line), flush=True)
     with open(path, 'a', encoding='utf-8') as file:
       file.write(json.dumps(line) + '\n')
+    if FLAGS.minutes and time.monotonic() - began > 60 * FLAGS.minutes:
+      raise SystemExit(75)
 
+  jax.config.update('jax_compilation_cache_dir', str(Path(FLAGS.workdir, 'programs').absolute()))
   names = FLAGS.candidates or list(CANDIDATES)
-  networks = {name: CANDIDATES[name]() for name in names}
-  held, rows = [], []
-  for which in FLAGS.sets or list(transfer_data.sets(FLAGS.size)):
-    data, truth = data_of(which), {}
-    for name in names:
-      key = {'set': which, 'candidate': name, 'what': 'features'}
-      if not of(key):
-        found = backbone(networks[name], data.train.inputs[:2])
-        with tempfile.TemporaryDirectory() as cold:
-          keep({**key, **spent(cached_features, found, data.train, cold)[1]})
-      key = {'set': which, 'candidate': name, 'steps': FLAGS.steps, 'method': FLAGS.method}
-      for seed in range(0 if FLAGS.scores_alone else FLAGS.seeds):
-        if not of({**key, 'seed': seed}):
-          folder = Path(FLAGS.workdir, which, f'{name}-{FLAGS.method}-{FLAGS.steps}-{seed}')
-          accuracy, took = spent(tuned, networks[name], data, folder, seed)
-          keep({**key, 'seed': seed, 'accuracy': accuracy, **took})
-          print(f'{which}, {name}: {100 * accuracy:.1f} %, {took["processor"]:.0f} s of processor', flush=True)
-          jax.clear_caches()
-      if some := of(key):
-        truth[name] = float(np.mean([line['accuracy'] for line in some]))
-    ranking, scoring = scored(networks, data, truth)
-    print(f'\n{which}: {len(data.train.labels)} to train on, {len(data.test.labels)} to test\n{ranking}', flush=True)
-    if truth:
-      best = max(truth, key=lambda name: truth[name])
-      low, _ = wilson(round(truth[best] * len(data.test.labels)), len(data.test.labels))
-      held.append(truth[ranking.best] >= low)
-      shares = []
-      for name in names:
-        features = of({'set': which, 'candidate': name, 'what': 'features'})[0]['processor']
-        runs = of({'set': which, 'candidate': name, 'steps': FLAGS.steps, 'method': FLAGS.method})
-        shares.append((features + scoring[name]) / np.mean([line['processor'] for line in runs]))
-      taus = ' | '.join(f'{ranking.tau[one]:.2f}' if one in ranking.tau else '' for one in SCORES)
-      rows.append(
-        f'| {which} | {best} {100 * truth[best]:.1f} (from {100 * low:.1f}) | {ranking.best} '
-        f'{100 * truth[ranking.best]:.1f} | {"yes" if held[-1] else "no"} | {taus} | '
-        f'{min(shares):.2f} to {max(shares):.2f} |'
-      )
-  if held:
-    taus = ' | '.join(f'tau {name}' for name in SCORES)
-    print(
-      f'\n| set | best by fine-tuning, % | first by the ranking, % | holds | {taus} | scores by fine-tuning, time |'
+  wanted = FLAGS.sets or list(transfer_data.sets(FLAGS.size))
+  how = {'steps': FLAGS.steps, 'method': FLAGS.method}
+  for name in names:
+    missing = [(one, seed) for seed in range(FLAGS.seeds) for one in wanted
+               if not of({'set': one, 'candidate': name, 'seed': seed, **how})]  # fmt: skip
+    tuner = Tuner(name, CANDIDATES[name]()) if missing and not FLAGS.scores_alone else None
+    for one, seed in missing if tuner is not None else ():
+      data = data_of(one) if name in OURS else common(data_of(one))
+      keep({'set': one, 'candidate': name, 'seed': seed, **how, **tuner.tuned(data, seed)})
+  for one in wanted:
+    missing = [name for name in names if not of({'set': one, 'candidate': name, 'what': 'scores'})]
+    for name in missing:
+      found = scored({name: CANDIDATES[name]()}, data_of(one))
+      keep({'set': one, 'candidate': name, 'what': 'scores', **found[name]})
+  if not FLAGS.scores_alone:
+    print(table(wanted, names, lambda **key: of({**key, **({} if 'what' in key else how)})))
+
+
+def table(wanted: list[str], names: list[str], of: Any) -> str:
+  """One row a set: who is the best by fine-tuning, whom each score puts first, how the orders agree, and the cost."""
+  from scipy import stats
+
+  held, rows = collections.Counter(), []
+  for one in wanted:
+    test = len(data_of(one).test.labels)
+    truth = {name: float(np.mean([run['accuracy'] for run in of(set=one, candidate=name)])) for name in names}
+    scores = {name: of(set=one, candidate=name, what='scores')[0] for name in names}
+    best = max(truth, key=truth.__getitem__)
+    low, _ = wilson(round(truth[best] * test), test)
+    cells = []
+    for by in SCORES:
+      values = {name: scores[name][f'{by}_value'] for name in names}
+      first = max(values, key=values.__getitem__)
+      tau = stats.weightedtau([values[name] for name in names], [truth[name] for name in names]).statistic
+      held[by] += truth[first] >= low
+      cells.append(f'{first} {100 * truth[first]:.1f}{"" if truth[first] >= low else " (no)"}, {tau:.2f}')
+    steps = steps_for(len(data_of(one).train.labels), BATCH)
+    runs = {name: np.mean([run['step'] for run in of(set=one, candidate=name)]) for name in names}
+    shares = [scores[name]['processor'] / (steps * runs[name]) for name in names if name not in OURS]
+    every = ' '.join(f'{100 * truth[name]:.0f}' for name in names)
+    rows.append(
+      f'| {one} | {every} | {best} {100 * truth[best]:.1f} (from {100 * low:.1f}) | {" | ".join(cells)} | '
+      + (f'{min(shares):.2f} to {max(shares):.2f} |' if shares else ' |')
     )
-    print('|---|---|---|---|' + '--:|' * (len(SCORES) + 1) + '\n' + '\n'.join(rows))
-    print(f'\nthe ranking holds on {sum(held)} of {len(held)} sets')
+  head = f'| set | fine-tuned, %: {", ".join(names)} | best | ' + ' | '.join(f'first by {by}, tau' for by in SCORES)
+  lines = [f'{head} | a score by the steps of a fine-tuning |', '|---|---|---|' + '---|' * len(SCORES) + '--:|', *rows]
+  told = ', '.join(f'{by} {count}' for by, count in held.items())
+  return '\n'.join([*lines, f'the first is the best, or within its interval, in so many of {len(wanted)} sets: {told}'])
 
 
 if __name__ == '__main__':

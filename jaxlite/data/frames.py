@@ -14,6 +14,7 @@ import numpy as np
 from jaxlite.errors import nearest
 
 _UNNAMED = re.compile(r'(Unnamed: \d+)?')
+_COARSE = 1e-3  # of a column's range: rounding above it is told
 _TRUTH = {'true': 1.0, '1': 1.0, 'false': 0.0, '0': 0.0}
 
 
@@ -285,3 +286,35 @@ def _text(value: Any) -> str:
   if isinstance(value, float) and value.is_integer():  # 7 and 7.0 are one name, whichever way the table was read
     return str(int(value))
   return (value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)).strip()
+
+
+class Rounding:
+  """What float32 makes of a column of numbers, block after block."""
+
+  def __init__(self) -> None:
+    self.whole, self.error, self.low, self.high = False, 0.0, np.inf, -np.inf
+
+  def add(self, numbers: np.ndarray) -> None:
+    """Looks at more numbers of the column, float64[n]; those that are not finite count for nothing."""
+    known = numbers[np.isfinite(numbers)]
+    if not known.size:
+      return
+    with np.errstate(over='ignore', invalid='ignore'):
+      off = np.abs(known - known.astype(np.float32))
+      # Beyond 2**53 a float64 has rounded whole numbers already.
+      self.whole |= bool(((known == np.round(known)) & ((off > 0) | (np.abs(known) >= 2.0**53))).any())
+    self.error = max(self.error, float(off.max()))
+    self.low, self.high = min(self.low, float(known.min())), max(self.high, float(known.max()))
+
+  def told(self, column: str) -> tuple[str, ...]:
+    """A line where numbers that differ become the same, or nearly so."""
+    if self.whole:
+      return (
+        f'column {column!r} has whole numbers beyond 2**24, which float32 rounds: subtract or divide, or drop it',
+      )
+    if self.error > _COARSE * (self.high - self.low) > 0:
+      return (
+        f'column {column!r} lies between {self.low:.10g} and {self.high:.10g}, where float32 rounds by up to '
+        f'{self.error:.2g}: subtract its least, or drop it',
+      )
+    return ()

@@ -102,7 +102,7 @@ class _Seen:
   def __init__(self, name: str, categorical: bool = False):
     self.name, self.rows, self.filled, self.words = name, 0, 0, 0
     self.categorical, self.forgot = categorical, False
-    self.booleans, self.counts, self.rounded = True, True, False
+    self.booleans, self.counts, self.rounding = True, True, frames.Rounding()
     self.first_word: tuple[str, int] | None = None
     self.wrong: tuple[str, int] | None = None
     self.kinds: set[str] | None = set()
@@ -132,8 +132,7 @@ class _Seen:
       elif len(self.kinds) > _MOST_NAMES:
         self.kinds = None
     self._count(numbers)
-    with np.errstate(over='ignore', invalid='ignore'):
-      self.rounded |= bool(((numbers == np.round(numbers)) & (numbers != numbers.astype(np.float32))).any())
+    self.rounding.add(numbers)
     self.rows += len(values)
 
   def _count(self, numbers: np.ndarray) -> None:
@@ -265,11 +264,7 @@ def encoded(
     f'it counts as none of {len(names[name])}'
     for name, (text, row, many) in new.items()
   ]
-  notes += [
-    f'column {name!r} has whole numbers beyond 2**24, which float32 rounds: subtract or divide, or drop it'
-    for name, kind in kinds.items()
-    if kind == NUMBER and seen[name].rounded
-  ]
+  notes += [line for name, kind in kinds.items() if kind == NUMBER for line in seen[name].rounding.told(name)]
   notes += [
     f'column {name!r} counts the rows: if it is an index, drop={name!r}'
     for name, one in seen.items()

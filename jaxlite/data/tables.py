@@ -90,11 +90,7 @@ def from_table(
   encoder = fit_table(features, rows['train'], categorical=categorical, others=others)
   inputs, told = encoder.encode(features)  # what is new is new in validation or test alone
   told = [line.replace('training never saw', 'train does not have') for line in told]
-  told += [
-    f'column {column!r} has whole numbers beyond 2**24, which float32 rounds: subtract or divide, or drop it'
-    for column, kind, _ in encoder.columns
-    if kind == NUMBER and _is_rounded(frames.as_numbers(column, features[column]))
-  ]
+  told += [line for column, kind, _ in encoder.columns if kind == NUMBER for line in _rounded(column, features[column])]
   told += [
     f'column {column!r} counts the rows: if it is an index, drop={column!r}'
     for column, values in features.items()
@@ -148,8 +144,11 @@ def _from_disk(
   return _made(name, inputs, targets, weights, rows, large.encoder, about)
 
 
-def _is_rounded(numbers: Any) -> bool:
-  return bool(((numbers == np.round(numbers)) & (numbers != numbers.astype(np.float32))).any())
+def _rounded(column: str, values: np.ndarray) -> tuple[str, ...]:
+  found, numbers = frames.Rounding(), frames.as_numbers(column, values)
+  assert numbers is not None  # a column of numbers
+  found.add(numbers)
+  return found.told(column)
 
 
 def _as_names(names: Any) -> tuple[str, ...]:

@@ -324,9 +324,11 @@ def _told(
     fixes.append("rules={'^name': None} for what is not wanted, {'^name': 'path'} for another name")
   if absent and extra:
     fixes.append("match='order' where names have nothing in common")
-  nested = sorted({name.split('/')[0] for name in extra if held.form == 'torch' and '/' in name})
-  if nested:
-    fixes.append(f'key={nested[-1]!r} for a part of a checkpoint')
+  nested = {name.split('/')[0] for name in extra} if held.form == 'torch' else set()
+  fitting = sorted({name.split('/')[0] for name in held if '/' in name and name not in extra} - nested)
+  if nested and (fitting or any('/' in name for name in extra)):
+    part = fitting[0] if fitting else max(nested)
+    fixes.append(f'key={part!r} for a part of a checkpoint')
   return f'{held.where} does not fit the model: {"; ".join(parts)}: give {", or ".join(dict.fromkeys(fixes))}'
 
 

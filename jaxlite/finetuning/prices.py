@@ -12,9 +12,9 @@ import optax
 from jaxlite import adapters, contract, models
 from jaxlite.finetuning.entries import Entry
 from jaxlite.host.rates import Rates
-from jaxlite.host.rates import rates as machine_rates
 from jaxlite.planning.function import Call, call
 from jaxlite.planning.plan import mib, spoken
+from jaxlite.planning.reference import rates as machine_rates
 from jaxlite.step.train_step import train_step
 
 

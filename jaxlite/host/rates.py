@@ -67,6 +67,7 @@ class Rates(NamedTuple):
 # What `Rates.more` may hold: the unit of each.
 UNITS = {
   'convolution_gradients': 'FLOP/s of both gradients of the convolution, float32',
+  'compiling': 'programs of four small layers and their gradients that one core compiles in a second',
   'fresh': 'bytes/s of memory touched for the first time',
   'reductions': 'bytes/s read by a sum over the last axis',
   'random': 'random 32-bit words a second',
@@ -75,7 +76,14 @@ UNITS = {
 }
 
 
-def rates(say: Callable[[str], None] | None = None, anew: bool = False) -> Rates:
+PIECE = 'piece: '  # begins the name of a piece of a step in `Rates.more`, which holds how many run in a second
+
+
+def _is_known(name: str) -> bool:
+  return name in UNITS or name.startswith(PIECE)
+
+
+def rates(say: Callable[[str], None] | None = None, anew: bool = False, also: str = '') -> Rates:
   """Returns this machine's rates: those that are kept for it, or measured now, which takes some seconds.
 
   What was measured while others kept the machine busy is measured again once it is quieter.
@@ -83,21 +91,24 @@ def rates(say: Callable[[str], None] | None = None, anew: bool = False) -> Rates
   Args:
     say: takes a line before measuring, and warnings.
     anew: whether to measure although there are kept ones.
+    also: the name of a module whose `programs(most_bytes)` are timed too, as `measure.programs` are; what is kept
+      without any of them is measured again.
 
   Raises:
     RuntimeError: no program could be timed here: too little memory is free, or JAX itself does not run.
   """
   say = say or (lambda _: None)
   found = None if anew else known_rates()
-  if found is not None and not (found.load > 1.5 and _load() < 0.5 * found.load):
+  lacks = found is not None and also not in ('', _kept().get('also'))
+  if found is not None and not lacks and not (found.load > 1.5 and _load() < 0.5 * found.load):
     return found
   say('measuring how fast this machine computes, which takes some seconds and is kept')
-  found = _measured()
+  found = _measured(also)
   for line in found.warnings:
     say(f'warning: {line}')
   try:
     own_folder(rates_file().parent)
-    write_sealed(rates_file(), {**_plain(found), 'form': _FORM, 'machine': _about()})
+    write_sealed(rates_file(), {**_plain(found), 'form': _FORM, 'machine': _about(), 'also': also})
   except OSError as error:
     say(f'warning: the rates are not kept, {rates_file().parent} cannot be written ({type(error).__name__})')
   return found
@@ -105,11 +116,19 @@ def rates(say: Callable[[str], None] | None = None, anew: bool = False) -> Rates
 
 def known_rates() -> Rates | None:
   """Returns the rates that are kept for this machine; None where they were not measured. Nothing is measured."""
+  found = _kept()
   try:
-    found = read_sealed(rates_file())
     return rates_of(found) if found.get('form') == _FORM else None
-  except (Damaged, ValueError):
+  except ValueError:
     return None
+
+
+def _kept() -> dict[str, Any]:
+  """What is kept of this machine; empty where nothing is, or where it is damaged."""
+  try:
+    return read_sealed(rates_file())
+  except Damaged:
+    return {}
 
 
 def rates_of(content: Mapping[str, Any]) -> Rates:
@@ -120,7 +139,7 @@ def rates_of(content: Mapping[str, Any]) -> Rates:
   """
   try:
     kinds = [{str(name): _rate(value) for name, value in content[field].items()} for field in _BY_KIND]
-    more = {str(name): _rate(value) for name, value in content['more'].items() if name in UNITS}
+    more = {str(name): _rate(value) for name, value in content['more'].items() if _is_known(name)}
     one_core = content['one_core'] and rates_of(content['one_core'])
     warnings = tuple(str(line) for line in content['warnings'])
     alone = [_rate(content[name]) for name in _ALONE]
@@ -166,14 +185,14 @@ def _about() -> dict[str, Any]:
   return {'name': name or platform.machine(), 'cores': allowed_cores(), 'memory': memory, 'kind': kind}
 
 
-def _measured() -> Rates:
+def _measured(also: str = '') -> Rates:
   import jax
 
   if jax.devices()[0].platform != 'cpu':  # another process would not get the device that this one holds
     return _filled(measure.measured(budget=_BUDGET, most_bytes=256 << 20), [])
   own, child = _rooms()
   most = min(64 << 20, max(4 << 20, min(own, child) // 16))
-  asked, cores = {'budget': _BUDGET, 'most_bytes': most}, usable_cores()
+  asked, cores = {'budget': _BUDGET, 'most_bytes': most, 'also': also}, usable_cores()
   found, why = None, f'{child >> 20} MiB are free'
   if child >= _CHILD + 4 * most:
     found, why = (
@@ -226,7 +245,7 @@ def _filled(measured: tuple[dict[str, float], dict[str, float] | None], warnings
     lacking = f'{load:.1f} processes wanted each core while rates were measured: they may be low'
     warnings = [*warnings, lacking]
   kinds = [{kind: found[f'{name} {kind}'] for kind in _KINDS if f'{name} {kind}' in found} for name in _BY_KIND]
-  more = {name: found[name] for name in UNITS if name in found}
+  more = {name: value for name, value in found.items() if _is_known(name)}
   one_core = None
   if single and all(name in single for name in ('products float32', *_ALONE)):
     one_core = _filled((single, None), [])._replace(warnings=(), load=load)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jaxlite import trees
 from jaxlite.graph import provenance, walk
 from jaxlite.graph.plan import CONSTANT, DATA, Plan, Tag, weight
+from jaxlite.planning import strided
 from jaxlite.planning.flat import Flat, Node, flat
 from jaxlite.planning.fused import Kernel, kernels, nbytes
 
@@ -35,6 +36,8 @@ class Operation(NamedTuple):
     looped: it stands in a loop.
     branch: 'dear' and 'cheap' for what only one side of a branch does; '' else. What is cheap is not in the sums.
     out: entries of its result.
+    strided: bytes that are laid out anew, against the order in which they lie: what that costs beside passing over
+      them is not in `bytes`.
   """
 
   kind: str
@@ -50,6 +53,7 @@ class Operation(NamedTuple):
   looped: bool
   branch: str
   out: float
+  strided: float = 0.0
 
 
 class Cost(NamedTuple):
@@ -159,7 +163,15 @@ def _of_body(body: Flat, place: _Place, said: dict[str, None], recomputes: bool)
     else:
       found.append(_operation(kernel, place, layers.get(node.writes, node.layer)))
     _say(kernel, said)
-  return found
+  return found + [_turning(node, size, place) for node, size in strided.turned(body.nodes)]
+
+
+def _turning(node: Node, size: float, place: _Place) -> Operation:
+  times = place.times * node.copies
+  entries = _entries(node.eqn.outvars[0])
+  return Operation(
+    *('movement', 'transpose', '', 0.0, 0.0, 0.0, 0.0, times, (), '', place.looped, place.branch, entries), strided=size
+  )
 
 
 def _is_deep(eqn: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from jaxlite.cpu.kernels import compiler, direct, onednn
 from jaxlite.host import limits, machine, rates
 from jaxlite.host.accelerators import accelerators, idle
-from jaxlite.planning import probes
+from jaxlite.planning import probes, reference
 
 _PAYS = 1.15  # times the rate of float32, from which on a precision is said to pay
 _SET = ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAX_ENABLE_X64', 'JAX_DISABLE_JIT', 'JAX_DISABLE_MOST_OPTIMIZATIONS')
@@ -36,7 +36,7 @@ def doctor(say: Callable[[str], None] = print, workdir: str | os.PathLike[str] =
     say(line)
   say(disk_line(workdir))
   try:
-    found = rates.rates(say, anew)
+    found = reference.rates(say, anew)
   except RuntimeError as error:
     say(f'warning: {error}')
   else:

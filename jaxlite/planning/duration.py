@@ -7,7 +7,6 @@ learned from in both.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlite.host import machine
+from jaxlite.host.crowd import free_cores
+from jaxlite.host.limits import usable_cores
 from jaxlite.host.rates import Rates
 from jaxlite.planning import calibration, speed
 from jaxlite.planning.calibration import Outcome
@@ -24,18 +25,22 @@ from jaxlite.step import multi_step
 
 EIGHTY = 1.2816  # standard deviations of a normal: 80 of 100 lie within
 # Standard deviations of log(actual / forecast), where this machine has not taught better.
-SPREADS = {'compile': 0.45, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
+SPREADS = {'compile': 0.3, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
+_CROWDED = 0.6  # by which a step is less sure where others take all of the machine
+_EVALUATION = 0.2  # by which an evaluation is less sure than a step
 _FIRST = 3.0  # seconds from the start of a process to its first step, beside compiling: data, the first state
 _BEFORE = 1.5  # of them, those that are over when a run tells its forecast
 _REPORT = 3.5  # of a run's end: tables, figures, the inventory
 _IMPROVED = 0.5  # of all evaluations, and then a checkpoint is written
-# Processor seconds of compiling on the machine that this was fitted on, by kind of kernel; `_REFERENCE`: its rate.
-_COMPILING = {'base': 0.9, 'loop': 0.05, 'convolutions': 0.18, 'depthwise': 0.02, 'products': 0.07, 'movement': 0.013}
-_COMPILING_OTHER = 0.002
-_COMPILING_AT_ONCE = 0.56  # of them, what the clock shows where there are two cores: a part is compiled by several
+# Processor seconds of compiling on the machine that this was fitted on: of a program, of a kernel, of products and
+# convolutions that differ, and of loading what runs convolutions. A further program finds much of JAX at work already.
+_COMPILING = {'program': 1.2, 'kernel': 0.0055, 'product': 0.2, 'convolution': 0.04, 'convolutions': 1.8}
+_FURTHER = 0.6
+_COMPILING_AT_ONCE = 0.58  # of them, what the clock shows where there are two cores: a part is compiled by several
+_COMPILED = 2.8  # of the programs that `Rates.more` counts as 'compiling', in a second, on that machine
 # Seconds that a step takes in Python where it is sent alone, and where many are sent at once.
-_ALONE, _TOGETHER = 1.5e-4, 4e-5
-_REFERENCE = 1.2e11  # FLOP/s of float32 products on one core
+_ALONE, _TOGETHER = 1.5e-4, 8e-6
+_REFERENCE = 1.2e11  # FLOP/s of float32 products on one core there, for a machine whose compiling was not timed
 
 
 class Duration(NamedTuple):
@@ -95,21 +100,22 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
     crowd: cores that others leave to this process; None asks the machine.
   """
   cores = machine.cores()
-  free = free_cores(cores) if crowd is None else crowd
+  free = free_cores() if crowd is None else crowd
   step, eval_ = costs(job)
   in_c = job.rewrites and _has_kernels()
   of_step, of_batch = (speed.spent(one.usual, rates, cores, kernels=in_c) for one in (step, eval_))
-  single = (rates.one_core or rates).products['float32'] / (1 if rates.one_core else cores)
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
   read = job.decoding / max(1.0, min(cores, free))  # an example, by all cores: decoding takes them from the step
   taken = len(job.batch['weight']) * read if read else 0.0
   gap = min(job.total, job.log, job.evaluate, job.checkpoint)
-  several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and 'conv' not in _primitives(step)
+  convolves = any(one.kind in ('convolutions', 'depthwise') for one in step.operations)
+  several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and not convolves
   sent = _TOGETHER if several else _ALONE
+  programs = (step, eval_, step) if several else (step, eval_)
   raw = {
-    'compile': compiling(step, eval_) * _REFERENCE / single * max(_COMPILING_AT_ONCE, 1 / free),
-    'step': _wall(of_step, rates.dispatch, free) + moved + taken + sent / min(1.0, free),
+    'compile': _slower(rates, cores) * compiling(*programs) * max(_COMPILING_AT_ONCE, 1 / free),
+    'step': _wall(of_step, 0.0 if several else rates.dispatch, free) + moved + taken + sent / min(1.0, free),
     'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4)
     + job.splits.validation * read
     + 1e-3,
@@ -124,11 +130,15 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   if dear > 1.05:
     said.append(f'a step that does what is due now and then takes {dear:.1f} times as long: it is told as any other')
   if free < 0.7 * cores:
-    said.append(f'others use this machine: about {free:.1f} of {cores} cores are left, and times are told for that')
+    why = 'its quota is' if usable_cores().usable < 1.1 * free else 'others leave'
+    said.append(f'{why} about {free:.1f} of {cores} cores, and times are told for that')
   if job.compile_cache:
     said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
-  return _whole(job, raw, 'cost', {}, of_step.processor + sent, features_of(step, rates, cores), tuple(said), among)
+  wide = math.hypot(speed.spread(step.usual, rates, cores, in_c), _CROWDED * (1 - min(1.0, free / cores)))
+  spreads = {'step': wide, 'evaluation': math.hypot(wide, _EVALUATION)}
+  features = features_of(step, rates, cores)
+  return _whole(job, raw, 'cost', spreads, of_step.processor + sent, features, tuple(said), among)
 
 
 def begun(found: Durations, spent: float) -> Durations:
@@ -142,16 +152,6 @@ def begun(found: Durations, spent: float) -> Durations:
   rest, total = (Duration(*(seconds + more for seconds in one)) for one in (found.rest, found.total))
   raw = {**found.raw, **{name: found.raw[name] + more for name in ('rest', 'total')}}
   return found._replace(rest=rest, total=total, raw=raw)
-
-
-def free_cores(cores: int) -> float:
-  """Returns how many cores others leave to this process, from the load that the system tells; all where it does not."""
-  try:
-    running = os.getloadavg()[0]
-  except (AttributeError, OSError):
-    return float(cores)
-  whole = machine.all_cores()
-  return cores if running <= whole - cores else max(0.3, cores * min(1.0, whole / (running + cores / 2)))
 
 
 def costs(job: Job) -> tuple[Cost, Cost]:
@@ -168,10 +168,6 @@ def costs(job: Job) -> tuple[Cost, Cost]:
   return cost(step, recomputes=not on_cpu), cost(same, recomputes=not on_cpu)
 
 
-def _primitives(program: Cost) -> str:
-  return ' '.join(one.primitive for one in program.operations)
-
-
 def _has_kernels() -> bool:
   """Whether convolutions run in C here: jaxlite's own, or oneDNN's."""
   from jaxlite.cpu.kernels import direct, onednn
@@ -183,18 +179,30 @@ def _wall(of: speed.Spent, dispatch: float, free: float) -> float:
   return max(of.wall, of.processor / free) + dispatch
 
 
+def _slower(rates: Rates, cores: int) -> float:
+  """By how much longer this machine compiles than the one that the figures were fitted on."""
+  single = rates.one_core or rates
+  if 'compiling' in single.more:
+    return _COMPILED / single.more['compiling']
+  return _REFERENCE * (1 if rates.one_core else cores) / single.products['float32']
+
+
 def compiling(*programs: Cost) -> float:
   """Returns processor seconds that compiling takes on the machine that the figures were fitted on.
 
   Args:
-    programs: the cost of each.
+    programs: the cost of each, in the order in which they are compiled.
   """
-  total = 0.0
-  for one in programs:
-    loops = sum(each.primitive == 'scan' for each in one.operations)
-    total += _COMPILING['base'] + loops * _COMPILING['loop']
-    total += sum(_COMPILING.get(each.kind, _COMPILING_OTHER) for each in one.operations)
-  return total
+  total, known = 0.0, set()
+  for index, one in enumerate(programs):
+    total += _COMPILING['program'] if index == 0 else _FURTHER
+    total += _COMPILING['kernel'] * len(one.operations)
+    for each in one.operations:
+      kind = {'products': 'product', 'convolutions': 'convolution', 'depthwise': 'convolution'}.get(each.kind)
+      if kind and (what := (each.kind, each.sides, each.dtype)) not in known:
+        known.add(what)
+        total += _COMPILING[kind]
+  return total + _COMPILING['convolutions'] * any(kind in ('convolutions', 'depthwise') for kind, *_ in known)
 
 
 def _bytes(tree: Any) -> float:

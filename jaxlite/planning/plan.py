@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from jaxlite.host.limits import Limits
 from jaxlite.planning.cost import NOT_COUNTED
 from jaxlite.planning.duration import Duration, Durations
 from jaxlite.planning.memory import Memory
+from jaxlite.planning.time_to_loss import TimeToLoss
 
 FITS, TIGHT, TOO_LARGE = 'FITS', 'TIGHT', 'DOES NOT FIT'
 
@@ -67,6 +69,7 @@ class Plan(NamedTuple):
     changes: what was tried, the run as it is first; () where nothing was.
     unknown: what was left out, and why, a line each.
     elsewhere: the same run on other machines, a line each.
+    to_loss: when the training loss comes to a target; None where nobody asked, or it cannot be told.
   """
 
   name: str
@@ -77,6 +80,7 @@ class Plan(NamedTuple):
   changes: tuple[Tried, ...] = ()
   unknown: tuple[str, ...] = ()
   elsewhere: tuple[str, ...] = ()
+  to_loss: TimeToLoss | None = None
 
   def line(self) -> str:
     """In one line: what it needs, of what there is, and how long it takes."""
@@ -206,12 +210,22 @@ def _page(plan: Plan) -> list[str]:
       lines.append(f'  freed memory that stays mapped may add {mib(memory.kept)} (machine.keep_memory)')
   if plan.durations is not None:
     lines += _times(plan.durations)
+  if plan.to_loss is not None:
+    one = plan.to_loss
+    lines += [f'  {one}{_in_seconds(plan)}', *(f'    {line}' for line in one.told)]
   if plan.changes:
     lines += changes(plan.changes)
   lines += [f'  {line}' for line in plan.elsewhere]
   notes = [*(plan.memory.notes if plan.memory else ()), *(plan.durations.said if plan.durations else ())]
   lines += [f'  not known: {line}' for line in (*plan.unknown, *notes)]
   return [*lines, *(f'  warning: {line}' for line in plan.limits.warnings)]
+
+
+def _in_seconds(plan: Plan) -> str:
+  """How long the steps to a loss take."""
+  if plan.durations is None or plan.to_loss is None or not 0 < plan.to_loss.reach.step < math.inf:
+    return ''
+  return f'; so many steps take {spoken(plan.to_loss.reach.step * plan.durations.step.seconds)}'
 
 
 def _times(found: Durations) -> list[str]:

@@ -14,36 +14,59 @@ from typing import NamedTuple
 
 from jaxlite.host.rates import Rates
 from jaxlite.planning.cost import Operation
+from jaxlite.planning.reference import correction
 from jaxlite.planning.work import SMALL
 
 _LARGE = 2e9  # FLOPs from which a product reaches its best
 _CACHED = 2e6  # bytes that a kernel moves, up to which they lie in the caches
 _FAR = 6e7  # from which they do not
-_THREADED = 2e5  # bytes, or transcendentals, below which XLA for CPU gives a kernel to one core
+_THREADED = 1e6  # bytes, or transcendentals, below which XLA for CPU gives a kernel to one core
+_CHUNKS = 8  # parts of a batch, at most, that kernels in C convolve side by side
+_UNEVEN = 1.05  # by which the last of several cores ends later than all would if they ended together
+_STREAMS = 4  # cores that memory serves at their full speed
+_NARROW = 16  # columns, or channels, below which kernels leave units of the processor idle
+_TINY = 5e4  # FLOPs of one of many products at which it takes twice as long as at the rate of small ones
 KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
+_CALL, _CALLED = 3e-5, 2e7  # processor seconds of calling a kernel in C, and the FLOPs from which a product is one
 
 # By group, what a kernel takes as a multiple of what its rates alone would say.
 FACTORS: dict[str, float] = {
-  'products': 0.85,
-  'small products': 0.9,
-  'narrow products': 2.0,
-  'batched products': 1.5,
-  'convolutions': 0.85,
-  'narrow convolutions': 1.8,
-  'convolutions to weights': 0.8,
-  'depthwise': 1.0,
-  'elementwise': 3.0,
-  'transcendental': 1.5,
+  'products': 0.92,
+  'small products': 0.97,
+  'narrow products': 1.8,
+  'batched products': 0.98,
+  'ragged products': 2.2,
+  'convolutions': 0.81,
+  'convolutions apart': 1.14,
+  'narrow convolutions': 1.4,
+  'narrow convolutions apart': 2.3,
+  'convolutions to weights': 0.77,
+  'depthwise': 0.47,
+  'elementwise': 3.9,
+  'transcendental': 1.35,
   'reductions': 1.3,
-  'gradients of pools': 0.2,
-  'windows': 1.0,
-  'movement': 3.0,
+  'gradients of pools': 0.07,
+  'gradients of pools apart': 0.47,
+  'windows': 1.1,
+  'movement': 2.6,
+  'transposes': 12.0,
   'rows': 2.5,
   'sorting': 1.0,
   'random': 0.6,
   'linear algebra': 1.0,
-  'kernels': 1.0,
+  'kernels': 0.34,
+  'calls': 1.0,
 }
+
+
+# By group, the standard deviation of the logarithm of what a factor leaves unsaid; that of groups with another name.
+UNSURE: dict[str, float] = {
+  'products': 0.1,
+  'small products': 0.2,
+  'convolutions': 0.15,
+  'convolutions to weights': 0.15,
+}
+_UNSURE, _ALWAYS = 0.35, 0.1
 
 
 class Spent(NamedTuple):
@@ -72,7 +95,7 @@ def spent(
     rates: of the machine.
     cores: that a program may use.
     factors: in place of `FACTORS`.
-    kernels: whether convolutions run in C, where it is faster.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
   """
   used = FACTORS if factors is None else factors
   wall = processor = 0.0
@@ -80,6 +103,30 @@ def spent(
     factor = used.get(group, 1.0)
     wall, processor = wall + factor * together, processor + factor * alone
   return Spent(wall, processor)
+
+
+def spread(
+  operations: Sequence[Operation],
+  rates: Rates,
+  cores: int,
+  kernels: bool = True,
+) -> float:
+  """Returns how sure what kernels take is: the standard deviation of the logarithm of their seconds.
+
+  Each group is off in its own direction, by more where it was seen less often.
+
+  Args:
+    operations: of a program.
+    rates: of the machine.
+    cores: that a program may use.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
+  """
+  parts = {
+    group: FACTORS.get(group, 1.0) * alone for group, (alone, _) in by_group(operations, rates, cores, kernels).items()
+  }
+  total = sum(parts.values()) or 1.0
+  off = sum((UNSURE.get(group, _UNSURE) * seconds / total) ** 2 for group, seconds in parts.items())
+  return math.sqrt(_ALWAYS**2 + off)
 
 
 def by_group(
@@ -91,23 +138,40 @@ def by_group(
     operations: of a program.
     rates: of the machine.
     cores: that a program may use.
-    kernels: whether convolutions run in C, where it is faster.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
   """
   single = rates.one_core or rates
   single = single._replace(more={**rates.more, **single.more})
   found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+  beside = KERNEL_SECONDS * correction('kernels', single, True)
   for one in operations:
     group = group_of(one)
-    together = _seconds(one, group, rates, kernels)
-    alone = _seconds(one, group, single, kernels) if rates.one_core else together * (cores if _is_shared(one) else 1)
-    if not _is_shared(one) or one.looped:
-      together = alone
-    together = min(max(together, alone / max(1, cores)), alone)
+    in_c = kernels or one.primitive == 'ffi_call'
+    together = _seconds(one, group, rates, in_c) * correction(group, rates, False)
+    alone = together * (cores if _is_shared(one) else 1)
+    if rates.one_core:
+      alone = _seconds(one, group, single, in_c) * correction(group, single, True)
+      together = _shared(one, together, alone, cores, in_c)
     found[group][0] += alone * one.times
     found[group][1] += together * one.times
-    found['kernels'][0] += KERNEL_SECONDS * one.times
-    found['kernels'][1] += KERNEL_SECONDS * one.times
+    found['kernels'][0] += beside * one.times
+    found['kernels'][1] += beside * one.times
+    large = one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED)
+    if in_c and rates.one_core and large:
+      found['calls'][0] += _CALL * one.times
+      found['calls'][1] += _CALL / min(cores, 2) * one.times
   return {group: (alone, together) for group, (alone, together) in found.items()}
+
+
+def _shared(one: Operation, together: float, alone: float, cores: int, in_c: bool) -> float:
+  """Seconds on the wall of what takes so many of one core, and by the rates of all cores together so many."""
+  if not _is_shared(one):
+    return alone
+  if in_c and one.kind in ('convolutions', 'depthwise'):  # XLA's rates are of one thread
+    together = alone / min(cores, _CHUNKS)
+  elif one.kind in ('elementwise', 'transcendental', 'reductions', 'movement'):
+    together = alone / min(cores, _STREAMS)
+  return min(max(together, _UNEVEN * alone / max(1, cores)), alone)
 
 
 def group_of(one: Operation) -> str:
@@ -115,23 +179,30 @@ def group_of(one: Operation) -> str:
 
   >>> from jaxlite.planning.cost import cost
   >>> import jax
-  >>> group_of(cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((8, 8)))).operations[0])
+  >>> group_of(cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((32, 32)))).operations[0])
   'small products'
   """
   if one.kind in ('products', 'small products'):
+    if one.primitive.startswith('ragged'):
+      return 'ragged products'
     if one.sides and one.sides[0] > 1:
       return 'batched products'
-    narrow = bool(one.sides) and min(one.sides[1:]) < 16
-    return 'narrow products' if narrow and one.kind == 'products' else one.kind
+    return 'narrow products' if one.sides and min(one.sides[1:]) < _NARROW else one.kind
   if one.kind == 'convolutions':
-    _, positions, summed, channels = one.sides
-    if positions < summed:
-      return 'convolutions to weights'
-    return 'narrow convolutions' if min(channels, summed // 9) < 16 else 'convolutions'
+    _, positions, summed, channels, places, apart = one.sides
+    inputs = summed // max(1, places) if positions >= summed else positions // max(1, places)
+    if min(channels, inputs) < _NARROW:
+      return 'narrow convolutions apart' if apart else 'narrow convolutions'
+    if apart:
+      return 'convolutions apart'
+    return 'convolutions to weights' if positions < summed else 'convolutions'
   if one.kind == 'reductions':
     if 'scatter' in one.primitive or 'window' in one.primitive:
-      return 'gradients of pools' if 'scatter' in one.primitive else 'windows'
+      apart = one.sides[1:] == (1,)
+      return f'gradients of pools{" apart" * apart}' if 'scatter' in one.primitive else 'windows'
     return 'reductions'
+  if one.strided:
+    return 'transposes'
   if one.kind == 'movement':
     for name in ('sort', 'top_k'):
       if name in one.primitive:
@@ -147,11 +218,13 @@ def _is_shared(one: Operation) -> bool:
     return True
   if one.kind == 'small products':
     return one.flops > 1e6
-  return one.bytes > _THREADED
+  return one.bytes + one.strided > _THREADED
 
 
 def _seconds(one: Operation, group: str, rates: Rates, kernels: bool) -> float:
   """Of one run, by these rates."""
+  if one.strided:
+    return one.strided / rates.elementwise
   moving = one.bytes / _bandwidth(one.bytes, rates)
   return max(_computing(one, group, rates, kernels), moving)
 
@@ -182,7 +255,7 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
     return one.flops / 60 / rates.more.get('random', rates.transcendental)
   if group == 'reductions':
     return one.bytes / rates.more.get('reductions', rates.elementwise) + one.transcendentals / rates.transcendental
-  if group == 'gradients of pools':
+  if group.startswith('gradients of pools'):
     return one.out / rates.more.get('pool_gradient', rates.elementwise / 64)
   if group == 'rows':
     return one.bytes / (768 * rates.more['scatter']) if 'scatter' in rates.more else one.bytes / rates.elementwise
@@ -197,4 +270,4 @@ def _of_products(one: Operation, rates: Rates, dtype: str) -> float:
   large = rates.products.get(dtype, rates.products['float32'])
   each = one.padded / max(1, one.sides[0] if one.sides else 1)
   share = min(1.0, max(0.0, math.log(max(each, 1) / SMALL) / math.log(_LARGE / SMALL)))
-  return small ** (1 - share) * large**share
+  return small ** (1 - share) * large**share * each / (each + _TINY)

@@ -32,7 +32,8 @@ class Work(NamedTuple):
     flops: floating-point operations; of integers as well.
     transcendentals: exponentials, logarithms, roots, sines and their like; they are no FLOPs.
     padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
-    sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels).
+    sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels, places of its window,
+      1 where channels lie apart and else 0); of a sliding window (places, 1 or 0 likewise).
     fused: it is computed where its result is read.
     known: what it computes is known; else its bytes alone count.
   """
@@ -142,7 +143,9 @@ def work_of(eqn: Any) -> Work:
   if name in _CUMULATIVE:
     return Work('reductions', max(taken - 1, 0.0) * max(1.0, math.log2(max(2.0, _along(eqn)))))
   if name in _WINDOWS:
-    return Work('reductions', (taken if 'scatter' in name else out) * max(_window(eqn) - 1, 1))
+    window = eqn.params.get('window_dimensions', (2,))
+    sides = (math.prod(window), int(window[-1] > 1))
+    return Work('reductions', (taken if 'scatter' in name else out) * max(_window(eqn) - 1, 1), sides=sides)
   if name in ('random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'):
     return Work('random', _RANDOM * sum(_size(var) for var in eqn.outvars))
   if name in ('random_fold_in', 'random_split', 'random_seed'):
@@ -206,7 +209,10 @@ def _convolution(eqn: Any) -> Work:
   alone = eqn.params['feature_group_count'] > 1 and rhs[spec.rhs_spec[1]] == 1
   # The gradient of a depthwise kernel: each channel is a group of the batch, or of features, with one input each.
   alone = alone or (eqn.params['batch_group_count'] > 1 and eqn.params['batch_group_count'] == channels)
-  sides = (groups, math.prod(out) // max(1, channels), summed, channels)
+  # Of a weight's gradient the result is the window, and what slides over the input is the gradient of the output.
+  places = min(math.prod(rhs[axis] for axis in spec.rhs_spec[2:]), math.prod(out[axis] for axis in spec.out_spec[2:]))
+  apart = int(len(rhs) - 1 in spec.lhs_spec[2:])  # arrays [B, C, H, W]
+  sides = (groups, math.prod(out) // max(1, channels), summed, channels, places, apart)
   flops = float(flops_of(eqn, zeros=False))
   return Work('depthwise' if alone else 'convolutions', flops, 0.0, padded, sides)
 
@@ -221,7 +227,7 @@ def _kernel(eqn: Any) -> Work:
     kernel, result = numbers[9:12], numbers[12:15]
     flops = 2.0 * batch * groups * inputs * outputs * math.prod(kernel) * math.prod(result)
     kind = 'depthwise' if groups > 1 and inputs == 1 else 'convolutions'
-    sides = (groups, batch * math.prod(result), inputs * math.prod(kernel), outputs * groups)
+    sides = (groups, batch * math.prod(result), inputs * math.prod(kernel), outputs * groups, math.prod(kernel), 0)
     return Work(kind, flops, 0.0, flops, sides)
   if target.startswith('jaxlite_cpu_onednn_'):
     kind, _, *sizes = target.removeprefix('jaxlite_cpu_onednn_').split('_')[1:]
@@ -233,7 +239,8 @@ def _kernel(eqn: Any) -> Work:
       return Work(small, flops, 0.0, flops, (many, rows, inner, columns))
     (batch,), (inputs,), (outputs,), (groups,) = parts[:4]
     flops = 2.0 * batch * inputs // groups * outputs * math.prod(parts[5]) * math.prod(parts[6])
-    sides = (groups, batch * math.prod(parts[6]), inputs // groups * math.prod(parts[5]), outputs)
+    places = math.prod(parts[5])
+    sides = (groups, batch * math.prod(parts[6]), inputs // groups * places, outputs, places, 0)
     return Work('depthwise' if groups == inputs > 1 else 'convolutions', flops, 0.0, flops, sides)
   return Work('movement', known=False)
 

@@ -6,6 +6,7 @@ repeat has measured it, on the data that it names; `planning/measured.json` hold
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,12 +21,13 @@ from jaxlite.adapters import adapt
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config
 from jaxlite.graph.init_numpy import on_host
+from jaxlite.host.crowd import free_cores
 from jaxlite.host.limits import Limits
 from jaxlite.host.machine import resident
-from jaxlite.host.rates import rates
 from jaxlite.planning import duration, memory
 from jaxlite.planning.job import Job, Splits
 from jaxlite.planning.plan import FITS, TOO_LARGE, Verdict, between, judged, mib, spoken
+from jaxlite.planning.reference import rates
 from jaxlite.run import defaults, fit
 from jaxlite.step.train_step import train_step
 
@@ -100,14 +102,14 @@ def options(
   minutes: float, here: Limits, examples: int, shape: tuple[int, ...], classes: int, say: Callable[[str], None]
 ) -> list[Option]:
   """Returns the reference networks that take examples of a shape, ranked; see `lines`."""
-  known = rates(say)
+  tell = functools.partial(duration.forecast, rates=rates(say), crowd=free_cores())
   found = []
   for name, network in networks(shape, classes):
     measured = _measured(name, shape, classes)
     wanted, batch = (measured['epochs'], measured['batch']) if measured else (_EPOCHS, _BATCH)
     try:
       found.append(
-        _option(name, network, (examples, shape, classes, min(batch, examples // 2)), wanted, minutes, here, known)
+        _option(name, network, (examples, shape, classes, min(batch, examples // 2)), wanted, minutes, here, tell)
       )
     except Exception as error:
       said = str(error).strip().split('\n')[0][:80]
@@ -123,13 +125,13 @@ def _rank(one: Option) -> tuple[Any, ...]:
 
 
 def _option(
-  name: str, network: Any, data: tuple[Any, ...], wanted: int, minutes: float, here: Limits, known: Any
+  name: str, network: Any, data: tuple[Any, ...], wanted: int, minutes: float, here: Limits, tell: Any
 ) -> Option:
   job = job_for(network, *data, wanted)
   verdict = judged(memory.traced(job, here), here, resident())
-  whole = duration.forecast(job, known)
+  whole = tell(job)
   steps = job.total // wanted
-  one = duration.forecast(job._replace(total=steps), known)
+  one = tell(job._replace(total=steps))
   epoch = max(1e-9, (whole.total.seconds - one.total.seconds) / max(1, wanted - 1)) if wanted > 1 else one.total.seconds
   seconds, epochs = 60 * minutes, wanted
   if whole.total.high > seconds:
@@ -137,7 +139,7 @@ def _option(
     share = whole.total.high / whole.total.seconds
     fixed = max(0.0, one.total.seconds - epoch)
     epochs = max(0, min(wanted, math.floor((seconds / share - fixed) / epoch)))
-    whole = duration.forecast(job._replace(total=max(1, epochs) * steps), known)
+    whole = tell(job._replace(total=max(1, epochs) * steps))
   fits = epochs > 0 and (verdict is None or verdict.word != TOO_LARGE)
   return Option(name, epochs, wanted, verdict, whole.total, epoch, fits, None)
 

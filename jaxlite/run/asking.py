@@ -22,7 +22,9 @@ from jaxlite.run.setup import Setup, prepare
 from jaxlite.run.trial import Died, Source, asked, made
 
 
-def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: str = '') -> int:
+def plan(
+  config: Config, source: Source, *, changes: bool = False, elsewhere: str = '', target: float | None = None
+) -> int:
   """Prints what each run of an experiment will need.
 
   Args:
@@ -30,6 +32,7 @@ def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: st
     source: where it comes from.
     changes: whether to try what could be changed.
     elsewhere: other machines to tell it of, as `planning.elsewhere` takes them; '' for none.
+    target: a training loss: when it will be reached; None where nobody asks.
 
   Returns:
     The exit code, 0: also where a run does not fit, which is an answer.
@@ -44,6 +47,7 @@ def plan(config: Config, source: Source, *, changes: bool = False, elsewhere: st
     job = job_of(setup)
     found = foreseen(job, one.name, say, measure=True)
     found = planning.elsewhere(job, found, elsewhere) if elsewhere else found
+    found = found if target is None else planning.with_loss(found, setup, target, say)
     tried: list[Tried] = []
     if changes:
       base = found.durations.step.seconds if found.durations is not None else None

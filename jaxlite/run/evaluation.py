@@ -56,6 +56,8 @@ def evaluate(
   for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
     if guard is not None and guard.requested:
       return None
+    if metric.keep is None:
+      jax.block_until_ready(total)  # gathering is overlapped; else tens of batches would wait in memory for their turn
     total, examples = evaluated(setup.train.eval, metric.update, metric.keep)(total, state, batch)
     if before is not None:  # one batch late: the device is at work on the next
       kept = merge(kept, jax.device_get(before))

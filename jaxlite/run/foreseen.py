@@ -12,12 +12,14 @@ import jax
 
 from jaxlite.errors import ConfigError, one_line
 from jaxlite.host import limits as machine_limits
+from jaxlite.host.crowd import Clocks, clocks, free_cores
 from jaxlite.host.machine import cores, forget_peak, resident, status
-from jaxlite.host.rates import known_rates, rates
+from jaxlite.host.rates import known_rates
 from jaxlite.planning import calibration, cost, duration, memory
 from jaxlite.planning.calibration import Outcome
 from jaxlite.planning.job import Job
 from jaxlite.planning.plan import TIGHT, TOO_LARGE, Plan, between, judged, mib, spoken
+from jaxlite.planning.reference import rates
 from jaxlite.planning.sizes import Process, process
 from jaxlite.run import advice
 from jaxlite.run.jobs import job_of
@@ -36,11 +38,13 @@ class Entry(NamedTuple):
   Attributes:
     clock, cpu: seconds.
     alone: whether the process's peak was set back, so that it is the run's own.
+    clocks: how busy the machine had been by then; None where that is not told.
   """
 
   clock: float
   cpu: float
   alone: bool
+  clocks: Clocks | None = None
 
 
 class Start(NamedTuple):
@@ -63,7 +67,7 @@ class Start(NamedTuple):
 
 def entry() -> Entry:
   """Notes that a run is called for. The most memory that the process had is forgotten: an earlier run's is not its."""
-  return Entry(time.monotonic(), time.process_time(), forget_peak())
+  return Entry(time.monotonic(), time.process_time(), forget_peak(), clocks())
 
 
 def held(alone: bool) -> Process:
@@ -84,6 +88,8 @@ def foreseen(
   measure: bool | None = None,
   compiled: bool = False,
   seen: Process | None = None,
+  since: Clocks | None = None,
+  tuned: bool = False,
 ) -> Plan:
   """Forecasts a run in this process; nothing is run, and nothing compiled unless asked.
 
@@ -94,12 +100,17 @@ def foreseen(
     measure: whether this machine is measured where that was not done before; None where the run is long enough.
     compiled: from the compiled program, which is made where it is not there yet.
     seen: what the process held before the run's first state was made; None: what it holds now.
+    since: how busy the machine had been when the run was called for; None: it is looked at now, for a moment.
+    tuned: whether the job's programs have the forms for this CPU already: time is told of what they compute, and asks
+      of `job.rewrites` whether they run by such forms.
   """
   here, unknown = machine_limits.limits(), []
   needs = verdict = times = None
   try:
     seen = seen or process()
-    needs = (memory.compiled if compiled else memory.traced)(job, here, seen=seen)
+    needs = (memory.compiled if compiled else memory.traced)(
+      job._replace(rewrites=job.rewrites and not tuned), here, seen=seen
+    )
     verdict = judged(needs, here, resident(), status('RssFile'))
     if verdict is not None and verdict.dies and job.compile_cache and not compiled:  # it may have been compiled before
       warm = judged(memory.forecast(needs.sizes, seen, 'traced', 'warm'), here, resident(), status('RssFile'))
@@ -116,7 +127,8 @@ def foreseen(
       unknown.append('time: this machine is not measured yet (--mode=plan does it)')
     else:
       # As many examples at once as in training: the cost of that program is known, and goes with the examples.
-      times = duration.forecast(job._replace(evaluation=len(job.batch['labels'])), known)
+      same = job._replace(evaluation=len(job.batch['labels']))
+      times = duration.forecast(same, known, crowd=free_cores(since=since))
   except Exception as error:
     unknown.append(f'time ({_short(error)})')
   return Plan(name, verdict, needs, times, here, unknown=tuple(unknown))
@@ -167,9 +179,10 @@ def start(setup: Setup, done: int, called: Entry, seen: Process, again: Callable
   Raises:
     ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
   """
-  job = job_of(setup)._replace(rewrites=False)  # they are in it
+  job = job_of(setup)
   left = job._replace(total=max(1, job.total - done))
-  plan = foreseen(left, setup.config.name, say, seen=seen)
+  plan = foreseen(left, setup.config.name, say, seen=seen, since=called.clocks, tuned=True)
+  left = left._replace(rewrites=False)  # they are in its programs
   if plan.durations is not None:
     plan = plan._replace(durations=duration.begun(plan.durations, time.monotonic() - called.clock))
   rest = '' if not done else f' for the {left.total:,} steps that are left'

@@ -54,7 +54,12 @@ absl_flags.DEFINE_list(
 )
 absl_flags.DEFINE_integer('classes', None, 'beside --minutes: how many (default: 10)')
 absl_flags.DEFINE_bool('force', False, 'start even where the forecast says that the run would be killed')
-absl_flags.DEFINE_float('target', None, 'a value of the metric that picks the best model: when it will be reached')
+absl_flags.DEFINE_float(
+  'target',
+  None,
+  'a value of the metric that picks the best model: when it will be reached, told while it trains; of --mode=plan: a '
+  'training loss, told beforehand',
+)
 absl_flags.DEFINE_string(
   'formats', None, 'of --mode=deploy: pack,c,onnx,litert,stablehlo,safetensors (default: all that can be written here)'
 )
@@ -137,10 +142,11 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       workdir = FLAGS.workdir or (f'{home}-tune' if FLAGS.mode == 'tune' else home)
       if not (
         FLAGS.mode in ('train', 'eval', 'deploy', 'diagnose', 'fit', *_SEARCHES)
-        or (given.keys() <= {'changes', 'elsewhere'} and FLAGS.mode == 'plan')
+        or (given.keys() <= {'changes', 'elsewhere', 'target'} and FLAGS.mode == 'plan')
       ):
         return _without_experiment(workdir, given)
-      pairs = [*pairs, *([('eval.target', str(FLAGS.target))] if FLAGS.target is not None else [])]
+      aimed = FLAGS.target is not None and FLAGS.mode != 'plan'
+      pairs = [*pairs, *([('eval.target', str(FLAGS.target))] if aimed else [])]
       config = command_line.load(FLAGS.config, [*pairs, *([('machine.force', 'true')] if FLAGS.force else [])], where)
       from jaxlite.run import experiment  # JAX comes with it: a mistake above is answered before that
 
@@ -227,8 +233,8 @@ def _given(fields: bool) -> dict[str, Any]:
     raise errors.ConfigError(f'--run of --mode={mode} names one run; got {",".join(FLAGS.run) or "none"}')
   if FLAGS.force and mode != 'train':
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
-  if FLAGS.target is not None and mode not in ('train', 'fit'):
-    raise errors.ConfigError(f'--target goes with --mode=train and --mode=fit; got --mode={mode}')
+  if FLAGS.target is not None and mode not in ('train', 'fit', 'plan'):
+    raise errors.ConfigError(f'--target goes with --mode=train, fit and plan; got --mode={mode}')
   if FLAGS.fresh and mode in ('plan', 'diagnose', 'report', 'doctor', 'catalogue', 'lr_range', 'batch_size'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
   if mode == 'report':
@@ -259,7 +265,8 @@ def _given(fields: bool) -> dict[str, Any]:
   alone = budget or 'check' in given
   if budget and 'check' in given:
     raise errors.ConfigError(f'--check looks back and --{budget[0]} ahead: leave one out')
-  for name in ('changes', 'elsewhere'):
+  given |= {'target': FLAGS.target} if FLAGS.target is not None and mode == 'plan' else {}
+  for name in ('changes', 'elsewhere', 'target'):
     if alone and name in given:
       raise errors.ConfigError(f'--{name} is of an experiment, --{(budget or ["check"])[0]} is not: leave one out')
   if alone and (fields or FLAGS['config'].present or FLAGS.smoke):
@@ -310,4 +317,6 @@ def _report(workdir: str, out: str | None = None, serve: bool = False, port: int
   from jaxlite.report import folder_page
 
   print(folder_page.write(workdir, out))
+  if folder_page.is_empty(workdir):
+    print(f'note: no run lies in {workdir}, and the page says so: name another with --workdir', file=sys.stderr)
   return 0

@@ -12,13 +12,14 @@ from typing import Any, overload
 import jax
 
 from jaxlite.config.schema import Config, validate
-from jaxlite.contract import chain, join_const
+from jaxlite.contract import Network, chain, join_const
 from jaxlite.deployment import run_id
+from jaxlite.finetuning.head import HEAD
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import limits as machine_limits
 from jaxlite.host.files import expanded
 from jaxlite.host.machine import resident
-from jaxlite.host.rates import known_rates, rates
+from jaxlite.host.rates import known_rates
 from jaxlite.optim import accumulate
 from jaxlite.planning import duration, memory
 from jaxlite.planning.cost import cost
@@ -27,9 +28,13 @@ from jaxlite.planning.elsewhere import Run, machine_in, table
 from jaxlite.planning.function import Call, call
 from jaxlite.planning.job import Job
 from jaxlite.planning.machines import MACHINES, machine_named
+from jaxlite.planning.outputs import UnpredictableError
 from jaxlite.planning.plan import Plan, judged
+from jaxlite.planning.reference import rates
+from jaxlite.run.finetune_start import FineTune, ready
 from jaxlite.run.foreseen import entry, foreseen, held
 from jaxlite.run.jobs import job_of
+from jaxlite.run.loss_forecast import time_to_loss
 from jaxlite.run.setup import Setup, prepare, reformed
 from jaxlite.step.gradient import gradient_of
 from jaxlite.tasks.lift import examples_in, lift_loss
@@ -48,6 +53,7 @@ def plan(
   model: Any = None,
   data: Any = None,
   compiled: bool = False,
+  target: float | None = None,
   say: Say | None = None,
 ) -> Plan: ...
 
@@ -73,6 +79,7 @@ def plan(
   args: Sequence[Any] | None = None,
   donated: Sequence[int] = (),
   compiled: bool = False,
+  target: float | None = None,
   say: Say | None = None,
 ) -> Plan | Call:
   """Forecasts what `jl.train` of the same arguments will need in memory and time; nothing is trained or written.
@@ -86,6 +93,9 @@ def plan(
     data: likewise.
     args: of a function: its arguments, or their shapes.
     donated: of a function: the positions of the arguments that it is given to keep, as `jax.jit` takes them.
+    target: a training loss: also tells at which step it will be reached, from the network as if it were linear in its
+      weights (`plan.to_loss`); so near where it begins are pretrained networks. Where that cannot be told the plan
+      says why.
     compiled: tells memory from the compiled step, which is nearer than its trace; the step is compiled for it.
     say: is told when this machine is measured, which takes some seconds once.
 
@@ -107,9 +117,9 @@ def plan(
   524288.0
   """
   if callable(config) and not isinstance(config, Config):
-    if args is None or model is not None or data is not None or workdir is not None:
+    if args is None or model is not None or data is not None or workdir is not None or target is not None:
       raise TypeError(
-        'jl.plan of a function takes its arguments, or their shapes, as args=(...), and neither model nor data'
+        'jl.plan of a function takes its arguments, or their shapes, as args=(...), and neither model, data nor target'
       )
     return call(config, args, rates(say), donated=donated, compiled=compiled)
   if args is not None or donated:
@@ -117,8 +127,32 @@ def plan(
   validate(config)
   folder = expanded(workdir).absolute() if workdir is not None else Path(tempfile.gettempdir(), 'jaxlite-plan-none')
   called = entry()
-  setup = prepare(dataclasses.replace(config, runs={}), folder, model, data)
-  return foreseen(job_of(setup), config.name, say, measure=True, compiled=compiled, seen=held(called.alone))
+  read: frozenset[str] = frozenset()
+  if isinstance(config, FineTune) and model is not None and not _is_begun(model):
+    config, model, data, read = ready(config, model, data, say or (lambda line: None))
+  setup = prepare(dataclasses.replace(config, runs={}), folder, model, data, read)
+  found = foreseen(job_of(setup), config.name, say, measure=True, compiled=compiled, seen=held(called.alone))
+  return found if target is None else with_loss(found, setup, target, say)
+
+
+def _is_begun(model: Any) -> bool:
+  """Whether a network has the head already that fine-tuning puts on."""
+  return isinstance(model, Network) and HEAD in model.params
+
+
+def with_loss(found: Plan, setup: Setup, target: float, say: Say | None = None) -> Plan:
+  """Adds to a plan when the training loss comes to a target, or why that is not known.
+
+  Args:
+    found: the plan.
+    setup: of the run.
+    target: the loss.
+    say: prints a line where it takes long.
+  """
+  try:
+    return found._replace(to_loss=time_to_loss(setup, target, say=say))
+  except UnpredictableError as error:
+    return found._replace(unknown=(*found.unknown, f'when the training loss is at {target:g}: {error}'))
 
 
 @contextlib.contextmanager

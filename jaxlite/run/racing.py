@@ -22,7 +22,7 @@ from jaxlite.config.schema import Config
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.graph.walk import has_primitive
 from jaxlite.run.evaluation import evaluate, numbers
-from jaxlite.run.finetune import FineTune
+from jaxlite.run.finetune_start import FineTune
 from jaxlite.run.setup import Setup, prepare, rerated
 from jaxlite.step.programs import on_cpu
 from jaxlite.step.state import ensemble_axes

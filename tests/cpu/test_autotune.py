@@ -57,6 +57,13 @@ def test_the_fastest_is_chosen_once_and_then_remembered(tmp_path, monkeypatch):
   assert '(0 timed now)' in again.why
 
 
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_site_of_any_precision_can_be_timed(dtype, tmp_path):
+  site = made_up(default='slow')
+  site = site._replace(operands=(jax.ShapeDtypeStruct((200, 200), dtype),))
+  assert autotune.choose([site], folder=tmp_path).table.choices == {'made up slow': 'quick'}
+
+
 def test_what_an_older_run_chose_stands_under_its_new_name(tmp_path):
   older = {'choices': {'made up quick': 'native'}, 'machine': autotune.machine()}
   (tmp_path / 'older').write_text(json.dumps(older))

@@ -127,3 +127,21 @@ def test_a_network_in_bfloat16_learns_as_it_does_in_float32(way):
     losses[dtype] = float(metrics['loss'])
   assert losses[jnp.float32] < 0.7
   assert abs(losses[HALF] - losses[jnp.float32]) < 0.05
+
+
+def test_a_run_in_bfloat16_times_its_products_and_trains(way, tmp_path, monkeypatch):
+  """From an empty cache: what a train step of its own never asks for."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  rng = np.random.default_rng(0)
+  config = jl.Config(name='half', train=jl.Duration(steps=3))
+  config.data.batch_size, config.log.progress = 512, False
+  model = jl.models.MLP((1024, 256), classes=3, dtype=HALF)
+  said = []
+  jl.train(
+    config,
+    tmp_path / 'run',
+    model=model,
+    data=(rng.random((1024, 64), np.float32), np.arange(1024) % 3),
+    say=said.append,
+  )
+  assert any('timed now' in line for line in said if line.startswith('rewrites for CPU')) == (way != 'direct')

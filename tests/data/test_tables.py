@@ -297,6 +297,27 @@ def test_whole_numbers_that_float32_rounds_are_noted():
   assert note.startswith("column 'when' has whole numbers beyond 2**24, which float32 rounds")
 
 
+@pytest.mark.parametrize(
+  ('values', 'told'),
+  [
+    (2**60 + np.arange(ROWS), 'whole numbers beyond 2**24, which float32 rounds'),  # a float64 has rounded them already
+    (1.6e9 + 0.25 * np.arange(ROWS) ** 2 + 0.1, 'where float32 rounds by up to '),
+    (1e-9 * np.arange(ROWS) ** 2, ''),
+    (1e6 + np.arange(ROWS) ** 2 / 7, ''),
+  ],
+  ids=['whole', 'fractions', 'small', 'coarse enough'],
+)
+@pytest.mark.parametrize('keep', ['memory', 'disk'])
+def test_numbers_that_float32_tells_apart_no_more_are_noted(values, told, keep, tmp_path, monkeypatch):
+  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path / 'kept'))
+  pa = pytest.importorskip('pyarrow')
+  import pyarrow.parquet as pq
+
+  pq.write_table(pa.table({'when': values, 'kind': np.arange(ROWS) % 2}), tmp_path / 'table.parquet')
+  notes = from_table(tmp_path / 'table.parquet', 'kind', keep=keep).notes
+  assert [told in note for note in notes] == ([True] if told else [])
+
+
 def test_a_named_column_that_counts_the_rows_is_noted():
   (note,) = from_table({'id': np.arange(ROWS), **TABLE}, 'kind').notes
   assert note == "column 'id' counts the rows: if it is an index, drop='id'"

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import jaxlite as jl
+import weight_files
 from jaxlite.finetuning import WeightsError, load_weights, read
 from jaxlite.host.safetensors_file import write_safetensors
 from one_network import INPUTS, MODELS, Linen, expected, keras_net, plain, torch_arrays
@@ -192,3 +193,22 @@ def test_frozen_variables_of_keras_are_filled_and_given_back(saved):
   np.testing.assert_allclose(loaded.network.predict(INPUTS), wanted, rtol=2e-4, atol=2e-4)
   loaded.give_back()
   np.testing.assert_allclose(jax.jit(lambda x: net(x, training=False))(INPUTS), wanted, rtol=2e-4, atol=2e-4)
+
+
+def test_of_a_checkpoint_of_training_the_part_that_fits_is_named(tmp_path):
+  """A model beside its optimizer, and a loss beside a model: the fix is the model's name, whatever else is there."""
+  arrays = {'fc.weight': np.ones((2, 3), np.float32), 'fc.bias': np.zeros(2, np.float32)}
+  entries, held = weight_files.described(arrays)
+  table = weight_files.table(entries)[2:-1]
+  fn = lambda p, x: x @ p['fc']['kernel'] + p['fc']['bias']  # noqa: E731
+  model = (fn, {'fc': {'kernel': jnp.ones((3, 2)), 'bias': jnp.zeros(2)}})
+  for name, beside in (
+    ('optimizer', weight_files.table({'state': entries['fc.bias']})[2:-1]),
+    ('loss', entries['fc.bias']),
+  ):
+    path = tmp_path / f'{name}.pth'
+    path.write_bytes(weight_files.torch_zip({'model': table, name: beside}, held))
+    with pytest.raises(WeightsError, match=r"1 left over: .*or key='model' for a part of a checkpoint$"):
+      load_weights(model, path, np.ones((1, 3), np.float32))
+    found = load_weights(model, read(path, key='model'), np.ones((1, 3), np.float32))
+    np.testing.assert_array_equal(found.network.predict(np.ones((1, 3), np.float32)), [[3.0, 3.0]])

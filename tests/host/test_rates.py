@@ -214,7 +214,7 @@ def test_rates_of_a_busy_machine_say_so_and_are_measured_again_when_it_is_quiete
   busy = KEPT._replace(load=4.0)
   write_sealed(kept, {**rates._plain(busy), 'form': rates._FORM})
   asked = []
-  monkeypatch.setattr(rates, '_measured', lambda: asked.append(1) or KEPT)
+  monkeypatch.setattr(rates, '_measured', lambda also='': asked.append(1) or KEPT)
   monkeypatch.setattr(rates, '_load', lambda: 3.5)
   assert rates.rates() == busy
   assert not asked
@@ -228,7 +228,7 @@ def test_rates_of_a_busy_machine_say_so_and_are_measured_again_when_it_is_quiete
 def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
   tmp_path.chmod(0o500)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  monkeypatch.setattr(rates, '_measured', lambda: KEPT)
+  monkeypatch.setattr(rates, '_measured', lambda also='': KEPT)
   said = []
   assert rates.rates(said.append) == KEPT
   assert 'not kept' in said[-1]

@@ -120,7 +120,7 @@ def test_the_flag_that_is_advised_helps():
 def test_all_that_it_says(tmp_path, monkeypatch):
   kept = tmp_path / 'rates.json'
   monkeypatch.setattr(rates, 'rates_file', lambda: kept)  # kernels stay where they are: to compile them takes seconds
-  write_sealed(rates.rates_file(), {**rates._plain(KEPT), 'form': rates._FORM})
+  write_sealed(rates.rates_file(), {**rates._plain(KEPT), 'form': rates._FORM, 'also': 'jaxlite.planning.reference'})
   monkeypatch.setattr(probes, 'PROBES', [one for one in probes.PROBES if one.kind == 'figures'])
   said = []
   doctor.doctor(said.append, tmp_path)

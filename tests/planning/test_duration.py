@@ -86,6 +86,18 @@ def test_longer_wider_and_slower_take_longer():
   )
 
 
+def test_a_tiny_step_is_told_as_one_of_several_that_are_sent_at_once():
+  """Types that are converted are no convolution."""
+  job = job_of(recipe=jl.chain(optax.adam(1e-3), optax.ema(0.9)))
+  assert told(job).step.seconds < duration._ALONE
+  assert told(job._replace(log=1)).step.seconds > duration._ALONE
+
+
+def test_what_is_left_of_the_cores_is_said():
+  assert any('leave about 0.5' in line for line in told(job_of(), crowd=0.5).said)
+  assert not any('cores' in line for line in told(job_of(), crowd=float(duration.machine.cores())).said)
+
+
 def test_the_length_of_a_run_does_not_change_its_step():
   assert told(job_of(total=10)).step == told(job_of(total=10_000)).step
 
@@ -140,17 +152,6 @@ def test_what_is_no_duration_teaches_nothing():
 def test_outcomes_can_be_kept(tmp_path):
   assert calibration.add(duration.outcomes(told(job_of()), {'total': 9.0}, 'run'), tmp_path)
   assert calibration.outcomes(tmp_path)[0].actual == 9.0
-
-
-@pytest.mark.parametrize('load', [None, 0.0, 500.0])
-def test_cores_that_others_leave(monkeypatch, load):
-  if load is None:
-    monkeypatch.delattr('os.getloadavg', raising=False)
-  else:
-    monkeypatch.setattr('os.getloadavg', lambda: (load, load, load), raising=False)
-  assert 0.3 <= duration.free_cores(2) <= 2
-  if not load:
-    assert duration.free_cores(2) == 2
 
 
 def test_a_probe_tells_a_run_like_itself():

@@ -1,0 +1,269 @@
+"""When the loss of the training examples comes below a target, told before a step is trained.
+
+A network that was pretrained moves little when it is fine-tuned, so it is nearly linear in its weights there. Its
+outputs on some examples and their gradients are taken once (`linearized`), and the recipe's own optimizer is run on
+these (`linear_course`), which costs no pass through the network. Few examples stand for all: what half of them would
+have told says where all of them lead, and how sure that is. What cannot be told so is refused: a network that looks at
+its whole batch, an optimizer that does not treat each weight by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlite.data.batches import batches_at
+from jaxlite.data.dataset import Split
+from jaxlite.errors import counted
+from jaxlite.planning import linear_course, linearized
+from jaxlite.planning.outputs import Outputs, Subject, UnpredictableError
+from jaxlite.planning.target import NEVER, Reach
+
+_NUMBERS = 32_000_000  # gradients that are kept, float32
+_COORDINATES = 60_000  # of the weights, at most
+_EXAMPLES = 64  # that stand for all, where the weights are more than that
+_COLUMNS = 8  # outputs of an example
+_POOL = 512  # examples among which those are chosen
+_POINTS = 100  # of a course
+_STEPS = 3_000  # at most, that are simulated
+_APART = 0.15  # of an optimizer's updates, where a leaf's rest is one entry
+# Measured: the standard deviation of log(truth / told) that is left where nothing is drawn, by bench/forecast_finetune.
+_OFF, _OFF_LINEAR = 0.2, 0.02
+_OFF_DRAWN = 0.05  # at least, where something is drawn
+_LOOKED = 8  # examples
+_LINEAR = 0.02  # of the change of outputs, up to which a network is linear in its weights
+_QUANTILE = 1.2816  # of a normal: 80 of 100 lie within
+_HARDLY = 0.1  # the share of futures in which a target is reached that the linearized network does not reach
+
+
+class TimeToLoss(NamedTuple):
+  """When the training loss is expected at a target.
+
+  Attributes:
+    target: the loss.
+    begins: the loss before the first step.
+    reach: the step, its interval, and how likely it is at all within the run.
+    curve: (steps, losses) as they are expected.
+    seconds: it took to tell.
+    told: what it was told from, and what is not known, a line each.
+  """
+
+  target: float
+  begins: float
+  reach: Reach
+  curve: tuple[tuple[int, ...], tuple[float, ...]]
+  seconds: float
+  told: tuple[str, ...]
+
+  def __str__(self) -> str:
+    return f'training loss {self.target:g} (at the start {self.begins:.4g}): {self.reach}'
+
+
+def time_to_loss(
+  subject: Subject, target: float, *, examples: int = 0, coordinates: int = 0, say: Callable[[str], None] | None = None
+) -> TimeToLoss:
+  """Tells at which step the loss of the training examples comes to a target.
+
+  Args:
+    subject: what is trained.
+    target: a loss, as the task has it: the mean over examples.
+    examples: how many stand for all; 0 chooses, all where the weights are few.
+    coordinates: how many weights stand for all, about; 0 chooses.
+    say: prints a line where it takes long.
+
+  Returns:
+    The TimeToLoss.
+
+  Raises:
+    ValueError: a target that is no number.
+    UnpredictableError: it cannot be told by a linearized network, and why.
+
+  References:
+    Zancato et al., Predicting Training Time Without Training, 2020, https://arxiv.org/abs/2008.12478
+  """
+  if not math.isfinite(target):
+    raise ValueError(f'a target is a number; got {target}')
+  began = time.perf_counter()
+  told, count = [], len(subject.train.labels)
+  forward = Outputs(subject)
+  size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(subject.params))
+  outputs = max(1, math.prod(forward.shape))
+  wide = min(outputs, _COLUMNS)
+  kept = min(size, coordinates or _COORDINATES)
+  most = max(8, _NUMBERS // (kept * wide))
+  everything = count <= most and size <= _COORDINATES
+  few = min(count, examples or (count if everything else min(_EXAMPLES, most)))
+  pool = np.arange(count)
+  if count > _POOL and few < count:
+    pool = np.sort(np.random.default_rng((subject.seed, count)).permutation(count)[:_POOL])
+  few = min(few, len(pool))
+  values = forward.values(pool)
+  losses = forward.losses(values, pool)
+  begins = float(np.average(losses, weights=_own(subject, pool)))
+  if not math.isfinite(begins):
+    raise UnpredictableError(f'the loss before the first step is {begins}: jl.diagnose looks for the cause')
+  if begins <= target:
+    found = Reach(0.0, 0.0, 0.0, 1.0, True)
+    return TimeToLoss(target, begins, found, ((0,), (begins,)), time.perf_counter() - began, ())
+  told += forward.doubts(pool)
+  sample = np.sort(pool[_spread(losses, few)]) if few < count else np.arange(count)
+  columns, missing = forward.columns(sample, wide)
+  if missing > 0.05:
+    told.append(f'{100 * missing:.0f} % of the errors are in outputs beyond the {wide} largest of each example')
+  pull, together = linearized.pulling(forward.evaluated, subject.params, subject.model_state, outputs)
+  one = [subject.train.take(np.array([row]))['inputs'] for row in sample]
+  picked = linearized.choose(pull, together, subject.params, one, outputs, kept, subject.seed)
+  off = linear_course.apart(
+    picked, subject.tx, subject.weights, subject.params, _gradients(pull, together, one, forward, sample)
+  )
+  if off > _APART:
+    raise UnpredictableError(
+      f'the optimizer does not treat each weight by itself (on a sample of them its updates are {100 * off:.0f} % '
+      'off), as SGD, momentum, Adam, RMSprop and Lion do: take one of these, or watch the run itself with --target'
+    )
+  if say is not None:
+    say(f'linearizing at {counted(len(sample), "example")} and {len(picked.counts):,} of {size:,} weights')
+  found = linearized.linearize(pull, together, subject.params, picked, one, columns, forward.shape)
+  batch = subject.train.take(sample)
+  steps = min(subject.total, _STEPS)
+  main = _run(subject, found, batch, target, steps)
+  looked = forward, pull, together, found, main.moved, one, sample
+  linear = picked.whole and _is_linear(*looked)
+  if not linear:
+    midway = picked.placed(subject.params, main.moved / 2)
+    again = linearized.linearize(pull, together, midway, picked, one, columns, forward.shape)
+    found = found._replace(gradients=again.gradients)
+    main = _run(subject, found, batch, target, steps)
+  reached = main.reached(target)
+  squares, shift = 0.0, 0.0
+  if math.isfinite(reached) and len(sample) < count and len(sample) >= 8:
+    halves = [
+      _run(subject, found.some(half), _rows(batch, half), target, steps) for half in _halves(losses, pool, sample)
+    ]
+    shift, spread = _from_halves(reached, [one.reached(target) for one in halves], len(sample), count, subject.total)
+    squares += spread**2
+  if math.isfinite(reached) and not picked.whole:
+    halves = [_run(subject, found.halved(which), batch, target, steps) for which in (0, 1)]
+    _, spread = _from_halves(reached, [one.reached(target) for one in halves], 1, 1, subject.total)
+    squares += spread**2
+  squares += (_OFF_LINEAR if linear else _OFF) ** 2
+  told.insert(0, _basis(len(sample), count, len(picked.counts), size, linear))
+  if steps < subject.total:
+    told.append(f'the first {steps:,} steps alone were looked at')
+    if not math.isfinite(reached):
+      raise UnpredictableError(f'it is not there within the first {steps:,} steps, and no more were looked at')
+  reach = _reach(reached, shift, math.sqrt(squares), subject.total)
+  curve = tuple(map(int, main.steps)), tuple(map(float, main.losses))
+  return TimeToLoss(target, begins, reach, curve, time.perf_counter() - began, tuple(told))
+
+
+def _basis(examples: int, count: int, kept: int, size: int, linear: bool) -> str:
+  which = f'all {count:,} examples' if examples == count else f'{examples} of {count:,} examples'
+  by = 'all weights' if kept == size else f'{kept:,} of {size:,} weights'
+  if linear:
+    return f'told from {which} and {by}, in which the network is linear'
+  return f'told from {which} and {by}, as if the network were linear in them'
+
+
+def _own(subject: Subject, rows: np.ndarray) -> np.ndarray | None:
+  return None if subject.train.weight is None else np.asarray(subject.train.weight)[rows]
+
+
+def _rows(batch: Any, rows: np.ndarray) -> Any:
+  return jax.tree.map(lambda leaf: leaf[rows], batch)
+
+
+def _spread(losses: np.ndarray, few: int) -> np.ndarray:
+  """Positions of some examples whose losses are spread as those of all."""
+  order = np.argsort(losses, kind='stable')
+  return order[np.floor((np.arange(few) + 0.5) * len(order) / few).astype(int)]
+
+
+def _halves(losses: np.ndarray, pool: np.ndarray, sample: np.ndarray) -> list[np.ndarray]:
+  """Positions in a sample of every other example by its loss."""
+  known = dict(zip(pool.tolist(), losses.tolist(), strict=True))
+  order = np.argsort([known[row] for row in sample.tolist()], kind='stable')
+  turn = np.arange(len(order)) // 2 % 2 ^ np.arange(len(order)) % 2  # 0 1 1 0: neither half has the lower ones
+  return [np.sort(order[turn == which]) for which in (0, 1)]
+
+
+def _run(subject: Subject, found: linearized.Linearized, batch: Any, target: float, steps: int) -> linear_course.Course:
+  """Trains a linearized network in the run's own batches, where all examples are there, else in batches like them."""
+  here = len(found.outputs)
+  size = min(subject.batch_size, here)
+  index = Split(np.arange(here, dtype=np.int32)[:, None], np.zeros(here, np.int32))
+  drawn = batches_at(index, size, subject.seed, 0, steps)
+  every = max(1, steps // _POINTS)
+  rows, shares = drawn['inputs'][..., 0], drawn['weight']
+  return linear_course.course(
+    found, subject.tx, subject.weights, subject.loss, batch, rows, shares, every=every, target=target
+  )
+
+
+def _from_halves(reached: float, halves: list[float], kept: int, count: int, total: int) -> tuple[float, float]:
+  """(what to add to the logarithm of the step for all examples, the standard deviation of that), from what each half
+  of what was kept tells: what is off by few examples is off by twice as much with half of them."""
+  logs = [math.log(max(1.0, min(one, 2.0 * total))) for one in halves]
+  now = math.log(max(1.0, reached))
+  shift = (now - sum(logs) / len(logs)) * (1 - kept / count)
+  spread = abs(logs[0] - logs[1]) / 2 * math.sqrt(1 - kept / count if count > 1 else 1)
+  return float(np.clip(shift, -0.7, 0.7)), math.hypot(spread, shift / 2, _OFF_DRAWN)
+
+
+def _reach(step: float, shift: float, wide: float, total: int) -> Reach:
+  if not math.isfinite(step):
+    return NEVER._replace(share=_HARDLY)
+  middle = math.log(max(step, 0.5)) + shift
+  share = 0.5 * math.erfc(-(math.log(total) - middle) / wide / math.sqrt(2))
+  low, high = (math.exp(middle + sign * _QUANTILE * wide) for sign in (-1, 1))
+  return Reach(math.exp(middle), low, high, share)
+
+
+def _gradients(pull: Any, together: int, one: list[Any], forward: Outputs, sample: np.ndarray) -> list[Any]:
+  """Gradients of the loss on two batches, for the comparison of optimizers."""
+  found = []
+  for first in (0, 1):
+    rows = np.arange(len(sample))[first::2][:8]
+    by_output = forward.by_output(sample[rows]) if len(rows) else np.zeros((0, 1), np.float32)
+    total = None
+    for place, row in enumerate(rows):
+      sums = np.zeros((together, by_output.shape[1]), np.float32)
+      sums[0] = by_output[place]
+      grads = jax.tree.map(lambda leaf: leaf[0], pull(forward.subject.params, one[row], sums)[1])
+      total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    if total is not None:
+      found.append(total)
+  return found
+
+
+def _is_linear(
+  forward: Outputs,
+  pull: linearized.Pull,
+  together: int,
+  found: linearized.Linearized,
+  moved: np.ndarray,
+  one: list[Any],
+  sample: np.ndarray,
+) -> bool:
+  """Whether the network and its gradients are, where training ended, what the linearized one says."""
+  there = found.coordinates.placed(forward.subject.params, moved)
+  few = np.unique(np.linspace(0, len(one) - 1, min(len(one), _LOOKED)).astype(int))
+  shown = [one[row] for row in few]
+  again = linearized.linearize(pull, together, there, found.coordinates, shown, found.columns[few], found.shape)
+  told = np.array(found.outputs[few])
+  change = np.einsum('bks,s->bk', found.gradients[few], moved * found.coordinates.counts)
+  np.put_along_axis(told, found.columns[few], np.take_along_axis(told, found.columns[few], 1) + change, 1)
+  pairs = (
+    (again.outputs - told, again.outputs - found.outputs[few]),
+    (
+      again.gradients - found.gradients[few],
+      found.gradients[few],
+    ),
+  )
+  return all(float(np.square(off).sum()) <= _LINEAR**2 * float(np.square(size).sum()) for off, size in pairs)

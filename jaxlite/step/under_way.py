@@ -1,0 +1,67 @@
+"""How many dispatches may be under way: the device always has a next one, and few batches wait in memory for theirs.
+
+A dispatch returns before it is done. A loop that never looks is soon tens of steps ahead, and each of them holds its
+batch: with JAX on CPU up to 32, which of large pictures is most of a process. Nothing is gained by it, since a device
+with one more step at hand is never idle.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+WAITING_BYTES = 16 << 20  # of batches that may wait, where more than LEAST of them fit into it
+LEAST, MANY = 2, 32  # where MANY fit, nothing is held back: JAX on CPU does not send off more
+LOOK = 8  # calls between two looks at how large batches are
+
+
+def few_under_way(call: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
+  """Wraps (state, batch) -> (state, metrics) so that a call waits while the calls before it fill what may be under way.
+
+  Numbers do not change. While it is traced, nothing is held back.
+
+  Args:
+    call: it returns at least one array that nobody donates, in its second result.
+
+  >>> step = few_under_way(jax.jit(lambda state, batch: (state + batch.sum(), {'loss': batch.max()})))
+  >>> state, metrics = step(1.0, jax.numpy.arange(3.0))
+  >>> float(state), float(metrics['loss'])
+  (4.0, 2.0)
+  """
+  sent: collections.deque[jax.Array] = collections.deque()
+  calls, most = itertools.count(), LEAST
+
+  def called(state: Any, batch: Any) -> tuple[Any, Any]:
+    nonlocal most
+    if not next(calls) % LOOK:  # a step may take no longer than looking at its batch does
+      most = max(LEAST, WAITING_BYTES // max(1, _bytes(batch)))
+    if most >= MANY:
+      return call(state, batch)
+    if len(sent) >= most:
+      _wait(sent, most // 2)  # to the half: to be woken at each step costs more than a small step
+    state, metrics = call(state, batch)
+    done = metrics['loss'] if 'loss' in metrics else next(iter(jax.tree.leaves(metrics)), None)
+    if isinstance(done, jax.Array) and not isinstance(done, jax.core.Tracer):
+      sent.append(done)
+    return state, metrics
+
+  return called
+
+
+def _bytes(batch: Any) -> int:
+  return sum(getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(batch))
+
+
+def _wait(sent: collections.deque[jax.Array], most: int) -> None:
+  """Waits until at most `most` are under way."""
+  while len(sent) > most:
+    try:
+      first = sent.popleft()
+    except IndexError:  # another thread was faster
+      return
+    if not first.is_deleted():
+      first.block_until_ready()

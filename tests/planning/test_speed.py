@@ -1,0 +1,117 @@
+"""How long a kernel takes: which of them are alike, and laws of what its shape and its layout do to it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlite.host.rates import Rates
+from jaxlite.planning import speed
+from jaxlite.planning.cost import cost
+
+KINDS = {'float32': 1e11, 'bfloat16': 1e11, 'int8': 2e11}
+ONE = Rates(KINDS, KINDS, KINDS, 1e9, 5e10, 1e10, 1e9, 5e-6)
+RATES = ONE._replace(one_core=ONE)
+
+
+def f32(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def program(fn, *args):
+  return cost(jax.make_jaxpr(fn)(*args)).operations
+
+
+def groups(fn, *args):
+  return {speed.group_of(one) for one in program(fn, *args)}
+
+
+def convolve(x, w, layout='NHWC'):
+  numbers = (layout, 'HWIO' if layout == 'NHWC' else 'OIHW', layout)
+  return jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=numbers)
+
+
+def pool(x, layout='NHWC'):
+  window = (1, 2, 2, 1) if layout == 'NHWC' else (1, 1, 2, 2)
+  return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, 'VALID').sum()
+
+
+def gradient_of_weights(x, w):
+  return jax.grad(lambda w: (convolve(x, w) ** 2).sum())(w)
+
+
+@pytest.mark.parametrize(
+  ('fn', 'args', 'group'),
+  [
+    (convolve, (f32(4, 9, 9, 32), f32(3, 3, 32, 64)), 'convolutions'),
+    (convolve, (f32(4, 9, 9, 32), f32(1, 1, 32, 64)), 'convolutions'),
+    (convolve, (f32(4, 9, 9, 3), f32(3, 3, 3, 64)), 'narrow convolutions'),
+    (lambda x, w: convolve(x, w, 'NCHW'), (f32(4, 32, 9, 9), f32(64, 32, 3, 3)), 'convolutions apart'),
+    (lambda x, w: convolve(x, w, 'NCHW'), (f32(4, 1, 9, 9), f32(64, 1, 3, 3)), 'narrow convolutions apart'),
+    (gradient_of_weights, (f32(4, 9, 9, 32), f32(3, 3, 32, 64)), 'convolutions to weights'),
+    (gradient_of_weights, (f32(4, 9, 9, 1), f32(3, 3, 1, 64)), 'narrow convolutions'),
+    (jax.grad(pool), (f32(4, 8, 8, 16),), 'gradients of pools'),
+    (jax.grad(lambda x: pool(x, 'NCHW')), (f32(4, 16, 8, 8),), 'gradients of pools apart'),
+    (jnp.dot, (f32(64, 512), f32(512, 10)), 'narrow products'),
+    (jnp.matmul, (f32(8, 64, 64), f32(8, 64, 64)), 'batched products'),
+    (lambda x, w: jax.lax.ragged_dot(x, w, jnp.full(4, 16, 'i4')), (f32(64, 32), f32(4, 32, 32)), 'ragged products'),
+  ],
+)  # fmt: skip
+def test_what_is_alike_is_of_one_group(fn, args, group):
+  assert group in groups(fn, *args)
+  assert group in speed.FACTORS
+
+
+@pytest.mark.parametrize(
+  ('fn', 'args', 'laid'),
+  [
+    (jnp.dot, (f32(32, 64), f32(64, 16)), False),
+    (lambda x, w: x.T @ w, (f32(64, 32), f32(64, 16)), False),
+    (lambda x, w: (x @ w).T, (f32(32, 64), f32(64, 16)), False),
+    (lambda x, w: jnp.einsum('bsc,ch->bsh', x, w), (f32(8, 9, 16), f32(16, 32)), False),
+    (lambda x, w: jnp.einsum('bsc,sh->bhc', x, w), (f32(8, 9, 16), f32(9, 32)), True),
+    (lambda x: jnp.transpose(x, (0, 3, 1, 2)), (f32(8, 9, 9, 16),), True),
+    (lambda x: jnp.transpose(x, (0, 2, 1, 3)), (f32(8, 9, 4, 16),), False),
+    (lambda x: jnp.transpose(x, (0, 3, 1, 2)), (f32(8, 9, 9, 1),), False),
+    (lambda x: jnp.transpose(x, (1, 0)), (f32(8, 0),), False),
+    (lambda x: jnp.transpose(x, ()), (f32(),), False),
+  ],
+)
+def test_what_is_laid_out_anew_is_seen(fn, args, laid):
+  assert any(one.strided > 0 for one in program(fn, *args)) == laid
+
+
+def test_a_layout_that_must_be_turned_takes_longer_than_one_that_need_not():
+  x, w = f32(64, 49, 64), f32(49, 49)
+  turned = speed.spent(program(lambda x, w: jnp.einsum('bsc,sh->bhc', x, w), x, w), RATES, 2)
+  straight = speed.spent(program(lambda x, w: x @ w, f32(64, 64, 49), w), RATES, 2)
+  assert turned.wall > 1.3 * straight.wall
+
+
+def test_many_tiny_products_take_longer_than_the_same_work_in_fewer():
+  many, few = (
+    speed.spent(program(jnp.matmul, f32(n, size, size), f32(n, size, size)), RATES, 2).processor
+    for n, size in ((512, 16), (8, 64))
+  )
+  assert many > 1.5 * few
+
+
+def test_cores_share_large_passes_and_leave_small_ones_to_one():
+  for fn in (jnp.tanh, lambda x: x * 2 + 1, lambda x: x.sum(-1)):
+    large, small = (speed.spent(program(fn, f32(n, 256)), RATES, 2) for n in (8192, 64))
+    assert large.wall < 0.6 * large.processor
+    assert small.wall == pytest.approx(small.processor)
+
+
+@pytest.mark.parametrize('cores', [1, 2, 64])
+def test_rates_of_a_whole_device_are_taken_as_they_are(cores):
+  """Those of a GPU are of all of it: the number of its host's cores says nothing."""
+  for fn, args in ((jnp.tanh, (f32(8192, 256),)), (convolve, (f32(32, 16, 16, 32), f32(3, 3, 32, 32)))):
+    one, other = (speed.spent(program(fn, *args), ONE, count).wall for count in (1, cores))
+    assert one == pytest.approx(other)
+
+
+def test_kernels_share_the_batch_where_xla_does_not():
+  args = f32(32, 16, 16, 32), f32(3, 3, 32, 32)
+  found = speed.spent(program(convolve, *args), RATES, 2, kernels=True)
+  alone = speed.spent(program(convolve, *args), RATES, 2, kernels=False)
+  assert found.wall < 0.6 * alone.wall
