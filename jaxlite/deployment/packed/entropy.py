@@ -2,8 +2,9 @@
 
 One stream of bytes holds everything, one thing after the other. What is coded is predicted from what was coded before
 it: a zero from its row and its column so far, those beside them, its neighbors, and how many inputs the unit before it
-kept; a value from its place, the values near it and the zeros around it; a sign from the signs around it. Predictions are mixed as in the compressors of the PAQ family
-(Mahoney 2005, http://mattmahoney.net/dc/paq1.pdf), in whole numbers alone, so that every machine finds the same.
+kept; a value from its place, the values near it and the zeros around it; a sign from the signs around it. Predictions
+are mixed as in the compressors of the PAQ family (Mahoney 2005, http://mattmahoney.net/dc/paq1.pdf), in whole numbers
+alone, so that every machine finds the same.
 
 `entropy.c` does the work where a C compiler is found, `entropy_numpy.py` elsewhere: the same bytes from both.
 """
