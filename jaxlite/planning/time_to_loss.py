@@ -27,7 +27,10 @@ from jaxlite.planning.target import NEVER, Reach
 
 _NUMBERS = 32_000_000  # gradients that are kept, float32
 _COORDINATES = 60_000  # of the weights, at most
-_EXAMPLES = 64  # that stand for all, where the weights are more than that
+_LEAST = 16_000  # likewise
+_ROWS, _CHEAP_ROWS = 640, 1_500  # outputs of examples whose gradients are taken
+_CHEAP = 500_000  # weights, up to which more gradients are taken
+_HARDLY_PULLED = 0.03  # of the pull of losses, on outputs that are left out
 _COLUMNS = 8  # outputs of an example
 _POOL = 512  # examples among which those are chosen
 _POINTS = 100  # of a course
@@ -36,9 +39,11 @@ _APART = 0.15  # of an optimizer's updates, where a leaf's rest is one entry
 # Measured: the standard deviation of log(truth / told) that is left where nothing is drawn, by bench/forecast_finetune.
 _OFF, _OFF_LINEAR = 0.2, 0.02
 _OFF_DRAWN = 0.05  # at least, where something is drawn
+_TIMES, _NEAR = 3, 0.1  # that the way is halved again, at most; of the step
 _LOOKED = 8  # examples
 _LINEAR = 0.02  # of the change of outputs, up to which a network is linear in its weights
 _QUANTILE = 1.2816  # of a normal: 80 of 100 lie within
+_STILL = 0.3  # of the weights, in leaves without a gradient
 _MISSING = 0.05  # of the pull of losses on outputs: what is beyond those looked at is told
 _GROWN = 3.0  # times the loss at the start
 _HARDLY = 0.1  # the share of futures in which a target is reached that the linearized network does not reach
@@ -93,8 +98,7 @@ def time_to_loss(
     raise ValueError(f'a target is a number; got {target}')
   began = time.perf_counter()
   forward = Outputs(subject)
-  amounts = _amounts(subject, forward.shape, examples, coordinates)
-  pool = _pool(subject, amounts.examples)
+  pool = _pool(subject, examples)
   values = forward.values(pool)
   losses = forward.losses(values, pool)
   begins = float(np.average(losses, weights=_own(subject, pool)))
@@ -104,6 +108,7 @@ def time_to_loss(
     found = Reach(0.0, 0.0, 0.0, 1.0, True)
     return TimeToLoss(target, begins, found, ((0,), (begins,)), time.perf_counter() - began, ())
   told = forward.doubts(pool)
+  amounts = _amounts(subject, forward, pool, examples, coordinates)
   count = len(subject.train.labels)
   sample = np.sort(pool[_spread(losses, amounts.examples)]) if amounts.examples < count else np.arange(count)
   near = _Linear(subject, forward, sample, amounts, say)
@@ -111,9 +116,12 @@ def time_to_loss(
   run = lambda found, batch: _run(subject, found, batch, target, steps)  # noqa: E731
   found, main = near.found, run(near.found, near.batch)
   linear = near.found.coordinates.whole and near.is_linear(main.moved)
-  if not linear:  # gradients midway tell more than those at the start
+  for _ in range(0 if linear else _TIMES):  # gradients midway tell more than those at the start
+    before = main.reached(target)
     found = near.midway(main.moved)
     main = run(found, near.batch)
+    if not found.coordinates.whole or abs(main.reached(target) - before) <= _NEAR * before:
+      break
   reached = main.reached(target)
   if not math.isfinite(reached) and steps < subject.total:
     raise UnpredictableError(f'it is not there within the first {steps:,} steps, and no more were looked at')
@@ -141,21 +149,24 @@ class _Amounts(NamedTuple):
   coordinates: int
 
 
-def _amounts(subject: Subject, shape: tuple[int, ...], examples: int, coordinates: int) -> _Amounts:
-  """Everything where that is little, else what memory allows."""
-  count, size = len(subject.train.labels), _size(subject)
-  wide = min(max(1, math.prod(shape)), _COLUMNS)
-  kept = min(size, coordinates or _COORDINATES)
-  most = max(8, _NUMBERS // (kept * wide))
-  everything = count <= most and size <= _COORDINATES
-  few = min(count, examples or (count if everything else min(_EXAMPLES, most)))
-  return _Amounts(min(few, _POOL) if few < count else few, wide, kept)
+def _amounts(subject: Subject, forward: Outputs, pool: np.ndarray, examples: int, coordinates: int) -> _Amounts:
+  """Everything where that is little. Else outputs are left out first, of those that losses hardly pull at, and then
+  weights: a sample of these is right in the mean, while few examples are learned sooner than many, above all from a
+  head that was solved on all."""
+  count, size, every = len(subject.train.labels), _size(subject), max(1, math.prod(forward.shape))
+  wide = min(every, _COLUMNS)
+  if size > _COORDINATES or count * wide * size > _NUMBERS:
+    wide = next((k for k in range(min(2, wide), wide) if forward.columns(pool, k)[1] <= _HARDLY_PULLED), wide)
+  most = max(8, (_CHEAP_ROWS if size <= _CHEAP else _ROWS) // wide)
+  few = min(count, examples or (count if count * wide * size <= _NUMBERS and size <= _COORDINATES else most), len(pool))
+  kept = min(size, coordinates or max(_LEAST, min(_COORDINATES, _NUMBERS // (few * wide))))
+  return _Amounts(few, wide, kept)
 
 
 def _pool(subject: Subject, few: int) -> np.ndarray:
-  """The examples among which few are chosen."""
+  """The examples among which some are chosen: all, where all may be taken."""
   count = len(subject.train.labels)
-  if count <= _POOL or few == count:
+  if count <= _POOL or (not few and _size(subject) * count <= _NUMBERS and _size(subject) <= _COORDINATES):
     return np.arange(count)
   return np.sort(np.random.default_rng((subject.seed, count)).permutation(count)[:_POOL])
 
@@ -175,9 +186,14 @@ class _Linear:
     self.pull, self.together = linearized.pulling(forward.evaluated, subject.params, subject.model_state, outputs)
     self.one = [subject.train.take(np.array([row]))['inputs'] for row in sample]
     self.batch = subject.train.take(sample)
-    picked = linearized.choose(
+    picked, still = linearized.choose(
       self.pull, self.together, subject.params, self.one, outputs, amounts.coordinates, subject.seed
     )
+    if still > _STILL:
+      raise UnpredictableError(
+        f'{100 * still:.0f} % of the weights move nothing where training begins (what follows them is 0: a head, a '
+        'factor of a low rank), so nothing is seen of them there: of jl.finetune solve=True begins with a solved head'
+      )
     off = linear_course.apart(picked, subject.tx, subject.weights, subject.params, self._gradients(sample))
     if off > _APART:
       raise UnpredictableError(
