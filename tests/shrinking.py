@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxlite as jl
+import shrinking_kits
 from jaxlite import models, trees
+from jaxlite.deployment.shrink import ways
 from networks import first_values
 
 
@@ -81,13 +83,39 @@ def _linen(name):
     'depthwise': models.DepthwiseCNN(stem=8, blocks=((16, 2), (16, 1), (24, 2))),
     'vit': models.ViT(width=32, layers=2, heads=4, hidden=48),
     'decoder': models.Decoder(19, width=32, layers=2, heads=4, hidden=48, dropout=0.1),
+    'llama': models.Decoder(19, width=32, layers=2, heads=4, groups=2, hidden=48, form='llama'),
   }[name]
-  if name == 'decoder':
+  if name in ('decoder', 'llama'):
     inputs = np.random.default_rng(0).integers(0, 19, (2, 7)).astype(np.int32)
   else:
     size = {'mlp': (8, 8), 'lenet5': (28, 28, 1)}.get(name, (16, 16, 3))
     inputs = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
   return jl.from_linen(made), inputs
+
+
+def choices(network, seed, count):
+  """Yields smaller networks of random units, and of each group a random share, some whole; 'why' where it is refused.
+
+  Args:
+    network: (model, params, state, inputs).
+    seed: of the choice.
+    count: of networks.
+  """
+  model, params, state, inputs = network
+  rng = np.random.default_rng(seed)
+  for index in range(count):
+    if index % 5 == 0:  # other units are the best
+      scores = random_scores(params, rng)
+      found = ways(model, params, state, inputs, multiple=1, scores=scores, key=jax.random.key(3))
+    path = found.path
+    kept = [len(family.units) for family in path.cost.families]
+    for place, (units, step, is_open) in enumerate(zip(tuple(kept), path.steps, path.open, strict=True)):
+      if is_open and units > step and rng.random() < 0.8:
+        kept[place] = int(rng.integers(1, -(-units // step))) * step
+    try:
+      yield found.make(kept)
+    except ValueError as error:
+      yield str(error)
 
 
 def _images(seed=0):
@@ -181,12 +209,15 @@ def _function():
 
 
 FRAMEWORKS = {'nnx': _nnx, 'equinox': _equinox, 'haiku': _haiku, 'keras': _keras, 'function': _function}
-LINEN = ('mlp', 'lenet5', 'resnet8', 'depthwise', 'vit', 'decoder')
+LINEN = ('mlp', 'lenet5', 'resnet8', 'depthwise', 'vit', 'decoder', 'llama')
 
 
 def network(name, seed=0):
   """(model, params, state, inputs) with random values."""
-  model, inputs = FRAMEWORKS[name]() if name in FRAMEWORKS else _linen(name)
+  if ' ' in name:
+    model, inputs = shrinking_kits.network(name)
+  else:
+    model, inputs = FRAMEWORKS[name]() if name in FRAMEWORKS else _linen(name)
   params, state = first_values(model, inputs)
   return model, scrambled(params, seed), scrambled(state, seed + 1), inputs
 

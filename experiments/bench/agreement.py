@@ -2,18 +2,23 @@
 
   python experiments/bench/agreement.py [--networks=mlp,cnn] [--images=10000] [--levels=-O0,-O3]
   python experiments/bench/agreement.py --levels=-O0:500,-O3 --eager=500   # what is slow, on the first 500 images
+  python experiments/bench/agreement.py --keep=runs/agreement --minutes=4   # again until the table stands
 
 Each network trains briefly with `fake_quant(every=True)` on a part of the training set: agreement is judged, not
 accuracy. Its integers are then computed by JAX compiled and operation by operation, from the packed file as it is read
 back, and by the C file at each level of optimization: counted is every integer of every layer that differs from those
 of compiled JAX, over all images. The answers of fake quantization itself, compiled, are compared to the last bit.
-ONNX Runtime, and LiteRT where it is installed, are judged by their largest output, ties going to the first.
+ONNX Runtime, and LiteRT where it is installed, are judged by their largest output, ties going to the first; OpenVINO,
+which reads the ONNX file by the interpreter of `--openvino_python`, also by the steps of the output's grid. With
+`--keep` what was trained and every thousand images that were judged stay in a folder, and a killed run goes on there.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,9 +36,13 @@ flags.DEFINE_integer('examples', 20_000, 'for training, one epoch')
 flags.DEFINE_list('levels', ['-O0', '-O3'], 'of the C compiler; -O0:500 is judged on the first 500 images')
 flags.DEFINE_integer('eager', 10_000, 'images that are computed operation by operation')
 flags.DEFINE_string('data', '/usr/share/datasets/fashion-mnist', 'folder of the data set')
+flags.DEFINE_string('keep', '', 'a folder where a killed run goes on')
+flags.DEFINE_float('minutes', float('inf'), 'after which it ends, with --keep: the same command goes on')
+flags.DEFINE_string('openvino_python', '', 'the interpreter that has OpenVINO')
 flags.DEFINE_string('out', '', 'a file that gets the table as JSON too')
 
 _AT_ONCE = 1000
+_BEGAN = time.perf_counter()
 _MOST = 1 << 29  # bytes of what a C program tells at once
 
 
@@ -50,8 +59,8 @@ def networks() -> dict[str, Callable[[], Any]]:
   }
 
 
-def trained(model: Any, images: np.ndarray, labels: np.ndarray, batch: int = 100) -> tuple[Any, Any]:
-  """Returns a network's forward and its values, after one pass over the images."""
+def trained(model: Any, images: np.ndarray, labels: np.ndarray, kept: Path | None, batch: int = 100) -> tuple[Any, Any]:
+  """Returns a network's forward and its values, after one pass over the images; `kept` has them from then on."""
   import jax
   import optax
 
@@ -63,95 +72,143 @@ def trained(model: Any, images: np.ndarray, labels: np.ndarray, batch: int = 100
   train = jl.train_step(jl.adapt(model), jl.tasks.cross_entropy, recipe)
   first = {'inputs': images[:batch], 'labels': labels[:batch]}
   state = train.init(jax.random.key(0), first)
-  for index in range(steps):
-    rows = slice(index * batch, (index + 1) * batch)
-    state, _ = train.step(state, {'inputs': images[rows], 'labels': labels[rows]})
+  if kept is None or not kept.exists():
+    for index in range(steps):
+      rows = slice(index * batch, (index + 1) * batch)
+      state, _ = train.step(state, {'inputs': images[rows], 'labels': labels[rows]})
 
   def forward(known: Any, inputs: Any) -> Any:
     return train.model.apply(*known, inputs, train=False, key=None)[0]
 
-  return forward, jax.device_get((state.params, join_const(state.model_state, state.const)))
+  known = jax.device_get((state.params, join_const(state.model_state, state.const)))
+  if kept is not None:
+    leaves, structure = jax.tree.flatten(known)
+    if not kept.exists():
+      write_whole(kept, lambda file: np.savez(file, *leaves))
+    with np.load(kept) as held:
+      known = jax.tree.unflatten(structure, [held[f'arr_{index}'] for index in range(len(leaves))])
+  return forward, known
 
 
-def parts(images: np.ndarray) -> Iterator[np.ndarray]:
-  """Yields images by the hundreds."""
-  for start in range(0, len(images), _AT_ONCE):
-    yield images[start : start + _AT_ONCE]
+def write_whole(path: Path, write: Callable[[Any], None]) -> None:
+  """Writes a file that a killed process leaves either whole or not there."""
+  aside = path.with_suffix('.part')
+  with open(aside, 'wb') as file:
+    write(file)
+  aside.replace(path)
+
+
+class Judge:
+  """One network, and how all that computes it compares on some images.
+
+  Args:
+    model: the network.
+    train: (images, labels).
+    levels: of the C compiler, each with its number of images where it is not all: '-O0:500'.
+    eager: images that are computed operation by operation.
+    kept: a file that keeps what was trained, or None.
+  """
+
+  def __init__(self, model: Any, train: Any, levels: list[str], eager: int, kept: Path | None) -> None:
+    import jax
+
+    from jaxlite.deployment.c.source import c_source
+    from jaxlite.deployment.integers.conversion import quantized
+    from jaxlite.deployment.operations.lowering import lower
+    from jaxlite.deployment.packed.file import pack, unpack
+    from jaxlite.deployment.running.program import traced
+
+    forward, self.known = trained(model, *train, kept)
+    self.graph = quantized(lower(forward, self.known, train[0][:1]))
+    self.whole = [one.outputs[0] for one in self.graph.operations if self.graph.values[one.outputs[0]].dtype == np.int8]
+    back = unpack(pack(self.graph, names=True)).graph
+    self.fake, self.ours = jax.jit(forward), jax.jit(lambda x: traced(self.graph, x))
+    self.unpacked, self.plain = jax.jit(lambda x: traced(back, x)), lambda x: traced(self.graph, x)
+    self.source, self.levels, self.eager = c_source(self.graph), levels, eager
+
+  def compared(self, images: np.ndarray, done: int) -> tuple[dict[str, int], np.ndarray]:
+    """Returns what differs, and compiled JAX's answers.
+
+    Args:
+      images: some of them.
+      done: how many came before.
+    """
+    from jaxlite.deployment.c import check as c_check
+
+    mine = {*self.whole, *self.graph.outputs}
+    values = {one: np.asarray(array) for one, array in self.ours(images).items() if one in mine}
+    answers = values[self.graph.outputs[0]]
+    row = {
+      'integers': sum(values[one].size for one in self.whole),
+      'answers otherwise than fake quantization': int(
+        (np.asarray(self.fake(self.known, images)) != answers).any(-1).sum()
+      ),
+    }
+    few = images[: max(0, self.eager - done)]
+    row['eager'] = 0
+    for what, found in {'unpacked': self.unpacked(images), **({'eager': self.plain(few)} if len(few) else {})}.items():
+      told = {one: np.asarray(found[one]) for one in self.whole}
+      row[what] = sum(int((one != values[name][: len(one)]).sum()) for name, one in told.items())
+    for level in self.levels:
+      how, _, most = level.partition(':')
+      few = images[: max(0, int(most) - done)] if most else images
+      command = ['cc', '-std=c99', how]
+      row[f'C {level}'] = sum(_apart(c_check, self.source, self.graph, few, values, self.whole, command))
+    return row, answers
 
 
 def agreement(
-  name: str, model: Any, train: Any, test: np.ndarray, labels: np.ndarray, levels: list[str], eager: int
-) -> dict:
-  """Returns one row: what differs, of how many.
+  name: str,
+  judge: Callable[[], Judge],
+  test: np.ndarray,
+  labels: np.ndarray,
+  keep: Path | None = None,
+  until: float = float('inf'),
+  python: str = '',
+) -> dict | None:
+  """Returns one row: what differs, of how many; None where the time was over.
 
   Args:
     name: of the network.
-    model: it.
-    train: (images, labels).
+    judge: makes what compares.
     test: images [N, 28, 28, 1].
     labels: of them.
-    levels: of the C compiler, each with its number of images where it is not all: '-O0:500'.
-    eager: images that are computed operation by operation.
+    keep: a folder of what was found already, or None.
+    until: when no further images are taken up, by `time.perf_counter`.
+    python: the interpreter that has OpenVINO, '' for none.
   """
-  import jax
-
   from jaxlite.deployment.agreement import in_integers
-  from jaxlite.deployment.c import check as c_check
-  from jaxlite.deployment.c.source import c_source
-  from jaxlite.deployment.integers.conversion import quantized
-  from jaxlite.deployment.operations.lowering import lower
-  from jaxlite.deployment.packed.file import pack, unpack
-  from jaxlite.deployment.running.program import traced
 
-  forward, known = trained(model, *train)
-  graph = quantized(lower(forward, known, test[:1]))
-  whole = [one.outputs[0] for one in graph.operations if graph.values[one.outputs[0]].dtype == np.int8]
-  back = unpack(pack(graph, names=True)).graph
-  fake, ours, theirs = (jax.jit(fn) for fn in (forward, lambda x: traced(graph, x), lambda x: traced(back, x)))
-  source = c_source(graph)
-  row: dict[str, Any] = {
-    'network': name,
-    'in integers': in_integers(graph),
-    'integers': 0,
-    'right': 0,
-    'images': len(test),
-  }
-  row |= dict.fromkeys(
-    ('answers otherwise than fake quantization', 'eager', 'unpacked', *(f'C {one}' for one in levels)), 0
-  )
-  answers = []
-  done = 0
-  for images in parts(test):
-    values = {one: np.asarray(array) for one, array in ours(images).items() if one in {*whole, *graph.outputs}}
-    answers.append(values[graph.outputs[0]])
-    row['integers'] += sum(values[one].size for one in whole)
-    row['answers otherwise than fake quantization'] += int(
-      (np.asarray(fake(known, images)) != answers[-1]).any(-1).sum()
-    )
-    others = {'unpacked': theirs(images)}
-    if done < eager:
-      others['eager'] = traced(graph, images[: eager - done])
-    for what, found in others.items():
-      told = {one: np.asarray(found[one]) for one in whole}
-      row[what] += sum(int((one != values[name][: len(one)]).sum()) for name, one in told.items())
-    for level in levels:
-      how, _, most = level.partition(':')
-      few = images[: max(0, int(most or len(test)) - done)]
-      if len(few):
-        row[f'C {level}'] += sum(_apart(c_check, source, graph, few, values, whole, ['cc', '-std=c99', how]))
-    done += len(images)
-    print(f'{name}: {done:,} images, {time.process_time():.0f} s', file=sys.stderr, flush=True)
-  best = np.concatenate(answers).argmax(-1)
-  row['right'] = int((best == labels).sum())
-  row |= _runtimes(graph, test, best)
-  return row
+  one, answers = judge(), []
+  row: dict[str, Any] = {'network': name, 'in integers': in_integers(one.graph), 'right': 0, 'images': len(test)}
+  for start in range(0, len(test), _AT_ONCE):
+    images = test[start : start + _AT_ONCE]
+    kept = keep and keep / f'{name}-{start}-{len(images)}.npz'
+    if kept is None or not kept.exists():
+      if time.perf_counter() > until:
+        return None
+      counts, told = one.compared(images, start)
+      print(f'{name}: {start + len(images):,} images, {time.process_time():.0f} s', file=sys.stderr, flush=True)
+      if kept:
+        write_whole(
+          kept, lambda file, counts=counts, told=told: np.savez(file, answers=told, counts=json.dumps(counts))
+        )
+    else:
+      with np.load(kept) as held:
+        counts, told = json.loads(str(held['counts'])), held['answers']
+    answers.append(told)
+    for what, count in counts.items():
+      row[what] = row.get(what, 0) + count
+  ours = np.concatenate(answers)
+  row['right'] = int((ours.argmax(-1) == labels).sum())
+  return row | _runtimes(one.graph, test, ours.argmax(-1)) | openvino(one.graph, test, labels, ours, python)
 
 
 def _apart(
   c_check: Any, source: Any, graph: Any, images: Any, values: Any, whole: list[str], command: list[str]
 ) -> Iterator[int]:
   """How many integers a C file computes otherwise."""
-  each = sum(array.nbytes for array in values.values()) // len(images)
+  each = sum(array.nbytes for array in values.values()) // max(1, len(images))
   most = max(1, _MOST // max(1, 6 * each))
   for start in range(0, len(images), most):
     few = images[start : start + most]
@@ -181,6 +238,37 @@ def _runtimes(graph: Any, test: np.ndarray, best: np.ndarray) -> dict[str, int]:
   return found
 
 
+def openvino(graph: Any, test: np.ndarray, labels: np.ndarray, ours: np.ndarray, python: str) -> dict[str, Any]:
+  """How many images OpenVINO names another class of, how many it names rightly, and how many steps it is away.
+
+  Args:
+    graph: of integers.
+    test: images.
+    labels: of them.
+    ours: the answers of compiled JAX.
+    python: the interpreter that has it, '' for none.
+  """
+  from jaxlite.deployment.agreement import step_of
+  from jaxlite.deployment.onnx.file import onnx_bytes
+
+  if not python:
+    return {}
+  with tempfile.TemporaryDirectory() as folder:
+    file, given, to = (Path(folder, name) for name in ('network.onnx', 'in.npy', 'out.npy'))
+    file.write_bytes(onnx_bytes(graph))
+    np.save(given, test)
+    worker = Path(__file__).with_name('openvino_answers.py')
+    subprocess.run([python, str(worker), str(file), str(given), str(to)], check=True)
+    answers = np.load(to)
+  steps = np.abs(answers - ours).max(-1) / step_of(graph, graph.outputs[0])
+  return {
+    'openvino': int((answers.argmax(-1) != ours.argmax(-1)).sum()),
+    'openvino right': int((answers.argmax(-1) == labels).sum()),
+    'openvino steps, most': round(float(steps.max()), 2),
+    'openvino steps, 99 %': round(float(np.quantile(steps, 0.99)), 2),
+  }
+
+
 def read(folder: str, part: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns images [N, 28, 28, 1] from 0 to 1 and labels of the four published files."""
   with gzip.open(Path(folder, f'{part}-images-idx3-ubyte.gz')) as file:
@@ -200,14 +288,34 @@ def table(rows: list[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
+def _folder(keep: str) -> Path | None:
+  """Of what is kept by one set of settings: those of another are refused."""
+  if not keep:
+    return None
+  told = json.dumps({name: FLAGS[name].value for name in ('images', 'examples', 'levels', 'eager')})
+  settings = Path(keep, 'settings.json')
+  settings.parent.mkdir(parents=True, exist_ok=True)
+  if settings.exists() and settings.read_text() != told:
+    raise ValueError(f'{keep} holds what {settings.read_text()} found: give another folder for {told}')
+  settings.write_text(told)
+  return settings.parent
+
+
 def main(_: list[str]) -> None:
   """Prints the table."""
   sets = {part: read(FLAGS.data, part) for part in ('train', 't10k')}
+  train = tuple(array[: FLAGS.examples] for array in sets['train'])
+  test = tuple(array[: FLAGS.images] for array in sets['t10k'])
+  keep = _folder(FLAGS.keep)
   rows = []
   for name in FLAGS.networks:
-    train = tuple(array[: FLAGS.examples] for array in sets['train'])
-    test = tuple(array[: FLAGS.images] for array in sets['t10k'])
-    rows.append(agreement(name, networks()[name](), train, *test, FLAGS.levels, FLAGS.eager))
+    kept = keep and keep / f'{name}.npz'
+    judge = functools.partial(Judge, networks()[name](), train, FLAGS.levels, FLAGS.eager, kept)
+    row = agreement(name, judge, *test, keep, _BEGAN + 60 * FLAGS.minutes, FLAGS.openvino_python)
+    if row is None:
+      print(f'{name}: {FLAGS.minutes:g} minutes are over; the same command goes on')
+      return
+    rows.append(row)
     print(table(rows), flush=True)
   if FLAGS.out:
     Path(FLAGS.out).write_text(json.dumps(rows, indent=1) + '\n')

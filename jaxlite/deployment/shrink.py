@@ -213,7 +213,8 @@ def ways(
 
 def _as_model(fn: Callable[..., Any], params: Any) -> Model:
   if not callable(fn):
-    raise TypeError(f'shrink takes a Model or a function (params, inputs) -> outputs; got {type(fn).__name__}')
+    fix = ': give *network[:3], its model, params and model_state' if isinstance(fn, Network) else ''
+    raise TypeError(f'shrink takes a Model or a function (params, inputs) -> outputs; got a {type(fn).__name__}{fix}')
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     return fn(params, inputs), state

@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.contract import Model, Params, State
+from jaxlite.contract import CONST, Model, Params, State
 from jaxlite.graph import shrunk
 from jaxlite.graph.coupled import Program
 from jaxlite.graph.init_numpy import copied
 from jaxlite.graph.traces import Traces
+
+# What a loaded network knows of itself that is as true of a smaller one: which programs it predicts by, and its inputs.
+_STAYS = ('compiled', 'around', 'checked', 'input_shapes', 'reduced')
 
 
 def smaller(model: Model, traces: Traces, kept: shrunk.Kept, zeros: shrunk.Zeros) -> Model:
@@ -48,17 +51,20 @@ def smaller(model: Model, traces: Traces, kept: shrunk.Kept, zeros: shrunk.Zeros
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     values, shapes, rest = own(params, state)
     outputs, new = replayed(traces.forward(inputs, train, key, step, shapes), values, inputs, key, step)
-    return outputs, {**rest, **new} if rest else new
+    return outputs, _joined(rest, new)
 
   def after(params: Params, state: State, step: Any) -> State:
     values, shapes, rest = own(params, state)
     new = replayed(traces.after(step, shapes), values, step)
-    return {**rest, **new} if rest else new
+    return _joined(rest, new)
 
   def export(params: Params, state: State) -> tuple[Params, State]:
     values, shapes, _ = own(params, state)
     return replayed(traces.export(shapes), values)
 
+  for name in _STAYS:
+    if hasattr(model.apply, name):
+      setattr(apply, name, getattr(model.apply, name))
   return Model(init, apply, after, export)
 
 
@@ -66,7 +72,18 @@ def _apart(tree: Any, known: Any) -> tuple[Any, dict[str, Any]]:
   if not isinstance(tree, dict) or not isinstance(known, dict):
     return tree, {}
   mine = {name: tree[name] for name in known if name in tree}
-  return mine, {name: value for name, value in tree.items() if name not in known}
+  more = {name: value for name, value in tree.items() if name not in known}
+  if CONST in mine:  # of several owners: its own, and a teacher's
+    mine[CONST], others = _apart(mine[CONST], known[CONST])
+    more |= {CONST: others} if others else {}
+  return mine, more
+
+
+def _joined(rest: dict[str, Any], new: State) -> State:
+  both = {**rest, **new}
+  if CONST in rest and CONST in new:
+    both[CONST] = {**rest[CONST], **new[CONST]}
+  return both
 
 
 def _check(values: Any, traces: Traces, kept: shrunk.Kept) -> None:

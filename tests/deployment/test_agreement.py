@@ -2,6 +2,7 @@
 
 import pathlib
 import runpy
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxlite as jl
+from jaxlite import models
 from jaxlite.deployment import agreement, formats
 from jaxlite.deployment.c.file import write_c
 from jaxlite.deployment.integers.conversion import quantized
@@ -77,7 +79,7 @@ def test_what_computes_floats_between_integers_keeps_a_tolerance():
 @pytest.mark.slow
 @pytest.mark.unoptimized(False)
 @pytest.mark.parametrize('name', ['mlp', 'cnn'])
-def test_every_runtime_computes_the_same_integers(monkeypatch, name):
+def test_every_runtime_computes_the_same_integers(monkeypatch, tmp_path, name):
   """The short form of `experiments/bench/agreement.py`."""
   bench = pathlib.Path(__file__).resolve().parents[2] / 'experiments' / 'bench'
   monkeypatch.syspath_prepend(str(bench))
@@ -85,9 +87,35 @@ def test_every_runtime_computes_the_same_integers(monkeypatch, name):
   draw = np.random.default_rng(0)
   images, labels = draw.random((700, 28, 28, 1), np.float32), draw.integers(0, 10, 700).astype(np.int32)
   train, test = (images[:200], labels[:200]), images[200:]
-  row = script['agreement'](name, script['networks']()[name](), train, test, labels[200:], ['-O0', '-O3'], 250)
+  parts = script['networks']()[name](), train, ['-O0', '-O3'], 250
+  row = script['agreement'](name, lambda: script['Judge'](*parts, None), test, labels[200:])
   assert row['in integers']
   assert row['integers'] > 10_000
   for what in ('answers otherwise than fake quantization', 'eager', 'unpacked', 'C -O0', 'C -O3'):
     assert row[what] == 0, what
   assert all(row.get(kind, 0) <= 1 for kind in ('onnx', 'litert'))
+  kept = lambda: script['Judge'](*parts, tmp_path / 'values.npz')  # noqa: E731
+  assert script['agreement'](name, kept, test, labels[200:], tmp_path, until=0.0) is None
+  assert script['agreement'](name, kept, test, labels[200:], tmp_path) == row
+  assert script['agreement'](name, kept, test, labels[200:], tmp_path, until=0.0) == row
+
+
+@pytest.mark.slow
+@pytest.mark.unoptimized(False)
+@pytest.mark.parametrize('name', ['mlp', 'cnn', 'resnet8', 'depthwise', 'vit'])
+def test_openvino_reads_the_onnx_file_and_stays_within_four_steps(monkeypatch, name):
+  pytest.importorskip('openvino')
+  bench = pathlib.Path(__file__).resolve().parents[2] / 'experiments' / 'bench'
+  monkeypatch.syspath_prepend(str(bench))
+  script = runpy.run_path(str(bench / 'agreement.py'))
+  digits = jl.data.load('digits')
+  made = {**script['networks'](), 'resnet8': models.ResNet8, 'vit': lambda: models.ViT(patch=2, width=32, layers=2)}
+  train = [(np.tile(one, (4,) + (1,) * (one.ndim - 1))) for one in digits.train[:2]]
+  judge = script['Judge'](made[name](), train, [], 0, None)
+  test, labels = digits.test[:2]
+  ours = np.asarray(judge.ours(test)[judge.graph.outputs[0]])
+  row = script['openvino'](judge.graph, test, labels, ours, sys.executable)
+  right = int((ours.argmax(-1) == labels).sum())
+  assert right > 0.5 * len(test)
+  assert abs(row['openvino right'] - right) <= max(1, 0.005 * len(test))
+  assert row['openvino steps, most'] <= 4

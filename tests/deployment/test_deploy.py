@@ -68,6 +68,7 @@ def test_each_format_answers_in_another_process_as_the_run_does_with_its_score(f
   assert report.costs.parameters == 21
   assert report.costs.macs == 18
   assert str(report).count('\n') >= 5
+  assert 'onnx, stablehlo: p99 with one example is within the deadline of 10000 ms' in str(report)
   assert {path.name for path in (tmp_path / 'out').iterdir()} == {
     *(formats.FORMATS[name].file for name in EVERY),
     PAGE,

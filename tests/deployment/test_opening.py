@@ -302,3 +302,23 @@ def test_an_opened_network_predicts_on_cpu_by_the_forms_that_evaluation_took(tmp
   plain = jax.jit(lambda *given: model.apply(*given, train=False, key=None)[0]).lower(*given)
   assert _predictor(opened.model.apply).lower(*given).as_text().count(MARK) > plain.as_text().count(MARK)
   np.testing.assert_allclose(opened.predict(pictures), found.run(served, pictures), atol=1e-5)
+
+
+def test_a_smaller_network_is_still_one_that_was_loaded(tmp_path):
+  program, values, _ = stored(tmp_path, dense('linen', WEIGHTS)[0])
+  network = opened(program, values, module_of('linen', OTHERS))
+  small = jl.shrink(*network[:3], X, keep=0.5, multiple=1)
+  w1, b1, w2, b2 = WEIGHTS
+  left = np.sort(np.argsort(-(np.abs(w1).sum(0) + np.abs(b1) + np.abs(w2).sum(1)))[:4])
+  np.testing.assert_allclose(
+    small.network.predict(X), reference((w1[:, left], b1[left], w2[left], b2)), rtol=1e-4, atol=1e-4
+  )
+  for name in ('compiled', 'around', 'checked', 'input_shapes', 'reduced'):  # nobody standardizes its inputs again
+    assert getattr(small.model.apply, name) is getattr(network.model.apply, name)
+  assert not hasattr(small.model.apply, 'made_of')  # of other widths
+  recipe = jl.chain(jl.distill(network), optax.sgd(1e-3))  # which has constants of its own beside the network's
+  train = jl.train_step(jl.adapt(small.network), jl.cross_entropy, recipe)
+  batch = {'inputs': X, 'labels': np.arange(len(X)) % 3}
+  state, metrics = train.step(train.init(jax.random.key(0), batch), batch)
+  assert metrics['distill'] > 0
+  assert {*state.const} == {'normalize', 'distill'}

@@ -102,6 +102,14 @@ def test_cores_share_large_passes_and_leave_small_ones_to_one():
     assert small.wall == pytest.approx(small.processor)
 
 
+@pytest.mark.parametrize('cores', [1, 2, 64])
+def test_rates_of_a_whole_device_are_taken_as_they_are(cores):
+  """Those of a GPU are of all of it: the number of its host's cores says nothing."""
+  for fn, args in ((jnp.tanh, (f32(8192, 256),)), (convolve, (f32(32, 16, 16, 32), f32(3, 3, 32, 32)))):
+    one, other = (speed.spent(program(fn, *args), ONE, count).wall for count in (1, cores))
+    assert one == pytest.approx(other)
+
+
 def test_kernels_share_the_batch_where_xla_does_not():
   args = f32(32, 16, 16, 32), f32(3, 3, 32, 32)
   found = speed.spent(program(convolve, *args), RATES, 2, kernels=True)
