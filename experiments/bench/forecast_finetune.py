@@ -4,9 +4,9 @@
   python experiments/bench/forecast_finetune.py --out=FILE --cases=pictures-full,text-head-sgd --seeds=1
 
 Digits: a small CNN learns 0 to 4, and then 400 of 5 to 9. Pictures: Debian's stamps at 96 pixels
-(`transfer_data.py`), MobileNetV2 with torchvision's weights. Text: BBC news, MiniLM, 200 texts. A case trains its recipe
-for so many steps and looks at the loss of all training examples every few of them; targets are the losses that it had
-at 40 and at 80 % of the run, for the first time. Then, knowing nothing of that, the step is told as by
+(`transfer_data.py`), MobileNetV2 with torchvision's weights. Text: BBC news, MiniLM, 200 texts. A case trains its
+recipe for so many steps and looks at the loss of all training examples every few of them; targets are the losses that
+it had at 40 and at 80 % of the run, for the first time. Then, knowing nothing of that, the step is told as by
 `jl.plan(..., target=)`. 'head' trains a linear head on fixed features; 'full', 'last' and 'lora' are those of
 `jl.finetune`, 'bare' has the head begin at 0, 'sgd' is momentum SGD on everything. Finished lines are kept in `--out`.
 """
