@@ -105,7 +105,7 @@ def train_varied(
   """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
   steps are a trial of it: of the same programs, with all that follows. Where `watch` ends it, it raises Halted."""
   called = foreseen.entry()
-  errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
+  errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers')
   validate(config)
   say = streams.steady(say)
   told = None if log is None else Told(log, say)
