@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -123,7 +124,8 @@ def asked(series: series_data.Series, seeds: Sequence[int], folder: Path) -> dic
   np.savez(path, train_x=series.train[0], train_y=series.train[1], test_x=series.test[0])
   spec = json.dumps({'data': str(path), 'seeds': list(seeds)})
   script = Path(__file__).parent / 'bench' / 'series_peer.py'
-  done = subprocess.run([FLAGS.peer_python, str(script), spec], stdout=subprocess.PIPE, text=True, check=True)
+  own = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}  # its packages, not ours
+  done = subprocess.run([FLAGS.peer_python, str(script), spec], stdout=subprocess.PIPE, text=True, check=True, env=own)
   path.unlink()
   told = json.loads(done.stdout)
   score = lambda labels: 100 * float(np.mean(np.array(labels) == series.test[1]))  # noqa: E731

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlite.batching import asked, in_parts
-from jaxlite.errors import check_dict
+from jaxlite.errors import check_dict, misplaced
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
@@ -270,7 +270,7 @@ def chain(*parts: Any) -> Recipe:
         )
       last = index if isinstance(part, Last) else last
     else:
-      raise TypeError(f'a part is an Optax transformation, a Hook or a Recipe; part {index} is {type(part).__name__}')
+      raise TypeError(f'a part is an Optax transformation, a Hook or a Recipe; part {index} is {misplaced(part)}')
   hooks = [part for part in flat if isinstance(part, Hook)]
   outward = sorted(hooks, key=lambda hook: not isinstance(hook, Side))
   models = [(any(one.reads for one in outward[:i]) and hook.as_one) or hook.model for i, hook in enumerate(outward)]

@@ -106,6 +106,19 @@ def arrays(paths: Iterable[str], most: int = 4) -> str:
   return counted(len(paths), 'array') + (f': {shown}' if paths and most else '')
 
 
+def misplaced(thing: Any) -> str:
+  """Tells what stands where something else is wanted, and what was probably meant.
+
+  >>> misplaced([1]), misplaced(counted), misplaced(None)
+  ('a list: unpack it, *(...)', 'the function counted: call it, counted(...)', 'NoneType')
+  """
+  if isinstance(thing, list | tuple):
+    return f'a {type(thing).__name__}: unpack it, *(...)'
+  if callable(thing) and hasattr(thing, '__name__'):
+    return f'the {type(thing).__name__} {thing.__name__}: call it, {thing.__name__}(...)'
+  return type(thing).__name__
+
+
 class ConfigError(ValueError):
   """A config or a command line that cannot run. Its message is one line: the rule, what was got, the fix."""
 

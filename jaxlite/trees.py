@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ Rule = None | str | Sequence[str] | Callable[[str], bool]
 
 # As frameworks and people write them: `bias_n` and `bias_ih` of a GRU, `ln1`, `ln_f`, `bn2`, `norm_1`, `LayerNorm_0`.
 _NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gain|gamma|beta|offset|shift)(_?[a-z]{0,2}\d*)?$', re.IGNORECASE)
+_SHORT = re.compile(r'(^|_)b\d*$', re.IGNORECASE)  # of the above: also what a matrix is called, beside a
 _NORM = re.compile(r'(norm|(^|_)(ln|bn|gn))(_?(\d+|[a-z]|out|in|final|pre|post))?$', re.IGNORECASE)
 _POSITION = re.compile(r'(^|_)(wpe|pos(ition)?s?(al)?)($|_?emb|_?enc|_?table|\d)', re.IGNORECASE)
 
@@ -186,7 +188,7 @@ def looks_like_weight(path: str, leaf: Any) -> bool:
   >>> looks_like_weight('dense/kernel', np.zeros((3, 4))), looks_like_weight('conv/bias', np.zeros((8, 1, 1)))
   (True, False)
   """
-  if is_extra(path) or sum(size > 1 for size in np.shape(leaf)) < 2:
+  if is_extra(path) or not _is_matrix(np.shape(leaf)):
     return False
   if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), np.inexact):
     return False
@@ -234,7 +236,31 @@ def weight_paths(params: Any, rule: Rule, weights: Iterable[str] | None, *, what
     chosen = frozenset(weights) & frozenset(name for name in names if not is_extra(name))
   if not chosen:
     raise ValueError(f'{what} finds no weight among the parameters ({_shown(names)}): name them with a rule')
+  if weights is None:
+    _tell_passed_over({name: np.shape(leaf) for name, leaf in zip(names, leaves, strict=True)}, chosen, what)
   return chosen
+
+
+def _tell_passed_over(shapes: Mapping[str, tuple[int, ...]], chosen: frozenset[str], what: str) -> None:
+  """Warns of a matrix that goes by the short name of a bias: of a stack of biases, a weight beside it has the axes."""
+
+  def stacks(name: str) -> bool:
+    within, shape = name.rpartition('/')[0], shapes[name]
+    near = [shapes[other] for other in chosen if other.rpartition('/')[0] == within]
+    return any(len(one) > len(shape) and all(axis in iter_ for axis in shape) for one in near for iter_ in [iter(one)])
+
+  left = [name for name in shapes if _SHORT.search(name.rpartition('/')[2]) and _is_matrix(shapes[name])]
+  if left := [name for name in left if name not in chosen and not is_extra(name) and not stacks(name)]:
+    warnings.warn(
+      f'{what} sees arrays and no program here, and takes {left[0]!r}, {list(shapes[left[0]])}'
+      f'{f" and {len(left) - 1} more" if len(left) > 1 else ""}, for a bias by its name: name the weights with a rule, '
+      'or hand over what the program says, jl.step.told',
+      stacklevel=5,
+    )
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+  return sum(size > 1 for size in shape) >= 2
 
 
 def check_distinct(tree: Any, what: str) -> None:

@@ -99,6 +99,10 @@ def test_an_update_after_prune_is_refused_and_a_hook_is_not():
 def test_what_is_no_part_is_refused():
   with pytest.raises(TypeError, match='part 1 is int'):
     jl.chain(optax.sgd(0.1), 3)
+  with pytest.raises(TypeError, match=r'part 0 is the function adam: call it, adam\(\.\.\.\)'):
+    jl.chain(optax.adam)
+  with pytest.raises(TypeError, match=r'part 0 is a list: unpack it'):
+    jl.chain([optax.sgd(0.1)])
   with pytest.raises(TypeError, match=r'jl\.accumulate'):
     jl.chain(optax.MultiSteps(optax.sgd(0.1), 2))
 

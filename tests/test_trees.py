@@ -157,3 +157,15 @@ def test_every_state_of_optax_can_be_named_for_a_checkpoint():
   for make in (optax.lbfgs, lambda: optax.adam(1e-3), lambda: optax.contrib.schedule_free_adamw(1e-3)):
     state = make().init(params)
     assert len(set(orbax_names(state).values())) == len(jax.tree.leaves(state))
+
+
+def test_a_matrix_with_the_short_name_of_a_bias_is_told_where_no_program_is_seen():
+  def chosen(**shapes):
+    return set(trees.weight_paths({name: np.ones(shape) for name, shape in shapes.items()}, None, None, what='prune'))
+
+  with pytest.warns(UserWarning, match=r"takes 'b', \[6, 3\], for a bias by its name"):
+    assert chosen(a=(4, 6), b=(6, 3)) == {'a'}
+  assert chosen(w=(4, 6), b=(6,), b1=(1, 6)) == {'w'}  # nothing to tell: no matrices
+  assert chosen(w=(3, 4, 6), b=(3, 6)) == {'w'}  # three layers, stacked
+  tree = {'a': np.ones((4, 6)), 'b': np.ones((6, 3))}
+  assert trees.weight_paths(tree, None, {'a': None, 'b': None}, what='prune') == {'a', 'b'}

@@ -7,12 +7,12 @@ Candidates: MobileNetV2, EfficientNet-Lite1 and -Lite2 with published weights, j
 small CNN of the digits (both trained here first), and MobileNetV2 with drawn weights as a control. Each set is split
 into training (at most 500, a tenth of it validation) and test; scores see the training examples alone. 'fine-tuned' is
 the test accuracy after `--steps` of 16 examples by the recipe of `jl.finetune` at a rate of 1e-4, from the solved head,
-a mean over seeds. A ranking
-holds where its first candidate is the best by fine-tuning or lies within the best one's 95 % interval. What a score
-costs are features that nobody has kept, and all four scores with their intervals, in processor time; beside it stand
-the steps alone, without compiling and evaluation, of a run as long as `jl.finetune` takes where nobody says. The crops
-of textures and photographs overlap between training and test, and digits is what one candidate was trained on: these
-rows are easy. Every finished line is kept in `--out`, and the same command goes on where it was stopped.
+a mean over seeds. A ranking holds where its first candidate is the best by fine-tuning or lies within the best one's
+95 % interval. What a score costs are the features of the training examples and all four scores of `jl.finetuning.rank`
+with their intervals, in processor time; beside it stand the steps alone, without compiling and evaluation, of a run as
+long as `jl.finetune` takes where nobody says. The crops of textures and photographs overlap between training and test,
+and digits is what one candidate was trained on: these rows are easy. Every finished line is kept in `--out`, and the
+same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 import collections
 import functools
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from absl import app, flags
 
 import jaxlite as jl
 from jaxlite.config.schema import OptimConfig
-from jaxlite.finetuning import Start, backbone, choose, fit_probe, rank, recipe, resized, with_head
+from jaxlite.finetuning import Start, backbone, choose, fit_probe, recipe, resized, with_head
 from jaxlite.finetuning.choice import steps_for
 from jaxlite.finetuning.ranking import SCORES
 from jaxlite.finetuning.scores import wilson
@@ -46,11 +45,11 @@ flags.DEFINE_list('sets', [], 'some of the sets; none is all')
 flags.DEFINE_list('candidates', [], 'some of the candidates; none is all')
 flags.DEFINE_integer('size', 96, 'pixels on a side for the networks of photographs')
 flags.DEFINE_integer('examples', 500, 'to train on')
+flags.DEFINE_integer('tests', 300, 'to test on, at most')
 flags.DEFINE_integer('steps', 80, 'of a fine-tuning')
 flags.DEFINE_integer('seeds', 3, 'fine-tunings behind each mean')
 flags.DEFINE_integer('epochs', 3, 'that the ResNet-20 sees of Fashion-MNIST')
 flags.DEFINE_string('method', 'full', 'of the fine-tuning')
-flags.DEFINE_bool('scores_alone', False, 'fine-tune nothing')
 flags.DEFINE_float('minutes', 0, 'stop after the line that is finished then, with code 75; the same command goes on')
 
 
@@ -69,7 +68,7 @@ def grey(count: int) -> Any:
   return jl.data.from_arrays((inputs.reshape(*inputs.shape[:3], 1), labels))
 
 
-BATCH = 16
+BATCH, PART = 16, 50  # examples of a step, and of a pass forward
 CLASSES = 10  # outputs of every head: those of sets with fewer stay at a logit that no example has
 OURS = ('resnet20_fashion', 'cnn_digits')  # small: pictures as they are
 CANDIDATES = {
@@ -91,7 +90,7 @@ def data_of(name: str) -> Any:
   inputs = inputs if inputs.ndim == 4 else inputs[..., None]
   order = np.random.default_rng(0).permutation(len(labels))
   most = min(FLAGS.examples, int(0.7 * len(labels)))
-  train, test = order[:most], order[most : most + 300]
+  train, test = order[:most], order[most : most + FLAGS.tests]
   return jl.data.from_arrays((inputs[train], labels[train]), 0.1, (inputs[test], labels[test]), name=name)
 
 
@@ -129,49 +128,35 @@ class Tuner:
       self.made[inputs.shape[1:]] = found, give, jl.train_step(ready, jl.cross_entropy, made)
     return self.made[inputs.shape[1:]]
 
-  def tuned(self, data: Any, seed: int) -> dict[str, float]:
-    """The test accuracy of one fine-tuning from the solved head, and the seconds of processor of one of its steps."""
-    train, test, began = data.train, data.test, time.process_time()
+  def tuned(self, data: Any, seeds: range) -> dict[str, Any]:
+    """The test accuracies of fine-tunings from the solved head, the scores, and what each took of the processor."""
+    train, test = data.train, data.test
     found, give, step = self.programs(train.inputs)
-    parts = [give(found.params, found.model_state, batch['inputs']) for batch in jl.data.eval_batches(train, 50)]
+    np.asarray(give(found.params, found.model_state, jl.data.batch_at(train, PART, 0, 0)['inputs']))  # compiled
+    began = time.process_time()
+    parts = [give(found.params, found.model_state, batch['inputs']) for batch in jl.data.eval_batches(train, PART)]
     features = np.concatenate([np.asarray(part) for part in parts])[: len(train.labels)]
-    head = fit_probe(features, train.labels, CLASSES, seed=seed)
-    begun = with_head(found, CLASSES, kernel=head.kernel, bias=head.bias)
-    first = jl.data.batch_at(train, BATCH, seed, 0)
-    state = step.init(jax.random.key(seed), first, begun.params, begun.model_state)
-    marks = [0.0]
-    for number in range(FLAGS.steps):
-      state, metrics = step.step(state, jl.data.batch_at(train, BATCH, seed, number))
-      float(metrics['task'])
-      marks.append(time.process_time())
-    right = [
-      ((np.asarray(step.eval(state, batch)[0]).argmax(1) == batch['labels']) * batch['weight']).sum()
-      for batch in jl.data.eval_batches(test, 50)
-    ]
-    return {
-      'accuracy': float(sum(right) / len(test.labels)),
-      'step': (marks[-1] - marks[1]) / (FLAGS.steps - 1),
-      'processor': time.process_time() - began,
-    }
-
-
-def scored(networks: dict[str, Any], data: Any) -> dict[str, Any]:
-  """The scores of each candidate on features that nobody has kept, and what they took of the processor."""
-  marks, seconds = [time.process_time()], {}
-
-  def told(line: str) -> None:
-    if (name := line.split(':')[0]) in networks:
-      marks.append(time.process_time())
-      seconds[name] = marks[-1] - marks[-2]
-
-  with tempfile.TemporaryDirectory() as cold:
-    found = rank(networks, data, examples=FLAGS.examples, folder=cold, say=told)
-  kinds = ('value', 'low', 'high')
-  return {
-    row.name: {f'{one}_{kind}': getattr(row.scores[one], kind) for one in SCORES for kind in kinds}
-    | {'processor': seconds[row.name]}
-    for row in found.rows
-  }
+    there = int(train.labels.max()) + 1
+    scores = {name: score(features, train.labels, classes=there) for name, score in SCORES.items()}
+    told = {f'{name}_{kind}': getattr(one, kind) for name, one in scores.items() for kind in ('value', 'low', 'high')}
+    told['scoring'] = time.process_time() - began
+    accuracies, marks = [], []
+    for seed in seeds:
+      head = fit_probe(features, train.labels, CLASSES, seed=seed)
+      begun = with_head(found, CLASSES, kernel=head.kernel, bias=head.bias)
+      first = jl.data.batch_at(train, BATCH, seed, 0)
+      state = step.init(jax.random.key(seed), first, begun.params, begun.model_state)
+      for number in range(FLAGS.steps):
+        began = time.process_time()
+        state, metrics = step.step(state, jl.data.batch_at(train, BATCH, seed, number))
+        float(metrics['task'])
+        marks.append(time.process_time() - began)
+      right = [
+        ((np.asarray(step.eval(state, batch)[0]).argmax(1) == batch['labels']) * batch['weight']).sum()
+        for batch in jl.data.eval_batches(test, PART)
+      ]
+      accuracies.append(float(sum(right) / len(test.labels)))
+    return {**told, 'accuracies': accuracies, 'step': float(np.median(marks))}
 
 
 def main(_: list[str]) -> None:
@@ -194,21 +179,14 @@ def main(_: list[str]) -> None:
   jax.config.update('jax_compilation_cache_dir', str(Path(FLAGS.workdir, 'programs').absolute()))
   names = FLAGS.candidates or list(CANDIDATES)
   wanted = FLAGS.sets or list(transfer_data.sets(FLAGS.size))
-  how = {'steps': FLAGS.steps, 'method': FLAGS.method}
+  how = {'steps': FLAGS.steps, 'method': FLAGS.method, 'examples': FLAGS.examples, 'seeds': FLAGS.seeds}
   for name in names:
-    missing = [(one, seed) for seed in range(FLAGS.seeds) for one in wanted
-               if not of({'set': one, 'candidate': name, 'seed': seed, **how})]  # fmt: skip
-    tuner = Tuner(name, CANDIDATES[name]()) if missing and not FLAGS.scores_alone else None
-    for one, seed in missing if tuner is not None else ():
+    missing = [one for one in wanted if not of({'set': one, 'candidate': name, **how})]
+    tuner = Tuner(name, CANDIDATES[name]()) if missing else None
+    for one in missing if tuner is not None else ():
       data = data_of(one) if name in OURS else common(data_of(one))
-      keep({'set': one, 'candidate': name, 'seed': seed, **how, **tuner.tuned(data, seed)})
-  for one in wanted:
-    missing = [name for name in names if not of({'set': one, 'candidate': name, 'what': 'scores'})]
-    for name in missing:
-      found = scored({name: CANDIDATES[name]()}, data_of(one))
-      keep({'set': one, 'candidate': name, 'what': 'scores', **found[name]})
-  if not FLAGS.scores_alone:
-    print(table(wanted, names, lambda **key: of({**key, **({} if 'what' in key else how)})))
+      keep({'set': one, 'candidate': name, **how, **tuner.tuned(data, range(FLAGS.seeds))})
+  print(table(wanted, names, lambda one, name: of({'set': one, 'candidate': name, **how})[0]))
 
 
 def table(wanted: list[str], names: list[str], of: Any) -> str:
@@ -218,8 +196,8 @@ def table(wanted: list[str], names: list[str], of: Any) -> str:
   held, rows = collections.Counter(), []
   for one in wanted:
     test = len(data_of(one).test.labels)
-    truth = {name: float(np.mean([run['accuracy'] for run in of(set=one, candidate=name)])) for name in names}
-    scores = {name: of(set=one, candidate=name, what='scores')[0] for name in names}
+    scores = {name: of(one, name) for name in names}
+    truth = {name: float(np.mean(scores[name]['accuracies'])) for name in names}
     best = max(truth, key=truth.__getitem__)
     low, _ = wilson(round(truth[best] * test), test)
     cells = []
@@ -230,8 +208,7 @@ def table(wanted: list[str], names: list[str], of: Any) -> str:
       held[by] += truth[first] >= low
       cells.append(f'{first} {100 * truth[first]:.1f}{"" if truth[first] >= low else " (no)"}, {tau:.2f}')
     steps = steps_for(len(data_of(one).train.labels), BATCH)
-    runs = {name: np.mean([run['step'] for run in of(set=one, candidate=name)]) for name in names}
-    shares = [scores[name]['processor'] / (steps * runs[name]) for name in names if name not in OURS]
+    shares = [scores[name]['scoring'] / (steps * scores[name]['step']) for name in names if name not in OURS]
     every = ' '.join(f'{100 * truth[name]:.0f}' for name in names)
     rows.append(
       f'| {one} | {every} | {best} {100 * truth[best]:.1f} (from {100 * low:.1f}) | {" | ".join(cells)} | '

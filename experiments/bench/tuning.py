@@ -1,14 +1,15 @@
 """A search beside the whole grid: what validation says of the best of each, and the epochs that both took.
 
   python experiments/bench/tuning.py --workdir=runs/tuning --first=10 --seeds=5
-  python experiments/bench/tuning.py --first=10 --seeds=5 --plain   # minutes
+  python experiments/bench/tuning.py --first=15 --seeds=5 --plain   # minutes
 
-The digits of scikit-learn, a small MLP, a grid of 64 points (8 rates, 4 weight decays, 2 batch sizes), and Optuna's
-TPE over the same ranges, 16 trials to their end: a quarter of the grid's epochs. A seed is one of the data's split, of
-first values and of the points. By `jl.tune`, which goes on when it is killed; with `--plain` points are asked of the
-same sampler, ledger and storage, and trained by one jitted function of plain JAX. `--stop=halving` takes as many trials
-as a quarter of the epochs allows, most of them stopped early. It also tells the noise: 0.2 points in validation
-examples; and, since the best of 64 is partly luck, both best settings again with five draws of first values and orders.
+The digits of scikit-learn, a small MLP, a grid of 64 points (8 rates, 4 weight decays, 2 batch sizes), and a Gaussian
+process (`gp`) and Optuna's TPE over the same ranges, 16 trials each to their end: a quarter of the grid's epochs. A
+seed is one of the data's split, of first values and of the points. By `jl.tune`, which goes on when it is killed; with
+`--plain` points are asked of the same samplers, ledger and storage, and trained by one jitted function of plain JAX.
+`--stop=halving` takes as many trials as a quarter of the epochs allows, most of them stopped early. It also tells the
+noise: 0.2 points in validation examples; and, since the best of 64 is partly luck, both best settings again with five
+draws of first values and orders.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import functools
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import stats
 from sklearn.datasets import load_digits
 
 import jaxlite as jl
@@ -35,6 +37,7 @@ from jaxlite.tuning.database import Database
 from jaxlite.tuning.ledger import COMPLETE, PRUNED, Ledger
 from jaxlite.tuning.optuna_study import Mirror
 from jaxlite.tuning.outcome import Goal
+from jaxlite.tuning.surrogate import next_by_surrogate
 
 SPACE = {
   'optim.lr': jl.tuning.log_uniform(1e-4, 1e-1, points=8),
@@ -45,10 +48,10 @@ Point = dict[str, Any]
 
 
 class Found(NamedTuple):
-  """Best validation accuracies, the share of the grid's epochs that TPE took, and its trials; both settings again."""
+  """Best validation accuracies, the share of the grid's epochs that a method took, its trials; both settings again."""
 
   grid: float
-  tpe: float
+  found: float
   share: float
   trials: int
   again: str = ''
@@ -64,18 +67,18 @@ def config(seed: int, epochs: int) -> jl.Config:
   return made
 
 
-def by_tune(words: argparse.Namespace, data: Any, seed: int) -> Found:
+def by_tune(words: argparse.Namespace, data: Any, seed: int, method: str) -> Found:
   """By `jl.tune`."""
   given = {'data': data, 'model': MLP((64,), classes=10), 'say': lambda line: None}
   one = config(seed, words.epochs)
   grid = jl.tune(one, Path(words.workdir, f'grid{seed}'), SPACE, method='grid', stop='none', **given)
-  folder = Path(words.workdir, f'tpe{seed}')
-  tpe = jl.tune(one, folder, SPACE, method='tpe', trials=words.trials, stop=words.stop, seed=seed, **given)
+  folder = Path(words.workdir, f'{method}{seed}')
+  other = jl.tune(one, folder, SPACE, method=method, trials=words.trials, stop=words.stop, seed=seed, **given)
   ledger = Ledger(folder, json.loads((folder / 'study.json').read_text())['study'], Database(folder / 'study.db'))
   ended = {row.number: row.share for row in ledger.reports()}  # the last of each
   ledger.close()
   share = sum(ended.values()) / len(grid.trials)
-  return Found(grid.best.found['accuracy'], tpe.best.found['accuracy'], share, len(tpe.trials))
+  return Found(grid.best.found['accuracy'], other.best.found['accuracy'], share, len(other.trials))
 
 
 def plain(data: Any, seed: int, epochs: int) -> Callable[..., np.ndarray]:
@@ -140,9 +143,32 @@ def plain(data: Any, seed: int, epochs: int) -> Callable[..., np.ndarray]:
   return accuracies
 
 
-def by_plain(words: argparse.Namespace, data: Any, seed: int) -> Found:
+@functools.lru_cache(maxsize=1)  # of the grid and of each method
+def _plain(name: str, seed: int, epochs: int) -> Callable[..., np.ndarray]:
+  known: dict[Any, np.ndarray] = {}
+  made = plain(data_of(name), seed, epochs)
+
+  def accuracies(point: Point, draw: int = 0) -> np.ndarray:
+    key = (*point.values(), draw)
+    if key not in known:
+      known[key] = made(point, draw)
+    return known[key]
+
+  return accuracies
+
+
+def data_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Pictures and labels."""
+  if name == 'digits':
+    held = load_digits()
+    return held.images[..., None].astype(np.float32), held.target
+  whole = jl.data.load('fashion_mnist', validation=0.0).train
+  return np.asarray(whole.inputs, np.float32), np.asarray(whole.labels)
+
+
+def by_plain(words: argparse.Namespace, data: Any, seed: int, method: str) -> Found:
   """By plain JAX."""
-  accuracies = plain(data, seed, words.epochs)
+  accuracies = _plain(words.data, seed, words.epochs)
   points = kinds.grid(SPACE)
   of_grid = [float(accuracies(point).max()) for point in points]
   tried, found, spent, whole = [], [], 0, 9 * len(points) // 4  # ninths of a run
@@ -153,8 +179,13 @@ def by_plain(words: argparse.Namespace, data: Any, seed: int) -> Found:
     for place in range(len(points)):
       if spent >= whole:
         break
-      number, point = mirror.ask('tpe', seed, place)
-      mirror.take(number)
+      if method == 'gp':
+        point = next_by_surrogate(SPACE, seed, ledger.trials(), ledger.reports(), Goal('accuracy', True), {})
+        assert point is not None
+        number = mirror.add(None, point, {})
+      else:
+        number, point = mirror.ask(method, seed, place)
+        mirror.take(number)
       trial = ledger.add(number, point, number)
       state, why, values = COMPLETE, '', [float(one) for one in accuracies(point)]
       for look, value in enumerate(values, 1):
@@ -190,25 +221,36 @@ def main() -> None:
   parser.add_argument('--stop', default='none')
   parser.add_argument('--data', default='digits', help='or fashion_mnist, with --plain: softmax regression')
   parser.add_argument('--plain', action='store_true')
+  parser.add_argument('--methods', default='gp,tpe')
   words = parser.parse_args()
-  if words.data == 'digits':
-    held = load_digits()
-    data = (held.images[..., None].astype(np.float32), held.target)
-    count = len(held.target) * 4 // 10 if words.plain else len(held.target) * 9 // 10 * 4 // 10
-  else:
-    whole = jl.data.load('fashion_mnist', validation=0.0).train
-    data, count = (np.asarray(whole.inputs, np.float32), np.asarray(whole.labels)), 10_000
+  data = data_of(words.data)
+  count = (
+    10_000 if words.data != 'digits' else len(data[1]) * (4 if words.plain else 36) // (10 if words.plain else 100)
+  )
   print(f'{count} validation examples: 0.2 points are {0.002 * count:.1f} of them', flush=True)
-  gaps, fair = [], []
+  methods = words.methods.split(',')
+  gaps, fair = {name: [] for name in methods}, {name: [] for name in methods}
   for seed in range(words.first, words.first + words.seeds):
-    one = (by_plain if words.plain else by_tune)(words, data, seed)
-    gaps.append(100 * (one.tpe - one.grid))
-    shown = f'grid {100 * one.grid:.2f}, TPE {100 * one.tpe:.2f} ({gaps[-1]:+.2f})'
-    fair.append(one.fair)
-    again = f'; both again, five draws each: {one.again} ({one.fair:+.2f})' if one.again else ''
-    print(f'seed {seed}: {shown}, {one.trials} trials whole, {one.share:.1%} of the epochs{again}', flush=True)
-  print(f'mean difference {statistics.mean(gaps):+.2f}, worst {min(gaps):+.2f} points of validation accuracy')
-  print(f'both again: mean difference {statistics.mean(fair):+.2f}, worst {min(fair):+.2f}')
+    for method in methods:
+      one = (by_plain if words.plain else by_tune)(words, data, seed, method)
+      gaps[method].append(100 * (one.found - one.grid))
+      fair[method].append(one.fair)
+      shown = f'grid {100 * one.grid:.2f}, {method} {100 * one.found:.2f} ({gaps[method][-1]:+.2f})'
+      again = f'; both again, five draws each: {one.again} ({one.fair:+.2f})' if one.again else ''
+      print(f'seed {seed}: {shown}, {one.trials} trials whole, {one.share:.1%} of the epochs{again}', flush=True)
+  for method in methods:
+    print(
+      f'{method}: difference {shown_mean(gaps[method])}, worst {min(gaps[method]):+.2f} points of validation accuracy'
+    )
+    print(f'{method}: both again: difference {shown_mean(fair[method])}, worst {min(fair[method]):+.2f}')
+
+
+def shown_mean(values: Sequence[float]) -> str:
+  """The mean over seeds and half of its 95 % interval by Student's t."""
+  if len(values) < 2:
+    return f'{values[0]:+.2f}'
+  half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+  return f'{statistics.mean(values):+.2f} ± {half:.2f}'
 
 
 if __name__ == '__main__':

@@ -122,8 +122,11 @@ def adopt(source: Path, target: Path) -> list[Entry]:
       if not (target / name).exists():
         part = target / f'{name}.orbax-checkpoint-tmp-adopted'  # which `remove_leftovers` knows
         _delete(part)
-        shutil.copytree(source / name, part)
-        part.rename(target / name)
+        try:
+          shutil.copytree(source / name, part)
+          part.rename(target / name)
+        finally:
+          _delete(part)  # half of it would keep a full disk full
   return found
 
 

@@ -14,6 +14,8 @@ from jaxlite.config.duration import UNITS, Duration
 from jaxlite.config.fields import annotation, conforms, is_group
 from jaxlite.errors import ConfigError
 
+FORMAT = 1  # of what a run says of itself: config.json, task.json
+
 
 def to_dict(config: Any) -> dict[str, Any]:
   """Returns a config as JSON takes it; a function becomes 'module:qualname', a tuple a list.

@@ -168,7 +168,8 @@ def _by_measures(
   verdict = cause if cause in ('overfitting', 'underfitting') else 'broken' if cause else 'healthy'
   if cause == 'slow convergence':
     verdict = 'underfitting'
-  if verdict == 'healthy' and (measured.kind == '' or validation < thresholds.LEAST_VALIDATION):
+  unseen = measured.kind == '' or measured.end is None or validation < thresholds.LEAST_VALIDATION
+  if verdict == 'healthy' and unseen:
     verdict, certainty = 'unknown', f'{certainty}; nothing wrong was found, and too little could be looked at'
   if cause in _LIKELY:
     rivals = [name for name in present[1:] if name in _LIKELY] or [_LIKELY[cause]]

@@ -81,6 +81,14 @@ class Measured(NamedTuple):
   missing: tuple[str, ...]
 
 
+def of_start(found: Measured) -> Measured:
+  """Returns what was measured but for what it says of an end. A run that left none was looked at where it began, and
+  untrained weights are no evidence of how it came out."""
+  gone: Any = dict.fromkeys(('moved', 'train_loss', 'validation_loss', 'train_risk', 'validation_risk'), float('nan'))
+  gone |= {'validation_error': float('nan'), 'calibration': float('nan'), 'recalls': (), 'wrong_by_model': None}
+  return found._replace(end=None, **gone)
+
+
 def measure(subject: Subject, seconds: float = 60.0, looker: Looker | None = None) -> Measured:
   """Measures a run.
 

@@ -91,8 +91,10 @@ def is_poor(m: Measured) -> bool:
 
 def _harmed(m: Measured, finite: bool) -> bool:
   """Whether a run came out worse than it could have, as far as that can be seen."""
-  if not finite or not math.isfinite(m.train_loss) or (m.walk is not None and not m.walk.finite):
+  if not finite or (m.walk is not None and not m.walk.finite):
     return True
+  if not math.isfinite(m.train_loss):
+    return m.end is not None  # of a run that left no end nobody knows
   losses = [one for one in (m.train_loss, m.validation_loss) if math.isfinite(one)]
   if math.isfinite(m.chance_loss) and max(losses) > at.STANDS * m.chance_loss:
     return True

@@ -101,12 +101,14 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     part.write_bytes(data)
 
 
-# What a mounted folder answers whose server or process is gone for now: FUSE (Google Drive), NFS, SMB, a USB disk.
+# What a mounted folder answers whose server or process is gone for now: FUSE (Google Drive), NFS, SMB, a USB disk; or
+# that nobody may write to any more: a ticket that ran out (AFS, NFS with Kerberos), a disk mounted anew as read-only.
 _LOOSE = tuple(
   getattr(errno, name)
   for name in (
     *('EIO', 'ENXIO', 'ENODEV', 'ENOTCONN', 'ESTALE', 'EREMOTEIO', 'ETIMEDOUT', 'ECONNABORTED', 'ECONNRESET'),
     *('EHOSTDOWN', 'EHOSTUNREACH', 'ENETDOWN', 'ENETUNREACH', 'ENOLINK', 'ECOMM', 'ESHUTDOWN'),
+    *('EROFS', 'EACCES', 'EPERM', 'EKEYEXPIRED', 'EKEYREVOKED', 'EKEYREJECTED'),
   )
   if hasattr(errno, name)
 )

@@ -104,7 +104,7 @@ def _micro_batch(batch: Any, k: int, i: Any) -> tuple[Any, jax.Array]:
     return {**micro, 'weight': jnp.ones(size // k, jnp.float32)}, jnp.asarray(1 / k)
   total = jnp.sum(batch['weight'].astype(float))
   part = jnp.sum(micro['weight'].astype(float))
-  return micro, jnp.where(total > 0, part / jnp.where(total > 0, total, 1), 1 / k)
+  return micro, jnp.where(total != 0, part / jnp.where(total != 0, total, 1), 1 / k)
 
 
 def _traced(tree: Any) -> bool:

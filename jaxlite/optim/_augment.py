@@ -348,5 +348,5 @@ def _windows(key: jax.Array, padded: jax.Array, shape: tuple[int, ...], padding:
 def _stretch(key: jax.Array, count: int, length: int, size: int | jax.Array) -> jax.Array:
   """bool [count, length]: `size` neighbors (one number, or [count, 1]) around a random place, cut off at the ends."""
   start = jax.random.randint(key, (count, 1), 0, length) - size // 2
-  place = jnp.arange(length)
+  place = jnp.arange(length)[None]
   return (place >= start) & (place < start + size)

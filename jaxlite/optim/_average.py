@@ -41,7 +41,10 @@ def average(decay: float = 0.999, *, warmup: bool = True, name: str = 'average')
     raise ValueError(f'average: decay is the share of the old average kept, in [0, 1); got {decay}')
 
   def share(step: Any) -> Any:
-    return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
+    if not warmup:
+      return decay
+    done = jnp.asarray(step).astype(jnp.float32)
+    return jnp.minimum(decay, (1.0 + done) / (10.0 + done))
 
   def start(values: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.array(running.widened(leaf), copy=True), values)

@@ -15,6 +15,7 @@ import jax
 
 from jaxlite.host import machine
 from jaxlite.host.crowd import free_cores
+from jaxlite.host.limits import usable_cores
 from jaxlite.host.rates import Rates
 from jaxlite.planning import calibration, speed
 from jaxlite.planning.calibration import Outcome
@@ -24,7 +25,7 @@ from jaxlite.step import multi_step
 
 EIGHTY = 1.2816  # standard deviations of a normal: 80 of 100 lie within
 # Standard deviations of log(actual / forecast), where this machine has not taught better.
-SPREADS = {'compile': 0.35, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
+SPREADS = {'compile': 0.3, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
 _CROWDED = 0.6  # by which a step is less sure where others take all of the machine
 _EVALUATION = 0.2  # by which an evaluation is less sure than a step
 _FIRST = 3.0  # seconds from the start of a process to its first step, beside compiling: data, the first state
@@ -33,9 +34,9 @@ _REPORT = 3.5  # of a run's end: tables, figures, the inventory
 _IMPROVED = 0.5  # of all evaluations, and then a checkpoint is written
 # Processor seconds of compiling on the machine that this was fitted on: of a program, of a kernel, of products and
 # convolutions that differ, and of loading what runs convolutions. A further program finds much of JAX at work already.
-_COMPILING = {'program': 1.2, 'kernel': 0.0055, 'product': 0.2, 'convolution': 0.04, 'convolutions': 1.1}
-_FURTHER = 0.3
-_COMPILING_AT_ONCE = 0.5  # of them, what the clock shows where there are two cores: a part is compiled by several
+_COMPILING = {'program': 1.2, 'kernel': 0.0055, 'product': 0.2, 'convolution': 0.04, 'convolutions': 1.8}
+_FURTHER = 0.6
+_COMPILING_AT_ONCE = 0.58  # of them, what the clock shows where there are two cores: a part is compiled by several
 _COMPILED = 2.8  # of the programs that `Rates.more` counts as 'compiling', in a second, on that machine
 # Seconds that a step takes in Python where it is sent alone, and where many are sent at once.
 _ALONE, _TOGETHER = 1.5e-4, 8e-6
@@ -108,7 +109,8 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   read = job.decoding / max(1.0, min(cores, free))  # an example, by all cores: decoding takes them from the step
   taken = len(job.batch['weight']) * read if read else 0.0
   gap = min(job.total, job.log, job.evaluate, job.checkpoint)
-  several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and 'conv' not in _primitives(step)
+  convolves = any(one.kind in ('convolutions', 'depthwise') for one in step.operations)
+  several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and not convolves
   sent = _TOGETHER if several else _ALONE
   programs = (step, eval_, step) if several else (step, eval_)
   raw = {
@@ -128,7 +130,8 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   if dear > 1.05:
     said.append(f'a step that does what is due now and then takes {dear:.1f} times as long: it is told as any other')
   if free < 0.7 * cores:
-    said.append(f'others use this machine: about {free:.1f} of {cores} cores are left, and times are told for that')
+    why = 'its quota is' if usable_cores().usable < 1.1 * free else 'others leave'
+    said.append(f'{why} about {free:.1f} of {cores} cores, and times are told for that')
   if job.compile_cache:
     said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
@@ -163,10 +166,6 @@ def costs(job: Job) -> tuple[Cost, Cost]:
 
     same = job.train.programs.jaxpr(job.abstract, jax.tree.map(resized, job.batch))[1]
   return cost(step, recomputes=not on_cpu), cost(same, recomputes=not on_cpu)
-
-
-def _primitives(program: Cost) -> str:
-  return ' '.join(one.primitive for one in program.operations)
 
 
 def _has_kernels() -> bool:

@@ -13,7 +13,7 @@ from jaxlite.host.rates import Rates
 from jaxlite.planning import speed
 from jaxlite.planning.buffers import held
 from jaxlite.planning.cost import cost
-from jaxlite.planning.duration import EIGHTY, SPREADS, Duration
+from jaxlite.planning.duration import EIGHTY, Duration
 from jaxlite.planning.plan import between, mib
 
 _SHOWN = 8  # layers or kinds of work, the dearest
@@ -96,8 +96,8 @@ def call(
     outputs = told.output_size_in_bytes - told.alias_size_in_bytes
   time = None
   if rates is not None:
-    seconds = speed.spent(work.usual, rates, cores()).wall + rates.dispatch
-    wide = math.exp(EIGHTY * SPREADS['step'])
+    seconds = speed.spent(work.usual, rates, cores(), kernels=False).wall + rates.dispatch
+    wide = math.exp(EIGHTY * speed.spread(work.usual, rates, cores(), kernels=False))
     time = Duration(seconds, seconds / wide, seconds * wide)
   basis = 'compiled' if compiled else 'traced'
   return Call(work.flops, work.bytes, arguments, outputs, temporaries, work.by('kind'), time, basis, tuple(work.said))

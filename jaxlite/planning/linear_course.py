@@ -161,6 +161,16 @@ def apart(coordinates: Coordinates, tx: Any, weights: Any, params: Any, gradient
   """
   if coordinates.whole:
     return 0.0
+  try:
+    return _apart(coordinates, tx, weights, params, gradients)
+  except UnpredictableError:
+    raise
+  except Exception as error:  # of whoever wrote the optimizer: it was not made for a sample of weights
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    raise UnpredictableError(f'the optimizer does not run on a sample of the weights ({said})') from error
+
+
+def _apart(coordinates: Coordinates, tx: Any, weights: Any, params: Any, gradients: list[Any]) -> float:
   build, counts = _builder(coordinates), jnp.asarray(coordinates.counts)
   few = build(jnp.asarray(coordinates.of(params)), counts)
   begin = lambda tree: tx.init(tree) if weights is None else tx.init(tree, weights)  # noqa: E731

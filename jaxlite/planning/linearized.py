@@ -147,8 +147,10 @@ def pulling(forward: Forward, params: Any, state: Any, outputs: int) -> tuple[Pu
 
 def choose(
   pull: Pull, together: int, params: Any, examples: list[Any], outputs: int, most: int, seed: int
-) -> Coordinates:
+) -> tuple[Coordinates, float]:
   """Draws coordinates: each leaf whole where they all are few, else by chances that grow with their gradients.
+
+  Of all entries, the share that lies in leaves without any gradient is given beside them; 0 where all are kept.
 
   Args:
     pull, together: as `pulling` gives them.
@@ -163,7 +165,7 @@ def choose(
   sizes = [math.prod(shape) for shape in shapes]
   everything = Coordinates(tuple(paths), shapes, (None,) * len(paths), np.ones(sum(sizes), np.float32), treedef)
   if sum(sizes) <= most:
-    return everything
+    return everything, 0.0
   rng = np.random.default_rng(seed)
   squares = [np.zeros(size, np.float32) for size in sizes]
   for turn in range(_TRIES):  # the mean square of a sum with signs at random is the sum of the squares
@@ -183,7 +185,8 @@ def choose(
       continue
     chosen = np.flatnonzero(rng.random(len(chance)) < chance)
     index[place], counts[place] = chosen, (1 / chance[chosen]).astype(np.float32)
-  return everything._replace(index=tuple(index), counts=np.concatenate(counts))
+  still = sum(one.size for one in squares if not one.any()) / sum(sizes)
+  return everything._replace(index=tuple(index), counts=np.concatenate(counts)), still
 
 
 def _scaled(sizes: list[np.ndarray], wanted: float) -> list[np.ndarray]:

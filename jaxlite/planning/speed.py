@@ -95,7 +95,7 @@ def spent(
     rates: of the machine.
     cores: that a program may use.
     factors: in place of `FACTORS`.
-    kernels: whether convolutions run in C, where it is faster.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
   """
   used = FACTORS if factors is None else factors
   wall = processor = 0.0
@@ -119,7 +119,7 @@ def spread(
     operations: of a program.
     rates: of the machine.
     cores: that a program may use.
-    kernels: whether convolutions run in C, where it is faster.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
   """
   parts = {
     group: FACTORS.get(group, 1.0) * alone for group, (alone, _) in by_group(operations, rates, cores, kernels).items()
@@ -138,7 +138,7 @@ def by_group(
     operations: of a program.
     rates: of the machine.
     cores: that a program may use.
-    kernels: whether convolutions run in C, where it is faster.
+    kernels: whether convolutions and large products that are not calls of C yet are made so, where it is faster.
   """
   single = rates.one_core or rates
   single = single._replace(more={**rates.more, **single.more})
@@ -146,26 +146,32 @@ def by_group(
   beside = KERNEL_SECONDS * correction('kernels', single, True)
   for one in operations:
     group = group_of(one)
-    together = _seconds(one, group, rates, kernels) * correction(group, rates, False)
+    in_c = kernels or one.primitive == 'ffi_call'
+    together = _seconds(one, group, rates, in_c) * correction(group, rates, False)
+    alone = together * (cores if _is_shared(one) else 1)
     if rates.one_core:
-      alone = _seconds(one, group, single, kernels) * correction(group, single, True)
-    else:
-      alone = together * (cores if _is_shared(one) else 1)
-    if not _is_shared(one):
-      together = alone
-    elif kernels and one.kind in ('convolutions', 'depthwise'):  # XLA's rates are of one thread
-      together = alone / min(cores, _CHUNKS)
-    elif one.kind in ('elementwise', 'transcendental', 'reductions', 'movement'):
-      together = alone / min(cores, _STREAMS)
-    together = min(max(together, _UNEVEN * alone / max(1, cores)), alone)
+      alone = _seconds(one, group, single, in_c) * correction(group, single, True)
+      together = _shared(one, together, alone, cores, in_c)
     found[group][0] += alone * one.times
     found[group][1] += together * one.times
     found['kernels'][0] += beside * one.times
     found['kernels'][1] += beside * one.times
-    if kernels and (one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED)):
+    large = one.kind in ('convolutions', 'depthwise') or (one.kind == 'products' and one.flops > _CALLED)
+    if in_c and rates.one_core and large:
       found['calls'][0] += _CALL * one.times
       found['calls'][1] += _CALL / min(cores, 2) * one.times
   return {group: (alone, together) for group, (alone, together) in found.items()}
+
+
+def _shared(one: Operation, together: float, alone: float, cores: int, in_c: bool) -> float:
+  """Seconds on the wall of what takes so many of one core, and by the rates of all cores together so many."""
+  if not _is_shared(one):
+    return alone
+  if in_c and one.kind in ('convolutions', 'depthwise'):  # XLA's rates are of one thread
+    together = alone / min(cores, _CHUNKS)
+  elif one.kind in ('elementwise', 'transcendental', 'reductions', 'movement'):
+    together = alone / min(cores, _STREAMS)
+  return min(max(together, _UNEVEN * alone / max(1, cores)), alone)
 
 
 def group_of(one: Operation) -> str:
@@ -173,7 +179,7 @@ def group_of(one: Operation) -> str:
 
   >>> from jaxlite.planning.cost import cost
   >>> import jax
-  >>> group_of(cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((8, 8)))).operations[0])
+  >>> group_of(cost(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((32, 32)))).operations[0])
   'small products'
   """
   if one.kind in ('products', 'small products'):
@@ -262,6 +268,6 @@ def _of_products(one: Operation, rates: Rates, dtype: str) -> float:
   """FLOP/s of a product: from a small one's rate to a large one's, by its size."""
   small = rates.small_products.get(dtype, rates.small_products['float32'])
   large = rates.products.get(dtype, rates.products['float32'])
-  each = one.padded / max(1, one.sides[0] if one.sides else 1)
-  share = min(1.0, max(0.0, math.log(max(each, 1) / SMALL) / math.log(_LARGE / SMALL)))
+  each = max(1.0, one.padded / max(1, one.sides[0] if one.sides else 1))
+  share = min(1.0, max(0.0, math.log(each / SMALL) / math.log(_LARGE / SMALL)))
   return small ** (1 - share) * large**share * each / (each + _TINY)

@@ -27,7 +27,10 @@ from jaxlite.planning.target import NEVER, Reach
 
 _NUMBERS = 32_000_000  # gradients that are kept, float32
 _COORDINATES = 60_000  # of the weights, at most
-_EXAMPLES = 64  # that stand for all, where the weights are more than that
+_LEAST = 16_000  # likewise
+_ROWS, _CHEAP_ROWS = 640, 1_500  # outputs of examples whose gradients are taken
+_CHEAP = 500_000  # weights, up to which more gradients are taken
+_HARDLY_PULLED = 0.03  # of the pull of losses, on outputs that are left out
 _COLUMNS = 8  # outputs of an example
 _POOL = 512  # examples among which those are chosen
 _POINTS = 100  # of a course
@@ -36,9 +39,13 @@ _APART = 0.15  # of an optimizer's updates, where a leaf's rest is one entry
 # Measured: the standard deviation of log(truth / told) that is left where nothing is drawn, by bench/forecast_finetune.
 _OFF, _OFF_LINEAR = 0.2, 0.02
 _OFF_DRAWN = 0.05  # at least, where something is drawn
+_TIMES, _NEAR = 3, 0.1  # that the way is halved again, at most; of the step
 _LOOKED = 8  # examples
 _LINEAR = 0.02  # of the change of outputs, up to which a network is linear in its weights
 _QUANTILE = 1.2816  # of a normal: 80 of 100 lie within
+_STILL = 0.3  # of the weights, in leaves without a gradient
+_MISSING = 0.05  # of the pull of losses on outputs: what is beyond those looked at is told
+_GROWN = 3.0  # times the loss at the start
 _HARDLY = 0.1  # the share of futures in which a target is reached that the linearized network does not reach
 
 
@@ -90,19 +97,8 @@ def time_to_loss(
   if not math.isfinite(target):
     raise ValueError(f'a target is a number; got {target}')
   began = time.perf_counter()
-  told, count = [], len(subject.train.labels)
   forward = Outputs(subject)
-  size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(subject.params))
-  outputs = max(1, math.prod(forward.shape))
-  wide = min(outputs, _COLUMNS)
-  kept = min(size, coordinates or _COORDINATES)
-  most = max(8, _NUMBERS // (kept * wide))
-  everything = count <= most and size <= _COORDINATES
-  few = min(count, examples or (count if everything else min(_EXAMPLES, most)))
-  pool = np.arange(count)
-  if count > _POOL and few < count:
-    pool = np.sort(np.random.default_rng((subject.seed, count)).permutation(count)[:_POOL])
-  few = min(few, len(pool))
+  pool = _pool(subject, examples)
   values = forward.values(pool)
   losses = forward.losses(values, pool)
   begins = float(np.average(losses, weights=_own(subject, pool)))
@@ -111,56 +107,146 @@ def time_to_loss(
   if begins <= target:
     found = Reach(0.0, 0.0, 0.0, 1.0, True)
     return TimeToLoss(target, begins, found, ((0,), (begins,)), time.perf_counter() - began, ())
-  told += forward.doubts(pool)
-  sample = np.sort(pool[_spread(losses, few)]) if few < count else np.arange(count)
-  columns, missing = forward.columns(sample, wide)
-  if missing > 0.05:
-    told.append(f'{100 * missing:.0f} % of the errors are in outputs beyond the {wide} largest of each example')
-  pull, together = linearized.pulling(forward.evaluated, subject.params, subject.model_state, outputs)
-  one = [subject.train.take(np.array([row]))['inputs'] for row in sample]
-  picked = linearized.choose(pull, together, subject.params, one, outputs, kept, subject.seed)
-  off = linear_course.apart(
-    picked, subject.tx, subject.weights, subject.params, _gradients(pull, together, one, forward, sample)
-  )
-  if off > _APART:
-    raise UnpredictableError(
-      f'the optimizer does not treat each weight by itself (on a sample of them its updates are {100 * off:.0f} % '
-      'off), as SGD, momentum, Adam, RMSprop and Lion do: take one of these, or watch the run itself with --target'
-    )
-  if say is not None:
-    say(f'linearizing at {counted(len(sample), "example")} and {len(picked.counts):,} of {size:,} weights')
-  found = linearized.linearize(pull, together, subject.params, picked, one, columns, forward.shape)
-  batch = subject.train.take(sample)
+  told = forward.doubts(pool)
+  amounts = _amounts(subject, forward, pool, examples, coordinates)
+  count = len(subject.train.labels)
+  sample = np.sort(pool[_spread(losses, amounts.examples)]) if amounts.examples < count else np.arange(count)
+  near = _Linear(subject, forward, sample, amounts, say)
   steps = min(subject.total, _STEPS)
-  main = _run(subject, found, batch, target, steps)
-  looked = forward, pull, together, found, main.moved, one, sample
-  linear = picked.whole and _is_linear(*looked)
-  if not linear:
-    midway = picked.placed(subject.params, main.moved / 2)
-    again = linearized.linearize(pull, together, midway, picked, one, columns, forward.shape)
-    found = found._replace(gradients=again.gradients)
-    main = _run(subject, found, batch, target, steps)
+  run = lambda found, batch: _run(subject, found, batch, target, steps)  # noqa: E731
+  found, main = near.found, run(near.found, near.batch)
+  linear = near.found.coordinates.whole and near.is_linear(main.moved)
+  for _ in range(0 if linear else _TIMES):  # gradients midway tell more than those at the start
+    before = main.reached(target)
+    found = near.midway(main.moved)
+    main = run(found, near.batch)
+    if not found.coordinates.whole or abs(main.reached(target) - before) <= _NEAR * before:
+      break
   reached = main.reached(target)
-  squares, shift = 0.0, 0.0
-  if math.isfinite(reached) and len(sample) < count and len(sample) >= 8:
-    halves = [
-      _run(subject, found.some(half), _rows(batch, half), target, steps) for half in _halves(losses, pool, sample)
-    ]
-    shift, spread = _from_halves(reached, [one.reached(target) for one in halves], len(sample), count, subject.total)
+  if not math.isfinite(reached) and steps < subject.total:
+    raise UnpredictableError(f'it is not there within the first {steps:,} steps, and no more were looked at')
+  shift, squares = 0.0, (_OFF_LINEAR if linear else _OFF) ** 2
+  if math.isfinite(reached) and 8 <= len(sample) < count:
+    halves = [run(found.some(half), _rows(near.batch, half)) for half in _halves(losses, pool, sample)]
+    shift, spread = _from_halves(reached, halves, target, len(sample), count, subject.total)
     squares += spread**2
-  if math.isfinite(reached) and not picked.whole:
-    halves = [_run(subject, found.halved(which), batch, target, steps) for which in (0, 1)]
-    _, spread = _from_halves(reached, [one.reached(target) for one in halves], 1, 1, subject.total)
-    squares += spread**2
-  squares += (_OFF_LINEAR if linear else _OFF) ** 2
-  told.insert(0, _basis(len(sample), count, len(picked.counts), size, linear))
-  if steps < subject.total:
-    told.append(f'the first {steps:,} steps alone were looked at')
-    if not math.isfinite(reached):
-      raise UnpredictableError(f'it is not there within the first {steps:,} steps, and no more were looked at')
-  reach = _reach(reached, shift, math.sqrt(squares), subject.total)
+  if math.isfinite(reached) and not found.coordinates.whole:
+    halves = [run(found.halved(which), near.batch) for which in (0, 1)]
+    squares += _from_halves(reached, halves, target, 1, 1, subject.total)[1] ** 2
+  told = [_basis(len(sample), count, len(found.start), near.size, linear), *near.told, *told]
+  if not main.losses[-1] <= max(_GROWN * begins, target):  # NaN too
+    told.append('so the loss grows without bound: the rate is too high, or the network is far from linear')
   curve = tuple(map(int, main.steps)), tuple(map(float, main.losses))
+  reach = _reach(reached, shift, math.sqrt(squares), subject.total)
   return TimeToLoss(target, begins, reach, curve, time.perf_counter() - began, tuple(told))
+
+
+class _Amounts(NamedTuple):
+  """How many examples, outputs of each, and coordinates are looked at."""
+
+  examples: int
+  outputs: int
+  coordinates: int
+
+
+def _amounts(subject: Subject, forward: Outputs, pool: np.ndarray, examples: int, coordinates: int) -> _Amounts:
+  """Everything where that is little. Else outputs are left out first, of those that losses hardly pull at, and then
+  weights: a sample of these is right in the mean, while few examples are learned sooner than many, above all from a
+  head that was solved on all."""
+  count, size, every = len(subject.train.labels), _size(subject), max(1, math.prod(forward.shape))
+  wide = min(every, _COLUMNS)
+  if size > _COORDINATES or count * wide * size > _NUMBERS:
+    wide = next((k for k in range(min(2, wide), wide) if forward.columns(pool, k)[1] <= _HARDLY_PULLED), wide)
+  most = max(8, (_CHEAP_ROWS if size <= _CHEAP else _ROWS) // wide)
+  few = min(count, examples or (count if count * wide * size <= _NUMBERS and size <= _COORDINATES else most), len(pool))
+  kept = min(size, coordinates or max(_LEAST, min(_COORDINATES, _NUMBERS // (few * wide))))
+  return _Amounts(few, wide, kept)
+
+
+def _pool(subject: Subject, few: int) -> np.ndarray:
+  """The examples among which some are chosen: all, where all may be taken."""
+  count = len(subject.train.labels)
+  if count <= _POOL or (not few and _size(subject) * count <= _NUMBERS and _size(subject) <= _COORDINATES):
+    return np.arange(count)
+  return np.sort(np.random.default_rng((subject.seed, count)).permutation(count)[:_POOL])
+
+
+class _Linear:
+  """The network linearized at its weights, and looked at elsewhere."""
+
+  def __init__(self, subject: Subject, forward: Outputs, sample: np.ndarray, amounts: _Amounts, say: Any):
+    self.subject, self.forward, self.size = subject, forward, _size(subject)
+    self.columns, missing = forward.columns(sample, amounts.outputs)
+    self.told = (
+      [f'{100 * missing:.0f} % of the errors are in outputs beyond the {amounts.outputs} largest of each example']
+      if missing > _MISSING
+      else []
+    )
+    outputs = max(1, math.prod(forward.shape))
+    self.pull, self.together = linearized.pulling(forward.evaluated, subject.params, subject.model_state, outputs)
+    self.one = [subject.train.take(np.array([row]))['inputs'] for row in sample]
+    self.batch = subject.train.take(sample)
+    picked, still = linearized.choose(
+      self.pull, self.together, subject.params, self.one, outputs, amounts.coordinates, subject.seed
+    )
+    if still > _STILL:
+      raise UnpredictableError(
+        f'{100 * still:.0f} % of the weights move nothing where training begins (what follows them is 0: a head, a '
+        'factor of a low rank), so nothing is seen of them there: of jl.finetune solve=True begins with a solved head'
+      )
+    off = linear_course.apart(picked, subject.tx, subject.weights, subject.params, self._gradients(sample))
+    if off > _APART:
+      raise UnpredictableError(
+        f'the optimizer does not treat each weight by itself (on a sample of them its updates are {100 * off:.0f} % '
+        'off), as SGD, momentum, Adam, RMSprop and Lion do: take one of these, or watch the run itself with --target'
+      )
+    if say is not None:
+      say(f'linearizing at {counted(len(sample), "example")} and {len(picked.counts):,} of {self.size:,} weights')
+    self.found = self._at(subject.params, picked, np.arange(len(sample)))
+
+  def _at(self, params: Any, picked: linearized.Coordinates, rows: np.ndarray) -> linearized.Linearized:
+    shown = [self.one[row] for row in rows]
+    return linearized.linearize(self.pull, self.together, params, picked, shown, self.columns[rows], self.forward.shape)
+
+  def _gradients(self, sample: np.ndarray) -> list[Any]:
+    """Gradients of the loss on two batches, for the comparison of optimizers."""
+    found = []
+    for first in (0, 1):
+      rows = np.arange(len(sample))[first::2][:_LOOKED]
+      if not len(rows):
+        continue
+      by_output, total = self.forward.by_output(sample[rows]), None
+      for place, row in enumerate(rows):
+        sums = np.zeros((self.together, by_output.shape[1]), np.float32)
+        sums[0] = by_output[place]
+        grads = jax.tree.map(lambda leaf: leaf[0], self.pull(self.subject.params, self.one[row], sums)[1])
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+      found.append(total)
+    return found
+
+  def midway(self, moved: np.ndarray) -> linearized.Linearized:
+    """The same with gradients where leaves that are kept whole are halfway to their end, float32[S]."""
+    there = self.found.coordinates.placed(self.subject.params, moved / 2)
+    again = self._at(there, self.found.coordinates, np.arange(len(self.one)))
+    return self.found._replace(gradients=again.gradients)
+
+  def is_linear(self, moved: np.ndarray) -> bool:
+    """Whether the network and its gradients are, where training ended, what the linearized one says."""
+    found = self.found
+    few = np.unique(np.linspace(0, len(self.one) - 1, min(len(self.one), _LOOKED)).astype(int))
+    again = self._at(found.coordinates.placed(self.subject.params, moved), found.coordinates, few)
+    told = np.array(found.outputs[few])
+    change = np.einsum('bks,s->bk', found.gradients[few], moved * found.coordinates.counts)
+    np.put_along_axis(told, found.columns[few], np.take_along_axis(told, found.columns[few], 1) + change, 1)
+    pairs = (
+      (again.outputs - told, again.outputs - found.outputs[few]),
+      (again.gradients - found.gradients[few], found.gradients[few]),
+    )
+    return all(float(np.square(off).sum()) <= _LINEAR**2 * float(np.square(size).sum()) for off, size in pairs)
+
+
+def _size(subject: Subject) -> int:
+  return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(subject.params))
 
 
 def _basis(examples: int, count: int, kept: int, size: int, linear: bool) -> str:
@@ -206,10 +292,12 @@ def _run(subject: Subject, found: linearized.Linearized, batch: Any, target: flo
   )
 
 
-def _from_halves(reached: float, halves: list[float], kept: int, count: int, total: int) -> tuple[float, float]:
+def _from_halves(
+  reached: float, halves: list[linear_course.Course], target: float, kept: int, count: int, total: int
+) -> tuple[float, float]:
   """(what to add to the logarithm of the step for all examples, the standard deviation of that), from what each half
   of what was kept tells: what is off by few examples is off by twice as much with half of them."""
-  logs = [math.log(max(1.0, min(one, 2.0 * total))) for one in halves]
+  logs = [math.log(max(1.0, min(one.reached(target), 2.0 * total))) for one in halves]
   now = math.log(max(1.0, reached))
   shift = (now - sum(logs) / len(logs)) * (1 - kept / count)
   spread = abs(logs[0] - logs[1]) / 2 * math.sqrt(1 - kept / count if count > 1 else 1)
@@ -223,47 +311,3 @@ def _reach(step: float, shift: float, wide: float, total: int) -> Reach:
   share = 0.5 * math.erfc(-(math.log(total) - middle) / wide / math.sqrt(2))
   low, high = (math.exp(middle + sign * _QUANTILE * wide) for sign in (-1, 1))
   return Reach(math.exp(middle), low, high, share)
-
-
-def _gradients(pull: Any, together: int, one: list[Any], forward: Outputs, sample: np.ndarray) -> list[Any]:
-  """Gradients of the loss on two batches, for the comparison of optimizers."""
-  found = []
-  for first in (0, 1):
-    rows = np.arange(len(sample))[first::2][:8]
-    by_output = forward.by_output(sample[rows]) if len(rows) else np.zeros((0, 1), np.float32)
-    total = None
-    for place, row in enumerate(rows):
-      sums = np.zeros((together, by_output.shape[1]), np.float32)
-      sums[0] = by_output[place]
-      grads = jax.tree.map(lambda leaf: leaf[0], pull(forward.subject.params, one[row], sums)[1])
-      total = grads if total is None else jax.tree.map(jnp.add, total, grads)
-    if total is not None:
-      found.append(total)
-  return found
-
-
-def _is_linear(
-  forward: Outputs,
-  pull: linearized.Pull,
-  together: int,
-  found: linearized.Linearized,
-  moved: np.ndarray,
-  one: list[Any],
-  sample: np.ndarray,
-) -> bool:
-  """Whether the network and its gradients are, where training ended, what the linearized one says."""
-  there = found.coordinates.placed(forward.subject.params, moved)
-  few = np.unique(np.linspace(0, len(one) - 1, min(len(one), _LOOKED)).astype(int))
-  shown = [one[row] for row in few]
-  again = linearized.linearize(pull, together, there, found.coordinates, shown, found.columns[few], found.shape)
-  told = np.array(found.outputs[few])
-  change = np.einsum('bks,s->bk', found.gradients[few], moved * found.coordinates.counts)
-  np.put_along_axis(told, found.columns[few], np.take_along_axis(told, found.columns[few], 1) + change, 1)
-  pairs = (
-    (again.outputs - told, again.outputs - found.outputs[few]),
-    (
-      again.gradients - found.gradients[few],
-      found.gradients[few],
-    ),
-  )
-  return all(float(np.square(off).sum()) <= _LINEAR**2 * float(np.square(size).sum()) for off, size in pairs)

@@ -87,7 +87,8 @@ def check(state: Any) -> None:
   >>> check(state._replace(broken=jnp.int32(2)))
   Traceback (most recent call last):
     ...
-  ValueError: another part wrote to 2 values that a mask holds at zero: make the pruning part the last of its chain
+  ValueError: another part wrote to 2 values that a mask holds at zero: make the pruning part the last of its chain \
+(or they are not finite: look at the losses)
   """
   told = [node.status() for node in trees.able(state, 'status')]
   if not told:
@@ -95,7 +96,7 @@ def check(state: Any) -> None:
   if broken := sum(int(np.sum(jax.device_get(one.broken))) for one in told):
     raise ValueError(
       f'another part wrote to {counted(broken, "value")} that a mask holds at zero: make the pruning part the last of '
-      'its chain'
+      'its chain (or they are not finite: look at the losses)'
     )
 
 

@@ -40,11 +40,19 @@ def unpack(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     mask: bool[shape], or uint8[ceil(n / 8)] as `pack` gives it.
     shape: of the weight.
 
+  Raises:
+    TypeError: it is neither.
+
   >>> unpack(jnp.uint8([176]), (2, 2)).tolist()
   [[True, False], [True, True]]
   """
   if mask.dtype == jnp.bool_:
     return mask
+  if mask.dtype != jnp.uint8:
+    raise TypeError(
+      f'masks are booleans or bits; these are {mask.dtype}{list(mask.shape)}: a wrapper computes with the state that '
+      'it is given (optax.contrib.sam does): put the pruning part outside of it, behind it in the chain'
+    )
   bits = (mask[:, None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)) & 1
   return (bits.reshape(-1)[: math.prod(shape)] != 0).reshape(shape)
 

@@ -79,13 +79,13 @@ def curves(runs: Sequence[Run]) -> str:
       continue
     least, most = min(one.min() for one in values), max(one.max() for one in values)
     log = name == 'loss' and 0 < 20 * least < most
-    low = None
+    low, high = None, math.inf
     if name == score and form == 'percent':  # what matters happens near the top
       low = float(np.quantile(np.concatenate(values), 0.15))
-      low -= max(2.0, (float(most) - low) * 0.6)
+      low, high = low - max(2.0, (float(most) - low) * 0.6), 100.0
     lost = sum(int((~np.isfinite(line.y)).sum()) for line in lines)
     told = f'{lost:,} points that are not finite are left out' if lost else ''
-    drawn = svg.chart(heading, lines, 'optimizer steps', log=log, low=low, description=told)
+    drawn = svg.chart(heading, lines, 'optimizer steps', log=log, low=low, high=high, description=told)
     panels.append(svg.figure(drawn, ' '.join([told + '.'] if told else [])))
   if not panels:
     return ''

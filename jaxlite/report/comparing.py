@@ -136,7 +136,7 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     (groups in order, lines on runs of one seed twice: the first stands).
   """
   found: dict[str, dict[int, Run]] = {}
-  twice = []
+  twice: dict[str, list[str]] = {}
   for run in runs:
     kept = {name: value for name, value in run.config.items() if name not in _CHANCE}
     seed = run.config.get('seed')
@@ -148,14 +148,21 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     if seed in of and of[seed].result.tested != run.result.tested:  # folds: one config, one seed, other examples
       found.setdefault(f'{key} {run.result.tested}', {})[seed] = run
     elif seed in of:
-      twice.append(f'{run.name} is {of[seed].name} again, of the same seed: it is not counted twice')
+      twice.setdefault(of[seed].name, []).append(run.name)
     else:
       of[seed] = run
   groups = []
   for of in found.values():
     members = list(of.values())
     groups.append(Group(_called(members, [group.name for group in groups]), members, list(of)))
-  return groups, twice
+  return groups, [_again(first, names) for first, names in twice.items()]
+
+
+def _again(first: str, names: Sequence[str]) -> str:
+  if len(names) == 1:
+    return f'{names[0]} is {first} again, of the same seed: it is not counted twice'
+  shown = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+  return f'{shown} are {first} again, of the same seed: they are not counted twice'
 
 
 def _called(members: list[Run], taken: list[str]) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlite.errors import ConfigError, counted
+from jaxlite.errors import ConfigError
 from jaxlite.host.files import expanded, parsed_json, read_file, write_text
-from jaxlite.report.found import FINISHED, Run, runs_in
+from jaxlite.report.found import Run, folders_of_runs, runs_in
 from jaxlite.report.html_page import Table, html
-from jaxlite.report.page import MARKDOWN, PAGE, write_markdown
+from jaxlite.report.page import PAGE, write_markdown
 from jaxlite.report.points import Points
 
 ADDED = 'report.json'
@@ -109,6 +109,7 @@ def _study(root: Path, told: list[str]) -> tuple[list[Table], str]:
         [[str(cell) for cell in row] for row in one['cells']],
         list(map(str, one.get('notes', ()))),
         [(str(file), str(caption)) for file, caption in one.get('pictures', ())],
+        first=True,
       )
       for one in plain.get('tables', ())[:_MOST]
     ]
@@ -124,7 +125,11 @@ def _without_pictures(run: Run) -> Run:
   return run
 
 
-def summary(path: Path, runs: Sequence[Run]) -> str:
-  """Returns a line on a report that was written."""
-  done = sum(run.state == FINISHED for run in runs)
-  return f'report of {counted(len(runs), "run")}, {done} finished: {path} and {MARKDOWN} beside it'
+def is_empty(folder: str | os.PathLike[str]) -> bool:
+  """Tells whether no run lies in a folder, nor in those below that are looked into.
+
+  >>> import tempfile
+  >>> is_empty(tempfile.mkdtemp())
+  True
+  """
+  return not folders_of_runs(opened(folder))[0]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxlite.config.serialize import FORMAT
 from jaxlite.deployment.inventory import Layer
 from jaxlite.host.files import parsed_json, read_file
 from jaxlite.host.sealed import RUN, unsealed
@@ -174,6 +175,8 @@ def read(folder: Path, root: Path, kept: dict[str, Points] | None = None, *, wit
   config = saved['config'] if isinstance(saved.get('config'), dict) else {}
   if saved and not config:
     notes.append('config.json has another shape than this version writes: it is not shown')
+  elif config and saved.get('format', FORMAT) != FORMAT:
+    notes.append(f'config.json is of another version of jaxlite (format {saved["format"]!r}): it is shown as it stands')
   if plain and saved and plain.get(RUN, '') != saved.get(RUN, '') and saved.get(RUN):
     notes.append('result.json is of another run than config.json: its numbers are not shown')
     plain = {}

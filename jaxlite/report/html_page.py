@@ -17,6 +17,7 @@ from jaxlite.report.markup import contents, escaped, notes, page, section, table
 from jaxlite.report.sections import DETAILED, attempted
 
 _DRAWN = ('confusion', 'confused', 'precision-recall', 'roc', 'predicted', 'labels')  # pictures that stand here as SVG
+NO_RUN = 'No run lies in this folder: train one into it, with --workdir, and ask again.'
 _LARGEST = 400_000  # bytes of a picture that is taken into the page
 
 
@@ -28,12 +29,14 @@ class Table(NamedTuple):
     cells: rows of text; the first row and the first column name the others.
     notes: lines below it.
     pictures: (file in the page's folder, caption) of PNG pictures below it.
+    first: whether it stands above the results: a search chose by validation, and a best by test would contradict it.
   """
 
   caption: str
   cells: Sequence[Sequence[str]]
   notes: Sequence[str] = ()
   pictures: Sequence[tuple[str, str]] = ()
+  first: bool = False
 
 
 def html(
@@ -49,7 +52,7 @@ def html(
   Args:
     runs: to show; none is a page too.
     title: of the page; '' for the names of the runs.
-    tables: to add, after the results.
+    tables: to add, above or below the results.
     told: lines that the reader should know.
     folder: the page's own, for pictures of the runs' tasks and links to their pages; None for neither.
   """
@@ -69,20 +72,26 @@ def body(
   """Returns header and main part of a page, as of `html`."""
   single = len(runs) == 1
   verdicts = [_judged(run) for run in runs]
+  chosen = any(one.first for one in tables)
+
+  def added(first: bool) -> list[str]:
+    return [
+      attempted(one.caption, lambda one=one, place=place: section(
+        f'table-{place}', one.caption, notes(one.notes) if first else '', table(one.caption, even(one.cells)),
+        '' if first else notes(one.notes), _embedded(one.pictures, folder))
+      ) for place, one in enumerate(tables) if one.first == first
+    ]  # fmt: skip
+
   made: list[str] = [
+    *added(True),
     attempted('Results', lambda: section(
-      'results', 'Results', _none(runs), sections.numbers(runs), sections.unfinished(runs), notes(told), _damage(runs),
-      '' if single else verdicts_.side_by_side(runs, verdicts))
+      'results', 'Results', _none(runs), sections.numbers(runs, with_best=not chosen), sections.unfinished(runs),
+      notes(told), _damage(runs), '' if single else verdicts_.side_by_side(runs, verdicts))
     ),
     attempted('Side by side', lambda: section(
       'compared', 'Side by side', sections.comparison(runs), sections.trade(runs))
     ),
-    *(
-      attempted(one.caption, lambda one=one, place=place: section(
-        f'table-{place}', one.caption, table(one.caption, even(one.cells)), notes(one.notes),
-        _embedded(one.pictures, folder))
-      ) for place, one in enumerate(tables)
-    ),
+    *added(False),
     attempted('Curves', lambda: section('curves', 'Curves', charts.curves(runs))),
   ]  # fmt: skip
   detailed = [run for run in runs if _has_details(run)]
@@ -112,7 +121,7 @@ def even(cells: Sequence[Sequence[Any]]) -> list[list[str]]:
 
 
 def _none(runs: Sequence[Run]) -> str:
-  return '' if runs else '<p>No run lies in this folder: train one into it, with --workdir, and ask again.</p>'
+  return '' if runs else f'<p>{NO_RUN}</p>'
 
 
 def _damage(runs: Sequence[Run]) -> str:

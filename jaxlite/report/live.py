@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlite.errors import ConfigError
-from jaxlite.report.folder_page import gathered, opened
+from jaxlite.report.folder_page import gathered, is_empty, opened
 from jaxlite.report.found import alive, folders_of_runs
 from jaxlite.report.html_page import body
 from jaxlite.report.markup import page
@@ -212,6 +212,8 @@ def serve(
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.1}, daemon=True)
     thread.start()
     say(f'live: http://{HOST}:{taken}/ shows {root}; nobody but this machine can open it, Ctrl-C ends it')
+    if is_empty(root):
+      say('no run lies there yet: the page shows one when it begins')
     try:
       _watch(live, forever, stop)
       if not stop.is_set():

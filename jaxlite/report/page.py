@@ -13,11 +13,12 @@ from jaxlite.host.files import write_text
 from jaxlite.report.charts import shown_runs
 from jaxlite.report.comparing import compare
 from jaxlite.report.found import FINISHED, Run, read
-from jaxlite.report.html_page import Table, even, html
+from jaxlite.report.html_page import NO_RUN, Table, even, html
 from jaxlite.report.points import Points
 from jaxlite.report.result import Result
 from jaxlite.report.sections import DETAILED
 from jaxlite.report.tables import PACKED, foreseen, listed, markdown, rows
+from jaxlite.tasks.figures import lacking
 from jaxlite.tasks.tables import percent
 
 PAGE, MARKDOWN = 'report.html', 'report.md'
@@ -66,7 +67,7 @@ def write_markdown(
     Its path.
   """
   results = [run.result for run in runs if run.state == FINISHED]
-  text = [f'# {title or " / ".join(run.name for run in runs)}']
+  text = [f'# {title or " / ".join(run.name for run in runs)}', *([] if runs else [NO_RUN])]
   if results:
     text += [markdown(rows(results)), f'`bytes packed`: {PACKED}.']
     text += [f'- {result.name}: {note}' for result in results for note in result.notes]
@@ -85,7 +86,8 @@ def write_markdown(
     text += _pictures([run for run in runs if run.state == FINISHED], folder)
   for result in results if len(results) <= DETAILED else ():
     text += _details(result)
-  text += ['## Made by', *_provenance(results)]
+  made = _provenance(results)
+  text += ['## Made by', *made] if made else []
   path = folder / MARKDOWN
   whole = '\n\n'.join(text) + '\n'
   write_text(path, whole.encode('utf-8', 'replace').decode())  # a name may hold half a surrogate
@@ -93,6 +95,8 @@ def write_markdown(
 
 
 def _pictures(runs: Sequence[Run], folder: Path) -> list[str]:
+  if why := lacking():
+    return [f'No pictures stand here: {why}. [{PAGE}]({PAGE}) draws its own.']
   from jaxlite.report import figures
 
   text, results = [], [run.result for run in runs]

@@ -43,9 +43,28 @@ def heading(runs: Sequence[Run], title: str, verdict: str = '') -> str:
       said.append(f'<progress aria-label="Steps" max="{total}" value="{min(at, total)}">{at} of {total}</progress>')
   elif runs:
     counts = {word: sum(run.state == word for run in runs) for word in (FINISHED, UNDER_WAY, STOPPED, EMPTY)}
-    told = ', '.join(f'{count} {word}' for word, count in counts.items() if count)
+    told = ', '.join(
+      f'{count} {word.replace(" its ", " their ") if count > 1 else word}' for word, count in counts.items() if count
+    )
     said.append(f'<p>{counted(len(runs), "run")}: {escaped(told)}.</p>')
-  return '\n'.join([*said, verdict] if verdict else said)
+  if len(runs) == 1 and runs[0].state == FINISHED:
+    said.append(attempted('Key numbers', key_numbers, runs[0]))
+  return '\n'.join(filter(None, [*said, verdict]))
+
+
+_KEYS = ('bytes packed', 'times smaller than float32')
+
+
+def key_numbers(run: Run) -> str:
+  """Returns what a reader asks for first, in large letters: the first metric, and the size."""
+  cells = rows([run.result])[1:]
+  if not run.result.metrics or not cells:
+    return ''
+  label, value = cells[0]
+  within = f'{label}, {cells[1][1]}' if len(cells) > 1 and cells[1][0].strip() == '95 % interval' else label
+  found = [(value, within), *((value, name) for name, value in cells[1:] if name in _KEYS)]
+  items = ''.join(f'<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>' for value, name in found)
+  return f'<dl class="key">{items}</dl>'
 
 
 def state(run: Run) -> str:
@@ -70,7 +89,7 @@ def planned(run: Run) -> int:
   return steps if type(steps) is int and steps > 0 else 0
 
 
-def numbers(runs: Sequence[Run]) -> str:
+def numbers(runs: Sequence[Run], *, with_best: bool = True) -> str:
   """Returns the table of what was measured: a run a column, or of many runs a line."""
   shown = [run for run in runs if run.result.metrics or run.result.layers]
   if not shown:
@@ -83,8 +102,10 @@ def numbers(runs: Sequence[Run]) -> str:
     same = [row for row in cells[1:] if len(set(row[1:])) == 1]
     turned = [list(column) for column in zip(*(row for row in cells if row not in same), strict=True)]
     made = table('Test split, size and time', turned).replace('<table>', '<table class="many">')
+    best = _best(shown) if with_best else ''
+    made = f'<p>{best}</p>{made}' if best else made  # not behind a hundred lines
     told = '; '.join(f'{row[0].strip()} {row[1]}' for row in same)
-    said = f'<p class="soft">{_best(shown)}{f" The same for all: {escaped(told)}." if told else ""}</p>'
+    said = f'<p class="soft">The same for all: {escaped(told)}.</p>' if told else ''
   sized = any(run.result.layers for run in shown)
   packed = f'<p class="soft">{inline(f"`bytes packed`: {PACKED}.")}</p>' if sized else ''
   lines = dict.fromkeys(line for run in shown for line in run.result.notes)
@@ -186,11 +207,12 @@ def evidence(run: Run) -> str:
     charts.confusion(result.evidence.get('confusion', ()), names, f'Confusion matrix of {run.name} on the test split'),
   ]
   captions = {'class': 'By class', 'label': 'By label', 'target': 'By target', '': 'By kind of mean'}
+  beside = []
   for cells in result.tables:
     if cells and cells[0]:
       first = cells[0][0]
-      parts.append(table(captions.get(first.split(' ')[0], first or 'Table'), cells))
-  return ''.join(filter(None, parts))
+      beside.append(table(captions.get(first.split(' ')[0], first or 'Table'), cells))
+  return ''.join(filter(None, [*parts, f'<div class="beside">{"".join(beside)}</div>' if any(beside) else '']))
 
 
 def mistakes(run: Run) -> str:
@@ -245,12 +267,13 @@ def expected(run: Run) -> str:
 def deployed(run: Run) -> str:
   """Returns the files that were written for other runtimes: bytes, score, latency and memory of each."""
   body, missing = [], []
+  written = [one for one in run.deployed.get('written') or [] if not one.get('why')]
+  batches = list(dict.fromkeys(str(size) for one in written for size in one.get('latency') or {}))
   for one in run.deployed.get('written') or []:
     if one.get('why'):
       missing.append(f'{one.get("format")} was not written: {one["why"]}')
       continue
-    latency = one.get('latency') or {}
-    told = ', '.join(f'{p50:.3g} / {p99:.3g}' for p50, p99 in latency.values())
+    latency = {str(size): f'{p50:.3g} / {p99:.3g}' for size, (p50, p99) in (one.get('latency') or {}).items()}
     score = one.get('score')
     body.append(
       [
@@ -258,17 +281,16 @@ def deployed(run: Run) -> str:
         f'{int(one.get("bytes", 0)):,}',
         str(one.get('arithmetic', '')),
         '-' if score is None else f'{float(score):.4f}',
-        told or '-',
+        *(latency.get(size, '-') for size in batches),
         f'{int(one.get("memory") or 0) / 2**20:,.0f}',
       ]
     )
   if not body:
     return notes(missing)
-  sizes = [', '.join(map(str, (one.get('latency') or {}).keys())) for one in run.deployed['written']]
-  at = next((size for size in sizes if size), '1')
   metric = str(run.deployed.get('metric') or 'score')
-  head = ['file', 'bytes', 'arithmetic', metric, f'ms, p50 / p99, at batch {at}', 'MiB of its process']
-  return table('Files, each answered from by its own runtime in another process', [head, *body]) + notes(missing)
+  head = ['file', 'bytes', 'arithmetic', metric, *(f'ms at batch {size}' for size in batches), 'MiB of its process']
+  caption = 'Files, each answered from by its own runtime in another process; of milliseconds the median / 99 %'
+  return table(caption if batches else caption.split(';')[0], [head, *body]) + notes(missing)
 
 
 def made_by(runs: Sequence[Run]) -> str:

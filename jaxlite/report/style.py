@@ -10,14 +10,14 @@ from __future__ import annotations
 LIGHT = {
   'ground': '#ffffff', 'raised': '#f4f6f8', 'ink': '#1c2126', 'soft': '#55606b', 'rule': '#d5dbe1', 'link': '#005a9c',
   'c0': '#0072b2', 'c1': '#c24e00', 'c2': '#007a57', 'c3': '#a83f7f', 'c4': '#8a6400', 'c5': '#5b6bc0', 'c6': '#444b52',
-  'r1': '#eaf3fa', 'r2': '#d3e7f5', 'r3': '#b4d6ee', 'r4': '#93c4e6', 'r5': '#78b4de',
+  'shade': '#c3cad1', 'r1': '#eaf3fa', 'r2': '#d3e7f5', 'r3': '#b4d6ee', 'r4': '#93c4e6', 'r5': '#78b4de',
   'w1': '#fdf0e8', 'w2': '#fbdfcc', 'w3': '#f8c8a6', 'w4': '#f4b083', 'w5': '#ee9a63',
   'good': '#00663f', 'bad': '#a32a00',
 }  # fmt: skip
 DARK = {
   'ground': '#14181c', 'raised': '#1e242a', 'ink': '#e8ecef', 'soft': '#a9b4be', 'rule': '#3a434c', 'link': '#8cc8ff',
   'c0': '#62b5f0', 'c1': '#ff9a5a', 'c2': '#4bd0a0', 'c3': '#f095c8', 'c4': '#e3bd45', 'c5': '#a5b1ff', 'c6': '#c3ccd4',
-  'r1': '#172735', 'r2': '#183349', 'r3': '#19405e', 'r4': '#1b4d74', 'r5': '#1d5986',
+  'shade': '#475059', 'r1': '#172735', 'r2': '#183349', 'r3': '#19405e', 'r4': '#1b4d74', 'r5': '#1d5986',
   'w1': '#33231a', 'w2': '#4a2d1c', 'w3': '#62371d', 'w4': '#77411f', 'w5': '#8a4a20',
   'good': '#6fdba8', 'bad': '#ffa58a',
 }  # fmt: skip
@@ -58,13 +58,23 @@ main:focus {{ outline: none; }}
 nav ul {{ list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0; margin: .6rem 0; }}
 nav a {{ display: inline-block; padding: .25rem 0; }}
 .verdict {{ background: var(--raised); border-left: 4px solid var(--c0); padding: .7rem 1rem; max-width: 50rem; }}
+.is-good {{ border-color: var(--good); }} .is-bad {{ border-color: var(--bad); }}
 .verdict p {{ margin: .3em 0; }}
 .verdict strong {{ font-size: 1.1rem; }}
 progress {{ width: min(100%, 26rem); accent-color: var(--c0); }}
 .state {{ font-weight: 600; }}
 .good {{ color: var(--good); }} .bad {{ color: var(--bad); }}
 .notes {{ padding-left: 1.2rem; max-width: 60rem; }}
-.scroll {{ overflow-x: auto; margin: 1rem 0; max-width: 100%; }}
+.scroll {{ overflow-x: auto; margin: 1rem 0; max-width: 100%; background:
+  linear-gradient(to right, var(--ground) 40%, transparent) left top / 2.4rem calc(100% + 2px) no-repeat local,
+  linear-gradient(to left, var(--ground) 40%, transparent) right top / 2.4rem calc(100% + 2px) no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / .9rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / .9rem 100% no-repeat scroll; }}
+.beside {{ display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 3rem; }}
+.key {{ display: flex; flex-wrap: wrap; gap: .4rem 2.4rem; margin: 1rem 0; }}
+.key div {{ display: flex; flex-direction: column-reverse; }}
+.key dd {{ font-size: 1.6rem; font-weight: 600; line-height: 1.2; margin: 0; font-variant-numeric: tabular-nums; }}
+.key dt {{ font-size: .88rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }}
 caption {{ text-align: left; padding-bottom: .35rem; font-size: .92rem; position: sticky; left: 0;
   max-width: min(46rem, 91vw); }}
@@ -113,18 +123,21 @@ svg .title {{ fill: var(--ink); font-size: 12.5px; font-weight: 600; }}
   background: var(--raised); display: block; }}
 .worst p {{ margin: .3rem 0 0; font-size: .88rem; line-height: 1.35; }}
 @media (max-width: 34rem) {{
-  th, td {{ padding: .28rem .5rem; }} dl {{ grid-template-columns: 1fr; gap: 0; }} dd {{ margin-bottom: .5rem; }}
+  th, td {{ padding: .28rem .3rem; }} table {{ font-size: .86rem; }}
+  table.grid th, table.grid td {{ padding: .28rem .2rem; min-width: 1.65rem; }}
+  table.grid thead td {{ white-space: normal; }}
+  dl {{ grid-template-columns: 1fr; gap: 0; }} dd {{ margin-bottom: .5rem; }}
 }}
 @media print {{
   @page {{ margin: 1.4cm; }}
   body {{ max-width: none; padding: 0; font-size: 10pt; }} nav, .skip {{ display: none; }}
-  .scroll {{ overflow: visible; }} caption {{ max-width: none; }}
+  .scroll {{ overflow: visible; background: none; }} caption {{ max-width: none; }}
   table {{ font-size: 8.2pt; }} table.many {{ font-size: 6.2pt; }}
   td, table.text td {{ white-space: normal; min-width: 0; }} th, td {{ padding: .15rem .35rem; }}
   table.grid th, table.grid td {{ min-width: 0; padding: .12rem .2rem; }}
   table.many td {{ white-space: nowrap; }}
   details::details-content {{ content-visibility: visible; block-size: auto; }}
-  tr, figure, .verdict, li {{ break-inside: avoid; }} h2, h3, caption {{ break-after: avoid; }}
+  tr, figure, .verdict, li, table:not(.many) {{ break-inside: avoid; }} h2, h3, caption {{ break-after: avoid; }}
   thead {{ display: table-header-group; }} caption {{ position: static; }}
   * {{ -webkit-print-color-adjust: exact; print-color-adjust: exact; }}
   .charts {{ grid-template-columns: 1fr 1fr; }} figure {{ max-width: 11cm; }}

@@ -23,6 +23,7 @@ _KINDS = (lambda line: line.color is not None, lambda line: line.color is None)
 _DASHES = ('', '7 3', '2 3', '8 3 2 3')
 _MOST = 1.7e308  # ends of an axis are floats
 _LETTER = 6.1  # width of one at 11 px, about
+_NAMED = 6  # points that all have their name beside them; of more, those on the line
 
 
 class Line(NamedTuple):
@@ -215,6 +216,7 @@ def chart(
   unit_square: bool = False,
   y_name: str = '',
   low: float | None = None,
+  high: float = math.inf,
   x_log: bool = False,
 ) -> str:
   """Returns a picture of curves.
@@ -227,6 +229,7 @@ def chart(
     log: the vertical axis by orders of magnitude, where all values are positive.
     unit_square: both axes from 0 to 1.
     low: the lowest value that is shown; None shows all.
+    high: where the axis ends unless a value is above: a share has no room beyond 100 %.
     x_log: the horizontal axis by orders of magnitude.
 
   Returns:
@@ -250,6 +253,10 @@ def chart(
     x = scale([line.x for line in drawn], _LEFT, right, log=x_log, zero=not x_log)
     y = scale([line.y for line in drawn], bottom, top, log=log)
     y = y if low is None or low >= y.high else y._replace(low=max(low, y.low))
+    if y.low < high < y.high and all(
+      np.nanmax(np.where(np.isfinite(line.y), line.y, -np.inf)) <= high for line in drawn
+    ):
+      y = y._replace(high=high)
   made = [axes(title, x, y, x_name, y_name)]
   faint = ''.join(path(x(line.x), y(line.y)) for line in drawn if line.color is None and len(line.x) > 1)
   made.append(f'<path class="line faint" d="{faint}"/>' if faint else '')
@@ -317,7 +324,7 @@ def scatter(
     points: (name, x, y, color) each.
     x_name, y_name: what the axes are.
     description: for who does not see it.
-    front: indices of points that a line joins, and that are named.
+    front: indices of points that a line joins; of many points these are named.
     log: the horizontal axis by orders of magnitude, where all are positive and far apart.
   """
   good = [index for index, (_, a, b, _) in enumerate(points) if math.isfinite(a) and math.isfinite(b)]
@@ -333,7 +340,7 @@ def scatter(
     where = path(x([points[index][1] for index in line]), y([points[index][2] for index in line]))
     made.append(f'<path class="line faint" d="{where}"/>')
   made += [dot(float(x(points[i][1])), float(y(points[i][2])), points[i][3], 3.6) for i in good]
-  for index in line[:12] if len(line) > 1 else good[:12]:
+  for index in good if len(good) <= _NAMED else (line if len(line) > 1 else good)[:12]:
     name, a, b, _ = points[index]
     place, anchor = float(x(a)), 'start'
     if place + 8 + len(name) * _LETTER > WIDTH:

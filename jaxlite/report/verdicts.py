@@ -39,16 +39,16 @@ def shown(plain: dict[str, Any]) -> str:
   if not verdict:
     return ''
   said = _evidence(plain)
-  kind = {'healthy': ' class="good"', 'broken': ' class="bad"'}.get(verdict, '')
+  kind = {'healthy': 'good', 'broken': 'bad'}.get(verdict, 'neither')
   head = f'Verdict: {verdict}' + (f', {cause}' if cause and cause != verdict else '')
-  lines = [f'<p><strong{kind}>{escaped(head)}</strong></p>']
+  lines = [f'<p><strong class="{kind}">{escaped(head)}</strong></p>']
   lines += [f'<p>{escaped(said[:1].upper() + said[1:])}.</p>'] if said else []
   if isinstance(action := plain.get('action'), dict):
     lines.append(f'<p>Next: {escaped(action.get("sentence", ""))}</p>')
     lines += [f'<pre>{escaped(action["command"])}</pre>'] if action.get('command') else []
   if plain.get('certainty'):
     lines.append(f'<p class="soft">How sure: {escaped(plain["certainty"])}.</p>')
-  return f'<div class="verdict" role="note" aria-label="Verdict">{"".join(lines)}</div>'
+  return f'<div class="verdict is-{kind}" role="note" aria-label="Verdict">{"".join(lines)}</div>'
 
 
 def _evidence(plain: dict[str, Any]) -> str:

@@ -85,7 +85,8 @@ def model(data: Dataset, inputs: Any) -> Any:
     pictures = inputs.ndim == 4 and min(inputs.shape[1:3]) >= 4
     return models.SmallCNN(classes=outputs) if pictures else models.MLP((128, 64), classes=outputs)
   found = ', '.join(f'{leaf.dtype}{list(leaf.shape)}' for leaf in leaves[:4])
-  raise ConfigError(f'no default network for the task {data.task.name} on inputs {found}: give model=')
+  counts = ', or .astype("float32") where the integers are quantities and no ids' if ids else ''
+  raise ConfigError(f'no default network for the task {data.task.name} on inputs {found}: give model={counts}')
 
 
 def _outputs(task: str, facts: dict[str, Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any, NamedTuple
 
 from jaxlite import checkpoint
 from jaxlite.config.schema import Config, validate
-from jaxlite.config.serialize import to_dict
+from jaxlite.config.serialize import FORMAT, to_dict
 from jaxlite.deployment.run_id import run_of
 from jaxlite.diagnosis import judge
 from jaxlite.diagnosis.look import Subject
-from jaxlite.diagnosis.measure import Measured, measure
+from jaxlite.diagnosis.measure import Measured, measure, of_start
 from jaxlite.diagnosis.verdict import Diagnosis
 from jaxlite.host.files import expanded, read_json, write_text
 from jaxlite.host.machine import versions
@@ -114,7 +115,7 @@ def opened(
   run = run_of(folder)
   failed = run_folder.failure(folder, run)
   about = _about(folder)
-  unknown = _doubts(folder, record, history, failed)
+  unknown = [*about.pop('notes'), *_doubts(folder, record, history, failed)]
   setup, measured = None, None
   if config is not None:
     validate(config)
@@ -128,7 +129,10 @@ def opened(
     about |= {'read': setup.reads.paths, 'own_loss': own_loss(setup)}
   elif record is not None:
     about['config'] = record.began.get('config') or about['config']
-  found = judge.diagnose(history, failed=failed, measured=measured, command=command, workdir=f'{workdir}-next', **about)
+  ask = functools.partial(judge.diagnose, history, failed=failed, command=command, workdir=f'{workdir}-next', **about)
+  found = ask(measured=measured)
+  if record is None and found.verdict == 'unknown':  # its curves may tell, though its weights are gone
+    found = ask()
   found = found._replace(unknown=(*unknown, *found.unknown))
   _keep(folder, run, found, say)
   return Case(folder, config, setup, record, found)
@@ -137,7 +141,8 @@ def opened(
 def _instead(folder: Path) -> str:
   """What to do where a folder is no run's."""
   if not folder.is_dir():
-    return 'there is no such folder: train first, with --mode=train'
+    what = 'it is a file' if folder.exists() else 'there is no such folder'
+    return f'{what}: name the folder of a run, or train first, with --mode=train'
   of_study = (folder / study_record.DESCRIBED).is_file()
   found = sorted(folder.glob('trials/*/config.json' if of_study else '*/config.json'))
   names = [str(path.parent.relative_to(folder)) for path in found]
@@ -177,7 +182,7 @@ def _measured(setup: Setup, folder: Path, record: Record | None, model: Any, sec
   """Measures a run at its newest good checkpoint, or at its start where it has none."""
   start = first_state(setup)
   if record is None:
-    return measure(subject_of(setup, start, start), seconds)
+    return of_start(measure(subject_of(setup, start, start), seconds))
   run_folder.verify(setup, folder, record, lambda one: prepare(one, folder, model, setup.data), say)
   if setup.data.fingerprint != record.data:
     raise ValueError(
@@ -191,13 +196,16 @@ def _measured(setup: Setup, folder: Path, record: Record | None, model: Any, sec
 
 def _about(folder: Path) -> dict[str, Any]:
   """What a run's folder says of its task and config, for who has no config; as far as it can be read."""
-  found: dict[str, Any] = {'facts': {}, 'task': '', 'config': None}
+  found: dict[str, Any] = {'facts': {}, 'task': '', 'config': None, 'notes': []}
   for name, take in (('task.json', ('facts', 'task')), ('config.json', ('config',))):
     try:
       said = read_json(folder / name)
     except (OSError, ValueError):
       continue
     if isinstance(said, dict):
+      if said.get('format', FORMAT) != FORMAT:
+        found['notes'].append(f'what {name} says: it is of another version of jaxlite (format {said["format"]!r})')
+        continue
       kinds = {'facts': dict, 'task': str, 'config': dict}
       found |= {one: said[one] for one in take if isinstance(said.get(one), kinds[one])}
   return found

@@ -80,6 +80,11 @@ class EventFiles:
       self._anew()
     return [*self._done, [self._name, self._length, self._hash.hexdigest()]]
 
+  @property
+  def closed(self) -> bool:
+    """Whether no file is open: it was closed, or another could not be made."""
+    return self._file.closed
+
   def close(self) -> None:
     """Closes the file; nothing is written after."""
     self._file.close()

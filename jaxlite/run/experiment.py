@@ -64,7 +64,8 @@ def run(
   text = f'{workdir}-smoke' if smoke else str(workdir)  # not yet a Path, which makes gs:/ of gs://
   folder = expanded(text)
   if mode != 'train' and not folder.is_dir():
-    raise ValueError(f'{folder} holds no run to {_VERBS[mode]}: train first, with --mode=train')
+    what = 'it is a file' if folder.exists() else 'there is no such folder'
+    raise ValueError(f'{folder} holds no run to {_VERBS[mode]}: {what}; train first, with --mode=train')
   if fresh and mode == 'deploy':
     raise ValueError('--fresh moves the old run aside, and --mode=deploy writes it for other runtimes: leave one out')
   if mode != 'train' and not only:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.config import serialize
 from jaxlite.config.schema import Config
-from jaxlite.config.serialize import as_saved, compare, to_dict
+from jaxlite.config.serialize import FORMAT, as_saved, compare, to_dict
 from jaxlite.contract import Hook, Network, Side, join_const
 from jaxlite.deployment import stablehlo
 from jaxlite.deployment.operations import listing
@@ -33,10 +33,10 @@ from jaxlite.run.identity import Identity
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.setup import REDUCE, REMAT, REWRITES, Setup
 from jaxlite.run.workdir import lock
+from jaxlite.tasks.figures import lacking
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
 
-_FORMAT = 1
 _CONFIG, _TASK, _FAILED = 'config.json', 'task.json', 'failed.json'
 
 Say = Callable[[str], None]
@@ -272,10 +272,7 @@ def finish(
   say: Say,
 ) -> None:
   """Writes the report and its pictures, compares what was expected with what came, then marks the run as done."""
-  from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
-
-  for figure in figures:
-    save(figure.draw(), folder / f'{figure.slug}.png')
+  _draw(folder, result, figures, say)
   start, aim = foresight
   if start is not None:
     result.forecast = foreseen.ended(start, run, say)  # what draws takes memory too
@@ -286,6 +283,27 @@ def finish(
   _write_meaning(folder, run, about)
   page.write([result], folder)
   write_text(folder / 'result.json', to_json(result, run))
+
+
+def _draw(folder: Path, result: Result, figures: Sequence[Figure], say: Say) -> None:
+  """Writes the pictures that a task draws. What cannot be drawn is told, and costs no run its result."""
+  if why := lacking():
+    result.figures = []
+    say(f'note: report.md has no pictures, and report.html those that it draws itself: {why}')
+    return
+  from jaxlite.report.figures import save  # matplotlib, which nothing else of a run needs
+
+  for figure in figures:
+    try:
+      save(figure.draw(), folder / f'{figure.slug}.png')
+    except OSError:  # the disk's, not the picture's
+      raise
+    except Exception as error:  # of a task of somebody's own
+      told = f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
+      note = f'the picture {figure.slug!r} of the task {result.task!r} could not be drawn ({told})'
+      result.figures = [one for one in result.figures if one[0] != f'{figure.slug}.png']
+      result.notes = [*result.notes, note]
+      say(f'note: {note}')
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -312,17 +330,17 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def _write_meaning(folder: Path, run: str, about: dict[str, Any]) -> None:
-  write_sealed(folder / _TASK, {'format': _FORMAT, RUN: run, **about})
+  write_sealed(folder / _TASK, {'format': FORMAT, RUN: run, **about})
 
 
 def _read_config(path: Path) -> dict[str, Any]:
   try:
     saved = read_json(path)
-    if saved['format'] == _FORMAT:
+    if saved['format'] == FORMAT:
       return saved['config']
   except (ValueError, KeyError, TypeError, OSError):
     raise ConfigError(f'{path} is missing or damaged: restore it, or move the run aside with fresh=True') from None
-  raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {_FORMAT}: use a newer jaxlite')
+  raise ConfigError(f'{path} has format {saved["format"]}, this jaxlite reads {FORMAT}: use a newer jaxlite')
 
 
 def _read_as(saved: Any, config: Config, read: Callable[[Any, Config], _T]) -> _T:
@@ -336,7 +354,7 @@ def _read_as(saved: Any, config: Config, read: Callable[[Any, Config], _T]) -> _
 
 
 def _config_text(config: dict[str, Any], run: str) -> str:
-  return json.dumps({'format': _FORMAT, **({RUN: run} if run else {}), 'config': config}, indent=1) + '\n'
+  return json.dumps({'format': FORMAT, **({RUN: run} if run else {}), 'config': config}, indent=1) + '\n'
 
 
 def text(path: Path) -> str | None:

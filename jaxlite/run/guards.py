@@ -42,7 +42,7 @@ def check_finite(values: list[dict[str, float]], state: TrainState, saves: Any) 
   A step that a part left out (`optax.apply_if_finite`) is no failure of the run: the state does not know of it.
   """
   if not all(math.isfinite(value['loss']) for value in values) and (failed := went_nan(state)):
-    _refuse(*failed, saves)
+    _refuse(*failed, state, saves)
 
 
 def check_params(state: TrainState, saves: Any) -> None:
@@ -53,7 +53,7 @@ def check_params(state: TrainState, saves: Any) -> None:
   else:
     first = int(_first_not_finite(leaves))
   if first < len(leaves):
-    _refuse(int(state.step), trees.paths(state.params)[first], saves)
+    _refuse(int(state.step), trees.paths(state.params)[first], state, saves)
 
 
 @jax.jit
@@ -61,12 +61,32 @@ def _first_not_finite(leaves: list[jax.Array]) -> jax.Array:
   return alike.first(lambda entries: ~jnp.isfinite(entries), leaves)
 
 
-def _refuse(step: int, path: str, saves: Any) -> NoReturn:
-  where = 'the loss, with every parameter finite: look at the data' if path == 'loss' else f'{path}: lower the rate'
+def _refuse(step: int, path: str, state: TrainState, saves: Any) -> NoReturn:
+  where = (
+    'the loss, with every parameter finite: look at the data and the rate'
+    if path == 'loss'
+    else f'{path}: lower the rate'
+  )
   good = saves.latest_step()
   kept = 'no checkpoint was written yet' if good is None else f'the checkpoint of step {good} is good'
-  message = f'training met a number that is not finite at step {step}, first in {where} or clip; {kept}'
+  said = f'first in {where} or clip{_emptied(state)}; {kept}'
+  message = f'training met a number that is not finite at step {step}, {said}'
   raise NotFinite(message, step, path)
+
+
+def _emptied(state: TrainState) -> str:
+  """Tells of masks that left a row or a column without a weight, whose norm is zero; '' where none did."""
+  leaves = trees.by_path(state.params)
+  for node in trees.nodes(list(_kept(state).values()), lambda node: hasattr(node, 'masks')):
+    for path in trees.paths(node.masks):
+      zero = np.asarray(leaves[path] == 0) if path in leaves else np.ones(())
+      for axis in range(zero.ndim if zero.ndim > 1 else 0):
+        if found := int(zero.all(axis=tuple(one for one in range(zero.ndim) if one != axis)).sum()):
+          return (
+            f'; or a norm without epsilon divides by zero: masks left {found} of {zero.shape[axis]} along axis {axis} '
+            f'of {path!r} without a weight, which structure=jl.pruning.per_output() does not'
+          )
+  return ''
 
 
 def complete(state: TrainState) -> bool:

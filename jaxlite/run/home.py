@@ -2,7 +2,7 @@
 
 A mounted folder (Google Drive in a notebook, NFS, a USB disk) may come loose under a run. The run goes on: what it
 would save there it saves in a spill, says so, and takes it back as soon as the folder is there again. A spill that a
-killed run left is found by the next start, by the id of its run or the folder that it stands for. Never is anything
+killed run left is found by the next start (`spills.py`). Never is anything
 written into the empty folder that a mount leaves: that would look like a save, and the mount could not come back.
 
 A folder that was removed is no case of this: it is made again at the next save, as it always was.
@@ -17,23 +17,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxlite.checkpoint import CheckpointError, Checkpoints
-from jaxlite.checkpoint.directory import adopt, entries, remove, remove_leftovers
+from jaxlite.checkpoint.directory import entries, remove, remove_leftovers
 from jaxlite.checkpoint.manifest import Damaged
-from jaxlite.checkpoint.storage import read_entry
-from jaxlite.deployment.run_id import run_of
-from jaxlite.host.files import comes_loose, own_folder, read_file, read_json, write_text
+from jaxlite.checkpoint.storage import read_entry, reason
+from jaxlite.host.files import comes_loose, own_folder, read_json
 from jaxlite.host.sealed import RUN
-from jaxlite.run.records import CHUNKS
+from jaxlite.run import spills
 from jaxlite.run.workdir import WorkdirError, is_held, lock
 
 PATIENCE = 600.0  # seconds for which a run that has ended waits for its folder
 _LOOKS = 1.0  # seconds between two looks
-_OF = 'workdir.txt'  # in a spill: the folder that it stands for
 
 Say = Callable[[str], None]
 Work = Callable[[Path, Checkpoints, bool], None]  # (folder, its checkpoints, whether to wait) -> writes what a save is
@@ -107,7 +105,9 @@ class Home:
 
   def holds(self, step: int) -> bool:
     """Tells whether a checkpoint of a step is on disk, or may be, out of reach."""
-    return (self.is_away and not self._given_up) or self.saves.holds(step)
+    if self._spilled is None:
+      return self.saves.holds(step)
+    return not self._given_up or self.saves.holds(step) or self._spilled.holds(step)
 
   def write(self, work: Work, *, wait: bool = False) -> None:
     """Saves in the folder, or in the spill where that cannot be.
@@ -126,8 +126,11 @@ class Home:
         break
       try:
         back = self._spill is not None
-        if back:
-          self._bring_back()
+        if back and not self._bring_back():
+          break
+        if not back and not self._stands():
+          self.folder.mkdir(parents=True, exist_ok=True)  # it was removed
+          self._claim()
         work(self.folder, self.saves, wait or back)
         self._come_home()
         return
@@ -150,6 +153,8 @@ class Home:
     """
     if not self.is_away:
       return True
+    if self._is_anothers():
+      return False
     if not self._may_be_mounted():  # it was renamed, say: what nobody brought back by now is not waited for
       self._given_up = True
       save()
@@ -169,9 +174,9 @@ class Home:
   def left(self) -> str:
     """What is to be done about a run whose folder did not come back, in one line."""
     return (
-      f'{self.folder} is out of reach ({self.why}), and nothing could be written there; the whole run is kept in '
-      f'{self._spill}: bring the folder back and run the same again, which takes it from there, or copy that folder '
-      'and give the copy as another workdir'
+      f'{self.folder} is out of reach ({self.why or self._told}), and nothing could be written there; the whole run is '
+      f'kept in {self._spill}: bring the folder back and run the same again, which takes it from there, or copy that '
+      'folder and give the copy as another workdir'
     )
 
   def _in_the_way(self) -> str:
@@ -181,7 +186,11 @@ class Home:
       return '' if self._is_removed() else 'it was moved, or what it lies on was unmounted'
     except OSError as error:
       return error.strerror or str(error)
-    if self._is_same(found) or _bears(self.folder, self._run) or self._is_removed():
+    if self._is_same(found) or _bears(self.folder, self._run):
+      return ''
+    if self._is_anothers():
+      return 'another run stands in its place'
+    if self._is_removed():
       return ''
     return 'another folder stands in its place' if found.st_dev == self._device else 'what it lies on was unmounted'
 
@@ -211,6 +220,10 @@ class Home:
       return self._handle < 0 or (os.fstat(self._handle).st_nlink == 0 and not self._may_be_mounted())
     except OSError:
       return False
+
+  def _is_anothers(self) -> bool:
+    """Whether a run that somebody began in its place lives there: nothing is written between its files."""
+    return (self.folder / 'config.json').exists() and not _bears(self.folder, self._run)
 
   def _may_be_mounted(self) -> bool:
     """Whether the folder lay on another disk than its place does now."""
@@ -257,14 +270,14 @@ class Home:
       self.say(f'nothing can be kept on this machine either ({said}): the state is in memory alone')
 
   def _open_spill(self, why: str) -> None:
-    root = _root()
+    root = spills.root()
     own_folder(root)
     with contextlib.suppress(CheckpointError):
       self.saves.wait()
     self._tidy()
     spill = Path(tempfile.mkdtemp(prefix=f'{self._run}-', dir=root))
     self._closing.enter_context(lock(spill))
-    write_text(spill / _OF, str(self.folder))
+    spills.mark(spill, self.folder)
     self._spilled = Checkpoints(spill / 'checkpoints', keep=self._keep, run=self._run, log=self.say)
     self._closing.callback(self._close_spilled)
     self._spill = spill
@@ -293,19 +306,37 @@ class Home:
       except CheckpointError as error:
         self.say(str(error))
 
-  def _bring_back(self) -> None:
-    """Copies what the spill holds into the folder that is there again."""
+  def _bring_back(self) -> bool:
+    """Copies what the spill holds into the folder that is there again; tells whether there was room for it."""
     assert self._spill is not None
     assert self._spilled is not None
     with contextlib.suppress(CheckpointError):  # of the save before, which the one that follows stands for
       self._spilled.wait()
     self.folder.mkdir(exist_ok=True, parents=self._given_up)
+    self._claim()
     try:
-      self._closing.enter_context(lock(self.folder))  # a mount that came back has forgotten who held it
+      spills.merge(self._spill, self.folder)
+    except OSError as error:
+      self.why = reason(error)
+      if self._told != self.why:
+        self.say(f'{self.folder} is back and cannot take what was saved meanwhile ({self.why}): it stays where it is')
+      self._told = self.why
+    return not self.why
+
+  def _stands(self) -> bool:
+    """Whether the folder that is remembered is the one that is there."""
+    try:
+      return self._is_same(os.stat(self.folder))
+    except FileNotFoundError:
+      return False
+
+  def _claim(self) -> None:
+    """Locks a folder that was made anew, or that came back by a mount which has forgotten who held it."""
+    try:
+      self._closing.enter_context(lock(self.folder))
     except WorkdirError as error:
       if not is_held(self.folder):  # by this run, where it is the very folder that was moved
         raise OSError(errno.EHOSTUNREACH, str(error), str(self.folder)) from error
-    _merge(self._spill, self.folder)
 
   def _come_home(self) -> None:
     """After a save in the folder: what stood in for it goes."""
@@ -320,54 +351,6 @@ class Home:
       self.say(f'{self.folder} is {"made anew" if self._given_up else "back"}: all is saved there')
 
 
-def taken_up(folder: Path, say: Say) -> None:
-  """Copies into a folder what a run of it left in a spill when it was killed, if that is newer.
-
-  Args:
-    folder: of the run; exists, and is locked.
-    say: is given a line where something was found.
-  """
-  for spill in _spills_of(folder):
-    newest = max((entry.step for entry in entries(folder / 'checkpoints')), default=-1)
-    steps = [entry.step for entry in entries(spill / 'checkpoints')]
-    if steps and steps[-1] > newest:
-      _merge(spill, folder)
-      say(f'{folder} was out of reach when this run was last saved: step {steps[-1]} is taken from {spill}')
-    elif not _stands_for(spill, folder):  # this folder is a copy, and the run's own may need it
-      continue
-    shutil.rmtree(spill, ignore_errors=True)
-
-
-def forgotten(folder: Path, say: Say) -> None:
-  """Removes what a run left in a spill, since it starts afresh."""
-  for spill in _spills_of(folder):
-    if not _stands_for(spill, folder):
-      continue
-    shutil.rmtree(spill, ignore_errors=True)
-    say(f'removed {spill}, which the old run had left')
-
-
-def _root() -> Path:
-  return Path(tempfile.gettempdir()) / f'jaxlite-spill-{os.getuid() if hasattr(os, "getuid") else "user"}'
-
-
-def _spills_of(folder: Path) -> Iterator[Path]:
-  """The spills of the run that a folder holds, or, where it holds none, of one that was to be there; each locked."""
-  try:
-    if not _root().exists():
-      return
-    own_folder(_root())
-    found = sorted(_root().iterdir())
-  except OSError:  # another user's
-    return
-  run = run_of(folder) if found else ''
-  for spill in found:
-    with contextlib.suppress(OSError, ValueError):
-      if spill.name.split('-')[0] == run or (not run and _stands_for(spill, folder)):
-        with lock(spill):  # a run that is under way keeps its own
-          yield spill
-
-
 def _identity(path: Path) -> tuple[int, int]:
   found = os.stat(path)
   return found.st_dev, found.st_ino
@@ -379,17 +362,3 @@ def _bears(folder: Path, run: str) -> bool:
     return bool(read_json(folder / 'config.json').get(RUN) == run)
   except (OSError, ValueError, AttributeError):
     return False
-
-
-def _stands_for(spill: Path, folder: Path) -> bool:
-  return read_file(spill / _OF).decode() == str(folder)
-
-
-def _merge(spill: Path, folder: Path) -> None:
-  adopt(spill / 'checkpoints', folder / 'checkpoints')
-  history = spill / CHUNKS
-  if history.is_dir():
-    (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
-    for chunk in history.iterdir():
-      if not (folder / CHUNKS / chunk.name).exists():
-        shutil.copy2(chunk, folder / CHUNKS / chunk.name)

@@ -317,4 +317,6 @@ def _report(workdir: str, out: str | None = None, serve: bool = False, port: int
   from jaxlite.report import folder_page
 
   print(folder_page.write(workdir, out))
+  if folder_page.is_empty(workdir):
+    print(f'note: no run lies in {workdir}, and the page says so: name another with --workdir', file=sys.stderr)
   return 0

@@ -29,7 +29,7 @@ from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
 from jaxlite.run import folder as run_folder
-from jaxlite.run import foreseen, guards, home
+from jaxlite.run import foreseen, guards, home, spills
 from jaxlite.run.aiming import Aim
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify
@@ -105,7 +105,7 @@ def train_varied(
   """As `train`, of a config that somebody has varied: `read` are the fields that were read to do so. `only` so many
   steps are a trial of it: of the same programs, with all that follows. Where `watch` ends it, it raises Halted."""
   called = foreseen.entry()
-  errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
+  errors.need('jaxlite.train', 'orbax.checkpoint', 'flatbuffers')
   validate(config)
   say = streams.steady(say)
   told = None if log is None else Told(log, say)
@@ -117,14 +117,14 @@ def train_varied(
       raise
     return done
   if fresh:
-    home.forgotten(folder, say)
+    spills.forgotten(folder, say)
   if fresh and any(folder.iterdir()):
     say(f'moved the old run to {run_folder.set_aside(folder)}')
     check_workdir(workdir)
   if config.machine.keep_memory:
     allocator.share_one_arena()  # before JAX starts its threads
   with lock(folder), preempt.guard() as guard:
-    home.taken_up(folder, say)
+    spills.taken_up(folder, say)
     before = run_folder.opened(folder, config, say)
     machine.print_device(say)
     if config.machine.compile_cache:

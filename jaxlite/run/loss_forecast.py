@@ -39,7 +39,7 @@ def time_to_loss(
   """
   data, recipe = setup.data, setup.recipe
   if not isinstance(data.train, Split):
-    raise UnpredictableError(f'examples are drawn from a {type(data.train).__name__}, whose order is its own')
+    raise UnpredictableError(f'plain examples are looked at; these are a {type(data.train).__name__}')
   default = Hook._field_defaults
   for part in recipe.parts:
     if isinstance(part, Hook) and part.grad is not default['grad'] and part.name not in _ALIKE:

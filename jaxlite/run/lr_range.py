@@ -27,6 +27,7 @@ from jaxlite.host import streams
 from jaxlite.host.files import write_bytes
 from jaxlite.run.setup import Setup, prepare, rerated
 from jaxlite.run.workdir import check_workdir
+from jaxlite.tasks.figures import lacking
 
 _LOW, _HIGH = 1e-6, 10.0
 _WORSE = 4.0  # times the loss at the start: from there on a rate is taken to diverge
@@ -133,7 +134,9 @@ def lr_range(
   losses, start = _tried(setup, rates, steps)
   suggested, notes = suggestion(rates, losses, start)
   found = RateRange(tuple(rates), tuple(losses), start, suggested, steps, tuple(notes))
-  if folder is not None:
+  if folder is not None and (why := lacking()):
+    say(f'note: lr_range.png was not drawn: {why}')
+  elif folder is not None:
     held = io.BytesIO()
     _drawn(found, config.name).savefig(held, format='png', dpi=110)
     write_bytes(folder / 'lr_range.png', held.getvalue())

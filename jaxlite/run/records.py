@@ -225,6 +225,9 @@ class Records:
     except OSError as error:
       if not comes_loose(error):  # else the next `keep` writes what is in memory
         raise OSError(error.errno, error.strerror, error.filename or str(self._path)) from error
+    except ValueError:  # closed: nothing could be written where it was to lie; the next `keep` does so likewise
+      if not self._file.closed and not (self._tensorboard is not None and self._tensorboard.closed):
+        raise
     if self._told is not None:
       self._told(kind, step, values)
 

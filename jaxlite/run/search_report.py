@@ -16,6 +16,7 @@ from jaxlite.planning.plan import spoken
 from jaxlite.report import folder_page, tables
 from jaxlite.run import hparams
 from jaxlite.run.search import trial_folder
+from jaxlite.tasks import figures as drawing
 from jaxlite.tuning import figures, outcome
 from jaxlite.tuning.importance import importances
 from jaxlite.tuning.kinds import given, written
@@ -129,11 +130,13 @@ def write(found: Any, reports: Sequence[Report], mirror: Any, command: str) -> N
   held = io.StringIO()
   csv.writer(held, lineterminator='\n').writerows(_exact(found))
   write_text(folder / 'trials.csv', held.getvalue())
-  pictures = _pictures(found, reports, mirror)
+  missing = drawing.lacking()
+  pictures = {} if missing else _pictures(found, reports, mirror)
+  told = [f'no pictures were drawn: {missing}'] if missing else []
   for name, (draw, _) in pictures.items():
     _save(draw, folder / f'{name}.png')
   text = [f'# Search: {found.config.name}', '']
-  text += [f'- {line}' for line in summary(found)]
+  text += [f'- {line}' for line in [*summary(found), *told]]
   text += ['', tables.markdown(rows), '']
   text += [line for name, (_, caption) in pictures.items() for line in (f'![{caption}]({name}.png)', '')]
   if command:
@@ -142,7 +145,7 @@ def write(found: Any, reports: Sequence[Report], mirror: Any, command: str) -> N
   shown = {
     'caption': 'Trials, the best first',
     'cells': rows,
-    'notes': [*summary(found), *([command] if command else [])],
+    'notes': [*summary(found), *told, *([command] if command else [])],
   }
   shown['pictures'] = [[f'{name}.png', caption] for name, (_, caption) in pictures.items()]
   write_text(

@@ -36,7 +36,7 @@ from jaxlite.tuning.space import assigned, check
 
 Say = Callable[[str], None]
 
-METHODS = ('auto', 'grid', 'random', *optuna_study.METHODS)
+METHODS = ('auto', 'grid', 'random', 'gp', *optuna_study.METHODS)
 _END, _SHARE = 3.0, 0.05  # seconds, at most such a share of the budget, for the last save and the report
 _WORTH = 120.0  # seconds of a budget from which on measuring the machine for its forecast is worth it
 
@@ -67,7 +67,7 @@ def opened(
   """Opens a study as `tune` takes it, makes sure that it can be gone on with, and says its forecast, unless `quiet`.
   The budget counts from `began`, by the monotonic clock; None: from now."""
   began = time.monotonic() if began is None else began
-  errors.need('jaxlite.tune', 'orbax.checkpoint', 'flatbuffers', 'matplotlib')
+  errors.need('jaxlite.tune', 'orbax.checkpoint', 'flatbuffers')
   validate(config)
   base = of_run(config, run)
   kinds = check(space, base)
@@ -79,7 +79,7 @@ def opened(
     raise ConfigError(
       f"a storage is 'postgresql://user:password@host/name', or none for a file; got {shown(storage)!r}"
     )
-  method = _method(method, kinds, say)
+  method = _method(method, kinds, len(_named(goals)) > 1, say)
   if method == 'grid':
     size = len(grid(kinds))
     most = size if most is None else min(most, size)
@@ -113,8 +113,8 @@ def opened(
     raise ConfigError(
       f"members are raced until halving has looked last: stop='halving' or 'hyperband' and one goal; got stop={stop!r}"
     )
-  if method == 'cmaes' and len(wanted) > 1:
-    raise ConfigError('cmaes has one goal: take method=tpe or nsga2, or one goal')
+  if method in ('gp', 'cmaes') and len(wanted) > 1:
+    raise ConfigError(f'{method} has one goal: take method=tpe or nsga2, or one goal')
   plan = _forecast(setup, seconds, say)
   low = plan.durations.total.low if plan.durations is not None else 0.0
   _check_storage(study_record.remembered(folder), folder, storage)  # before a server is asked
@@ -191,8 +191,9 @@ def of_run(config: Config, run: str) -> Config:
   if run not in config.runs:
     known = ', '.join(config.runs)
     got = f'got {run!r}, nearest: {nearest(run, config.runs, 1)}' if run else 'name one of them'
+    first = next(iter(config.runs))
     raise ConfigError(
-      f'a search is of one run, and this experiment has {known}; {got} (run={next(iter(config.runs))!r})'
+      f'a search is of one run, and this experiment has {known}; {got} (--run={first}, or run={first!r})'
     )
   one = config.runs[run](config)
   validate(one)
@@ -209,15 +210,16 @@ def _check_storage(kept: Mapping[str, Any] | None, folder: Path, storage: str) -
   raise ConfigError(f'the study in {folder} is kept {where}; got {shown(storage)!r}')
 
 
-def _method(method: str, space: Space, say: Say) -> str:
+def _method(method: str, space: Space, several: bool, say: Say) -> str:
   if method not in METHODS:
     raise ConfigError(
       f'a method is one of {", ".join(METHODS)}; got {method!r}, nearest: {nearest(method, METHODS, 1)}'
     )
   if method == 'auto':
-    method = 'random' if (why := optuna_study.lacking()) else 'tpe'
+    why = optuna_study.lacking() if several else ''
+    method = 'gp' if not several else 'random' if why else 'tpe'
     if why:
-      say(f'points are drawn at random; Optuna would learn from what was tried. {why}')
+      say(f'points are drawn at random; of several goals Optuna would learn from what was tried. {why}')
   if method in optuna_study.METHODS:
     if why := optuna_study.lacking():
       raise ImportError(f'the method {method} needs Optuna. {why}')
@@ -227,10 +229,14 @@ def _method(method: str, space: Space, say: Say) -> str:
   return method
 
 
+def _named(goals: Sequence[str] | str) -> list[str]:
+  names = [one.strip() for one in goals.split(',')] if isinstance(goals, str) else list(goals or ())
+  return [name for name in names if name]
+
+
 def _goals(given_goals: Sequence[str] | str, setup: Setup) -> tuple[Goal, ...]:
   """The goals, a validation metric first, each with its direction."""
-  names = [one.strip() for one in given_goals.split(',')] if isinstance(given_goals, str) else list(given_goals or ())
-  names = [name for name in names if name] or [setup.score]
+  names = _named(given_goals) or [setup.score]
   known = (*setup.metric.names, *outcome.SIZES)
   for name in names:
     if name not in known:

@@ -114,8 +114,8 @@ def tune(
     data: likewise.
     budget: time in all, over every start: '2 hours', '10 minutes'. A trial that is under way then is saved.
     trials: how many in all, over every start. One of the two ends the search, or both; a grid ends by itself.
-    method: 'grid', 'random', or by Optuna 'tpe', 'cmaes' (numbers), 'nsga2' (several goals); 'auto' takes 'tpe' where
-      Optuna is installed, else 'random'.
+    method: 'grid', 'random', 'gp' (a Gaussian process, one goal), or by Optuna 'tpe', 'cmaes' (numbers), 'nsga2'
+      (several goals); 'auto' takes 'gp', and of several goals 'tpe' where Optuna is installed, else 'random'.
     stop: how trials are stopped early: 'median' of the others, 'halving' (one in three goes on, at a ninth and a third
       of the run), 'hyperband' (the same for some trials, later or never for others), or 'none'. Where tenths of a
       point count, 'median' or 'none': the other two stop slow beginners that may win at the end.

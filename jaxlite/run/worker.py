@@ -35,6 +35,7 @@ from jaxlite.run.workdir import WorkdirError
 from jaxlite.tuning import outcome, sampling, stopping
 from jaxlite.tuning.database import StorageError
 from jaxlite.tuning.ledger import COMPLETE, DONE, FAILED, PRUNED, RUNNING, WAITING, Trial
+from jaxlite.tuning.surrogate import next_by_surrogate
 
 _STUCK = 20  # kills one after the other, without a further score, until a trial is given up
 _TRIED = 3  # trials that fail, none having come through, until the study is given up
@@ -106,9 +107,12 @@ def _next(search: Search) -> Trial | str | None:
     waits = bool(states & {RUNNING, WAITING})
     if full:
       return None if waits else f'all {len(trials)} trials are done'
-    if search.method in ('grid', 'random'):
-      draw = sampling.next_of_grid if search.method == 'grid' else sampling.next_at_random
-      found = draw(search.space, search.seed, trials)
+    if search.method in ('grid', 'random', 'gp'):
+      if search.method == 'gp':
+        found = next_by_surrogate(search.space, search.seed, trials, ledger.reports(), search.goals[0], search.limits)
+      else:
+        draw = sampling.next_of_grid if search.method == 'grid' else sampling.next_at_random
+        found = draw(search.space, search.seed, trials)
       if found is None:
         return None if waits else f'every point of the {"grid" if search.method == "grid" else "space"} was tried'
       number = max((one.number for one in trials), default=-1) + 1 if mirror is None else mirror.add(None, found, {})

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const, split_const
 from jaxlite.cpu.replace import Choices, exchanged, replaced, sites
@@ -144,8 +145,29 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
     found = _gradients(pure, *jax.tree.map(_shape, (state, batch)))[0]
     return replaced(found, choices) if rewrite else found
 
-  steps, evaluate = few_under_way(_several(pure, parts, faster, step)), _evaluation(parts, faster)
-  return Programs(few_under_way(step), steps, evaluate, compile_ahead, tune, jaxpr, traced, gradient)
+  steps, evaluate = few_under_way(_told(_several(pure, parts, faster, step))), _evaluation(parts, faster)
+  return Programs(few_under_way(_told(step)), steps, evaluate, compile_ahead, tune, jaxpr, traced, gradient)
+
+
+def _told(run: Callable[..., Any]) -> Callable[..., Any]:
+  """Tells of a state that was given away: a step before writes over it, and XLA's own words name no cause."""
+
+  def told(state: TrainState, batch: Batch) -> tuple[TrainState, Terms]:
+    try:
+      return run(state, batch)
+    except (RuntimeError, ValueError) as error:
+      if 'deleted' not in str(error) or not any(map(_is_gone, jax.tree.leaves(state))):
+        raise
+      raise ValueError(
+        'a step writes over the state that it is given, and a step before was given this one: go on with what that '
+        'returned, or keep a copy, jax.tree.map(jnp.copy, state)'
+      ) from error
+
+  return told
+
+
+def _is_gone(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted()
 
 
 def _single(compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -226,7 +248,7 @@ def _convolves(model: Model) -> Callable[[TrainState, Any], bool]:
   def convolves_at(treedef: Any, shapes: tuple[Any, ...]) -> bool:
     params, state, const, key, inputs = jax.tree.unflatten(treedef, shapes)
     forward = functools.partial(model.apply, train=True)
-    jaxpr = jax.make_jaxpr(forward)(params, join_const(state, const), inputs, key=key, step=jnp.int32(0))
+    jaxpr = jax.make_jaxpr(forward)(params, join_const(state, const), inputs, key=key, step=np.int32(0))
     return has_primitive(jaxpr, 'conv_general_dilated')
 
   def convolves(state: TrainState, inputs: Any) -> bool:

@@ -23,7 +23,7 @@ def called(loss: Callable[[Any, Any], Any], outputs: Any, batch: Mapping[str, An
     batch: a dict.
 
   Raises:
-    TypeError: it is a loss of (outputs, labels), of (batch, outputs), or gives no array.
+    TypeError: it is a loss of (outputs, labels), of (batch, outputs), or gives no array or whole numbers.
     ValueError: it reads what the batch does not have.
     Exception: whatever else it raises, with a note of what it was called with.
 
@@ -49,6 +49,11 @@ outputs, batch: ...(outputs, batch['labels'])
     raise TypeError(
       f'a loss returns one value per example, float[B]; {name_of(loss)} returns {type(values).__name__}'
       + (': does it end with return?' if values is None else ': return the array alone')
+    )
+  if hasattr(values, 'dtype') and not jax.numpy.issubdtype(values.dtype, jax.numpy.inexact):
+    raise TypeError(
+      f'a loss is float[B] and has a gradient; {name_of(loss)} returns {kinds(values)}, which has none: count mistakes '
+      'in a metric, and minimize what is smooth, such as jl.cross_entropy'
     )
   return values
 

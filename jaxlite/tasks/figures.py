@@ -20,6 +20,26 @@ _WRONG = ('#FDF3EC', '#D55E00')
 _MOST_CELLS = 20  # classes whose counts are still legible
 
 
+def lacking() -> str:
+  """Returns why nothing can be drawn here, in a line; '' where it can be.
+
+  >>> lacking()
+  ''
+  """
+  try:
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401 - whether it can be imported is the question
+  except ImportError as error:  # a damaged one raises that too
+    missing = isinstance(error, ModuleNotFoundError) and error.name == 'matplotlib'
+    why = ' '.join(str(error).split())[:120]
+    return (
+      'matplotlib is not installed: pip install matplotlib'
+      if missing
+      else f'matplotlib cannot be imported ({why}): pip install --force-reinstall matplotlib'
+    )
+  return ''
+
+
 def figure(width: float, height: float) -> Any:
   """Returns an empty matplotlib figure of this size in inches."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -57,6 +57,8 @@ def examples_in(batch: Batch) -> tuple[int, dict[str, Any]]:
 def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
   """Returns the mean over examples, each counted by its weight (0 is padding); 0 when all weigh nothing.
 
+  A weight below 0 counts as such, and one that is NaN is seen in the result.
+
   Args:
     values: float[B].
     weight: float[B] or None.
@@ -73,8 +75,8 @@ def weighted_mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
     return jnp.mean(values)
   weight = weight.astype(values.dtype)
   total = jnp.sum(weight)
-  summed = jnp.sum(jnp.where(weight > 0, values, 0) * weight)
-  return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1), 0)
+  summed = jnp.sum(jnp.where(weight != 0, values, 0) * weight)
+  return jnp.where(total != 0, summed / jnp.where(total != 0, total, 1), 0)
 
 
 def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
@@ -87,6 +89,7 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
     A Loss: the weighted mean over the batch; a tap 'loss/x' (regularizers of layers) is the term 'x' beside it.
 
   Raises:
+    TypeError: the loss gives whole numbers, which have no gradient.
     ValueError: the loss is neither a scalar nor one value per example; or a scalar, which hides the examples, where
       each counts by its weight (padding, micro-batches).
   """
@@ -96,6 +99,10 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
     given = {**batch, 'labels': batch.pop(LABELS)} if LABELS in batch else context.batch
     values = running.widened(called(loss, context.outputs, given))
     weight = context.batch.get('weight')
+    if weight is not None and not hasattr(weight, 'shape'):
+      raise ValueError(
+        f"a batch holds arrays; its 'weight' is a {type(weight).__name__}: numpy.asarray makes one of it"
+      )
     taps = context.model_state.get(TAPS, {}).items()
     own = {name.removeprefix(LOSSES): value for name, value in taps if name.startswith(LOSSES)}
     if values.ndim == 0 and weight is None:

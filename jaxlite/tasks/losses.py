@@ -103,12 +103,14 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array, weights: Any) -> jax.Ar
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   log_p = jax.nn.log_softmax(logits)
   if weights is not None:
+    weights = jnp.expand_dims(weights, 0)
     log_p = jnp.where(weights > 0, log_p * weights, 0)  # a class that does not count, even at -inf
   if labels.ndim == 2:
     used = labels != 0  # a class without a share may have probability 0: 0 * -inf would be NaN, forward and back
     return -jnp.sum(jnp.where(used, labels * jnp.where(used, log_p, 0), 0), axis=1)
   classes = logits.shape[1]
-  hit = labels[:, None] == jnp.arange(classes)  # not a gather, whose gradient scatters: the same bits in fewer kernels
+  # Not a gather, whose gradient scatters: the same bits in fewer kernels.
+  hit = labels[:, None] == jnp.arange(classes)[None]
   picked = jnp.sum(jnp.where(hit, log_p, 0), axis=1)
   return jnp.where((labels >= 0) & (labels < classes), -picked, jnp.nan)
 
@@ -127,6 +129,11 @@ def check_classes(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, ja
   if not hasattr(outputs, 'shape') or outputs.ndim != 2 or not jnp.issubdtype(outputs.dtype, jnp.floating):
     got = f'{outputs.dtype}{list(outputs.shape)}' if hasattr(outputs, 'shape') else type(outputs).__name__
     raise ValueError(f'a classifier returns logits, float[B, classes]; got {got}: write a loss for other outputs')
+  if outputs.shape[1] == 1:
+    raise ValueError(
+      f'a classifier returns logits of two classes or more; got {outputs.dtype}{list(outputs.shape)}, of which softmax '
+      'makes 1 whatever they are: give it two outputs, or take the loss of jl.tasks.binary() for one'
+    )
   if 'labels' not in batch:
     raise ValueError(f"a classifier's batch has 'labels'; got {', '.join(map(repr, batch)) or 'nothing'}")
   labels = jnp.asarray(batch['labels'])

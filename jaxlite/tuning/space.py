@@ -154,7 +154,9 @@ def _check_ends(space: Space, config: Config) -> None:
       try:
         validate(assigned(config, space, {**base, name: end}))
       except ConfigError as error:
-        raise ConfigError(f'{name} of the search space: {error}') from None
+        reals = isinstance(kind, Range) and not kind.step and isinstance(_at(config, name), int)
+        fix = ': integer is the kind of whole numbers, int(8,64) on the command line' if reals else ''
+        raise ConfigError(f'{name} of the search space: {error}{fix}') from None
 
 
 _WORDS = {'choice': choice, 'uniform': uniform, 'log': log_uniform, 'log_uniform': log_uniform, 'int': integer}
@@ -184,15 +186,15 @@ def parsed(text: str, config: Config) -> dict[str, Kind]:
     if name in found:
       raise ConfigError(f'{form}, each field once; got {name} twice')
     items = [one.strip() for one in re.split(r',(?![^(\[]*[)\]])', inside) if one.strip()]
-    if word == 'choice':
-      found[name] = choice(*(_typed(config, name, item) for item in items))
-      continue
     try:
-      found[name] = _WORDS[word](*map(ast.literal_eval, items))
-    except (ValueError, SyntaxError, TypeError) as error:
-      if isinstance(error, ConfigError):
-        raise
-      raise ConfigError(f'{form}; {word} takes two numbers, got {inside!r}') from None
+      if word == 'choice':
+        found[name] = choice(*(_typed(config, name, item) for item in items))
+      else:
+        found[name] = _WORDS[word](*map(ast.literal_eval, items))
+    except ConfigError as error:
+      raise ConfigError(f'{name} of the search space: {error}') from None
+    except (ValueError, SyntaxError, TypeError):
+      raise ConfigError(f'{form}; {word} takes two numbers, got {inside!r} for {name}') from None
   return found
 
 

@@ -86,6 +86,18 @@ def test_longer_wider_and_slower_take_longer():
   )
 
 
+def test_a_tiny_step_is_told_as_one_of_several_that_are_sent_at_once():
+  """Types that are converted are no convolution."""
+  job = job_of(recipe=jl.chain(optax.adam(1e-3), optax.ema(0.9)))
+  assert told(job).step.seconds < duration._ALONE
+  assert told(job._replace(log=1)).step.seconds > duration._ALONE
+
+
+def test_what_is_left_of_the_cores_is_said():
+  assert any('leave about 0.5' in line for line in told(job_of(), crowd=0.5).said)
+  assert not any('cores' in line for line in told(job_of(), crowd=float(duration.machine.cores())).said)
+
+
 def test_the_length_of_a_run_does_not_change_its_step():
   assert told(job_of(total=10)).step == told(job_of(total=10_000)).step
 

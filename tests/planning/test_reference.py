@@ -37,13 +37,19 @@ def test_a_piece_that_is_slower_makes_its_kernels_slower_and_not_beyond_reason()
   assert reference.correction('products', measured(0.001), False) == 1 / reference._MOST
 
 
+def test_what_pieces_take_is_what_it_was_where_it_is_told_for_the_same_machine():
+  assert reference.takes(measured()) == pytest.approx(
+    {name: took[0] for name, took in reference.FITTED.items()}, rel=1e-3
+  )
+  assert reference.takes(RATES) == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(reference.FITTED))
-def test_a_piece_runs_and_is_of_its_group(name):
+def test_every_piece_runs(name):
   function, arguments = reference.programs(1 << 20)[PIECE + name].build()
-  jax.block_until_ready(jax.jit(function)(*arguments))
-  groups = speed.by_group(cost(jax.make_jaxpr(function)(*arguments)).operations, RATES, 1)
-  assert groups.get(name, (0, 0))[0] > 0
+  for leaf in jax.tree.leaves(jax.jit(function)(*arguments)):
+    assert np.isfinite(leaf).all()
 
 
 def test_one_piece_runs():

@@ -97,6 +97,9 @@ def test_runs_of_other_versions_are_shown_as_far_as_they_are_known(tmp_path):
   old = {name: plain[name] for name in ('name', 'metrics', 'rows', 'seconds', 'run')}
   (folder / 'result.json').write_text(json.dumps({**old, 'run': ''}))  # as of 0.1: no hash
   assert 'another version' not in text_of(folder)
+  config = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps({**config, 'format': 99}))
+  assert 'config.json is of another version of jaxlite (format 99)' in text_of(folder)
 
 
 def test_a_result_of_another_run_is_not_believed(tmp_path):

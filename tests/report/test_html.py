@@ -64,6 +64,22 @@ def test_a_page_of_one_run_has_every_section_and_every_number(tmp_path):
   assert 'expected calibration error 0.0' in text
 
 
+def test_what_is_asked_for_first_stands_first(tmp_path):
+  run_folder(tmp_path / 'run')
+  files = {'format': 'onnx', 'bytes': 2, 'arithmetic': 'int8', 'score': 0.9, 'memory': 5}
+  files['latency'] = {'1': [0.5, 0.75], '32': [2.5, 3.5]}
+  other = {**files, 'format': 'pack', 'latency': {'1': [0.25, 0.5]}}
+  (tmp_path / 'run' / 'deployed').mkdir()
+  (tmp_path / 'run' / 'deployed' / 'deployed.json').write_text(json.dumps({'written': [files, other]}))
+  text = check(shown(tmp_path / 'run')).text
+  place = next(index for index, word in enumerate(text) if word.startswith('test accuracy, '))
+  assert text[place + 1].endswith(' %')
+  assert {'bytes packed', 'times smaller than float32'} <= set(text[place : text.index('Results')])
+  assert text.index('ms at batch 32') == text.index('ms at batch 1') + 1
+  row = text.index('pack', text.index('ms at batch 1'))
+  assert text[row + 4 : row + 6] == ['0.25 / 0.5', '-']
+
+
 def test_runs_side_by_side_are_compared_and_the_unfinished_is_told(few):
   page = check(folder_page.write(few).read_text())
   text = ' '.join(page.text)
@@ -76,6 +92,7 @@ def test_runs_side_by_side_are_compared_and_the_unfinished_is_told(few):
 
 def test_an_empty_folder_has_a_page_and_a_missing_one_a_line(tmp_path):
   assert 'No run lies in this folder' in ' '.join(check(folder_page.write(tmp_path).read_text()).text)
+  assert 'No run lies in this folder' in (tmp_path / 'report.md').read_text()
   with pytest.raises(ValueError, match='is not there: name one with --workdir'):
     folder_page.write(tmp_path / 'none')
   with pytest.raises(ValueError, match='is a file'):
@@ -150,6 +167,18 @@ def test_a_hundred_runs_are_a_small_page(tmp_path):
   check(text)
   assert len(text) < 600_000
   assert text.index('>run2<') < text.index('>run10<')  # as people count
+  assert text.index('Best test accuracy: ') < text.index('>run2<')
+  (tmp_path / 'report.json').write_text(json.dumps({'tables': [{'caption': 'Trials', 'cells': [['trial'], ['7']]}]}))
+  assert 'Best test accuracy' not in shown(tmp_path)  # validation chose, and test would choose another
+
+
+def test_a_share_has_no_axis_beyond_a_hundred_percent(tmp_path):
+  points = [{**point, 'accuracy': 1.0} if 'accuracy' in point else point for point in samples.history(400)]
+  samples.write_run(tmp_path / 'run', samples.result('run', [True]), points=points)
+  text = check(shown(tmp_path)).text
+  ticks = text[text.index('Validation accuracy, %') :]
+  assert '100' in ticks[: ticks.index('optimizer steps')]
+  assert not {'102', '102.5', '105', '110', '120', '125'} & set(ticks[: ticks.index('optimizer steps')])
 
 
 def test_a_million_points_are_a_small_page_that_shows_each_peak():
@@ -191,6 +220,7 @@ def test_tables_of_a_study_stand_in_its_page(tmp_path):
   text = shown(tmp_path)
   assert '<h1>Rates</h1>' in text
   assert 'Best trials' in ' '.join(check(text).text)
+  assert text.index('Best trials</h2>') < text.index('Results</h2>')
   assert [one['alt'] for one in check(text).all('img') if 'Test example' not in one['alt']] == ['The front']
   for damage in (
     '{',

@@ -56,6 +56,18 @@ def test_a_mistake_is_one_line(tmp_path, words, said):
   assert said in done.stderr
 
 
+def test_of_an_empty_folder_both_say_so(tmp_path):
+  done = asked(f'--workdir={tmp_path}')
+  assert done.returncode == 0
+  assert f'note: no run lies in {tmp_path}, and the page says so' in done.stderr
+  words = [sys.executable, '-c', REPORT, f'--workdir={tmp_path}', '--serve']
+  with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    assert process.stdout.readline().startswith('live: http://127.0.0.1:')
+    assert process.stdout.readline() == 'no run lies there yet: the page shows one when it begins\n'
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+
+
 def test_the_live_page_tells_its_address_and_ends_when_interrupted(tmp_path):
   folder = samples.write_run(tmp_path / 'run', samples.result('run', [True]), finished=False)
   (folder / '.lock').write_text(json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'since': ''}))

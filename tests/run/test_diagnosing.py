@@ -87,7 +87,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path, run):
   with pytest.raises(ValueError, match=r'it is a study; name one of its trials, trials.0000, .* and 2 more'):
     jl.diagnose(tmp_path)
   (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match='there is no such folder'):
+  with pytest.raises(ValueError, match='it is a file: name the folder of a run'):
     jl.diagnose(tmp_path / 'file')
 
 
@@ -112,7 +112,32 @@ def test_a_run_without_validation_or_half_written_says_what_cannot_be_told(tmp_p
   assert jl.diagnose(half).verdict == 'unknown'
 
 
-def test_another_version_is_said(run, monkeypatch):
+def test_weights_that_were_never_trained_are_no_evidence(tmp_path, run):
+  """Of a run that left no checkpoint only its start is there, and a start is always worse than a quick learner."""
+  bare = tmp_path / 'bare'
+  shutil.copytree(run, bare)
+  shutil.rmtree(bare / 'checkpoints')
+  given = {'model': network(), 'data': (X, Y), 'say': mute}
+  found = jl.diagnose(bare, quick(), **given)
+  alone = jl.diagnose(bare)
+  assert (found.verdict, found.cause) == (alone.verdict, alone.cause)  # what its curves say
+  (bare / 'metrics.jsonl').unlink()
+  (bare / 'result.json').unlink()
+  found = jl.diagnose(bare, quick(), **given)
+  assert (found.verdict, found.action) == ('unknown', None)
+  assert any('no checkpoint' in line for line in found.unknown)
+
+
+def test_another_version_is_said(run, tmp_path, monkeypatch):
+  other = tmp_path / 'other'
+  other.mkdir()
+  for name in ('config.json', 'metrics.jsonl', 'task.json'):
+    shutil.copy(run / name, other)
+  kept = json.loads((other / 'config.json').read_text())
+  (other / 'config.json').write_text(json.dumps({**kept, 'format': 99}))
+  assert any(
+    'config.json says: it is of another version of jaxlite (format 99)' in one for one in jl.diagnose(other).unknown
+  )
   monkeypatch.setattr(diagnosing, 'versions', lambda: {'jaxlite': '9.9', 'jax': '9.9'})
   assert any('the run was made by' in line for line in jl.diagnose(run).unknown)
 

@@ -16,8 +16,10 @@ import pytest
 import jaxlite as jl
 import unoptimized
 from jaxlite.checkpoint import Checkpoints
-from jaxlite.host.files import comes_loose
-from jaxlite.run import home, loop, records
+from jaxlite.host.files import comes_loose, write_text
+from jaxlite.run import home, loop, records, workdir
+from jaxlite.run.spills import taken_up
+from jaxlite.run.workdir import WorkdirError
 from loops import X, evidence, leaves, points, run
 
 pytestmark = pytest.mark.unoptimized
@@ -183,6 +185,83 @@ def test_a_disk_that_answers_with_errors_is_out_of_reach_too(straight, tmp_path,
   assert spills(tmp_path) == []
 
 
+@pytest.mark.parametrize('code', [errno.EROFS, errno.EACCES], ids=['read-only', 'ticket ran out'])
+def test_a_folder_that_takes_no_more_files_is_stood_in_for(code, tmp_path, monkeypatch):
+  """The folder is there and can be read; whatever is to be written is refused, for a while."""
+  folder, real, refused, said = tmp_path / 'run', os.open, [], []
+
+  def opens(path, flags, *args, **kwargs):
+    if refused and str(path).startswith(str(folder)) and flags & (os.O_WRONLY | os.O_RDWR):
+      raise OSError(code, os.strerror(code), str(path))
+    return real(path, flags, *args, **kwargs)
+
+  def work(where, saves, wait):
+    held.append(place.holds(3))
+    written.append(where)
+    write_text(where / 'saved', str(len(written)))
+    saves.save(len(written), {'w': X}, {}, wait=True)
+
+  def half_copied(source, target):  # in the words of shutil, one for each file
+    target.mkdir()
+    raise shutil.Error([(str(source), str(target), f'[Errno 28] {os.strerror(errno.ENOSPC)}')] * 9)
+
+  folder.mkdir()
+  monkeypatch.setattr(os, 'open', opens)
+  with home.Home(folder, 'abc', keep=2, say=said.append) as place:
+    written, held = [], []
+    place.write(work)
+    refused.append(True)
+    place.write(work)
+    (spill,) = spills(tmp_path)
+    assert place.is_away
+    assert (spill / 'saved').read_text() == '3'
+    place.write(work)  # and it is not tried there again, which may take minutes
+    assert written == [folder, folder, spill, spill]
+    assert held[3]
+    with pytest.raises(WorkdirError, match=rf'a run of .* is under way, .* keeps in {spill}'):
+      taken_up(folder, said.append)  # by another process, say
+    assert not place.settle(lambda: place.write(work), lambda: False)  # nobody waits: the disk is the same
+    assert os.strerror(code) in place.left()
+    assert held[4]  # the best so far, say: it lies in the spill
+    refused.clear()
+    with monkeypatch.context() as patch:
+      patch.setattr(shutil, 'copytree', half_copied)
+      place.write(work)
+    assert place.is_away
+    assert not list(folder.rglob('*adopted*'))
+    place.write(work)
+    assert not place.is_away
+  assert [os.strerror(code) in said[0], 'No space' in said[1], 'is back: all' in said[-1]] == [True] * 3
+  assert [len(said), '\n' in ''.join(said), max(map(len, said)) < 300] == [3, False, True]
+  assert spills(tmp_path) == []
+
+
+def test_a_run_whose_folder_was_removed_writes_into_no_other_run(tmp_path):
+  folder, said = tmp_path / 'run', []
+
+  def work(where, saves, wait):
+    write_text(where / 'config.json', '{"run": "abc"}')
+
+  folder.mkdir()
+  with home.Home(folder, 'abc', keep=2, say=said.append) as place:
+    place.write(work)
+    shutil.rmtree(folder)
+    place.write(work)  # made again, and again its own
+    with pytest.raises(WorkdirError, match='another run has the workdir'), workdir.lock(folder):
+      pass
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with workdir.lock(folder):  # somebody begins anew, and the old process lives on
+      (folder / '.lock').write_text('{"pid": 1, "host": "elsewhere"}')
+      place.write(work)
+      assert place.is_away
+      assert [path.name for path in folder.iterdir()] == ['.lock']
+      write_text(folder / 'config.json', '{"run": "other"}')
+    assert not place.settle(lambda: place.write(work), lambda: False)
+    assert 'another run' in place.left()
+  assert (folder / 'config.json').read_text() == '{"run": "other"}'
+
+
 def test_a_full_disk_is_no_folder_out_of_reach(tmp_path, monkeypatch):
   def full(self, data):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -229,6 +308,19 @@ def test_a_record_whose_disk_comes_loose_loses_no_point(tmp_path, monkeypatch):
   (here / 'metrics.jsonl').unlink()
   with records.Records(here, length=length, kept=kept, say=lambda line: None):
     assert (here / 'metrics.jsonl').read_bytes() == whole
+
+
+def test_a_record_that_could_be_written_nowhere_goes_on_in_memory(tmp_path):
+  blocked = tmp_path / 'blocked'
+  blocked.write_text('a file where a folder was to be')
+  with records.Records(tmp_path, length=0) as log:
+    log.write('train', 1, {'loss': 1.0})
+    with pytest.raises(OSError, match='blocked'):
+      log.keep(blocked)
+    log.write('train', 2, {'loss': 0.5})
+    log.keep(tmp_path)
+    log.write('train', 3, {'loss': 0.25})
+  assert [point['step'] for point in records.read_records(tmp_path)] == [1, 2, 3]
 
 
 def test_checkpoints_of_a_folder_that_is_not_there_are_not_written_beside_it(tmp_path):

@@ -103,3 +103,15 @@ def test_what_a_finite_loss_with_an_infinite_gradient_wrote_is_never_saved(tmp_p
   with pytest.raises(ValueError, match=r'not finite at step 1, first in b: .*no checkpoint was written yet'):
     run(tmp_path, model=(root, linear()[1]), steps=1, log__every=jl.Duration(steps=1))
   assert not list((tmp_path / 'checkpoints').glob('0*'))
+
+
+def test_a_norm_of_what_masks_have_emptied_is_named(tmp_path):
+  def normed(params, inputs):
+    return inputs @ (params['w'] / jnp.linalg.norm(params['w'], axis=0))
+
+  def pruned(config, total):
+    return jl.chain(optax.sgd(0.0), jl.prune(1 / 3, begin=3))
+
+  start = {'w': np.ones((6, 3), np.float32) * np.array([1, 1, 1e-3], np.float32)}
+  with pytest.raises(ValueError, match=r"^[^\n]*not finite at step 5, [^\n]*left 1 of 3 along axis 1 of 'w' without"):
+    run(tmp_path, pruned, model=(normed, start))

@@ -16,6 +16,7 @@ from jaxlite.errors import ConfigError
 from jaxlite.run import search
 from jaxlite.tuning.database import StorageError
 from jaxlite.tuning.ledger import COMPLETE, FAILED, PRUNED, WAITING
+from jaxlite.tuning.surrogate import next_by_surrogate
 
 pytestmark = pytest.mark.unoptimized
 
@@ -137,6 +138,7 @@ def test_a_study_goes_on_as_the_same_only(study, change, said):
     ({'trials': 3, 'run': 'student'}, "'student' is no name of several"),
     ({'trials': 3, 'method': 'cmaes', 'space': {'seed': jl.tuning.choice(1, 2)}}, 'choices alone'),
     ({'trials': 3, 'method': 'cmaes', 'goals': 'accuracy,bytes'}, 'cmaes has one goal'),
+    ({'trials': 3, 'method': 'gp', 'goals': 'accuracy,bytes'}, 'gp has one goal'),
     ({'trials': 3, 'storage': 'mysql://a:secret@nowhere/b'}, 'postgresql'),
   ],
 )
@@ -268,6 +270,16 @@ def test_two_goals_make_a_front_and_limits_hold(tmp_path):
   assert found.best == by_width[2]
   assert 'over bytes' in str(found)
   assert (tmp_path / 'front' / 'pareto.png').exists()
+
+
+def test_a_point_is_a_function_of_the_trials_before_it(tmp_path):
+  """So that a search that goes on, after whatever, tries what it would have tried."""
+  space = {'recipe.rate': jl.tuning.log_uniform(1e-4, 1e-1), 'seed': jl.tuning.integer(0, 9)}
+  found, told = ask(tmp_path, space, tunable.config(6), trials=6, method='auto', stop='none', seed=3)
+  assert 'by gp' in told[0]
+  for place, one in enumerate(found.trials):
+    before = found.trials[:place]
+    assert next_by_surrogate(found.space, 3, before, [], found.goals[0], {}) == one.given
 
 
 @pytest.mark.parametrize(

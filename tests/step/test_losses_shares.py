@@ -273,3 +273,64 @@ def test_an_average_of_weights_is_read_with_the_average_of_their_statistics(hook
   np.testing.assert_allclose(stripped['stats']['var'], var, rtol=1e-5)
   np.testing.assert_allclose(params['w'], w, rtol=1e-5, atol=1e-6)
   assert f'jl.{hook.name}' not in stripped
+
+
+# --- what a batch and a loss may be ---
+
+
+@pytest.mark.parametrize('parts', [[], [jl.accumulate(2)]], ids=['whole', 'parts'])
+def test_a_weight_below_zero_counts_as_numpy_counts_it_and_one_that_is_nan_is_seen(parts):
+  train = jl.train_step(MODEL, jl.cross_entropy, jl.chain(*parts, optax.sgd(0.1)))
+  losses = -log_softmax(LOGITS)[np.arange(8), LABELS]
+  weight = np.array([2.0, -0.5, 0, 1, 1, -0.25, 3, 0])  # events of a simulation, say
+  for given, wanted in ((weight, np.average(losses, weights=weight)), (np.where(weight == 3, np.nan, weight), np.nan)):
+    batch = {**BATCH, 'weight': jnp.float32(given)}
+    _, terms = train.step(train.init(jax.random.key(0), batch), batch)
+    np.testing.assert_allclose(terms['loss'], wanted, rtol=1e-5)
+
+
+def test_what_would_silently_teach_nothing_is_refused():
+  def mistakes(outputs, batch):
+    return outputs.argmax(-1) != batch['labels']
+
+  def step(loss=jl.cross_entropy, model=MODEL, **extra):
+    train = jl.train_step(model, loss, jl.chain(optax.sgd(0.1)))
+    return train.step(train.init(jax.random.key(0), BATCH), {**BATCH, **extra})
+
+  with pytest.raises(TypeError, match=r'^a loss .* has a gradient; mistakes returns bool\[8\], which has none: '):
+    step(mistakes)
+  with pytest.raises(ValueError, match=r'^a batch holds arrays; its .weight. is a list: '):
+    step(weight=[1.0] * 8)
+  one = jl.from_function(lambda p, x: x @ p['w'], {'w': jnp.ones((3, 1))})
+  with pytest.raises(ValueError, match=r'^a classifier .* two classes or more; got float32\[8, 1\], [^\n]*binary'):
+    step(model=one)
+
+
+def test_parts_run_where_somebody_forbids_implicit_broadcasts_promotions_and_transfers():
+  """In a code base with these switches a part that leans on NumPy's rules could not be used; the numbers are alike."""
+  pictures, classes = jax.random.normal(jax.random.key(1), (8, 6, 6, 2)), jnp.arange(8) % 3
+  batch = {'inputs': pictures, 'labels': classes, 'weight': jnp.ones(8)}
+  model = jl.from_function(lambda p, x: x.reshape(x.shape[0], -1) @ p['w'], {'w': jnp.ones((72, 3)) / 72})
+  loss = jl.tasks.weighted_cross_entropy([1.0, 2.0, 1.0])
+  whole, boxes = lambda x: x[:, 0, 0, :1] * jnp.ones((1, 3)), [jl.optim.flip(), jl.optim.shift(1), jl.optim.cutout(2)]
+  parts = [
+    jl.augment(*boxes, jl.optim.cutmix(1.0, 3)),
+    jl.distill(whole),
+    jl.fake_quant(),
+    jl.average(0.9),
+    jl.accumulate(2),
+  ]
+
+  def losses():
+    update = optax.stateless(lambda grads, _: jax.tree.map(lambda grad: jnp.float32(-0.1) * grad, grads))
+    train = jl.train_step(model, loss, jl.chain(*parts, jl.optim.l2(1e-3), update, jl.prune(0.5, end=2, every=1)))
+    state, found = train.init(jax.random.key(0), batch), []
+    with jax.transfer_guard('disallow'):
+      for _ in range(3):
+        state, terms = train.step(state, batch)
+        found.append(terms['loss'])
+      return [*found, *jax.tree.leaves(train.eval(state, batch)[1])]
+
+  with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+    found = losses()
+  np.testing.assert_array_equal(found, losses())

@@ -110,6 +110,8 @@ def test_the_state_is_donated_and_constants_are_not():
   train.step(state, batch_of(8))
   assert state.params['dense']['w'].is_deleted()
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state.const))
+  with pytest.raises(ValueError, match=r'^a step writes over the state that it is given, and a step before'):
+    train.step(state, batch_of(8))
 
 
 def test_a_teacher_is_an_argument_of_the_program_not_a_part_of_it():

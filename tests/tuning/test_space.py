@@ -116,7 +116,7 @@ def test_a_point_is_set_on_fields_units_and_arguments_and_leaves_the_config_alon
     ({'net.widht': choice((8,))}, 'nearest: net.widths'),
     ({'optim.lr': 0.1}, 'optim.lr of the search space is jl.tuning.choice'),
     ({'optim.lr': uniform(0, 1)}, 'optim.lr is above 0'),
-    ({'data.batch_size': uniform(16, 64)}, 'data.batch_size of the search space: data.batch_size is int'),
+    ({'data.batch_size': uniform(16, 64)}, 'data.batch_size is int; got 16.0: integer is'),
     ({'data.batch_size': integer(0, 64)}, 'data.batch_size is at least 1; got 0'),
     ({'train.epochs': integer(1, 2), 'train.steps': integer(1, 2)}, 'sets one field twice'),
     ({'train': choice(jl.Duration(epochs=1)), 'train.steps': integer(1, 2)}, 'sets one field twice'),
@@ -204,6 +204,9 @@ def test_a_space_is_typed():
   assert found['recipe.begin'] == integer(0, 4)
   for wrong in ('optim.lr', 'optim.lr=log(1)', 'optim.lr=lag(1,2)', 'a=log(1,x)', 'a=int(1,2);a=int(1,2)'):
     with pytest.raises(ConfigError, match='typed as'):
+      space.parsed(wrong, config())
+  for wrong in ('optim.lr=uniform(1,0)', 'optim.lr=log(0,1)', 'optim.lr=choice()', 'optim.lr=int(0.5,2)'):
+    with pytest.raises(ConfigError, match=r'^optim\.lr of the search space: '):  # which of several is wrong
       space.parsed(wrong, config())
 
 
