@@ -4,10 +4,10 @@
   python launch.py --config=experiments/shrink.py --run=small0 --config.keep=0.375
 
 Of each seed three runs: `base` trains the small CNN on Fashion-MNIST, `small` takes neurons and channels out of it and
-goes on for as long, and `dense` trains the whole network for as many epochs altogether. The
-share that stays is chosen on validation; the test split is scored once for each run. With `--way=gradual` units fall
-to zero while `base` trains (`jl.pruning.prune_groups`), and `jl.shrink` takes out what is zero. Times are those of a
-forward at batch 32 in float32 with jaxlite's kernels, both networks in turn.
+goes on for as long, and `dense` trains the whole network for as many epochs altogether. The share that stays is to be
+chosen on validation; the test split is scored once for each run. With `--way=gradual` units fall to zero while `base`
+trains (`jl.pruning.prune_groups`), and `jl.shrink` takes out what is zero. Times are those of a forward at batch 32 in
+float32 with jaxlite's kernels, both networks in turn.
 
 The four files are found where Debian's package dataset-fashion-mnist puts them, or in --config.data.directory.
 """
@@ -35,14 +35,12 @@ class Shrinking(jl.Config):
     keep: share of the units of each group that stays.
     way: 'once', cut at the end of `base`, or 'gradual', while it trains.
     dropout: share of hidden units dropped in training.
-    less: the same of the network that is shrunk, which has fewer to spare.
     stage: of a run: 'dense', 'base' or 'small'.
   """
 
   keep: float = 0.5
   way: str = 'once'
-  dropout: float = 0.4
-  less: float = 0.1
+  dropout: float = 0.1
   stage: str = 'dense'
 
 
@@ -72,7 +70,7 @@ def staged(stage: str, seed: int, config: Shrinking) -> Shrinking:
 
 def model(config: Shrinking) -> Any:
   """The network of a run."""
-  whole = SmallCNN(dropout=config.less if config.stage == 'small' else config.dropout)
+  whole = SmallCNN(dropout=config.dropout)
   if config.stage != 'small':
     return whole
   params, keep = jl.load(config.teacher).params, config.keep if config.way == 'once' else None
