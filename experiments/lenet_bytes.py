@@ -1,11 +1,12 @@
 """How few bytes hold LeNet-300-100 and LeNet-5 on Fashion-MNIST: trained for bits, packed, and scored from the file by
 another process that has no JAX.
 
-  python experiments/lenet_bytes.py --network=lenet300 --worth=2.7e-6,4.2e-6 --workdir=runs/lenet_bytes
+  python experiments/lenet_bytes.py --network=lenet300 --worth=2.1e-6,3.5e-6 --workdir=runs/lenet_bytes
   python experiments/lenet_bytes.py --draw --workdir=runs/lenet_bytes
 
 A teacher, trained once, says what it thinks of each training picture as it is, in three shifted and in three mixed
-copies. Every student learns from these: the dense network of a seed, and the network of few bits that starts from it.
+copies. Every student learns from these: the dense network of a seed, and the network of few bits that starts from it,
+for as many epochs each.
 Choices are made on the last 5,000 training pictures (`--tune` scores nothing else); the test split is scored once for
 each file. Whatever is finished is kept in the workdir, so the same command goes on where it was stopped.
 """
@@ -33,30 +34,35 @@ from bench.task_tables import interval
 
 import jaxlite as jl
 from jaxlite import trees
+from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
-from jaxlite.deployment.packed.file import write_pack
+from jaxlite.deployment.packed.file import packed_bytes, write_pack
 from jaxlite.deployment.packed.scales import scaled
+from jaxlite.deployment.unit_order import sort_units
 from jaxlite.host.files import whole_file
 from jaxlite.models import LeNet5, LeNet300, SmallCNN
 from jaxlite.quantization import clustered, few_bits
 
 BATCH = 128
 DISPATCH = 43  # steps at once, a tenth of an epoch
-NETWORKS = {'lenet300': LeNet300(), 'lenet5': LeNet5(relu=True), 'cnn': SmallCNN()}
-PARAMETERS = {'lenet300': 266_610, 'lenet5': 431_080, 'cnn': 421_642}
-DENSE = {'lenet300': (40, 1e-3), 'lenet5': (15, 1.5e-3)}  # epochs and learning rate
+NETWORKS = {'lenet300': LeNet300(), 'lenet5': LeNet5(relu=True), 'cnn': SmallCNN((16, 32, 64))}
+PARAMETERS = {'lenet300': 266_610, 'lenet5': 431_080, 'cnn': 98_442}
+TAUGHT = 12  # epochs of the teacher
+RATES = {'lenet300': 1e-3, 'lenet5': 1.5e-3, 'cnn': 2e-3}  # of dense networks
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('network', 'lenet300', list(NETWORKS), 'what is trained')
 flags.DEFINE_list(
-  'worth', ['2.7e-6', '4.2e-6'], 'loss for each bit; from 0.5 on, zeros of clustered weights; or nothing'
+  'worth', ['2.1e-6', '3.5e-6'], 'loss for each bit; from 0.5 on, zeros of clustered weights; or nothing'
 )
-flags.DEFINE_integer('epochs', 20, 'of training for bits')
+flags.DEFINE_integer('epochs', 60, 'of training for bits, and of the dense network before it')
 flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'runs')
 flags.DEFINE_string('workdir', 'runs/lenet_bytes', 'where finished runs are kept')
 flags.DEFINE_string('tune', '', 'a name for a try: validation alone is scored')
 flags.DEFINE_list('rates', ['0.02', '2e-3'], 'learning rates: of weights, in steps, and of steps')
 flags.DEFINE_float('step', 2.0, 'the first step, in deviations')
+flags.DEFINE_string('teacher', '', 'folder of a finished run that teaches; without one, a teacher is trained')
+flags.DEFINE_string('start', '', 'folder of a finished run whose network is made small; without one, it is trained')
 flags.DEFINE_bool('draw', False, 'draw what is finished, and print its table')
 
 READER = """
@@ -78,9 +84,9 @@ def main(_: list[str]) -> None:
   bench, rates = Bench(folder), tuple(map(float, FLAGS.rates))
   seeds = [int(seed) for seed in FLAGS.seeds]
   for seed in seeds:
-    bench.dense(FLAGS.network, seed)
-  for worth, seed in itertools.product(map(float, FLAGS.worth), seeds):
-    bench.file(FLAGS.network, worth, FLAGS.epochs, seed, rates, FLAGS.step, FLAGS.tune)
+    bench.dense(FLAGS.network, FLAGS.epochs, seed)
+    for worth in map(float, FLAGS.worth):
+      bench.file(FLAGS.network, worth, FLAGS.epochs, seed, rates, FLAGS.step, FLAGS.tune)
   return None
 
 
@@ -90,6 +96,12 @@ class Bench:
   def __init__(self, folder: Path):
     self.folder = folder
     folder.mkdir(parents=True, exist_ok=True)
+    taught = folder / 'teacher.txt'
+    if taught.exists() and taught.read_text() != FLAGS.teacher:
+      raise ValueError(
+        f'{folder} holds what {taught.read_text() or "a teacher of its own"} taught: take another --workdir'
+      )
+    taught.write_text(FLAGS.teacher)
     whole = jl.data.load('fashion_mnist', validation=0)
     images, labels = whole.train.inputs, whole.train.labels
     self.data = jl.data.from_arrays(
@@ -126,42 +138,40 @@ class Bench:
     return jl.Network(train.model, state.params, jl.contract.join_const(state.model_state, state.const))
 
   def teacher(self) -> jl.Network:
-    """A small CNN that sees each picture twice, once mirrored."""
-    return twice(self.cnn())
-
-  def cnn(self) -> jl.Network:
-    """The teacher as it sees each picture once."""
+    """The network of a finished run; or a small CNN, trained here, that sees each picture twice, once mirrored."""
+    if FLAGS.teacher:
+      return jl.load(FLAGS.teacher)
     model, path = self.model(SmallCNN(dropout=0.4)), self.folder / 'teacher.npz'
     params, state = model.init(jax.random.key(0), self.data.train.inputs[:1])
     if not path.exists():
       recipe = jl.chain(
-        jl.augment(jl.optim.flip(), jl.optim.shift(1)), jl.average(0.998), adamw(2e-3, 12 * self.each, decay=0.02)
+        jl.augment(jl.optim.flip(), jl.optim.shift(1)), jl.average(0.998), adamw(2e-3, TAUGHT * self.each, decay=0.02)
       )
-      found = self.trained('teacher', model, recipe, self.data, 12, 0, params)
+      found = self.trained('teacher', model, recipe, self.data, TAUGHT, 0, params)
       save(path, found.model.export(found.params, found.model_state)[0])
       found = jl.Network(model, load(path, params), state)
       self.keep({'network': 'teacher', 'validation': accuracy(twice(found), self.data.validation)})
-    return jl.Network(self.model(NETWORKS['cnn']), load(path, params), state)
+    return twice(jl.Network(self.model(SmallCNN()), load(path, params), state))
 
   def taught(self) -> jl.data.Dataset:
     views = [None, *3 * [jl.optim.shift(1)], *3 * [blended]]
     return jl.data.cache_logits(self.teacher(), self.data, self.folder / 'logits', views=views)
 
-  def dense(self, name: str, seed: int) -> jl.Network:
-    """The network of float32 that the teacher taught."""
-    model, path = self.model(NETWORKS[name]), self.folder / f'{name}-{seed}.npz'
+  def dense(self, name: str, epochs: int, seed: int) -> jl.Network:
+    """The network of float32 that the teacher taught; or that of a finished run."""
+    model, path = self.model(NETWORKS[name]), self.folder / f'{name}-{epochs}-{seed}.npz'
     params, state = model.init(jax.random.key(seed), self.data.train.inputs[:1])
-    if name == 'cnn':
-      params = self.cnn().params
-    elif not path.exists():
-      epochs, rate = DENSE[name]
-      recipe = jl.chain(jl.distill('logits', temperature=2.0), adamw(rate, epochs * self.each))
-      save(path, self.trained(f'{name}-{seed}', model, recipe, self.taught(), epochs, seed, params).params)
-    found = jl.Network(model, params if name == 'cnn' else load(path, params), state)
-    if not any(one['network'] == name and one.get('dense') and one['seed'] == seed for one in results(self.folder)):
-      told = {'network': name, 'dense': True, 'seed': seed, 'bytes': 4 * PARAMETERS[name]}
+    if FLAGS.start:
+      found = jl.load(FLAGS.start)
+    else:
+      if not path.exists():
+        recipe = jl.chain(jl.distill('logits', temperature=2.0), adamw(RATES[name], epochs * self.each))
+        save(path, self.trained(path.stem, model, recipe, self.taught(), epochs, seed, params).params)
+      found = jl.Network(model, load(path, params), state)
+    about = {'network': name, 'dense': True, 'epochs': epochs, 'seed': seed, 'start': FLAGS.start}
+    if not any(about.items() <= one.items() for one in results(self.folder)):
       scores = {which: accuracy(found, getattr(self.data, which)) for which in ('validation', 'test')}
-      self.keep({**told, **scores})
+      self.keep({**about, 'bytes': 4 * PARAMETERS[name], **scores})
     return found
 
   def file(
@@ -169,23 +179,25 @@ class Bench:
   ) -> None:
     """Trains for bits from the dense network, packs, and has the file scored."""
     about = {'network': name, 'worth': worth, 'epochs': epochs, 'rates': rates, 'step': step, 'seed': seed}
-    about = {**json.loads(json.dumps(about)), 'tried': tried}
+    about = {**json.loads(json.dumps(about)), 'start': FLAGS.start, 'tried': tried}
     if any(about.items() <= one.items() for one in results(self.folder)):
       return
-    start, total, began = self.dense(name, seed), epochs * self.each, time.process_time()
-    moves = '-'.join(f'{one:g}' for one in (worth, epochs, *rates, step))
-    path = self.folder / f'{name}-{moves}{tried}-{seed}.jlp'
-    hooks, tx = squeezed(worth, total, self.each, rates, step) if worth < 0.5 else clusters(worth, total)
-    recipe = jl.chain(*hooks, jl.distill('logits', temperature=2.0), *tx)
-    found = self.trained(path.stem, start.model, recipe, self.taught(), epochs, seed, start.params)
-    seconds = time.process_time() - began
-    params, state = found.model.export(found.params, found.model_state)
-    small = without_dead(start.model, jax.device_get(params), state, self.data.train.inputs[:2])
-    graph = recognized(lower(forward_of(small.model), (small.params, small.model_state), self.data.train.inputs[:1]))
-    size = write_pack(graph, path)
+    start, total = self.dense(name, epochs, seed), epochs * self.each
+    moves = '-'.join([*filter(None, [Path(FLAGS.start).name]), *(f'{one:g}' for one in (worth, epochs, *rates, step))])
+    kept, path = (self.folder / f'{name}-{moves}-{seed}{end}' for end in ('.npz', f'{tried}.jlp'))
+    if not kept.exists():
+      hooks, tx = squeezed(worth, total, self.each, rates, step) if worth < 0.5 else clusters(worth, total)
+      recipe = jl.chain(*hooks, jl.distill('logits', temperature=2.0), *tx)
+      found = self.trained(kept.stem, start.model, recipe, self.taught(), epochs, seed, start.params)
+      save(kept, found.model.export(found.params, found.model_state)[0])
+    params, pictures = load(kept, start.params), self.data.train.inputs[:2]
+    small = without_dead(start.model, params, start.model_state, pictures)
+    in_order = sort_units(small.model, small.params, small.model_state, pictures)
+    graph, ordered = listed(small, pictures), listed(in_order, pictures)
+    size, unsorted = write_pack(ordered, path), packed_bytes(graph)
     assert os.path.getsize(path) == size
     scores = {one: self.scored(path, one) for one in (['validation'] if tried else ['validation', 'test'])}
-    self.keep({**about, 'bytes': size, **scores, **others(graph.constants.values()), 'seconds': round(seconds)})
+    self.keep({**about, 'bytes': size, **scores, 'unsorted': unsorted, **others(graph.constants.values())})
 
   def scored(self, path: Path, which: str) -> float:
     """Accuracy in percent, as another process finds it that has only the file."""
@@ -207,19 +219,18 @@ def draw(folder: Path) -> None:
 
   figure, axes = pyplot.subplots(figsize=(8, 5), layout='constrained')
   done = [one for one in results(folder) if 'test' in one]
-  dense = {(one['network'], one['seed']): one['test'] for one in done if one.get('dense')}
+  dense = {(one['network'], one['epochs'], one['seed']): one['test'] for one in done if one.get('dense')}
   print('| network | recipe | seeds | bytes | times smaller | test, % | lost, points |\n|---|---|--:|--:|--:|--:|--:|')
   for index, name in enumerate(NETWORKS):
-    known = [score for (network, _), score in dense.items() if network == name]
-    if not known:
-      continue
-    print(f'| {name} | dense | {len(known)} | {4 * PARAMETERS[name]:,} | 1 | {mean_of(known)} | |')
-    axes.axhline(np.mean(known), color=f'C{index}', linestyle=':', linewidth=1)
     mine = [one for one in done if one['network'] == name and not one.get('dense')]
+    for epochs in sorted({length for network, length, _ in dense if network == name}):
+      known = [score for (network, length, _), score in dense.items() if (network, length) == (name, epochs)]
+      print(f'| {name} | dense, {epochs} epochs | {len(known)} | {4 * PARAMETERS[name]:,} | 1 | {mean_of(known)} | |')
+      axes.axhline(np.mean(known), color=f'C{index}', linestyle=':', linewidth=1)
     for worth, epochs in sorted({(one['worth'], one['epochs']) for one in mine}):
       runs = [one for one in mine if (one['worth'], one['epochs']) == (worth, epochs)]
       size = np.mean([one['bytes'] for one in runs])
-      lost = mean_of([dense[name, one['seed']] - one['test'] for one in runs])
+      lost = mean_of([dense[name, epochs, one['seed']] - one['test'] for one in runs])
       what = f'few_bits({worth:g})' if worth < 0.5 else f'{worth:.0%} zeros, 16 values'
       test = mean_of([one['test'] for one in runs])
       times = 4 * PARAMETERS[name] / size
@@ -297,8 +308,13 @@ def without_dead(model: jl.Model, params: Any, state: Any, inputs: Any) -> jl.Ne
     model, params, state = small.model, jax.device_get(small.params), small.model_state
 
 
-def forward_of(model: jl.Model) -> Any:
-  return lambda known, inputs: model.apply(*known, inputs, train=False, key=None)[0]
+def listed(network: jl.Network, inputs: Any) -> Graph:
+  """A network as its file is written from it."""
+
+  def forward(known: Any, inputs: Any) -> Any:
+    return network.model.apply(*known, inputs, train=False, key=None)[0]
+
+  return recognized(lower(forward, (network.params, network.model_state), inputs[:1]))
 
 
 def accuracy(network: jl.Network, split: Any) -> float:

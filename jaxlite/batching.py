@@ -20,7 +20,7 @@ def in_parts(run: Callable[[Any], Any], inputs: Any, most: int = AT_ONCE) -> Any
 
   Args:
     run: (inputs [B, ...]) -> a tree of arrays [B, ...], or a list with an entry per example.
-    inputs: a tree of arrays [N, ...].
+    inputs: a tree of arrays [N, ...]; or a list with a list of numbers for each example.
     most: examples a batch.
 
   Returns:
@@ -30,6 +30,7 @@ def in_parts(run: Callable[[Any], Any], inputs: Any, most: int = AT_ONCE) -> Any
   >>> in_parts(lambda x: sizes.append(len(x)) or x + 1, np.arange(5), most=2).tolist(), sizes
   ([1, 2, 3, 4, 5], [2, 2, 2])
   """
+  inputs = _as_array(inputs)
   arrays = jax.tree.leaves(inputs)
   counts = {jnp.shape(leaf)[:1] for leaf in arrays}
   if any(isinstance(leaf, jax.core.Tracer) or _is_spread(leaf) for leaf in arrays) or len(counts) != 1 or () in counts:
@@ -47,6 +48,18 @@ def in_parts(run: Callable[[Any], Any], inputs: Any, most: int = AT_ONCE) -> Any
   if isinstance(made[0], list) and not all(hasattr(one, 'shape') for one in made[0]):
     return [one for part in made for one in part]
   return jax.tree.map(lambda *parts: (jnp if isinstance(parts[0], jax.Array) else np).concatenate(parts), *made)
+
+
+def _as_array(inputs: Any) -> Any:
+  """Rows as lists are one array, as they are where a run is trained on them, and no tree of numbers."""
+  if not (isinstance(inputs, list) and inputs and all(isinstance(row, list | tuple) for row in inputs)):
+    return inputs
+  if not all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(inputs)):
+    return inputs
+  try:
+    return np.asarray(inputs)
+  except ValueError:  # ragged
+    return inputs
 
 
 def _has_rows(found: Any, count: int) -> bool:

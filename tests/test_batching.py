@@ -128,3 +128,10 @@ def test_memory_does_not_grow_with_the_examples(tmp_path):
     pytest.skip('memory is read where Linux says it')
   done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True, check=True)
   assert float(done.stdout) < 150  # MiB; at once it was 640
+
+
+def test_rows_as_lists_are_one_array():
+  rows = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+  assert in_parts(lambda x: x.sum(1), rows, most=2).tolist() == [3.0, 7.0, 11.0]
+  pair = [np.ones(3), np.zeros(3)]  # a network of two inputs
+  assert in_parts(lambda both: both[0] + both[1], pair, most=2).tolist() == [1.0, 1.0, 1.0]

@@ -268,6 +268,6 @@ def _of_products(one: Operation, rates: Rates, dtype: str) -> float:
   """FLOP/s of a product: from a small one's rate to a large one's, by its size."""
   small = rates.small_products.get(dtype, rates.small_products['float32'])
   large = rates.products.get(dtype, rates.products['float32'])
-  each = one.padded / max(1, one.sides[0] if one.sides else 1)
-  share = min(1.0, max(0.0, math.log(max(each, 1) / SMALL) / math.log(_LARGE / SMALL)))
+  each = max(1.0, one.padded / max(1, one.sides[0] if one.sides else 1))
+  share = min(1.0, max(0.0, math.log(each / SMALL) / math.log(_LARGE / SMALL)))
   return small ** (1 - share) * large**share * each / (each + _TINY)

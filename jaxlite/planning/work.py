@@ -144,7 +144,7 @@ def work_of(eqn: Any) -> Work:
     return Work('reductions', max(taken - 1, 0.0) * max(1.0, math.log2(max(2.0, _along(eqn)))))
   if name in _WINDOWS:
     window = eqn.params.get('window_dimensions', (2,))
-    sides = (math.prod(window), int(window[-1] > 1))
+    sides = (math.prod(window), int(bool(window) and window[-1] > 1))
     return Work('reductions', (taken if 'scatter' in name else out) * max(_window(eqn) - 1, 1), sides=sides)
   if name in ('random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'):
     return Work('random', _RANDOM * sum(_size(var) for var in eqn.outvars))

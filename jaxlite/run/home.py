@@ -128,6 +128,9 @@ class Home:
         back = self._spill is not None
         if back and not self._bring_back():
           break
+        if not back and not self._stands():
+          self.folder.mkdir(parents=True, exist_ok=True)  # it was removed
+          self._claim()
         work(self.folder, self.saves, wait or back)
         self._come_home()
         return
@@ -150,6 +153,8 @@ class Home:
     """
     if not self.is_away:
       return True
+    if self._is_anothers():
+      return False
     if not self._may_be_mounted():  # it was renamed, say: what nobody brought back by now is not waited for
       self._given_up = True
       save()
@@ -169,9 +174,9 @@ class Home:
   def left(self) -> str:
     """What is to be done about a run whose folder did not come back, in one line."""
     return (
-      f'{self.folder} is out of reach ({self.why}), and nothing could be written there; the whole run is kept in '
-      f'{self._spill}: bring the folder back and run the same again, which takes it from there, or copy that folder '
-      'and give the copy as another workdir'
+      f'{self.folder} is out of reach ({self.why or self._told}), and nothing could be written there; the whole run is '
+      f'kept in {self._spill}: bring the folder back and run the same again, which takes it from there, or copy that '
+      'folder and give the copy as another workdir'
     )
 
   def _in_the_way(self) -> str:
@@ -181,7 +186,11 @@ class Home:
       return '' if self._is_removed() else 'it was moved, or what it lies on was unmounted'
     except OSError as error:
       return error.strerror or str(error)
-    if self._is_same(found) or _bears(self.folder, self._run) or self._is_removed():
+    if self._is_same(found) or _bears(self.folder, self._run):
+      return ''
+    if self._is_anothers():
+      return 'another run stands in its place'
+    if self._is_removed():
       return ''
     return 'another folder stands in its place' if found.st_dev == self._device else 'what it lies on was unmounted'
 
@@ -211,6 +220,10 @@ class Home:
       return self._handle < 0 or (os.fstat(self._handle).st_nlink == 0 and not self._may_be_mounted())
     except OSError:
       return False
+
+  def _is_anothers(self) -> bool:
+    """Whether a run that somebody began in its place lives there: nothing is written between its files."""
+    return (self.folder / 'config.json').exists() and not _bears(self.folder, self._run)
 
   def _may_be_mounted(self) -> bool:
     """Whether the folder lay on another disk than its place does now."""
@@ -300,11 +313,7 @@ class Home:
     with contextlib.suppress(CheckpointError):  # of the save before, which the one that follows stands for
       self._spilled.wait()
     self.folder.mkdir(exist_ok=True, parents=self._given_up)
-    try:
-      self._closing.enter_context(lock(self.folder))  # a mount that came back has forgotten who held it
-    except WorkdirError as error:
-      if not is_held(self.folder):  # by this run, where it is the very folder that was moved
-        raise OSError(errno.EHOSTUNREACH, str(error), str(self.folder)) from error
+    self._claim()
     try:
       spills.merge(self._spill, self.folder)
     except OSError as error:
@@ -313,6 +322,21 @@ class Home:
         self.say(f'{self.folder} is back and cannot take what was saved meanwhile ({self.why}): it stays where it is')
       self._told = self.why
     return not self.why
+
+  def _stands(self) -> bool:
+    """Whether the folder that is remembered is the one that is there."""
+    try:
+      return self._is_same(os.stat(self.folder))
+    except FileNotFoundError:
+      return False
+
+  def _claim(self) -> None:
+    """Locks a folder that was made anew, or that came back by a mount which has forgotten who held it."""
+    try:
+      self._closing.enter_context(lock(self.folder))
+    except WorkdirError as error:
+      if not is_held(self.folder):  # by this run, where it is the very folder that was moved
+        raise OSError(errno.EHOSTUNREACH, str(error), str(self.folder)) from error
 
   def _come_home(self) -> None:
     """After a save in the folder: what stood in for it goes."""

@@ -145,7 +145,7 @@ def test_what_is_no_packed_file_says_why(tmp_path):
     b'PK\3\4 and so on': 'does not begin as one does',
     data[:9]: 'cut short',
     data[:-1]: 'damaged or cut short',
-    sealed(data[:3] + b'\2' + data[4:-4]): 'version 2, and this jaxlite reads version 1',
+    sealed(data[:3] + b'\3' + data[4:-4]): 'version 3, and this jaxlite reads versions up to 2',
     sealed(data[:-4] + b'more'): 'goes on where it should end',
   }.items():
     with pytest.raises(ValueError, match=why):

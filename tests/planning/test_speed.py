@@ -1,8 +1,11 @@
 """How long a kernel takes: which of them are alike, and laws of what its shape and its layout do to it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 
 from jaxlite.host.rates import Rates
 from jaxlite.planning import speed
@@ -115,3 +118,36 @@ def test_kernels_share_the_batch_where_xla_does_not():
   found = speed.spent(program(convolve, *args), RATES, 2, kernels=True)
   alone = speed.spent(program(convolve, *args), RATES, 2, kernels=False)
   assert found.wall < 0.6 * alone.wall
+
+
+def gradient_of_groups(x, w):
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+
+  def loss(w):
+    out = lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=numbers, feature_group_count=4)
+    return (out**2).sum()
+
+  return jax.grad(loss)(w)
+
+
+@pytest.mark.parametrize('rates', [ONE, RATES])
+@pytest.mark.parametrize(
+  ('fn', 'args'),
+  [
+    (lambda x: x.T @ x, (f32(0, 4),)),
+    (lambda x: x @ x.T, (f32(3, 0),)),
+    (lambda x, w: lax.conv_general_dilated(x, w, (1, 1), 'SAME'), (f32(0, 4, 8, 8), f32(6, 4, 3, 3))),
+    (lambda x, w: lax.conv_general_dilated(x, w, (1, 1, 1), 'SAME'), (f32(2, 4, 8, 8, 8), f32(6, 4, 3, 3, 3))),
+    (lambda x, w: lax.conv_transpose(x, w, (2, 2), 'SAME'), (f32(2, 8, 8, 16), f32(3, 3, 16, 8))),
+    (gradient_of_groups, (f32(2, 8, 8, 16), f32(3, 3, 4, 32))),
+    (lambda x: lax.reduce_window(x, 0.0, lax.add, (), (), 'VALID'), (f32(),)),
+    (lambda x: jnp.fft.fft(x) @ x, (jax.ShapeDtypeStruct((8, 8), 'complex64'),)),
+    (lambda x: jnp.einsum('abcd,cdef->abef', x, x), (jax.ShapeDtypeStruct((4, 5, 4, 5), 'float16'),)),
+    (lambda x: x, (f32(3),)),
+  ],
+)
+def test_what_is_odd_or_empty_takes_a_finite_time(fn, args, rates):
+  operations = program(fn, *args)
+  found = speed.spent(operations, rates, 2)
+  assert 0 <= found.wall <= found.processor < math.inf
+  assert 0 < speed.spread(operations, rates, 2) < 1

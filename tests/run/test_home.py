@@ -17,7 +17,7 @@ import jaxlite as jl
 import unoptimized
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.host.files import comes_loose, write_text
-from jaxlite.run import home, loop, records
+from jaxlite.run import home, loop, records, workdir
 from jaxlite.run.spills import taken_up
 from jaxlite.run.workdir import WorkdirError
 from loops import X, evidence, leaves, points, run
@@ -234,6 +234,32 @@ def test_a_folder_that_takes_no_more_files_is_stood_in_for(code, tmp_path, monke
   assert [os.strerror(code) in said[0], 'No space' in said[1], 'is back: all' in said[-1]] == [True] * 3
   assert [len(said), '\n' in ''.join(said), max(map(len, said)) < 300] == [3, False, True]
   assert spills(tmp_path) == []
+
+
+def test_a_run_whose_folder_was_removed_writes_into_no_other_run(tmp_path):
+  folder, said = tmp_path / 'run', []
+
+  def work(where, saves, wait):
+    write_text(where / 'config.json', '{"run": "abc"}')
+
+  folder.mkdir()
+  with home.Home(folder, 'abc', keep=2, say=said.append) as place:
+    place.write(work)
+    shutil.rmtree(folder)
+    place.write(work)  # made again, and again its own
+    with pytest.raises(WorkdirError, match='another run has the workdir'), workdir.lock(folder):
+      pass
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with workdir.lock(folder):  # somebody begins anew, and the old process lives on
+      (folder / '.lock').write_text('{"pid": 1, "host": "elsewhere"}')
+      place.write(work)
+      assert place.is_away
+      assert [path.name for path in folder.iterdir()] == ['.lock']
+      write_text(folder / 'config.json', '{"run": "other"}')
+    assert not place.settle(lambda: place.write(work), lambda: False)
+    assert 'another run' in place.left()
+  assert (folder / 'config.json').read_text() == '{"run": "other"}'
 
 
 def test_a_full_disk_is_no_folder_out_of_reach(tmp_path, monkeypatch):

@@ -8,11 +8,12 @@
 #include <stdint.h>
 
 #define LANES 64
-#define INPUTS 8   /* of a mixer, the last one constant */
+#define INPUTS 9   /* of a mixer at most, the last one constant */
+#define SETS 3     /* of weights that a mixer adds up, at most */
 #define LIMIT 1000 /* above it a pair of counts is halved */
 #define MOST 3071  /* of a logit, in 1/256 of an octave */
 #define NODES 384  /* of the tree that a whole number is a leaf of */
-#define DENSITIES 912 /* cells that know no row and no column, of a map of zeros; */
+#define DENSITIES(version) (version == 1 ? 912 : 3897) /* cells that know no row and no column, of a map of zeros; */
 #define SHARED (897 * NODES) /* of symbols */
 
 typedef struct {
@@ -25,7 +26,7 @@ typedef struct {
 
 /* Some lanes between prediction and learning. */
 typedef struct {
-  int64_t cell[LANES][INPUTS], logit[LANES][INPUTS], set[LANES][2], chance[LANES];
+  int64_t cell[LANES][INPUTS], logit[LANES][INPUTS], set[LANES][SETS], chance[LANES];
   int bit[LANES];
 } Step;
 
@@ -58,7 +59,8 @@ static int coded(Coder *c, int bit, int64_t chance) {
 
 static int64_t shifted(int64_t x, int by) { return x >= 0 ? x >> by : ~(~x >> by); } /* toward minus infinity */
 
-static void predict(const Coder *c, Step *s, int lane, const uint16_t *counts, const int64_t *weights, int inputs) {
+static void predict(const Coder *c, Step *s, int lane, const uint16_t *counts, const int64_t *weights, int inputs,
+                    int sets) {
   int64_t total = 0;
   for (int k = 0; k < inputs; k++) {
     int64_t logit = 256;
@@ -67,20 +69,21 @@ static void predict(const Coder *c, Step *s, int lane, const uint16_t *counts, c
       logit = c->logs[pair[1]] - c->logs[pair[0]];
     }
     s->logit[lane][k] = logit;
-    total += (weights[s->set[lane][0] * INPUTS + k] + weights[s->set[lane][1] * INPUTS + k]) * logit;
+    int64_t weight = 0;
+    for (int j = 0; j < sets; j++) weight += weights[s->set[lane][j] * INPUTS + k];
+    total += weight * logit;
   }
   total = shifted(total, 24);
   total = total > MOST ? MOST : total < -MOST ? -MOST : total;
   s->chance[lane] = c->odds[total + MOST];
 }
 
-static void learn(const Step *s, int lanes, uint16_t *counts, int64_t *weights, int inputs, int rate) {
+static void learn(const Step *s, int lanes, uint16_t *counts, int64_t *weights, int inputs, int sets, int rate) {
   for (int lane = 0; lane < lanes; lane++) {
     const int64_t error = ((int64_t)s->bit[lane] << 16) - s->chance[lane];
     for (int k = 0; k < inputs; k++) {
       const int64_t slope = shifted(error * s->logit[lane][k], rate);
-      weights[s->set[lane][0] * INPUTS + k] += slope;
-      weights[s->set[lane][1] * INPUTS + k] += slope;
+      for (int j = 0; j < sets; j++) weights[s->set[lane][j] * INPUTS + k] += slope;
     }
     for (int k = 0; k < inputs - 1; k++) counts[2 * s->cell[lane][k] + s->bit[lane]]++;
   }
@@ -98,11 +101,20 @@ static int level(int64_t ones, int64_t all) { /* of a density: 0 .. 7, finer whe
   return found;
 }
 
+static int fine(int64_t ones, int64_t all) { /* likewise: 0 .. 20, two an octave */
+  const int64_t share = (ones * 1024 + 128) / (all + 4);
+  int found = 0;
+  while (share >> (found + 1)) found++;
+  return found ? 2 * found + (int)(share >> (found - 1) & 1) : 0;
+}
+
 int64_t entropy_zeros(Coder *c, uint8_t *flags, int64_t rows, int64_t columns, int64_t lanes, int64_t near,
                       int64_t far, int64_t margin, const int64_t *units, uint16_t *counts, int64_t *weights,
-                      int64_t *seen_rows, int64_t *seen_columns, int64_t rate) {
+                      int64_t *seen_rows, int64_t *seen_columns, int64_t rate, int64_t version) {
   Step s;
   const int64_t width = columns + 2;
+  const int inputs = version == 1 ? 7 : 9, sets = version == 1 ? 2 : 3;
+  const int64_t gap = far == near ? near : far > near ? far - near : near - far;
   for (int64_t first = 0; first < rows; first += lanes) {
     const int64_t band = rows - first < lanes ? rows - first : lanes;
     for (int64_t step = 0; step < columns + band - 1; step++) {
@@ -118,15 +130,33 @@ int64_t entropy_zeros(Coder *c, uint8_t *flags, int64_t rows, int64_t columns, i
         const int by_row = level(seen_rows[r], column), by_column = level(seen_columns[column], r);
         const int around = n + f + nn + ff + nf;
         int64_t *cell = s.cell[lane];
-        cell[0] = DENSITIES + r;
-        cell[1] = DENSITIES + rows + column;
+        cell[0] = DENSITIES(version) + r;
+        cell[1] = DENSITIES(version) + rows + column;
         cell[2] = n | f << 1 | nn << 2 | ff << 3 | nf << 4 | left << 5 | lefter << 6 | above_left << 7;
         cell[3] = 256 + (by_row * 8 + by_column) * 6 + around;
         cell[4] = 640 + units[r] * 8 + by_column;
-        cell[5] = 768 + (around * 8 + by_row) * 3 + left + lefter;
         s.set[lane][0] = around;
         s.set[lane][1] = 8 + by_row;
-        predict(c, &s, lane, counts, weights, 7);
+        if (version == 1) {
+          cell[5] = 768 + (around * 8 + by_row) * 3 + left + lefter;
+        } else { /* what rows above, columns beside and the corner know, too */
+          int64_t ones = 4 * seen_rows[r], all = 4 * column, some = 2 * seen_columns[column], of = 2 * r;
+          for (int k = 0; k < 2; k++) {
+            const int64_t q = r - (k ? far : near);
+            if (q < 0) continue;
+            const int64_t known = q < first ? columns : step - (q - first) < columns ? step - (q - first) : columns;
+            ones += seen_rows[q], all += known;
+          }
+          for (int k = -2; k <= 2; k++)
+            if (k && column + k >= 0 && column + k < columns) some += seen_columns[column + k], of += r;
+          const int rowwise = fine(ones, all), columnwise = fine(some, of);
+          const int corner = here[-gap * width];
+          cell[5] = 768 + columnwise * 8 + around;
+          cell[6] = 936 + (((n + f) * 2 + nf) * 2 + corner) * 63 + (left + lefter) * 21 + rowwise;
+          cell[7] = 1692 + ((n + f + nf + corner) * 21 + rowwise) * 21 + columnwise;
+          s.set[lane][2] = 16 + columnwise;
+        }
+        predict(c, &s, lane, counts, weights, inputs, sets);
       }
       for (int64_t row = start; row < stop; row++) {
         const int64_t r = first + row, column = step - row;
@@ -137,7 +167,7 @@ int64_t entropy_zeros(Coder *c, uint8_t *flags, int64_t rows, int64_t columns, i
         seen_rows[r] += bit;
         seen_columns[column] += bit;
       }
-      learn(&s, (int)(stop - start), counts, weights, 7, (int)rate);
+      learn(&s, (int)(stop - start), counts, weights, inputs, sets, (int)rate);
       if (!sound(c)) return 1;
     }
   }
@@ -191,10 +221,10 @@ static int64_t mark(int64_t value, int whole) { /* of a number that stands near,
 
 int64_t entropy_symbols(Coder *c, int64_t *values, int64_t n, int64_t lanes, int64_t whole, const int64_t *narrow,
                         const int64_t *wide, const int64_t *before, uint16_t *counts,
-                        int64_t *weights, int64_t rate) {
+                        int64_t *weights, int64_t rate, int64_t told) {
   Step s;
   Walk walks[LANES];
-  int64_t contexts[LANES][INPUTS];
+  int64_t contexts[LANES][INPUTS], signs[LANES][5];
   for (int64_t first = 0; first < n; first += lanes) {
     int count = (int)(first + lanes < n ? lanes : n - first);
     int open[LANES];
@@ -202,9 +232,19 @@ int64_t entropy_symbols(Coder *c, int64_t *values, int64_t n, int64_t lanes, int
     for (int lane = 0; lane < all; lane++) {
       const int64_t i = first + lane;
       int64_t near[2], *context = contexts[lane];
-      for (int k = 0; k < 2; k++) {
-        const int64_t at = before[k * n + i];
-        near[k] = at >= 0 && at < first ? mark(values[at], (int)whole) : 0;
+      int64_t sign[6];
+      for (int k = 0; k < told; k++) {
+        const int64_t at = before[k * n + i], value = at >= 0 && at < first ? values[at] : 0;
+        if (k < 2) near[k] = mark(value, (int)whole);
+        sign[k] = (value > 0) - (value < 0);
+      }
+      if (told > 2) {
+        const int64_t one = 3 * sign[0] + sign[1] + 4, other = 3 * sign[2] + sign[3] + 4;
+        signs[lane][0] = 145 + one;
+        signs[lane][1] = 162 + 2 * (sign[0] + sign[1]) + sign[2] + sign[3] + sign[4] + sign[5];
+        signs[lane][2] = 171 + other;
+        signs[lane][3] = 180 + 3 * sign[4] + sign[5] + 4;
+        signs[lane][4] = 641 + 9 * one + other;
       }
       context[0] = SHARED + narrow[i] * 16;
       context[1] = SHARED + narrow[n + i] * 16;
@@ -222,9 +262,11 @@ int64_t entropy_symbols(Coder *c, int64_t *values, int64_t n, int64_t lanes, int
         const int node = walks[open[j]].node;
         for (int k = 0; k < 2; k++) s.cell[j][k] = context[k] + (node < 15 ? node : 15);
         for (int k = 2; k < 7; k++) s.cell[j][k] = context[k] + node;
+        if (told > 2 && walks[open[j]].kind == 1)
+          for (int k = 2; k < 7; k++) s.cell[j][k] = NODES * signs[open[j]][k - 2] + node;
         s.set[j][0] = whole ? (node < 40 ? node : 40) : 41 + walks[open[j]].left;
         s.set[j][1] = 50;
-        predict(c, &s, j, counts, weights, 8);
+        predict(c, &s, j, counts, weights, 8, 2);
       }
       int bad = 0, kept = 0;
       for (int j = 0; j < count; j++) {
@@ -233,7 +275,7 @@ int64_t entropy_symbols(Coder *c, int64_t *values, int64_t n, int64_t lanes, int
         bad |= !walked(walk, s.bit[j], (int)whole);
         if (walk->kind != 4) open[kept++] = open[j];
       }
-      learn(&s, count, counts, weights, 8, (int)rate);
+      learn(&s, count, counts, weights, 8, 2, (int)rate);
       if (bad || !sound(c)) return 1;
       count = kept;
     }

@@ -1,9 +1,10 @@
 """Bits by their probabilities: an adaptive arithmetic coder for the zeros and the values of a network's weights.
 
 One stream of bytes holds everything, one thing after the other. What is coded is predicted from what was coded before
-it: a zero from its row and its column so far, its neighbors, and how many inputs the unit before it kept; a value from
-its place, the values near it and the zeros around it. Predictions are mixed as in the compressors of the PAQ family
-(Mahoney 2005, http://mattmahoney.net/dc/paq1.pdf), in whole numbers alone, so that every machine finds the same.
+it: a zero from its row and its column so far, those beside them, its neighbors, and how many inputs the unit before it
+kept; a value from its place, the values near it and the zeros around it; a sign from the signs around it. Predictions
+are mixed as in the compressors of the PAQ family (Mahoney 2005, http://mattmahoney.net/dc/paq1.pdf), in whole numbers
+alone, so that every machine finds the same.
 
 `entropy.c` does the work where a C compiler is found, `entropy_numpy.py` elsewhere: the same bytes from both.
 """
@@ -21,7 +22,10 @@ import numpy as np
 from jaxlite.deployment.packed import entropy_numpy
 from jaxlite.deployment.packed.entropy_numpy import DENSITIES, INPUTS, LANES, SHARED, tables
 
-_RATE = 10  # of a mixer: the higher, the slower it learns
+VERSION = 2  # of what is looked at; what another one wrote is read as it was written
+
+_RATE = 10  # of a mixer: the higher, the slower it learns;
+_RATES = {1: 10, 2: 11}  # of one for zeros, by version
 BYTES, NUMBERS, NONZERO = 0, 1, 2  # what symbols are
 PLACES = 4096  # that a symbol may stand at, twice
 
@@ -45,7 +49,7 @@ class Model(NamedTuple):
 
   Attributes:
     counts: uint16[cells, 2], how often 0 and 1 came.
-    weights: int64[sets, 8], of mixers, in 2^-24.
+    weights: int64[sets, 9], of mixers, in 2^-24.
   """
 
   counts: np.ndarray
@@ -57,10 +61,10 @@ class Model(NamedTuple):
     return Model(counts, self.weights.copy())
 
 
-def zeros_model() -> Model:
-  weights = np.zeros((16, INPUTS), np.int64)
-  weights[:8, :6] = 12000 << 8
-  return Model(np.zeros((DENSITIES, 2), np.uint16), weights)
+def zeros_model(version: int = VERSION) -> Model:
+  weights = np.zeros((37, INPUTS), np.int64)
+  weights[:8, : 6 if version == 1 else 8] = (12000 if version == 1 else 8000) << 8
+  return Model(np.zeros((DENSITIES[version], 2), np.uint16), weights)
 
 
 def symbols_model() -> Model:
@@ -118,7 +122,16 @@ def finish(c: Coder) -> bytes:
   return (c.data[: c.at].tobytes() + last.to_bytes(5, 'big')[1 : 1 + kept]).rstrip(b'\0')
 
 
-def zeros(c: Coder, flags: np.ndarray, model: Model, lanes: int, near: int, far: int, units: np.ndarray) -> None:
+def zeros(
+  c: Coder,
+  flags: np.ndarray,
+  model: Model,
+  lanes: int,
+  near: int,
+  far: int,
+  units: np.ndarray,
+  version: int = VERSION,
+) -> None:
   """Codes which entries of a matrix are not zero.
 
   Args:
@@ -128,6 +141,7 @@ def zeros(c: Coder, flags: np.ndarray, model: Model, lanes: int, near: int, far:
     lanes: rows that run side by side, each a column behind the one above it: all above and to the left is known.
     near, far: how many rows above those stand that are most alike.
     units: int64[rows], 0 .. 15: what is known of each row from the layer before.
+    version: of what is looked at.
 
   Raises:
     Spent: see there.
@@ -141,19 +155,30 @@ def zeros(c: Coder, flags: np.ndarray, model: Model, lanes: int, near: int, far:
   native = _native()
   if native is None:
     fine = entropy_numpy.zeros(
-      c, wide, rows, columns, lanes, near, far, margin, units, counts.reshape(-1), model.weights, _RATE
+      c,
+      wide,
+      rows,
+      columns,
+      lanes,
+      near,
+      far,
+      margin,
+      units,
+      counts.reshape(-1),
+      model.weights,
+      _RATES[version],
+      version,
     )
   else:
     seen = np.zeros(rows + columns, np.int64)
     numbers = (rows, columns, lanes, near, far, margin)
     places = (units, counts, model.weights, seen[:rows], seen[rows:])
-    fine = not native.entropy_zeros(
-      ctypes.byref(c), _at(wide), *map(ctypes.c_int64, numbers), *map(_at, places), ctypes.c_int64(_RATE)
-    )
+    how = (ctypes.c_int64(_RATES[version]), ctypes.c_int64(version))
+    fine = not native.entropy_zeros(ctypes.byref(c), _at(wide), *map(ctypes.c_int64, numbers), *map(_at, places), *how)
   if not fine:
     raise Spent
   flags[:] = wide[margin:, 2:]
-  model.counts[:] = counts[:DENSITIES]
+  model.counts[:] = counts[: len(model.counts)]
 
 
 def symbols(
@@ -176,7 +201,8 @@ def symbols(
     what: BYTES, NUMBERS below 2^32 in size, or such that are NONZERO.
     narrow: int64[2, n], what is known of each, for few bits: its row and its column, say; below PLACES.
     wide: int64[2, n], what is known of each for all bits, below 64.
-    before: int64[2, n]: places of values that may tell, or -1; those not known yet tell nothing.
+    before: int64[2, n]: places of values that may tell, or -1; those not known yet tell nothing. Of six, all tell a
+      sign.
 
   Raises:
     Spent: see there.
@@ -197,6 +223,7 @@ def symbols(
       *map(ctypes.c_int64, numbers),
       *map(_at, (*known, model.counts, model.weights)),
       ctypes.c_int64(_RATE),
+      ctypes.c_int64(len(before)),
     )
   if not fine:
     raise Spent

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 LANES = 64
-INPUTS = 8  # of a mixer, the last one constant
+INPUTS = 9  # of a mixer at most, the last one constant
 LIMIT = 1000  # above it a pair of counts is halved
 MOST = 3071  # of a logit, in 1/256 of an octave
 NODES = 384  # of the tree that a whole number is a leaf of
-DENSITIES = 912  # cells that know no row and no column, of a map of zeros;
+DENSITIES = {1: 912, 2: 3897}  # cells that know no row and no column, of a map of zeros, by version;
 SHARED = 897 * NODES  # of symbols
 _TOP, _ALL = 0xFF000000, 0xFFFFFFFF
 
@@ -40,7 +40,11 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
   return np.array(logs, np.int32), np.clip(np.array(chances, np.int32), 16, 65520)
 
 
+# Of a share in 1/256, 0 .. 7, finer where it is low; of one in 1/1024, two an octave.
 _LEVELS = np.array([min(7, max(0, share.bit_length() - 2)) for share in range(257)])
+_FINE = np.array(
+  [max(0, 2 * share.bit_length() - 4 + (share >> max(0, share.bit_length() - 2))) for share in range(1025)]
+)
 
 
 def coded(c: Any, bits: list[int] | None, chances: list[int]) -> list[int]:
@@ -81,7 +85,7 @@ class _Learner:
     self.blank = np.full((INPUTS, LANES), 256)
 
   def code(self, c: Any, cells: np.ndarray, sets: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
-    """Codes a bit of each lane; cells int64[inputs - 1, lanes], sets int64[2, lanes]."""
+    """Codes a bit of each lane; cells int64[inputs - 1, lanes], sets int64[2 or 3, lanes]."""
     pairs = cells * 2
     inputs = len(cells) + 1
     seen = self.counts.take([pairs, pairs + 1])
@@ -90,12 +94,12 @@ class _Learner:
     logits[inputs:] = 0
     places = sets[:, :, None] * INPUTS + self.each
     weights = self.weights.take(places)
-    total = ((weights[0] + weights[1]).T * logits).sum(0) >> 24
+    total = (weights.sum(0).T * logits).sum(0) >> 24
     chances = self.odds[np.minimum(np.maximum(total, -MOST), MOST) + MOST]
     found = np.array(coded(c, None if bits is None else bits.tolist(), chances.tolist()))
     slopes = (((found << 16) - chances) * logits >> self.rate).T.reshape(-1)
-    np.add.at(self.weights, places[0].reshape(-1), slopes)
-    np.add.at(self.weights, places[1].reshape(-1), slopes)
+    for place in places:
+      np.add.at(self.weights, place.reshape(-1), slopes)
     np.add.at(self.counts, (pairs + found).reshape(-1), np.uint16(1))
     if seen.max() >= LIMIT - LANES:
       touched = np.unique(pairs)
@@ -118,12 +122,14 @@ def zeros(
   counts: np.ndarray,
   weights: np.ndarray,
   rate: int,
+  version: int,
 ) -> bool:
   """As `entropy.zeros`; tells whether all went well."""
   learner = _Learner(counts, weights, rate)
   width = columns + 2
   flat = flags.reshape(-1)
   seen_rows, seen_columns = np.zeros(rows, np.int64), np.zeros(columns, np.int64)
+  places, gap = DENSITIES[version], abs(far - near) or near
   for first in range(0, rows, lanes):
     band = min(lanes, rows - first)
     for step in range(columns + band - 1):
@@ -138,14 +144,33 @@ def zeros(
       by_row = _LEVELS[(seen_rows[r] * 256 + 32) // (column + 2)]
       by_column = _LEVELS[(seen_columns[column] * 256 + 32) // (r + 2)]
       around = (n + f + nn + ff + nf).astype(np.int64)
-      cells = np.empty((6, len(row)), np.int64)
-      cells[0] = DENSITIES + r
-      cells[1] = DENSITIES + rows + column
+      cells = np.empty((6 if version == 1 else 8, len(row)), np.int64)
+      cells[0] = places + r
+      cells[1] = places + rows + column
       cells[2] = n | f << 1 | nn << 2 | ff << 3 | nf << 4 | left << 5 | lefter << 6 | above_left << 7
       cells[3] = 256 + (by_row * 8 + by_column) * 6 + around
       cells[4] = 640 + units[r] * 8 + by_column
-      cells[5] = 768 + (around * 8 + by_row) * 3 + left + lefter
-      bits = learner.code(c, cells, np.stack([around, 8 + by_row]), None if c.decodes else flat[here])
+      sets = [around, 8 + by_row]
+      if version == 1:
+        cells[5] = 768 + (around * 8 + by_row) * 3 + left + lefter
+      else:  # what rows above, columns beside and the corner know, too
+        ones, all_, some, of = 4 * seen_rows[r], 4 * column, 2 * seen_columns[column], 2 * r
+        for above in (near, far):
+          q = np.maximum(r - above, 0)
+          known = np.where(q < first, columns, np.minimum(columns, step - (q - first)))
+          ones, all_ = ones + np.where(r < above, 0, seen_rows[q]), all_ + np.where(r < above, 0, known)
+        for beside in (-2, -1, 1, 2):
+          inside = (column + beside >= 0) & (column + beside < columns)
+          some = some + np.where(inside, seen_columns[np.clip(column + beside, 0, columns - 1)], 0)
+          of = of + np.where(inside, r, 0)
+        rowwise = _FINE[(ones * 1024 + 128) // (all_ + 4)]
+        columnwise = _FINE[(some * 1024 + 128) // (of + 4)]
+        corner = flat[here - gap * width].astype(np.int64)
+        cells[5] = 768 + columnwise * 8 + around
+        cells[6] = 936 + (((n + f) * 2 + nf) * 2 + corner) * 63 + (left + lefter) * 21 + rowwise
+        cells[7] = 1692 + ((n + f + nf + corner) * 21 + rowwise) * 21 + columnwise
+        sets.append(16 + columnwise)
+      bits = learner.code(c, cells, np.stack(sets), None if c.decodes else flat[here])
       flat[here] = bits
       seen_rows[r] += bits
       seen_columns[column] += bits
@@ -180,21 +205,34 @@ def symbols(
   for first in range(0, len(values), lanes):
     part = slice(first, min(first + lanes, len(values)))
     at = before[:, part]
-    near = np.where((at >= 0) & (at < first), _mark(values[at], whole), 0)
+    known = np.where((at >= 0) & (at < first), values[at], 0)
+    near, signs = _mark(known[:2], whole), np.sign(known)
     contexts = np.zeros((7, at.shape[1]), np.int64)
     contexts[:2] = SHARED + narrow[:, part] * 16
     contexts[3] = NODES * (1 + wide[0, part])
     contexts[4] = NODES * (65 + wide[1, part])
     contexts[5] = NODES * (129 + near[0])
     contexts[6] = NODES * (385 + (near[0] + near[1] * 16 if whole else (near[0] * 37 + near[1] * 101) & 511))
-    found = _walk(c, learner, None if c.decodes else values[part], contexts, whole)
+    told = None
+    if len(signs) > 2:
+      one, other, last = (3 * signs[at] + signs[at + 1] + 4 for at in (0, 2, 4))
+      vote = 2 * (signs[0] + signs[1]) + signs[2] + signs[3] + signs[4] + signs[5]
+      told = NODES * np.stack([145 + one, 162 + vote, 171 + other, 180 + last, 641 + 9 * one + other])
+    found = _walk(c, learner, None if c.decodes else values[part], contexts, whole, told)
     if found is None or not _sound(c):
       return False
     values[part] = found
   return True
 
 
-def _walk(c: Any, learner: _Learner, values: np.ndarray | None, contexts: np.ndarray, whole: int) -> np.ndarray | None:
+def _walk(
+  c: Any,
+  learner: _Learner,
+  values: np.ndarray | None,
+  contexts: np.ndarray,
+  whole: int,
+  told: np.ndarray | None,
+) -> np.ndarray | None:
   """All lanes from the root of their trees to a leaf; None where no number lies."""
   lanes = contexts.shape[1]
   size, sign = np.zeros(lanes, np.int64), np.ones(lanes, np.int64)
@@ -207,6 +245,8 @@ def _walk(c: Any, learner: _Learner, values: np.ndarray | None, contexts: np.nda
     on, kinds, lefts = node[open_], kind[open_], left[open_]
     cells = contexts[:, open_] + on
     cells[:2] += np.minimum(on, 15) - on
+    if told is not None:  # of signs, by those of their neighbors
+      cells[2:] = np.where(kinds == 1, told[:, open_] + on, cells[2:])
     sets = np.full((2, len(open_)), 50)
     sets[0] = np.minimum(on, 40) if whole else 41 + lefts
     bits = None

@@ -1,6 +1,6 @@
 """A trained network in one small file, and back: its operations, its constants to the last bit, and what they mean.
 
-The file (version 1): 'JLP' and a byte for the version; three numbers (bytes of the words as they are and as they are
+The file (version 2): 'JLP' and a byte for the version; three numbers (bytes of the words as they are and as they are
 stored, bytes of the stream); the words, which are the operations (`operations.py`), how each constant is stored
 (`arrays.py`) and `about`; the stream of everything that is predicted (`entropy.py`); bytes as they are; CRC32.
 
@@ -29,7 +29,7 @@ from jaxlite.deployment.packed.values import Models
 from jaxlite.deployment.packed.words import Reader, Unreadable, Writer
 from jaxlite.host.files import expanded, whole_file
 
-VERSION = 1
+VERSION = entropy.VERSION
 LIMIT = 1 << 30  # bytes of memory that reading may take, if nothing else is said
 _MAGIC = b'JLP'
 _LONGEST = 1 << 16  # bytes of words that are predicted one by one; more go through LZMA
@@ -262,8 +262,8 @@ def _unpacked(data: bytes, limit: int) -> Unpacked:
     raise Unreadable(f'it does not begin as one does ({data[:3]!r})')
   if len(data) < 12:
     raise Unreadable('it is cut short')
-  if data[3] != VERSION:
-    raise Unreadable(f'it is of version {data[3]}, and this jaxlite reads version {VERSION}')
+  if not 1 <= data[3] <= VERSION:
+    raise Unreadable(f'it is of version {data[3]}, and this jaxlite reads versions up to {VERSION}')
   if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], 'little'):
     raise Unreadable('it is damaged or cut short (its checksum is another)')
   head = Reader(data[4:-4])
@@ -280,7 +280,7 @@ def _unpacked(data: bytes, limit: int) -> Unpacked:
   bytes_ = sum(size * one.dtype.itemsize for size, one in zip(sizes, all_told, strict=True))
   need = bytes_ + _EACH * max(sizes, default=0)
   _check_need(need, limit)
-  source = packed_arrays.Input(coder, plain, Models())
+  source = packed_arrays.Input(coder, plain, Models(data[3]))
   near, kept, constants = packed_graph.neighbors(plan.graph), {}, {}
   for (name, _, _), one in zip(plan.arrays, all_told, strict=True):
     place = packed_graph.place_of(name, near, kept)

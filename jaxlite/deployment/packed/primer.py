@@ -1,6 +1,6 @@
 """The words of two typical networks, which the model of words learns before it meets any of its own.
 
-Part of version 1 of the format. They are what `pack` wrote of a LeNet-5 in integers and of a fake-quantized
+Part of the format since version 1. They are what `pack` wrote of a LeNet-5 in integers and of a fake-quantized
 LeNet-300-100 before there was a primer, so that a small network's words take half the bytes.
 """
 

@@ -1,6 +1,6 @@
 """What an operation's results are likely to be, from its inputs: a packed file tells only what is otherwise.
 
-Part of version 1 of the format: writer and reader guess alike, and a guess may be wrong, but not change.
+Part of the format since version 1: writer and reader guess alike, and a guess may be wrong, but not change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlite.deployment.operations import Batch, Operation, Shape, Value
 
-# Of version 1, in this order for ever.
+# Since version 1, in this order for ever.
 DTYPES = (
   *('float32', 'int8', 'bool', 'int32', 'float64', 'float16', 'bfloat16', 'int16', 'int64', 'uint8', 'uint16'),
   *('uint32', 'uint64', 'complex64', 'complex128', 'float8_e4m3fn', 'float8_e5m2', 'int4', 'uint4'),

@@ -44,9 +44,11 @@ class How(NamedTuple):
 
 
 class Models:
-  """What is learned from one array for the next: of zeros, and of each kind of values."""
+  """What is learned from one array for the next: of zeros, and of each kind of values; what is looked at says the
+  version of the format."""
 
-  def __init__(self) -> None:
+  def __init__(self, version: int = entropy.VERSION) -> None:
+    self.version = version
     self.all: dict[Any, entropy.Model] = {}
     self.before: dict[Any, entropy.Model | None] = {}
 
@@ -55,7 +57,7 @@ class Models:
     if kind not in self.before:
       self.before[kind] = self.all[kind].copy() if kind in self.all else None
     if kind not in self.all:
-      self.all[kind] = entropy.zeros_model() if kind == 'zeros' else entropy.symbols_model()
+      self.all[kind] = entropy.zeros_model(self.version) if kind == 'zeros' else entropy.symbols_model()
     return self.all[kind]
 
   def unlearn(self, kind: Any, saved: entropy.Model | None) -> None:
@@ -105,7 +107,8 @@ def zero_map(stream: Any, models: Models, flags: np.ndarray, how: How) -> None:
   if known is not None and len(known) and rows % len(known) == 0:
     level = np.minimum(np.frexp((known + 1.0) ** 2)[1] - 1, 15)  # whole numbers below 2^53: exact
     units = level[np.arange(rows) % len(known)].astype(np.int64)
-  entropy.zeros(stream, flags, models.of('zeros'), entropy.lanes_for(flags.size), how.near, how.far, units)
+  model, lanes = models.of('zeros'), entropy.lanes_for(flags.size)
+  entropy.zeros(stream, flags, model, lanes, how.near, how.far, units, models.version)
 
 
 def numbers(stream: Any, models: Models, kind: Any, matrix: np.ndarray, how: How) -> None:
@@ -119,9 +122,12 @@ def numbers(stream: Any, models: Models, kind: Any, matrix: np.ndarray, how: How
   for part in _parts(matrix.shape):
     block = matrix[part]
     there = None if flags is None else flags[part] != 0
-    contexts = _contexts(block.shape, there, how.near or 1, how.far or 2)
+    contexts = _contexts(block.shape, there, how.near or 1, how.far or 2, models.version)
     values = (block.reshape(-1) if there is None else block[there]).astype(np.int64)
-    entropy.symbols(stream, values, model, entropy.lanes_for(4 * len(values)), what, *contexts)
+    lanes = entropy.lanes_for(4 * len(values))
+    if models.version > 1:  # few lanes: the signs beside are known, too
+      lanes = min(lanes, max(8, len(values) >> 10))
+    entropy.symbols(stream, values, model, lanes, what, *contexts)
     if stream.decodes:
       block[... if there is None else there] = values.reshape(block.shape) if there is None else values
 
@@ -134,7 +140,9 @@ def _parts(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
       yield slice(row, row + many), slice(column, column + _PART)
 
 
-def _contexts(shape: tuple[int, ...], there: np.ndarray | None, near: int, far: int) -> tuple[np.ndarray, ...]:
+def _contexts(
+  shape: tuple[int, ...], there: np.ndarray | None, near: int, far: int, version: int
+) -> tuple[np.ndarray, ...]:
   """What is known of each value before it is: for `entropy.symbols`."""
   rows, columns = shape
   if there is None:
@@ -154,7 +162,8 @@ def _contexts(shape: tuple[int, ...], there: np.ndarray | None, near: int, far: 
     around = beside(-near, 0) + beside(near, 0) + beside(-far, 0) + beside(far, 0)
     each = [np.minimum(np.frexp(there.sum(axis) + 1.0)[1] - 1, 7) for axis in (1, 0)]
     wide = np.stack([around * 2 + (beside(0, -1) + beside(0, 1) > 0), each[0][row] * 8 + each[1][column]])
-  before = [np.where(row >= step, index[np.maximum(row - step, 0), column], -1) for step in (near, far)]
+  above = (near, far) if version == 1 else (near, far, near + far, abs(far - near) or near, 2 * near, 2 * far)
+  before = [np.where(row >= step, index[np.maximum(row - step, 0), column], -1) for step in above]
   return np.stack([row % entropy.PLACES, column % entropy.PLACES]), wide, np.stack(before)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlite.deployment.operations import Batch
 
-# Of version 1, in this order for ever: a new name goes to the end. What is none of these is spelled out.
+# Since version 1, in this order for ever: a new name goes to the end. What is none of these is spelled out.
 _TEXT_OF_WORDS = """
   neg abs sign exp exp2 log log1p expm1 sqrt rsqrt cbrt tanh logistic erf erfc erf_inv floor ceil round sin cos tan
   asin acos atan sinh cosh square integer_pow not is_finite convert_element_type add sub mul div max min pow rem eq
