@@ -35,6 +35,7 @@ from jaxlite import models
 from jaxlite.data import Split
 from jaxlite.data.encoders import TextEncoder
 from jaxlite.finetuning import backbone, cached_features
+from jaxlite.planning.outputs import UnpredictableError
 from jaxlite.run.finetune import ready
 from jaxlite.run.loss_forecast import time_to_loss
 from jaxlite.run.setup import Setup, prepare
@@ -218,6 +219,9 @@ def main(_: list[str]) -> None:
     for part in missing:
       keep({'case': case, 'seed': seed, 'part': part, **judged(setup, known[0], part)})
     jax.clear_caches()
+  for one in lines:
+    if 'refused' in one:
+      print(f'{one["case"]}: not told: {one["refused"]}')
   lines = [one for one in lines if 'told' in one]
   print('\n| case | targets | steps | told | median error | worst | 80 % interval holds | cost, of its training |')
   print('|---|--:|--:|--:|--:|--:|--:|--:|')
@@ -233,7 +237,10 @@ def judged(setup: Setup, known: dict[str, Any], part: float) -> dict[str, Any]:
   if target >= losses[0]:
     return {}
   began = time.process_time()
-  told = time_to_loss(setup, target)
+  try:
+    told = time_to_loss(setup, target)
+  except UnpredictableError as error:
+    return {'target': target, 'refused': str(error)}
   spent = {'processor': time.process_time() - began, 'trained': known['trained'], 'total': known['total']}
   reach = told.reach
   found = {'told': min(reach.step, 1e9), 'low': min(reach.low, 1e9), 'high': min(reach.high, 1e9), 'share': reach.share}

@@ -147,7 +147,7 @@ class MachineConfig:
     steps_per_dispatch: at most so many steps are sent to the device at once, between two points of the run; 1: each on
       its own; 0: as many as are faster so on this machine, if any. Never around a convolution on CPU.
     micro_batches: a step's batch is taken in so many parts, one after the other (`jl.accumulate`): less memory, the
-      same gradient up to rounding. It divides data.batch_size.
+      same gradient up to rounding where nothing is random: dropout draws for each part. It divides data.batch_size.
     remat: the forward is cut into so many pieces, of which only the ends are kept until the backward pass; what lies
       between is computed again (`jl.optim.remat`): less memory, about a third more work; 0 keeps everything.
     force: the run starts even where its forecast says that it would be killed.

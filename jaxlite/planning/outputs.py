@@ -101,17 +101,10 @@ class Outputs:
 
     return np.asarray(one(values, self._batch(rows)), np.float64)
 
-  def by_output(self, rows: np.ndarray) -> np.ndarray:
-    """float32[n, C], the gradient of these examples' loss by their outputs."""
+  def by_output(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """float32[n, C], the gradient of these examples' loss by what the network gives for them."""
     of = lambda out: self.subject.loss(out.reshape(len(out), *self.shape), self._batch(rows))  # noqa: E731
-    return np.asarray(jax.grad(of)(jnp.asarray(self.values(rows))))
-
-  def columns(self, rows: np.ndarray, wide: int) -> tuple[np.ndarray, float]:
-    """The outputs of each example that its loss pulls most, int32[n, wide], and the share of the pull on others."""
-    pulls = np.abs(self.by_output(rows))
-    chosen = np.sort(np.argsort(-pulls, axis=1, kind='stable')[:, :wide], axis=1).astype(np.int32)
-    kept = np.take_along_axis(pulls, chosen, axis=1).sum()
-    return chosen, 1 - float(kept) / max(float(pulls.sum()), 1e-30)
+    return np.asarray(jax.grad(of)(jnp.asarray(values)))
 
   def doubts(self, pool: np.ndarray) -> list[str]:
     """What is not known of a network that trains otherwise than it is evaluated.
@@ -145,3 +138,19 @@ class Outputs:
     if np.abs(first - self.values(one)[:2]).max() > _EQUAL * size:
       return ['the network gives something else in training than in evaluation: the latter is what was looked at']
     return []
+
+
+def columns(pulls: np.ndarray, wide: int) -> tuple[np.ndarray, float]:
+  """Returns the outputs of each example that its loss pulls most, int32[n, wide], and the share of the pull on others.
+
+  Args:
+    pulls: float32[n, C], gradients of losses by outputs.
+    wide: how many of each.
+
+  >>> columns(np.array([[3.0, 0.0, -1.0]]), 2)
+  (array([[0, 2]], dtype=int32), 0.0)
+  """
+  sizes = np.abs(pulls)
+  chosen = np.sort(np.argsort(-sizes, axis=1, kind='stable')[:, :wide], axis=1).astype(np.int32)
+  kept = float(np.take_along_axis(sizes, chosen, axis=1).sum())
+  return chosen, 1 - kept / max(float(sizes.sum()), 1e-30)

@@ -22,7 +22,7 @@ from jaxlite.data.batches import batches_at
 from jaxlite.data.dataset import Split
 from jaxlite.errors import counted
 from jaxlite.planning import linear_course, linearized
-from jaxlite.planning.outputs import Outputs, Subject, UnpredictableError
+from jaxlite.planning.outputs import Outputs, Subject, UnpredictableError, columns
 from jaxlite.planning.target import NEVER, Reach
 
 _NUMBERS = 32_000_000  # gradients that are kept, float32
@@ -108,10 +108,11 @@ def time_to_loss(
     found = Reach(0.0, 0.0, 0.0, 1.0, True)
     return TimeToLoss(target, begins, found, ((0,), (begins,)), time.perf_counter() - began, ())
   told = forward.doubts(pool)
-  amounts = _amounts(subject, forward, pool, examples, coordinates)
+  pulls = forward.by_output(pool, values)
+  amounts = _amounts(subject, pulls, examples, coordinates)
   count = len(subject.train.labels)
   sample = np.sort(pool[_spread(losses, amounts.examples)]) if amounts.examples < count else np.arange(count)
-  near = _Linear(subject, forward, sample, amounts, say)
+  near = _Linear(subject, forward, sample, pulls[np.searchsorted(pool, sample)], amounts, say)
   steps = min(subject.total, _STEPS)
   run = lambda found, batch: _run(subject, found, batch, target, steps)  # noqa: E731
   found, main = near.found, run(near.found, near.batch)
@@ -120,7 +121,7 @@ def time_to_loss(
     before = main.reached(target)
     found = near.midway(main.moved)
     main = run(found, near.batch)
-    if not found.coordinates.whole or abs(main.reached(target) - before) <= _NEAR * before:
+    if not found.coordinates.whole or (before < math.inf and abs(main.reached(target) - before) <= _NEAR * before):
       break
   reached = main.reached(target)
   if not math.isfinite(reached) and steps < subject.total:
@@ -149,16 +150,18 @@ class _Amounts(NamedTuple):
   coordinates: int
 
 
-def _amounts(subject: Subject, forward: Outputs, pool: np.ndarray, examples: int, coordinates: int) -> _Amounts:
+def _amounts(subject: Subject, pulls: np.ndarray, examples: int, coordinates: int) -> _Amounts:
   """Everything where that is little. Else outputs are left out first, of those that losses hardly pull at, and then
   weights: a sample of these is right in the mean, while few examples are learned sooner than many, above all from a
   head that was solved on all."""
-  count, size, every = len(subject.train.labels), _size(subject), max(1, math.prod(forward.shape))
+  count, size, every = len(subject.train.labels), _size(subject), pulls.shape[1]
   wide = min(every, _COLUMNS)
   if size > _COORDINATES or count * wide * size > _NUMBERS:
-    wide = next((k for k in range(min(2, wide), wide) if forward.columns(pool, k)[1] <= _HARDLY_PULLED), wide)
+    wide = next((k for k in range(min(2, wide), wide) if columns(pulls, k)[1] <= _HARDLY_PULLED), wide)
   most = max(8, (_CHEAP_ROWS if size <= _CHEAP else _ROWS) // wide)
-  few = min(count, examples or (count if count * wide * size <= _NUMBERS and size <= _COORDINATES else most), len(pool))
+  few = min(
+    count, examples or (count if count * wide * size <= _NUMBERS and size <= _COORDINATES else most), len(pulls)
+  )
   kept = min(size, coordinates or max(_LEAST, min(_COORDINATES, _NUMBERS // (few * wide))))
   return _Amounts(few, wide, kept)
 
@@ -174,9 +177,11 @@ def _pool(subject: Subject, few: int) -> np.ndarray:
 class _Linear:
   """The network linearized at its weights, and looked at elsewhere."""
 
-  def __init__(self, subject: Subject, forward: Outputs, sample: np.ndarray, amounts: _Amounts, say: Any):
+  def __init__(
+    self, subject: Subject, forward: Outputs, sample: np.ndarray, pulls: np.ndarray, amounts: _Amounts, say: Any
+  ):
     self.subject, self.forward, self.size = subject, forward, _size(subject)
-    self.columns, missing = forward.columns(sample, amounts.outputs)
+    self.columns, missing = columns(pulls, amounts.outputs)
     self.told = (
       [f'{100 * missing:.0f} % of the errors are in outputs beyond the {amounts.outputs} largest of each example']
       if missing > _MISSING
@@ -194,7 +199,7 @@ class _Linear:
         f'{100 * still:.0f} % of the weights move nothing where training begins (what follows them is 0: a head, a '
         'factor of a low rank), so nothing is seen of them there: of jl.finetune solve=True begins with a solved head'
       )
-    off = linear_course.apart(picked, subject.tx, subject.weights, subject.params, self._gradients(sample))
+    off = linear_course.apart(picked, subject.tx, subject.weights, subject.params, self._gradients(pulls))
     if off > _APART:
       raise UnpredictableError(
         f'the optimizer does not treat each weight by itself (on a sample of them its updates are {100 * off:.0f} % '
@@ -208,20 +213,17 @@ class _Linear:
     shown = [self.one[row] for row in rows]
     return linearized.linearize(self.pull, self.together, params, picked, shown, self.columns[rows], self.forward.shape)
 
-  def _gradients(self, sample: np.ndarray) -> list[Any]:
+  def _gradients(self, pulls: np.ndarray) -> list[Any]:
     """Gradients of the loss on two batches, for the comparison of optimizers."""
     found = []
     for first in (0, 1):
-      rows = np.arange(len(sample))[first::2][:_LOOKED]
-      if not len(rows):
-        continue
-      by_output, total = self.forward.by_output(sample[rows]), None
-      for place, row in enumerate(rows):
-        sums = np.zeros((self.together, by_output.shape[1]), np.float32)
-        sums[0] = by_output[place]
+      total = None
+      for row in np.arange(len(pulls))[first::2][:_LOOKED]:
+        sums = np.zeros((self.together, pulls.shape[1]), np.float32)
+        sums[0] = pulls[row]
         grads = jax.tree.map(lambda leaf: leaf[0], self.pull(self.subject.params, self.one[row], sums)[1])
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
-      found.append(total)
+      found += [] if total is None else [total]
     return found
 
   def midway(self, moved: np.ndarray) -> linearized.Linearized:

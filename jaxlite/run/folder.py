@@ -7,7 +7,7 @@ are what `load` needs, `list.json` is what exports are written from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,7 +132,16 @@ def verify(setup: Setup, folder: Path, record: Record, again: Callable[[Config],
   began = now if same else identity.identify(again(before))
   if identity.check(folder, record.began, began, say) and is_finished(folder):
     identity.write(folder, began)
+  if not is_finished(folder) or record.began['config']['train'] != now.began['config']['train']:
+    _tell_rounding(record.began['config'].get('machine', {}), now.began['config']['machine'], say)
   return now
+
+
+def _tell_rounding(before: Mapping[str, Any], now: Mapping[str, Any], say: Say) -> None:
+  """Says which of the fields that may change in a run, and that round or draw differently, did."""
+  for name in ('micro_batches', 'remat', 'rewrites'):
+    if name in before and before[name] != now[name]:
+      say(f'note: machine.{name} was {before[name]}, now {now[name]}: the run goes on, but not bit for bit')
 
 
 def reported(setup: Setup, folder: Path, record: Record, say: Say) -> Result | None:

@@ -96,3 +96,12 @@ def test_another_config_or_other_data_are_refused_and_nothing_is_changed(tmp_pat
   with pytest.raises(ValueError, match='the data differ'):
     run(tmp_path, steps=14, data=(X + 1, Y))
   assert everything() == before
+
+
+def test_what_rounds_or_draws_differently_from_here_on_is_said(tmp_path):
+  run(tmp_path, steps=2)
+  for parts, steps, told in ((2, 4, True), (2, 6, False)):
+    said = []
+    run(tmp_path, steps=steps, machine__micro_batches=parts, say=said.append)
+    note = 'note: machine.micro_batches was 1, now 2: the run goes on, but not bit for bit'
+    assert (note in said) == told
