@@ -211,10 +211,10 @@ def serve(
   with server:
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.1}, daemon=True)
     thread.start()
-    say(f'live: http://{HOST}:{taken}/ shows {root}; nobody but this machine can open it, Ctrl-C ends it')
-    if is_empty(root):
-      say('no run lies there yet: the page shows one when it begins')
-    try:
+    try:  # from the first line on: who reads it may press Ctrl-C
+      say(f'live: http://{HOST}:{taken}/ shows {root}; nobody but this machine can open it, Ctrl-C ends it')
+      if is_empty(root):
+        say('no run lies there yet: the page shows one when it begins')
       _watch(live, forever, stop)
       if not stop.is_set():
         say('nothing is under way any more: --mode=report writes the page as a file')
