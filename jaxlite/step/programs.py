@@ -145,7 +145,8 @@ def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: 
     found = _gradients(pure, *jax.tree.map(_shape, (state, batch)))[0]
     return replaced(found, choices) if rewrite else found
 
-  steps, evaluate = few_under_way(_told(_several(pure, parts, faster, step))), _evaluation(parts, faster)
+  one_by_one = few_under_way(step)  # convolving steps are sent off singly, however many are asked for
+  steps, evaluate = few_under_way(_told(_several(pure, parts, faster, one_by_one))), _evaluation(parts, faster)
   return Programs(few_under_way(_told(step)), steps, evaluate, compile_ahead, tune, jaxpr, traced, gradient)
 
 
