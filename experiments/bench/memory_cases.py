@@ -129,7 +129,7 @@ HELD_OUT = (
   Case('linen depthwise', 24, 96, IMAGE, cache='warm'),
   Case('haiku mlp', (600, 300), 3000, (150,), examples=100000, cache='warm'),
 )
-# Networks whose weights, not their process, are what is held: what the table says of them is extrapolated without these.
+# Networks whose weights, not their process, are most of what is held: the others say nothing of such.
 LARGE = (
   Case('linen mlp', (1600, 1600), 256, (64, 64, 3), examples=1200, evaluation=256, steps=12),
   Case('linen mlp', (1600, 1600), 256, (64, 64, 3), examples=1200, evaluation=256, steps=12, recipe='sgd'),
