@@ -82,8 +82,8 @@ def plateau(
   floor = number(floor, 'plateau: floor')
   if not 0 < factor < 1:
     raise ValueError(f'plateau: factor is what the scale is multiplied by at a fall, in (0, 1); got {factor}')
-  patience = whole(patience, 'plateau: patience counts validations,', least=0)
-  cooldown = whole(cooldown, 'plateau: cooldown counts validations,', least=0)
+  patience = whole(patience, 'plateau: patience', least=0)
+  cooldown = whole(cooldown, 'plateau: cooldown', least=0)
   if not (min_delta >= 0 and math.isfinite(min_delta)):
     raise ValueError(f'plateau: min_delta is at least 0, in the units of the metric; got {min_delta}')
   if not 0 <= floor < 1:

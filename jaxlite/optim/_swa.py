@@ -64,8 +64,8 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
   >>> swa(begin=100, every=10).name
   'swa'
   """
-  begin = whole(begin, 'swa: begin counts optimizer steps,', least=1)
-  every = whole(every, 'swa: every counts optimizer steps,', least=1)
+  begin = whole(begin, 'swa: begin', least=1)
+  every = whole(every, 'swa: every', least=1)
 
   def start(params: Params) -> SwaState:
     mean = jax.tree.map(lambda leaf: jnp.zeros_like(running.widened(leaf)), params)

@@ -46,8 +46,8 @@ def clustered(count: int = 16, *, select: trees.Rule = None, name: str = 'cluste
   >>> params['jl.clusters']['w'].tolist(), model.export(params, state)[0]['w'].round(1).tolist()
   ([-1.0, 3.200000047683716], [[0.0, 0.0], [3.200000047683716, -1.0]])
   """
-  count = number(count, f'{name}: count')
-  if count not in range(2, _MOST + 1):
+  count = count if isinstance(count, bool) else number(count, f'{name}: count')
+  if isinstance(count, bool) or count not in range(2, _MOST + 1):
     raise ValueError(f'{name}: count is a whole number from 2 to {_MOST}, got {count!r}')
   slot = f'jl.{name}'
 
