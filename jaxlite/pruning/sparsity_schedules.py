@@ -135,7 +135,7 @@ def schedule_of(
 
 def share_of(sparsity: float, what: str) -> float:
   """Returns a sparsity as a plain number; raises ValueError for one outside [0, 1), TypeError for what is no number."""
-  sparsity = number(sparsity, f'{what}: sparsity, in [0, 1),')
+  sparsity = number(sparsity, f'{what}: sparsity')
   if not 0 <= sparsity < 1:
     raise ValueError(f'{what}: sparsity is the share that becomes zero, in [0, 1); got {sparsity}')
   return sparsity
