@@ -18,6 +18,7 @@ from jaxlite.host.crowd import free_cores
 from jaxlite.host.limits import usable_cores
 from jaxlite.host.rates import Rates
 from jaxlite.planning import calibration, speed
+from jaxlite.planning.branches import BY_DATA
 from jaxlite.planning.calibration import Outcome
 from jaxlite.planning.cost import Cost, cost
 from jaxlite.planning.job import Job
@@ -124,10 +125,10 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   }
   raw['rest'] = _FIRST + _REPORT + batches(job.splits.test) * _wall(of_batch, rates.dispatch, free)
   raw['rest'] += job.splits.test * read
-  said = [line for line in step.said if not line.startswith('of a branch')]
+  said = [line for line in step.said if not line.startswith('of a branch') or line == BY_DATA]
   said += [f'of evaluation: {line}' for line in eval_.said if line not in step.said]
   dear = speed.spent(step.counted, rates, cores, kernels=in_c).wall / max(of_step.wall, 1e-12)
-  if dear > 1.05:
+  if dear > 1.05 and BY_DATA not in step.said:
     said.append(f'a step that does what is due now and then takes {dear:.1f} times as long: it is told as any other')
   if free < 0.7 * cores:
     why = 'its quota is' if usable_cores().usable < 1.1 * free else 'others leave'

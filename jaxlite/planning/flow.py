@@ -138,8 +138,7 @@ class _Opening:
   def equation(self, eqn: Any, reads: list[int]) -> list[int]:
     name = eqn.primitive.name
     if name == 'cond' and eqn.params.get('branches_platforms') is not None:
-      inner = self.chosen(eqn)
-      return self.open(inner, reads[1:])
+      return self.open(walk.lowered(eqn, self.platform), reads[1:])
     if name == 'platform_index':
       return [-1]
     if name in walk.CALLS and eqn.params.get('name') not in _CALLS:
@@ -167,13 +166,6 @@ class _Opening:
   def open(self, body: Any, reads: list[int]) -> list[int]:
     jaxpr, consts = walk.opened(body)
     return self.body(jaxpr, consts, reads)
-
-  def chosen(self, eqn: Any) -> Any:
-    """The branch that is lowered for the platform."""
-    for platforms, branch in zip(eqn.params['branches_platforms'], eqn.params['branches'], strict=True):
-      if platforms is None or self.platform in platforms:
-        return branch
-    return eqn.params['branches'][-1]
 
   def key(self, eqn: Any, label: Any, reads: list[int]) -> Any:
     """What two equations that give the same have in common; None where that cannot be told in a few words."""
