@@ -118,7 +118,13 @@ class Cost(NamedTuple):
 
 # How a program's line begins that is dearer than its cost says: what runs there is not counted, or only once.
 UNKNOWN_LENGTH = 'a while loop whose length is not known counts once'
-NOT_COUNTED = ('a while loop whose length', 'products of ', 'a network that was loaded', 'a call back to Python', 'the body of')
+NOT_COUNTED = (
+  'a while loop whose length',
+  'products of ',
+  'a network that was loaded',
+  'a call back to Python',
+  'the body of',
+)
 
 _RARELY = 'of a branch, '
 _PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
