@@ -130,9 +130,47 @@ def whole(value: Any, what: str, *, least: int) -> int:
   >>> whole(np.int32(3), 'batch_size', least=1)
   3
   """
-  if isinstance(value, bool) or not hasattr(value, '__index__') or operator.index(value) < least:
+  _refuse_tracer(value, what)
+  try:
+    plain = -1 if isinstance(value, bool) else operator.index(value)
+  except TypeError:  # also of an array of floats, which has the method
+    plain = -1
+  if plain < least:
     raise ValueError(f'{what} is a whole number, at least {least}; got {value!r}')
-  return operator.index(value)
+  return plain
+
+
+def number(value: Any, what: str) -> Any:
+  """Returns a number of any kind, NumPy's or an array without axes, as Python's own, or raises naming `what` it is.
+
+  A part decides by its options what it computes, so they are known before a program is compiled. As NumPy's they would
+  also widen what they meet: a bfloat16 weight times `np.float32(0.9)` is a float32.
+
+  Raises:
+    TypeError: a traced value, or what is no real number.
+
+  >>> import numpy as np
+  >>> number(np.float64(0.5), 'sparsity'), number(np.array(3), 'every'), number(0.1, 'rate')
+  (0.5, 3, 0.1)
+  >>> number('0.5', 'sparsity')
+  Traceback (most recent call last):
+    ...
+  TypeError: sparsity is a number; got '0.5'
+  """
+  _refuse_tracer(value, what)
+  plain = value.item() if getattr(value, 'shape', None) == () and hasattr(value, 'item') else value
+  if isinstance(plain, bool) or not isinstance(plain, int | float):
+    raise TypeError(f'{what} is a number; got {value!r}')
+  return plain
+
+
+def _refuse_tracer(value: Any, what: str) -> None:
+  """Told by name: nothing here imports jax."""
+  if any(one.__name__ == 'Tracer' for one in type(value).__mro__):
+    raise TypeError(
+      f'{what} is known before a program is compiled, so it is a plain number; got a traced value: build the part '
+      'outside of jit, grad and vmap, once for each value'
+    )
 
 
 def one_line(error: Exception) -> str | None:

@@ -1,9 +1,9 @@
 """Forecast and actual memory of runs: by family calibrated and held out.
 
   python experiments/bench/forecast_memory.py all --results=FILE [--seconds=7200] [--repeats=3] [--held_out]
-  python experiments/bench/forecast_memory.py measure --results=FILE [--seconds=7200] [--repeats=3] [--kept]
+  python experiments/bench/forecast_memory.py measure --results=FILE [--seconds=7200] [--repeats=3] [--kept] [--large]
   python experiments/bench/forecast_memory.py report --results=FILE
-  python experiments/bench/forecast_memory.py fit --results=FILE [--write=jaxlite/planning/memory_table.py]
+  python experiments/bench/forecast_memory.py fit --results=FILE [--large] [--write=jaxlite/planning/memory_table.py]
 
 `measure` trains each configuration of `memory_cases.py` in processes of their own, one after the other, and appends to
 a file of JSON lines their peaks (the kernel's VmHWM) and what their own forecasts began from. It goes on where it was
@@ -36,6 +36,7 @@ flags.DEFINE_bool('kept', False, 'freed memory stays mapped')
 flags.DEFINE_string('only', '', 'configurations whose name holds this')
 flags.DEFINE_bool('held_out', False, 'the configurations that the table was not made from alone')
 flags.DEFINE_bool('calibration', False, 'the configurations that the table is made from alone')
+flags.DEFINE_bool('large', False, 'the networks whose weights are most of what is held, alone')
 flags.DEFINE_string('write', '', "the package's table, written anew")
 flags.DEFINE_string('cache', '~/.cache/jaxlite-forecast', 'in place of the caches of the user')
 
@@ -114,6 +115,7 @@ def main(arguments: list[str]) -> None:
   if mode in ('all', 'measure'):
     cases = list(memory_cases.HELD_OUT) if FLAGS.held_out else interleaved()
     cases = list(memory_cases.CALIBRATION) if FLAGS.calibration else cases
+    cases = [*memory_cases.LARGE, *memory_cases.LARGE_HELD_OUT] if FLAGS.large else cases
     cases = [case for case in cases if FLAGS.only in case.name]
     work(results, FLAGS.seconds, FLAGS.repeats, FLAGS.kept, cache, cases)
   if mode != 'measure':
@@ -122,7 +124,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as empty:  # where nothing was learned yet
       os.environ['XDG_CACHE_HOME'] = empty
       if mode == 'fit':
-        memory_fit.fit(results, Path(FLAGS.write) if FLAGS.write else None)
+        memory_fit.fit(results, Path(FLAGS.write) if FLAGS.write else None, FLAGS.large)
       else:
         memory_fit.report(results)
 

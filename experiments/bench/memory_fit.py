@@ -83,6 +83,8 @@ def _row(case: memory_cases.Case, runs: list[dict[str, Any]]) -> Row:
   seen = {basis: one._replace(free=0) if basis == 'compiled' else one for basis, one in seen.items()}
   most = {'compile': max(stages[one]['VmHWM'] for one in ('start', 'forms', 'compile') if one in stages)}
   most |= {stage: stages[stage]['VmHWM'] for stage in STAGES[1:]}
+  # The best state is read back between the last step and the report.
+  most['report'] = max(most['report'], stages['begin']['VmHWM'])
   end = stages['after report']
   return Row(
     case=case,
@@ -220,6 +222,30 @@ def calibrated(known: list[Row]) -> Table:
   )
 
 
+def with_beyond(large: list[Row]) -> Table:
+  """The table as it is with what state beyond the first pieces adds, which the small networks of the calibration do not
+  show: a factor for each stage, by the least relative squares."""
+  table = {basis: {cache: {**stages} for cache, stages in one.items()} for basis, one in memory_table.TABLE.items()}
+  for basis, by_cache in table.items():
+    for cache, stages in by_cache.items():
+      for stage, factors in stages.items():
+        known = {name: value for name, value in factors.items() if name != 'beyond'}
+        beyond, left = [], []
+        for row in large:
+          given = memory.features(stage, row.sizes[basis], row.seen[basis])
+          said = sum(value * known.get(name, 0.0) for name, value in given.items())
+          beyond.append(given['beyond'] / row.peak)
+          left.append((_over(row, basis, stage, memory_table.FILES) - said) / row.peak)
+        factor = max(0.0, float(np.dot(beyond, left) / np.dot(beyond, beyond)))
+        if stage == 'report':  # some runs read their best state back, and some have it
+          factor = max(factor, *(over / state for over, state in zip(left, beyond, strict=True)))
+        by_cache[cache][stage] = {**known, 'beyond': float(f'{factor:.4g}')}
+    for stage in by_cache['warm']:  # measured with a cold cache, and state is the same with a warm one
+      by_cache['warm'][stage]['beyond'] = by_cache['cold'][stage]['beyond']
+  rest = {name: getattr(memory_table, name) for name in Table._fields[1:]}
+  return Table(table, **rest)
+
+
 def compare(known: list[Row], title: str, show: bool) -> None:
   """Prints how far forecasts are off."""
   for basis in BASES if known else ():
@@ -244,11 +270,19 @@ def compare(known: list[Row], title: str, show: bool) -> None:
     )
 
 
-def fit(path: Path, write: Path | None) -> None:
-  """Fits on the calibration, compares there and on what was held out, and writes the table."""
+def fit(path: Path, write: Path | None, large: bool = False) -> None:
+  """Fits on the calibration, compares there and on what was held out, and writes the table.
+
+  Args:
+    path: of the results.
+    write: of the table; None writes none.
+    large: whether the large networks alone are fitted to, all factors but theirs kept.
+  """
   known = rows(path)
-  calibration = [row for row in known if row.case in memory_cases.CALIBRATION]
-  table = calibrated(calibration)
+  if large:
+    table = with_beyond([row for row in known if row.case in memory_cases.LARGE])
+  else:
+    table = calibrated([row for row in known if row.case in memory_cases.CALIBRATION])
   use(table)
   report(path)
   if write is None:
@@ -262,7 +296,9 @@ def report(path: Path) -> None:
   """Compares forecasts by the table as it is with what was measured."""
   known = rows(path)
   compare([row for row in known if row.case in memory_cases.CALIBRATION], 'calibration', True)
-  compare([row for row in known if row.case not in memory_cases.CALIBRATION], 'held out', True)
+  compare([row for row in known if row.case in memory_cases.HELD_OUT], 'held out', True)
+  compare([row for row in known if row.case in memory_cases.LARGE], 'large, calibration', True)
+  compare([row for row in known if row.case in memory_cases.LARGE_HELD_OUT], 'large, held out', True)
   kept = [(row, told(row, 'traced')) for row in rows(path, 'run kept')]
   for row, one in kept:
     print(f'  kept {row.case.name:76} {max(row.peaks) / MIB:6.0f} {(one.upper + one.kept) / MIB:6.0f}')

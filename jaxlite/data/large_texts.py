@@ -15,7 +15,7 @@ from jaxlite.data.encoders import TextEncoder
 from jaxlite.data.large_files import blocks, content_hash, kept_arrays
 from jaxlite.data.large_tables import Cells, targets_of
 from jaxlite.data.table_labels import with_stated
-from jaxlite.data.texts import LONGEST, as_tokenizer, of_tokens
+from jaxlite.data.texts import LONGEST, as_tokenizer, contradictions, keys_of, of_tokens
 from jaxlite.data.tokenizers import WordTokenizer
 from jaxlite.errors import whole
 from jaxlite.tasks.task import Task
@@ -49,9 +49,9 @@ def large_texts(
   Raises:
     ValueError: as `from_texts`.
   """
-  cells = Cells('labels')
+  cells, keys = Cells('labels'), []
   for start, block in _numbered(path):
-    _texts_of(block[text], start, path)
+    keys.append(keys_of(_texts_of(block[text], start, path)))
     cells.add(block[label])
   learned, targets, given = targets_of({'labels': cells}, task)
   count = len(targets)
@@ -78,8 +78,9 @@ def large_texts(
   told = [content_hash(path), text, encoder.to_json()]
   kept = kept_arrays(told, count, kinds, fill, 'the tokens of texts')
   inputs = {where: {key: choose(kept[key], which) for key in ('tokens', 'mask')} for where, which in rows.items()}
-  facts = with_stated(given, facts)
-  about = {'task': learned, 'facts': facts, 'notes': encoder.told(kept['counts']), 'encoder': encoder}
+  facts, told = with_stated(given, facts), encoder.told(kept['counts'])
+  told += contradictions(np.concatenate(keys), targets)
+  about = {'task': learned, 'facts': facts, 'notes': told, 'encoder': encoder}
   return of_tokens(name, inputs, targets, weight, rows, about)
 
 

@@ -245,6 +245,9 @@ def gradient_hash(image: Any) -> int:
   return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), 'big')
 
 
+_ALPHA = ('RGBA', 'LA', 'PA', 'La', 'RGBa')  # 'LAB' has none
+
+
 def _modes(found: Inspection, encoder: PictureEncoder) -> list[str]:
   """Notes on pictures that are not as they are shown to a model."""
   counts = collections.Counter(found.columns['mode'].tolist())
@@ -257,7 +260,7 @@ def _modes(found: Inspection, encoder: PictureEncoder) -> list[str]:
   changed = {mode: count for mode, count in counts.items() if mode not in plain}
   if changed:
     told = ', '.join(f'{count:,} {words.get(mode, mode)}' for mode, count in sorted(changed.items()))
-    beneath = f', laid on {encoder.background}' if any('A' in mode or mode == 'P' for mode in changed) else ''
+    beneath = f', laid on {encoder.background}' if any(mode in _ALPHA or mode == 'P' for mode in changed) else ''
     notes.append(
       f'of {len(found.error):,} pictures {told}: all become {"gray" if encoder.channels == 1 else "RGB"}{beneath}'
     )

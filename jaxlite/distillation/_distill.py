@@ -10,6 +10,7 @@ from jaxlite.contract import CONST, Context, Loss, Model, Params, Side, State, T
 from jaxlite.distillation import _teachers as teachers
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._teachers import Divergence, Share, Teacher
+from jaxlite.errors import number
 
 
 def distill(
@@ -55,8 +56,8 @@ def distill(
   """
   several = isinstance(teacher, list | tuple) and not hasattr(teacher, '_fields')  # a Model is one mistake, not four
   who: list[Any] = list(teacher) if several else [teacher]  # type: ignore[arg-type]
-  teachers.check_share(alpha, name)
-  teachers.check_loss(loss, temperature, name)
+  alpha = teachers.share_of(alpha, name)
+  temperature = teachers.temperature_of(loss, temperature, name)
   shares = _shares(weights, len(who), name)
   for one in who:
     teachers.check_teacher(one, name)
@@ -104,7 +105,7 @@ def distill(
 def _shares(weights: Sequence[float] | None, count: int, what: str) -> list[float]:
   if not count:
     raise ValueError(f'{what}: several teachers are at least one; got none')
-  weights = [1.0] * count if weights is None else [float(weight) for weight in weights]
+  weights = [1.0] * count if weights is None else [number(weight, f'{what}: a weight') for weight in weights]
   if len(weights) != count or not all(weight > 0 and math.isfinite(weight) for weight in weights):
     raise ValueError(f'{what}: weights are a positive number for each of {count} teachers; got {weights}')
   return [weight / sum(weights) for weight in weights]

@@ -25,6 +25,7 @@ from jaxlite.contract import (
 )
 from jaxlite.distillation import _teachers as teachers
 from jaxlite.distillation._teachers import Divergence, Teacher
+from jaxlite.errors import number
 from jaxlite.graph import taps
 from jaxlite.graph.model import model_tags
 
@@ -99,11 +100,12 @@ def hint(
   'hint'
   """
   teachers.check_teacher(teacher, name)
-  teachers.check_loss(loss, None, name)
+  teachers.temperature_of(loss, None, name)
   if isinstance(teacher, str):
     raise TypeError(f'{name}: hints come from inside a teacher, so it must run: give a Network or a function')
   if not isinstance(pairs, Mapping) or not pairs:
     raise ValueError(f"{name}: pairs are {{the student's tap: the teacher's tap}}, one at least; got {pairs!r}")
+  scale = number(scale, f'{name}: scale')
   if not scale > 0:
     raise ValueError(f'{name}: scale is positive; got {scale}')
   entry = f'jl.{name}'

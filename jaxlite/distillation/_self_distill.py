@@ -11,6 +11,7 @@ from jaxlite.contract import TAPS, Context, Loss, Model, Params, Side, State, Te
 from jaxlite.distillation import _teachers as teachers
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._teachers import Divergence, Share
+from jaxlite.errors import number
 from jaxlite.tasks import running
 
 
@@ -50,10 +51,11 @@ def self_distill(
   >>> self_distill(0.99).name
   'self_distill'
   """
+  decay = number(decay, f'{name}: decay')
   if not 0 <= decay < 1:
     raise ValueError(f'{name}: decay is the share of the old average kept, in [0, 1); got {decay}')
-  teachers.check_share(alpha, name)
-  teachers.check_loss(loss, temperature, name)
+  alpha = teachers.share_of(alpha, name)
+  temperature = teachers.temperature_of(loss, temperature, name)
   slot, tap = f'jl.{name}', f'{name}/logits'
 
   def model(inner: Model) -> Model:

@@ -19,7 +19,7 @@ from jaxlite.contract import APART, TAPS, Context, Model, Network
 from jaxlite.distillation._dist import dist
 from jaxlite.distillation._dkd import dkd
 from jaxlite.distillation._kd import check_classes, kd
-from jaxlite.errors import nearest
+from jaxlite.errors import nearest, number
 from jaxlite.graph.effects import without_effects
 from jaxlite.tasks.lift import weighted_mean
 
@@ -61,10 +61,13 @@ def check_teacher(teacher: Any, what: str) -> None:
   )
 
 
-def check_share(alpha: Share, what: str) -> None:
-  """Raises ValueError where alpha is no share. What a schedule gives is its own affair."""
+def share_of(alpha: Share, what: str) -> Share:
+  """Returns alpha, a plain number or a schedule; raises ValueError where it is no share. What a schedule gives is its
+  own affair."""
+  alpha = alpha if callable(alpha) else number(alpha, f'{what}: alpha')
   if not callable(alpha) and not 0 <= alpha <= 1:
     raise ValueError(f"{what}: alpha is the teacher's share of the loss, in [0, 1]; got {alpha}")
+  return alpha
 
 
 def brought(model: Callable[[Model], Model], who: Sequence[Any]) -> Callable[[Model], Model]:
@@ -187,7 +190,8 @@ def own_temperature(loss: Divergence) -> float:
   """Returns the temperature at which a divergence softens when none is given: its default, or 1."""
   parameter = _parameters(loss).get('temperature')
   default = None if parameter is None else parameter.default
-  return default if isinstance(default, int | float) else 1.0
+  single = isinstance(default, int | float) or getattr(default, 'shape', None) == ()
+  return number(default, 'temperature') if single else 1.0
 
 
 def compares_classes(loss: Divergence) -> bool:
@@ -195,16 +199,19 @@ def compares_classes(loss: Divergence) -> bool:
   return getattr(loss, 'func', loss) in (kd, dkd, dist)  # of a partial, what it calls
 
 
-def check_loss(loss: Divergence, temperature: float | None, what: str) -> None:
-  """Raises where a divergence cannot be called, or takes no temperature and is given one."""
+def temperature_of(loss: Divergence, temperature: float | None, what: str) -> float | None:
+  """Returns a temperature as a plain number; raises where a divergence cannot be called, or takes none and is given
+  one."""
   if not callable(loss):
     raise TypeError(f'{what}: loss is a function (student, teacher) -> float[B], such as kd; got {type(loss).__name__}')
   if temperature is None:
-    return
+    return None
+  temperature = number(temperature, f'{what}: temperature')
   if not temperature > 0:
     raise ValueError(f'{what}: temperature is positive; got {temperature}')
   if 'temperature' not in _parameters(loss):
     raise ValueError(f'{what}: this loss takes no temperature; got temperature={temperature}: leave it out')
+  return temperature
 
 
 def term(

@@ -84,7 +84,7 @@ def fit_probe(
   x, y = checked(features, labels, classes)
   w = None if weight is None else _weights(weight, len(y))
   seen = None if validation is None else checked(validation[0], validation[1], classes, several=False)
-  with _one_thread() if x.size < _SMALL else contextlib.nullcontext():
+  with few_threads(x):
     if x.shape[1] <= len(x):
       return _fitted(x, y, classes, w, seen, strengths, folds, seed)
     inside, basis = spanned(x)  # once for all folds: every solution lies in the span of the examples
@@ -272,8 +272,10 @@ def _path(
     yield strength, start
 
 
-def _one_thread() -> Any:
-  """Small products on one thread: several would wait for each other longer than they compute."""
+def few_threads(x: np.ndarray) -> Any:
+  """A context: what is computed of a small table stays on one thread; several would wait longer than they compute."""
+  if x.size >= _SMALL:
+    return contextlib.nullcontext()
   try:
     from threadpoolctl import threadpool_limits
   except ImportError:

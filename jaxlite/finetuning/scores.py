@@ -7,6 +7,7 @@ compared with each other; LogME and the H-scores rank candidates and say nothing
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite.errors import whole
-from jaxlite.finetuning.probe import STRENGTHS, as_features, checked, fit_probe, fold_of
+from jaxlite.finetuning.probe import STRENGTHS, as_features, checked, few_threads, fit_probe, fold_of, spanned
 
 _Z = 1.959963984540054  # of a 95 % interval
 _GROUPS = 10  # left out one after the other for an interval
@@ -68,7 +69,9 @@ def logme(features: Any, labels: Any, *, classes: int | None = None, interval: b
   """
   started = time.perf_counter()
   x, targets = as_features(features), _targets(features, labels, classes)
-  return _scored(lambda rows: _logme(x[rows], targets[rows]), len(x), np.asarray(labels), started, interval)
+  with few_threads(x):
+    inside = spanned(x)[0]  # turning the axes changes nothing, and fewer are left for every part of the interval
+    return _scored(lambda rows: _logme(inside[rows], targets[rows]), len(x), np.asarray(labels), started, interval)
 
 
 def h_score(
@@ -102,7 +105,10 @@ def h_score(
   """
   started = time.perf_counter()
   x, y = checked(features, labels, _count(labels, classes))
-  found = _scored(lambda rows: _h_score(x[rows], y[rows], shrunk), len(x), y, started, interval)
+  with few_threads(x):
+    inside = spanned(x)[0]
+    score = functools.partial(_h_score, width=x.shape[1], shrunk=shrunk)
+    found = _scored(lambda rows: score(inside[rows], y[rows]), len(x), y, started, interval)
   rank = min(len(x) - 1, x.shape[1])
   if not shrunk and rank == len(x) - 1:
     return found._replace(note=f'{x.shape[1]} features span all {len(x)} examples, so this value says nothing')
@@ -270,12 +276,12 @@ def _logme(x: np.ndarray, targets: np.ndarray) -> float:
   return float(np.mean(found))
 
 
-def _h_score(x: np.ndarray, y: np.ndarray, shrunk: bool) -> float:
-  """In the coordinates of the examples' own span: no D x D matrix is made."""
+def _h_score(x: np.ndarray, y: np.ndarray, width: int, shrunk: bool) -> float:
+  """Of coordinates in the examples' own span, whose features were `width`: no D x D matrix is made."""
   x = x - x.mean(0)
   count = len(x)
   u, s, _ = np.linalg.svd(x, full_matrices=False)
-  kept = s > (s[0] * max(x.shape) * np.finfo(np.float64).eps if s[0] > 0 else np.inf)
+  kept = s > (s[0] * max(count, width) * np.finfo(np.float64).eps if s[0] > 0 else np.inf)
   u, s = u[:, kept], s[kept]
   if not len(s):
     return 0.0  # features that do not vary
@@ -284,13 +290,13 @@ def _h_score(x: np.ndarray, y: np.ndarray, shrunk: bool) -> float:
   between = np.sum(sizes[:, None] * means**2, axis=0)  # [r]: of cov(E[f|y]), in units of s^2 / N
   if not shrunk:
     return float(between.sum())
-  kept_share, floor = _ledoit_wolf(x, s)
+  kept_share, floor = _ledoit_wolf(x, s, width)
   return float((1 - kept_share) * np.sum(between * s**2 / count / ((1 - kept_share) * s**2 / count + floor)))
 
 
-def _ledoit_wolf(x: np.ndarray, s: np.ndarray) -> tuple[float, float]:
+def _ledoit_wolf(x: np.ndarray, s: np.ndarray, width: int) -> tuple[float, float]:
   """Returns (shrinkage, shrinkage times the mean variance) of centered features: scikit-learn's `ledoit_wolf`."""
-  count, width = x.shape
+  count = len(x)
   mean = float(np.sum(s**2)) / count / width
   fourth = float(np.sum(np.sum(x**2, axis=1) ** 2))
   square = float(np.sum(s**4)) / count**2

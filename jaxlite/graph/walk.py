@@ -116,6 +116,19 @@ def scan_layout(eqn: Any) -> tuple[int, int]:
   return len(list(consts)), len(list(carry))
 
 
+def lowered(eqn: Any, platform: str) -> Any:
+  """Returns the branch of a choice between platforms that is compiled for one of them.
+
+  Args:
+    eqn: a cond whose branches are of platforms (`jax.lax.platform_dependent`).
+    platform: 'cpu', 'tpu', ...
+  """
+  for platforms, branch in zip(eqn.params['branches_platforms'], eqn.params['branches'], strict=True):
+    if platforms is None or platform in platforms:
+      return branch
+  return eqn.params['branches'][-1]
+
+
 def refuse_sealed(jaxpr: Any, what: str) -> None:
   """Raises ValueError where a program calls one that is sealed, in whose inside `what` would do nothing.
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import Account, Batch, Grad, Hook, Params, State, Terms, join_const, split_const, stream
+from jaxlite.errors import whole
 from jaxlite.tasks import running
 from jaxlite.tasks.lift import examples_in
 
@@ -38,8 +39,7 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   >>> accumulate(4).name
   'accumulate'
   """
-  if micro_batches < 1:
-    raise ValueError(f'accumulate: micro_batches is at least 1; got {micro_batches}')
+  micro_batches = whole(micro_batches, 'accumulate: micro_batches', least=1)
 
   def grad(inner: Grad) -> Grad:
     if micro_batches == 1:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import contract
-from jaxlite.errors import whole
+from jaxlite.errors import number, whole
 from jaxlite.optim._augment_batch import NOTHING, field, fill_of, images_of, move_labels, real
 
 Augmentation = Callable[[jax.Array, contract.Batch], dict[str, Any]]
@@ -77,6 +77,7 @@ def flip(*, probability: float = 0.5) -> Augmentation:
   >>> flip(probability=1.0)(jax.random.key(0), batch)['inputs'].ravel().tolist()
   [2, 1]
   """
+  probability = number(probability, 'flip: probability')
   if not 0 <= probability <= 1:
     raise ValueError(f'a probability is 0 to 1; flip got {probability}')
 
@@ -221,6 +222,7 @@ def mixup(alpha: float, classes: int) -> Augmentation:
   >>> jax.jit(mixup(0.2, 3))(jax.random.key(0), batch)['labels'].sum(-1).tolist()
   [1.0, 1.0, 1.0, 1.0]
   """
+  alpha = number(alpha, 'mixup: alpha')
   if not (alpha > 0 and math.isfinite(alpha)):
     raise ValueError(f'mixup draws from Beta(alpha, alpha) with alpha above 0; got {alpha}: try 0.2')
   whole(classes, 'mixup: classes', least=1)
@@ -268,6 +270,7 @@ def cutmix(alpha: float, classes: int) -> Augmentation:
   >>> mixed['inputs'].dtype.name, mixed['labels'].sum(-1).tolist()
   ('uint8', [1.0, 1.0, 1.0, 1.0])
   """
+  alpha = number(alpha, 'cutmix: alpha')
   if not (alpha > 0 and math.isfinite(alpha)):
     raise ValueError(f'cutmix draws from Beta(alpha, alpha) with alpha above 0; got {alpha}: try 1')
   whole(classes, 'cutmix: classes', least=1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import Hook, Model, Params, State, drop_extras
+from jaxlite.errors import number
 from jaxlite.tasks import running
 
 
@@ -37,6 +38,7 @@ def average(decay: float = 0.999, *, warmup: bool = True, name: str = 'average')
   >>> average(0.99).name
   'average'
   """
+  decay = number(decay, 'average: decay')
   if not 0 <= decay < 1:
     raise ValueError(f'average: decay is the share of the old average kept, in [0, 1); got {decay}')
 

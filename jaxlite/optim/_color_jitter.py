@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import contract
+from jaxlite.errors import number
 from jaxlite.optim._augment_batch import as_levels, from_levels, gray_of, images_of
 
 # YIQ: brightness, and two axes of color that a hue turns.
@@ -45,6 +46,8 @@ def color_jitter(
   'uint8'
   """
   given = {'brightness': brightness, 'contrast': contrast, 'saturation': saturation, 'hue': hue}
+  given = {name: number(value, f'color_jitter: {name}') for name, value in given.items()}
+  brightness, contrast, saturation, hue = given.values()
   for name, value in given.items():
     if not (0 <= value < math.inf) or (name == 'hue' and value > 0.5):
       raise ValueError(f'color_jitter: {name} is {"0 to 0.5" if name == "hue" else "0 or above"}; got {value}')

@@ -24,7 +24,7 @@ from jaxlite.contract import (
   stream,
   with_const,
 )
-from jaxlite.errors import arrays, check_dict, whole
+from jaxlite.errors import arrays, check_dict, number, whole
 from jaxlite.graph import rewrite
 from jaxlite.graph.model import _layouts
 from jaxlite.graph.routes import Matrix
@@ -205,18 +205,20 @@ def _hook(
   magnitude: bool = False,
   kept: tuple[str, int | None, trees.Rule] | None = None,
 ) -> Hook:
-  whole(rank, f'{name}: rank', least=1)
-  for pattern, own in (rules or {}).items():
-    if own is not None:
-      whole(own, f'{name}: the rank of rule {pattern!r}', least=1)
-  if alpha is not None and not low_rank.is_finite_number(alpha):
+  rank = whole(rank, f'{name}: rank', least=1)
+  rules = {
+    pattern: None if own is None else whole(own, f'{name}: the rank of rule {pattern!r}', least=1)
+    for pattern, own in (rules or {}).items()
+  }
+  alpha = None if alpha is None else number(alpha, f'{name}: alpha')
+  if alpha is not None and not 0 < alpha < math.inf:
     raise ValueError(f'{name}: alpha is a number above 0; got {alpha!r}')
 
   def adapted(matrix: Matrix, own: int) -> Adapted:
     over = math.sqrt(own) if rank_stabilized else own
     return Adapted(matrix, own, 1.0 if alpha is None and not rank_stabilized else (alpha or rank) / over, magnitude)
 
-  choose = Choice(name, rank, select, dict(rules or {}), train, adapted, kept)
+  choose = Choice(name, rank, select, rules, train, adapted, kept)
   built = {as_one: _wrap(name, choose, as_one) for as_one in (False, True)}
   return Hook(name, model=built[False], account=_account_of(name), as_one=built[True])
 

@@ -289,8 +289,3 @@ def contraction(here: Here) -> Any:
 def values(form: Form | None, stored: Any) -> jax.Array:
   """Returns a leaf's values, however it is kept."""
   return restore(form, stored) if form is not None and is_stored(stored) else stored
-
-
-def is_finite_number(value: Any) -> bool:
-  """Tells whether something is a number above zero and below infinity."""
-  return isinstance(value, int | float | np.number) and not isinstance(value, bool) and 0 < float(value) < float('inf')

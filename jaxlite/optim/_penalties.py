@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Account, Context, Hook, Loss, Selective, Terms
-from jaxlite.errors import arrays
+from jaxlite.errors import arrays, number
 from jaxlite.tasks import running
 from jaxlite.tasks.lift import LABELS
 
@@ -40,6 +40,7 @@ def label_smoothing(amount: float = 0.1, *, name: str = 'label_smoothing') -> Ho
   >>> label_smoothing(0.1).name
   'label_smoothing'
   """
+  amount = number(amount, 'label_smoothing: amount')
   if not 0 <= amount < 1:
     raise ValueError(f'label_smoothing: amount is the uniform share, in [0, 1); got {amount}')
 
@@ -137,7 +138,8 @@ def l2(rate: float, *, select: trees.Rule = None) -> Selective:
   >>> updates['kernel'][0, 0].item(), updates['bias'][0].item()
   (0.5, 0.0)
   """
-  if rate < 0:
+  rate = number(rate, 'l2: rate')
+  if not rate >= 0:
     raise ValueError(f'l2: rate is at least 0; got {rate}')
 
   def init(params: Any, weights: frozenset[str] | None = None) -> L2State:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxlite.contract import Account
-from jaxlite.errors import counted
+from jaxlite.errors import counted, number, whole
 
 
 class PlateauState(NamedTuple):
@@ -77,11 +77,13 @@ def plateau(
   >>> tx.update({'w': jnp.ones(1)}, state)[0]['w'].tolist()
   [-0.5]
   """
+  factor = number(factor, 'plateau: factor')
+  min_delta = number(min_delta, 'plateau: min_delta')
+  floor = number(floor, 'plateau: floor')
   if not 0 < factor < 1:
     raise ValueError(f'plateau: factor is what the scale is multiplied by at a fall, in (0, 1); got {factor}')
-  for what, value in (('patience', patience), ('cooldown', cooldown)):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-      raise ValueError(f'plateau: {what} counts validations, a whole number, at least 0; got {value!r}')
+  patience = whole(patience, 'plateau: patience', least=0)
+  cooldown = whole(cooldown, 'plateau: cooldown', least=0)
   if not (min_delta >= 0 and math.isfinite(min_delta)):
     raise ValueError(f'plateau: min_delta is at least 0, in the units of the metric; got {min_delta}')
   if not 0 <= floor < 1:

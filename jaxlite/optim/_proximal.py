@@ -11,7 +11,7 @@ import optax
 
 from jaxlite import trees
 from jaxlite.contract import Account, Last
-from jaxlite.errors import counted
+from jaxlite.errors import counted, number
 from jaxlite.optim._penalties import rate_of, rated
 
 
@@ -62,8 +62,10 @@ def l1_proximal(rate: float, learning_rate: float | optax.Schedule, *, select: t
   >>> optax.apply_updates(params, updates)['w'].tolist()
   [[0.0, -1.5], [0.5, 0.0]]
   """
+  rate = number(rate, 'l1_proximal: rate')
   if not rate >= 0:
     raise ValueError(f'l1_proximal: rate is at least 0; got {rate}')
+  learning_rate = learning_rate if callable(learning_rate) else number(learning_rate, 'l1_proximal: learning_rate')
   if not callable(learning_rate) and not learning_rate >= 0:
     raise ValueError(f'l1_proximal: learning_rate is that of the optimizer, at least 0; got {learning_rate}')
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import contract
-from jaxlite.errors import nearest, whole
+from jaxlite.errors import nearest, number, whole
 from jaxlite.optim._augment_batch import NOTHING, as_levels, fill_of, from_levels, gray_of, images_of, move_labels
 
 # Changes by name; those of one group are told apart by their place in it.
@@ -64,7 +64,7 @@ def rand_augment(
   >>> jax.jit(rand_augment(2, 5))(jax.random.key(0), batch)['inputs'].shape
   (2, 8, 8, 3)
   """
-  whole(layers, 'rand_augment: layers', least=1)
+  layers, magnitude = whole(layers, 'rand_augment: layers', least=1), number(magnitude, 'rand_augment: magnitude')
   if not 0 <= magnitude <= _STRONGEST:
     raise ValueError(f'rand_augment: magnitude is 0 to {_STRONGEST}; got {magnitude}')
   usual, operations = operations is _USUAL, tuple(operations)

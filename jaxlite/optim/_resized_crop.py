@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import contract
-from jaxlite.errors import whole
+from jaxlite.errors import number, whole
 from jaxlite.optim._augment_batch import from_levels, images_of, move_labels
 
 
@@ -41,6 +41,8 @@ def random_resized_crop(
   >>> jax.jit(random_resized_crop(4))(jax.random.key(0), batch)['inputs'].shape
   (2, 4, 4, 3)
   """
+  scale = tuple(number(one, 'random_resized_crop: scale') for one in scale)
+  ratio = tuple(number(one, 'random_resized_crop: ratio') for one in ratio)
   for name, pair, most in (('scale', scale, 1.0), ('ratio', ratio, math.inf)):
     if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most or not math.isfinite(pair[1]):
       raise ValueError(

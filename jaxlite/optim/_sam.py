@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite.contract import Batch, Grad, Hook, Params, State
+from jaxlite.errors import number
 from jaxlite.tasks import running
 
 
@@ -40,6 +41,7 @@ def sam(rho: float = 0.05, *, name: str = 'sam') -> Hook:
   >>> float(grads['w']), float(terms['task'])
   (7.0, 9.0)
   """
+  rho = number(rho, 'sam: rho')
   if not (rho > 0 and math.isfinite(rho)):
     raise ValueError(f'sam: rho is the length of the ascent, above 0; got {rho}: try 0.05')
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import contract
-from jaxlite.errors import whole
+from jaxlite.errors import number, whole
 from jaxlite.optim._augment_batch import field
 
 
@@ -39,10 +39,13 @@ def spec_augment(
   >>> jax.jit(spec_augment(longest=5, fill=0.0))(jax.random.key(0), batch)['inputs'].shape
   (2, 30, 16)
   """
-  for name, number in (('times', times), ('longest', longest), ('bands', bands), ('widest', widest)):
-    whole(number, f'spec_augment: {name}', least=0)
+  times, longest, bands, widest = (
+    whole(value, f'spec_augment: {name}', least=0)
+    for name, value in (('times', times), ('longest', longest), ('bands', bands), ('widest', widest))
+  )
   if not (times and longest) and not (bands and widest):
     raise ValueError('spec_augment blanks something; got no stretch of time and no band: give times and longest')
+  fill = None if fill is None else number(fill, 'spec_augment: fill')
   if fill is not None and not math.isfinite(fill):
     raise ValueError(f'spec_augment: fill is finite, or None for the mean; got {fill}')
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Account, Batch, Hook, Model, Params, State, join_const, split_const
-from jaxlite.errors import arrays, counted
+from jaxlite.errors import arrays, counted, whole
 from jaxlite.graph import alike
 from jaxlite.optim._average import averaged
 from jaxlite.tasks import running
@@ -64,8 +64,8 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
   >>> swa(begin=100, every=10).name
   'swa'
   """
-  if begin < 1 or every < 1:
-    raise ValueError(f'swa: begin and every count optimizer steps, at least 1; got begin={begin}, every={every}')
+  begin = whole(begin, 'swa: begin', least=1)
+  every = whole(every, 'swa: every', least=1)
 
   def start(params: Params) -> SwaState:
     mean = jax.tree.map(lambda leaf: jnp.zeros_like(running.widened(leaf)), params)

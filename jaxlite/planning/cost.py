@@ -1,7 +1,8 @@
 """What a program costs, read off its jaxpr: FLOPs and bytes by kind and by layer, every loop by its true length.
 
 XLA's own analysis counts the body of a loop once. Here each body counts as often as it runs, a branch as its dearest
-side, and what is computed element by element counts the bytes that enter and leave the kernel that it becomes.
+side (`branches.py` says of which side time is told), and what is computed element by element counts the bytes that
+enter and leave the kernel that it becomes.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxlite import trees
 from jaxlite.graph import provenance, walk
 from jaxlite.graph.plan import CONSTANT, DATA, Plan, Tag, weight
 from jaxlite.planning import strided
+from jaxlite.planning.branches import BY_DATA, SCHEDULED, are_counters, carried, counted
 from jaxlite.planning.flat import Flat, Node, flat
 from jaxlite.planning.fused import Kernel, kernels, nbytes
+from jaxlite.planning.gradients import gradients
+from jaxlite.planning.trips import is_conditional, trips
 
 
 class Operation(NamedTuple):
@@ -34,10 +40,12 @@ class Operation(NamedTuple):
     sides: of a contraction, as `work.Work` says.
     dtype: of what it reads first.
     looped: it stands in a loop.
-    branch: 'dear' and 'cheap' for what only one side of a branch does; '' else. What is cheap is not in the sums.
+    branch: 'dear' for what only the dearest side of a branch does, 'cheap' for what only others do, which is not in the
+      sums; '' else.
     out: entries of its result.
     strided: bytes that are laid out anew, against the order in which they lie: what that costs beside passing over
       them is not in `bytes`.
+    share: of all times that the program runs, those in which it does this: below 1 on sides of branches.
   """
 
   kind: str
@@ -54,13 +62,14 @@ class Operation(NamedTuple):
   branch: str
   out: float
   strided: float = 0.0
+  share: float = 1.0
 
 
 class Cost(NamedTuple):
   """Of a program.
 
   Attributes:
-    operations: in order; of a branch both the dearest and the cheapest side, each marked.
+    operations: in order; of a branch all sides, each marked.
     said: what was assumed, or could not be counted, a line each.
   """
 
@@ -74,8 +83,9 @@ class Cost(NamedTuple):
 
   @property
   def usual(self) -> tuple[Operation, ...]:
-    """All operations, of a branch its cheapest side: what a schedule does at most steps."""
-    return tuple(one for one in self.operations if one.branch != 'dear')
+    """What time is told of: of a branch by a counter its cheapest side, as a schedule takes at most steps; of one by
+    data each side as often as the others."""
+    return tuple(one._replace(times=one.times * one.share, share=1.0) for one in self.operations if one.share)
 
   @property
   def flops(self) -> float:
@@ -107,15 +117,16 @@ class Cost(NamedTuple):
 
 
 # How a program's line begins that is dearer than its cost says: what runs there is not counted, or only once.
-NOT_COUNTED = ('a while loop whose length', 'a network that was loaded', 'a call back to Python', 'the body of')
+UNKNOWN_LENGTH = 'a while loop whose length is not known counts once'
+NOT_COUNTED = ('a while loop whose length', 'products of ', 'a network that was loaded', 'a call back to Python', 'the body of')
 
+_RARELY = 'of a branch, '
 _PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
 
 
 class _Place(NamedTuple):
   times: float = 1.0
   looped: bool = False
-  branch: str = ''
 
 
 def cost(jaxpr: Any, tags: Sequence[Tag] | None = None, *, recomputes: bool = True) -> Cost:
@@ -134,7 +145,8 @@ def cost(jaxpr: Any, tags: Sequence[Tag] | None = None, *, recomputes: bool = Tr
   """
   plan = provenance.read(jaxpr, tags) if tags is not None else None
   said: dict[str, None] = {}
-  found = _of_body(flat(jaxpr, plan, recomputes=recomputes), _Place(), said, recomputes)
+  opened = flat(jaxpr, plan, recomputes=recomputes)
+  found = _of_body(opened, _Place(), said, recomputes, are_counters([var.aval for var in walk.opened(jaxpr)[0].invars]))
   return Cost(tuple(found), tuple(said))
 
 
@@ -145,21 +157,23 @@ def step_tags(state: Any, batch: Any) -> list[Tag]:
     state: a `TrainState`, or its shapes.
     batch: likewise.
   """
-  import jax
-
   count = lambda tree: len(jax.tree.leaves(tree))  # noqa: E731
   tags = [CONSTANT] * count(state.step) + [weight(path) for path in trees.paths(state.params)]
   return tags + [DATA] * count((state.model_state, state.opt_state, state.key, state.const, batch))
 
 
-def _of_body(body: Flat, place: _Place, said: dict[str, None], recomputes: bool) -> list[Operation]:
+def _of_body(
+  body: Flat, place: _Place, said: dict[str, None], recomputes: bool, given: Sequence[bool]
+) -> list[Operation]:
   deep = [_is_deep(node.eqn) for node in body.nodes]
-  layers = _gradients(body.nodes)
+  layers = gradients(body.nodes)
+  counters = counted(body, given) if any(deep) else frozenset()
   found: list[Operation] = []
   for kernel in kernels(body, deep):
     node = kernel.nodes[-1]
     if not kernel.works:
-      found += _of_bodies(node, body, place, said, recomputes)
+      flags = tuple(value < 0 or value in counters for value in node.reads)
+      found += _of_bodies(node, body, place, said, recomputes, flags)
     else:
       found.append(_operation(kernel, place, layers.get(node.writes, node.layer)))
     _say(kernel, said)
@@ -170,7 +184,7 @@ def _turning(node: Node, size: float, place: _Place) -> Operation:
   times = place.times * node.copies
   entries = _entries(node.eqn.outvars[0])
   return Operation(
-    *('movement', 'transpose', '', 0.0, 0.0, 0.0, 0.0, times, (), '', place.looped, place.branch, entries), strided=size
+    *('movement', 'transpose', '', 0.0, 0.0, 0.0, 0.0, times, (), '', place.looped, '', entries), strided=size
   )
 
 
@@ -209,7 +223,7 @@ def _operation(kernel: Kernel, place: _Place, layer: str) -> Operation:
     sides=works[-1].sides,
     dtype=str(getattr(node.eqn.invars[0].aval, 'dtype', '')) if node.eqn.invars else '',
     looped=place.looped,
-    branch=place.branch,
+    branch='',
     out=sum(_entries(var) for var in node.eqn.outvars),
   )
 
@@ -221,54 +235,71 @@ def _entries(var: Any) -> float:
   return size
 
 
-def _of_bodies(node: Node, body: Flat, place: _Place, said: dict[str, None], recomputes: bool) -> list[Operation]:
-  """Of a loop, a branch, or another equation with bodies."""
+def _of_bodies(
+  node: Node, body: Flat, place: _Place, said: dict[str, None], recomputes: bool, flags: tuple[bool, ...]
+) -> list[Operation]:
+  """Of a loop, a branch, or another equation with bodies; `flags`: which operands hang on counters alone."""
   name, eqn = node.eqn.primitive.name, node.eqn
   place = place._replace(times=place.times * node.copies)
   bodies = [eqn.params[one] for one in ('cond_jaxpr', 'body_jaxpr')] if name == 'while' else walk.bodies(eqn)
   plans = node.plans if len(node.plans) == len(bodies) else (None,) * len(bodies)
 
-  def inside(jaxpr: Any, plan: Plan | None, where: _Place) -> list[Operation]:
-    return _of_body(flat(jaxpr, plan, recomputes=recomputes), where, said, recomputes)
+  def inside(jaxpr: Any, plan: Plan | None, where: _Place, given: Sequence[bool], said: dict[str, None]) -> Any:
+    opened = flat(jaxpr, plan, recomputes=recomputes)
+    known = given if len(given) == len(opened.inputs) else (False,) * len(opened.inputs)
+    return _of_body(opened, where, said, recomputes, known)
 
   if name == 'scan':
     length = eqn.params['length']
     where = place._replace(times=place.times * length, looped=place.looped or length > int(eqn.params['unroll']))
-    return inside(bodies[0], plans[0], where) + _slices(eqn, where)
+    return inside(bodies[0], plans[0], where, carried(eqn, flags), said) + _slices(eqn, where)
   if name == 'while':
-    rare = _is_conditional(eqn)
-    trips = 1.0 if rare else _trips(node, body)
-    if trips is None:
-      # On the side of a branch that a schedule takes now and then it says little of a run's time.
-      rarely = 'of a branch, ' if place.branch == 'dear' else ''
-      said[f'{rarely}a while loop whose length is not known counts once'] = None
-    where = place._replace(times=place.times * (1 if trips is None else trips), looped=True)
-    if rare:
-      said['of a branch the dearest side counts'] = None
-      where = where._replace(branch=place.branch or 'dear')
-    return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, where)]
+    rare = is_conditional(eqn)
+    times = 1.0 if rare else trips(node, body)
+    if times is None:
+      said[UNKNOWN_LENGTH] = None
+    where = place._replace(times=place.times * (1 if times is None else times), looped=True)
+    lines: dict[str, None] = {}
+    found = inside(bodies[0], plans[0], where, (), lines)
+    found += inside(bodies[1], plans[1], where, carried(eqn, flags), lines)
+    return _of_branches([([], {}), (found, lines)], True, said) if rare else _heard(found, lines, said)
   if name == 'cond':
-    return _of_branches(eqn, bodies, plans, place, said, inside)
+    if eqn.params.get('branches_platforms') is not None:  # not a choice at run time: forms of one thing
+      return inside(walk.lowered(eqn, jax.default_backend()), None, place, flags[1:], said)
+    sides = []
+    for jaxpr, plan in zip(bodies, plans, strict=True):
+      lines = {}
+      sides.append((inside(jaxpr, plan, place, flags[1:], lines), lines))
+    return _of_branches(sides, flags[0], said)
   if name == 'custom_linear_solve':  # of its four programs this one runs
-    return inside(eqn.params['jaxprs'].solve, None, place)
+    return inside(eqn.params['jaxprs'].solve, None, place, (), said)
   if name not in walk.CALLS:
     said[f'the body of {name} counts once'] = None
-  return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, place)]
+  return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, place, (), said)]
+
+
+def _heard(found: list[Operation], lines: dict[str, None], said: dict[str, None]) -> list[Operation]:
+  said |= lines
+  return found
 
 
 def _of_branches(
-  eqn: Any, bodies: Sequence[Any], plans: Sequence[Any], place: _Place, said: dict[str, None], inside: Any
+  sides: Sequence[tuple[list[Operation], dict[str, None]]], by_counter: bool, said: dict[str, None]
 ) -> list[Operation]:
-  sides = [inside(jaxpr, plan, place) for jaxpr, plan in zip(bodies, plans, strict=True)]
-  order = sorted(range(len(sides)), key=lambda i: _weight(sides[i]))
-  if eqn.params.get('branches_platforms') is not None:  # not a choice at run time: forms of one thing
-    return sides[order[-1]]
-  if place.branch or _weight(sides[order[0]]) == _weight(sides[order[-1]]):
-    return sides[order[-1]]
-  said['of a branch the dearest side counts'] = None
-  dear = [one._replace(branch='dear') if one.branch != 'cheap' else one for one in sides[order[-1]]]
-  cheap = [one._replace(branch='cheap') for one in sides[order[0]] if one.branch != 'dear']
-  return [one for one in dear if one.branch != 'cheap'] + cheap
+  """All sides of a branch, marked by what each is; with each what was said of it."""
+  order = sorted(range(len(sides)), key=lambda i: _weight(sides[i][0]))
+  if _weight(sides[order[0]][0]) == _weight(sides[order[-1]][0]):
+    return _heard(*sides[order[-1]], said)
+  said[SCHEDULED if by_counter else BY_DATA] = None
+  found: list[Operation] = []
+  for place, index in enumerate(order[::-1]):
+    operations, lines = sides[index]
+    share = float(place == len(sides) - 1) if by_counter else 1 / len(sides)
+    # On a side that a schedule takes now and then a line says little of a run's time.
+    said |= lines if share else {f'{_RARELY}{line.removeprefix(_RARELY)}': None for line in lines}
+    marks = {'': 'cheap' if place else 'dear', 'dear': 'cheap' if place else 'dear', 'cheap': 'cheap'}
+    found += [one._replace(branch=marks[one.branch], share=share * one.share) for one in operations]
+  return found
 
 
 def _weight(side: Sequence[Operation]) -> tuple[float, float]:
@@ -285,7 +316,7 @@ def _slices(eqn: Any, place: _Place) -> list[Operation]:
   if not size:
     return []
   return [
-    Operation('movement', 'scan', '', 0.0, 0.0, size, 0.0, place.times, (), '', True, place.branch, size / 4),
+    Operation('movement', 'scan', '', 0.0, 0.0, size, 0.0, place.times, (), '', True, '', size / 4),
   ]
 
 
@@ -349,43 +380,6 @@ def _count(kind: str, start: float, end: float, pace: float) -> float | None:
   if kind in ('le', 'ge'):
     return float(int(gap) + 1)
   return float(-(-gap // 1)) if kind != 'ne' or gap == int(gap) else None
-
-
-def _gradients(nodes: Sequence[Node]) -> dict[tuple[int, ...], str]:
-  """Names the products that make a weight's gradient: of what the weight was multiplied with, in the weight's shape."""
-  moved: dict[int, int] = {}
-  met: dict[int, list[tuple[str, tuple[int, ...]]]] = collections.defaultdict(list)
-  by_shape: dict[tuple[int, ...], set[str]] = collections.defaultdict(set)
-  found: dict[tuple[int, ...], str] = {}
-  contractions = []
-  for node in nodes:
-    name = node.eqn.primitive.name
-    if name in ('transpose', 'reshape', 'squeeze', 'convert_element_type', 'rev', 'copy', 'name', 'expand_dims'):
-      moved[node.writes[0]] = moved.get(node.reads[0], node.reads[0])
-    elif name in ('dot_general', 'conv_general_dilated'):
-      contractions.append(node)
-  for node in contractions:
-    if node.layer and not node.layer.startswith('<'):
-      name = re.sub(r'#\d+$', '', node.layer)
-      for mine, other in ((0, 1), (1, 0)):
-        shape = _shape(node.eqn.invars[other])
-        met[moved.get(node.reads[mine], node.reads[mine])].append((name, shape))
-        by_shape[shape].add(name)
-  for node in reversed(contractions):
-    if node.layer:
-      continue
-    shape = _shape(node.eqn.outvars[0])
-    names = [name for value in node.reads for name, other in met.get(moved.get(value, value), ()) if other == shape]
-    free = [name for name in names if name not in found.values()] or names
-    if free:
-      found[node.writes] = free[0]
-    elif len(by_shape.get(shape, ())) == 1:
-      found[node.writes] = next(iter(by_shape[shape]))
-  return found
-
-
-def _shape(atom: Any) -> tuple[int, ...]:
-  return tuple(sorted(size for size in atom.aval.shape if size > 1))
 
 
 def equations(cost: Cost) -> Mapping[str, int]:

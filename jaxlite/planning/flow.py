@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlite.graph import walk
+from jaxlite.graph import sharding, walk
 
 
 def words(text: str) -> frozenset[str]:
@@ -40,8 +40,8 @@ class Value(NamedTuple):
   """An array of the program.
 
   Attributes:
-    bytes: that it takes.
-    shape, dtype: of it.
+    bytes: that it takes; where devices have one each, all of these.
+    shape, dtype: of it, on one of them.
   """
 
   bytes: int
@@ -108,12 +108,16 @@ class _Opening:
     self.ops: list[Op] = []
     self.seen: dict[Any, tuple[int, ...]] = {}
     self.equations = 0
+    self.copies = 1  # of what is walked now, one on each of so many devices
+
+  def size(self, aval: Any) -> int:
+    return self.copies * size_of(aval)
 
   def value(self, aval: Any) -> int:
-    found = self.kinds.get(aval)
+    found = self.kinds.get((aval, self.copies))
     if found is None:
-      found = Value(size_of(aval), tuple(getattr(aval, 'shape', ())), str(getattr(aval, 'dtype', '')))
-      self.kinds[aval] = found
+      found = Value(self.size(aval), tuple(getattr(aval, 'shape', ())), str(getattr(aval, 'dtype', '')))
+      self.kinds[aval, self.copies] = found
     self.values.append(found)
     return len(self.values) - 1
 
@@ -138,17 +142,19 @@ class _Opening:
   def equation(self, eqn: Any, reads: list[int]) -> list[int]:
     name = eqn.primitive.name
     if name == 'cond' and eqn.params.get('branches_platforms') is not None:
-      inner = self.chosen(eqn)
-      return self.open(inner, reads[1:])
+      return self.open(walk.lowered(eqn, self.platform), reads[1:])
     if name == 'platform_index':
       return [-1]
     if name in walk.CALLS and eqn.params.get('name') not in _CALLS:
       bodies = walk.bodies(eqn)
       body = eqn.params[walk.CALLS[name]] if walk.CALLS[name] in eqn.params else bodies[0]
-      return self.open(body, reads)
+      copies, self.copies = self.copies, self.copies * (sharding.devices(eqn) if name == 'shard_map' else 1)
+      found = self.open(body, reads)
+      self.copies = copies
+      return found
     if name in _SAME and len(eqn.outvars) == len(eqn.invars):
       same = [
-        read if read >= 0 and self.values[read].bytes == size_of(var.aval) else self.value(var.aval)
+        read if read >= 0 and self.values[read].bytes == self.size(var.aval) else self.value(var.aval)
         for var, read in zip(eqn.outvars, reads, strict=True)
       ]
       return same
@@ -167,13 +173,6 @@ class _Opening:
   def open(self, body: Any, reads: list[int]) -> list[int]:
     jaxpr, consts = walk.opened(body)
     return self.body(jaxpr, consts, reads)
-
-  def chosen(self, eqn: Any) -> Any:
-    """The branch that is lowered for the platform."""
-    for platforms, branch in zip(eqn.params['branches_platforms'], eqn.params['branches'], strict=True):
-      if platforms is None or self.platform in platforms:
-        return branch
-    return eqn.params['branches'][-1]
 
   def key(self, eqn: Any, label: Any, reads: list[int]) -> Any:
     """What two equations that give the same have in common; None where that cannot be told in a few words."""
@@ -196,7 +195,7 @@ class _Opening:
       except Exception:  # a parameter that can neither be hashed nor written
         return None
     avals = tuple(walk.form(var.aval) for var in eqn.outvars)
-    return (label, tuple(reads), literals, tuple(parameters), avals)
+    return (label, tuple(reads), literals, tuple(parameters), avals, self.copies)
 
 
 def opened(jaxpr: Any, platform: str = 'cpu') -> Flow:

@@ -25,6 +25,7 @@ QUANTITY = 'memory/peak'  # as it stands among this machine's outcomes
 _USED = 0.8  # of the compiler's pages: more are in when it was used before
 _ALL = 0.97  # of a stage's pages: more are in when another run of this process was in that stage
 _AGAIN = 0.3  # of what is set up once, such as the libraries of a report, when it was before
+_PIECES = 32 << 20  # bytes of state: glibc maps what is larger by itself, and gives it back at once when it is freed
 _CHOOSING = 1.5  # seconds for forms that nobody has timed here, as a run takes
 _SURE = 1.645  # standard deviations above which 5 in 100 lie
 
@@ -246,7 +247,9 @@ def features(stage: str, held: Sizes, seen: Process) -> dict[str, float]:
   # What the compiler sets up when it is first used, which shows by the pages of its code that are not in yet.
   first = float(seen.files < _USED * memory_table.FILES.get('compile', 0))
   one = 1.0 if seen.files < _ALL * memory_table.FILES.get(stage, 0) else _AGAIN
-  common = {'one': one, 'first': first, 'live': float(held.live), 'equations': equations, 'step': float(held.step)}
+  common = {'one': one, 'first': first, 'equations': equations, 'step': float(held.step)}
+  # Copies of small arrays leave pieces behind that stay with the process; of large ones only copies count.
+  common |= {'live': float(min(held.live, _PIECES)), 'beyond': float(max(0, held.live - _PIECES))}
   common['root'] = math.sqrt(equations)  # equal code is compiled once, and large programs hold much of it
   evaluation = float(held.evaluation + held.evaluation_batch)
   return {
@@ -276,7 +279,7 @@ def _parts(held: Sizes, seen: Process, terms: Mapping[str, float], peak: int) ->
     'gradients': gradients,
     'activations': activations,
     'compiler': int(sum(terms.get(name, 0) for name in ('equations', 'root', 'one', 'first'))),
-    'copies and pieces': max(0, int(terms.get('live', 0)) - held.live),
+    'copies and pieces': max(0, int(terms.get('live', 0) + terms.get('beyond', 0)) - held.live),
   }
   if not terms:  # the peak is behind us
     parts = {'data': held.data}

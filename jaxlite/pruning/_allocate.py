@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxlite import trees
+from jaxlite.errors import number
 from jaxlite.graph.layouts import LeafLayout
 
 
@@ -101,6 +102,7 @@ def global_(*, floor: float = 0.0, normalize: bool = False) -> Global:
   >>> global_(floor=0.05)
   Global(floor=0.05, normalize=False)
   """
+  floor = number(floor, 'global_: floor')
   if not 0 <= floor <= 1:
     raise ValueError(f'global_: floor is the share of each leaf that lives, in [0, 1]; got {floor}')
   return Global(floor, normalize)
@@ -130,6 +132,7 @@ def allocated(leaves: Mapping[str, Leaf], sparsity: float, allocate: Allocate, *
     if shares.keys() != leaves.keys():
       odd = sorted(shares.keys() ^ leaves.keys())
       raise ValueError(f'{what}: an allocation gives each leaf a sparsity, and no other; it is wrong about {odd}')
+  shares = {path: number(share, f'{what}: the sparsity of {path!r}') for path, share in shares.items()}
   for path, share in shares.items():
     if not 0 <= share < 1:
       raise ValueError(f'{what}: sparsity is the share that becomes zero, in [0, 1); {path!r} got {share}')

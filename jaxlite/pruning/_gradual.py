@@ -51,6 +51,10 @@ def prune(
   it, and at `end`, where the target is reached whatever `every` is. Between them the sparsity follows the cubic
   schedule of Zhu and Gupta. The masks are those of a stable sort by score.
 
+  It holds the weights that train. Optax's schedule-free optimizers are read elsewhere, and there dead weights are not
+  zero: in a loop of your own read them with `jl.optim.evaluation_point(state, params)`, where they are, in place of
+  `optax.contrib.schedule_free_eval_params`. `jl.train_step` does so itself.
+
   Args:
     sparsity: the share of the selected weights that is zero from `end` on, in [0, 1); `allocate` says where.
     begin: the first update that masks, counted from 0.
@@ -85,7 +89,7 @@ def prune(
   >>> optax.apply_updates(params, updates)['w'].tolist()
   [[0.0, 0.0], [3.0, 4.0]]
   """
-  schedule = schedule_of('prune', sparsity, begin, end, every, initial, schedule)
+  schedule, sparsity = schedule_of('prune', sparsity, begin, end, every, initial, schedule)
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
     chosen, layouts = maskable(params, select, weights, what='prune')

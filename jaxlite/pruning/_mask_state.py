@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -72,10 +73,12 @@ class PruneState(NamedTuple):
 def check(state: Any) -> None:
   """Raises where another part wrote to what masks hold at zero, in a loop of your own: they are not last in the chain.
 
-  Call it at log steps: reading the counts waits for the device. `jaxlite.train` does so itself.
+  Call it at log steps: reading the counts waits for the device. `jaxlite.train` does so itself. It warns, too, where
+  Optax's schedule-free weights are zero as they train and are not as `schedule_free_eval_params` reads them.
 
   Args:
-    state: the optimizer's state, e.g. of `optax.chain(..., prune(0.9))`, or any pytree that holds it.
+    state: the optimizer's state, e.g. of `optax.chain(..., prune(0.9))`, or any pytree that holds it. Of a TrainState,
+      which is read where its masks hold, give all, not its `opt_state`.
 
   Raises:
     ValueError: weights that are not zero where a mask says so; or nothing in the state holds masks, so that there is
@@ -98,6 +101,28 @@ def check(state: Any) -> None:
       f'another part wrote to {counted(broken, "value")} that a mask holds at zero: make the pruning part the last of '
       'its chain (or they are not finite: look at the losses)'
     )
+  if not (hasattr(state, 'opt_state') and hasattr(state, 'const')) and (alive := _alive_where_read(state)):
+    warnings.warn(
+      f'optax.contrib.schedule_free_eval_params is not zero at {counted(alive, "value")} that a mask holds at zero: it '
+      'reads the model elsewhere than it trains; read it with jl.optim.evaluation_point(state, params), which is zero '
+      'there',
+      stacklevel=2,
+    )
+
+
+def _alive_where_read(state: Any) -> int:
+  """How many weights are zero where schedule-free weights train and are not at the point where they are read.
+
+  Where y is zero, that point, (y - (1 - b1) z) / b1, is zero where z is.
+  """
+  found = 0
+  for averaged in trees.nodes(state, lambda node: isinstance(node, optax.contrib.ScheduleFreeState)):
+    points = trees.by_path(averaged.z)
+    for masks in (node.masks for node in trees.nodes(state, lambda node: hasattr(node, 'masks'))):
+      for path, mask in trees.by_path(masks).items():
+        if path in points and (mask.dtype == bool or mask.ndim == 1):  # else an ensemble's bits
+          found += int(jnp.sum((points[path] != 0) & ~masking.unpack(mask, points[path].shape)))
+  return found
 
 
 def drawn(times: int, last: int) -> str:

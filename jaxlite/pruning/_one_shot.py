@@ -15,7 +15,7 @@ from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._statistics import Calibration
 from jaxlite.pruning._structure import element
 from jaxlite.pruning.scores import Score, magnitude, wanda
-from jaxlite.pruning.sparsity_schedules import check_sparsity
+from jaxlite.pruning.sparsity_schedules import share_of
 
 
 def sparsify(
@@ -79,7 +79,7 @@ def goals_of(
   what: str,
 ) -> dict[str, Target]:
   """Decides what each leaf becomes; a `Calibration` knows the weights and their axes."""
-  check_sparsity(sparsity, what)
+  sparsity = share_of(sparsity, what)
   known = context.layouts if isinstance(context, Calibration) else None
   chosen, layouts = maskable(params, select, known, what=what)
   return targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what=what)

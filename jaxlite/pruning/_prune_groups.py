@@ -13,12 +13,12 @@ import optax
 
 from jaxlite import trees
 from jaxlite.contract import Account, Last, Status
-from jaxlite.errors import counted
+from jaxlite.errors import counted, number
 from jaxlite.graph import alike
 from jaxlite.pruning._groups import Groups, along, by_leaf, find_groups, norms
 from jaxlite.pruning._mask_state import CHECK, drawn, shortfall
 from jaxlite.pruning._sharded import on_any_mesh
-from jaxlite.pruning.sparsity_schedules import Schedule, check_sparsity, schedule_of
+from jaxlite.pruning.sparsity_schedules import Schedule, schedule_of, share_of
 
 
 class PruneGroupsState(NamedTuple):
@@ -127,9 +127,9 @@ def prune_groups(
   [[0.0, 9.0], [0.0, 9.0]]
   """
   shares = dict(sparsity) if isinstance(sparsity, Mapping) else {'': sparsity}
-  for share in shares.values():
-    check_sparsity(share, 'prune_groups')
-  plan = schedule_of('prune_groups', max(shares.values(), default=0.0), begin, end, every, 0.0, schedule)
+  shares = {rule: share_of(share, 'prune_groups') for rule, share in shares.items()}
+  penalty = penalty if callable(penalty) else number(penalty, 'prune_groups: penalty')
+  plan, _ = schedule_of('prune_groups', max(shares.values(), default=0.0), begin, end, every, 0.0, schedule)
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneGroupsState:
     found = _groups(groups, weights, params, multiple)

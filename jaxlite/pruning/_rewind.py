@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlite import trees
+from jaxlite.errors import number, whole
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures
@@ -76,6 +77,7 @@ def rounds(sparsity: float, count: int) -> list[float]:
   >>> [round(share, 3) for share in rounds(0.875, 3)]
   [0.5, 0.75, 0.875]
   """
-  if not 0 <= sparsity < 1 or count < 1:
-    raise ValueError(f'rounds: sparsity lies in [0, 1) and count is at least 1; got {sparsity} in {count}')
+  sparsity, count = number(sparsity, 'rounds: sparsity'), whole(count, 'rounds: count', least=1)
+  if not 0 <= sparsity < 1:
+    raise ValueError(f'rounds: sparsity lies in [0, 1); got {sparsity}')
   return [1 - (1 - sparsity) ** (done / count) for done in range(1, count)] + [sparsity]

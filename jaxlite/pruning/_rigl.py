@@ -17,6 +17,7 @@ import optax
 
 from jaxlite import trees
 from jaxlite.contract import Last, stream
+from jaxlite.errors import number, whole
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, Global, erk
 from jaxlite.pruning._choose_masks import Structures, Target, leaves_at, targets
@@ -33,7 +34,7 @@ from jaxlite.pruning._sharded import on_any_mesh
 from jaxlite.pruning._structure import element
 from jaxlite.pruning._top_k import keep_largest
 from jaxlite.pruning.scores import named_key
-from jaxlite.pruning.sparsity_schedules import Schedule, check_sparsity, periodic
+from jaxlite.pruning.sparsity_schedules import Schedule, periodic, share_of
 
 Grow = Callable[[str, jax.Array, jax.Array], jax.Array]  # (path, gradient, count) -> scores of dead weights
 
@@ -175,15 +176,17 @@ def _dynamic(
   packed: bool,
   grow: Grow,
 ) -> Last:
-  check_sparsity(sparsity, what)
+  sparsity = share_of(sparsity, what)
   if not isinstance(inner, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
     raise TypeError(
       f'{what} owns its optimizer: give an Optax transformation such as optax.adam(1e-3); got {_kind(inner)}'
     )
+  fraction = number(fraction, f'{what}: fraction')
   if not 0 <= fraction <= 1:
     raise ValueError(f'{what}: fraction is the share of live weights that moves, in [0, 1]; got {fraction}')
   if isinstance(allocate, Global):
     raise ValueError(f'{what}: connections move within a leaf, so allocate is erk, uniform or rules; got {allocate}')
+  end, every = whole(end, f'{what}: end', least=0), whole(every, f'{what}: every', least=1)
   refreshes = periodic(0, end, every)
   # Not at 0, where the masks are fresh, and not at the end, where nothing moves any more.
   schedule = Schedule(

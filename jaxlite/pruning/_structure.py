@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlite.errors import number, whole
 from jaxlite.graph.layouts import LeafLayout
 from jaxlite.tasks import running
 
@@ -155,6 +156,7 @@ def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
   >>> n_m(1, 2).units(jnp.array([[1.0], [2.0], [4.0], [3.0], [5.0]]), None).ravel().tolist()
   [1.0, inf, inf, 3.0, inf]
   """
+  n, m = number(n, 'n_m: n'), number(m, 'n_m: m')
   if not (isinstance(n, int) and isinstance(m, int) and 1 <= n <= m):
     raise ValueError(
       f'n_m: of each m weights n live, so they are integers and 1 <= n <= m; got n={n}, m={m}: 2:4 is n_m(2, 4)'
@@ -214,8 +216,7 @@ def block(rows: int, columns: int) -> Structure:
   >>> block(2, 2).units(jnp.arange(6.0).reshape(2, 3), None).tolist()
   [[2.0, 3.5]]
   """
-  if rows < 1 or columns < 1:
-    raise ValueError(f'block: a block has at least one row and one column; got {rows} x {columns}')
+  rows, columns = whole(rows, 'block: rows', least=1), whole(columns, 'block: columns', least=1)
 
   def blocks(values: jax.Array) -> jax.Array:
     *lead, height, width = values.shape

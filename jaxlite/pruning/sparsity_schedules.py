@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxlite.errors import number, whole
 
 
 class Schedule(NamedTuple):
@@ -36,7 +38,7 @@ def one_shot(at: int = 0) -> Schedule:
   >>> [bool(one_shot(3).due(jnp.int32(t))) for t in (2, 3, 4)]
   [False, True, False]
   """
-  _count('one_shot: at', at)
+  at = whole(at, 'one_shot: at', least=0)
   return Schedule(_always, lambda count: count == at, at, f'once, at {at}')
 
 
@@ -58,7 +60,8 @@ def cubic(begin: int, end: int, every: int = 100, initial: float = 0.0) -> Sched
   >>> [round(float(cubic(0, 10, 5).at(jnp.int32(t), 0.8)), 2) for t in (0, 5, 10, 99)]
   [0.0, 0.7, 0.8, 0.8]
   """
-  _span('cubic', begin, end, every)
+  begin, end, every = _span('cubic', begin, end, every)
+  initial = number(initial, 'cubic: initial')
   if not 0 <= initial < 1:
     raise ValueError(f'cubic: initial is the share that becomes zero, in [0, 1); got {initial}')
 
@@ -76,7 +79,7 @@ def periodic(begin: int, end: int, every: int = 100) -> Schedule:
   >>> [bool(periodic(2, 7, 4).due(jnp.int32(t))) for t in range(9)]
   [False, False, True, False, False, False, True, True, False]
   """
-  _span('periodic', begin, end, every)
+  begin, end, every = _span('periodic', begin, end, every)
   return Schedule(_always, _periodically(begin, end, every), begin, f'{begin} to {end}, each {every}')
 
 
@@ -86,7 +89,7 @@ def constant(every: int = 1) -> Schedule:
   >>> [bool(constant(2).due(jnp.int32(t))) for t in range(4)]
   [True, False, True, False]
   """
-  _count('constant: every', every, least=1)
+  every = whole(every, 'constant: every', least=1)
   return Schedule(_always, lambda count: count % every == 0, 0, f'each {every}')
 
 
@@ -97,24 +100,19 @@ def _periodically(begin: int, end: int, every: int) -> Callable[[jax.Array], jax
   return due
 
 
-def _span(what: str, begin: int, end: int, every: int) -> None:
-  _count(f'{what}: begin', begin)
-  _count(f'{what}: end', end)
-  _count(f'{what}: every', every, least=1)
+def _span(what: str, begin: int, end: int, every: int) -> tuple[int, int, int]:
+  begin, end = whole(begin, f'{what}: begin', least=0), whole(end, f'{what}: end', least=0)
+  every = whole(every, f'{what}: every', least=1)
   if end < begin:
     raise ValueError(f'{what}: end={end} lies before begin={begin}: the target would never be reached')
-
-
-def _count(what: str, value: Any, least: int = 0) -> None:
-  if value < least:
-    raise ValueError(f'{what} is a number of updates, at least {least}; got {value}')
+  return begin, end, every
 
 
 def schedule_of(
   what: str, sparsity: float, begin: int, end: int | None, every: int, initial: float, schedule: Schedule | None
-) -> Schedule:
-  """Returns the schedule that the short arguments of a part describe, or the given one."""
-  check_sparsity(sparsity, what)
+) -> tuple[Schedule, float]:
+  """Returns the schedule that the short arguments of a part describe, or the given one; and the sparsity, plain."""
+  sparsity = share_of(sparsity, what)
   if schedule is not None:
     if not isinstance(schedule, Schedule):
       raise TypeError(
@@ -122,23 +120,22 @@ def schedule_of(
       )
     if (begin, end, initial) != (0, None, 0.0):
       raise ValueError(f'{what}: schedule= already says when; leave begin, end and initial out')
-    return schedule
+    return schedule, sparsity
+  initial = number(initial, f'{what}: initial')
   if not 0 <= initial < 1:
     raise ValueError(f'{what}: initial is the share that becomes zero, in [0, 1); got {initial}')
-  if begin < 0:
-    raise ValueError(f'{what}: begin counts updates from 0; got {begin}')
+  begin = whole(begin, f'{what}: begin', least=0)
   if initial > sparsity:
     raise ValueError(
       f'{what}: initial={initial} lies above sparsity={sparsity}: weights never come back, lower initial'
     )
-  if every < 1:
-    raise ValueError(f'{what}: every is a number of updates, at least 1; got {every}')
-  return one_shot(begin) if end is None else cubic(begin, end, every, initial)
+  every = whole(every, f'{what}: every', least=1)
+  return (one_shot(begin) if end is None else cubic(begin, end, every, initial)), sparsity
 
 
-def check_sparsity(sparsity: float, what: str) -> None:
-  """Raises ValueError for a sparsity outside [0, 1), TypeError for what is no number."""
-  if not isinstance(sparsity, int | float):
-    raise TypeError(f'{what}: sparsity is a number in [0, 1); got {sparsity!r}')
+def share_of(sparsity: float, what: str) -> float:
+  """Returns a sparsity as a plain number; raises ValueError for one outside [0, 1), TypeError for what is no number."""
+  sparsity = number(sparsity, f'{what}: sparsity')
   if not 0 <= sparsity < 1:
     raise ValueError(f'{what}: sparsity is the share that becomes zero, in [0, 1); got {sparsity}')
+  return sparsity

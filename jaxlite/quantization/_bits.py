@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Account, Context, Hook, Loss, Model, Params, State, Terms, reparam
-from jaxlite.errors import arrays, check_dict
+from jaxlite.errors import arrays, check_dict, number
 from jaxlite.graph import alike
 from jaxlite.graph.model import _layouts
 
@@ -115,6 +115,10 @@ def few_bits(
   >>> (exported / jnp.exp(params['jl.few_bits']['w']['step'])).round().tolist()
   [[1.0, 0.0], [3.0, 2.0]]
   """
+  worth, ramp, every, step = (
+    number(value, f'{name}: {what}')
+    for what, value in (('worth', worth), ('ramp', ramp), ('every', every), ('step', step))
+  )
   for what, value, fine in (
     ('worth', worth, worth >= 0),
     ('ramp', ramp, ramp >= 0),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlite.errors import number
 from jaxlite.quantization import _numerics as numerics
 
 BINS = 2**16
@@ -95,6 +96,7 @@ def by_percentile(percent: float = 99.9) -> Calibrate:
   >>> 10 <= low <= 11, 90 <= high <= 91
   (True, True)
   """
+  percent = number(percent, 'by_percentile: percent')
   if not 50 < percent <= 100:
     raise ValueError(f'by_percentile: percent is above 50 and at most 100, got {percent!r}')
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import Hook, Model, Params, State, reparam
-from jaxlite.errors import check_dict
+from jaxlite.errors import check_dict, number
 from jaxlite.graph.model import _layouts
 
 _MOST = 256  # values: what `deployment.packed` keeps a codebook of
@@ -46,6 +46,7 @@ def clustered(count: int = 16, *, select: trees.Rule = None, name: str = 'cluste
   >>> params['jl.clusters']['w'].tolist(), model.export(params, state)[0]['w'].round(1).tolist()
   ([-1.0, 3.200000047683716], [[0.0, 0.0], [3.200000047683716, -1.0]])
   """
+  count = count if isinstance(count, bool) else number(count, f'{name}: count')
   if isinstance(count, bool) or count not in range(2, _MOST + 1):
     raise ValueError(f'{name}: count is a whole number from 2 to {_MOST}, got {count!r}')
   slot = f'jl.{name}'

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlite.errors import number
+
 MARK = 'jl.bits='  # `checkpoint_name` of a weight's integers: a report reads the bits off any program
 MIN_BITS, MAX_BITS = 2, 8
 _INFINITE = np.int32(0x7F800000)  # the bits of infinity
@@ -62,8 +64,9 @@ def check_bits(bits: Any, what: str) -> Bits:
   pair = tuple(bits) if isinstance(bits, tuple | list) else (bits, bits)
   if len(pair) != 2:
     raise ValueError(f'{what}: bits are one number, or a pair (weight, activation), got {bits!r}')
-  for number in pair[:1] if pair[1] is None else pair:
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not MIN_BITS <= number <= MAX_BITS:
+  pair = tuple(None if one is None else number(one, f'{what}: bits') for one in pair)
+  for one in pair[:1] if pair[1] is None else pair:
+    if not isinstance(one, int) or not MIN_BITS <= one <= MAX_BITS:
       raise ValueError(f'{what}: bits are a whole number from {MIN_BITS} to {MAX_BITS}, got {bits!r}')
   return Bits(int(pair[0]), None if pair[1] is None else int(pair[1]))
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
+from jaxlite.errors import number, whole
 from jaxlite.quantization import _numerics as numerics
 
 Ranges = Mapping[str, numerics.Range]
@@ -78,7 +79,8 @@ def ema_ranges(decay: float = 0.99, *, freeze: int | None = None) -> Activations
   >>> ema_ranges(0.9, freeze=1000).decay
   0.9
   """
-  if isinstance(decay, bool) or not 0 <= decay < 1:
+  decay = number(decay, 'ema_ranges: decay')
+  if not 0 <= decay < 1:
     raise ValueError(f'decay is from 0 to below 1, got {decay!r}')
   if freeze is not None:
     check_step(freeze, 'freeze')
@@ -132,8 +134,7 @@ def check_step(value: Any, what: str) -> None:
 
   >>> check_step(3, 'begin')
   """
-  if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-    raise ValueError(f'{what} is a whole number of optimizer steps, got {value!r}')
+  whole(value, f'{what} counts optimizer steps and', least=0)
 
 
 def given_ranges(

@@ -282,6 +282,11 @@ class Home:
     self._closing.callback(self._close_spilled)
     self._spill = spill
     self._tell(why)
+    if spills.in_memory(spill):
+      self.say(
+        f'note: {root} lies in memory (tmpfs): what is saved there takes of it and is lost when this machine stops; '
+        'TMPDIR=, before the start, names a folder on a disk'
+      )
 
   def _tidy(self) -> None:
     """A save that was under way makes folders where its own are gone: a mount would not come back over them."""

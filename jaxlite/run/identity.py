@@ -35,6 +35,15 @@ _TRACERS = (
   'equinox',
   'dm-haiku',
 )  # whose other version may trace the same code anew
+_FLAGS = (  # of JAX, that other equations or other draws come of
+  'jax_enable_x64',
+  'jax_default_prng_impl',
+  'jax_threefry_partitionable',
+  'jax_default_matmul_precision',
+  'jax_numpy_dtype_promotion',
+  'jax_enable_custom_prng',
+  'jax_explicit_x64_dtypes',
+)
 _PARTS = ('the step', 'the forward as evaluated', 'the first state')
 _TITLE = '== '
 _HASHES = re.compile(r'[#@][0-9a-f]+')  # of captured arrays, and of the bodies that hold them
@@ -45,8 +54,8 @@ class Identity(NamedTuple):
 
   Attributes:
     text: of its programs, one section each.
-    began: what every checkpoint holds of it, as JSON: the config, versions, what is known of the data, and a hash of
-      `text` and of the first state's equations.
+    began: what every checkpoint holds of it, as JSON: the config, versions, flags of JAX, what is known of the data,
+      and a hash of `text` and of the first state's equations.
   """
 
   text: str
@@ -61,6 +70,7 @@ def identify(setup: Setup) -> Identity:
   began = {
     'config': to_dict(setup.config),
     'versions': {name: version for name, version in machine.versions().items() if name in _TRACERS},
+    'flags': {flag: str(jax.config.values[flag]) for flag in _FLAGS if flag in jax.config.values},
     'data': _of_data(setup),
     'programs': {part: _hash(_comparable(part, text)) for part, text in texts.items()},
     'values': _hash(texts[_PARTS[2]]),
@@ -84,6 +94,12 @@ def check(folder: Path, began: dict[str, Any], again: Identity, say: Callable[[s
     ConfigError: another program, or other data; tells which equations differ.
   """
   way_out = 'take the change back, give another workdir, or move the run aside with fresh=True'
+  flags = began.get('flags', {})
+  turned = [
+    f'{name} was {flags[name]}, now {now}' for name, now in again.began['flags'].items() if flags.get(name, now) != now
+  ]
+  if turned:
+    way_out = f"{'; '.join(turned)}: set JAX's flags as they were, or {way_out}"
   other = [
     f'{name}: {before}, now {again.began["data"].get(name)}'
     for name, before in began['data'].items()

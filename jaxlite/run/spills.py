@@ -28,6 +28,21 @@ def root() -> Path:
   return Path(tempfile.gettempdir()) / f'jaxlite-spill-{os.getuid() if hasattr(os, "getuid") else "user"}'
 
 
+def in_memory(folder: Path) -> bool:
+  """Tells whether a folder lies in memory (tmpfs), where it counts as memory and is lost when the machine stops.
+
+  >>> in_memory(Path('/no such folder'))
+  False
+  """
+  try:
+    where, lines = os.path.realpath(folder), Path('/proc/self/mounts').read_text(errors='replace').splitlines()
+  except OSError:  # not Linux, or nothing is told
+    return False
+  mounts = [line.split(' ')[1:3] for line in lines if line.count(' ') > 2]
+  over = [(at, kind) for at, kind in mounts if where == at or where.startswith(at.rstrip('/') + '/')]
+  return max(over, key=lambda mount: len(mount[0]), default=('', ''))[1] in ('tmpfs', 'ramfs')
+
+
 def mark(spill: Path, folder: Path) -> None:
   """Notes in a spill for which folder it stands."""
   write_text(spill / _OF, str(folder))

@@ -185,6 +185,15 @@ def test_mixed_modes_are_told(folder, tmp_path):
   assert '1 gray, 1 of a palette, 1 with alpha: all become RGB, laid on 255' in notes[0]
 
 
+def test_colors_without_transparency_are_laid_on_nothing(folder, tmp_path):
+  from PIL import ImageCms
+
+  root = copy(folder, tmp_path)
+  to_lab = ImageCms.buildTransform(ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), 'RGB', 'LAB')
+  ImageCms.applyTransform(Image.open(root / 'c0' / '000.png').convert('RGB'), to_lab).save(root / 'c0' / 'lab.tif')
+  assert pictures(root, **FAST).notes[0].endswith('1 LAB: all become RGB')
+
+
 def test_labels_may_stand_in_a_table(folder, tmp_path):
   age = {'label': 'age', 'task': jl.tasks.regression, **FAST}
   files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*.png'))

@@ -1,12 +1,15 @@
 """Texts become data sets whose splits share no token, and whose numbers their encoder gives again."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxlite as jl
-from jaxlite.data import ByteTokenizer, CharTokenizer, WordTokenizer, from_text, from_texts
+from jaxlite.data import ByteTokenizer, CharTokenizer, WordTokenizer, from_text, from_texts, labeled_texts
 
 TEXTS = [f'{word} film {number}' for number, word in enumerate(['good', 'bad'] * 20)]
 LABELS = ['yes', 'no'] * 20
@@ -107,3 +110,18 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
   (tmp_path / 'bad.txt').write_bytes(b'\xff\xfe')
   with pytest.raises(ValueError, match=r'^a text is a file in UTF-8'):
     from_text(tmp_path / 'bad.txt')
+
+
+def test_a_text_that_stands_twice_with_two_labels_is_told(tmp_path):
+  texts, labels = ['good film', 'bad film', 'so so', 'fine'] * 6, ['yes', 'no', 'no', 'yes'] * 6
+  labels[6] = 'yes'
+  told = 'texts? stands? several times with different labels'
+  assert not [note for note in from_texts(['good film', 'bad film'] * 9, ['yes', 'no'] * 9).notes if 'several' in note]
+  file = tmp_path / 'films.jsonl'
+  rows = [json.dumps({'text': text, 'label': label}) for text, label in zip(texts, labels, strict=True)]
+  file.write_text('\n'.join(rows))
+  kinds = from_texts(texts, labels), labeled_texts(file), labeled_texts(file, keep='disk')
+  for data in kinds:
+    [note] = [note for note in data.notes if re.search(told, note)]
+    assert note.startswith('1 text stands')
+    assert 'rows 2 and 6' in note

@@ -98,7 +98,7 @@ def test_observing_keeps_structure_dtypes_and_everything_else():
   [
     ({'factor': 1.0}, r'plateau: factor is what the scale is multiplied by at a fall, in \(0, 1\); got 1.0'),
     ({'factor': 0.0}, 'plateau: factor'),
-    ({'patience': -1}, 'plateau: patience counts validations, a whole number, at least 0; got -1'),
+    ({'patience': -1}, 'plateau: patience is a whole number, at least 0; got -1'),
     ({'patience': 1.5}, 'plateau: patience'),
     ({'cooldown': True}, 'plateau: cooldown'),
     ({'min_delta': -1.0}, 'plateau: min_delta is at least 0'),

@@ -189,3 +189,17 @@ def test_a_run_stays_below_its_bound(tmp_path):
   assert before < actual <= upper
   assert abs(peak - actual) <= 0.25 * (actual - before)
   assert data <= segment
+
+
+@pytest.mark.parametrize('basis', ['traced', 'planned', 'compiled'])
+def test_a_large_state_counts_by_its_copies_and_a_larger_one_never_less(basis):
+  """Copies of small arrays leave pieces behind; of large ones there are two at once, and the step beside them."""
+  small = told()
+  grown = [small._replace(parameters=size * MIB, optimizer=2 * size * MIB) for size in (1, 8, 12, 16, 256, 1024)]
+  found = [memory.forecast(one, HERE, basis, 'cold') for one in grown]
+  peaks = [one.peak for one in found]
+  assert peaks == sorted(peaks)
+  copies = (peaks[-1] - peaks[-2]) / (3 * 768 * MIB)
+  held = 1 if basis == 'compiled' else 2  # the process that has compiled its step holds one already
+  assert held - 0.1 < copies < held + 0.6
+  assert all(sum(one.parts.values()) == one.peak for one in found)

@@ -241,7 +241,7 @@ def test_a_mask_refresh_sorts_nothing():
     ({'sparsity': float('nan')}, r'in \[0, 1\)'),
     ({'sparsity': 0.5, 'begin': 9, 'end': 3}, 'end=3 lies before begin=9'),
     ({'sparsity': 0.5, 'every': 0}, 'at least 1; got 0'),
-    ({'sparsity': 0.5, 'begin': -1}, 'counts updates from 0'),
+    ({'sparsity': 0.5, 'begin': -1}, 'begin is a whole number, at least 0'),
     ({'sparsity': 0.5, 'initial': 0.7, 'end': 3}, 'lower initial'),
   ],
 )
@@ -306,3 +306,19 @@ def test_leaves_that_are_read_together_are_pruned_and_watched_as_each_alone(dtyp
   assert broken > 0
   sizes = np.abs(np.asarray(alone['w0'].masks['w0'])).sum()
   assert sizes == 30 - 18
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_check_tells_that_schedule_free_weights_are_read_where_no_mask_holds(packed):
+  tx = optax.chain(optax.contrib.schedule_free_sgd(0.1), jl.prune(0.5, packed=packed))
+  params = {'w': jnp.arange(1.0, 13.0).reshape(3, 4)}
+  state = tx.init(params)
+  for _ in range(3):
+    updates, state = tx.update({'w': jnp.ones((3, 4))}, state, params)
+    params = optax.apply_updates(params, updates)
+  with pytest.warns(UserWarning, match='schedule_free_eval_params is not zero at 6 values that a mask holds at zero'):
+    jl.pruning.check(state)
+  dead = params['w'] == 0
+  assert dead.sum() == 6
+  assert (optax.contrib.schedule_free_eval_params(state[0], params)['w'][dead] != 0).all()
+  assert (jl.optim.evaluation_point(state, params)['w'][dead] == 0).all()

@@ -190,7 +190,7 @@ def test_it_trains_in_a_train_step_and_is_the_last_word():
     (lambda: rigl(optax.sgd(0.1), 1.0, end=3), ValueError, r'in \[0, 1\); got 1.0'),
     (lambda: rigl(jl.fake_quant(), 0.5, end=3), TypeError, 'owns its optimizer'),
     (lambda: set_(optax.sgd(0.1), 0.5, end=3, fraction=1.5), ValueError, r'in \[0, 1\]; got 1.5'),
-    (lambda: set_(optax.sgd(0.1), 0.5, end=3, every=0), ValueError, 'every is a number of updates'),
+    (lambda: set_(optax.sgd(0.1), 0.5, end=3, every=0), ValueError, 'every is a whole number, at least 1'),
     (
       lambda: rigl(optax.sgd(0.1), 0.5, end=3, select='kernal').init({'kernel': jnp.ones((2, 2))}),
       ValueError,

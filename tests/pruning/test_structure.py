@@ -222,7 +222,7 @@ def test_what_cannot_be_is_refused(arguments, message):
 @pytest.mark.parametrize(
   'make, error, message',
   [
-    (lambda w: jl.prune('0.5'), TypeError, "a number in .* got '0.5'"),
+    (lambda w: jl.prune('0.5'), TypeError, "sparsity is a number; got '0.5'"),
     (lambda w: jl.prune(0.5, structure='2:4').init(w), TypeError, "structure is element.* got '2:4'"),
     (lambda w: jl.prune(0.5, structure=channel).init(w), TypeError, 'structure is element.* got <function channel'),
     (lambda w: jl.prune(0.5, allocate='erk').init(w), TypeError, "allocate is erk, uniform.* got 'erk'"),

@@ -334,7 +334,7 @@ WRONG = {
   'a rule for nothing': (lambda: ptq(NET, [X], rules={'c': 4}), "'c' matches no parameter"),
   'a half of nothing': (lambda: by_percentile(50), 'above 50 and at most 100'),
   'a decay and a source': (lambda: fake_quant(decay=0.9, activations=dynamic_ranges()), 'give one of them'),
-  'a freeze before the start': (lambda: ema_ranges(freeze=-1), 'whole number of optimizer steps'),
+  'a freeze before the start': (lambda: ema_ranges(freeze=-1), 'counts optimizer steps'),
   'no ranges': (lambda: frozen_ranges({}), 'holds no range'),
   'a range of nothing': (lambda: frozen_ranges({'a': (np.inf, -np.inf)}), 'no activation of a was seen'),
   'a range too few': (lambda: trained(frozen_ranges({'a': (0, 1)}), 0), 'no range for b'),

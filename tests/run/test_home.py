@@ -16,7 +16,7 @@ import jaxlite as jl
 import unoptimized
 from jaxlite.host.files import write_text
 from jaxlite.run import home, loop, records, workdir
-from jaxlite.run.spills import taken_up
+from jaxlite.run.spills import in_memory, taken_up
 from jaxlite.run.workdir import WorkdirError
 from loops import X, evidence, leaves, points, run
 
@@ -56,7 +56,7 @@ def acting(monkeypatch, **acts):
   monkeypatch.setattr(loop.datasets, 'batch_at', batch_at)
 
 
-def killed_while_away(outer, away, monkeypatch):
+def killed_while_away(outer, away, monkeypatch, **kwargs):
   """A run whose folder is moved away at step 5, and that ends as a fault would at step 11."""
 
   def ends():
@@ -65,7 +65,7 @@ def killed_while_away(outer, away, monkeypatch):
   with monkeypatch.context() as patch:
     acting(patch, at_5=lambda: outer.rename(away), at_11=ends)
     with pytest.raises(MemoryError):
-      run(outer / 'run', **STEPS)
+      run(outer / 'run', **STEPS, **kwargs)
 
 
 @pytest.mark.parametrize('back', [9, pytest.param(12, marks=pytest.mark.slow)], ids=['in the run', 'at its end'])
@@ -93,6 +93,16 @@ def test_a_folder_that_goes_and_comes_back_holds_the_run_as_if_it_had_stayed(bac
   assert len(lines) == 2 + (back == 12), said
   assert result.metrics == straight[2]
   assert len(list((outer / 'run' / 'tensorboard').iterdir())) == 1
+
+
+@pytest.mark.skipif(not in_memory(Path('/dev/shm')), reason='no folder of this system is known to lie in memory')
+def test_a_spill_in_memory_is_told(tmp_path, monkeypatch):
+  assert not in_memory(Path('/'))
+  said = []
+  with tempfile.TemporaryDirectory(dir='/dev/shm') as memory, monkeypatch.context() as patch:
+    patch.setattr(tempfile, 'tempdir', memory)
+    killed_while_away(tmp_path / 'mount', tmp_path / 'elsewhere', patch, say=said.append)
+  assert any('lies in memory (tmpfs)' in line and 'lost when this machine stops' in line for line in said), said
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -118,6 +119,18 @@ def test_other_versions_are_a_note_and_the_program_is_recorded_anew(tmp_path, mo
     assert any('other versions (optax' in line and 'recorded anew' in line for line in said)
     with pytest.raises(ValueError, match=r'another program: .*-0\.0199'):
       run(tmp_path, at(0.01), steps=6)
+
+
+@pytest.mark.parametrize('flag, value', [('jax_enable_x64', True), ('jax_default_prng_impl', 'rbg')])
+def test_a_flag_of_jax_that_was_turned_is_named(finished, flag, value):
+  folder, _ = finished
+  before = getattr(jax.config, flag)
+  jax.config.update(flag, value)
+  try:
+    with pytest.raises(ValueError, match=f"{flag} was {before}, now {value}: set JAX's flags as they were"):
+      run(folder, at(0.01), model=mlp(8), steps=16)
+  finally:
+    jax.config.update(flag, before)
 
 
 PROGRAM = """
