@@ -40,8 +40,8 @@ class Operation(NamedTuple):
     sides: of a contraction, as `work.Work` says.
     dtype: of what it reads first.
     looped: it stands in a loop.
-    branch: 'dear' for what only the dearest side of a branch does, 'cheap' for what only others do, which is not in the
-      sums; '' else.
+    branch: 'dear' and 'cheapest' for what only these sides of a branch do, 'between' for what only others do; '' else.
+      What is done on the dearest sides is in the sums.
     out: entries of its result.
     strided: bytes that are laid out anew, against the order in which they lie: what that costs beside passing over
       them is not in `bytes`.
@@ -79,13 +79,18 @@ class Cost(NamedTuple):
   @property
   def counted(self) -> tuple[Operation, ...]:
     """All operations, of a branch its dearest side."""
-    return tuple(one for one in self.operations if one.branch != 'cheap')
+    return tuple(one for one in self.operations if one.branch in ('', 'dear'))
 
   @property
   def usual(self) -> tuple[Operation, ...]:
     """What time is told of: of a branch by a counter its cheapest side, as a schedule takes at most steps; of one by
     data each side as often as the others."""
     return tuple(one._replace(times=one.times * one.share, share=1.0) for one in self.operations if one.share)
+
+  @property
+  def least(self) -> tuple[Operation, ...]:
+    """All operations, of a branch its cheapest side."""
+    return tuple(one for one in self.operations if one.branch in ('', 'cheapest'))
 
   @property
   def flops(self) -> float:
@@ -127,6 +132,7 @@ NOT_COUNTED = (
 )
 
 _RARELY = 'of a branch, '
+_FILLS = ('broadcast_in_dim', 'full', 'iota')
 _PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
 
 
@@ -275,13 +281,25 @@ def _of_bodies(
     sides = []
     for jaxpr, plan in zip(bodies, plans, strict=True):
       lines = {}
-      sides.append((inside(jaxpr, plan, place, flags[1:], lines), lines))
+      sides.append((inside(jaxpr, plan, place, flags[1:], lines) + _filled(jaxpr, place), lines))
     return _of_branches(sides, flags[0], said)
   if name == 'custom_linear_solve':  # of its four programs this one runs
     return inside(eqn.params['jaxprs'].solve, None, place, (), said)
   if name not in walk.CALLS:
     said[f'the body of {name} counts once'] = None
   return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, place, (), said)]
+
+
+def _filled(jaxpr: Any, place: _Place) -> list[Operation]:
+  """What a side writes for the others: zeros in the place of gradients, and of what these keep for them."""
+  bare, _ = walk.opened(jaxpr)
+  made = {var: eqn.primitive.name for eqn in bare.eqns for var in eqn.outvars}
+  filled = [var for var in bare.outvars if not hasattr(var, 'val') and made.get(var) in _FILLS]
+  size = sum(nbytes(var.aval) for var in filled)
+  if not size:
+    return []
+  entries = sum(map(_entries, filled))
+  return [Operation('movement', 'fill', '', 0.0, 0.0, size, 0.0, place.times, (), '', place.looped, '', entries)]
 
 
 def _heard(found: list[Operation], lines: dict[str, None], said: dict[str, None]) -> list[Operation]:
@@ -303,13 +321,16 @@ def _of_branches(
     share = float(place == len(sides) - 1) if by_counter else 1 / len(sides)
     # On a side that a schedule takes now and then a line says little of a run's time.
     said |= lines if share else {f'{_RARELY}{line.removeprefix(_RARELY)}': None for line in lines}
-    marks = {'': 'cheap' if place else 'dear', 'dear': 'cheap' if place else 'dear', 'cheap': 'cheap'}
-    found += [one._replace(branch=marks[one.branch], share=share * one.share) for one in operations]
+    mark = 'dear' if place == 0 else 'cheapest' if place == len(sides) - 1 else 'between'
+    found += [
+      one._replace(branch=mark if one.branch in ('', mark) else 'between', share=share * one.share)
+      for one in operations
+    ]
   return found
 
 
 def _weight(side: Sequence[Operation]) -> tuple[float, float]:
-  counted = [one for one in side if one.branch != 'cheap']
+  counted = [one for one in side if one.branch in ('', 'dear')]
   return sum(one.flops * one.times for one in counted), sum(one.bytes * one.times for one in counted)
 
 
