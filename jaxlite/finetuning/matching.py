@@ -314,11 +314,11 @@ def _told(
       for path in other
     ]
     parts.append(f'{len(other)} of another shape: {_some(shapes)}')
-    if turned:
-      order = '(0, 1)' if tuple(theirs[turned[0]]) == tuple(target.leaves[turned[0]].shape) else '(1, 0)'
-      fixes.append(f"transforms={{'{turned[0]}': {order}}} where it lies the other way")
     if layout:
       fixes.append(f'layout={layout!r}, by which more of them fit')
+    if turned:
+      order = '(0, 1)' if tuple(theirs[turned[0]]) == tuple(target.leaves[turned[0]].shape) else '(1, 0)'
+      fixes.append(f"transforms={{'{turned[0]}': {order}}} where it alone lies the other way")
     fixes.append("head='new' where it is the head" if not kept else 'new= for what starts anew')
   hard = [f'{path} ({why})' for path, why in problems.items() if why != 'shape']
   if hard:

@@ -53,6 +53,7 @@ class Choice(NamedTuple):
     train: a rule on leaves that learn as they are; () is none.
     adapted: (matrix, rank) -> what is learned beside a leaf.
     kept: (kind, group, rule) of the leaves in few bits; None is none.
+    fit: whether a rank above a matrix's smaller side is lowered to it.
   """
 
   name: str
@@ -62,6 +63,7 @@ class Choice(NamedTuple):
   train: Any
   adapted: Callable[[Matrix, int], Adapted]
   kept: tuple[str, int | None, trees.Rule] | None
+  fit: bool = False
 
   def of(self, params: Params, layouts: Mapping[str, LeafLayout | None], seen: Seen) -> tuple[LowRank, frozenset[str]]:
     """Returns what is done with the leaves, and which are frozen; `seen` asks a program for routes."""
@@ -81,6 +83,8 @@ class Choice(NamedTuple):
     }
     ranks = {path: rank for path, rank in found.items() if rank is not None}
     matrices = {path: self._matrix(path, leaves[path], layouts.get(path)) for path in ranks}
+    if self.fit:
+      ranks = {path: min(rank, *matrices[path].sizes[1:]) for path, rank in ranks.items()}
     self._check_ranks(matrices, ranks)
     items = [(path, self.adapted(matrix, ranks[path])) for path, matrix in matrices.items()]
     if not items:
@@ -129,7 +133,8 @@ class Choice(NamedTuple):
     raise ValueError(
       f'{self.name}: the rank of a matrix is at most its smaller side; {path!r} has {rows} rows and {columns} columns, '
       f'rank is {ranks[path]}{f", and {len(sides) - 1} more are too small" if len(sides) > 1 else ""}: give '
-      f'{"them ranks of their" if len(sides) > 1 else "it a rank of its"} own, rules={{{rules}}}, or None'
+      f'{"them ranks of their" if len(sides) > 1 else "it a rank of its"} own, rules={{{rules}}}, or None, or say '
+      'fit=True'
     )
 
   def _matrix(self, path: str, leaf: Any, layout: LeafLayout | None) -> Matrix:

@@ -315,8 +315,9 @@ def test_every_weight_that_is_too_small_is_told_at_once_with_its_rule():
   said = r"'a' has 8 rows and 3 columns, rank is 4, and 1 more are too small.*rules=\{'\^a\$': 3, '\^b\$': 3\}"
   with pytest.raises(ValueError, match=said):
     lora(4).model(model).init(KEY, X)
-  params, _ = lora(4, rules={'^a$': 3, '^b$': 3}).model(model).init(KEY, X)
-  assert {leaf: own['a'].shape[1] for leaf, own in params['jl.lora'].items()} == {'a': 3, 'b': 3, 'c': 4}
+  for hook in (lora(4, rules={'^a$': 3, '^b$': 3}), lora(4, fit=True)):
+    params, _ = hook.model(model).init(KEY, X)
+    assert {leaf: own['a'].shape[1] for leaf, own in params['jl.lora'].items()} == {'a': 3, 'b': 3, 'c': 4}
 
 
 @pytest.mark.parametrize('hook', [lora, dora])
