@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,11 @@ def sizes(eqn: Any) -> dict[str, int]:
   """Returns the axes that a `shard_map` makes manual, and how many shards lie along each."""
   known = dict(eqn.params['mesh'].shape)
   return {axis: known[axis] for axis in sorted(eqn.params['newly_manual_axes'], key=str)}
+
+
+def devices(eqn: Any) -> int:
+  """Returns how many devices do what stands in a `shard_map`, each on a part of its own."""
+  return math.prod(sizes(eqn).values())
 
 
 def cut_over(eqn: Any) -> list[frozenset[str]]:

@@ -59,7 +59,7 @@ def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> He
       pool[key] -= 1
       placed.add(value)
       aliased += flow.values[value].bytes
-  total = sum(flow.values[value].bytes for value in outputs)
+  total = sum(flow.values[value].bytes for value in flow.outputs if value >= 0)  # each has its own, equal ones too
   peak, at = _peak(flow, outside={*flow.inputs, *outputs}, platform=platform)
   arguments = sum(flow.values[value].bytes for value in flow.inputs)
   values = tuple(sorted((flow.values[value] for value in at), key=lambda value: -value.bytes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +21,13 @@ from jaxlite.planning import calibration, speed
 from jaxlite.planning.branches import BY_DATA
 from jaxlite.planning.calibration import Outcome
 from jaxlite.planning.cost import Cost, cost
+from jaxlite.planning.elapsed import EIGHTY, elapsed
 from jaxlite.planning.job import Job
 from jaxlite.step import multi_step
 
-EIGHTY = 1.2816  # standard deviations of a normal: 80 of 100 lie within
 # Standard deviations of log(actual / forecast), where this machine has not taught better.
 SPREADS = {'compile': 0.3, 'step': 0.35, 'evaluation': 0.4, 'checkpoint': 0.7, 'input': 0.7, 'rest': 0.5, 'total': 0.3}
-_CROWDED = 0.6  # by which a step is less sure where others take all of the machine
+_LEARNED = 2.0  # outcomes of this machine that say as much of others on it as nothing being known
 _EVALUATION = 0.2  # by which an evaluation is less sure than a step
 _FIRST = 3.0  # seconds from the start of a process to its first step, beside compiling: data, the first state
 _BEFORE = 1.5  # of them, those that are over when a run tells its forecast
@@ -104,7 +104,7 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   free = free_cores() if crowd is None else crowd
   step, eval_ = costs(job)
   in_c = job.rewrites and _has_kernels()
-  of_step, of_batch = (speed.spent(one.usual, rates, cores, kernels=in_c) for one in (step, eval_))
+  of_step, of_batch = (elapsed(one, rates, free, in_c) for one in (step, eval_))
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
   read = job.decoding / max(1.0, min(cores, free))  # an example, by all cores: decoding takes them from the step
@@ -116,30 +116,32 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   programs = (step, eval_, step) if several else (step, eval_)
   raw = {
     'compile': _slower(rates, cores) * compiling(*programs) * max(_COMPILING_AT_ONCE, 1 / free),
-    'step': _wall(of_step, 0.0 if several else rates.dispatch, free) + moved + taken + sent / min(1.0, free),
-    'evaluation': batches(job.splits.validation) * (_wall(of_batch, 2 * rates.dispatch, free) + 2e-4)
+    'step': of_step.wall + (0.0 if several else rates.dispatch) + moved + taken + sent / min(1.0, free),
+    'evaluation': batches(job.splits.validation) * (of_batch.wall + 2 * rates.dispatch + 2e-4)
     + job.splits.validation * read
     + 1e-3,
     'checkpoint': _writing(job),
     'input': moved + taken,
   }
-  raw['rest'] = _FIRST + _REPORT + batches(job.splits.test) * _wall(of_batch, rates.dispatch, free)
+  raw['rest'] = _FIRST + _REPORT + batches(job.splits.test) * (of_batch.wall + rates.dispatch)
   raw['rest'] += job.splits.test * read
   said = [line for line in step.said if not line.startswith('of a branch') or line == BY_DATA]
+  said += of_step.said
   said += [f'of evaluation: {line}' for line in eval_.said if line not in step.said]
-  dear = speed.spent(step.counted, rates, cores, kernels=in_c).wall / max(of_step.wall, 1e-12)
-  if dear > 1.05 and BY_DATA not in step.said:
-    said.append(f'a step that does what is due now and then takes {dear:.1f} times as long: it is told as any other')
+  if of_step.at_most > 1.05 and BY_DATA not in step.said:
+    said.append(
+      f'a step that does what is due now and then takes {of_step.at_most:.1f} times as long: it is told as any other'
+    )
   if free < 0.7 * cores:
     why = 'its quota is' if usable_cores().usable < 1.1 * free else 'others leave'
     said.append(f'{why} about {free:.1f} of {cores} cores, and times are told for that')
   if job.compile_cache:
     said.append('compiling is told for programs that are not in the compile cache yet')
   said += rates.warnings
-  wide = math.hypot(speed.spread(step.usual, rates, cores, in_c), _CROWDED * (1 - min(1.0, free / cores)))
-  spreads = {'step': wide, 'evaluation': math.hypot(wide, _EVALUATION)}
+  spreads = {'step': of_step.spread, 'evaluation': math.hypot(of_step.spread, _EVALUATION)}
+  others = {'step': (of_step.fewer, of_step.more), 'evaluation': (of_batch.fewer, of_batch.more)}
   features = features_of(step, rates, cores)
-  return _whole(job, raw, 'cost', spreads, of_step.processor + sent, features, tuple(said), among)
+  return _whole(job, raw, 'cost', spreads, of_step.processor + sent, features, tuple(said), among, others)
 
 
 def begun(found: Durations, spent: float) -> Durations:
@@ -159,8 +161,7 @@ def costs(job: Job) -> tuple[Cost, Cost]:
   """The cost of a step, and of evaluating one batch."""
   on_cpu = jax.default_backend() == 'cpu'
   step, same = job.train.programs.jaxpr(job.abstract, job.batch)
-  size = len(jax.tree.leaves(job.batch)[0])
-  if size != job.evaluation:
+  if len(job.batch['weight']) != job.evaluation:
 
     def resized(leaf: Any) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct((job.evaluation, *leaf.shape[1:]), leaf.dtype)
@@ -174,10 +175,6 @@ def _has_kernels() -> bool:
   from jaxlite.cpu.kernels import direct, onednn
 
   return not (onednn.missing() and direct.missing())
-
-
-def _wall(of: speed.Spent, dispatch: float, free: float) -> float:
-  return max(of.wall, of.processor / free) + dispatch
 
 
 def _slower(rates: Rates, cores: int) -> float:
@@ -262,17 +259,25 @@ def _whole(
   features: Mapping[str, float],
   said: tuple[str, ...],
   among: Any,
+  others: Mapping[str, tuple[float, float]] | None = None,
 ) -> Durations:
-  """Puts a forecast together: what was learned of each part, their sum, and what was learned of that."""
+  """Puts a forecast together: what was learned of each part, their sum, and what was learned of that.
+
+  `others`: by how much, as a logarithm, a part is less where others leave the machine, and more where others come. What
+  this machine's own runs came to holds that already.
+  """
   counts = counts_of(job)
   among = calibration.outcomes() if among is None else among
   parts: dict[str, Duration] = {}
   wide: dict[str, float] = {}
+  aside: dict[str, tuple[float, ...]] = {}
   for name, seconds in raw.items():
     asked = {'features': features, 'spread': spreads.get(name, SPREADS[name]), 'among': among}
     learned = calibration.correction(f'time/{name}', basis, **asked)
     wide[name] = max(learned.spread, spreads.get(name, 0.0) if basis == 'probe' else 0.0)
-    parts[name] = _around(seconds * learned.factor, wide[name])
+    known = _LEARNED / (_LEARNED + learned.count)
+    aside[name] = tuple(known * one for one in (others or {}).get(name, (0.0, 0.0)))
+    parts[name] = around(seconds * learned.factor, wide[name], aside[name])
   weigh = {'compile': 1, 'step': counts['step'], 'evaluation': counts['evaluation'], 'checkpoint': counts['checkpoint']}
   sums = {name: weigh.get(name, 1) * one.seconds for name, one in parts.items() if name != 'input'}
   whole = sum(sums.values())
@@ -280,7 +285,12 @@ def _whole(
   apart = math.sqrt(sum((sums[name] * wide[name]) ** 2 for name in sums)) / whole
   asked = {'features': features, 'spread': apart, 'among': among}
   learned = calibration.correction('time/total', basis, **asked)
-  total = _around(whole * learned.factor, learned.spread)
+  # Where others go, or come, they do of all parts at once.
+  less, more = (sum(sums[name] * math.exp(sign * aside[name][at]) for name in sums) for at, sign in ((0, -1), (1, 1)))
+  known = _LEARNED / (_LEARNED + learned.count)
+  total = around(
+    whole * learned.factor, learned.spread, (known * math.log(whole / less), known * math.log(more / whole))
+  )
   return Durations(
     **{name: parts[name] for name in ('compile', 'step', 'evaluation', 'checkpoint', 'input', 'rest')},
     **{'total': total, 'basis': basis, 'counts': counts, 'said': said, 'processor': processor},
@@ -288,9 +298,19 @@ def _whole(
   )
 
 
-def _around(seconds: float, spread: float) -> Duration:
-  wide = math.exp(EIGHTY * spread)
-  return Duration(seconds, seconds / wide, seconds * wide)
+def around(seconds: float, spread: float, others: Sequence[float] = (0.0, 0.0)) -> Duration:
+  """Returns some seconds with their interval, wider by what others on the machine may change.
+
+  Args:
+    seconds: the middle.
+    spread: the standard deviation of their logarithm.
+    others: the logarithms by which they are less where others go, and more where others come.
+
+  >>> around(2.0, 0.0, (0.0, 0.0))
+  Duration(seconds=2.0, low=2.0, high=2.0)
+  """
+  low, high = (math.exp(math.hypot(EIGHTY * spread, one)) for one in others)
+  return Duration(seconds, seconds / low, seconds * high)
 
 
 def outcomes(found: Durations, actual: Mapping[str, float], run: str = '') -> list[Outcome]:

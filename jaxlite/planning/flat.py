@@ -107,7 +107,7 @@ def _open(bare: Any, given: Sequence[int], plan: Plan | None, book: _Book, copie
     plans = plan.inner.get(index, ()) if plan is not None else ()
     body = eqn.params.get(walk.CALLS[name]) if name in walk.CALLS else None
     if body is not None and len(walk.opened(body)[0].invars) == len(reads):
-      times = copies * (_devices(eqn) if name == 'shard_map' else 1)
+      times = copies * (sharding.devices(eqn) if name == 'shard_map' else 1)
       inside = scope
       if book.recomputes and eqn.params.get('differentiated') and eqn.params.get('prevent_cse'):
         book.scopes += 1
@@ -124,13 +124,6 @@ def _open(bare: Any, given: Sequence[int], plan: Plan | None, book: _Book, copie
           book.seen[key] = writes
     env.update(zip(eqn.outvars, writes, strict=True))
   return [number(atom) for atom in bare.outvars]
-
-
-def _devices(eqn: Any) -> int:
-  total = 1
-  for size in sharding.sizes(eqn).values():
-    total *= size
-  return total
 
 
 def _key(eqn: Any, reads: tuple[int, ...], copies: int, scope: int) -> Hashable | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlite.graph import walk
+from jaxlite.graph import sharding, walk
 
 
 def words(text: str) -> frozenset[str]:
@@ -40,8 +40,8 @@ class Value(NamedTuple):
   """An array of the program.
 
   Attributes:
-    bytes: that it takes.
-    shape, dtype: of it.
+    bytes: that it takes; where devices have one each, all of these.
+    shape, dtype: of it, on one of them.
   """
 
   bytes: int
@@ -108,12 +108,16 @@ class _Opening:
     self.ops: list[Op] = []
     self.seen: dict[Any, tuple[int, ...]] = {}
     self.equations = 0
+    self.copies = 1  # of what is walked now, one on each of so many devices
+
+  def size(self, aval: Any) -> int:
+    return self.copies * size_of(aval)
 
   def value(self, aval: Any) -> int:
-    found = self.kinds.get(aval)
+    found = self.kinds.get((aval, self.copies))
     if found is None:
-      found = Value(size_of(aval), tuple(getattr(aval, 'shape', ())), str(getattr(aval, 'dtype', '')))
-      self.kinds[aval] = found
+      found = Value(self.size(aval), tuple(getattr(aval, 'shape', ())), str(getattr(aval, 'dtype', '')))
+      self.kinds[aval, self.copies] = found
     self.values.append(found)
     return len(self.values) - 1
 
@@ -144,10 +148,13 @@ class _Opening:
     if name in walk.CALLS and eqn.params.get('name') not in _CALLS:
       bodies = walk.bodies(eqn)
       body = eqn.params[walk.CALLS[name]] if walk.CALLS[name] in eqn.params else bodies[0]
-      return self.open(body, reads)
+      copies, self.copies = self.copies, self.copies * (sharding.devices(eqn) if name == 'shard_map' else 1)
+      found = self.open(body, reads)
+      self.copies = copies
+      return found
     if name in _SAME and len(eqn.outvars) == len(eqn.invars):
       same = [
-        read if read >= 0 and self.values[read].bytes == size_of(var.aval) else self.value(var.aval)
+        read if read >= 0 and self.values[read].bytes == self.size(var.aval) else self.value(var.aval)
         for var, read in zip(eqn.outvars, reads, strict=True)
       ]
       return same
@@ -188,7 +195,7 @@ class _Opening:
       except Exception:  # a parameter that can neither be hashed nor written
         return None
     avals = tuple(walk.form(var.aval) for var in eqn.outvars)
-    return (label, tuple(reads), literals, tuple(parameters), avals)
+    return (label, tuple(reads), literals, tuple(parameters), avals, self.copies)
 
 
 def opened(jaxpr: Any, platform: str = 'cpu') -> Flow:

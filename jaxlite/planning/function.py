@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxlite.host.machine import cores
+from jaxlite.graph import sharding, walk
+from jaxlite.host.crowd import free_cores
 from jaxlite.host.rates import Rates
-from jaxlite.planning import speed
+from jaxlite.planning.branches import SCHEDULED
 from jaxlite.planning.buffers import held
-from jaxlite.planning.cost import cost
-from jaxlite.planning.duration import EIGHTY, Duration
-from jaxlite.planning.plan import between, mib
+from jaxlite.planning.cost import NOT_COUNTED, cost
+from jaxlite.planning.duration import Duration, around
+from jaxlite.planning.elapsed import elapsed
+from jaxlite.planning.flow import size_of
+from jaxlite.planning.plan import between, mib, spoken
 
 _SHOWN = 8  # layers or kinds of work, the dearest
 
@@ -22,14 +25,19 @@ _SHOWN = 8  # layers or kinds of work, the dearest
 class Call(NamedTuple):
   """What one call of a function takes. The process around it, the data and what else is alive are not in it.
 
+  Where it runs on several devices, all figures are of all of them together.
+
   Attributes:
     flops: floating-point operations, a multiply-add counted as two.
     bytes: read and written.
-    arguments, outputs, temporaries: bytes; of the outputs those that do not take a donated argument's place.
+    arguments: bytes; with arrays that the function does not take but closes over.
+    outputs, temporaries: bytes; of the outputs those that do not take a donated argument's place.
     work: FLOPs and bytes by kind of work, the dearest first.
-    time: seconds, with the interval that holds 80 of 100; None where this machine was not measured.
-    basis: 'traced', or 'compiled' where XLA has told the temporaries.
+    time: seconds, with the interval that holds 80 of 100, for as busy as the machine is now; None where it was
+      not measured. Where `said` has something that is not counted, it takes longer.
+    basis: 'traced', or 'compiled' where XLA has told arguments, outputs and temporaries.
     said: what was assumed or could not be counted.
+    devices: that it runs on.
   """
 
   flops: float
@@ -41,6 +49,7 @@ class Call(NamedTuple):
   time: Duration | None
   basis: str
   said: tuple[str, ...]
+  devices: int = 1
 
   @property
   def peak(self) -> int:
@@ -54,7 +63,9 @@ class Call(NamedTuple):
       f'  arguments {mib(self.arguments)}, results {mib(self.outputs)}, temporaries {mib(self.temporaries)}',
     ]
     if self.time is not None:
-      lines.append(f'  about {between(self.time)} a call on this machine')
+      least = any(line.startswith(NOT_COUNTED) for line in self.said)
+      about = f'at least {spoken(self.time.low)}' if least else f'about {between(self.time)}'
+      lines.append(f'  {about} a call on this machine')
     for name, (flops, size) in list(self.work.items())[:_SHOWN]:
       lines.append(f'  {name}: {_count(flops)}FLOP, {mib(size)}')
     return '\n'.join([*lines, *(f'  not known: {line}' for line in self.said)])
@@ -71,36 +82,90 @@ def call(
   """Returns what one call of a function takes; nothing is run.
 
   Args:
-    function: of arrays, jitted or not.
+    function: of arrays, jitted or not: what is static or donated in a jitted one is so here.
     args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
     rates: of this machine; None tells no time.
     donated: positions of the arguments whose memory the results may take, as `jax.jit` takes them.
-    compiled: asks XLA for the temporaries; it compiles the function for that.
+    compiled: asks XLA for the memory; it compiles the function for that.
 
   >>> found = call(lambda w, x: jax.nn.relu(x @ w), (jax.numpy.ones((8, 4)), jax.numpy.ones((2, 8))))
   >>> found.flops >= 2 * 2 * 8 * 4, found.arguments
   (True, 192)
   """
-  leaves = [jax.tree.leaves(one) for one in args]
-  starts = [sum(map(len, leaves[:place])) for place in range(len(leaves))]
-  given = [index for place in donated for index in range(starts[place], starts[place] + len(leaves[place]))]
-  on_cpu = jax.default_backend() == 'cpu'
-  jaxpr = jax.make_jaxpr(function)(*args)
-  work = cost(jaxpr, recomputes=not on_cpu)
+  jitted = hasattr(function, 'trace') and not donated
+  kept = tuple(place + len(args) if place < 0 else place for place in donated)  # JAX passes over those below 0
+  traced = (function if jitted else jax.jit(function, donate_argnums=kept)).trace(*args)  # type: ignore[attr-defined]
+  jaxpr, leaves = traced.jaxpr, jax.tree.leaves(traced.args_info, is_leaf=lambda one: hasattr(one, 'donated'))
+  given = [index for index, leaf in enumerate(leaves) if leaf.donated]
+  work = cost(jaxpr, recomputes=jax.default_backend() != 'cpu')
   takes = held(jaxpr, given, jax.default_backend())
-  arguments, outputs, temporaries = takes.arguments, takes.outputs - takes.aliased, takes.temporaries
+  constants = _constants(jaxpr)
+  arguments, outputs, temporaries = takes.arguments + constants, takes.outputs - takes.aliased, takes.temporaries
+  devices = max([_devices_of(leaf) for leaf in jax.tree.leaves(args)] + [_meshed(jaxpr)])
+  if jitted and jax.device_count() > 1:
+    with contextlib.suppress(Exception):  # static arguments: then only the compiled program tells
+      devices = max(devices, _meshed(jax.make_jaxpr(function)(*args)))  # a trace of its own does not say where it runs
+  said = list(work.said)
   if compiled:
-    program = jax.jit(function, donate_argnums=tuple(donated)).lower(*args).compile()
+    program = traced.lower().compile()
     told = program.memory_analysis()
-    arguments, temporaries = told.argument_size_in_bytes, told.temp_size_in_bytes
-    outputs = told.output_size_in_bytes - told.alias_size_in_bytes
+    if told is None:
+      said.append('XLA tells no memory of this program: what is told is from its trace')
+      compiled = False
+    else:
+      devices = max([_devices_of(one) for one in jax.tree.leaves(program.input_shardings)] + [devices])
+      arguments, temporaries = devices * told.argument_size_in_bytes, devices * told.temp_size_in_bytes
+      outputs = devices * (told.output_size_in_bytes - told.alias_size_in_bytes)
+  if constants:
+    said.append(
+      f'{mib(constants)} of arrays that the function closes over are counted with its arguments'
+      if not compiled
+      else f'{mib(constants)} of arrays that the function closes over lie in the program, beside what XLA tells'
+    )
+  if devices > 1:
+    said.append(f'figures are of all {devices} devices together')
   time = None
   if rates is not None:
-    seconds = speed.spent(work.usual, rates, cores(), kernels=False).wall + rates.dispatch
-    wide = math.exp(EIGHTY * speed.spread(work.usual, rates, cores(), kernels=False))
-    time = Duration(seconds, seconds / wide, seconds * wide)
+    found = elapsed(work, rates, free_cores(), kernels=False)
+    said += found.said
+    if SCHEDULED in work.said and found.at_most > 1:
+      said.append(f'where a counter picks the dearest side of each branch it takes {found.at_most:.1f} times as long')
+    if devices > 1 and jax.default_backend() != 'cpu':
+      said.append('time is told as if one device did all of it')
+    time = around(found.wall + rates.dispatch, found.spread, (found.fewer, found.more))
   basis = 'compiled' if compiled else 'traced'
-  return Call(work.flops, work.bytes, arguments, outputs, temporaries, work.by('kind'), time, basis, tuple(work.said))
+  return Call(
+    work.flops, work.bytes, arguments, outputs, temporaries, work.by('kind'), time, basis, tuple(said), devices
+  )
+
+
+def _constants(jaxpr: Any) -> int:
+  """Bytes of arrays that a program holds beside its arguments, each once; numbers and small tables are its own text."""
+  found: dict[int, Any] = {}
+  todo = [jaxpr]
+  while todo:
+    bare, consts = walk.opened(todo.pop())
+    literals = [atom.val for eqn in bare.eqns for atom in eqn.invars if hasattr(atom, 'val')]
+    found |= {id(one): one for one in (*consts, *literals) if getattr(one, 'ndim', 0)}
+    todo += [body for eqn in bare.eqns for body in walk.bodies(eqn)]
+  return sum(size_of(one) for one in found.values())
+
+
+def _devices_of(one: Any) -> int:
+  """How many devices an array, or a sharding, lies on; 1 where it does not say."""
+  placed = getattr(one, 'sharding', one)
+  return int(getattr(placed, 'num_devices', 1) or 1)
+
+
+def _meshed(jaxpr: Any) -> int:
+  """The most devices that a part of a program asks for."""
+  found = [1]
+  for eqn in walk.equations(jaxpr):
+    if eqn.primitive.name == 'shard_map':
+      found.append(sharding.devices(eqn))
+    placed = eqn.params.get('in_shardings', ())
+    found += [_devices_of(one) for one in (placed if isinstance(placed, tuple) else ())]
+  return max(found)
 
 
 def _count(number: float) -> str:

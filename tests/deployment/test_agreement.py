@@ -14,6 +14,7 @@ from jaxlite import models
 from jaxlite.deployment import agreement, formats
 from jaxlite.deployment.c.file import write_c
 from jaxlite.deployment.integers.conversion import quantized
+from jaxlite.deployment.running.program import program
 from jaxlite.deployment.subject import of_network
 from jaxlite.deployment.trying import tried, wanted_of
 
@@ -74,6 +75,30 @@ def test_what_computes_floats_between_integers_keeps_a_tolerance():
   graph = quantized(lower(jl.quantize(apply, ranges=spans), w, INPUTS))
   assert not agreement.in_integers(graph)
   assert agreement.share_of(graph) == agreement.SHARE
+
+
+@pytest.mark.unoptimized(False)
+@pytest.mark.parametrize('what', ['sum', 'norm'])
+def test_floats_between_integers_are_those_of_fake_quantization_compiled(what):
+  """A product that leaves a sum of integers is rounded before a float is added to it, in both programs."""
+  draw = np.random.default_rng(2)
+  params = {'w': draw.normal(size=(6, 32)), 'places': draw.normal(size=(16, 32)), 'out': draw.normal(size=(32, 4))}
+  params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+  def apply(p, x):
+    h = x @ p['w'] + p['places']
+    if what == 'sum':
+      return h
+    h = (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-6)
+    return jax.nn.gelu(h) @ p['out']
+
+  inputs = draw.normal(size=(64, 16, 6)).astype(np.float32)
+  model = jl.from_function(apply, params)
+  network = jl.ptq(jl.Network(model, *model.init(jax.random.key(0), inputs)), [inputs], every=True)
+  known = network.params, network.model_state
+  fake = jax.jit(lambda known, x: network.model.apply(*known, x, train=False, key=None)[0])
+  graph = quantized(of_network(network, examples=inputs).graph)
+  np.testing.assert_array_equal(jax.jit(program(graph))(inputs), fake(known, inputs))
 
 
 @pytest.mark.slow

@@ -1,5 +1,10 @@
 """Laws of the plan of one call: counted as by hand, held at least as much as goes in and out, near what XLA holds."""
 
+import math
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +13,8 @@ import pytest
 
 import jaxlite as jl
 from jaxlite.host.rates import Rates
+from jaxlite.planning import elapsed, speed
+from jaxlite.planning.cost import cost
 from jaxlite.planning.function import call
 
 ONE = {'float32': 1e11, 'bfloat16': 1e11, 'int8': 1e11}
@@ -77,3 +84,91 @@ def test_a_function_goes_with_its_arguments_alone(given):
 def test_a_config_goes_without_arguments():
   with pytest.raises(TypeError, match='args= and donated= go with a function; got Config'):
     jl.plan(jl.Config(name='x'), args=(1,))
+
+
+def test_what_a_function_closes_over_is_held_too():
+  large = np.ones((256, 256), np.float32)
+  table = jnp.asarray(large)
+  inside = lambda x: jax.lax.scan(lambda c, _: (c @ table, None), x, length=3)[0]  # noqa: E731
+  given = lambda w, x: jax.lax.scan(lambda c, _: (c @ w, None), x, length=3)[0]  # noqa: E731
+  found, other = call(inside, (large[:8],)), call(given, (large, large[:8]))
+  assert found.arguments == other.arguments
+  assert any('closes over' in line for line in found.said)
+  assert not any('closes over' in line for line in other.said)
+
+
+def test_what_a_jitted_function_is_given_to_keep_is_known_and_what_is_static_too():
+  kept = jax.jit(lambda scale, x: x * scale, donate_argnums=1, static_argnums=0)
+  for compiled in (False, True):
+    assert call(kept, (3, np.ones((64, 64), np.float32)), compiled=compiled).outputs == 0
+  assert call(jax.jit(lambda x: x * 2), (np.ones(4),), donated=(-1,)).outputs == 0
+
+
+def test_equal_results_are_two_arrays():
+  twice = lambda x: (x + 1, 1 + x)  # noqa: E731
+  args = (np.ones((512, 512), np.float32),)
+  found, exact = (call(twice, args, compiled=one) for one in (False, True))
+  assert found.outputs == 2 * 4 * 512 * 512 <= exact.outputs < found.outputs + 1024
+
+
+ON_FOUR = """
+import jax, jax.numpy as jnp, numpy as np
+from jaxlite.planning.function import call
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ('d',))
+P = jax.sharding.PartitionSpec
+cut = jax.sharding.NamedSharding(mesh, P('d'))
+body = lambda x: jnp.tanh(x @ x.T) @ x
+shards = jax.shard_map(body, mesh=mesh, in_specs=P('d'), out_specs=P('d'))
+x = jax.ShapeDtypeStruct((1024, 64), 'float32')
+placed = jax.ShapeDtypeStruct((1024, 64), 'float32', sharding=cut)
+wide = lambda x: jnp.tanh(x @ jnp.ones((64, 512))) @ jnp.ones((512, 64))
+one = call(body, (jax.ShapeDtypeStruct((256, 64), 'float32'),))
+for fn, arg in ((shards, x), (wide, placed), (jax.jit(wide, in_shardings=cut), x)):
+  told, exact = call(fn, (arg,)), call(fn, (arg,), compiled=True)
+  assert told.devices == exact.devices == 4, (told, exact)
+  assert told.arguments == exact.arguments == 4 * 1024 * 64
+  assert told.outputs == exact.outputs
+  assert exact.temporaries <= told.temporaries <= 2.1 * exact.temporaries, (told, exact)
+  assert any('all 4 devices' in line for line in told.said)
+  if fn is shards:
+    assert told.flops == 4 * one.flops and told.temporaries == 4 * one.temporaries
+"""
+
+
+def test_of_several_devices_all_are_told_together():
+  environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'}
+  done = subprocess.run([sys.executable, '-c', ON_FOUR], env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_takes_longer_than_is_told_says_at_least():
+  endless = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)  # noqa: E731
+  square = np.ones((64, 64), np.float32)
+  assert 'at least' in str(call(endless, (square,), RATES))
+  assert 'at least' not in str(call(lambda x: x @ x, (square,), RATES))
+
+
+def test_what_is_multiplied_in_a_type_of_no_known_rate_is_said_and_wide_floats_take_longer():
+  product = lambda x: x @ x  # noqa: E731
+  shape = (256, 256)
+  took = lambda dtype: speed.spent(cost(jax.make_jaxpr(product)(jax.ShapeDtypeStruct(shape, dtype))).usual, RATES, 1)  # noqa: E731
+  assert took('complex64').wall > 4 * took('float32').wall  # four products of real numbers
+  assert any('int32' in line for line in call(product, (np.ones(shape, np.int32),), RATES).said)
+  assert not call(product, (np.ones(shape, np.float32),), RATES).said
+
+
+def test_others_widen_the_interval_to_the_side_on_which_they_change_it(monkeypatch):
+  monkeypatch.setattr(elapsed.machine, 'cores', lambda: 4)
+  shared = lambda x: x @ x  # noqa: E731
+  alone = lambda x: jax.lax.fori_loop(0, 999, lambda _, x: x + 1, x)  # noqa: E731
+  rates = RATES._replace(one_core=RATES._replace(products={'float32': 2.5e10}))
+  found = {}
+  for name, fn, size in (('shared', shared, 2048), ('alone', alone, 8)):
+    work = cost(jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((size, size), 'float32')))
+    found[name] = [elapsed.elapsed(work, rates, free, False) for free in (4.0, 2.0, 1.0)]
+  quiet, busy, busier = found['shared']
+  assert quiet.wall < busy.wall < busier.wall
+  assert quiet.fewer == 0 < busy.fewer < busier.fewer
+  assert all(math.exp(one.more) == pytest.approx(2, rel=0.1) for one in found['shared'])
+  assert all(one.fewer == one.more == 0 for one in found['alone'][:2])  # it has a core for itself either way
+  assert found['alone'][0].wall == found['alone'][2].wall

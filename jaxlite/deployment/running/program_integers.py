@@ -20,6 +20,7 @@ from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.running import program_rules
 
 _EXACT = 2**24  # whole numbers up to here are float32s
+_MOST = np.float32(np.finfo(np.float32).max)
 
 
 def leaves(
@@ -37,7 +38,7 @@ def leaves(
   """
   real = total.astype(jnp.float32) * jnp.asarray(factor, jnp.float32)
   if y_scale is None:
-    return real
+    return jnp.maximum(real, -_MOST)  # the same number, which XLA contracts with no sum that follows, as fake's is not
   return jnp.clip(jnp.rint(real) + np.float32(y_zero_point), low, high).astype(jnp.int8)
 
 
