@@ -1,7 +1,8 @@
 """What was predicted and what happened on this machine, kept, and what is learned from it.
 
-One file for each machine (processor, cores, jaxlib) in the user's cache: a line for each forecast and what came of it.
-A line is added in one write; what is damaged, or not understood, is passed over; old lines go when the file grows.
+One file for each machine (processor, cores, jaxlib, accelerator) in the user's cache: a line for each forecast and what
+came of it. A line is added in one write; what is damaged, or not understood, is passed over; old lines go when the
+file grows.
 """
 
 from __future__ import annotations
@@ -64,9 +65,12 @@ def place(folder: Path | None = None) -> Path:
   >>> place(Path('kept')).suffix
   '.jsonl'
   """
+  import jax
   import jaxlib
 
-  words = (machine.machine().get('processor', ''), machine.cores(), jaxlib.__version__)
+  words: tuple[Any, ...] = (machine.machine().get('processor', ''), machine.cores(), jaxlib.__version__)
+  if jax.default_backend() != 'cpu':  # runs there teach nothing of those on the processor beside it
+    words += (jax.devices()[0].device_kind,)
   name = hashlib.sha256(repr(words).encode()).hexdigest()[:16]
   return (files.user_cache() / 'forecasts' if folder is None else folder) / f'{name}.jsonl'
 

@@ -40,8 +40,8 @@ class Operation(NamedTuple):
     sides: of a contraction, as `work.Work` says.
     dtype: of what it reads first.
     looped: it stands in a loop.
-    branch: 'dear' for what only the dearest side of a branch does, 'cheap' for what only others do, which is not in the
-      sums; '' else.
+    branch: 'dear' and 'cheapest' for what only these sides of a branch do, 'between' for what only others do; '' else.
+      What is done on the dearest sides is in the sums.
     out: entries of its result.
     strided: bytes that are laid out anew, against the order in which they lie: what that costs beside passing over
       them is not in `bytes`.
@@ -79,13 +79,18 @@ class Cost(NamedTuple):
   @property
   def counted(self) -> tuple[Operation, ...]:
     """All operations, of a branch its dearest side."""
-    return tuple(one for one in self.operations if one.branch != 'cheap')
+    return tuple(one for one in self.operations if one.branch in ('', 'dear'))
 
   @property
   def usual(self) -> tuple[Operation, ...]:
     """What time is told of: of a branch by a counter its cheapest side, as a schedule takes at most steps; of one by
     data each side as often as the others."""
     return tuple(one._replace(times=one.times * one.share, share=1.0) for one in self.operations if one.share)
+
+  @property
+  def least(self) -> tuple[Operation, ...]:
+    """All operations, of a branch its cheapest side."""
+    return tuple(one for one in self.operations if one.branch in ('', 'cheapest'))
 
   @property
   def flops(self) -> float:
@@ -118,9 +123,16 @@ class Cost(NamedTuple):
 
 # How a program's line begins that is dearer than its cost says: what runs there is not counted, or only once.
 UNKNOWN_LENGTH = 'a while loop whose length is not known counts once'
-NOT_COUNTED = ('a while loop whose length', 'products of ', 'a network that was loaded', 'a call back to Python', 'the body of')
+NOT_COUNTED = (
+  'a while loop whose length',
+  'products of ',
+  'a network that was loaded',
+  'a call back to Python',
+  'the body of',
+)
 
 _RARELY = 'of a branch, '
+_FILLS = ('broadcast_in_dim', 'full', 'iota')
 _PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
 
 
@@ -269,13 +281,25 @@ def _of_bodies(
     sides = []
     for jaxpr, plan in zip(bodies, plans, strict=True):
       lines = {}
-      sides.append((inside(jaxpr, plan, place, flags[1:], lines), lines))
+      sides.append((inside(jaxpr, plan, place, flags[1:], lines) + _filled(jaxpr, place), lines))
     return _of_branches(sides, flags[0], said)
   if name == 'custom_linear_solve':  # of its four programs this one runs
     return inside(eqn.params['jaxprs'].solve, None, place, (), said)
   if name not in walk.CALLS:
     said[f'the body of {name} counts once'] = None
   return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, place, (), said)]
+
+
+def _filled(jaxpr: Any, place: _Place) -> list[Operation]:
+  """What a side writes for the others: zeros in the place of gradients, and of what these keep for them."""
+  bare, _ = walk.opened(jaxpr)
+  made = {var: eqn.primitive.name for eqn in bare.eqns for var in eqn.outvars}
+  filled = [var for var in bare.outvars if not hasattr(var, 'val') and made.get(var) in _FILLS]
+  size = sum(nbytes(var.aval) for var in filled)
+  if not size:
+    return []
+  entries = sum(map(_entries, filled))
+  return [Operation('movement', 'fill', '', 0.0, 0.0, size, 0.0, place.times, (), '', place.looped, '', entries)]
 
 
 def _heard(found: list[Operation], lines: dict[str, None], said: dict[str, None]) -> list[Operation]:
@@ -297,13 +321,16 @@ def _of_branches(
     share = float(place == len(sides) - 1) if by_counter else 1 / len(sides)
     # On a side that a schedule takes now and then a line says little of a run's time.
     said |= lines if share else {f'{_RARELY}{line.removeprefix(_RARELY)}': None for line in lines}
-    marks = {'': 'cheap' if place else 'dear', 'dear': 'cheap' if place else 'dear', 'cheap': 'cheap'}
-    found += [one._replace(branch=marks[one.branch], share=share * one.share) for one in operations]
+    mark = 'dear' if place == 0 else 'cheapest' if place == len(sides) - 1 else 'between'
+    found += [
+      one._replace(branch=mark if one.branch in ('', mark) else 'between', share=share * one.share)
+      for one in operations
+    ]
   return found
 
 
 def _weight(side: Sequence[Operation]) -> tuple[float, float]:
-  counted = [one for one in side if one.branch != 'cheap']
+  counted = [one for one in side if one.branch in ('', 'dear')]
   return sum(one.flops * one.times for one in counted), sum(one.bytes * one.times for one in counted)
 
 
@@ -318,68 +345,6 @@ def _slices(eqn: Any, place: _Place) -> list[Operation]:
   return [
     Operation('movement', 'scan', '', 0.0, 0.0, size, 0.0, place.times, (), '', True, '', size / 4),
   ]
-
-
-def _trips(node: Node, body: Flat) -> float | None:
-  """How often a while loop runs, where it counts from a number to a number in equal steps; else None."""
-  eqn = node.eqn
-  cond, inner = (walk.opened(eqn.params[one])[0] for one in ('cond_jaxpr', 'body_jaxpr'))
-  before, fixed = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
-  if len(cond.eqns) != 1 or cond.eqns[0].primitive.name not in ('lt', 'le', 'gt', 'ge', 'ne'):
-    return None
-  if cond.outvars[0] is not cond.eqns[0].outvars[0]:
-    return None
-
-  def known(atom: Any) -> tuple[float | None, int | None]:
-    """(its number, where in the carry it stands)."""
-    if hasattr(atom, 'val'):
-      return float(atom.val), None
-    at = cond.invars.index(atom)
-    given = node.reads[at] if at < before else node.reads[at + fixed]
-    value = body.literals.get(given)
-    place = None if at < before else at - before
-    same = place is not None and inner.outvars[place] is inner.invars[fixed + place]
-    return (float(value) if value is not None else None), None if same else place
-
-  (low, mine), (high, other) = (known(atom) for atom in cond.eqns[0].invars)
-  if low is None or high is None or (mine is None) == (other is None):
-    return None
-  at = mine if mine is not None else other
-  made = [one for one in inner.eqns if one.outvars[0] is inner.outvars[at]]
-  if not made or made[0].primitive.name not in ('add', 'sub'):
-    return None
-  sides = made[0].invars
-  moving = [i for i, atom in enumerate(sides) if atom is inner.invars[fixed + at]]  # type: ignore[operator]
-  by = [float(atom.val) for atom in sides if hasattr(atom, 'val')]
-  if len(moving) != 1 or len(by) != 1 or not by[0] or (made[0].primitive.name == 'sub' and moving[0] != 0):
-    return None
-  pace = by[0] if made[0].primitive.name == 'add' else -by[0]
-  start, end = (low, high) if mine is not None else (high, low)
-  kind = cond.eqns[0].primitive.name
-  kind = kind if mine is not None else {'lt': 'gt', 'le': 'ge', 'gt': 'lt', 'ge': 'le', 'ne': 'ne'}[kind]
-  return _count(kind, start, end, pace)
-
-
-def _is_conditional(eqn: Any) -> bool:
-  """Whether a while loop asks a value of its carry that its first turn makes False: `alike.once` writes them so."""
-  cond, body = (walk.opened(eqn.params[one])[0] for one in ('cond_jaxpr', 'body_jaxpr'))
-  carried = cond.invars[eqn.params['cond_nconsts'] :]
-  if cond.eqns or cond.outvars[0] not in carried:
-    return False
-  after = body.outvars[carried.index(cond.outvars[0])]
-  return hasattr(after, 'val') and not after.val
-
-
-def _count(kind: str, start: float, end: float, pace: float) -> float | None:
-  gap = (end - start) / pace
-  going = {'lt': start < end, 'le': start <= end, 'gt': start > end, 'ge': start >= end, 'ne': start != end}[kind]
-  if not going:
-    return 0.0
-  if gap < 0 or ((kind in ('lt', 'le')) != (pace > 0) and kind != 'ne'):
-    return None
-  if kind in ('le', 'ge'):
-    return float(int(gap) + 1)
-  return float(-(-gap // 1)) if kind != 'ne' or gap == int(gap) else None
 
 
 def equations(cost: Cost) -> Mapping[str, int]:

@@ -161,8 +161,7 @@ def costs(job: Job) -> tuple[Cost, Cost]:
   """The cost of a step, and of evaluating one batch."""
   on_cpu = jax.default_backend() == 'cpu'
   step, same = job.train.programs.jaxpr(job.abstract, job.batch)
-  size = len(jax.tree.leaves(job.batch)[0])
-  if size != job.evaluation:
+  if len(job.batch['weight']) != job.evaluation:
 
     def resized(leaf: Any) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct((job.evaluation, *leaf.shape[1:]), leaf.dtype)

@@ -35,7 +35,8 @@ class Elapsed(NamedTuple):
     wall: on the clock, as busy as the machine is now.
     processor: of all cores together; of a device, its own.
     spread: the standard deviation of the logarithm of `wall` on a machine that stays as it is.
-    fewer, more: logarithms, by which it is less where others go, and more where as many come again.
+    fewer, more: logarithms, by which it is less where others go and data pick cheap sides, and more where as many come
+      again and data pick dear ones.
     at_most: times as long as `wall`, where every branch takes its dearest side.
     said: what was assumed, a line each.
   """
@@ -66,13 +67,15 @@ def elapsed(work: Cost, rates: Rates, free: float, kernels: bool = True) -> Elap
   told = max(wall(free), 1e-12)
   at_most = max(1.0, max(dear.wall, dear.processor / free) / told)
   spread = speed.spread(work.usual, rates, cores, kernels)
-  if BY_DATA in work.said:
-    spread = math.hypot(spread, math.log(at_most) / EIGHTY)
   said = _said(work)
   if not on_cpu:
     spread, said = math.hypot(spread, _NOWHERE_FITTED), (*said, ON_A_DEVICE)
   fewer = math.log(told / max(wall(cores), 1e-12))
   more = math.log(max(wall(free / _MORE), 1e-12) / told) if on_cpu else 0.0
+  if BY_DATA in work.said:
+    least = speed.spent(work.least, rates, cores, kernels=kernels)
+    least_wall = max(least.wall, least.processor / free, 1e-12)
+    fewer, more = math.hypot(fewer, max(0.0, math.log(told / least_wall))), math.hypot(more, math.log(at_most))
   return Elapsed(told, usual.processor, spread, max(0.0, fewer), max(0.0, more), at_most, said)
 
 

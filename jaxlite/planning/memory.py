@@ -12,8 +12,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxlite.host import allocator
 from jaxlite.host.machine import available
 from jaxlite.planning import calibration, memory_table, programs
@@ -147,26 +145,6 @@ def device(program: Any) -> dict[str, int]:
     'code': found.generated_code_size_in_bytes,
   }
   return {**told, 'peak': sum(told.values())}
-
-
-def levers(job: Job) -> dict[str, int]:
-  """Returns by how much the peak falls by what changes no result: compiling elsewhere, evaluating in small batches.
-
-  Args:
-    job: the run, in the process that would run it.
-
-  Returns:
-    'compiled in a child process': by programs that another process put into the compile cache before; 'evaluation as
-    training': by evaluation in batches of training's size; 'both'.
-  """
-  seen, found = process(), []
-  smaller = job._replace(evaluation=min(job.evaluation, len(jax.tree.leaves(job.batch)[0])))
-  for one in (job, smaller):
-    held = sizes(programs.traced(one))
-    found += [forecast(held, seen, 'traced', cache).peak for cache in ('cold', 'warm')]
-  first, warm, small, both = found
-  saved = {'compiled in a child process': warm, 'evaluation as training': small, 'both': both}
-  return {name: max(0, first - peak) for name, peak in saved.items()}
 
 
 def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) -> Memory:

@@ -162,6 +162,14 @@ def _pool_gradient() -> str:
   return f'{times:.0f} times slower than the same by a reshape' if times > 3 else ''
 
 
+def _sum_over_wide_rows() -> str:
+  """The gradient of the bias of a layer of many units: rows are summed in strides where they are long."""
+  x = np.ones((32, 30_000), np.float32)
+  summed, multiplied = jax.jit(lambda x: x.sum(0)), jax.jit(lambda x: jnp.ones((1, len(x)), x.dtype) @ x)
+  times = _quickest(lambda: summed(x)) / _quickest(lambda: multiplied(x))
+  return f'{times:.0f} times slower than a product with ones' if times > 3 else ''
+
+
 def _remat() -> str:
   weights, x = np.ones((4, 64, 64), np.float32), np.ones((1024, 64), np.float32)
 
@@ -224,6 +232,10 @@ PROBES = (
   Probe(
     'slow', 'the gradient of max pooling', _pool_gradient,
     'pool by a reshape and a maximum, as jaxlite does where it rewrites programs', 'XLA:CPU',
+  ),
+  Probe(
+    'slow', 'a sum over rows of 30,000 numbers (the gradient of a bias)', _sum_over_wide_rows,
+    'leave out the bias of so wide a layer, or sum by a product with ones', 'XLA:CPU',
   ),
   Probe(
     'memory', '`jax.checkpoint` around each of several layers written out', _remat,

@@ -43,6 +43,9 @@ _LIKE = {
   'ragged products': 'batched products',
   'gradients of pools apart': 'gradients of pools',
   'windows': 'gradients of pools',
+  'gathers': 'rows',
+  'scatters': 'rows',
+  'sums over wide rows': 'reductions',
   'movement': 'elementwise',
   'transposes': 'elementwise',
 }

@@ -27,6 +27,8 @@ _STREAMS = 4  # cores that memory serves at their full speed
 _NARROW = 16  # columns, or channels, below which kernels leave units of the processor idle
 _TINY = 5e4  # FLOPs of one of many products at which it takes twice as long as at the rate of small ones
 _WIDE = {'float64': 0.5, 'complex64': 0.7, 'complex128': 0.3}  # of the FLOP/s of float32, on a CPU
+# Numbers in a row from which XLA for CPU sums rows in strides, and seconds that each of their entries then takes.
+_WIDE_ROW, _STRIDE = 16_384, 5e-9
 KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
 _CALL, _CALLED = 3e-5, 2e7  # processor seconds of calling a kernel in C, and the FLOPs from which a product is one
 
@@ -46,12 +48,14 @@ FACTORS: dict[str, float] = {
   'elementwise': 3.9,
   'transcendental': 1.35,
   'reductions': 1.3,
+  'sums over wide rows': 1.0,
   'gradients of pools': 0.07,
   'gradients of pools apart': 0.47,
   'windows': 1.1,
   'movement': 2.6,
   'transposes': 12.0,
-  'rows': 2.5,
+  'gathers': 4.0,
+  'scatters': 1.4,
   'sorting': 1.0,
   'random': 0.6,
   'linear algebra': 1.0,
@@ -201,15 +205,17 @@ def group_of(one: Operation) -> str:
     if 'scatter' in one.primitive or 'window' in one.primitive:
       apart = one.sides[1:] == (1,)
       return f'gradients of pools{" apart" * apart}' if 'scatter' in one.primitive else 'windows'
-    return 'reductions'
+    return 'sums over wide rows' if one.sides and one.sides[0] > _WIDE_ROW else 'reductions'
   if one.strided:
     return 'transposes'
   if one.kind == 'movement':
     for name in ('sort', 'top_k'):
       if name in one.primitive:
         return 'sorting'
-    if one.primitive.startswith('scatter') or one.primitive == 'gather':
-      return 'rows'
+    if one.primitive.startswith('scatter'):
+      return 'scatters'
+    if one.primitive == 'gather':
+      return 'gathers'
   return one.kind
 
 
@@ -219,6 +225,8 @@ def _is_shared(one: Operation) -> bool:
     return True
   if one.kind == 'small products':
     return one.flops > 1e6
+  if group_of(one) == 'sums over wide rows':
+    return False
   return one.bytes + one.strided > _THREADED
 
 
@@ -258,8 +266,10 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
     return one.bytes / rates.more.get('reductions', rates.elementwise) + one.transcendentals / rates.transcendental
   if group.startswith('gradients of pools'):
     return one.out / rates.more.get('pool_gradient', rates.elementwise / 64)
-  if group == 'rows':
-    return one.bytes / (768 * rates.more['scatter']) if 'scatter' in rates.more else one.bytes / rates.elementwise
+  if group == 'sums over wide rows':
+    return one.sides[1] * _STRIDE
+  if group == 'scatters' and 'scatter' in rates.more:
+    return one.bytes / (768 * rates.more['scatter'])
   if group == 'sorting':
     return 1_200 * one.flops / rates.elementwise  # a comparison waits for the one before
   return one.transcendentals / rates.transcendental + one.flops / rates.elementwise

@@ -33,7 +33,8 @@ class Work(NamedTuple):
     transcendentals: exponentials, logarithms, roots, sines and their like; they are no FLOPs.
     padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
     sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels, places of its window,
-      1 where channels lie apart and else 0); of a sliding window (places, 1 or 0 likewise).
+      1 where channels lie apart and else 0); of a sliding window (places, 1 or 0 likewise); of another reduction (how
+      many results lie side by side, entries).
     fused: it is computed where its result is read.
     known: what it computes is known; else its bytes alone count.
   """
@@ -139,7 +140,7 @@ def work_of(eqn: Any) -> Work:
     return Work('movement', 0.0, fused=True)
   if name in _REDUCTIONS:
     whole = max(taken - out, 0.0)
-    return Work('reductions', whole * (2 if name.startswith('arg') else 1), padded=whole)
+    return Work('reductions', whole * (2 if name.startswith('arg') else 1), padded=whole, sides=(_row(eqn), int(taken)))
   if name in _CUMULATIVE:
     return Work('reductions', max(taken - 1, 0.0) * max(1.0, math.log2(max(2.0, _along(eqn)))))
   if name in _WINDOWS:
@@ -243,6 +244,13 @@ def _kernel(eqn: Any) -> Work:
     sides = (groups, batch * math.prod(parts[6]), inputs // groups * places, outputs, places, 0)
     return Work('depthwise' if groups == inputs > 1 else 'convolutions', flops, 0.0, flops, sides)
   return Work('movement', known=False)
+
+
+def _row(eqn: Any) -> int:
+  """How many results lie side by side where rows are summed; 0 where what is summed lies side by side itself."""
+  shape, axes = eqn.invars[0].aval.shape, eqn.params.get('axes', eqn.params.get('dimensions', ()))
+  last = max(axes, default=-1)
+  return math.prod(shape[last + 1 :]) if last + 1 < len(shape) else 0
 
 
 def _solved(eqn: Any) -> float:

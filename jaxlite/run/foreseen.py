@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxlite.errors import ConfigError, one_line
 from jaxlite.host import limits as machine_limits
+from jaxlite.host.accelerators import Accelerator, accelerators
 from jaxlite.host.crowd import Clocks, clocks, free_cores
 from jaxlite.host.machine import cores, forget_peak, resident, status
 from jaxlite.host.rates import known_rates
@@ -105,6 +106,8 @@ def foreseen(
       of `job.rewrites` whether they run by such forms.
   """
   here, unknown = machine_limits.limits(), []
+  if jax.default_backend() != 'cpu':
+    unknown.append("whether it fits the device's own memory: that is told once the step is compiled")
   needs = verdict = times = None
   try:
     seen = seen or process()
@@ -127,7 +130,7 @@ def foreseen(
       unknown.append('time: this machine is not measured yet (--mode=plan does it)')
     else:
       # As many examples at once as in training: the cost of that program is known, and goes with the examples.
-      same = job._replace(evaluation=len(job.batch['labels']))
+      same = job._replace(evaluation=len(job.batch['weight']))
       times = duration.forecast(same, known, crowd=free_cores(since=since))
   except Exception as error:
     unknown.append(f'time ({_short(error)})')
@@ -204,6 +207,8 @@ def bettered(began: Start, program: Any, setup: Setup, again: Callable[..., Any]
     ConfigError: it would be killed, and `machine.force` does not ask for it all the same.
   """
   before = began.plan.memory
+  if program is not None and jax.default_backend() != 'cpu':
+    say(device_line(program, accelerators()))
   if program is None or before is None or before.sizes is None:
     return began
   try:
@@ -221,6 +226,21 @@ def bettered(began: Start, program: Any, setup: Setup, again: Callable[..., Any]
   if word != was or (verdict is not None and verdict.dies):
     refuse(plan, setup, again, say)
   return began._replace(better=better)
+
+
+def device_line(program: Any, found: Sequence[Accelerator]) -> str:
+  """Returns in a line what a compiled step takes of a device's own memory, by the compiler, and of how much.
+
+  Args:
+    program: a `jax.stages.Compiled`.
+    found: the accelerators of this machine.
+  """
+  needs = memory.device(program)['peak']
+  known = [one.memory for one in found if one.used_by_jax and one.memory]
+  line = f"the compiled step takes {mib(needs)} of each device's memory, by the compiler's own figures"
+  if not known:
+    return f'{line}; how much there is is not told'
+  return f'{line}, of {mib(min(known))}{": warning: that is more than there is" if needs > min(known) else ""}'
 
 
 def refuse(plan: Plan, setup: Setup, again: Callable[..., Any], say: Say) -> None:

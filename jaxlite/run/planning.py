@@ -17,12 +17,13 @@ from jaxlite.deployment import run_id
 from jaxlite.finetuning.head import HEAD
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import limits as machine_limits
+from jaxlite.host.crowd import free_cores
 from jaxlite.host.files import expanded
 from jaxlite.host.machine import resident
 from jaxlite.host.rates import known_rates
 from jaxlite.optim import accumulate
 from jaxlite.planning import duration, memory
-from jaxlite.planning.cost import cost
+from jaxlite.planning.cost import Cost, cost
 from jaxlite.planning.edits import ROUNDING, Edit, edited, forms
 from jaxlite.planning.elsewhere import Run, machine_in, table
 from jaxlite.planning.function import Call, call
@@ -218,13 +219,14 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
   """
   setup = prepare(placed(config, folder), folder)
   here, found = machine_limits.limits(), []
+  free = free_cores()  # looked at once: forms are compared as if others did the same beside each
   whole = foreseen(job_of(setup), config.name, print)
   offered = forms(config, job_of(setup))
   if any(_PARTS in edit.fields and edit.result == ROUNDING for edit in offered) and not parts_agree(setup):
     offered = [edit for edit in offered if _PARTS not in edit.fields]
   for edit in offered:
     with contextlib.suppress(ValueError):  # what cannot be built is no form
-      found.append(_forecast(setup, edit, here))
+      found.append(_forecast(setup, edit, here, free))
   word = whole.verdict.word if whole.verdict else ''
   return {'line': whole.line(), 'word': word, 'keeps': config.machine.keep_memory, 'forms': found}
 
@@ -266,6 +268,7 @@ def elsewhere(job: Job, found: Plan, asked: str) -> Plan:
   run = Run(
     flops=step.flops,
     bytes=step.bytes,
+    precision=_precision(step),
     step=times.step.seconds,
     steps=job.total,
     input=times.input.seconds,
@@ -277,7 +280,18 @@ def elsewhere(job: Job, found: Plan, asked: str) -> Plan:
   return found._replace(elsewhere=tuple(one.line() for one in table(run, known, tuple(machines))))
 
 
-def _forecast(setup: Setup, edit: Edit, here: Any) -> dict[str, Any]:
+def _precision(step: Cost) -> str:
+  """What most of a step's products are computed in, of the precisions that machines have rates of."""
+  by: dict[str, float] = {'float32': 0.0}
+  for one in step.counted:
+    if one.kind in ('products', 'small products', 'convolutions', 'depthwise') and one.dtype in ('bfloat16', 'int8'):
+      by[one.dtype] = by.get(one.dtype, 0.0) + one.flops * one.times
+    else:
+      by['float32'] += one.flops * one.times
+  return max(by, key=lambda name: by[name])
+
+
+def _forecast(setup: Setup, edit: Edit, here: Any, free: float) -> dict[str, Any]:
   changed = reformed(setup, edited(setup.config, edit.fields)) if edit.fields else setup
   job, known = job_of(changed), known_rates()
   told: dict[str, Any] = {'name': edit.name, 'fields': edit.fields, 'result': edit.result}
@@ -289,6 +303,6 @@ def _forecast(setup: Setup, edit: Edit, here: Any) -> dict[str, Any]:
       told |= {'upper': verdict.upper, 'limit': verdict.limit, 'word': verdict.word, 'dies': verdict.dies}
   with contextlib.suppress(Exception):
     if known is not None:
-      times = duration.forecast(job, known)
+      times = duration.forecast(job, known, crowd=free)
       told |= {'step': times.step.seconds, 'total': times.total.seconds}
   return told

@@ -123,3 +123,11 @@ def test_learning_shrinks_the_error_of_forecasts_to_come():
     after.append(abs(math.log(ratio / learned.factor)))
     seen.append(outcome(ratio))
   assert np.mean(after[5:]) < 0.4 * np.mean(before[5:])
+
+
+def test_runs_on_an_accelerator_teach_nothing_of_those_on_the_processor_beside_it(tmp_path, monkeypatch):
+  import jax
+
+  here = place(tmp_path)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert place(tmp_path) != here

@@ -437,3 +437,23 @@ def test_kernels_of_our_own_are_counted_by_their_descriptions():
 def test_equations_to_compile_are_counted_once():
   loop = lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, length=50)[0]  # noqa: E731
   assert equations(cost_of(loop, f32(8, 8))) == {'small products': 1}
+
+
+def test_a_side_that_gives_zeros_for_what_it_does_not_compute_writes_them():
+  """The gradient of a branch: the untaken side's weights get zeros, and what it would have kept is filled too."""
+  dear, cheap = (lambda w, x: jnp.tanh(x @ w).sum()), (lambda w, x: x.sum())
+  fn = lambda w, x: jax.lax.cond(x[0, 0] > 0, dear, cheap, w, x)  # noqa: E731
+  least = cost_of(jax.grad(fn), f32(8, 512), f32(64, 8)).least
+  filled = sum(one.bytes for one in least if one.primitive == 'fill')
+  assert filled >= 4 * 8 * 512  # the weights' gradient
+
+
+def test_the_least_the_usual_and_the_most_are_in_order():
+  options = [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x, lambda x: x @ x @ x @ x]
+  inner = lambda x: jax.lax.switch((x[0, 0] * 3).astype(int), options, x)  # noqa: E731
+  fn = lambda x: jax.lax.cond(x.sum() > 0, lambda x: inner(x) @ x, inner, x)  # noqa: E731
+  found = cost_of(fn, f32(8, 8))
+  product = 2 * 8**3
+  assert product_flops(found.least) == 0
+  assert product_flops(found.counted) == 4 * product
+  assert product_flops(found.usual) == pytest.approx(product * (0.5 * (1 + 1.5) + 0.5 * 1.5))

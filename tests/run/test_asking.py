@@ -9,14 +9,17 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxlite as jl
+from jaxlite.host.accelerators import Accelerator
 from jaxlite.host.limits import Limits
 from jaxlite.host.rates import Rates
+from jaxlite.planning import elapsed
 from jaxlite.report.result import Result, to_json
-from jaxlite.run import affordable, checking
+from jaxlite.run import affordable, checking, foreseen
 
 pytestmark = pytest.mark.unoptimized
 
@@ -237,3 +240,26 @@ def test_the_main_job_is_planned_before_its_teacher_is_trained_and_a_doubt_is_to
   doubts = re.findall('^  not known: .*', out, re.MULTILINE)
   assert 0 < len(doubts) == len(set(doubts))
   assert not list(tmp_path.iterdir())
+
+
+def test_of_a_device_with_memory_of_its_own_the_compiled_step_is_told_against_it():
+  program = jax.jit(lambda x: jnp.tanh(x @ x)).lower(jnp.ones((512, 512))).compile()
+  gpu = lambda memory: Accelerator('gpu', 'a GPU', memory, None)  # noqa: E731
+  told = {memory: foreseen.device_line(program, [gpu(memory)]) for memory in (1 << 30, 1 << 20, None)}
+  assert all('the compiled step takes 2.0 MiB' in line for line in told.values()), told
+  assert [('warning' in line) for line in told.values()] == [False, True, False]
+  assert 'not told' in told[None]
+
+
+def test_a_forecast_for_an_accelerator_says_what_nobody_has_measured(monkeypatch):
+  rates = {'float32': 1e11}
+  monkeypatch.setattr(foreseen, 'known_rates', lambda: Rates(rates, rates, rates, 1e10, 1e10, 1e10, 1e9, 1e-5))
+  config = jl.Config(name='x', train=jl.Duration(steps=5))
+  data = np.zeros((400, 8), np.float32), np.arange(400) % 2
+  here = jl.plan(config, data=data)
+  monkeypatch.setattr(foreseen.jax, 'default_backend', lambda: 'gpu')
+  there = jl.plan(config, data=data)
+  own = "the device's own memory"
+  assert [any(own in line for line in found.unknown) for found in (here, there)] == [False, True]
+  assert [elapsed.ON_A_DEVICE in found.durations.said for found in (here, there)] == [False, True]
+  assert there.durations.step.high > 2 * there.durations.step.seconds
