@@ -39,6 +39,7 @@ flags.DEFINE_string('data', '/usr/share/datasets/fashion-mnist', 'folder of the 
 flags.DEFINE_string('keep', '', 'a folder where a killed run goes on')
 flags.DEFINE_float('minutes', float('inf'), 'after which it ends, with --keep: the same command goes on')
 flags.DEFINE_string('openvino_python', '', 'the interpreter that has OpenVINO')
+flags.DEFINE_bool('openvino_floats', False, 'with OpenVINO, leave out its low-precision transformation')
 flags.DEFINE_string('out', '', 'a file that gets the table as JSON too')
 
 _AT_ONCE = 500
@@ -169,6 +170,7 @@ def agreement(
   keep: Path | None = None,
   until: float = float('inf'),
   python: str = '',
+  floats: bool = False,
 ) -> dict | None:
   """Returns one row: what differs, of how many; None where the time was over.
 
@@ -207,7 +209,7 @@ def agreement(
         row[each] = row.get(each, 0) + count
   ours = np.concatenate(answers)
   row['right'] = int((ours.argmax(-1) == labels).sum())
-  return row | _runtimes(one.graph, test, ours.argmax(-1)) | openvino(one.graph, test, labels, ours, python)
+  return row | _runtimes(one.graph, test, ours.argmax(-1)) | openvino(one.graph, test, labels, ours, python, floats)
 
 
 def _apart(
@@ -220,9 +222,18 @@ def _apart(
     few = images[start : start + most]
     ran = c_check.run(source, graph, {graph.inputs[0]: few}, command, look=len(few))
     for index, seen in enumerate(ran.seen):
-      yield sum(
-        int((seen[one].reshape(-1) != values[one][start + index].reshape(-1)).sum()) for one in whole if one in seen
-      )
+      mine = {name: _of_one(graph, name, values[name], start + index) for name in whole if name in seen}
+      yield sum(int((seen[name].reshape(-1) != array.reshape(-1)).sum()) for name, array in mine.items())
+
+
+def _of_one(graph: Any, name: str, array: np.ndarray, index: int) -> np.ndarray:
+  """What a value of all images holds for one: some rows of the axis that grows with them, whichever it is."""
+  from jaxlite.deployment.operations import Batch
+
+  for axis, size in enumerate(graph.values[name].shape):
+    if isinstance(size, Batch):
+      return array.take(range(index * size.times, (index + 1) * size.times), axis)
+  return array
 
 
 def _runtimes(graph: Any, test: np.ndarray, best: np.ndarray) -> dict[str, int]:
@@ -244,7 +255,9 @@ def _runtimes(graph: Any, test: np.ndarray, best: np.ndarray) -> dict[str, int]:
   return found
 
 
-def openvino(graph: Any, test: np.ndarray, labels: np.ndarray, ours: np.ndarray, python: str) -> dict[str, Any]:
+def openvino(
+  graph: Any, test: np.ndarray, labels: np.ndarray, ours: np.ndarray, python: str, floats: bool = False
+) -> dict[str, Any]:
   """How many images OpenVINO names another class of, how many it names rightly, and how many steps it is away.
 
   Args:
@@ -253,6 +266,7 @@ def openvino(graph: Any, test: np.ndarray, labels: np.ndarray, ours: np.ndarray,
     labels: of them.
     ours: the answers of compiled JAX.
     python: the interpreter that has it, '' for none.
+    floats: whether it leaves out its low-precision transformation.
   """
   from jaxlite.deployment.agreement import step_of
   from jaxlite.deployment.onnx.file import onnx_bytes
@@ -264,7 +278,8 @@ def openvino(graph: Any, test: np.ndarray, labels: np.ndarray, ours: np.ndarray,
     file.write_bytes(onnx_bytes(graph))
     np.save(given, test)
     worker = Path(__file__).with_name('openvino_answers.py')
-    subprocess.run([python, str(worker), str(file), str(given), str(to)], check=True)
+    how = ['floats'] if floats else []
+    subprocess.run([python, str(worker), str(file), str(given), str(to), *how], check=True)
     answers = np.load(to)
   steps = np.abs(answers - ours).max(-1) / step_of(graph, graph.outputs[0])
   return {
@@ -320,7 +335,7 @@ def main(_: list[str]) -> None:
   for name in FLAGS.networks:
     kept = keep and keep / f'{name}.npz'
     judge = functools.partial(Judge, networks()[name](), train, FLAGS.levels, FLAGS.eager, kept)
-    row = agreement(name, judge, *test, keep, _BEGAN + 60 * FLAGS.minutes, FLAGS.openvino_python)
+    row = agreement(name, judge, *test, keep, _BEGAN + 60 * FLAGS.minutes, FLAGS.openvino_python, FLAGS.openvino_floats)
     if row is None:
       print(f'{name}: {FLAGS.minutes:g} minutes are over; the same command goes on')
       return

@@ -2,6 +2,14 @@
 
 What jaxlite itself runs (pack, C, JAX) follows one rule for integers and is held to equality. Runtimes of others round
 ties their own way and may put a scale elsewhere, so of theirs the largest output counts.
+
+That is promised where nothing but integers stands between input and outputs (`in_integers`). Norms, softmax and GELU
+are floats between integers. Given its operands each integer is the rule's there too, but from end to end nobody can
+promise it: a compiler sums in an order of its own and contracts a product with a sum, a library has an exp of its own,
+and a last bit just beside half a step turns one rounding, which later layers carry on. There the first outputs may lie
+`STEPS` steps apart, and the largest output has to be the same for `SHARE` of the examples. Every product that leaves a
+sum of integers is rounded before a float meets it, in fake quantization and here, so that XLA compiles both alike: how
+often the two still differ under jit is measured in `experiments/README.md`.
 """
 
 from __future__ import annotations

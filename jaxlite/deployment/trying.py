@@ -26,6 +26,7 @@ _ROUNDED = 0.01  # of the outputs' spread: how far answers lie apart on average 
 _FIRST = 8  # examples of which the integers are compared with their rules, in NumPy
 _FEW_STEPS = 15  # of a grid, as 4 bits have them
 _AT_ONCE = 256  # examples that are computed at once
+_NARROW = {'onnx': 'ONNX Runtime', 'litert': 'LiteRT'}
 _OURS = ('pack', 'c')  # what follows the rules of the integers to the last bit; other runtimes have rules of their own
 
 
@@ -107,11 +108,11 @@ def tried(name: str, kind: Format, want: Wanted, folder: Path) -> Written:
       kind.write(want.subject, want.integers, part)
       row = _answered(name, kind, want, part)._replace(bytes=os.path.getsize(part))
     except (ValueError, ImportError) as error:
-      return Written(name, why=' '.join(str(error).split()))
+      return Written(name, why=' '.join(str(error).split()) + _of_narrow(name, want.subject))
     if not row.why and want.most is not None and row.bytes > want.most:
       row = Written(name, why=f'it has {row.bytes:,} bytes where the budget is {want.most:,}')
     if row.why:
-      return row
+      return row._replace(why=row.why + _of_narrow(name, want.subject))
     os.replace(part, path)
   if row.latency and want.deadline is not None:
     row = row._replace(met=row.latency[1][1] <= want.deadline)
@@ -155,6 +156,14 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
     latency=sheet.percentiles(found.seconds),
     memory=found.memory,
   )
+
+
+def _of_narrow(name: str, subject: Subject) -> str:
+  """What helps where a runtime of others has hardly an operation of bfloat16, and says so of one by its own name."""
+  values = subject.graph.values.values() if subject.graph is not None else ()
+  if name not in _NARROW or not any(value.dtype.name == 'bfloat16' for value in values):
+    return ''
+  return f'; {_NARROW[name]} has few operations of bfloat16: cast params and inputs to float32 in a model of their own'
 
 
 def _fewer(want: Wanted) -> str:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlite.deployment.litert import windows
 from jaxlite.deployment.litert.grids import Grid, grids, separate
 from jaxlite.deployment.operations import Batch, Graph, Operation, sized
 from jaxlite.deployment.running import program
@@ -237,6 +238,8 @@ def _dequantize(r: _Reader, one: Operation) -> jax.Array:
 
 
 _RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
+  'reduce_window_sum': lambda r, one: windows.sum_pool(r.value(one.inputs[0]), **one.attributes),
+  'max_pool': lambda r, one: windows.max_pool(r.value(one.inputs[0]), **one.attributes),
   'quantize': lambda r, one: r.value(one.inputs[0]),
   'requantize': _requantize,
   'dequantize': _dequantize,

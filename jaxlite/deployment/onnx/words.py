@@ -12,7 +12,7 @@ from jaxlite.deployment.onnx import contractions, quantized
 from jaxlite.deployment.onnx import gelu as onnx_gelu
 from jaxlite.deployment.onnx import norms as onnx_norms
 from jaxlite.deployment.onnx.writer import Writer, channels_first
-from jaxlite.deployment.operations import Batch, Operation
+from jaxlite.deployment.operations import Batch, Operation, sized
 
 _EVERYTHING = np.iinfo(np.int64).max  # a limit that no axis reaches
 
@@ -262,6 +262,32 @@ def _taken(w: Writer, one: Operation) -> None:
   w.put(one.outputs[0], w.node('Gather', [w.whole(table), w.get(ids)], axis=0))
 
 
+def _gathered(w: Writer, one: Operation) -> None:
+  """Known places along one axis, as resizing to the nearest and indexing by a list give."""
+  x, ids = one.inputs
+  told, shape, known = one.attributes, w.shape(x), w.graph.constants.get(ids)
+  offset, collapsed, start, *batched = told['dimension_numbers']
+  axis = start[0] if len(start) == 1 else -1
+  whole = tuple(1 if at == axis else size for at, size in enumerate(shape)) == tuple(told['slice_sizes'])
+  between = {*range(axis, axis + len(w.shape(ids)) - 1)}
+  rest = tuple(at for at in range(len(w.shape(one.outputs[0]))) if at not in between)
+  if known is None or any(batched) or tuple(collapsed) != (axis,) or not whole or tuple(offset) != rest:
+    raise ValueError(f'ONNX gathers by known places along one axis; {one.outputs[0]} is gathered otherwise')
+  size = shape[axis]
+  places = np.broadcast_to(known, sized(w.shape(ids), 1))[..., 0].astype(np.int64)
+  if isinstance(size, Batch):
+    raise ValueError(f'ONNX gathers along an axis whose size is known; {one.outputs[0]} along that of the examples')
+  if 'clip' in str(told['mode']):
+    places = np.clip(places, 0, size - 1)
+  if places.size and not 0 <= places.min() <= places.max() < size:
+    raise ValueError(f'ONNX gathers what is there; {one.outputs[0]} reads places beyond an axis of {size}')
+  order: tuple[int, ...] = ()
+  if x in w.forms and places.ndim == 1:  # as it is there
+    order = next(iter(w.forms[x]))
+  value = w.node('Gather', [w.get(x, order), w.array(places, ids)], axis=order.index(axis) if order else axis)
+  w.put(one.outputs[0], value, order)
+
+
 # --- pools ------------------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +343,7 @@ _RULES: dict[str, Callable[[Writer, Operation], Any]] = {
   'cumsum': _summed,
   'softmax': _softmax,
   'take': _taken,
+  'gather': _gathered,
   onnx_norms.KIND: _normed,
   onnx_gelu.KIND: _gelu,
   **contractions.RULES,

@@ -1,0 +1,88 @@
+"""Pools in a form that LiteRT's converter has an operation for: of anything else over windows it makes a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlite.deployment.running.program_rules import RULES
+
+
+def sum_pool(
+  x: jax.Array,
+  *,
+  window_dimensions: Sequence[int],
+  window_strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  base_dilation: Sequence[int],
+  window_dilation: Sequence[int],
+) -> jax.Array:
+  """Sums over windows of space, as a convolution of each channel by ones.
+
+  Args:
+    x: [B, space..., C]; over windows of examples or channels, or of integers, it stays as it is.
+    window_dimensions: as of 'reduce_window_sum', likewise what follows.
+
+  >>> told = {name: (1, 1, 1) for name in ('window_strides', 'base_dilation', 'window_dilation')}
+  >>> sum_pool(jnp.ones((1, 4, 1)), window_dimensions=(1, 3, 1), padding=((0, 0),) * 3, **told).ravel().tolist()
+  [3.0, 3.0]
+  """
+  told = (window_dimensions, window_strides, base_dilation, window_dilation)
+  edges = [each[at] for each in told for at in (0, -1)] + [side for at in (0, -1) for side in padding[at]]
+  if x.ndim < 3 or x.dtype != jnp.float32 or edges != [1] * 8 + [0] * 4:
+    return RULES['reduce_window_sum'](
+      x,
+      window_dimensions=window_dimensions,
+      window_strides=window_strides,
+      padding=padding,
+      base_dilation=base_dilation,
+      window_dilation=window_dilation,
+    )
+  channels, last = x.shape[-1], x.ndim - 1
+  channels_last = (0, last, *range(1, last))
+  return lax.conv_general_dilated(
+    x,
+    jnp.ones((*window_dimensions[1:-1], 1, channels), jnp.float32),
+    window_strides[1:-1],
+    padding[1:-1],
+    lhs_dilation=base_dilation[1:-1],
+    rhs_dilation=window_dilation[1:-1],
+    dimension_numbers=lax.ConvDimensionNumbers(channels_last, (last, last - 1, *range(last - 1)), channels_last),
+    feature_group_count=channels,
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def max_pool(
+  x: jax.Array, *, window: Sequence[int], strides: Sequence[int], padding: Sequence[tuple[int, int]]
+) -> jax.Array:
+  """The largest of windows of space: of one axis as of two, of three and more as the largest of slices.
+
+  Args:
+    x: [B, space..., C].
+    window: as of 'max_pool', likewise what follows.
+
+  >>> max_pool(jnp.arange(4.0).reshape(1, 4, 1), window=(2,), strides=(2,), padding=((0, 0),)).ravel().tolist()
+  [1.0, 3.0]
+  """
+  pool = RULES['max_pool']
+  if x.ndim == 4:
+    return pool(x, window=window, strides=strides, padding=padding)
+  if x.ndim == 3:
+    wide = x.reshape(*x.shape[:2], 1, x.shape[2])
+    found = pool(wide, window=(*window, 1), strides=(*strides, 1), padding=(*padding, (0, 0)))
+    return found.reshape(*found.shape[:2], found.shape[3])
+  lowest = np.asarray(np.finfo(np.float32).min if x.dtype == jnp.float32 else np.iinfo(x.dtype).min, x.dtype)
+  x = lax.pad(x, lowest, [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
+  sizes = [(size - wide) // step + 1 for size, wide, step in zip(x.shape[1:-1], window, strides, strict=True)]
+  best: Any = None
+  for place in np.ndindex(*window):
+    ends = [at + (size - 1) * step + 1 for at, size, step in zip(place, sizes, strides, strict=True)]
+    some = lax.slice(x, [0, *place, 0], [x.shape[0], *ends, x.shape[-1]], [1, *strides, 1])
+    best = some if best is None else jnp.maximum(best, some)
+  return best
