@@ -209,16 +209,15 @@ REFUSED: dict[tuple[str, ...], str] = {
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', [*FUNCTIONS, *FRAMEWORKS])
-def test_a_foreign_network_answers_rightly_in_every_runtime(name, tmp_path):
+@pytest.mark.parametrize('whole', [False, True], ids=['floats', 'integers'])
+def test_a_foreign_network_answers_rightly_in_every_runtime(whole, name, tmp_path):
   if name in FRAMEWORKS:
     pytest.importorskip(name)
-  for whole in (False, True):
-    one, inputs = network(name, whole)
-    formats = [each for each in FORMATS if not missing(each)]
-    for kind, row in deployed(one, inputs, tmp_path / str(whole), formats).items():
-      why = REFUSED.get((name, kind, 'integers') if whole else (), '') or REFUSED.get((name, kind), '')
-      assert why in row.why
-      assert bool(row.why) == bool(why), (kind, row.why)
+  one, inputs = network(name, whole)
+  for kind, row in deployed(one, inputs, tmp_path, [each for each in FORMATS if not missing(each)]).items():
+    why = REFUSED.get((name, kind, 'integers') if whole else (), '') or REFUSED.get((name, kind), '')
+    assert why in row.why
+    assert bool(row.why) == bool(why), (kind, row.why)
 
 
 @pytest.mark.parametrize('mode', ['edge', 'reflect', 'symmetric', 'wrap', 'linear_ramp', 'mean', 'minimum'])
