@@ -1,6 +1,6 @@
 """Value and gradients of one convolution of many kinds: plain JAX, jaxlite's forms of it, and PyTorch.
 
-  python experiments/bench/convolutions.py [--torch_python=PATH] [--rounds=9]
+  python experiments/bench/convolutions.py [--torch_python=PATH] [--rounds=9] [--only=depthwise]
 
 JAX forms alternate in this process, PyTorch in one of its own that works only when it is asked; each round is the
 mean of a few calls, shown is the median and the ratio to plain JAX. Both keep freed memory mapped, as jaxlite's loop
@@ -27,6 +27,7 @@ from jaxlite.host import allocator
 FLAGS = flags.FLAGS
 flags.DEFINE_string('torch_python', sys.executable, 'the interpreter that has PyTorch')
 flags.DEFINE_integer('rounds', 9, 'alternations')
+flags.DEFINE_string('only', '', 'kinds whose name holds this')
 flags.DEFINE_integer('calls', 5, 'of a form in its turn')
 
 
@@ -53,6 +54,8 @@ KINDS = {
   'picture: 32x32, 16 to 32, stride 2': Kind(64, (32, 32), 16, 32, 3, 2),
   'pointwise: 14x14, 256 to 64': Kind(32, (14, 14), 256, 64, 1),
   'depthwise: 32x32, 64': Kind(64, (32, 32), 64, 64, 3, 1, 64),
+  'depthwise: 14x14, 384, kernel 7': Kind(16, (14, 14), 384, 384, 7, 1, 384),
+  'depthwise: 3x3, 1152, kernel 5': Kind(16, (3, 3), 1152, 1152, 5, 1, 1152),
   'four groups: 16x16, 64': Kind(64, (16, 16), 64, 64, 3, 1, 4),
   'three axes: 16x32x32, 8 to 16': Kind(8, (16, 32, 32), 8, 16, 3),
 }
@@ -102,6 +105,8 @@ def main(_: list[str]) -> None:
   print(f'{"ms, and of plain JAX":36} {"plain JAX":>9}', end='')
   print(''.join(f'{name:>20}' for name in ('jaxlite', 'without the extra', 'without a compiler', 'PyTorch')))
   for title, kind in KINDS.items():
+    if FLAGS.only not in title:
+      continue
     x = rng.normal(size=(kind.batch, *kind.size, kind.channels)).astype(np.float32)
     w = rng.normal(size=(kind.kernel,) * len(kind.size) + (kind.channels // kind.groups, kind.features)).astype(
       np.float32

@@ -34,7 +34,8 @@ def from_arrays(
   Args:
     train: (inputs, labels) or (inputs, labels, weight [N]); NumPy, JAX or anything that NumPy reads. Inputs are an
       array [N, ...], images [N, H, W, C], or a dict, list or tuple of arrays. Floats and uint8 are quantities and are
-      standardized; integers are ids and bools masks, and neither is.
+      standardized; integers are ids and bools masks, and neither is. A large memory map of any of them is read where
+      a batch asks for it.
     validation: as `train`, or the fraction of `train` to carve; None carves a tenth, 0 holds nothing out.
     test: as `train` or a fraction; None carves a tenth.
     name: what the data are called.

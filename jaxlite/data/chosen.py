@@ -26,7 +26,7 @@ class Chosen(np.lib.mixins.NDArrayOperatorsMixin):
 
   __slots__ = ('_base', '_rows')
 
-  def __init__(self, base: np.ndarray, rows: np.ndarray):
+  def __init__(self, base: Any, rows: np.ndarray):
     """Args: base [M, ...] and rows int64[N], each in [0, M)."""
     self._base, self._rows = base, rows
 
@@ -142,6 +142,6 @@ def room_for(name: str) -> Iterator[None]:
   except MemoryError as error:
     why = f' ({error})' if str(error) else ''
     raise MemoryError(
-      f'there is no memory for the data {name!r}{why}: uint8, float32 and int32 are taken without a copy, and so is a '
-      "memory map, numpy.load(path, mmap_mode='r'); jl.data.stream makes batches one by one"
+      f'there is no memory for the data {name!r}{why}: uint8, float32 and int32 are taken without a copy, and a '
+      "memory map of any kind is, numpy.load(path, mmap_mode='r'); jl.data.stream makes batches one by one"
     ) from None

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from jaxlite import trees
-from jaxlite.data.chosen import Chosen
+from jaxlite.data.chosen import LEAST, Chosen
 from jaxlite.data.decoded import is_decoded
+from jaxlite.data.widened import Widened
 
 _CHUNK = 1 << 20  # values a pass works on at once: a float64 copy of that is 8 MiB
 _FLOATS = ('bfloat16', 'float8')
@@ -100,7 +101,7 @@ def _as_leaf(values: Any, where: str, path: str) -> np.ndarray:
       f'inputs are [N, features] or [N, H, W, C]; {place} has {list(array.shape)}: give each example its axes'
     )
   if array.dtype in (np.uint8, np.float32, np.int32, np.bool_):
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder('='))
+    return array if array.dtype.isnative else _brought(array, values, array.dtype.newbyteorder('='))
   if array.dtype.kind in 'iu':
     low, high = int(array.min(initial=0)), int(array.max(initial=0))
     if low < -(1 << 31) or high >= 1 << 31:
@@ -108,11 +109,18 @@ def _as_leaf(values: Any, where: str, path: str) -> np.ndarray:
       raise ValueError(
         f"integers are ids and fit into int32; inputs of {place} have {got}: number them, or .astype('float32')"
       )
-    return array.astype(np.int32)
+    return _brought(array, values, np.dtype(np.int32))
   if array.dtype.kind != 'f' and not array.dtype.name.startswith(_FLOATS):
     raise ValueError(f'inputs are numbers; {place} has dtype {array.dtype}: make real numbers of them')
-  with np.errstate(over='ignore'):  # what float32 cannot hold becomes inf, which is refused with its place
-    return array.astype(np.float32)
+  return _brought(array, values, np.dtype(np.float32))
+
+
+def _brought(array: np.ndarray, values: Any, dtype: np.dtype[Any]) -> Any:
+  """An array in another dtype: a copy, but of a large memory map rows that are cast when they are read."""
+  wide = Widened(array, dtype)
+  if isinstance(values, np.memmap) and array.size * dtype.itemsize >= LEAST:
+    return Chosen(wide, np.arange(len(array)))
+  return wide[...]
 
 
 def as_array(values: Any, what: str) -> np.ndarray:

@@ -10,12 +10,13 @@ import numpy as np
 
 from jaxlite.data.arrays import carved
 from jaxlite.data.chosen import choose
+from jaxlite.data.contradictions import contradictions, keys_of
 from jaxlite.data.dataset import Dataset, check_labels
 from jaxlite.data.encoders import TextEncoder
 from jaxlite.data.large_files import blocks, content_hash, kept_arrays
 from jaxlite.data.large_tables import Cells, targets_of
 from jaxlite.data.table_labels import with_stated
-from jaxlite.data.texts import LONGEST, as_tokenizer, contradictions, keys_of, of_tokens
+from jaxlite.data.texts import LONGEST, as_tokenizer, of_tokens
 from jaxlite.data.tokenizers import WordTokenizer
 from jaxlite.errors import whole
 from jaxlite.tasks.task import Task
@@ -79,7 +80,7 @@ def large_texts(
   kept = kept_arrays(told, count, kinds, fill, 'the tokens of texts')
   inputs = {where: {key: choose(kept[key], which) for key in ('tokens', 'mask')} for where, which in rows.items()}
   facts, told = with_stated(given, facts), encoder.told(kept['counts'])
-  told += contradictions(np.concatenate(keys), targets)
+  told += contradictions(np.concatenate(keys), targets, 'text')
   about = {'task': learned, 'facts': facts, 'notes': told, 'encoder': encoder}
   return of_tokens(name, inputs, targets, weight, rows, about)
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxlite.data import inputs as trees
 from jaxlite.data.dataset import Dataset, Split
 from jaxlite.data.decoded import expect, foresees
-from jaxlite.errors import whole
+from jaxlite.errors import number, whole
 
 BLOCK = 256  # examples in which shares are exact, at least
 _DRAW = zlib.crc32(b'mixture')
@@ -134,7 +134,7 @@ def mix(
   for key, value in sources.items():
     if not isinstance(value, tuple | list) or len(value) != 2 or not isinstance(value[0], Dataset):
       raise ValueError(f'a source is (a Dataset, its weight); {key!r} is {type(value).__name__}')
-    if isinstance(value[1], bool) or not isinstance(value[1], int | float) or not 0 < value[1] < math.inf:
+    if not 0 < number(value[1], f'the weight of {key!r}') < math.inf:
       raise ValueError(f'a weight is a number above 0; {key!r} has {value[1]!r}: leave the source out, or give 0.1')
     if not isinstance(value[0].train, Split):
       raise ValueError(f'sources are examples in arrays or files; {key!r} is a {type(value[0].train).__name__}')
@@ -156,7 +156,7 @@ def mix(
   shown = lead if evaluated is None else evaluated
   if shown not in data:
     raise ValueError(f'evaluated names a source, one of {", ".join(data)}; got {shown!r}')
-  weights = np.array([value[1] for value in sources.values()], np.float64)
+  weights = np.array([number(value[1], key) for key, value in sources.items()], np.float64)
   counts = block_counts(weights / weights.sum())
   total = sum(len(one.train.labels) for one in data.values()) if epoch is None else whole(epoch, 'epoch', least=1)
   mean, std = _statistics([(one.mean, one.std) for one in data.values()], np.array(counts) / sum(counts))

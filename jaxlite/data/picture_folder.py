@@ -14,6 +14,7 @@ from jaxlite import errors, tasks
 from jaxlite.data import folders, frames, splits
 from jaxlite.data.arrays import carved, groups
 from jaxlite.data.chosen import choose
+from jaxlite.data.contradictions import contradictions
 from jaxlite.data.dataset import Dataset, as_task, check_labels, check_split, finish
 from jaxlite.data.decoded import AHEAD, Decoded, Workers
 from jaxlite.data.inspection import Inspection
@@ -140,7 +141,7 @@ def pictures(
     class_names=None,
     facts={**given, **(facts or {})},
     standardize=standardize,
-    notes=[*looked.notes, *told, *twins(found, rows, listing.files)],
+    notes=[*looked.notes, *told, *twins(found, rows, listing.files, values)],
     encoder=encoder,
     statistics=statistics(found, rows['train'], encoder),
     sha256=fingerprint_of(looked, rows, checked, encoder, keep == 'jpeg'),
@@ -190,20 +191,22 @@ def carved_validation(task: Task, labels: np.ndarray, validation: float | None, 
   return {'train': kept, 'validation': taken}
 
 
-def twins(found: Inspection, rows: dict[str, np.ndarray], files: Sequence[str]) -> list[str]:
-  """Returns a note on files that stand in two splits, byte for byte, or none."""
+def twins(found: Inspection, rows: dict[str, np.ndarray], files: Sequence[str], labels: np.ndarray) -> list[str]:
+  """Returns notes on files that stand in two splits, or with two labels, byte for byte, or none."""
   seen: dict[bytes, tuple[str, int]] = {}
   twins: list[tuple[str, str, int, int]] = []
   for where, which in rows.items():
     mine = {found.digest[row].tobytes(): row for row in which.tolist()}
     twins += [(seen[key][0], where, seen[key][1], row) for key, row in mine.items() if key in seen]
     seen = {**{key: (where, row) for key, row in mine.items()}, **seen}
+  apart = contradictions(found.digest, labels, 'file', files)
   if not twins:
-    return []
+    return apart
   one, other, first, second = twins[0]
   return [
     f'{errors.counted(len(twins), "file")} in two splits, byte for byte, such as {files[first]} in {one} and '
-    f'{files[second]} in {other}: scores are too good (jl.data.quality shows all)'
+    f'{files[second]} in {other}: scores are too good (jl.data.quality shows all)',
+    *apart,
   ]
 
 

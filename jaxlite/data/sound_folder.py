@@ -121,7 +121,7 @@ def sounds(
     class_names=None,
     facts={'class_names': class_names, **(facts or {})},
     standardize=standardize,
-    notes=[*looked.notes, *told, *twins(found, rows, listing.files)],
+    notes=[*looked.notes, *told, *twins(found, rows, listing.files, values)],
     encoder=encoder,
     statistics=(np.array([mean], np.float32), np.array([std], np.float32)),
     sha256=fingerprint_of(looked, rows, checked, encoder, False),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from jaxlite import tasks
 from jaxlite.data import splits
 from jaxlite.data.arrays import carved
+from jaxlite.data.contradictions import contradictions, keys_of
 from jaxlite.data.dataset import Dataset, as_task, check_labels, make_dataset
 from jaxlite.data.encoders import TextEncoder, as_texts
 from jaxlite.data.inputs import as_array
@@ -81,36 +81,9 @@ def from_texts(
     length = min(LONGEST, max(1, *counts))
   encoder = TextEncoder(tokenizer, whole(length, 'length', least=1))
   inputs, told = encoder.encode(texts)
-  told = [*told, *contradictions(keys_of(texts), targets)]
+  told = [*told, *contradictions(keys_of(texts), targets, 'text')]
   about = {'task': learned, 'facts': with_stated(given, facts), 'notes': told, 'encoder': encoder}
   return of_tokens(name, {where: _rows(inputs, which) for where, which in rows.items()}, targets, weight, rows, about)
-
-
-def keys_of(texts: Sequence[str]) -> np.ndarray:
-  """Returns a number for each text, uint64[N], the same for the same text."""
-  digests = [hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest() for text in texts]
-  return np.frombuffer(b''.join(digests), np.uint64)
-
-
-def contradictions(keys: np.ndarray, targets: Any) -> list[str]:
-  """Returns a line on texts that stand several times with different labels, which no model can learn, or none.
-
-  Args:
-    keys: uint64[N], of `keys_of`.
-    targets: [N, ...], their labels.
-
-  >>> contradictions(keys_of(['good', 'bad', 'good', 'bad']), np.array([1, 0, 0, 0]))
-  ['1 text stands several times with different labels (rows 0 and 2): nothing tells them apart']
-  """
-  order = np.argsort(keys, kind='stable')
-  again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
-  values = np.asarray(targets)
-  differ = [at for at in again.tolist() if not np.array_equal(values[order[at]], values[order[at + 1]])]
-  if not differ:
-    return []
-  count, (first, other) = len(set(keys[order[differ]].tolist())), sorted(order[differ[0] : differ[0] + 2].tolist())
-  stand = 'text stands' if count == 1 else 'texts stand'
-  return [f'{count:,} {stand} several times with different labels (rows {first} and {other}): nothing tells them apart']
 
 
 def of_tokens(name: str, inputs: Any, targets: Any, weight: Any, rows: Any, about: Mapping[str, Any]) -> Dataset:

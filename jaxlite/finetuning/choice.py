@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from jaxlite.errors import counted
+
 METHODS = ('auto', 'probe', 'full', 'last', 'gradual', 'lora')
 _FEW = 20  # examples a class: below, there is too little to move a backbone by
 _MANY = 5_000  # examples: above, statistics of batch norm and low layers can be learned anew
@@ -51,19 +53,21 @@ def choose(
   ('probe', 'full', 'lora')
   """
   each = examples / max(1, classes)
+  held = counted(round(each), 'example') + (' a class' if classes > 1 else '')
   why = 'as given'
   if method == 'auto':
     if each < _FEW and can_probe:
       method = 'probe'
       why = (
-        f'{each:.0f} examples a class are too few to move {parameters:,} parameters by: the head alone, solved exactly'
+        f'{held} {"is" if round(each) == 1 else "are"} too few to move {parameters:,} parameters by: the head alone, '
+        'solved exactly'
       )
     elif parameters > _LARGE:
       method = 'lora'
       why = f'{parameters:,} parameters with moments are dear: low-rank changes of the backbone, and the head'
     else:
       method = 'full'
-      why = f'{each:.0f} examples a class suffice to move everything, lower layers more slowly' + (
+      why = f'{held} suffice to move everything, lower layers more slowly' + (
         ', from the head that was solved on fixed features' if can_probe else ''
       )
   if norm == 'auto':

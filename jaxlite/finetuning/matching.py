@@ -20,7 +20,7 @@ from jaxlite.finetuning.weights import Weights, WeightsError
 
 Transform = Sequence[int] | Callable[[np.ndarray], Any]
 _FIXED = f'{CONST}/keras/'  # what an adapter keeps of a Keras model's frozen variables
-_OWN_FORMS = ('run', 'orbax', 'msgpack', 'npz', 'safetensors')  # may be a save of this very model
+_OWN_FORMS = ('arrays', 'run', 'orbax', 'msgpack', 'npz', 'safetensors')  # may be a save of this very model
 _KNOWN = ('pt', 'np', 'flax', 'jax', 'tf')  # what `format` says in safetensors whose kernels are known
 _PERMUTED = re.compile(r'attn_[qk]\.(weight|bias)$')
 _SHOWN = 6
@@ -119,7 +119,7 @@ def match(
   if missing or extra or problems:
     fits = other if len(again) < len(problems) else ''
     theirs = {path: held.shape(renamed[name]) for path, name in found.items()}
-    raise WeightsError(_told(held, target, missing, extra, problems, unclear, kept, fits, theirs))
+    raise WeightsError(_told(held, target, missing, extra, problems, unclear, kept, fits, found, theirs, convention))
   plans = {}
   for path in (path for path in target.leaves if path in found):
     move, how = moves[path]
@@ -198,7 +198,10 @@ def _moves(
     shape, wanted = held.shape(renamed[name]), tuple(target.leaves[path].shape)
     same = layout is None and held.form in _OWN_FORMS and held.layout != 'torch' and renamed[name] == path
     kernel = target.kernels.get(path)
-    if _PERMUTED.search(renamed[name]) and held.about.get('general.architecture') == 'llama':
+    llama = held.about.get('general.architecture') == 'llama' or (
+      held.form == 'arrays' and renamed[name].startswith('blk.')
+    )
+    if _PERMUTED.search(renamed[name]) and llama:
       problems[path] = 'GGUF permutes its rows for rotary embeddings of neighboring pairs'
       continue
     if kernel is None and path in target.flat and not same:
@@ -296,16 +299,26 @@ def _told(
   unclear: Mapping[str, Sequence[str]],
   kept: Mapping[str, str],
   layout: str,
+  found: Mapping[str, str],
   theirs: Mapping[str, Sequence[int]],
+  convention: str,
 ) -> str:
   """Everything that is wrong, in one line, with what to write."""
   parts, fixes = [], []
   other = [path for path, why in problems.items() if why == 'shape']
   if other:
-    shapes = [f'{path} {list(target.leaves[path].shape)} (in the file {list(theirs[path])})' for path in other]
+    turned = [path for path in other if _fits_turned(theirs[path], target, path, convention)]
+    as_read = {'torch': ', read as [out, in]', 'jax': ', read as [in, out]'}.get(convention, '')
+    shapes = [
+      f'{path} {list(target.leaves[path].shape)} (in the file {list(theirs[path])}{as_read if path in turned else ""})'
+      for path in other
+    ]
     parts.append(f'{len(other)} of another shape: {_some(shapes)}')
     if layout:
       fixes.append(f'layout={layout!r}, by which more of them fit')
+    if turned:
+      order = '(0, 1)' if tuple(theirs[turned[0]]) == tuple(target.leaves[turned[0]].shape) else '(1, 0)'
+      fixes.append(f"transforms={{'{turned[0]}': {order}}} where it alone lies the other way")
     fixes.append("head='new' where it is the head" if not kept else 'new= for what starts anew')
   hard = [f'{path} ({why})' for path, why in problems.items() if why != 'shape']
   if hard:
@@ -319,17 +332,54 @@ def _told(
     near = f'; nearest to the first: {nearest(absent[0], extra)}' if extra else ''
     parts.append(f'{len(absent)} missing: {_some(absent)}{near}')
     fixes.append('new= for what starts anew')
+    if tied := _tied(absent, found, target, theirs):
+      fixes.append(tied)
   if extra:
     parts.append(f'{len(extra)} left over: {_some(extra)}')
     fixes.append("rules={'^name': None} for what is not wanted, {'^name': 'path'} for another name")
   if absent and extra:
     fixes.append("match='order' where names have nothing in common")
+  if twice := _twice(extra):
+    fixes.append(twice)
   nested = {name.split('/')[0] for name in extra} if held.form == 'torch' else set()
   fitting = sorted({name.split('/')[0] for name in held if '/' in name and name not in extra} - nested)
   if nested and (fitting or any('/' in name for name in extra)):
     part = fitting[0] if fitting else max(nested)
     fixes.append(f'key={part!r} for a part of a checkpoint')
   return f'{held.where} does not fit the model: {"; ".join(parts)}: give {", or ".join(dict.fromkeys(fixes))}'
+
+
+def _fits_turned(shape: Sequence[int], target: Target, path: str, convention: str) -> bool:
+  """Whether a matrix would fit, if it lay the other way than the file's convention says; or a table, transposed."""
+  wanted = tuple(target.leaves[path].shape)
+  if len(shape) != 2 or path not in target.kernels:
+    return len(shape) == 2 and tuple(shape[::-1]) == wanted
+  move = axes.moved(shape, wanted, target.kernels[path], 'jax' if convention == 'torch' else 'torch')
+  return not isinstance(move, Unclear)
+
+
+def _tied(absent: Sequence[str], found: Mapping[str, str], target: Target, theirs: Mapping[str, Sequence[int]]) -> str:
+  """What to write for a last layer that the file may leave out, as its numbers are those of a table."""
+  for path in absent:
+    wanted = sorted(target.leaves[path].shape)
+    tables = [one for one in theirs if one not in target.kernels and len(wanted) == 2 and sorted(theirs[one]) == wanted]
+    if path in target.kernels and len(tables) == 1:
+      table, last = found[tables[0]], path.replace('/kernel', '.weight').replace('/', '.')
+      return f"read(...).beside({{'{last}': read(...)['{table}']}}) where the file ties {path} to that table"
+  return ''
+
+
+def _twice(extra: Sequence[str]) -> str:
+  """What to write where the file holds the same names under several beginnings: a model and its running average."""
+  groups: dict[str, set[str]] = {}
+  for name in extra:
+    first, _, rest = name.replace('/', '.').partition('.')
+    groups.setdefault(first, set()).add(rest)
+  for first, inside in groups.items():
+    others = [one for one, theirs in groups.items() if one != first and inside == theirs]
+    if others and any('.' in one for one in inside):
+      return f"rules={{'^{others[0]}[./]': None}} where {first!r} and {others[0]!r} hold the same model twice"
+  return ''
 
 
 def _some(found: Sequence[str]) -> str:

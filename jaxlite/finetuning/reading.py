@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ from jaxlite.finetuning import (
   torch_form,
   zip_file,
 )
-from jaxlite.finetuning.weights import Asker, Weights, WeightsError, mapped
+from jaxlite.finetuning.weights import Asker, Weights, WeightsError, held, mapped
 from jaxlite.host.files import expanded
 
 
-def read(source: str | os.PathLike[str] | Weights, *, key: str | None = None, dtype: Any = None) -> Weights:
+def read(source: str | os.PathLike[str] | Mapping[str, Any], *, key: str | None = None, dtype: Any = None) -> Weights:
   """Reads which arrays a file or folder holds; each is read when it is asked for. Nothing in a file is ever run.
 
   Args:
     source: a file of safetensors, GGUF, PyTorch (`torch.save` of a state dict, zip or legacy form), Keras
       (`.weights.h5`, `.keras`; needs h5py), npz, Flax's msgpack or one of our packed files; a folder with one of
       these, with shards and their index, with a checkpoint of Orbax, or of one of our runs; a zip archive of such a
-      folder; or 'hf://owner/name', a repository on the Hugging Face hub (needs huggingface_hub).
+      folder; 'hf://owner/name', a repository on the Hugging Face hub (needs huggingface_hub); or arrays that you hold,
+      {name: array}, nested or not. Of a file's arrays that you change, `read(...).beside({name: array})` keeps what
+      its format says.
     key: of a checkpoint that holds more than weights, which part: 'state_dict'. Its name goes from the arrays' names.
     dtype: what floating arrays are cast to when they are read; None keeps them.
 
@@ -51,12 +54,14 @@ def read(source: str | os.PathLike[str] | Weights, *, key: str | None = None, dt
   (2, 3)
   """
   found: Weights
-  if not isinstance(source, str | os.PathLike | Weights):
-    raise TypeError(f'weights are read from one path, or a name on the hub; got {str(source)[:80]!r}')
+  if not isinstance(source, str | os.PathLike | Mapping):
+    raise TypeError(f'weights are read from one path, a name on the hub, or arrays by name; got {str(source)[:80]!r}')
   if isinstance(source, str) and re.match(r'(https?|s3|gs|ftp)://', source):
     raise WeightsError(f'{source[:80]}: addresses are not fetched: download it and give its path, or hf://owner/name')
   if isinstance(source, Weights):
     found = source
+  elif isinstance(source, Mapping):
+    found = held(source)
   elif hub.is_hub(source):
     found = _read_path(hub.fetch(str(source)))
   else:

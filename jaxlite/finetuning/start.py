@@ -184,7 +184,7 @@ def recipe(
     hooks += [optim.freeze(lambda path: path in frozen)] if frozen else []
   if choice.method == 'lora':
     # Beside the low-rank changes of the backbone the head learns, and nothing else.
-    hooks.append(optim.lora(rank, alpha, train=f'^{HEAD}/'))
+    hooks.append(optim.lora(rank, alpha, train=f'^{HEAD}/', fit=True))
   if choice.norm == 'keep':
     hooks.append(as_evaluated())
   rate = optim.warmup_cosine(optim_config.lr, total_steps, warmup_steps=min(total_steps // 10, max(0, total_steps - 1)))

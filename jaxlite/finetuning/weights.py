@@ -63,7 +63,8 @@ class Weights(Mapping[str, np.ndarray]):
 
   Attributes:
     where: the file or folder.
-    form: what kind of file: 'safetensors', 'gguf', 'torch', 'keras', 'npz', 'orbax', 'run' or 'packed'.
+    form: what kind of file: 'safetensors', 'gguf', 'torch', 'keras', 'npz', 'orbax', 'run', 'packed' or
+      'arrays' in memory.
     layout: whose conventions kernels follow: 'torch' (a dense kernel is [out, in], a convolution's OIHW), 'jax' or
       'keras' ([in, out], HWIO), '' where the format has none of its own.
     about: what else the file says: metadata of safetensors and GGUF, its tokenizer among it.
@@ -134,6 +135,15 @@ class Weights(Mapping[str, np.ndarray]):
       )
     return self.like(found)
 
+  def beside(self, arrays: Mapping[str, Any]) -> Weights:
+    """Returns the same arrays and others that you hold, of NumPy, JAX or PyTorch, by name, beside or in place of them.
+
+    >>> apart = held({'embed.weight': np.ones((3, 2))})
+    >>> sorted(apart.beside({'head.weight': apart['embed.weight']}))
+    ['embed.weight', 'head.weight']
+    """
+    return self.like({**self._held, **held(arrays)._held})
+
   def only(self, rule: trees.Rule) -> Weights:
     """Returns the arrays that a rule on names picks."""
     chosen = trees.select(self._held, rule, what=f'{self.where}: only')
@@ -158,6 +168,40 @@ class Weights(Mapping[str, np.ndarray]):
 def stored(array: np.ndarray) -> Stored:
   """Returns an array that is in memory already as one that can be read."""
   return Stored(tuple(array.shape), array.dtype, lambda: array)
+
+
+def held(arrays: Mapping[str, Any]) -> Weights:
+  """Returns arrays that somebody holds, by name, as those of a file; names of nested dicts are joined by '/'.
+
+  Args:
+    arrays: of NumPy, JAX or PyTorch, or dicts of them.
+
+  Raises:
+    WeightsError: there is none, or one that is no array of numbers.
+
+  >>> sorted(held({'fc': {'kernel': np.ones((2, 3)), 'bias': np.ones(3)}}))
+  ['fc/bias', 'fc/kernel']
+  """
+  found: dict[str, Stored] = {}
+
+  def take(name: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+      for key, inner in value.items():
+        take(f'{name}/{key}' if name else str(key), inner)
+      return
+    try:
+      array = np.asarray(value.detach().cpu() if hasattr(value, 'detach') else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+      raise WeightsError(f'weights are arrays of numbers; {name!r} is none ({str(error)[:80]}): .float() it') from None
+    if name in found or array.dtype not in _DTYPES.values() or not hasattr(value, 'shape'):
+      what = 'stands twice' if name in found else f'is {type(value).__name__}, {array.dtype}'
+      raise WeightsError(f'weights are arrays of numbers by name; {name!r} {what}: leave it out')
+    found[name] = stored(array)
+
+  take('', arrays)
+  if not found:
+    raise WeightsError('weights are arrays by name; the mapping holds none')
+  return Weights(found, where='memory', form='arrays')
 
 
 def is_floating(dtype: np.dtype) -> bool:

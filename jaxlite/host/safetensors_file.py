@@ -70,19 +70,20 @@ def read_safetensors(source: str | os.PathLike[str] | bytes) -> tuple[dict[str, 
     ValueError: it is none: cut off, of another length than it says, or with overlapping arrays.
   """
   data = source if isinstance(source, bytes) else read_file(Path(source))
+  no = 'no safetensors file' if isinstance(source, bytes) else f'{source} is no whole safetensors file'
   size = int.from_bytes(data[:8], 'little')
   if len(data) < 8 or size > min(_MOST_HEADER, len(data) - 8):
-    raise ValueError('no safetensors file: it is shorter than it says')
+    raise ValueError(f'{no}: it is shorter than it says')
   try:
     table = parsed_json(data[8 : 8 + size])
     about = table.pop('__metadata__', {})
     found = {name: _array(data[8 + size :], **told) for name, told in table.items()}
     ends = sorted(told['data_offsets'] for told in table.values())
   except (ValueError, TypeError, LookupError, AttributeError, UnicodeDecodeError) as error:
-    raise ValueError(f'no safetensors file: its table is damaged ({type(error).__name__})') from None
+    raise ValueError(f'{no}: its table or what it speaks of is damaged ({type(error).__name__})') from None
   whole = [0, *(end for _, end in ends)]
   if [start for start, _ in ends] != whole[:-1] or whole[-1] != len(data) - 8 - size:
-    raise ValueError('no safetensors file: its arrays overlap, or bytes are left over')
+    raise ValueError(f'{no}: its arrays overlap, or bytes are left over')
   return found, about
 
 

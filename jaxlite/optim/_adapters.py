@@ -197,9 +197,10 @@ def _check_base(theirs: Mapping[str, Any], own: Mapping[str, str], path: Any) ->
     return
   bits = [leaf for leaf in other if leaf.endswith(KEPT_AS)] and own.keys() != theirs.keys()
   why = 'kept in other bits' if bits else 'not the same'
+  every, are = len(own.keys() | theirs.keys()), 'is' if len(other) == 1 else 'are'
   raise ValueError(
     f'{path}: an adapter belongs to the base that it was trained on; {counted(len(other), "frozen array")} of '
-    f'{len(own)} {"is" if len(other) == 1 else "are"} {why}, first {other[0]!r}: load those weights, or say '
+    f'{every} {are} {why}, first {other[0]!r}: load those weights, or say '
     'other_base=True'
   )
 

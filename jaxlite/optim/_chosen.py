@@ -53,6 +53,7 @@ class Choice(NamedTuple):
     train: a rule on leaves that learn as they are; () is none.
     adapted: (matrix, rank) -> what is learned beside a leaf.
     kept: (kind, group, rule) of the leaves in few bits; None is none.
+    fit: whether a rank above a matrix's smaller side is lowered to it.
   """
 
   name: str
@@ -62,21 +63,30 @@ class Choice(NamedTuple):
   train: Any
   adapted: Callable[[Matrix, int], Adapted]
   kept: tuple[str, int | None, trees.Rule] | None
+  fit: bool = False
 
   def of(self, params: Params, layouts: Mapping[str, LeafLayout | None], seen: Seen) -> tuple[LowRank, frozenset[str]]:
     """Returns what is done with the leaves, and which are frozen; `seen` asks a program for routes."""
     name, leaves = self.name, {p: leaf for p, leaf in trees.by_path(params).items() if not trees.is_extra(p)}
     if not leaves:
-      raise ValueError(f'{name} finds nothing to freeze: every parameter belongs to another part')
+      raise ValueError(
+        f'{name} finds nothing to freeze: every parameter belongs to another part. A low rank freezes all there '
+        'is, so one stands in a chain: rules= gives each leaf a rank of its own, train= what learns as it is'
+      )
     live = frozenset() if self.train == () else trees.select(leaves, self.train, what=f'{name}: train')
     for pattern in self.rules:
       trees.select(leaves, pattern, what=f'{name}: rule')
     chosen, skipped = self._chosen(leaves, layouts, live, seen)
-    items = []
-    for path in sorted(chosen):
-      own = next((rank for pattern, rank in self.rules.items() if re.search(pattern, path)), self.rank)
-      if own is not None:
-        items.append((path, self._one(path, leaves[path], layouts.get(path), own)))
+    found = {
+      path: next((rank for pattern, rank in self.rules.items() if re.search(pattern, path)), self.rank)
+      for path in sorted(chosen)
+    }
+    ranks = {path: rank for path, rank in found.items() if rank is not None}
+    matrices = {path: self._matrix(path, leaves[path], layouts.get(path)) for path in ranks}
+    if self.fit:
+      ranks = {path: min(rank, *matrices[path].sizes[1:]) for path, rank in ranks.items()}
+    self._check_ranks(matrices, ranks)
+    items = [(path, self.adapted(matrix, ranks[path])) for path, matrix in matrices.items()]
     if not items:
       raise ValueError(f'{name} adapts nothing: its rules leave every weight out')
     frozen = frozenset(leaves) - live
@@ -95,14 +105,16 @@ class Choice(NamedTuple):
     if self.select is None:
       known = frozenset(path for path, layout in layouts.items() if path in leaves and layout is not None) - live
       if not known:
+        unclear = sorted(path for path in leaves if path in layouts and layouts[path] is None)
+        why = f' ({", ".join(unclear[:3])}: multiplied, but its axes are not clear)' if unclear else ''
         shown = ', '.join(sorted(leaves)[:6])
-        raise ValueError(f'{name} finds no weight to adapt among {shown}: name one with select=')
+        raise ValueError(f'{name} finds no weight to adapt among {shown}{why}: name one with select=')
       return known, [(p, 'its axes are not clear') for p in sorted(layouts) if p in leaves and layouts[p] is None]
     chosen = trees.select(leaves, self.select, what=f'{name}: select')
     if chosen & live:
       raise ValueError(f'{name}: {min(chosen & live)!r} is to be adapted and trained as it is: leave it to one of them')
     for path in sorted(chosen):
-      if path in layouts and layouts[path] is None:
+      if path in layouts and layouts[path] is None and np.ndim(leaves[path]) != 2:
         raise ValueError(f'{name}: {path!r} is multiplied, but its axes are not clear: leave it out, or train= it')
       if path not in layouts and path not in seen({}, {}).looked_up:
         raise ValueError(
@@ -111,22 +123,30 @@ class Choice(NamedTuple):
         )
     return chosen, []
 
-  def _one(self, path: str, leaf: Any, layout: LeafLayout | None, rank: int) -> Adapted:
+  def _check_ranks(self, matrices: Mapping[str, Matrix], ranks: Mapping[str, int]) -> None:
+    """Raises where a rank is above the smaller side, with one rule for each such leaf: they are all told at once."""
+    sides = {path: min(matrix.sizes[1:]) for path, matrix in matrices.items() if ranks[path] > min(matrix.sizes[1:])}
+    if not sides:
+      return
+    path, (_, rows, columns) = next(iter(sides)), matrices[next(iter(sides))].sizes
+    rules = ', '.join(f'{_exact(one)!r}: {side}' for one, side in sides.items())
+    raise ValueError(
+      f'{self.name}: the rank of a matrix is at most its smaller side; {path!r} has {rows} rows and {columns} columns, '
+      f'rank is {ranks[path]}{f", and {len(sides) - 1} more are too small" if len(sides) > 1 else ""}: give '
+      f'{"them ranks of their" if len(sides) > 1 else "it a rank of its"} own, rules={{{rules}}}, or None, or say '
+      'fit=True'
+    )
+
+  def _matrix(self, path: str, leaf: Any, layout: LeafLayout | None) -> Matrix:
     shape = tuple(np.shape(leaf))
     if layout is None and len(shape) != 2:
       raise ValueError(f'{self.name}: a looked-up table has rows and columns; {path!r} is {list(shape)}')
     matrix = Matrix.of(shape, layout or LeafLayout((0,), (1,)))
-    _, rows, columns = matrix.sizes
     if not math.prod(shape):
       raise ValueError(f'{self.name}: {path!r} is empty, {list(shape)}: leave it out, rules={{{_exact(path)!r}: None}}')
-    if rank > min(rows, columns):
-      raise ValueError(
-        f'{self.name}: the rank of a matrix is at most its smaller side; {path!r} has {rows} rows and {columns} '
-        f'columns, rank is {rank}: give it a rank of its own, rules={{{_exact(path)!r}: {min(rows, columns)}}}, or None'
-      )
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
       raise ValueError(f'{self.name}: a low rank is of real floats; {path!r} is {leaf.dtype}: leave it out')
-    return self.adapted(matrix, rank)
+    return matrix
 
   def _forms(
     self, leaves: Any, layouts: Any, frozen: frozenset[str], seen: Seen

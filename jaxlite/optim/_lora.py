@@ -47,6 +47,7 @@ def lora(
   rules: Ranks | None = None,
   train: trees.Rule | tuple[()] = (),
   rank_stabilized: bool = False,
+  fit: bool = False,
   name: str = 'lora',
 ) -> Hook:
   """Freezes a model and learns a product of two thin matrices beside each of its weights.
@@ -63,13 +64,14 @@ def lora(
   weight and stands after it. `prune`, `hold` and `rigl` are about parameters, and a frozen weight is none.
 
   Args:
-    rank: of each product; no more than the smaller side of a matrix.
+    rank: of each product; no more than the smaller side of a matrix, see `fit`.
     alpha: the product is multiplied by alpha / rank; None is `rank`, a factor of 1.
     select: a rule on paths; None takes the weights that the model's program shows, but those that `train` picks. A
       looked-up table (an embedding) can be named; it is then merged.
     rules: {regular expression on a path: a rank of its own, or None to leave it out}; the first match decides.
     train: a rule on leaves that learn as they are (a new head, biases); () is none.
     rank_stabilized: multiply by alpha / sqrt(rank) in place of alpha / rank.
+    fit: lower the rank of a matrix to its smaller side where that is below it; else it is refused.
     name: the hook's name; what is learned is params['jl.<name>'], the frozen leaves are model_state['jl.const'][name].
 
   Returns:
@@ -94,7 +96,7 @@ def lora(
   >>> model.export(params, state)[0]['w'].tolist() == jnp.ones((6, 4)).tolist()
   True
   """
-  return _hook(name, rank, alpha, select, rules, train, rank_stabilized)
+  return _hook(name, rank, alpha, select, rules, train, rank_stabilized, fit)
 
 
 def dora(
@@ -105,6 +107,7 @@ def dora(
   rules: Ranks | None = None,
   train: trees.Rule | tuple[()] = (),
   rank_stabilized: bool = False,
+  fit: bool = False,
   name: str = 'dora',
 ) -> Hook:
   """As `lora`, with the length of each output's weights learned apart from their direction.
@@ -119,6 +122,7 @@ def dora(
     rules: as in `lora`.
     train: as in `lora`.
     rank_stabilized: as in `lora`.
+    fit: as in `lora`.
     name: the hook's name.
 
   Returns:
@@ -135,7 +139,7 @@ def dora(
   >>> params['jl.dora']['w']['m'].tolist()
   [3.0]
   """
-  return _hook(name, rank, alpha, select, rules, train, rank_stabilized, magnitude=True)
+  return _hook(name, rank, alpha, select, rules, train, rank_stabilized, fit, magnitude=True)
 
 
 def qlora(
@@ -150,6 +154,7 @@ def qlora(
   rules: Ranks | None = None,
   train: trees.Rule | tuple[()] = (),
   rank_stabilized: bool = False,
+  fit: bool = False,
   name: str = 'qlora',
 ) -> Hook:
   """As `lora`, with the frozen weights kept in 8 or 4 bits, in memory and in checkpoints.
@@ -171,6 +176,7 @@ def qlora(
     rules: as in `lora`.
     train: as in `lora`.
     rank_stabilized: as in `lora`.
+    fit: as in `lora`.
     name: the hook's name.
 
   Returns:
@@ -191,7 +197,7 @@ def qlora(
     raise ValueError(f'{name}: base is one of {", ".join(KINDS)}; got {base!r}')
   if group is not None:
     whole(group, f'{name}: group', least=2)
-  return _hook(name, rank, alpha, select, rules, train, rank_stabilized, magnitude, (base, group, quantize))
+  return _hook(name, rank, alpha, select, rules, train, rank_stabilized, fit, magnitude, (base, group, quantize))
 
 
 def _hook(
@@ -202,6 +208,7 @@ def _hook(
   rules: Ranks | None,
   train: trees.Rule | tuple[()],
   rank_stabilized: bool,
+  fit: bool,
   magnitude: bool = False,
   kept: tuple[str, int | None, trees.Rule] | None = None,
 ) -> Hook:
@@ -218,7 +225,7 @@ def _hook(
     over = math.sqrt(own) if rank_stabilized else own
     return Adapted(matrix, own, 1.0 if alpha is None and not rank_stabilized else (alpha or rank) / over, magnitude)
 
-  choose = Choice(name, rank, select, rules, train, adapted, kept)
+  choose = Choice(name, rank, select, rules, train, adapted, kept, fit)
   built = {as_one: _wrap(name, choose, as_one) for as_one in (False, True)}
   return Hook(name, model=built[False], account=_account_of(name), as_one=built[True])
 

@@ -20,7 +20,8 @@ from jaxlite.graph.plan import CONSTANT, DATA, Plan, Tag, weight
 from jaxlite.planning import strided
 from jaxlite.planning.branches import BY_DATA, SCHEDULED, are_counters, carried, counted
 from jaxlite.planning.flat import Flat, Node, flat
-from jaxlite.planning.fused import Kernel, kernels, nbytes
+from jaxlite.planning.flow import size_of
+from jaxlite.planning.fused import Kernel, kernels
 from jaxlite.planning.gradients import gradients
 from jaxlite.planning.trips import is_conditional, trips
 
@@ -295,7 +296,7 @@ def _filled(jaxpr: Any, place: _Place) -> list[Operation]:
   bare, _ = walk.opened(jaxpr)
   made = {var: eqn.primitive.name for eqn in bare.eqns for var in eqn.outvars}
   filled = [var for var in bare.outvars if not hasattr(var, 'val') and made.get(var) in _FILLS]
-  size = sum(nbytes(var.aval) for var in filled)
+  size = sum(size_of(var.aval) for var in filled)
   if not size:
     return []
   entries = sum(map(_entries, filled))
@@ -339,7 +340,7 @@ def _slices(eqn: Any, place: _Place) -> list[Operation]:
   consts, carry = walk.scan_layout(eqn)
   bare, _ = walk.opened(walk.bodies(eqn)[0])
   moved = [var.aval for var in (*bare.invars[consts + carry :], *bare.outvars[carry:])]
-  size = 2 * sum(map(nbytes, moved))
+  size = 2 * sum(map(size_of, moved))
   if not size:
     return []
   return [

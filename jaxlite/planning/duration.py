@@ -22,6 +22,7 @@ from jaxlite.planning.branches import BY_DATA
 from jaxlite.planning.calibration import Outcome
 from jaxlite.planning.cost import Cost, cost
 from jaxlite.planning.elapsed import EIGHTY, elapsed
+from jaxlite.planning.flow import size_of
 from jaxlite.planning.job import Job
 from jaxlite.step import multi_step
 
@@ -204,11 +205,7 @@ def compiling(*programs: Cost) -> float:
 
 
 def _bytes(tree: Any) -> float:
-  return float(sum(math.prod(leaf.shape) * _width(leaf) for leaf in jax.tree.leaves(tree)))
-
-
-def _width(leaf: Any) -> int:
-  return 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else leaf.dtype.itemsize
+  return float(sum(size_of(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def _writing(job: Job) -> float:

@@ -172,4 +172,4 @@ def _is_deep(job: Job, pieces: int) -> bool:
   """Whether there are layers enough that a piece holds one."""
   step = job.train.programs.jaxpr(job.abstract, job.batch)[1]
   contractions = ('dot_general', 'conv_general_dilated')
-  return sum(eqn.primitive.name in contractions for eqn in equations(step)) >= 2 * pieces
+  return sum(eqn.primitive.name in contractions for eqn in equations(step)) >= pieces

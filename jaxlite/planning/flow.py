@@ -8,6 +8,7 @@ written out.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -89,13 +90,20 @@ def size_of(aval: Any) -> int:
   >>> size_of(jax.ShapeDtypeStruct((2, 3), 'float32'))
   24
   """
-  shape, dtype = getattr(aval, 'shape', ()), getattr(aval, 'dtype', None)
-  if dtype is None:
-    return 0
-  if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
-    aval = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
-    shape, dtype = aval.shape, aval.dtype
-  return math.prod(shape) * max(1, np.dtype(dtype).itemsize)
+  dtype = getattr(aval, 'dtype', None)
+  return 0 if dtype is None else math.prod(getattr(aval, 'shape', ())) * _width(dtype)
+
+
+@functools.cache
+def _width(dtype: Any) -> int:
+  """Bytes of one entry; of a key those of its words."""
+  if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    return max(1, np.dtype(dtype).itemsize)
+  try:
+    words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
+  except TypeError:  # a type of somebody's own
+    return 8
+  return math.prod(words.shape) * words.dtype.itemsize
 
 
 class _Opening:

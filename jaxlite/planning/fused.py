@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxlite.planning.flat import Flat, Node
+from jaxlite.planning.flow import size_of
 from jaxlite.planning.work import Work, work_of
 
 _PRODUCTS = frozenset({'dot_general', 'ragged_dot', 'ragged_dot_general'})
@@ -28,23 +26,6 @@ class Kernel(NamedTuple):
   nodes: tuple[Node, ...]
   works: tuple[Work, ...]
   bytes: float
-
-
-def nbytes(aval: Any) -> float:
-  """Returns the bytes of an array of this type; 0 for what is none.
-
-  >>> import jax
-  >>> nbytes(jax.ShapeDtypeStruct((2, 3), 'float32'))
-  24.0
-  """
-  dtype = getattr(aval, 'dtype', None)
-  if dtype is None:
-    return 0.0
-  try:
-    width = np.dtype(dtype).itemsize
-  except TypeError:  # a key, or another type that JAX alone knows: keys are two words
-    width = 8
-  return float(math.prod(aval.shape) * width)
 
 
 class _Uses(NamedTuple):
@@ -153,21 +134,21 @@ def _kernel(nodes: Sequence[Node], members: list[int], head: int, group: list[in
       behind = value if alone else uses.source.get(value, value)
       if behind is None or behind in own or behind < 0:
         continue
-      size = nbytes(atom.aval) if alone else nbytes(uses.avals[behind])
+      size = size_of(atom.aval) if alone else size_of(uses.avals[behind])
       if name in _CUTS and value == node.reads[0]:
-        size = min(size, nbytes(node.eqn.outvars[0].aval))
+        size = min(size, size_of(node.eqn.outvars[0].aval))
       reads[behind] = max(reads.get(behind, 0.0), size)
   written = 0.0
   for index in members:
     for var, value in zip(nodes[index].eqn.outvars, nodes[index].writes, strict=True):
       outside = any(group[one] != head for one in uses.readers.get(value, ()))
       if index == head or value in uses.out or outside:
-        written += nbytes(var.aval)
+        written += size_of(var.aval)
   total = sum(reads.values()) + written
   name = nodes[head].eqn.primitive.name
   if alone and name == 'dynamic_update_slice':
-    total = 2 * nbytes(nodes[head].eqn.invars[1].aval)  # in place
+    total = 2 * size_of(nodes[head].eqn.invars[1].aval)  # in place
   elif alone and name.startswith('scatter'):
-    total = 3 * nbytes(nodes[head].eqn.invars[2].aval) + nbytes(nodes[head].eqn.invars[1].aval)
+    total = 3 * size_of(nodes[head].eqn.invars[2].aval) + size_of(nodes[head].eqn.invars[1].aval)
   works = tuple(work for work in (uses.works[index] for index in members) if work is not None)
   return Kernel(tuple(nodes[index] for index in members), works, total)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxlite.planning.flat import Node
-from jaxlite.planning.fused import nbytes
+from jaxlite.planning.flow import size_of
 
 _OPERAND = 6  # passes over an operand that is read so: it is laid out, and its neighbours wait for that
 _PRODUCTS = frozenset({'dot_general', 'ragged_dot', 'ragged_dot_general'})
@@ -54,7 +54,7 @@ def _of_axes(eqn: Any, near: bool) -> float:
   first = axes.index(min(axes))
   if near and axes[first:] + axes[:first] == sorted(axes):
     return 0.0
-  return 2 * nbytes(eqn.outvars[0].aval)
+  return 2 * size_of(eqn.outvars[0].aval)
 
 
 def _of_operand(eqn: Any, side: int) -> float:
@@ -63,4 +63,4 @@ def _of_operand(eqn: Any, side: int) -> float:
   summed, batch = (axes[side] for axes in eqn.params['dimension_numbers'])
   rest = [axis in summed for axis in range(len(aval.shape)) if axis not in batch and aval.shape[axis] > 1]
   changes = sum(one != other for one, other in itertools.pairwise(rest))
-  return _OPERAND * nbytes(aval) if changes > 1 and math.prod(aval.shape) else 0.0
+  return _OPERAND * size_of(aval) if changes > 1 and math.prod(aval.shape) else 0.0

@@ -15,7 +15,7 @@ from typing import Any
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config
 from jaxlite.contract import Network, Recipe
-from jaxlite.errors import ConfigError
+from jaxlite.errors import ConfigError, counted
 from jaxlite.finetuning import choice, start
 from jaxlite.run.setup import dataset_of
 
@@ -40,7 +40,7 @@ class FineTune(Config):
     solve: whether the head begins as it was solved on fixed features; else at 0.
     unfrozen: of 'last', the share of weights that learn.
     phases: of 'gradual'.
-    rank, alpha: of 'lora'.
+    rank, alpha: of 'lora'; a rank above the smaller side of a matrix is lowered to it.
     words: of texts, whether tf-idf over their tokens stands beside embeddings: 'auto' (by folds), 'yes', 'no', 'only'.
     reads: of texts, how many tokens the backbone sees; 0 is all.
     augment: (config) -> augmentations of the training batches; None for none.
@@ -123,7 +123,21 @@ def prepared(
   begun = begin(config, network, data, say)
   if not given:
     config = suited(config, begun, count, len(data.validation.labels), asked=set(fields))
-  return dataclasses.replace(config, recipe=recipe_of(begun)), data, begun.network, begun.told
+  return dataclasses.replace(config, recipe=recipe_of(begun)), data, begun.network, (*begun.told, *_thin(data))
+
+
+def _thin(data: Any) -> tuple[str, ...]:
+  """A line where what was held out is too little to judge by."""
+  held = {
+    where: len(split.labels)
+    for where, split in (('validation', data.validation), ('test', data.test))
+    if hasattr(split, 'labels')
+  }
+  few = {where: count for where, count in held.items() if 0 < count < max(2, data.facts.get('classes', 2))}
+  if not few:
+    return ()
+  told = ' and '.join(f'{counted(count, "example")} for {where}' for where, count in few.items())
+  return (f'note: {told}: such scores say next to nothing; give splits of your own, or read how the head did in folds',)
 
 
 def begin(config: FineTune, network: Any, data: Any, say: Callable[[str], None] | None = None) -> start.Start:

@@ -1,6 +1,6 @@
 """`--mode=fit`: the fastest form of a run that fits, found by trying, and trained.
 
-Each form is tried in a process of its own under this one's limits, a twentieth tighter: its programs are compiled, some
+Each form is tried in a process of its own under this one's limits, a twelfth tighter: its programs are compiled, some
 steps are taken, evaluated, saved, tested and reported. What is compiled stays in the compile cache, so that the run
 itself need not find memory for it. Then this process becomes the run: it is replaced by the same command with the flags
 that were found.

@@ -70,6 +70,30 @@ def test_where_channels_lie_apart_our_own_kernels_are_taken():
       assert {*choose.forms(eqn)} <= {*choose.names()}
 
 
+@pytest.mark.parametrize('side,kernel,stride', [(1, 3, 1), (2, 3, 1), (3, 5, 1), (5, 5, 2), (4, 7, 1), (6, 3, 2)])
+def test_depthwise_gradients_have_a_kernel_however_small_the_picture(side, kernel, stride):
+  """XLA takes a hundred times as long for them."""
+  installed()
+  rng = np.random.default_rng(0)
+  x, w = rng.normal(size=(2, side, side, 16)), rng.normal(size=(kernel, kernel, 1, 16))
+  conv = functools.partial(
+    lax.conv_general_dilated,
+    window_strides=(stride, stride),
+    padding='SAME',
+    dimension_numbers=LAYOUTS[0],
+    feature_group_count=16,
+  )
+  x, w = x.astype(np.float32), w.astype(np.float32)
+  found = {}
+  for eqn, operands, xla in products(conv, x, w, np.asarray(conv(x, w))):
+    (name,) = choose.forms(eqn)
+    kind = match.recognized(eqn)[0]
+    found.setdefault(kind, name.rstrip('0123456789'))
+    np.testing.assert_allclose(choose.forms(eqn)[name](*operands), xla, rtol=1e-4, atol=1e-4)
+  wide = 'direct' if kernel > 3 and not direct.missing() else 'onednn'
+  assert found == {'forward': 'onednn', 'weight': wide, **({'input': 'onednn'} if stride > 1 else {})}
+
+
 def example():
   x = np.random.default_rng(0).normal(size=(8, 6, 6, 4)).astype(np.float32)
   w = np.random.default_rng(1).normal(size=(3, 3, 4, 5)).astype(np.float32)

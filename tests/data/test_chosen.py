@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxlite import data as datasets
 from jaxlite import tasks
-from jaxlite.data import chosen
+from jaxlite.data import chosen, inputs
 from jaxlite.data.chosen import Chosen
 
 INDICES = (
@@ -159,3 +159,29 @@ def test_no_memory_is_one_line():
     with pytest.raises(MemoryError, match=r"there is no memory for the data '(arrays|mine)'.*memory map") as error:
       act()
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'uint16', '>f4', 'float64'])
+def test_a_memory_map_of_any_dtype_is_read_where_it_is_asked_for(dtype, tmp_path, monkeypatch):
+  """The data set is that of the array in memory, bit for bit; no copy of it stands."""
+  monkeypatch.setattr(chosen, 'LEAST', 1 << 12)
+  monkeypatch.setattr(inputs, 'LEAST', 1 << 12)
+  values = (np.random.default_rng(0).normal(size=(4_000, 16)) * 9 + 40).astype(dtype)
+  np.save(tmp_path / 'x.npy', values)
+  labels = np.arange(4_000) % 3
+  plain = datasets.from_arrays((np.array(values), labels))
+  tracemalloc.start()
+  mapped = datasets.from_arrays((np.load(tmp_path / 'x.npy', mmap_mode='r'), labels))
+  batch = datasets.batch_at(mapped.train, 32, 3, 7)
+  held = tracemalloc.get_traced_memory()[0]
+  tracemalloc.stop()
+  assert held < 4_000 * 16 * 4
+  assert isinstance(mapped.train.inputs, Chosen)
+  assert mapped.fingerprint == plain.fingerprint
+  jax.tree.map(np.testing.assert_array_equal, batch, datasets.batch_at(plain.train, 32, 3, 7))
+  jax.tree.map(np.testing.assert_array_equal, (mapped.mean, mapped.std), (plain.mean, plain.std))
+  values[17, 3] = np.inf if dtype != 'uint16' else 0
+  np.save(tmp_path / 'y.npy', values)
+  if dtype != 'uint16':
+    with pytest.raises(ValueError, match=r'inputs are finite; train has inf at \[17, 3\]'):
+      datasets.from_arrays((np.load(tmp_path / 'y.npy', mmap_mode='r'), labels))

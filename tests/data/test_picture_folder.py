@@ -185,6 +185,14 @@ def test_mixed_modes_are_told(folder, tmp_path):
   assert '1 gray, 1 of a palette, 1 with alpha: all become RGB, laid on 255' in notes[0]
 
 
+def test_a_picture_that_stands_in_two_classes_is_told(folder, tmp_path):
+  root = copy(folder, tmp_path)
+  assert not [note for note in pictures(root, **FAST).notes if 'several labels' in note]
+  shutil.copy(root / 'c0' / '000.png', root / 'c1' / 'again.png')
+  [note] = [note for note in pictures(root, **FAST).notes if 'several labels' in note]
+  assert note == '1 file with several labels, such as c0/000.png = c1/again.png: nothing tells them apart'
+
+
 def test_colors_without_transparency_are_laid_on_nothing(folder, tmp_path):
   from PIL import ImageCms
 

@@ -1,7 +1,6 @@
 """Texts become data sets whose splits share no token, and whose numbers their encoder gives again."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -115,13 +114,13 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
 def test_a_text_that_stands_twice_with_two_labels_is_told(tmp_path):
   texts, labels = ['good film', 'bad film', 'so so', 'fine'] * 6, ['yes', 'no', 'no', 'yes'] * 6
   labels[6] = 'yes'
-  told = 'texts? stands? several times with different labels'
-  assert not [note for note in from_texts(['good film', 'bad film'] * 9, ['yes', 'no'] * 9).notes if 'several' in note]
+  plain = from_texts(['good film', 'bad film'] * 9, ['yes', 'no'] * 9)
+  assert not [note for note in plain.notes if 'several labels' in note]
   file = tmp_path / 'films.jsonl'
   rows = [json.dumps({'text': text, 'label': label}) for text, label in zip(texts, labels, strict=True)]
   file.write_text('\n'.join(rows))
   kinds = from_texts(texts, labels), labeled_texts(file), labeled_texts(file, keep='disk')
   for data in kinds:
-    [note] = [note for note in data.notes if re.search(told, note)]
-    assert note.startswith('1 text stands')
+    [note] = [note for note in data.notes if 'several labels' in note]
+    assert note.startswith('1 text with')
     assert 'rows 2 and 6' in note

@@ -212,3 +212,55 @@ def test_of_a_checkpoint_of_training_the_part_that_fits_is_named(tmp_path):
       load_weights(model, path, np.ones((1, 3), np.float32))
     found = load_weights(model, read(path, key='model'), np.ones((1, 3), np.float32))
     np.testing.assert_array_equal(found.network.predict(np.ones((1, 3), np.float32)), [[3.0, 3.0]])
+
+
+@pytest.mark.parametrize('kind', [np.asarray, jnp.asarray])
+def test_arrays_in_hand_are_weights_too(saved, kind):
+  wanted = load_weights(Linen(), saved, INPUTS).network
+  held = {name: kind(array) for name, array in torch_arrays().items()}
+  loaded = load_weights(Linen(), held, INPUTS)
+  again = load_weights(Linen(), {**loaded.network.params, **loaded.network.model_state}, INPUTS)  # its own tree
+  jax.tree.map(np.testing.assert_array_equal, loaded.network.params, wanted.params)
+  jax.tree.map(np.testing.assert_array_equal, again.network.params, wanted.params)
+  for wrong in (
+    {},
+    {'a': [1.0]},
+    {'a': 'text'},
+    {'a': np.array([object()])},
+    {'a': {'b': np.ones(1)}, 'a/b': np.ones(1)},
+  ):
+    with pytest.raises(WeightsError, match='weights are arrays'):
+      read(wrong)
+  permuted = {'blk.0.attn_q.weight': np.ones((4, 4), np.float32)}  # out of a GGUF file, whose facts a dict forgets
+  with pytest.raises(WeightsError, match='permutes its rows'):
+    load_weights(nn.Dense(4, use_bias=False), permuted, jnp.ones((1, 4)), rules={'blk.*': 'kernel'})
+
+
+class Tied(nn.Module):
+  @nn.compact
+  def __call__(self, tokens):
+    return nn.Dense(11, use_bias=False, name='lm_head')(nn.Embed(11, 8, name='embed')(tokens))
+
+
+def test_what_to_write_is_told_where_habits_differ(tmp_path):
+  tokens, table = jnp.zeros((1, 2), jnp.int32), np.arange(88, dtype=np.float32).reshape(11, 8)
+  write_safetensors(tmp_path / 'tied', {'embed.weight': table})
+  with pytest.raises(
+    WeightsError, match=r"beside\(\{'lm_head.weight': read\(...\)\['embed.weight'\]\}\) where the file"
+  ):
+    load_weights(Tied(), tmp_path / 'tied', tokens)
+  held = read(tmp_path / 'tied')
+  loaded = load_weights(Tied(), held.beside({'lm_head.weight': held['embed.weight']}), tokens)
+  np.testing.assert_array_equal(loaded.network.params['lm_head']['kernel'], table.T)
+  with pytest.raises(
+    WeightsError, match=r"transforms=\{'embed/embedding': \(1, 0\)\} where it alone lies the other way"
+  ):
+    load_weights(Tied(), {'embed.weight': table.T, 'lm_head.weight': table}, tokens)
+  with pytest.raises(
+    WeightsError, match=r'lm_head/kernel \[8, 11\] \(in the file \[8, 11\], read as \[out, in\]\).*\(0, 1\)'
+  ):
+    load_weights(Tied(), {'embed.weight': table, 'lm_head.weight': table.T}, tokens)
+  twice = {f'{which}.{name}.weight': table for which in ('model', 'ema') for name in ('embed', 'lm_head')}
+  with pytest.raises(WeightsError, match=r"rules=\{'\^ema\[./\]': None\} where 'model' and 'ema' hold"):
+    load_weights(Tied(), twice, tokens)
+  assert load_weights(Tied(), twice, tokens, rules={'^ema[./]': None}).report.left_out

@@ -133,7 +133,7 @@ def test_checkpoints_of_orbax_and_of_its_manager(tmp_path):
   (tmp_path / 'apart' / 'w' / '0.0').unlink()  # what is lost is no zeros
   with pytest.raises(WeightsError, match="'w' cannot be read"):
     read(tmp_path / 'apart')['w']
-  with pytest.raises(TypeError, match='from one path'):
+  with pytest.raises(TypeError, match='from one path, a name on the hub, or arrays by name'):
     read(['a', 'b'])
 
 

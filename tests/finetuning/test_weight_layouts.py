@@ -172,6 +172,9 @@ def test_files_whose_conventions_are_others_are_not_taken_for_torch(tmp_path):
   arrays = {**square, 'more.weight': np.ones((3, 5), np.float32)}
   write_safetensors(tmp_path / 'b.safetensors', arrays, {'format': 'pt'})
   both = (lambda p, x: x @ p['kernel']['w'] @ p['more']['w'], {**model[1], 'more': {'w': jnp.zeros((3, 5))}})
-  with pytest.raises(WeightsError, match=r"more/w \[3, 5\] \(in the file \[3, 5\]\): give layout='jax', by which more"):
+  with pytest.raises(
+    WeightsError,
+    match=r"more/w \[3, 5\] \(in the file \[3, 5\], read as \[out, in\]\): give layout='jax', by which more",
+  ):
     load_weights(both, tmp_path / 'b.safetensors', x)
   assert not load_weights(both, tmp_path / 'b.safetensors', x, layout='jax').report.transposed

@@ -91,7 +91,7 @@ def test_swa_of_half_precision_weights_keeps_small_differences():
 
 @pytest.mark.parametrize('begin, every', [(0, 1), (1, 0), (-3, 1)])
 def test_swa_counts_from_one(begin, every):
-  with pytest.raises(ValueError, match='swa: (begin|every) is a whole number, at least 1'):
+  with pytest.raises(ValueError, match=r'swa: (begin|every) is a whole number, at least 1'):
     swa(begin, every)
 
 

@@ -309,6 +309,40 @@ def test_rules_that_fit_no_leaf_are_refused(hook, says):
     hook().model(model).init(KEY, X)
 
 
+def test_every_weight_that_is_too_small_is_told_at_once_with_its_rule():
+  values = {'a': draw(8, 3), 'b': draw(3, 6), 'c': draw(6, 5)}
+  model = jl.from_function(lambda p, x: x @ p['a'] @ p['b'] @ p['c'], values)
+  said = r"'a' has 8 rows and 3 columns, rank is 4, and 1 more are too small.*rules=\{'\^a\$': 3, '\^b\$': 3\}"
+  with pytest.raises(ValueError, match=said):
+    lora(4).model(model).init(KEY, X)
+  for hook in (lora(4, rules={'^a$': 3, '^b$': 3}), lora(4, fit=True)):
+    params, _ = hook.model(model).init(KEY, X)
+    assert {leaf: own['a'].shape[1] for leaf, own in params['jl.lora'].items()} == {'a': 3, 'b': 3, 'c': 4}
+
+
+@pytest.mark.parametrize('hook', [lora, dora])
+def test_a_matrix_that_is_used_in_both_directions_is_told_and_learns_where_it_is_named(hook):
+  """Which of its axes are rows is not clear, and a product of low rank does not ask."""
+  tied = lambda p, x: jnp.tanh(x @ p['w']) @ p['w'].T  # noqa: E731
+  bare = jl.from_function(tied, {'w': draw(8, 6)})
+  with pytest.raises(ValueError, match='w: multiplied, but its axes are not clear'):
+    hook(2).model(bare).init(KEY, X)
+  model = hook(2, select='w').model(bare)
+  params, state = model.init(KEY, X)
+  params = moved_away(params, f'jl.{hook.__name__}')
+  merged = model.export(params, state)[0]
+  assert np.linalg.matrix_rank(merged['w'] - draw(8, 6), tol=1e-3) == (2 if hook is lora else 6)
+  mine = model.apply(params, state, X, train=True, key=None, step=0)[0]
+  np.testing.assert_allclose(mine, tied(merged, X), rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_low_rank_is_refused_with_what_to_write():
+  model = jl.from_function(lambda p, x: x @ p['w'], {'w': draw(8, 6)})
+  recipe = jl.chain(lora(2, name='one'), lora(2, name='two'))
+  with pytest.raises(ValueError, match=r'one finds nothing to freeze.* rules= gives each leaf a rank of its own'):
+    recipe.model(model).init(KEY, X)
+
+
 def test_an_empty_weight_is_refused():
   model = jl.from_function(lambda p, x: x @ p['w'], {'w': np.zeros((8, 0), np.float32)})
   with pytest.raises(ValueError, match=r'is empty|rank of a matrix|finds no weight'):

@@ -191,3 +191,18 @@ def test_on_two_devices_it_ends_as_on_one():
     print('sound', jax.device_count())
     """,
   )
+
+
+def test_what_is_too_little_to_judge_by_is_told(tmp_path):
+  said = []
+  few = np.concatenate([np.flatnonzero(kind == Y)[:3] for kind in range(3)])
+  options = {'method': 'auto', 'features': str(tmp_path / 'features')}
+  jl.finetune(network(), (X[few], Y[few]), tmp_path / 'run', say=said.append, **options)
+  assert any(line.startswith('method: probe (2 examples a class are too few') for line in said)
+  assert any(line.startswith('note: 1 example for validation and 1 example for test: such scores say') for line in said)
+
+
+@pytest.mark.slow
+def test_ranks_are_lowered_to_the_smaller_side_of_a_matrix(tmp_path):
+  jl.finetune(network(), (X, Y), tmp_path / 'run', method='lora', features=str(tmp_path / 'features'))
+  assert jl.load(tmp_path / 'run').predict(X).shape == (120, 3)

@@ -14,6 +14,7 @@ from jaxlite.planning.edits import DRAWS, OTHER, ROUNDING, SAME, edited, edits, 
 from jaxlite.run import planning
 from jaxlite.run.jobs import job_of
 from jaxlite.run.setup import prepare, shortened
+from jaxlite.run.trial import Died, Source, asked
 from jaxlite.step import gradient
 from jaxlite.tasks.lift import lift_loss
 
@@ -162,3 +163,15 @@ def test_a_run_goes_on_whose_form_was_found_and_its_network_is_opened_without_it
   parts = [row[0] for row in first.parts]
   assert 'machine.remat' in parts
   assert 'machine.micro_batches' in parts
+
+
+@pytest.mark.parametrize(
+  ('said', 'kind'), [("a checkpoint (RuntimeError: can't start new thread)", Died), ('epochs are above 0', ValueError)]
+)
+def test_a_line_that_tells_of_memory_is_a_form_that_does_not_fit_and_any_other_is_what_is_wrong(tmp_path, said, kind):
+  """Stacks of threads are refused first under a limit of the data segment, by whichever part starts one."""
+  path = tmp_path / 'experiment.py'
+  path.write_text(f'import jaxlite.errors\ndef get_config():\n  raise jaxlite.errors.ConfigError({said!r})\n')
+  with pytest.raises(kind) as error:
+    asked(Source(str(path), (), str(tmp_path), False, str(tmp_path / 'run')), '', 'outlook')
+  assert said in str(error.value)

@@ -19,6 +19,7 @@ from jaxlite.host.machine import all_cores
 # The bits of a sum depend on the number of chunks, so it is that of the machine, not of the cores a process may use;
 # it is part of a form's name, so that a resume takes the number it began with.
 CHUNKS = min(8, max(2, all_cores()))
+_WIDE = 3  # places along an axis of a depthwise kernel, up to which oneDNN's gradients of it are fast
 _CHUNK = 4e6  # FLOPs of a matrix product up to which it is one thread's work
 _Call = Callable[..., jax.Array]  # (shape and dtype of the result, *operands) -> the result
 _LAYOUT = 2  # of the names of targets; another meaning of the same numbers needs another
@@ -49,8 +50,9 @@ def is_kernel(name: str) -> bool:
 def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]:
   """Returns the form of an equation that calls a kernel, by name; empty where there is none.
 
-  Where there is a C compiler, oneDNN's if that extra is installed; for a convolution one of our own without it, and
-  where channels lie apart: of such arrays oneDNN is two times slower, and ours lays rows out itself. Operands in
+  Where there is a C compiler, oneDNN's if that extra is installed; for a convolution one of our own without it, where
+  channels lie apart (of such arrays oneDNN is two times slower, and ours lays rows out itself), and for the gradient of
+  a depthwise kernel of 5 x 5 and more. Operands in
   bfloat16 are multiplied as they are where the processor does that, which is twice as fast, and else in float32: each
   product is summed in float32 and rounded once.
 
@@ -69,8 +71,8 @@ def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]
   if found is None:
     return {}
   narrow = found._replace(dtype='float32', **({'made': 'float32'} if isinstance(found, MatmulLayout) else {}))
-  apart = isinstance(found, ConvGeometry) and 1 not in (found.x[1], found.y[1])
-  own = _direct(narrow, kind) if isinstance(narrow, ConvGeometry) and (apart or onednn.missing()) else None
+  ours = isinstance(found, ConvGeometry) and (1 not in (found.x[1], found.y[1]) or _is_wide_alone(kind, found))
+  own = _direct(narrow, kind) if isinstance(narrow, ConvGeometry) and (ours or onednn.missing()) else None
   if own:
     name, of, call = f'direct{CHUNKS}', narrow, own
   elif onednn.missing():
@@ -84,6 +86,11 @@ def forms(eqn: Any, turned: bool = False) -> dict[str, Callable[..., jax.Array]]
     name, call = f'onednn{CHUNKS}', functools.partial(_ffi, target)
   call = call if of == found else functools.partial(_in_float32, call)
   return {name: functools.partial(_call, eqn, kind, call)}
+
+
+def _is_wide_alone(kind: str, of: ConvGeometry) -> bool:
+  """Whether these are the gradients of wide depthwise kernels, for which oneDNN has no good code: 7 to 20 times slower."""
+  return kind == 'weight' and 1 < of.groups == of.inputs == of.outputs and max(of.kernel) > _WIDE
 
 
 def _ffi(target: str, shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:

@@ -107,10 +107,12 @@ def recognized(eqn: Any) -> tuple[str, ConvGeometry] | None:
     return 'forward', ConvGeometry(
       left[0], left[1], right[0], groups, *sizes, *ends, tuple(x), tuple(w), tuple(y), dtype
     )
-  if batched == groups == 1 and set(steps) == {1}:
+  alone = groups == left[1] == result[1]  # one channel a group: turned round, the weights lie as they did
+  if batched == 1 and (groups == 1 or alone) and set(steps) == {1}:
     before = [(size - 1) * step - pad for size, step, pad in zip(right[2:], apart, low, strict=True)]
-    swapped = tuple(y), (w[1], w[0], *w[2:]), tuple(x)
-    geometry = _geometry(left[0], right[0], right[1], 1, result, right, left, spread, apart, before, swapped, dtype)
+    swapped = tuple(y), tuple(w) if alone else (w[1], w[0], *w[2:]), tuple(x)
+    sizes = (left[0], result[1], left[1], groups, result, right, left)
+    geometry = _geometry(*sizes, spread, apart, before, swapped, dtype)
     return ('input', geometry) if geometry else None
   return None
 
@@ -118,15 +120,27 @@ def recognized(eqn: Any) -> tuple[str, ConvGeometry] | None:
 def is_weight_gradient(eqn: Any) -> bool:
   """Tells whether a convolution is the gradient of another's weights, as JAX writes it.
 
-  The batch, which comes first, is summed over, and the kernel outgrows the result.
+  The batch, which comes first, is summed over. Of a kernel without groups the equation's own kernel, the gradient of
+  the output, outgrows the result; where pictures are smaller than kernels, deep in a network, it is as quick to take it
+  for a forward pass. Groups of the batch are what gradients of grouped kernels have, however small a picture is.
 
   Args:
     eqn: a `conv_general_dilated`.
+
+  >>> import jax
+  >>> from jax import lax
+  >>> options = dict(dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=3)
+  >>> conv = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), 'SAME', **options)
+  >>> x, w = jax.numpy.ones((4, 2, 2, 3)), jax.numpy.ones((5, 5, 1, 3))
+  >>> program = jax.make_jaxpr(jax.grad(lambda x, w: conv(x, w).sum(), (0, 1)))(x, w)
+  >>> [is_weight_gradient(eqn) for eqn in program.eqns if eqn.primitive.name == 'conv_general_dilated']
+  [False, True, False]
   """
   numbers = eqn.params['dimension_numbers']
   kernel = math.prod(eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:])
   result = math.prod(eqn.outvars[0].aval.shape[axis] for axis in numbers.out_spec[2:])
-  return numbers.lhs_spec[1] == 0 and kernel >= result and eqn.params['feature_group_count'] == 1
+  outgrown = kernel >= result or eqn.params['batch_group_count'] > 1
+  return numbers.lhs_spec[1] == 0 and outgrown and eqn.params['feature_group_count'] == 1
 
 
 def contraction(eqn: Any) -> MatmulLayout | None:
