@@ -23,6 +23,7 @@ QUANTITY = 'memory/peak'  # as it stands among this machine's outcomes
 _USED = 0.8  # of the compiler's pages: more are in when it was used before
 _ALL = 0.97  # of a stage's pages: more are in when another run of this process was in that stage
 _AGAIN = 0.3  # of what is set up once, such as the libraries of a report, when it was before
+_ALIKE = 4.0  # differences of features that are counted as large, in a factor of 2.7 of size
 _PIECES = 32 << 20  # bytes of state: glibc maps what is larger by itself, and gives it back at once when it is freed
 _CHOOSING = 1.5  # seconds for forms that nobody has timed here, as a run takes
 _SURE = 1.645  # standard deviations above which 5 in 100 lie
@@ -170,7 +171,7 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
   at = max(stages, key=lambda stage: stages[stage])
   raw = stages[at]
   kind = 'traced' if basis == 'traced' else 'compiled'
-  learned = calibration.correction(QUANTITY, kind, spread=memory_table.SPREAD[basis])
+  learned = calibration.correction(QUANTITY, kind, likeness(raw), spread=memory_table.SPREAD[basis])
   factor = learned.factor
   # What this machine has taught is no reason to tell less than the process holds already.
   stages = {stage: max(int(size * factor), int(min(size, now))) for stage, size in stages.items()}
@@ -197,6 +198,20 @@ def forecast(held: Sizes, seen: Process, basis: str, cache: str, room: int = 0) 
     space_expected=space,
     sizes=held,
   )
+
+
+def likeness(raw: float) -> dict[str, float]:
+  """Returns what forecasts must have in common to learn from each other: what was off by a part of a small process says
+  little of one twice as large.
+
+  Args:
+    raw: bytes, before any correction.
+
+  >>> small, large = likeness(400e6), likeness(800e6)
+  >>> 2 < large['size'] - small['size'] < 3
+  True
+  """
+  return {'size': _ALIKE * math.log(max(1.0, raw))}
 
 
 def _counted(now: int, grown: int, factors: tuple[float, float, float], spread: float) -> tuple[int, int]:

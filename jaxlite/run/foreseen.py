@@ -317,6 +317,7 @@ def _compared(told: memory.Memory, peak: int, called: Entry) -> dict[str, Any]:
   return {
     **{'forecast': told.peak, 'upper': told.upper + told.kept, 'actual': peak},
     **{'basis': told.basis, 'raw': told.raw, 'kept': told.kept, 'alone': called.alone},
+    'features': memory.likeness(told.raw),
   }
 
 

@@ -203,3 +203,16 @@ def test_a_large_state_counts_by_its_copies_and_a_larger_one_never_less(basis):
   held = 1 if basis == 'compiled' else 2  # the process that has compiled its step holds one already
   assert held - 0.1 < copies < held + 0.6
   assert all(sum(one.parts.values()) == one.peak for one in found)
+
+
+def test_what_small_runs_came_to_says_little_of_a_large_one(tmp_path):
+  """Twelve runs a quarter smaller than told: the next small one is told less, one twice as large hardly."""
+  small = told()
+  large = small._replace(parameters=200 * MIB)
+  before = [memory.forecast(one, HERE, 'traced', 'cold') for one in (small, large)]
+  for run in range(12):
+    raw = before[0].raw
+    calibration.add([calibration.Outcome(memory.QUANTITY, 'traced', raw, 0.75 * raw, memory.likeness(raw), str(run))])
+  after = [memory.forecast(one, HERE, 'traced', 'cold') for one in (small, large)]
+  assert after[0].peak < 0.85 * before[0].peak
+  assert after[1].peak > 0.93 * before[1].peak
