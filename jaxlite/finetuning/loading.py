@@ -79,7 +79,8 @@ def load_weights(
     new: a rule on the model's paths that keep their first values, whatever the file holds.
     head: 'match', or 'new': the model's last kernel and what stands beside it keep their first values.
     match: 'names', or 'order': leaves that no name pairs take, kind by kind, the arrays left over in the file's order,
-      where every shape fits. The file's order is that of definition: check the report.
+      where every shape fits: the order of definition in files of PyTorch, npz and GGUF, of the numbers in names in
+      others, which sort them. Check the report.
     layout: whose convention kernels follow, 'torch' ([out, in], OIHW) or 'jax' ([in, out], HWIO); None: as the format
       or its names say.
     dtype: of floating leaves; None: the model's own. 'stored' keeps the file's.

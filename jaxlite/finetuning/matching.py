@@ -15,6 +15,7 @@ from jaxlite.errors import nearest
 from jaxlite.finetuning import axes, keras_names, names
 from jaxlite.finetuning.axes import Move, Unclear
 from jaxlite.finetuning.flattened import Flat
+from jaxlite.finetuning.ordered import by_order_of_definition
 from jaxlite.finetuning.program import Kernel
 from jaxlite.finetuning.weights import Weights, WeightsError
 
@@ -105,7 +106,7 @@ def match(
   convention = _convention(held, layout)
   ordered: set[str] = set()
   if by_order:
-    more = _by_order(held, renamed, found, wanted, target, convention)
+    more = by_order_of_definition(held, renamed, found, wanted, target.order)
     found, ordered = {**found, **more}, set(more)
   moves, problems = _moves(held, renamed, found, target, convention, transforms, layout)
   other = {'torch': 'jax', 'jax': 'torch'}.get(convention, '')
@@ -252,42 +253,6 @@ def _permuted(order: tuple[int, ...], path: str) -> Callable[[np.ndarray], np.nd
     return array.transpose(order)
 
   return move
-
-
-def _by_order(
-  held: Weights,
-  renamed: Mapping[str, str],
-  found: Mapping[str, str],
-  wanted: Sequence[str],
-  target: Target,
-  convention: str,
-) -> dict[str, str]:
-  """Pairs modules that no name pairs, in the file's order and the program's, where all of their arrays fit."""
-  used = set(found.values())
-  theirs = _modules([name for name in renamed if name not in used and not names.is_counter(name)])
-  ours = _modules([path for path in wanted if path not in found])
-  last = len(target.order)
-  kinds: dict[tuple[str, ...], list[list[dict[str, str]]]] = {}
-  for side, modules in enumerate((theirs, ours)):
-    for module in modules.values():
-      kinds.setdefault(tuple(sorted(module)), [[], []])[side].append(module)
-  pairs: dict[str, str] = {}
-  for one, other in kinds.values():
-    if len(one) != len(other):
-      continue
-    ranked = sorted(other, key=lambda module: min(target.order.get(path, last) for path in module.values()))
-    for source, module in zip(one, ranked, strict=True):
-      pairs |= {path: source[role] for role, path in module.items()}
-  return pairs
-
-
-def _modules(paths: Sequence[str]) -> dict[tuple[str, ...], dict[str, str]]:
-  """Names by module and role."""
-  found: dict[tuple[str, ...], dict[str, str]] = {}
-  for path in paths:
-    key = names.key_of(path)
-    found.setdefault(key.module, {})[key.role] = path
-  return found
 
 
 def _told(

@@ -210,7 +210,8 @@ def mixup(alpha: float, classes: int) -> Augmentation:
 
   Returns:
     (key, batch) -> batch: inputs float32 of the same shape and units, labels float32 [B, classes] that sum
-    to 1, weight blended as the labels are. Labels may come as int [B] or float [B, classes].
+    to 1, weight blended as the labels are. Labels may come as int [B] or float [B, classes]; one that is no
+    class is NaN, so that a loss shows it.
 
   Raises:
     ValueError: alpha or classes is out of range; labels are of neither kind.
@@ -234,7 +235,7 @@ def mixup(alpha: float, classes: int) -> Augmentation:
         f'mixup blends numbers; inputs are {inputs.dtype}, taken for ids: leave it out, or make them float32'
       )
     inputs = inputs.astype(jnp.float32)
-    labels = _soft(field(batch, 'labels', 'mixup'), classes, 'mixup')
+    labels = _soft(field(batch, 'labels', 'mixup'), classes, real(batch), 'mixup')
     pairs, shares = jax.random.split(key)
     partner = _partners(pairs, real(batch))
     share = _lesser_share(shares, alpha, len(inputs))  # of the partner
@@ -256,7 +257,8 @@ def cutmix(alpha: float, classes: int) -> Augmentation:
 
   Returns:
     (key, batch) -> batch: inputs [B, H, W, C] of the same dtype, labels float32 [B, classes] that sum to 1,
-    weight shared as the labels are. Labels may come as int [B] or float [B, classes].
+    weight shared as the labels are. Labels may come as int [B] or float [B, classes]; one that is no
+    class is NaN, so that a loss shows it.
 
   Raises:
     ValueError: alpha or classes is out of range; labels are of neither kind; inputs are no images.
@@ -277,7 +279,7 @@ def cutmix(alpha: float, classes: int) -> Augmentation:
 
   def apply(key: jax.Array, batch: contract.Batch) -> dict[str, Any]:
     images = images_of(batch, 'cutmix')
-    labels = _soft(field(batch, 'labels', 'cutmix'), classes, 'cutmix')
+    labels = _soft(field(batch, 'labels', 'cutmix'), classes, real(batch), 'cutmix')
     count, height, width, _ = images.shape
     pairs, shares, sides, rows, columns = jax.random.split(key, 5)
     partner = _partners(pairs, real(batch))
@@ -331,9 +333,11 @@ def _partners(key: jax.Array, real: jax.Array) -> jax.Array:
   return jnp.zeros(count, place.dtype).at[place].set(place[following])
 
 
-def _soft(labels: jax.Array, classes: int, what: str) -> jax.Array:
+def _soft(labels: jax.Array, classes: int, real: jax.Array, what: str) -> jax.Array:
   if labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer):
-    return jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    # A label that is no class would be a row of zeros: no loss, and nobody would know.
+    known = (labels >= 0) & (labels < classes) | ~real
+    return jnp.where(known[:, None], jax.nn.one_hot(labels, classes, dtype=jnp.float32), jnp.nan)
   if labels.ndim == 2 and labels.shape[1] == classes and jnp.issubdtype(labels.dtype, jnp.floating):
     return labels.astype(jnp.float32)
   raise ValueError(f'{what} takes labels int [B] or float [B, {classes}]; got {labels.dtype} {list(labels.shape)}')

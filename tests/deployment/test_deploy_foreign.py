@@ -10,6 +10,11 @@ from jax import lax
 
 import jaxlite as jl
 from jaxlite.deployment.formats import missing
+from jaxlite.deployment.litert.file import litert_bytes
+from jaxlite.deployment.onnx.file import onnx_bytes
+from jaxlite.deployment.operations import reference
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.patterns import recognized
 from networks import first_values
 
 pytestmark = pytest.mark.unoptimized
@@ -193,7 +198,8 @@ def deployed(one, inputs, folder, formats=FORMATS):
   return {row.format: row for row in report.written}
 
 
-REFUSED = {
+REFUSED: dict[tuple[str, ...], str] = {
+  ('tokens', 'litert', 'integers'): 'one_hot',
   ('equinox', 'litert'): 'no open batch in TRANSPOSE_CONV',
   ('cropped', 'litert'): 'no open batch in TRANSPOSE_CONV',
   ('haiku', 'litert'): 'no open batch in BROADCAST_TO',
@@ -203,15 +209,66 @@ REFUSED = {
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize('name', [*FUNCTIONS, *FRAMEWORKS])
-def test_a_foreign_network_answers_rightly_in_every_runtime(name, tmp_path):
+@pytest.mark.parametrize('whole', [False, True], ids=['floats', 'integers'])
+def test_a_foreign_network_answers_rightly_in_every_runtime(whole, name, tmp_path):
   if name in FRAMEWORKS:
     pytest.importorskip(name)
-  for whole in (False, True):
-    one, inputs = network(name, whole)
-    formats = [each for each in FORMATS if not missing(each)]
-    for kind, row in deployed(one, inputs, tmp_path / str(whole), formats).items():
-      assert REFUSED.get((name, kind), '') in row.why
-      assert bool(row.why) == ((name, kind) in REFUSED), (kind, row.why)
+  one, inputs = network(name, whole)
+  for kind, row in deployed(one, inputs, tmp_path, [each for each in FORMATS if not missing(each)]).items():
+    why = REFUSED.get((name, kind, 'integers') if whole else (), '') or REFUSED.get((name, kind), '')
+    assert why in row.why
+    assert bool(row.why) == bool(why), (kind, row.why)
+
+
+@pytest.mark.parametrize('mode', ['edge', 'reflect', 'symmetric', 'wrap', 'linear_ramp', 'mean', 'minimum'])
+def test_every_way_to_pad_images_is_written(mode):
+  """Along the examples nothing is added, though the program reads the first and the last of them for it."""
+
+  def fn(p, x):
+    return jnp.pad(x, ((0, 0), (2, 1), (0, 3), (0, 0)), mode=mode)
+
+  graph = recognized(lower(fn, {}, PICTURES))
+  np.testing.assert_allclose(reference.run(graph, PICTURES[:7]), fn({}, PICTURES[:7]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('space', [1, 2, 3])
+def test_windows_of_every_shape_reach_litert(space):
+  """Its converter makes a loop of them by itself."""
+  if missing('litert'):
+    pytest.skip(missing('litert'))
+  inputs, window, steps = floats(3, *(7, 6, 5)[:space], 4), (3, 2, 2)[:space], (2, 1, 2)[:space]
+
+  def fn(p, x):
+    mean = nn.avg_pool(x, window, steps, 'SAME', count_include_pad=False)
+    return mean, nn.avg_pool(x, window, steps), nn.max_pool(x, window, steps, 'SAME')
+
+  assert litert_bytes(recognized(lower(fn, {}, inputs)))
+
+
+PLACES = {
+  'resized': lambda p, x: jax.image.resize(conv(x, p['a']), (x.shape[0], 9, 24, 8), 'nearest'),
+  'rows': lambda p, x: jnp.take(conv(x, p['a']), jnp.array([[2, 1], [1, 0]]), axis=1),
+  'channels': lambda p, x: conv(x, p['a'])[..., np.array([0, 3, -1])],
+  'clipped': lambda p, x: jnp.take(x, jnp.array([90, 1]), axis=2, mode='clip'),
+}
+
+
+@pytest.mark.parametrize('name', PLACES)
+def test_known_places_along_an_axis_reach_onnx(name):
+  if missing('onnx'):
+    pytest.skip(missing('onnx'))
+  import onnxruntime
+
+  fn, params = PLACES[name], weights(a=(3, 3, 3, 8))
+  session = onnxruntime.InferenceSession(onnx_bytes(recognized(lower(fn, params, PICTURES))))
+  (found,) = session.run(None, {session.get_inputs()[0].name: PICTURES[:7]})
+  np.testing.assert_allclose(found, fn(params, PICTURES[:7]), rtol=1e-4, atol=1e-4)
+
+
+def test_places_beyond_an_axis_are_refused_by_onnx():
+  fn = lambda p, x: jnp.take(x, jnp.array([90, 1]), axis=2, mode='fill')  # noqa: E731
+  with pytest.raises(ValueError, match='places beyond an axis of 12'):
+    onnx_bytes(recognized(lower(fn, {}, PICTURES)))
 
 
 @pytest.mark.sampled(1)

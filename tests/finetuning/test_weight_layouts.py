@@ -66,6 +66,27 @@ def test_by_order_pairs_what_no_name_does_in_the_programs_own_order(tmp_path):
     np.testing.assert_array_equal(mean, arrays[f'stack.{layer}.bn.running_mean'])
 
 
+def test_by_order_is_that_of_numbers_where_a_file_sorts_its_names(tmp_path):
+  """A file of safetensors has layer 10 before layer 2: of one shape, they would be exchanged in silence."""
+
+  class Deep(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      for _ in range(11):
+        x = nn.Dense(3, use_bias=False)(x)
+      return x
+
+  x = np.ones((1, 3), np.float32)
+  arrays = {f'stack.{layer}.fc.weight': np.full((3, 3), layer, np.float32) for layer in range(11)}
+  write_safetensors(tmp_path / 'w', arrays, {'format': 'pt'})
+  loaded = load_weights(Deep(), tmp_path / 'w', x, match='order')
+  assert [int(loaded.network.params[f'Dense_{layer}']['kernel'][0, 0]) for layer in range(11)] == list(range(11))
+  words = [f'{chr(97 + layer)}.fc.weight' for layer in reversed(range(11))]
+  write_safetensors(tmp_path / 'w', dict(zip(words, arrays.values(), strict=True)), {'format': 'pt'})
+  with pytest.raises(WeightsError, match='differ in more than numbers'):
+    load_weights(Deep(), tmp_path / 'w', x, match='order')
+
+
 def test_heads_of_attention_are_split_as_torch_lays_them_out(tmp_path):
   class Net(nn.Module):
     @nn.compact

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ def sum_pool(
   base_dilation: Sequence[int],
   window_dilation: Sequence[int],
 ) -> jax.Array:
-  """Sums over windows of space, as a convolution of each channel by ones.
+  """Sums over windows of space: a convolution of each channel by ones, of three axes and more a sum of slices.
 
   Args:
     x: [B, space..., C]; over windows of examples or channels, or of integers, it stays as it is.
@@ -43,6 +43,8 @@ def sum_pool(
       base_dilation=base_dilation,
       window_dilation=window_dilation,
     )
+  if x.ndim > 4 and {*base_dilation, *window_dilation} == {1}:
+    return _of_slices(jnp.add, x, 0, window_dimensions[1:-1], window_strides[1:-1], padding[1:-1])
   channels, last = x.shape[-1], x.ndim - 1
   channels_last = (0, last, *range(1, last))
   return lax.conv_general_dilated(
@@ -77,12 +79,23 @@ def max_pool(
     wide = x.reshape(*x.shape[:2], 1, x.shape[2])
     found = pool(wide, window=(*window, 1), strides=(*strides, 1), padding=(*padding, (0, 0)))
     return found.reshape(*found.shape[:2], found.shape[3])
-  lowest = np.asarray(np.finfo(np.float32).min if x.dtype == jnp.float32 else np.iinfo(x.dtype).min, x.dtype)
-  x = lax.pad(x, lowest, [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
+  lowest = np.finfo(np.float32).min if x.dtype == jnp.float32 else np.iinfo(x.dtype).min
+  return _of_slices(jnp.maximum, x, lowest, window, strides, padding)
+
+
+def _of_slices(
+  merge: Callable[[Any, Any], Any],
+  x: jax.Array,
+  beyond: Any,
+  window: Sequence[int],
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+) -> jax.Array:
+  x = lax.pad(x, np.asarray(beyond, x.dtype), [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
   sizes = [(size - wide) // step + 1 for size, wide, step in zip(x.shape[1:-1], window, strides, strict=True)]
-  best: Any = None
+  merged: Any = None
   for place in np.ndindex(*window):
     ends = [at + (size - 1) * step + 1 for at, size, step in zip(place, sizes, strides, strict=True)]
     some = lax.slice(x, [0, *place, 0], [x.shape[0], *ends, x.shape[-1]], [1, *strides, 1])
-    best = some if best is None else jnp.maximum(best, some)
-  return best
+    merged = some if merged is None else merge(merged, some)
+  return merged

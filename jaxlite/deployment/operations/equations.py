@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -51,6 +52,21 @@ def left_out(eqn: Any) -> str:
 def keeps(eqn: Any) -> bool:
   """Whether a reduction of precision changes nothing of float32."""
   return eqn.params['exponent_bits'] >= 8 and eqn.params['mantissa_bits'] >= 23
+
+
+def is_empty(aval: Any) -> bool:
+  """Whether a value holds nothing, so that there is nothing to compute."""
+  return 0 in aval.shape and not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+
+
+def moved_by_numpy(array: Any) -> Any:
+  """An array that NumPy moves about, so that nothing is compiled for it; keys of random numbers stay as they are."""
+  return array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
+
+
+def widens(one: Any, other: Any) -> bool:
+  """Whether a conversion loses nothing: then NumPy's is XLA's."""
+  return not jax.dtypes.issubdtype(one, jax.dtypes.extended) and bool(np.can_cast(one, other))
 
 
 def plain(value: Any, name: str) -> Any:

@@ -225,6 +225,12 @@ class _Writer(NamedTuple):
       return self.body(params[walk.CALLS[kind]], operands)
     if kind in equations.NOTHING:
       return operands
+    if kind == 'concatenate':  # what is empty adds nothing: jnp.pad repeats an edge no times along the examples
+      operands = [one for one in operands if isinstance(one, _Unknown) or 0 not in one.shape] or operands[:1]
+      if len(operands) == 1:
+        return operands
+    if not eqn.primitive.multiple_results and equations.is_empty(eqn.outvars[0].aval):
+      return [_constant(jnp.zeros(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype))]
     if kind == 'reduce_precision' and operands[0].shape == eqn.outvars[0].aval.shape and equations.keeps(eqn):
       return operands
     if kind == 'scan' and not all(isinstance(one, _Const) for one in operands):
@@ -367,15 +373,6 @@ def _dtype(atom: Any) -> Any:
   return atom.array.dtype if isinstance(atom, _Const) else atom.dtype
 
 
-def _plain(array: Any) -> Any:
-  """An array that NumPy moves about, so that nothing is compiled for it; keys of random numbers stay as they are."""
-  return array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
-
-
-def _widens(one: Any, other: Any) -> bool:  # then NumPy converts as XLA does
-  return not jax.dtypes.issubdtype(one, jax.dtypes.extended) and bool(np.can_cast(one, other))
-
-
 def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
   """What an equation gives for known operands; what repeats is not written out where the operation works entry by
   entry."""
@@ -387,9 +384,9 @@ def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
     for axis, size in zip(axes, one.array.shape, strict=True):
       shape[axis] = size
     name = one.name if one.array.size == np.prod(shape) else ''
-    return [_Const(_plain(one.array).reshape(shape), aval.shape, name)]
-  if kind == 'convert_element_type' and _widens(operands[0].array.dtype, aval.dtype):
-    return [_Const(_plain(operands[0].array).astype(aval.dtype), aval.shape)]
+    return [_Const(equations.moved_by_numpy(one.array).reshape(shape), aval.shape, name)]
+  if kind == 'convert_element_type' and equations.widens(operands[0].array.dtype, aval.dtype):
+    return [_Const(equations.moved_by_numpy(operands[0].array).astype(aval.dtype), aval.shape)]
   if kind in equations.UNARY:
     return [_Const(eqn.primitive.bind(operands[0].array, **eqn.params), aval.shape)]
   if kind in equations.BINARY and all(len(one.shape) == len(aval.shape) for one in operands):
