@@ -64,9 +64,9 @@ def check_bits(bits: Any, what: str) -> Bits:
   pair = tuple(bits) if isinstance(bits, tuple | list) else (bits, bits)
   if len(pair) != 2:
     raise ValueError(f'{what}: bits are one number, or a pair (weight, activation), got {bits!r}')
-  pair = tuple(None if one is None else number(one, f'{what}: bits') for one in pair)
+  pair = tuple(one if one is None or isinstance(one, bool | str) else number(one, f'{what}: bits') for one in pair)
   for one in pair[:1] if pair[1] is None else pair:
-    if not isinstance(one, int) or not MIN_BITS <= one <= MAX_BITS:
+    if isinstance(one, bool) or not isinstance(one, int) or not MIN_BITS <= one <= MAX_BITS:
       raise ValueError(f'{what}: bits are a whole number from {MIN_BITS} to {MAX_BITS}, got {bits!r}')
   return Bits(int(pair[0]), None if pair[1] is None else int(pair[1]))
 
