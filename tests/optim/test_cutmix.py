@@ -96,3 +96,14 @@ def test_it_stands_in_the_hook_and_traces_with_an_empty_batch():
 def test_bad_use_is_named(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+@pytest.mark.parametrize('mix', [mixup, cutmix])
+def test_a_label_that_is_no_class_shows_in_the_loss_and_padding_does_not(mix):
+  labels = jnp.array([0, 2, 1, -1])
+  batch = {'inputs': jnp.ones((4, 6, 6, 1)), 'labels': labels, 'weight': jnp.array([1.0, 1, 1, 0])}
+  mixed = jax.jit(mix(1.0, 3))(jax.random.key(0), batch)
+  assert np.isfinite(mixed['labels']).all()
+  for wrong in (-1, 3):
+    mixed = jax.jit(mix(1.0, 3))(jax.random.key(0), {**batch, 'labels': labels.at[1].set(wrong)})
+    assert np.isnan(mixed['labels'][1]).all()
