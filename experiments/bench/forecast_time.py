@@ -12,9 +12,8 @@ cost is made first; then probe and run alternate, probe, run, probe, run. A run 
 evaluations between, and a checkpoint. Its seconds on the clock and of all cores are kept, and the load. The file is
 gone on with; `all` measures, then reports. `report` prints errors beside the difference of a run and its repetition,
 and how often the interval holds the run: families that the factors were fitted on apart from others. `retell` tells
-configurations that were measured by the code of now, from their cost; nothing is timed. `fit` finds the factors of
-`planning/speed.py` on the first, by CPU seconds, which others' work changes least.
-`rival` tells forward passes with neural-cost (`pip install neural-cost`) beside ours.
+configurations that were measured by the code of now, from their cost. `fit` finds the factors of `planning/speed.py` on
+the first, by CPU seconds. `rival` tells forward passes with neural-cost (`pip install neural-cost`) beside ours.
 """
 
 from __future__ import annotations
