@@ -19,7 +19,7 @@ def measured(slower=1.0, rates=RATES):
 
 
 def test_each_piece_has_a_rate_that_it_goes_with_and_a_factor_that_it_moves():
-  assert set(reference.FITTED) == set(reference._RATE) <= set(speed.FACTORS)
+  assert set(reference.FITTED) == set(reference._RATE) <= {reference._LIKE.get(one, one) for one in speed.FACTORS}
   assert set(reference.programs(1 << 20)) == {PIECE + name for name in reference.FITTED}
 
 
