@@ -128,6 +128,11 @@ def begin(
   told = [found.told, f'method: {choice.method} ({choice.why})']
   encode = None if data.encoder is not None else found.encode
   found = found._replace(encode=encode)
+  if solve and not solvable:
+    told.append(
+      f'head: begins at 0, since one is solved where one class is right, and the task {data.task.name} is another: it '
+      'takes more steps than a solved head, or a larger optim.lr'
+    )
   if not solvable or not (solve or choice.method == 'probe'):
     return Start(with_head(found, outputs), found, choice, None, tuple(told))
   where = files.expanded(folder) if folder else cache.root() / 'features'

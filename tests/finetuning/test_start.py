@@ -108,9 +108,12 @@ def test_the_head_is_the_solved_one_and_the_same_bits_again(folder):
   assert not begin(network(), data(), method='full', solve=False).network.params['head']['kernel'].any()
 
 
-def test_other_tasks_begin_at_zero(folder):
+def test_other_tasks_begin_at_zero_and_say_so(folder):
   numbers = jl.data.from_arrays((X, X[:, :1]), task=jl.tasks.regression)
-  assert begin(network(), numbers, folder=folder).network.predict(X).shape == (60, 1)
+  begun = begin(network(), numbers, folder=folder)
+  assert begun.network.predict(X).shape == (60, 1)
+  assert any(line.startswith('head: begins at 0') for line in begun.told)
+  assert not any('begins at 0' in line for line in begin(network(), data(), folder=folder).told)
   with pytest.raises(ValueError, match='the task regression is none'):
     begin(network(), numbers, method='probe', folder=folder)
 
