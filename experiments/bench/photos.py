@@ -7,7 +7,7 @@ order. 'from nothing' is MobileNetV2 with drawn values for as many steps as the 
 CNN of 301 thousand parameters for `--small_steps` steps, which a person without weights would rather take. 'head' is
 the head solved on fixed features; 'fine-tuned' begins there. 'further head' is one more on the same pictures, of which
 the features are kept: plants or not, by `jl.finetune`, the whole run with its report; below the table stands what
-`jl.finetuning.begin` takes, which gives the network with its solved head and no run. Finished lines are kept in `--out`.
+`jl.finetuning.begin` takes, which gives the network with its solved head and no run. Finished lines stay in `--out`.
 """
 
 from __future__ import annotations
