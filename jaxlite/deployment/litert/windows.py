@@ -13,47 +13,35 @@ from jax import lax
 from jaxlite.deployment.running.program_rules import RULES
 
 
-def sum_pool(
-  x: jax.Array,
-  *,
-  window_dimensions: Sequence[int],
-  window_strides: Sequence[int],
-  padding: Sequence[tuple[int, int]],
-  base_dilation: Sequence[int],
-  window_dilation: Sequence[int],
-) -> jax.Array:
+def sum_pool(x: jax.Array, **window: Any) -> jax.Array:
   """Sums over windows of space: a convolution of each channel by ones, of three axes and more a sum of slices.
 
   Args:
     x: [B, space..., C]; over windows of examples or channels, or of integers, it stays as it is.
-    window_dimensions: as of 'reduce_window_sum', likewise what follows.
+    **window: as of 'reduce_window_sum'.
 
   >>> told = {name: (1, 1, 1) for name in ('window_strides', 'base_dilation', 'window_dilation')}
   >>> sum_pool(jnp.ones((1, 4, 1)), window_dimensions=(1, 3, 1), padding=((0, 0),) * 3, **told).ravel().tolist()
   [3.0, 3.0]
   """
-  told = (window_dimensions, window_strides, base_dilation, window_dilation)
-  edges = [each[at] for each in told for at in (0, -1)] + [side for at in (0, -1) for side in padding[at]]
+  names = ('window_dimensions', 'window_strides', 'base_dilation', 'window_dilation')
+  edges = [window[name][at] for name in names for at in (0, -1)]
+  edges += [side for at in (0, -1) for side in window['padding'][at]]
   if x.ndim < 3 or x.dtype != jnp.float32 or edges != [1] * 8 + [0] * 4:
-    return RULES['reduce_window_sum'](
-      x,
-      window_dimensions=window_dimensions,
-      window_strides=window_strides,
-      padding=padding,
-      base_dilation=base_dilation,
-      window_dilation=window_dilation,
-    )
-  if x.ndim > 4 and {*base_dilation, *window_dilation} == {1}:
-    return _of_slices(jnp.add, x, 0, window_dimensions[1:-1], window_strides[1:-1], padding[1:-1])
+    return RULES['reduce_window_sum'](x, **window)
+  sizes, strides, base, spread = (window[name][1:-1] for name in names)
+  padding = window['padding'][1:-1]
+  if x.ndim > 4 and {*base, *spread} == {1}:
+    return _of_slices(jnp.add, x, 0, sizes, strides, padding)
   channels, last = x.shape[-1], x.ndim - 1
   channels_last = (0, last, *range(1, last))
   return lax.conv_general_dilated(
     x,
-    jnp.ones((*window_dimensions[1:-1], 1, channels), jnp.float32),
-    window_strides[1:-1],
-    padding[1:-1],
-    lhs_dilation=base_dilation[1:-1],
-    rhs_dilation=window_dilation[1:-1],
+    jnp.ones((*sizes, 1, channels), jnp.float32),
+    strides,
+    padding,
+    lhs_dilation=base,
+    rhs_dilation=spread,
     dimension_numbers=lax.ConvDimensionNumbers(channels_last, (last, last - 1, *range(last - 1)), channels_last),
     feature_group_count=channels,
     precision=lax.Precision.HIGHEST,

@@ -225,12 +225,12 @@ class _Writer(NamedTuple):
       return self.body(params[walk.CALLS[kind]], operands)
     if kind in equations.NOTHING:
       return operands
-    if kind == 'concatenate':  # what is empty adds nothing: jnp.pad repeats an edge no times along the examples
-      operands = [one for one in operands if isinstance(one, _Unknown) or 0 not in one.shape] or operands[:1]
-      if len(operands) == 1:
-        return operands
     if not eqn.primitive.multiple_results and equations.is_empty(eqn.outvars[0].aval):
       return [_constant(jnp.zeros(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype))]
+    if kind == 'concatenate':  # what is empty adds nothing: jnp.pad repeats an edge no times along the examples
+      operands = [one for one in operands if isinstance(one, _Unknown) or 0 not in one.shape]
+      if len(operands) == 1:
+        return operands
     if kind == 'reduce_precision' and operands[0].shape == eqn.outvars[0].aval.shape and equations.keeps(eqn):
       return operands
     if kind == 'scan' and not all(isinstance(one, _Const) for one in operands):
