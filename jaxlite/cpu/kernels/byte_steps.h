@@ -1,4 +1,4 @@
-// Steps of a plan that go through bytes one by one: tables, sums of two values, maxima and means.
+// Steps of a plan that go through bytes one by one: tables, sums of two values, maxima.
 
 // n: entries, zeros of both, their factors, bits of the factor of their sum, zero and ends of the grid. Both factors are
 // at most 2^20, in two parts of which each product with a byte is one of 16 bits.

@@ -41,15 +41,14 @@ static inline int by_columns(int64_t high, int64_t wide) { return high == 3 && w
 
 static void summed_alone(const Alone *of) {
   for (int64_t k = 0; k < of->channels;) {
-    int64_t left = of->channels - k;
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-    if (left > 32 && k % 64 == 0) {
+    if (of->channels - k > 32 && k % 64 == 0) {
       alone_512(of, k), k += 64;
       continue;
     }
 #endif
 #if defined(__AVX2__)
-    if (left > 16 && k % 32 == 0) {
+    if (of->channels - k > 16 && k % 32 == 0) {
       alone_256(of, k), k += 32;
       continue;
     }

@@ -26,17 +26,20 @@ static inline __attribute__((always_inline)) Part products(Part sum, int32_t x, 
   return (Part)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(x), (__m256i)w);
 #elif defined(__AVX512BW__) && defined(__AVX512F__)
   // `maddubs` saturates; bytes 0 and 2, then 1 and 3, as pairs of 16 bits do not.
-  __m512i even = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8), odd = _mm512_srai_epi16((__m512i)w, 8);
-  sum = plus(sum, (Part)_mm512_madd_epi16(_mm512_set1_epi32(x & 0x00FF00FF), even));
-  return plus(sum, (Part)_mm512_madd_epi16(_mm512_set1_epi32(x >> 8 & 0x00FF00FF), odd));
+  __m512i all = _mm512_set1_epi32(x), even = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8);
+  __m512i few = _mm512_and_si512(all, _mm512_set1_epi16(255)), odd = _mm512_srai_epi16((__m512i)w, 8);
+  sum = plus(sum, (Part)_mm512_madd_epi16(few, even));
+  return plus(sum, (Part)_mm512_madd_epi16(_mm512_srli_epi16(all, 8), odd));
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-  __m256i even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8), odd = _mm256_srai_epi16((__m256i)w, 8);
-  sum = plus(sum, (Part)_mm256_madd_epi16(_mm256_set1_epi32(x & 0x00FF00FF), even));
-  return plus(sum, (Part)_mm256_madd_epi16(_mm256_set1_epi32(x >> 8 & 0x00FF00FF), odd));
+  __m256i all = _mm256_set1_epi32(x), even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8);
+  __m256i few = _mm256_and_si256(all, _mm256_set1_epi16(255)), odd = _mm256_srai_epi16((__m256i)w, 8);
+  sum = plus(sum, (Part)_mm256_madd_epi16(few, even));
+  return plus(sum, (Part)_mm256_madd_epi16(_mm256_srli_epi16(all, 8), odd));
 #elif defined(__SSE2__) && !defined(__AVX512F__)
-  __m128i even = _mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8), odd = _mm_srai_epi16((__m128i)w, 8);
-  sum = plus(sum, (Part)_mm_madd_epi16(_mm_set1_epi32(x & 0x00FF00FF), even));
-  return plus(sum, (Part)_mm_madd_epi16(_mm_set1_epi32(x >> 8 & 0x00FF00FF), odd));
+  __m128i all = _mm_set1_epi32(x), even = _mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8);
+  __m128i few = _mm_and_si128(all, _mm_set1_epi16(255)), odd = _mm_srai_epi16((__m128i)w, 8);
+  sum = plus(sum, (Part)_mm_madd_epi16(few, even));
+  return plus(sum, (Part)_mm_madd_epi16(_mm_srli_epi16(all, 8), odd));
 #else
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "the order of bytes in a lane is that of little-endian processors"

@@ -72,7 +72,10 @@ static inline void filled(uint8_t *to, int value, int64_t count) {
   int64_t i = 0;
   Bytes all = VECTOR(set1_epi8)((char)value);
   for (; i + SIDE <= count; i += SIDE) write_bytes(to + i, all);
-  for (; i < count; i += 16) _mm_storeu_si128((__m128i *)(to + (i + 16 <= count ? i : count - 16)), _mm_set1_epi8((char)value));
+  for (; i < count; i += 16) {
+    int64_t at = i + 16 <= count ? i : count - 16;
+    _mm_storeu_si128((__m128i *)(to + at), _mm_set1_epi8((char)value));
+  }
 }
 
 // Four vectors of reals as bytes of a grid: of each lane first those of the first vector. The last conversion saturates,
