@@ -3,8 +3,8 @@
   python experiments/bench/integers.py [--networks=cnn,resnet20] [--batches=32,1] [--rounds=7]
 
 Each network takes a few steps with fake quantization on noise: times do not hang on what it learned. In each round a
-process of JAX times its floats (in the faster forms of `jl.for_cpu`) and its integers (`running.runner`) in turn, then
-a process of ONNX Runtime times the same integers in QDQ form. Shown are medians over the rounds, each round's own being
+process of JAX times its floats (in the faster forms of `jl.for_cpu`) and its integers (`running.runner`) in pieces of a
+tenth of a second in turn, then a process of ONNX Runtime times the same integers in QDQ form. Shown are medians over the rounds, each round's own being
 that of its calls, and ratios of the two processes' medians, round by round, with the least and the largest.
 """
 
@@ -32,6 +32,7 @@ flags.DEFINE_string('worker', '', 'jax or onnx: times a network that is there, f
 flags.DEFINE_string('folder', '', 'of the worker: where the network is')
 
 _SHAPE = (28, 28, 1)
+_PIECE = 0.1  # seconds
 
 
 def built(name: str) -> tuple[Any, Any]:
@@ -73,7 +74,7 @@ def built(name: str) -> tuple[Any, Any]:
 
 
 def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-  """Median milliseconds of calls in turn."""
+  """Median milliseconds of calls, of pieces of a tenth of a second in turn: each call follows one of its own kind."""
   found: dict[str, list[float]] = {name: [] for name in calls}
   for call in calls.values():
     for _ in range(3):
@@ -81,9 +82,11 @@ def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
   end = time.perf_counter() + FLAGS.seconds * len(calls)
   while time.perf_counter() < end:
     for name, call in calls.items():
-      began = time.perf_counter()
       call()
-      found[name].append(1e3 * (time.perf_counter() - began))
+      piece = time.perf_counter() + _PIECE
+      while (began := time.perf_counter()) < piece:
+        call()
+        found[name].append(1e3 * (time.perf_counter() - began))
   return {name: statistics.median(each) for name, each in found.items()}
 
 
