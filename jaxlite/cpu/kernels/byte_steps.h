@@ -1,7 +1,7 @@
 // Steps of a plan that go through bytes one by one: tables, sums of two values, maxima.
 
-// Of n: after the entries zeros of both, their factors, bits of the factor of their sum, zero and ends of the grid. Both factors are
-// at most 2^20, in two parts of which each product with a byte is one of 16 bits.
+// Of n, after the entries: zeros of both, their factors, bits of the factor of their sum, zero and ends of the grid.
+// Both factors are at most 2^20, in two parts of which each product with a byte is one of 16 bits.
 static void add(const int64_t *n, int64_t count, const uint8_t *a, const uint8_t *b, uint8_t *out) {
   int32_t za = (int32_t)n[1], zb = (int32_t)n[2], by_a = (int32_t)n[3], by_b = (int32_t)n[4];
   float factor = as_real((int32_t)n[5]);

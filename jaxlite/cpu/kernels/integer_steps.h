@@ -62,7 +62,7 @@ static const uint8_t *bordered(const Geometry *g, const uint8_t *x, Range rows, 
   return begin;
 }
 
-// `places` of a row, `step` bytes apart; a part does some rows, or places of a single row, or outputs of a single place.
+// `places` of a row, `step` bytes apart. A part does some rows, or places of a single row, or outputs of a single place.
 static void conv(const Network *of, const Geometry *g, const uint8_t *x, char *out, int64_t places, int64_t step,
                  int64_t out_step, uint8_t *scratch, Part_of part) {
   const Part_of all = {0, 1};
@@ -212,7 +212,8 @@ static void run_part(const Network *of, const Step *step, int64_t first, int64_t
   const int64_t *n = step->n;
   const Geometry *g = (const Geometry *)n;
   int64_t unused;
-  char *x = address(of, step->x, first, example, arena, &unused), *y = address(of, step->y, first, example, arena, &unused);
+  char *x = address(of, step->x, first, example, arena, &unused);
+  char *y = address(of, step->y, first, example, arena, &unused);
   char *other = address(of, step->other, first, example, arena, &unused);
   uint8_t *ux = (uint8_t *)x, *uy = (uint8_t *)y;
   switch (step->kind) {

@@ -148,7 +148,7 @@ static void some_leave(const Leave *of, const float *factor, const int32_t *lane
         each[j] = (Bytes)sum[n / V][n % V * PARTS + part];                                                           \
         by[j] = read_reals(factor + n % V * WIDE + part * EACH);                                                     \
       }                                                                                                              \
-      Bytes found = in_order(as_bytes(of, each, by));                                                                         \
+      Bytes found = in_order(as_bytes(of, each, by));                                                                  \
       if (V % TOGETHER == 0) write_bytes(out + i / V * out_step + i % V * WIDE, found);                              \
       else                                                                                                           \
         _Pragma("GCC unroll 4") for (int j = 0; j < TOGETHER; j++)                                                   \

@@ -90,10 +90,11 @@ static int part_of_step(void *data, int index) {
   return own == NULL ? -1 : 0;
 }
 
-// About nanoseconds, of `work_of`: what is worth sharing, and a part of it.
+// About nanoseconds, of `work_of`: what is worth sharing, and a part of it. On a busy machine the others of a team may
+// be held up for milliseconds, which a network that takes less alone should not wait for.
 #if !defined(SHARED_FROM)
-#define SHARED_FROM 100000
-#define PART_FROM 4000
+#define SHARED_FROM 1000000
+#define PART_FROM 8000
 #endif
 
 // 1 where steps are not to be shared.

@@ -78,8 +78,8 @@ static inline void filled(uint8_t *to, int value, int64_t count) {
   }
 }
 
-// Four vectors of reals as bytes of a grid: of each lane first those of the first vector. The last conversion saturates,
-// so that only the upper end has to be there before; what is no number is below all.
+// Four vectors of reals as bytes of a grid: of each lane first those of the first vector. The last conversion
+// saturates, so that only the upper end has to be there before; what is no number is below all.
 static inline __attribute__((always_inline)) Bytes packed_reals(const Leave *of, const Reals *real) {
   Reals high = VECTOR(set1_ps)(of->high);
   int32_t low = (int32_t)of->low + of->zero;
