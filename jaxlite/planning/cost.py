@@ -38,7 +38,8 @@ class Operation(NamedTuple):
     bytes: that enter and leave, of one run.
     transcendentals: of one run.
     times: how often it runs.
-    sides: of a contraction, as `work.Work` says.
+    sides: of a contraction or a reduction, as `work.Work` says; of what asks each entry for its place (entries side
+      by side,).
     dtype: of what it reads first.
     looped: it stands in a loop.
     branch: 'dear' and 'cheapest' for what only these sides of a branch do, 'between' for what only others do; '' else.
@@ -134,6 +135,7 @@ NOT_COUNTED = (
 
 _RARELY = 'of a branch, '
 _FILLS = ('broadcast_in_dim', 'full', 'iota')
+_RENAMED = ('reshape', 'broadcast_in_dim', 'squeeze', 'expand_dims', 'convert_element_type')
 _PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
 
 
@@ -179,7 +181,7 @@ def _of_body(
   body: Flat, place: _Place, said: dict[str, None], recomputes: bool, given: Sequence[bool]
 ) -> list[Operation]:
   deep = [_is_deep(node.eqn) for node in body.nodes]
-  layers = gradients(body.nodes)
+  layers, asked = gradients(body.nodes), _by_place(body.nodes)
   counters = counted(body, given) if any(deep) else frozenset()
   found: list[Operation] = []
   for kernel in kernels(body, deep):
@@ -188,9 +190,24 @@ def _of_body(
       flags = tuple(value < 0 or value in counters for value in node.reads)
       found += _of_bodies(node, body, place, said, recomputes, flags)
     else:
-      found.append(_operation(kernel, place, layers.get(node.writes, node.layer)))
+      one = _operation(kernel, place, layers.get(node.writes, node.layer))
+      beside = min((asked[each.writes] for each in kernel.nodes if each.writes in asked), default=0)
+      found.append(one._replace(sides=(beside,)) if beside and one.kind == 'elementwise' else one)
     _say(kernel, said)
   return found + [_turning(node, size, place) for node, size in strided.turned(body.nodes)]
+
+
+def _by_place(nodes: Sequence[Node]) -> dict[tuple[int, ...], int]:
+  """By what nodes write that take the remainder of an entry's own place: how many entries lie side by side."""
+  places: set[int] = set()
+  found = {}
+  for node in nodes:
+    name, shape = node.eqn.primitive.name, node.eqn.outvars[0].aval.shape if node.eqn.outvars else ()
+    if name == 'iota' or (name in _RENAMED and node.reads[0] in places):
+      places.update(node.writes)
+    elif name == 'rem' and node.reads[0] in places and shape:
+      found[node.writes] = shape[-1]
+  return found
 
 
 def _turning(node: Node, size: float, place: _Place) -> Operation:
