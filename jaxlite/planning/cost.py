@@ -8,6 +8,7 @@ enter and leave the kernel that it becomes.
 from __future__ import annotations
 
 import collections
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -133,6 +134,8 @@ NOT_COUNTED = (
   'the body of',
 )
 
+BY_BYTES = 'is counted by its bytes alone'  # stands in a line on what is not known
+
 _RARELY = 'of a branch, '
 _FILLS = ('broadcast_in_dim', 'full', 'iota')
 _RENAMED = ('reshape', 'broadcast_in_dim', 'squeeze', 'expand_dims', 'convert_element_type')
@@ -231,7 +234,7 @@ def _say(kernel: Kernel, said: dict[str, None]) -> None:
     said['a call back to Python is not counted'] = None
   elif kernel.works and not kernel.works[-1].known:
     what = kernel.nodes[-1].eqn.params.get('target_name', name)
-    said[f'{what} is counted by its bytes alone: what it computes is not known'] = None
+    said[f'{what} {BY_BYTES}: what it computes is not known'] = None
 
 
 def _operation(kernel: Kernel, place: _Place, layer: str) -> Operation:
@@ -303,7 +306,10 @@ def _of_bodies(
     return _of_branches(sides, flags[0], said)
   if name == 'custom_linear_solve':  # of its four programs this one runs
     return inside(eqn.params['jaxprs'].solve, None, place, (), said)
-  if name not in walk.CALLS:
+  grid = getattr(eqn.params.get('grid_mapping'), 'grid', None)  # of a Pallas kernel
+  if grid is not None and all(isinstance(length, int) for length in grid):
+    place = place._replace(times=place.times * math.prod(grid), looped=True)
+  elif name not in walk.CALLS:
     said[f'the body of {name} counts once'] = None
   return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, place, (), said)]
 

@@ -58,7 +58,7 @@ _FREE = _words(
   reshape squeeze expand_dims broadcast_in_dim iota stop_gradient name optimization_barrier
   sharding_constraint copy copy_p pvary pcast random_wrap random_unwrap random_clone bitcast_convert_type
   create_token mesh_cast reshard layout_constraint axis_index platform_index broadcast pbroadcast full empty empty2
-  real imag
+  real imag device_put
   """
 )
 _TRANSCENDENTAL = _words(
