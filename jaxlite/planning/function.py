@@ -186,7 +186,9 @@ def _is_array(leaf: Any) -> bool:
 def _said_in_a_line(trace: Callable[..., Any], args: Sequence[Any]) -> Any:
   try:
     return trace(*args)
-  except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:  # it asks for a value
+  except (TypeError, jax.errors.JAXIndexError) as error:
+    if not isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) and 'concrete' not in str(error):
+      raise  # a mistake of another kind
     said = str(error).strip().split('\n')[0].rstrip('.')
     raise TypeError(
       f'jl.plan traces a function and runs nothing, and this one asks for a value: {said}. Give the step that is '
@@ -211,7 +213,9 @@ def _is_array(leaf: Any) -> bool:
 def _said_in_a_line(trace: Callable[..., Any], args: Sequence[Any]) -> Any:
   try:
     return trace(*args)
-  except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:  # it asks for a value
+  except (TypeError, jax.errors.JAXIndexError) as error:
+    if not isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) and 'concrete' not in str(error):
+      raise  # a mistake of another kind
     said = str(error).strip().split('\n')[0]
     raise TypeError(
       f'jl.plan traces a function and runs nothing, and this one asks for a value: {said} Give the step that is '
