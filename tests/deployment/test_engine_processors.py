@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from integer_networks import network
+from integer_networks import network, wide_network
 from jaxlite.cpu.kernels import compiler, integers
 from jaxlite.deployment.operations import Graph, reference
 from jaxlite.deployment.operations.lowering import lower
@@ -62,6 +62,7 @@ def test_plain_c_gives_the_same_integers(tmp_path):
   assert integers._tried(lib)
   for seed in range(6):
     _alike(lib, network(seed), seed)
+    _alike(lib, wide_network(seed), seed % 3)
 
 
 @pytest.mark.slow
@@ -73,8 +74,9 @@ def test_every_processor_gives_the_same_integers(name, tmp_path):
     pytest.skip(f'this processor has no {" ".join(sorted({*needs} - here))}')
   lib = ctypes.CDLL(str(_compiled(tmp_path / 'made.so', FOLDER / 'integers.c', '-O3', '-fPIC', '-shared', *flags)))
   assert integers._tried(lib)
-  for seed in range(100, 400):
+  for seed in range(100, 300):
     _alike(lib, network(seed), seed)
+    _alike(lib, wide_network(seed), seed)
 
 
 # --- plans that were damaged ----------------------------------------------------------------------------------------
@@ -135,7 +137,8 @@ def _case(plan, weights, batch):
 
 def _sanitized(tmp_path, count, seed, *flags):
   rng = np.random.default_rng(seed)
-  graphs = [*map(network, range(10)), formed(recognized(lower(lambda p, x: _floats(x), {}, np.zeros((1, 6, 20)))))]
+  graphs = [*map(network, range(8)), *map(wide_network, range(4))]
+  graphs.append(formed(recognized(lower(lambda p, x: _floats(x), {}, np.zeros((1, 6, 20))))))
   plans = [engine.planned(engine.parted(graph)[0].graph) for graph in graphs]
   with open(tmp_path / 'cases', 'wb') as file:
     for _ in range(count):

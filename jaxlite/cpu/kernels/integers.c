@@ -33,70 +33,56 @@ static Leave leaving(const Geometry *g, const float *factor) {
                  .is_float = (int)g->is_float};
 }
 
-// The image with its border, whose bytes are the grid's zero.
+// The image with its border, whose bytes are the grid's zero: that of a row's end and of the next one's begin in one.
 static const uint8_t *bordered(const Geometry *g, const uint8_t *x, uint8_t *to, int64_t *row) {
   *row = g->w * g->channels;
   if (!has_border(g)) return x;
-  int64_t high = padded_height(g), wide = padded_width(g), c = g->channels;
+  int64_t high = padded_height(g), wide = padded_width(g), c = g->channels, zero = g->zero;
+  int64_t left = g->left < wide ? g->left : wide, kept = wide - left < g->w ? wide - left : g->w;
+  int64_t top = g->top < high ? g->top : high, rows = high - top < g->h ? high - top : g->h;
+  const uint8_t *begin = to;
   *row = wide * c;
-  for (int64_t i = 0; i < high; i++, to += wide * c) {
-    int64_t from = i - g->top, begin = g->left < wide ? g->left : wide;
-    if (from < 0 || from >= g->h) {
-      memset(to, (int)g->zero, wide * c);
-      continue;
-    }
-    int64_t copied = wide - begin < g->w ? wide - begin : g->w;
-    memset(to, (int)g->zero, begin * c);
-    memcpy(to + begin * c, x + from * g->w * c, copied * c);
-    memset(to + (begin + copied) * c, (int)g->zero, (wide - begin - copied) * c);
+  filled(to, zero, (top * wide + left) * c);
+  to += (top * wide + left) * c;
+  for (int64_t i = 0; i < rows; i++, to += wide * c) {
+    copied(to, x + i * g->w * c, kept * c);
+    if (i + 1 < rows) filled(to + kept * c, zero, (wide - kept) * c);
   }
-  return to - high * wide * c;
+  to -= (wide - kept) * c;  // after the last row's image
+  filled(to, zero, begin + high * wide * c - to);
+  return begin;
 }
 
 static void conv(const Network *of, const Geometry *g, const uint8_t *x, char *out, int64_t places, int64_t step,
                  int64_t out_step, uint8_t *scratch) {
-  int64_t row, each = g->outputs / g->groups, size = g->is_float ? 4 : 1;
+  int64_t row, rows = g->oh, each = g->outputs / g->groups, size = g->is_float ? 4 : 1;
   const int32_t *bias = (const int32_t *)(of->weights + g->table);
   const uint8_t *image = bordered(g, x, scratch, &row);
+  if (rows > 1 && g->kh * g->kw * g->sy * g->sx == 1 && g->ow == g->w && image == x)  // rows follow one another
+    places = rows * g->ow, rows = 1;
   Runs runs = runs_of(g, row);
   for (int64_t group = 0; group < g->groups; group++) {
     Leave how = leaving(g, (const float *)(bias + g->groups * rounded(each)) + group * rounded(each));
     const int8_t *w = (const int8_t *)of->weights + g->weights + group * rounded(each) * runs.count * runs.fours * 4;
-    for (int64_t i = 0; i < g->oh; i++)
-      multiplied(image + i * g->sy * row + group * (g->channels / g->groups), step, places, &runs, w,
-                 bias + group * rounded(each), &how, each, out + (i * g->ow * g->outputs + group * each) * size,
-                 out_step);
+    multiplied(image + group * (g->channels / g->groups), g->sy * row, rows, step, places, &runs, w,
+               bias + group * rounded(each), &how, each, out + group * each * size, g->ow * g->outputs * size, out_step);
   }
 }
 
-// Each channel by weights of its own: [group of four entries][channel][entry].
 static void alone(const Network *of, const Geometry *g, const uint8_t *x, char *out, uint8_t *scratch) {
-  int64_t row, c = g->channels, lanes = rounded(c), size = g->is_float ? 4 : 1, fours = (g->kh * g->kw + 3) / 4;
+  int64_t row, c = g->channels, fours = (g->kh * g->kw + 3) / 4;
   const uint8_t *image = bordered(g, x, scratch, &row);
   const int32_t *bias = (const int32_t *)(of->weights + g->table);
-  Leave how = leaving(g, (const float *)(bias + lanes));
-  int64_t entry[ENTRIES + 3] = {0};  // beyond the last: any place, by weights of 0
+  Leave how = leaving(g, (const float *)(bias + in_blocks(c)));
+  int columns = by_columns(g->kh, g->kw);
+  int64_t entry[ENTRIES];  // in fours, where one is beyond the last any place
+  memset(entry, 0, 4 * fours * sizeof(int64_t));
   for (int64_t a = 0; a < g->kh; a++)
-    for (int64_t b = 0; b < g->kw; b++) entry[a * g->kw + b] = a * g->dy * row + b * g->dx * c;
-  for (int64_t i = 0; i < g->oh; i++)
-    for (int64_t j = 0; j < g->ow; j++, out += c * size)
-      for (int64_t k = 0; k < c; k += WIDE) {
-        const uint8_t *at = image + i * g->sy * row + j * g->sx * c + k;
-        const int8_t *w = (const int8_t *)of->weights + g->weights + 4 * k;
-        Part sum[PARTS];
-        sums_alone(at, entry, fours, w, lanes, bias + k, sum);
-        leaves(&how, how.factor + k, sum, (int)(c - k < WIDE ? c - k : WIDE), out + k * size);
-      }
-}
-
-static void add(const int64_t *n, const uint8_t *a, const uint8_t *b, uint8_t *out) {
-  int32_t za = (int32_t)n[1], zb = (int32_t)n[2], by_a = (int32_t)n[3], by_b = (int32_t)n[4];
-  float factor = as_float(n[5]), low = n[7], high = n[8];
-  int zero = (int)n[6];
-  for (int64_t i = 0; i < n[0]; i++) {
-    int32_t sum = (a[i] - za) * by_a + (b[i] - zb) * by_b;
-    out[i] = on_grid((float)sum * factor, low, high, zero);
-  }
+    for (int64_t b = 0; b < g->kw; b++) entry[columns ? 4 * b + a : a * g->kw + b] = a * g->dy * row + b * g->dx * c;
+  Alone all = {.x = image, .channels = c, .oh = g->oh, .ow = g->ow, .right = g->sx * c, .down = g->sy * row,
+               .row = g->dy * row, .next = g->dx * c, .entry = entry, .fours = fours, .columns = columns,
+               .w = (const int8_t *)of->weights + g->weights, .bias = bias, .how = &how, .out = out};
+  summed_alone(&all);
 }
 
 // [outer, count, inner] -> [outer, inner]
@@ -120,12 +106,10 @@ static void pool(const Geometry *g, const uint8_t *x, uint8_t *out) {
     for (int64_t j = 0; j < g->ow; j++, out += c) {
       int64_t y = i * g->sy - g->top, z = j * g->sx - g->left;
       int64_t y_end = y + g->kh < g->h ? y + g->kh : g->h, z_end = z + g->kw < g->w ? z + g->kw : g->w;
-      memset(out, 0, c);
-      for (int64_t a = y < 0 ? 0 : y; a < y_end; a++)
-        for (int64_t b = z < 0 ? 0 : z; b < z_end; b++) {
-          const uint8_t *from = x + (a * g->w + b) * c;
-          for (int64_t k = 0; k < c; k++) out[k] = out[k] > from[k] ? out[k] : from[k];
-        }
+      if (y < 0) y = 0;
+      if (z < 0) z = 0;
+      if (y < y_end && z < z_end) largest(x + (y * g->w + z) * c, g->w * c, y_end - y, z_end - z, c, out);
+      else memset(out, 0, c);
     }
 }
 
@@ -221,9 +205,7 @@ static void run_step(const Network *of, const Step *step, int64_t first, int64_t
       case FILL: memset(y, (int)n[1], n[0]); break;
       case QUANTIZE: quantize(n, (float *)x, uy); break;
       case DEQUANTIZE: dequantize(n, ux, (float *)y); break;
-      case TABLE:
-        for (int64_t i = 0; i < n[0]; i++) uy[i] = (uint8_t)of->weights[n[1] + ux[i]];
-        break;
+      case TABLE: looked_up(n[0], ux, (const uint8_t *)of->weights + n[1], uy); break;
       case CHAIN: chain(of, n, first, e, arena); break;
       case REDUCE: reduced((int)n[3], n[0], n[1], n[2], (float *)x, (float *)y); break;
       case PRODUCT_OF: product_of_values(n, x, other, y, (float *)scratch); break;
