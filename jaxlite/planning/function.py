@@ -99,7 +99,7 @@ def call(
   """
   jitted = hasattr(function, 'trace') and not donated
   kept = tuple(place + len(args) if place < 0 else place for place in donated)  # JAX passes over those below 0
-  changed: list[Any] = []
+  changed: list[int] = []
   if jitted:
     traced = _said_in_a_line(function.trace, args)  # type: ignore[attr-defined]
     traced = getattr(traced, 'traced', traced)  # NNX wraps JAX's own
@@ -154,11 +154,12 @@ def call(
 
 
 def _of_arrays(
-  function: Callable[..., Any], args: Sequence[Any], changed: list[Any]
+  function: Callable[..., Any], args: Sequence[Any], changed: list[int]
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
   """A function of the arrays alone in some arguments, one list for each, and these.
 
-  What it writes into its arguments, as objects with a state let it, is among its results, and goes into `changed`.
+  What it writes into its arguments, as objects with a state let it, is among its results; how many arrays those are
+  goes into `changed`.
   """
   flat = [jax.tree.flatten(one) for one in args]
 
@@ -169,10 +170,10 @@ def _of_arrays(
       whole.append(tree.unflatten([next(left) if _is_array(leaf) else leaf for leaf in leaves]))
     before = jax.tree.leaves(whole)
     found = function(*whole)
-    after = jax.tree.leaves(whole)
-    if len(after) == len(before):
-      changed[:] = [new for new, old in zip(after, before, strict=True) if new is not old and _is_array(new)]
-    return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, (found, list(changed)))
+    pairs = zip(jax.tree.leaves(whole), before, strict=False)
+    written = [new for new, old in pairs if new is not old and _is_array(new)]
+    changed[:] = [len(written)] if written else []
+    return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, (found, written))
 
   return bare, [[leaf for leaf in leaves if _is_array(leaf)] for leaves, _ in flat]
 
@@ -202,25 +203,6 @@ def _given_inside(jaxpr: Any) -> frozenset[int]:
   places = {var: place for place, var in enumerate(bare.invars)}
   pairs = [pair for eqn in bare.eqns for pair in zip(eqn.invars, eqn.params.get('donated_invars', ()), strict=False)]
   return frozenset(places[atom] for atom, given in pairs if given and not hasattr(atom, 'val') and atom in places)
-
-
-def _is_array(leaf: Any) -> bool:
-  if isinstance(leaf, bool | int | float | complex):
-    return True
-  return hasattr(leaf, 'shape') and hasattr(leaf, 'dtype') and str(leaf.dtype) != 'object'
-
-
-def _said_in_a_line(trace: Callable[..., Any], args: Sequence[Any]) -> Any:
-  try:
-    return trace(*args)
-  except (TypeError, jax.errors.JAXIndexError) as error:
-    if not isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) and 'concrete' not in str(error):
-      raise  # a mistake of another kind
-    said = str(error).strip().split('\n')[0]
-    raise TypeError(
-      f'jl.plan traces a function and runs nothing, and this one asks for a value: {said} Give the step that is '
-      'compiled, without what looks at its results'
-    ) from error
 
 
 def _constants(jaxpr: Any) -> int:

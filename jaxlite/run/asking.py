@@ -58,8 +58,8 @@ def plan(
       for edit in [Edit('as it is', {}, SAME), *edits(one, job), *own_edits(setup, job)]:
         tried.append(_try(source, name, edit, base)._replace(steps=_steps(setup, edit)))
     say(_but_for(str(found._replace(changes=tuple(tried))), told))
-    if behind := _behind(expanded(source.workdir) / name, job.total):
-      say(f'  {behind}')
+    if folder_holds := _behind(expanded(source.workdir) / name, job.total):
+      say(f'  {folder_holds}')
     if found.durations is not None and job.total > setup.plan.epoch:
       whole = setup.plan.epoch / job.total * (found.durations.total.seconds - found.durations.compile.seconds)
       say(f'  an epoch takes about {spoken(whole)}: fewer of them take less, and end elsewhere')

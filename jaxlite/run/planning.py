@@ -127,8 +127,8 @@ def plan(
       known, why = rates(say), ''
     except RuntimeError as error:
       known, why = None, f'time: {error}'
-    found = call(config, args, known, donated=donated, compiled=compiled)
-    return found._replace(said=(*found.said, why)) if why else found
+    told = call(config, args, known, donated=donated, compiled=compiled)
+    return told._replace(said=(*told.said, why)) if why else told
   if args is not None or donated:
     raise TypeError(f'args= and donated= go with a function; got {type(config).__name__}: leave them out')
   validate(config)
