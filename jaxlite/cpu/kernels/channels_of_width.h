@@ -87,11 +87,11 @@ static inline __attribute__((always_inline)) void OF_WIDTH(sums_leave)(const Lea
 // P places of a row whose windows of 3 by 3 begin S entries apart.
 static inline __attribute__((always_inline)) void OF_WIDTH(columns)(int P, int S, const Alone *of, const uint8_t *x,
                                                                     const int8_t *w, OF_WIDTH(Vector) sum[][4]) {
-#pragma GCC unroll 9
+  WRITTEN_OUT(9)
   for (int column = 0; column < (P - 1) * S + 3; column++, x += of->next) {
     OF_WIDTH(Vector) found[4];
     OF_WIDTH(four)(x, x + of->row, x + 2 * of->row, x + 2 * of->row, found);
-#pragma GCC unroll 4
+    WRITTEN_OUT(4)
     for (int p = 0; p < P; p++) {
       int entry = column - p * S;
       if (entry < 0 || entry > 2) continue;

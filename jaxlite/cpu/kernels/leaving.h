@@ -8,6 +8,17 @@
 #include <immintrin.h>
 #endif
 
+// What is said of the loop that follows: that it is written out, so that what it counts stays in registers; that no turn
+// reads what another writes.
+#if defined(__clang__)
+#define WRITTEN_OUT(turns) _Pragma("clang loop unroll(full)")
+#define INDEPENDENT
+#else
+#define SAID(what) _Pragma(#what)
+#define WRITTEN_OUT(turns) SAID(GCC unroll turns)
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 // What leaves sums: bytes on a grid, or floats.
 typedef struct {
   const float *factor;  // of each output

@@ -60,8 +60,8 @@ typedef struct {
   int64_t inner;
 } Chain;
 
-#define EACH(value)                     \
-  _Pragma("GCC ivdep")                  \
+#define EACH(value) \
+  INDEPENDENT       \
   for (int64_t i = 0; i < count; i++) to[i] = (value)
 
 // Of two operands, of which one may be the same for all entries.
