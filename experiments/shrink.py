@@ -37,6 +37,7 @@ class Shrinking(jl.Config):
     network: 'cnn' or 'resnet20', which knows no dropout.
     keep: share of the units of each group that stays.
     way: 'once', cut at the end of `base`, or 'gradual', while it trains.
+    taught: whether `base` teaches both networks that come after it.
     dropout: share of hidden units dropped in training.
     stage: of a run: 'dense', 'base' or 'small'.
   """
@@ -44,6 +45,7 @@ class Shrinking(jl.Config):
   network: str = 'cnn'
   keep: float = 0.5
   way: str = 'once'
+  taught: bool = False
   dropout: float = 0.1
   stage: str = 'dense'
 
@@ -68,7 +70,7 @@ def get_config(seeds: int = 5, epochs: int = 4, **options: Any) -> Shrinking:
 def staged(stage: str, seed: int, config: Shrinking) -> Shrinking:
   """One run: its seed feeds the start, the batches, the validation split, augmentation and dropout."""
   epochs = config.train.epochs * 2 if stage == 'dense' else config.train.epochs
-  teacher = f'../base{seed}' if stage == 'small' else ''
+  teacher = f'../base{seed}' if stage == 'small' or (config.taught and stage == 'dense') else ''
   return dataclasses.replace(config, stage=stage, seed=seed, train=jl.Duration(epochs=epochs), teacher=teacher)
 
 
@@ -93,6 +95,7 @@ def recipe(config: Shrinking, total_steps: int) -> jl.Recipe:
     jl.accumulate(4),  # see experiments/fashion_mnist.py
     jl.augment(jl.optim.flip(), jl.optim.shift(1)),
     jl.average(0.998),
+    *([jl.distill(jl.load(config.teacher), temperature=3.0)] if config.taught and config.stage != 'base' else []),
     optax.clip_by_global_norm(config.optim.clip),
     optax.scale_by_adam(),
     jl.optim.l2(config.optim.weight_decay),
@@ -146,12 +149,15 @@ if __name__ == '__main__':
   flags.DEFINE_float('keep', 0.5, 'share of the units that stays')
   flags.DEFINE_enum('network', 'cnn', list(NETWORKS), 'what is made smaller')
   flags.DEFINE_enum('way', 'once', ['once', 'gradual'], 'how they go')
+  flags.DEFINE_bool('taught', False, 'whether the network before it teaches the small one, and the whole one likewise')
   flags.DEFINE_list('run', [], 'which runs; all')
 
   def main(_: list[str]) -> None:
     """Trains, and compares."""
     seeds = range(FLAGS.seeds)
-    config = get_config(FLAGS.seeds, FLAGS.epochs, network=FLAGS.network, keep=FLAGS.keep, way=FLAGS.way)
+    config = get_config(
+      FLAGS.seeds, FLAGS.epochs, **{name: FLAGS[name].value for name in ('network', 'keep', 'way', 'taught')}
+    )
     code = experiment.run(config, FLAGS.workdir, command='python experiments/shrink.py', only=FLAGS.run)
     if code or FLAGS.run:
       raise SystemExit(code)
@@ -165,9 +171,10 @@ if __name__ == '__main__':
     (one, less), (many, few) = times(networks), (size(network) for network in networks)
     print(f'{1e3 * one:.2f} to {1e3 * less:.2f} ms of the processor at batch 32: {one / less:.2f} times less')
     print(f'{many:,} to {few:,} parameters')
+    wide = (lambda found: f' ± {interval(found):.2f}') if len(seeds) > 1 else lambda found: ''
     for stage, found in right.items():
-      print(f'{stage}: {np.mean(found):.2f} % ± {interval(found):.2f} on test')
+      print(f'{stage}: {np.mean(found):.2f} %{wide(found)} on test')
     lost = np.subtract(right['dense'], right['small'])
-    print(f'lost: {np.mean(lost):.2f} points ± {interval(lost):.2f}, seed by seed')
+    print(f'lost: {np.mean(lost):.2f} points{wide(lost)}, seed by seed')
 
   app.run(main)
