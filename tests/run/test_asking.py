@@ -287,7 +287,7 @@ def test_what_a_stream_takes_to_make_a_batch_is_timed(tmp_path):
     time.sleep(0.03)
     return {'inputs': np.full((8, 4), step, np.float32), 'labels': np.arange(8) % 2}
 
-  test = np.zeros((8, 4), np.float32), np.arange(8) % 2
+  test = np.zeros((40, 4), np.float32), np.arange(40) % 2
   config = jl.Config(name='x', train=jl.Duration(steps=3))
   config.data.batch_size = 8
   made = jl.data.stream(make, steps_per_epoch=4, test=test, standardize=False)
