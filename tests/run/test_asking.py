@@ -305,3 +305,17 @@ def test_a_plan_says_what_lies_in_the_runs_folder_already(tmp_path):
   assert '0 that are left' in asking._behind(tmp_path, 30)  # of another length
   (tmp_path / 'result.json').write_text('{}')
   assert 'finished' in asking._behind(tmp_path, 100)
+
+
+def test_a_batch_of_more_examples_than_a_metric_takes_is_trained_and_evaluation_by_as_many_is_refused(tmp_path):
+  from jaxlite.run.setup import prepare
+
+  count = 200_000
+  data = np.zeros((count, 4), np.float32), np.arange(count) % 2
+  config = jl.Config(name='x', train=jl.Duration(steps=3))
+  config.data.batch_size = 100_000
+  assert len(prepare(config, tmp_path, data=data).first_batch['weight']) == 100_000
+  config.eval.batch_size = 1_000_000  # of 20,000 in a split
+  prepare(config, tmp_path, data=data)
+  with pytest.raises(ValueError, match=r'a metric takes at most 65,535 .* set eval\.batch_size'):
+    prepare(config, tmp_path, data=tuple(np.concatenate([one] * 5) for one in data))
