@@ -80,6 +80,21 @@ def test_every_batch_size_gives_each_example_the_same():
   assert run(x[:0])[0].shape == (0, *alone.shape[1:])
 
 
+def test_one_example_of_a_large_network_is_shared_by_threads_and_the_same():
+  made = Builder(np.random.default_rng(5), (60, 60, 8))
+  x = made.conv(made.start((60, 60, 8)), 64, 3, low=1, high=1)
+  x = made.add(made.conv(x, 64, 3, low=1, high=1), made.rescaled(x))
+  x = made.conv(made.conv(x, 64, 3, 2, groups=64, low=1, high=1), 128, 1)
+  graph = made.graph(made.dense(made.mean(x, (1, 2)), 100, is_float=True), x)
+  run = jax.jit(engine.network(engine.parted(graph)[0].graph))
+  x = np.random.default_rng(0).normal(0, 3, (5, 60, 60, 8)).astype(np.float32)
+  together = run(x)
+  for _ in range(5):
+    for at in range(5):
+      for alone, every in zip(run(x[at : at + 1]), together, strict=True):
+        np.testing.assert_array_equal(alone[0], every[at])
+
+
 def test_what_kernels_lack_stands_in_a_piece_of_its_own():
   made = Builder(np.random.default_rng(0), (5, 4))
   x = made.dense(made.start((5, 4)), 8, is_float=True)

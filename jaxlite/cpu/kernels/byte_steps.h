@@ -1,8 +1,8 @@
 // Steps of a plan that go through bytes one by one: tables, sums of two values, maxima.
 
-// n: entries, zeros of both, their factors, bits of the factor of their sum, zero and ends of the grid. Both factors are
-// at most 2^20, in two parts of which each product with a byte is one of 16 bits.
-static void add(const int64_t *n, const uint8_t *a, const uint8_t *b, uint8_t *out) {
+// Of n, after the entries: zeros of both, their factors, bits of the factor of their sum, zero and ends of the grid.
+// Both factors are at most 2^20, in two parts of which each product with a byte is one of 16 bits.
+static void add(const int64_t *n, int64_t count, const uint8_t *a, const uint8_t *b, uint8_t *out) {
   int32_t za = (int32_t)n[1], zb = (int32_t)n[2], by_a = (int32_t)n[3], by_b = (int32_t)n[4];
   float factor = as_real((int32_t)n[5]);
   Leave how = {.low = n[7], .high = n[8], .zero = (int)n[6]};
@@ -13,7 +13,7 @@ static void add(const int64_t *n, const uint8_t *a, const uint8_t *b, uint8_t *o
   const Bytes many = VECTOR(set1_epi32)(by_a >> 8 | by_b >> 8 << 16);
   Reals by[4];
   for (int j = 0; j < 4; j++) by[j] = VECTOR(set1_ps)(factor);
-  for (; i + SIDE <= n[0]; i += SIDE) {
+  for (; i + SIDE <= count; i += SIDE) {
     Bytes left = read_bytes(a + i), right = read_bytes(b + i), sum[4];
     Bytes pairs[2] = {VECTOR(unpacklo_epi8)(left, right), VECTOR(unpackhi_epi8)(left, right)};
     for (int j = 0; j < 4; j++) {
@@ -24,7 +24,7 @@ static void add(const int64_t *n, const uint8_t *a, const uint8_t *b, uint8_t *o
     write_bytes(out + i, as_bytes(&how, sum, by));
   }
 #endif
-  for (; i < n[0]; i++) {
+  for (; i < count; i++) {
     int32_t sum = (a[i] - za) * by_a + (b[i] - zb) * by_b;
     out[i] = on_grid((float)sum * factor, how.low, how.high, how.zero);
   }

@@ -61,7 +61,8 @@ static inline __attribute__((always_inline)) void OF_WIDTH(sums_leave)(const Lea
   enum { COUNT = BITS / 8 };
   if (how->is_float) {
     int32_t lane[4][COUNT / 4];
-    memcpy(lane, sum, sizeof(lane));
+    WRITTEN_OUT(4)
+    for (int j = 0; j < 4; j++) memcpy(lane[j], &sum[j], sizeof(lane[j]));
     for (int k = 0; k < COUNT && k < left; k++) {
       int j = k % 16 / 4, at = k / 16 * 4 + k % 4;
       float real = (float)lane[j][at] * factor[16 * j + at];
@@ -72,6 +73,7 @@ static inline __attribute__((always_inline)) void OF_WIDTH(sums_leave)(const Lea
   OF_WIDTH(Real) high = LANES(set1_ps)(how->high);
   int32_t low = (int32_t)how->low + how->zero;
   OF_WIDTH(Vector) zero = LANES(set1_epi16)((short)how->zero);
+  WRITTEN_OUT(4)
   for (int j = 0; j < 4; j++) {  // as `as_bytes`
     OF_WIDTH(Real) real = LANES(mul_ps)(LANES(cvtepi32_ps)(sum[j]), REALS(factor + 16 * j));
     sum[j] = LANES(cvtps_epi32)(LANES(min_ps)(high, real));
@@ -87,24 +89,29 @@ static inline __attribute__((always_inline)) void OF_WIDTH(sums_leave)(const Lea
 // P places of a row whose windows of 3 by 3 begin S entries apart.
 static inline __attribute__((always_inline)) void OF_WIDTH(columns)(int P, int S, const Alone *of, const uint8_t *x,
                                                                     const int8_t *w, OF_WIDTH(Vector) sum[][4]) {
-#pragma GCC unroll 9
+  WRITTEN_OUT(9)
   for (int column = 0; column < (P - 1) * S + 3; column++, x += of->next) {
     OF_WIDTH(Vector) found[4];
     OF_WIDTH(four)(x, x + of->row, x + 2 * of->row, x + 2 * of->row, found);
-#pragma GCC unroll 4
+    WRITTEN_OUT(4)
     for (int p = 0; p < P; p++) {
       int entry = column - p * S;
       if (entry < 0 || entry > 2) continue;
+      WRITTEN_OUT(4)
       for (int j = 0; j < 4; j++) sum[p][j] = OF_WIDTH(dot)(sum[p][j], found[j], READ(w + 256 * entry + 64 * j));
     }
   }
 }
 
-#define LET_LEAVE(P)                                                                                               \
-  for (int p = 0; p < P; p++, out += of->channels * size) OF_WIDTH(sums_leave)(of->how, sum[p], factor, left, out);
-#define START(P)                                                                                                   \
-  OF_WIDTH(Vector) sum[P][4];                                                                                      \
-  for (int p = 0; p < P; p++)                                                                                      \
+#define LET_LEAVE(P)                                                \
+  WRITTEN_OUT(4)                                                    \
+  for (int p = 0; p < P; p++, out += of->channels * size)           \
+    OF_WIDTH(sums_leave)(of->how, sum[p], factor, left, out);
+#define START(P)                                                    \
+  OF_WIDTH(Vector) sum[P][4];                                       \
+  WRITTEN_OUT(4)                                                    \
+  for (int p = 0; p < P; p++)                                       \
+    WRITTEN_OUT(4)                                                  \
     for (int j = 0; j < 4; j++) sum[p][j] = READ(bias + 16 * j);
 
 // The channels from `k` on.

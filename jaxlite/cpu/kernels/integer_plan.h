@@ -101,7 +101,8 @@ static int sound_geometry(const Network *of, const Geometry *g, int64_t kind, in
   if (!within(n, 15, 16, 0, 255) || !within(n, 18, 19, 0, 255) || !within(n, 20, 22, -255, 255)) return 0;
   *scratch = SIZE(high, wide, g->channels);
   if (*scratch > MOST_SIZE) return 0;
-  int64_t each = kind == ALONE ? 1 : g->groups, lanes = kind == ALONE ? in_blocks(g->channels) : rounded(g->outputs / g->groups);
+  int64_t each = kind == ALONE ? 1 : g->groups;
+  int64_t lanes = kind == ALONE ? in_blocks(g->channels) : rounded(g->outputs / g->groups);
   Runs runs = runs_of(g, 1);
   int64_t bytes = kind == ALONE ? SIZE((g->kh * g->kw + 3) / 4, lanes, 4) : SIZE(each, lanes, runs.count, runs.fours, 4);
   return bytes <= of->head->weights && has(of, g->weights, bytes) && has(of, g->table, SIZE(each, lanes, 8));

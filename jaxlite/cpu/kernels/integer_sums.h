@@ -132,26 +132,26 @@ static void some_leave(const Leave *of, const float *factor, const int32_t *lane
 #if defined(BLOCKS_LEAVE)
 #define WHOLE_BLOCKS(P, V)                                                                                           \
   if (of->is_float && left >= V * WIDE) {                                                                            \
-    _Pragma("GCC unroll 12") for (int p = 0; p < P; p++)                                                             \
-      _Pragma("GCC unroll 4") for (int n = 0; n < N; n++) {                                                          \
+    WRITTEN_OUT(12) for (int p = 0; p < P; p++)                                                                      \
+      WRITTEN_OUT(4) for (int n = 0; n < N; n++) {                                                                   \
         Reals real = VECTOR(mul_ps)(VECTOR(cvtepi32_ps)((Bytes)sum[p][n]), read_reals(factor + n * EACH));           \
         memcpy(out + p * out_step + 4 * n * EACH, &real, sizeof(real));                                              \
       }                                                                                                              \
     return;                                                                                                          \
   }                                                                                                                  \
   if (left >= V * WIDE) {                                                                                            \
-    _Pragma("GCC unroll 16") for (int i = 0; i < P * V; i += TOGETHER) {                                             \
+    WRITTEN_OUT(16) for (int i = 0; i < P * V; i += TOGETHER) {                                                      \
       Bytes each[4];                                                                                                 \
       Reals by[4];                                                                                                   \
-      _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {                                                          \
+      WRITTEN_OUT(4) for (int j = 0; j < 4; j++) {                                                                   \
         int n = i + j / PARTS < P * V ? i + j / PARTS : P * V - 1, part = j % PARTS;                                 \
         each[j] = (Bytes)sum[n / V][n % V * PARTS + part];                                                           \
         by[j] = read_reals(factor + n % V * WIDE + part * EACH);                                                     \
       }                                                                                                              \
-      Bytes found = in_order(as_bytes(of, each, by));                                                                         \
+      Bytes found = in_order(as_bytes(of, each, by));                                                                  \
       if (V % TOGETHER == 0) write_bytes(out + i / V * out_step + i % V * WIDE, found);                              \
       else                                                                                                           \
-        _Pragma("GCC unroll 4") for (int j = 0; j < TOGETHER; j++)                                                   \
+        WRITTEN_OUT(4) for (int j = 0; j < TOGETHER; j++)                                                            \
           if (i + j < P * V) block_leaves(found, j, out + (i + j) / V * out_step + (i + j) % V * WIDE);              \
     }                                                                                                                \
     return;                                                                                                          \

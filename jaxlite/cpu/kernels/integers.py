@@ -172,13 +172,17 @@ def call(
   return list(found)
 
 
-def run(lib: Any, plan: np.ndarray, weights: np.ndarray, operands: Sequence[np.ndarray], results: Any) -> int:
-  """Runs a plan without XLA, on this thread; 0 where all went well, 1 where the plan cannot be meant."""
+def run(
+  lib: Any, plan: np.ndarray, weights: np.ndarray, operands: Sequence[np.ndarray], results: Any, members: int = 1
+) -> int:
+  """Runs a plan without XLA, on this thread, in the parts that `members` threads would share; 0 where all went well, 1
+  where the plan cannot be meant."""
   given = (ctypes.c_void_p * _OPERANDS)(*(one.ctypes.data for one in operands))
   found = (ctypes.c_void_p * _OPERANDS)(*(one.ctypes.data for one in results))
   address, size = ctypes.c_void_p(plan.ctypes.data), ctypes.c_int64(len(plan))
   batch = ctypes.c_int64(len(operands[0]) if operands else 0)
-  return int(lib.jaxlite_network(address, size, batch, ctypes.c_void_p(weights.ctypes.data), given, found))
+  held = ctypes.c_void_p(weights.ctypes.data)
+  return int(lib.jaxlite_network(address, size, batch, held, given, found, ctypes.c_int64(members)))
 
 
 def is_sound(plan: np.ndarray, weights: np.ndarray) -> bool:

@@ -8,6 +8,17 @@
 #include <immintrin.h>
 #endif
 
+// What is said of the loop that follows: that it is written out, so that what it counts stays in registers; that no turn
+// reads what another writes.
+#if defined(__clang__)
+#define WRITTEN_OUT(turns) _Pragma("clang loop unroll(full)")
+#define INDEPENDENT
+#else
+#define SAID(what) _Pragma(#what)
+#define WRITTEN_OUT(turns) SAID(GCC unroll turns)
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 // What leaves sums: bytes on a grid, or floats.
 typedef struct {
   const float *factor;  // of each output
@@ -78,8 +89,8 @@ static inline void filled(uint8_t *to, int value, int64_t count) {
   }
 }
 
-// Four vectors of reals as bytes of a grid: of each lane first those of the first vector. The last conversion saturates,
-// so that only the upper end has to be there before; what is no number is below all.
+// Four vectors of reals as bytes of a grid: of each lane first those of the first vector. The last conversion
+// saturates, so that only the upper end has to be there before; what is no number is below all.
 static inline __attribute__((always_inline)) Bytes packed_reals(const Leave *of, const Reals *real) {
   Reals high = VECTOR(set1_ps)(of->high);
   int32_t low = (int32_t)of->low + of->zero;

@@ -31,22 +31,30 @@ static inline float as_real(int32_t bits) {
   return real;
 }
 
-// e^x: a power of two, in two halves so that neither overflows first, times a series of what is left.
-static inline float exp_of(float real) {
-  float x = real < 89.0f ? real : 89.0f;
-  x = x > -104.0f ? x : -104.0f;
-  float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+// e^x as 2^n, n whole, times what this returns: a series of what is left of x.
+static inline float exp_within(float x, float *n) {
+  *n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  float r = (x - *n * 0.693359375f) + *n * 2.12194440e-4f;  // ln 2 in two parts
   float p = 1.0f / 5040;
   p = p * r + 1.0f / 720, p = p * r + 1.0f / 120, p = p * r + 1.0f / 24, p = p * r + 1.0f / 6;
-  p = p * r + 0.5f, p = p * r + 1.0f, p = p * r + 1.0f;
-  int32_t half = (int32_t)n >> 1;
-  p = p * as_real((half + 127) << 23) * as_real(((int32_t)n - half + 127) << 23);
+  p = p * r + 0.5f, p = p * r + 1.0f;
+  return p * r + 1.0f;
+}
+
+static inline float power_of_two(int32_t n) { return as_real((n + 127) << 23); }
+
+static inline float exp_of(float real) {
+  float x = real < 89.0f ? real : 89.0f, n;
+  x = x > -104.0f ? x : -104.0f;
+  float p = exp_within(x, &n);
+  int32_t half = (int32_t)n >> 1;  // two powers, so that neither overflows first
+  p = p * power_of_two(half) * power_of_two((int32_t)n - half);
   return real == real ? p : real;
 }
 
 static inline float tanh_of(float x) {
-  float s = x * x, e = exp_of(2 * (x < 10.0f ? (x > -10.0f ? x : -10.0f) : 10.0f));
+  float s = x * x, n, e = exp_within(2 * (x < 10.0f ? (x > -10.0f ? x : -10.0f) : 10.0f), &n);
+  e *= power_of_two((int32_t)n);
   float near = x * (1 + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * (62.0f / 2835)))));
   float far = (e - 1) / (e + 1), found = s < 0.09f ? near : far;
   return x == x ? found : x;
@@ -60,8 +68,8 @@ typedef struct {
   int64_t inner;
 } Chain;
 
-#define EACH(value)                     \
-  _Pragma("GCC ivdep")                  \
+#define EACH(value) \
+  INDEPENDENT       \
   for (int64_t i = 0; i < count; i++) to[i] = (value)
 
 // Of two operands, of which one may be the same for all entries.
@@ -154,21 +162,51 @@ static void run_block(const Instruction *code, int64_t length, const Chain *of, 
   }
 }
 
+typedef float Lanes __attribute__((vector_size(4 * WIDE / PARTS), aligned(4), may_alias));
+typedef int32_t Chosen __attribute__((vector_size(4 * WIDE / PARTS), aligned(4), may_alias));
+
+// Lane by lane the sum, or the larger, which is NaN where one is.
+static inline Lanes together(int is_sum, Lanes a, Lanes b) {
+  if (is_sum) return a + b;
+  Chosen first = (a > b) | (a != a);
+  return (Lanes)(((Chosen)a & first) | ((Chosen)b & ~first));
+}
+
+// Of `count` floats, in lanes of their own that are put together at the end: by halves.
+static inline float of_row(int is_sum, const float *x, int64_t count) {
+  enum { EACH_LANE = WIDE / PARTS };
+  int64_t whole = count / WIDE * WIDE;
+  float all = x[0];
+  if (whole) {
+    Lanes lane[PARTS];
+    for (int part = 0; part < PARTS; part++) lane[part] = *(const Lanes *)(x + part * EACH_LANE);
+    for (int64_t j = WIDE; j < whole; j += WIDE)
+      for (int part = 0; part < PARTS; part++)
+        lane[part] = together(is_sum, lane[part], *(const Lanes *)(x + j + part * EACH_LANE));
+    for (int half = PARTS / 2; half; half /= 2)
+      for (int part = 0; part < half; part++) lane[part] = together(is_sum, lane[part], lane[part + half]);
+    Lanes last = lane[0];
+#if defined(__AVX512F__)
+    last = together(is_sum, last, (Lanes)_mm512_shuffle_f32x4((__m512)last, (__m512)last, 0x4E));
+    last = together(is_sum, last, (Lanes)_mm512_shuffle_f32x4((__m512)last, (__m512)last, 0xB1));
+#elif defined(__AVX2__)
+    last = together(is_sum, last, (Lanes)_mm256_permute2f128_ps((__m256)last, (__m256)last, 1));
+#endif
+    float four[EACH_LANE];
+    *(Lanes *)four = last;
+    for (int half = 2; half; half /= 2)
+      for (int i = 0; i < half; i++) four[i] = is_sum ? four[i] + four[i + half] : larger(four[i], four[i + half]);
+    all = four[0];
+  }
+  for (int64_t j = whole ? whole : 1; j < count; j++) all = is_sum ? all + x[j] : larger(all, x[j]);
+  return all;
+}
+
 // [outer, count, inner] -> [outer, inner]: the largest (kind 0), the sum (1) or the mean (2).
 static void reduced(int kind, int64_t outer, int64_t count, int64_t inner, const float *x, float *out) {
   for (int64_t o = 0; o < outer; o++, x += count * inner, out += inner) {
-    if (inner == 1) {  // lanes of their own, put together at the end
-      float lane[WIDE], all = x[0];
-      int64_t whole = count / WIDE * WIDE;
-      if (whole) {
-        memcpy(lane, x, sizeof(lane));
-        for (int64_t j = WIDE; j < whole; j += WIDE)
-          for (int i = 0; i < WIDE; i++) lane[i] = kind ? lane[i] + x[j + i] : larger(lane[i], x[j + i]);
-        for (int half = WIDE / 2; half; half /= 2)
-          for (int i = 0; i < half; i++) lane[i] = kind ? lane[i] + lane[i + half] : larger(lane[i], lane[i + half]);
-        all = lane[0];
-      }
-      for (int64_t j = whole ? whole : 1; j < count; j++) all = kind ? all + x[j] : larger(all, x[j]);
+    if (inner == 1) {
+      float all = kind ? of_row(1, x, count) : of_row(0, x, count);
       out[0] = kind == 2 ? all / count : all;
       continue;
     }
@@ -181,8 +219,6 @@ static void reduced(int kind, int64_t outer, int64_t count, int64_t inner, const
     for (int64_t k = 0; k < inner && kind == 2; k++) out[k] /= count;
   }
 }
-
-typedef float Lanes __attribute__((vector_size(4 * WIDE / PARTS), aligned(4), may_alias));
 
 // Of one operand of a product: sizes of a batch of its own, places, and what is summed; how far apart; bytes or floats.
 typedef struct {
