@@ -5,6 +5,7 @@ that a compiler makes into one, entries that are asked for their own place.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Sequence
 
 from jaxlite.planning.flat import Flat, Node
@@ -38,7 +39,8 @@ def lying(body: Flat) -> dict[tuple[int, ...], tuple[int, ...]]:
       turned = _before(node.reads[-1 if name.startswith('select') else 0], made)
       sides = work_of(node.eqn).sides if turned is not None else ()
       if turned is not None and len(sides) == 4 and not sides[1]:
-        found[node.writes] = (*sides[:2], turned.eqn.invars[0].aval.shape[-1], sides[3])
+        shape = turned.eqn.invars[0].aval.shape  # a picture's rows follow each other: it slides along them
+        found[node.writes] = (*sides[:2], math.prod(shape[-2:]), sides[3])
   return found
 
 
