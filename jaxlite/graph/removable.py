@@ -12,11 +12,14 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Model, State
-from jaxlite.graph import shrunk
-from jaxlite.graph.coupled import Coupled, Family
+from jaxlite.graph import shrunk, walk
+from jaxlite.graph.coupled import Coupled, Family, Program
 from jaxlite.graph.families import couple
 from jaxlite.graph.traces import Traces
 from jaxlite.trees import Rule
+
+
+_BESIDE = 'it is constant and has no part in the answers: a teacher, say'
 
 
 class Given(NamedTuple):
@@ -64,8 +67,20 @@ def read(model: Model, params: Any, state: State, inputs: Any, key: Any, *, what
       raise TypeError(f'{what}: a model holds arrays; {name!r} is {type(leaf).__name__}')
   traces = Traces.of(model, params, state)
   programs = [traces.forward(inputs, train, key, None)[0] for train in (False, True)]
-  coupled = couple([*programs, traces.after()[0]], [tuple(leaf.shape) for leaf in leaves])
+  answers = {leaf for leaf, var in _inputs(programs[0]) if var in _read(programs[0])}
+  beside = {leaf: _BESIDE for leaf, name in enumerate(names) if name.startswith(f'{CONST}/') and leaf not in answers}
+  coupled = couple([*programs, traces.after()[0]], [tuple(leaf.shape) for leaf in leaves], beside)
   return Given(leaves, names, len(trees.paths(params)), coupled, traces)
+
+
+def _inputs(program: Program) -> list[tuple[int, Any]]:
+  bare = walk.opened(program.jaxpr)[0]
+  return [(leaf, var) for leaf, var in zip(program.ins, bare.invars, strict=True) if leaf is not None]
+
+
+def _read(program: Program) -> set[Any]:
+  bare = walk.opened(program.jaxpr)[0]
+  return {atom for eqn in bare.eqns for atom in eqn.invars if not hasattr(atom, 'val')}
 
 
 def picked(given: Given, rule: Rule, *, what: str = 'shrink: rule') -> list[bool]:
