@@ -18,7 +18,6 @@ from jaxlite.graph.families import couple
 from jaxlite.graph.traces import Traces
 from jaxlite.trees import Rule
 
-
 _BESIDE = 'it is constant and has no part in the answers: a teacher, say'
 
 
