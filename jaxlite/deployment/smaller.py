@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlite import trees
 from jaxlite.contract import Model, Network, Params, State
 from jaxlite.deployment.list_model import list_model
 from jaxlite.deployment.operations import listing
+from jaxlite.deployment.sealed_values import own_name
 from jaxlite.deployment.sheet import Cut, said
 from jaxlite.deployment.shrink import Shrunk, ways
 from jaxlite.deployment.subject import Subject
@@ -107,7 +109,30 @@ def _candidate(subject: Subject, small: Shrunk) -> tuple[Subject, Shrunk]:
     graph = listing.network_graph(network, subject_inputs(subject))
   except ValueError as error:
     why = str(error)
-  return subject._replace(network=network, graph=graph, why=why, arrays=small.cut(dict(subject.arrays))), small
+  return subject._replace(network=network, graph=graph, why=why, arrays=_own_values(subject, small)), small
+
+
+def _own_values(subject: Subject, small: Shrunk) -> dict[str, Any]:
+  """The bare network's own values, cut as the leaves are that they come of: frozen and averaged ones bear other names,
+  and of what is merged the one that ends alike tells."""
+  leaves = [*trees.paths(small.params), *trees.paths(small.model_state)]
+  sources: Mapping[str, Any] = {} if subject.held is None else subject.held.stored.about.get('own') or {}
+  come = {own_name(name): source for name, source in sources.items()}
+
+  def leaf_of(name: str) -> str | None:
+    source = come.get(name, name)
+    for one in (source.partition('/')[2] if isinstance(source, str) else '', name):
+      if one in leaves:
+        return one
+    bare = name.removeprefix('params/')
+    ends = [one for one in leaves if one.endswith(f'/{bare}')]
+    return ends[0] if len(ends) == 1 else None
+
+  found = {}
+  for name, array in subject.arrays.items():
+    leaf = leaf_of(name)
+    found[name] = array if leaf is None else small.cut({leaf: array})[leaf]
+  return found
 
 
 def _traceable(subject: Subject) -> tuple[Model, Params, State]:
