@@ -117,8 +117,8 @@ def worth_of(given: Given, params: Any, scores: Any) -> list[np.ndarray]:
       raise ValueError('shrink: scores have the structure of params')
     values = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(scores)]
   for name, shape, value in zip(given.names, given.shapes, values, strict=False):
-    if value is not None and (value.shape != shape or not np.isfinite(value).all()):
-      raise ValueError(f'shrink: scores are finite numbers, one a weight; those of {name!r} are not')
+    if value is not None and (value.shape != shape or not np.isfinite(value).all() or value.min(initial=0) < 0):
+      raise ValueError(f'shrink: scores are finite numbers from 0, one a weight; those of {name!r} are not')
   out = []
   for family in given.coupled.families:
     total = np.zeros(len(family.units))
