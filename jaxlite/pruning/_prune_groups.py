@@ -109,8 +109,8 @@ def prune_groups(
     An Optax transformation (a `Last`).
 
   Raises:
-    ValueError: a share outside [0, 1) or a penalty below 0; at init, nothing that can be removed (each group with its reason), a pattern
-      that matches none, groups of another network.
+    ValueError: a share outside [0, 1) or a penalty below 0; at init, nothing that can be removed (each group with its
+      reason), a pattern that matches none, groups of another network.
 
   References:
     Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006,

@@ -78,7 +78,7 @@ def test_errors_say_what_was_wrong():
       jl.shrink(fn, params, None, X, **options)
   with pytest.raises(ValueError, match='finite'):
     jl.shrink(fn, {**params, 'a': params['a'].at[0, 0].set(jnp.nan)}, None, X, keep=0.5, multiple=1)
-  with pytest.raises(ValueError, match="numbers from 0.*'b'"):
+  with pytest.raises(ValueError, match=r"numbers from 0.*'b'"):
     jl.shrink(fn, params, None, X, keep=0.5, multiple=1, scores={**jax.tree.map(abs, params), 'b': -params['b']})
   with pytest.raises(ValueError, match='no group of this network can be removed'):
     jl.shrink(lambda p, x: x @ p['a'], params, None, X, keep=0.5)
