@@ -310,3 +310,12 @@ def test_what_onnx_runtime_answers_otherwise_is_not_written(tmp_path, monkeypatc
   with pytest.raises(ValueError, match='answers otherwise than the network, by up to 1'):
     write_onnx(graph, tmp_path / 'net.onnx', {'input': floats(4, 3)})
   assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_is_constant_has_a_row_for_each_example():
+  def fn(params, x):
+    return x @ params, jnp.broadcast_to(params[0], (len(x), 2))
+
+  weights, x = floats(3, 2), floats(4, 3)
+  session = onnxruntime.InferenceSession(onnx_bytes(recognized(lower(fn, weights, x[:1]))))
+  agree(session.run(None, {'input': x}), fn(weights, x))
