@@ -127,8 +127,10 @@ def _together(one: Operation, values: Mapping[str, Value]) -> dict[str, Any]:
 
 def _of_each(start: Any, limit: Any, step: Any, size: Any) -> bool:
   """Whether a slice takes the same entries of each example: the second of every pair."""
-  whole = limit == size and isinstance(size, Batch)
-  return (start, limit, step) == (0, size, 1) or (whole and size.times % step == 0 and 0 <= start < step)
+  if (start, limit, step) == (0, size, 1):
+    return True
+  whole = limit == size and isinstance(size, Batch) and isinstance(start, int)
+  return whole and size.times % step == 0 and start < step
 
 
 def _before(one: Operation, values: Mapping[str, Value], before: Mapping[str, int]) -> int:
