@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Model, State
-from jaxlite.graph import shrunk, walk
+from jaxlite.graph import shrunk
 from jaxlite.graph.coupled import Coupled, Family, Program
 from jaxlite.graph.families import couple
 from jaxlite.graph.traces import Traces
@@ -66,20 +67,17 @@ def read(model: Model, params: Any, state: State, inputs: Any, key: Any, *, what
       raise TypeError(f'{what}: a model holds arrays; {name!r} is {type(leaf).__name__}')
   traces = Traces.of(model, params, state)
   programs = [traces.forward(inputs, train, key, None)[0] for train in (False, True)]
-  answers = {leaf for leaf, var in _inputs(programs[0]) if var in _read(programs[0])}
-  beside = {leaf: _BESIDE for leaf, name in enumerate(names) if name.startswith(f'{CONST}/') and leaf not in answers}
+  answering = _read(programs[0])
+  beside = {leaf: _BESIDE for leaf, name in enumerate(names) if name.startswith(f'{CONST}/') and leaf not in answering}
   coupled = couple([*programs, traces.after()[0]], [tuple(leaf.shape) for leaf in leaves], beside)
   return Given(leaves, names, len(trees.paths(params)), coupled, traces)
 
 
-def _inputs(program: Program) -> list[tuple[int, Any]]:
-  bare = walk.opened(program.jaxpr)[0]
-  return [(leaf, var) for leaf, var in zip(program.ins, bare.invars, strict=True) if leaf is not None]
-
-
-def _read(program: Program) -> set[Any]:
-  bare = walk.opened(program.jaxpr)[0]
-  return {atom for eqn in bare.eqns for atom in eqn.invars if not hasattr(atom, 'val')}
+def _read(program: Program) -> set[int]:
+  """The leaves that answers depend on."""
+  asked = [leaf is None for leaf in program.outs]
+  used = partial_eval.dce_jaxpr(program.jaxpr.jaxpr, asked)[1]
+  return {leaf for leaf, one in zip(program.ins, used, strict=True) if one and leaf is not None}
 
 
 def picked(given: Given, rule: Rule, *, what: str = 'shrink: rule') -> list[bool]:
