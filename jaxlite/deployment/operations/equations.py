@@ -96,9 +96,9 @@ def _usual(filling: Any, dtype: Any) -> bool:
 
 def _filled(params: Any, table: jax.Array, ids: jax.Array) -> jax.Array:
   numbers, sizes = params['dimension_numbers'], params['slice_sizes']
-  found = lax.gather(table, ids, numbers, sizes, mode='clip')
-  most = np.array([table.shape[axis] - sizes[axis] for axis in numbers.start_index_map])
-  there = jnp.all((ids >= 0) & (ids <= most.astype(ids.dtype)), -1)
+  most = np.array([table.shape[axis] - sizes[axis] for axis in numbers.start_index_map]).astype(ids.dtype)
+  there = jnp.all((ids >= 0) & (ids <= most), -1)
+  found = lax.gather(table, jnp.clip(ids, 0, most), numbers, sizes, mode='clip')
   lead = [axis for axis in range(found.ndim) if axis not in numbers.offset_dims]
   return jnp.where(
     lax.broadcast_in_dim(there, found.shape, lead), found, jnp.asarray(params['fill_value'], found.dtype)
