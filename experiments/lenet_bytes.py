@@ -192,7 +192,7 @@ class Bench:
       save(kept, found.model.export(found.params, found.model_state)[0])
     params, pictures = load(kept, start.params), self.data.train.inputs[:2]
     small = without_dead(start.model, params, start.model_state, pictures)
-    in_order = sort_units(small.model, small.params, small.model_state, pictures)
+    in_order = sort_units(small.model, small.params, small.model_state, pictures, key=jax.random.key(0))
     graph, ordered = listed(small, pictures), listed(in_order, pictures)
     size, unsorted = write_pack(ordered, path), packed_bytes(graph)
     assert os.path.getsize(path) == size
@@ -302,7 +302,7 @@ def without_dead(model: jl.Model, params: Any, state: Any, inputs: Any) -> jl.Ne
       if reads.ndim == kernel.ndim:
         params[after]['kernel'] = np.where(quiet[:, None], 0, reads).astype(reads.dtype)
     try:
-      small = jl.shrink(model, params, state, inputs, multiple=1)
+      small = jl.shrink(model, params, state, inputs, multiple=1, key=jax.random.key(0))  # of a network with dropout
     except ValueError:
       return jl.Network(model, params, state)
     model, params, state = small.model, jax.device_get(small.params), small.model_state

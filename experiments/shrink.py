@@ -3,11 +3,11 @@
   python experiments/shrink.py --keep=0.5 --workdir=runs/shrink
   python launch.py --config=experiments/shrink.py --run=small0 --config.keep=0.375
 
-Of each seed three runs: `base` trains the small CNN on Fashion-MNIST, `small` takes neurons and channels out of it and
-goes on for as long, and `dense` trains the whole network for as many epochs altogether. The share that stays is to be
-chosen on validation; the test split is scored once for each run. With `--way=gradual` units fall to zero while `base`
-trains (`jl.pruning.prune_groups`), and `jl.shrink` takes out what is zero. Times are those of a forward at batch 32 in
-float32 with jaxlite's kernels, both networks in turn.
+Of each seed three runs: `base` trains the small CNN (or `--network=resnet20`) on Fashion-MNIST, `small` takes neurons
+and channels out of it and goes on for as long, and `dense` trains the whole network for as many epochs altogether. The
+share that stays is to be chosen on validation; the test split is scored once for each run. With `--way=gradual` units
+fall to zero while `base` trains (`jl.pruning.prune_groups`), and `jl.shrink` takes out what is zero. Times are those of
+a forward at batch 32 in float32 with jaxlite's kernels, both networks in turn.
 
 The four files are found where Debian's package dataset-fashion-mnist puts them, or in --config.data.directory.
 """
@@ -24,7 +24,9 @@ import numpy as np
 import optax
 
 import jaxlite as jl
-from jaxlite.models import SmallCNN
+from jaxlite.models import ResNet20, SmallCNN
+
+NETWORKS = {'cnn': SmallCNN, 'resnet20': lambda dropout: ResNet20()}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -32,12 +34,14 @@ class Shrinking(jl.Config):
   """Adds what is left, and how it comes about.
 
   Attributes:
+    network: 'cnn' or 'resnet20', which knows no dropout.
     keep: share of the units of each group that stays.
     way: 'once', cut at the end of `base`, or 'gradual', while it trains.
     dropout: share of hidden units dropped in training.
     stage: of a run: 'dense', 'base' or 'small'.
   """
 
+  network: str = 'cnn'
   keep: float = 0.5
   way: str = 'once'
   dropout: float = 0.1
@@ -70,13 +74,16 @@ def staged(stage: str, seed: int, config: Shrinking) -> Shrinking:
 
 def model(config: Shrinking) -> Any:
   """The network of a run."""
-  whole = SmallCNN(dropout=config.dropout)
+  whole = NETWORKS[config.network](dropout=config.dropout)
   if config.stage != 'small':
     return whole
-  params, keep = jl.load(config.teacher).params, config.keep if config.way == 'once' else None
+  base, keep = jl.load(config.teacher), config.keep if config.way == 'once' else None
   shapes = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
-  small = jl.shrink(jl.from_linen(whole), params, {}, shapes, keep=keep, key=jax.random.key(config.seed))
-  return jl.from_linen(small.module(whole), {'params': small.params})
+  linen = jl.from_linen(whole)
+  state = jax.eval_shape(linen.init, jax.random.key(0), shapes)[1]  # which of the run's arrays are the network's own
+  state = {name: base.model_state[name] for name in state}
+  small = jl.shrink(linen, base.params, state, shapes, keep=keep, key=jax.random.key(config.seed))
+  return jl.from_linen(small.module(whole), {'params': small.params, **small.model_state})
 
 
 def recipe(config: Shrinking, total_steps: int) -> jl.Recipe:
@@ -137,13 +144,14 @@ if __name__ == '__main__':
   flags.DEFINE_integer('seeds', 5, 'how many')
   flags.DEFINE_integer('epochs', 4, 'before units go, and after')
   flags.DEFINE_float('keep', 0.5, 'share of the units that stays')
+  flags.DEFINE_enum('network', 'cnn', list(NETWORKS), 'what is made smaller')
   flags.DEFINE_enum('way', 'once', ['once', 'gradual'], 'how they go')
   flags.DEFINE_list('run', [], 'which runs; all')
 
   def main(_: list[str]) -> None:
     """Trains, and compares."""
     seeds = range(FLAGS.seeds)
-    config = get_config(FLAGS.seeds, FLAGS.epochs, keep=FLAGS.keep, way=FLAGS.way)
+    config = get_config(FLAGS.seeds, FLAGS.epochs, network=FLAGS.network, keep=FLAGS.keep, way=FLAGS.way)
     code = experiment.run(config, FLAGS.workdir, command='python experiments/shrink.py', only=FLAGS.run)
     if code or FLAGS.run:
       raise SystemExit(code)

@@ -163,3 +163,25 @@ def network(seed: int) -> Graph:
   if rng.random() < 0.5:
     outputs.append(x)  # int8 leaves too
   return made.graph(*outputs)
+
+
+def wide_network(seed: int) -> Graph:
+  """Few layers, of as many channels and places as vectors of bytes have, and one more or less."""
+  rng = np.random.default_rng(seed)
+  channels = int(rng.choice([1, 15, 16, 17, 32, 33, 48, 63, 64, 65, 100, 130]))
+  space = rng.integers(9, 16, 2).tolist()
+  made = Builder(rng, (*space, channels))
+  x = made.start((*space, channels))
+  window, stride, dilation = int(rng.choice([3, 3, 3, 5, 2])), int(rng.integers(1, 4)), int(rng.choice([1, 1, 2]))
+  border = min(int(rng.integers(0, 3)), window * dilation - 1)
+  x = made.conv(x, channels, window, stride, dilation, channels, border, int(rng.integers(1, 3)))
+  if rng.random() < 0.5:
+    x = made.rescaled(made.add(x, made.rescaled(x)))
+  *space, _ = made.shape(x)
+  if min(space) > 2 and rng.random() < 0.5:
+    sizes = [size - 1 for size in space]
+    x = made.one('max_pool', x, (*sizes, channels), window=(2, 2), strides=(1, 1), padding=((0, 0),) * 2)
+  outputs = int(rng.choice([16, 31, 32, 48, 64, 65, 80, 128, 129]))
+  one = rng.random() < 0.5
+  x = made.conv(x, outputs, 1 if one else 3, 1, 1, 1, 0 if one else 1, 0 if one else 1)
+  return made.graph(made.dense(x, int(rng.choice([16, 33, 64, 128])), is_float=True), x)

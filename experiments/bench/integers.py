@@ -1,16 +1,17 @@
 """Whole networks of integers on a CPU: their time beside that of our own floats and of ONNX Runtime's int8.
 
-  python experiments/bench/integers.py [--networks=cnn,resnet20] [--batches=32,1] [--rounds=7]
+  python experiments/bench/integers.py [--networks=cnn,resnet20] [--batches=32,1] [--rounds=7] [--quantile=0.5]
 
-Each network takes a few steps with fake quantization on noise: times do not hang on what it learned. In each round a
-process of JAX times its floats (in the faster forms of `jl.for_cpu`) and its integers (`running.runner`) in turn, then
-a process of ONNX Runtime times the same integers in QDQ form. Shown are medians over the rounds, each round's own being
-that of its calls, and ratios of the two processes' medians, round by round, with the least and the largest.
+Each network takes a few steps with fake quantization on noise: times do not hang on what it learned. Two processes hold
+it, one with JAX (floats in the faster forms of `jl.for_cpu`, integers by `running.runner`), one with ONNX Runtime and
+the same integers in QDQ form. In each round each of the three is called for a piece of time, one after the other, so
+that each call follows one of its own kind. Shown are medians over the rounds of each round's quantile (the median; on a
+busy machine the quickest tenth says more of the code), and ratios, round by round, with the least and the largest.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import statistics
 import subprocess
 import sys
@@ -26,9 +27,10 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 flags.DEFINE_list('networks', ['lenet300', 'cnn', 'depthwise', 'resnet20', 'vit'], 'which')
 flags.DEFINE_list('batches', ['32', '1'], 'sizes that are timed')
-flags.DEFINE_integer('rounds', 7, 'of two processes each')
-flags.DEFINE_float('seconds', 1.0, 'of timing, for each of both')
-flags.DEFINE_string('worker', '', 'jax or onnx: times a network that is there, for the rounds')
+flags.DEFINE_integer('rounds', 7, 'of three pieces each')
+flags.DEFINE_float('seconds', 1.0, 'of a piece')
+flags.DEFINE_float('quantile', 0.5, 'of the calls of a piece')
+flags.DEFINE_string('worker', '', 'jax or onnx: times what it is asked for, line by line')
 flags.DEFINE_string('folder', '', 'of the worker: where the network is')
 
 _SHAPE = (28, 28, 1)
@@ -72,24 +74,20 @@ def built(name: str) -> tuple[Any, Any]:
   return floats, quantized(lower(fake, values, x), x, every=name != 'vit')
 
 
-def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-  """Median milliseconds of calls in turn."""
-  found: dict[str, list[float]] = {name: [] for name in calls}
-  for call in calls.values():
-    for _ in range(3):
-      call()
-  end = time.perf_counter() + FLAGS.seconds * len(calls)
-  while time.perf_counter() < end:
-    for name, call in calls.items():
-      began = time.perf_counter()
-      call()
-      found[name].append(1e3 * (time.perf_counter() - began))
-  return {name: statistics.median(each) for name, each in found.items()}
+def timed(call: Callable[[], Any]) -> float:
+  """Milliseconds of a call, of those of a piece of time the quantile that is wanted."""
+  for _ in range(3):
+    call()
+  found, end = [], time.perf_counter() + FLAGS.seconds
+  while (began := time.perf_counter()) < end:
+    call()
+    found.append(1e3 * (time.perf_counter() - began))
+  return float(np.quantile(found, FLAGS.quantile))
 
 
 def work() -> None:
-  """What a process of a round does."""
-  folder, rows = Path(FLAGS.folder), {}
+  """What a process does: of each line that it reads, a kind and a batch size, it writes the time."""
+  folder = Path(FLAGS.folder)
   x = np.random.default_rng(1).normal(size=(64, *_SHAPE)).astype(np.float32)
   if FLAGS.worker == 'onnx':
     import onnxruntime
@@ -97,31 +95,51 @@ def work() -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     session = onnxruntime.InferenceSession(folder / 'net.onnx', options, providers=['CPUExecutionProvider'])
-    for size in map(int, FLAGS.batches):
-      rows[size] = timed({'onnx': lambda given=x[:size]: session.run(None, {'input': given})})
+    given = {size: x[:size] for size in map(int, FLAGS.batches)}
+    calls = {'onnx': lambda size: session.run(None, {'input': given[size]})}
   else:
     import jax
 
     import jaxlite as jl
+    from jaxlite.deployment.onnx.file import onnx_bytes
     from jaxlite.deployment.running.runner import runner
 
     floats, graph = built(FLAGS.networks[0])
+    (folder / 'net.onnx').write_bytes(onnx_bytes(graph))
+    on_device = {size: jax.device_put(x[:size]) for size in map(int, FLAGS.batches)}
     run = {'float': jax.jit(jl.for_cpu(floats)), 'int': jax.jit(runner(graph))}
-    for size in map(int, FLAGS.batches):
-      given = jax.device_put(x[:size])
-      calls = {name: lambda fn=fn, given=given: fn(given).block_until_ready() for name, fn in run.items()}
-      rows[size] = timed(calls)
-  print(json.dumps(rows))
+    calls = {
+      name: lambda size, fn=fn: fn(on_device[size]).block_until_ready()  # type: ignore[misc]
+      for name, fn in run.items()
+    }
+  print('ready', flush=True)
+  for line in sys.stdin:
+    kind, size = line.split()
+    print(timed(functools.partial(calls[kind], int(size))), flush=True)
 
 
-def answered(kind: str, name: str, folder: str) -> dict[str, dict[str, float]]:
-  """One process of a round, its medians by batch size."""
-  command = [sys.executable, __file__, f'--worker={kind}', f'--networks={name}', f'--folder={folder}']
-  command += [f'--batches={",".join(FLAGS.batches)}', f'--seconds={FLAGS.seconds}']
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  if done.returncode:
-    raise RuntimeError(done.stderr[-2000:])
-  return json.loads(done.stdout.splitlines()[-1])
+class Worker:
+  """A process that times one network."""
+
+  def __init__(self, kind: str, name: str, folder: str):
+    command = [sys.executable, __file__, f'--worker={kind}', f'--networks={name}', f'--folder={folder}']
+    command += [f'--batches={",".join(FLAGS.batches)}', f'--seconds={FLAGS.seconds}', f'--quantile={FLAGS.quantile}']
+    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    self.answer()
+
+  def answer(self) -> str:
+    line = self.process.stdout.readline()  # type: ignore[union-attr]
+    if not line:
+      raise RuntimeError(f'a worker ended with {self.process.wait()}')
+    return line
+
+  def ask(self, kind: str, size: str) -> float:
+    self.process.stdin.write(f'{kind} {size}\n')  # type: ignore[union-attr]
+    self.process.stdin.flush()  # type: ignore[union-attr]
+    return float(self.answer())
+
+  def end(self) -> None:
+    self.process.communicate()
 
 
 def ratio(one: list[float], other: list[float]) -> str:
@@ -134,25 +152,28 @@ def main(_: Any) -> None:
   if FLAGS.worker:
     work()
     return
-  from jaxlite.deployment.onnx.file import onnx_bytes
-
   print('| network | batch | float32, ms | int8, ms | float32 / int8 | ONNX Runtime int8, ms | ONNX Runtime / ours |')
-  print('|---|--:|--:|--:|--:|--:|--:|')
+  print('|---|--:|--:|--:|--:|--:|--:|', flush=True)
   for name in FLAGS.networks:
     with tempfile.TemporaryDirectory() as folder:
-      (Path(folder) / 'net.onnx').write_bytes(onnx_bytes(built(name)[1]))
-      rounds = [{kind: answered(kind, name, folder) for kind in ('jax', 'onnx')} for _ in range(FLAGS.rounds)]
-    for size in FLAGS.batches:
-      found = {
-        kind: [one['onnx' if kind == 'onnx' else 'jax'][size][kind] for one in rounds]
-        for kind in ('float', 'int', 'onnx')
-      }
-      middle = {kind: statistics.median(each) for kind, each in found.items()}
-      print(
-        f'| {name} | {size} | {middle["float"]:.3f} | {middle["int"]:.3f} | {ratio(found["float"], found["int"])} | '
-        f'{middle["onnx"]:.3f} | {ratio(found["onnx"], found["int"])} |',
-        flush=True,
-      )
+      ours = Worker('jax', name, folder)  # writes the file that the other reads
+      asked = {'float': ours, 'int': ours, 'onnx': Worker('onnx', name, folder)}
+      for size in FLAGS.batches:
+        rounds = [{kind: worker.ask(kind, size) for kind, worker in asked.items()} for _ in range(FLAGS.rounds)]
+        found = {kind: [one[kind] for one in rounds] for kind in asked}
+        show(name, size, found)
+      for worker in (ours, asked['onnx']):
+        worker.end()
+
+
+def show(name: str, size: str, found: dict[str, list[float]]) -> None:
+  """Prints a row."""
+  middle = {kind: statistics.median(each) for kind, each in found.items()}
+  print(
+    f'| {name} | {size} | {middle["float"]:.3f} | {middle["int"]:.3f} | {ratio(found["float"], found["int"])} | '
+    f'{middle["onnx"]:.3f} | {ratio(found["onnx"], found["int"])} |',
+    flush=True,
+  )
 
 
 if __name__ == '__main__':

@@ -10,6 +10,8 @@ from jaxlite.planning.flow import Flow, Op, Value, opened, size_of
 from jaxlite.planning.writing import Written, kind, written
 
 _HALVES = ('bfloat16', 'float16')
+# Arrays as large as what they read that LAPACK's kernels take beside it: it works in place, on a copy.
+_COPIES_OF = {'svd': 2, 'eig': 3, 'schur': 1, 'geqrf': 1, 'householder_product': 1, 'qr': 1}
 _RAGGED = ('ragged_dot', 'ragged_dot_general')
 
 
@@ -153,7 +155,7 @@ def _frugal(flow: Flow, steps: list[Written]) -> list[int]:
 
 
 def _widened(flow: Flow, outside: set[int], platform: str) -> list[Value]:
-  """The values, those of 16 bits that a product makes or reads twice as large: XLA for CPU multiplies in 32 bits."""
+  """The values, those of 8 and 16 bits that a product makes or reads as large as in 32: so XLA for CPU multiplies."""
   if platform != 'cpu':
     return flow.values
   cast = {op.writes[0] for op in flow.ops if op.name == 'convert_element_type'}  # and cast back: XLA leaves out both
@@ -162,9 +164,17 @@ def _widened(flow: Flow, outside: set[int], platform: str) -> list[Value]:
     value
     for op in flow.ops
     for value in (*op.reads, *op.writes)
-    if op.name == 'dot_general' and value >= 0 and value not in hidden and flow.values[value].dtype in _HALVES
+    if op.name == 'dot_general' and value >= 0 and value not in hidden and _widening(flow.values[value].dtype)
   }
-  return [value._replace(bytes=2 * value.bytes) if i in wide else value for i, value in enumerate(flow.values)]
+  return [
+    value._replace(bytes=_widening(value.dtype) * value.bytes) if i in wide else value
+    for i, value in enumerate(flow.values)
+  ]
+
+
+def _widening(dtype: str) -> int:
+  """How many times as large a narrow float is in 32 bits; 0 of any other type."""
+  return 2 if dtype in _HALVES else 4 if dtype.startswith('float8') else 0
 
 
 def _copies(step: Written, flow: Flow, outside: set[int], platform: str) -> int:
@@ -172,9 +182,10 @@ def _copies(step: Written, flow: Flow, outside: set[int], platform: str) -> int:
   name = step.op.name
   if platform != 'cpu' or name not in ('dot_general', 'conv_general_dilated'):
     return 0
-  halves = _HALVES if name == 'dot_general' else _HALVES[:1]
   around = {value for value in (*step.op.reads, *step.op.writes) if value in outside}
-  return sum(2 * flow.values[value].bytes for value in around if flow.values[value].dtype in halves)
+  if name == 'conv_general_dilated':
+    return sum(2 * flow.values[value].bytes for value in around if flow.values[value].dtype == 'bfloat16')
+  return sum(_widening(flow.values[value].dtype) * flow.values[value].bytes for value in around)
 
 
 def _inside(step: Written, flow: Flow, platform: str) -> int:
@@ -182,6 +193,8 @@ def _inside(step: Written, flow: Flow, platform: str) -> int:
   op = step.op
   if op.name in ('cumlogsumexp', 'top_k'):
     return max((flow.values[value].bytes for value in op.writes), default=0)
+  if op.name in _COPIES_OF and platform == 'cpu':
+    return _COPIES_OF[op.name] * flow.values[op.reads[0]].bytes if op.reads[0] >= 0 else 0
   if op.name in ('random_bits', 'threefry2x32') and platform == 'cpu':  # a loop over two arrays of words
     return 2 * sum(flow.values[value].bytes for value in op.writes)
   if op.name in _RAGGED and platform == 'cpu':

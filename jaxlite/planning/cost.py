@@ -8,6 +8,7 @@ enter and leave the kernel that it becomes.
 from __future__ import annotations
 
 import collections
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ class Operation(NamedTuple):
     bytes: that enter and leave, of one run.
     transcendentals: of one run.
     times: how often it runs.
-    sides: of a contraction, as `work.Work` says.
+    sides: of a contraction or a reduction, as `work.Work` says; of what asks each entry for its place (entries side
+      by side,).
     dtype: of what it reads first.
     looped: it stands in a loop.
     branch: 'dear' and 'cheapest' for what only these sides of a branch do, 'between' for what only others do; '' else.
@@ -132,8 +134,11 @@ NOT_COUNTED = (
   'the body of',
 )
 
+BY_BYTES = 'is counted by its bytes alone'  # stands in a line on what is not known
+
 _RARELY = 'of a branch, '
 _FILLS = ('broadcast_in_dim', 'full', 'iota')
+_RENAMED = ('reshape', 'broadcast_in_dim', 'squeeze', 'expand_dims', 'convert_element_type')
 _PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
 
 
@@ -179,7 +184,7 @@ def _of_body(
   body: Flat, place: _Place, said: dict[str, None], recomputes: bool, given: Sequence[bool]
 ) -> list[Operation]:
   deep = [_is_deep(node.eqn) for node in body.nodes]
-  layers = gradients(body.nodes)
+  layers, asked = gradients(body.nodes), _by_place(body.nodes)
   counters = counted(body, given) if any(deep) else frozenset()
   found: list[Operation] = []
   for kernel in kernels(body, deep):
@@ -188,9 +193,24 @@ def _of_body(
       flags = tuple(value < 0 or value in counters for value in node.reads)
       found += _of_bodies(node, body, place, said, recomputes, flags)
     else:
-      found.append(_operation(kernel, place, layers.get(node.writes, node.layer)))
+      one = _operation(kernel, place, layers.get(node.writes, node.layer))
+      beside = min((asked[each.writes] for each in kernel.nodes if each.writes in asked), default=0)
+      found.append(one._replace(sides=(beside,)) if beside and one.kind == 'elementwise' else one)
     _say(kernel, said)
   return found + [_turning(node, size, place) for node, size in strided.turned(body.nodes)]
+
+
+def _by_place(nodes: Sequence[Node]) -> dict[tuple[int, ...], int]:
+  """By what nodes write that take the remainder of an entry's own place: how many entries lie side by side."""
+  places: set[int] = set()
+  found = {}
+  for node in nodes:
+    name, shape = node.eqn.primitive.name, node.eqn.outvars[0].aval.shape if node.eqn.outvars else ()
+    if name == 'iota' or (name in _RENAMED and node.reads[0] in places):
+      places.update(node.writes)
+    elif name == 'rem' and node.reads[0] in places and shape:
+      found[node.writes] = shape[-1]
+  return found
 
 
 def _turning(node: Node, size: float, place: _Place) -> Operation:
@@ -214,7 +234,7 @@ def _say(kernel: Kernel, said: dict[str, None]) -> None:
     said['a call back to Python is not counted'] = None
   elif kernel.works and not kernel.works[-1].known:
     what = kernel.nodes[-1].eqn.params.get('target_name', name)
-    said[f'{what} is counted by its bytes alone: what it computes is not known'] = None
+    said[f'{what} {BY_BYTES}: what it computes is not known'] = None
 
 
 def _operation(kernel: Kernel, place: _Place, layer: str) -> Operation:
@@ -286,7 +306,10 @@ def _of_bodies(
     return _of_branches(sides, flags[0], said)
   if name == 'custom_linear_solve':  # of its four programs this one runs
     return inside(eqn.params['jaxprs'].solve, None, place, (), said)
-  if name not in walk.CALLS:
+  grid = getattr(eqn.params.get('grid_mapping'), 'grid', None)  # of a Pallas kernel
+  if grid is not None and all(isinstance(length, int) for length in grid):
+    place = place._replace(times=place.times * math.prod(grid), looped=True)
+  elif name not in walk.CALLS:
     said[f'the body of {name} counts once'] = None
   return [one for jaxpr, plan in zip(bodies, plans, strict=True) for one in inside(jaxpr, plan, place, (), said)]
 

@@ -13,12 +13,13 @@ from jaxlite.host.crowd import free_cores
 from jaxlite.host.rates import Rates
 from jaxlite.planning.branches import SCHEDULED
 from jaxlite.planning.buffers import held
-from jaxlite.planning.cost import NOT_COUNTED, cost
+from jaxlite.planning.cost import BY_BYTES, NOT_COUNTED, cost
 from jaxlite.planning.duration import Duration, around
 from jaxlite.planning.elapsed import elapsed
 from jaxlite.planning.flow import size_of
 from jaxlite.planning.plan import between, mib, spoken
 
+_SMALL = 50 << 10  # bytes that nobody needs to hear of
 _SHOWN = 8  # layers or kinds of work, the dearest
 
 
@@ -63,7 +64,7 @@ class Call(NamedTuple):
       f'  arguments {mib(self.arguments)}, results {mib(self.outputs)}, temporaries {mib(self.temporaries)}',
     ]
     if self.time is not None:
-      least = any(line.startswith(NOT_COUNTED) for line in self.said)
+      least = any(line.startswith(NOT_COUNTED) or BY_BYTES in line for line in self.said)
       about = f'at least {spoken(self.time.low)}' if least else f'about {between(self.time)}'
       lines.append(f'  {about} a call on this machine')
     for name, (flops, size) in list(self.work.items())[:_SHOWN]:
@@ -83,10 +84,14 @@ def call(
 
   Args:
     function: of arrays, jitted or not: what is static or donated in a jitted one is so here.
-    args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
+    args: its arguments, or their shapes (`jax.ShapeDtypeStruct`). What lies in a tree and is no array (an activation
+      function, a name) is taken as it is.
     rates: of this machine; None tells no time.
     donated: positions of the arguments whose memory the results may take, as `jax.jit` takes them.
     compiled: asks XLA for the memory; it compiles the function for that.
+
+  Raises:
+    TypeError: it cannot be traced: it asks for a value, or an argument is neither array nor tree of such.
 
   >>> found = call(lambda w, x: jax.nn.relu(x @ w), (jax.numpy.ones((8, 4)), jax.numpy.ones((2, 8))))
   >>> found.flops >= 2 * 2 * 8 * 4, found.arguments
@@ -94,9 +99,16 @@ def call(
   """
   jitted = hasattr(function, 'trace') and not donated
   kept = tuple(place + len(args) if place < 0 else place for place in donated)  # JAX passes over those below 0
-  traced = (function if jitted else jax.jit(function, donate_argnums=kept)).trace(*args)  # type: ignore[attr-defined]
+  changed: list[int] = []
+  if jitted:
+    traced = _said_in_a_line(function.trace, args)  # type: ignore[attr-defined]
+    traced = getattr(traced, 'traced', traced)  # NNX wraps JAX's own
+  else:
+    function, args = _of_arrays(function, args, changed)
+    traced = _said_in_a_line(jax.jit(function, donate_argnums=kept).trace, args)
   jaxpr, leaves = traced.jaxpr, jax.tree.leaves(traced.args_info, is_leaf=lambda one: hasattr(one, 'donated'))
-  given = [index for index, leaf in enumerate(leaves) if leaf.donated]
+  inside = _given_inside(jaxpr)
+  given = [index for index, leaf in enumerate(leaves) if leaf.donated or index in inside]
   work = cost(jaxpr, recomputes=jax.default_backend() != 'cpu')
   takes = held(jaxpr, given, jax.default_backend())
   constants = _constants(jaxpr)
@@ -116,7 +128,9 @@ def call(
       devices = max([_devices_of(one) for one in jax.tree.leaves(program.input_shardings)] + [devices])
       arguments, temporaries = devices * told.argument_size_in_bytes, devices * told.temp_size_in_bytes
       outputs = devices * (told.output_size_in_bytes - told.alias_size_in_bytes)
-  if constants:
+  if changed:
+    said.append('what the function writes into its arguments is counted with its results')
+  if constants > _SMALL:
     said.append(
       f'{mib(constants)} of arrays that the function closes over are counted with its arguments'
       if not compiled
@@ -128,7 +142,7 @@ def call(
   if rates is not None:
     found = elapsed(work, rates, free_cores(), kernels=False)
     said += found.said
-    if SCHEDULED in work.said and found.at_most > 1:
+    if SCHEDULED in work.said and found.at_most > 1.05:
       said.append(f'where a counter picks the dearest side of each branch it takes {found.at_most:.1f} times as long')
     if devices > 1 and jax.default_backend() != 'cpu':
       said.append('time is told as if one device did all of it')
@@ -137,6 +151,58 @@ def call(
   return Call(
     work.flops, work.bytes, arguments, outputs, temporaries, work.by('kind'), time, basis, tuple(said), devices
   )
+
+
+def _of_arrays(
+  function: Callable[..., Any], args: Sequence[Any], changed: list[int]
+) -> tuple[Callable[..., Any], Sequence[Any]]:
+  """A function of the arrays alone in some arguments, one list for each, and these.
+
+  What it writes into its arguments, as objects with a state let it, is among its results; how many arrays those are
+  goes into `changed`.
+  """
+  flat = [jax.tree.flatten(one) for one in args]
+
+  def bare(*given: list[Any]) -> Any:
+    whole = []
+    for (leaves, tree), arrays in zip(flat, given, strict=True):
+      left = iter(arrays)
+      whole.append(tree.unflatten([next(left) if _is_array(leaf) else leaf for leaf in leaves]))
+    before = jax.tree.leaves(whole)
+    found = function(*whole)
+    pairs = zip(jax.tree.leaves(whole), before, strict=False)
+    written = [new for new, old in pairs if new is not old and _is_array(new)]
+    changed[:] = [len(written)] if written else []
+    return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, (found, written))
+
+  return bare, [[leaf for leaf in leaves if _is_array(leaf)] for leaves, _ in flat]
+
+
+def _is_array(leaf: Any) -> bool:
+  if isinstance(leaf, bool | int | float | complex):
+    return True
+  return hasattr(leaf, 'shape') and hasattr(leaf, 'dtype') and str(leaf.dtype) != 'object'
+
+
+def _said_in_a_line(trace: Callable[..., Any], args: Sequence[Any]) -> Any:
+  try:
+    return trace(*args)
+  except (TypeError, jax.errors.JAXIndexError) as error:
+    if not isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) and 'concrete' not in str(error):
+      raise  # a mistake of another kind
+    said = str(error).strip().split('\n')[0].rstrip('.')
+    raise TypeError(
+      f'jl.plan traces a function and runs nothing, and this one asks for a value: {said}. Give the step that is '
+      'compiled, without what looks at its results'
+    ) from error
+
+
+def _given_inside(jaxpr: Any) -> frozenset[int]:
+  """The arguments that a program hands to a jitted one which is given them to keep, by position."""
+  bare, _ = walk.opened(jaxpr)
+  places = {var: place for place, var in enumerate(bare.invars)}
+  pairs = [pair for eqn in bare.eqns for pair in zip(eqn.invars, eqn.params.get('donated_invars', ()), strict=False)]
+  return frozenset(places[atom] for atom, given in pairs if given and not hasattr(atom, 'val') and atom in places)
 
 
 def _constants(jaxpr: Any) -> int:

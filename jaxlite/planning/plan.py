@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxlite.host.limits import Limits
-from jaxlite.planning.cost import NOT_COUNTED
+from jaxlite.planning.cost import BY_BYTES, NOT_COUNTED
 from jaxlite.planning.duration import Duration, Durations
 from jaxlite.planning.memory import Memory
 from jaxlite.planning.time_to_loss import TimeToLoss
@@ -105,7 +105,7 @@ class Plan(NamedTuple):
 
 def _is_more(line: str) -> bool:
   """Whether a line says that a program takes longer than its cost tells."""
-  return line.removeprefix('of evaluation: ').startswith(NOT_COUNTED) or 'counted by its bytes alone' in line
+  return line.removeprefix('of evaluation: ').startswith(NOT_COUNTED) or BY_BYTES in line
 
 
 def _by_cost(plan: Plan) -> bool:

@@ -29,6 +29,13 @@ _TINY = 5e4  # FLOPs of one of many products at which it takes twice as long as 
 _WIDE = {'float64': 0.5, 'complex64': 0.7, 'complex128': 0.3}  # of the FLOP/s of float32, on a CPU
 # Numbers in a row from which XLA for CPU sums rows in strides, and seconds that each of their entries then takes.
 _WIDE_ROW, _STRIDE = 16_384, 5e-9
+_ROW = 3.1e-9  # seconds that adding one more row takes, however few columns there are: a sum waits for the one before
+# Seconds that a sliding window takes for each of its places: of a picture's channels together, however few, then for
+# each of them; and where channels lie apart.
+_PLACE, _CHANNEL, _PLACE_APART = 7.5e-9, 2.5e-10, 4.3e-10
+# Entries side by side below which XLA for CPU computes one by one what asks for its own place, and seconds that each
+# takes then; of half as many they still fill a vector half.
+_FEW, _EACH = 16, 9e-9
 KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
 _CALL, _CALLED = 3e-5, 2e7  # processor seconds of calling a kernel in C, and the FLOPs from which a product is one
 
@@ -51,7 +58,9 @@ FACTORS: dict[str, float] = {
   'sums over wide rows': 1.0,
   'gradients of pools': 0.07,
   'gradients of pools apart': 0.47,
-  'windows': 1.1,
+  'gradients of pools by XLA': 2.4,
+  'few by place': 1.0,
+  'windows': 1.0,
   'movement': 2.6,
   'transposes': 12.0,
   'gathers': 4.0,
@@ -150,7 +159,7 @@ def by_group(
   found: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
   beside = KERNEL_SECONDS * correction('kernels', single, True)
   for one in operations:
-    group = group_of(one)
+    group = group_of(one, kernels)
     in_c = kernels or one.primitive == 'ffi_call'
     together = _seconds(one, group, rates, in_c) * correction(group, rates, False)
     alone = together * (cores if _is_shared(one) else 1)
@@ -179,8 +188,12 @@ def _shared(one: Operation, together: float, alone: float, cores: int, in_c: boo
   return min(max(together, _UNEVEN * alone / max(1, cores)), alone)
 
 
-def group_of(one: Operation) -> str:
+def group_of(one: Operation, kernels: bool = True) -> str:
   """Returns which factor serves a kernel: kernels of one group are off in one direction.
+
+  Args:
+    one: the kernel.
+    kernels: whether it takes a form of ours, where that is faster.
 
   >>> from jaxlite.planning.cost import cost
   >>> import jax
@@ -202,12 +215,18 @@ def group_of(one: Operation) -> str:
       return 'convolutions apart'
     return 'convolutions to weights' if positions < summed else 'convolutions'
   if one.kind == 'reductions':
-    if 'scatter' in one.primitive or 'window' in one.primitive:
-      apart = one.sides[1:] == (1,)
-      return f'gradients of pools{" apart" * apart}' if 'scatter' in one.primitive else 'windows'
+    if 'scatter' in one.primitive:
+      if not kernels:
+        return 'gradients of pools by XLA'
+      _, apart, beside, _ = one.sides
+      return 'gradients of pools apart' if apart else 'gradients of pools' if beside >= _FEW else 'few by place'
+    if 'window' in one.primitive:
+      return 'windows'
     return 'sums over wide rows' if one.sides and one.sides[0] > _WIDE_ROW else 'reductions'
   if one.strided:
     return 'transposes'
+  if one.kind == 'elementwise' and one.sides and one.sides[-1] < _FEW:
+    return 'few by place'
   if one.kind == 'movement':
     for name in ('sort', 'top_k'):
       if name in one.primitive:
@@ -263,9 +282,18 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
   if kind == 'random':
     return one.flops / 60 / rates.more.get('random', rates.transcendental)
   if group == 'reductions':
-    return one.bytes / rates.more.get('reductions', rates.elementwise) + one.transcendentals / rates.transcendental
+    passing = one.bytes / rates.more.get('reductions', rates.elementwise)
+    return max(passing, _rows(one)) + one.transcendentals / rates.transcendental
+  if group == 'few by place':
+    beside = one.sides[2] if kind == 'reductions' else one.sides[-1]
+    return one.out * _EACH * min(1.0, 2 * beside / _FEW) * (max(1.0, one.sides[0] / 4) if kind == 'reductions' else 1.0)
   if group.startswith('gradients of pools'):
-    return one.out / rates.more.get('pool_gradient', rates.elementwise / 64)
+    again = one.sides[0] if one.sides[3] and kernels and not one.sides[1] else 1  # windows that overlap share entries
+    return again * one.out / rates.more.get('pool_gradient', rates.elementwise / 64)
+  if group == 'windows':
+    places, apart, beside, _ = one.sides
+    each = _PLACE_APART if apart else max(_PLACE, _CHANNEL * beside)
+    return one.out / max(1, beside) * places * each
   if group == 'sums over wide rows':
     return one.sides[1] * _STRIDE
   if group == 'scatters' and 'scatter' in rates.more:
@@ -273,6 +301,14 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
   if group == 'sorting':
     return 1_200 * one.flops / rates.elementwise  # a comparison waits for the one before
   return one.transcendentals / rates.transcendental + one.flops / rates.elementwise
+
+
+def _rows(one: Operation) -> float:
+  """Seconds below which a sum over rows does not come; 0 of one along a row."""
+  beside, entries = one.sides if one.kind == 'reductions' and len(one.sides) == 2 else (0, 0)
+  if not beside:
+    return 0.0
+  return entries / beside * _ROW * (1.0 if beside > 1 else 0.45)
 
 
 def _of_products(one: Operation, rates: Rates, dtype: str) -> float:

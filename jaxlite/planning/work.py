@@ -33,8 +33,8 @@ class Work(NamedTuple):
     transcendentals: exponentials, logarithms, roots, sines and their like; they are no FLOPs.
     padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
     sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels, places of its window,
-      1 where channels lie apart and else 0); of a sliding window (places, 1 or 0 likewise); of another reduction (how
-      many results lie side by side, entries).
+      1 where channels lie apart and else 0); of a sliding window (places, 1 or 0 likewise, entries that lie side by
+      side, 1 where windows overlap); of another reduction (how many results lie side by side, entries).
     fused: it is computed where its result is read.
     known: what it computes is known; else its bytes alone count.
   """
@@ -58,7 +58,7 @@ _FREE = _words(
   reshape squeeze expand_dims broadcast_in_dim iota stop_gradient name optimization_barrier
   sharding_constraint copy copy_p pvary pcast random_wrap random_unwrap random_clone bitcast_convert_type
   create_token mesh_cast reshard layout_constraint axis_index platform_index broadcast pbroadcast full empty empty2
-  real imag
+  real imag device_put
   """
 )
 _TRANSCENDENTAL = _words(
@@ -144,9 +144,7 @@ def work_of(eqn: Any) -> Work:
   if name in _CUMULATIVE:
     return Work('reductions', max(taken - 1, 0.0) * max(1.0, math.log2(max(2.0, _along(eqn)))))
   if name in _WINDOWS:
-    window = eqn.params.get('window_dimensions', (2,))
-    sides = (math.prod(window), int(bool(window) and window[-1] > 1))
-    return Work('reductions', (taken if 'scatter' in name else out) * max(_window(eqn) - 1, 1), sides=sides)
+    return Work('reductions', (taken if 'scatter' in name else out) * max(_window(eqn) - 1, 1), sides=_sliding(eqn))
   if name in ('random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'):
     return Work('random', _RANDOM * sum(_size(var) for var in eqn.outvars))
   if name in ('random_fold_in', 'random_split', 'random_seed'):
@@ -251,6 +249,15 @@ def _row(eqn: Any) -> int:
   shape, axes = eqn.invars[0].aval.shape, eqn.params.get('axes', eqn.params.get('dimensions', ()))
   last = max(axes, default=-1)
   return math.prod(shape[last + 1 :]) if last + 1 < len(shape) else 0
+
+
+def _sliding(eqn: Any) -> tuple[int, ...]:
+  window = eqn.params.get('window_dimensions', (2,))
+  strides, shape = eqn.params.get('window_strides', window), eqn.outvars[0].aval.shape
+  apart = bool(window) and window[-1] > 1
+  beside = shape[-1] if shape and not apart else 1
+  overlap = any(size > step for size, step in zip(window, strides, strict=True))
+  return math.prod(window), int(apart), beside, int(overlap)
 
 
 def _solved(eqn: Any) -> float:

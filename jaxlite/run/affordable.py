@@ -20,6 +20,7 @@ from jaxlite import tasks
 from jaxlite.adapters import adapt
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config
+from jaxlite.errors import ConfigError
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host.crowd import free_cores
 from jaxlite.host.limits import Limits
@@ -75,9 +76,9 @@ def lines(
   """
   found = options(minutes, here, examples, shape, classes, say)
   limit = min(here.resident_memory, resident() + here.resident_free)
+  room = mib(limit) if here.resident_memory else 'nobody tells how much'
   text = [
-    f'{examples:,} examples of {"x".join(map(str, shape))}, {classes} classes; {minutes:g} minutes, {mib(limit)} of '
-    'memory.'
+    f'{examples:,} examples of {"x".join(map(str, shape))}, {classes} classes; {minutes:g} minutes, {room} of memory.'
     ' What fits comes first: by accuracy where it was measured, then by time.'
   ]
   rows = [('network', 'epochs', 'time', 'memory, at most', 'accuracy, where a run has measured it')]
@@ -101,8 +102,16 @@ def lines(
 def options(
   minutes: float, here: Limits, examples: int, shape: tuple[int, ...], classes: int, say: Callable[[str], None]
 ) -> list[Option]:
-  """Returns the reference networks that take examples of a shape, ranked; see `lines`."""
-  tell = functools.partial(duration.forecast, rates=rates(say), crowd=free_cores())
+  """Returns the reference networks that take examples of a shape, ranked; see `lines`.
+
+  Raises:
+    ConfigError: this machine could not be measured.
+  """
+  try:
+    known = rates(say)
+  except RuntimeError as error:
+    raise ConfigError(f'what can be trained here is not known: {error}') from None
+  tell = functools.partial(duration.forecast, rates=known, crowd=free_cores())
   found = []
   for name, network in networks(shape, classes):
     measured = _measured(name, shape, classes)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from jaxlite.checkpoint.directory import entries
 from jaxlite.config.schema import Config
 from jaxlite.data.batches import steps_per_epoch
 from jaxlite.errors import ConfigError
 from jaxlite.host import limits as machine_limits
 from jaxlite.host import streams
+from jaxlite.host.files import expanded
 from jaxlite.planning.duration import Durations
 from jaxlite.planning.edits import SAME, Edit, edited, edits, flags_of
 from jaxlite.planning.plan import FITS, Plan, Tried, between, spoken
 from jaxlite.run import fitting, planning
+from jaxlite.run import folder as run_folder
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
 from jaxlite.run.own_edits import own_edits
@@ -54,6 +58,8 @@ def plan(
       for edit in [Edit('as it is', {}, SAME), *edits(one, job), *own_edits(setup, job)]:
         tried.append(_try(source, name, edit, base)._replace(steps=_steps(setup, edit)))
     say(_but_for(str(found._replace(changes=tuple(tried))), told))
+    if folder_holds := _behind(expanded(source.workdir) / name, job.total):
+      say(f'  {folder_holds}')
     if found.durations is not None and job.total > setup.plan.epoch:
       whole = setup.plan.epoch / job.total * (found.durations.total.seconds - found.durations.compile.seconds)
       say(f'  an epoch takes about {spoken(whole)}: fewer of them take less, and end elsewhere')
@@ -65,6 +71,17 @@ def plan(
     say(whole)
   say(f'told in {time.monotonic() - began:.1f} s; nothing was trained')
   return 0
+
+
+def _behind(folder: Path, total: int) -> str:
+  """What of a run's folder changes what a run takes; '' where nothing lies there."""
+  if run_folder.is_finished(folder):
+    return f'{folder} holds this run, finished: it would be reported again, not trained; --fresh moves it aside'
+  steps = [one.step for one in entries(folder / 'checkpoints')]
+  if not steps:
+    return ''
+  left = max(0, total - max(steps))
+  return f'{folder} has {max(steps):,} steps already: a run goes on with the {left:,} that are left, and takes less'
 
 
 def _but_for(page: str, told: set[str]) -> str:

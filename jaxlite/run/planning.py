@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -122,7 +123,12 @@ def plan(
       raise TypeError(
         'jl.plan of a function takes its arguments, or their shapes, as args=(...), and neither model, data nor target'
       )
-    return call(config, args, rates(say), donated=donated, compiled=compiled)
+    try:
+      known, why = rates(say), ''
+    except RuntimeError as error:
+      known, why = None, f'time: {error}'
+    told = call(config, args, known, donated=donated, compiled=compiled)
+    return told._replace(said=(*told.said, why)) if why else told
   if args is not None or donated:
     raise TypeError(f'args= and donated= go with a function; got {type(config).__name__}: leave them out')
   validate(config)
@@ -259,15 +265,15 @@ def elsewhere(job: Job, found: Plan, asked: str) -> Plan:
   Raises:
     ValueError: there is no such machine.
   """
-  machines = MACHINES if asked == 'all' else (machine_in(asked) if Path(asked).is_file() else machine_named(asked),)
+  machines = MACHINES if asked == 'all' else (machine_in(asked) if os.path.isfile(asked) else machine_named(asked),)
   known, times = known_rates(), found.durations
   if known is None or times is None:
-    return found
+    return found._replace(unknown=(*found.unknown, 'the same elsewhere: what it takes here is not known'))
   step = cost(job.train.programs.jaxpr(job.abstract, job.batch)[0])
   counts = times.counts
   run = Run(
-    flops=step.flops,
-    bytes=step.bytes,
+    flops=max(step.flops, 1.0),
+    bytes=max(step.bytes, 1.0),
     precision=_precision(step),
     step=times.step.seconds,
     steps=job.total,

@@ -288,9 +288,9 @@ def on_cpu(state: TrainState, batch: Batch) -> bool:
   leaves = jax.tree.leaves((state.step, batch))
   if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
     return False
-  first = leaves[0]  # a shape lies nowhere yet: it will where JAX puts an array
-  devices = jax.devices()[:1] if isinstance(first, jax.ShapeDtypeStruct) else first.devices()
-  return all(device.platform == 'cpu' for device in devices)
+  # A shape, or an array of NumPy, lies nowhere yet: it will where the others are, or where JAX puts an array.
+  placed = next((leaf.devices() for leaf in leaves if isinstance(leaf, jax.Array)), jax.devices()[:1])
+  return all(device.platform == 'cpu' for device in placed)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from integer_networks import Builder, network
+from integer_networks import Builder, network, wide_network
 from jaxlite.cpu.kernels import integers
 from jaxlite.deployment.operations import Graph, reference
 from jaxlite.deployment.running import kernels as engine
 from jaxlite.deployment.running import tables
+from jaxlite.deployment.running.kernel_forms import formed
 
 pytestmark = pytest.mark.skipif(bool(integers.missing()), reason='needs a C compiler')
 
@@ -36,10 +37,38 @@ def test_networks_at_random_give_the_integers_of_the_rules(seed):
   _same(network(seed), batch=1 + seed % 5, seed=seed)
 
 
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize('seed', range(24))
+def test_as_many_channels_and_places_as_vectors_have_give_the_integers_of_the_rules(seed):
+  _same(wide_network(seed), batch=1 + seed % 3, seed=seed)
+
+
+@pytest.mark.parametrize('turned', [(0, 3, 1, 2), (0, 1, 3, 2), (0, 2, 1, 3)], ids=str)
+def test_a_product_that_is_turned_is_the_same_integers(turned):
+  made = Builder(np.random.default_rng(4), (7, 3, 5))
+  a, b = made.conv(made.start((7, 3, 5)), 5, 1), made.start((7, 3, 5))
+  (a_scale, a_zero), (b_scale, b_zero) = made.grid[a], made.grid[b]
+  grid, told = made.drawn()
+  x = made.put(
+    'quantized_dot', [a, b], (3, 7, 7), grid=grid, dimension_numbers=(((3,), (3,)), ((0, 2), (0, 2))),
+    a_scale=a_scale, a_zero_point=a_zero, b_scale=b_scale, b_zero_point=b_zero, **told,
+  )  # fmt: skip
+  shape = tuple((3, 7, 7)[axis - 1] for axis in turned[1:])
+  x = made.one('transpose', made.rescaled(x), shape, permutation=turned)
+  graph = made.graph(x)
+  short = formed(graph)
+  exchanged = next(one for one in short.operations if one.kind == 'quantized_dot').inputs == (b, a)
+  assert exchanged == (turned[-1] == 2)
+  given = np.random.default_rng(0).normal(0, 2, (4, 7, 3, 5)).astype(np.float32)
+  (piece,) = engine.parted(short)
+  np.testing.assert_array_equal(engine.network(piece.graph)(given)[0], reference.run(graph, given))
+
+
 @pytest.mark.slow
 def test_five_hundred_networks_at_random():
   for seed in range(100, 600):
     _same(network(seed), batch=1 + seed % 40, seed=seed)
+    _same(wide_network(seed), batch=1 + seed % 5, seed=seed)
 
 
 def test_every_batch_size_gives_each_example_the_same():
@@ -49,6 +78,21 @@ def test_every_batch_size_gives_each_example_the_same():
   alone = np.concatenate([run(x[at : at + 1])[0] for at in range(67)])
   np.testing.assert_array_equal(run(x)[0], alone)
   assert run(x[:0])[0].shape == (0, *alone.shape[1:])
+
+
+def test_one_example_of_a_large_network_is_shared_by_threads_and_the_same():
+  made = Builder(np.random.default_rng(5), (60, 60, 8))
+  x = made.conv(made.start((60, 60, 8)), 64, 3, low=1, high=1)
+  x = made.add(made.conv(x, 64, 3, low=1, high=1), made.rescaled(x))
+  x = made.conv(made.conv(x, 64, 3, 2, groups=64, low=1, high=1), 128, 1)
+  graph = made.graph(made.dense(made.mean(x, (1, 2)), 100, is_float=True), x)
+  run = jax.jit(engine.network(engine.parted(graph)[0].graph))
+  x = np.random.default_rng(0).normal(0, 3, (5, 60, 60, 8)).astype(np.float32)
+  together = run(x)
+  for _ in range(5):
+    for at in range(5):
+      for alone, every in zip(run(x[at : at + 1]), together, strict=True):
+        np.testing.assert_array_equal(alone[0], every[at])
 
 
 def test_what_kernels_lack_stands_in_a_piece_of_its_own():

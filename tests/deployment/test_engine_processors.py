@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from integer_networks import network
+from integer_networks import network, wide_network
 from jaxlite.cpu.kernels import compiler, integers
 from jaxlite.deployment.operations import Graph, reference
 from jaxlite.deployment.operations.lowering import lower
@@ -23,6 +23,7 @@ CC = compiler.compiler()
 pytestmark = pytest.mark.skipif(bool(integers.missing()), reason='needs a C compiler')
 
 FOLDER = Path(integers.__file__).parent
+SHARED = ('-DSHARED_FROM=0', '-DPART_FROM=1')  # every step that has parts, however small
 FLAGS = ('-std=gnu11', '-fno-math-errno', '-fno-trapping-math', '-pthread', '-Wall', '-Wextra', '-Werror')
 WITHOUT = tuple(f'-U__{name}__' for name in ('SSE2', 'AVX2', 'AVX512F'))
 # What a processor needs, and how code for it is asked for.
@@ -44,7 +45,7 @@ def _compiled(made: Path, source: Path, *flags: str) -> Path:
   return made
 
 
-def _alike(lib: ctypes.CDLL, graph: Graph, seed: int) -> None:
+def _alike(lib: ctypes.CDLL, graph: Graph, seed: int, members: int = 1) -> None:
   (piece,) = engine.parted(graph)
   plan, weights = engine.planned(piece.graph)
   x = np.random.default_rng(seed).normal(0, 3, (1 + seed % 20, *graph.values['input'].shape[1:])).astype(np.float32)
@@ -52,16 +53,21 @@ def _alike(lib: ctypes.CDLL, graph: Graph, seed: int) -> None:
   wanted = reference.run(graph, x)
   wanted = dict(zip(graph.outputs, wanted if isinstance(wanted, tuple) else (wanted,), strict=True))
   found = {name: np.zeros_like(wanted[name]) for name in piece.graph.outputs}
-  assert integers.run(lib, plan, weights, [x], list(found.values())) == 0
+  assert integers.run(lib, plan, weights, [x], list(found.values()), members) == 0
   for name, got in found.items():
     np.testing.assert_array_equal(got, wanted[name], err_msg=f'network {seed}')
 
 
 def test_plain_c_gives_the_same_integers(tmp_path):
-  lib = ctypes.CDLL(str(_compiled(tmp_path / 'plain.so', FOLDER / 'integers.c', '-O1', '-fPIC', '-shared', *WITHOUT)))
+  lib = ctypes.CDLL(
+    str(_compiled(tmp_path / 'plain.so', FOLDER / 'integers.c', '-O1', '-fPIC', '-shared', *SHARED, *WITHOUT))
+  )
   assert integers._tried(lib)
   for seed in range(6):
     _alike(lib, network(seed), seed)
+    _alike(lib, wide_network(seed), seed % 3)
+    _alike(lib, network(seed), seed % 3, members=6)  # few examples: steps are shared
+    _alike(lib, wide_network(seed + 9), 0, members=2 + seed)
 
 
 @pytest.mark.slow
@@ -71,10 +77,14 @@ def test_every_processor_gives_the_same_integers(name, tmp_path):
   here = set(abilities().split())
   if not here.issuperset(needs):
     pytest.skip(f'this processor has no {" ".join(sorted({*needs} - here))}')
-  lib = ctypes.CDLL(str(_compiled(tmp_path / 'made.so', FOLDER / 'integers.c', '-O3', '-fPIC', '-shared', *flags)))
+  lib = ctypes.CDLL(
+    str(_compiled(tmp_path / 'made.so', FOLDER / 'integers.c', '-O3', '-fPIC', '-shared', *SHARED, *flags))
+  )
   assert integers._tried(lib)
-  for seed in range(100, 400):
+  for seed in range(100, 300):
     _alike(lib, network(seed), seed)
+    _alike(lib, wide_network(seed), seed)
+    _alike(lib, wide_network(seed), seed % 3, members=2 + seed % 9)
 
 
 # --- plans that were damaged ----------------------------------------------------------------------------------------
@@ -92,7 +102,8 @@ int main(int count, char **named) {
     if (fread(plan, 8, head[0], file) != (size_t)head[0] || fread(weights, 1, head[2], file) != (size_t)head[2])
       return 2;
     for (int i = 0; i < 4; i++) given[i] = calloc(head[3 + i] + 1, 1), found[i] = malloc(head[7 + i] + 1);
-    int status = jaxlite_network(plan, head[0], head[1], weights, (const char **)given, found);
+    int status = jaxlite_network(plan, head[0], head[1], weights, (const char **)given, found,
+                                 1 + (int)(refused + run) % 9);
     refused += status == 1, run += status == 0;
     for (int i = 0; i < 4; i++) free(given[i]), free(found[i]);
     free(plan), free(weights);
@@ -135,7 +146,8 @@ def _case(plan, weights, batch):
 
 def _sanitized(tmp_path, count, seed, *flags):
   rng = np.random.default_rng(seed)
-  graphs = [*map(network, range(10)), formed(recognized(lower(lambda p, x: _floats(x), {}, np.zeros((1, 6, 20)))))]
+  graphs = [*map(network, range(8)), *map(wide_network, range(4))]
+  graphs.append(formed(recognized(lower(lambda p, x: _floats(x), {}, np.zeros((1, 6, 20))))))
   plans = [engine.planned(engine.parted(graph)[0].graph) for graph in graphs]
   with open(tmp_path / 'cases', 'wb') as file:
     for _ in range(count):
@@ -143,7 +155,7 @@ def _sanitized(tmp_path, count, seed, *flags):
   (tmp_path / 'driver.c').write_text(DRIVER)
   watched = ('-g', '-fsanitize=address,undefined', '-fno-sanitize-recover=all')
   try:
-    program = _compiled(tmp_path / 'driver', tmp_path / 'driver.c', *watched, *flags)
+    program = _compiled(tmp_path / 'driver', tmp_path / 'driver.c', *watched, *SHARED, *flags)
   except AssertionError as error:
     if 'asan' in str(error) or 'ubsan' in str(error):
       pytest.skip('this compiler has no sanitizers')

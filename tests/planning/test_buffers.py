@@ -164,13 +164,16 @@ def ragged(x, w, groups):
   [
     (lambda a, b, c: jnp.tanh(a @ b) @ c, [(256, 128), (128, 512), (512, 64)], HALF, ()),
     (lambda a, b, c: jnp.tanh(a @ b) @ c, [(256, 128), (128, 512), (512, 64)], jnp.float16, ()),
+    (lambda a, b: jnp.matmul(a, b), [(256, 256), (256, 64)], jnp.float8_e5m2, ()),
+    (lambda x: jnp.linalg.svd(x)[1], [(128, 128)], jnp.float32, ()),
+    (lambda x: jnp.linalg.eig(x)[0].real, [(128, 128)], jnp.float32, ()),
     (lambda x: x @ jax.random.normal(jax.random.key(0), x.shape), [(256, 256)], jnp.float32, ()),
     (lambda x: (jnp.sort(x * 2, 1) * 3).sum(0), [(256, 256)], jnp.float32, ()),
     (lambda x: (jnp.cumsum(x * 2, 1) * 3).sum(0), [(256, 256)], jnp.float32, ()),
     (lambda t: jax.grad(lambda t: (t[jnp.arange(5) * 7 % 3] ** 2).sum())(t), [(4000, 32)], None, ()),
     (ragged, [(512, 64), (8, 64, 96)], jnp.float32, (GROUPS,)),
   ],
-  ids=['bfloat16', 'float16', 'random', 'sort', 'cumsum', 'embedding', 'ragged'],
+  ids=['bfloat16', 'float16', 'float8', 'svd', 'eig', 'random', 'sort', 'cumsum', 'embedding', 'ragged'],
 )
 def test_what_a_compiler_for_cpu_adds_of_its_own_is_counted(fn, shapes, dtype, more):
   """Copies in 32 bits, words of random bits, masked groups; and what is changed where it lies is held once."""

@@ -172,3 +172,114 @@ def test_others_widen_the_interval_to_the_side_on_which_they_change_it(monkeypat
   assert all(math.exp(one.more) == pytest.approx(2, rel=0.1) for one in found['shared'])
   assert all(one.fewer == one.more == 0 for one in found['alone'][:2])  # it has a core for itself either way
   assert found['alone'][0].wall == found['alone'][2].wall
+
+
+# What other frameworks hand over, and what a stranger's loop holds.
+
+
+@jax.tree_util.register_pytree_node_class
+class Layer:
+  """A module as Equinox has them: a tree whose leaves are arrays and functions."""
+
+  def __init__(self, weight, act):
+    self.weight, self.act = weight, act
+
+  def __call__(self, x):
+    return self.act(x @ self.weight)
+
+  def __hash__(self):
+    raise TypeError('it holds arrays')
+
+  def tree_flatten(self):
+    return (self.weight, self.act), None
+
+  @classmethod
+  def tree_unflatten(cls, _, leaves):
+    return cls(*leaves)
+
+
+def test_what_is_no_array_in_a_tree_is_taken_as_it_is():
+  layer, x = Layer(jnp.ones((64, 32)), jnp.tanh), jnp.ones((8, 64))
+  whole = call(lambda layer, x: (layer, layer(x)), (layer, x))
+  bare = call(lambda weight, x: (weight, jnp.tanh(x @ weight)), (layer.weight, x))
+  assert whole[:5] == bare[:5]
+  assert call(layer, (x,)).flops == bare.flops  # a module itself, whose weights it closes over
+  named = call(lambda given, x: x * len(given['name']), ({'name': 'mean', 'none': None}, x), donated=(1,))
+  assert named.outputs == 0
+
+
+def test_steps_of_nnx_count_what_they_write_into_their_modules():
+  nnx = pytest.importorskip('flax.nnx')
+
+  def step(model, optimizer, x):
+    loss, gradient = nnx.value_and_grad(lambda model: (model(x) ** 2).mean())(model)
+    optimizer.update(model, gradient)
+    return loss
+
+  model = nnx.Linear(64, 32, use_bias=False, rngs=nnx.Rngs(0))
+  before = np.asarray(model.kernel[...])
+  optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+  x = jnp.ones((128, 64))
+  plain, jitted = (call(one, (model, optimizer, x)) for one in (step, nnx.jit(step)))
+  for found in (plain, jitted):
+    assert found.flops >= 2 * 2 * 128 * 64 * 32  # forward and backward: what nobody would read is not computed
+    assert found.outputs >= 4 * 64 * 32
+  assert any('writes into its arguments' in line for line in plain.said)
+  assert (np.asarray(model.kernel[...]) == before).all()
+  assert not isinstance(model.kernel[...], jax.core.Tracer)
+
+
+def test_what_is_given_to_a_jitted_step_inside_is_known():
+  inner = jax.jit(lambda w, x: (w * 2, x.sum()), donate_argnums=0)
+  args = jnp.ones((64, 64)), jnp.ones(8)
+  assert call(lambda w, x: inner(w, x), args).outputs == call(inner, args).outputs == 4
+  assert call(lambda w, x: inner(w + 1, x), args).outputs > 4  # not an argument
+
+
+@pytest.mark.parametrize(
+  'asks',
+  [
+    lambda x: x if x.sum() > 0 else -x,
+    lambda x: x * float(x.sum()),
+    lambda x: np.sin(x),
+    lambda x: jnp.zeros(x.astype(int)[0]),
+    jax.jit(lambda x: x * x.sum().item()),
+  ],
+  ids=['if', 'float', 'numpy', 'shape', 'item'],
+)
+def test_who_asks_for_a_value_is_told_in_one_line(asks):
+  with pytest.raises(TypeError, match=r'^jl\.plan traces a function and runs nothing') as caught:
+    call(asks, (jnp.ones(4),))
+  assert '\n' not in str(caught.value)
+
+
+def test_a_mistake_in_the_function_is_its_own_error():
+  with pytest.raises(ZeroDivisionError):
+    call(lambda x: 1 / 0, (jnp.ones(4),))
+
+
+def test_a_pallas_kernel_counts_for_each_place_of_its_grid():
+  pallas = pytest.importorskip('jax.experimental.pallas')
+
+  def kernel(x, out):
+    out[...] = x[...] @ x[...]
+
+  def run(count, x):
+    block = pallas.BlockSpec((32, 32), lambda i: (i, 0))
+    shape = jax.ShapeDtypeStruct((32 * count, 32), 'float32')
+    return pallas.pallas_call(kernel, out_shape=shape, grid=(count,), in_specs=[block], out_specs=block)(x)
+
+  found = [call(lambda x, n=n: run(n, x), (jnp.ones((32 * n, 32)),)) for n in (1, 4)]
+  assert found[0].flops == 2 * 32**3
+  assert found[1].flops == 4 * found[0].flops
+
+
+def test_a_machine_that_cannot_be_measured_still_tells_the_rest(monkeypatch):
+  def none(say):
+    raise RuntimeError('rates could not be measured: 9 MiB are free')
+
+  monkeypatch.setattr('jaxlite.run.planning.rates', none)
+  found = jl.plan(lambda x: x @ x, args=(jnp.ones((8, 8)),))
+  assert found.time is None
+  assert found.flops == 2 * 8**3
+  assert any('could not be measured' in line for line in found.said)

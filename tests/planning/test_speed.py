@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from jaxlite.cpu.replace import for_cpu
 from jaxlite.host.rates import Rates
 from jaxlite.planning import speed
 from jaxlite.planning.cost import cost
@@ -54,6 +55,9 @@ def gradient_of_weights(x, w):
     (gradient_of_weights, (f32(4, 9, 9, 1), f32(3, 3, 1, 64)), 'narrow convolutions'),
     (jax.grad(pool), (f32(4, 8, 8, 16),), 'gradients of pools'),
     (jax.grad(lambda x: pool(x, 'NCHW')), (f32(4, 16, 8, 8),), 'gradients of pools apart'),
+    (jax.grad(pool), (f32(4, 8, 8, 12),), 'few by place'),
+    (for_cpu(jax.grad(pool)), (f32(4, 8, 8, 12),), 'few by place'),
+    (pool, (f32(4, 8, 8, 16),), 'windows'),
     (jnp.dot, (f32(64, 512), f32(512, 10)), 'narrow products'),
     (jnp.matmul, (f32(8, 64, 64), f32(8, 64, 64)), 'batched products'),
     (lambda x, w: jax.lax.ragged_dot(x, w, jnp.full(4, 16, 'i4')), (f32(64, 32), f32(4, 32, 32)), 'ragged products'),
@@ -177,3 +181,36 @@ def test_taking_rows_and_adding_to_rows_are_two_kinds():
   assert 'gathers' in taken
   assert 'scatters' in added
   assert 'scatters' not in taken
+
+
+def processor(fn, *args, kernels=True):
+  return speed.spent(program(fn, *args), RATES, 2, kernels=kernels).processor
+
+
+def test_the_gradient_of_a_pool_of_few_channels_is_dear_in_either_form():
+  """XLA for CPU fills vectors with 16 channels, and takes one of 12 at a time."""
+  gradient = jax.grad(pool)
+  few, more = (processor(gradient, f32(32, 28, 28, channels)) for channels in (12, 16))
+  assert few > 3 * more
+  tuned = processor(for_cpu(gradient), f32(32, 28, 28, 12))
+  assert 0.6 < tuned / few < 1.7
+
+
+def test_without_our_forms_the_gradient_of_a_pool_is_many_times_as_dear():
+  """A loop of somebody's own takes XLA's."""
+  own, plain = (processor(jax.grad(pool), f32(32, 28, 28, 32), kernels=kernels) for kernels in (True, False))
+  assert plain > 5 * own
+
+
+def test_a_sum_over_rows_takes_as_long_for_few_columns_as_for_a_vector_of_them():
+  down = lambda x: x.sum((0, 1, 2))  # noqa: E731
+  few, more = (processor(down, f32(64, 28, 28, columns)) for columns in (4, 16))
+  assert few == pytest.approx(more, rel=0.3)
+  assert processor(lambda x: x.sum(-1), f32(64, 28, 28, 4)) < 0.5 * few
+
+
+def test_windows_that_overlap_ask_each_entry_more_than_once():
+  def wide(x):
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'VALID').sum()
+
+  assert processor(jax.grad(wide), f32(8, 29, 29, 32)) > 2 * processor(jax.grad(pool), f32(8, 29, 29, 32))

@@ -164,8 +164,12 @@ def test_several_steps_a_dispatch_equal_the_loop():
     for batch in batches:
       one, metrics = train.step(one, batch)
       losses.append(metrics['loss'])
-    many, metrics = train.steps(many, jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    many, metrics = train.steps(many, stacked)
     same(one, many)
+    start = train.init(jax.random.key(0), batch_of(8))  # a state that NumPy read from somewhere
+    read, _ = train.steps(jax.tree.map(np.asarray, start._replace(key=None))._replace(key=start.key), stacked)
+    same(one, read)
     np.testing.assert_array_equal(metrics['loss'], jnp.stack(losses))
 
 

@@ -4,7 +4,10 @@
 #include "integer_sums.h"
 #include "vectors.h"
 
-enum { VERSION = 1, ARENA = 0, GIVEN = 1, FOUND = 2 };
+#include "byte_steps.h"
+#include "channels.h"
+
+enum { VERSION = 2, ARENA = 0, GIVEN = 1, FOUND = 2 };
 enum { CONV, ALONE, ADD, MEAN, POOL, COPY, FILL, QUANTIZE, DEQUANTIZE, TABLE, CHAIN, REDUCE, PRODUCT_OF, KINDS };
 enum { SLACK = 64, MOST_SIZE = 1 << 28, AXES = 5, OPERANDS = 64 };
 static const int64_t MOST_WEIGHTS = INT64_C(1) << 40;
@@ -98,7 +101,8 @@ static int sound_geometry(const Network *of, const Geometry *g, int64_t kind, in
   if (!within(n, 15, 16, 0, 255) || !within(n, 18, 19, 0, 255) || !within(n, 20, 22, -255, 255)) return 0;
   *scratch = SIZE(high, wide, g->channels);
   if (*scratch > MOST_SIZE) return 0;
-  int64_t each = kind == ALONE ? 1 : g->groups, lanes = rounded(kind == ALONE ? g->channels : g->outputs / g->groups);
+  int64_t each = kind == ALONE ? 1 : g->groups;
+  int64_t lanes = kind == ALONE ? in_blocks(g->channels) : rounded(g->outputs / g->groups);
   Runs runs = runs_of(g, 1);
   int64_t bytes = kind == ALONE ? SIZE((g->kh * g->kw + 3) / 4, lanes, 4) : SIZE(each, lanes, runs.count, runs.fours, 4);
   return bytes <= of->head->weights && has(of, g->weights, bytes) && has(of, g->table, SIZE(each, lanes, 8));

@@ -1,11 +1,6 @@
 // Sums of products of bytes, unsigned by signed, in 16 lanes of int32, and what leaves them. Exact: no form saturates.
 
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
+#include "leaving.h"
 
 enum { WIDE = 16 };  // sums side by side, whatever the processor's vectors are
 
@@ -31,17 +26,20 @@ static inline __attribute__((always_inline)) Part products(Part sum, int32_t x, 
   return (Part)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(x), (__m256i)w);
 #elif defined(__AVX512BW__) && defined(__AVX512F__)
   // `maddubs` saturates; bytes 0 and 2, then 1 and 3, as pairs of 16 bits do not.
-  __m512i even = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8), odd = _mm512_srai_epi16((__m512i)w, 8);
-  sum = plus(sum, (Part)_mm512_madd_epi16(_mm512_set1_epi32(x & 0x00FF00FF), even));
-  return plus(sum, (Part)_mm512_madd_epi16(_mm512_set1_epi32(x >> 8 & 0x00FF00FF), odd));
+  __m512i all = _mm512_set1_epi32(x), even = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8);
+  __m512i few = _mm512_and_si512(all, _mm512_set1_epi16(255)), odd = _mm512_srai_epi16((__m512i)w, 8);
+  sum = plus(sum, (Part)_mm512_madd_epi16(few, even));
+  return plus(sum, (Part)_mm512_madd_epi16(_mm512_srli_epi16(all, 8), odd));
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-  __m256i even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8), odd = _mm256_srai_epi16((__m256i)w, 8);
-  sum = plus(sum, (Part)_mm256_madd_epi16(_mm256_set1_epi32(x & 0x00FF00FF), even));
-  return plus(sum, (Part)_mm256_madd_epi16(_mm256_set1_epi32(x >> 8 & 0x00FF00FF), odd));
+  __m256i all = _mm256_set1_epi32(x), even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8);
+  __m256i few = _mm256_and_si256(all, _mm256_set1_epi16(255)), odd = _mm256_srai_epi16((__m256i)w, 8);
+  sum = plus(sum, (Part)_mm256_madd_epi16(few, even));
+  return plus(sum, (Part)_mm256_madd_epi16(_mm256_srli_epi16(all, 8), odd));
 #elif defined(__SSE2__) && !defined(__AVX512F__)
-  __m128i even = _mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8), odd = _mm_srai_epi16((__m128i)w, 8);
-  sum = plus(sum, (Part)_mm_madd_epi16(_mm_set1_epi32(x & 0x00FF00FF), even));
-  return plus(sum, (Part)_mm_madd_epi16(_mm_set1_epi32(x >> 8 & 0x00FF00FF), odd));
+  __m128i all = _mm_set1_epi32(x), even = _mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8);
+  __m128i few = _mm_and_si128(all, _mm_set1_epi16(255)), odd = _mm_srai_epi16((__m128i)w, 8);
+  sum = plus(sum, (Part)_mm_madd_epi16(few, even));
+  return plus(sum, (Part)_mm_madd_epi16(_mm_srli_epi16(all, 8), odd));
 #else
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "the order of bytes in a lane is that of little-endian processors"
@@ -49,22 +47,6 @@ static inline __attribute__((always_inline)) Part products(Part sum, int32_t x, 
   sum = plus(sum, (w << 24 >> 24) * (x & 255) + (w << 16 >> 24) * (x >> 8 & 255));
   return plus(sum, (w << 8 >> 24) * (x >> 16 & 255) + (w >> 24) * (x >> 24 & 255));
 #endif
-}
-
-// What leaves sums: bytes on a grid, or floats.
-typedef struct {
-  const float *factor;  // of each output
-  float low, high;      // ends of the grid, counted from its zero
-  int zero, is_float;
-} Leave;
-
-// The nearest whole number of a value of small size, ties to even, whatever the compiler does with `rint`.
-static inline float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
-
-static inline uint8_t on_grid(float real, float low, float high, int zero) {
-  real = real > low ? real : low;  // before it is rounded: the ends are whole
-  real = real < high ? real : high;
-  return (uint8_t)((int)nearest(real) + zero);
 }
 
 // Lets the first `count` lanes of a sum leave to `out`.
@@ -114,6 +96,70 @@ typedef struct {
   int64_t row, next;       // bytes from one row of the window to the next, from one run to the next
 } Runs;
 
+// Sums of whole blocks become bytes four vectors at a time, where both are of one width.
+#if defined(VECTOR) && (!defined(__AVX512F__) || defined(__AVX512BW__))
+#define BLOCKS_LEAVE
+enum { TOGETHER = 4 / PARTS };  // blocks
+
+// One block of several.
+static inline __attribute__((always_inline)) void block_leaves(Bytes all, int which, char *out) {
+#if defined(__AVX512F__)
+  __m128i found = which == 1   ? _mm512_extracti32x4_epi32(all, 1)
+                  : which == 2 ? _mm512_extracti32x4_epi32(all, 2)
+                  : which == 3 ? _mm512_extracti32x4_epi32(all, 3)
+                               : _mm512_castsi512_si128(all);
+#elif defined(__AVX2__)
+  __m128i found = which ? _mm256_extracti128_si256(all, 1) : _mm256_castsi256_si128(all);
+#else
+  __m128i found = all;
+  (void)which;
+#endif
+  _mm_storeu_si128((__m128i *)out, found);
+}
+#endif
+
+// What leaves of places by blocks that are not whole, or floats.
+static void some_leave(const Leave *of, const float *factor, const int32_t *lanes, int64_t places, int64_t blocks,
+                       int64_t left, char *out, int64_t out_step) {
+  int64_t size = of->is_float ? 4 : 1;
+  for (int64_t p = 0; p < places; p++)
+    for (int64_t v = 0; v < blocks; v++, lanes += WIDE) {
+      int64_t count = left - v * WIDE < WIDE ? left - v * WIDE : WIDE;
+      leaves(of, factor + v * WIDE, (const Part *)lanes, (int)count, out + p * out_step + v * WIDE * size);
+    }
+}
+
+#if defined(BLOCKS_LEAVE)
+#define WHOLE_BLOCKS(P, V)                                                                                           \
+  if (of->is_float && left >= V * WIDE) {                                                                            \
+    WRITTEN_OUT(12) for (int p = 0; p < P; p++)                                                                      \
+      WRITTEN_OUT(4) for (int n = 0; n < N; n++) {                                                                   \
+        Reals real = VECTOR(mul_ps)(VECTOR(cvtepi32_ps)((Bytes)sum[p][n]), read_reals(factor + n * EACH));           \
+        memcpy(out + p * out_step + 4 * n * EACH, &real, sizeof(real));                                              \
+      }                                                                                                              \
+    return;                                                                                                          \
+  }                                                                                                                  \
+  if (left >= V * WIDE) {                                                                                            \
+    WRITTEN_OUT(16) for (int i = 0; i < P * V; i += TOGETHER) {                                                      \
+      Bytes each[4];                                                                                                 \
+      Reals by[4];                                                                                                   \
+      WRITTEN_OUT(4) for (int j = 0; j < 4; j++) {                                                                   \
+        int n = i + j / PARTS < P * V ? i + j / PARTS : P * V - 1, part = j % PARTS;                                 \
+        each[j] = (Bytes)sum[n / V][n % V * PARTS + part];                                                           \
+        by[j] = read_reals(factor + n % V * WIDE + part * EACH);                                                     \
+      }                                                                                                              \
+      Bytes found = in_order(as_bytes(of, each, by));                                                                  \
+      if (V % TOGETHER == 0) write_bytes(out + i / V * out_step + i % V * WIDE, found);                              \
+      else                                                                                                           \
+        WRITTEN_OUT(4) for (int j = 0; j < TOGETHER; j++)                                                            \
+          if (i + j < P * V) block_leaves(found, j, out + (i + j) / V * out_step + (i + j) % V * WIDE);              \
+    }                                                                                                                \
+    return;                                                                                                          \
+  }
+#else
+#define WHOLE_BLOCKS(P, V)
+#endif
+
 // P places by V blocks of lanes.
 #define PRODUCT(P, V)                                                                                                \
   static void product_##P##_##V(const uint8_t *x, int64_t step, const Runs *runs, const int8_t *w, int64_t apart,   \
@@ -123,9 +169,10 @@ typedef struct {
     Part sum[P][N];                                                                                                  \
     for (int n = 0; n < N; n++)                                                                                      \
       for (int p = 0; p < P; p++) sum[p][n] = *(const Part *)(bias + n * EACH);                                      \
-    for (int64_t run = 0; run < runs->count; run++) {                                                                \
-      const uint8_t *at = x + run / runs->inner * runs->row + run % runs->inner * runs->next;                        \
-      for (int64_t four = 0; four < runs->fours; four++, w += 4 * WIDE, at += 4) {                                   \
+    int64_t left_runs = runs->count, in_row = runs->inner;                                                           \
+    do {                                                                                                             \
+      const uint8_t *at = x, *end = x + 4 * runs->fours;                                                             \
+      do {                                                                                                           \
         Part by[N];                                                                                                  \
         for (int n = 0; n < N; n++) by[n] = *(const Part *)(w + n / PARTS * apart + n % PARTS * 4 * EACH);           \
         for (int p = 0; p < P; p++) {                                                                                \
@@ -133,16 +180,19 @@ typedef struct {
           memcpy(&bytes, at + p * step, 4);                                                                          \
           for (int n = 0; n < N; n++) sum[p][n] = products(sum[p][n], bytes, by[n]);                                 \
         }                                                                                                            \
-      }                                                                                                              \
-    }                                                                                                                \
-    int64_t size = of->is_float ? 4 : 1;                                                                             \
+        w += 4 * WIDE, at += 4;                                                                                      \
+      } while (at != end);                                                                                           \
+      x += runs->next;                                                                                               \
+      if (--in_row == 0) x += runs->row - runs->inner * runs->next, in_row = runs->inner;                            \
+    } while (--left_runs);                                                                                           \
+    WHOLE_BLOCKS(P, V)                                                                                               \
+    int32_t lanes[P * V * WIDE];                                                                                     \
     for (int p = 0; p < P; p++)                                                                                      \
-      for (int v = 0; v < V; v++) {                                                                                  \
-        int64_t lanes = left - v * WIDE < WIDE ? left - v * WIDE : WIDE;                                             \
-        leaves(of, factor + v * WIDE, sum[p] + v * PARTS, (int)lanes,                                   \
-               out + p * out_step + v * WIDE * size);                                                                \
-      }                                                                                                              \
+      for (int n = 0; n < N; n++) *(Part *)(lanes + p * V * WIDE + n * EACH) = sum[p][n];                            \
+    some_leave(of, factor, lanes, P, V, left, out, out_step);                                                        \
   }
+
+enum { MOST_NEAR = 24 << 10 };  // bytes of weights that are to stay in the nearest cache
 
 // As many places and blocks at once as there are registers for their sums.
 #if defined(__AVX512F__)
@@ -164,66 +214,23 @@ typedef void (*Product)(const uint8_t *, int64_t, const Runs *, const int8_t *, 
 #define PRODUCT_NAME(P, V) [V][P] = product_##P##_##V,
 static const Product product[5][13] = {ALL_INTEGERS(PRODUCT_NAME)};
 
-// `places` places, `step` bytes apart, times all weights of a group: blocks of lanes after one another.
-static void multiplied(const uint8_t *x, int64_t step, int64_t places, const Runs *runs, const int8_t *w,
-                       const int32_t *bias, const Leave *of, int64_t outputs, char *out, int64_t out_step) {
+// `rows` rows of `places` places, `step` bytes apart, times all weights of a group: blocks of lanes after one another,
+// each for all places, so that its weights stay in the nearest cache.
+static void multiplied(const uint8_t *x, int64_t down, int64_t rows, int64_t step, int64_t places, const Runs *runs,
+                       const int8_t *w, const int32_t *bias, const Leave *of, int64_t outputs, char *out,
+                       int64_t out_down, int64_t out_step) {
   int64_t apart = runs->count * runs->fours * 4 * WIDE, size = of->is_float ? 4 : 1;
   for (int64_t o = 0, blocks; o < outputs; o += blocks * WIDE, w += blocks * apart) {
     int64_t left = outputs - o;
     blocks = left > 3 * WIDE ? 4 : left > WIDE ? 2 : 1;  // none is wasted
+    if (blocks == 4 && 4 * apart > MOST_NEAR) blocks = 2;
     if (blocks > WIDEST) blocks = WIDEST;
     int64_t most = blocks == 4 ? PLACES_4 : blocks == 2 ? PLACES_2 : PLACES_1, tiles = (places + most - 1) / most;
-    for (int64_t tile = 0; tile < tiles; tile++) {
-      int64_t p = tile * places / tiles, count = (tile + 1) * places / tiles - p;
-      product[blocks][count](x + p * step, step, runs, w, apart, bias + o, of->factor + o, of, left,
-                             out + p * out_step + o * size, out_step);
-    }
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t tile = 0; tile < tiles; tile++) {
+        int64_t p = tile * places / tiles, count = (tile + 1) * places / tiles - p;
+        product[blocks][count](x + i * down + p * step, step, runs, w, apart, bias + o, of->factor + o, of, left,
+                               out + i * out_down + p * out_step + o * size, out_step);
+      }
   }
-}
-
-// Sums of a place of which every channel has weights of its own: [groups of four entries][channel][4].
-static inline void sums_alone(const uint8_t *x, const int64_t *entry, int64_t fours, const int8_t *w, int64_t lanes,
-                              const int32_t *bias, Part *sum) {
-#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-  static const uint8_t order[64] = {0,  16, 32, 48, 1,  17, 33, 49, 2,  18, 34, 50, 3,  19, 35, 51,
-                                    4,  20, 36, 52, 5,  21, 37, 53, 6,  22, 38, 54, 7,  23, 39, 55,
-                                    8,  24, 40, 56, 9,  25, 41, 57, 10, 26, 42, 58, 11, 27, 43, 59,
-                                    12, 28, 44, 60, 13, 29, 45, 61, 14, 30, 46, 62, 15, 31, 47, 63};
-  __m512i by_channel = _mm512_loadu_si512(order), all = _mm512_loadu_si512(bias);
-  for (int64_t four = 0; four < fours; four++, entry += 4, w += 4 * lanes) {
-    __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(x + entry[0])));
-    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const __m128i *)(x + entry[1])), 1);
-    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const __m128i *)(x + entry[2])), 2);
-    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const __m128i *)(x + entry[3])), 3);
-    all = _mm512_dpbusd_epi32(all, _mm512_permutexvar_epi8(by_channel, bytes), _mm512_loadu_si512(w));
-  }
-  sum[0] = (Part)all;
-#elif defined(__SSE2__)
-  const __m128i none = _mm_setzero_si128();
-  __m128i all[4];
-  for (int i = 0; i < 4; i++) all[i] = _mm_loadu_si128((const __m128i *)(bias + 4 * i));
-  for (int64_t four = 0; four < fours; four++, entry += 4, w += 4 * lanes) {
-    __m128i bytes[4], pairs[2][2];  // of entries 0 and 2, 1 and 3; of the first and the last eight channels
-    for (int e = 0; e < 4; e++) bytes[e] = _mm_loadu_si128((const __m128i *)(x + entry[e]));
-    for (int e = 0; e < 2; e++) {
-      pairs[e][0] = _mm_unpacklo_epi8(bytes[e], bytes[e + 2]);
-      pairs[e][1] = _mm_unpackhi_epi8(bytes[e], bytes[e + 2]);
-    }
-    for (int i = 0; i < 4; i++) {
-      __m128i by = _mm_loadu_si128((const __m128i *)(w + 16 * i)), a = pairs[0][i / 2], b = pairs[1][i / 2];
-      a = i % 2 ? _mm_unpackhi_epi8(a, none) : _mm_unpacklo_epi8(a, none);
-      b = i % 2 ? _mm_unpackhi_epi8(b, none) : _mm_unpacklo_epi8(b, none);
-      a = _mm_madd_epi16(a, _mm_srai_epi16(_mm_slli_epi16(by, 8), 8));
-      all[i] = _mm_add_epi32(all[i], _mm_add_epi32(a, _mm_madd_epi16(b, _mm_srai_epi16(by, 8))));
-    }
-  }
-  for (int i = 0; i < PARTS; i++) sum[i] = *(const Part *)((const char *)all + i * sizeof(Part));
-#else
-  uint32_t lane[WIDE];
-  memcpy(lane, bias, sizeof(lane));
-  for (int64_t four = 0; four < fours; four++, entry += 4, w += 4 * lanes)
-    for (int e = 0; e < 4; e++)
-      for (int i = 0; i < WIDE; i++) lane[i] += (uint32_t)((int32_t)x[entry[e] + i] * w[4 * i + e]);
-  for (int i = 0; i < PARTS; i++) sum[i] = *(Part *)(lane + i * WIDE / PARTS);
-#endif
 }

@@ -10,226 +10,7 @@
 
 #include "integer_plan.h"
 
-static char *address(const Network *of, int64_t buffer, int64_t first, int64_t example, char *arena, int64_t *step) {
-  const Buffer *one = &of->buffers[buffer];
-  if (one->place == ARENA) {
-    *step = of->head->arena;
-    return arena + example * of->head->arena + one->at;
-  }
-  *step = one->bytes;
-  char *base = one->place == GIVEN ? (char *)of->given[one->at] : of->found[one->at];
-  return base + (first + example) * one->bytes;
-}
-
-static float as_float(int64_t bits) {
-  int32_t low = (int32_t)bits;
-  float real;
-  memcpy(&real, &low, 4);
-  return real;
-}
-
-static Leave leaving(const Geometry *g, const float *factor) {
-  return (Leave){.factor = factor, .low = g->low, .high = g->high, .zero = (int)g->to_zero,
-                 .is_float = (int)g->is_float};
-}
-
-// The image with its border, whose bytes are the grid's zero.
-static const uint8_t *bordered(const Geometry *g, const uint8_t *x, uint8_t *to, int64_t *row) {
-  *row = g->w * g->channels;
-  if (!has_border(g)) return x;
-  int64_t high = padded_height(g), wide = padded_width(g), c = g->channels;
-  *row = wide * c;
-  for (int64_t i = 0; i < high; i++, to += wide * c) {
-    int64_t from = i - g->top, begin = g->left < wide ? g->left : wide;
-    if (from < 0 || from >= g->h) {
-      memset(to, (int)g->zero, wide * c);
-      continue;
-    }
-    int64_t copied = wide - begin < g->w ? wide - begin : g->w;
-    memset(to, (int)g->zero, begin * c);
-    memcpy(to + begin * c, x + from * g->w * c, copied * c);
-    memset(to + (begin + copied) * c, (int)g->zero, (wide - begin - copied) * c);
-  }
-  return to - high * wide * c;
-}
-
-static void conv(const Network *of, const Geometry *g, const uint8_t *x, char *out, int64_t places, int64_t step,
-                 int64_t out_step, uint8_t *scratch) {
-  int64_t row, each = g->outputs / g->groups, size = g->is_float ? 4 : 1;
-  const int32_t *bias = (const int32_t *)(of->weights + g->table);
-  const uint8_t *image = bordered(g, x, scratch, &row);
-  Runs runs = runs_of(g, row);
-  for (int64_t group = 0; group < g->groups; group++) {
-    Leave how = leaving(g, (const float *)(bias + g->groups * rounded(each)) + group * rounded(each));
-    const int8_t *w = (const int8_t *)of->weights + g->weights + group * rounded(each) * runs.count * runs.fours * 4;
-    for (int64_t i = 0; i < g->oh; i++)
-      multiplied(image + i * g->sy * row + group * (g->channels / g->groups), step, places, &runs, w,
-                 bias + group * rounded(each), &how, each, out + (i * g->ow * g->outputs + group * each) * size,
-                 out_step);
-  }
-}
-
-// Each channel by weights of its own: [group of four entries][channel][entry].
-static void alone(const Network *of, const Geometry *g, const uint8_t *x, char *out, uint8_t *scratch) {
-  int64_t row, c = g->channels, lanes = rounded(c), size = g->is_float ? 4 : 1, fours = (g->kh * g->kw + 3) / 4;
-  const uint8_t *image = bordered(g, x, scratch, &row);
-  const int32_t *bias = (const int32_t *)(of->weights + g->table);
-  Leave how = leaving(g, (const float *)(bias + lanes));
-  int64_t entry[ENTRIES + 3] = {0};  // beyond the last: any place, by weights of 0
-  for (int64_t a = 0; a < g->kh; a++)
-    for (int64_t b = 0; b < g->kw; b++) entry[a * g->kw + b] = a * g->dy * row + b * g->dx * c;
-  for (int64_t i = 0; i < g->oh; i++)
-    for (int64_t j = 0; j < g->ow; j++, out += c * size)
-      for (int64_t k = 0; k < c; k += WIDE) {
-        const uint8_t *at = image + i * g->sy * row + j * g->sx * c + k;
-        const int8_t *w = (const int8_t *)of->weights + g->weights + 4 * k;
-        Part sum[PARTS];
-        sums_alone(at, entry, fours, w, lanes, bias + k, sum);
-        leaves(&how, how.factor + k, sum, (int)(c - k < WIDE ? c - k : WIDE), out + k * size);
-      }
-}
-
-static void add(const int64_t *n, const uint8_t *a, const uint8_t *b, uint8_t *out) {
-  int32_t za = (int32_t)n[1], zb = (int32_t)n[2], by_a = (int32_t)n[3], by_b = (int32_t)n[4];
-  float factor = as_float(n[5]), low = n[7], high = n[8];
-  int zero = (int)n[6];
-  for (int64_t i = 0; i < n[0]; i++) {
-    int32_t sum = (a[i] - za) * by_a + (b[i] - zb) * by_b;
-    out[i] = on_grid((float)sum * factor, low, high, zero);
-  }
-}
-
-// [outer, count, inner] -> [outer, inner]
-static void mean(const int64_t *n, const uint8_t *x, char *out, int32_t *sums) {
-  float factor = as_float(n[4]), low = n[6], high = n[7];
-  for (int64_t i = 0; i < n[0]; i++, x += n[1] * n[2], out += n[2] * (n[8] ? 4 : 1)) {
-    for (int64_t k = 0; k < n[2]; k++) sums[k] = (int32_t)(-n[3] * n[1]);
-    for (int64_t j = 0; j < n[1]; j++)
-      for (int64_t k = 0; k < n[2]; k++) sums[k] += x[j * n[2] + k];
-    for (int64_t k = 0; k < n[2]; k++) {
-      float real = (float)sums[k] * factor;
-      if (n[8]) memcpy(out + 4 * k, &real, 4);
-      else out[k] = (char)on_grid(real, low, high, (int)n[5]);
-    }
-  }
-}
-
-static void pool(const Geometry *g, const uint8_t *x, uint8_t *out) {
-  int64_t c = g->channels;
-  for (int64_t i = 0; i < g->oh; i++)
-    for (int64_t j = 0; j < g->ow; j++, out += c) {
-      int64_t y = i * g->sy - g->top, z = j * g->sx - g->left;
-      int64_t y_end = y + g->kh < g->h ? y + g->kh : g->h, z_end = z + g->kw < g->w ? z + g->kw : g->w;
-      memset(out, 0, c);
-      for (int64_t a = y < 0 ? 0 : y; a < y_end; a++)
-        for (int64_t b = z < 0 ? 0 : z; b < z_end; b++) {
-          const uint8_t *from = x + (a * g->w + b) * c;
-          for (int64_t k = 0; k < c; k++) out[k] = out[k] > from[k] ? out[k] : from[k];
-        }
-    }
-}
-
-// n: five sizes, five strides of x, five of y (in elements), where each begins, bytes of an element.
-static void copy(const int64_t *n, const char *x, char *y) {
-  int64_t size = n[17];
-  x += n[15] * size, y += n[16] * size;
-  for (int64_t a = 0; a < n[0]; a++)
-    for (int64_t b = 0; b < n[1]; b++)
-      for (int64_t c = 0; c < n[2]; c++)
-        for (int64_t d = 0; d < n[3]; d++) {
-          const char *from = x + (a * n[5] + b * n[6] + c * n[7] + d * n[8]) * size;
-          char *to = y + (a * n[10] + b * n[11] + c * n[12] + d * n[13]) * size;
-          if (n[9] == 1 && n[14] == 1) memmove(to, from, n[4] * size);
-          else if (size == 1)
-            for (int64_t e = 0; e < n[4]; e++) to[e * n[14]] = from[e * n[9]];
-          else
-            for (int64_t e = 0; e < n[4]; e++) memmove(to + e * n[14] * 4, from + e * n[9] * 4, 4);
-        }
-}
-
-static void quantize(const int64_t *n, const float *x, uint8_t *out) {
-  float inverse = as_float(n[1]), low = n[3], high = n[4];
-  int zero = (int)n[2];
-  for (int64_t i = 0; i < n[0]; i++) {
-    float real = x[i] * inverse;
-    out[i] = on_grid(real == real ? real : 0.0f, low, high, zero);
-  }
-}
-
-static void dequantize(const int64_t *n, const uint8_t *x, float *out) {
-  float scale = as_float(n[1]);
-  for (int64_t i = 0; i < n[0]; i++) out[i] = (float)(x[i] - (int32_t)n[2]) * scale;
-}
-
-// n: entries, instructions, where these stand among the weights, entries of a row.
-static void chain(const Network *of, const int64_t *n, int64_t first, int64_t example, char *arena) {
-  const Instruction *code = (const Instruction *)(of->weights + n[2]);
-  Chain all = {.weights = of->weights, .inner = n[3]};
-  Instruction here[INSTRUCTIONS];
-  int64_t buffers = 0, unused;
-  for (int64_t i = 0; i < n[1]; i++) {  // buffers by their place in a list of few
-    Instruction *one = &here[i];
-    *one = code[i];
-    int32_t *named = one->what <= BYTES ? &one->a : one->what == STORE ? &one->b : one->what == GRID ? &one->to : NULL;
-    if (named == NULL) continue;
-    all.at[buffers] = address(of, *named, first, example, arena, &unused);
-    *named = (int32_t)buffers++;
-  }
-  for (int64_t at = 0; at < n[0]; at += BLOCK) run_block(here, n[1], &all, at, n[0] - at < BLOCK ? n[0] - at : BLOCK);
-}
-
-// n: sizes of batch, places of both and sum, two operands, then how sums leave: bits of a factor (0: as they are), zero
-// and ends of the grid, or floats.
-static void product_of_values(const int64_t *n, const char *x, const char *other, char *y, float *scratch) {
-  const Operand *a = (const Operand *)(n + 4), *b = (const Operand *)(n + 9);
-  int64_t count = n[0] * n[1] * n[2], wide = (n[2] + WIDE - 1) / WIDE * WIDE;
-  float *out = n[18] ? (float *)y : scratch + n[3] * (wide + ROWS_AT_ONCE);
-  multiplied_values(a, b, n[0], n[1], n[2], n[3], x, other, out, scratch);
-  if (n[14] == 0) return;
-  float factor = as_float(n[14]), low = n[16], high = n[17];
-  for (int64_t i = 0; i < count; i++) {
-    float real = out[i] * factor;
-    if (n[18]) ((float *)y)[i] = real;
-    else ((uint8_t *)y)[i] = on_grid(real == real ? real : 0.0f, low, high, (int)n[15]);
-  }
-}
-
-static void run_step(const Network *of, const Step *step, int64_t first, int64_t examples, char *arena, char *scratch) {
-  const int64_t *n = step->n;
-  const Geometry *g = (const Geometry *)n;
-  int64_t x_step, y_step, other_step = 0;
-  char *x = address(of, step->x, first, 0, arena, &x_step), *y = address(of, step->y, first, 0, arena, &y_step);
-  int both = step->kind == ADD || step->kind == PRODUCT_OF;
-  char *other = both ? address(of, step->other, first, 0, arena, &other_step) : NULL;
-  if (step->kind == CONV && g->oh == 1 && g->kh == 1 && !has_border(g) && g->ow < 4 && examples > 1) {
-    int64_t size = g->is_float ? 4 : 1;
-    for (int64_t j = 0; j < g->ow; j++)  // places of one kind in all examples
-      conv(of, g, (uint8_t *)x + j * g->sx * g->channels, y + j * g->outputs * size, examples, x_step, y_step, NULL);
-    return;
-  }
-  for (int64_t e = 0; e < examples; e++, x += x_step, y += y_step, other += other_step) {
-    uint8_t *ux = (uint8_t *)x, *uy = (uint8_t *)y;
-    switch (step->kind) {
-      case CONV:
-        conv(of, g, ux, y, g->ow, g->sx * g->channels, g->outputs * (g->is_float ? 4 : 1), (uint8_t *)scratch);
-        break;
-      case ALONE: alone(of, g, ux, y, (uint8_t *)scratch); break;
-      case ADD: add(n, ux, (uint8_t *)other, uy); break;
-      case MEAN: mean(n, ux, y, (int32_t *)scratch); break;
-      case POOL: pool(g, ux, uy); break;
-      case COPY: copy(n, x, y); break;
-      case FILL: memset(y, (int)n[1], n[0]); break;
-      case QUANTIZE: quantize(n, (float *)x, uy); break;
-      case DEQUANTIZE: dequantize(n, ux, (float *)y); break;
-      case TABLE:
-        for (int64_t i = 0; i < n[0]; i++) uy[i] = (uint8_t)of->weights[n[1] + ux[i]];
-        break;
-      case CHAIN: chain(of, n, first, e, arena); break;
-      case REDUCE: reduced((int)n[3], n[0], n[1], n[2], (float *)x, (float *)y); break;
-      case PRODUCT_OF: product_of_values(n, x, other, y, (float *)scratch); break;
-    }
-  }
-}
+#include "integer_steps.h"
 
 // What a thread computes in is kept for its next call and freed with it.
 typedef struct {
@@ -265,35 +46,101 @@ static char *kept_room(int64_t bytes) {
   return memset(kept->room, 0, bytes);
 }
 
+// The calling thread's room for some examples and for what a step needs beside; NULL without memory.
+static char *arena_of(const Network *of, char **scratch) {
+  int64_t arena = of->head->arena * of->each;
+  char *kept = kept_room(arena + of->scratch + 2 * SLACK);
+  *scratch = kept + (arena + SLACK + 63) / 64 * 64;
+  return kept;
+}
+
 static int piece(void *data, int index) {
   const Network *of = data;
-  int64_t each = of->each, first = index * each;
-  int64_t examples = of->batch - first < each ? of->batch - first : each;
-  int64_t bytes = of->head->arena * each + of->scratch + 2 * SLACK;
-  char *kept = kept_room(bytes);
-  if (kept == NULL) return -1;
-  char *scratch = kept + (of->head->arena * each + SLACK + 63) / 64 * 64;
-  for (int64_t i = 0; i < of->head->steps; i++) run_step(of, &of->steps[i], first, examples, kept, scratch);
+  int64_t first = index * of->each, examples = of->batch - first < of->each ? of->batch - first : of->each;
+  char *scratch, *arena = arena_of(of, &scratch);
+  if (arena == NULL) return -1;
+  for (int64_t i = 0; i < of->head->steps; i++) run_step(of, &of->steps[i], first, examples, arena, scratch);
   return 0;
 }
 
+// Where there are fewer examples than threads, each step is shared: its parts are taken in order, and one is begun when
+// all of the steps before it are done.
+typedef struct {
+  const Network *of;
+  const int *begins;  // of each step its first part among all of an example, and how many they are
+  char *arena;
+  atomic_int done;
+} Team;
+
+static int part_of_step(void *data, int index) {
+  Team *team = data;
+  const Network *of = team->of;
+  int64_t steps = of->head->steps, low = 0, high = steps;
+  int each = team->begins[steps], example = index / each, part = index % each;
+  while (high - low > 1) {  // the last step that begins here or before
+    int64_t middle = (low + high) / 2;
+    if (team->begins[middle] <= part) low = middle;
+    else high = middle;
+  }
+  char *scratch, *own = arena_of(of, &scratch);
+  for (int turn = 0; atomic_load(&team->done) < example * each + team->begins[low]; turn++) rest(turn);
+  Part_of mine = {part - team->begins[low], team->begins[low + 1] - team->begins[low]};
+  if (own != NULL) run_part(of, &of->steps[low], example, 0, team->arena, scratch, mine);
+  atomic_fetch_add(&team->done, 1);  // even then: others wait for it
+  return own == NULL ? -1 : 0;
+}
+
+// About nanoseconds, of `work_of`: what is worth sharing, and a part of it. On a busy machine the others of a team may
+// be held up for milliseconds, which a network that takes less alone should not wait for.
+#if !defined(SHARED_FROM)
+#define SHARED_FROM 1000000
+#define PART_FROM 8000
+#endif
+
+// 1 where steps are not to be shared.
+static int run_team(Network *of, XLA_FFI_CallFrame *frame, int64_t members) {
+  int64_t steps = of->head->steps, all = 0, parts = 0;
+  for (int64_t i = 0; i < steps; i++) all += work_of(&of->steps[i]);
+  if (members < 2 || of->batch > members / 2 || all < SHARED_FROM) return 1;
+  int *begins = malloc((steps + 1) * sizeof(int));
+  if (begins == NULL) return -1;
+  for (int64_t i = 0; i < steps; i++) {
+    int64_t most = work_of(&of->steps[i]) / PART_FROM;
+    begins[i] = (int)parts;
+    parts += most < 2 ? 1 : most < 2 * members ? most < members ? most : members : 2 * members;
+    if (parts > INT32_MAX / of->batch / 2) break;
+  }
+  begins[steps] = (int)parts;
+  char *scratch;
+  of->each = 1;
+  Team team = {.of = of, .begins = begins, .arena = arena_of(of, &scratch)};
+  int status = -1;
+  if (parts > INT32_MAX / of->batch / 2) status = 1;
+  else if (team.arena != NULL) status = share(frame, (int)(parts * of->batch), part_of_step, &team);
+  free(begins);
+  return status;
+}
+
 // More examples at once read the weights less often, fewer leave every thread something to do.
-static int run_network(Network *of, XLA_FFI_CallFrame *frame) {
+static int run_network(Network *of, XLA_FFI_CallFrame *frame, int64_t members) {
   if (of->batch < 1) return 0;
-  int64_t most = (of->batch + 2 * threads(frame) - 1) / (2 * threads(frame));
+  int status = run_team(of, frame, members);
+  if (status < 1) return status;
+  int64_t most = (of->batch + 2 * members - 1) / (2 * members);
   of->each = of->head->at_once < most ? of->head->at_once : most;
   if (of->batch / (INT32_MAX / 2) >= of->each) return 1;  // more pieces than there are numbers for
   return share(frame, (int)((of->batch + of->each - 1) / of->each), piece, of);
 }
 
-// Runs a plan on the caller's thread alone: 0 where all went well, 1 where the plan cannot be meant, -1 without memory.
+// Runs a plan on the caller's thread alone, as `members` would share it: 0 where all went well, 1 where the plan cannot
+// be meant, -1 without memory.
 int jaxlite_network(const int64_t *plan, int64_t words, int64_t batch, const char *weights, const char **given,
-                    char **found) {
+                    char **found, int64_t members) {
   Network of = {.weights = weights, .batch = batch};
-  if (!parted(&of, plan, words) || !sound(&of)) return 1;
+  if (members < 1 || !parted(&of, plan, words) || !sound(&of)) return 1;
   for (int64_t i = 0; i < of.head->inputs; i++) of.given[i] = given[i];
   for (int64_t i = 0; i < of.head->outputs; i++) of.found[i] = found[i];
-  return run_network(&of, NULL);
+  return run_network(&of, NULL, members);
 }
 
 // Bytes of an array whose first axis is the batch, of one example; -1 where it is none of the batch or of no such kind.
@@ -348,5 +195,5 @@ XLA_FFI_Error *jaxlite_integers(XLA_FFI_CallFrame *frame) {
   }
   for (int64_t i = 0; i < head->inputs; i++) of.given[i] = argument(frame, (int)i);
   for (int64_t i = 0; i < head->outputs; i++) of.found[i] = ((XLA_FFI_Buffer *)frame->rets.rets[i])->data;
-  return run_network(&of, frame) ? fail(frame, "integers: no memory for a network") : NULL;
+  return run_network(&of, frame, threads(frame)) ? fail(frame, "integers: no memory for a network") : NULL;
 }

@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxlite.cpu.kernels import compiler, ffi
 
-VERSION = 1
+VERSION = 2
 TARGET = f'jaxlite_cpu_integers_{VERSION}'
 WIDE = 16  # sums that stand side by side: outputs are packed in blocks of so many
+_CHANNELS = 64  # of a block where each is summed alone
 KINDS = (
   *('conv', 'alone', 'add', 'mean', 'pool', 'copy', 'fill', 'quantize', 'dequantize', 'table'),
   *('chain', 'reduce', 'product'),
@@ -100,7 +101,10 @@ def packed(w: np.ndarray, groups: int, together: bool) -> np.ndarray:
 
 
 def packed_alone(w: np.ndarray) -> np.ndarray:
-  """Returns the weights of a convolution whose channels are summed each alone: [four entries][channel][entry].
+  """Returns the weights of a convolution whose channels are summed each alone: [block][four entries][channel][entry].
+
+  Entries are the window's, row by row; of a window of 3 by 3 its columns, each with one of 0. Channels are in the order
+  of `in_blocks`.
 
   Args:
     w: int8[C, kh, kw, 1].
@@ -108,12 +112,23 @@ def packed_alone(w: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: a window of more entries than the kernel takes.
   """
-  channels, entries = len(w), w[0].size
-  if entries > _ENTRIES:
-    raise ValueError(f'windows of up to {_ENTRIES} entries; got {entries}')
-  full = np.zeros((-(-entries // 4) * 4, rounded(channels)), np.int8)
-  full[:entries, :channels] = w.reshape(channels, entries).T
-  return full.reshape(-1, 4, full.shape[1]).transpose(0, 2, 1).reshape(-1)
+  channels, high, wide, _ = w.shape
+  if high * wide > _ENTRIES:
+    raise ValueError(f'windows of up to {_ENTRIES} entries; got {high * wide}')
+  if (high, wide) == (3, 3):
+    w = np.pad(w[..., 0].transpose(0, 2, 1), ((0, 0), (0, 0), (0, 1)))
+  entries = w.reshape(channels, -1)
+  full = in_blocks(np.pad(entries, ((0, 0), (0, -entries.shape[1] % 4))))
+  return full.reshape(-1, _CHANNELS, full.shape[1] // 4, 4).transpose(0, 2, 1, 3).reshape(-1)
+
+
+def in_blocks(each: np.ndarray) -> np.ndarray:
+  """Returns what each channel has, [C, ...], as the kernel that sums them alone reads it: in blocks of 64, of which
+  first four of every 16, filled up with 0."""
+  full = np.zeros((-(-len(each) // _CHANNELS) * _CHANNELS, *each.shape[1:]), each.dtype)
+  full[: len(each)] = each
+  rest = each.shape[1:]
+  return full.reshape(-1, 4, 4, 4, *rest).swapaxes(1, 2).reshape(len(full), *rest)
 
 
 def bits(real: Any) -> int:
@@ -157,13 +172,17 @@ def call(
   return list(found)
 
 
-def run(lib: Any, plan: np.ndarray, weights: np.ndarray, operands: Sequence[np.ndarray], results: Any) -> int:
-  """Runs a plan without XLA, on this thread; 0 where all went well, 1 where the plan cannot be meant."""
+def run(
+  lib: Any, plan: np.ndarray, weights: np.ndarray, operands: Sequence[np.ndarray], results: Any, members: int = 1
+) -> int:
+  """Runs a plan without XLA, on this thread, in the parts that `members` threads would share; 0 where all went well, 1
+  where the plan cannot be meant."""
   given = (ctypes.c_void_p * _OPERANDS)(*(one.ctypes.data for one in operands))
   found = (ctypes.c_void_p * _OPERANDS)(*(one.ctypes.data for one in results))
   address, size = ctypes.c_void_p(plan.ctypes.data), ctypes.c_int64(len(plan))
   batch = ctypes.c_int64(len(operands[0]) if operands else 0)
-  return int(lib.jaxlite_network(address, size, batch, ctypes.c_void_p(weights.ctypes.data), given, found))
+  held = ctypes.c_void_p(weights.ctypes.data)
+  return int(lib.jaxlite_network(address, size, batch, held, given, found, ctypes.c_int64(members)))
 
 
 def is_sound(plan: np.ndarray, weights: np.ndarray) -> bool:
@@ -184,7 +203,8 @@ def _tried(lib: Any) -> bool:
       by = w[:, 0, entry].astype(np.int64)
       wanted += some @ by.T if groups == 1 else some * by[:, 0]
     parts = [packed(w, 1, True) if groups == 1 else packed_alone(w)]
-    parts += [np.zeros(4 * rounded(outputs), np.int8), np.ones(rounded(outputs), np.float32).view(np.int8)]
+    lanes = rounded(outputs) if groups == 1 else -(-outputs // _CHANNELS) * _CHANNELS
+    parts += [np.zeros(4 * lanes, np.int8), np.ones(lanes, np.float32).view(np.int8)]
     weights = np.concatenate(parts)
     numbers = [1, 7, 35, 1, 3, 1, 1, 1, 1, 0, 0, 1, 5, outputs, groups, 0, 0, len(parts[0]), 0, 1, 0, 0]
     copied = [1, 1, 1, 1, 245, *[0, 0, 0, 0, 1] * 2, 0, 0, 1]

@@ -50,6 +50,14 @@ static int64_t threads(XLA_FFI_CallFrame *frame) {
   return error == NULL && found > 1 ? found : 1;
 }
 
+// Waiting for another thread, the so manieth time.
+static void rest(int turn) {
+  if (turn > 1000) sched_yield();
+#if defined(__x86_64__) || defined(__i386__)
+  else __builtin_ia32_pause();
+#endif
+}
+
 // Does all pieces, on as many of XLA's threads as are free: whatever no other thread has begun, the caller does.
 // Without a frame the caller does them all.
 static int share(XLA_FFI_CallFrame *frame, int count, int (*piece)(void *, int), void *data) {
@@ -68,9 +76,7 @@ static int share(XLA_FFI_CallFrame *frame, int count, int (*piece)(void *, int),
   }
   if (error != NULL) forget(frame, error);  // no threads to share with
   work(job);
-  for (int turn = 0; atomic_load(&job->done) < count; turn++) {
-    if (turn > 1000) sched_yield();
-  }
+  for (int turn = 0; atomic_load(&job->done) < count; turn++) rest(turn);
   int status = atomic_load(&job->failed);
   leave(job);
   return status;

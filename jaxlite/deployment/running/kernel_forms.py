@@ -7,17 +7,19 @@ from typing import Any
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, pruned
 from jaxlite.deployment.operations.rewriting import Editor, edited
 
+_EACH = ('quantize', 'dequantize', 'requantize', 'table', 'relu', 'clip')  # of one entry of one operand
+
 
 def formed(graph: Graph) -> Graph:
   """Returns a graph of the same results whose slices come before transposes and whose softmaxes are written out."""
-  for rule in (_entries, _slice, _transpose, _reshape, _softmax):
+  for rule in (_entries, _slice, _transpose, _product, _reshape, _softmax):
     graph = pruned(edited(graph, rule))
   return graph
 
 
 def _entries(editor: Editor, one: Operation) -> str | None:
   """What is done to each entry is done before entries are moved."""
-  if one.kind not in ('quantize', 'dequantize', 'requantize', 'table', 'relu', 'clip'):
+  if one.kind not in _EACH:
     return None
   before = editor.made.get(one.inputs[0])
   if before is None or before.kind != 'transpose' or 'axis' in one.attributes:
@@ -57,6 +59,38 @@ def _transpose(editor: Editor, one: Operation) -> str | None:
     return None
   out = editor.values[one.outputs[0]].shape
   return editor.add('reshape', one.inputs, one.outputs[0], out, new_sizes=out)
+
+
+def _product(editor: Editor, one: Operation) -> str | None:
+  """A product that is turned so that its first operand's axis is the innermost has its operands exchanged: rows of the
+  result are copied as they lie then, and it is the same sums."""
+  if one.kind != 'transpose':
+    return None
+  chain = [one]
+  while chain[-1].kind in ('transpose', *_EACH) and (len(chain) == 1 or 'axis' not in chain[-1].attributes):
+    before = editor.made.get(chain[-1].inputs[0])
+    if before is None or editor.uses.get(before.outputs[0], 0) != 1 or before.kind == 'transpose':
+      return None
+    chain.append(before)
+  *_, product = chain
+  if product.kind not in ('dot_general', 'quantized_dot'):
+    return None
+  summed, batch = product.attributes['dimension_numbers']
+  shape, order = editor.values[product.outputs[0]].shape, one.attributes['permutation']
+  first = len(batch[0])
+  if len(shape) != first + 2 or order[-1] != first:
+    return None
+  exchanged = {'a_': 'b_', 'b_': 'a_'}
+  told = {exchanged.get(key[:2], key[:2]) + key[2:]: value for key, value in product.attributes.items()}
+  told['dimension_numbers'] = (summed[::-1], batch[::-1])
+  name = ''
+  for step in chain[:0:-1]:  # the product, then what is done to its entries
+    inputs = product.inputs[::-1] if step is product else (name, *step.inputs[1:])
+    name = editor.fresh(step.outputs[0])
+    editor.values[name] = Value((*shape[:first], shape[-1], shape[-2]), editor.values[step.outputs[0]].dtype)
+    editor.put(Operation(step.kind, inputs, (name,), told if step is product else step.attributes))
+  turned = tuple({first: first + 1, first + 1: first}.get(axis, axis) for axis in order)
+  return editor.put(Operation('transpose', (name,), one.outputs, {**one.attributes, 'permutation': turned}))
 
 
 def _reshape(editor: Editor, one: Operation) -> str | None:

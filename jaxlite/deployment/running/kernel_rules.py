@@ -43,10 +43,14 @@ def _contraction(maker: Maker, one: Operation, w: np.ndarray, shape: Sequence[in
   moved = bias - zero * w.reshape(outputs, -1).astype(np.int64).sum(1)  # of the bytes, whose zero is not 0
   factor = np.broadcast_to(multiplier(told['x_scale'], constants[one.inputs[2]], told.get('y_scale')), (outputs,))
   whole = moved.astype(np.uint64).astype(np.uint32).view(np.int32)  # sums wrap around alike
-  each = outputs // (1 if alone else groups)
-  full = [np.zeros((outputs // each, integers.rounded(each)), dtype) for dtype in (np.int32, np.float32)]
-  full[0][:, :each], full[1][:, :each] = whole.reshape(-1, each), factor.reshape(-1, each)
-  at = maker.put(integers.packed_alone(w) if alone else integers.packed(w, groups, together))
+  if alone:
+    at, full = maker.put(integers.packed_alone(w)), [integers.in_blocks(part) for part in (whole, factor)]
+  else:
+    each = outputs // groups
+    at, full = maker.put(integers.packed(w, groups, together)), []
+    for part in (whole, factor):
+      full.append(np.zeros((groups, integers.rounded(each)), part.dtype))
+      full[-1][:, :each] = part.reshape(-1, each)
   table = maker.put(*full)
   is_float = 'y_scale' not in told
   zero_y, low, high = (0, 0, 0) if is_float else _grid(told)
