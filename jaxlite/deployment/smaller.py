@@ -7,6 +7,7 @@ found by halving: each trial is counted, or written and measured, as it will be.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -115,24 +116,28 @@ def _candidate(subject: Subject, small: Shrunk) -> tuple[Subject, Shrunk]:
 def _own_values(subject: Subject, small: Shrunk) -> dict[str, Any]:
   """The bare network's own values, cut as the leaves are that they come of: frozen and averaged ones bear other names,
   and of what is merged the one that ends alike tells."""
-  leaves = [*trees.paths(small.params), *trees.paths(small.model_state)]
+  leaves = {**trees.by_path(small.params), **trees.by_path(small.model_state)}
   sources: Mapping[str, Any] = {} if subject.held is None else subject.held.stored.about.get('own') or {}
   come = {own_name(name): source for name, source in sources.items()}
 
-  def leaf_of(name: str) -> str | None:
-    source = come.get(name, name)
-    for one in (source.partition('/')[2] if isinstance(source, str) else '', name):
+  def cut(name: str, array: Any) -> Any:
+    source, bare = come.get(name, name), name.removeprefix('params/')
+    for one in (source.partition('/')[2] if isinstance(source, str) else '', name, bare):
       if one in leaves:
-        return one
-    bare = name.removeprefix('params/')
-    ends = [one for one in leaves if one.endswith(f'/{bare}')]
-    return ends[0] if len(ends) == 1 else None
+        return small.cut({one: array})[one]
+    found = []
+    for one, left in leaves.items():
+      if one.endswith(f'/{bare}'):
+        with contextlib.suppress(ValueError):  # of another shape
+          tried = small.cut({one: array})[one]
+          found += [tried] if tried.shape == left.shape else []
+    if not found and isinstance(source, int):
+      raise ValueError(f'{name} is computed of what was trained, and how it is cut is not known: give model=')
+    if any(not np.array_equal(one, found[0], equal_nan=True) for one in found[1:]):
+      raise ValueError(f'{name} may be cut as several leaves are that end alike: give model=')
+    return found[0] if found else array
 
-  found = {}
-  for name, array in subject.arrays.items():
-    leaf = leaf_of(name)
-    found[name] = array if leaf is None else small.cut({leaf: array})[leaf]
-  return found
+  return {name: cut(name, array) for name, array in subject.arrays.items()}
 
 
 def _traceable(subject: Subject) -> tuple[Model, Params, State]:
