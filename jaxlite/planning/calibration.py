@@ -20,6 +20,8 @@ from jaxlite.host import files, machine
 KEPT = 1_000  # outcomes
 BYTES = 1 << 20  # of a file, above which it is written anew
 _PRIOR = 2.0  # outcomes that the belief that a forecast is right weighs as much as
+_ODD = 7.0  # of the logarithm of actual over predicted: a thousand times is damage, not an outcome
+_APART = 1e3  # differences of features beyond which they are as different as can be
 _FAR = 1.0  # a difference of features at which an outcome counts exp(-1/2)
 
 
@@ -162,7 +164,7 @@ def correction(
   (1.68, True)
   """
   known = [one for one in (outcomes() if among is None else among) if (one.what, one.basis) == (what, basis)]
-  weighed = [(math.log(one.actual / one.predicted), _alike(one.features, features or {})) for one in known]
+  weighed = [(_off(one), _alike(one.features, features or {})) for one in known]
   total = sum(weight for _, weight in weighed)
   if total < 1e-6:
     return Correction(1.0, spread, 0.0)
@@ -173,8 +175,12 @@ def correction(
   return Correction(math.exp(trust * middle), wide, total)
 
 
+def _off(one: Outcome) -> float:
+  return math.log(one.actual) - math.log(one.predicted)
+
+
 def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-  apart = sum((one[name] - other[name]) ** 2 for name in one.keys() & other.keys())
+  apart = sum(min(abs(one[name] - other[name]), _APART) ** 2 for name in one.keys() & other.keys())
   return math.exp(-apart / (2 * _FAR**2))
 
 
@@ -218,4 +224,5 @@ def _parsed(line: bytes) -> Outcome | None:
     numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in one.features.values())
   except (ValueError, TypeError, AttributeError):
     return None
-  return one if texts and numbers and _is_amount(one.predicted) and _is_amount(one.actual) else None
+  sound = texts and numbers and _is_amount(one.predicted) and _is_amount(one.actual)
+  return one if sound and abs(_off(one)) < _ODD else None

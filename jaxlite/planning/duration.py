@@ -109,7 +109,7 @@ def forecast(job: Job, rates: Rates, *, among: Any = None, crowd: float | None =
   batches = lambda count: math.ceil(count / max(1, job.evaluation))  # noqa: E731
   moved = 2.0 * _bytes(job.batch) / rates.memory
   read = job.decoding / max(1.0, min(cores, free))  # an example, by all cores: decoding takes them from the step
-  taken = len(job.batch['weight']) * read if read else 0.0
+  taken = len(job.batch['weight']) * read + job.making
   gap = min(job.total, job.log, job.evaluate, job.checkpoint)
   convolves = any(one.kind in ('convolutions', 'depthwise') for one in step.operations)
   several = gap >= multi_step.least(gap) and of_step.wall < multi_step.SLOW_SECONDS and not convolves

@@ -36,6 +36,7 @@ class Job(NamedTuple):
     task: its name.
     metric: of the task: its state is held beside evaluation's.
     decoding: seconds of one core to decode an example that lies in a file; 0 where examples are arrays.
+    making: seconds in which a batch is made that no array holds: of a stream, or a mixture; else 0.
   """
 
   train: Train
@@ -53,3 +54,4 @@ class Job(NamedTuple):
   task: str
   metric: Any
   decoding: float = 0.0
+  making: float = 0.0

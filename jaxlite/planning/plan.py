@@ -94,7 +94,7 @@ class Plan(NamedTuple):
     if self.memory is not None and self.memory.kept:
       said[-1] += f' (and, where it is free, up to {mib(self.memory.upper + self.memory.kept)} kept mapped)'
     if self.durations is not None:
-      missing = [line for line in self.durations.said if _is_more(line)]
+      missing = [line for line in self.durations.said if is_more(line)]
       about = f'at least {spoken(self.durations.total.low)} ({missing[0]})' if missing and _by_cost(self) else ''
       said.append(about or f'about {between(self.durations.total)}')
     return ', '.join(said) or 'not known'
@@ -103,8 +103,12 @@ class Plan(NamedTuple):
     return '\n'.join(_page(self))
 
 
-def _is_more(line: str) -> bool:
-  """Whether a line says that a program takes longer than its cost tells."""
+def is_more(line: str) -> bool:
+  """Whether a line says that a program takes longer than its cost tells.
+
+  >>> is_more('a call back to Python is not counted')
+  True
+  """
   return line.removeprefix('of evaluation: ').startswith(NOT_COUNTED) or BY_BYTES in line
 
 

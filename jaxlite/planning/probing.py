@@ -167,8 +167,8 @@ class Probe:
     tests = math.ceil(self.job.splits.test / max(1, self.job.evaluation))
     compiling = max(0.0, self.compiling - step) + max(0.0, self.evaluating - batch) + choosing
     found = {
-      **{'compile': max(compiling, 1e-3), 'step': step, 'evaluation': max(evals * batch, 1e-6)},
-      **{'checkpoint': statistics.median(writes), 'input': self.input},
+      **{'compile': max(compiling, 1e-3), 'step': step + self.job.making, 'evaluation': max(evals * batch, 1e-6)},
+      **{'checkpoint': statistics.median(writes), 'input': self.input + self.job.making},
     }
     spreads = {
       **{'step': _spread(walls), 'evaluation': _spread(batches) + 0.05, 'checkpoint': _spread(writes) + 0.2},

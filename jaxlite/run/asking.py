@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def budget(
   if not all(one.strip().isdecimal() and int(one) > 0 for one in shape) or not shape:
     raise ConfigError(f'--shape is the size of one example, such as 28,28,1 or 20; got {",".join(shape)}')
   for flag, value, least in (('minutes', minutes, 0), ('examples', examples, 19), ('classes', classes or 10, 1)):
-    if not value > least:
+    if not least < value < math.inf:
       raise ConfigError(f'--{flag} is above {least}; got {value}')
   if megabytes is not None and megabytes < 1:
     raise ConfigError(f'--megabytes is above 0; got {megabytes}')

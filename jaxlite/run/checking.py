@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxlite.errors import ConfigError
+from jaxlite.errors import ConfigError, counted
+from jaxlite.host import machine
 from jaxlite.host.files import expanded, read_file
 from jaxlite.host.sealed import RUN, unsealed
 from jaxlite.planning.plan import mib, spoken
@@ -26,12 +28,16 @@ def table(folder: str | Path) -> str:
   """
   root = expanded(folder)
   files = sorted(root.rglob('result.json')) if root.is_dir() else []
-  rows, old = [], 0
+  rows, old, others, here = [], 0, 0, machine.machine()
   for file in files:
     try:
       text = read_file(file).decode()
-      forecast = from_json(text).forecast
-      foreseen.learn(forecast, unsealed(text).get(RUN, ''))
+      result = from_json(text)
+      forecast = result.forecast
+      if _is_of_here(result.machine, here):
+        foreseen.learn(forecast, unsealed(text).get(RUN, ''))
+      else:
+        others += bool(forecast)
     except (ValueError, OSError) as error:
       rows.append([str(file.parent.relative_to(root)), f'damaged: {str(error)[:60]}', *[''] * 6])
       continue
@@ -45,7 +51,14 @@ def table(folder: str | Path) -> str:
   cells = [head, *rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   lines = ['  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+  if others:
+    lines.append(f'{counted(others, "run")} of another machine: shown, and nothing is learned from that')
   return '\n'.join([*lines, *_summary(files)])
+
+
+def _is_of_here(there: Mapping[str, str], here: Mapping[str, str]) -> bool:
+  """Whether a run was on this machine; one that does not say is taken to be."""
+  return all(there.get(name, here.get(name)) == here.get(name) for name in ('processor', 'cores', 'devices'))
 
 
 def _cells(found: dict[str, Any]) -> list[str]:

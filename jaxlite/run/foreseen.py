@@ -19,7 +19,7 @@ from jaxlite.host.rates import known_rates
 from jaxlite.planning import calibration, cost, duration, memory
 from jaxlite.planning.calibration import Outcome
 from jaxlite.planning.job import Job
-from jaxlite.planning.plan import TIGHT, TOO_LARGE, Plan, between, judged, mib, spoken
+from jaxlite.planning.plan import TIGHT, TOO_LARGE, Plan, between, is_more, judged, mib, spoken
 from jaxlite.planning.reference import rates
 from jaxlite.planning.sizes import Process, process
 from jaxlite.run import advice
@@ -295,6 +295,7 @@ def ended(began: Start, run: str, say: Say) -> dict[str, Any]:
       'basis': plan.durations.basis,
       'raw': plan.durations.raw.get('total', 0.0),  # before what was learned: what is learned from
       'features': dict(plan.durations.features),
+      'least': any(map(is_more, plan.durations.said)),
     }
     said.append(f'{between(total)}, and it took {spoken(seconds)}')
   if plan.memory is not None and peak:
@@ -331,10 +332,9 @@ def learn(found: dict[str, Any], run: str) -> None:
   outcomes = []
   for what, name in (('time', 'time/total'), ('memory', 'memory/peak'), ('memory compiled', 'memory/peak')):
     one = found.get(what)
-    # What stays mapped is bounded, not forecast.
-    if (
-      one and one.get('alone', True) and not one.get('kept') and min(one.get('raw', one['forecast']), one['actual']) > 0
-    ):
+    if not one or one.get('kept') or one.get('least'):  # what stays mapped, or is not counted, is bounded alone
+      continue
+    if one.get('alone', True) and min(one.get('raw', one['forecast']), one['actual']) > 0:
       forecast, features = one.get('raw', one['forecast']), one.get('features', {})
       outcomes.append(Outcome(name, one['basis'], forecast, one['actual'], features, run))
   with contextlib.suppress(Exception):  # a cache that cannot be written is no reason for a finished run to fail

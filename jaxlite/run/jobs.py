@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxlite.data.batches import batch_at
 from jaxlite.data.decoded import is_decoded
+from jaxlite.data.mixtures import Mixture
+from jaxlite.data.streams import Stream
 from jaxlite.planning.job import Job, Splits
 from jaxlite.run.setup import Setup
 
@@ -37,7 +41,17 @@ def job_of(setup: Setup) -> Job:
     task=data.task.name,
     metric=setup.metric,
     decoding=sum(leaf.base.seconds() for leaf in jax.tree.leaves(data.train) if is_decoded(leaf)),
+    making=_making(data.train, config.data.batch_size),
   )
+
+
+def _making(train: Any, batch_size: int) -> float:
+  """Seconds in which a batch is made; that of the first step has been made already, with what is done once."""
+  if not isinstance(train, Stream | Mixture):
+    return 0.0
+  began = time.perf_counter()
+  batch_at(train, batch_size, 0, min(1, train.steps_of(batch_size) - 1))
+  return time.perf_counter() - began
 
 
 def _held(split: Any) -> int:

@@ -29,7 +29,8 @@ from jaxlite.run import agreement, defaults, fit
 from jaxlite.run.timetable import Plan
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train, train_step
-from jaxlite.tasks.metrics import Metrics
+from jaxlite.tasks.lift import examples_in
+from jaxlite.tasks.metrics import LARGEST_BATCH, Metrics
 from jaxlite.tasks.task import Task
 
 REMAT = 'machine.remat'  # a hook that changes no forward
@@ -115,10 +116,27 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   if (score := config.eval.metric or data.task.score) not in metric.names:
     asked = 'eval.metric' if config.eval.metric else f'the score of the task {data.task.name}'
     raise fit.no_metric(asked, score, metric.names)
-  jaxpr = fit.evaluated(built, network, abstract, first, data, metric)  # what does not fit is told before training
-  notes = (*data.notes, *fit.doubts(config, data, score, jaxpr, first))
+  some = _of_size(first, min(len(first['weight']), LARGEST_BATCH))  # evaluation goes by batches of its own
+  if (count := min(config.eval.batch_size, max(len(data.validation.labels), len(data.test.labels)))) > LARGEST_BATCH:
+    fit.evaluated(built, network, abstract, _of_size(first, count), data, metric)
+  jaxpr = fit.evaluated(built, network, abstract, some, data, metric)  # what does not fit is told before training
+  notes = (*data.notes, *fit.doubts(config, data, score, jaxpr, some))
   known = (metric, plan, abstract, first, began, score, notes, reads, around, has_integer_weights(jaxpr))
   return Setup(config, data, network, recipe, built, *known)
+
+
+def _of_size(batch: Any, count: int) -> Any:
+  """A batch's first so many examples; of more than it has, their shapes."""
+  size, has = examples_in(batch)
+  if count == size:
+    return batch
+
+  def some(leaf: Any, one: bool) -> Any:
+    if not one:
+      return leaf
+    return leaf[:count] if count < size else jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
+
+  return jax.tree.map(some, dict(batch), has)
 
 
 def reformed(setup: Setup, config: Config) -> Setup:

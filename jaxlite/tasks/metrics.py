@@ -22,7 +22,7 @@ from jaxlite.tasks.losses import check_classes
 # less than 2**16 a digit and example, so 2**16 examples fit into uint32 before the digits are carried.
 _BASE = 16
 _DIGITS = 4
-_LARGEST_BATCH = 2**16 - 1
+LARGEST_BATCH = 2**16 - 1
 
 
 class Metrics(NamedTuple):
@@ -116,10 +116,14 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
   def update(state: ClassificationState, outputs: Any, batch: Mapping[str, Any], loss: Any) -> ClassificationState:
     logits, labels = check_classes(outputs, batch)
     size = logits.shape[0]
-    if logits.shape[1] != classes or size > _LARGEST_BATCH:
+    if logits.shape[1] != classes:
       raise ValueError(
-        f'outputs are float[B, {classes}] with B at most {_LARGEST_BATCH}; got {list(logits.shape)}: '
+        f'outputs are float[B, {classes}]; got {list(logits.shape)}: '
         'give the metric the number of classes of the model'
+      )
+    if size > LARGEST_BATCH:
+      raise ValueError(
+        f'a metric takes at most {LARGEST_BATCH:,} examples at once; got {size:,}: set eval.batch_size to fewer'
       )
     weight = jnp.asarray(batch.get('weight', jnp.ones(size)))
     loss = jnp.asarray(loss)

@@ -43,6 +43,7 @@ DAMAGE = {
   'less than nothing': json.dumps({**outcome()._asdict(), 'actual': -1}).encode(),
   'no number': json.dumps({**outcome()._asdict(), 'actual': math.nan}).encode(),
   'features of words': json.dumps({**outcome()._asdict(), 'features': {'a': 'b'}}).encode(),
+  'a flipped exponent': json.dumps({**outcome()._asdict(), 'actual': 1e300, 'predicted': 1e-300}).encode(),
   'more than is known': json.dumps({**outcome()._asdict(), 'new': 1}).encode(),
 }
 
@@ -131,3 +132,10 @@ def test_runs_on_an_accelerator_teach_nothing_of_those_on_the_processor_beside_i
   here = place(tmp_path)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert place(tmp_path) != here
+
+
+def test_features_without_measure_are_no_error():
+  far = [outcome(2.0, features={'size': 1e308}), outcome(2.0, features={'size': -1e308})]
+  found = correction('time/step', 'cost', {'size': 1e308}, spread=0.3, among=far)
+  assert 1 < found.factor < 2
+  assert found.count == pytest.approx(1)

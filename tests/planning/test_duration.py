@@ -102,6 +102,12 @@ def test_the_length_of_a_run_does_not_change_its_step():
   assert told(job_of(total=10)).step == told(job_of(total=10_000)).step
 
 
+def test_what_makes_a_batch_takes_its_time_at_every_step():
+  plain, made = told(job_of()), told(job_of(making=0.05))
+  assert made.step.seconds == pytest.approx(plain.step.seconds + 0.05)
+  assert made.input.seconds > 0.05 > plain.input.seconds
+
+
 def test_no_validation_is_never_evaluated():
   found = told(job_of(splits=Splits(1_000, 0, 200, 0)))
   assert found.counts['evaluation'] == 0

@@ -141,11 +141,11 @@ def test_what_fits_stands_first_and_a_budget_cuts_epochs_before_it_cuts_networks
   assert all('not measured' in line for line in lines if line.startswith('MLP'))
 
 
-def finished(folder, name, forecast, seconds, peak, upper):
+def finished(folder, name, forecast, seconds, peak, upper, machine=None, **more):
   folder.mkdir(parents=True)
-  time = {'forecast': forecast, 'low': forecast / 2, 'high': forecast * 2, 'actual': seconds, 'basis': 'cost'}
+  time = {'forecast': forecast, 'low': forecast / 2, 'high': forecast * 2, 'actual': seconds, 'basis': 'cost', **more}
   memory = {'forecast': peak, 'upper': upper, 'actual': 500 << 20, 'basis': 'traced', 'word': 'FITS', 'alone': True}
-  result = Result(name, {}, forecast={'time': time, 'memory': memory})
+  result = Result(name, {}, forecast={'time': time, 'memory': memory}, machine=machine or {})
   (folder / 'result.json').write_text(to_json(result, f'id-{name}'))
 
 
@@ -172,6 +172,20 @@ def test_check_shows_both_and_their_error_and_this_machine_learns_from_a_run_onc
     (f'id-{name}', what) for name in 'ab' for what in ('memory/peak', 'time/total')
   ]
   assert all(math.isfinite(one.actual) for one in kept)
+
+
+def test_this_machine_learns_nothing_of_other_machines_runs_nor_of_what_was_told_as_the_least(tmp_path, monkeypatch):
+  from jaxlite.planning import calibration
+
+  monkeypatch.setattr(calibration.files, 'user_cache', lambda: tmp_path / 'cache')
+  here = dict(checking.machine.machine())
+  for name, place in (('a', {**here, 'processor': 'another'}), ('b', {**here, 'cores': '96'}), ('c', here)):
+    finished(tmp_path / 'runs' / name, name, 10.0, 90.0, 450 << 20, 550 << 20, machine=place)
+  finished(tmp_path / 'runs' / 'd', 'd', 10.0, 90.0, 450 << 20, 550 << 20, least=True)
+  table = checking.table(tmp_path / 'runs')
+  assert '2 runs of another machine' in table
+  kept = sorted((one.run, one.what) for one in calibration.outcomes())
+  assert kept == [('id-c', 'memory/peak'), ('id-c', 'time/total'), ('id-d', 'memory/peak')]
 
 
 def test_a_run_of_ours_is_found_by_check(tmp_path):
@@ -263,3 +277,45 @@ def test_a_forecast_for_an_accelerator_says_what_nobody_has_measured(monkeypatch
   assert [any(own in line for line in found.unknown) for found in (here, there)] == [False, True]
   assert [elapsed.ON_A_DEVICE in found.durations.said for found in (here, there)] == [False, True]
   assert there.durations.step.high > 2 * there.durations.step.seconds
+
+
+def test_what_a_stream_takes_to_make_a_batch_is_timed(tmp_path):
+  from jaxlite.run.jobs import job_of
+  from jaxlite.run.setup import prepare
+
+  def make(seed, step):
+    time.sleep(0.03)
+    return {'inputs': np.full((8, 4), step, np.float32), 'labels': np.arange(8) % 2}
+
+  test = np.zeros((40, 4), np.float32), np.arange(40) % 2
+  config = jl.Config(name='x', train=jl.Duration(steps=3))
+  config.data.batch_size = 8
+  made = jl.data.stream(make, steps_per_epoch=4, test=test, standardize=False)
+  assert 0.03 <= job_of(prepare(config, tmp_path, data=made)).making < 1
+  assert job_of(prepare(config, tmp_path, data=test)).making == 0
+
+
+def test_a_plan_says_what_lies_in_the_runs_folder_already(tmp_path):
+  from jaxlite.run import asking
+
+  assert asking._behind(tmp_path, 100) == ''
+  for step in (20, 40):
+    (tmp_path / 'checkpoints' / f'{step:08d}').mkdir(parents=True)
+  assert '60 that are left' in asking._behind(tmp_path, 100)
+  assert '0 that are left' in asking._behind(tmp_path, 30)  # of another length
+  (tmp_path / 'result.json').write_text('{}')
+  assert 'finished' in asking._behind(tmp_path, 100)
+
+
+def test_a_batch_of_more_examples_than_a_metric_takes_is_trained_and_evaluation_by_as_many_is_refused(tmp_path):
+  from jaxlite.run.setup import prepare
+
+  count = 200_000
+  data = np.zeros((count, 4), np.float32), np.arange(count) % 2
+  config = jl.Config(name='x', train=jl.Duration(steps=3))
+  config.data.batch_size = 100_000
+  assert len(prepare(config, tmp_path, data=data).first_batch['weight']) == 100_000
+  config.eval.batch_size = 1_000_000  # of 20,000 in a split
+  prepare(config, tmp_path, data=data)
+  with pytest.raises(ValueError, match=r'a metric takes at most 65,535 .* set eval\.batch_size'):
+    prepare(config, tmp_path, data=tuple(np.concatenate([one] * 5) for one in data))

@@ -78,7 +78,7 @@ def _product(editor: Editor, one: Operation) -> str | None:
   summed, batch = product.attributes['dimension_numbers']
   shape, order = editor.values[product.outputs[0]].shape, one.attributes['permutation']
   first = len(batch[0])
-  if len(shape) != first + 2 or order[-1] != first:
+  if not first or len(shape) != first + 2 or order[-1] != first:
     return None
   exchanged = {'a_': 'b_', 'b_': 'a_'}
   told = {exchanged.get(key[:2], key[:2]) + key[2:]: value for key, value in product.attributes.items()}
