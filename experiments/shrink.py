@@ -37,7 +37,6 @@ class Shrinking(jl.Config):
     network: 'cnn' or 'resnet20', which knows no dropout.
     keep: share of the units of each group that stays.
     way: 'once', cut at the end of `base`, or 'gradual', while it trains.
-    taught: whether `base` teaches both networks that come after it.
     dropout: share of hidden units dropped in training.
     stage: of a run: 'dense', 'base' or 'small'.
   """
@@ -45,7 +44,6 @@ class Shrinking(jl.Config):
   network: str = 'cnn'
   keep: float = 0.5
   way: str = 'once'
-  taught: bool = False
   dropout: float = 0.1
   stage: str = 'dense'
 
@@ -70,7 +68,7 @@ def get_config(seeds: int = 5, epochs: int = 4, **options: Any) -> Shrinking:
 def staged(stage: str, seed: int, config: Shrinking) -> Shrinking:
   """One run: its seed feeds the start, the batches, the validation split, augmentation and dropout."""
   epochs = config.train.epochs * 2 if stage == 'dense' else config.train.epochs
-  teacher = f'../base{seed}' if stage == 'small' or (config.taught and stage == 'dense') else ''
+  teacher = f'../base{seed}' if stage == 'small' else ''
   return dataclasses.replace(config, stage=stage, seed=seed, train=jl.Duration(epochs=epochs), teacher=teacher)
 
 
@@ -95,7 +93,6 @@ def recipe(config: Shrinking, total_steps: int) -> jl.Recipe:
     jl.accumulate(4),  # see experiments/fashion_mnist.py
     jl.augment(jl.optim.flip(), jl.optim.shift(1)),
     jl.average(0.998),
-    *([jl.distill(jl.load(config.teacher), temperature=3.0)] if config.taught and config.stage != 'base' else []),
     optax.clip_by_global_norm(config.optim.clip),
     optax.scale_by_adam(),
     jl.optim.l2(config.optim.weight_decay),
@@ -149,15 +146,12 @@ if __name__ == '__main__':
   flags.DEFINE_float('keep', 0.5, 'share of the units that stays')
   flags.DEFINE_enum('network', 'cnn', list(NETWORKS), 'what is made smaller')
   flags.DEFINE_enum('way', 'once', ['once', 'gradual'], 'how they go')
-  flags.DEFINE_bool('taught', False, 'whether the network before it teaches the small one, and the whole one likewise')
   flags.DEFINE_list('run', [], 'which runs; all')
 
   def main(_: list[str]) -> None:
     """Trains, and compares."""
     seeds = range(FLAGS.seeds)
-    config = get_config(
-      FLAGS.seeds, FLAGS.epochs, **{name: FLAGS[name].value for name in ('network', 'keep', 'way', 'taught')}
-    )
+    config = get_config(FLAGS.seeds, FLAGS.epochs, network=FLAGS.network, keep=FLAGS.keep, way=FLAGS.way)
     code = experiment.run(config, FLAGS.workdir, command='python experiments/shrink.py', only=FLAGS.run)
     if code or FLAGS.run:
       raise SystemExit(code)
