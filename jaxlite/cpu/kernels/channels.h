@@ -24,9 +24,10 @@ typedef struct {
 // A column that several places read is unpacked once.
 static inline int by_columns(int64_t high, int64_t wide) { return high == 3 && wide == 3; }
 
+#if defined(VECTOR)
 // `count` sums of channels leave as floats, those beyond `left` nowhere.
-static __attribute__((noinline)) void reals_alone(const int32_t *sum, int64_t count, const float *factor, int64_t left,
-                                                  char *out) {
+static __attribute__((noinline)) void reals_alone(const int32_t *sum, int64_t count, const float *factor,
+                                                  int64_t left, char *out) {
   for (int64_t k = 0; k < count && k < left; k++) {
     int64_t j = k % 16 / 4, at = k / 16 * 4 + k % 4;
     float real = (float)sum[j * count / 4 + at] * factor[16 * j + at];
@@ -34,7 +35,6 @@ static __attribute__((noinline)) void reals_alone(const int32_t *sum, int64_t co
   }
 }
 
-#if defined(VECTOR)
 #define BITS 128
 #include "channels_of_width.h"
 #undef BITS
