@@ -24,6 +24,9 @@ from jaxlite.deployment.operations import Graph, Operation
 
 # Float sums have an order, and exp or tanh an approximation, of each runtime's own: no two give the same bits.
 ROUNDING = 1e-4  # of float32 through a network, relative to 1 + |value|
+LEAST = (
+  0.01  # the 1, of outputs that are all smaller: they are held to what they are, and to what is summed before them
+)
 UNITS = 4.0  # of the outputs' own rounding, where that is coarser: float16, bfloat16
 STEPS = 8.0  # of the last grid, between two runtimes that round the same integers at ties of their own
 SHARE = 0.999  # of the examples whose largest output has to be the same
@@ -54,6 +57,8 @@ def apart(
   ''
   >>> apart([np.array([2.004])], [np.array([2.0])])[1]
   'by up to 0.004'
+  >>> apart([np.array([0.0])], [np.array([2e-5])])[1], apart([np.array([20_001])], [np.array([20_000])])[1]
+  ('by up to 2e-05', 'by up to 1')
   """
   if len(answers) != len(wanted):
     return np.inf, f'with {len(answers)} outputs where it has {len(wanted)}'
@@ -61,7 +66,7 @@ def apart(
   for answer, want, step in zip(answers, wanted, steps or [None] * len(wanted), strict=True):
     if answer.shape != want.shape:
       return np.inf, f'with a shape of {list(answer.shape)} where it has {list(want.shape)}'
-    one, other = answer.astype(np.float64), want.astype(np.float64)
+    one, other = _real(answer), _real(want)
     both = np.isfinite(one) & np.isfinite(other)
     same = np.array_equal(np.where(both, 0, one), np.where(both, 0, other), equal_nan=True)
     far = np.abs(one - other, where=both, out=np.zeros_like(one))
@@ -70,7 +75,7 @@ def apart(
     if not same:
       why = why or 'in which values are infinite or none'
     elif steps is None:
-      if not (far <= _rounding(want.dtype) * (1 + np.abs(other, where=both, out=np.zeros_like(one)))).all():
+      if not (far <= _allowed(np.abs(other, where=both, out=np.zeros_like(one)), want.dtype)).all():
         why = why or f'by up to {far.max():.3g}'
     elif step is not None and most > STEPS:
       why = why or f'by up to {most:.3g} steps of its last grid'
@@ -130,9 +135,20 @@ def unequal(answers: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> str:
   return ''
 
 
-def _rounding(dtype: np.dtype) -> float:
-  floats = jnp.issubdtype(dtype, jnp.floating)
-  return max(ROUNDING, UNITS * float(jnp.finfo(dtype).eps)) if floats else ROUNDING
+def _allowed(sizes: np.ndarray, dtype: np.dtype) -> Any:
+  """How far an answer may lie from each of these, by rounding."""
+  if not jnp.issubdtype(dtype, jnp.inexact):
+    return 0.0
+  coarse = UNITS * float(jnp.finfo(dtype).eps)
+  unit = 1.0 if coarse > ROUNDING else min(1.0, max(LEAST, float(sizes.max(initial=0.0))))
+  return max(ROUNDING, coarse) * (unit + sizes)
+
+
+def _real(array: np.ndarray) -> np.ndarray:
+  """As float64; of complex numbers both parts."""
+  if array.dtype.kind == 'c':
+    return np.stack([array.real, array.imag], -1).astype(np.float64)
+  return array.astype(np.float64)
 
 
 def same_largest(one: np.ndarray, other: np.ndarray) -> float:
@@ -182,7 +198,7 @@ def far(answers: Sequence[np.ndarray], wanted: Sequence[np.ndarray], share: floa
   ''
   """
   for answer, want in zip(answers, wanted, strict=True):
-    one, other = answer.astype(np.float64), want.astype(np.float64)
+    one, other = _real(answer), _real(want)
     both = np.isfinite(one) & np.isfinite(other)
     if not both.any():
       continue

@@ -90,7 +90,12 @@ def _exported(forward: Callable[[Any], Any], subject: Subject) -> Any:
 def _safetensors(subject: Subject, integers: Graph | None, path: Path) -> None:
   """The values, by the names of the framework, joined by dots."""
   del integers
-  arrays = {name.replace('/', '.'): np.asarray(value) for name, value in plain(subject).items()}
+  arrays: dict[str, np.ndarray] = {}
+  for name, value in plain(subject).items():
+    dotted = name.replace('/', '.')
+    if dotted in arrays:
+      raise ValueError(f'values are named by their paths joined by dots, and two are {dotted!r}: rename one of them')
+    arrays[dotted] = np.asarray(value)
   write_safetensors(path, arrays, subject.about)
 
 

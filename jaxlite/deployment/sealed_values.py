@@ -17,11 +17,17 @@ def own_arrays(held: Held) -> dict[str, Any]:
   own = held.stored.own(held.values)
   if own is None:
     own = {name: value for name, value in held.values.items() if not _is_hooks(name)}
-  found = {}
-  for name, value in own.items():
-    kind, _, rest = name.partition('/')
-    found[name if kind == 'params' else rest.removeprefix(f'{CONST}/')] = value
-  return found
+  return {own_name(name): value for name, value in own.items()}
+
+
+def own_name(path: str) -> str:
+  """Returns the name of an own value by its path in a checkpoint.
+
+  >>> own_name('params/dense1/kernel'), own_name('model_state/batch_stats/bn1/mean')
+  ('params/dense1/kernel', 'batch_stats/bn1/mean')
+  """
+  kind, _, rest = path.partition('/')
+  return path if kind == 'params' else rest.removeprefix(f'{CONST}/')
 
 
 def _is_hooks(name: str) -> bool:

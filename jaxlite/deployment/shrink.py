@@ -235,6 +235,8 @@ def _some(given: Given, open_: Sequence[bool], steps: Sequence[int], why: Sequen
   narrow = [given.member(*f.members[0]) for f, one in zip(families, open_, strict=True) if one]
   if not told and narrow:
     raise ValueError(f'shrink: no group is wider than the step of its widths, {narrow[0]} neither: give multiple=1')
+  ends = ('it is an input', 'it is an output')
+  told += [f'{given.member(*one)} ({why})' for one, why in given.coupled.fixed.items() if why not in ends]
   raise ValueError(f'shrink: no group of this network can be removed; {"; ".join(told[:3]) or "it has none"}')
 
 

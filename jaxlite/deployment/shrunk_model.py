@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxlite.graph import shrunk
 from jaxlite.graph.coupled import Program
 from jaxlite.graph.init_numpy import copied
 from jaxlite.graph.traces import Traces
+from jaxlite.step.state import TrainState
 
 # What a loaded network knows of itself that is as true of a smaller one: which programs it predicts by, and its inputs.
 _STAYS = ('compiled', 'around', 'checked', 'input_shapes', 'reduced')
@@ -110,15 +111,7 @@ def cutter(names: Sequence[str], shapes: Sequence[Sequence[int]], kept: shrunk.K
   place = {name: index for index, name in enumerate(names)}
   touched = {leaf for leaf, _ in kept}
 
-  def of(path: str) -> int | None:
-    parts = path.split('/')
-    for start in range(len(parts)):
-      if '/'.join(parts[start:]) in place:
-        return place['/'.join(parts[start:])]
-    return None
-
-  def one(path: str, leaf: Any) -> Any:
-    index = of(path)
+  def one(index: int | None, path: str, leaf: Any) -> Any:
     if index is None or index not in touched:
       return _apart_from(leaf)
     shape, whole = tuple(np.shape(leaf)), tuple(shapes[index])
@@ -140,10 +133,54 @@ def cutter(names: Sequence[str], shapes: Sequence[Sequence[int]], kept: shrunk.K
     return callable(getattr(type(node), 'shrunk', None))
 
   def cut(tree: Any) -> Any:  # what knows units by itself cuts itself
+    if isinstance(tree, TrainState) and tree.const:  # which lie beside the model_state, named as if in it
+      return cut(tree._replace(const={}))._replace(const=cut({CONST: tree.const})[CONST])
     told = jax.tree.map(lambda node: node.shrunk(named) if whole(node) else node, tree, is_leaf=whole)
-    return trees.map_with_path(one, told)
+    paths, leaves, treedef = trees.flatten(told)
+    found = _matched(paths, place)
+    return treedef.unflatten(one(found.get(path), path, leaf) for path, leaf in zip(paths, leaves, strict=True))
 
   return cut
+
+
+def _matched(paths: Sequence[str], place: Mapping[str, int]) -> dict[str, int]:
+  """Which leaf each path is of: by the whole branch that it stands in, since an end of a path may be another's name
+  (Adam's `mu/w` where a layer is called `mu`), and as long a name as all of that branch have.
+
+  Args:
+    paths: of any tree.
+    place: the leaves by their names.
+
+  Returns:
+    The leaves by path, of those that are one's. What is constant is so under its whole name alone: a teacher's weights
+    have the names of their student's.
+
+  >>> _matched(['0/mu/mu/w', '0/mu/w', 'jl.const/distill/w'], {'w': 0, 'mu/w': 1})
+  {'0/mu/mu/w': 1, '0/mu/w': 0}
+  """
+  found: dict[str, int] = {}
+
+  def walk(depth: int, rows: list[tuple[str, ...]]) -> None:
+    ends = next((start for start in range(depth + 1) if all('/'.join(row[start:]) in place for row in rows)), None)
+    if ends is not None:
+      found.update(('/'.join(row), place['/'.join(row[ends:])]) for row in rows)
+      return
+    branches: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+      if depth < len(row):
+        branches.setdefault(row[depth], []).append(row)
+    for several in branches.values():
+      walk(depth + 1, several)
+
+  rows = []
+  for path in paths:
+    row = tuple(path.split('/'))
+    if CONST not in row:
+      rows.append(row)
+    elif (name := '/'.join(row[row.index(CONST) :])) in place:
+      found[path] = place[name]
+  walk(0, rows)
+  return found
 
 
 def _apart_from(leaf: Any) -> Any:

@@ -7,6 +7,7 @@ found by halving: each trial is counted, or written and measured, as it will be.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -18,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlite import trees
 from jaxlite.contract import Model, Network, Params, State
 from jaxlite.deployment.list_model import list_model
 from jaxlite.deployment.operations import listing
+from jaxlite.deployment.sealed_values import own_name
 from jaxlite.deployment.sheet import Cut, said
 from jaxlite.deployment.shrink import Shrunk, ways
 from jaxlite.deployment.subject import Subject
@@ -107,7 +110,34 @@ def _candidate(subject: Subject, small: Shrunk) -> tuple[Subject, Shrunk]:
     graph = listing.network_graph(network, subject_inputs(subject))
   except ValueError as error:
     why = str(error)
-  return subject._replace(network=network, graph=graph, why=why, arrays=small.cut(dict(subject.arrays))), small
+  return subject._replace(network=network, graph=graph, why=why, arrays=_own_values(subject, small)), small
+
+
+def _own_values(subject: Subject, small: Shrunk) -> dict[str, Any]:
+  """The bare network's own values, cut as the leaves are that they come of: frozen and averaged ones bear other names,
+  and of what is merged the one that ends alike tells."""
+  leaves = {**trees.by_path(small.params), **trees.by_path(small.model_state)}
+  sources: Mapping[str, Any] = {} if subject.held is None else subject.held.stored.about.get('own') or {}
+  come = {own_name(name): source for name, source in sources.items()}
+
+  def cut(name: str, array: Any) -> Any:
+    source, bare = come.get(name, name), name.removeprefix('params/')
+    for one in (source.partition('/')[2] if isinstance(source, str) else '', name, bare):
+      if one in leaves:
+        return small.cut({one: array})[one]
+    found = []
+    for one, left in leaves.items():
+      if one.endswith(f'/{bare}'):
+        with contextlib.suppress(ValueError):  # of another shape
+          tried = small.cut({one: array})[one]
+          found += [tried] if tried.shape == left.shape else []
+    if not found and isinstance(source, int):
+      raise ValueError(f'{name} is computed of what was trained, and how it is cut is not known: give model=')
+    if any(not np.array_equal(one, found[0], equal_nan=True) for one in found[1:]):
+      raise ValueError(f'{name} may be cut as several leaves are that end alike: give model=')
+    return found[0] if found else array
+
+  return {name: cut(name, array) for name, array in subject.arrays.items()}
 
 
 def _traceable(subject: Subject) -> tuple[Model, Params, State]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from jaxlite.contract import CONST, Network, Recipe
 from jaxlite.data.decoded import head, is_decoded
 from jaxlite.deployment import stablehlo
 from jaxlite.deployment.load import Held, load, read_meaning, read_run
-from jaxlite.deployment.metadata import about_of
+from jaxlite.deployment.metadata import about_of, meaning_of
 from jaxlite.deployment.operations import Graph, listing
 from jaxlite.deployment.sealed_values import own_arrays
 from jaxlite.host.files import read_json
@@ -150,7 +149,7 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   about = {
     'producer': f'jaxlite {__version__}',
     'task': '' if found is None else found.name,
-    'class_names': json.dumps(list(known.get('class_names') or ())),
+    **meaning_of(known),
   }
   return Subject('network', network, graph, why, named, inputs, labels, weight, found, known, about)
 

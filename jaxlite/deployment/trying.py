@@ -16,6 +16,7 @@ from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment import agreement, formats, place, sheet, trial
 from jaxlite.deployment.formats import Format
 from jaxlite.deployment.operations import Graph, reference
+from jaxlite.deployment.packed.file import read_pack
 from jaxlite.deployment.running.runner import runner
 from jaxlite.deployment.scoring import scores
 from jaxlite.deployment.sheet import Written
@@ -24,6 +25,7 @@ from jaxlite.host.safetensors_file import read_safetensors
 
 _ROUNDED = 0.01  # of the outputs' spread: how far answers lie apart on average where values are rounded to grids
 _FIRST = 8  # examples of which the integers are compared with their rules, in NumPy
+_BY_NUMPY = 2  # likewise of a packed file of floats
 _FEW_STEPS = 15  # of a grid, as 4 bits have them
 _AT_ONCE = 256  # examples that are computed at once
 _NARROW = {'onnx': 'ONNX Runtime', 'litert': 'LiteRT'}
@@ -144,6 +146,13 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
     else:  # between integers it computes floats (a norm, a softmax), whose last bits turn a rounding now and then
       _, why = agreement.apart(first, want.first(), steps)
       why = why or agreement.argmax_apart(answers, want.all(), agreement.share_of(want.integers))
+  narrow = graph is not None and any(value.dtype.name in ('bfloat16', 'float16') for value in graph.values.values())
+  if (
+    not why and name == 'pack' and not whole and not narrow
+  ):  # who loads it computes in NumPy, and compiled it is JAX's
+    few = read_pack(path).predict({each: array[:_BY_NUMPY] for each, array in named.items()})
+    few = few if isinstance(few, tuple) else (few,)
+    _, why = agreement.apart(few, [leaf[:_BY_NUMPY] for leaf in leaves], [None] * len(leaves) if rounded else None)
   if why:
     return Written(name, why=f'its runtime answers otherwise than the network, {why}{_fewer(want) if whole else ""}')
   same = min(agreement.same_largest(answer, leaf) for answer, leaf in zip(answers, leaves, strict=True))

@@ -194,12 +194,11 @@ def _rev(eqn: Any, values: list[Value]) -> list[Value]:
 def _concatenate(eqn: Any, values: list[Value]) -> list[Value]:
   axis, rank = eqn.params['dimension'], len(values[0].shape)
   sizes = [full_size(value, axis) for value in values]
-  across = {a: cut for value in values for a, cut in value.cuts.items() if a != axis}
   alone = [Value(v.array, {a: c for a, c in v.cuts.items() if a != axis}, v.alike, v.level) for v in values]
   fitted = together(eqn, alone, rank)
   (array,) = bind(eqn, [value.array for value in fitted])
   cuts = {}
-  for place, cut in across.items():
+  for place, cut in fitted[0].cuts.items():  # alike in all by now
     gone = {value.cuts[place].gone if isinstance(value.cuts[place].gone, Same) else None for value in fitted}
     cuts[place] = cut._replace(gone=gone.pop() if len(gone) == 1 else None)
   if any(axis in value.cuts for value in values):
@@ -261,15 +260,19 @@ def _split(eqn: Any, values: list[Value]) -> list[Value]:
 
 def _pad(eqn: Any, values: list[Value]) -> list[Value]:
   value, filling = values
+  config = eqn.params['padding_config']
+  around = [axis for axis, sides in enumerate(config) if any(sides)]  # what goes is padded too along these
   cuts = {}
-  for axis, (cut, (low, high, inside)) in {
-    a: (c, eqn.params['padding_config'][a]) for a, c in value.cuts.items()
-  }.items():
+  for axis, cut in value.cuts.items():
+    low, high, inside = config[axis]
     if inside or low < 0 or high < 0:
       raise cannot(eqn, 'it spreads or trims an axis that is cut')
     top = low + cut.size
     kept = (*range(low), *(low + one for one in cut.kept), *range(top, top + high))
-    cuts[axis] = Cut(kept, top + high, cut.gone if is_zero(cut.gone) and not filling.level else None)
+    gone = cut.gone if isinstance(cut.gone, Same) else None
+    if gone is not None and {*around} - {axis} and (filling.level is None or filling.level != gone.value):
+      gone = None
+    cuts[axis] = Cut(kept, top + high, gone)
   return [Value(bind(eqn, [value.array, filling.array])[0], cuts)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,15 @@ from jaxlite.graph.cut import named
 _LARGEST = 2**22  # entries of a reshaped block that are looked at one by one
 
 
-def couple(programs: Sequence[Program], shapes: Sequence[Sequence[int]]) -> Coupled:
+def couple(
+  programs: Sequence[Program], shapes: Sequence[Sequence[int]], held: Mapping[int, str] | None = None
+) -> Coupled:
   """Finds the families of units of programs over the same leaves.
 
   Args:
     programs: each form in which a model runs (training, evaluation).
     shapes: of the leaves.
+    held: leaves of which nothing may be removed, and why.
 
   Returns:
     What may be removed, and why the rest may not.
@@ -50,6 +53,8 @@ def couple(programs: Sequence[Program], shapes: Sequence[Sequence[int]]) -> Coup
       elif leaf >= 0:
         for one, other in zip(leaves[leaf], nodes, strict=True):
           reader.tie(one, other)
+  for leaf, why in (held or {}).items():
+    reader.fix(leaves[leaf], why)
   for leaf, nodes in enumerate(leaves):
     if leaf not in read:
       reader.fix(nodes, 'nothing reads it')

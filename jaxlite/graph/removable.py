@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
 from jaxlite import trees
 from jaxlite.contract import CONST, Model, State
 from jaxlite.graph import shrunk
-from jaxlite.graph.coupled import Coupled, Family
+from jaxlite.graph.coupled import Coupled, Family, Program
 from jaxlite.graph.families import couple
 from jaxlite.graph.traces import Traces
 from jaxlite.trees import Rule
+
+_BESIDE = 'it is constant and has no part in the answers: a teacher, say'
 
 
 class Given(NamedTuple):
@@ -64,8 +67,17 @@ def read(model: Model, params: Any, state: State, inputs: Any, key: Any, *, what
       raise TypeError(f'{what}: a model holds arrays; {name!r} is {type(leaf).__name__}')
   traces = Traces.of(model, params, state)
   programs = [traces.forward(inputs, train, key, None)[0] for train in (False, True)]
-  coupled = couple([*programs, traces.after()[0]], [tuple(leaf.shape) for leaf in leaves])
+  answering = _read(programs[0])
+  beside = {leaf: _BESIDE for leaf, name in enumerate(names) if name.startswith(f'{CONST}/') and leaf not in answering}
+  coupled = couple([*programs, traces.after()[0]], [tuple(leaf.shape) for leaf in leaves], beside)
   return Given(leaves, names, len(trees.paths(params)), coupled, traces)
+
+
+def _read(program: Program) -> set[int]:
+  """The leaves that answers depend on."""
+  asked = [leaf is None for leaf in program.outs]
+  used = partial_eval.dce_jaxpr(program.jaxpr.jaxpr, asked)[1]
+  return {leaf for leaf, one in zip(program.ins, used, strict=True) if one and leaf is not None}
 
 
 def picked(given: Given, rule: Rule, *, what: str = 'shrink: rule') -> list[bool]:
@@ -103,8 +115,8 @@ def worth_of(given: Given, params: Any, scores: Any) -> list[np.ndarray]:
       raise ValueError('shrink: scores have the structure of params')
     values = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(scores)]
   for name, shape, value in zip(given.names, given.shapes, values, strict=False):
-    if value is not None and (value.shape != shape or not np.isfinite(value).all()):
-      raise ValueError(f'shrink: scores are finite numbers, one a weight; those of {name!r} are not')
+    if value is not None and (value.shape != shape or not np.isfinite(value).all() or value.min(initial=0) < 0):
+      raise ValueError(f'shrink: scores are finite numbers from 0, one a weight; those of {name!r} are not')
   out = []
   for family in given.coupled.families:
     total = np.zeros(len(family.units))

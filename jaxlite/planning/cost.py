@@ -24,6 +24,7 @@ from jaxlite.planning.flat import Flat, Node, flat
 from jaxlite.planning.flow import size_of
 from jaxlite.planning.fused import Kernel, kernels
 from jaxlite.planning.gradients import gradients
+from jaxlite.planning.lying import by_place, lying
 from jaxlite.planning.trips import is_conditional, trips
 
 
@@ -138,7 +139,6 @@ BY_BYTES = 'is counted by its bytes alone'  # stands in a line on what is not kn
 
 _RARELY = 'of a branch, '
 _FILLS = ('broadcast_in_dim', 'full', 'iota')
-_RENAMED = ('reshape', 'broadcast_in_dim', 'squeeze', 'expand_dims', 'convert_element_type')
 _PAIRWISE = ('reduce', 'scatter', 'select_and', 'sort', 'arg', 'cum')
 
 
@@ -184,7 +184,7 @@ def _of_body(
   body: Flat, place: _Place, said: dict[str, None], recomputes: bool, given: Sequence[bool]
 ) -> list[Operation]:
   deep = [_is_deep(node.eqn) for node in body.nodes]
-  layers, asked = gradients(body.nodes), _by_place(body.nodes)
+  layers, asked, lies = gradients(body.nodes), by_place(body.nodes), lying(body)
   counters = counted(body, given) if any(deep) else frozenset()
   found: list[Operation] = []
   for kernel in kernels(body, deep):
@@ -195,22 +195,11 @@ def _of_body(
     else:
       one = _operation(kernel, place, layers.get(node.writes, node.layer))
       beside = min((asked[each.writes] for each in kernel.nodes if each.writes in asked), default=0)
+      if node.writes in lies:
+        one = one._replace(sides=lies[node.writes])
       found.append(one._replace(sides=(beside,)) if beside and one.kind == 'elementwise' else one)
     _say(kernel, said)
   return found + [_turning(node, size, place) for node, size in strided.turned(body.nodes)]
-
-
-def _by_place(nodes: Sequence[Node]) -> dict[tuple[int, ...], int]:
-  """By what nodes write that take the remainder of an entry's own place: how many entries lie side by side."""
-  places: set[int] = set()
-  found = {}
-  for node in nodes:
-    name, shape = node.eqn.primitive.name, node.eqn.outvars[0].aval.shape if node.eqn.outvars else ()
-    if name == 'iota' or (name in _RENAMED and node.reads[0] in places):
-      places.update(node.writes)
-    elif name == 'rem' and node.reads[0] in places and shape:
-      found[node.writes] = shape[-1]
-  return found
 
 
 def _turning(node: Node, size: float, place: _Place) -> Operation:

@@ -29,7 +29,9 @@ _TINY = 5e4  # FLOPs of one of many products at which it takes twice as long as 
 _WIDE = {'float64': 0.5, 'complex64': 0.7, 'complex128': 0.3}  # of the FLOP/s of float32, on a CPU
 # Numbers in a row from which XLA for CPU sums rows in strides, and seconds that each of their entries then takes.
 _WIDE_ROW, _STRIDE = 16_384, 5e-9
-_ROW = 3.1e-9  # seconds that adding one more row takes, however few columns there are: a sum waits for the one before
+# Seconds that adding one more row takes, however few columns there are, since a sum waits for the one before; and of
+# wide rows for each column, since a few of them at a time are summed over all rows.
+_ROW, _COLUMN, _COLUMNS = 3.1e-9, 3e-10, 256
 # Seconds that a sliding window takes for each of its places: of a picture's channels together, however few, then for
 # each of them; and where channels lie apart.
 _PLACE, _CHANNEL, _PLACE_APART = 7.5e-9, 2.5e-10, 4.3e-10
@@ -308,7 +310,8 @@ def _rows(one: Operation) -> float:
   beside, entries = one.sides if one.kind == 'reductions' and len(one.sides) == 2 else (0, 0)
   if not beside:
     return 0.0
-  return entries / beside * _ROW * (1.0 if beside > 1 else 0.45)
+  each = _ROW if beside > 1 else 0.45 * _ROW
+  return entries / beside * (each if beside < _COLUMNS else max(each, _COLUMN * beside))
 
 
 def _of_products(one: Operation, rates: Rates, dtype: str) -> float:

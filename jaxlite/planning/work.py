@@ -138,6 +138,8 @@ def work_of(eqn: Any) -> Work:
     return Work('transcendental', 0.0, out, fused=True)
   if name in _MOVED_IN_PASSING:
     return Work('movement', 0.0, fused=True)
+  if name in _REDUCTIONS and taken == out and name.startswith('reduce_'):  # over axes of length 1: another shape
+    return Work('', fused=True)
   if name in _REDUCTIONS:
     whole = max(taken - out, 0.0)
     return Work('reductions', whole * (2 if name.startswith('arg') else 1), padded=whole, sides=(_row(eqn), int(taken)))

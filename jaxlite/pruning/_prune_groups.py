@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -108,8 +109,8 @@ def prune_groups(
     An Optax transformation (a `Last`).
 
   Raises:
-    ValueError: a share outside [0, 1); at init, nothing that can be removed (each group with its reason), a pattern
-      that matches none, groups of another network.
+    ValueError: a share outside [0, 1) or a penalty below 0; at init, nothing that can be removed (each group with its
+      reason), a pattern that matches none, groups of another network.
 
   References:
     Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006,
@@ -129,6 +130,8 @@ def prune_groups(
   shares = dict(sparsity) if isinstance(sparsity, Mapping) else {'': sparsity}
   shares = {rule: share_of(share, 'prune_groups') for rule, share in shares.items()}
   penalty = penalty if callable(penalty) else number(penalty, 'prune_groups: penalty')
+  if not callable(penalty) and not 0 <= penalty < math.inf:
+    raise ValueError(f'prune_groups: a penalty is 0 or more, since less would make units grow; got {penalty}')
   plan, _ = schedule_of('prune_groups', max(shares.values(), default=0.0), begin, end, every, 0.0, schedule)
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneGroupsState:

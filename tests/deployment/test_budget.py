@@ -78,6 +78,26 @@ def test_a_network_loses_its_smallest_units_and_the_cut_is_exact(tmp_path):
   assert jl.deploy(one, 'safetensors', out=tmp_path, budget={'latency': 1e5}, **QUICK).cut is None
 
 
+PARTS = {
+  'frozen': lambda config, total: jl.chain(jl.freeze('^a$'), optax.adam(0.05)),
+  'merged': lambda config, total: jl.chain(jl.optim.lora(2), optax.adam(0.05)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', PARTS)
+def test_the_values_are_those_of_the_program_that_was_cut(name, tmp_path):
+  one = network()
+  run(tmp_path, PARTS[name], model=one.model, steps=3)
+  jl.deploy(tmp_path, ('pack', 'safetensors'), budget={'parameters': 200}, **QUICK)
+  held, _ = read_safetensors(tmp_path / 'deployed' / 'network.safetensors')
+  x = (X - held['normalize.mean']) / held['normalize.std']
+  own = {name: held[f'params.{name}'] for name in 'abcd'}
+  found = jl.unpack(tmp_path / 'deployed' / 'network.jlp').predict(X)
+  wanted = one.model.apply(own, {}, x, train=False, key=None)[0]
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_what_cannot_be_met_says_the_nearest(tmp_path):
   for budget, words in (
     ({'parameters': 12}, r'parameters=12 cannot be met: the nearest is parameters=13'),

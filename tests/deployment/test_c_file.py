@@ -240,3 +240,16 @@ def test_examples_are_computed_one_by_one_whatever_batch_a_shape_has():
   turned = m.op('transpose', x, permutation=(0, 2, 1))
   assert m.values[turned].shape == (Batch(), 4, 3)
   assert c_source(m.graph(turned)).memory == 0  # copied to where the result goes
+
+
+def test_inputs_that_differ_in_case_alone_have_sizes_of_their_own():
+  m = Maker()
+  x, y = m.input(3), m.input(5)
+  graph = m.graph(m.op('reduce_sum', x, axes=(1,)), m.op('reduce_sum', y, axes=(1,)))
+  names = dict(zip(graph.inputs, ('input/a', 'input/A'), strict=True))
+  operations = tuple(one._replace(inputs=tuple(names[name] for name in one.inputs)) for one in graph.operations)
+  values = {names.get(name, name): value for name, value in graph.values.items()}
+  graph = graph._replace(inputs=tuple(names.values()), operations=operations, values=values)
+  sizes = re.findall(r'#define (\w+INPUT\w*_SIZE) (\d+)L', c_source(graph).header)
+  assert sorted(size for _, size in sizes) == ['3', '5']
+  assert len({name for name, _ in sizes}) == 2

@@ -4,13 +4,17 @@ batch size; what it cannot say it refuses."""
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import optax
 import pytest
 from flax import nnx
 
 import jaxlite as jl
 from jaxlite import models
+from jaxlite.cpu.kernels.compiler import compiler
+from jaxlite.deployment.c import check as c_check
 from jaxlite.deployment.c.file import write_c
+from jaxlite.deployment.c.source import c_source
 from jaxlite.deployment.onnx.file import onnx_bytes, write_onnx
 from jaxlite.deployment.operations import Batch, reference
 from jaxlite.deployment.operations.lowering import lower
@@ -201,6 +205,23 @@ REFUSED = {
   'products of examples': (lambda p, x: x @ x.T, 'one answer for each example'),
   'a batch that is counted': (lambda p, x: x * x.shape[0], 'batch is counted'),
   'a batch that is numbered': (lambda p, x: x + jnp.arange(x.shape[0])[:, None], 'the same for each example'),
+  'a look at the first example': (lambda p, x: x - x[:1], 'slice runs over the batch'),
+  'a look at a numbered one': (lambda p, x: x - x[jnp.array([1])], 'gather runs over the batch'),
+  'entries at the places of others': (lambda p, x: jnp.tile(x, 2).T.reshape(-1, 6), 'reshape runs over the batch'),
+  'halves of the batch': (lambda p, x: jnp.tile(x, 2).reshape(6, -1).T, 'reshape runs over the batch'),
+  'times before examples, and after': (
+    lambda p, x: (x.T.reshape(-1, 1) + x.reshape(-1, 1)).reshape(3, -1).T,
+    'add runs over the batch',
+  ),
+  'neighbors in the batch': (
+    lambda p, x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (3, 1), (1, 1), 'SAME'),
+    'reduce_window_sum runs over the batch',
+  ),
+  'the example before': (
+    lambda p, x: x - jax.lax.pad(x, 0.0, ((1, -1, 0), (0, 0, 0))),
+    'pad runs over the batch',
+  ),
+  'bits of whole numbers': (lambda p, x: jax.lax.reduce_or(x.astype(jnp.int32), (1,)), 'joined bit by bit'),
   'a way that the input chooses': (lambda p, x: jax.lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), 'use jnp.where'),
   'a loop without an end': (lambda p, x: jax.lax.while_loop(lambda y: y[0, 0] < 1, lambda y: y + 1, x), 'while at'),
   'a long loop': (lambda p, x: jax.lax.fori_loop(0, 1000, lambda i, y: y + 1, x), 'up to 256 iterations'),
@@ -217,6 +238,48 @@ def test_what_cannot_be_said_is_refused_in_a_line(name):
   with pytest.raises(ValueError, match=match) as caught:
     lower(fn, {}, floats(4, 3))
   assert '\n' not in str(caught.value)
+
+
+def test_a_layer_that_runs_at_each_time_has_all_examples_of_a_time_side_by_side():
+  kernel = floats(3, 2, 4)
+
+  def fn(params, x):  # vmap of a convolution makes [time * batch, ...] of them
+    def conv(x):
+      return jax.lax.conv_general_dilated(x, kernel, (1,), 'SAME', dimension_numbers=('NWC', 'WIO', 'NWC'))
+
+    return jax.vmap(conv, in_axes=1, out_axes=1)(x)
+
+  x = floats(4, 5, 6, 2)
+  agree(reference.run(lower(fn, {}, x[:1]), x), fn({}, x))
+
+
+def test_at_the_edges_of_their_numbers_files_answer_as_jax_does():
+  table, few = floats(5, 3), np.arange(10, dtype=np.uint8).reshape(5, 2)
+  weight = np.array([[127], [-128], [127]], np.int8)
+
+  def looks(params, given):
+    ids, small = given['ids'], given['small']
+    padded = jnp.asarray(params['table']).at[ids].get(mode='fill', fill_value=0.0)  # an index past the end is no word
+    wide = jax.lax.dot(small, params['weight'], preferred_element_type=jnp.int32)
+    return padded, jnp.take(params['table'], ids, axis=0), jnp.take(params['few'], ids, axis=0), wide
+
+  def turns(params, x):
+    return tuple(jnp.asarray(x).astype(kind) for kind in ('uint8', 'int16', 'int32'))
+
+  ids = np.array([[0, 4], [5, -1], [-5, -6], [2**30, -(2**31)]], np.int32)
+  given = {'ids': ids, 'small': np.full((4, 3), -128, np.int8)}
+  params = {'table': table, 'few': few, 'weight': weight}
+  graph, named = recognized(lower(looks, params, given)), {'input/ids': ids, 'input/small': given['small']}
+  odd = np.array([[np.nan, np.inf, -np.inf, 3e9, 255.5, -1.5, 300.0]], np.float32)
+  plain = recognized(lower(turns, {}, odd))
+  for wanted, one, examples in ((looks(params, given), graph, named), (turns({}, odd), plain, {'input': odd})):
+    ran = c_check.run(c_source(one), one, examples, [compiler(), '-std=c99', '-O1'])
+    for found in (reference.run(one, examples), ran.results):
+      for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+  session = onnxruntime.InferenceSession(onnx_bytes(plain), providers=['CPUExecutionProvider'])
+  for got, want in zip(session.run(None, {'input': odd}), turns({}, odd), strict=True):
+    np.testing.assert_array_equal(got, want)
 
 
 def test_what_cannot_be_written_does_no_harm_where_nothing_needs_it():
@@ -247,3 +310,12 @@ def test_what_onnx_runtime_answers_otherwise_is_not_written(tmp_path, monkeypatc
   with pytest.raises(ValueError, match='answers otherwise than the network, by up to 1'):
     write_onnx(graph, tmp_path / 'net.onnx', {'input': floats(4, 3)})
   assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_is_constant_has_a_row_for_each_example():
+  def fn(params, x):
+    return x @ params, jnp.broadcast_to(params[0], (len(x), 2))
+
+  weights, x = floats(3, 2), floats(4, 3)
+  session = onnxruntime.InferenceSession(onnx_bytes(recognized(lower(fn, weights, x[:1]))))
+  agree(session.run(None, {'input': x}), fn(weights, x))

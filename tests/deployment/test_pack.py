@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 import random_graphs
+from jaxlite import tasks
+from jaxlite.deployment.metadata import about_of, packed_about
 from jaxlite.deployment.operations import Batch, Graph, Value, reference
 from jaxlite.deployment.packed import arrays as packed_arrays
 from jaxlite.deployment.packed import entropy
 from jaxlite.deployment.packed import file as pack
 from jaxlite.deployment.packed import operations as packed_graph
 from jaxlite.deployment.packed import words as packed_words
+from jaxlite.deployment.packed.labels import labels_of
 from jaxlite.deployment.packed.scales import scaled
 from jaxlite.deployment.packed.values import Models, Place
 
@@ -282,3 +285,40 @@ def test_another_process_reads_and_predicts_without_jax(tmp_path):
 
 
 # --- from a stranger's hands ---------------------------------------------------------------------------------------
+
+
+ANSWERED = {
+  'classes': (tasks.classification(class_names=['a', 'b', 'c']), [0, 1, 2], (9, 3)),
+  'numbered classes': (tasks.classification(3), [0, 1, 2], (9, 3)),
+  'two classes by a logit': (tasks.binary(class_names=['ham', 'spam']), [0, 1], (9,)),
+  'the other of two': (tasks.binary('ham', ['ham', 'spam']), [0, 1], (9, 1)),
+  'two classes by two': (tasks.binary(), [0, 1], (9, 2)),
+  'several labels': (tasks.multi_label(['x', 'y', 'z'], threshold=0.7), [[0, 1, 1]], (9, 3)),
+  'a number': (tasks.regression(), [1.0, 2.5], (9, 1)),
+  'pixels': (tasks.segmentation(class_names=['sky', 'sea']), [[0, 1]], (9, 4, 2)),
+  'words': (tasks.sequence_labels(class_names=['other', 'name']), [[0, 1]], (9, 4, 2)),
+}
+
+
+@pytest.mark.parametrize('name', ANSWERED)
+def test_a_file_calls_an_answer_what_its_task_calls_it(name):
+  task, labels, shape = ANSWERED[name]
+  facts = task.facts(task.check(np.asarray(labels), 'train'), {})
+  facts |= {'threshold': 0.3} if task.name == 'binary' else {}  # as a run decides it
+  outputs = np.random.default_rng(0).normal(size=shape, scale=4).astype(np.float32)
+  about = packed_about(about_of('run', 1, task.name, facts, encoder=None))
+  found, wanted = labels_of(outputs, about), task.answer(outputs, facts)['labels']
+  assert [str(one) for one in found] == [str(one) for one in wanted]
+  assert len({str(one) for one in found}) > 1
+
+
+def test_outputs_whose_meaning_nobody_says_have_no_labels():
+  two = np.ones((4, 2), np.float32)
+  for outputs, about in (
+    (two[:, 0], {}),
+    (two, {'task': 'mine'}),
+    (two, {'class_names': ['a', 'b', 'c']}),
+    ((two,), {}),
+  ):
+    with pytest.raises(ValueError, match='use predict'):
+      labels_of(outputs, about)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxlite as jl
 from jaxlite.host.safetensors_file import read_safetensors, safetensors_bytes, write_safetensors
 
 ARRAYS = {
@@ -53,3 +54,10 @@ def test_what_is_damaged_is_refused():
 def test_a_dtype_without_a_word_is_told():
   with pytest.raises(ValueError, match=r"no word for complex64, the dtype of 'z'"):
     safetensors_bytes({'z': np.zeros(2, np.complex64)})
+
+
+def test_two_values_that_would_have_one_name_are_refused(tmp_path):
+  params = {'a': {'b': np.ones((3, 2), np.float32)}, 'a.b': np.ones(2, np.float32)}
+  network = jl.Network(jl.from_function(lambda p, x: x @ p['a']['b'] + p['a.b'], params), params, {})
+  with pytest.raises(ValueError, match=r"two are 'params\.a\.b': rename one of them"):
+    jl.deploy(network, 'safetensors', out=tmp_path, examples=np.ones((4, 3), np.float32), say=lambda line: None)

@@ -35,6 +35,31 @@ def test_a_sum_over_what_is_gone_and_not_zero_is_refused_by_its_equation():
   assert 'reduce_sum' in why
 
 
+@pytest.mark.parametrize('filling', ['learned', 'of the data', 'zero'])
+def test_what_is_put_around_an_image_is_put_around_what_goes_too(filling):
+  def fn(p, x):
+    h = jax.nn.relu(jnp.einsum('bhc,cd->bhd', x, p['a']))
+    value = {'learned': p['c'], 'of the data': x.max(), 'zero': 0.0}[filling]
+    return jax.lax.pad(h, value, ((0, 0, 0), (1, 1, 0), (0, 0, 0))).sum(-1) @ p['b'] + jax.nn.relu(h @ p['d']).sum(1)
+
+  params = {**ones(a=(6, 8), b=(5, 2), d=(8, 2)), 'c': jnp.float32(3)}
+  x = np.ones((2, 3, 6), np.float32)
+  small, found = groups(fn, params, x)
+  assert found[frozenset({'a[1]', 'd[0]'})] == (8, 4 if filling == 'zero' else 8)
+  np.testing.assert_allclose(small.network.predict(x), fn(shrinking.masked(small, params, {})[0], x), rtol=1e-5)
+
+
+def test_parts_put_together_that_keep_other_channels():
+  def fn(p, x):
+    padded = jnp.pad(x @ p['a'], ((0, 0), (0, 4)))
+    return jnp.concatenate([x @ p['b'], padded], 0) @ p['c']
+
+  params = ones(a=(6, 4), b=(6, 8), c=(8, 2))
+  small, _ = groups(fn, params, X)
+  got = small.model.apply(small.params, {}, X, train=False, key=None)[0]
+  np.testing.assert_allclose(got, fn(shrinking.masked(small, params, {})[0], X), rtol=1e-5, atol=1e-5)
+
+
 def test_errors_say_what_was_wrong():
   def fn(p, x):
     return jax.nn.relu(x @ p['a']) @ p['b']
@@ -53,6 +78,8 @@ def test_errors_say_what_was_wrong():
       jl.shrink(fn, params, None, X, **options)
   with pytest.raises(ValueError, match='finite'):
     jl.shrink(fn, {**params, 'a': params['a'].at[0, 0].set(jnp.nan)}, None, X, keep=0.5, multiple=1)
+  with pytest.raises(ValueError, match=r"numbers from 0.*'b'"):
+    jl.shrink(fn, params, None, X, keep=0.5, multiple=1, scores={**jax.tree.map(abs, params), 'b': -params['b']})
   with pytest.raises(ValueError, match='no group of this network can be removed'):
     jl.shrink(lambda p, x: x @ p['a'], params, None, X, keep=0.5)
   small = jl.shrink(fn, params, None, X, keep=0.5, multiple=1)
@@ -111,6 +138,50 @@ def test_factored_moments_are_refused():
   )
   with pytest.raises(ValueError, match='make this state anew'):
     small.cut(optax.adafactor(0.1).init(params))
+
+
+@pytest.mark.parametrize('width', [32, 48])
+def test_a_teacher_stays_whole(width):
+  def fn(p, x):
+    return jax.nn.relu(x @ p['a']) @ p['c']
+
+  rng = np.random.default_rng(0)
+  theirs = {'a': rng.normal(size=(6, width)).astype(np.float32), 'c': rng.normal(size=(width, 2)).astype(np.float32)}
+  teacher = jl.Network(jl.from_function(fn, theirs), theirs, {})
+  batch = {'inputs': X, 'labels': np.arange(3) % 2}
+  model, recipe = jl.from_function(fn, ones(a=(6, 32), c=(32, 2))), jl.chain(jl.distill(teacher), optax.adam(0.01))
+  train = jl.train_step(model, jl.cross_entropy, recipe)
+  state, _ = train.step(train.init(jax.random.key(0), batch), batch)
+  for whole, more in ((model, {}), (train.model, {'jl.const': state.const})):
+    small = jl.shrink(whole, state.params, {**state.model_state, **more}, X, keep=0.5, key=jax.random.key(0))
+    left = small.cut(state)
+    assert left.params['a'].shape == (6, 16)
+    jax.tree.map(np.testing.assert_array_equal, left.const, state.const)
+  told = [why for name, why in small.fixed.items() if name.endswith('params/a[1]')]
+  assert told == ['it is constant and has no part in the answers: a teacher, say']
+
+
+def test_what_is_frozen_is_cut_where_the_state_keeps_it():
+  def fn(p, x):
+    return jax.nn.relu(x @ p['a']) @ p['c']
+
+  batch = {'inputs': X, 'labels': np.arange(3) % 2}
+  parts = jl.chain(jl.freeze('^a$'), optax.adam(0.01))
+  train = jl.train_step(jl.from_function(fn, ones(a=(6, 32), c=(32, 2))), jl.cross_entropy, parts)
+  state = train.init(jax.random.key(0), batch)
+  small = jl.shrink(train.model, state.params, {**state.model_state, 'jl.const': state.const}, X, keep=0.5)
+  assert jax.tree.map(jnp.shape, small.cut(state).const) == {'freeze': {'a': (6, 16)}}
+
+
+def test_moments_are_cut_by_the_layer_that_they_are_of():
+  def fn(p, x):
+    return jax.nn.relu(jax.nn.relu(x @ p['w']) @ p['mu']['w']) @ p['out']
+
+  params = {**ones(w=(6, 6), out=(6, 2)), 'mu': ones(w=(6, 6))}  # Adam calls its moments mu, too
+  small = jl.shrink(fn, params, None, X, keep=0.5, multiple=1)
+  state = optax.adam(0.1).init(params)[0]._replace(mu=params, nu=params)
+  for left in (small.cut(state).mu, small.cut((state, params))[1], small.cut({'a': [state]})['a'][0].nu):
+    jax.tree.map(np.testing.assert_array_equal, left, small.params)
 
 
 # --- budgets -------------------------------------------------------------------------------------------------------

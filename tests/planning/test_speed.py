@@ -206,6 +206,7 @@ def test_a_sum_over_rows_takes_as_long_for_few_columns_as_for_a_vector_of_them()
   down = lambda x: x.sum((0, 1, 2))  # noqa: E731
   few, more = (processor(down, f32(64, 28, 28, columns)) for columns in (4, 16))
   assert few == pytest.approx(more, rel=0.3)
+  assert not any(one.kind == 'reductions' for one in program(lambda x: x.sum(1), f32(64, 1, 30_000)))  # another shape
   assert processor(lambda x: x.sum(-1), f32(64, 28, 28, 4)) < 0.5 * few
 
 
@@ -214,3 +215,22 @@ def test_windows_that_overlap_ask_each_entry_more_than_once():
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'VALID').sum()
 
   assert processor(jax.grad(wide), f32(8, 29, 29, 32)) > 2 * processor(jax.grad(pool), f32(8, 29, 29, 32))
+
+
+def test_a_sum_that_only_a_sum_reads_is_one_with_it():
+  """A bias whose channels come first is summed over the batch, then over places: XLA sums once."""
+  once = lambda x: x.sum((0, 2, 3))  # noqa: E731
+  twice = lambda x: x.sum(0).sum((1, 2))  # noqa: E731
+  x = f32(64, 24, 28, 28)  # 18,816 entries for each example: a wide row
+  assert processor(twice, x) == pytest.approx(processor(once, x), rel=0.1)
+  assert processor(lambda x: x.sum(0), x) > 10 * processor(once, x)
+  assert processor(lambda x: (lambda s: (s, s.sum()))(x.sum(0)), x) > 10 * processor(once, x)  # that is given out
+
+
+def test_a_pool_slides_over_its_input_as_it_lies():
+  """Behind a transposition of 12 channels to the end it slides along rows, however short."""
+  turned = jax.grad(lambda x: (pool(x.transpose(0, 2, 3, 1)) ** 2).sum())
+  first = jax.grad(lambda x: (pool(x) ** 2).sum())
+  assert 'few by place' in groups(first, f32(8, 32, 32, 12))
+  for side in (32, 14):
+    assert 'few by place' not in groups(turned, f32(8, 12, side, side))

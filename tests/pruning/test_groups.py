@@ -227,6 +227,7 @@ def test_mistakes_are_told_in_a_line():
   groups = find_groups(jl.from_function(mlp, params), X)
   for make, words in (
     (lambda: prune_groups(1.0), r'in \[0, 1\)'),
+    (lambda: prune_groups(0.5, penalty=-0.1), '0 or more'),
     (lambda: prune_groups(0.5).init(params), r'groups=jl.pruning.find_groups'),
     (lambda: prune_groups(0.5, groups=groups).init(weights(**{**MLP, 'a': (5, 8)})), 'of another network'),
     (lambda: prune_groups({'nope': 0.5}, groups=groups).init(params), 'nope'),

@@ -10,6 +10,7 @@ from jaxlite.deployment.c import scalars as c_scalars
 from jaxlite.deployment.c.steps import Builder, View, added, broadcast, copied, nest, whole_strides
 from jaxlite.deployment.c.text import number, type_of
 from jaxlite.deployment.operations import Operation
+from jaxlite.deployment.operations.edges import nothing_of
 
 
 def _same(b: Builder, one: Operation, view: View) -> None:
@@ -133,7 +134,7 @@ def _pad(b: Builder, one: Operation) -> None:
 
 
 def _take(b: Builder, one: Operation) -> None:
-  """Rows of a table; what lies outside it is NaN, or the least of whole numbers, as JAX fills it."""
+  """Rows of a table; what lies outside it is filled as JAX fills it."""
   table, ids = one.inputs
   shape = b.shape(table)
   rows, width = shape[0], shape[1:]
@@ -162,7 +163,7 @@ def _take(b: Builder, one: Operation) -> None:
 
 
 def _nothing(dtype: np.dtype) -> str:
-  return 'NAN' if c_scalars.floating(dtype) else number(0 if dtype == np.bool_ else np.iinfo(dtype).min, dtype)
+  return 'NAN' if c_scalars.floating(dtype) else number(nothing_of(dtype), dtype)
 
 
 def _gather(b: Builder, one: Operation) -> None:

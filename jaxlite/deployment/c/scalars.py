@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlite.deployment.c.text import number, type_of
 from jaxlite.deployment.integers import rules as integer_rules
-from jaxlite.deployment.operations.reference import to_even
+from jaxlite.deployment.operations.edges import to_even
 
 
 class Expression(NamedTuple):

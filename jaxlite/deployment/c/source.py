@@ -210,7 +210,7 @@ def _ends(b: Builder) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, 
   for name in b.graph.inputs:
     parameter = name_of(name)
     parameter = parameter if parameter.startswith('input') else f'input_{parameter}'
-    while parameter in located.values():
+    while parameter.upper() in {one.upper() for one in located.values()}:  # macros have their names in capitals
       parameter += '_'
     located[b.views[name].buffer] = parameter
     inputs.append((parameter, type_of(b.dtype(name), name), math.prod(b.shape(name))))

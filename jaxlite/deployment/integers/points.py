@@ -22,7 +22,7 @@ import numpy as np
 from jaxlite.deployment.integers import whole_sums
 from jaxlite.deployment.integers.grids import Grid, grid_of
 from jaxlite.deployment.operations import Batch, Graph, Operation, Shape, Value, pruned
-from jaxlite.deployment.operations.reference import to_even
+from jaxlite.deployment.operations.edges import to_even
 from jaxlite.deployment.operations.rewriting import Editor, edited
 
 # What moves values and computes none: of int8 as of floats.

@@ -237,7 +237,20 @@ def _dequantize(r: _Reader, one: Operation) -> jax.Array:
   return r.weight(q, scales, one.attributes.get('axis', 0))
 
 
+def _converted(r: _Reader, one: Operation) -> jax.Array:
+  """A cast, which LiteRT leaves open for what a whole number does not hold: the nearest that it does, a NaN 0."""
+  x, dtype = r.value(one.inputs[0]), np.dtype(one.attributes['new_dtype'])
+  if x.dtype != _FLOAT or dtype.kind not in 'iu':
+    return x.astype(dtype)
+  info, most = np.iinfo(dtype), np.float32(np.iinfo(dtype).max)
+  most = np.nextafter(most, np.float32(0)) if float(most) > info.max else most
+  x = jnp.where(x == x, x, np.float32(0))
+  whole = jnp.minimum(jnp.maximum(x, np.float32(info.min)), most).astype(dtype)
+  return whole if float(most) == info.max else jnp.where(x > most, dtype.type(info.max), whole)
+
+
 _RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
+  'convert_element_type': _converted,
   'reduce_window_sum': lambda r, one: windows.sum_pool(r.value(one.inputs[0]), **one.attributes),
   'max_pool': lambda r, one: windows.max_pool(r.value(one.inputs[0]), **one.attributes),
   'quantize': lambda r, one: r.value(one.inputs[0]),

@@ -57,7 +57,7 @@ def onnx_bytes(graph: Graph, *, about: Mapping[str, str] | None = None) -> bytes
   for name in graph.outputs:
     outputs.append(f'output/{name}' if len(graph.outputs) > 1 else 'output')
     outputs[-1] += f'.{len(outputs)}' if outputs[-1] in outputs[:-1] else ''  # one value that is given twice
-    value = writer.get(name)
+    value = writer.whole(name)  # of a constant a row for each example
     writer.node('Identity', [_moved(writer, value, -128, np.int8) if name in shifted else value], outputs[-1])
 
   def described(name: str, value: str) -> Any:

@@ -89,7 +89,20 @@ def _chosen(w: Writer, one: Operation, operands: list[str]) -> str:
 
 
 def _cast(w: Writer, one: Operation, operands: list[str]) -> str:
-  return w.node('Cast', operands, to=w.helper.np_dtype_to_tensor_dtype(w.graph.values[one.outputs[0]].dtype))
+  source, dtype = (w.graph.values[name].dtype for name in (one.inputs[0], one.outputs[0]))
+  to = w.helper.np_dtype_to_tensor_dtype(dtype)
+  if source not in (np.float32, np.float64) or dtype.kind not in 'iu':
+    return w.node('Cast', operands, to=to)
+  info = np.iinfo(dtype)  # what it does not hold is left open there: the nearest, and 0 for a NaN, as everywhere else
+  most = source.type(info.max)
+  most = np.nextafter(most, source.type(0)) if float(most) > info.max else most
+  x = w.node('Where', [w.node('IsNaN', operands), w.number(0, one.inputs[0]), *operands])
+  edges = [w.number(float(edge), one.inputs[0]) for edge in (info.min, most)]
+  whole = w.node('Cast', [w.node('Clip', [x, *edges])], to=to)
+  if most == info.max or dtype.kind == 'u':
+    return whole
+  beyond = w.node('Greater', [x, edges[1]])
+  return w.node('Where', [beyond, w.array(np.array(info.max, dtype), 'number'), whole])
 
 
 def _of_one(kind: str, value: float) -> Callable[..., str]:

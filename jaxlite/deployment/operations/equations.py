@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from jaxlite.deployment.operations import edges
 
 
 def _names(text: str) -> frozenset[str]:
@@ -46,7 +50,59 @@ def left_out(eqn: Any) -> str:
     return 'a gather from a table for each example'
   if kind == 'sort' and len(eqn.invars) != 1:
     return 'arrays sorted by another'
+  if kind in ('reduce_and', 'reduce_or') and eqn.outvars[0].aval.dtype != np.bool_:
+    return 'whole numbers joined bit by bit'
   return ''
+
+
+def by_others(eqn: Any) -> Any:
+  """Returns an equation whose form the list lacks as a program of equations that it has; None where it needs none.
+
+  A gather that puts a number of its own where there is nothing chooses between that and the nearest entry; a product
+  whose result is wider than its operands is one of operands that were made as wide; what is tiled is repeated along
+  axes of their own.
+
+  Args:
+    eqn: any.
+
+  Returns:
+    A closed jaxpr that takes its operands and gives its results.
+  """
+  kind, params = eqn.primitive.name, eqn.params
+  avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
+  if kind == 'gather' and 'FILL' in str(params['mode']) and not _usual(params['fill_value'], avals[0].dtype):
+    return jax.make_jaxpr(lambda table, ids: _filled(params, table, ids))(*avals)
+  if kind == 'tile':
+    return jax.make_jaxpr(lambda x: _tiled(x, params['reps']))(*avals)
+  out = eqn.outvars[0].aval.dtype if eqn.outvars else None
+  if kind in ('dot_general', 'conv_general_dilated') and any(a.dtype != out and widens(a.dtype, out) for a in avals):
+    rest = {**params, 'preferred_element_type': out}
+    return jax.make_jaxpr(lambda x, y: eqn.primitive.bind(x.astype(out), y.astype(out), **rest))(*avals)
+  return None
+
+
+def _tiled(x: jax.Array, reps: Sequence[int]) -> jax.Array:
+  pairs = [size for each in zip(reps, x.shape, strict=True) for size in each]
+  wide = lax.broadcast_in_dim(x, pairs, range(1, len(pairs), 2))
+  return lax.reshape(wide, [times * size for times, size in zip(reps, x.shape, strict=True)])
+
+
+def _usual(filling: Any, dtype: Any) -> bool:
+  if filling is None:
+    return True
+  nothing = edges.nothing_of(np.dtype(dtype))
+  return bool(np.isnan(filling) if jnp.issubdtype(dtype, jnp.inexact) else filling == nothing)
+
+
+def _filled(params: Any, table: jax.Array, ids: jax.Array) -> jax.Array:
+  numbers, sizes = params['dimension_numbers'], params['slice_sizes']
+  most = np.array([table.shape[axis] - sizes[axis] for axis in numbers.start_index_map]).astype(ids.dtype)
+  there = jnp.all((ids >= 0) & (ids <= most), -1)
+  found = lax.gather(table, jnp.clip(ids, 0, most), numbers, sizes, mode='clip')
+  lead = [axis for axis in range(found.ndim) if axis not in numbers.offset_dims]
+  return jnp.where(
+    lax.broadcast_in_dim(there, found.shape, lead), found, jnp.asarray(params['fill_value'], found.dtype)
+  )
 
 
 def keeps(eqn: Any) -> bool:

@@ -252,6 +252,8 @@ class _Writer(NamedTuple):
       return [operands[unknown.index(True)]] * len(eqn.outvars)
     if all(known):
       return _computed(eqn, operands)
+    if (said := equations.by_others(eqn)) is not None:
+      return self.body(said, operands)
     if kind not in equations.UNARY | equations.BINARY | equations.OTHERS | self.of_params(kind, operands):
       why = f'{kind} at {equations.where(eqn)} is none: compute it before or after the network, or write it by others'
       return self.unknown(eqn, f'a network that leaves jaxlite is made of operations that its list knows; {why}')

@@ -6,6 +6,7 @@ examples together, is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ def joined(one: Trace, other: Trace, *, lenient: bool = False) -> Graph:
     except ValueError as error:
       values[name] = Value(first.shape, np.asarray(first.array).dtype)
       operations.append(Operation(UNKNOWN, (), (name,), {'why': _refused(error, lenient)}))
+  before = dict.fromkeys(one.inputs, 1)
   for first, second in zip(one.operations, other.operations, strict=True):
     if first.inputs != tuple(swapped.get(name, name) for name in second.inputs):
       raise ValueError(
@@ -72,6 +74,7 @@ def joined(one: Trace, other: Trace, *, lenient: bool = False) -> Graph:
       attributes = {name: _open(value, second.attributes[name], str(first)) for name, value in first.attributes.items()}
       made = first._replace(attributes=attributes)
       _check_apart(made, values)
+      before.update(dict.fromkeys(made.outputs, _before(made, values, before)))
       why = next((refused[name] for name in first.outputs if name in refused), '')
     except ValueError as error:
       why = _refused(error, lenient)
@@ -87,14 +90,90 @@ def _refused(error: ValueError, lenient: bool) -> str:
 
 def _check_apart(one: Operation, values: Mapping[str, Value]) -> None:
   """Refuses what brings examples together: with another batch beside it, an example would have another answer."""
-  told = one.attributes
-  axes = told.get('axes', ())
-  if one.kind.startswith('cum') or one.kind in ('sort', 'concatenate', 'rev'):
-    axes = told.get('dimensions', (told.get('axis', told.get('dimension')),))
-  if one.kind == 'dot_general':
-    axes = told['dimension_numbers'][0][0]
-  if any(isinstance(values[one.inputs[0]].shape[axis], Batch) for axis in axes):
-    raise ValueError(f'an answer depends on its own example alone; {one.outputs[0]} = {one.kind} runs over the batch')
+  for name, axes in _together(one, values).items():
+    if any(isinstance(values[name].shape[axis], Batch) for axis in axes):
+      raise _mixed(one)
+
+
+def _mixed(one: Operation) -> ValueError:
+  return ValueError(f'an answer depends on its own example alone; {one.outputs[0]} = {one.kind} runs over the batch')
+
+
+def _together(one: Operation, values: Mapping[str, Value]) -> dict[str, Any]:
+  """Along which axes of which operands an operation makes an entry of several, or leaves some out."""
+  told, kind, (first, *rest) = one.attributes, one.kind, one.inputs or ('',)
+  shape = values[first].shape if first else ()
+  if kind.startswith('cum') or kind in ('sort', 'concatenate', 'rev'):
+    return {first: told.get('dimensions', (told.get('axis', told.get('dimension')),))}
+  if kind == 'dot_general':
+    return {first: told['dimension_numbers'][0][0]}
+  if kind == 'conv_general_dilated':
+    lhs, rhs, _ = told['dimension_numbers']
+    return {first: lhs[1:], rest[0]: rhs}
+  if kind == 'pad':
+    return {first: [axis for axis, sides in enumerate(told['padding_config']) if any(sides)]}
+  if kind in ('gather', 'dynamic_slice'):
+    return {first: [axis for axis, size in enumerate(told['slice_sizes']) if size != shape[axis]]}
+  if kind == 'slice':
+    steps = told.get('strides') or (1,) * len(shape)
+    spans = zip(told['start_indices'], told['limit_indices'], steps, shape, strict=True)
+    return {first: [axis for axis, span in enumerate(spans) if not _of_each(*span)]}
+  if kind.startswith('reduce_window'):
+    still = [told[name] for name in ('window_dimensions', 'window_strides', 'base_dilation', 'window_dilation')]
+    sides = zip(*still, told['padding'], strict=True)
+    return {first: [axis for axis, (*sizes, edges) in enumerate(sides) if {*sizes} != {1} or any(edges)]}
+  return {first: told.get('axes', ())} if first else {}
+
+
+def _of_each(start: Any, limit: Any, step: Any, size: Any) -> bool:
+  """Whether a slice takes the same entries of each example: the second of every pair."""
+  if (start, limit, step) == (0, size, 1):
+    return True
+  whole = limit == size and isinstance(size, Batch) and isinstance(start, int)
+  return whole and size.times % step == 0 and start < step
+
+
+def _before(one: Operation, values: Mapping[str, Value], before: Mapping[str, int]) -> int:
+  """How many entries of an axis that grows stand before its examples: [T, B] as one axis is `T` times all examples.
+
+  What is written out that way (a convolution that runs at each time) is put in order again by its way back. Another
+  way would bring entries of several examples to the place of one.
+  """
+  live = [name for name in one.inputs if _grows(values[name].shape) and name in before]
+  ahead = {before[name] for name in live}
+  if len(ahead) > 1:
+    raise _mixed(one)
+  here = ahead.pop() if ahead else 1
+  shape = values[one.outputs[0]].shape
+  places = _grows(shape)
+  if one.kind == 'slice' and here > 1 and any(map(_strided, one.attributes.get('strides') or (), shape)):
+    raise _mixed(one)
+  if one.kind != 'reshape' or not live:
+    return here
+  old = values[one.inputs[0]].shape
+  if len(places) != 1 or len(_grows(old)) != 1:
+    if [size for size in old if size != 1] != [size for size in shape if size != 1]:
+      raise _mixed(one)
+    return here
+  (axis,), (place,) = _grows(old), places
+  ahead_of_all, outer = here * _product(old[:axis]), _product(shape[:place])
+  size = shape[place]
+  assert isinstance(size, Batch)
+  if not outer or ahead_of_all % outer or size.times % (ahead_of_all // outer):
+    raise _mixed(one)
+  return ahead_of_all // outer
+
+
+def _strided(step: int, size: Any) -> bool:
+  return step > 1 and isinstance(size, Batch)
+
+
+def _grows(shape: Shape) -> list[int]:
+  return [axis for axis, size in enumerate(shape) if isinstance(size, Batch)]
+
+
+def _product(shape: Shape) -> int:
+  return math.prod(size for size in shape if isinstance(size, int))
 
 
 def _open(one: Any, other: Any, what: str) -> Any:

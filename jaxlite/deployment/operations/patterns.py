@@ -299,12 +299,12 @@ def _activation(editor: Editor, one: Operation) -> str | None:
       if one.kind == 'max':
         return editor.add('relu', [x], output, shape) if bound == 0 else None
       relu = editor.maker(x, 'relu')
-      if relu is not None:
+      if relu is not None and bound >= 0:
         editor.operations.remove(relu)
         return editor.add('clip', relu.inputs, output, shape, low=0.0, high=bound)
   if one.kind == 'clamp':
     low, high = editor.number(one.inputs[0]), editor.number(one.inputs[2])
-    if low is not None and high is not None and np.issubdtype(editor.values[output].dtype, np.floating):
+    if low is not None and high is not None and low <= high and np.issubdtype(editor.values[output].dtype, np.floating):
       return editor.add('clip', [one.inputs[1]], output, shape, low=low, high=high)
   if one.kind in ('div', 'mul'):
     return _mean(editor, one)

@@ -88,7 +88,7 @@ def _bias_first(editor: Editor, one: Operation) -> str | None:
     return None
   number, x = one.inputs[known.index(True)], one.inputs[known.index(False)]
   pool, array = editor.maker(x, 'max_pool'), editor.constants[number]
-  apart = editor.values[x] == editor.values[one.outputs[0]] and np.isfinite(array).all()
+  apart = editor.values[x] == editor.values[one.outputs[0]] and array.dtype.kind == 'f' and np.isfinite(array).all()
   if pool is None or not apart or (array.ndim and array.size != array.shape[-1]):
     return None
   before = editor.values[pool.inputs[0]].shape

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.deployment.integers import rules as integer_rules
-from jaxlite.deployment.operations import Batch, Graph, Operation, Value, sized
+from jaxlite.deployment.operations import Batch, Graph, Operation, Value, edges, sized
 from jaxlite.deployment.operations.given import check_kind
 
 
@@ -204,31 +204,6 @@ def _lowest(dtype: np.dtype[Any]) -> Any:
   return -np.inf if np.issubdtype(dtype, np.inexact) else np.iinfo(dtype).min
 
 
-def _gathered(
-  table: np.ndarray, indices: np.ndarray, *, dimension_numbers: Any, slice_sizes: Sequence[int], mode: str
-) -> np.ndarray:
-  offset_dims, collapsed, start_map, *_ = dimension_numbers  # what is batched is refused in lowering
-  lead = indices.shape[:-1]
-  limit = [table.shape[axis] - slice_sizes[axis] for axis in start_map]
-  outside = ((indices < 0) | (indices > np.array(limit))).any(-1)
-  where = np.clip(indices, 0, limit)
-  kept = [axis for axis in range(table.ndim) if axis not in collapsed]
-  rows = []
-  for place in where.reshape(-1, where.shape[-1]):
-    starts = dict(zip(start_map, place, strict=True))
-    cut = tuple(slice(starts.get(axis, 0), starts.get(axis, 0) + size) for axis, size in enumerate(slice_sizes))
-    rows.append(table[cut].reshape([slice_sizes[axis] for axis in kept]))
-  found = np.stack(rows) if rows else np.zeros((0, *(slice_sizes[axis] for axis in kept)), table.dtype)
-  found = found.reshape(*lead, *(slice_sizes[axis] for axis in kept))
-  if mode == 'fill_or_drop':
-    nothing = np.nan if np.issubdtype(table.dtype, np.inexact) else _lowest(table.dtype)
-    found = np.where(outside.reshape(*lead, *[1] * len(kept)), nothing, found)
-  rank = len(lead) + len(kept)
-  rest = iter(range(len(lead)))
-  inner = iter(range(len(lead), rank))
-  return found.transpose([next(inner) if axis in offset_dims else next(rest) for axis in range(rank)])
-
-
 def _moved(x: np.ndarray, *starts: np.ndarray, slice_sizes: Sequence[int]) -> np.ndarray:
   firsts = [int(np.clip(one, 0, size - wide)) for one, size, wide in zip(starts, x.shape, slice_sizes, strict=True)]
   return x[tuple(slice(first, first + wide) for first, wide in zip(firsts, slice_sizes, strict=True))]
@@ -304,11 +279,11 @@ RULES: dict[str, Callable[..., Any]] = {
   'logistic': _each(lambda x: 1 / (1 + np.exp(-x))),
   'erf': _each(_erf),
   'erfc': _each(np.vectorize(math.erfc, otypes=[np.float64])),
-  'round': lambda x, *, rounding_method: np.rint(x) if to_even(rounding_method) else np.trunc(x + np.copysign(0.5, x)),
+  'round': edges.rounded,
   'integer_pow': lambda x, *, y: np.float64(x) ** y if np.issubdtype(x.dtype, np.floating) else x**y,
   'not': _each(np.invert),
   'is_finite': _each(np.isfinite),
-  'convert_element_type': lambda x, *, new_dtype, **_: x.astype(new_dtype),
+  'convert_element_type': edges.converted,
   'add': _each(np.add),
   'sub': _each(np.subtract),
   'mul': _each(np.multiply),
@@ -353,7 +328,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'conv_general_dilated': _conv,
   'reduce_window_max': _windowed(np.max, _lowest),
   'reduce_window_sum': _windowed(np.sum, lambda dtype: 0),
-  'gather': _gathered,
+  'gather': edges.gathered,
   'sort': lambda x, *, dimension, **_: np.sort(x, dimension),
   # what `patterns` recognizes
   'dense': _affine,
@@ -362,12 +337,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'clip': lambda x, *, low, high: np.clip(x, low, high),
   'mean': _over(np.mean),
   'softmax': _soft,
-  'take': _each(lambda table, ids: table[ids]),
+  'take': edges.taken,
   'max_pool': _pooled,
   **integer_rules.rules(_convolved, _dot),
 }
-
-
-def to_even(method: Any) -> bool:
-  """Whether halves are rounded to even, by the attribute of a 'round'."""
-  return str(method) in ('1', 'TO_NEAREST_EVEN', 'RoundingMethod.TO_NEAREST_EVEN')

@@ -24,6 +24,7 @@ from jaxlite.deployment.operations import Graph, Value, reference
 from jaxlite.deployment.packed import arrays as packed_arrays
 from jaxlite.deployment.packed import entropy
 from jaxlite.deployment.packed import operations as packed_graph
+from jaxlite.deployment.packed.labels import labels_of
 from jaxlite.deployment.packed.primer import PRIMER
 from jaxlite.deployment.packed.values import Models
 from jaxlite.deployment.packed.words import Reader, Unreadable, Writer
@@ -74,14 +75,12 @@ class Unpacked(NamedTuple):
       raise Unreadable(f'this network cannot be computed ({type(error).__name__}: {str(error)[:200]})') from None
 
   def predict_labels(self, inputs: Any) -> Any:
-    """Returns the name of the class with the highest output for each example; its number where it has no name.
+    """Returns what its task answers for each example: the name of a class, or its number where it has no name.
 
     Raises:
-      ValueError: as `predict`.
+      ValueError: as `predict`; outputs whose meaning the file does not say.
     """
-    best = np.argmax(self.predict(inputs), -1)
-    names = self.about.get('class_names')
-    return best if not names else np.array(names)[best]
+    return labels_of(self.predict(inputs), self.about)
 
 
 def pack(graph: Graph, about: Mapping[str, Any] | None = None, *, names: bool = False) -> bytes:

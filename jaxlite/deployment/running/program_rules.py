@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlite.deployment.operations.reference import to_even
+from jaxlite.deployment.operations.edges import to_even
 
 _HIGHEST = lax.Precision.HIGHEST
 _AS_LAX = """
