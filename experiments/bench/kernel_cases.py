@@ -33,6 +33,11 @@ def ones(*shape: int) -> jax.Array:
   return jnp.full(shape, 0.01, jnp.float32)
 
 
+def drawn(*shape: int) -> jax.Array:
+  """As data are: which entry of a window is the largest is not known before it is looked at."""
+  return 0.1 * jax.random.normal(jax.random.key(0), shape, jnp.float32)
+
+
 def gradients(fn: Callable[..., Any], *args: Any, of: tuple[int, ...] | None = None) -> Program:
   """The gradient of the sum of squares; to all arguments, or to some."""
   return jax.grad(lambda *given: jnp.sum(fn(*given) ** 2), argnums=of or tuple(range(len(args)))), args
@@ -43,9 +48,9 @@ def convolve(x: Any, w: Any, layout: str = 'NHWC', groups: int = 1) -> Any:
   return lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=numbers, feature_group_count=groups)
 
 
-def pool(x: Any, layout: str = 'NHWC') -> Any:
-  window = (1, 2, 2, 1) if layout == 'NHWC' else (1, 1, 2, 2)
-  return lax.reduce_window(x, -jnp.inf, lax.max, window, window, 'VALID')
+def pool(x: Any, layout: str = 'NHWC', side: int = 2) -> Any:
+  window, step = ((1, n, n, 1) if layout == 'NHWC' else (1, 1, n, n) for n in (side, 2))
+  return lax.reduce_window(x, -jnp.inf, lax.max, window, step, 'VALID')
 
 
 def normed(x: Any, scale: Any, axes: tuple[int, ...] = (-1,)) -> Any:
@@ -114,6 +119,12 @@ def programs() -> dict[str, Program]:
     found[f'pointwise {b}x{side}x{c}'] = gradients(convolve, ones(b, side, side, c), ones(1, 1, c, 2 * c))
   found['pool NHWC'] = gradients(pool, ones(64, 28, 28, 32))
   found['pool NCHW'] = gradients(lambda x: pool(x, 'NCHW'), ones(64, 32, 28, 28))
+  for channels in (4, 12, 16, 24, 64):
+    found[f'pool of {channels}'] = gradients(pool, drawn(32, 28, 28, channels))
+    found[f'sum of rows of {channels}'] = (lambda x: x.sum((0, 1, 2))), (ones(64, 28, 28, channels),)
+  found['pool overlapping'] = gradients(lambda x: pool(x, 'NHWC', 3), drawn(32, 28, 28, 32))
+  found['pool turned'] = gradients(lambda x: pool(x.transpose(0, 2, 3, 1)), drawn(128, 32, 14, 14))
+  found['sum of a sum'] = (lambda x: x.sum(0).sum((1, 2))), (ones(64, 24, 28, 28),)
   for rows, columns in ((1024, 128), (8192, 64)):
     found[f'layer norm {rows}x{columns}'] = gradients(normed, ones(rows, columns), ones(columns))
   for shape in ((64, 28, 28, 32), (16, 16, 16, 64)):

@@ -41,16 +41,16 @@ def job_of(setup: Setup) -> Job:
     task=data.task.name,
     metric=setup.metric,
     decoding=sum(leaf.base.seconds() for leaf in jax.tree.leaves(data.train) if is_decoded(leaf)),
-    making=_making(data.train, config.data.batch_size),
+    making=_making(data.train, config.data.batch_size, config.seed),
   )
 
 
-def _making(train: Any, batch_size: int) -> float:
+def _making(train: Any, batch_size: int, seed: int) -> float:
   """Seconds in which a batch is made; that of the first step has been made already, with what is done once."""
   if not isinstance(train, Stream | Mixture):
     return 0.0
   began = time.perf_counter()
-  batch_at(train, batch_size, 0, min(1, train.steps_of(batch_size) - 1))
+  batch_at(train, batch_size, seed, min(1, train.steps_of(batch_size) - 1))
   return time.perf_counter() - began
 
 

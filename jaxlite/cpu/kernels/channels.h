@@ -25,6 +25,16 @@ typedef struct {
 static inline int by_columns(int64_t high, int64_t wide) { return high == 3 && wide == 3; }
 
 #if defined(VECTOR)
+// `count` sums of channels leave as floats, those beyond `left` nowhere.
+static __attribute__((noinline)) void reals_alone(const int32_t *sum, int64_t count, const float *factor,
+                                                  int64_t left, char *out) {
+  for (int64_t k = 0; k < count && k < left; k++) {
+    int64_t j = k % 16 / 4, at = k / 16 * 4 + k % 4;
+    float real = (float)sum[j * count / 4 + at] * factor[16 * j + at];
+    memcpy(out + 4 * k, &real, 4);
+  }
+}
+
 #define BITS 128
 #include "channels_of_width.h"
 #undef BITS

@@ -24,13 +24,6 @@ typedef __m128i OF_WIDTH(Vector);
 typedef __m128 OF_WIDTH(Real);
 #endif
 
-// Places at once: sums of each take four vectors.
-#if defined(__AVX512VL__)
-#define PLACES 4
-#else
-#define PLACES 2
-#endif
-
 // Adds to each lane the products of its four bytes, unsigned by signed.
 static inline __attribute__((always_inline)) OF_WIDTH(Vector) OF_WIDTH(dot)(OF_WIDTH(Vector) sum, OF_WIDTH(Vector) x,
                                                                             OF_WIDTH(Vector) w) {
@@ -60,14 +53,10 @@ static inline __attribute__((always_inline)) void OF_WIDTH(sums_leave)(const Lea
                                                                        const float *factor, int64_t left, char *out) {
   enum { COUNT = BITS / 8 };
   if (how->is_float) {
-    int32_t lane[4][COUNT / 4];
+    int32_t lane[4 * COUNT / 4];
     WRITTEN_OUT(4)
-    for (int j = 0; j < 4; j++) memcpy(lane[j], &sum[j], sizeof(lane[j]));
-    for (int k = 0; k < COUNT && k < left; k++) {
-      int j = k % 16 / 4, at = k / 16 * 4 + k % 4;
-      float real = (float)lane[j][at] * factor[16 * j + at];
-      memcpy(out + 4 * k, &real, 4);
-    }
+    for (int j = 0; j < 4; j++) memcpy(lane + j * COUNT / 4, &sum[j], COUNT);
+    reals_alone(lane, COUNT, factor, left, out);
     return;
   }
   OF_WIDTH(Real) high = LANES(set1_ps)(how->high);
@@ -131,10 +120,11 @@ static void OF_WIDTH(alone)(const Alone *of, int64_t k) {
     LET_LEAVE(P)                                                                 \
   }
     if (of->columns && of->right == of->next) {
-      COLUMNS(PLACES, 1)
+#if BITS == 512
+      COLUMNS(4, 1)
+#endif
       COLUMNS(2, 1)
     } else if (of->columns && of->right == 2 * of->next) {
-      COLUMNS(PLACES, 2)
       COLUMNS(2, 2)
     }
     if (of->columns) {
@@ -157,7 +147,6 @@ static void OF_WIDTH(alone)(const Alone *of, int64_t k) {
 #undef COLUMNS
 #undef START
 #undef LET_LEAVE
-#undef PLACES
 #undef REALS
 #undef READ
 #undef LANES
