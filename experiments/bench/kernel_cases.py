@@ -120,7 +120,7 @@ def programs() -> dict[str, Program]:
   found['pool NHWC'] = gradients(pool, ones(64, 28, 28, 32))
   found['pool NCHW'] = gradients(lambda x: pool(x, 'NCHW'), ones(64, 32, 28, 28))
   for channels in (4, 12, 16, 24, 64):
-    found[f'pool of {channels}'] = gradients(pool, drawn(32, 28, 28, channels))
+    found[f'pool of {channels}'] = gradients(lambda x: pool(jax.nn.relu(x)), drawn(32, 28, 28, channels))
     found[f'sum of rows of {channels}'] = (lambda x: x.sum((0, 1, 2))), (ones(64, 28, 28, channels),)
   found['pool overlapping'] = gradients(lambda x: pool(x, 'NHWC', 3), drawn(32, 28, 28, 32))
   found['pool turned'] = gradients(lambda x: pool(x.transpose(0, 2, 3, 1)), drawn(128, 32, 14, 14))

@@ -36,7 +36,8 @@ _ROW, _COLUMN, _COLUMNS = 3.1e-9, 3e-10, 256
 # each of them; and where channels lie apart.
 _PLACE, _CHANNEL, _PLACE_APART = 7.5e-9, 2.5e-10, 4.3e-10
 # Entries side by side below which XLA for CPU computes one by one what asks for its own place, and seconds that each
-# takes then; of half as many they still fill a vector half.
+# takes then, where a ReLU stands before (two questions that nobody guesses right; without it half); of fewer than half
+# as many each takes less.
 _FEW, _EACH = 16, 9e-9
 KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
 _CALL, _CALLED = 3e-5, 2e7  # processor seconds of calling a kernel in C, and the FLOPs from which a product is one

@@ -93,7 +93,8 @@ def plan(
     workdir: of the run, for a teacher that lies beside it; None where there is none.
     model: as `jl.train` takes it.
     data: likewise.
-    args: of a function: its arguments, or their shapes.
+    args: of a function: its arguments, or their shapes; trees may hold what is no array, and what a function writes
+      into them (NNX's modules) is counted.
     donated: of a function: the positions of the arguments that it is given to keep, as `jax.jit` takes them.
     target: a training loss: also tells at which step it will be reached, from the network as if it were linear in its
       weights (`plan.to_loss`); so near where it begins are pretrained networks. Where that cannot be told the plan
@@ -106,7 +107,7 @@ def plan(
     'TIGHT' or 'DOES NOT FIT'. Of a function, a Call: its FLOPs, bytes, memory and time.
 
   Raises:
-    TypeError: neither a config nor a function with its arguments.
+    TypeError: neither a config nor a function with its arguments, or one that asks for a value while it is traced.
     ValueError: what `jl.train` would say of the arguments.
 
   >>> import numpy as np
