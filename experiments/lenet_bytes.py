@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 import lzma
+import operator
 import os
 import subprocess
 import sys
@@ -227,11 +228,12 @@ def draw(folder: Path) -> None:
       known = [score for (network, length, _), score in dense.items() if (network, length) == (name, epochs)]
       print(f'| {name} | dense, {epochs} epochs | {len(known)} | {4 * PARAMETERS[name]:,} | 1 | {mean_of(known)} | |')
       axes.axhline(np.mean(known), color=f'C{index}', linestyle=':', linewidth=1)
-    for worth, epochs in sorted({(one['worth'], one['epochs']) for one in mine}):
-      runs = [one for one in mine if (one['worth'], one['epochs']) == (worth, epochs)]
+    way = operator.itemgetter('worth', 'epochs', 'step')
+    for worth, epochs, step in sorted(set(map(way, mine))):
+      runs = [one for one in mine if way(one) == (worth, epochs, step)]
       size = np.mean([one['bytes'] for one in runs])
       lost = mean_of([dense[name, epochs, one['seed']] - one['test'] for one in runs])
-      what = f'few_bits({worth:g})' if worth < 0.5 else f'{worth:.0%} zeros, 16 values'
+      what = f'few_bits({worth:g}, step={step:g})' if worth < 0.5 else f'{worth:.0%} zeros, 16 values'
       test = mean_of([one['test'] for one in runs])
       times = 4 * PARAMETERS[name] / size
       print(f'| {name} | {what}, {epochs} epochs | {len(runs)} | {size:,.0f} | {times:.0f} | {test} | {lost} |')

@@ -165,9 +165,10 @@ if __name__ == '__main__':
     (one, less), (many, few) = times(networks), (size(network) for network in networks)
     print(f'{1e3 * one:.2f} to {1e3 * less:.2f} ms of the processor at batch 32: {one / less:.2f} times less')
     print(f'{many:,} to {few:,} parameters')
+    wide = (lambda found: f' ± {interval(found):.2f}') if len(seeds) > 1 else lambda found: ''
     for stage, found in right.items():
-      print(f'{stage}: {np.mean(found):.2f} % ± {interval(found):.2f} on test')
+      print(f'{stage}: {np.mean(found):.2f} %{wide(found)} on test')
     lost = np.subtract(right['dense'], right['small'])
-    print(f'lost: {np.mean(lost):.2f} points ± {interval(lost):.2f}, seed by seed')
+    print(f'lost: {np.mean(lost):.2f} points{wide(lost)}, seed by seed')
 
   app.run(main)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 import time
 
 import pytest
@@ -127,6 +128,21 @@ def test_a_folder_that_others_may_write_to_is_closed_and_one_of_another_user_is_
     pytest.skip('only root gives folders away')
   os.chown(folder, 12345, 12345)
   assert 'it belongs to another user' in refused('handlers', folder)
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='processes are looked up as Linux lists them')
+def test_a_compiler_that_computes_is_waited_for_but_not_without_end(tmp_path, monkeypatch):
+  """A slow or busy machine takes long; kernels must not be off for a day because of it."""
+  monkeypatch.setattr(compiler, '_SECONDS', 0.2)
+  spin = f'{sys.executable} -c "import time; [0 for _ in iter(lambda: time.process_time() < %s, False)]"'
+  slow = f'#!/bin/sh\n{spin % 0.7}\ntouch {tmp_path}/done\nexit 1\n'
+  monkeypatch.setenv('CC', fake(tmp_path, slow))
+  monkeypatch.setattr(compiler, '_TIMES', 1e3)
+  assert 'failed' in refused('handlers', tmp_path / 'cache')
+  assert (tmp_path / 'done').exists()
+  monkeypatch.setenv('CC', fake(tmp_path, f'#!/bin/sh\n{spin % 1e9}\n'))
+  monkeypatch.setattr(compiler, '_TIMES', 4)
+  assert 'was ended' in refused('handlers', tmp_path / 'cache')
 
 
 @pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='processes are looked up as Linux lists them')

@@ -23,7 +23,9 @@ from jaxlite.host.machine import abilities
 
 _HERE = Path(__file__).parent
 _FLAGS = ('-std=gnu11', '-O3', '-fno-math-errno', '-fno-trapping-math', '-fPIC', '-shared', '-pthread')
-_SECONDS = 60  # a compiler that takes longer is not waited for
+_SECONDS = 60  # a compiler that takes longer is not waited for, unless it is seen to compute: the machine may be busy
+_TIMES = 10  # that long, where it computes all the while
+_BUSY = 0.02  # of a core
 _FORGET = 24 * 3600  # seconds after which it is tried again: the machine may have been busy
 
 
@@ -105,16 +107,16 @@ def _compiled(source: Path, headers: tuple[str, ...], folder: Path, start: str, 
   with contextlib.suppress(FileNotFoundError):
     if 0 <= time.time() - mark.stat().st_mtime < _FORGET:
       raise NoLibrary(f'the C compiler {found} hung when it was last tried (to try it now: delete {mark})')
-  ends = time.monotonic() + _SECONDS
+  ends = time.monotonic() + _TIMES * _SECONDS
   for tuning in (('-march=native',), ('-mcpu=native',), ()) if tuned else ((),):  # compilers differ in what they take
     with scratch(folder, '.making-', stale_seconds=_FORGET) as aside:
       made = aside / 'made.so'
       command = [found, *_FLAGS, *tuning, *headers, str(source), '-o', str(made)]
       try:
-        done = _run(command, ends - time.monotonic())
-      except subprocess.TimeoutExpired:
+        done = _run(command, ends)
+      except subprocess.TimeoutExpired as error:
         mark.write_bytes(b'')
-        raise NoLibrary(f'the C compiler {found} took over {_SECONDS} s and was ended') from None
+        raise NoLibrary(f'the C compiler {found} took over {error.timeout:.1f} s and was ended') from None
       if done == 0 and made.exists():
         made.chmod(0o700)
         path = folder / f'{start}{_hash(read_file(made))}.so'
@@ -123,8 +125,11 @@ def _compiled(source: Path, headers: tuple[str, ...], folder: Path, start: str, 
   raise NoLibrary(f'the C compiler {found} failed')
 
 
-def _run(command: list[str], seconds: float) -> int:
-  """Runs a command in a group of its own, which is ended with it: a compiler has children, and these have some."""
+def _run(command: list[str], ends: float) -> int:
+  """Runs a command in a group of its own, which is ended with it: a compiler has children, and these have some.
+
+  It has `_SECONDS`, and as many again whenever it computed in the last ones, but none beyond `ends`.
+  """
   process = subprocess.Popen(
     command,
     stdin=subprocess.DEVNULL,
@@ -132,14 +137,32 @@ def _run(command: list[str], seconds: float) -> int:
     stderr=subprocess.DEVNULL,
     start_new_session=True,
   )
+  began, before = time.monotonic(), 0.0
   try:
-    return process.wait(max(0.0, seconds))
+    while True:
+      try:
+        return process.wait(max(0.0, min(_SECONDS, ends - time.monotonic())))
+      except subprocess.TimeoutExpired:
+        computed, now = _computed(process.pid), time.monotonic()
+        if computed - before < _BUSY * _SECONDS or now >= ends:
+          raise subprocess.TimeoutExpired(command, now - began) from None
+        before = computed
   finally:
     if process.poll() is None:
       if hasattr(os, 'killpg'):
         os.killpg(process.pid, signal.SIGKILL)
       process.kill()
       process.wait()
+
+
+def _computed(session: int) -> float:
+  """Processor seconds of a session's processes that live, and of their children that ended; 0 where /proc has none."""
+  ticks = 0
+  for path in Path('/proc').glob('[0-9]*/stat'):
+    with contextlib.suppress(OSError, ValueError, IndexError):  # it may end now
+      fields = path.read_text().rpartition(')')[2].split()
+      ticks += sum(map(int, fields[11:15])) if int(fields[3]) == session else 0
+  return ticks / os.sysconf('SC_CLK_TCK') if ticks else 0.0
 
 
 def compiler() -> str | None:

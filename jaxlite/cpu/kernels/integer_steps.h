@@ -62,7 +62,7 @@ static const uint8_t *bordered(const Geometry *g, const uint8_t *x, Range rows, 
   return begin;
 }
 
-// `places` of a row, `step` bytes apart. A part does some rows, or places of a single row, or outputs of a single place.
+// `places` of a row, `step` bytes apart. A part does some rows, or places of one row, or outputs of one place.
 static void conv(const Network *of, const Geometry *g, const uint8_t *x, char *out, int64_t places, int64_t step,
                  int64_t out_step, uint8_t *scratch, Part_of part) {
   const Part_of all = {0, 1};

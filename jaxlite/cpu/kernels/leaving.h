@@ -8,8 +8,8 @@
 #include <immintrin.h>
 #endif
 
-// What is said of the loop that follows: that it is written out, so that what it counts stays in registers; that no turn
-// reads what another writes.
+// What is said of the loop that follows: that it is written out, so that what it counts stays in registers; that no
+// turn reads what another writes.
 #if defined(__clang__)
 #define WRITTEN_OUT(turns) _Pragma("clang loop unroll(full)")
 #define INDEPENDENT
