@@ -1,13 +1,14 @@
 """`--mode=fit`: the fastest form of a run that fits, found by trying, and trained.
 
 Each form is tried in a process of its own under this one's limits, a twelfth tighter: its programs are compiled, some
-steps are taken, evaluated, saved, tested and reported. What is compiled stays in the compile cache, so that the run
-itself need not find memory for it. Then this process becomes the run: it is replaced by the same command with the flags
-that were found.
+steps are taken, evaluated, saved, tested and reported; twice where that comes near the limit. What is compiled stays in
+the compile cache, so that the run itself need not find memory for it. Then this process becomes the run: it is replaced
+by the same command with the flags that were found.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -26,6 +27,7 @@ Say = Callable[[str], None]
 
 _EASY = 0.6  # of its limit: what a forecast's bound must keep to for a run to be started without a trial
 _TRIALS = 8  # forms that are tried at the most
+_NEAR = 0.75  # of its limit: what a trial has to come through twice
 _GOOD = 2  # of those that fit, how many are compared
 _KEPT = ('eval.batch_size', 'machine.keep_memory', 'machine.micro_batches', 'machine.remat')
 _BACK = {'machine.keep_memory': False}
@@ -152,6 +154,10 @@ def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
         raise
       asked(source, name, 'compile', **question)  # too much may have been to compile beside all else
       found = asked(source, name, 'trial', **question)
+    if found['peak'] > _NEAR * min(form['room'] or math.inf, form['limit'] or math.inf):
+      # Kernels were chosen and programs compiled in the first, and freed memory lies elsewhere each time.
+      again = asked(source, name, 'trial', **question)
+      found = {**again, 'peak': max(found['peak'], again['peak'])}
   except Died as end:
     say(f'  {label}: does not fit ({end})')
     return Tried(label, form['result'], None, None, False, how)

@@ -118,8 +118,7 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
     size = logits.shape[0]
     if logits.shape[1] != classes:
       raise ValueError(
-        f'outputs are float[B, {classes}]; got {list(logits.shape)}: '
-        'give the metric the number of classes of the model'
+        f'outputs are float[B, {classes}]; got {list(logits.shape)}: give the metric the number of classes of the model'
       )
     if size > LARGEST_BATCH:
       raise ValueError(
