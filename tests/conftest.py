@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,10 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
   # Keras reads both when it is first imported; it would write a file into the user's home.
   os.environ['KERAS_BACKEND'], os.environ['KERAS_HOME'] = 'jax', _CACHE.name
+
+# A shell that starts this in its background has it ignore Ctrl-C, and every process that a test would end that way too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
 # The inner loop: of each room what is tested within seconds and imports little. Names of files below tests/.

@@ -27,6 +27,15 @@ def asked(*words):
   return subprocess.run([sys.executable, '-c', REPORT, *words], capture_output=True, text=True, check=False)
 
 
+def interrupted(process):
+  """Ends a process as Ctrl-C does, and in any case, and returns its exit code."""
+  process.send_signal(signal.SIGINT)
+  try:
+    return process.wait(10)
+  finally:
+    process.kill()
+
+
 def test_it_writes_the_page_of_a_folder_without_jax(tmp_path):
   samples.write_run(tmp_path / 'runs' / 'one', samples.result('one', samples.answers(100, 0.9, 1)))
   done = asked(f'--workdir={tmp_path / "runs"}', f'--out={tmp_path / "out"}')
@@ -64,8 +73,7 @@ def test_of_an_empty_folder_both_say_so(tmp_path):
   with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
     assert process.stdout.readline().startswith('live: http://127.0.0.1:')
     assert process.stdout.readline() == 'no run lies there yet: the page shows one when it begins\n'
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    assert interrupted(process) == 0
 
 
 def test_the_live_page_tells_its_address_and_ends_when_interrupted(tmp_path):
@@ -77,6 +85,5 @@ def test_the_live_page_tells_its_address_and_ends_when_interrupted(tmp_path):
     assert address.startswith('http://127.0.0.1:')
     with urllib.request.urlopen(address, timeout=10) as page:
       assert b'Under way' in page.read()
-    process.send_signal(signal.SIGINT)
+    assert interrupted(process) == 0
     assert process.stdout.readline() == 'ended\n'
-    assert process.wait(10) == 0
