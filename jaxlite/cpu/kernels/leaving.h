@@ -37,28 +37,26 @@ static inline uint8_t on_grid(float real, float low, float high, int zero) {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 #define VECTOR(name) _mm512_##name
+#define WHOLE(name) _mm512_##name##_si512
 typedef __m512i Bytes;
 typedef __m512 Reals;
-static inline Bytes read_bytes(const void *at) { return _mm512_loadu_si512(at); }
-static inline Reals read_reals(const float *at) { return _mm512_loadu_ps(at); }
-static inline void write_bytes(void *at, Bytes all) { _mm512_storeu_si512(at, all); }
 #elif defined(__AVX2__)
 #define VECTOR(name) _mm256_##name
+#define WHOLE(name) _mm256_##name##_si256
 typedef __m256i Bytes;
 typedef __m256 Reals;
-static inline Bytes read_bytes(const void *at) { return _mm256_loadu_si256(at); }
-static inline Reals read_reals(const float *at) { return _mm256_loadu_ps(at); }
-static inline void write_bytes(void *at, Bytes all) { _mm256_storeu_si256(at, all); }
 #elif defined(__SSE2__)
 #define VECTOR(name) _mm_##name
+#define WHOLE(name) _mm_##name##_si128
 typedef __m128i Bytes;
 typedef __m128 Reals;
-static inline Bytes read_bytes(const void *at) { return _mm_loadu_si128(at); }
-static inline Reals read_reals(const float *at) { return _mm_loadu_ps(at); }
-static inline void write_bytes(void *at, Bytes all) { _mm_storeu_si128(at, all); }
 #endif
 
 #if defined(VECTOR)
+static inline Bytes read_bytes(const void *at) { return WHOLE(loadu)((const Bytes *)at); }
+static inline Reals read_reals(const float *at) { return VECTOR(loadu_ps)(at); }
+static inline void write_bytes(void *at, Bytes all) { WHOLE(storeu)((Bytes *)at, all); }
+
 enum { SIDE = sizeof(Bytes) };  // bytes side by side
 
 // `to` and `from` may be of any size and lie anywhere, but apart.
