@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlite import trees
 from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, State, Terms, join_const, split_const
 from jaxlite.cpu.replace import Choices, exchanged, replaced, sites
 from jaxlite.cpu.site import Site
@@ -220,10 +221,11 @@ def _several(pure: PureStep, parts: _Parts, faster: Callable[..., Any], step: Ca
     return jax.lax.scan(lambda live, batch: pure.step(live, fixed, batch), live, batches)
 
   def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Terms]:
+    count = _count(dict(batches))
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs_of(batches))
-    if on_cpu(state, batches) and parts.convolves(state, one):
+    if count and on_cpu(state, batches) and parts.convolves(state, one):
       metrics = []
-      for i in range(jax.tree.leaves(batches)[0].shape[0]):
+      for i in range(count):
         state, terms = step(state, jax.tree.map(lambda leaf, i=i: leaf[i], dict(batches)))
         metrics.append(terms)
       return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
@@ -231,6 +233,17 @@ def _several(pure: PureStep, parts: _Parts, faster: Callable[..., Any], step: Ca
     return _joined(live, state.key, state.const), _with_loss(metrics)
 
   return steps
+
+
+def _count(batches: Batch) -> int:
+  """How many batches there are: every leaf is [k, B, ...]."""
+  sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
+  if len(sizes) != 1 or () in sizes:
+    told = ', '.join(f'{path} {list(np.shape(leaf))}' for path, leaf in trees.by_path(dict(batches)).items())
+    raise ValueError(
+      f'steps takes batches of which every leaf is [k, B, ...], with one k for all; got {told or "none"}'
+    )
+  return int(sizes.pop()[0])
 
 
 def _evaluation(parts: _Parts, faster: Callable[..., Any]) -> Callable[..., Any]:

@@ -232,3 +232,16 @@ def test_a_resume_may_change_its_mind(single, tmp_path):
   run(tmp_path / 'other', steps=18, machine__steps_per_dispatch=3, **POINTS)
   trained(tmp_path / 'other', 2)
   assert evidence(tmp_path / 'other') == single
+
+
+@pytest.mark.parametrize('model', [None, convnet()], ids=['dense', 'convolution'])
+def test_no_batch_is_no_step_and_batches_of_unequal_number_are_told(model):
+  train = jl.train_step(model or jl.from_linen(MLP((16,), classes=3)), jl.cross_entropy, jl.chain(optax.sgd(0.1)))
+  shape = (4, 4, 1) if model else (6,)
+  inputs, labels = np.zeros((3, 8, *shape), np.float32), np.zeros((3, 8), np.int32)
+  state = train.init(jax.random.key(0), {'inputs': inputs[0], 'labels': labels[0]})
+  with pytest.raises(ValueError, match=r'one k for all; got .*labels \[2, 8\]'):
+    train.steps(state, {'inputs': inputs, 'labels': labels[:2]})
+  after, metrics = train.steps(state, {'inputs': inputs[:0], 'labels': labels[:0]})
+  assert metrics['loss'].shape == (0,)
+  assert int(after.step) == 0
