@@ -145,16 +145,38 @@ def all_zero(given: Given) -> Callable[[int, int], bool]:
 
 
 def refusals(given: Given, picked: Sequence[bool]) -> list[str]:
-  """Tries each family: why it cannot be cut, '' where it can."""
-  families, why = given.coupled.families, []
+  """Tries each family, and then all: why it cannot be cut, '' where it can, beside all others of which that is said."""
+  families = given.coupled.families
 
-  def tried(which: Sequence[bool]) -> str:
-    removed = [[len(f.units) // 2] if one and len(f.units) > 1 else [] for f, one in zip(families, which, strict=True)]
+  def tried(which: Sequence[int]) -> str:
+    removed = [
+      [len(f.units) // 2] if place in which and len(f.units) > 1 else [] for place, f in enumerate(families)
+    ]
     kept = shrunk.kept_entries(families, removed, given.shapes)
     return shrunk.refusal(given.traces.programs, kept, all_zero(given))
 
-  if not tried(picked):
-    return [''] * len(families)
-  for place in range(len(families)):
-    why.append(tried([one == place for one in range(len(families))]) if picked[place] else '')
+  asked = [place for place, pick in enumerate(picked) if pick]
+  why = [''] * len(families)
+  if not tried(asked):
+    return why
+  for place in asked:
+    why[place] = tried([place])
+  able = [place for place in asked if not why[place]]
+  if tried(able):  # each alone, and not all at once: the widest ones go first
+    together: list[int] = []
+    for place in sorted(able, key=lambda place: -_entries(given, families[place])):
+      told = tried([*together, place])
+      if told:
+        why[place] = f'not beside {_first(given, families, together)}: {told}'
+      else:
+        together.append(place)
   return why
+
+
+def _entries(given: Given, family: Family) -> int:
+  """How many parameters stand along its members."""
+  return sum(math.prod(given.shapes[leaf]) for leaf, _ in family.members)
+
+
+def _first(given: Given, families: Sequence[Family], places: Sequence[int]) -> str:
+  return ', '.join(given.member(*families[place].members[0]) for place in places[:3])
