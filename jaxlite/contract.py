@@ -35,6 +35,7 @@ from jaxlite.errors import check_dict, misplaced
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
+POINT = 'jl.point'  # the params as a model is read when it does not train, where an update part says so
 LOSSES = 'loss/'  # begins the name of a tap that is itself a term of the loss: what a network brings (regularizers)
 APART = 'jl.apart'  # the `jax.named_scope` of a network whose bits stay its own: no equation in it is rewritten
 

@@ -14,8 +14,6 @@ from jaxlite.graph import alike
 
 HEALTH = 'jl.health'  # model_state: int32[2], when and where a number first was not finite; -1 while none was
 
-POINT = 'jl.point'  # model_state: the params as a model is read when it does not train, where an update part says so
-
 
 class TrainState(NamedTuple):
   """All that a run is, arrays only.

@@ -16,6 +16,7 @@ import optax
 
 from jaxlite.adapters import adapt
 from jaxlite.contract import (
+  POINT,
   Batch,
   Context,
   Grad,
@@ -44,7 +45,7 @@ from jaxlite.step.gradient import (
   watched_gradient_of,
 )
 from jaxlite.step.programs import Programs, PureStep, programs_of
-from jaxlite.step.state import HEALTH, POINT, TrainState, health, inputs_of
+from jaxlite.step.state import HEALTH, TrainState, health, inputs_of
 from jaxlite.tasks.lift import lift_loss
 
 
