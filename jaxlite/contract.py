@@ -52,8 +52,7 @@ class Model(NamedTuple):
     init: (key, inputs) -> (params, model_state). Both are dicts; `inputs` is one batch, [B, ...].
     apply: (params, model_state, inputs, *, train, key, step=None) -> (outputs, model_state). `key` is the
       run's root key (None where nothing is random); randomness comes from `stream(key, name, step)`.
-    after: (params, model_state, step) -> model_state, once an optimizer step on the new params; `step`
-      counts it in.
+    after: (params, model_state, step) -> model_state, once an optimizer step on the new params; `step` counts it in.
     export: (params, model_state) -> (params, model_state), merging and stripping what hooks added.
   """
 

@@ -79,7 +79,8 @@ def _points(names: Sequence[str], leaves: Sequence[Any]) -> list[Program]:
   """A program in which each param meets the value that it is read at where the model does not train, if an update part
   keeps one (schedule-free averages): no forward reads both, and one is nothing without the other."""
   place = {name: index for index, name in enumerate(names)}
-  pairs = [(place[name.removeprefix(f'{POINT}/')], at) for name, at in place.items() if name.startswith(f'{POINT}/')]
+  points = {name.removeprefix(f'{POINT}/'): at for name, at in place.items() if name.startswith(f'{POINT}/')}
+  pairs = [(place[name], at) for name, at in points.items() if name in place]  # a file may hold the points alone
   if not pairs:
     return []
   shapes = [[jax.ShapeDtypeStruct(leaves[one].shape, leaves[one].dtype) for one in pair] for pair in pairs]

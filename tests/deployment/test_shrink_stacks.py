@@ -12,7 +12,7 @@ from networks import first_values
 from shrinking import agree, choices, masked, ones, scrambled
 
 pytestmark = pytest.mark.unoptimized
-X = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
+X = np.random.default_rng(1).normal(size=(12, 6)).astype(np.float32)
 
 
 def _layers():
