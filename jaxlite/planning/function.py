@@ -110,7 +110,7 @@ def call(
   inside = _given_inside(jaxpr)
   given = [index for index, leaf in enumerate(leaves) if leaf.donated or index in inside]
   work = cost(jaxpr, recomputes=jax.default_backend() != 'cpu')
-  takes = held(jaxpr, given, jax.default_backend())
+  takes = held(jaxpr, given, jax.default_backend(), kernels=False)
   constants = _constants(jaxpr)
   arguments, outputs, temporaries = takes.arguments + constants, takes.outputs - takes.aliased, takes.temporaries
   devices = max([_devices_of(leaf) for leaf in jax.tree.leaves(args)] + [_meshed(jaxpr)])

@@ -58,7 +58,8 @@ _FREE = _words(
   reshape squeeze expand_dims broadcast_in_dim iota stop_gradient name optimization_barrier
   sharding_constraint copy copy_p pvary pcast random_wrap random_unwrap random_clone bitcast_convert_type
   create_token mesh_cast reshard layout_constraint axis_index platform_index broadcast pbroadcast full empty empty2
-  real imag device_put
+  real imag device_put broadcast_to zeros_like pin unpin tie dce_sink after_all to_edtype from_edtype empty_ref free_ref
+  create_linear vary_unreduced_cast_p reduced_vary_cast_p preduced
   """
 )
 _TRANSCENDENTAL = _words(
@@ -83,16 +84,17 @@ _ELEMENTWISE = _words(
   """
   add sub mul div rem max min neg sign abs floor ceil round is_finite and or xor not eq ne lt le gt ge eq_to le_to lt_to
   shift_left shift_right_logical shift_right_arithmetic nextafter population_count clz square add_any mul_add copysign
-  conj complex reduce_precision select_and_add clamp select_n select population_count
+  conj complex reduce_precision select_and_add clamp select_n select population_count mulhi
   """
 )
-_MOVED_IN_PASSING = _words('transpose rev slice pad concatenate dynamic_slice convert_element_type stack')
+_MOVED_IN_PASSING = _words('transpose rev slice pad concatenate dynamic_slice convert_element_type stack unstack tile')
 _MOVED = _words(
   """
   gather sort top_k approx_top_k dynamic_update_slice scatter scatter-add scatter_add scatter-mul scatter_mul
   scatter-min scatter_min scatter-max scatter_max scatter-apply psum psum_invariant pmax pmin all_gather
   all_to_all ppermute reduce_scatter all_gather_invariant pmax_invariant pmin_invariant split
-  get swap addupdate new_ref freeze
+  get swap addupdate new_ref freeze accum_grad_in_ref lu_pivots_to_permutation ragged_all_to_all unreduced_psum
+  unreduced_reduce_scatter scatter-sub
   """
 )
 # FLOPs of linear algebra over the last two axes, as LAPACK's handbook counts them: (rows, columns) ->.
@@ -109,6 +111,8 @@ _LINEAR = {
   'schur': lambda m, n: 25 * n**3,
   'hessenberg': lambda m, n: 10 * n**3 / 3,
   'tridiagonal': lambda m, n: 4 * n**3 / 3,
+  'cholesky_update': lambda m, n: 4 * n**2,
+  'symmetric_product': lambda m, n: 2 * m**2 * n,
   'svd': lambda m, n: 4 * m * n * min(m, n) + 8 * min(m, n) ** 3,
 }
 _RANDOM = 60  # integer operations of one 32-bit word of threefry: 20 rounds of a pair, and the keys between them

@@ -128,7 +128,8 @@ for fn, arg in ((shards, x), (wide, placed), (jax.jit(wide, in_shardings=cut), x
   assert told.devices == exact.devices == 4, (told, exact)
   assert told.arguments == exact.arguments == 4 * 1024 * 64
   assert told.outputs == exact.outputs
-  assert exact.temporaries <= told.temporaries <= 2.1 * exact.temporaries, (told, exact)
+  # What each device has a copy of (the ones) is seen once, where XLA places it and not the program.
+  assert 0.6 * exact.temporaries <= told.temporaries <= 2.1 * exact.temporaries, (told, exact)
   assert any('all 4 devices' in line for line in told.said)
   if fn is shards:
     assert told.flops == 4 * one.flops and told.temporaries == 4 * one.temporaries
