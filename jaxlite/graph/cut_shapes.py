@@ -164,27 +164,6 @@ def _reduce(eqn: Any, values: list[Value]) -> list[Value]:
   return [_without(eqn, value, axes, array, gone)]
 
 
-def _reduce_by_rule(eqn: Any, values: list[Value]) -> list[Value]:
-  """By a rule of one's own: what is gone is put back, where it is known; the order does not matter to a reduction."""
-  axes, count = eqn.params['dimensions'], len(values) // 2
-  operands = together(eqn, values[:count], len(eqn.invars[0].aval.shape))
-  whole = []
-  for value in operands:
-    for axis in axes:
-      if axis in value.cuts:
-        gone = gone_array(value, axis)
-        if gone is None:
-          raise cannot(eqn, 'it runs over an axis of which it is not known what goes')
-        shape = [value.cuts[axis].count if one == axis else size for one, size in enumerate(value.shape)]
-        array = jnp.concatenate([value.array, jnp.broadcast_to(gone, shape)], axis)
-        value = Value(array, {one: _only_same(cut) for one, cut in value.cuts.items() if one != axis})
-    whole.append(value)
-  arrays = bind(eqn, [one.array for one in (*whole, *values[count:])])
-  rest = [axis for axis in range(len(whole[0].shape)) if axis not in axes]
-  cuts = {place: whole[0].cuts[axis]._replace(gone=None) for place, axis in enumerate(rest) if axis in whole[0].cuts}
-  return [Value(array, cuts) for array in arrays]
-
-
 def _along(eqn: Any, values: list[Value]) -> list[Value]:
   """Equations that run along one axis and keep the shape."""
   name = eqn.primitive.name
@@ -382,7 +361,6 @@ def _unstack(eqn: Any, values: list[Value]) -> list[Value]:
 
 
 SHAPES: dict[str, Rule] = {
-  'reduce': _reduce_by_rule,
   'broadcast_in_dim': _broadcast,
   'transpose': _transpose,
   'squeeze': _squeeze,
