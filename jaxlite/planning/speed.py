@@ -39,6 +39,11 @@ _PLACE, _CHANNEL, _PLACE_APART = 7.5e-9, 2.5e-10, 4.3e-10
 # takes then, where a ReLU stands before (two questions that nobody guesses right; without it half); of fewer than half
 # as many each takes less.
 _FEW, _EACH = 16, 9e-9
+# XLA's own convolutions for CPU, as shares of what those of two axes reach: of three axes by channel, and at most;
+# in groups by channel of one; the gradient of weights in groups, along one axis and along more, and of what was
+# spread by zeros (transposed convolutions), which it computes number by number. `bench/xla_convolutions.py`.
+_DEEP_CHANNEL, _DEEP_MOST, _DEEP_SPREAD = 1 / 190, 1 / 8, 1 / 4
+_GROUP_CHANNEL, _GROUP_GRADIENT, _LINE_GRADIENT, _SPREAD_GRADIENT = 1 / 90, 1 / 300, 1 / 14, 1 / 55
 KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
 _CALL, _CALLED = 3e-5, 2e7  # processor seconds of calling a kernel in C, and the FLOPs from which a product is one
 
@@ -54,6 +59,10 @@ FACTORS: dict[str, float] = {
   'narrow convolutions': 1.4,
   'narrow convolutions apart': 2.3,
   'convolutions to weights': 0.77,
+  'convolutions of three axes by XLA': 1.0,
+  'convolutions in groups by XLA': 1.0,
+  'gradients of groups by XLA': 1.0,
+  'gradients of spread convolutions by XLA': 1.0,
   'depthwise': 0.47,
   'elementwise': 3.9,
   'transcendental': 1.35,
@@ -82,6 +91,10 @@ UNSURE: dict[str, float] = {
   'small products': 0.2,
   'convolutions': 0.15,
   'convolutions to weights': 0.15,
+  'convolutions of three axes by XLA': 0.5,
+  'convolutions in groups by XLA': 0.5,
+  'gradients of groups by XLA': 1.0,
+  'gradients of spread convolutions by XLA': 0.4,
 }
 _UNSURE, _ALWAYS = 0.35, 0.1
 
@@ -210,7 +223,14 @@ def group_of(one: Operation, kernels: bool = True) -> str:
       return 'batched products'
     return 'narrow products' if one.sides and min(one.sides[1:]) < _NARROW else one.kind
   if one.kind == 'convolutions':
-    _, positions, summed, channels, places, apart = one.sides
+    groups, positions, summed, channels, places, apart, axes, spread = one.sides
+    if not kernels and one.primitive != 'ffi_call':
+      if axes > 2:
+        return 'convolutions of three axes by XLA'
+      if groups > 1:
+        return f'{"gradients of" if positions < summed else "convolutions in"} groups by XLA'
+      if spread > 1 and positions < summed:
+        return 'gradients of spread convolutions by XLA'
     inputs = summed // max(1, places) if positions >= summed else positions // max(1, places)
     if min(channels, inputs) < _NARROW:
       return 'narrow convolutions apart' if apart else 'narrow convolutions'
@@ -276,7 +296,7 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
     best = rates.convolutions.get(dtype, rates.convolutions['float32'])
     if group == 'convolutions to weights':
       best = min(best, rates.more.get('convolution_gradients', best))
-    return one.padded / best
+    return one.padded / best if not group.endswith('by XLA') else _by_xla(one, group, best)
   if kind == 'depthwise':
     best = rates.convolutions['float32'] / 4  # of a kernel in C, which stands in for XLA's where there is one
     return one.padded / (max(best, rates.depthwise) if kernels else rates.depthwise)
@@ -304,6 +324,20 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
   if group == 'sorting':
     return 1_200 * one.flops / rates.elementwise  # a comparison waits for the one before
   return one.transcendentals / rates.transcendental + one.flops / rates.elementwise
+
+
+def _by_xla(one: Operation, group: str, best: float) -> float:
+  """Seconds of a convolution in a form of XLA for CPU that is none of its fast ones."""
+  _, positions, summed, channels, places, _, axes, spread = one.sides
+  inputs = (summed if positions >= summed else positions) // max(1, places)
+  if axes > 2:
+    share = min(_DEEP_MOST, _DEEP_CHANNEL * max(1, min(channels, inputs)))
+    return one.padded / best / (share * (_DEEP_SPREAD if spread > 1 else 1.0))
+  if group == 'convolutions in groups by XLA':
+    return one.padded / best / min(1.0, _GROUP_CHANNEL * max(1, inputs))
+  if group == 'gradients of groups by XLA':
+    return one.padded / best / (_LINE_GRADIENT if axes == 1 else _GROUP_GRADIENT)
+  return one.flops / best / _SPREAD_GRADIENT
 
 
 def _rows(one: Operation) -> float:
