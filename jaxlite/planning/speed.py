@@ -32,6 +32,10 @@ _WIDE_ROW, _STRIDE = 16_384, 5e-9
 # Seconds that adding one more row takes, however few columns there are, since a sum waits for the one before; and of
 # wide rows for each column, since a few of them at a time are summed over all rows.
 _ROW, _COLUMN, _COLUMNS = 3.1e-9, 3e-10, 256
+# Seconds that an entry takes where the place of the largest is asked for, and in running sums; as multiples of these
+# what is dearer.
+_PLACED, _RUNNING = 3.7e-9, 4e-9
+_DEARER = {'cummax': 1.7, 'cummin': 1.7, 'cumlogsumexp': 60.0}
 # Seconds that a sliding window takes for each of its places: of a picture's channels together, however few, then for
 # each of them; and where channels lie apart.
 _PLACE, _CHANNEL, _PLACE_APART = 7.5e-9, 2.5e-10, 4.3e-10
@@ -95,6 +99,7 @@ UNSURE: dict[str, float] = {
   'convolutions in groups by XLA': 0.5,
   'gradients of groups by XLA': 1.0,
   'gradients of spread convolutions by XLA': 0.4,
+  'linear algebra': 0.8,  # LAPACK's threads wait for each other, by far the most in small matrices
 }
 _UNSURE, _ALWAYS = 0.35, 0.1
 
@@ -290,6 +295,8 @@ def _bandwidth(size: float, rates: Rates) -> float:
 
 def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float:
   kind, dtype = one.kind, one.dtype if one.dtype in ('bfloat16', 'int8') else 'float32'
+  if dtype == 'bfloat16' and not kernels:  # XLA for CPU multiplies in float32
+    dtype = 'float32'
   if kind in ('products', 'small products'):
     return one.padded / _of_products(one, rates, dtype)
   if kind == 'convolutions':
@@ -306,6 +313,10 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
     return one.flops / 60 / rates.more.get('random', rates.transcendental)
   if group == 'reductions':
     passing = one.bytes / rates.more.get('reductions', rates.elementwise)
+    if one.primitive.startswith('cum'):
+      return max(passing, one.out * _RUNNING * _DEARER.get(one.primitive, 1.0))
+    if one.primitive.startswith('arg'):
+      return max(passing, one.flops / 2 * _PLACED)
     return max(passing, _rows(one)) + one.transcendentals / rates.transcendental
   if group == 'few by place':
     beside = one.sides[2] if kind == 'reductions' else one.sides[-1]

@@ -30,7 +30,8 @@ class Work(NamedTuple):
   Attributes:
     kind: one of KINDS; '' for what costs nothing of its own.
     flops: floating-point operations; of integers as well.
-    transcendentals: exponentials, logarithms, roots, sines and their like; they are no FLOPs.
+    transcendentals: exponentials, logarithms, roots and their like, and of dear ones (sines, powers, gamma functions)
+      as many as take as long; they are no FLOPs.
     padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
     sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels, places of its window,
       1 where channels lie apart and else 0, axes of its window, zeros and entries for each entry of what it slides
@@ -70,6 +71,14 @@ _TRANSCENDENTAL = _words(
   bessel_i1e random_gamma_grad zeta igamma_grad_a
   """
 )
+# Of those that XLA for CPU computes otherwise than by a short polynomial: as many exponentials as one takes.
+_DEAR = {
+  **dict.fromkeys(('sin', 'cos'), 9.0),
+  **dict.fromkeys(('tan', 'asin', 'atan', 'atan2', 'cbrt', 'lgamma', 'digamma'), 20.0),
+  **dict.fromkeys(('sinh', 'asinh', 'acosh', 'atanh', 'erf_inv', 'bessel_i0e', 'bessel_i1e'), 4.0),
+  **dict.fromkeys(('polygamma', 'zeta', 'igamma', 'igammac', 'igamma_grad_a', 'random_gamma_grad'), 100.0),
+  **{'pow': 9.0, 'acos': 35.0, 'rem': 25.0, 'regularized_incomplete_beta': 500.0},
+}
 _REDUCTIONS = _words(
   'reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce'
 )
@@ -142,7 +151,9 @@ def work_of(eqn: Any) -> Work:
   if name in _FREE or (name == 'convert_element_type' and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype):
     return Work('', fused=True)
   if name in _TRANSCENDENTAL:
-    return Work('transcendental', 0.0, out, fused=True)
+    return Work('transcendental', 0.0, out * _DEAR.get(name, 1.0), fused=True)
+  if name == 'rem' and np.issubdtype(eqn.outvars[0].aval.dtype, np.floating):
+    return Work('transcendental', 0.0, out * _DEAR[name], fused=True)
   if name in _MOVED_IN_PASSING:
     return Work('movement', 0.0, fused=True)
   if name in _REDUCTIONS and taken == out and name.startswith('reduce_'):  # over axes of length 1: another shape
