@@ -211,8 +211,9 @@ def shown(found: list[dict[str, Any]], known: float) -> None:
     print(
       f'targets {name}: told to be reached in {middle:.0%} of futures (80 of 100: {low:.0%} to {high:.0%}), {len(some)}'
     )
-  print(f'told without earlier runs to level off short of the target: {sum(level[True])} of {len(level[True])} that are never reached, and '
-        f'{sum(level[False])} of {len(level[False])} that are')  # fmt: skip
+  never, reached = level[True], level[False]
+  print('told without earlier runs to level off short of the target: ', end='')
+  print(f'{sum(never)} of {len(never)} that are never reached, and {sum(reached)} of {len(reached)} that are')
 
 
 def main() -> None:

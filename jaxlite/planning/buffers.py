@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from jaxlite.graph import walk
+from jaxlite.graph.contractions import flops_of
 from jaxlite.planning.by_xla import by_xla
 from jaxlite.planning.flow import Flow, Op, Value, opened, size_of
 from jaxlite.planning.writing import IN_COLUMNS, Written, kind, written
@@ -254,6 +255,8 @@ def _inside(step: Written, flow: Flow, platform: str, kernels: bool) -> int:
     return _COPIES_OF[op.name] * flow.values[op.reads[0]].bytes if op.reads[0] >= 0 else 0
   if op.name in ('random_bits', 'threefry2x32') and platform == 'cpu':  # a loop over two arrays of words
     return 2 * sum(flow.values[value].bytes for value in op.writes)
+  if op.name == 'bcoo_dot_general' and platform == 'cpu':  # a row of the dense operand for each stored entry
+    return op.eqn.outvars[0].aval.dtype.itemsize * flops_of(op.eqn) // 2
   if op.name in _RAGGED and platform == 'cpu':
     return _masked(op, flow)
   bodies = walk.bodies(op.eqn)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlite.graph.contractions import OTHER_CONTRACTIONS, flops_of
+from jaxlite.graph.contractions import OTHER_CONTRACTIONS, SPARSE, flops_of
 
 KINDS = (
   'products',
@@ -30,10 +30,12 @@ class Work(NamedTuple):
   Attributes:
     kind: one of KINDS; '' for what costs nothing of its own.
     flops: floating-point operations; of integers as well.
-    transcendentals: exponentials, logarithms, roots, sines and their like; they are no FLOPs.
+    transcendentals: exponentials, logarithms, roots and their like, and of dear ones (sines, powers, gamma functions)
+      as many as take as long; they are no FLOPs.
     padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
     sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels, places of its window,
-      1 where channels lie apart and else 0); of a sliding window (places, 1 or 0 likewise, entries that lie side by
+      1 where channels lie apart and else 0, axes of its window, zeros and entries for each entry of what it slides
+      over); of a sliding window (places, 1 or 0 likewise, entries that lie side by
       side, 1 where windows overlap); of another reduction (how many results lie side by side, entries).
     fused: it is computed where its result is read.
     known: what it computes is known; else its bytes alone count.
@@ -69,6 +71,14 @@ _TRANSCENDENTAL = _words(
   bessel_i1e random_gamma_grad zeta igamma_grad_a
   """
 )
+# Of those that XLA for CPU computes otherwise than by a short polynomial: as many exponentials as one takes.
+_DEAR = {
+  **dict.fromkeys(('sin', 'cos'), 9.0),
+  **dict.fromkeys(('tan', 'asin', 'atan', 'atan2', 'cbrt', 'lgamma', 'digamma'), 20.0),
+  **dict.fromkeys(('sinh', 'asinh', 'acosh', 'atanh', 'erf_inv', 'bessel_i0e', 'bessel_i1e'), 4.0),
+  **dict.fromkeys(('polygamma', 'zeta', 'igamma', 'igammac', 'igamma_grad_a', 'random_gamma_grad'), 100.0),
+  **{'pow': 9.0, 'acos': 35.0, 'rem': 25.0, 'regularized_incomplete_beta': 500.0},
+}
 _REDUCTIONS = _words(
   'reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce'
 )
@@ -132,6 +142,8 @@ def work_of(eqn: Any) -> Work:
   name = eqn.primitive.name
   out = float(_size(eqn.outvars[0])) if eqn.outvars else 0.0
   taken = float(_size(eqn.invars[0])) if eqn.invars else 0.0
+  if name in SPARSE:  # rows are gathered, scaled and scattered
+    return Work('movement', float(flops_of(eqn)))
   if name == 'dot_general' or name in OTHER_CONTRACTIONS:
     return _product(eqn)
   if name == 'conv_general_dilated':
@@ -139,7 +151,9 @@ def work_of(eqn: Any) -> Work:
   if name in _FREE or (name == 'convert_element_type' and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype):
     return Work('', fused=True)
   if name in _TRANSCENDENTAL:
-    return Work('transcendental', 0.0, out, fused=True)
+    return Work('transcendental', 0.0, out * _DEAR.get(name, 1.0), fused=True)
+  if name == 'rem' and np.issubdtype(eqn.outvars[0].aval.dtype, np.floating):
+    return Work('transcendental', 0.0, out * _DEAR[name], fused=True)
   if name in _MOVED_IN_PASSING:
     return Work('movement', 0.0, fused=True)
   if name in _REDUCTIONS and taken == out and name.startswith('reduce_'):  # over axes of length 1: another shape
@@ -217,7 +231,8 @@ def _convolution(eqn: Any) -> Work:
   # Of a weight's gradient the result is the window, and what slides over the input is the gradient of the output.
   places = min(math.prod(rhs[axis] for axis in spec.rhs_spec[2:]), math.prod(out[axis] for axis in spec.out_spec[2:]))
   apart = int(len(rhs) - 1 in spec.lhs_spec[2:])  # arrays [B, C, H, W]
-  sides = (groups, math.prod(out) // max(1, channels), summed, channels, places, apart)
+  axes, spread = len(rhs) - 2, math.prod(eqn.params['lhs_dilation'])
+  sides = (groups, math.prod(out) // max(1, channels), summed, channels, places, apart, axes, spread)
   flops = float(flops_of(eqn, zeros=False))
   return Work('depthwise' if alone else 'convolutions', flops, 0.0, padded, sides)
 
@@ -232,7 +247,16 @@ def _kernel(eqn: Any) -> Work:
     kernel, result = numbers[9:12], numbers[12:15]
     flops = 2.0 * batch * groups * inputs * outputs * math.prod(kernel) * math.prod(result)
     kind = 'depthwise' if groups > 1 and inputs == 1 else 'convolutions'
-    sides = (groups, batch * math.prod(result), inputs * math.prod(kernel), outputs * groups, math.prod(kernel), 0)
+    sides = (
+      groups,
+      batch * math.prod(result),
+      inputs * math.prod(kernel),
+      outputs * groups,
+      math.prod(kernel),
+      0,
+      2,
+      1,
+    )
     return Work(kind, flops, 0.0, flops, sides)
   if target.startswith('jaxlite_cpu_onednn_'):
     kind, _, *sizes = target.removeprefix('jaxlite_cpu_onednn_').split('_')[1:]
@@ -245,7 +269,7 @@ def _kernel(eqn: Any) -> Work:
     (batch,), (inputs,), (outputs,), (groups,) = parts[:4]
     flops = 2.0 * batch * inputs // groups * outputs * math.prod(parts[5]) * math.prod(parts[6])
     places = math.prod(parts[5])
-    sides = (groups, batch * math.prod(parts[6]), inputs // groups * places, outputs, places, 0)
+    sides = (groups, batch * math.prod(parts[6]), inputs // groups * places, outputs, places, 0, 2, 1)
     return Work('depthwise' if groups == inputs > 1 else 'convolutions', flops, 0.0, flops, sides)
   return Work('movement', known=False)
 
