@@ -40,7 +40,7 @@ def writable(out: str | os.PathLike[str]) -> Path:
     trial = path / f'.jaxlite-{os.getpid()}'
     trial.touch()
     trial.unlink()
-  except OSError as error:
+  except (OSError, ValueError) as error:  # a name that no file can have
     raise _refused(path, error) from None
   finally:
     with contextlib.suppress(OSError):  # somebody else writes there by now
@@ -87,5 +87,7 @@ def alone(path: Path) -> Iterator[None]:
     yield
 
 
-def _refused(path: Path, error: OSError) -> ValueError:
-  return ValueError(f'the folder {path} cannot be written ({error.strerror or error}): give another by out=')
+def _refused(path: Path, error: OSError | ValueError) -> ValueError:
+  shown = str(path).encode('unicode_escape').decode() if '\0' in str(path) else path
+  why = getattr(error, 'strerror', None) or error
+  return ValueError(f'the folder {shown} cannot be written ({why}): give another by out=')

@@ -130,7 +130,8 @@ def shrink(
     key: the root key, where the model draws random numbers in training.
 
   Returns:
-    The smaller network. A group that cannot be removed rightly is left whole, and says why.
+    The smaller network. A group that cannot be removed rightly is left whole, and says why. Members of an ensemble in
+    stacked arrays are units too: a mean over them still counts those that are gone, as zeros.
 
   Raises:
     ValueError: nothing can be removed; a budget that cannot be met (it names the nearest); numbers that are not finite.

@@ -212,3 +212,8 @@ def test_a_network_without_a_run_is_scored_by_its_task(name):
   two = subject.of_network(network, examples=data)
   assert two.task.name == one.task.name
   assert score_of(two, network.predict(X)) == pytest.approx(found)
+
+
+def test_a_name_that_no_folder_can_have_is_told(finished):
+  with pytest.raises(ValueError, match=r'the folder .*a\\x00b cannot be written \(embedded null byte\): give another'):
+    jl.deploy(finished, 'safetensors', out='a\0b', examples=X, **QUICK)
