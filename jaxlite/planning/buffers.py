@@ -9,6 +9,7 @@ from jaxlite.graph import walk
 from jaxlite.graph.contractions import flops_of
 from jaxlite.planning.by_xla import by_xla
 from jaxlite.planning.flow import Flow, Op, Value, opened, size_of
+from jaxlite.planning.work import is_of_generator
 from jaxlite.planning.writing import IN_COLUMNS, Written, kind, written
 
 _HALVES = ('bfloat16', 'float16')
@@ -253,7 +254,9 @@ def _inside(step: Written, flow: Flow, platform: str, kernels: bool) -> int:
     return max((flow.values[value].bytes for value in op.writes), default=0)
   if op.name in _COPIES_OF and platform == 'cpu':
     return _COPIES_OF[op.name] * flow.values[op.reads[0]].bytes if op.reads[0] >= 0 else 0
-  if op.name in ('random_bits', 'threefry2x32') and platform == 'cpu':  # a loop over two arrays of words
+  if (
+    op.name in ('random_bits', 'threefry2x32') and platform == 'cpu' and not is_of_generator(op.eqn)
+  ):  # a loop over two arrays of words
     return 2 * sum(flow.values[value].bytes for value in op.writes)
   if op.name == 'bcoo_dot_general' and platform == 'cpu':  # a row of the dense operand for each stored entry
     return op.eqn.outvars[0].aval.dtype.itemsize * flops_of(op.eqn) // 2

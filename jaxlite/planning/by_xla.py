@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from jaxlite.planning.flow import Flow
-from jaxlite.planning.writing import Written, kind
+from jaxlite.planning.writing import Written, is_filled, kind
 
 _INDEX = 4  # bytes
 
@@ -33,6 +33,8 @@ def by_xla(flow: Flow, steps: list[Written], outside: set[int]) -> list[int]:
   held = [0] * len(steps)
   for at, step in enumerate(steps):
     op = step.op
+    if kind(op) == 'apart':  # constants, too, are arrays to a product
+      held[at] += sum(flow.values[value].bytes for value in set(op.reads) if is_filled(makers.get(value)))
     if op.name == 'conv_general_dilated':
       held[at] += sum(
         flow.values[value].bytes

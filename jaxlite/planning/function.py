@@ -184,6 +184,11 @@ def _of_arrays(
     pairs = zip(jax.tree.leaves(whole), before, strict=False)
     written = [new for new, old in pairs if new is not old and _is_array(new)]
     changed[:] = [len(written)] if written else []
+    if hasattr(found, '__next__'):
+      raise TypeError(
+        'jl.plan traces what a function computes while it is called, and this one returns a '
+        f'{type(found).__name__}, which computes later: give the step itself, which returns arrays'
+      )
     return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, (found, written))
 
   return bare, [[leaf for leaf in leaves if _is_array(leaf)] for leaves, _ in flat]

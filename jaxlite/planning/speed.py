@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from jaxlite.graph.contractions import SPARSE
 from jaxlite.host.rates import Rates
 from jaxlite.planning.cost import Operation
 from jaxlite.planning.reference import correction
@@ -35,6 +36,7 @@ _ROW, _COLUMN, _COLUMNS = 3.1e-9, 3e-10, 256
 # Seconds that an entry takes where the place of the largest is asked for, and in running sums; as multiples of these
 # what is dearer.
 _PLACED, _RUNNING = 3.7e-9, 4e-9
+_STORED = 9e-11  # seconds of a FLOP of a sparse product, whose rows are gathered and scattered
 _DEARER = {'cummax': 1.7, 'cummin': 1.7, 'cumlogsumexp': 60.0}
 # Seconds that a sliding window takes for each of its places: of a picture's channels together, however few, then for
 # each of them; and where channels lie apart.
@@ -332,6 +334,8 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
     return one.sides[1] * _STRIDE
   if group == 'scatters' and 'scatter' in rates.more:
     return one.bytes / (768 * rates.more['scatter'])
+  if one.primitive in SPARSE:
+    return one.flops * _STORED
   if group == 'sorting':
     return 1_200 * one.flops / rates.elementwise  # a comparison waits for the one before
   return one.transcendentals / rates.transcendental + one.flops / rates.elementwise

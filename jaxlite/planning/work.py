@@ -127,6 +127,22 @@ _LINEAR = {
 }
 _RANDOM = 60  # integer operations of one 32-bit word of threefry: 20 rounds of a pair, and the keys between them
 
+_GENERATED = 400  # of these that take as long as one word of XLA's own generator
+
+
+def is_of_generator(eqn: Any) -> bool:
+  """Tells whether random bits are of XLA's own generator (keys of 'rbg'), and not of threefry.
+
+  Args:
+    eqn: that draws them.
+
+  >>> import jax
+  >>> draw = jax.make_jaxpr(lambda key: jax.random.bits(key))(jax.random.key(0, impl='rbg'))
+  >>> [is_of_generator(eqn) for eqn in draw.eqns if eqn.primitive.name == 'random_bits']
+  [True]
+  """
+  return 'rbg' in str(eqn.invars[0].aval.dtype) or eqn.primitive.name.startswith('rng_')
+
 
 def work_of(eqn: Any) -> Work:
   """Returns what an equation without bodies computes.
@@ -166,7 +182,8 @@ def work_of(eqn: Any) -> Work:
   if name in _WINDOWS:
     return Work('reductions', (taken if 'scatter' in name else out) * max(_window(eqn) - 1, 1), sides=_sliding(eqn))
   if name in ('random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'):
-    return Work('random', _RANDOM * sum(_size(var) for var in eqn.outvars))
+    each = _GENERATED if is_of_generator(eqn) else _RANDOM
+    return Work('random', each * sum(_size(var) for var in eqn.outvars))
   if name in ('random_fold_in', 'random_split', 'random_seed'):
     return Work('random', _RANDOM * 2 * out)
   if name in ('sort', 'top_k', 'approx_top_k'):

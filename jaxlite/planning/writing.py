@@ -126,7 +126,7 @@ def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, i
       if value < 0:
         continue
       maker = makers.get(value)
-      flat = maker is None or _filled(maker)
+      flat = maker is None or is_filled(maker)
       if (op.name == 'transpose' and value in dots) or kinds[id(op)] in ('cheap', 'dear'):
         fusing[value] = fusing.get(value, 0) + 1
       elif flat:
@@ -135,13 +135,13 @@ def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, i
         fusing[value] = fusing.get(value, 0) + 1  # a product is read in either orientation
       elif kinds[id(op)] == 'reduce' and maker is not None and maker.name in _PRODUCTS:
         fusing[value] = fusing.get(value, 0) + 1
-        apart.update(one for one in maker.reads if one >= 0 and not _filled(makers.get(one)))
+        apart.update(one for one in maker.reads if one >= 0 and not is_filled(makers.get(one)))
       else:
         apart.add(value)
   return apart, fusing
 
 
-def _filled(maker: Op | None) -> bool:
+def is_filled(maker: Op | None) -> bool:
   """Whether an array is a constant that is filled in where it is needed."""
   return maker is not None and (
     maker.name == 'iota' or (maker.name == 'broadcast_in_dim' and max(maker.reads, default=-1) < 0)

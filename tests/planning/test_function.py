@@ -314,3 +314,21 @@ def test_what_is_filled_in_before_rows_are_added_to_it_is_counted():
   gradient = lambda t: jax.grad(lambda t: (t[rows] ** 2).sum())(t)  # noqa: E731
   small, large = (call(gradient, (jax.ShapeDtypeStruct((n, 32), 'float32'),), RATES) for n in (1_000, 100_000))
   assert large.bytes - small.bytes > 0.9 * 99_000 * 32 * 4
+
+
+def test_what_computes_later_is_refused():
+  with pytest.raises(TypeError, match='generator, which computes later'):
+    call(lambda x: (row @ row for row in x), (np.ones((4, 3)),), RATES)
+
+
+def test_the_generator_of_xla_takes_longer_than_threefry_and_holds_less():
+  draw = lambda key: jax.random.bits(key, (500, 500)).max(0)  # noqa: E731
+  threefry, xla = (call(draw, (jax.random.key(0, impl=one),), RATES) for one in ('threefry2x32', 'rbg'))
+  assert xla.time.seconds > 2 * threefry.time.seconds
+  assert xla.temporaries < threefry.temporaries
+
+
+def test_a_constant_that_a_product_reads_is_an_array():
+  fn = lambda x: jnp.ones((256, 256)) @ x  # noqa: E731
+  told, exact = (call(fn, (np.ones((256, 256), np.float32),), RATES, compiled=one) for one in (False, True))
+  assert told.temporaries == pytest.approx(exact.temporaries, rel=0.1)
