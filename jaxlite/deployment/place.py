@@ -100,9 +100,9 @@ def replacing(path: Path, names: Iterable[str]) -> Iterator[None]:
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
-  ...   old = Path(folder, 'network.c')
+  ...   old = Path(folder, 'values')
   ...   _ = old.write_text('old')
-  ...   with contextlib.suppress(OSError), replacing(Path(folder), ['network.c']):
+  ...   with contextlib.suppress(OSError), replacing(Path(folder), ['values']):
   ...     _ = old.write_text('new')
   ...     raise OSError('full')
   ...   old.read_text(), len(list(Path(folder).iterdir()))
