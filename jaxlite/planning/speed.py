@@ -230,14 +230,14 @@ def group_of(one: Operation, kernels: bool = True) -> str:
       return 'batched products'
     return 'narrow products' if one.sides and min(one.sides[1:]) < _NARROW else one.kind
   if one.kind == 'convolutions':
-    groups, positions, summed, channels, places, apart, axes, spread = one.sides
+    groups, positions, summed, channels, places, apart, axes, spread, gathers = one.sides
+    if spread > 1 and gathers and axes < 3:  # no kernel of ours stands in for these either
+      return 'gradients of spread convolutions by XLA'
     if not kernels and one.primitive != 'ffi_call':
       if axes > 2:
         return 'convolutions of three axes by XLA'
       if groups > 1:
         return f'{"gradients of" if positions < summed else "convolutions in"} groups by XLA'
-      if spread > 1 and positions < summed:
-        return 'gradients of spread convolutions by XLA'
     inputs = summed // max(1, places) if positions >= summed else positions // max(1, places)
     if min(channels, inputs) < _NARROW:
       return 'narrow convolutions apart' if apart else 'narrow convolutions'
@@ -343,7 +343,7 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
 
 def _by_xla(one: Operation, group: str, best: float) -> float:
   """Seconds of a convolution in a form of XLA for CPU that is none of its fast ones."""
-  _, positions, summed, channels, places, _, axes, spread = one.sides
+  _, positions, summed, channels, places, _, axes, spread, _ = one.sides
   inputs = (summed if positions >= summed else positions) // max(1, places)
   if axes > 2:
     share = min(_DEEP_MOST, _DEEP_CHANNEL * max(1, min(channels, inputs)))

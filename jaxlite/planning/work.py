@@ -35,8 +35,9 @@ class Work(NamedTuple):
     padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
     sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels, places of its window,
       1 where channels lie apart and else 0, axes of its window, zeros and entries for each entry of what it slides
-      over); of a sliding window (places, 1 or 0 likewise, entries that lie side by
-      side, 1 where windows overlap); of another reduction (how many results lie side by side, entries).
+      over, 1 where its window has more places than its result and else 0); of a sliding window (places, 1 or 0
+      likewise, entries that lie side by side, 1 where windows overlap); of another reduction (how many results lie
+      side by side, entries).
     fused: it is computed where its result is read.
     known: what it computes is known; else its bytes alone count.
   """
@@ -246,10 +247,15 @@ def _convolution(eqn: Any) -> Work:
   # The gradient of a depthwise kernel: each channel is a group of the batch, or of features, with one input each.
   alone = alone or (eqn.params['batch_group_count'] > 1 and eqn.params['batch_group_count'] == channels)
   # Of a weight's gradient the result is the window, and what slides over the input is the gradient of the output.
-  places = min(math.prod(rhs[axis] for axis in spec.rhs_spec[2:]), math.prod(out[axis] for axis in spec.out_spec[2:]))
+  window, result = (
+    math.prod(rhs[axis] for axis in spec.rhs_spec[2:]),
+    math.prod(out[axis] for axis in spec.out_spec[2:]),
+  )
+  places = min(window, result)
   apart = int(len(rhs) - 1 in spec.lhs_spec[2:])  # arrays [B, C, H, W]
   axes, spread = len(rhs) - 2, math.prod(eqn.params['lhs_dilation'])
-  sides = (groups, math.prod(out) // max(1, channels), summed, channels, places, apart, axes, spread)
+  shape = (groups, math.prod(out) // max(1, channels), summed, channels, places, apart)
+  sides = (*shape, axes, spread, int(window > result))
   flops = float(flops_of(eqn, zeros=False))
   return Work('depthwise' if alone else 'convolutions', flops, 0.0, padded, sides)
 
@@ -264,16 +270,8 @@ def _kernel(eqn: Any) -> Work:
     kernel, result = numbers[9:12], numbers[12:15]
     flops = 2.0 * batch * groups * inputs * outputs * math.prod(kernel) * math.prod(result)
     kind = 'depthwise' if groups > 1 and inputs == 1 else 'convolutions'
-    sides = (
-      groups,
-      batch * math.prod(result),
-      inputs * math.prod(kernel),
-      outputs * groups,
-      math.prod(kernel),
-      0,
-      2,
-      1,
-    )
+    shape = (groups, batch * math.prod(result), inputs * math.prod(kernel), outputs * groups, math.prod(kernel), 0)
+    sides = (*shape, 2, 1, 0)
     return Work(kind, flops, 0.0, flops, sides)
   if target.startswith('jaxlite_cpu_onednn_'):
     kind, _, *sizes = target.removeprefix('jaxlite_cpu_onednn_').split('_')[1:]
@@ -286,7 +284,7 @@ def _kernel(eqn: Any) -> Work:
     (batch,), (inputs,), (outputs,), (groups,) = parts[:4]
     flops = 2.0 * batch * inputs // groups * outputs * math.prod(parts[5]) * math.prod(parts[6])
     places = math.prod(parts[5])
-    sides = (groups, batch * math.prod(parts[6]), inputs // groups * places, outputs, places, 0, 2, 1)
+    sides = (groups, batch * math.prod(parts[6]), inputs // groups * places, outputs, places, 0, 2, 1, 0)
     return Work('depthwise' if groups == inputs > 1 else 'convolutions', flops, 0.0, flops, sides)
   return Work('movement', known=False)
 
