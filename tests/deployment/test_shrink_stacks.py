@@ -112,7 +112,7 @@ def _stacks_are_cut_alike(name, count):
   assert {(8, True), (10, True)} <= widths
 
 
-@pytest.mark.parametrize('name', STACKS)
+@pytest.mark.parametrize('name', ['loop', 'linen', 'haiku'])
 def test_stacked_layers_are_cut_alike(name):
   _stacks_are_cut_alike(name, 2)
 

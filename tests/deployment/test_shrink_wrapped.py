@@ -34,7 +34,9 @@ def trained(parts, steps=4):
   return train, state
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize(
+  'name', [pytest.param(one, marks=pytest.mark.slow) if one == 'average of low rank' else one for one in RECIPES]
+)
 def test_what_evaluation_sees_is_cut_with_what_trains(name):
   train, state = trained(RECIPES[name]())
   full = join_const(state.model_state, state.const)
