@@ -35,6 +35,7 @@ from jaxlite.errors import check_dict, misplaced
 
 CONST = 'jl.const'  # model_state: arrays that never change, by owner: no gradient, no moments, not donated
 TAPS = 'jl.taps'  # model_state: values that a forward leaves for the loss, dropped after the step
+POINT = 'jl.point'  # the params as a model is read when it does not train, where an update part says so
 LOSSES = 'loss/'  # begins the name of a tap that is itself a term of the loss: what a network brings (regularizers)
 APART = 'jl.apart'  # the `jax.named_scope` of a network whose bits stay its own: no equation in it is rewritten
 
@@ -51,8 +52,7 @@ class Model(NamedTuple):
     init: (key, inputs) -> (params, model_state). Both are dicts; `inputs` is one batch, [B, ...].
     apply: (params, model_state, inputs, *, train, key, step=None) -> (outputs, model_state). `key` is the
       run's root key (None where nothing is random); randomness comes from `stream(key, name, step)`.
-    after: (params, model_state, step) -> model_state, once an optimizer step on the new params; `step`
-      counts it in.
+    after: (params, model_state, step) -> model_state, once an optimizer step on the new params; `step` counts it in.
     export: (params, model_state) -> (params, model_state), merging and stripping what hooks added.
   """
 

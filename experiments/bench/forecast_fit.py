@@ -3,11 +3,12 @@
     python experiments/bench/forecast_fit.py --results=FILE [--jobs=10] [--first=100] [--rounds=3] [--seconds=7200]
     python experiments/bench/forecast_fit.py --results=FILE --report
 
-The jobs are the random ones of `tests/run/test_fit.py`, each under its limit of the data segment (RLIMIT_DATA). For
-each, `fit` looks for a form first; then every form that it may choose among, with freed memory kept and without, is run
-under the same limit, in processes of their own: all once, then those within a third of the best again in turn with the
-chosen one. A form counts where it came through each time. The share is the best form's median step by the chosen one's:
-1 where they are the same. A file that exists is gone on with; a table is printed at the end.
+The jobs are the random ones of `tests/run/test_fit.py`, as long runs (100,000 steps, of which few are taken), each
+under its limit of the data segment (RLIMIT_DATA). For each, `fit` looks for a form first; then every form that it may
+choose among, with freed memory kept and without, is run under the same limit, in processes of their own: all once, then
+those within a third of the best again in turn with the chosen one. A form counts where it came through each time. The
+share is the best form's median step by the chosen one's: 1 where they are the same. A file that exists is gone on with;
+a table is printed at the end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = ROOT / 'tests' / 'run' / 'fitted.py'
+LONG = 100_000  # steps: what makes a search for speed worth its trials
 NEAR = 1.33  # of the best step: what is run again
 
 
@@ -65,6 +67,7 @@ def one(seed: int, rounds: int) -> dict[str, Any]:
   from random_jobs import random_job
 
   job, limit = random_job(seed)
+  job['steps'] = LONG
   Path(os.environ['JOB']).write_text(json.dumps(job))
   resource.setrlimit(resource.RLIMIT_DATA, (limit << 20,) * 2)
   source = Source(str(EXPERIMENT), [], str(ROOT), False, 'run')

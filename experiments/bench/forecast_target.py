@@ -188,6 +188,8 @@ def shown(found: list[dict[str, Any]], known: float) -> None:
   groups = collections.defaultdict(list)
   shares = {name: [one['told'].share for one in found if math.isinf(one['truth']) == beyond]
             for name, beyond in (('reached', False), ('never reached', True))}  # fmt: skip
+  level = {beyond: [one['alone'].level is not None for one in found if math.isinf(one['truth']) == beyond]
+           for beyond in (False, True)}  # fmt: skip
   found = [one for one in found if math.isfinite(one['truth'])]
   for one in found:
     groups['all'].append(one)
@@ -209,6 +211,9 @@ def shown(found: list[dict[str, Any]], known: float) -> None:
     print(
       f'targets {name}: told to be reached in {middle:.0%} of futures (80 of 100: {low:.0%} to {high:.0%}), {len(some)}'
     )
+  never, reached = level[True], level[False]
+  print('told without earlier runs to level off short of the target: ', end='')
+  print(f'{sum(never)} of {len(never)} that are never reached, and {sum(reached)} of {len(reached)} that are')
 
 
 def main() -> None:

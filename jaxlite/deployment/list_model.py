@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlite import trees
-from jaxlite.contract import Model, Params, State
+from jaxlite.contract import POINT, Model, Params, State
 from jaxlite.deployment.load import Held
 from jaxlite.deployment.operations import listing
 from jaxlite.deployment.running.program import batch_of, checked, computed, value_of
@@ -36,10 +36,10 @@ def list_model(held: Held, outputs: Any) -> tuple[Model, Params, State]:
     ValueError: there is no list; the message says why.
   """
   graph, known = listing.open_list(held)
-  split = {name: path.partition('/') for name, path in known.items()}
+  split = {name: _split(path) for name, path in known.items()}
   own: dict[str, dict[str, Any]] = {'params': {}, 'model_state': {}}
-  for kind, _, rest in split.values():
-    own[kind][rest] = jnp.asarray(held.values[f'{kind}/{rest}'])
+  for name, (kind, rest) in split.items():
+    own[kind][rest] = jnp.asarray(held.values[known[name]])
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     del train, key, step
@@ -47,7 +47,7 @@ def list_model(held: Held, outputs: Any) -> tuple[Model, Params, State]:
     given = {f'input/{path}' if path else 'input': leaf for path, leaf in zip(paths, leaves, strict=True)}
     values: dict[str, Any] = checked(graph, given)
     batch, here = batch_of(graph, values), {'params': params, 'model_state': state}
-    values.update((name, here[kind][rest]) for name, (kind, _, rest) in split.items())
+    values.update((name, here[kind][rest]) for name, (kind, rest) in split.items())
     for one in graph.operations:
       if one.kind in _OF_PARAMS:
         (name,) = one.outputs
@@ -59,3 +59,9 @@ def list_model(held: Held, outputs: Any) -> tuple[Model, Params, State]:
 
   params, state = own['params'], own['model_state']
   return Model(lambda key, inputs: (params, state), apply), params, state
+
+
+def _split(path: str) -> tuple[str, str]:
+  """(params or model_state, the path in it): the point at which params are read is what they are where none train."""
+  kind, _, rest = path.partition('/')
+  return 'params' if rest.startswith(f'{POINT}/') else kind, rest

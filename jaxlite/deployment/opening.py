@@ -17,13 +17,12 @@ import numpy as np
 
 from jaxlite import trees
 from jaxlite.adapters import adapt
-from jaxlite.contract import CONST, Hook, Model, Network, Params, Recipe, Side, State, chain
+from jaxlite.contract import CONST, POINT, Hook, Model, Network, Params, Recipe, Side, State, chain
 from jaxlite.cpu.replace import exchanged
 from jaxlite.deployment import stablehlo
 from jaxlite.deployment.stablehlo import Stored
 from jaxlite.errors import nearest
 from jaxlite.optim import normalize, project
-from jaxlite.step.state import POINT
 from jaxlite.tasks.task import Facts, Task
 from jaxlite.version import __version__
 

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite.contract import Model, Network, Params, State
+from jaxlite import trees
+from jaxlite.contract import CONST, POINT, TAPS, Model, Network, Params, State
 from jaxlite.deployment import shrink_budget, shrunk_model
 from jaxlite.errors import counted
 from jaxlite.graph import removable, shrunk
 from jaxlite.graph.removable import Given
 from jaxlite.graph.traces import shapes_of
+from jaxlite.step.state import HEALTH
 from jaxlite.trees import Rule
 
 
@@ -112,7 +114,8 @@ def shrink(
   are zero (`jl.prune(structure=channel())` makes them) and of which nothing else is alive, a bias say.
 
   Args:
-    model: a Model, or a function (params, inputs) -> outputs.
+    model: a Model, or a function (params, inputs) -> outputs. One in the hooks that it trained in (`train.model`, with
+      the state's params and model_state) is cut with what they keep, averages say.
     params: its trained parameters.
     model_state: its other arrays; None or {} where it has none.
     inputs: one batch, arrays or shapes [B, ...]. The smaller model takes any other batch size too.
@@ -127,7 +130,8 @@ def shrink(
     key: the root key, where the model draws random numbers in training.
 
   Returns:
-    The smaller network. A group that cannot be removed rightly is left whole, and says why.
+    The smaller network. A group that cannot be removed rightly is left whole, and says why. Members of an ensemble in
+    stacked arrays are units too: a mean over them still counts those that are gone, as zeros.
 
   Raises:
     ValueError: nothing can be removed; a budget that cannot be met (it names the nearest); numbers that are not finite.
@@ -237,7 +241,16 @@ def _some(given: Given, open_: Sequence[bool], steps: Sequence[int], why: Sequen
     raise ValueError(f'shrink: no group is wider than the step of its widths, {narrow[0]} neither: give multiple=1')
   ends = ('it is an input', 'it is an output')
   told += [f'{given.member(*one)} ({why})' for one, why in given.coupled.fixed.items() if why not in ends]
-  raise ValueError(f'shrink: no group of this network can be removed; {"; ".join(told[:3]) or "it has none"}')
+  inside = {name.partition('/')[0].removeprefix('jl.') for name in given.names if trees.is_extra(name)}
+  inside -= {name.removeprefix('jl.') for name in (CONST, POINT, TAPS, HEALTH)}
+  fix = (
+    f'; the model is wrapped in hooks ({", ".join(sorted(inside))}): shrink the bare one with the values that '
+    "evaluation sees, jl.shrink(model, *train.model.export(state.params, {**state.model_state, 'jl.const': "
+    'state.const}), inputs)'
+  )
+  raise ValueError(
+    f'shrink: no group of this network can be removed; {"; ".join(told[:3]) or "it has none"}{fix if inside else ""}'
+  )
 
 
 def _worst(worth: Sequence[np.ndarray], kept: Sequence[int]) -> list[list[int]]:

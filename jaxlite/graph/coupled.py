@@ -162,6 +162,9 @@ class Reader:
       return [self.dot(eqn, given, times)]
     if name == 'conv_general_dilated':
       return [self.convolution(eqn, given, shapes[0], times)]
+    if name == 'reduce':  # by a rule of one's own, several operands at once
+      rest = self.merged(given[: len(shapes)], tuple(eqn.invars[0].aval.shape))
+      return [[one for axis, one in enumerate(rest) if axis not in params['dimensions']]] * len(shapes)
     if name in _ALONG:
       axis = params.get('axis', params.get('dimension'))
       self.fix([one[axis] for one in given], f'{named(eqn)} runs along it')

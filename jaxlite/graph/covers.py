@@ -151,6 +151,8 @@ def through(eqn: Any, position: int, covers: Covers, shape: Sequence[int]) -> di
   move = _MOVES.get(name)
   if move is None and name.startswith(('reduce_', 'arg')) and 'axes' in eqn.params:
     move = _reduced
+  if name == 'gather' and position:  # of indices that a leaf makes (a table of values, say) each picks a slice
+    move = _picking
   if move is None and (own == tuple(shape) or not own or name in _IN_PLACE or _stretches(own, shape)):
     move = _kept
 
@@ -261,6 +263,13 @@ def _gathered(eqn: Any, own: Extents, extents: Extents, shape: Sequence[int]) ->
   along = any(extents[axis] > 1 for axis in range(len(own)) if taken[axis] < own[axis] or axis in gone)
   slices = dict(zip(numbers.offset_dims, left, strict=True))
   return tuple(slices.get(axis, size if along else 1) for axis, size in enumerate(shape))
+
+
+def _picking(eqn: Any, own: Extents, extents: Extents, shape: Sequence[int]) -> Extents:
+  """Indices lie along the axes that are no slice's, but for the last one, which makes an index."""
+  left = iter(extents[:-1])
+  offsets = eqn.params['dimension_numbers'].offset_dims
+  return tuple(1 if axis in offsets else next(left) for axis in range(len(shape)))
 
 
 def _sliced_once(eqn: Any, own: Extents, extents: Extents, shape: Sequence[int]) -> Extents:

@@ -244,8 +244,8 @@ def _typed(aval: Any) -> str:
 ELEMENTWISE = frozenset(
   """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp conj complex
   convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac
-  imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or polygamma
-  population_count pow real reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
+  imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not or
+  polygamma population_count pow real reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
   shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh to_edtype xor pvary pcast""".split()  # noqa: SIM905 - a list of a hundred lines is not read
 )
 
@@ -303,6 +303,8 @@ def _gone(eqn: Any, values: Sequence[Value], axis: int, rank: int, alone: bool) 
     return Same(np.zeros((), eqn.outvars[0].aval.dtype)[()])  # by what is finite
   if name == 'div' and is_zero(gone[0]) and not is_zero(gone[1]):
     return Same(np.zeros((), eqn.outvars[0].aval.dtype)[()])
+  if name == 'select_n' and isinstance(gone[0], Same):  # it is known which: zeros stay zeros, say
+    return gone[1 + int(gone[0].value)] if alone or isinstance(gone[1 + int(gone[0].value)], Same) else None
   if (
     name == 'select_n' and all(isinstance(one, Same) for one in gone[1:]) and len({one.value for one in gone[1:]}) == 1
   ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jax import lax
 from jaxlite.graph import walk
 from jaxlite.graph.cut import (
   ELEMENTWISE,
+  CannotCutError,
   Same,
   Value,
   bind,
@@ -154,6 +155,19 @@ def _as_tangent(change: Value, out: Value, eqn: Any) -> Value:
   return Value(change.array, cuts, out.alike, out.level)
 
 
+@contextlib.contextmanager
+def _of_a_rule(eqn: Any) -> Iterator[None]:
+  """Says of what cannot be cut that only the derivative cannot."""
+  try:
+    yield
+  except CannotCutError as error:
+    raise cannot(
+      eqn,
+      f'its own rule for derivatives cannot do without what is gone ({error}): the smaller network predicts and does '
+      'not train; leave this group whole (rule=), or write the rule so that each entry depends on its own alone',
+    ) from None
+
+
 def _custom_jvp(eqn: Any, values: list[Value]) -> list[Value]:
   places, results = _floats(eqn.invars), _floats(eqn.outvars)
 
@@ -173,7 +187,8 @@ def _custom_jvp(eqn: Any, values: list[Value]) -> list[Value]:
       Value(one.array, {axis: cut._replace(gone=_unchanged(cut.gone)) for axis, cut in one.cuts.items()})
       for one in (given[index] for index in places)
     ]
-    changes = dict(zip(results, run(of, [*values, *moving]), strict=True))
+    with _of_a_rule(eqn):
+      changes = dict(zip(results, run(of, [*values, *moving]), strict=True))
     outs = run(eqn.params['call_jaxpr'], values)
     return outs, [
       _as_tangent(changes[index], out, eqn) if index in changes else _no_change(out) for index, out in enumerate(outs)
@@ -202,7 +217,8 @@ def _custom_vjp(eqn: Any, values: list[Value]) -> list[Value]:
       Value(one.array, {axis: cut._replace(gone=None) for axis, cut in one.cuts.items()})
       for one in (given[index] for index in results)
     ]
-    found = dict(zip(places, run(of, [*values, *coming]), strict=True))
+    with _of_a_rule(eqn):
+      found = dict(zip(places, run(of, [*values, *coming]), strict=True))
     back = []
     for index, value in enumerate(values):
       if index not in found:

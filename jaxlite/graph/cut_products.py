@@ -1,4 +1,4 @@
-"""Contractions of values that are cut: what is gone from a sum was zero, or is added."""
+"""Contractions and reductions of values that are cut: what is gone from a sum was zero, or is added."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite.graph.cut import Cut, Rule, Same, Value, bind, cannot, gone_array, is_zero, take
+from jaxlite.graph.cut import Cut, Rule, Same, Value, bind, cannot, forgetting, gone_array, is_zero, take, together
 
 
 def _zero(value: Value) -> Same:
@@ -111,4 +111,30 @@ def _of_groups(groups: tuple[int, ...], size: int, whole: int) -> Cut:
   return Cut(tuple(group * size + one for group in groups for one in range(size)), whole)
 
 
-PRODUCTS: dict[str, Rule] = {'dot_general': _dot, 'conv_general_dilated': _convolution}
+def _reduce_by_rule(eqn: Any, values: list[Value]) -> list[Value]:
+  """By a rule of one's own: what is gone is put back, where it is known; the order does not matter to a reduction."""
+  axes, count = eqn.params['dimensions'], len(values) // 2
+  operands = together(eqn, values[:count], len(eqn.invars[0].aval.shape))
+  whole = []
+  for value in operands:
+    for axis in axes:
+      if axis in value.cuts:
+        gone = gone_array(value, axis)
+        if gone is None:
+          raise cannot(eqn, 'it runs over an axis of which it is not known what goes')
+        shape = [value.cuts[axis].count if one == axis else size for one, size in enumerate(value.shape)]
+        array = jnp.concatenate([value.array, jnp.broadcast_to(gone, shape)], axis)
+        rest = {one: cut for one, cut in forgetting(value).cuts.items() if one != axis}
+        value = Value(array, rest)
+    whole.append(value)
+  arrays = bind(eqn, [one.array for one in (*whole, *values[count:])])
+  left = [axis for axis in range(len(whole[0].shape)) if axis not in axes]
+  cuts = {place: whole[0].cuts[axis]._replace(gone=None) for place, axis in enumerate(left) if axis in whole[0].cuts}
+  return [Value(array, cuts) for array in arrays]
+
+
+PRODUCTS: dict[str, Rule] = {
+  'dot_general': _dot,
+  'conv_general_dilated': _convolution,
+  'reduce': _reduce_by_rule,
+}

@@ -12,7 +12,7 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from jaxlite import trees
-from jaxlite.contract import CONST, Model, State
+from jaxlite.contract import CONST, POINT, Model, State
 from jaxlite.graph import shrunk
 from jaxlite.graph.coupled import Coupled, Family, Program
 from jaxlite.graph.families import couple
@@ -28,7 +28,8 @@ class Given(NamedTuple):
   Attributes:
     leaves: of params and model_state, whole.
     names: their paths.
-    weights: how many of them are parameters; what is constant counts as one of them for what is zero.
+    weights: how many of them are parameters; what is constant counts as one of them for what is zero, and so do the
+      values at which params are read where the model does not train.
     coupled: what belongs together.
     traces: the forms in which the model runs.
   """
@@ -44,7 +45,7 @@ class Given(NamedTuple):
     return [tuple(leaf.shape) for leaf in self.leaves]
 
   def is_weight(self, leaf: int) -> bool:
-    return leaf < self.weights or self.names[leaf].startswith(f'{CONST}/')
+    return leaf < self.weights or self.names[leaf].startswith((f'{CONST}/', f'{POINT}/'))
 
   def member(self, leaf: int, axis: int) -> str:
     return f'{self.names[leaf]}[{axis}]'
@@ -69,8 +70,22 @@ def read(model: Model, params: Any, state: State, inputs: Any, key: Any, *, what
   programs = [traces.forward(inputs, train, key, None)[0] for train in (False, True)]
   answering = _read(programs[0])
   beside = {leaf: _BESIDE for leaf, name in enumerate(names) if name.startswith(f'{CONST}/') and leaf not in answering}
-  coupled = couple([*programs, traces.after()[0]], [tuple(leaf.shape) for leaf in leaves], beside)
+  every = [*programs, traces.after()[0], *_points(names, leaves)]
+  coupled = couple(every, [tuple(leaf.shape) for leaf in leaves], beside)
   return Given(leaves, names, len(trees.paths(params)), coupled, traces)
+
+
+def _points(names: Sequence[str], leaves: Sequence[Any]) -> list[Program]:
+  """A program in which each param meets the value that it is read at where the model does not train, if an update part
+  keeps one (schedule-free averages): no forward reads both, and one is nothing without the other."""
+  place = {name: index for index, name in enumerate(names)}
+  points = {name.removeprefix(f'{POINT}/'): at for name, at in place.items() if name.startswith(f'{POINT}/')}
+  pairs = [(place[name], at) for name, at in points.items() if name in place]  # a file may hold the points alone
+  if not pairs:
+    return []
+  shapes = [[jax.ShapeDtypeStruct(leaves[one].shape, leaves[one].dtype) for one in pair] for pair in pairs]
+  jaxpr = jax.make_jaxpr(lambda pairs: [one + other for one, other in pairs])(shapes)
+  return [Program(jaxpr, tuple(one for pair in pairs for one in pair), (-1,) * len(pairs))]
 
 
 def _read(program: Program) -> set[int]:
@@ -145,16 +160,36 @@ def all_zero(given: Given) -> Callable[[int, int], bool]:
 
 
 def refusals(given: Given, picked: Sequence[bool]) -> list[str]:
-  """Tries each family: why it cannot be cut, '' where it can."""
-  families, why = given.coupled.families, []
+  """Tries each family, and then all: why it cannot be cut, '' where it can, beside all others of which that is said."""
+  families = given.coupled.families
 
-  def tried(which: Sequence[bool]) -> str:
-    removed = [[len(f.units) // 2] if one and len(f.units) > 1 else [] for f, one in zip(families, which, strict=True)]
+  def tried(which: Sequence[int]) -> str:
+    removed = [[len(f.units) // 2] if place in which and len(f.units) > 1 else [] for place, f in enumerate(families)]
     kept = shrunk.kept_entries(families, removed, given.shapes)
     return shrunk.refusal(given.traces.programs, kept, all_zero(given))
 
-  if not tried(picked):
-    return [''] * len(families)
-  for place in range(len(families)):
-    why.append(tried([one == place for one in range(len(families))]) if picked[place] else '')
+  asked = [place for place, pick in enumerate(picked) if pick]
+  why = [''] * len(families)
+  if not tried(asked):
+    return why
+  for place in asked:
+    why[place] = tried([place])
+  able = [place for place in asked if not why[place]]
+  if tried(able):  # each alone, and not all at once: the widest ones go first
+    together: list[int] = []
+    for place in sorted(able, key=lambda place: -_entries(given, families[place])):
+      told = tried([*together, place])
+      if told:
+        why[place] = f'not beside {_first(given, families, together)}: {told}'
+      else:
+        together.append(place)
   return why
+
+
+def _entries(given: Given, family: Family) -> int:
+  """How many parameters stand along its members."""
+  return sum(math.prod(given.shapes[leaf]) for leaf, _ in family.members)
+
+
+def _first(given: Given, families: Sequence[Family], places: Sequence[int]) -> str:
+  return ', '.join(given.member(*families[place].members[0]) for place in places[:3])

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from jaxlite.graph import walk
+from jaxlite.graph.contractions import flops_of
+from jaxlite.planning.by_xla import by_xla
 from jaxlite.planning.flow import Flow, Op, Value, opened, size_of
-from jaxlite.planning.writing import Written, kind, written
+from jaxlite.planning.work import is_of_generator
+from jaxlite.planning.writing import IN_COLUMNS, Written, kind, written
 
 _HALVES = ('bfloat16', 'float16')
 # Arrays as large as what they read that LAPACK's kernels take beside it: it works in place, on a copy.
-_COPIES_OF = {'svd': 2, 'eig': 3, 'schur': 1, 'geqrf': 1, 'householder_product': 1, 'qr': 1}
+_COPIES_OF = {'svd': 1, 'eig': 3, 'schur': 1, 'geqrf': 1, 'householder_product': 1, 'qr': 1}
 _RAGGED = ('ragged_dot', 'ragged_dot_general')
+_ELSEWHERE = (
+  'transpose',
+  'tile',
+  'rev',
+  'slice',
+  'pad',
+  'concatenate',
+  'gather',
+  'dynamic_slice',
+  'dynamic_update_slice',
+)
 
 
 class Held(NamedTuple):
@@ -34,13 +48,16 @@ class Held(NamedTuple):
   equations: int
 
 
-def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> Held:
+def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu', kernels: bool = True) -> Held:
   """Returns what a program takes.
 
   Args:
     jaxpr: of the program, closed or open.
     donated: arguments by position whose memory its results may take.
     platform: that it will run on.
+    kernels: whether convolutions and gradients of pools become calls of C, as in a run of ours, whose factors
+      (`memory_table`) also stand for what is written where a temporary or a result lies. XLA's own forms for CPU take
+      copies of what they read.
 
   >>> import jax
   >>> from jax import numpy as jnp
@@ -51,9 +68,10 @@ def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> He
   flow = opened(jaxpr, platform)
   free = [flow.values[flow.inputs[i]] for i in donated]
   pool: dict[Any, int] = {}
-  for value in free:
-    pool[value.shape, value.dtype] = pool.get((value.shape, value.dtype), 0) + 1
-  placed, aliased = set(), 0
+  for given in free:
+    pool[given.shape, given.dtype] = pool.get((given.shape, given.dtype), 0) + 1
+  placed: set[int] = set()
+  aliased = 0
   outputs = list(dict.fromkeys(value for value in flow.outputs if value >= 0))
   for value in outputs:
     key = flow.values[value].shape, flow.values[value].dtype
@@ -62,45 +80,80 @@ def held(jaxpr: Any, donated: Collection[int] = (), platform: str = 'cpu') -> He
       placed.add(value)
       aliased += flow.values[value].bytes
   total = sum(flow.values[value].bytes for value in flow.outputs if value >= 0)  # each has its own, equal ones too
-  peak, at = _peak(flow, outside={*flow.inputs, *outputs}, platform=platform)
+  scratch = [] if kernels else [one for one in outputs if one not in placed and one not in flow.inputs]
+  peak, at = _peak(flow, {*flow.inputs, *outputs}, platform, kernels, scratch)
   arguments = sum(flow.values[value].bytes for value in flow.inputs)
   values = tuple(sorted((flow.values[value] for value in at), key=lambda value: -value.bytes))
   return Held(arguments, total, aliased, peak, values, flow.equations)
 
 
-def _peak(flow: Flow, outside: set[int], platform: str) -> tuple[int, list[int]]:
+def _peak(
+  flow: Flow, outside: set[int], platform: str, kernels: bool = True, scratch: Sequence[int] = ()
+) -> tuple[int, list[int]]:
   """The most bytes of temporaries, and their ids; the better of the program's order and one that frees early."""
   steps = written(flow)
   flow = flow._replace(values=_widened(flow, outside, platform))
-  inner = [_inside(one, flow, platform) + _copies(one, flow, outside, platform) for one in steps]
-  tries = [_simulated(flow, steps, inner, order, outside) for order in (list(range(len(steps))), _frugal(flow, steps))]
+  inner = [_inside(one, flow, platform, kernels) + _copies(one, flow, outside, platform) for one in steps]
+  if platform == 'cpu' and not kernels:
+    inner = [size + more for size, more in zip(inner, by_xla(flow, steps, outside), strict=True)]
+  heirs = [one.carried if kernels else one.carried | _in_place(one) for one in steps]
+  tries = [
+    _simulated(flow, steps, inner, order, outside, scratch, heirs, IN_COLUMNS if platform == 'cpu' else ())
+    for order in (list(range(len(steps))), _frugal(flow, steps))
+  ]
   return min(tries, key=lambda pair: pair[0])
 
 
 def _simulated(
-  flow: Flow, steps: list[Written], inner: list[int], order: list[int], outside: set[int]
+  flow: Flow,
+  steps: list[Written],
+  inner: list[int],
+  order: list[int],
+  outside: set[int],
+  scratch: Sequence[int],
+  heirs: list[frozenset[int]],
+  columns: Collection[str],
 ) -> tuple[int, list[int]]:
+  first: dict[int, int] = {}
   last: dict[int, int] = {}
   for at, index in enumerate(order):
     for value in steps[index].reads:
       last[value] = at
+    for value in steps[index].op.writes:
+      first.setdefault(value, at)
+  # The memory of a result, until it is written, holds what is no larger and is read before.
+  free = sorted(((flow.values[value].bytes, first.get(value, -1), value) for value in scratch), reverse=True)
+  until: dict[int, int] = {}  # of such memory, when it is free again
+  there: set[int] = set()
   live: dict[int, int] = {}
   now = peak = 0
   kept: list[int] = []
   for at, index in enumerate(order):
     step = steps[index]
     dying = [value for value in step.reads if last[value] == at and value in live]
+    taken = inner[index]
+    if step.op.name in columns and not any(value in step.carried for value in dying):  # given out in rows, by a copy
+      taken += sum(flow.values[value].bytes for value in step.op.writes if value in outside)
     for value in step.op.writes:
-      if value in outside or value in live:
+      if value in outside or value in live or value in there:
         continue
       size = flow.values[value].bytes
-      heir = next((old for old in dying if old in step.carried and old in live and live[old] == size), None)
-      if heir is not None:  # a loop's carry stays where it is
+      heir = next((old for old in dying if old in heirs[index] and live.get(old) == size), None)
+      if heir is not None:  # it stays where it is
         now -= live.pop(heir)
+      else:
+        ends = last.get(value, at)
+        place = next(
+          (one for most, when, one in free if size <= most and ends <= when and until.get(one, -1) < at), None
+        )
+        if place is not None and size:
+          until[place] = ends
+          there.add(value)
+          continue
       live[value] = size
       now += size
-    if now + inner[index] > peak:
-      peak, kept = now + inner[index], list(live)
+    if now + taken > peak:
+      peak, kept = now + taken, list(live)
     for value in dying:
       if value in live:
         now -= live.pop(value)
@@ -108,6 +161,12 @@ def _simulated(
       if value in live and value not in last:
         now -= live.pop(value)
   return peak, kept
+
+
+def _in_place(step: Written) -> frozenset[int]:
+  """The operands where the result of what is computed entry by entry may lie."""
+  by_entry = kind(step.op) in ('cheap', 'dear') and step.op.name not in _ELSEWHERE
+  return step.reads if by_entry else frozenset()
 
 
 def _frugal(flow: Flow, steps: list[Written]) -> list[int]:
@@ -188,23 +247,27 @@ def _copies(step: Written, flow: Flow, outside: set[int], platform: str) -> int:
   return sum(_widening(flow.values[value].dtype) * flow.values[value].bytes for value in around)
 
 
-def _inside(step: Written, flow: Flow, platform: str) -> int:
+def _inside(step: Written, flow: Flow, platform: str, kernels: bool) -> int:
   """Bytes that an equation takes while it runs, beside what it reads and writes."""
   op = step.op
   if op.name in ('cumlogsumexp', 'top_k'):
     return max((flow.values[value].bytes for value in op.writes), default=0)
   if op.name in _COPIES_OF and platform == 'cpu':
     return _COPIES_OF[op.name] * flow.values[op.reads[0]].bytes if op.reads[0] >= 0 else 0
-  if op.name in ('random_bits', 'threefry2x32') and platform == 'cpu':  # a loop over two arrays of words
+  if (
+    op.name in ('random_bits', 'threefry2x32') and platform == 'cpu' and not is_of_generator(op.eqn)
+  ):  # a loop over two arrays of words
     return 2 * sum(flow.values[value].bytes for value in op.writes)
+  if op.name == 'bcoo_dot_general' and platform == 'cpu':  # a row of the dense operand for each stored entry
+    return op.eqn.outvars[0].aval.dtype.itemsize * flops_of(op.eqn) // 2
   if op.name in _RAGGED and platform == 'cpu':
     return _masked(op, flow)
   bodies = walk.bodies(op.eqn)
-  if not bodies or op.name in ('reduce_window', 'select_and_scatter_add', 'custom_linear_solve', 'reduce'):
+  if not bodies or op.name in ('reduce_window', 'select_and_scatter_add', 'reduce'):
     return 0
   if op.name == 'cond':
-    return max(held(body, (), platform).temporaries for body in bodies)
-  return max(_body(op.eqn, body, platform) for body in bodies)
+    return max(held(body, (), platform, kernels).temporaries for body in bodies)
+  return max(_body(op.eqn, body, platform, kernels) for body in bodies)
 
 
 def _masked(op: Op, flow: Flow) -> int:
@@ -219,7 +282,7 @@ def _masked(op: Op, flow: Flow) -> int:
   return found + groups * size_of(op.eqn.invars[0].aval)
 
 
-def _body(eqn: Any, jaxpr: Any, platform: str) -> int:
+def _body(eqn: Any, jaxpr: Any, platform: str, kernels: bool) -> int:
   """Bytes of one turn of a loop: what it is given is the loop's own, and what it stacks is put there at once."""
   inner = opened(jaxpr, platform)
   outside = set(inner.inputs)
@@ -227,4 +290,4 @@ def _body(eqn: Any, jaxpr: Any, platform: str) -> int:
     makers = {value: op for op in inner.ops for value in op.writes}
     stacked = inner.outputs[walk.scan_layout(eqn)[1] :]
     outside |= {value for value in stacked if value in makers and kind(makers[value]) in ('cheap', 'dear')}
-  return _peak(inner, outside, platform)[0]
+  return _peak(inner, outside, platform, kernels)[0]

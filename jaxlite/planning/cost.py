@@ -199,7 +199,20 @@ def _of_body(
         one = one._replace(sides=lies[node.writes])
       found.append(one._replace(sides=(beside,)) if beside and one.kind == 'elementwise' else one)
     _say(kernel, said)
-  return found + [_turning(node, size, place) for node, size in strided.turned(body.nodes)]
+  found += [_turning(node, size, place) for node, size in strided.turned(body.nodes)]
+  return found + _begun(body, place)
+
+
+def _begun(body: Flat, place: _Place) -> list[Operation]:
+  """What is filled in before rows are added to it, such as the gradient of a table."""
+  filled = {value for node in body.nodes if node.eqn.primitive.name in _FILLS for value in node.writes}
+  nodes = [node for node in body.nodes if node.eqn.primitive.name.startswith('scatter') and node.reads[0] in filled]
+  return [_filling(node.eqn.outvars[:1], place._replace(times=place.times * node.copies)) for node in nodes]
+
+
+def _filling(variables: Sequence[Any], place: _Place) -> Operation:
+  size, entries = sum(size_of(var.aval) for var in variables), sum(map(_entries, variables))
+  return Operation('movement', 'fill', '', 0.0, 0.0, size, 0.0, place.times, (), '', place.looped, '', entries)
 
 
 def _turning(node: Node, size: float, place: _Place) -> Operation:
@@ -308,11 +321,7 @@ def _filled(jaxpr: Any, place: _Place) -> list[Operation]:
   bare, _ = walk.opened(jaxpr)
   made = {var: eqn.primitive.name for eqn in bare.eqns for var in eqn.outvars}
   filled = [var for var in bare.outvars if not hasattr(var, 'val') and made.get(var) in _FILLS]
-  size = sum(size_of(var.aval) for var in filled)
-  if not size:
-    return []
-  entries = sum(map(_entries, filled))
-  return [Operation('movement', 'fill', '', 0.0, 0.0, size, 0.0, place.times, (), '', place.looped, '', entries)]
+  return [_filling(filled, place)] if any(size_of(var.aval) for var in filled) else []
 
 
 def _heard(found: list[Operation], lines: dict[str, None], said: dict[str, None]) -> list[Operation]:

@@ -160,6 +160,10 @@ class _Opening:
       found = self.open(body, reads)
       self.copies = copies
       return found
+    if name == 'custom_linear_solve':  # of its four programs this one runs
+      lengths, solve = eqn.params['const_lengths'], eqn.params['jaxprs'].solve
+      before = lengths.matvec + lengths.vecmat
+      return self.open(solve, reads[before : before + lengths.solve] + reads[sum(lengths) :])
     if name in _SAME and len(eqn.outvars) == len(eqn.invars):
       same = [
         read if read >= 0 and self.values[read].bytes == self.size(var.aval) else self.value(var.aval)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlite.graph import sharding, walk
+from jaxlite.host import mapping
 from jaxlite.host.crowd import free_cores
 from jaxlite.host.rates import Rates
 from jaxlite.planning.branches import SCHEDULED
@@ -64,12 +65,12 @@ class Call(NamedTuple):
       f'  arguments {mib(self.arguments)}, results {mib(self.outputs)}, temporaries {mib(self.temporaries)}',
     ]
     if self.time is not None:
-      least = any(line.startswith(NOT_COUNTED) or BY_BYTES in line for line in self.said)
+      least = any(_is_doubt(line) for line in self.said)
       about = f'at least {spoken(self.time.low)}' if least else f'about {between(self.time)}'
       lines.append(f'  {about} a call on this machine')
     for name, (flops, size) in list(self.work.items())[:_SHOWN]:
       lines.append(f'  {name}: {_count(flops)}FLOP, {mib(size)}')
-    return '\n'.join([*lines, *(f'  not known: {line}' for line in self.said)])
+    return '\n'.join([*lines, *(f'  {"not known" if _is_doubt(line) else "note"}: {line}' for line in self.said)])
 
 
 def call(
@@ -110,7 +111,7 @@ def call(
   inside = _given_inside(jaxpr)
   given = [index for index, leaf in enumerate(leaves) if leaf.donated or index in inside]
   work = cost(jaxpr, recomputes=jax.default_backend() != 'cpu')
-  takes = held(jaxpr, given, jax.default_backend())
+  takes = held(jaxpr, given, jax.default_backend(), kernels=False)
   constants = _constants(jaxpr)
   arguments, outputs, temporaries = takes.arguments + constants, takes.outputs - takes.aliased, takes.temporaries
   devices = max([_devices_of(leaf) for leaf in jax.tree.leaves(args)] + [_meshed(jaxpr)])
@@ -146,7 +147,17 @@ def call(
       said.append(f'where a counter picks the dearest side of each branch it takes {found.at_most:.1f} times as long')
     if devices > 1 and jax.default_backend() != 'cpu':
       said.append('time is told as if one device did all of it')
-    time = around(found.wall + rates.dispatch, found.spread, (found.fewer, found.more))
+    seconds = found.wall + rates.dispatch
+    if jax.default_backend() == 'cpu' and devices == 1:
+      blocks = [temporaries, *_new_results(jaxpr, [leaves[index] for index in given])]
+      if mapped := mapping.anew(blocks):
+        more = mapped * mapping.seconds_a_byte()
+        seconds += more
+        said.append(
+          f'{mib(mapped)} of temporaries and results are mapped anew at every call, which takes {spoken(more)} of it: '
+          'where a result takes the place of an argument that is donated, it is not'
+        )
+    time = around(seconds, found.spread, (found.fewer, found.more))
   basis = 'compiled' if compiled else 'traced'
   return Call(
     work.flops, work.bytes, arguments, outputs, temporaries, work.by('kind'), time, basis, tuple(said), devices
@@ -173,6 +184,11 @@ def _of_arrays(
     pairs = zip(jax.tree.leaves(whole), before, strict=False)
     written = [new for new, old in pairs if new is not old and _is_array(new)]
     changed[:] = [len(written)] if written else []
+    if hasattr(found, '__next__'):
+      raise TypeError(
+        'jl.plan traces what a function computes while it is called, and this one returns a '
+        f'{type(found).__name__}, which computes later: give the step itself, which returns arrays'
+      )
     return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, (found, written))
 
   return bare, [[leaf for leaf in leaves if _is_array(leaf)] for leaves, _ in flat]
@@ -203,6 +219,24 @@ def _given_inside(jaxpr: Any) -> frozenset[int]:
   places = {var: place for place, var in enumerate(bare.invars)}
   pairs = [pair for eqn in bare.eqns for pair in zip(eqn.invars, eqn.params.get('donated_invars', ()), strict=False)]
   return frozenset(places[atom] for atom, given in pairs if given and not hasattr(atom, 'val') and atom in places)
+
+
+def _new_results(jaxpr: Any, given: Sequence[Any]) -> list[int]:
+  """Bytes of each result that does not lie where an argument lay that is given to be kept."""
+  places = [(tuple(one.shape), one.dtype) for one in given]
+  found = []
+  for var in walk.opened(jaxpr)[0].outvars:
+    form = tuple(getattr(var.aval, 'shape', ())), getattr(var.aval, 'dtype', None)
+    if form in places:
+      places.remove(form)
+    else:
+      found.append(size_of(var.aval))
+  return found
+
+
+def _is_doubt(line: str) -> bool:
+  """Whether a line tells of what is not counted; others say what was assumed."""
+  return line.startswith(NOT_COUNTED) or BY_BYTES in line
 
 
 def _constants(jaxpr: Any) -> int:

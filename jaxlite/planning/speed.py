@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from jaxlite.graph.contractions import SPARSE
 from jaxlite.host.rates import Rates
 from jaxlite.planning.cost import Operation
 from jaxlite.planning.reference import correction
@@ -32,6 +33,11 @@ _WIDE_ROW, _STRIDE = 16_384, 5e-9
 # Seconds that adding one more row takes, however few columns there are, since a sum waits for the one before; and of
 # wide rows for each column, since a few of them at a time are summed over all rows.
 _ROW, _COLUMN, _COLUMNS = 3.1e-9, 3e-10, 256
+# Seconds that an entry takes where the place of the largest is asked for, and in running sums; as multiples of these
+# what is dearer.
+_PLACED, _RUNNING = 3.7e-9, 4e-9
+_STORED = 9e-11  # seconds of a FLOP of a sparse product, whose rows are gathered and scattered
+_DEARER = {'cummax': 1.7, 'cummin': 1.7, 'cumlogsumexp': 60.0}
 # Seconds that a sliding window takes for each of its places: of a picture's channels together, however few, then for
 # each of them; and where channels lie apart.
 _PLACE, _CHANNEL, _PLACE_APART = 7.5e-9, 2.5e-10, 4.3e-10
@@ -39,6 +45,11 @@ _PLACE, _CHANNEL, _PLACE_APART = 7.5e-9, 2.5e-10, 4.3e-10
 # takes then, where a ReLU stands before (two questions that nobody guesses right; without it half); of fewer than half
 # as many each takes less.
 _FEW, _EACH = 16, 9e-9
+# XLA's own convolutions for CPU, as shares of what those of two axes reach: of three axes by channel, and at most;
+# in groups by channel of one; the gradient of weights in groups, along one axis and along more, and of what was
+# spread by zeros (transposed convolutions), which it computes number by number. `bench/xla_convolutions.py`.
+_DEEP_CHANNEL, _DEEP_MOST, _DEEP_SPREAD = 1 / 190, 1 / 8, 1 / 4
+_GROUP_CHANNEL, _GROUP_GRADIENT, _LINE_GRADIENT, _SPREAD_GRADIENT = 1 / 90, 1 / 300, 1 / 14, 1 / 55
 KERNEL_SECONDS = 1.2e-6  # that one more kernel of a program costs
 _CALL, _CALLED = 3e-5, 2e7  # processor seconds of calling a kernel in C, and the FLOPs from which a product is one
 
@@ -54,6 +65,10 @@ FACTORS: dict[str, float] = {
   'narrow convolutions': 1.4,
   'narrow convolutions apart': 2.3,
   'convolutions to weights': 0.77,
+  'convolutions of three axes by XLA': 1.0,
+  'convolutions in groups by XLA': 1.0,
+  'gradients of groups by XLA': 1.0,
+  'gradients of spread convolutions by XLA': 1.0,
   'depthwise': 0.47,
   'elementwise': 3.9,
   'transcendental': 1.35,
@@ -82,6 +97,11 @@ UNSURE: dict[str, float] = {
   'small products': 0.2,
   'convolutions': 0.15,
   'convolutions to weights': 0.15,
+  'convolutions of three axes by XLA': 0.5,
+  'convolutions in groups by XLA': 0.5,
+  'gradients of groups by XLA': 1.0,
+  'gradients of spread convolutions by XLA': 0.4,
+  'linear algebra': 0.8,  # LAPACK's threads wait for each other, by far the most in small matrices
 }
 _UNSURE, _ALWAYS = 0.35, 0.1
 
@@ -210,7 +230,14 @@ def group_of(one: Operation, kernels: bool = True) -> str:
       return 'batched products'
     return 'narrow products' if one.sides and min(one.sides[1:]) < _NARROW else one.kind
   if one.kind == 'convolutions':
-    _, positions, summed, channels, places, apart = one.sides
+    groups, positions, summed, channels, places, apart, axes, spread, gathers = one.sides
+    if spread > 1 and gathers and axes < 3:  # no kernel of ours stands in for these either
+      return 'gradients of spread convolutions by XLA'
+    if not kernels and one.primitive != 'ffi_call':
+      if axes > 2:
+        return 'convolutions of three axes by XLA'
+      if groups > 1:
+        return f'{"gradients of" if positions < summed else "convolutions in"} groups by XLA'
     inputs = summed // max(1, places) if positions >= summed else positions // max(1, places)
     if min(channels, inputs) < _NARROW:
       return 'narrow convolutions apart' if apart else 'narrow convolutions'
@@ -270,13 +297,15 @@ def _bandwidth(size: float, rates: Rates) -> float:
 
 def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float:
   kind, dtype = one.kind, one.dtype if one.dtype in ('bfloat16', 'int8') else 'float32'
+  if dtype == 'bfloat16' and not kernels:  # XLA for CPU multiplies in float32
+    dtype = 'float32'
   if kind in ('products', 'small products'):
     return one.padded / _of_products(one, rates, dtype)
   if kind == 'convolutions':
     best = rates.convolutions.get(dtype, rates.convolutions['float32'])
     if group == 'convolutions to weights':
       best = min(best, rates.more.get('convolution_gradients', best))
-    return one.padded / best
+    return one.padded / best if not group.endswith('by XLA') else _by_xla(one, group, best)
   if kind == 'depthwise':
     best = rates.convolutions['float32'] / 4  # of a kernel in C, which stands in for XLA's where there is one
     return one.padded / (max(best, rates.depthwise) if kernels else rates.depthwise)
@@ -286,6 +315,10 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
     return one.flops / 60 / rates.more.get('random', rates.transcendental)
   if group == 'reductions':
     passing = one.bytes / rates.more.get('reductions', rates.elementwise)
+    if one.primitive.startswith('cum'):
+      return max(passing, one.out * _RUNNING * _DEARER.get(one.primitive, 1.0))
+    if one.primitive.startswith('arg'):
+      return max(passing, one.flops / 2 * _PLACED)
     return max(passing, _rows(one)) + one.transcendentals / rates.transcendental
   if group == 'few by place':
     beside = one.sides[2] if kind == 'reductions' else one.sides[-1]
@@ -301,9 +334,25 @@ def _computing(one: Operation, group: str, rates: Rates, kernels: bool) -> float
     return one.sides[1] * _STRIDE
   if group == 'scatters' and 'scatter' in rates.more:
     return one.bytes / (768 * rates.more['scatter'])
+  if one.primitive in SPARSE:
+    return one.flops * _STORED
   if group == 'sorting':
     return 1_200 * one.flops / rates.elementwise  # a comparison waits for the one before
   return one.transcendentals / rates.transcendental + one.flops / rates.elementwise
+
+
+def _by_xla(one: Operation, group: str, best: float) -> float:
+  """Seconds of a convolution in a form of XLA for CPU that is none of its fast ones."""
+  _, positions, summed, channels, places, _, axes, spread, _ = one.sides
+  inputs = (summed if positions >= summed else positions) // max(1, places)
+  if axes > 2:
+    share = min(_DEEP_MOST, _DEEP_CHANNEL * max(1, min(channels, inputs)))
+    return one.padded / best / (share * (_DEEP_SPREAD if spread > 1 else 1.0))
+  if group == 'convolutions in groups by XLA':
+    return one.padded / best / min(1.0, _GROUP_CHANNEL * max(1, inputs))
+  if group == 'gradients of groups by XLA':
+    return one.padded / best / (_LINE_GRADIENT if axes == 1 else _GROUP_GRADIENT)
+  return one.flops / best / _SPREAD_GRADIENT
 
 
 def _rows(one: Operation) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlite.graph.contractions import OTHER_CONTRACTIONS, flops_of
+from jaxlite.graph.contractions import OTHER_CONTRACTIONS, SPARSE, flops_of
 
 KINDS = (
   'products',
@@ -30,11 +30,14 @@ class Work(NamedTuple):
   Attributes:
     kind: one of KINDS; '' for what costs nothing of its own.
     flops: floating-point operations; of integers as well.
-    transcendentals: exponentials, logarithms, roots, sines and their like; they are no FLOPs.
+    transcendentals: exponentials, logarithms, roots and their like, and of dear ones (sines, powers, gamma functions)
+      as many as take as long; they are no FLOPs.
     padded: FLOPs with those that multiply padding, which kernels do not leave out; else `flops`.
     sides: of a product (batch, m, k, n); of a convolution (groups, positions, summed, channels, places of its window,
-      1 where channels lie apart and else 0); of a sliding window (places, 1 or 0 likewise, entries that lie side by
-      side, 1 where windows overlap); of another reduction (how many results lie side by side, entries).
+      1 where channels lie apart and else 0, axes of its window, zeros and entries for each entry of what it slides
+      over, 1 where its window has more places than its result and else 0); of a sliding window (places, 1 or 0
+      likewise, entries that lie side by side, 1 where windows overlap); of another reduction (how many results lie
+      side by side, entries).
     fused: it is computed where its result is read.
     known: what it computes is known; else its bytes alone count.
   """
@@ -58,7 +61,8 @@ _FREE = _words(
   reshape squeeze expand_dims broadcast_in_dim iota stop_gradient name optimization_barrier
   sharding_constraint copy copy_p pvary pcast random_wrap random_unwrap random_clone bitcast_convert_type
   create_token mesh_cast reshard layout_constraint axis_index platform_index broadcast pbroadcast full empty empty2
-  real imag device_put
+  real imag device_put broadcast_to zeros_like pin unpin tie dce_sink after_all to_edtype from_edtype empty_ref free_ref
+  create_linear vary_unreduced_cast_p reduced_vary_cast_p preduced
   """
 )
 _TRANSCENDENTAL = _words(
@@ -68,6 +72,14 @@ _TRANSCENDENTAL = _words(
   bessel_i1e random_gamma_grad zeta igamma_grad_a
   """
 )
+# Of those that XLA for CPU computes otherwise than by a short polynomial: as many exponentials as one takes.
+_DEAR = {
+  **dict.fromkeys(('sin', 'cos'), 9.0),
+  **dict.fromkeys(('tan', 'asin', 'atan', 'atan2', 'cbrt', 'lgamma', 'digamma'), 20.0),
+  **dict.fromkeys(('sinh', 'asinh', 'acosh', 'atanh', 'erf_inv', 'bessel_i0e', 'bessel_i1e'), 4.0),
+  **dict.fromkeys(('polygamma', 'zeta', 'igamma', 'igammac', 'igamma_grad_a', 'random_gamma_grad'), 100.0),
+  **{'pow': 9.0, 'acos': 35.0, 'rem': 25.0, 'regularized_incomplete_beta': 500.0},
+}
 _REDUCTIONS = _words(
   'reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce'
 )
@@ -83,16 +95,17 @@ _ELEMENTWISE = _words(
   """
   add sub mul div rem max min neg sign abs floor ceil round is_finite and or xor not eq ne lt le gt ge eq_to le_to lt_to
   shift_left shift_right_logical shift_right_arithmetic nextafter population_count clz square add_any mul_add copysign
-  conj complex reduce_precision select_and_add clamp select_n select population_count
+  conj complex reduce_precision select_and_add clamp select_n select population_count mulhi
   """
 )
-_MOVED_IN_PASSING = _words('transpose rev slice pad concatenate dynamic_slice convert_element_type stack')
+_MOVED_IN_PASSING = _words('transpose rev slice pad concatenate dynamic_slice convert_element_type stack unstack tile')
 _MOVED = _words(
   """
   gather sort top_k approx_top_k dynamic_update_slice scatter scatter-add scatter_add scatter-mul scatter_mul
   scatter-min scatter_min scatter-max scatter_max scatter-apply psum psum_invariant pmax pmin all_gather
   all_to_all ppermute reduce_scatter all_gather_invariant pmax_invariant pmin_invariant split
-  get swap addupdate new_ref freeze
+  get swap addupdate new_ref freeze accum_grad_in_ref lu_pivots_to_permutation ragged_all_to_all unreduced_psum
+  unreduced_reduce_scatter scatter-sub
   """
 )
 # FLOPs of linear algebra over the last two axes, as LAPACK's handbook counts them: (rows, columns) ->.
@@ -109,9 +122,27 @@ _LINEAR = {
   'schur': lambda m, n: 25 * n**3,
   'hessenberg': lambda m, n: 10 * n**3 / 3,
   'tridiagonal': lambda m, n: 4 * n**3 / 3,
+  'cholesky_update': lambda m, n: 4 * n**2,
+  'symmetric_product': lambda m, n: 2 * m**2 * n,
   'svd': lambda m, n: 4 * m * n * min(m, n) + 8 * min(m, n) ** 3,
 }
 _RANDOM = 60  # integer operations of one 32-bit word of threefry: 20 rounds of a pair, and the keys between them
+
+_GENERATED = 400  # of these that take as long as one word of XLA's own generator
+
+
+def is_of_generator(eqn: Any) -> bool:
+  """Tells whether random bits are of XLA's own generator (keys of 'rbg'), and not of threefry.
+
+  Args:
+    eqn: that draws them.
+
+  >>> import jax
+  >>> draw = jax.make_jaxpr(lambda key: jax.random.bits(key))(jax.random.key(0, impl='rbg'))
+  >>> [is_of_generator(eqn) for eqn in draw.eqns if eqn.primitive.name == 'random_bits']
+  [True]
+  """
+  return 'rbg' in str(eqn.invars[0].aval.dtype) or eqn.primitive.name.startswith('rng_')
 
 
 def work_of(eqn: Any) -> Work:
@@ -128,6 +159,8 @@ def work_of(eqn: Any) -> Work:
   name = eqn.primitive.name
   out = float(_size(eqn.outvars[0])) if eqn.outvars else 0.0
   taken = float(_size(eqn.invars[0])) if eqn.invars else 0.0
+  if name in SPARSE:  # rows are gathered, scaled and scattered
+    return Work('movement', float(flops_of(eqn)))
   if name == 'dot_general' or name in OTHER_CONTRACTIONS:
     return _product(eqn)
   if name == 'conv_general_dilated':
@@ -135,7 +168,9 @@ def work_of(eqn: Any) -> Work:
   if name in _FREE or (name == 'convert_element_type' and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype):
     return Work('', fused=True)
   if name in _TRANSCENDENTAL:
-    return Work('transcendental', 0.0, out, fused=True)
+    return Work('transcendental', 0.0, out * _DEAR.get(name, 1.0), fused=True)
+  if name == 'rem' and np.issubdtype(eqn.outvars[0].aval.dtype, np.floating):
+    return Work('transcendental', 0.0, out * _DEAR[name], fused=True)
   if name in _MOVED_IN_PASSING:
     return Work('movement', 0.0, fused=True)
   if name in _REDUCTIONS and taken == out and name.startswith('reduce_'):  # over axes of length 1: another shape
@@ -148,7 +183,8 @@ def work_of(eqn: Any) -> Work:
   if name in _WINDOWS:
     return Work('reductions', (taken if 'scatter' in name else out) * max(_window(eqn) - 1, 1), sides=_sliding(eqn))
   if name in ('random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform'):
-    return Work('random', _RANDOM * sum(_size(var) for var in eqn.outvars))
+    each = _GENERATED if is_of_generator(eqn) else _RANDOM
+    return Work('random', each * sum(_size(var) for var in eqn.outvars))
   if name in ('random_fold_in', 'random_split', 'random_seed'):
     return Work('random', _RANDOM * 2 * out)
   if name in ('sort', 'top_k', 'approx_top_k'):
@@ -211,9 +247,15 @@ def _convolution(eqn: Any) -> Work:
   # The gradient of a depthwise kernel: each channel is a group of the batch, or of features, with one input each.
   alone = alone or (eqn.params['batch_group_count'] > 1 and eqn.params['batch_group_count'] == channels)
   # Of a weight's gradient the result is the window, and what slides over the input is the gradient of the output.
-  places = min(math.prod(rhs[axis] for axis in spec.rhs_spec[2:]), math.prod(out[axis] for axis in spec.out_spec[2:]))
+  window, result = (
+    math.prod(rhs[axis] for axis in spec.rhs_spec[2:]),
+    math.prod(out[axis] for axis in spec.out_spec[2:]),
+  )
+  places = min(window, result)
   apart = int(len(rhs) - 1 in spec.lhs_spec[2:])  # arrays [B, C, H, W]
-  sides = (groups, math.prod(out) // max(1, channels), summed, channels, places, apart)
+  axes, spread = len(rhs) - 2, math.prod(eqn.params['lhs_dilation'])
+  shape = (groups, math.prod(out) // max(1, channels), summed, channels, places, apart)
+  sides = (*shape, axes, spread, int(window > result))
   flops = float(flops_of(eqn, zeros=False))
   return Work('depthwise' if alone else 'convolutions', flops, 0.0, padded, sides)
 
@@ -228,7 +270,8 @@ def _kernel(eqn: Any) -> Work:
     kernel, result = numbers[9:12], numbers[12:15]
     flops = 2.0 * batch * groups * inputs * outputs * math.prod(kernel) * math.prod(result)
     kind = 'depthwise' if groups > 1 and inputs == 1 else 'convolutions'
-    sides = (groups, batch * math.prod(result), inputs * math.prod(kernel), outputs * groups, math.prod(kernel), 0)
+    shape = (groups, batch * math.prod(result), inputs * math.prod(kernel), outputs * groups, math.prod(kernel), 0)
+    sides = (*shape, 2, 1, 0)
     return Work(kind, flops, 0.0, flops, sides)
   if target.startswith('jaxlite_cpu_onednn_'):
     kind, _, *sizes = target.removeprefix('jaxlite_cpu_onednn_').split('_')[1:]
@@ -241,7 +284,7 @@ def _kernel(eqn: Any) -> Work:
     (batch,), (inputs,), (outputs,), (groups,) = parts[:4]
     flops = 2.0 * batch * inputs // groups * outputs * math.prod(parts[5]) * math.prod(parts[6])
     places = math.prod(parts[5])
-    sides = (groups, batch * math.prod(parts[6]), inputs // groups * places, outputs, places, 0)
+    sides = (groups, batch * math.prod(parts[6]), inputs // groups * places, outputs, places, 0, 2, 1, 0)
     return Work('depthwise' if groups == inputs > 1 else 'convolutions', flops, 0.0, flops, sides)
   return Work('movement', known=False)
 

@@ -12,7 +12,7 @@ _CHEAP = words(
   'add sub mul max min neg abs sign floor ceil round is_finite not and or xor eq ne lt le gt ge select_n clamp '
   'convert_element_type broadcast_in_dim iota slice pad concatenate transpose rev square integer_pow real imag '
   'shift_left shift_right_logical shift_right_arithmetic add_any copysign nextafter population_count clz '
-  'dynamic_slice gather dynamic_update_slice split rem reduce_precision complex conj'
+  'dynamic_slice gather dynamic_update_slice split tile rem reduce_precision complex conj'
 )
 _DEAR = words(
   'exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt pow sin cos tan asin acos atan atan2 sinh cosh asinh '
@@ -20,7 +20,9 @@ _DEAR = words(
 )
 _REDUCE = words('reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin')
 # Cheap equations whose entries come from other places than their own: none is on the way from a row into its sum.
-_MOVES = words('broadcast_in_dim slice pad concatenate transpose rev dynamic_slice gather split iota')
+_MOVES = words('broadcast_in_dim slice pad concatenate transpose rev dynamic_slice gather split tile iota')
+# Kernels of LAPACK and BLAS whose results lie in columns, and the place of the operand in whose place they write.
+IN_COLUMNS = {'lu': 0, 'cholesky': 0, 'eigh': 0, 'triangular_solve': 1, 'svd': None}
 _PRODUCTS = ('mul', 'square', 'integer_pow')
 _DEEP = 3  # equations between what is spread and a sum that takes it in
 _NONE: frozenset[int] = frozenset()
@@ -32,7 +34,7 @@ class Written(NamedTuple):
   Attributes:
     op: that gives it.
     reads: ids of the arrays that it is computed from, through what is fused into it.
-    carried: of these the ones that a loop, a sort or a scatter changes where they lie.
+    carried: of these the ones that a loop, a sort, a scatter or LAPACK changes where they lie.
   """
 
   op: Op
@@ -77,11 +79,12 @@ def written(flow: Flow) -> list[Written]:
   for op in flow.ops:
     cheap, dear = kinds[id(op)] == 'cheap', kinds[id(op)] == 'dear'
     reads = carried = _NONE
+    place = 0 if op.name.startswith('scatter') else IN_COLUMNS.get(op.name)
     for value in _taken(op, makers, kinds):
       array = value in apart and not (cheap or dear)
       found = frozenset((value,)) if array else of(value)
       reads |= found
-      if op.name in LOOPS or op.name == 'sort' or (op.name.startswith('scatter') and value == op.reads[0]):
+      if op.name in LOOPS or op.name == 'sort' or (place is not None and value == op.reads[place]):
         carried |= found
     if not (cheap or dear) or len(op.writes) != 1:
       result.append(Written(op, reads, carried))
@@ -123,7 +126,7 @@ def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, i
       if value < 0:
         continue
       maker = makers.get(value)
-      flat = maker is None or _filled(maker)
+      flat = maker is None or is_filled(maker)
       if (op.name == 'transpose' and value in dots) or kinds[id(op)] in ('cheap', 'dear'):
         fusing[value] = fusing.get(value, 0) + 1
       elif flat:
@@ -132,13 +135,13 @@ def _readers(flow: Flow, makers: Any, kinds: Any) -> tuple[set[int], dict[int, i
         fusing[value] = fusing.get(value, 0) + 1  # a product is read in either orientation
       elif kinds[id(op)] == 'reduce' and maker is not None and maker.name in _PRODUCTS:
         fusing[value] = fusing.get(value, 0) + 1
-        apart.update(one for one in maker.reads if one >= 0 and not _filled(makers.get(one)))
+        apart.update(one for one in maker.reads if one >= 0 and not is_filled(makers.get(one)))
       else:
         apart.add(value)
   return apart, fusing
 
 
-def _filled(maker: Op | None) -> bool:
+def is_filled(maker: Op | None) -> bool:
   """Whether an array is a constant that is filled in where it is needed."""
   return maker is not None and (
     maker.name == 'iota' or (maker.name == 'broadcast_in_dim' and max(maker.reads, default=-1) < 0)

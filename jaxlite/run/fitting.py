@@ -2,23 +2,26 @@
 
 Each form is tried in a process of its own under this one's limits, a twelfth tighter: its programs are compiled, some
 steps are taken, evaluated, saved, tested and reported; twice where that comes near the limit. What is compiled stays in
-the compile cache, so that the run itself need not find memory for it. Then this process becomes the run: it is replaced
-by the same command with the flags that were found.
+the compile cache, so that the run itself need not find memory for it. Of a long run smaller pieces of the batch are
+tried too where the run fits without: what lies in the processor's cache between two layers may be faster. Then this
+process becomes the run: it is replaced by the same command with the flags that were found.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxlite.config.schema import Config
 from jaxlite.errors import ConfigError
 from jaxlite.host.files import expanded
-from jaxlite.planning.edits import DRAWS, SAME, flags_of
+from jaxlite.planning.edits import DRAWS, ROUNDING, SAME, flags_of
 from jaxlite.planning.plan import TOO_LARGE, Tried, changes, mib, spoken
 from jaxlite.run import folder as run_folder
 from jaxlite.run.trial import MARGIN, Died, Source, asked
@@ -29,7 +32,12 @@ _EASY = 0.6  # of its limit: what a forecast's bound must keep to for a run to b
 _TRIALS = 8  # forms that are tried at the most
 _NEAR = 0.75  # of its limit: what a trial has to come through twice
 _GOOD = 2  # of those that fit, how many are compared
-_KEPT = ('eval.batch_size', 'machine.keep_memory', 'machine.micro_batches', 'machine.remat')
+_LONG = 600.0  # seconds: what a run is forecast to take for smaller pieces to be asked for though memory is ample
+_WORTH = 20  # trials: as long as these a run has to take for smaller pieces to be asked for
+_LEAST = 2e-3  # seconds of a step: below it what stands around the step says more
+_FASTER = 0.95  # of the step: what smaller pieces have to take at the most, twice
+_PARTS = 'machine.micro_batches'
+_KEPT = ('eval.batch_size', 'machine.keep_memory', _PARTS, 'machine.remat')
 _BACK = {'machine.keep_memory': False}
 
 
@@ -108,15 +116,18 @@ def search(source: Source, name: str, say: Say) -> Found:
   first = forms[0]
   if first['upper'] is not None and first['upper'] <= _EASY * first['limit']:
     say('it fits as it is')
-    return Found({}, ())
+    if not _long(told, first['step'], _LONG):
+      return Found({}, ())
   tried: list[Tried] = []
   good: list[tuple[float, Any]] = []
+  began, count = time.monotonic(), 0
   for form in sorted(forms, key=_promise)[:_TRIALS]:
     if good and (form['result'] == DRAWS or _slower(form, good)):
       continue
     for back in ({}, _BACK) if told['keeps'] else ({},):
       one = _tried(source, name, {**form, 'fields': {**form['fields'], **back}}, say)
       tried.append(one)
+      count += 1
       if one.fits:
         good.append((one.seconds or float('inf'), {**form['fields'], **back}))
         break
@@ -126,7 +137,51 @@ def search(source: Source, name: str, say: Say) -> Found:
     least = min((form['upper'] for form in forms if form['upper']), default=None)
     need = '' if least is None else f'; the least is forecast to need {mib(least)}'
     raise ConfigError(f'no form of this run fits into memory here{need}: take a smaller model, batch or data set')
-  return Found(min(good, key=lambda pair: pair[0])[1], tuple(tried))
+  step, fields = min(good, key=lambda pair: pair[0])
+  if _long(told, step, _WORTH * (time.monotonic() - began) / count):
+    fields, more = _in_pieces(functools.partial(_tried, source, name, say=say), forms, step, fields)
+    tried += more
+  return Found(fields, tuple(tried))
+
+
+def _long(told: dict[str, Any], step: float | None, seconds: float) -> bool:
+  """Whether the steps of a run take so long, and each long enough for a comparison of two to say something."""
+  return step is not None and _LEAST <= step < math.inf and step * told['steps'] >= seconds
+
+
+def _in_pieces(
+  attempt: Callable[[dict[str, Any]], Tried], forms: Sequence[dict[str, Any]], step: float, fields: dict[str, Any]
+) -> tuple[dict[str, Any], list[Tried]]:
+  """Asks whether a form is faster with its batch in more pieces, as long as it becomes faster.
+
+  Args:
+    attempt: tries a form.
+    forms: that the run may take.
+    step: seconds of the form that fits.
+    fields: of that form.
+
+  Returns:
+    The fields of the fastest, and what was tried.
+  """
+  tried: list[Tried] = []
+  own = {path: value for path, value in fields.items() if path != _PARTS}
+  # Pieces that draw for themselves, or have statistics of their own, are another result: not for speed alone.
+  same = [form for form in forms if form['result'] in (SAME, ROUNDING) and _PARTS in form['fields']]
+  for form in sorted(same, key=lambda form: form['fields'][_PARTS]):
+    parts = form['fields'][_PARTS]
+    if parts <= fields.get(_PARTS, 1) or form['fields'].get('machine.remat') != own.get('machine.remat'):
+      continue
+    smaller = {**form, 'name': f'{parts} micro-batches', 'fields': {**own, _PARTS: parts}}
+    one = attempt(smaller)
+    if one.fits and one.seconds is not None and one.seconds <= _FASTER * step:  # on a busy machine once is not enough
+      before, again = attempt({**smaller, 'name': 'as before', 'fields': fields}), attempt(smaller)
+      step = min(step, before.seconds or step)
+      one = again._replace(seconds=min(one.seconds, again.seconds or one.seconds))
+    tried.append(one)
+    if not one.fits or one.seconds is None or one.seconds > _FASTER * step:
+      break
+    step, fields = one.seconds, smaller['fields']
+  return fields, tried
 
 
 def _promise(form: dict[str, Any]) -> Any:

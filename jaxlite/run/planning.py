@@ -220,9 +220,9 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
     folder: as `ground` gives it.
 
   Returns:
-    'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'forms': for each its 'name', 'fields',
-    'result', 'upper', 'limit', 'word', 'dies', 'room' (of resident memory, in bytes), 'step' and 'total' in seconds,
-    None where they are not known.
+    'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'steps': how many it has; 'forms': for
+    each its 'name', 'fields', 'result', 'upper', 'limit', 'word', 'dies', 'room' (of resident memory, in bytes), 'step'
+    and 'total' in seconds, None where they are not known.
   """
   setup = prepare(placed(config, folder), folder)
   here, found = machine_limits.limits(), []
@@ -235,7 +235,8 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
     with contextlib.suppress(ValueError):  # what cannot be built is no form
       found.append(_forecast(setup, edit, here, free))
   word = whole.verdict.word if whole.verdict else ''
-  return {'line': whole.line(), 'word': word, 'keeps': config.machine.keep_memory, 'forms': found}
+  about = {'line': whole.line(), 'word': word, 'keeps': config.machine.keep_memory, 'steps': setup.plan.total}
+  return {**about, 'forms': found}
 
 
 def parts_agree(setup: Setup) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxlite import trees
 from jaxlite.contract import TAPS, Batch, Context, Grad, Loss, Model, Params, Recipe, State, Terms, stream
 from jaxlite.graph import alike
-from jaxlite.step.state import HEALTH, health, inputs_of
+from jaxlite.step.state import HEALTH, health, inputs_of, refuse_empty
 
 
 def check_given(key: Any, params: Params | None) -> None:
@@ -84,6 +84,7 @@ def forward_of(model: Model, loss: Loss) -> Callable[..., Any]:
   """(params, model_state, batch, key, step) -> (what is minimized, (model_state, terms))."""
 
   def forward(params: Params, state: State, batch: Batch, key: Any, step: Any) -> Any:
+    refuse_empty(inputs_of(batch))
     outputs, new_state = model.apply(params, state, inputs_of(batch), train=True, key=key, step=step)
     terms = loss(Context(outputs, batch, params, new_state, key, step))
     new_state = {name: value for name, value in new_state.items() if name != TAPS}

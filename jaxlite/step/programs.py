@@ -20,7 +20,7 @@ from jaxlite.cpu.replace import Choices, exchanged, replaced, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
 from jaxlite.host.gc_pause import paused
-from jaxlite.step.state import TrainState, inputs_of
+from jaxlite.step.state import TrainState, inputs_of, refuse_empty
 from jaxlite.step.under_way import few_under_way
 
 
@@ -261,6 +261,7 @@ def _convolves(model: Model) -> Callable[[TrainState, Any], bool]:
   @functools.lru_cache(maxsize=8)
   def convolves_at(treedef: Any, shapes: tuple[Any, ...]) -> bool:
     params, state, const, key, inputs = jax.tree.unflatten(treedef, shapes)
+    refuse_empty(inputs)  # which a network may not even be traced on
     forward = functools.partial(model.apply, train=True)
     jaxpr = jax.make_jaxpr(forward)(params, join_const(state, const), inputs, key=key, step=np.int32(0))
     return has_primitive(jaxpr, 'conv_general_dilated')

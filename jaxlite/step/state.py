@@ -14,8 +14,6 @@ from jaxlite.graph import alike
 
 HEALTH = 'jl.health'  # model_state: int32[2], when and where a number first was not finite; -1 while none was
 
-POINT = 'jl.point'  # model_state: the params as a model is read when it does not train, where an update part says so
-
 
 class TrainState(NamedTuple):
   """All that a run is, arrays only.
@@ -109,3 +107,21 @@ def inputs_of(batch: Batch) -> Any:
   if 'inputs' not in batch:
     raise ValueError(f"a batch is a dict with 'inputs' (and 'labels', 'weight'); got the keys {sorted(batch)}")
   return batch['inputs']
+
+
+def refuse_empty(inputs: Any) -> None:
+  """Raises where a batch has no example: a mean of nothing is NaN, and so would be all that learns.
+
+  Args:
+    inputs: of the batch, arrays [B, ...]; one of several may have no rows (the edges of a graph).
+
+  Raises:
+    ValueError: none of them has a row.
+  """
+  leaves = {path: leaf for path, leaf in trees.by_path(inputs).items() if jnp.ndim(leaf)}
+  if leaves and not any(jnp.shape(leaf)[0] for leaf in leaves.values()):
+    path, leaf = next(iter(leaves.items()))
+    raise ValueError(
+      f'a step learns from one example at least; got a batch of none, inputs{f"/{path}" if path else ""} '
+      f'{jnp.result_type(leaf)}{list(jnp.shape(leaf))}: leave out batches that a filter or the end of the data emptied'
+    )

@@ -16,6 +16,7 @@ import optax
 
 from jaxlite.adapters import adapt
 from jaxlite.contract import (
+  POINT,
   Batch,
   Context,
   Grad,
@@ -44,7 +45,7 @@ from jaxlite.step.gradient import (
   watched_gradient_of,
 )
 from jaxlite.step.programs import Programs, PureStep, programs_of
-from jaxlite.step.state import HEALTH, POINT, TrainState, health, inputs_of
+from jaxlite.step.state import HEALTH, TrainState, health, inputs_of, refuse_empty
 from jaxlite.tasks.lift import lift_loss
 
 
@@ -90,7 +91,8 @@ def train_step(
 
   Raises:
     ValueError: the recipe updates nothing; at init, a part that matches no parameter, an aliased leaf, one that cannot
-      learn, or a part of Optax that no step can serve; at the first step, a scalar loss where shares are needed.
+      learn, or a part of Optax that no step can serve; at the first step, a scalar loss where shares are
+      needed, a batch without an example.
 
   >>> import jax, jax.numpy as jnp, optax
   >>> import jaxlite as jl
@@ -150,6 +152,7 @@ def _step_of(gradient: Grad, update: Callable[..., Any]) -> Callable[..., Any]:
   """One optimizer step: (live, fixed, batch) -> (live, metrics), as `PureStep` says."""
 
   def whole(live: TrainState, fixed: Any, batch: Batch) -> tuple[TrainState, Terms]:
+    refuse_empty(inputs_of(batch))  # before a hook cuts the batch up
     key, const = fixed
     grads, state, terms = gradient(live.params, join_const(live.model_state, const), batch, key, live.step)
     return update(live, fixed, grads, split_const(state)[0], terms, (batch, live.model_state))

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+import jaxlite as jl
 from jaxlite import adapters, trees
 from networks import FRAMEWORKS, dense, equinox_dense, function_dense, haiku_dense, keras_dense, linen_dense, nnx_dense
 
@@ -50,6 +52,16 @@ def test_same_weights_give_the_outputs_and_gradients_of_numpy(framework):
   assert sorted(found) == sorted(names)
   for name, oracle in zip(names, expected, strict=True):
     np.testing.assert_allclose(found[name].T if transposed else found[name], oracle, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('framework', FRAMEWORKS)
+def test_a_step_of_no_example_is_refused(framework):
+  train = jl.train_step(dense(framework, WEIGHTS)[0], jl.cross_entropy, jl.chain(optax.sgd(0.1)))
+  batch = {'inputs': X, 'labels': np.arange(5) % 3}
+  state = train.init(KEY, batch)
+  with pytest.raises(ValueError, match=r'one example at least; got a batch of none, inputs float32\[0, 6\]'):
+    train.step(state, {name: leaf[:0] for name, leaf in batch.items()})
+  assert np.isfinite(train.step(state, batch)[1]['loss'])
 
 
 def conv(framework):

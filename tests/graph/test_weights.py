@@ -279,6 +279,21 @@ def test_weights_and_their_axes(name):
   assert parameter_layouts(fn, params, x) == expected
 
 
+@pytest.mark.parametrize(
+  'view',
+  [
+    lambda p: jnp.arange(5.0)[jnp.clip(p['w'], 0, 4).astype(int)],
+    lambda p: jnp.arange(7.0)[jnp.searchsorted(jnp.arange(6.0), p['w'])],
+    lambda p: jnp.take_along_axis(p['w'], jnp.argsort(p['w'], 0), 0),
+    lambda p: jnp.eye(6)[:, :4][p['w'][:, 0].astype(int)] * p['w'],
+  ],
+  ids=['a table', 'steps', 'sorted', 'rows of a constant'],
+)
+def test_a_leaf_may_pick(view):
+  found = weights_of(jl.from_function(lambda p, x: x @ view(p), {'w': jnp.ones((6, 4))}), jax.random.key(0), X)
+  assert set(found) == {'w'}
+
+
 def test_a_dense_weight_meets_a_sparse_input():
   x = sparse.BCOO.fromdense(jnp.eye(6))
   forward = lambda p, data: sparse.BCOO((data, x.indices), shape=(6, 6)) @ p['w']  # noqa: E731

@@ -182,3 +182,64 @@ def test_what_a_compiler_for_cpu_adds_of_its_own_is_counted(fn, shapes, dtype, m
   xla = jax.jit(fn).lower(*args).compile().memory_analysis()
   actual = xla.temp_size_in_bytes + xla.output_size_in_bytes - xla.alias_size_in_bytes
   assert 0.75 * actual <= told.temporaries + told.outputs <= 1.4 * actual
+
+
+def along(x, w, dimensions=('NHC', 'HIO', 'NHC'), **more):
+  return jax.lax.conv_general_dilated(x, w, (1,), 'SAME', dimension_numbers=dimensions, **more)
+
+
+def gradients(fn):
+  return lambda *args: jax.grad(lambda *args: (jnp.tanh(fn(*args)) ** 2).sum(), tuple(range(len(args))))(*args)
+
+
+def pooled(x):
+  windows = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 1), (1, 2, 1), 'VALID')  # noqa: E731
+  return jax.grad(lambda x: (windows(jnp.tanh(x)) ** 2).sum())(x)
+
+
+WAVE, TAPS = (16, 500, 32), (5, 32, 48)
+SQUARE = (200, 200)
+
+
+@pytest.mark.parametrize(
+  ('fn', 'shapes', 'dtype'),
+  [
+    (gradients(along), [WAVE, TAPS], jnp.float32),
+    (gradients(lambda x, w: along(x, w, rhs_dilation=(4,))), [WAVE, TAPS], jnp.float32),
+    (gradients(lambda x, w: along(x, w, feature_group_count=32)), [WAVE, (7, 1, 32)], jnp.float32),
+    (lambda x, w: along(x, w, ('NCH', 'OIH', 'NCH')), [(16, 32, 500), (48, 32, 5)], jnp.float32),
+    (along, [WAVE, TAPS], jnp.complex64),
+    (pooled, [(16, 500, 32)], jnp.float32),
+    (lambda a, b: jnp.tanh(a @ b) @ b, [SQUARE, SQUARE], jnp.complex64),
+    (lambda a: jnp.fft.ifft2(2 * jnp.fft.fft2(a)), [SQUARE], jnp.complex64),
+    (jnp.linalg.inv, [SQUARE], jnp.float32),
+    (jnp.linalg.inv, [(20, 40, 40)], jnp.float32),
+    (jnp.linalg.solve, [SQUARE, SQUARE], jnp.float32),
+    (lambda a: jnp.linalg.eigh(a)[1], [SQUARE], jnp.float32),
+    (jnp.linalg.cholesky, [SQUARE], jnp.float32),
+    (lambda a, b: jax.scipy.linalg.solve_triangular(a, b, lower=True), [SQUARE, SQUARE], jnp.float32),
+  ],
+  ids=[
+    '1-D',
+    'dilated',
+    'depthwise',
+    'channels first',
+    'complex 1-D',
+    'pool',
+    'complex',
+    'Fourier',
+    'inverse',
+    'inverses',
+    'solve',
+    'eigh',
+    'Cholesky',
+    'triangular',
+  ],
+)
+def test_what_the_compiler_holds_in_a_foreign_program_is_counted(fn, shapes, dtype):
+  """Copies in the order of XLA's convolutions, indices of pools, columns of LAPACK; and what lies where others lay."""
+  args = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+  told = held(jax.make_jaxpr(fn)(*args), kernels=False)
+  xla = jax.jit(fn).lower(*args).compile().memory_analysis()
+  actual = xla.temp_size_in_bytes + xla.output_size_in_bytes
+  assert 0.85 * actual <= told.temporaries + told.outputs <= 1.4 * actual

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import jaxlite as jl
+from jaxlite.host import mapping
 from jaxlite.host.rates import Rates
 from jaxlite.planning import elapsed, speed
 from jaxlite.planning.cost import cost
@@ -128,7 +129,8 @@ for fn, arg in ((shards, x), (wide, placed), (jax.jit(wide, in_shardings=cut), x
   assert told.devices == exact.devices == 4, (told, exact)
   assert told.arguments == exact.arguments == 4 * 1024 * 64
   assert told.outputs == exact.outputs
-  assert exact.temporaries <= told.temporaries <= 2.1 * exact.temporaries, (told, exact)
+  # What each device has a copy of (the ones) is seen once, where XLA places it and not the program.
+  assert 0.6 * exact.temporaries <= told.temporaries <= 2.1 * exact.temporaries, (told, exact)
   assert any('all 4 devices' in line for line in told.said)
   if fn is shards:
     assert told.flops == 4 * one.flops and told.temporaries == 4 * one.temporaries
@@ -283,3 +285,50 @@ def test_a_machine_that_cannot_be_measured_still_tells_the_rest(monkeypatch):
   assert found.time is None
   assert found.flops == 2 * 8**3
   assert any('could not be measured' in line for line in found.said)
+
+
+def test_results_too_large_to_be_kept_take_longer_unless_they_lie_where_an_argument_lay(monkeypatch):
+  monkeypatch.setattr(mapping, 'seconds_a_byte', lambda: 1e-9)
+  size = mapping.LARGE // 4 + 1
+  args = (jax.ShapeDtypeStruct((size,), 'float32'),)
+  one_more = lambda x: x + 1  # noqa: E731
+  fresh, donated = call(one_more, args, RATES), call(one_more, args, RATES, donated=(0,))
+  assert fresh.time.seconds - donated.time.seconds == pytest.approx(4e-9 * size)
+  assert any('mapped anew' in line for line in fresh.said)
+  assert 'note: ' in str(fresh)
+  assert not donated.said
+  small = (jax.ShapeDtypeStruct((size - 1,), 'float32'),)
+  assert call(one_more, small, RATES).time.seconds < donated.time.seconds * 1.01
+
+
+@pytest.mark.parametrize(
+  'fn', [jnp.sin, lambda x: x**1.7, lambda x: x.argmax(-1), lambda x: jnp.cumsum(x, 1), jax.lax.lgamma]
+)
+def test_what_xla_computes_entry_by_entry_takes_longer_than_a_hyperbolic_tangent(fn):
+  args = (jax.ShapeDtypeStruct((1000, 1000), 'float32'),)
+  assert call(fn, args, RATES).time.seconds > 1.5 * call(lambda x: jnp.tanh(x).sum(), args, RATES).time.seconds
+
+
+def test_what_is_filled_in_before_rows_are_added_to_it_is_counted():
+  rows = jnp.arange(64)
+  gradient = lambda t: jax.grad(lambda t: (t[rows] ** 2).sum())(t)  # noqa: E731
+  small, large = (call(gradient, (jax.ShapeDtypeStruct((n, 32), 'float32'),), RATES) for n in (1_000, 100_000))
+  assert large.bytes - small.bytes > 0.9 * 99_000 * 32 * 4
+
+
+def test_what_computes_later_is_refused():
+  with pytest.raises(TypeError, match='generator, which computes later'):
+    call(lambda x: (row @ row for row in x), (np.ones((4, 3)),), RATES)
+
+
+def test_the_generator_of_xla_takes_longer_than_threefry_and_holds_less():
+  draw = lambda key: jax.random.bits(key, (500, 500)).max(0)  # noqa: E731
+  threefry, xla = (call(draw, (jax.random.key(0, impl=one),), RATES) for one in ('threefry2x32', 'rbg'))
+  assert xla.time.seconds > 2 * threefry.time.seconds
+  assert xla.temporaries < threefry.temporaries
+
+
+def test_a_constant_that_a_product_reads_is_an_array():
+  fn = lambda x: jnp.ones((256, 256)) @ x  # noqa: E731
+  told, exact = (call(fn, (np.ones((256, 256), np.float32),), RATES, compiled=one) for one in (False, True))
+  assert told.temporaries == pytest.approx(exact.temporaries, rel=0.1)

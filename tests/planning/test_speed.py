@@ -234,3 +234,62 @@ def test_a_pool_slides_over_its_input_as_it_lies():
   assert 'few by place' in groups(first, f32(8, 32, 32, 12))
   for side in (32, 14):
     assert 'few by place' not in groups(turned, f32(8, 12, side, side))
+
+
+def slid(groups=1, stride=1):
+  numbers = {3: ('NHC', 'HIO', 'NHC'), 4: ('NHWC', 'HWIO', 'NHWC'), 5: ('NDHWC', 'DHWIO', 'NDHWC')}
+  return lambda x, w: lax.conv_general_dilated(
+    *(x, w, (stride,) * (x.ndim - 2), 'SAME'), dimension_numbers=numbers[x.ndim], feature_group_count=groups
+  )
+
+
+def spread_apart(x, w):
+  return lax.conv_transpose(x, w, (2, 2), 'SAME')
+
+
+def to_weights(fn):
+  return lambda x, w: jax.grad(lambda w: (fn(x, w) ** 2).sum())(w)
+
+
+@pytest.mark.parametrize(
+  ('fn', 'args', 'least'),
+  [
+    (slid(), (f32(4, 8, 8, 8, 16), f32(3, 3, 3, 16, 32)), 5),
+    (to_weights(slid()), (f32(4, 8, 8, 8, 16), f32(3, 3, 3, 16, 32)), 5),
+    (slid(4), (f32(16, 16, 16, 32), f32(3, 3, 8, 32)), 4),
+    (to_weights(slid(4)), (f32(16, 16, 16, 32), f32(3, 3, 8, 32)), 50),
+    (to_weights(slid(4)), (f32(8, 200, 64), f32(5, 16, 64)), 4),
+    (slid(), (f32(16, 16, 16, 32), f32(3, 3, 32, 32)), 0),
+  ],
+  ids=['3-D', '3-D to weights', 'groups', 'groups to weights', 'groups along a line', 'of two axes'],
+)
+def test_what_xla_convolves_slowly_is_told_so_where_no_kernel_stands_in(fn, args, least):
+  operations = program(fn, *args)
+  ours, theirs = (speed.spent(operations, RATES, 1, kernels=one).processor for one in (True, False))
+  assert theirs > least * ours
+  if not least:
+    assert theirs == pytest.approx(ours, rel=0.3)
+
+
+def test_a_sparse_product_takes_longer_than_a_dense_one_of_as_many_flops_and_its_rows_are_held():
+  from jax.experimental import sparse
+
+  from jaxlite.planning.function import call
+
+  stored, columns = 4_000, 64
+  matrix = sparse.BCOO((jnp.ones(stored), jnp.zeros((stored, 2), jnp.int32)), shape=(500, 500))
+  found = call(lambda m, x: m @ x, (matrix, jnp.ones((500, columns))), RATES)
+  dense = call(lambda a, b: a @ b, (jnp.ones((16, stored // 16)), jnp.ones((stored // 16, columns))), RATES)
+  assert found.flops == dense.flops
+  assert found.time.seconds > 2 * dense.time.seconds
+  assert found.temporaries >= 4 * stored * columns
+  assert not found.said
+
+
+def test_the_gradient_of_a_transposed_convolution_is_dear_in_either_form_and_that_of_a_strided_one_is_not():
+  spread = program(to_weights(spread_apart), f32(16, 8, 8, 16), f32(4, 4, 16, 16))
+  few = f32(8, 4, 4, 256), f32(3, 3, 256, 256)  # fewer places than are summed, as in the last layers of a network
+  strided = program(lambda x, w: jax.grad(lambda x: (slid(stride=2)(x, w) ** 2).sum())(x), *few)
+  for kernels in (True, False):
+    assert 'gradients of spread convolutions by XLA' in {speed.group_of(one, kernels) for one in spread}
+    assert 'gradients of spread convolutions by XLA' not in {speed.group_of(one, kernels) for one in strided}

@@ -44,7 +44,8 @@ def test_the_interval_holds_and_narrows_as_the_run_goes_on():
       if truth > at[seen - 1]:
         told = reach(at[:seen], values[:seen], goal, 1_000, limit=1.0)
         held.append(told.low <= truth <= told.high)
-        wide[known].append(told.high - told.low)
+        if told.level is None:
+          wide[known].append(told.high - told.low)
   assert 0.65 <= np.mean(held) <= 0.97
   assert np.median(wide[0.6]) < 0.7 * np.median(wide[0.2])
 
@@ -55,7 +56,8 @@ def test_what_cannot_be_is_told_so():
   assert reach(at, flat, 0.9, 400, limit=1.0).share < 0.5
   assert reach(at, CURVES['a power'](at), 1.01, 400, limit=1.0).share == 0
   assert math.isinf(reach(at, CURVES['a power'](at), 1.01, 400, limit=1.0).step)
-  assert 'not reached within the run' in str(reach(at, flat, 0.9, 400, limit=1.0))
+  assert 'levels off near 0.7,' in str(reach(at, flat, 0.9, 400, limit=1.0))
+  assert 'not reached within the run' in str(reach(at, CURVES['a power'](at), 1.01, 400, limit=1.0))
   assert reach(at, CURVES['a power'](at), 0.9, 200, limit=1.0).share == 0  # the run is over
 
 
@@ -118,3 +120,31 @@ def test_what_makes_no_sense_is_refused(name):
   given, said = WRONG[name]
   with pytest.raises(ValueError, match=said):
     reach(**{'target': 0.5, 'total': 10, **given})
+
+
+ENDS = {
+  'an exponential': lambda s: 0.75 - 0.6 * np.exp(-s / 40),
+  'a power': lambda s: 0.75 - 0.6 * (s / 10) ** -1.0,
+  'no more': lambda s: np.full(len(s), 0.75),
+  'back again': lambda s: 0.76 - 0.6 * np.exp(-s / 30) - 0.00005 * s,
+}
+
+
+@pytest.mark.parametrize('name', ENDS)
+@pytest.mark.parametrize('better', [1, -1])
+def test_a_curve_that_levels_off_short_of_the_target_is_told_so_plainly(name, better):
+  at = np.arange(20, 401, 20)
+  seen = ENDS[name](at) + 0.001 * np.random.default_rng(0).normal(size=len(at))
+  told = reach(at, better * seen, better * 0.9, 1_000, better=better, limit=1.0 if better > 0 else None)
+  assert told.share == 0
+  assert told.level == pytest.approx(better * 0.75, abs=0.03)
+  assert 'levels off near' in str(told)
+
+
+@pytest.mark.parametrize('name', CURVES)
+def test_a_curve_that_still_rises_is_not_told_to_level_off(name):
+  for noise in (0.0, 0.002, 0.01):
+    at = np.arange(20, 301, 20)
+    seen = CURVES[name](at) + noise * np.random.default_rng(1).normal(size=len(at))
+    goal = float(CURVES[name](np.float64(600)))
+    assert reach(at, seen, goal, 1_000, limit=1.0).level is None

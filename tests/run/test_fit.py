@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from jaxlite.planning.edits import DRAWS, OTHER, ROUNDING, SAME
 from random_jobs import random_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -87,6 +88,46 @@ def test_a_fitted_run_gets_through_where_the_run_itself_does_not_and_learns_the_
   assert again.returncode == 0
   assert 'it goes on in the form that it began with' in again.stdout
   assert 'nothing is trained' in again.stdout
+
+
+def searched(times, results):
+  """The form that a search for speed ends at, and how often each was tried, where trials take what `times` says."""
+  from jaxlite.planning.plan import Tried
+  from jaxlite.run import fitting
+
+  turns = {parts: iter(each) for parts, each in times.items()}
+  tried = []
+
+  def attempt(form):
+    parts = form['fields'].get('machine.micro_batches', 1)
+    tried.append(parts)
+    seconds = next(turns[parts])
+    return Tried(form['name'], form['result'], 1, seconds, seconds is not None, '')
+
+  forms = [{'name': 'as it is', 'fields': {}, 'result': SAME}]
+  forms += [{'name': '', 'fields': {'machine.micro_batches': n}, 'result': results} for n in sorted(times) if n > 1]
+  fields, _ = fitting._in_pieces(attempt, forms, next(turns[1]), {})
+  return fields.get('machine.micro_batches', 1), tried
+
+
+def test_a_search_for_speed_goes_on_while_pieces_are_faster_and_is_not_taken_in_by_a_slow_moment():
+  assert searched({1: [10, 10], 2: [8, 8, 8], 4: [7, 7], 8: [7], 16: [1]}, ROUNDING) == (4, [2, 1, 2, 4, 2, 4, 8])
+  assert searched({1: [10], 2: [9.8]}, ROUNDING) == (1, [2])
+  assert searched({1: [20, 10], 2: [11, 11]}, ROUNDING) == (1, [2, 1, 2])  # the first was slow for others' sake
+  assert searched({1: [10, 10], 2: [8, 8, 8], 4: [None]}, ROUNDING) == (2, [2, 1, 2, 4])  # what dies is not taken
+  for other in (DRAWS, OTHER):
+    assert searched({1: [10], 2: [1]}, other) == (1, [])
+
+
+@pytest.mark.slow
+def test_a_long_run_that_fits_is_asked_for_smaller_pieces_and_a_short_one_is_not(tmp_path):
+  done = [
+    launch(tmp_path / str(steps), {**LARGE, 'width': 128, 'depth': 2, 'steps': steps}, 640, '--mode=fit')
+    for steps in (3, 8000)
+  ]
+  said = [one.stdout + one.stderr for one in done]
+  assert [one.returncode for one in done] == [0, 0], said
+  assert ['micro-batches: ' in text for text in said] == [False, True], said
 
 
 @pytest.mark.slow
