@@ -115,9 +115,8 @@ def deploy(
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])
   rows = []
-  with place.alone(folder):
-    for name in (PAGE, REPORT, *(kind.file for kind in wanted.values())):  # an older one is not this network's
-      (folder / name).unlink(missing_ok=True)
+  files = (PAGE, REPORT, *(kind.file for kind in wanted.values()))
+  with place.alone(folder), place.replacing(folder, files):  # an older one is not this network's
     notes = (*notes, *_older(folder, wanted))
     for name, kind in wanted.items():
       say(f'{name}: writing and trying {folder / kind.file}')

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxlite.host.files import expanded
@@ -16,6 +17,7 @@ except ImportError:  # Windows
   fcntl = None
 
 ASIDE = '.trying-'  # how the folders begin in which files are tried
+BEFORE = '.before-'  # and those that hold what is being replaced
 
 
 def writable(out: str | os.PathLike[str]) -> Path:
@@ -82,9 +84,49 @@ def alone(path: Path) -> Iterator[None]:
       except OSError:  # a file system that locks no folders
         pass
     if locked:  # so whoever made these was killed
-      for left in path.glob(f'{ASIDE}*'):
+      for left in (*path.glob(f'{ASIDE}*'), *path.glob(f'{BEFORE}*')):
         shutil.rmtree(left, ignore_errors=True)
     yield
+
+
+@contextlib.contextmanager
+def replacing(path: Path, names: Iterable[str]) -> Iterator[None]:
+  """Takes files out of the way while new ones of these names are written, so that no two networks lie side by side. If
+  that ends by an error (a disk that is full) the new ones go and the old ones are back.
+
+  Args:
+    path: the folder, which is this deployment's alone.
+    names: of the files.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   old = Path(folder, 'values')
+  ...   _ = old.write_text('old')
+  ...   with contextlib.suppress(OSError), replacing(Path(folder), ['values']):
+  ...     _ = old.write_text('new')
+  ...     raise OSError('full')
+  ...   old.read_text(), len(list(Path(folder).iterdir()))
+  ('old', 1)
+  """
+  names = list(names)
+  old = [name for name in names if (path / name).exists()]
+  if not old:
+    yield
+    return
+  aside = Path(tempfile.mkdtemp(prefix=BEFORE, dir=path))
+  try:
+    for name in old:
+      os.replace(path / name, aside / name)
+    yield
+  except BaseException:
+    for name in names:
+      if (aside / name).exists():
+        os.replace(aside / name, path / name)
+      elif name not in old:
+        (path / name).unlink(missing_ok=True)
+    raise
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _refused(path: Path, error: OSError | ValueError) -> ValueError:

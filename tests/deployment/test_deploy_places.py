@@ -77,7 +77,7 @@ def test_a_deployment_that_is_killed_leaves_whole_files_and_the_next_one_cleans(
     time.sleep(0.01)
   os.kill(child.pid, signal.SIGKILL)
   child.wait()
-  held = {path.name for path in tmp_path.iterdir() if not path.name.startswith(place.ASIDE)}
+  held = {path.name for path in tmp_path.iterdir() if not path.name.startswith((place.ASIDE, place.BEFORE))}
   assert held == {'network.safetensors'}  # tried, and no word of another network beside it
   assert list(tmp_path.glob(f'{place.ASIDE}*'))
   jl.deploy(finished, 'safetensors', out=tmp_path, examples=X, **QUICK)
@@ -212,6 +212,21 @@ def test_a_network_without_a_run_is_scored_by_its_task(name):
   two = subject.of_network(network, examples=data)
   assert two.task.name == one.task.name
   assert score_of(two, network.predict(X)) == pytest.approx(found)
+
+
+def test_a_deployment_that_fails_leaves_the_one_before_as_it_was(finished, tmp_path):
+  jl.deploy(finished, ('safetensors', 'pack'), out=tmp_path, examples=X, **QUICK)
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  assert set(before) == {'network.safetensors', 'network.jlp', PAGE, REPORT}
+
+  def full(*given):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(formats.FORMATS, 'stablehlo', formats.FORMATS['stablehlo']._replace(write=full))
+    with pytest.raises(OSError, match='No space left on device'):  # when one was written anew already
+      jl.deploy(finished, ('safetensors', 'stablehlo'), out=tmp_path, examples=X[:7], **QUICK)
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_name_that_no_folder_can_have_is_told(finished):

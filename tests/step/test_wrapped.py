@@ -348,3 +348,12 @@ def test_teachers_stay_arguments_and_nothing_of_the_loop_is_exported():
   exported, state = loop.model.export(params, model_state)
   assert set(exported) == {'w', 'b'}
   assert not [name for name in state if trees.is_extra(name)]
+
+
+@pytest.mark.parametrize('hooks', [jl.average(0.9), jl.accumulate(2)], ids=['plain', 'micro-batches'])
+def test_a_gradient_of_no_example_is_refused(hooks):
+  loop = jl.step.wrap(jl.from_function(lambda p, x: x @ p['w'], {'w': jnp.zeros((20, 5))}), jl.cross_entropy, hooks)
+  batch = batch_at(0)
+  params, state = loop.init(KEY, batch)
+  with pytest.raises(ValueError, match=r'one example at least; got a batch of none'):
+    loop.gradient(params, state, jax.tree.map(lambda leaf: leaf[:0], batch), KEY, jnp.int32(0))
