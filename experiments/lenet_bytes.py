@@ -47,10 +47,15 @@ from jaxlite.quantization import clustered, few_bits
 
 BATCH = 128
 DISPATCH = 43  # steps at once, a tenth of an epoch
-NETWORKS = {'lenet300': LeNet300(), 'lenet5': LeNet5(relu=True), 'cnn': SmallCNN((16, 32, 64))}
-PARAMETERS = {'lenet300': 266_610, 'lenet5': 431_080, 'cnn': 98_442}
+NETWORKS = {
+  'lenet300': LeNet300(),
+  'lenet5': LeNet5(relu=True),
+  'cnn': SmallCNN((16, 32, 64)),
+  'wide': SmallCNN((32, 64, 128)),
+}
+PARAMETERS = {'lenet300': 266_610, 'lenet5': 431_080, 'cnn': 98_442, 'wide': 241_546}
 TAUGHT = 12  # epochs of the teacher
-RATES = {'lenet300': 1e-3, 'lenet5': 1.5e-3, 'cnn': 2e-3}  # of dense networks
+RATES = {'lenet300': 1e-3, 'lenet5': 1.5e-3, 'cnn': 2e-3, 'wide': 2e-3}  # of dense networks
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('network', 'lenet300', list(NETWORKS), 'what is trained')
 flags.DEFINE_list(

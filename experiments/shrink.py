@@ -36,14 +36,20 @@ class Shrinking(jl.Config):
   Attributes:
     network: 'cnn' or 'resnet20', which knows no dropout.
     keep: share of the units of each group that stays.
+    flops: at most so many floating-point operations for each example, in place of `keep`; 0 for none.
     way: 'once', cut at the end of `base`, or 'gradual', while it trains.
+    taught: folder of a finished run that teaches all three; '' for none.
+    after: epochs of `small`; 0 for as many as `base` has.
     dropout: share of hidden units dropped in training.
     stage: of a run: 'dense', 'base' or 'small'.
   """
 
   network: str = 'cnn'
   keep: float = 0.5
+  flops: float = 0.0
   way: str = 'once'
+  taught: str = ''
+  after: int = 0
   dropout: float = 0.1
   stage: str = 'dense'
 
@@ -53,7 +59,7 @@ def get_config(seeds: int = 5, epochs: int = 4, **options: Any) -> Shrinking:
 
   Args:
     seeds: how many.
-    epochs: before units go, and after.
+    epochs: before units go.
     **options: fields of the config.
   """
   config = Shrinking(name='shrink', model=model, recipe=recipe, train=jl.Duration(epochs=epochs), **options)
@@ -67,7 +73,8 @@ def get_config(seeds: int = 5, epochs: int = 4, **options: Any) -> Shrinking:
 
 def staged(stage: str, seed: int, config: Shrinking) -> Shrinking:
   """One run: its seed feeds the start, the batches, the validation split, augmentation and dropout."""
-  epochs = config.train.epochs * 2 if stage == 'dense' else config.train.epochs
+  before, after = config.train.epochs, config.after or config.train.epochs
+  epochs = {'base': before, 'small': after, 'dense': before + after}[stage]
   teacher = f'../base{seed}' if stage == 'small' else ''
   return dataclasses.replace(config, stage=stage, seed=seed, train=jl.Duration(epochs=epochs), teacher=teacher)
 
@@ -77,12 +84,14 @@ def model(config: Shrinking) -> Any:
   whole = NETWORKS[config.network](dropout=config.dropout)
   if config.stage != 'small':
     return whole
-  base, keep = jl.load(config.teacher), config.keep if config.way == 'once' else None
+  base = jl.load(config.teacher)
+  left: dict[str, float] = {'flops': config.flops} if config.flops else {'keep': config.keep}
+  left = left if config.way == 'once' else {}
   shapes = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
   linen = jl.from_linen(whole)
   state = jax.eval_shape(linen.init, jax.random.key(0), shapes)[1]  # which of the run's arrays are the network's own
   state = {name: base.model_state[name] for name in state}
-  small = jl.shrink(linen, base.params, state, shapes, keep=keep, key=jax.random.key(config.seed))
+  small = jl.shrink(linen, base.params, state, shapes, **left, key=jax.random.key(config.seed))
   return jl.from_linen(small.module(whole), {'params': small.params, **small.model_state})
 
 
@@ -90,8 +99,8 @@ def recipe(config: Shrinking, total_steps: int) -> jl.Recipe:
   """Flips and shifts, AdamW on a warm-up cosine, averaged weights."""
   gradual = config.stage == 'base' and config.way == 'gradual'
   return jl.chain(
-    jl.accumulate(4),  # see experiments/fashion_mnist.py
     jl.augment(jl.optim.flip(), jl.optim.shift(1)),
+    *([jl.distill(jl.load(config.taught), temperature=2.0)] if config.taught else []),
     jl.average(0.998),
     optax.clip_by_global_norm(config.optim.clip),
     optax.scale_by_adam(),
@@ -142,8 +151,11 @@ if __name__ == '__main__':
   FLAGS = flags.FLAGS
   flags.DEFINE_string('workdir', 'runs/shrink', 'the folder of the runs')
   flags.DEFINE_integer('seeds', 5, 'how many')
-  flags.DEFINE_integer('epochs', 4, 'before units go, and after')
+  flags.DEFINE_integer('epochs', 4, 'before units go')
+  flags.DEFINE_integer('after', 0, 'epochs after it; 0 for as many')
+  flags.DEFINE_string('taught', '', 'folder of a finished run that teaches all networks')
   flags.DEFINE_float('keep', 0.5, 'share of the units that stays')
+  flags.DEFINE_float('flops', 0.0, 'operations for each example that are left at the most, in place of --keep')
   flags.DEFINE_enum('network', 'cnn', list(NETWORKS), 'what is made smaller')
   flags.DEFINE_enum('way', 'once', ['once', 'gradual'], 'how they go')
   flags.DEFINE_list('run', [], 'which runs; all')
@@ -151,7 +163,8 @@ if __name__ == '__main__':
   def main(_: list[str]) -> None:
     """Trains, and compares."""
     seeds = range(FLAGS.seeds)
-    config = get_config(FLAGS.seeds, FLAGS.epochs, network=FLAGS.network, keep=FLAGS.keep, way=FLAGS.way)
+    how = {name: getattr(FLAGS, name) for name in ('network', 'keep', 'flops', 'way', 'after', 'taught')}
+    config = get_config(FLAGS.seeds, FLAGS.epochs, **how)
     code = experiment.run(config, FLAGS.workdir, command='python experiments/shrink.py', only=FLAGS.run)
     if code or FLAGS.run:
       raise SystemExit(code)

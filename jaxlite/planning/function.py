@@ -98,6 +98,12 @@ def call(
   >>> found.flops >= 2 * 2 * 8 * 4, found.arguments
   (True, 192)
   """
+  if hasattr(function, 'memory_analysis'):
+    raise TypeError(
+      'a compiled program tells no more of what it computes: give jl.plan the function it was compiled from'
+    )
+  if not isinstance(args, list | tuple):
+    raise TypeError(f'args= holds the arguments, one after the other: args=(x,) for one; got {type(args).__name__}')
   jitted = hasattr(function, 'trace') and not donated
   kept = tuple(place + len(args) if place < 0 else place for place in donated)  # JAX passes over those below 0
   changed: list[int] = []
@@ -204,6 +210,11 @@ def _said_in_a_line(trace: Callable[..., Any], args: Sequence[Any]) -> Any:
   try:
     return trace(*args)
   except (TypeError, jax.errors.JAXIndexError) as error:
+    if 'as an abstract array' in str(error) and (strange := _strange(args)):
+      raise TypeError(
+        f'an argument is an array of JAX or NumPy, its shape, a number, or a tree of such; got {strange}: give '
+        'numpy.asarray of it'
+      ) from None
     if not isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) and 'concrete' not in str(error):
       raise  # a mistake of another kind
     said = str(error).strip().split('\n')[0].rstrip('.')
@@ -211,6 +222,18 @@ def _said_in_a_line(trace: Callable[..., Any], args: Sequence[Any]) -> Any:
       f'jl.plan traces a function and runs nothing, and this one asks for a value: {said}. Give the step that is '
       'compiled, without what looks at its results'
     ) from error
+
+
+def _strange(args: Sequence[Any]) -> str:
+  """The first leaf that JAX takes for no array, in words; '' where there is none."""
+  for leaf in jax.tree.leaves(list(args)):
+    if _is_array(leaf):
+      try:
+        jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else None
+      except TypeError:
+        kind = f'{type(leaf).__module__}.{type(leaf).__name__}'
+        return f'{kind} of {leaf.dtype}'
+  return ''
 
 
 def _given_inside(jaxpr: Any) -> frozenset[int]:

@@ -174,9 +174,11 @@ def mib(size: float) -> str:
 def spoken(seconds: float) -> str:
   """Writes a time as it is spoken.
 
-  >>> spoken(0.004), spoken(7.25), spoken(42), spoken(200), spoken(7_900)
-  ('4.0 ms', '7.2 s', '42 s', '3.3 min', '2.2 h')
+  >>> spoken(3e-5), spoken(0.004), spoken(7.25), spoken(42), spoken(200), spoken(7_900)
+  ('30 us', '4.0 ms', '7.2 s', '42 s', '3.3 min', '2.2 h')
   """
+  if 0 < seconds < 9.95e-5:
+    return f'{1e6 * seconds:.0f} us' if seconds >= 9.95e-6 else f'{1e6 * seconds:.1f} us'
   for most, size, unit in ((1.0, 1e-3, 'ms'), (100.0, 1.0, 's'), (5400.0, 60.0, 'min'), (172_800.0, 3600.0, 'h')):
     if seconds < most:
       value = seconds / size
@@ -215,8 +217,8 @@ def _page(plan: Plan) -> list[str]:
   if plan.durations is not None:
     lines += _times(plan.durations)
   if plan.to_loss is not None:
-    one = plan.to_loss
-    lines += [f'  {one}{_in_seconds(plan)}', *(f'    {line}' for line in one.told)]
+    reached = plan.to_loss
+    lines += [f'  {reached}{_in_seconds(plan)}', *(f'    {line}' for line in reached.told)]
   if plan.changes:
     lines += changes(plan.changes)
   lines += [f'  {line}' for line in plan.elsewhere]

@@ -332,3 +332,29 @@ def test_a_constant_that_a_product_reads_is_an_array():
   fn = lambda x: jnp.ones((256, 256)) @ x  # noqa: E731
   told, exact = (call(fn, (np.ones((256, 256), np.float32),), RATES, compiled=one) for one in (False, True))
   assert told.temporaries == pytest.approx(exact.temporaries, rel=0.1)
+
+
+class Foreign:
+  """An array of a framework that JAX does not know."""
+
+  shape, dtype = (3, 3), 'foreign.float32'
+
+
+@pytest.mark.parametrize(
+  ('fn', 'args', 'said'),
+  [
+    (lambda x: x, np.ones((4, 4)), r'args=\(x,\) for one; got ndarray'),
+    (lambda x: x, (Foreign(),), r'got .*Foreign of foreign\.float32: give numpy\.asarray'),
+    (lambda x: x, ([np.array(['a'])],), 'got numpy.ndarray of <U1'),
+    (jax.jit(lambda x: x).lower(1.0).compile(), (1.0,), 'the function it was compiled from'),
+  ],
+  ids=['no tuple', 'another framework', 'texts', 'compiled'],
+)
+def test_what_cannot_be_an_argument_is_refused_in_a_line(fn, args, said):
+  with pytest.raises(TypeError, match=said) as caught:
+    call(fn, args, RATES)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_tiny_call_is_told_in_microseconds():
+  assert ' us' in str(call(lambda x: x + 1, (np.ones(3),), RATES))

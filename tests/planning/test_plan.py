@@ -114,10 +114,10 @@ def test_changes_are_shown_against_the_run_as_it_is_and_a_killed_one_as_killed()
   assert rows[4].split()[-2:] == ['no', '--config.data.batch_size=8']
 
 
-@pytest.mark.parametrize('seconds', [0.0, 1e-5, 0.5, 59.9, 60.0, 99.9, 3599, 5400, 1e5, 1e7])
+@pytest.mark.parametrize('seconds', [0.0, 3e-7, 9.96e-6, 9.96e-5, 1e-4, 0.5, 59.9, 60.0, 99.9, 3599, 5400, 1e5, 1e7])
 def test_a_time_is_spoken_within_half_of_its_last_digit(seconds):
   value, unit = spoken(seconds).split()
-  size = {'ms': 1e-3, 's': 1.0, 'min': 60.0, 'h': 3600.0, 'days': 86_400.0}[unit]
+  size = {'us': 1e-6, 'ms': 1e-3, 's': 1.0, 'min': 60.0, 'h': 3600.0, 'days': 86_400.0}[unit]
   digit = 10.0 ** -len(value.partition('.')[2])
   assert abs(float(value) * size - seconds) <= 0.5001 * size * digit
 
