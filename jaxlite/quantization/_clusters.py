@@ -88,6 +88,19 @@ def nearest(leaf: jax.Array, values: jax.Array) -> jax.Array:
   """
   all_ = jnp.sort(jnp.concatenate([jnp.zeros(1, jnp.float32), values.astype(jnp.float32)]))
   between = jax.lax.stop_gradient((all_[1:] + all_[:-1]) / 2)
-  # By comparisons that every written list of operations knows, where a search is a loop.
-  which = jnp.sum(jax.lax.stop_gradient(leaf).astype(jnp.float32)[..., None] > between, axis=-1, dtype=jnp.int32)
+  which = _above(jax.lax.stop_gradient(leaf).astype(jnp.float32), between)
   return all_[which].astype(leaf.dtype) + (leaf - jax.lax.stop_gradient(leaf))
+
+
+def _above(leaf: jax.Array, between: jax.Array) -> jax.Array:
+  """Returns how many of some borders, ascending, each weight is above: int32[...].
+
+  A search by halves, each written out: of a loop, as `jnp.searchsorted` has it, no list of operations knows.
+  """
+  halves = between.shape[0].bit_length()
+  borders = jnp.concatenate([between, jnp.full(2**halves - 1 - between.shape[0], jnp.inf, between.dtype)])
+  which = jnp.zeros(leaf.shape, jnp.int32)
+  for half in range(halves - 1, -1, -1):
+    further = leaf > jnp.take(borders, which + (2**half - 1), mode='clip')
+    which = which + further.astype(jnp.int32) * 2**half
+  return which

@@ -70,3 +70,13 @@ def test_what_is_wrong_is_said():
   model = clustered(select='nothing').model(jl.from_function(apply, {'w': floats(3, 2), 'b': floats(2)}))
   with pytest.raises(ValueError, match='nothing'):
     model.init(jax.random.key(0), floats(2, 3))
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7, 8, 255])
+def test_each_weight_takes_the_nearest_value_as_numpy_finds_it(count):
+  rng = np.random.default_rng(count)
+  values = rng.normal(size=count).round(1).astype(np.float32)
+  weights = np.concatenate([rng.normal(size=300).round(2), values, [0.0, 9.0, -9.0]]).astype(np.float32)
+  known = np.sort(np.append(values, np.float32(0)))
+  expected = known[np.searchsorted((known[1:] + known[:-1]) / 2, weights)]
+  np.testing.assert_array_equal(nearest(weights, values), expected)
