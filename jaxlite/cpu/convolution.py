@@ -1,7 +1,8 @@
 """Convolutions as matrix products and in batch chunks: the forms that XLA:CPU runs faster than its own.
 
 Four cases. A weight gradient is a convolution whose contraction runs over the batch and whose kernel is the whole
-gradient of the output: XLA:CPU is slow at it. So it is at depthwise convolutions and their gradients. And inside a loop
+gradient of the output: XLA:CPU is slow at it, most of all where pictures are spread out (`spread.py`). So it is at
+depthwise convolutions and their gradients. And inside a loop
 every convolution is slow, since XLA:CPU has only a naive path there; matrix products keep their speed. A forward
 convolution of many channels outside of loops is a kernel's where there is a C compiler (oneDNN's if that extra is
 installed and channels lie last, else ours), else XLA's own; where it sums a few products (gray pictures; without a
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlite.cpu import spread
 from jaxlite.cpu.fusion import alone, held
 from jaxlite.cpu.kernels import choose, match
 from jaxlite.cpu.site import XLA_FORM, Site, Where, describe, shapes_of, xla_form
@@ -47,6 +49,8 @@ def site(eqn: Any, where: Where) -> Site | None:
     eqn: the equation.
     where: it stands. A forward convolution of a network apart is left alone, if it is in no loop.
   """
+  if (other := spread.exchanged(eqn)) is not None:
+    return _of_spread(eqn, site(other, where), other, where.looped)
   looped = where.looped
   lhs, rhs = (atom.aval for atom in eqn.invars)
   sizes = (*lhs.shape, *rhs.shape, *eqn.outvars[0].aval.shape)
@@ -74,12 +78,30 @@ def site(eqn: Any, where: Where) -> Site | None:
   if not forms:
     return None
   kind += ' in a loop' if looped else ''
-  names = ('window_strides', 'padding', 'lhs_dilation', 'rhs_dilation', 'feature_group_count', 'batch_group_count')
-  words = [*eqn.params['dimension_numbers'], *(eqn.params[name] for name in names)]
-  key = describe(kind, eqn, *(str(word).replace(' ', '') for word in words))
   flops = flops_of(eqn)
   default = default if flops >= _TINY else XLA_FORM
-  return Site(kind, key, shapes_of(eqn), forms, default, xla_form(eqn), flops=flops, looped=looped)
+  return Site(kind, _key(kind, eqn), shapes_of(eqn), forms, default, xla_form(eqn), flops=flops, looped=looped)
+
+
+def _of_spread(eqn: Any, other: Site | None, turned: Any, looped: bool) -> Site | None:
+  """The site of a transposed convolution's weight gradient, out of that of the gradient which sums the same."""
+  if flops_of(turned) < _TINY:
+    return None
+  forms = dict(other.forms) if other else {}
+  if not looped and eqn.invars[0].aval.dtype != 'bfloat16':
+    forms['exchanged'] = xla_form(turned)
+  if not forms:
+    return None
+  default = other.default if other and other.default in forms else next(reversed(forms))
+  forms = {name: spread.restored(eqn, form) for name, form in forms.items()}
+  kind, flops = 'weight gradient' + (' in a loop' if looped else ''), flops_of(turned)
+  return Site(kind, _key(kind, eqn), shapes_of(eqn), forms, default, xla_form(eqn), flops=flops, looped=looped)
+
+
+def _key(kind: str, eqn: Any) -> str:
+  names = ('window_strides', 'padding', 'lhs_dilation', 'rhs_dilation', 'feature_group_count', 'batch_group_count')
+  words = [*eqn.params['dimension_numbers'], *(eqn.params[name] for name in names)]
+  return describe(kind, eqn, *(str(word).replace(' ', '') for word in words))
 
 
 def _is_backward(eqn: Any) -> bool:

@@ -231,7 +231,7 @@ def group_of(one: Operation, kernels: bool = True) -> str:
     return 'narrow products' if one.sides and min(one.sides[1:]) < _NARROW else one.kind
   if one.kind == 'convolutions':
     groups, positions, summed, channels, places, apart, axes, spread, gathers = one.sides
-    if spread > 1 and gathers and axes < 3:  # no kernel of ours stands in for these either
+    if spread > 1 and gathers and axes < 3 and not (kernels and groups == 1):  # else it is one of a strided one
       return 'gradients of spread convolutions by XLA'
     if not kernels and one.primitive != 'ffi_call':
       if axes > 2:
