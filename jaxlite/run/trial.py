@@ -27,7 +27,7 @@ from jaxlite.config.schema import smoke as shrink
 MARGIN = 0.92  # of a limit: in what a trial has to do; of some 40 that came through a trial in 0.95, one died
 # How a limit of memory shows. A thread's stack, of 8 MiB or so, is what `ulimit -d` and `-v` refuse first.
 _NO_MEMORY = ('RESOURCE_EXHAUSTED', 'bad_alloc', 'YNNPACK', 'MemoryError', 'Cannot allocate memory', 'start new thread')
-_SECONDS, _LEAST, _MOST = 3.0, 6, 60  # a trial lasts about so long, and so many steps
+_SECONDS, _LEAST, _MOST = 3.0, 6, 400  # a trial lasts about so long, and so many steps
 
 
 class Source(NamedTuple):
