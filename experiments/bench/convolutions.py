@@ -36,6 +36,7 @@ class Kind(NamedTuple):
 
   Attributes:
     batch, size, channels, features, kernel, stride, groups: `size` is that of every axis in turn.
+    transposed: it makes a picture larger by its stride.
   """
 
   batch: int
@@ -45,6 +46,7 @@ class Kind(NamedTuple):
   kernel: int
   stride: int = 1
   groups: int = 1
+  transposed: bool = False
 
 
 KINDS = {
@@ -57,6 +59,9 @@ KINDS = {
   'depthwise: 14x14, 384, kernel 7': Kind(16, (14, 14), 384, 384, 7, 1, 384),
   'depthwise: 3x3, 1152, kernel 5': Kind(16, (3, 3), 1152, 1152, 5, 1, 1152),
   'four groups: 16x16, 64': Kind(64, (16, 16), 64, 64, 3, 1, 4),
+  'transposed: 14x14, 64 to 32, stride 2': Kind(32, (14, 14), 64, 32, 3, 2, transposed=True),
+  'transposed: 32x32, 32 to 16, kernel 4': Kind(16, (32, 32), 32, 16, 4, 2, transposed=True),
+  'transposed: 4x4, 512 to 256, kernel 4': Kind(8, (4, 4), 512, 256, 4, 2, transposed=True),
   'three axes: 16x32x32, 8 to 16': Kind(8, (16, 32, 32), 8, 16, 3),
 }
 
@@ -64,10 +69,13 @@ KINDS = {
 def plain(kind: Kind) -> Any:
   """The gradients of a convolution's squares by image and weights."""
   space = 'DHW'[-len(kind.size) :]
+  steps, before = (kind.stride,) * len(kind.size), kind.kernel // 2
+  before = kind.kernel - 1 - before if kind.transposed else before
   conv = functools.partial(
     lax.conv_general_dilated,
-    window_strides=(kind.stride,) * len(kind.size),
-    padding=[(kind.kernel // 2,) * 2] * len(kind.size),
+    window_strides=(1,) * len(kind.size) if kind.transposed else steps,
+    lhs_dilation=steps if kind.transposed else None,
+    padding=[(before, before)] * len(kind.size),
     dimension_numbers=(f'N{space}C', f'{space}IO', f'N{space}C'),
     feature_group_count=kind.groups,
   )

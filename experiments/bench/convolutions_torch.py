@@ -16,8 +16,8 @@ _kept: dict[str, Any] = {}
 def run(kind: list[Any], calls: int, fresh: bool) -> float:
   """Returns the seconds of a value and its gradients, in the faster of the two layouts."""
   if fresh:
-    batch, size, channels, features, kernel, stride, groups = kind
-    make = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[len(size) - 1]
+    batch, size, channels, features, kernel, stride, groups, transposed = kind
+    make = getattr(torch.nn, f'Conv{"Transpose" if transposed else ""}{len(size)}d')
     layouts = {1: [torch.contiguous_format], 2: [torch.contiguous_format, torch.channels_last]}
     layouts[3] = [torch.contiguous_format, torch.channels_last_3d]
     _kept['forms'] = [
