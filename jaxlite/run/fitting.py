@@ -31,6 +31,7 @@ Say = Callable[[str], None]
 _EASY = 0.6  # of its limit: what a forecast's bound must keep to for a run to be started without a trial
 _TRIALS = 8  # forms that are tried at the most
 _NEAR = 0.75  # of its limit: what a trial has to come through twice
+_AGAIN = 3  # times that a run which dies all the same may begin again from its checkpoint
 _GOOD = 2  # of those that fit, how many are compared
 _LONG = 600.0  # seconds: what a run is forecast to take for smaller pieces to be asked for though memory is ample
 _WORTH = 20  # trials: as long as these a run has to take for smaller pieces to be asked for
@@ -71,7 +72,7 @@ def fit(config: Config, source: Source, words: Sequence[str], fresh: bool, say: 
     if name:
       say(f'\n== {name}')
     flags += flags_of(_fields(config, source, name, fresh, say), name)
-  command = [*_without_mode(words), '--mode=train', *flags, '--force']
+  command = [*_without_mode(words), '--mode=train', *flags, '--force', f'--again={_AGAIN}']
   say(f'training: {shlex.join(command[1:])}\n')
   sys.stdout.flush()
   sys.stderr.flush()

@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 
 from jaxlite import errors
 from jaxlite.config import command_line
+from jaxlite.run import again
 
 _BEGAN = time.monotonic()
 FLAGS = absl_flags.FLAGS
@@ -110,6 +111,9 @@ absl_flags.DEFINE_integer('workers', None, 'of --mode=tune: processes that share
 absl_flags.DEFINE_bool('worker', False, 'of --mode=tune: one more process for a search that is under way')
 absl_flags.DEFINE_bool('smoke', False, 'a run of seconds, in a folder of its own')
 absl_flags.DEFINE_bool('fresh', False, 'move the old run aside and start again')
+absl_flags.DEFINE_integer(
+  'again', None, 'of --mode=train: how often a run that finds no memory begins again from its checkpoint (0; of fit, 3)'
+)
 absl_flags.DEFINE_bool('traceback', False, 'show where an error comes from')
 
 _USAGE = """Runs an experiment. With no flag at all the main job: a teacher and its small student on handwritten digits.
@@ -174,6 +178,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       how |= {'diagnosing': given} if FLAGS.mode == 'diagnose' else {'deploying': given}
       return experiment.run(config, workdir, **how)
     except Exception as error:
+      if FLAGS.again and again.is_memory(error):
+        again.begin([sys.executable, *sys.orig_argv[1:]], FLAGS.again - 1)
       message = errors.one_line(error)
       if message is None or FLAGS.traceback:
         raise
@@ -231,6 +237,8 @@ def _given(fields: bool) -> dict[str, Any]:
     raise errors.ConfigError('--run names runs, separated by commas; got an empty name: leave it out for all')
   if FLAGS.run is not None and mode in _SEARCHES and len(FLAGS.run) != 1:
     raise errors.ConfigError(f'--run of --mode={mode} names one run; got {",".join(FLAGS.run) or "none"}')
+  if FLAGS.again is not None and (mode != 'train' or FLAGS.again < 0):
+    raise errors.ConfigError(f'--again is a number from 0, of --mode=train; got {FLAGS.again} and --mode={mode}')
   if FLAGS.force and mode != 'train':
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit', 'plan'):

@@ -23,10 +23,9 @@ from jaxlite import errors
 from jaxlite.config import command_line
 from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
+from jaxlite.run.again import NO_MEMORY
 
 MARGIN = 0.92  # of a limit: in what a trial has to do; of some 40 that came through a trial in 0.95, one died
-# How a limit of memory shows. A thread's stack, of 8 MiB or so, is what `ulimit -d` and `-v` refuse first.
-_NO_MEMORY = ('RESOURCE_EXHAUSTED', 'bad_alloc', 'YNNPACK', 'MemoryError', 'Cannot allocate memory', 'start new thread')
 _SECONDS, _LEAST, _MOST = 3.0, 6, 400  # a trial lasts about so long, and so many steps
 
 
@@ -87,7 +86,7 @@ def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
     with said.open('w') as out:
       done = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.STDOUT, check=False)
     text = said.read_text(errors='replace')
-    if done.returncode == 2 and any(word in text for word in _NO_MEMORY):  # said in a line, and no fault of the config
+    if done.returncode == 2 and any(word in text for word in NO_MEMORY):  # said in a line, and no fault of the config
       raise Died(_last(text), re.search(r'^(memory: |step \d+/)', text, re.MULTILINE) is not None)
     if done.returncode == 2 and text.rstrip().split('\n')[-1].startswith('error: '):
       raise ValueError(text.rstrip().split('\n')[-1].removeprefix('error: '))
@@ -99,7 +98,7 @@ def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
 
 def _last(text: str) -> str:
   lines = [line.strip() for line in text.split('\n') if line.strip()]
-  telling = [line for line in lines if any(word in line for word in _NO_MEMORY)]
+  telling = [line for line in lines if any(word in line for word in NO_MEMORY)]
   return (telling or lines or [''])[-1][:200]
 
 

@@ -90,6 +90,44 @@ def test_a_fitted_run_gets_through_where_the_run_itself_does_not_and_learns_the_
   assert 'nothing is trained' in again.stdout
 
 
+DIES = """
+import pathlib, sys
+sys.path.insert(0, {here!r})
+import fitted
+
+def get_config():
+  config = fitted.get_config()
+  config.data.load = load
+  return config
+
+def load(config):
+  left = pathlib.Path({left!r})
+  if count := int(left.read_text()):
+    left.write_text(str(count - 1))
+    raise MemoryError('nothing is left')
+  return fitted.load(config)
+"""
+
+
+def test_a_run_that_finds_no_memory_begins_again_as_often_as_was_asked_and_loses_nothing(tmp_path):
+  left, experiment = tmp_path / 'left.txt', tmp_path / 'dies.py'
+  experiment.write_text(DIES.format(here=str(EXPERIMENT.parent), left=str(left)))
+
+  def start(deaths, *words):
+    left.write_text(str(deaths))
+    done = launch(tmp_path, SMALL, None, f'--config={experiment}', *words)
+    return done.returncode, done.stdout.count('begins again'), done.stdout.count('moved the old run'), done.stderr
+
+  code, again, _, said = start(2, '--again=1')
+  assert (code != 0, again) == (True, 1), said
+  assert 'nothing is left' in said
+  assert start(1, '--again=1')[:3] == (0, 1, 0)
+  assert start(1, '--again', '2', '--fresh')[:3] == (0, 1, 1)  # moved aside once, not again by the second process
+  code, _, _, said = start(0, '--mode=plan', '--again=1')
+  assert code == 2
+  assert '--again is a number from 0, of --mode=train' in said
+
+
 def searched(times, results):
   """The form that a search for speed ends at, and how often each was tried, where trials take what `times` says."""
   from jaxlite.planning.plan import Tried
