@@ -35,7 +35,10 @@ from jaxlite.host.sealed import check_run
 
 _T = TypeVar('_T')
 _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: each in a folder of its own
-_REASONS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)]
+_LINE = 160  # characters of a reason
+_REASONS = [
+  os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOMEM)
+]
 _PASSING = ('no such file', 'not_found', 'timed out', 'timeout', 'deadline')
 _ALONE = threading.Lock()  # Orbax mixes up the folders of two saves under way in one process
 _LAST_WRITES = 60.0  # seconds that writes under way are waited for when one has failed
@@ -267,4 +270,6 @@ def reason(error: BaseException) -> str:
       return phrase
   lines = text.strip().splitlines()
   first = lines[0] if lines else ''
-  return f'{type(error).__name__}: {first[:160]}' if first else type(error).__name__
+  if len(first) > _LINE:  # what was written stands first, and why it could not be last
+    first = f'{first[: _LINE // 2]} ... {first[-_LINE // 2 :]}'
+  return f'{type(error).__name__}: {first}' if first else type(error).__name__

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 # How a limit of memory shows. A thread's stack, of 8 MiB or so, is what `ulimit -d` and `-v` refuse first.
-NO_MEMORY = ('RESOURCE_EXHAUSTED', 'bad_alloc', 'YNNPACK', 'MemoryError', 'Cannot allocate memory', 'start new thread')
+NO_MEMORY = (
+  *('RESOURCE_EXHAUSTED', 'bad_alloc', 'YNNPACK', 'MemoryError', 'Cannot allocate memory', 'start new thread'),
+  *('not enough memory', 'Memory allocation'),  # of what a checkpoint is packed with, and of OpenBLAS
+)
 
 
 def is_memory(error: BaseException) -> bool:
@@ -21,7 +24,12 @@ def is_memory(error: BaseException) -> bool:
   >>> is_memory(MemoryError()), is_memory(RuntimeError("can't start new thread")), is_memory(ValueError('no class 7'))
   (True, True, False)
   """
-  return isinstance(error, MemoryError) or any(word in str(error) for word in NO_MEMORY)
+  cause: BaseException | None = error
+  while cause is not None:
+    if isinstance(cause, MemoryError) or any(word in str(cause) for word in NO_MEMORY):
+      return True
+    cause = cause.__cause__
+  return False
 
 
 def words(command: Sequence[str], left: int) -> list[str]:

@@ -32,6 +32,7 @@ _EASY = 0.6  # of its limit: what a forecast's bound must keep to for a run to b
 _TRIALS = 8  # forms that are tried at the most
 _NEAR = 0.75  # of its limit: what a trial has to come through twice
 _AGAIN = 3  # times that a run which dies all the same may begin again from its checkpoint
+_FEW = 512  # examples of an evaluation where memory is least
 _GOOD = 2  # of those that fit, how many are compared
 _LONG = 600.0  # seconds: what a run is forecast to take for smaller pieces to be asked for though memory is ample
 _WORTH = 20  # trials: as long as these a run has to take for smaller pieces to be asked for
@@ -134,6 +135,14 @@ def search(source: Source, name: str, say: Say) -> Found:
         break
     if good and (not form['fields'] or len(good) == _GOOD):
       break
+  for form in (
+    _last(forms, told['evaluation']) if not good else ()
+  ):  # with no room to spare: a run that dies there begins again
+    one = _tried(source, name, {**form, 'margin': 1.0}, say)
+    tried.append(one)
+    if one.fits:
+      good.append((one.seconds or float('inf'), form['fields']))
+      break
   if not good:
     least = min((form['upper'] for form in forms if form['upper']), default=None)
     need = '' if least is None else f'; the least is forecast to need {mib(least)}'
@@ -192,6 +201,14 @@ def _promise(form: dict[str, Any]) -> Any:
   return (not own, worse, form['result'] == DRAWS, form['step'] or 0.0, len(form['fields']))
 
 
+def _last(forms: Sequence[dict[str, Any]], evaluation: int) -> list[dict[str, Any]]:
+  """What is left to try where nothing has fitted: the form that is forecast to need least, freed memory going back and
+  evaluation in few examples, three times, now that its programs are compiled. Near a limit it is chance."""
+  known = sorted((form for form in forms if form['upper']), key=lambda form: form['upper'])
+  small = {'eval.batch_size': _FEW} if evaluation > _FEW else {}
+  return [{**form, 'fields': {**small, **form['fields'], **_BACK}} for form in known[:1]] * 3
+
+
 def _slower(form: dict[str, Any], good: Sequence[tuple[float, Any]]) -> bool:
   """Whether a form is not worth a trial beside those that fit: it is forecast to die, or to take half as long again."""
   slow = form['step'] is not None and form['step'] > 1.5 * min(seconds for seconds, _ in good)
@@ -201,7 +218,8 @@ def _slower(form: dict[str, Any], good: Sequence[tuple[float, Any]]) -> bool:
 def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
   how = ' '.join(flags_of(form['fields'], name))
   label = form['name'] + (', freed memory goes back' if _BACK.items() <= form['fields'].items() else '')
-  question = {'fields': form['fields'], 'step': form['step']}
+  margin = form.get('margin', MARGIN)
+  question = {'fields': form['fields'], 'step': form['step'], 'margin': margin}
   try:
     try:
       found = asked(source, name, 'trial', **question)
@@ -223,7 +241,7 @@ def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
     say(f'  {label}: cannot be ({error})')
     return Tried(label, form['result'], None, None, False, how)
   room = form['room']  # limits of the process held the trial itself: what they count is not resident memory
-  fits = room is None or found['peak'] <= room * MARGIN
+  fits = room is None or found['peak'] <= room * margin
   pace = '' if found['step'] is None else f', {spoken(found["step"])} a step'
   say(f'  {label}: {"fits" if fits else "does not fit"} ({mib(found["peak"])}{pace})')
   return Tried(label, form['result'] or SAME, found['peak'], found['step'], fits, how)

@@ -220,9 +220,9 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
     folder: as `ground` gives it.
 
   Returns:
-    'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'steps': how many it has; 'forms': for
-    each its 'name', 'fields', 'result', 'upper', 'limit', 'word', 'dies', 'room' (of resident memory, in bytes), 'step'
-    and 'total' in seconds, None where they are not known.
+    'line', 'word': of the run as it is; 'keeps': whether it keeps freed memory; 'steps': how many it has;
+    'evaluation': of how many examples; 'forms': for each its 'name', 'fields', 'result', 'upper', 'limit', 'word',
+    'dies', 'room' (of resident memory, in bytes), 'step' and 'total' in seconds, None where they are not known.
   """
   setup = prepare(placed(config, folder), folder)
   here, found = machine_limits.limits(), []
@@ -236,6 +236,7 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
       found.append(_forecast(setup, edit, here, free))
   word = whole.verdict.word if whole.verdict else ''
   about = {'line': whole.line(), 'word': word, 'keeps': config.machine.keep_memory, 'steps': setup.plan.total}
+  about['evaluation'] = config.eval.batch_size
   return {**about, 'forms': found}
 
 

@@ -128,7 +128,8 @@ def _answer(given: dict[str, Any]) -> dict[str, Any]:
   with planning.ground(source_config(source), source.workdir, given['run']) as folder:
     if given['what'] == 'outlook':
       return planning.outlook(config, folder)
-    return tried(config, folder, pathlib.Path(given['place'], 'run'), given['fields'], given['step'], given['what'])
+    place, margin = pathlib.Path(given['place'], 'run'), given.get('margin', MARGIN)
+    return tried(config, folder, place, given['fields'], given['step'], given['what'], margin)
 
 
 def source_config(source: Source) -> Config:
@@ -145,7 +146,13 @@ def made(source: Source, run: str) -> Config:
 
 
 def tried(
-  config: Config, folder: pathlib.Path, place: pathlib.Path, fields: dict[str, Any], step: float | None, what: str
+  config: Config,
+  folder: pathlib.Path,
+  place: pathlib.Path,
+  fields: dict[str, Any],
+  step: float | None,
+  what: str,
+  margin: float,
 ) -> dict[str, Any]:
   """Runs a changed run for some steps, with evaluation, checkpoint, test and report; or compiles its step alone.
 
@@ -156,6 +163,7 @@ def tried(
     fields: of the config that are changed.
     step: seconds that a step is forecast to take; None where that is not known.
     what: 'trial', or 'compile'.
+    margin: the part of each limit that the trial may use.
 
   Returns:
     'peak': bytes of resident memory at the most; 'step': seconds.
@@ -174,7 +182,7 @@ def tried(
     setup = prepare(config, folder)
     setup.train.programs.compile(setup.abstract, setup.first_batch)
     return {'peak': status('VmHWM'), 'step': None}
-  _narrow()
+  _narrow(margin)
   steps = _LEAST if step is None else max(_LEAST, min(_MOST, math.ceil(_SECONDS / max(step, 1e-6))))
   loop.train_varied(config, place, command='', say=print, only=steps)
   rates = [point['examples_per_second'] for point in read_records(place) if point['kind'] == 'train']
@@ -182,7 +190,7 @@ def tried(
   return {'peak': status('VmHWM'), 'step': config.data.batch_size / rate if rate else None}
 
 
-def _narrow() -> None:
+def _narrow(margin: float) -> None:
   """Takes a part of each limit away, where this system has such."""
   try:
     import resource
@@ -192,7 +200,7 @@ def _narrow() -> None:
     soft, hard = resource.getrlimit(one)
     if soft != resource.RLIM_INFINITY:
       with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(one, (int(soft * MARGIN), hard))
+        resource.setrlimit(one, (int(soft * margin), hard))
 
 
 if __name__ == '__main__':

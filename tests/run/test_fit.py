@@ -128,6 +128,21 @@ def test_a_run_that_finds_no_memory_begins_again_as_often_as_was_asked_and_loses
   assert '--again is a number from 0, of --mode=train' in said
 
 
+def test_want_of_memory_is_known_by_what_lies_behind_an_error_and_a_long_reason_keeps_its_end():
+  from jaxlite.checkpoint import storage
+  from jaxlite.run.again import is_memory
+
+  cause = ValueError(f'Error writing {"c" * 300} in a database: Allocation error : not enough memory; at byte 14')
+  try:
+    raise RuntimeError('the checkpoint could not be written') from cause
+  except RuntimeError as error:
+    assert is_memory(error)
+  assert is_memory(ValueError(storage.reason(cause)))
+  assert len(storage.reason(cause)) < 200
+  assert storage.reason(OSError(12, os.strerror(12))) == 'Cannot allocate memory'
+  assert not is_memory(ValueError('the labels are no classes'))
+
+
 def searched(times, results):
   """The form that a search for speed ends at, and how often each was tried, where trials take what `times` says."""
   from jaxlite.planning.plan import Tried
