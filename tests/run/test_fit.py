@@ -133,10 +133,9 @@ def test_want_of_memory_is_known_by_what_lies_behind_an_error_and_a_long_reason_
   from jaxlite.run.again import is_memory
 
   cause = ValueError(f'Error writing {"c" * 300} in a database: Allocation error : not enough memory; at byte 14')
-  try:
-    raise RuntimeError('the checkpoint could not be written') from cause
-  except RuntimeError as error:
-    assert is_memory(error)
+  error = RuntimeError('the checkpoint could not be written')
+  error.__cause__ = cause
+  assert is_memory(error)
   assert is_memory(ValueError(storage.reason(cause)))
   assert len(storage.reason(cause)) < 200
   assert storage.reason(OSError(12, os.strerror(12))) == 'Cannot allocate memory'
