@@ -23,9 +23,11 @@ from jaxlite import errors
 from jaxlite.config import command_line
 from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
+from jaxlite.host import waiting
 from jaxlite.run.again import NO_MEMORY
 
 MARGIN = 0.92  # of a limit: in what a trial has to do; of some 40 that came through a trial in 0.95, one died
+_STILL = 180.0  # seconds without computing after which a trial is taken to hang
 _SECONDS, _LEAST, _MOST = 3.0, 6, 400  # a trial lasts about so long, and so many steps
 
 
@@ -84,15 +86,23 @@ def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([package, *([known] if known else [])])}
     command = [sys.executable, '-m', 'jaxlite.run.trial', str(question), str(answer)]
     with said.open('w') as out:
-      done = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.STDOUT, check=False)
+      process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True)
+      try:
+        code = waiting.ended(process, _STILL)
+      finally:
+        if process.poll() is None:
+          process.kill()
+          process.wait()
     text = said.read_text(errors='replace')
-    if done.returncode == 2 and any(word in text for word in NO_MEMORY):  # said in a line, and no fault of the config
-      raise Died(_last(text), re.search(r'^(memory: |step \d+/)', text, re.MULTILINE) is not None)
-    if done.returncode == 2 and text.rstrip().split('\n')[-1].startswith('error: '):
+    stepped = re.search(r'^(memory: |step \d+/)', text, re.MULTILINE) is not None
+    if code is None:  # without memory for a thread, say, what waits for that thread waits on
+      raise Died(f'it stood still for {_STILL:.0f} s', stepped)
+    if code == 2 and any(word in text for word in NO_MEMORY):  # said in a line, and no fault of the config
+      raise Died(_last(text), stepped)
+    if code == 2 and text.rstrip().split('\n')[-1].startswith('error: '):
       raise ValueError(text.rstrip().split('\n')[-1].removeprefix('error: '))
-    if done.returncode or not answer.is_file():
-      stepped = re.search(r'^(memory: |step \d+/)', text, re.MULTILINE) is not None
-      raise Died(_last(text) or f'ended by signal {-done.returncode}', stepped)
+    if code or not answer.is_file():
+      raise Died(_last(text) or f'ended by signal {-code}', stepped)
     return json.loads(answer.read_text())
 
 
