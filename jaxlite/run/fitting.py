@@ -188,9 +188,10 @@ def _in_pieces(
       step = min(step, before.seconds or step)
       one = again._replace(seconds=min(one.seconds, again.seconds or one.seconds))
     tried.append(one)
-    if not one.fits or one.seconds is None or one.seconds > _FASTER * step:
+    if not one.fits or one.seconds is None or one.seconds >= step:
       break
-    step, fields = one.seconds, smaller['fields']
+    if one.seconds <= _FASTER * step:  # else smaller ones may be worth it
+      step, fields = one.seconds, smaller['fields']
   return fields, tried
 
 
