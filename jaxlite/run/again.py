@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -62,3 +63,19 @@ def begin(command: Sequence[str], left: int) -> NoReturn:
   sys.stderr.flush()
   found = words(command, left)
   os.execv(found[0], found)
+
+
+def leave(error: BaseException, message: str | None) -> NoReturn:
+  """Ends this process where there was no memory: at once, since what waits for a thread that never began waits on.
+
+  Args:
+    error: that says so.
+    message: it in a line; None shows where it comes from.
+  """
+  if message is None:
+    traceback.print_exception(error)
+  else:
+    print(f'error: {message}', file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(1 if message is None else 2)

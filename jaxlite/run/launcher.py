@@ -181,6 +181,8 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       if FLAGS.again and again.is_memory(error):
         again.begin([sys.executable, *sys.orig_argv[1:]], FLAGS.again - 1)
       message = errors.one_line(error)
+      if again.is_memory(error):
+        again.leave(error, None if message is None or FLAGS.traceback else errors.as_flags(message))
       if message is None or FLAGS.traceback:
         raise
       command_line.fail(errors.as_flags(message))

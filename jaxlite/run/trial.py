@@ -24,7 +24,7 @@ from jaxlite.config import command_line
 from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
 from jaxlite.host import waiting
-from jaxlite.run.again import NO_MEMORY
+from jaxlite.run import again
 
 MARGIN = 0.92  # of a limit: in what a trial has to do; of some 40 that came through a trial in 0.95, one died
 _STILL = 180.0  # seconds without computing after which a trial is taken to hang
@@ -97,7 +97,7 @@ def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
     stepped = re.search(r'^(memory: |step \d+/)', text, re.MULTILINE) is not None
     if code is None:  # without memory for a thread, say, what waits for that thread waits on
       raise Died(f'it stood still for {_STILL:.0f} s', stepped)
-    if code == 2 and any(word in text for word in NO_MEMORY):  # said in a line, and no fault of the config
+    if code == 2 and any(word in text for word in again.NO_MEMORY):  # said in a line, and no fault of the config
       raise Died(_last(text), stepped)
     if code == 2 and text.rstrip().split('\n')[-1].startswith('error: '):
       raise ValueError(text.rstrip().split('\n')[-1].removeprefix('error: '))
@@ -108,7 +108,7 @@ def asked(source: Source, run: str, what: str, **more: Any) -> dict[str, Any]:
 
 def _last(text: str) -> str:
   lines = [line.strip() for line in text.split('\n') if line.strip()]
-  telling = [line for line in lines if any(word in line for word in NO_MEMORY)]
+  telling = [line for line in lines if any(word in line for word in again.NO_MEMORY)]
   return (telling or lines or [''])[-1][:200]
 
 
@@ -124,7 +124,9 @@ def main(question: str, answer: str) -> None:
     found = _answer(given)
   except Exception as error:
     message = errors.one_line(error)
-    if message is None or isinstance(error, MemoryError):
+    if again.is_memory(error):
+      again.leave(error, message)
+    if message is None:
       raise
     command_line.fail(message)
   pathlib.Path(answer).write_text(json.dumps(found))

@@ -91,7 +91,7 @@ def test_a_fitted_run_gets_through_where_the_run_itself_does_not_and_learns_the_
 
 
 DIES = """
-import pathlib, sys
+import pathlib, sys, threading
 sys.path.insert(0, {here!r})
 import fitted
 
@@ -104,6 +104,7 @@ def load(config):
   left = pathlib.Path({left!r})
   if count := int(left.read_text()):
     left.write_text(str(count - 1))
+    threading.Thread(target=threading.Event().wait).start()  # as what waits for a thread that could not be begun
     raise MemoryError('nothing is left')
   return fitted.load(config)
 """
