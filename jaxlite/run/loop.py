@@ -158,15 +158,15 @@ def train_varied(
       else:
         say('rewrites for CPU: none, as machine.rewrites says')
       again = lambda one: prepare(one, folder, model, setup.data)  # noqa: E731
-      foresight = None if only else foreseen.start(setup, int(state.step), called, seen, again, say)
+      # In a trial too: what a forecast leaves in memory is there in the run.
+      foresight = foreseen.start(setup, int(state.step), called, seen, again, say)
       record.rewrites = run_folder.text(folder / REWRITES) or ''
       kept = {'length': record.log_bytes, 'kept': record.log, 'tensorboard': config.log.tensorboard, 'say': say}
       with Records(folder, **kept, log=told) as records:
         left = 0 if record.stopped else setup.plan.total - int(state.step)
         with warm_up.compiling(setup.train, state, setup.first_batch, steps=left) as took:
           run_folder.write_program(setup, folder, run, say, anew=int(state.step) == 0)
-        if foresight is not None:
-          foresight = foreseen.bettered(foresight, took.program, setup, again, say)
+        foresight = foreseen.bettered(foresight, took.program, setup, again, say)
         aim = Aim(setup, folder)
         beside = (aim, guard, watch, say, took.seconds)
         try:
@@ -184,7 +184,7 @@ def train_varied(
     result, figures = evidence(setup, state, record, facts, test, folder, command)
     if told is not None:
       told('test', ended, result.metrics)
-    run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), (foresight, aim), say)
+    run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), (None if only else foresight, aim), say)
     return result
 
 
