@@ -184,7 +184,8 @@ def train_varied(
     result, figures = evidence(setup, state, record, facts, test, folder, command)
     if told is not None:
       told('test', ended, result.metrics)
-    run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), (None if only else foresight, aim), say)
+    foretold = (None if only else foresight, aim)  # of a trial there is nothing to learn
+    run_folder.finish(setup, folder, run, result, figures, meaning(setup.data, facts), foretold, say)
     return result
 
 
