@@ -227,33 +227,6 @@ def test_a_batch_that_does_not_split_is_refused():
     train.step(state, batch_of(8))
 
 
-@pytest.mark.parametrize(
-  'parts',
-  [(), (jl.accumulate(2),), (jl.optim.sam(0.05),), (jl.augment(jl.optim.mixup(0.2, 3)),), (jl.distill(teacher()),)],
-  ids=['plain', 'micro-batches', 'sam', 'mixed', 'distilled'],
-)
-def test_a_step_of_no_example_is_refused_and_the_state_lives_on(parts):
-  train = jl.train_step(convnet(), jl.cross_entropy, jl.chain(*parts, optax.adam(1e-2)))
-  state, _ = run(train, train.init(jax.random.key(0), batch_of(8)), 1)
-  told = r'one example at least; got a batch of none, inputs float32\[0, 4, 4, 1\]: leave out'
-  for batch in (batch_of(0), {name: leaf for name, leaf in batch_of(0).items() if name != 'weight'}):
-    with pytest.raises(ValueError, match=told):
-      train.step(state, batch)
-  with pytest.raises(ValueError, match=told):
-    train.steps(state, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), batch_of(0)))
-  state, metrics = train.step(state, batch_of(8))
-  assert int(state.step) == 2
-  assert np.isfinite(metrics['loss'])
-
-
-def test_an_empty_part_of_the_inputs_is_no_empty_batch():
-  """A graph without edges, say, in a loop of one's own with a loss of one's own."""
-  model = jl.from_function(lambda p, x: x['nodes'] @ p['w'] + x['edges'].sum(), {'w': jnp.ones((3, 2))})
-  train = jl.train_step(model, lambda outputs, batch: (outputs**2).mean(), jl.chain(optax.sgd(0.1)))
-  batch = {'inputs': {'edges': jnp.zeros((0, 2)), 'nodes': jnp.ones((4, 3))}}
-  assert np.isfinite(train.step(train.init(jax.random.key(0), batch), batch)[1]['loss'])
-
-
 def test_an_ensemble_equals_its_members():
   train = jl.train_step(
     convnet(), jl.cross_entropy, jl.chain(optax.adam(1e-2), jl.prune(0.5, begin=1, allocate=jl.pruning.uniform))
