@@ -43,13 +43,27 @@ def words(command: Sequence[str], left: int) -> list[str]:
   >>> words(['python', 'launch.py', '--fresh', '--again=3', '--seed', '1'], 2)
   ['python', 'launch.py', '--seed', '1', '--again=2']
   """
+  return [*without(command, 'again', switches=('fresh',)), f'--again={left}']
+
+
+def without(command: Sequence[str], *names: str, switches: Sequence[str] = ()) -> list[str]:
+  """Returns a command without some flags.
+
+  Args:
+    command: words.
+    *names: of flags that take a value, in the same word or the next.
+    switches: names of flags that take none.
+
+  >>> without(['launch.py', '-mode', 'fit', '--fresh', '--seed=1'], 'mode')
+  ['launch.py', '--fresh', '--seed=1']
+  """
   kept, skip = [], False
   for word in command:
     name = word.lstrip('-').split('=')[0] if word.startswith('-') else ''
-    if not skip and name not in ('again', 'fresh'):
+    if not skip and name not in (*names, *switches):
       kept.append(word)
-    skip = name == 'again' and '=' not in word
-  return [*kept, f'--again={left}']
+    skip = not skip and name in names and '=' not in word
+  return kept
 
 
 def begin(command: Sequence[str], left: int) -> NoReturn:

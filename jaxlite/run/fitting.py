@@ -24,6 +24,7 @@ from jaxlite.host.files import expanded
 from jaxlite.planning.edits import DRAWS, ROUNDING, SAME, flags_of
 from jaxlite.planning.plan import TOO_LARGE, Tried, changes, mib, spoken
 from jaxlite.run import folder as run_folder
+from jaxlite.run.again import without
 from jaxlite.run.trial import MARGIN, Died, Source, asked
 
 Say = Callable[[str], None]
@@ -73,7 +74,7 @@ def fit(config: Config, source: Source, words: Sequence[str], fresh: bool, say: 
     if name:
       say(f'\n== {name}')
     flags += flags_of(_fields(config, source, name, fresh, say), name)
-  command = [*_without_mode(words), '--mode=train', *flags, '--force', f'--again={_AGAIN}']
+  command = [*without(words, 'mode', 'again'), '--mode=train', *flags, '--force', f'--again={_AGAIN}']
   say(f'training: {shlex.join(command[1:])}\n')
   sys.stdout.flush()
   sys.stderr.flush()
@@ -246,16 +247,3 @@ def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
   pace = '' if found['step'] is None else f', {spoken(found["step"])} a step'
   say(f'  {label}: {"fits" if fits else "does not fit"} ({mib(found["peak"])}{pace})')
   return Tried(label, form['result'] or SAME, found['peak'], found['step'], fits, how)
-
-
-def _without_mode(words: Sequence[str]) -> list[str]:
-  """A command line without its --mode."""
-  kept, skip = [], False
-  for word in words:
-    if skip:
-      skip = False
-    elif word in ('--mode', '-mode'):
-      skip = True
-    elif not word.startswith(('--mode=', '-mode=')):
-      kept.append(word)
-  return kept
