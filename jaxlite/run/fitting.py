@@ -123,33 +123,31 @@ def search(source: Source, name: str, say: Say) -> Found:
       return Found({}, ())
   tried: list[Tried] = []
   good: list[tuple[float, Any]] = []
-  began, count = time.monotonic(), 0
+  began = time.monotonic()
   for form in sorted(forms, key=_promise)[:_TRIALS]:
     if good and (form['result'] == DRAWS or _slower(form, good)):
       continue
     for back in ({}, _BACK) if told['keeps'] else ({},):
       one = _tried(source, name, {**form, 'fields': {**form['fields'], **back}}, say)
       tried.append(one)
-      count += 1
       if one.fits:
         good.append((one.seconds or float('inf'), {**form['fields'], **back}))
         break
     if good and (not form['fields'] or len(good) == _GOOD):
       break
-  for form in (
-    _last(forms, told['evaluation']) if not good else ()
-  ):  # with no room to spare: a run that dies there begins again
+  for form in _last(forms, told['evaluation']):
+    if good:
+      break
     one = _tried(source, name, {**form, 'margin': 1.0}, say)
     tried.append(one)
     if one.fits:
       good.append((one.seconds or float('inf'), form['fields']))
-      break
   if not good:
     least = min((form['upper'] for form in forms if form['upper']), default=None)
     need = '' if least is None else f'; the least is forecast to need {mib(least)}'
     raise ConfigError(f'no form of this run fits into memory here{need}: take a smaller model, batch or data set')
   step, fields = min(good, key=lambda pair: pair[0])
-  if _long(told, step, _WORTH * (time.monotonic() - began) / count):
+  if _long(told, step, _WORTH * (time.monotonic() - began) / len(tried)):
     fields, more = _in_pieces(functools.partial(_tried, source, name, say=say), forms, step, fields)
     tried += more
   return Found(fields, tuple(tried))
@@ -205,7 +203,8 @@ def _promise(form: dict[str, Any]) -> Any:
 
 def _last(forms: Sequence[dict[str, Any]], evaluation: int) -> list[dict[str, Any]]:
   """What is left to try where nothing has fitted: the form that is forecast to need least, freed memory going back and
-  evaluation in few examples, three times, now that its programs are compiled. Near a limit it is chance."""
+  evaluation in few examples, three times, now that its programs are compiled, with no room to spare. Near a limit it is chance, and a run that
+  dies there begins again."""
   known = sorted((form for form in forms if form['upper']), key=lambda form: form['upper'])
   small = {'eval.batch_size': _FEW} if evaluation > _FEW else {}
   return [{**form, 'fields': {**small, **form['fields'], **_BACK}} for form in known[:1]] * 3

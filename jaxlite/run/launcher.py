@@ -178,10 +178,10 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       how |= {'diagnosing': given} if FLAGS.mode == 'diagnose' else {'deploying': given}
       return experiment.run(config, workdir, **how)
     except Exception as error:
-      if FLAGS.again and again.is_memory(error):
-        again.begin([sys.executable, *sys.orig_argv[1:]], FLAGS.again - 1)
       message = errors.one_line(error)
       if again.is_memory(error):
+        if FLAGS.again:
+          again.begin([sys.executable, *sys.orig_argv[1:]], FLAGS.again - 1)
         again.leave(error, None if message is None or FLAGS.traceback else errors.as_flags(message))
       if message is None or FLAGS.traceback:
         raise
