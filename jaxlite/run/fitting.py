@@ -203,8 +203,8 @@ def _promise(form: dict[str, Any]) -> Any:
 
 def _last(forms: Sequence[dict[str, Any]], evaluation: int) -> list[dict[str, Any]]:
   """What is left to try where nothing has fitted: the form that is forecast to need least, freed memory going back and
-  evaluation in few examples, three times, now that its programs are compiled, with no room to spare. Near a limit it is chance, and a run that
-  dies there begins again."""
+  evaluation in few examples, three times, now that its programs are compiled, with no room to spare. Near a limit it is
+  chance, and a run that dies there begins again."""
   known = sorted((form for form in forms if form['upper']), key=lambda form: form['upper'])
   small = {'eval.batch_size': _FEW} if evaluation > _FEW else {}
   return [{**form, 'fields': {**small, **form['fields'], **_BACK}} for form in known[:1]] * 3
