@@ -49,8 +49,6 @@ def site(eqn: Any, where: Where) -> Site | None:
     eqn: the equation.
     where: it stands. A forward convolution of a network apart is left alone, if it is in no loop.
   """
-  if (other := spread.exchanged(eqn)) is not None:
-    return _of_spread(eqn, site(other, where), other, where.looped)
   looped = where.looped
   lhs, rhs = (atom.aval for atom in eqn.invars)
   sizes = (*lhs.shape, *rhs.shape, *eqn.outvars[0].aval.shape)
@@ -60,6 +58,8 @@ def site(eqn: Any, where: Where) -> Site | None:
     return None
   if not all(isinstance(size, int) and size > 0 for size in sizes):
     return None
+  if (other := spread.exchanged(eqn)) is not None:
+    return _of_spread(eqn, site(other, where), other, looped)
   if match.is_weight_gradient(eqn):
     kind, (forms, default) = 'weight gradient', _of_weight_gradient(eqn, looped)
   elif looped or _is_backward(eqn):

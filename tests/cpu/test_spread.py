@@ -113,3 +113,14 @@ def test_what_is_no_such_gradient_is_left_as_it_is():
     found = convolutions_of(of, x, jnp.ones(shape))
     assert found
     assert all(spread.exchanged(eqn) is None for eqn in found)
+
+
+def test_dtypes_without_forms_and_open_batches_keep_their_own():
+  of = gradient(lambda x, w: lax.conv_transpose(x, w, (2, 2), 'SAME'))
+  x, w = jnp.ones((8, 9, 9, 16)), jnp.ones((3, 3, 16, 24))
+  half = jax.make_jaxpr(of)(x.astype('float16'), w.astype('float16'))
+  assert [one for one in sites(half).values() if 'gradient' in one.kind] == []
+  shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape('b,9,9,16'), x.dtype)
+  exported = jax.export.export(jax.jit(for_cpu(of)))(shape, jax.ShapeDtypeStruct(w.shape, w.dtype))
+  wanted = of(x, w)
+  np.testing.assert_allclose(exported.call(x, w), wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))
