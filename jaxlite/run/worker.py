@@ -27,6 +27,7 @@ from jaxlite.host.gc_pause import paused
 from jaxlite.planning.plan import spoken
 from jaxlite.report.result import Result
 from jaxlite.run import loop, racing
+from jaxlite.run.again import is_memory
 from jaxlite.run.finetune_start import ready
 from jaxlite.run.records import read_records, under
 from jaxlite.run.search import Search, config_of, point, trial_folder
@@ -317,7 +318,8 @@ def _line(search: Search, trial: Trial) -> str:
 
 def _is_of_the_trial(error: Exception) -> bool:
   """Whether an error is a point's own (a rate that diverges, too large a network), and not everybody's."""
-  if isinstance(error, MemoryError | ArithmeticError) or type(error).__name__ in ('XlaRuntimeError', 'JaxRuntimeError'):
+  by_jax = type(error).__name__ in ('XlaRuntimeError', 'JaxRuntimeError')
+  if by_jax or isinstance(error, ArithmeticError) or is_memory(error):
     return True
   return isinstance(error, ValueError) and errors.one_line(error) is not None
 

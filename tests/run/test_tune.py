@@ -13,7 +13,7 @@ import pytest
 import jaxlite as jl
 import tunable
 from jaxlite.errors import ConfigError
-from jaxlite.run import search
+from jaxlite.run import search, worker
 from jaxlite.tuning.database import StorageError
 from jaxlite.tuning.ledger import COMPLETE, FAILED, PRUNED, WAITING
 from jaxlite.tuning.surrogate import next_by_surrogate
@@ -207,6 +207,12 @@ def test_a_budget_too_short_for_one_trial(tmp_path):
     ConfigError, match=r'a budget of 30 s is too short for one trial, which takes about .* (min|h|days)'
   ):
     ask(tmp_path, config=long, budget='30 seconds')
+
+
+def test_want_of_memory_is_a_trials_own_fault_and_a_mistake_in_code_is_everybodys():
+  of_one = [MemoryError(), RuntimeError("can't start new thread"), FloatingPointError('overflow'), ValueError('a rate')]
+  assert all(map(worker._is_of_the_trial, of_one))
+  assert not any(map(worker._is_of_the_trial, [RuntimeError('no such layer'), TypeError('a list'), KeyError('w')]))
 
 
 def test_what_diverges_fails_alone(tmp_path):
