@@ -100,6 +100,7 @@ def deploy(
     one = subject.of_network(source, task=task, examples=examples)
   else:
     one = subject.of_run(source, which, model=model, recipe=recipe, task=task, examples=examples)
+  one, fewer = subject.few_enough(one)
   cut = None
   if limits:
     whole, (one, cut) = one, smaller.within(one, limits, _measure(limits, wanted, every, formats is not None), say)
@@ -111,7 +112,12 @@ def deploy(
   want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
   if one.labels is not None and one.task is None:
     notes = (*notes, 'no file is scored, since nobody says what the labels mean: give task=')
-  notes = (*notes, *_not_finite(outputs), *(f'{name}: not written: {why}' for name, why in lacking.items()))
+  notes = (
+    *notes,
+    *filter(None, [fewer]),
+    *_not_finite(outputs),
+    *(f'{name}: not written: {why}' for name, why in lacking.items()),
+  )
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])
   rows: list[Written] = []
@@ -145,7 +151,7 @@ def _row(rows: list[Written], name: str) -> Written:
 
 def _not_finite(outputs: Any) -> list[str]:
   leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-  bad = [~np.isfinite(leaf.astype(np.complex128)).reshape(len(leaf), -1).all(1) for leaf in leaves]
+  bad = [~np.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in leaves]
   count = int(np.any(bad, axis=0).sum()) if bad else 0
   return [f'the network itself answers {count:,} of the examples with values that are not finite'] if count else []
 

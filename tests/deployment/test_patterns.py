@@ -100,7 +100,7 @@ def test_forms_of_known_operations_that_the_list_lacks_are_refused():
   assert lower(groups, {}, floats(4, 5, 3)).operations
   refused = {
     'for each example': lambda p, x: jnp.take_along_axis(x, jnp.zeros((*x.shape[:-1], 1), int), -1),
-    'sorted by another': lambda p, x: jax.lax.sort((x, -x), num_keys=1)[1],
+    'sorted by another': lambda p, x: jax.lax.sort((x, -x), num_keys=2)[1],
   }
   for match, fn in refused.items():
     with pytest.raises(ValueError, match=match):

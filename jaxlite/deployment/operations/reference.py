@@ -94,12 +94,6 @@ def _each(fn: Callable[..., Any]) -> Callable[..., Any]:
   return lambda *operands, **attributes: fn(*operands)
 
 
-def _divided(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  if np.issubdtype(x.dtype, np.integer):  # toward zero
-    return np.where(y == 0, -1, np.trunc(x / np.where(y == 0, 1, y))).astype(x.dtype)
-  return x / y
-
-
 def _selected(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
   return np.choose(which.astype(np.int64), np.broadcast_arrays(*cases, which)[:-1])
 
@@ -287,11 +281,11 @@ RULES: dict[str, Callable[..., Any]] = {
   'add': _each(np.add),
   'sub': _each(np.subtract),
   'mul': _each(np.multiply),
-  'div': _each(_divided),
+  'div': _each(edges.divided),
   'max': _each(np.maximum),
   'min': _each(np.minimum),
   'pow': _each(np.power),
-  'rem': _each(np.fmod),
+  'rem': _each(edges.rest),
   'eq': _each(np.equal),
   'ne': _each(np.not_equal),
   'lt': _each(np.less),
