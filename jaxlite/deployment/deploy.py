@@ -254,13 +254,32 @@ def _integers(one: Subject, every: bool) -> tuple[Graph | None, tuple[str, ...]]
   if one.graph is None:
     return None, (f'there is no list of operations: {one.why}',)
   if not any(each.kind == 'round' for each in one.graph.operations):
-    return None, ()
+    told = 'every=True goes on from what training quantized, and no activation was, so files compute in floats'
+    notes = (f'{told}: quantize them first, by jl.ptq or by training with fake_quant',) if every else ()
+    return _of_weights(one.graph), notes
   try:
     named = one.named()
     few = {name: array[:512] for name, array in named.items()}
-    return quantized(one.graph, few, every=every), ()
+    return quantized(one.graph, few, every=every), _no_numbers(one.graph)
   except ValueError as error:
     return None, (f'its files compute in floats what it trained in few bits: {error}',)
+
+
+def _of_weights(graph: Graph) -> Graph | None:
+  """The network with its weights as whole numbers, where training rounded all of them, and nothing else."""
+  try:
+    found = quantized(graph)
+  except ValueError:
+    return None
+  made = {one.outputs[0]: one.kind for one in found.operations}
+  weights = [one.inputs[1] for one in found.operations if one.kind in ('dense', 'conv')]
+  return found if all(made.get(name) == 'dequantize' for name in weights) else None
+
+
+def _no_numbers(graph: Graph) -> tuple[str, ...]:
+  """What a person should know who gives integers an input that is no number."""
+  floats = any(graph.values[name].dtype.kind in 'fV' for name in graph.inputs)
+  return ('in integers an input that is no number (NaN) counts as 0, where the network answers NaN',) if floats else ()
 
 
 def _measure(

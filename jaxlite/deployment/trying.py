@@ -134,7 +134,7 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
   named = want.subject.named()
   found = trial.ask(kind.runtime, path, named, batches=want.sizes, seconds=want.seconds, **more)
   answers = [found.outputs[str(index)] for index in range(len(found.outputs))]
-  whole = want.integers is not None and kind.listed
+  whole = kind.listed and want.integers is not None and agreement.has_integers(want.integers)
   graph = want.subject.graph
   rounded = whole or (graph is not None and any(one.kind == 'round' for one in graph.operations))
   apart, why = agreement.apart(answers, leaves, [None] * len(leaves) if rounded else None)
@@ -161,7 +161,7 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
   same = min(agreement.same_largest(answer, leaf) for answer, leaf in zip(answers, leaves, strict=True))
   return Written(
     name,
-    arithmetic=_multiplies(name, want.integers if whole else graph, leaves, path),
+    arithmetic=_multiplies(name, want.integers if kind.listed and want.integers else graph, leaves, path),
     apart=apart,
     same=same,
     score=score_of(want.subject, treedef.unflatten(answers)),

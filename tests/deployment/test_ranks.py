@@ -124,3 +124,11 @@ def test_what_is_small_stays_exact():
   for what, found in everywhere(fn, {}, x).items():
     for got, want in zip(found, fn({}, x), strict=True):
       np.testing.assert_allclose(got, want, rtol=3e-6, err_msg=what)
+
+
+def test_a_sum_over_no_axis_is_what_it_sums():
+  """Which ONNX takes for all axes."""
+  for fn in (lambda p, x: jnp.sum(x, axis=()) * 2, lambda p, x: jnp.max(x, axis=()) + 1):
+    x = floats(3, 4, 5)
+    for found in everywhere(fn, {}, x).values():
+      agree(found[0] if isinstance(found, (tuple, list)) else found, fn({}, x))

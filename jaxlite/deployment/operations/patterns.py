@@ -91,7 +91,7 @@ def _simpler(editor: Editor, one: Operation) -> str | None:
     return first
   if kind == 'pad' and not any(map(any, one.attributes['padding_config'])):
     return first
-  if kind == 'slice' and same:
+  if same and (kind == 'slice' or one.attributes.get('axes') == ()):  # over no axis: some runtimes take none for all
     return first
   if kind == 'integer_pow' and one.attributes['y'] == 2:
     return editor.add('square', [first], output, shape)

@@ -57,6 +57,10 @@ def _ranks(rows: jax.Array, *, falls: bool) -> jax.Array:
   if jnp.issubdtype(rows.dtype, jnp.floating):
     before |= (low != low) & (high == high)
     same |= (one != one) & (other != other)
+    if falls:  # where of two zeros the positive one is the larger, which a sort does not see
+      zeros = jnp.where(rows == 0, 1 / jnp.where(rows == 0, rows, 1), 0)
+      here, there = zeros[..., :, None], zeros[..., None, :]
+      before, same = before | (same & (there > here)), same & (here == there)
   earlier = jnp.arange(length)[None, :] < jnp.arange(length)[:, None]
   return jnp.sum((before | (same & earlier)).astype(jnp.int32), -1, dtype=jnp.int32)
 

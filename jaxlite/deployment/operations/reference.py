@@ -15,6 +15,8 @@ from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, edges, sized
 from jaxlite.deployment.operations.given import check_kind
 
+AT_ONCE = 64  # examples: windows of a convolution are written out
+
 
 def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) -> Any:
   """Computes the results of a graph.
@@ -54,6 +56,22 @@ def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) ->
     return values
   found = tuple(values[name] for name in graph.outputs)
   return found[0] if len(found) == 1 else found
+
+
+def run_in_parts(graph: Graph, inputs: Mapping[str, Any] | Any, most: int = AT_ONCE) -> Any:
+  """Does what `run` does on some examples at a time, so that memory does not grow with how many there are."""
+  given = inputs if isinstance(inputs, Mapping) else {graph.inputs[0]: inputs}
+  arrays = {name: np.asarray(one) for name, one in given.items()}
+  counts = {array.shape[:1] for array in arrays.values()}
+  count = max((size for shape in counts for size in shape), default=0)
+  if len(counts) != 1 or count <= most:
+    return run(graph, arrays)
+  parts = []
+  for start in range(0, count, most):
+    found = run(graph, {name: array[start : start + most] for name, array in arrays.items()})
+    parts.append(found if isinstance(found, tuple) else (found,))
+  joined = tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+  return joined[0] if len(joined) == 1 else joined
 
 
 def computed(graph: Graph, one: Operation, operands: Sequence[np.ndarray], batch: int) -> np.ndarray:
