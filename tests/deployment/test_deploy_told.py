@@ -108,6 +108,14 @@ def test_a_list_runs_on_some_examples_at_a_time():
       reference.run_in_parts(graph, bad, 7)
 
 
+def test_what_no_compiler_has_memory_for_is_not_given_to_one(tmp_path, monkeypatch):
+  monkeypatch.setattr('jaxlite.host.machine.available', lambda: 10_000)
+  network = jl.Network(jl.from_function(dense, WEIGHTS), WEIGHTS, {})
+  report = jl.deploy(network, ('pack', 'c'), out=tmp_path, examples=X, **QUICK)
+  assert not report.written[0].why
+  assert 'a C compiler takes about 0.0 GB of memory for 81 constants' in report.written[1].why
+
+
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='no list of processes here')
 def test_a_compiler_that_takes_too_long_ends_with_what_it_started(tmp_path):
   command = ['sh', '-c', f'sleep 60 & echo $! > {tmp_path}/pid; wait']

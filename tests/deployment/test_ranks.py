@@ -132,3 +132,32 @@ def test_a_sum_over_no_axis_is_what_it_sums():
     x = floats(3, 4, 5)
     for found in everywhere(fn, {}, x).values():
       agree(found[0] if isinstance(found, (tuple, list)) else found, fn({}, x))
+
+
+OWN = {
+  'the last that is there': lambda p, d: jnp.take_along_axis(d['x'], d['n'][:, :1, None], 1)[:, 0],
+  'one by one': lambda p, d: jnp.take_along_axis(d['x'][..., 0], d['n'], 1),
+  'of each channel': lambda p, d: jnp.take_along_axis(d['x'], jnp.stack([d['n']] * 3, -1), 1),
+  'along the last axis': lambda p, d: (
+    jnp.take_along_axis(d['x'], d['n'][:, :, None] % 3, -1)
+    if d['x'].shape[1] == d['n'].shape[1]
+    else jnp.take_along_axis(d['x'][:, :2], d['n'][:, :, None] % 3, -1)
+  ),
+  'mapped': lambda p, d: jax.vmap(lambda row, n: row[n])(d['x'], d['n'][:, 0]),
+  'truth values': lambda p, d: jnp.take_along_axis(d['x'][..., 0] > 0, d['n'], 1),
+  'clipped': lambda p, d: jnp.take_along_axis(d['x'][..., 0], d['n'], 1, mode='clip'),
+}
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_each_example_may_look_up_in_its_own_table(name):
+  d = {'n': RNG.integers(-9, 9, (40, 2)).astype(np.int32), 'x': floats(40, 5, 3)}
+  d['n'][::3] %= 5
+  d['x'][1, 0] = np.nan
+  fn = OWN[name]
+  graph = recognized(lower(fn, {}, jax.tree.map(lambda leaf: leaf[:1], d)))
+  named = {f'input/{key}': value for key, value in d.items()}
+  session = onnxruntime.InferenceSession(onnx_bytes(graph), providers=['CPUExecutionProvider'])
+  ran = c_check.run(c_source(graph), graph, named, [compiler(), '-std=c99', '-O1'])
+  for found in (reference.run(graph, named), session.run(None, named)[0], ran.results[0]):
+    np.testing.assert_array_equal(found, fn({}, d))

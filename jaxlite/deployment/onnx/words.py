@@ -85,6 +85,9 @@ def _chosen(w: Writer, one: Operation, operands: list[str]) -> str:
   which, *cases = operands
   if len(cases) != 2 or w.graph.values[one.inputs[0]].dtype != np.bool_:
     raise ValueError(f'ONNX chooses between two; {one.outputs[0]} chooses among {len(cases)}')
+  if w.graph.values[one.outputs[0]].dtype == np.bool_:  # ONNX Runtime chooses among numbers
+    yes, no = w.node('And', [which, cases[1]]), w.node('And', [w.node('Not', [which]), cases[0]])
+    return w.node('Or', [yes, no])
   return w.node('Where', [which, cases[1], cases[0]])
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlite.deployment.operations import edges, ranks
+from jaxlite.deployment.operations import edges, own_tables, ranks
 
 
 def _names(text: str) -> frozenset[str]:
@@ -60,7 +60,8 @@ def by_others(eqn: Any) -> Any:
 
   A gather that puts a number of its own where there is nothing chooses between that and the nearest entry; a product
   whose result is wider than its operands is one of operands that were made as wide; what is tiled is repeated along
-  axes of their own; what is put in order by another array is counted.
+  axes of their own; what is put in order by another array is counted; what is looked up in each example's own table is
+  compared with each place.
 
   Args:
     eqn: any.
@@ -70,6 +71,10 @@ def by_others(eqn: Any) -> Any:
   """
   kind, params = eqn.primitive.name, eqn.params
   avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
+  if kind == 'gather' and params['dimension_numbers'].operand_batching_dims:
+    if not own_tables.is_simple(params, avals[0].shape):
+      return None
+    return jax.make_jaxpr(lambda table, ids: own_tables.picked(params, table, ids))(*avals)
   if kind == 'gather' and 'FILL' in str(params['mode']) and not _usual(params['fill_value'], avals[0].dtype):
     return jax.make_jaxpr(lambda table, ids: _filled(params, table, ids))(*avals)
   if kind in ('top_k', 'sort'):
