@@ -97,13 +97,11 @@ def _made(train: Pair, held: Mapping[str, Any], task: Task, seed: int, *, name: 
 
 
 def _rounded(pair: Any, names: Sequence[str]) -> list[str]:
-  """A line for each feature, and for labels, of which float32 makes equal numbers of different ones: times in seconds
-  since 1970 are kept to two minutes."""
-  if not (isinstance(pair, tuple | list) and len(pair) > 1):
-    return []
-  trees = pair[0] if isinstance(pair[0], Mapping) else {'': pair[0]}
+  """A line for each feature of which float32 makes equal numbers of different ones: times in seconds since 1970 are
+  kept to two minutes. Labels are looked at by their task."""
+  values = pair[0] if isinstance(pair, tuple | list) and pair else None
   told: list[str] = []
-  for path, leaf in (*trees.items(), ('labels', pair[1])):
+  for path, leaf in (values if isinstance(values, Mapping) else {'': values}).items():
     if not isinstance(leaf, np.ndarray) or isinstance(leaf, np.memmap) or leaf.dtype != np.float64 or not leaf.size:
       continue
     some = leaf[:: max(1, leaf.size // _VALUES)]
@@ -111,7 +109,7 @@ def _rounded(pair: Any, names: Sequence[str]) -> list[str]:
     for index, column in enumerate(columns if len(columns) <= _COLUMNS else [some]):
       found = Rounding()
       found.add(np.ravel(column))
-      name: Any = path if path == 'labels' and len(columns) == 1 else f'{path}[{index}]' if path else index
+      name: Any = f'{path}[{index}]' if path else index
       told += found.told(names[index] if not path and len(names) == len(columns) else name)
   return [*told[:_TOLD], *([f'so do {len(told) - _TOLD} more columns'] if len(told) > _TOLD else [])]
 

@@ -90,9 +90,7 @@ def from_table(
   encoder = fit_table(features, rows['train'], categorical=categorical, others=others)
   inputs, told = encoder.encode(features)  # what is new is new in validation or test alone
   told = [line.replace('training never saw', 'train does not have') for line in told]
-  numbers = [(column, features[column]) for column, kind, _ in encoder.columns if kind == NUMBER]
-  numbers += [(column, columns[column]) for column in labels if columns[column].dtype.kind == 'f']
-  told += [line for column, values in numbers for line in _rounded(column, values)]
+  told += [line for column, kind, _ in encoder.columns if kind == NUMBER for line in _rounded(column, features[column])]
   told += [
     f'column {column!r} counts the rows: if it is an index, drop={column!r}'
     for column, values in features.items()

@@ -27,7 +27,7 @@ def open_standard() -> None:
   for name, number, mode in (('stdin', 0, 'r'), ('stdout', 1, 'w'), ('stderr', 2, 'w')):
     stream = getattr(sys, name)
     if stream is None:
-      setattr(sys, name, open(number, mode, encoding='utf-8', closefd=False))
+      setattr(sys, name, open(number, mode, encoding='utf-8', closefd=False))  # noqa: SIM115
     elif getattr(stream, 'errors', '') == 'strict' and mode == 'w':
       with contextlib.suppress(AttributeError, ValueError):  # a stand-in of somebody's
         stream.reconfigure(errors='backslashreplace')

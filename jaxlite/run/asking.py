@@ -65,7 +65,7 @@ def plan(
     if folder_holds := _behind(expanded(source.workdir) / name, one, job.total):
       say(f'  {folder_holds}')
     if found.durations is not None and job.total > setup.plan.epoch:
-      whole = setup.plan.epoch / job.total * (found.durations.total.seconds - found.durations.compile.seconds)
+      whole = setup.plan.epoch / job.total * again_and_again(found.durations)
       say(f'  an epoch takes about {spoken(whole)}: fewer of them take less, and end elsewhere')
     say('')
     if not changes and found.verdict is not None and found.verdict.word != FITS:
@@ -75,6 +75,12 @@ def plan(
     say(whole)
   say(f'told in {time.monotonic() - began:.1f} s; nothing was trained')
   return 0
+
+
+def again_and_again(found: Durations) -> float:
+  """Seconds of what a run does again and again, its share of the whole: steps, evaluations, checkpoints."""
+  sums = sum(found.counts[name] * getattr(found, name).seconds for name in ('step', 'evaluation', 'checkpoint'))
+  return sums * found.total.seconds / (sums + found.compile.seconds + found.rest.seconds)
 
 
 def _behind(folder: Path, config: Config, total: int) -> str:

@@ -28,8 +28,8 @@ from jaxlite.host import allocator, compile_cache, machine, preempt, streams
 from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
-from jaxlite.run import folder as run_folder
 from jaxlite.run import aside, foreseen, guards, home, spills
+from jaxlite.run import folder as run_folder
 from jaxlite.run.aiming import Aim
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlite import tasks
 from jaxlite.data import from_arrays
 
 
@@ -91,11 +90,10 @@ def test_numbers_that_float32_makes_equal_are_told():
   assert from_arrays((inputs, labels)).notes == ()
   inputs[:, 1] = 1.7e9 + rng.uniform(0, 300, 60)
   (note,) = from_arrays((inputs, labels)).notes
-  assert note.startswith('column 1 lies between 17000000') and 'float32 rounds by up to 6' in note
+  assert note.startswith('column 1 lies between 17000000')
+  assert 'float32 rounds by up to 6' in note
   assert from_arrays((inputs, labels), feature_names=('a', 'when', 'c')).notes[0].startswith("column 'when' lies")
   assert from_arrays(({'x': inputs}, labels)).notes[0].startswith("column 'x[1]' lies")
   assert from_arrays((inputs.astype(np.float32), labels)).notes == ()  # so they came: nothing is lost here
-  (note,) = from_arrays((inputs[:, :1], inputs[:, 1]), task=tasks.regression).notes
-  assert note.startswith("column 'labels' lies between 17000000")
   with pytest.raises(ValueError, match=r'has -?inf at \[0, 0\]: .* or divide what is beyond float32'):
     from_arrays((inputs * 1e300, labels))

@@ -137,7 +137,8 @@ def test_a_loss_that_compares_the_examples_of_a_batch_is_found_out(tmp_path):
   parted = [i for i, edit in enumerate(offered) if 'machine.micro_batches' in edit.fields]
   for made, room, result in ((setup, 1 << 40, ROUNDING), (other, 1 << 40, OTHER), (other, 0, ROUNDING)):
     said = labelled(made, offered, room)
-    assert parted and {said[i].result for i in parted} == {result}
+    assert parted
+    assert {said[i].result for i in parted} == {result}
     assert [edit._replace(result='') for edit in said] == [edit._replace(result='') for edit in offered]
 
 

@@ -85,7 +85,7 @@ def test_the_same_code_under_other_names_is_the_same_run_and_reporting_is_said(f
   for rate, same in ((0.01, True), (5.0, False)):  # the experiment's folder was renamed, or taken to another machine
     moved = at(rate)
     moved.__module__ = 'content.experiment'
-    with contextlib.nullcontext() if same else pytest.raises(ValueError, match='of another program: .*mul -5'):
+    with contextlib.nullcontext() if same else pytest.raises(ValueError, match=r'of another program: .*mul -5'):
       assert run(folder, moved, model=mlp(8)) == first
 
 

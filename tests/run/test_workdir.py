@@ -26,9 +26,10 @@ def test_what_is_no_local_folder_is_refused_in_one_line(path: str, tmp_path: Pat
 
 def test_a_name_that_is_no_text_is_refused_before_anything_is_made(tmp_path: Path):
   """What a process in the locale C makes of a name with an umlaut: checkpoints could not be written there."""
-  with pytest.raises(WorkdirError, match='named in text.*PYTHONUTF8=1.*another workdir') as caught:
+  with pytest.raises(WorkdirError, match=r'named in text.*PYTHONUTF8=1.*another workdir') as caught:
     check_workdir(tmp_path / os.fsdecode(b'r\xff'))
-  assert len(str(caught.value).splitlines()) == 1 and str(caught.value).isascii()
+  assert len(str(caught.value).splitlines()) == 1
+  assert str(caught.value).isascii()
   assert not list(tmp_path.iterdir())
 
 
