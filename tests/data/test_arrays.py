@@ -96,4 +96,4 @@ def test_numbers_that_float32_makes_equal_are_told():
   assert from_arrays(({'x': inputs}, labels)).notes[0].startswith("column 'x[1]' lies")
   assert from_arrays((inputs.astype(np.float32), labels)).notes == ()  # so they came: nothing is lost here
   with pytest.raises(ValueError, match=r'has -?inf at \[0, 0\]: .* or divide what is beyond float32'):
-    from_arrays((inputs * 1e300, labels))
+    from_arrays((inputs[:, :1] * 1e300, labels))
