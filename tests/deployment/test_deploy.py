@@ -202,7 +202,7 @@ def test_a_file_that_answers_otherwise_is_deleted_and_told(finished, tmp_path, m
   for name in ('onnx', 'safetensors'):
     with pytest.raises(ValueError, match=rf'no file was written: {name}: its r'):
       jl.deploy(finished[0], [name], out=tmp_path, examples=X, **QUICK)
-    assert {path.name for path in tmp_path.iterdir()} == {PAGE, REPORT}  # nothing half done either
+    assert not list(tmp_path.iterdir())  # nothing half done either
 
 
 def test_a_file_that_its_runtime_cannot_run_is_deleted_and_told(finished, tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_a_file_that_its_runtime_cannot_run_is_deleted_and_told(finished, tmp_pa
 
 def test_what_the_list_cannot_say_leaves_the_other_formats(tmp_path):
   def apply(p, x):
-    return jnp.take_along_axis(x @ p['w'], jnp.argsort(x[:, :3]), 1)
+    return x @ p['w'] + jnp.fft.rfft(x)[:, :3].real
 
   run(tmp_path, model=(apply, {'w': np.ones((6, 3), np.float32)}), steps=2)
   report = jl.deploy(tmp_path, EVERY, examples=(X, Y), **QUICK)

@@ -260,7 +260,7 @@ def test_a_run_of_few_bits_is_deployed_and_its_snippet_loads_it(tmp_path):
   run(tmp_path / 'run', recipe, model=models.MLP((16,)), data=data, steps=4)
   report = jl.deploy(tmp_path / 'run', 'litert', examples=data, batches=(1, 4), seconds=0.01, say=lambda line: None)
   (row,) = report.written
-  assert (row.format, row.arithmetic, row.why) == ('litert', 'int8', '')
+  assert (row.format, row.arithmetic, row.why) == ('litert', 'int8/float32', '')  # its last layer gives floats
   assert row.same == 1
   assert {*row.latency} == {1, 4}
   code = formats.FORMATS['litert'].snippet.replace("'network.tflite'", repr(row.path)).replace(': ... for', ': X for')
