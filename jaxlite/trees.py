@@ -1,7 +1,7 @@
-"""Parameter paths, and rules that pick parameters by path.
+"""Parameter paths, and which parameters are weights.
 
-Everything that names a leaf of a pytree lives here: how a path is written, how a rule selects, what a
-weight looks like when only arrays are seen. Works on any pytree (Linen dict, NNX State, Equinox module,
+Everything that names a leaf of a pytree lives here: how a path is written, what a weight looks like when only
+arrays are seen; how a rule selects stands in `picking.py`. Works on any pytree (Linen dict, NNX State, Equinox module,
 list, tuple), so nothing here may import a neural-network framework.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlite.errors import nearest
-
-Rule = None | str | Sequence[str] | Callable[[str], bool]
+from jaxlite.errors import nearest as nearest
+from jaxlite.picking import Rule as Rule
+from jaxlite.picking import select as select
+from jaxlite.picking import shown
 
 # As frameworks and people write them: `bias_n` and `bias_ih` of a GRU, `ln1`, `ln_f`, `bn2`, `norm_1`, `LayerNorm_0`.
 _NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gain|gamma|beta|offset|shift)(_?[a-z]{0,2}\d*)?$', re.IGNORECASE)
@@ -130,49 +131,6 @@ def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   return treedef.unflatten(fn(*each) for each in zip(names, leaves, *others, strict=True))
 
 
-def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset[str]:
-  """Returns the paths that a rule picks.
-
-  Args:
-    names: the paths to pick from.
-    rule: a regular expression searched in each path (anchor it with ^ and $ for a whole path), several of
-      them (a path is picked by any), a predicate on the path, or None for every path.
-    what: names the asking part in an error.
-
-  Returns:
-    The picked paths.
-
-  Raises:
-    ValueError: a rule picks nothing; the message lists the nearest paths.
-
-  >>> sorted(select(['conv/kernel', 'conv/bias'], 'kernel$'))
-  ['conv/kernel']
-  """
-  names = list(names)
-  if rule is None:
-    return frozenset(names)
-  if callable(rule):
-    picked = frozenset(name for name in names if rule(name))
-    if not picked:
-      raise ValueError(f'{what} picks no parameter; known paths: {_shown(names)}')
-    return picked
-  found: set[str] = set()
-  for pattern in [rule] if isinstance(rule, str) else rule:
-    try:
-      matched = [name for name in names if re.search(pattern, name)]
-    except re.error as error:
-      raise ValueError(f'{what} {pattern!r} is no regular expression: {error}') from None
-    if not matched:
-      raise ValueError(f'{what} {pattern!r} matches no parameter; nearest paths: {nearest(pattern, names)}')
-    found.update(matched)
-  return frozenset(found)
-
-
-def _shown(names: Sequence[str], limit: int = 8) -> str:
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return (', '.join(names[:limit]) + more) or 'none'
-
-
 def looks_like_weight(path: str, leaf: Any) -> bool:
   """Tells whether an array looks like a weight matrix or kernel when nothing but arrays is seen.
 
@@ -229,16 +187,32 @@ def weight_paths(params: Any, rule: Rule, weights: Iterable[str] | None, *, what
   """
   names, leaves, _ = flatten(params)
   if rule is not None:
-    return select([name for name in names if not is_extra(name)], rule, what=f'{what}: rule')
+    named = select([name for name in names if not is_extra(name)], rule, what=f'{what}: rule')
+    _refuse_no_numbers({name: leaf for name, leaf in zip(names, leaves, strict=True) if name in named}, what)
+    return named
   if weights is None:
     chosen = frozenset(name for name, leaf in zip(names, leaves, strict=True) if looks_like_weight(name, leaf))
   else:
     chosen = frozenset(weights) & frozenset(name for name in names if not is_extra(name))
   if not chosen:
-    raise ValueError(f'{what} finds no weight among the parameters ({_shown(names)}): name them with a rule')
+    if type(params).__name__ == '_ParamsPlaceholder':
+      raise ValueError(
+        f'{what} goes by its weights, and optax.tree_utils.tree_map_params hands it none: map over its state by paths, '
+        'jax.tree_util.tree_map_with_path'
+      )
+    raise ValueError(f'{what} finds no weight among the parameters ({shown(names)}): name them with a rule')
   if weights is None:
     _tell_passed_over({name: np.shape(leaf) for name, leaf in zip(names, leaves, strict=True)}, chosen, what)
   return chosen
+
+
+def _refuse_no_numbers(chosen: Mapping[str, Any], what: str) -> None:
+  for path, leaf in chosen.items():
+    dtype = getattr(leaf, 'dtype', None)
+    if dtype is not None and not jax.numpy.issubdtype(dtype, np.number):
+      raise ValueError(
+        f'{what} works on arrays of numbers; its rule picks {path!r}, {dtype}{list(leaf.shape)}: narrow it'
+      )
 
 
 def _tell_passed_over(shapes: Mapping[str, tuple[int, ...]], chosen: frozenset[str], what: str) -> None:

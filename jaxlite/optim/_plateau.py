@@ -40,7 +40,11 @@ class PlateauState(NamedTuple):
     return Account(f'{counted(seen, "score")} seen', f'updates are multiplied by {scale:g} at the end', left)
 
   def hear(self, score: Any) -> PlateauState:
-    """Returns the state after one more score, larger is better."""
+    """Returns the state after one more score, larger is better; of a vmapped state one for all, or one each."""
+    if np.shape(score) not in ((), np.shape(self.scale)):
+      raise ValueError(f'plateau hears one score, a number; got {list(np.shape(score))}: give its mean')
+    if isinstance(score, str) or score is None:
+      raise TypeError(f'plateau hears one score, a number; got {score!r}')
     return _observe(self, score)
 
 

@@ -74,8 +74,11 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
   def advance(own: SwaState, params: Params, step: Any) -> SwaState:
     def take(own: SwaState) -> SwaState:
       count = own.count + 1
-      mean = jax.tree.map(lambda old, new: old + (new.astype(old.dtype) - old) / count, own.mean, params)
-      return SwaState(count, mean)
+
+      def moved(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + (new.astype(old.dtype) - old) / count.astype(jnp.finfo(old.dtype).dtype)
+
+      return SwaState(count, jax.tree.map(moved, own.mean, params))
 
     due = (step >= begin) & ((step - begin) % every == 0)
     return alike.once(due, take, own)[1]

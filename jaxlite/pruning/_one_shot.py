@@ -9,7 +9,16 @@ import jax
 from jaxlite import trees
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, erk
-from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at, scores_of, targets
+from jaxlite.pruning._choose_masks import (
+  Structures,
+  Target,
+  draw,
+  leaves_at,
+  lowest,
+  refuse_negative,
+  scores_of,
+  targets,
+)
 from jaxlite.pruning._mask_state import laid_out, layouts_in
 from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._statistics import Calibration
@@ -46,8 +55,8 @@ def sparsify(
     in fine-tuning.
 
   Raises:
-    ValueError: a sparsity outside [0, 1), no weight selected, a rule that matches nothing; `wanda` for a weight of
-      whose inputs the calibration knows nothing.
+    ValueError: a sparsity outside [0, 1), no weight selected, a rule that matches nothing, scores below 0; `wanda` for
+      a weight of whose inputs the calibration knows nothing.
 
   >>> import jax.numpy as jnp
   >>> params, masks = sparsify({'w': jnp.array([[1.0, 4.0], [3.0, 2.0]]), 'b': jnp.ones(2)}, 0.5)
@@ -62,10 +71,12 @@ def sparsify(
 
   @jax.jit
   def drawn(params: Any, context: Any) -> Any:
-    return draw(goals, scores_of(score, params, context, goals, what='sparsify'))
+    scores = scores_of(score, params, context, goals, what='sparsify')
+    return draw(goals, scores), lowest(scores)
 
-  found = drawn(params, context)
-  return masking.apply_masks(params, laid_out(found, params, False)), laid_out(found, params, packed)
+  found, least = drawn(params, context)
+  refuse_negative(least, 'sparsify')
+  return masking.applied(params, laid_out(found, params, False)), laid_out(found, params, packed)
 
 
 def goals_of(

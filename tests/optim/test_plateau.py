@@ -108,3 +108,17 @@ def test_observing_keeps_structure_dtypes_and_everything_else():
 def test_bad_arguments_are_named(arguments, message):
   with pytest.raises(ValueError, match=message):
     plateau(**arguments)
+
+
+@pytest.mark.parametrize('score, error', [([0.1, 0.2], ValueError), (None, TypeError), ('0.3', TypeError)])
+def test_a_score_is_one_number(score, error):
+  state = optax.chain(optax.sgd(0.1), plateau(0.5, 1)).init({'w': jnp.ones(3)})
+  with pytest.raises(error, match='plateau hears one score, a number; got') as caught:
+    observe_score(state, score)
+  assert '\n' not in str(caught.value)
+
+
+def test_states_of_an_ensemble_hear_a_score_each_or_one_for_all():
+  many = jax.vmap(lambda _: plateau(0.5, patience=0).init({}))(jnp.arange(2))
+  many = observe_score(observe_score(many, 0.5), jnp.array([0.4, 0.6]))
+  assert many.scale.tolist() == [0.5, 1.0]
