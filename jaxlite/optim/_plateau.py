@@ -12,6 +12,7 @@ import optax
 
 from jaxlite.contract import Account
 from jaxlite.errors import counted, number, whole
+from jaxlite.optim._penalties import where_fractions
 
 
 class PlateauState(NamedTuple):
@@ -108,7 +109,7 @@ def plateau(
 
   def update(updates: Any, state: PlateauState, params: Any = None, **_: Any) -> tuple[Any, PlateauState]:
     del params
-    return jax.tree.map(lambda leaf: leaf * state.scale.astype(leaf.dtype), updates), state
+    return where_fractions(lambda leaf, _: leaf * state.scale.astype(leaf.dtype), updates, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
