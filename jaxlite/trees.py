@@ -25,7 +25,10 @@ from jaxlite.picking import shown
 _NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gain|gamma|beta|offset|shift)(_?[a-z]{0,2}\d*)?$', re.IGNORECASE)
 _SHORT = re.compile(r'(^|_)b\d*$', re.IGNORECASE)  # of the above: also what a matrix is called, beside a
 _NORM = re.compile(r'(norm|(^|_)(ln|bn|gn))(_?(\d+|[a-z]|out|in|final|pre|post))?$', re.IGNORECASE)
-_POSITION = re.compile(r'(^|_)(wpe|pos(ition)?s?(al)?)($|_?emb|_?enc|_?table|\d)', re.IGNORECASE)
+# Swin's `relative_position_bias_table`, T5's `relative_attention_bias`, `rel_pos_h`: looked up or added, as those above.
+_POSITION = re.compile(
+  r'(^|_)(wpe|pos(ition)?s?(al)?)($|_?emb|_?enc|_?table|\d)|(^|_)rel(ative)?_?(pos|attention_bias|bias)', re.IGNORECASE
+)
 
 
 def path_string(key_path: Sequence[Any]) -> str:
@@ -150,7 +153,7 @@ def looks_like_weight(path: str, leaf: Any) -> bool:
     return False
   if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), np.inexact):
     return False
-  *parents, name = path.split('/')
+  *parents, name = re.split('[/.]', path)  # PyTorch's own names, flat: 'encoder.pos_embedding'
   beside = any(pattern.search(part) for pattern in (_NORM, _POSITION) for part in [*parents, name])
   return not beside and not _NOT_A_WEIGHT.search(name)
 

@@ -118,6 +118,15 @@ def test_a_rule_that_picks_no_numbers_names_the_leaf(leaf):
     ('linear/b', (3, 4), False),
     ('jl.lora/a', (3, 4), False),
     ('embed/embedding', (10, 4), True),
+    ('attn/relative_position_bias_table', (169, 3), False),
+    ('attn.rel_pos_h', (13, 64), False),
+    ('attn/rel_pos_h', (13, 64), False),
+    ('block/relative_attention_bias/weight', (32, 8), False),
+    ('encoder.pos_embedding', (1, 197, 64), False),
+    ('encoder.layers.0.bias', (3, 4), False),
+    ('encoder.layers.0.weight', (3, 4), True),
+    ('relu/kernel', (3, 4), True),
+    ('related/kernel', (3, 4), True),
   ],
 )
 def test_what_looks_like_a_weight(path, shape, expected):

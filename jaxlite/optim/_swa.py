@@ -15,6 +15,7 @@ from jaxlite.errors import arrays, counted, whole
 from jaxlite.graph import alike
 from jaxlite.optim._average import averaged
 from jaxlite.tasks import running
+from jaxlite.tasks.lift import dicts_in
 
 
 class SwaState(NamedTuple):
@@ -114,6 +115,7 @@ def refresh_statistics(
     The new model_state, of the same structure.
 
   Raises:
+    TypeError: batches that are no dicts, or a single one.
     ValueError: no batch, or a network without statistics.
 
   >>> def apply(p, s, x, *, train, key, step=None):
@@ -132,7 +134,7 @@ def refresh_statistics(
     return split_const(new)[0]
 
   step = -1
-  for step, batch in enumerate(batches):
+  for step, batch in enumerate(dicts_in(batches, 'refresh_statistics')):
     live = forward(params, live, const, batch['inputs'], key, jnp.int32(step))
   if step < 0:
     raise ValueError('refresh_statistics needs a batch at least; got none')

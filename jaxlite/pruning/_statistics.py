@@ -22,7 +22,7 @@ from jaxlite.graph import layouts, provenance, rewrite, walk, zeros
 from jaxlite.graph.effects import without_effects
 from jaxlite.graph.model import model_tags
 from jaxlite.tasks import running
-from jaxlite.tasks.lift import examples_in, lift_loss
+from jaxlite.tasks.lift import dicts_in, examples_in, lift_loss
 
 
 class Calibration(NamedTuple):
@@ -69,6 +69,7 @@ def gather_statistics(
     A Calibration.
 
   Raises:
+    TypeError: batches that are no dicts, or a single one.
     ValueError: no batch with an example, a network in which no weight meets an activation, a loss that is a scalar, or
       inputs or gradients that are not finite.
 
@@ -83,7 +84,9 @@ def gather_statistics(
     network, encode = model, model.encode
     model, params, model_state = network.model, network.params, network.model_state
     if encode is not None:
-      batches = ({**batch, 'inputs': encode(batch['inputs'])} for batch in batches)
+      given = dicts_in(batches, 'gather_statistics')
+      batches = ({**batch, 'inputs': encode(batch['inputs'])} for batch in given)
+  batches = dicts_in(batches, 'gather_statistics')
   apply = _forward(model)
   model_state = {} if model_state is None else model_state
   totals, gradients, weights = None, None, []

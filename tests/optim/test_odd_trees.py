@@ -1,4 +1,4 @@
-"""Penalties and plateaus in trees of other people: counts, keys, gradients that are None or have no bytes, flags of JAX."""
+"""Penalties and plateaus in trees of other people: counts, keys, gradients that are None or have no bytes."""
 
 import jax
 import jax.numpy as jnp

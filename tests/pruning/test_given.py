@@ -179,3 +179,20 @@ def test_bits_are_read_where_ranks_are_not_promoted():
   with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
     found = apply_masks(weights(), packed)
   assert int((found['w'] == 0).sum()) == 8
+
+
+@pytest.mark.parametrize(
+  'batches, words',
+  [
+    ({'inputs': jnp.ones((4, 2))}, 'gather_statistics takes several batches; got one: give [batch]'),
+    (
+      [(jnp.ones((4, 2)), jnp.ones(4))],
+      "takes batches that are dicts with 'inputs' (and 'labels', 'weight'); got tuple",
+    ),
+    ([{'x': jnp.ones((4, 2))}], "got the keys ['x']"),
+  ],
+)
+def test_batches_are_dicts_and_several(batches, words):
+  with pytest.raises(TypeError) as caught:
+    gather_statistics(lambda params, x: x @ params['w'], weights(), batches=batches)
+  assert words in str(caught.value)
