@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlite.optim import l1_proximal, l2, plateau, spec_augment
+from jaxlite.contract import Model
+from jaxlite.optim import l1_proximal, l2, normalize, plateau, project, spec_augment
 from jaxlite.pruning import prune
 
 pytestmark = pytest.mark.unoptimized
@@ -61,3 +62,36 @@ def test_stretches_are_blanked_where_ranks_are_not_promoted():
   with jax.numpy_rank_promotion('raise'):
     strict = spec_augment(longest=5)(jax.random.key(1), batch)
   np.testing.assert_array_equal(plain['inputs'], strict['inputs'])
+
+
+def same(key, inputs):
+  return {}, {}
+
+
+ITSELF = Model(same, lambda params, state, inputs, **_: (inputs, state))
+
+
+def seen(hook, inputs):
+  model = hook.model(ITSELF)
+  params, state = model.init(jax.random.key(0), inputs)
+  return model.apply(params, state, inputs, train=False, key=None)[0]
+
+
+@pytest.mark.parametrize(
+  'shape, mean', [((5,), [0.5]), ((5, 3), [0.5, 1.0, 2.0]), ((2, 4, 4, 3), [0.5, 1.0, 2.0]), ((5, 3), 0.5)]
+)
+def test_statistics_meet_each_example_where_ranks_are_not_promoted(shape, mean):
+  inputs = jnp.arange(float(np.prod(shape))).reshape(shape)
+  with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+    found = seen(normalize(mean, np.full(np.shape(mean), 2.0)), inputs)
+    reduced = seen(project(np.ones((inputs[0].size, 2)), np.ones(inputs[0].size)), inputs)
+  np.testing.assert_allclose(found, (np.asarray(inputs) - np.asarray(mean)) / 2.0)
+  np.testing.assert_allclose(reduced[:, 0], (np.asarray(inputs).reshape(len(inputs), -1) - 1).sum(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'shape, mean', [((5,), np.ones(5)), ((5, 1), np.ones(3)), ((4, 4, 3), np.ones((4, 4, 3))), ((5, 3), np.ones(2))]
+)
+def test_a_statistic_never_meets_the_batch(shape, mean):
+  with pytest.raises(ValueError, match='are broadcast against one example'):
+    seen(normalize(mean, np.ones_like(mean)), jnp.ones(shape))
