@@ -25,7 +25,7 @@ from jaxlite.picking import shown
 _NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gain|gamma|beta|offset|shift)(_?[a-z]{0,2}\d*)?$', re.IGNORECASE)
 _SHORT = re.compile(r'(^|_)b\d*$', re.IGNORECASE)  # of the above: also what a matrix is called, beside a
 _NORM = re.compile(r'(norm|(^|_)(ln|bn|gn))(_?(\d+|[a-z]|out|in|final|pre|post))?$', re.IGNORECASE)
-# Swin's `relative_position_bias_table`, T5's `relative_attention_bias`, `rel_pos_h`: looked up or added, as those above.
+# Swin's `relative_position_bias_table`, T5's `relative_attention_bias`, `rel_pos_h`: looked up, as the others are.
 _POSITION = re.compile(
   r'(^|_)(wpe|pos(ition)?s?(al)?)($|_?emb|_?enc|_?table|\d)|(^|_)rel(ative)?_?(pos|attention_bias|bias)', re.IGNORECASE
 )
