@@ -300,7 +300,7 @@ def test_plain_numbers_come_back_as_what_the_template_holds(tmp_path: Path):
     checkpoints.save(1, state, {})
     back = checkpoints.restore(state).state
     assert back == {**state, 'w': back['w']}
-    assert [type(value) for value in back.values()] == [type(value) for value in state.values()]
+    assert {name: type(back[name]) for name in state} == {name: type(value) for name, value in state.items()}
     # After a compiled step a count is an array: states of both kinds fit each other.
     counted = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree))({'step': state['step']})
     checkpoints.save(2, {**state, **counted}, {})
