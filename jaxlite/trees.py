@@ -58,9 +58,9 @@ def keyed(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list
   pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
   keys = [key_path for key_path, _ in pairs]
   if any(key_path and getattr(key_path[-1], 'name', None) in ('value', 'raw_value') for key_path in keys):
-    boxes = lambda node: _is_variable(node) or (is_leaf is not None and is_leaf(node))  # noqa: E731
+    boxes = lambda node: is_variable(node) or (is_leaf is not None and is_leaf(node))  # noqa: E731
     found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=boxes)[0]
-    variables = {key_path for key_path, node in found if _is_variable(node)}
+    variables = {key_path for key_path, node in found if is_variable(node)}
     keys = [key_path[:-1] if key_path[:-1] in variables else key_path for key_path in keys]
   return keys, [leaf for _, leaf in pairs], treedef
 
@@ -70,8 +70,12 @@ def _named(tree: Any) -> tuple[list[str], list[Any], Any]:
   return list(map(path_string, keys)), leaves, treedef
 
 
-def _is_variable(node: Any) -> bool:
-  """Whether a node is Flax NNX's box around an array, told without an import of Flax."""
+def is_variable(node: Any) -> bool:
+  """Whether a node is Flax NNX's box around an array, told without an import of Flax.
+
+  >>> is_variable(3)
+  False
+  """
   return any(one.__name__ == 'Variable' and one.__module__.startswith('flax.nnx') for one in type(node).__mro__)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxlite import trees
 from jaxlite.contract import Account
 from jaxlite.errors import counted, number, whole
 from jaxlite.optim._penalties import where_fractions
@@ -137,7 +138,11 @@ def observe_score(tree: Any, score: Any) -> Any:
 
   # What stands inside a state that hears is told first, so that the outer one knows it as it is now.
   told = jax.tree.map(lambda node: observe_score(node, score) if inside(node) else node, tree, is_leaf=inside)
-  return told.hear(score) if hears(told) else told
+  if not hears(told):
+    return told
+  # NNX's Optimizer keeps each array in a box; the boxes come back.
+  heard = jax.tree.map(lambda box: jax.tree.leaves(box)[0], told, is_leaf=trees.is_variable).hear(score)
+  return jax.tree.unflatten(jax.tree.structure(told), jax.tree.leaves(heard))
 
 
 @jax.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlite import trees
 from jaxlite.pruning import _masks as masking
@@ -91,6 +92,9 @@ def goals_of(
 ) -> dict[str, Target]:
   """Decides what each leaf becomes; a `Calibration` knows the weights and their axes."""
   sparsity = share_of(sparsity, what)
+  for path, leaf in trees.by_path(params).items():
+    if not isinstance(leaf, jax.Array | np.ndarray | float | int | complex):
+      raise TypeError(f'{what} takes arrays; {path!r} is {type(leaf).__name__}: filter the module, eqx.is_array')
   known = context.layouts if isinstance(context, Calibration) else None
   chosen, layouts = maskable(params, select, known, what=what)
   return targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what=what)

@@ -278,7 +278,7 @@ def _moved(mask: jax.Array, weight: jax.Array, growth: jax.Array, share: jax.Arr
 
 def _started(params: Any, before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> Any:
   def value(path: str, param: jax.Array) -> jax.Array:
-    return jnp.where(before[path] & after[path], param, 0).astype(param.dtype) if path in after else param
+    return jnp.where(before[path] & after[path], param, jnp.zeros_like(param)) if path in after else param
 
   return trees.map_with_path(value, params)
 

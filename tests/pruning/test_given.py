@@ -13,6 +13,7 @@ from jaxlite.pruning import (
   hold,
   n_m,
   prune,
+  rigl,
   sparsegpt,
   sparsify,
   straight_through,
@@ -196,3 +197,18 @@ def test_batches_are_dicts_and_several(batches, words):
   with pytest.raises(TypeError) as caught:
     gather_statistics(lambda params, x: x @ params['w'], weights(), batches=batches)
   assert words in str(caught.value)
+
+
+def test_a_module_with_functions_in_it_is_refused_in_one_line():
+  with pytest.raises(TypeError, match="sparsify takes arrays; 'activation' is .*: filter the module") as caught:
+    sparsify({**weights(), 'activation': jax.nn.relu}, 0.5)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('part', [lambda: prune(0.5), lambda: rigl(optax.adam(0.1), 0.5, end=3, every=1)])
+def test_numpy_weights_of_64_bits_are_masked_without_a_warning(part):
+  params = {'w': np.arange(1.0, 17.0).reshape(2, 8)}
+  part, state = part(), part().init(params)
+  for _ in range(3):
+    updates, state = part.update(params, state, params)
+  assert int((optax.apply_updates(params, updates)['w'] == 0).sum()) >= 7
