@@ -200,7 +200,7 @@ def test_batches_are_dicts_and_several(batches, words):
 
 
 def test_a_module_with_functions_in_it_is_refused_in_one_line():
-  with pytest.raises(TypeError, match="sparsify takes arrays; 'activation' is .*: filter the module") as caught:
+  with pytest.raises(TypeError, match=r"sparsify takes arrays; 'activation' is .*: filter the module") as caught:
     sparsify({**weights(), 'activation': jax.nn.relu}, 0.5)
   assert '\n' not in str(caught.value)
 
