@@ -141,11 +141,11 @@ def classification_metrics(classes: int, top: int | Sequence[int] = (5,)) -> Met
     if classes <= DENSE:
       counts = state.confusion.at[:, labels, predicted].add(digits)
     else:
-      counts = state.confusion.at[:, 0, labels].add(digits * (labels == predicted)[None])
+      counts = state.confusion.at[:, 0, labels].add(digits * (labels == predicted)[None].astype(jnp.uint32))
       counts = counts.at[:, 1, predicted].add(digits).at[:, 2, labels].add(digits)
     return ClassificationState(
       confusion=_carry(counts),
-      hits=_carry(state.hits + jnp.sum(digits[:, :, None] * hit[None], axis=1, dtype=jnp.uint32)),
+      hits=_carry(state.hits + jnp.sum(digits[:, :, None] * hit[None].astype(jnp.uint32), axis=1, dtype=jnp.uint32)),
       loss=_add(state.loss, _weighted_sum(loss, weight)),
     )
 
