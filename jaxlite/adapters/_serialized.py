@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from jaxlite.graph.layouts import Layouts
-from jaxlite.pruning._groups import Groups
 
 
 def serializable() -> None:
@@ -24,5 +23,4 @@ def serializable() -> None:
     del state
     return own
 
-  for kind in (Layouts, Groups):
-    serialization.register_serialization_state(kind, nothing, unchanged, override=True)
+  serialization.register_serialization_state(Layouts, nothing, unchanged, override=True)

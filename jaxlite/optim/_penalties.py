@@ -198,8 +198,8 @@ def where_fractions(fn: Callable[..., Any], updates: Any, params: Any, *rest: An
 
   An update may be None, as Equinox leaves them, or have no bytes, as JAX's gradients of integers.
 
-  >>> where_fractions(lambda update, param: update + param, {'w': jnp.ones(1), 'n': None}, {'w': jnp.ones(1), 'n': 3})
-  {'w': Array([2.], dtype=float32), 'n': None}
+  >>> where_fractions(lambda update, param: update + param, [jnp.ones(1), None], [jnp.ones(1), 3])
+  [Array([2.], dtype=float32), None]
   """
 
   def one(update: Any, param: Any, *others: Any) -> Any:

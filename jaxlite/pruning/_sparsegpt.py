@@ -73,7 +73,7 @@ def sparsegpt(
     )
   damping, block = number(damping, 'sparsegpt: damping'), whole(block, 'sparsegpt: block', least=1)
   if not (damping > 0 and math.isfinite(damping)):
-    raise ValueError(f'sparsegpt: damping is above 0 and finite; got {damping}')
+    raise ValueError(f'sparsegpt: damping is above 0 and finite; got damping={damping}')
   if context.norms and not context.grams:
     raise ValueError(
       'sparsegpt reads Gram matrices, and the calibration holds none: gather_statistics(..., grams=True)'
