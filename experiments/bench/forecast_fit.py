@@ -6,9 +6,10 @@
 The jobs are the random ones of `tests/run/test_fit.py`, as long runs (100,000 steps, of which few are taken), each
 under its limit of the data segment (RLIMIT_DATA). For each, `fit` looks for a form first; then every form that it may
 choose among, with freed memory kept and without, is run under the same limit, in processes of their own: all once, then
-those within a third of the best again in turn with the chosen one. A form counts where it came through each time. The
-share is the best form's median step by the chosen one's: 1 where they are the same. A file that exists is gone on with;
-a table is printed at the end.
+those within a third of the best again in turn with the chosen one. A form counts where it came through each time; those
+that differ in the evaluation's batch alone have the same step, and are timed together. The share is the best form's
+median step by the chosen one's: 1 where they are the same. A file that exists is gone on with; a table is printed at
+the end.
 """
 
 from __future__ import annotations
@@ -91,13 +92,21 @@ def one(seed: int, rounds: int) -> dict[str, Any]:
         continue
       if found['step'] is not None:
         steps[i].append(found['step'])
-  through = {i: statistics.median(some) for i, some in enumerate(steps) if len(some) == rounds}
+  pooled: dict[str, list[float]] = {}
+  for form, some in zip(forms, steps, strict=True):
+    pooled.setdefault(_step_of(form), []).extend(some)
+  through = {i: statistics.median(pooled[_step_of(forms[i])]) for i, some in enumerate(steps) if len(some) == rounds}
   own = through.get(forms.index(chosen))
   return {
     **{'seed': seed, 'job': job, 'limit': limit, 'chosen': chosen, 'chosen_step': own, 'searched': searched},
     **{'best': forms[min(through, key=through.__getitem__)] if through else None, 'margin': MARGIN},
     **{'best_step': min(through.values(), default=None), 'tried': len(forms), 'through': len(through), 'said': said},
   }
+
+
+def _step_of(form: dict[str, Any]) -> str:
+  """What a form's step is told by: of two that differ in the evaluation's batch alone the same program is timed."""
+  return json.dumps({path: value for path, value in form.items() if path != 'eval.batch_size'}, sort_keys=True)
 
 
 def share(found: dict[str, Any]) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import logging
 import os
 import pathlib
 import re
@@ -80,10 +82,28 @@ def load(name: str, *, directory: str = '', validation: float = 0.1, seed: int =
   )
 
 
+def _loads(asker: str) -> None:
+  """Refuses a TFDS that is installed and does not load: it hides that itself, and fails later at `tfds.core`."""
+  log = logging.getLogger('absl')  # which gets the traceback as well
+  before = log.level
+  log.setLevel(logging.CRITICAL)
+  try:
+    importlib.import_module('tensorflow_datasets.core')
+  except Exception as error:  # a package it builds on may raise anything
+    raise ImportError(
+      f'{asker} needs tensorflow_datasets, which is installed and does not load ({_line(error)}): '
+      'a package that it builds on is too old or too new; pip install --upgrade tensorflow-datasets '
+      'tensorflow-metadata protobuf'
+    ) from None
+  finally:
+    log.setLevel(before)
+
+
 def _digits(where: pathlib.Path) -> pathlib.Path:
   prepared = cache.prepared(where, 'digits')
   if not (prepared / cache.PROOF).exists():
     errors.need('digits', 'tensorflow_datasets', 'sklearn')
+    _loads('digits')
     from jaxlite.data import builders  # a second start imports no TFDS
 
     builders.prepare(builders.Digits, builders.read_digits, where)
@@ -102,6 +122,7 @@ def _fashion(directory: str) -> pathlib.Path:
       '`apt-get install dataset-fashion-mnist`, or put the four .gz files in a folder and pass --config.data.directory'
     )
   errors.need('fashion_mnist', 'tensorflow_datasets')
+  _loads('fashion_mnist')
   from jaxlite.data import builders
 
   # Verified even when prepared: a folder that was asked for and is wrong must not pass in silence.
@@ -179,6 +200,7 @@ def _decoded(prepared: pathlib.Path, where: pathlib.Path) -> cache.Decoded:
 
 def _decode(prepared: pathlib.Path, folder: pathlib.Path) -> None:
   errors.need(f'reading {prepared}', 'tensorflow_datasets')
+  _loads(f'reading {prepared}')
   import tensorflow_datasets as tfds
 
   try:

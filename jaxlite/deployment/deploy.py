@@ -86,7 +86,7 @@ def deploy(
     FileNotFoundError: no run, or no checkpoint, is there.
     ImportError: a format that was asked for lacks its packages, or a C compiler.
     ValueError: an unknown format; an unfinished run; no examples; a folder that cannot be written; a budget that cannot
-      be met (the nearest is named); no file could be written.
+      be met (the nearest is named); no file could be written. What lay in the folder is then as it was.
   """
   if isinstance(formats, Iterable) and not isinstance(formats, str):
     formats = tuple(formats)  # read twice
@@ -114,21 +114,29 @@ def deploy(
   notes = (*notes, *_not_finite(outputs), *(f'{name}: not written: {why}' for name, why in lacking.items()))
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])
-  rows = []
+  rows: list[Written] = []
   files = (PAGE, REPORT, *(kind.file for kind in wanted.values()))
-  with place.alone(folder), place.replacing(folder, files):  # an older one is not this network's
+  with place.alone(folder), place.replacing(folder, files) as new:  # an older one is not this network's
     notes = (*notes, *_older(folder, wanted))
     for name, kind in wanted.items():
       say(f'{name}: writing and trying {folder / kind.file}')
-      rows.append(tried(name, kind, want, folder))
+      row = tried(name, kind, want, new)
+      rows.append(row if row.why else row._replace(path=str(folder / kind.file)))
+    if all(row.why for row in rows):
+      raise ValueError(f'no file was written: {_reasons(rows)}')
     report = Report(str(folder), tuple(rows), counted, metric, score, count, deadline, notes, cut)
     snippets = {kind.file: kind.snippet for name, kind in wanted.items() if not _row(rows, name).why}
-    write_text(folder / PAGE, sheet.page(report, one.about, snippets))
-    write_text(folder / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
-  if rows and all(row.why for row in rows):
-    named = {why: ', '.join(row.format for row in rows if row.why == why) for why in dict.fromkeys(r.why for r in rows)}
-    raise ValueError(f'no file was written: {"; ".join(f"{which}: {why}" for why, which in named.items())}')
+    write_text(new / PAGE, sheet.page(report, one.about, snippets))
+    write_text(new / REPORT, json.dumps(sheet.plain(report), indent=1) + '\n')
   return report
+
+
+def _reasons(rows: list[Written]) -> str:
+  """Why there are no files, each reason once."""
+  named = {
+    why: ', '.join(row.format for row in rows if row.why == why) for why in dict.fromkeys(row.why for row in rows)
+  }
+  return '; '.join(f'{which}: {why}' for why, which in named.items())
 
 
 def _row(rows: list[Written], name: str) -> Written:

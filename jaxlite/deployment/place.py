@@ -1,15 +1,16 @@
-"""The folder that files are written to: it can be, nobody else writes there, and what a killed deployment left goes."""
+"""The folder that files are written to: it can be, nobody else writes there, and files are replaced all or none."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from jaxlite.host.files import expanded
+from jaxlite.host.files import expanded, read_json, write_text
 
 try:
   import fcntl
@@ -17,7 +18,8 @@ except ImportError:  # Windows
   fcntl = None
 
 ASIDE = '.trying-'  # how the folders begin in which files are tried
-BEFORE = '.before-'  # and those that hold what is being replaced
+READY = '.ready-'  # and those of a deployment that is whole, on the way to its place
+_GONE = 'gone.json'  # in the latter: names of files that it replaces by nothing
 
 
 def writable(out: str | os.PathLike[str]) -> Path:
@@ -54,7 +56,7 @@ def writable(out: str | os.PathLike[str]) -> Path:
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
   """Makes a folder and keeps other deployments out of it while the context lasts; where the system can, by a lock that
-  leaves no file and goes with the process.
+  leaves no file and goes with the process. What a killed deployment left half done goes, what it had done is finished.
 
   Raises:
     ValueError: it cannot be made, or another deployment writes there.
@@ -67,11 +69,13 @@ def alone(path: Path) -> Iterator[None]:
     ...
   ValueError: another deployment writes to ...: wait for it, or give another folder by out=
   """
+  made = [each for each in (path, *path.parents) if not each.exists()]
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise _refused(path, error) from None
   with contextlib.ExitStack() as stack:
+    stack.push(lambda kind, *told: kind and _unmade(made))
     locked = False
     if fcntl is not None:
       handle = os.open(path, os.O_RDONLY)
@@ -84,49 +88,92 @@ def alone(path: Path) -> Iterator[None]:
       except OSError:  # a file system that locks no folders
         pass
     if locked:  # so whoever made these was killed
-      for left in (*path.glob(f'{ASIDE}*'), *path.glob(f'{BEFORE}*')):
+      for left in path.glob(f'{ASIDE}*'):
         shutil.rmtree(left, ignore_errors=True)
+    _finish(path)
     yield
 
 
 @contextlib.contextmanager
-def replacing(path: Path, names: Iterable[str]) -> Iterator[None]:
-  """Takes files out of the way while new ones of these names are written, so that no two networks lie side by side. If
-  that ends by an error (a disk that is full) the new ones go and the old ones are back.
+def replacing(path: Path, names: Iterable[str]) -> Iterator[Path]:
+  """Gives the block a folder to write files into, which take the place of the old ones together when it ends well.
+
+  When it raises, the old files are as they were. A process may be killed at any moment: until the new files are all
+  there the old ones stand, untouched; from then on the new ones are there, and where the last of them was not yet moved
+  to its place, `alone` does that on the next call.
 
   Args:
     path: the folder, which is this deployment's alone.
-    names: of the files.
+    names: of the files that go: those that the block does not write anew are removed.
+
+  Yields:
+    The folder of the new files.
+
+  Raises:
+    ValueError: a folder bears one of the names, or an old file cannot be replaced.
 
   >>> import tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   old = Path(folder, 'values')
   ...   _ = old.write_text('old')
-  ...   with contextlib.suppress(OSError), replacing(Path(folder), ['values']):
-  ...     _ = old.write_text('new')
+  ...   with contextlib.suppress(OSError), replacing(Path(folder), ['values']) as new:
+  ...     _ = (new / 'values').write_text('new')
   ...     raise OSError('full')
   ...   old.read_text(), len(list(Path(folder).iterdir()))
   ('old', 1)
   """
   names = list(names)
-  old = [name for name in names if (path / name).exists()]
-  if not old:
-    yield
-    return
-  aside = Path(tempfile.mkdtemp(prefix=BEFORE, dir=path))
+  for name in names:
+    if (path / name).is_dir():
+      raise ValueError(f'{path / name} is a folder where a file is written: move it, or give another folder by out=')
+  new = Path(tempfile.mkdtemp(prefix=ASIDE, dir=path))
   try:
-    for name in old:
-      os.replace(path / name, aside / name)
-    yield
+    yield new
+    gone = [name for name in names if not (new / name).exists()]
+    write_text(new / _GONE, json.dumps(gone))
+    os.rename(new, path / new.name.replace(ASIDE, READY, 1))  # from here on it is deployed
   except BaseException:
-    for name in names:
-      if (aside / name).exists():
-        os.replace(aside / name, path / name)
-      elif name not in old:
-        (path / name).unlink(missing_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
     raise
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
+  _finish(path)
+
+
+def _finish(path: Path) -> None:
+  """Moves what is deployed to its place, perhaps for a process that was killed there; twice is as good as once."""
+  for ready in sorted(path.glob(f'{READY}*')):
+    try:
+      for name in _names_in(ready / _GONE):
+        (path / name).unlink(missing_ok=True)
+      for each in sorted(ready.iterdir()):
+        if each.name != _GONE and not each.is_dir():
+          os.replace(each, path / each.name)
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        if not ready.exists():  # another process was faster, on a file system that locks no folders
+          continue
+      why = error.strerror or error
+      raise ValueError(
+        f'{error.filename2 or error.filename} cannot be replaced ({why}): the new files are in {ready}, and the next '
+        'deployment to this folder moves them'
+      ) from None
+    shutil.rmtree(ready, ignore_errors=True)
+
+
+def _unmade(folders: Iterable[Path]) -> None:
+  """Removes what was made for nothing, as far as it is empty."""
+  with contextlib.suppress(OSError):
+    for each in folders:
+      each.rmdir()
+
+
+def _names_in(path: Path) -> list[str]:
+  """The names of files, and of nothing elsewhere, that a file lists."""
+  try:
+    found = read_json(path)
+  except (OSError, ValueError):  # it goes last
+    return []
+  names = found if isinstance(found, list) else []
+  return [name for name in names if isinstance(name, str) and name not in ('', '.', '..') and Path(name).name == name]
 
 
 def _refused(path: Path, error: OSError | ValueError) -> ValueError:

@@ -128,7 +128,7 @@ def search(source: Source, name: str, say: Say) -> Found:
     if good and (form['result'] == DRAWS or _slower(form, good)):
       continue
     for back in ({}, _BACK) if told['keeps'] else ({},):
-      one = _tried(source, name, {**form, 'fields': {**form['fields'], **back}}, say)
+      one = _tried(source, name, {**form, 'fields': {**form['fields'], **back}, 'warm': bool(back)}, say)
       tried.append(one)
       if one.fits:
         good.append((one.seconds or float('inf'), {**form['fields'], **back}))
@@ -138,7 +138,7 @@ def search(source: Source, name: str, say: Say) -> Found:
   for form in _last(forms, told['evaluation']):
     if good:
       break
-    one = _tried(source, name, {**form, 'margin': 1.0}, say)
+    one = _tried(source, name, {**form, 'margin': 1.0, 'warm': True}, say)
     tried.append(one)
     if one.fits:
       good.append((one.seconds or float('inf'), form['fields']))
@@ -181,7 +181,12 @@ def _in_pieces(
     if parts <= fields.get(_PARTS, 1) or form['fields'].get('machine.remat') != own.get('machine.remat'):
       continue
     smaller = {**form, 'name': f'{parts} micro-batches', 'fields': {**own, _PARTS: parts}}
-    one = attempt(smaller)
+    if _BACK.items() <= own.items():  # of smaller pieces what is freed may find room to be kept
+      kept = {**smaller, 'fields': {path: value for path, value in smaller['fields'].items() if path not in _BACK}}
+      one = attempt(kept)
+      smaller, one = (kept, one) if one.fits else (smaller, attempt({**smaller, 'warm': True}))
+    else:
+      one = attempt(smaller)
     if one.fits and one.seconds is not None and one.seconds <= _FASTER * step:  # on a busy machine once is not enough
       before, again = attempt({**smaller, 'name': 'as before', 'fields': fields}), attempt(smaller)
       step = min(step, before.seconds or step)
@@ -221,15 +226,18 @@ def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
   label = form['name'] + (', freed memory goes back' if _BACK.items() <= form['fields'].items() else '')
   margin = form.get('margin', MARGIN)
   question = {'fields': form['fields'], 'step': form['step'], 'margin': margin}
+  near = _NEAR * min(form['room'] or math.inf, form['limit'] or math.inf)
   try:
     try:
       found = asked(source, name, 'trial', **question)
     except Died as end:
-      if end.stepped:
+      if end.stepped and form.get('warm'):
         raise
-      asked(source, name, 'compile', **question)  # too much may have been to compile beside all else
-      found = asked(source, name, 'trial', **question)
-    if found['peak'] > _NEAR * min(form['room'] or math.inf, form['limit'] or math.inf):
+      # What is compiled on the way is held beside all else. It lies in the cache afterwards, as it will for the run.
+      if not end.stepped:
+        asked(source, name, 'compile', **question)
+      found, near = asked(source, name, 'trial', **question), 0.0
+    if found['peak'] > near:
       # Kernels were chosen and programs compiled in the first, and freed memory lies elsewhere each time.
       again = asked(source, name, 'trial', **question)
       found = {**again, 'peak': max(found['peak'], again['peak'])}

@@ -35,6 +35,7 @@ from jaxlite.tasks.task import Task
 
 REMAT = 'machine.remat'  # a hook that changes no forward
 REDUCE = 'reduce'  # what brings inputs to fewer features
+_WINDOWS, _TIMED = 8, 3  # of a trial that is long enough: how often it is timed, and the steps between
 REWRITES = 'rewrites.json'  # in a run's folder: how its pools and convolutions run on CPU
 
 
@@ -183,7 +184,8 @@ def shortened(setup: Setup, steps: int) -> Setup:
     steps: how many.
   """
   steps, plan = min(steps, setup.plan.total), setup.plan
-  few = plan._replace(total=steps, log=max(1, steps // 2), evaluate=steps, checkpoint=steps)
+  logged = max(1, steps // (_WINDOWS if steps >= _TIMED * _WINDOWS else 2))
+  few = plan._replace(total=steps, log=logged, evaluate=steps, checkpoint=steps)
   most, data = 2 * setup.config.eval.batch_size + 1, setup.data
   splits = {name: _first(getattr(data, name), most) for name in ('validation', 'test')}
   return setup._replace(plan=few, data=data._replace(**splits))

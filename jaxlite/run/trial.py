@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxlite import errors
@@ -28,6 +30,7 @@ from jaxlite.run import again
 
 MARGIN = 0.92  # of a limit: in what a trial has to do; of some 40 that came through a trial in 0.95, one died
 _STILL = 180.0  # seconds without computing after which a trial is taken to hang
+_SPANS = 4  # between points of a trial: from so many on the fastest quarter tells its step
 _SECONDS, _LEAST, _MOST = 3.0, 6, 400  # a trial lasts about so long, and so many steps
 
 
@@ -197,9 +200,21 @@ def tried(
   _narrow(margin)
   steps = _LEAST if step is None else max(_LEAST, min(_MOST, math.ceil(_SECONDS / max(step, 1e-6))))
   loop.train_varied(config, place, command='', say=print, only=steps)
-  rates = [point['examples_per_second'] for point in read_records(place) if point['kind'] == 'train']
-  rate = rates[-1] if rates and rates[-1] else None
-  return {'peak': status('VmHWM'), 'step': config.data.batch_size / rate if rate else None}
+  points = [point for point in read_records(place) if point['kind'] == 'train']
+  return {'peak': status('VmHWM'), 'step': _pace(points, config.data.batch_size)}
+
+
+def _pace(points: Sequence[dict[str, Any]], batch_size: int) -> float | None:
+  """Returns the seconds of a step in an undisturbed quarter of a trial: others on the machine only make it slower.
+
+  >>> _pace([{'step': i, 'time': i / 10 + (i > 4), 'examples_per_second': 1.0} for i in range(2, 9)], 32)
+  0.1
+  """
+  spans = [(b['time'] - a['time']) / (b['step'] - a['step']) for a, b in itertools.pairwise(points)]
+  if len(spans) >= _SPANS:
+    return round(sorted(spans)[len(spans) // 4], 6)
+  rate = points[-1]['examples_per_second'] if points else None
+  return batch_size / rate if rate else None
 
 
 def _narrow(margin: float) -> None:

@@ -242,3 +242,21 @@ def test_debians_files_are_genuine_where_they_are_installed(where):
   labels = idx._read(path, file, builders.fashion_checksums()[file.name])
   assert len(set(np.bincount(labels))) == 1
   assert hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() != builders.fashion_checksums()[file.name]
+
+
+def test_a_tfds_that_does_not_load_is_told_in_one_line(tmp_path):
+  """Its metadata's wheels want a newer protobuf than they ask for; TFDS logs that, and lacks `core` afterwards."""
+  metadata = tmp_path / 'shadow' / 'tensorflow_metadata'
+  metadata.mkdir(parents=True)
+  (metadata / '__init__.py').write_text("raise ImportError('cannot import name runtime_version\\nsecond line')")
+  code = f"import jaxlite as jl\ntry:\n  jl.data.load('digits', directory={str(tmp_path / 'data')!r})\n"
+  code += 'except ImportError as error:\n  print(error)'
+  paths = [str(metadata.parent), str(pathlib.Path(__file__).parents[2]), os.environ.get('PYTHONPATH', '')]
+  environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
+  ran = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+  assert ran.stdout == (
+    'digits needs tensorflow_datasets, which is installed and does not load (ImportError: cannot import name '
+    'runtime_version): a package that it builds on is too old or too new; pip install --upgrade tensorflow-datasets '
+    'tensorflow-metadata protobuf\n'
+  )
+  assert 'Traceback' not in ran.stderr

@@ -202,7 +202,7 @@ def test_a_file_that_answers_otherwise_is_deleted_and_told(finished, tmp_path, m
   for name in ('onnx', 'safetensors'):
     with pytest.raises(ValueError, match=rf'no file was written: {name}: its r'):
       jl.deploy(finished[0], [name], out=tmp_path, examples=X, **QUICK)
-    assert {path.name for path in tmp_path.iterdir()} == {PAGE, REPORT}  # nothing half done either
+    assert not list(tmp_path.iterdir())  # nothing half done either
 
 
 def test_a_file_that_its_runtime_cannot_run_is_deleted_and_told(finished, tmp_path, monkeypatch):

@@ -173,6 +173,61 @@ def test_a_search_for_speed_goes_on_while_pieces_are_faster_and_is_not_taken_in_
     assert searched({1: [10], 2: [1]}, other) == (1, [])
 
 
+def test_smaller_pieces_of_what_has_to_give_memory_back_are_tried_with_memory_kept_first():
+  from jaxlite.planning.plan import Tried
+  from jaxlite.run import fitting
+
+  def end(seconds):
+    """Where a search ends, with what each of its trials took: None where it died."""
+    tried, turns = [], iter(seconds)
+
+    def attempt(form):
+      tried.append((form['fields'].get('machine.micro_batches', 1), form['fields'].get('machine.keep_memory', True)))
+      took = next(turns)
+      return Tried(form['name'], ROUNDING, 1, took, took is not None, '')
+
+    forms = [{'name': '', 'fields': {'machine.micro_batches': n}, 'result': ROUNDING} for n in (2, 4)]
+    fields, _ = fitting._in_pieces(attempt, forms, 10, {'machine.keep_memory': False})
+    return (fields.get('machine.micro_batches', 1), fields.get('machine.keep_memory', True)), tried
+
+  assert end([5, 10, 5, 4.9]) == ((2, True), [(2, True), (1, False), (2, True), (4, True)])
+  dies = [None, 8, 10, 8, None, None]
+  assert end(dies) == ((2, False), [(2, True), (2, False), (1, False), (2, False), (4, True), (4, False)])
+  assert end([None, None]) == ((1, False), [(2, True), (2, False)])
+
+
+@pytest.mark.parametrize(
+  ('ends', 'fits', 'asked'),
+  [
+    ([1, None, None], True, ['trial'] * 3),  # compiled and died: what is compiled lies ready, twice it came through
+    ([1, None, 1], False, ['trial'] * 3),
+    ([1, 1], False, ['trial'] * 2),
+    ([0, None, None, None], True, ['trial', 'compile', 'trial', 'trial']),  # died in compiling: that alone comes first
+    ([None], True, ['trial']),
+  ],
+)
+def test_what_died_beside_its_compiling_is_tried_again_and_has_to_come_through_twice(monkeypatch, ends, fits, asked):
+  """`ends` of the processes: None where one came through, else whether it had taken a step."""
+  from jaxlite.run import fitting
+  from jaxlite.run.trial import Died
+
+  did, turns = [], iter(ends)
+
+  def answer(source, name, what, **more):
+    did.append(what)
+    if (stepped := next(turns)) is not None:
+      raise Died('RESOURCE_EXHAUSTED', bool(stepped))
+    return {'peak': 1, 'step': 0.1}
+
+  monkeypatch.setattr(fitting, 'asked', answer)
+  form = {'name': 'as it is', 'fields': {}, 'result': SAME, 'step': 0.1, 'room': None, 'limit': 640}
+  assert fitting._tried(None, '', form, lambda line: None).fits == fits
+  assert did == asked
+  did, turns = [], iter([1])
+  assert not fitting._tried(None, '', {**form, 'warm': True}, lambda line: None).fits  # it had compiled nothing
+  assert did == ['trial']
+
+
 @pytest.mark.slow
 def test_a_long_run_that_fits_is_asked_for_smaller_pieces_and_a_short_one_is_not(tmp_path):
   done = [
