@@ -140,7 +140,7 @@ def _fitting(masks: Any, params: Any, what: str) -> dict[str, Any]:
     if (dtype, np.shape(mask)) not in ((np.dtype(bool), shape), (np.dtype(np.uint8), packed)):
       numbers = np.shape(mask) == shape and dtype.kind in 'biuf'
       raise ValueError(
-        f'{what}: a mask is bool{list(shape)}, or uint8{list(packed)} of bits, for {path!r};'
+        f'{what}: a mask is bool{list(shape)} or uint8{list(packed)}, bits, for {path!r};'
         f' got {dtype}{list(np.shape(mask))}: give {"mask != 0" if numbers else "masks of these params"}'
       )
   return found

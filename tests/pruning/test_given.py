@@ -36,7 +36,7 @@ def alternate(dtype):
   'give', [lambda masks: apply_masks(weights(), masks), lambda masks: hold(masks).init(weights())]
 )
 def test_a_mask_of_numbers_is_never_taken_for_bits(dtype, give):
-  with pytest.raises(ValueError, match=r"bool\[2, 8\], or uint8\[2\] of bits, for 'w'; got .*: give mask != 0"):
+  with pytest.raises(ValueError, match=r"bool\[2, 8\] or uint8\[2\], bits, for 'w'; got .*: give mask != 0"):
     give({'w': alternate(dtype)})
 
 
@@ -44,7 +44,7 @@ def test_a_mask_of_numbers_is_never_taken_for_bits(dtype, give):
   'masks, words',
   [
     ({'w': jnp.ones((1, 8), bool)}, 'masks of these params'),
-    ({'b': jnp.ones((2, 8), bool)}, "bool[8], or uint8[1] of bits, for 'b'; got bool[2, 8]"),
+    ({'b': jnp.ones((2, 8), bool)}, "bool[8] or uint8[1], bits, for 'b'; got bool[2, 8]"),
     ({'v': jnp.ones((2, 8), bool)}, "the mask 'v' is of no parameter; nearest: "),
     ({'w': None, 'b': None}, 'there is no mask'),
   ],
