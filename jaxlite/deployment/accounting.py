@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,12 @@ class Layer(NamedTuple):
   Attributes:
     name: of its weight, or of its result where it has none.
     kind: of the operation.
-    macs: multiplications with an addition, for one example.
+    macs: multiplications with an addition, for one example; of a transposed convolution those of what was there, not of
+      the zeros that stand between.
     size, nonzero: of its weight.
     bits: of the weight and of what it is multiplied with: '8/8', '32/32', '8/32'.
     why_float: why it multiplies floats; '' where it does not.
+    dtype: that it multiplies in.
   """
 
   name: str
@@ -32,6 +35,7 @@ class Layer(NamedTuple):
   nonzero: int
   bits: str
   why_float: str
+  dtype: str = ''
 
 
 class Costs(NamedTuple):
@@ -63,7 +67,8 @@ def costs(graph: Graph) -> Costs:
   (6, 2, 6)
   """
   arrays = [array for array in graph.constants.values() if array.size > 1]
-  layers = [_layer(graph, one) for one in graph.operations if one.kind in _KERNELS or one.kind in _INTEGER]
+  stored = {one.outputs[0]: one.inputs[0] for one in graph.operations if one.kind == 'dequantize'}
+  layers = [_layer(graph, one, stored) for one in graph.operations if one.kind in _KERNELS or one.kind in _INTEGER]
   return Costs(
     sum(array.size for array in arrays),
     sum(int(np.count_nonzero(array)) for array in arrays),
@@ -72,9 +77,8 @@ def costs(graph: Graph) -> Costs:
   )
 
 
-def _layer(graph: Graph, one: Operation) -> Layer:
+def _layer(graph: Graph, one: Operation, stored: Mapping[str, str]) -> Layer:
   known = [name for name in one.inputs[:2] if name in graph.constants]
-  stored = {each.outputs[0]: each.inputs[0] for each in graph.operations if each.kind == 'dequantize'}
   packed = [stored[name] for name in one.inputs[:2] if stored.get(name) in graph.constants]
   name = (known or packed or [one.outputs[0]])[0]
   array = graph.constants.get(name)
@@ -83,7 +87,8 @@ def _layer(graph: Graph, one: Operation) -> Layer:
   weight, value = (widths[one.inputs.index(name)], widths[1 - one.inputs.index(name)]) if known else (widths * 2)[:2]
   integer = one.kind in _INTEGER
   why = '' if integer or one.kind == 'take' else _why(graph, one, bool(packed))
-  return Layer(name, one.kind, _macs(graph, one), size, nonzero, f'{weight}/{value}', why)
+  dtype = 'int8' if integer else graph.values[one.outputs[0]].dtype.name
+  return Layer(name, one.kind, _macs(graph, one), size, nonzero, f'{weight}/{value}', why, dtype)
 
 
 def _bits(graph: Graph, name: str) -> int:
@@ -104,7 +109,7 @@ def _macs(graph: Graph, one: Operation) -> int:
     return out * _entries(graph.values[one.inputs[1]].shape[:1])
   if one.kind in ('conv', 'quantized_conv'):
     shape = graph.values[one.inputs[1]].shape
-    return out * _entries(shape[1:])
+    return out * _entries(shape[1:]) // math.prod(one.attributes['input_dilation'])
   if one.kind in ('dot_general', 'quantized_dot'):
     (inner, _), _ = one.attributes['dimension_numbers']
     shape = graph.values[one.inputs[0]].shape
@@ -112,7 +117,7 @@ def _macs(graph: Graph, one: Operation) -> int:
   if one.kind == 'conv_general_dilated':
     _, kernel, _ = one.attributes['dimension_numbers']
     shape = graph.values[one.inputs[1]].shape
-    return out * _entries(tuple(shape[axis] for axis in kernel[1:]))
+    return out * _entries(tuple(shape[axis] for axis in kernel[1:])) // math.prod(one.attributes['lhs_dilation'])
   return 0
 
 

@@ -120,6 +120,15 @@ def in_integers(graph: Graph) -> bool:
   return all(one.kind in _WHOLE or one.kind.startswith('quantized_') for one in graph.operations)
 
 
+def has_integers(graph: Graph) -> bool:
+  """Tells whether anything of a list is computed in integers; of weights alone in few bits nothing is.
+
+  >>> has_integers(Graph((), (), (Operation('dequantize', (), (), {}), Operation('dense', (), (), {})), {}, {}))
+  False
+  """
+  return any(one.kind == 'quantize' or one.kind.startswith('quantized_') for one in graph.operations)
+
+
 def unequal(answers: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> str:
   """Returns why answers are not the same to the last bit; '' where they are.
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+_COMPILES = 300  # seconds at most
 
 Answer = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
@@ -105,13 +107,15 @@ def _litert(path: str, threads: int) -> Answer:
 def _c(path: str, command: list[str], names: list[str], ends: list[np.ndarray]) -> Answer:
   """A C file, compiled: NAME_predict_many(inputs..., outputs..., how many). `ends` are outputs of one example."""
   import ctypes
-  import subprocess
   import tempfile
   from pathlib import Path
 
   with tempfile.TemporaryDirectory(prefix='jaxlite-c-') as folder:
     made = str(Path(folder, 'network.so'))
-    subprocess.run([*command, '-std=c99', '-O3', '-shared', '-fPIC', path, '-o', made, '-lm'], check=True)
+    status, _, told = ended([*command, '-std=c99', '-O3', '-shared', '-fPIC', path, '-o', made, '-lm'], _COMPILES)
+    if status:
+      lines = told.decode(errors='replace').strip().splitlines() or [f'its status is {status}']
+      raise ValueError(f'{command[0]}: {next((one for one in lines if "error" in one), lines[0])}')
     library = ctypes.CDLL(made)
   predict = library[f'{Path(path).stem}_predict_many']
   predict.restype = None
@@ -124,6 +128,39 @@ def _c(path: str, command: list[str], names: list[str], ends: list[np.ndarray]) 
     return found
 
   return answer
+
+
+def ended(command: Sequence[str], seconds: float, data: bytes = b'') -> tuple[int, bytes, bytes]:
+  """Runs a command to its end; where it comes to none, what it started ends with it: a compiler is several processes.
+
+  Args:
+    command: the program and its words.
+    seconds: that it may take.
+    data: what it reads.
+
+  Returns:
+    Its status, and what it wrote as results and as errors.
+
+  Raises:
+    ValueError: it takes longer.
+    OSError: it cannot be run.
+  """
+  import os
+  import signal
+  import subprocess
+
+  pipe = subprocess.PIPE
+  with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as child:
+    try:
+      results, errors = child.communicate(data, timeout=seconds)
+    except BaseException as error:
+      if hasattr(os, 'killpg'):
+        os.killpg(child.pid, signal.SIGKILL)
+      child.kill()
+      if isinstance(error, subprocess.TimeoutExpired):
+        raise ValueError(f'{command[0]} took over {seconds:g} s and was ended') from None
+      raise
+  return child.returncode, results, errors
 
 
 def _stablehlo(path: str) -> Answer:

@@ -100,6 +100,7 @@ def deploy(
     one = subject.of_network(source, task=task, examples=examples)
   else:
     one = subject.of_run(source, which, model=model, recipe=recipe, task=task, examples=examples)
+  one, fewer = subject.few_enough(one)
   cut = None
   if limits:
     whole, (one, cut) = one, smaller.within(one, limits, _measure(limits, wanted, every, formats is not None), say)
@@ -111,7 +112,12 @@ def deploy(
   want = wanted_of(one, integers, outputs, sizes, seconds, limits.get('bytes'), deadline)
   if one.labels is not None and one.task is None:
     notes = (*notes, 'no file is scored, since nobody says what the labels mean: give task=')
-  notes = (*notes, *_not_finite(outputs), *(f'{name}: not written: {why}' for name, why in lacking.items()))
+  notes = (
+    *notes,
+    *filter(None, [fewer]),
+    *_not_finite(outputs),
+    *(f'{name}: not written: {why}' for name, why in lacking.items()),
+  )
   metric = one.task.score if one.task is not None and score is not None else ''
   count = len(jax.tree.leaves(one.inputs)[0])
   rows: list[Written] = []
@@ -145,7 +151,7 @@ def _row(rows: list[Written], name: str) -> Written:
 
 def _not_finite(outputs: Any) -> list[str]:
   leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-  bad = [~np.isfinite(leaf.astype(np.complex128)).reshape(len(leaf), -1).all(1) for leaf in leaves]
+  bad = [~np.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in leaves]
   count = int(np.any(bad, axis=0).sum()) if bad else 0
   return [f'the network itself answers {count:,} of the examples with values that are not finite'] if count else []
 
@@ -248,13 +254,32 @@ def _integers(one: Subject, every: bool) -> tuple[Graph | None, tuple[str, ...]]
   if one.graph is None:
     return None, (f'there is no list of operations: {one.why}',)
   if not any(each.kind == 'round' for each in one.graph.operations):
-    return None, ()
+    told = 'every=True goes on from what training quantized, and no activation was, so files compute in floats'
+    notes = (f'{told}: quantize them first, by jl.ptq or by training with fake_quant',) if every else ()
+    return _of_weights(one.graph), notes
   try:
     named = one.named()
     few = {name: array[:512] for name, array in named.items()}
-    return quantized(one.graph, few, every=every), ()
+    return quantized(one.graph, few, every=every), _no_numbers(one.graph)
   except ValueError as error:
     return None, (f'its files compute in floats what it trained in few bits: {error}',)
+
+
+def _of_weights(graph: Graph) -> Graph | None:
+  """The network with its weights as whole numbers, where training rounded all of them, and nothing else."""
+  try:
+    found = quantized(graph)
+  except ValueError:
+    return None
+  made = {one.outputs[0]: one.kind for one in found.operations}
+  weights = [one.inputs[1] for one in found.operations if one.kind in ('dense', 'conv')]
+  return found if all(made.get(name) == 'dequantize' for name in weights) else None
+
+
+def _no_numbers(graph: Graph) -> tuple[str, ...]:
+  """What a person should know who gives integers an input that is no number."""
+  floats = any(graph.values[name].dtype.kind in 'fV' for name in graph.inputs)
+  return ('in integers an input that is no number (NaN) counts as 0, where the network answers NaN',) if floats else ()
 
 
 def _measure(

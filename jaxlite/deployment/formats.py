@@ -22,8 +22,11 @@ from jaxlite.deployment.packed.file import read_pack, write_pack
 from jaxlite.deployment.running.program import program as program_of
 from jaxlite.deployment.running.runner import runner
 from jaxlite.deployment.subject import Subject
+from jaxlite.host import machine
 from jaxlite.host.files import write_bytes
 from jaxlite.host.safetensors_file import write_safetensors
+
+_COMPILED = 270  # bytes that gcc takes for one number of an array: 1.1 GB for 4,194,304 of them
 
 
 class Format(NamedTuple):
@@ -113,6 +116,12 @@ def _pack(subject: Subject, integers: Graph | None, path: Path) -> None:
 
 def _c(subject: Subject, integers: Graph | None, path: Path) -> None:
   assert subject.graph is not None
+  count = sum(array.size for array in (integers or subject.graph).constants.values())
+  if (need := count * _COMPILED) > (free := machine.available()):
+    raise ValueError(
+      f'a C compiler takes about {need / 1e9:.1f} GB of memory for {count:,} constants, and {free / 1e9:.1f} GB are '
+      'free here: write it where there is more, or leave c out'
+    )
   few = {name: array[:64] for name, array in subject.named().items()}
   write_c(integers or recognized(subject.graph), path, few, about=subject.about)
 

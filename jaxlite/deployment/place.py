@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxlite.host.files import expanded, read_json, write_text
 
@@ -19,6 +21,7 @@ except ImportError:  # Windows
 
 ASIDE = '.trying-'  # how the folders begin in which files are tried
 READY = '.ready-'  # and those of a deployment that is whole, on the way to its place
+_TRIAL = '.jaxlite-'  # empty files, by which it is seen that one may write
 _GONE = 'gone.json'  # in the latter: names of files that it replaces by nothing
 
 
@@ -41,9 +44,9 @@ def writable(out: str | os.PathLike[str]) -> Path:
       if not each.is_dir():
         each.mkdir()
         made.append(each)
-    trial = path / f'.jaxlite-{os.getpid()}'
+    trial = path / f'{_TRIAL}{os.getpid()}'
     trial.touch()
-    trial.unlink()
+    trial.unlink(missing_ok=True)
   except (OSError, ValueError) as error:  # a name that no file can have
     raise _refused(path, error) from None
   finally:
@@ -75,7 +78,7 @@ def alone(path: Path) -> Iterator[None]:
   except OSError as error:
     raise _refused(path, error) from None
   with contextlib.ExitStack() as stack:
-    stack.push(lambda kind, *told: kind and _unmade(made))
+    stack.push(functools.partial(_unmade, made))
     locked = False
     if fcntl is not None:
       handle = os.open(path, os.O_RDONLY)
@@ -90,6 +93,8 @@ def alone(path: Path) -> Iterator[None]:
     if locked:  # so whoever made these was killed
       for left in path.glob(f'{ASIDE}*'):
         shutil.rmtree(left, ignore_errors=True)
+      for left in path.glob(f'{_TRIAL}*'):
+        left.unlink(missing_ok=True)
     _finish(path)
     yield
 
@@ -159,11 +164,12 @@ def _finish(path: Path) -> None:
     shutil.rmtree(ready, ignore_errors=True)
 
 
-def _unmade(folders: Iterable[Path]) -> None:
-  """Removes what was made for nothing, as far as it is empty."""
+def _unmade(folders: Iterable[Path], kind: Any, *error: Any) -> bool:
+  """Removes, where an error ends it, what was made for nothing, as far as it is empty."""
   with contextlib.suppress(OSError):
-    for each in folders:
+    for each in folders if kind is not None else ():
       each.rmdir()
+  return False
 
 
 def _names_in(path: Path) -> list[str]:

@@ -18,7 +18,8 @@ class Written(NamedTuple):
     path: of the file; '' where none was written.
     why: why there is none.
     bytes: of the file, as the file system says.
-    arithmetic: 'float32', 'int8', or 'values' of a file without a program.
+    arithmetic: what it multiplies, 'float32', 'int8' or both, 'int8/float32'; 'values' of a file without a program.
+      What other runtimes make of a layer is theirs, but for LiteRT, whose files say it.
     apart: the largest difference of its answers from the network's: in units of the outputs.
     same: share of examples whose largest output is the network's.
     score: the task's metric of its answers; None where there is no label, or no program.

@@ -25,6 +25,7 @@ from jaxlite.version import __version__
 
 _MOST_DECODED = 1 << 28  # bytes of them, where they lie in files
 _MOST = 10_000  # examples that files are tried on
+_MOST_BYTES = 1 << 28  # of their answers, several copies of which are held: those of a decoder are large
 
 
 class Subject(NamedTuple):
@@ -144,7 +145,9 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
     graph = listing.network_graph(network, inputs)
   except ValueError as error:
     why = str(error)
-  arrays = trees.by_path({'params': network.params, 'model_state': network.model_state})
+  params, state = network.model.export(network.params, network.model_state)  # without what hooks added
+  state = {name: value for name, value in state.items() if name == CONST or not trees.is_extra(name)}
+  arrays = trees.by_path({'params': params, 'model_state': state})
   named = {name.removeprefix('model_state/').removeprefix(f'{CONST}/'): value for name, value in arrays.items()}
   about = {
     'producer': f'jaxlite {__version__}',
@@ -152,6 +155,31 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
     **meaning_of(known),
   }
   return Subject('network', network, graph, why, named, inputs, labels, weight, found, known, about)
+
+
+def few_enough(one: Subject) -> tuple[Subject, str]:
+  """Leaves out examples whose answers would take much memory.
+
+  Returns:
+    The subject with the first of them, and what a person should read; '' where all are there.
+  """
+  network, count = one.network, len(jax.tree.leaves(one.inputs)[0])
+  first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), one.inputs)
+
+  def forward(params: Any, state: Any, inputs: Any) -> Any:
+    return network.model.apply(params, state, inputs, train=False, key=None)[0]
+
+  try:
+    found = jax.tree.leaves(jax.eval_shape(forward, network.params, network.model_state, first))
+  except Exception:  # of a user's model, which will say it where it is run
+    return one, ''
+  each = sum(leaf.size * leaf.dtype.itemsize for leaf in found)
+  rows = max(1, _MOST_BYTES // max(1, each))
+  if rows >= count:
+    return one, ''
+  inputs, labels, weight = jax.tree.map(lambda leaf: leaf[:rows], (one.inputs, one.labels, one.weight))
+  note = f'tried on the first {rows:,} of {count:,} examples: the answers to one take {each:,} bytes'
+  return one._replace(inputs=inputs, labels=labels, weight=weight), note
 
 
 def _bounded(split: datasets.Split) -> datasets.Split:

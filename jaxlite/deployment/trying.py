@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment import agreement, formats, place, sheet, trial
+from jaxlite.deployment.accounting import costs
 from jaxlite.deployment.formats import Format
+from jaxlite.deployment.litert.file import layers as litert_layers
 from jaxlite.deployment.operations import Graph, reference
 from jaxlite.deployment.packed.file import read_pack
 from jaxlite.deployment.running.runner import runner
@@ -131,7 +134,7 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
   named = want.subject.named()
   found = trial.ask(kind.runtime, path, named, batches=want.sizes, seconds=want.seconds, **more)
   answers = [found.outputs[str(index)] for index in range(len(found.outputs))]
-  whole = want.integers is not None and kind.listed
+  whole = kind.listed and want.integers is not None and agreement.has_integers(want.integers)
   graph = want.subject.graph
   rounded = whole or (graph is not None and any(one.kind == 'round' for one in graph.operations))
   apart, why = agreement.apart(answers, leaves, [None] * len(leaves) if rounded else None)
@@ -158,13 +161,25 @@ def _answered(name: str, kind: Format, want: Wanted, path: Path) -> Written:
   same = min(agreement.same_largest(answer, leaf) for answer, leaf in zip(answers, leaves, strict=True))
   return Written(
     name,
-    arithmetic='int8' if whole else str(leaves[0].dtype),
+    arithmetic=_multiplies(name, want.integers if kind.listed and want.integers else graph, leaves, path),
     apart=apart,
     same=same,
     score=score_of(want.subject, treedef.unflatten(answers)),
     latency=sheet.percentiles(found.seconds),
     memory=found.memory,
   )
+
+
+def _multiplies(name: str, graph: Graph | None, leaves: list[np.ndarray], path: Path) -> str:
+  """What a file multiplies: the dtypes of its contractions, the narrowest first."""
+  found: set[str] = set()
+  if name == 'litert':  # whose converter leaves in floats what has no grid on both sides
+    found = {kind.rpartition(' ')[2] for kind in litert_layers(path.read_bytes())}
+  elif graph is not None:
+    found = {one.dtype for one in costs(graph).layers if one.macs}
+  floats = [leaf.dtype for leaf in leaves if not leaf.dtype.isbuiltin or leaf.dtype.kind in 'fc']
+  found = found or {str((floats or [np.dtype(np.float32)])[0])}
+  return '/'.join(sorted(found, key=lambda one: (np.dtype(jnp.dtype(one)).itemsize, one)))
 
 
 def _of_narrow(name: str, subject: Subject) -> str:

@@ -217,7 +217,7 @@ def test_a_file_that_its_runtime_cannot_run_is_deleted_and_told(finished, tmp_pa
 
 def test_what_the_list_cannot_say_leaves_the_other_formats(tmp_path):
   def apply(p, x):
-    return jnp.take_along_axis(x @ p['w'], jnp.argsort(x[:, :3]), 1)
+    return x @ p['w'] + jnp.fft.rfft(x)[:, :3].real
 
   run(tmp_path, model=(apply, {'w': np.ones((6, 3), np.float32)}), steps=2)
   report = jl.deploy(tmp_path, EVERY, examples=(X, Y), **QUICK)

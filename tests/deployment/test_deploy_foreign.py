@@ -203,7 +203,6 @@ REFUSED: dict[tuple[str, ...], str] = {
   ('equinox', 'litert'): 'no open batch in TRANSPOSE_CONV',
   ('cropped', 'litert'): 'no open batch in TRANSPOSE_CONV',
   ('haiku', 'litert'): 'no open batch in BROADCAST_TO',
-  **dict.fromkeys((('chosen', kind) for kind in FORMATS if kind != 'stablehlo'), 'a table for each example'),
 }
 
 

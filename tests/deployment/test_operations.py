@@ -223,7 +223,7 @@ REFUSED = {
   ),
   'bits of whole numbers': (lambda p, x: jax.lax.reduce_or(x.astype(jnp.int32), (1,)), 'joined bit by bit'),
   'a way that the input chooses': (lambda p, x: jax.lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), 'use jnp.where'),
-  'a loop without an end': (lambda p, x: jax.lax.while_loop(lambda y: y[0, 0] < 1, lambda y: y + 1, x), 'while at'),
+  'a loop without an end': (lambda p, x: jax.lax.while_loop(lambda y: y[0, 0] < 1, jnp.exp, x), 'goes on as its'),
   'a long loop': (lambda p, x: jax.lax.fori_loop(0, 1000, lambda i, y: y + 1, x), 'up to 256 iterations'),
   'a callback': (
     lambda p, x: jax.pure_callback(lambda y: y, jax.ShapeDtypeStruct(x.shape, x.dtype), x),

@@ -98,9 +98,13 @@ def test_forms_of_known_operations_that_the_list_lacks_are_refused():
     x, jnp.ones((2, 3, 3)), (1,), 'SAME', dimension_numbers=('NWC', 'WIO', 'NWC'), batch_group_count=1
   )
   assert lower(groups, {}, floats(4, 5, 3)).operations
+
+  def pair(row):
+    return jax.lax.dynamic_slice(row, (row[0, 0].astype(int), 0), (2, 3))
+
   refused = {
-    'for each example': lambda p, x: jnp.take_along_axis(x, jnp.zeros((*x.shape[:-1], 1), int), -1),
-    'sorted by another': lambda p, x: jax.lax.sort((x, -x), num_keys=1)[1],
+    'for each example': lambda p, x: jax.vmap(pair)(x),
+    'sorted by another': lambda p, x: jax.lax.sort((x, -x), num_keys=2)[1],
   }
   for match, fn in refused.items():
     with pytest.raises(ValueError, match=match):

@@ -6,7 +6,6 @@ whole step, hides nothing and blames nobody: integers must be equal, floats must
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlite.deployment.answer import ended
 from jaxlite.deployment.c.source import Source
 from jaxlite.deployment.c.text import TYPES
 from jaxlite.deployment.operations import Graph, Operation, pruned, reference, sized
@@ -76,9 +76,9 @@ def run(
     (where / f'{source.name}.c').write_text(source.text)
     (where / 'main.c').write_text(main_text(source, graph, look))
     program = where / 'main'
-    made = _done([*command, str(where / 'main.c'), '-o', str(program), '-lm'], b'')
-    if made.returncode:
-      told = made.stderr.decode(errors='replace').strip().splitlines() or ['nothing is told']
+    status, _, errors = _done([*command, str(where / 'main.c'), '-o', str(program), '-lm'], b'')
+    if status:
+      told = errors.decode(errors='replace').strip().splitlines() or ['nothing is told']
       line = next((one for one in told if 'error' in one), told[0])
       raise ValueError(f'the C compiler {command[0]} refuses what was written: {line.strip()[:300]}')
     for name in graph.inputs:
@@ -86,18 +86,16 @@ def run(
     arrays = [np.ascontiguousarray(examples[name], graph.values[name].dtype) for name in graph.inputs]
     count = len(arrays[0])
     data = b''.join(array[index].tobytes() for index in range(count) for array in arrays)
-    done = _done([str(program), str(count)], data)
-  if done.returncode:
-    told = done.stderr.decode(errors='replace').strip().splitlines() or [f'its status is {done.returncode}']
+    status, results, errors = _done([str(program), str(count)], data)
+  if status:
+    told = errors.decode(errors='replace').strip().splitlines() or [f'its status is {status}']
     raise ValueError(f'the compiled network ended badly: {told[0][:300]}')
-  return _parsed(source, graph, done.stdout, count, min(look, count))
+  return _parsed(source, graph, results, count, min(look, count))
 
 
-def _done(command: Sequence[str], data: bytes) -> subprocess.CompletedProcess[bytes]:
+def _done(command: Sequence[str], data: bytes) -> tuple[int, bytes, bytes]:
   try:
-    return subprocess.run(command, input=data, capture_output=True, timeout=_SECONDS, check=False)
-  except subprocess.TimeoutExpired:
-    raise ValueError(f'{command[0]} took over {_SECONDS} s and was ended') from None
+    return ended(command, _SECONDS, data)
   except OSError as error:
     raise ValueError(f'{command[0]} cannot be run ({error.strerror or error})') from None
 

@@ -107,8 +107,10 @@ def _rem(dtypes: _Dtypes, out: np.dtype[Any], told: Mapping[str, Any]) -> Expres
   if floating(out):
     return Expression(f'fmod{end(out)}({{0}}, {{1}})')
   kind = type_of(out, 'rem')
-  bad = '{1} == 0' if out.kind == 'u' else '({1} == 0 || {1} == -1)'
-  return Expression(f'({bad} ? ({kind})0 : ({kind})({{0}} % {{1}}))')
+  left = f'({kind})({{0}} % {{1}})'
+  if out.kind != 'u':
+    left = f'({{1}} == -1 ? ({kind})0 : {left})'
+  return Expression(f'({{1}} == 0 ? {{0}} : {left})')
 
 
 def largest(a: str, b: str, dtype: np.dtype[Any], sign: str = '>') -> str:

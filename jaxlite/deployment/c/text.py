@@ -23,6 +23,7 @@ TYPES = {
   'float64': 'double',
 }
 _WIDTH = 120
+_AT_ONCE = 1 << 16  # numbers that are spelled at once
 _LONGEST = 2000  # bytes of a string literal; C99 promises 4095
 
 
@@ -90,7 +91,8 @@ def numbers(array: np.ndarray) -> str:
   if flat.dtype.itemsize < 4:
     words: Iterable[str] = map(str, flat.astype(np.int32).tolist())
   elif flat.dtype == np.float32 and np.isfinite(flat).all():  # as `number`, and faster
-    words = (f'{one}f' for one in flat.astype(str).tolist())
+    parts = (flat[start : start + _AT_ONCE] for start in range(0, flat.size, _AT_ONCE))  # text is 32 times as large
+    words = (f'{one}f' for part in parts for one in part.astype(str).tolist())
   else:
     words = (number(one, flat.dtype) for one in flat)
   return '\n'.join(_lines(words))

@@ -177,7 +177,7 @@ def _fuse(editor: Editor, one: Operation) -> str | None:
   if new is None:
     return None
   kind, inputs, told = new
-  editor.operations.remove(maker)
+  editor.drop(maker)
   return editor.put(Operation(kind, inputs, (output,), told))
 
 

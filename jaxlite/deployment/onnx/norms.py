@@ -60,7 +60,7 @@ def _more(editor: Editor, one: Operation, width: int) -> str | None:
       continue
     scale, shift = (editor.constants[each].astype(np.float64) for each in norm.inputs[1:])
     scale, shift = (scale * row, shift * row) if one.kind == 'mul' else (scale, shift + row)
-    editor.operations.remove(norm)
+    editor.drop(norm)
     return _put(editor, one, norm.inputs[0], scale, shift, norm.attributes['epsilon'])
   return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlite.deployment.onnx import contractions, quantized
+from jaxlite.deployment.onnx import contractions, edges, quantized
 from jaxlite.deployment.onnx import gelu as onnx_gelu
 from jaxlite.deployment.onnx import norms as onnx_norms
 from jaxlite.deployment.onnx.writer import Writer, channels_first
@@ -17,7 +17,7 @@ from jaxlite.deployment.operations import Batch, Operation, sized
 _EVERYTHING = np.iinfo(np.int64).max  # a limit that no axis reaches
 
 _SIMPLE = {
-  **{'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'div': 'Div', 'max': 'Max', 'min': 'Min', 'pow': 'Pow', 'eq': 'Equal'},
+  **{'add': 'Add', 'sub': 'Sub', 'mul': 'Mul', 'max': 'Max', 'min': 'Min', 'pow': 'Pow', 'eq': 'Equal'},
   **{
     'lt': 'Less',
     'le': 'LessOrEqual',
@@ -85,36 +85,10 @@ def _chosen(w: Writer, one: Operation, operands: list[str]) -> str:
   which, *cases = operands
   if len(cases) != 2 or w.graph.values[one.inputs[0]].dtype != np.bool_:
     raise ValueError(f'ONNX chooses between two; {one.outputs[0]} chooses among {len(cases)}')
+  if w.graph.values[one.outputs[0]].dtype == np.bool_:  # ONNX Runtime chooses among numbers
+    yes, no = w.node('And', [which, cases[1]]), w.node('And', [w.node('Not', [which]), cases[0]])
+    return w.node('Or', [yes, no])
   return w.node('Where', [which, cases[1], cases[0]])
-
-
-def _cast(w: Writer, one: Operation, operands: list[str]) -> str:
-  source, dtype = (w.graph.values[name].dtype for name in (one.inputs[0], one.outputs[0]))
-  to = w.helper.np_dtype_to_tensor_dtype(dtype)
-  if source not in (np.float32, np.float64) or dtype.kind not in 'iu':
-    return w.node('Cast', operands, to=to)
-  info = np.iinfo(dtype)  # what it does not hold is left open there: the nearest, and 0 for a NaN, as everywhere else
-  most = source.type(info.max)
-  most = np.nextafter(most, source.type(0)) if float(most) > info.max else most
-  x = w.node('Where', [w.node('IsNaN', operands), w.number(0, one.inputs[0]), *operands])
-  edges = [w.number(float(edge), one.inputs[0]) for edge in (info.min, most)]
-  whole = w.node('Cast', [w.node('Clip', [x, *edges])], to=to)
-  if most == info.max or dtype.kind == 'u':
-    return whole
-  beyond = w.node('Greater', [x, edges[1]])
-  return w.node('Where', [beyond, w.array(np.array(info.max, dtype), 'number'), whole])
-
-
-def _of_one(kind: str, value: float) -> Callable[..., str]:
-  """An operation with a number: log(1 + x), exp(x) - 1."""
-
-  def log1p(w: Writer, one: Operation, operands: list[str]) -> str:
-    return w.node('Log', [w.node('Add', [*operands, w.number(value, one.inputs[0])])])
-
-  def expm1(w: Writer, one: Operation, operands: list[str]) -> str:
-    return w.node('Sub', [w.node('Exp', operands), w.number(value, one.inputs[0])])
-
-  return {'log1p': log1p, 'expm1': expm1}[kind]
 
 
 def _finite(w: Writer, one: Operation, operands: list[str]) -> str:
@@ -123,7 +97,8 @@ def _finite(w: Writer, one: Operation, operands: list[str]) -> str:
 
 _ENTRIES: dict[str, Callable[[Writer, Operation, list[str]], str]] = {
   'ne': lambda w, one, operands: w.node('Not', [w.node('Equal', operands)]),
-  'rem': lambda w, one, operands: w.node('Mod', operands, fmod=1),
+  'div': edges.divided,
+  'rem': edges.rest,
   'square': lambda w, one, operands: w.node('Mul', operands * 2),
   'erfc': lambda w, one, operands: w.node('Sub', [w.number(1.0, one.inputs[0]), w.node('Erf', operands)]),
   'exp2': lambda w, one, operands: w.node('Pow', [w.number(2.0, one.inputs[0]), *operands]),
@@ -131,10 +106,10 @@ _ENTRIES: dict[str, Callable[[Writer, Operation, list[str]], str]] = {
   'rsqrt': lambda w, one, operands: w.node('Reciprocal', [w.node('Sqrt', operands)]),
   'round': _rounded,
   'integer_pow': _power,
-  'log1p': _of_one('log1p', 1.0),
-  'expm1': _of_one('expm1', 1.0),
+  'log1p': edges.log1p,
+  'expm1': edges.expm1,
   'select_n': _chosen,
-  'convert_element_type': _cast,
+  'convert_element_type': edges.cast,
   'clamp': lambda w, one, operands: w.node('Min', [w.node('Max', [operands[1], operands[0]]), operands[2]]),
   'clip': lambda w, one, operands: w.node(
     'Clip', [*operands, *(w.number(one.attributes[edge], one.inputs[0]) for edge in ('low', 'high'))]

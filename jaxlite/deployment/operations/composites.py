@@ -93,10 +93,10 @@ def _softmax_of_product(editor: Editor, one: Operation) -> str | None:
     editor.values[fresh] = editor.values[name]
     soft = editor.add('softmax', [risen.x], fresh, rows, axis=risen.axis)
     inputs = tuple(soft if each == at else other for each, other in enumerate(product.inputs))
-    editor.operations.remove(product)
+    editor.drop(product)
     if turned is None:
       return editor.put(product._replace(inputs=inputs, outputs=one.outputs))
-    editor.operations.remove(turned)
+    editor.drop(turned)
     made = editor.fresh(product.outputs[0])
     editor.values[made] = editor.values[product.outputs[0]]
     editor.put(product._replace(inputs=inputs, outputs=(made,)))

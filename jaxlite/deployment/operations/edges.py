@@ -37,6 +37,31 @@ def taken(table: np.ndarray, ids: np.ndarray, **_: Any) -> np.ndarray:
   return np.where(there.reshape(*ids.shape, *[1] * (table.ndim - 1)), rows, nothing_of(table.dtype))
 
 
+def divided(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Returns quotients, of whole numbers toward zero: by 0 all bits are set, and the least by -1 is itself.
+
+  >>> divided(np.int32([7, -7, 7, -(2**31)]), np.int32([2, 2, 0, -1])).tolist()
+  [3, -3, -1, -2147483648]
+  """
+  if x.dtype.kind not in 'iu':
+    return x / y
+  safe = np.where((y == 0) | (y == -1), y.dtype.type(1), y)
+  floor = x // safe
+  whole = floor + ((floor * safe != x) & ((x < 0) != (safe < 0))).astype(x.dtype)
+  return np.where(y == 0, ~np.zeros_like(x), np.where(y == -1, np.negative(x), whole))
+
+
+def rest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Returns what division leaves, with the sign of what was divided; of whole numbers by 0 all of it.
+
+  >>> rest(np.int32([7, -7, 7]), np.int32([4, 4, 0])).tolist()
+  [3, -3, 7]
+  """
+  if x.dtype.kind not in 'iu':
+    return np.fmod(x, y)
+  return np.where(y == 0, x, np.fmod(x, np.where((y == 0) | (y == -1), y.dtype.type(1), y)))
+
+
 def rounded(x: np.ndarray, *, rounding_method: Any) -> np.ndarray:
   """Returns the nearest whole numbers, halves as `rounding_method` says."""
   if to_even(rounding_method):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlite.deployment.operations import edges
+from jaxlite.deployment.operations import edges, own_tables, ranks
 
 
 def _names(text: str) -> frozenset[str]:
@@ -49,7 +49,7 @@ def left_out(eqn: Any) -> str:
   if kind == 'gather' and params['dimension_numbers'].operand_batching_dims:
     return 'a gather from a table for each example'
   if kind == 'sort' and len(eqn.invars) != 1:
-    return 'arrays sorted by another'
+    return f'more than {ranks.MOST} entries sorted by another array, or by several,'
   if kind in ('reduce_and', 'reduce_or') and eqn.outvars[0].aval.dtype != np.bool_:
     return 'whole numbers joined bit by bit'
   return ''
@@ -60,7 +60,8 @@ def by_others(eqn: Any) -> Any:
 
   A gather that puts a number of its own where there is nothing chooses between that and the nearest entry; a product
   whose result is wider than its operands is one of operands that were made as wide; what is tiled is repeated along
-  axes of their own.
+  axes of their own; what is put in order by another array is counted; what is looked up in each example's own table is
+  compared with each place.
 
   Args:
     eqn: any.
@@ -70,8 +71,14 @@ def by_others(eqn: Any) -> Any:
   """
   kind, params = eqn.primitive.name, eqn.params
   avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
+  if kind == 'gather' and params['dimension_numbers'].operand_batching_dims:
+    if not own_tables.is_simple(params, avals[0].shape):
+      return None
+    return jax.make_jaxpr(lambda table, ids: own_tables.picked(params, table, ids))(*avals)
   if kind == 'gather' and 'FILL' in str(params['mode']) and not _usual(params['fill_value'], avals[0].dtype):
     return jax.make_jaxpr(lambda table, ids: _filled(params, table, ids))(*avals)
+  if kind in ('top_k', 'sort'):
+    return _ordered(kind, params, avals)
   if kind == 'tile':
     return jax.make_jaxpr(lambda x: _tiled(x, params['reps']))(*avals)
   out = eqn.outvars[0].aval.dtype if eqn.outvars else None
@@ -79,6 +86,15 @@ def by_others(eqn: Any) -> Any:
     rest = {**params, 'preferred_element_type': out}
     return jax.make_jaxpr(lambda x, y: eqn.primitive.bind(x.astype(out), y.astype(out), **rest))(*avals)
   return None
+
+
+def _ordered(kind: str, params: Any, avals: Sequence[Any]) -> Any:
+  axis = params['dimension'] if kind == 'sort' else params.get('axis', -1)
+  if avals[0].shape[axis] > ranks.MOST or (kind == 'sort' and (len(avals) == 1 or params['num_keys'] != 1)):
+    return None
+  if kind == 'sort':
+    return jax.make_jaxpr(lambda x, *rest: ranks.sorted_by(x, rest, axis))(*avals)
+  return jax.make_jaxpr(lambda x: ranks.top_k(x, params['k'], axis))(*avals)
 
 
 def _tiled(x: jax.Array, reps: Sequence[int]) -> jax.Array:

@@ -17,31 +17,12 @@ from jax.interpreters import partial_eval
 
 from jaxlite import trees
 from jaxlite.deployment.operations import UNKNOWN, Batch, Graph, Operation, equations, pruned
+from jaxlite.deployment.operations.atoms import Const, Ref, Unknown, computed, constant, dtype_of, never_seen
 from jaxlite.deployment.operations.open_batch import SIZES, Trace, joined
 from jaxlite.graph import walk
 
 KNOWN = 'known/'  # before the path of a param whose values come later
 _LONGEST_SCAN = 256  # iterations that are written out one by one
-
-
-class _Const(NamedTuple):
-  """A known array; where `array` has size 1 and `shape` has not, it is repeated along that axis."""
-
-  array: Any
-  shape: tuple[int, ...]
-  name: str = ''
-
-  @property
-  def whole(self) -> Any:
-    return jnp.broadcast_to(self.array, self.shape)
-
-
-class _Ref(NamedTuple):
-  """A value that depends on the inputs."""
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: Any
 
 
 def lower(fn: Callable[..., Any], params: Any, inputs: Any) -> Graph:
@@ -114,10 +95,10 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int, *, later
     return fn(jax.tree.unflatten(structure, known), jax.tree.unflatten(treedef, given))
 
   closed = _needed(jax.make_jaxpr(flat)(known, shapes))
-  writer = _Writer({}, {}, [], [], [], {}, set() if later else None)
+  writer = _Writer({}, {}, [], [], [], {}, {}, set() if later else None)
   each = zip(known, names, strict=True)
   held: list[Any] = [
-    writer.known(leaf, name) if later else _Const(jnp.asarray(leaf), jnp.shape(leaf), name) for leaf, name in each
+    writer.known(leaf, name) if later else Const(jnp.asarray(leaf), jnp.shape(leaf), name) for leaf, name in each
   ]
   refs = []
   for path, shape in zip(paths, shapes, strict=True):
@@ -129,28 +110,23 @@ def _trace(fn: Callable[..., Any], params: Any, inputs: Any, size: int, *, later
   return writer.needed()
 
 
-class _Unknown(NamedTuple):
-  """What cannot be written; an error only where a result needs it."""
-
-  why: str
-
-
 class _Writer(NamedTuple):
   """One trace, growing: values by name, constants by name, operations."""
 
-  values: dict[str, _Ref]
-  constants: dict[str, _Const]
+  values: dict[str, Ref]
+  constants: dict[str, Const]
   operations: list[Operation]
   inputs: list[str]
   outputs: list[str]
   held: dict[Any, str]  # constants by what is in them
+  seen: dict[Any, tuple[str, Any]]  # and by which array they are, kept alive: a loop reads one again and again
   later: set[str] | None  # values that depend on params alone, where those are not known yet
 
-  def value(self, name: str, shape: Sequence[int], dtype: Any) -> _Ref:
-    self.values[name] = _Ref(name, tuple(shape), np.dtype(dtype))
+  def value(self, name: str, shape: Sequence[int], dtype: Any) -> Ref:
+    self.values[name] = Ref(name, tuple(shape), np.dtype(dtype))
     return self.values[name]
 
-  def known(self, leaf: Any, path: str) -> _Ref:
+  def known(self, leaf: Any, path: str) -> Ref:
     """A param whose values come later."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
       return self.emit(UNKNOWN, [], leaf, {'why': f'{path} is a random key, and what leaves jaxlite draws nothing'})
@@ -160,20 +136,26 @@ class _Writer(NamedTuple):
 
   def of_params(self, kind: str, operands: Sequence[Any]) -> frozenset[str]:
     """What is written beside what every runtime knows, where it depends on params alone."""
-    alone = self.later is not None and all(isinstance(one, _Const) or one.name in self.later for one in operands)
+    alone = self.later is not None and all(isinstance(one, Const) or one.name in self.later for one in operands)
     return equations.OF_PARAMS if alone else frozenset()
 
   def unknown(self, eqn: Any, why: str) -> list[Any]:
     if self.later is None:
-      return [_Unknown(why)] * len(eqn.outvars)
+      return [Unknown(why)] * len(eqn.outvars)
     return [self.emit(UNKNOWN, [], out.aval, {'why': why}) for out in eqn.outvars]
 
   def named(self, atom: Any) -> str:
     """The name of an operand; a constant gets one when it is first read."""
-    if isinstance(atom, _Unknown):
+    if isinstance(atom, Unknown):
       raise ValueError(atom.why)
-    if isinstance(atom, _Ref):
+    if isinstance(atom, Ref):
       return atom.name
+    which = (id(atom.array), atom.shape)
+    if which not in self.seen:
+      self.seen[which] = (self.by_contents(atom), atom.array)
+    return self.seen[which][0]
+
+  def by_contents(self, atom: Const) -> str:
     array = np.asarray(atom.array)
     key = (atom.shape, array.shape, array.dtype.str, hashlib.sha256(array.tobytes()).digest())
     if key in self.held:
@@ -184,11 +166,11 @@ class _Writer(NamedTuple):
     self.constants[name], self.held[key] = atom, name
     return name
 
-  def emit(self, kind: str, operands: Sequence[Any], aval: Any, attributes: Mapping[str, Any]) -> _Ref:
+  def emit(self, kind: str, operands: Sequence[Any], aval: Any, attributes: Mapping[str, Any]) -> Ref:
     extended = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)  # random keys
     result = self.value(f'v{len(self.operations)}', aval.shape, np.uint32 if extended else aval.dtype)
     self.operations.append(Operation(kind, tuple(map(self.named, operands)), (result.name,), dict(attributes)))
-    if self.later is not None and all(isinstance(one, _Const) or one.name in self.later for one in operands):
+    if self.later is not None and all(isinstance(one, Const) or one.name in self.later for one in operands):
       self.later.add(result.name)
     return result
 
@@ -205,11 +187,11 @@ class _Writer(NamedTuple):
 
   def body(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
     bare, consts = walk.opened(jaxpr)
-    known = [_constant(value) for value in consts]
+    known = [constant(value) for value in consts]
     env: dict[Any, Any] = dict(zip([*bare.constvars, *bare.invars], [*known, *args], strict=True))
 
     def read(atom: Any) -> Any:
-      return _constant(atom.val) if hasattr(atom, 'val') else env[atom]
+      return constant(atom.val) if hasattr(atom, 'val') else env[atom]
 
     for eqn in bare.eqns:
       env.update(zip(eqn.outvars, self.equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
@@ -220,38 +202,40 @@ class _Writer(NamedTuple):
     if not eqn.outvars:  # nothing comes of it
       return []
     if kind in walk.CALLS and kind != 'shard_map':
-      if params.get('name') in equations.AT_ONCE and all(isinstance(one, _Const) for one in operands):
-        return _computed(eqn, operands)
+      if params.get('name') in equations.AT_ONCE and all(isinstance(one, Const) for one in operands):
+        return computed(eqn, operands)
       return self.body(params[walk.CALLS[kind]], operands)
     if kind in equations.NOTHING:
       return operands
     if not eqn.primitive.multiple_results and equations.is_empty(eqn.outvars[0].aval):
-      return [_constant(jnp.zeros(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype))]
+      return [constant(jnp.zeros(eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype))]
     if kind == 'concatenate':  # what is empty adds nothing: jnp.pad repeats an edge no times along the examples
-      operands = [one for one in operands if isinstance(one, _Unknown) or 0 not in one.shape]
+      operands = [one for one in operands if isinstance(one, Unknown) or 0 not in one.shape]
       if len(operands) == 1:
         return operands
     if kind == 'reduce_precision' and operands[0].shape == eqn.outvars[0].aval.shape and equations.keeps(eqn):
       return operands
-    if kind == 'scan' and not all(isinstance(one, _Const) for one in operands):
+    if kind == 'scan' and not all(isinstance(one, Const) for one in operands):
       return self.scan(eqn, operands)
-    known, unknown = ([isinstance(one, what) for one in operands] for what in (_Const, _Unknown))
+    if kind == 'while' and not all(isinstance(one, Const) for one in operands):
+      return self.loop(eqn, operands)
+    known, unknown = ([isinstance(one, what) for one in operands] for what in (Const, Unknown))
     if kind in ('split', 'unstack', 'stack') and not all(known) and not any(unknown):
       return self.parts(eqn, operands)
     if kind == 'cond':
       return self.branch(eqn, operands)
     if kind == 'platform_index':  # which platform this will run on: the first is what every one can do
-      return [_constant(np.int32(len(params.get('platforms', ())) - 1))]
+      return [constant(np.int32(len(params.get('platforms', ())) - 1))]
     if kind == 'select_n' and known[0] and len(ways := np.unique(operands[0].array)) == 1:
       chosen = operands[1 + int(ways[0])]
-      if isinstance(chosen, _Unknown):
-        return [_never_seen(operands[1:]) or chosen]
+      if isinstance(chosen, Unknown):
+        return [never_seen(operands[1:]) or chosen]
       if chosen.shape == eqn.outvars[0].aval.shape:
         return [chosen]
     if any(unknown):
       return [operands[unknown.index(True)]] * len(eqn.outvars)
     if all(known):
-      return _computed(eqn, operands)
+      return computed(eqn, operands)
     if (said := equations.by_others(eqn)) is not None:
       return self.body(said, operands)
     if kind not in equations.UNARY | equations.BINARY | equations.OTHERS | self.of_params(kind, operands):
@@ -291,7 +275,7 @@ class _Writer(NamedTuple):
       start += size
     return found
 
-  def cut(self, whole: _Ref, axis: int, start: int, stop: int, shape: Sequence[int]) -> _Ref:
+  def cut(self, whole: Ref, axis: int, start: int, stop: int, shape: Sequence[int]) -> Ref:
     start, stop = int(start), int(stop)  # sizes of a split may be NumPy's
     starts = tuple(start if index == axis else 0 for index in range(len(shape)))
     limits = tuple(stop if index == axis else size for index, size in enumerate(whole.shape))
@@ -306,7 +290,7 @@ class _Writer(NamedTuple):
       return self.unknown(eqn, why)
     fixed, carried = walk.scan_layout(eqn)
     if length == 0:
-      empty = [_constant(jnp.zeros(out.aval.shape, out.aval.dtype)) for out in eqn.outvars[carried:]]
+      empty = [constant(jnp.zeros(out.aval.shape, out.aval.dtype)) for out in eqn.outvars[carried:]]
       return [*operands[fixed : fixed + carried], *empty]
     consts, carry, xs = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
     slices: list[list[Any]] = [[] for _ in eqn.outvars[carried:]]
@@ -318,32 +302,47 @@ class _Writer(NamedTuple):
     outs = [self.stacked(list(reversed(one)) if reverse else one) for one in slices]
     return [*carry, *outs]
 
+  def loop(self, eqn: Any, operands: list[Any]) -> list[Any]:
+    """Writes the rounds of a loop one after the other, where constants alone say how many there are."""
+    told, at = eqn.params, equations.where(eqn)
+    first, second = told['cond_nconsts'], told['cond_nconsts'] + told['body_nconsts']
+    asked, fixed, carry = operands[:first], operands[first:second], operands[second:]
+    for _ in range(_LONGEST_SCAN + 1):
+      (more,) = self.body(told['cond_jaxpr'], [*asked, *carry])
+      if not isinstance(more, Const):
+        return self.unknown(eqn, f'a loop is written out whose length is known; {at} goes on as its input says')
+      if not bool(more.array.reshape(-1)[0]):
+        return carry
+      carry = self.body(told['body_jaxpr'], [*fixed, *carry])
+    why = f'a loop is written out up to {_LONGEST_SCAN} iterations; one of more at {at} is not'
+    return self.unknown(eqn, why)
+
   def taken(self, whole: Any, index: int, axis: int = 0) -> Any:
     """One entry along an axis."""
     left = (*whole.shape[:axis], *whole.shape[axis + 1 :])
-    if isinstance(whole, _Const):
+    if isinstance(whole, Const):
       row = jnp.take(whole.array, 0 if whole.array.shape[axis] == 1 else index, axis)
-      return _Const(row, left, f'{whole.name}/{index}' if whole.name else '')
+      return Const(row, left, f'{whole.name}/{index}' if whole.name else '')
     row = self.cut(whole, axis, index, index + 1, (*whole.shape[:axis], 1, *whole.shape[axis + 1 :]))
     return self.emit('reshape', [row], jax.ShapeDtypeStruct(left, whole.dtype), {'new_sizes': left})
 
   def stacked(self, rows: list[Any], axis: int = 0) -> Any:
-    if all(isinstance(row, _Const) for row in rows):
-      return _constant(jnp.stack([row.whole for row in rows], axis))
+    if all(isinstance(row, Const) for row in rows):
+      return constant(jnp.stack([row.whole for row in rows], axis))
     each = []
     for row in rows:
       shape = (*row.shape[:axis], 1, *row.shape[axis:])
-      if isinstance(row, _Const):
-        each.append(_Const(jnp.expand_dims(row.array, axis), shape))
+      if isinstance(row, Const):
+        each.append(Const(jnp.expand_dims(row.array, axis), shape))
       else:
         aval = jax.ShapeDtypeStruct(shape, row.dtype)
         each.append(self.emit('reshape', [row], aval, {'new_sizes': shape}))
     shape = (*rows[0].shape[:axis], len(rows), *rows[0].shape[axis:])
-    return self.emit('concatenate', each, jax.ShapeDtypeStruct(shape, _dtype(rows[0])), {'dimension': axis})
+    return self.emit('concatenate', each, jax.ShapeDtypeStruct(shape, dtype_of(rows[0])), {'dimension': axis})
 
   def branch(self, eqn: Any, operands: list[Any]) -> list[Any]:
     (index, *rest), branches = operands, eqn.params['branches']
-    if isinstance(index, _Const):
+    if isinstance(index, Const):
       return self.body(branches[int(np.clip(int(index.array), 0, len(branches) - 1))], rest)
     if self.later is None or index.name not in self.later:
       why = f'a network that leaves jaxlite takes the same way for every input; {equations.where(eqn)} chooses by its'
@@ -352,48 +351,7 @@ class _Writer(NamedTuple):
     return [self.emit('select_n', [index, *case], out.aval, {}) for case, out in zip(cases, eqn.outvars, strict=True)]
 
 
-def _never_seen(cases: Sequence[Any]) -> _Unknown | None:
-  """What is taken where a stored range is of nothing: that of the batch, which no list has."""
-  if any(isinstance(one, _Const) and one.array.size == 1 and not np.isfinite(one.array).all() for one in cases):
-    why = 'an activation is quantized to a range that was kept, and one of this network was never seen'
-    return _Unknown(f'{why}: train or calibrate it with data that reach every layer')
-  return None
-
-
 def _needed(closed: Any) -> Any:
   """The program without what no result needs: nothing is computed for it then."""
   used = [True] * len(closed.jaxpr.outvars)
   return closed.replace(jaxpr=partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)[0])
-
-
-def _constant(value: Any) -> _Const:
-  array = value if isinstance(value, jax.Array) else jnp.asarray(value)
-  return _Const(array, array.shape)
-
-
-def _dtype(atom: Any) -> Any:
-  return atom.array.dtype if isinstance(atom, _Const) else atom.dtype
-
-
-def _computed(eqn: Any, operands: list[_Const]) -> list[_Const]:
-  """What an equation gives for known operands; what repeats is not written out where the operation works entry by
-  entry."""
-  kind = eqn.primitive.name
-  aval = eqn.outvars[0].aval
-  if kind == 'broadcast_in_dim' and len(operands) == 1:
-    (one,), axes = operands, eqn.params['broadcast_dimensions']
-    shape = [1] * len(aval.shape)
-    for axis, size in zip(axes, one.array.shape, strict=True):
-      shape[axis] = size
-    name = one.name if one.array.size == np.prod(shape) else ''
-    return [_Const(equations.moved_by_numpy(one.array).reshape(shape), aval.shape, name)]
-  if kind == 'convert_element_type' and equations.widens(operands[0].array.dtype, aval.dtype):
-    return [_Const(equations.moved_by_numpy(operands[0].array).astype(aval.dtype), aval.shape)]
-  if kind in equations.UNARY:
-    return [_Const(eqn.primitive.bind(operands[0].array, **eqn.params), aval.shape)]
-  if kind in equations.BINARY and all(len(one.shape) == len(aval.shape) for one in operands):
-    shape = np.broadcast_shapes(*(one.array.shape for one in operands))
-    arrays = [jnp.broadcast_to(one.array, shape) for one in operands]
-    return [_Const(eqn.primitive.bind(*arrays, **eqn.params), aval.shape)]
-  results = eqn.primitive.bind(*(one.whole for one in operands), **eqn.params)
-  return [_constant(one) for one in (results if eqn.primitive.multiple_results else [results])]

@@ -91,7 +91,7 @@ def _simpler(editor: Editor, one: Operation) -> str | None:
     return first
   if kind == 'pad' and not any(map(any, one.attributes['padding_config'])):
     return first
-  if kind == 'slice' and same:
+  if same and (kind == 'slice' or one.attributes.get('axes') == ()):  # over no axis: some runtimes take none for all
     return first
   if kind == 'integer_pow' and one.attributes['y'] == 2:
     return editor.add('square', [first], output, shape)
@@ -253,7 +253,7 @@ def _fold(editor: Editor, one: Operation) -> str | None:
     name = editor.constant(number, array.reshape(-1)) if array.ndim != 1 else number
   else:
     name = editor.constant(number, bias.astype(each.dtype))
-  editor.operations.remove(maker)
+  editor.drop(maker)
   return editor.put(Operation(maker.kind, (*names, name), one.outputs, maker.attributes))
 
 
@@ -277,7 +277,7 @@ def _through_reshape(editor: Editor, one: Operation, shaped: Operation, at: int)
   folded = _fold(editor, Operation(one.kind, names, (inner,), {}))  # by its name, which is still read once
   if folded is None:
     return None
-  editor.operations.remove(shaped)
+  editor.drop(shaped)
   return editor.add('reshape', [folded], one.outputs[0], after, new_sizes=after)
 
 
@@ -300,7 +300,7 @@ def _activation(editor: Editor, one: Operation) -> str | None:
         return editor.add('relu', [x], output, shape) if bound == 0 else None
       relu = editor.maker(x, 'relu')
       if relu is not None and bound >= 0:
-        editor.operations.remove(relu)
+        editor.drop(relu)
         return editor.add('clip', relu.inputs, output, shape, low=0.0, high=bound)
   if one.kind == 'clamp':
     low, high = editor.number(one.inputs[0]), editor.number(one.inputs[2])
@@ -332,10 +332,10 @@ def _mean(editor: Editor, one: Operation) -> str | None:
       return None
     count = math.prod(int(size) for size in sizes if isinstance(size, int))
     if number in (count, float(np.float32(1 / count))) and (number == count) == (one.kind == 'div'):
-      editor.operations.remove(total)
+      editor.drop(total)
       if shaped is None:
         return editor.add('mean', total.inputs, one.outputs[0], out, axes=axes)
-      editor.operations.remove(shaped)
+      editor.drop(shaped)
       name = editor.fresh(total.outputs[0])
       editor.values[name] = editor.values[total.outputs[0]]
       mean = editor.add('mean', total.inputs, name, editor.values[name].shape, axes=axes)

@@ -96,7 +96,7 @@ def _bias_first(editor: Editor, one: Operation) -> str | None:
     return None
   wide = editor.constant(number, array.reshape((1,) * (len(before) - 1) + (-1,)))
   editor.values[wide] = editor.values[pool.inputs[0]]._replace(dtype=array.dtype)
-  editor.operations.remove(pool)
+  editor.drop(pool)
   name = editor.fresh(x)
   editor.values[name] = editor.values[pool.inputs[0]]
   editor.put(Operation('add', (pool.inputs[0], wide), (name,), {}))

@@ -15,6 +15,8 @@ from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, edges, sized
 from jaxlite.deployment.operations.given import check_kind
 
+AT_ONCE = 64  # examples: windows of a convolution are written out
+
 
 def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) -> Any:
   """Computes the results of a graph.
@@ -56,6 +58,22 @@ def run(graph: Graph, inputs: Mapping[str, Any] | Any, *, keep: bool = False) ->
   return found[0] if len(found) == 1 else found
 
 
+def run_in_parts(graph: Graph, inputs: Mapping[str, Any] | Any, most: int = AT_ONCE) -> Any:
+  """Does what `run` does on some examples at a time, so that memory does not grow with how many there are."""
+  given = inputs if isinstance(inputs, Mapping) else {graph.inputs[0]: inputs}
+  arrays = {name: np.asarray(one) for name, one in given.items()}
+  counts = {array.shape[:1] for array in arrays.values()}
+  count = max((size for shape in counts for size in shape), default=0)
+  if len(counts) != 1 or count <= most:
+    return run(graph, arrays)
+  parts = []
+  for start in range(0, count, most):
+    found = run(graph, {name: array[start : start + most] for name, array in arrays.items()})
+    parts.append(found if isinstance(found, tuple) else (found,))
+  joined = tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+  return joined[0] if len(joined) == 1 else joined
+
+
 def computed(graph: Graph, one: Operation, operands: Sequence[np.ndarray], batch: int) -> np.ndarray:
   """What one operation of a graph makes of its operands."""
   attributes = {name: _at(value, batch) for name, value in one.attributes.items()}
@@ -92,12 +110,6 @@ def _typed(result: Any, want: Value, batch: int, one: Operation) -> np.ndarray:
 def _each(fn: Callable[..., Any]) -> Callable[..., Any]:
   """An operation entry by entry, whatever its attributes."""
   return lambda *operands, **attributes: fn(*operands)
-
-
-def _divided(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  if np.issubdtype(x.dtype, np.integer):  # toward zero
-    return np.where(y == 0, -1, np.trunc(x / np.where(y == 0, 1, y))).astype(x.dtype)
-  return x / y
 
 
 def _selected(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
@@ -287,11 +299,11 @@ RULES: dict[str, Callable[..., Any]] = {
   'add': _each(np.add),
   'sub': _each(np.subtract),
   'mul': _each(np.multiply),
-  'div': _each(_divided),
+  'div': _each(edges.divided),
   'max': _each(np.maximum),
   'min': _each(np.minimum),
   'pow': _each(np.power),
-  'rem': _each(np.fmod),
+  'rem': _each(edges.rest),
   'eq': _each(np.equal),
   'ne': _each(np.not_equal),
   'lt': _each(np.less),

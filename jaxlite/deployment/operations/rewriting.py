@@ -33,6 +33,14 @@ class Editor(NamedTuple):
     self.made.update(dict.fromkeys(one.outputs, one))
     return one.outputs[0]
 
+  def drop(self, one: Operation) -> None:
+    """Takes back an operation that was written, most likely among the last."""
+    for place in reversed(range(len(self.operations))):
+      if self.operations[place] is one:
+        del self.operations[place]
+        return
+    self.operations.remove(one)  # an equal one
+
   def fresh(self, near: str) -> str:
     name = f'{near}_'
     while name in self.values:

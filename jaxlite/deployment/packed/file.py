@@ -70,7 +70,7 @@ class Unpacked(NamedTuple):
       ValueError: inputs of another shape than the network's; a network that cannot be computed.
     """
     try:
-      return reference.run(self.graph, inputs)
+      return reference.run_in_parts(self.graph, inputs)
     except _NO_PROGRAM as error:
       raise Unreadable(f'this network cannot be computed ({type(error).__name__}: {str(error)[:200]})') from None
 

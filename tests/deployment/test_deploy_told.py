@@ -1,0 +1,132 @@
+"""Laws of what a deployment says of itself: what is multiplied, how much of it, on how many examples; and of what it
+starts, which ends."""
+
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import jaxlite as jl
+from jaxlite.contract import join_const
+from jaxlite.deployment import answer, subject
+from jaxlite.deployment.accounting import costs
+from jaxlite.deployment.operations import reference
+from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.patterns import recognized
+from jaxlite.host.safetensors_file import read_safetensors
+from loops import X, Y
+
+pytestmark = pytest.mark.unoptimized
+QUICK = {'batches': (), 'seconds': 0.01, 'say': lambda line: None}
+DRAW = np.random.default_rng(3).normal
+WEIGHTS = {name: DRAW(size=shape).astype(np.float32) for name, shape in (('a', (6, 8)), ('b', (8,)), ('c', (8, 3)))}
+
+
+def dense(p, x):
+  return jax.nn.relu(x @ p['a'] + p['b']) @ p['c']
+
+
+def trained(*parts, steps=2):
+  """A network as a loop of one's own has it: the model with its hooks, and all values."""
+  train = jl.train_step(jl.from_function(dense, WEIGHTS), jl.cross_entropy, jl.chain(*parts, optax.adam(1e-2)))
+  batch = {'inputs': X, 'labels': Y}
+  state = train.init(jax.random.key(0), batch)
+  for _ in range(steps):
+    state, _ = train.step(state, batch)
+  return jl.Network(train.model, state.params, join_const(state.model_state, state.const))
+
+
+def test_weights_alone_in_few_bits_multiply_floats(tmp_path):
+  kinds = ('pack', 'c', 'onnx')
+  report = jl.deploy(trained(jl.fake_quant(bits=(8, None))), kinds, out=tmp_path, examples=X, **QUICK)
+  assert [(one.arithmetic, one.why) for one in report.written] == [('float32', '')] * 3
+  assert all(one.apart < 1e-5 for one in report.written)  # ONNX Runtime would round the inputs, too
+  assert {one.why_float for one in report.costs.layers} == {'only its weights have few bits'}
+  assert b'static const int8_t' in (tmp_path / 'network.c').read_bytes()
+
+
+def test_integers_say_that_they_hold_no_nan(tmp_path):
+  report = jl.deploy(trained(jl.fake_quant(bits=8)), 'pack', out=tmp_path, examples=X, **QUICK)
+  assert report.written[0].arithmetic == 'int8'
+  assert any('no number (NaN) counts as 0' in note for note in report.notes)
+  odd = X.copy()
+  odd[0, 0] = np.nan
+  network = jl.unpack(tmp_path / 'network.jlp')
+  np.testing.assert_array_equal(network.predict(odd), network.predict(np.nan_to_num(odd)))
+
+
+def test_a_class_is_no_arithmetic_and_floats_are_not_quantized_in_silence(tmp_path):
+  model = jl.from_function(lambda p, x: dense(p, x).argmax(-1), WEIGHTS)
+  report = jl.deploy(jl.Network(model, WEIGHTS, {}), 'pack', out=tmp_path, examples=X, every=True, **QUICK)
+  assert report.written[0].arithmetic == 'float32'
+  assert 'every=True goes on from what training quantized, and no activation was' in report.notes[0]
+
+
+def test_what_a_hook_added_is_merged_into_the_values_and_not_counted(tmp_path):
+  network = trained(jl.optim.lora(rank=2))
+  report = jl.deploy(network, 'safetensors', out=tmp_path, examples=X, **QUICK)
+  held, _ = read_safetensors(tmp_path / 'network.safetensors')
+  assert set(held) == {'params.a', 'params.b', 'params.c'}
+  found = dense({name.removeprefix('params.'): value for name, value in held.items()}, X)
+  np.testing.assert_allclose(found, network.predict(X), rtol=1e-4, atol=1e-5)
+  assert report.costs.parameters == sum(value.size for value in WEIGHTS.values())
+
+
+def test_zeros_between_entries_are_not_multiplied():
+  """Of a transposed convolution whose windows do not meet each input entry meets each entry of the kernel once."""
+  kernel = DRAW(size=(2, 2, 3, 5)).astype(np.float32)
+  x = DRAW(size=(1, 7, 6, 3)).astype(np.float32)
+  graph = recognized(lower(lambda p, x: lax.conv_transpose(x, p, (2, 2), 'VALID'), kernel, x))
+  assert graph.operations[0].attributes['input_dilation'] == (2, 2)
+  assert costs(graph).macs == 7 * 6 * kernel.size
+
+
+def test_answers_that_take_much_memory_are_tried_on_fewer_examples_and_that_is_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(subject, '_MOST_BYTES', 10 * 3 * 4)
+  network = jl.Network(jl.from_function(dense, WEIGHTS), WEIGHTS, {})
+  report = jl.deploy(network, 'pack', out=tmp_path, examples=(X, Y), task=jl.tasks.classification(3), **QUICK)
+  assert report.examples == 10
+  assert 'tried on the first 10 of 90 examples: the answers to one take 12 bytes' in report.notes
+  assert report.score == pytest.approx(np.mean(np.argmax(dense(WEIGHTS, X[:10]), -1) == Y[:10]))
+
+
+def test_a_list_runs_on_some_examples_at_a_time():
+  def both(p, d):
+    return dense(p, d['x']), d['n'] + 1
+
+  graph = recognized(lower(both, WEIGHTS, {'n': jnp.zeros((2,), int), 'x': X[:2]}))
+  given = {'input/n': np.arange(90, dtype=np.int32), 'input/x': X}
+  for most in (1, 7, 89, 90, 500):
+    for got, want in zip(reference.run_in_parts(graph, given, most), reference.run(graph, given), strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-6)
+  for bad in ({'input/n': given['input/n'][:80], 'input/x': X}, {'input/x': X}):
+    with pytest.raises(ValueError, match=r'(one batch size|takes the inputs)'):
+      reference.run_in_parts(graph, bad, 7)
+
+
+def test_what_no_compiler_has_memory_for_is_not_given_to_one(tmp_path, monkeypatch):
+  monkeypatch.setattr('jaxlite.host.machine.available', lambda: 10_000)
+  network = jl.Network(jl.from_function(dense, WEIGHTS), WEIGHTS, {})
+  report = jl.deploy(network, ('pack', 'c'), out=tmp_path, examples=X, **QUICK)
+  assert not report.written[0].why
+  assert 'a C compiler takes about 0.0 GB of memory for 81 constants' in report.written[1].why
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='no list of processes here')
+def test_a_compiler_that_takes_too_long_ends_with_what_it_started(tmp_path):
+  command = ['sh', '-c', f'sleep 60 & echo $! > {tmp_path}/pid; wait']
+  began = time.monotonic()
+  with pytest.raises(ValueError, match=r'sh took over 0\.5 s and was ended'):
+    answer.ended(command, 0.5)
+  assert time.monotonic() - began < 20
+  child = Path('/proc', (tmp_path / 'pid').read_text().strip(), 'stat')
+  end = time.monotonic() + 10
+  while child.exists() and child.read_text().split()[2] != 'Z' and time.monotonic() < end:
+    time.sleep(0.02)
+  assert not child.exists() or child.read_text().split()[2] == 'Z'
