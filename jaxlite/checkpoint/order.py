@@ -44,7 +44,7 @@ def ordered(
       log(f'no checkpoint in {folder} has a metric: taking the latest')
     # An unreadable one may have been the best: it comes first, so that its loss is said.
     return [*(entry for entry in newest if rank(entry) == math.inf), *scored, *unscored]
-  if isinstance(which, bool) or not isinstance(which, int):
+  if isinstance(which, bool) or not hasattr(which, '__index__'):
     raise ValueError(f"which checkpoint is 'latest', 'best' or a step, got {which!r}")
   chosen = [entry for entry in newest if entry.step == which]
   if not chosen:

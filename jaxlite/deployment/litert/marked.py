@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxlite.deployment.litert import windows
 from jaxlite.deployment.litert.grids import Grid, grids, separate
-from jaxlite.deployment.operations import Batch, Graph, Operation, sized
+from jaxlite.deployment.operations import Batch, Graph, Operation, readers, sized
 from jaxlite.deployment.running import program
 
 _MARK = 'jaxlite_grid_'
@@ -25,6 +25,10 @@ _LOW, _HIGH = -128, 127
 _SPREADING = frozenset(  # operands reach each other's size by themselves, there too
   {'add', 'sub', 'mul', 'div', 'max', 'min', 'pow', 'rem', 'eq', 'ne', 'lt', 'le', 'gt', 'ge', 'and', 'or', 'xor'}
   | {'select_n', 'quantized_add'}
+)
+_CARRIED = frozenset(  # through what the converter carries a grid back
+  {'select_n', 'max', 'min', 'relu', 'clip', 'clamp', 'concatenate', 'pad', 'slice', 'reshape', 'squeeze', 'transpose'}
+  | {'broadcast_in_dim', 'rev', 'gather', 'max_pool', 'reduce_window_max', 'reduce_max', 'reduce_min'}
 )
 _FLOAT = np.dtype(np.float32)
 _CALL = re.compile(
@@ -77,6 +81,7 @@ def _marked(graph: Graph, batch: int, types: list[str]) -> Callable[..., tuple[j
 
   def run(*inputs: Any) -> tuple[jax.Array, ...]:
     held: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
+    reader = _Reader(real, held, batch, mark)
 
     def spread(names: Sequence[str]) -> None:
       for name in names:
@@ -90,7 +95,7 @@ def _marked(graph: Graph, batch: int, types: list[str]) -> Callable[..., tuple[j
       if one.kind not in _SPREADING:
         spread(one.inputs)
       if one.kind in _RULES:
-        held[output] = _RULES[one.kind](_Reader(real, held, batch, mark), one)
+        held[output] = _RULES[one.kind](reader, one)
       else:
         held.update(program.computed(real, one, held, batch))
       if output in on:
@@ -152,6 +157,8 @@ class _Reader:
 
   def __init__(self, graph: Graph, held: Mapping[str, Any], batch: int, mark: Callable[[Any, str], jax.Array]) -> None:
     self.graph, self.held, self.batch, self.mark = graph, held, batch, mark
+    self.made = {name: one for one in graph.operations for name in one.outputs}
+    self.uses = readers(graph.operations, graph.outputs)
 
   def value(self, name: str) -> Any:
     return self.held[name] if name in self.held else jnp.asarray(_whole(self.graph, name, self.batch))
@@ -208,6 +215,26 @@ def _dot(r: _Reader, one: Operation) -> jax.Array:
   return lax.dot_general(a, b, one.attributes['dimension_numbers'], precision=lax.Precision.HIGHEST)
 
 
+def _quantize(r: _Reader, one: Operation) -> jax.Array:
+  """A float on its way to a grid.
+
+  The converter carries a grid back through what only chooses or moves values, to all that reads these: in
+  where(x > 0, x, a * x) it would cut x to the grid of the result before it is multiplied. So it is stopped where others
+  read what is chosen from.
+  """
+  (name,), names = one.inputs, list(one.inputs)
+  x = r.value(name)
+  while names:
+    maker = r.made.get(names.pop())
+    if maker is None or maker.kind not in _CARRIED:
+      continue
+    back = [each for each in maker.inputs if each not in r.graph.constants and r.graph.values[each].dtype == _FLOAT]
+    if any(r.uses[each] > 1 for each in back):
+      return lax.optimization_barrier(x)
+    names += back
+  return x
+
+
 def _requantize(r: _Reader, one: Operation) -> jax.Array:
   return _plus_nothing(r, r.value(one.inputs[0]), one.attributes['x_scale'])
 
@@ -253,7 +280,7 @@ _RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
   'convert_element_type': _converted,
   'reduce_window_sum': lambda r, one: windows.sum_pool(r.value(one.inputs[0]), **one.attributes),
   'max_pool': lambda r, one: windows.max_pool(r.value(one.inputs[0]), **one.attributes),
-  'quantize': lambda r, one: r.value(one.inputs[0]),
+  'quantize': _quantize,
   'requantize': _requantize,
   'dequantize': _dequantize,
   'quantized_dense': _dense,

@@ -99,7 +99,11 @@ def _dequantize(w: Writer, one: Operation) -> None:
   told = one.attributes
   if scales:
     array, axis = w.graph.constants[q], told.get('axis', 0)
-    return w.put(one.outputs[0], w.node('DequantizeLinear', [w.array(array, q), w.get(scales[0])], axis=axis))
+    # Not as DequantizeLinear: of it and a product ONNX Runtime makes one that rounds what it is multiplied with, too.
+    real = w.node('Cast', [w.array(array, q)], to=w.helper.np_dtype_to_tensor_dtype(np.dtype(np.float32)))
+    wide = w.graph.constants[scales[0]].astype(np.float32)
+    wide = wide.reshape([-1 if index == axis else 1 for index in range(array.ndim)])
+    return w.put(one.outputs[0], w.node('Mul', [real, w.array(wide, scales[0])]))
   order, source = ((), w.whole(q)) if q in w.graph.constants else next(iter(w.forms[q].items()))
   grid = _grid(w, told.get('scale', 1.0), told.get('zero_point', 0))
   w.put(one.outputs[0], w.node('DequantizeLinear', [source, *grid]), order)
