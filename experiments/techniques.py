@@ -35,7 +35,7 @@ from bench.technique_tables import narrow, shown, wide
 import jaxlite as jl
 from jaxlite import data as datasets
 from jaxlite.models import LeNet300
-from jaxlite.pruning._rewind import rounds
+from jaxlite.pruning import rounds
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('workdir', 'runs/techniques', 'where finished rows are kept')

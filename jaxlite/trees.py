@@ -1,7 +1,7 @@
-"""Parameter paths, and rules that pick parameters by path.
+"""Parameter paths, and which parameters are weights.
 
-Everything that names a leaf of a pytree lives here: how a path is written, how a rule selects, what a
-weight looks like when only arrays are seen. Works on any pytree (Linen dict, NNX State, Equinox module,
+Everything that names a leaf of a pytree lives here: how a path is written, what a weight looks like when only
+arrays are seen; how a rule selects stands in `picking.py`. Works on any pytree (Linen dict, NNX State, Equinox module,
 list, tuple), so nothing here may import a neural-network framework.
 """
 
@@ -16,15 +16,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlite.errors import nearest
-
-Rule = None | str | Sequence[str] | Callable[[str], bool]
+from jaxlite.errors import nearest as nearest
+from jaxlite.picking import Rule as Rule
+from jaxlite.picking import select as select
+from jaxlite.picking import shown
 
 # As frameworks and people write them: `bias_n` and `bias_ih` of a GRU, `ln1`, `ln_f`, `bn2`, `norm_1`, `LayerNorm_0`.
 _NOT_A_WEIGHT = re.compile(r'(^|_)(bias|b|scale|gain|gamma|beta|offset|shift)(_?[a-z]{0,2}\d*)?$', re.IGNORECASE)
 _SHORT = re.compile(r'(^|_)b\d*$', re.IGNORECASE)  # of the above: also what a matrix is called, beside a
 _NORM = re.compile(r'(norm|(^|_)(ln|bn|gn))(_?(\d+|[a-z]|out|in|final|pre|post))?$', re.IGNORECASE)
-_POSITION = re.compile(r'(^|_)(wpe|pos(ition)?s?(al)?)($|_?emb|_?enc|_?table|\d)', re.IGNORECASE)
+# Swin's `relative_position_bias_table`, T5's `relative_attention_bias`, `rel_pos_h`: looked up, as the others are.
+_POSITION = re.compile(
+  r'(^|_)(wpe|pos(ition)?s?(al)?)($|_?emb|_?enc|_?table|\d)|(^|_)rel(ative)?_?(pos|attention_bias|bias)', re.IGNORECASE
+)
 
 
 def path_string(key_path: Sequence[Any]) -> str:
@@ -54,9 +58,9 @@ def keyed(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list
   pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
   keys = [key_path for key_path, _ in pairs]
   if any(key_path and getattr(key_path[-1], 'name', None) in ('value', 'raw_value') for key_path in keys):
-    boxes = lambda node: _is_variable(node) or (is_leaf is not None and is_leaf(node))  # noqa: E731
+    boxes = lambda node: is_variable(node) or (is_leaf is not None and is_leaf(node))  # noqa: E731
     found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=boxes)[0]
-    variables = {key_path for key_path, node in found if _is_variable(node)}
+    variables = {key_path for key_path, node in found if is_variable(node)}
     keys = [key_path[:-1] if key_path[:-1] in variables else key_path for key_path in keys]
   return keys, [leaf for _, leaf in pairs], treedef
 
@@ -66,8 +70,12 @@ def _named(tree: Any) -> tuple[list[str], list[Any], Any]:
   return list(map(path_string, keys)), leaves, treedef
 
 
-def _is_variable(node: Any) -> bool:
-  """Whether a node is Flax NNX's box around an array, told without an import of Flax."""
+def is_variable(node: Any) -> bool:
+  """Whether a node is Flax NNX's box around an array, told without an import of Flax.
+
+  >>> is_variable(3)
+  False
+  """
   return any(one.__name__ == 'Variable' and one.__module__.startswith('flax.nnx') for one in type(node).__mro__)
 
 
@@ -130,49 +138,6 @@ def map_with_path(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   return treedef.unflatten(fn(*each) for each in zip(names, leaves, *others, strict=True))
 
 
-def select(names: Iterable[str], rule: Rule, *, what: str = 'rule') -> frozenset[str]:
-  """Returns the paths that a rule picks.
-
-  Args:
-    names: the paths to pick from.
-    rule: a regular expression searched in each path (anchor it with ^ and $ for a whole path), several of
-      them (a path is picked by any), a predicate on the path, or None for every path.
-    what: names the asking part in an error.
-
-  Returns:
-    The picked paths.
-
-  Raises:
-    ValueError: a rule picks nothing; the message lists the nearest paths.
-
-  >>> sorted(select(['conv/kernel', 'conv/bias'], 'kernel$'))
-  ['conv/kernel']
-  """
-  names = list(names)
-  if rule is None:
-    return frozenset(names)
-  if callable(rule):
-    picked = frozenset(name for name in names if rule(name))
-    if not picked:
-      raise ValueError(f'{what} picks no parameter; known paths: {_shown(names)}')
-    return picked
-  found: set[str] = set()
-  for pattern in [rule] if isinstance(rule, str) else rule:
-    try:
-      matched = [name for name in names if re.search(pattern, name)]
-    except re.error as error:
-      raise ValueError(f'{what} {pattern!r} is no regular expression: {error}') from None
-    if not matched:
-      raise ValueError(f'{what} {pattern!r} matches no parameter; nearest paths: {nearest(pattern, names)}')
-    found.update(matched)
-  return frozenset(found)
-
-
-def _shown(names: Sequence[str], limit: int = 8) -> str:
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return (', '.join(names[:limit]) + more) or 'none'
-
-
 def looks_like_weight(path: str, leaf: Any) -> bool:
   """Tells whether an array looks like a weight matrix or kernel when nothing but arrays is seen.
 
@@ -192,7 +157,7 @@ def looks_like_weight(path: str, leaf: Any) -> bool:
     return False
   if not jax.numpy.issubdtype(jax.numpy.result_type(leaf), np.inexact):
     return False
-  *parents, name = path.split('/')
+  *parents, name = re.split('[/.]', path)  # PyTorch's own names, flat: 'encoder.pos_embedding'
   beside = any(pattern.search(part) for pattern in (_NORM, _POSITION) for part in [*parents, name])
   return not beside and not _NOT_A_WEIGHT.search(name)
 
@@ -229,16 +194,32 @@ def weight_paths(params: Any, rule: Rule, weights: Iterable[str] | None, *, what
   """
   names, leaves, _ = flatten(params)
   if rule is not None:
-    return select([name for name in names if not is_extra(name)], rule, what=f'{what}: rule')
+    named = select([name for name in names if not is_extra(name)], rule, what=f'{what}: rule')
+    _refuse_no_numbers({name: leaf for name, leaf in zip(names, leaves, strict=True) if name in named}, what)
+    return named
   if weights is None:
     chosen = frozenset(name for name, leaf in zip(names, leaves, strict=True) if looks_like_weight(name, leaf))
   else:
     chosen = frozenset(weights) & frozenset(name for name in names if not is_extra(name))
   if not chosen:
-    raise ValueError(f'{what} finds no weight among the parameters ({_shown(names)}): name them with a rule')
+    if type(params).__name__ == '_ParamsPlaceholder':
+      raise ValueError(
+        f'{what} goes by its weights, and optax.tree_utils.tree_map_params hands it none: map over its state by paths, '
+        'jax.tree_util.tree_map_with_path'
+      )
+    raise ValueError(f'{what} finds no weight among the parameters ({shown(names)}): name them with a rule')
   if weights is None:
     _tell_passed_over({name: np.shape(leaf) for name, leaf in zip(names, leaves, strict=True)}, chosen, what)
   return chosen
+
+
+def _refuse_no_numbers(chosen: Mapping[str, Any], what: str) -> None:
+  for path, leaf in chosen.items():
+    dtype = getattr(leaf, 'dtype', None)
+    if dtype is not None and not jax.numpy.issubdtype(dtype, np.number):
+      raise ValueError(
+        f'{what} works on arrays of numbers; its rule picks {path!r}, {dtype}{list(leaf.shape)}: narrow it'
+      )
 
 
 def _tell_passed_over(shapes: Mapping[str, tuple[int, ...]], chosen: frozenset[str], what: str) -> None:

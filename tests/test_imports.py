@@ -20,6 +20,7 @@ FILES = {
 FLOORS = (
   ('version',),
   ('errors',),
+  ('picking',),
   ('trees', 'batching'),
   ('contract',),
   ('host',),
@@ -43,7 +44,7 @@ FLOORS = (
   ('__main__', 'experiments'),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-TRANSFORMS = FLOORS[10]
+TRANSFORMS = FLOORS[11]
 NETWORKS = {'flax', 'equinox', 'haiku', 'keras'}
 # Inside functions: what writes a file, and what answers from one in a process of its own.
 RUNTIMES = {
@@ -132,7 +133,7 @@ def test_no_imports_go_in_a_circle():
 @pytest.mark.parametrize('module', list(FILES))
 def test_only_the_room_that_owns_a_package_imports_it(module):
   room, used = room_of(module), others(module)
-  if room in (*TRANSFORMS, 'graph', 'cpu', 'contract', 'trees', 'batching', 'step', 'deployment'):
+  if room in (*TRANSFORMS, 'graph', 'cpu', 'contract', 'picking', 'trees', 'batching', 'step', 'deployment'):
     writers = RUNTIMES.get(module, set())
     assert used <= {'jax', 'optax', 'numpy'} | writers
   if room in ('version', 'errors', 'config'):

@@ -1,6 +1,7 @@
 """Laws of paths and rules: one path a leaf, in any container; a rule that picks nothing says what is near."""
 
 import collections
+import re
 from typing import NamedTuple
 
 import equinox as eqx
@@ -53,6 +54,10 @@ NAMES = ['conv/kernel', 'conv/bias', 'dense/kernel']
     ('^conv/', {'conv/kernel', 'conv/bias'}),
     (['bias$', '^dense'], {'conv/bias', 'dense/kernel'}),
     (lambda path: path.endswith('bias'), {'conv/bias'}),
+    (re.compile('KERNEL$', re.IGNORECASE), {'conv/kernel', 'dense/kernel'}),
+    ([re.compile('bias'), '^dense'], {'conv/bias', 'dense/kernel'}),
+    ((one for one in ['bias$', '^dense']), {'conv/bias', 'dense/kernel'}),
+    (lambda path: re.search('^conv', path), {'conv/kernel', 'conv/bias'}),
   ],
 )
 def test_rules_pick(rule, expected):
@@ -66,11 +71,37 @@ def test_rules_pick(rule, expected):
     (['kernel', 'norm'], "'norm' matches no parameter"),
     ('(', 'no regular expression'),
     (lambda path: False, 'picks no parameter'),
+    ([], 'is empty, so it picks no parameter'),
+    ((), 'is empty'),
   ],
 )
 def test_a_rule_that_picks_nothing_is_an_error(rule, message):
   with pytest.raises(ValueError, match=message):
     trees.select(NAMES, rule)
+
+
+@pytest.mark.parametrize(
+  'rule, message',
+  [
+    ({'conv': True, 'dense': False}, 'a tree of booleans goes to optax.masked'),
+    (lambda path: {'conv': True}, 'a predicate takes a path'),
+    (3, 'got 3'),
+    (True, 'got True'),
+    (['kernel', 3], 'several, or a predicate'),
+    (b'kernel', 'several, or a predicate'),
+  ],
+)
+def test_what_is_no_rule_is_refused_and_never_picks_by_accident(rule, message):
+  with pytest.raises(TypeError, match=message) as caught:
+    trees.select(NAMES, rule, what='prune: rule')
+  assert '\n' not in str(caught.value)
+  assert str(caught.value).startswith('prune: rule')
+
+
+@pytest.mark.parametrize('leaf', [jax.random.key(0), np.array(['x'])])
+def test_a_rule_that_picks_no_numbers_names_the_leaf(leaf):
+  with pytest.raises(ValueError, match="its rule picks 'k'"):
+    trees.weight_paths({'w': np.ones((2, 2)), 'k': leaf}, 'w|k', None, what='prune')
 
 
 @pytest.mark.parametrize(
@@ -87,6 +118,15 @@ def test_a_rule_that_picks_nothing_is_an_error(rule, message):
     ('linear/b', (3, 4), False),
     ('jl.lora/a', (3, 4), False),
     ('embed/embedding', (10, 4), True),
+    ('attn/relative_position_bias_table', (169, 3), False),
+    ('attn.rel_pos_h', (13, 64), False),
+    ('attn/rel_pos_h', (13, 64), False),
+    ('block/relative_attention_bias/weight', (32, 8), False),
+    ('encoder.pos_embedding', (1, 197, 64), False),
+    ('encoder.layers.0.bias', (3, 4), False),
+    ('encoder.layers.0.weight', (3, 4), True),
+    ('relu/kernel', (3, 4), True),
+    ('related/kernel', (3, 4), True),
   ],
 )
 def test_what_looks_like_a_weight(path, shape, expected):

@@ -77,7 +77,7 @@ def from_equinox(
   layout, held = common.layout_of(arrays), common.layout_of(carried)
   floats = [name for name, leaf in zip(layout.names, jax.tree.leaves(arrays), strict=True) if common.is_inexact(leaf)]
   trained = frozenset(floats) - (
-    trees.select(floats, frozen, what='from_equinox: frozen') if frozen is not None else frozenset()
+    trees.select(floats, frozen, what='from_equinox: frozen') if frozen not in (None, (), []) else frozenset()
   )
   call = type(node).__call__
   accepted = common.parameters_of(call)

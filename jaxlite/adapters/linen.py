@@ -8,6 +8,7 @@ import jax
 
 from jaxlite import errors, trees
 from jaxlite.adapters import common
+from jaxlite.adapters._serialized import serializable
 from jaxlite.contract import Model, Params, State
 
 
@@ -39,6 +40,8 @@ def from_linen(module: Any, variables: Any = None, *, train_arg: Any = ...) -> M
   errors.need('from_linen', 'flax')
   from flax import errors as flax_errors
   from flax import linen as nn
+
+  serializable()
 
   if not isinstance(module, nn.Module):
     raise TypeError(f'from_linen takes an instance of flax.linen.Module, got {common.kind_of(module)}')

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxlite import errors, trees
 from jaxlite.adapters import common
+from jaxlite.adapters._serialized import serializable
 from jaxlite.contract import Model, Params, State, stream
 
 
@@ -40,6 +41,8 @@ def from_nnx(module: Any, *, train_arg: Any = ...) -> Model:
   """
   errors.need('from_nnx', 'flax')
   from flax import nnx
+
+  serializable()
 
   def construct(key: Any) -> Any:
     rngs = nnx.Rngs(key)

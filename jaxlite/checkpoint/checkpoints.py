@@ -24,7 +24,8 @@ from jaxlite.checkpoint.directory import Entry
 from jaxlite.checkpoint.leaves import Snapshot
 from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Damaged, Manifest
 from jaxlite.checkpoint.names import orbax_names
-from jaxlite.checkpoint.order import ordered
+from jaxlite.checkpoint.order import first_sound
+from jaxlite.errors import number, whole
 from jaxlite.host.files import comes_loose
 
 _T = TypeVar('_T')
@@ -86,8 +87,7 @@ class Checkpoints:
     Raises:
       ValueError: `keep` is below 1.
     """
-    if keep < 1:
-      raise ValueError(f'keep counts checkpoints to keep and must be at least 1, got {keep}')
+    keep = whole(keep, 'keep, how many checkpoints are kept,', least=1)
     self.directory = Path(directory).absolute()
     self._keep, self._const_name, self._run, self._log, self._there = keep, const, run, log, there
     self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='jaxlite-checkpoint')
@@ -119,26 +119,25 @@ class Checkpoints:
 
     Args:
       step: the optimizer step, at least 0.
-      state: any pytree of arrays; may be donated afterwards.
+      state: any pytree of arrays and plain numbers; may be donated afterwards.
       loop: the loop's own values: anything JSON can hold.
       metric: larger is better; None, NaN and infinities never count as best.
       wait: return only when the checkpoint is on disk.
 
     Raises:
       CheckpointError: this write (with `wait`) or the one before failed; says which checkpoint is good.
-      TypeError: a leaf is no array, or `loop` is not JSON.
+      TypeError: a leaf is no array, `metric` no number, or `loop` is not JSON.
       ValueError: the state holds no array, two leaves share a path, or the step is negative.
     """
     self.wait()
-    step = int(step)
-    if step < 0:
-      raise ValueError(f'a checkpoint is saved at a step of at least 0, got {step}')
+    step = whole(step, 'the step of a checkpoint', least=0)
     try:
       loop = json.loads(json.dumps(loop))
     except (TypeError, ValueError) as error:
       raise TypeError(f'the loop values of a checkpoint must be JSON: {error}') from None
+    metric = None if metric is None else number(metric, 'the metric of a checkpoint')
     metric = None if metric is None or not math.isfinite(metric) else float(metric)
-    arrays, named = leaves.by_path(state), orbax_names(state)
+    arrays, named = {path: leaves.as_array(leaf) for path, leaf in leaves.by_path(state).items()}, orbax_names(state)
     const = {path: arrays.pop(path) for path in list(arrays) if path.split('/')[0] == self._const_name}
     if not arrays:
       raise ValueError('a checkpoint needs a state with at least one array that changes, got none')
@@ -205,7 +204,7 @@ class Checkpoints:
     """Restores the newest sound checkpoint, whatever the number of devices it was saved from.
 
     Args:
-      abstract_state: a pytree of arrays or `jax.ShapeDtypeStruct`: structure, shapes, dtypes, shardings.
+      abstract_state: a pytree of arrays, `jax.ShapeDtypeStruct`, plain numbers: structure, shapes, dtypes, shardings.
       which: 'latest', 'best' (largest metric, else the latest) or a step.
 
     Returns:
@@ -266,22 +265,11 @@ class Checkpoints:
 
   def _newest_sound(self, which: str | int, read: Callable[[Path, Manifest], Restored]) -> Restored | None:
     self.wait()
-    entries = directory.entries(self.directory)
-    if not entries:
-      return None
-    failed: list[str] = []
-    for entry in ordered(entries, which, self._rank, self.directory, self._log):
-      path = self.directory / entry.name
-      try:
-        return read(path, storage.read_entry(self.directory, entry, self._run))
-      except Damaged as damage:
-        self._damaged.add(entry)
-        failed.append(f'{entry.name} ({damage})')
-        self._log(f'checkpoint {path} is damaged, going back to the one before: {damage}')
-    raise CheckpointError(
-      f'no checkpoint in {self.directory} can be read: {"; ".join(failed)}: '
-      'put back a copy, or move the folder aside to start afresh'
-    )
+
+    def one(entry: Entry) -> Restored:
+      return read(self.directory / entry.name, storage.read_entry(self.directory, entry, self._run))
+
+    return first_sound(self.directory, which, self._rank, one, self._damaged.add, self._log)
 
   def _rank(self, entry: Entry) -> float:
     if entry not in self._metrics:

@@ -28,6 +28,9 @@ _NATIVE = frozenset(
 )
 
 
+_PLAIN = (bool, int, float, complex, np.generic)
+
+
 class Leaf(NamedTuple):
   """What a checkpoint says of one leaf.
 
@@ -110,11 +113,25 @@ def spell(dtype: Any, shape: Iterable[int]) -> str:
 def by_path(tree: Any) -> dict[str, Any]:
   """Returns the leaves of a pytree by path, in JAX's order.
 
-  >>> by_path({'a': (1, 2)})
-  {'a/0': 1, 'a/1': 2}
+  >>> by_path({'a': ('x', 'y')})
+  {'a/0': 'x', 'a/1': 'y'}
   """
   names, leaves, _ = trees.flatten(tree)
   return dict(zip(names, leaves, strict=True))
+
+
+def as_array(leaf: Any) -> Any:
+  """Returns a plain number (Flax's TrainState begins with a step of one) as an array without axes, else the leaf.
+
+  A whole number gets the dtype that a compiled step makes of it, so that the states before and after one are alike.
+
+  >>> as_array(3).dtype, as_array(0.1).dtype, as_array('x')
+  (dtype('int32'), dtype('float64'), 'x')
+  """
+  if isinstance(leaf, int) and not isinstance(leaf, bool):
+    short = jnp.dtype(jax.dtypes.canonicalize_dtype(np.int64))
+    return np.asarray(leaf, short if abs(leaf) <= np.iinfo(short).max else np.int64)
+  return np.asarray(leaf) if isinstance(leaf, _PLAIN) else leaf
 
 
 def snapshot(arrays: Mapping[str, Any], names: Mapping[str, str]) -> Snapshot:
@@ -154,12 +171,13 @@ def snapshot(arrays: Mapping[str, Any], names: Mapping[str, str]) -> Snapshot:
 
 def _check(path: str, array: Any) -> None:
   if not isinstance(array, jax.Array | np.ndarray):
-    raise TypeError(f'a checkpoint holds arrays; {path!r} is {type(array).__name__}: wrap it in jnp.asarray')
+    raise TypeError(f'a checkpoint holds arrays and numbers; {path!r} is {type(array).__name__}: leave it out')
   if isinstance(array, jax.Array) and array.is_deleted():
     raise TypeError(f'a checkpoint needs live arrays; {path!r} was donated: save the state that the step returned')
   if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
     raise TypeError(f'a checkpoint needs whole arrays; {path!r} is spread over processes: replicate it first')
-  if not (hashing.is_key(array) or jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
+  small = array.dtype.type.__module__ == 'ml_dtypes'  # of which JAX knows some as numbers, later ones more
+  if not (small or hashing.is_key(array) or jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
     raise TypeError(f'a checkpoint holds numbers; {path!r} is an array of {array.dtype}: leave it out of the state')
 
 
@@ -227,7 +245,7 @@ def restored(leaf: Leaf, found: Mapping[str, np.ndarray], want: Any = None) -> A
     leaf: its entry.
     found: what is stored of it, by region.
     want: an array or `jax.ShapeDtypeStruct`: the leaf goes to its sharding where it has one, to the default device
-      otherwise, and stays NumPy where it is NumPy. None: the default device.
+      otherwise, stays NumPy where it is NumPy and a plain number where it is one. None: the default device.
 
   Returns:
     The array, or typed key.
@@ -241,6 +259,8 @@ def restored(leaf: Leaf, found: Mapping[str, np.ndarray], want: Any = None) -> A
   """
   if isinstance(want, np.ndarray):
     return values(leaf, found)
+  if isinstance(want, _PLAIN):
+    return type(want)(values(leaf, found).item())
   # Arrays that nobody placed stay uncommitted, as a fresh init leaves them: a committed one would retrace.
   sharding = want.sharding if want is not None and getattr(want, 'committed', True) else None
   if leaf.impl:
@@ -270,13 +290,23 @@ def differences(leaves: Iterable[Leaf], template: Any) -> list[str]:
   >>> differences([Leaf('w', 'w', 'float32', (3, 1), '', 'float32')], {'w': jax.ShapeDtypeStruct((3, 3), 'float32')})
   ['w: checkpoint has float32[3,1], program wants float32[3,3]']
   """
+  leaves, wanted = list(leaves), by_path(template)
   have = {leaf.path: str(leaf) for leaf in leaves}
-  want = {name: _spelled(leaf) for name, leaf in by_path(template).items()}
+  want = {name: _spelled(leaf) for name, leaf in wanted.items()}
+  plain = {leaf.path for leaf in leaves if _is_of(wanted.get(leaf.path), leaf)}
   lines = []
   for name in [*want, *(name for name in have if name not in want)]:
-    if have.get(name) != want.get(name):
+    if have.get(name) != want.get(name) and name not in plain:
       lines.append(f'{name}: checkpoint has {have.get(name, "nothing")}, program wants {want.get(name, "nothing")}')
   return lines
+
+
+def _is_of(want: Any, leaf: Leaf) -> bool:
+  """Whether a plain number is wanted and one of its kind is there, of whatever width."""
+  if not isinstance(want, _PLAIN) or leaf.shape or leaf.impl:
+    return False
+  have, kind = jnp.dtype(leaf.dtype).kind, np.asarray(want).dtype.kind
+  return have in {'i': 'iu', 'u': 'iu'}.get(kind, kind) or (kind == 'f' and jnp.issubdtype(leaf.dtype, np.floating))
 
 
 def _spelled(leaf: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxlite.distillation._kd import check_classes
+from jaxlite.distillation._kd import logits_of, positive, weights_of
 
 
 def dist(
@@ -34,7 +34,7 @@ def dist(
     float32[B]: temperature^2 * (beta * inter + gamma * intra). What does not vary correlates with nothing.
 
   Raises:
-    ValueError: the shapes differ, or are not [B, classes].
+    ValueError: the shapes differ, or are not [B, classes]; a temperature that is not above 0.
 
   References:
     Huang et al., Knowledge Distillation from A Stronger Teacher, 2022, https://arxiv.org/abs/2205.10536
@@ -43,13 +43,13 @@ def dist(
   >>> dist(logits, logits).round(5).tolist()
   [0.0, 0.0]
   """
-  check_classes(student, teacher)
+  student, teacher = logits_of(student, teacher)
+  temperature = positive(temperature, 'dist: temperature')
   if student.ndim != 2:
     raise ValueError(f'dist correlates examples, so logits are float[B, classes]; got {list(student.shape)}')
   p = jax.nn.softmax(teacher.astype(jnp.float32) / temperature)
   q = jax.nn.softmax(student.astype(jnp.float32) / temperature)
-  counts = jnp.ones(len(p)) if weight is None else weight.astype(jnp.float32)
-  counts = counts[:, None]
+  counts = weights_of(weight, len(p), 'dist')[:, None]
   inter = 1 - _correlation(p, q, jnp.ones_like(p), axis=1)
   counted = counts > 0  # a padding example may hold anything, NaN too
   intra = jnp.mean(1 - _correlation(jnp.where(counted, p, 0), jnp.where(counted, q, 0), counts, axis=0))

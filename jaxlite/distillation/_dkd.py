@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxlite.distillation._kd import check_classes, divergence
+from jaxlite.distillation._kd import divergence, logits_of, positive
 
 
 def dkd(
@@ -31,10 +31,11 @@ def dkd(
     temperature: as in `kd`.
 
   Returns:
-    float32[...]: temperature^2 * (alpha * TCKD + beta * NCKD).
+    float32[...]: temperature^2 * (alpha * TCKD + beta * NCKD). NaN where a label is no class: a loss that is seen.
 
   Raises:
-    ValueError: shapes differ, labels are no integers of the leading shape, or there is one class only.
+    ValueError: shapes differ, labels are no integers of the leading shape, there is one class only, or a temperature
+      that is not above 0.
 
   References:
     Zhao et al., Decoupled Knowledge Distillation, 2022, https://arxiv.org/abs/2203.08679
@@ -43,16 +44,19 @@ def dkd(
   >>> dkd(logits, logits, jnp.array([2])).tolist()
   [0.0]
   """
-  check_classes(student, teacher)
+  student, teacher = logits_of(student, teacher)
+  labels, temperature = jnp.asarray(labels), positive(temperature, 'dkd: temperature')
   if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != student.shape[:-1]:
     raise ValueError(
       f'dkd needs one integer label for each of {list(student.shape[:-1])}; got {labels.dtype}{list(labels.shape)}: '
       'where labels are blended (mixup), use kd'
     )
-  own = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
+  classes = student.shape[-1]
+  own = jax.nn.one_hot(labels, classes, dtype=bool)
   target_t, others_t = _parts(teacher, own, temperature)
   target_s, others_s = _parts(student, own, temperature)
-  return temperature**2 * (alpha * divergence(target_t, target_s) + beta * divergence(others_t, others_s))
+  both = temperature**2 * (alpha * divergence(target_t, target_s) + beta * divergence(others_t, others_s))
+  return jnp.where((labels >= 0) & (labels < classes), both, jnp.nan)
 
 
 def _parts(logits: jax.Array, own: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from jaxlite.errors import number
 
 
 def kd(student: jax.Array, teacher: jax.Array, *, temperature: float = 4.0) -> jax.Array:
@@ -18,7 +23,7 @@ def kd(student: jax.Array, teacher: jax.Array, *, temperature: float = 4.0) -> j
     float32[...]: temperature^2 * KL(teacher || student).
 
   Raises:
-    ValueError: the shapes differ, or there is one class only.
+    ValueError: the shapes differ, there is one class only, or a temperature that is not above 0 and finite.
 
   References:
     Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
@@ -27,8 +32,59 @@ def kd(student: jax.Array, teacher: jax.Array, *, temperature: float = 4.0) -> j
   >>> kd(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]])).tolist()
   [0.0]
   """
-  check_classes(student, teacher)
+  student, teacher = logits_of(student, teacher)
+  temperature = positive(temperature, 'kd: temperature')
   return temperature**2 * divergence(log_softened(teacher, temperature), log_softened(student, temperature))
+
+
+def logits_of(student: Any, teacher: Any) -> tuple[jax.Array, jax.Array]:
+  """Returns both as arrays that can be compared, or raises as `check_classes`; complex numbers are no logits.
+
+  >>> [one.shape for one in logits_of([[1.0, 2.0]], [[2.0, 1.0]])]
+  [(1, 2), (1, 2)]
+  """
+  student, teacher = jnp.asarray(student), jnp.asarray(teacher)
+  for who, one in (('student', student), ('teacher', teacher)):
+    if jnp.issubdtype(one.dtype, jnp.complexfloating):
+      raise ValueError(f'distill: logits are real; the {who} gives {one.dtype}: give their real part, or loss=')
+  check_classes(student, teacher)
+  return student, teacher
+
+
+def positive(value: Any, what: str) -> Any:
+  """Returns a number above 0, plain; a traced one, which nobody knows yet, as it is.
+
+  Raises:
+    ValueError: it is not above 0 or not finite; a traced one has axes.
+
+  >>> positive(4, 'temperature')
+  4
+  """
+  if isinstance(value, jax.core.Tracer):
+    if value.ndim:
+      raise ValueError(f'{what} is one number; got {value.dtype}{list(value.shape)}')
+    return value
+  plain = number(value, what)
+  if not (plain > 0 and math.isfinite(plain)):
+    raise ValueError(f'{what} is above 0 and finite; got {plain}')
+  return plain
+
+
+def weights_of(weight: Any, count: int, what: str) -> jax.Array:
+  """Returns the weight of each example, float32[count]; ones where there is none.
+
+  Raises:
+    ValueError: another shape.
+
+  >>> weights_of(None, 2, 'rkd').tolist(), weights_of([True, False], 2, 'rkd').tolist()
+  ([1.0, 1.0], [1.0, 0.0])
+  """
+  if weight is None:
+    return jnp.ones(count)
+  weight = jnp.asarray(weight)
+  if weight.shape != (count,):
+    raise ValueError(f'{what}: weight is one number an example, float[{count}]; got {list(weight.shape)}')
+  return weight.astype(jnp.float32)
 
 
 def check_classes(student: jax.Array, teacher: jax.Array) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxlite.distillation._kd import weights_of
+
 
 def rkd(
   student: jax.Array,
@@ -32,7 +34,7 @@ def rkd(
     published sum divided by the number of its terms.
 
   Raises:
-    ValueError: the numbers of examples differ.
+    ValueError: the numbers of examples differ, or the weight is not one number each.
 
   References:
     Park et al., Relational Knowledge Distillation, 2019, https://arxiv.org/abs/1904.05068
@@ -41,13 +43,14 @@ def rkd(
   >>> rkd(points, 5 * points).round(6).tolist()
   [0.0, 0.0, 0.0]
   """
+  student, teacher = jnp.asarray(student), jnp.asarray(teacher)
   if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher):
     raise ValueError(
       f'rkd compares the same examples, float[B, ...]; the student has {list(student.shape)}, the teacher '
       f'{list(teacher.shape)}'
     )
   count = len(student)
-  counts = jnp.ones(count) if weight is None else weight.astype(jnp.float32)
+  counts = weights_of(weight, count, 'rkd')
   pair = counts[None, :] * (1 - jnp.eye(count))  # row: the example; column: its partner, never itself
   spaces = [_flat(features, counts) for features in (student, teacher)]
   result = jnp.zeros(count)
@@ -77,14 +80,14 @@ def _flat(features: jax.Array, counts: jax.Array) -> jax.Array:
 
 def _distances(space: jax.Array, pair: jax.Array) -> jax.Array:
   """Distances in units of their mean. As differences: the expanded square cancels where examples are close."""
-  from_each = jax.checkpoint(lambda anchor: _length(space - jnp.take(space, anchor, axis=0)))
+  from_each = jax.checkpoint(lambda anchor: _length(space - jnp.take(space, anchor, axis=0)[None]))
   far = jax.lax.map(from_each, jnp.arange(len(space)))
   mean = _mean(far, pair, axis=(0, 1))
   return far / jnp.where(mean > 0, mean, 1)
 
 
 def _cosines(space: jax.Array, anchor: jax.Array) -> jax.Array:
-  away = space - jnp.take(space, anchor, axis=0)
+  away = space - jnp.take(space, anchor, axis=0)[None]
   length = _length(away)[:, None]
   unit = away / jnp.where(length > 0, length, 1)
   return unit @ unit.T

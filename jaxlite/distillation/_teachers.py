@@ -224,6 +224,9 @@ def term(
 ) -> jax.Array:
   """Returns the weighted mean of a divergence over the batch.
 
+  Where it gives one value a position and labels have one too (-1 where there is none), an example's is the mean over
+  its labeled positions.
+
   Args:
     loss: (student, teacher, and those of temperature=, labels=, weight= that it names) -> float[B, ...], or a
       scalar that is taken as it is: where examples have a weight, only of a loss that names weight=.
@@ -261,7 +264,16 @@ def term(
     )
   if values.shape[0] != student.shape[0]:
     raise ValueError(f'{what}: a loss gives one value per example, float[{student.shape[0]}]; got {list(values.shape)}')
-  return weighted_mean(jnp.mean(values.reshape(len(values), -1), axis=1), weight)
+  return weighted_mean(_mean_of_each(values, context.batch.get('labels')), weight)
+
+
+def _mean_of_each(values: jax.Array, labels: Any) -> jax.Array:
+  """The mean of each example, float[B]; where positions have labels over the labeled ones, as the task's loss is."""
+  if values.ndim > 1 and getattr(labels, 'shape', ()) == values.shape and jnp.issubdtype(labels.dtype, jnp.integer):
+    labeled, axes = labels >= 0, tuple(range(1, values.ndim))
+    count = jnp.sum(labeled, axis=axes, dtype=jnp.int32).astype(values.dtype)
+    return jnp.sum(jnp.where(labeled, values, 0), axis=axes) / jnp.maximum(count, 1)
+  return jnp.mean(values.reshape(len(values), -1), axis=1)
 
 
 def _parameters(loss: Divergence) -> dict[str, inspect.Parameter]:

@@ -135,7 +135,7 @@ def _kept(target: Target, new: trees.Rule, head: str) -> dict[str, str]:
     if not paths:
       raise WeightsError("head='new' needs a model whose program has a kernel, and finds none: name leaves by new=")
     kept = dict.fromkeys(paths, "head='new'")
-  if new is not None:
+  if new not in (None, (), []):  # a list that a program made may be empty
     kept |= dict.fromkeys(sorted(trees.select(target.leaves, new, what='load_weights: new')), 'new=')
   return kept
 

@@ -90,7 +90,7 @@ def fill_of(fill: float | Sequence[float], images: jax.Array, what: str) -> jax.
   if jnp.issubdtype(images.dtype, jnp.integer):
     info = jnp.iinfo(images.dtype)
     value = np.round(value)
-    if (value < info.min).any() or (value > info.max).any():
+    if not ((value >= info.min) & (value <= info.max)).all():  # NaN neither
       raise ValueError(f'{what}: fill fits the pixels, {info.min} to {info.max}; got {fill}: give it in raw pixels')
   return jnp.asarray(value, images.dtype)
 

@@ -28,7 +28,7 @@ def normalize(mean: Any, std: Any, *, name: str = 'normalize') -> Hook:
 
   Raises:
     ValueError: a standard deviation that is not positive, a statistic that is not finite, a mean without its std; at
-      init, trees that are not like the inputs.
+      init, trees that are not like the inputs, or a statistic that is larger than an example.
 
   >>> import jax, jax.numpy as jnp
   >>> base = Model(lambda key, x: ({}, {}), lambda p, s, x, **_: (x, s))
@@ -80,7 +80,25 @@ def normalize(mean: Any, std: Any, *, name: str = 'normalize') -> Hook:
 def _standardized(leaf: Any, mean: Any, std: Any) -> Any:
   if mean is None or leaf.dtype == jnp.bool_:
     return leaf
+  mean, std = _of_example(mean, leaf), _of_example(std, leaf)
   return (leaf.astype(jnp.float32) - mean) / std
+
+
+def _of_example(statistic: Any, leaf: Any) -> Any:
+  """A statistic with the rank of the inputs; broadcast against an example, never against the batch."""
+  example = tuple(leaf.shape[1:])
+  try:
+    fits = np.broadcast_shapes(statistic.shape, example) == example
+  except ValueError:
+    fits = False
+  if not fits and statistic.size == 1:  # of inputs [B], written [x]
+    statistic, fits = statistic.reshape(()), True
+  if not fits:
+    raise ValueError(
+      f'normalize: a mean and a std are broadcast against one example, {list(example)}; got {list(statistic.shape)}: '
+      'leave axes out, or give them length 1'
+    )
+  return jax.lax.expand_dims(statistic, range(leaf.ndim - statistic.ndim))
 
 
 def _checked(mean: Any, std: Any) -> tuple[Any, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxlite import trees
 from jaxlite.contract import Account, Context, Hook, Loss, Selective, Terms
-from jaxlite.errors import arrays, number
+from jaxlite.errors import arrays, counted, number
 from jaxlite.tasks import running
 from jaxlite.tasks.lift import LABELS
 
@@ -102,6 +104,22 @@ class L2State(NamedTuple):
     return rated(self.rates)._replace(when='each step')
 
 
+class ScheduledL2State(NamedTuple):
+  """State of `l2` with a schedule.
+
+  Attributes:
+    count: int32[], updates done.
+    rates: 1 for each leaf that has the scheduled rate and 0 for the others, real[], at least float32.
+  """
+
+  count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
+  rates: Any
+
+  def account(self, params: Any) -> Account:
+    """Tells which leaves have a rate."""
+    return rated(self.rates)._replace(when=counted(int(np.max(self.count)), 'update'))
+
+
 def rated(rates: Any) -> Account:
   """Tells which leaves have a rate above 0."""
   touched = [path for path, rate in trees.by_path(rates).items() if np.any(rate)]
@@ -110,21 +128,23 @@ def rated(rates: Any) -> Account:
 
 def rate_of(rate: float, leaf: Any) -> jax.Array:
   """Returns a rate in the precision of the leaf that it multiplies: real, at least float32."""
+  if not has_fractions(leaf):
+    return jnp.asarray(rate, jnp.float32)
   return jnp.asarray(rate, jnp.finfo(running.widened(leaf).dtype).dtype)
 
 
-def l2(rate: float, *, select: trees.Rule = None) -> Selective:
+def l2(rate: float | optax.Schedule, *, select: trees.Rule = None) -> Selective:
   """Adds `rate` times the weight to the update, for weights only: biases and norms are left alone.
 
   Before an optimizer it is the gradient of rate/2 * ||w||^2; after `scale_by_adam` and before the learning
   rate it is decoupled weight decay.
 
   Args:
-    rate: at least 0.
+    rate: at least 0; or a schedule of it, int32[] -> float32[], by the updates that it has seen.
     select: a rule on paths; None takes the weights (in a foreign loop: by shape and name).
 
   Returns:
-    An Optax transformation.
+    An Optax transformation. What has no fractions (counts, keys) and no gradient (None) is handed through.
 
   Raises:
     ValueError: a negative rate; at init, no weight selected.
@@ -138,17 +158,51 @@ def l2(rate: float, *, select: trees.Rule = None) -> Selective:
   >>> updates['kernel'][0, 0].item(), updates['bias'][0].item()
   (0.5, 0.0)
   """
-  rate = number(rate, 'l2: rate')
-  if not rate >= 0:
-    raise ValueError(f'l2: rate is at least 0; got {rate}')
+  schedule = rate if callable(rate) else None
+  first = 1.0 if callable(rate) else number(rate, 'l2: rate')
+  if not first >= 0:
+    raise ValueError(f'l2: rate is at least 0; got {first}')
 
-  def init(params: Any, weights: frozenset[str] | None = None) -> L2State:
+  def init(params: Any, weights: frozenset[str] | None = None) -> L2State | ScheduledL2State:
     chosen = trees.weight_paths(params, select, weights, what='l2')
-    return L2State(trees.map_with_path(lambda path, leaf: rate_of(rate if path in chosen else 0, leaf), params))
+    rates = trees.map_with_path(lambda path, leaf: rate_of(first if path in chosen else 0, leaf), params)
+    return L2State(rates) if schedule is None else ScheduledL2State(jnp.zeros((), jnp.int32), rates)
 
-  def update(updates: Any, state: L2State, params: Any = None, **_: Any) -> tuple[Any, L2State]:
+  def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
     if params is None:
       raise ValueError('l2 needs the weights: call update(grads, state, params)')
-    return jax.tree.map(lambda u, w, r: u + (r * w).astype(u.dtype), updates, params, state.rates), state
+    now = None if schedule is None else schedule(state.count)
+
+    def decayed(update: Any, weight: Any, own: Any) -> Any:
+      if now is not None:
+        own = own * jnp.asarray(now, own.dtype)
+      return update + (own * weight).astype(update.dtype)
+
+    updates = where_fractions(decayed, updates, params, state.rates)
+    return updates, state if schedule is None else state._replace(count=optax.safe_increment(state.count))
 
   return Selective(init, update)
+
+
+def has_fractions(leaf: Any) -> bool:
+  """Tells whether a leaf is an array of floats or complex numbers, or such a number: not None, a count or a key.
+
+  >>> has_fractions(jnp.ones(2, 'bfloat16')), has_fractions(0.5), has_fractions(3), has_fractions(None)
+  (True, True, False, False)
+  """
+  return isinstance(leaf, float | complex) or jnp.issubdtype(getattr(leaf, 'dtype', np.int32), np.inexact)
+
+
+def where_fractions(fn: Callable[..., Any], updates: Any, params: Any, *rest: Any) -> Any:
+  """Maps fn(update, param, *others) over the leaves that are numbers with fractions; other updates stay as they are.
+
+  An update may be None, as Equinox leaves them, or have no bytes, as JAX's gradients of integers.
+
+  >>> where_fractions(lambda update, param: update + param, [jnp.ones(1), None], [jnp.ones(1), 3])
+  [Array([2.], dtype=float32), None]
+  """
+
+  def one(update: Any, param: Any, *others: Any) -> Any:
+    return fn(jnp.asarray(update), jnp.asarray(param), *others) if has_fractions(update) else update
+
+  return jax.tree.map(one, updates, params, *rest, is_leaf=lambda node: node is None)

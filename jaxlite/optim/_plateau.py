@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxlite import trees
 from jaxlite.contract import Account
 from jaxlite.errors import counted, number, whole
+from jaxlite.optim._penalties import where_fractions
 
 
 class PlateauState(NamedTuple):
@@ -40,7 +42,11 @@ class PlateauState(NamedTuple):
     return Account(f'{counted(seen, "score")} seen', f'updates are multiplied by {scale:g} at the end', left)
 
   def hear(self, score: Any) -> PlateauState:
-    """Returns the state after one more score, larger is better."""
+    """Returns the state after one more score, larger is better; of a vmapped state one for all, or one each."""
+    if np.shape(score) not in ((), np.shape(self.scale)):
+      raise ValueError(f'plateau hears one score, a number; got {list(np.shape(score))}: give its mean')
+    if isinstance(score, str) or score is None:
+      raise TypeError(f'plateau hears one score, a number; got {score!r}')
     return _observe(self, score)
 
 
@@ -104,7 +110,7 @@ def plateau(
 
   def update(updates: Any, state: PlateauState, params: Any = None, **_: Any) -> tuple[Any, PlateauState]:
     del params
-    return jax.tree.map(lambda leaf: leaf * state.scale.astype(leaf.dtype), updates), state
+    return where_fractions(lambda leaf, _: leaf * state.scale.astype(leaf.dtype), updates, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -132,7 +138,11 @@ def observe_score(tree: Any, score: Any) -> Any:
 
   # What stands inside a state that hears is told first, so that the outer one knows it as it is now.
   told = jax.tree.map(lambda node: observe_score(node, score) if inside(node) else node, tree, is_leaf=inside)
-  return told.hear(score) if hears(told) else told
+  if not hears(told):
+    return told
+  # NNX's Optimizer keeps each array in a box; the boxes come back.
+  heard = jax.tree.map(lambda box: jax.tree.leaves(box)[0], told, is_leaf=trees.is_variable).hear(score)
+  return jax.tree.unflatten(jax.tree.structure(told), jax.tree.leaves(heard))
 
 
 @jax.jit

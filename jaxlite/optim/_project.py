@@ -79,5 +79,5 @@ def _mapped(leaf: Any, weight: Any, mean: Any, name: str) -> Any:
   flat = leaf.reshape(leaf.shape[0], -1).astype(jnp.float32)
   if flat.shape[1] != weight.shape[0]:
     raise ValueError(f'{name}: examples have {weight.shape[0]} features; got {flat.shape[1]}, {list(leaf.shape)}')
-  flat = flat if mean is None else flat - mean
+  flat = flat if mean is None else flat - mean[None]
   return jnp.dot(flat, weight, precision=jax.lax.Precision.HIGHEST)  # TF32 would round what was fitted in float64

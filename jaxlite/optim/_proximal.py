@@ -12,7 +12,7 @@ import optax
 from jaxlite import trees
 from jaxlite.contract import Account, Last
 from jaxlite.errors import counted, number
-from jaxlite.optim._penalties import rate_of, rated
+from jaxlite.optim._penalties import rate_of, rated, where_fractions
 
 
 class ProximalState(NamedTuple):
@@ -78,7 +78,7 @@ def l1_proximal(rate: float, learning_rate: float | optax.Schedule, *, select: t
     if params is None:
       raise ValueError('l1_proximal needs the weights: call update(grads, state, params)')
     step_size = learning_rate(state.count) if callable(learning_rate) else learning_rate
-    updates = jax.tree.map(lambda u, w, own: _shrink(u, w, own, step_size), updates, params, state.rates)
+    updates = where_fractions(lambda u, w, own: _shrink(u, w, own, step_size), updates, params, state.rates)
     return updates, ProximalState(optax.safe_increment(state.count), state.rates)
 
   return Last(init, update)

@@ -99,7 +99,7 @@ def rand_augment(
     colored = jnp.where(_each(touched, 4), from_levels(levels, images, unit), images)  # what stays, stays bit for bit
     if not any(name in names for name in _MOVES):
       return {**batch, 'inputs': colored}
-    moved = ~(matrix == jnp.eye(3)).all((1, 2))
+    moved = ~(matrix == jnp.eye(3)[None]).all((1, 2))
     rows, columns = _sources(matrix, height, width)
     warped = _bilinear(colored, rows, columns, value)
 
@@ -124,7 +124,7 @@ def _tabled(levels: jax.Array, place: jax.Array, sign: jax.Array, strength: floa
   """Changes pixels by their own value, through a table of 256 levels for each image and channel."""
   if not names:
     return levels
-  ramp = jnp.arange(256.0)
+  ramp = jnp.arange(256.0)[None, None]
   factor = (1 + 0.9 * strength * sign)[:, None, None]
   table = jnp.broadcast_to(ramp, (len(levels), levels.shape[-1], 256))
   if 'brightness' in names:
@@ -149,7 +149,7 @@ def _tabled(levels: jax.Array, place: jax.Array, sign: jax.Array, strength: floa
   table = jnp.clip(table, 0, 255)
   below = jnp.clip(jnp.floor(levels), 0, 255).astype(jnp.int32)
   share = levels - below
-  flat = below.reshape(len(levels), -1, levels.shape[-1]).swapaxes(1, 2)
+  flat = below.reshape(len(levels), math.prod(levels.shape[1:3]), levels.shape[-1]).swapaxes(1, 2)
   at = jnp.take_along_axis(table, flat, 2)
   after = jnp.take_along_axis(table, jnp.minimum(flat + 1, 255), 2)
   at, after = (one.swapaxes(1, 2).reshape(levels.shape) for one in (at, after))
@@ -162,15 +162,15 @@ def _tabled(levels: jax.Array, place: jax.Array, sign: jax.Array, strength: floa
 
 def _equalized(levels: jax.Array) -> jax.Array:
   """The table that spreads each channel's levels evenly, as Pillow's `ImageOps.equalize` does, [B, C, 256]."""
-  count, _, _, channels = levels.shape
-  flat = jnp.clip(jnp.round(levels), 0, 255).astype(jnp.int32).reshape(count, -1, channels).swapaxes(1, 2)
+  count, height, width, channels = levels.shape
+  flat = jnp.clip(jnp.round(levels), 0, 255).astype(jnp.int32).reshape(count, height * width, channels).swapaxes(1, 2)
   bins = flat + 256 * jnp.arange(count * channels).reshape(count, channels, 1)
   counts = jnp.zeros(count * channels * 256, jnp.int32).at[bins.reshape(-1)].add(1).reshape(count, channels, 256)
   last = 255 - jnp.argmax(counts[..., ::-1] > 0, axis=-1)
   step = (counts.sum(-1) - jnp.take_along_axis(counts, last[..., None], -1)[..., 0]) // 255
   before = jnp.cumsum(counts, -1) - counts
   spread = (before + (step // 2)[..., None]) // jnp.maximum(step, 1)[..., None]
-  return jnp.where((step > 0)[..., None], jnp.clip(spread, 0, 255), jnp.arange(256)).astype(jnp.float32)
+  return jnp.where((step > 0)[..., None], jnp.clip(spread, 0, 255), jnp.arange(256)[None, None]).astype(jnp.float32)
 
 
 def _blended(levels: jax.Array, place: jax.Array, sign: jax.Array, strength: float, names: Sequence[str]) -> jax.Array:
@@ -209,6 +209,7 @@ def _sources(matrix: jax.Array, height: int, width: int) -> tuple[jax.Array, jax
   """Where each new pixel is read, (rows, columns) float32 [B, H, W]."""
   middle = (height - 1) / 2, (width - 1) / 2
   row, column = jnp.meshgrid(jnp.arange(height) - middle[0], jnp.arange(width) - middle[1], indexing='ij')
+  row, column = row[None], column[None]
   entry = [[matrix[:, i, j, None, None] for j in range(3)] for i in range(2)]
   return (
     entry[0][0] * row + entry[0][1] * column + entry[0][2] + middle[0],
@@ -221,7 +222,8 @@ def _read(images: jax.Array, rows: jax.Array, columns: jax.Array, value: Any) ->
   height, width = images.shape[1:3]
   inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
   flat = images.reshape(len(images), height * width, *images.shape[3:])
-  index = (jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1)).reshape(len(images), -1)
+  index = jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1)
+  index = index.reshape(len(images), math.prod(rows.shape[1:]))
   found = jax.vmap(lambda one, at: one[at])(flat, index).reshape(*rows.shape, *images.shape[3:])
   return jnp.where(inside.reshape(*inside.shape, *[1] * (images.ndim - 3)), found, value)
 

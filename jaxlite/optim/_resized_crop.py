@@ -60,7 +60,7 @@ def random_resized_crop(
     area = jax.random.uniform(areas, (count,), minval=scale[0], maxval=scale[1]) * (height * width)
     shape = jnp.exp(jax.random.uniform(shapes, (count,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
     box = jnp.stack([jnp.minimum(jnp.sqrt(area / shape), height), jnp.minimum(jnp.sqrt(area * shape), width)], -1)
-    corner = jax.random.uniform(places, (count, 2)) * (jnp.array([height, width], jnp.float32) - box)
+    corner = jax.random.uniform(places, (count, 2)) * (jnp.array([[height, width]], jnp.float32) - box)
 
     def scaled(image: jax.Array, box: jax.Array, corner: jax.Array) -> jax.Array:
       factor = jnp.array([tall, wide], jnp.float32) / box
@@ -70,12 +70,11 @@ def random_resized_crop(
       )
 
     def nearest(old: jax.Array) -> jax.Array:
-      rows, columns = (
-        jnp.clip(
-          (corner[:, axis, None] + (jnp.arange(new) + 0.5) * box[:, axis, None] / new).astype(jnp.int32), 0, most - 1
-        )
-        for axis, new, most in ((0, tall, height), (1, wide, width))
-      )
+      def along(axis: int, new: int, most: int) -> jax.Array:
+        place = corner[:, axis, None] + (jnp.arange(new) + 0.5)[None] * box[:, axis, None] / new
+        return jnp.clip(place.astype(jnp.int32), 0, most - 1)
+
+      rows, columns = along(0, tall, height), along(1, wide, width)
       return jax.vmap(lambda one, row, column: one[row][:, column])(old, rows, columns)
 
     made = jax.vmap(scaled)(images, box, corner)

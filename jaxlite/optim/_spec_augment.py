@@ -78,5 +78,5 @@ def _stretches(key: jax.Array, count: int, number: int, most: int, size: int) ->
   lengths, starts = jax.random.split(key)
   length = jax.random.randint(lengths, (count, number, 1), 0, most + 1)
   start = jax.random.randint(starts, (count, number, 1), 0, size - length + 1)
-  place = jnp.arange(size)
+  place = jnp.arange(size)[None, None]
   return ((place >= start) & (place < start + length)).any(1)

@@ -15,6 +15,7 @@ from jaxlite.errors import arrays, counted, whole
 from jaxlite.graph import alike
 from jaxlite.optim._average import averaged
 from jaxlite.tasks import running
+from jaxlite.tasks.lift import dicts_in
 
 
 class SwaState(NamedTuple):
@@ -74,8 +75,11 @@ def swa(begin: int, every: int = 1, *, name: str = 'swa') -> Hook:
   def advance(own: SwaState, params: Params, step: Any) -> SwaState:
     def take(own: SwaState) -> SwaState:
       count = own.count + 1
-      mean = jax.tree.map(lambda old, new: old + (new.astype(old.dtype) - old) / count, own.mean, params)
-      return SwaState(count, mean)
+
+      def moved(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old + (new.astype(old.dtype) - old) / count.astype(jnp.finfo(old.dtype).dtype)
+
+      return SwaState(count, jax.tree.map(moved, own.mean, params))
 
     due = (step >= begin) & ((step - begin) % every == 0)
     return alike.once(due, take, own)[1]
@@ -111,6 +115,7 @@ def refresh_statistics(
     The new model_state, of the same structure.
 
   Raises:
+    TypeError: batches that are no dicts, or a single one.
     ValueError: no batch, or a network without statistics.
 
   >>> def apply(p, s, x, *, train, key, step=None):
@@ -129,7 +134,7 @@ def refresh_statistics(
     return split_const(new)[0]
 
   step = -1
-  for step, batch in enumerate(batches):
+  for step, batch in enumerate(dicts_in(batches, 'refresh_statistics')):
     live = forward(params, live, const, batch['inputs'], key, jnp.int32(step))
   if step < 0:
     raise ValueError('refresh_statistics needs a batch at least; got none')

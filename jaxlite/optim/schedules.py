@@ -2,14 +2,15 @@
 
 Lengths are steps, or a `Duration` in any unit: `Duration(epochs=5)`. A unit other than steps needs the sizes of
 the run, `run=Run(total_steps, steps_per_epoch, batch_size)`. Every schedule has its stated values at its ends
-exactly, and keeps the last one from there on.
+exactly, and keeps the last one from there on; but `warmup_cosine`, which is Optax's, counts in steps alone and meets
+them to a rounding unit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 
 from jaxlite.config.duration import Duration
+from jaxlite.errors import number, whole
 
 Length = int | Duration
 
@@ -66,16 +68,16 @@ def warmup_cosine(peak: float, total_steps: int, *, warmup_steps: int = 0, final
   """Rises linearly to `peak`, then falls along a cosine to `final` at the last step.
 
   Args:
-    peak: the learning rate at the end of the warm-up.
+    peak: the learning rate at the end of the warm-up, which rises to it from peak / (warmup_steps + 1). May be traced.
     total_steps: length of the whole schedule in steps, the warm-up included.
     warmup_steps: length of the warm-up in steps, less than `total_steps`; step 0 is already above 0.
-    final: the learning rate that step `total_steps` would have.
+    final: the learning rate that step `total_steps` would have. May be traced.
 
   Returns:
     A schedule, int32[] -> float32[].
 
   Raises:
-    ValueError: a warm-up that does not end before the schedule, or a length under 1.
+    ValueError: a rate that is not finite, a warm-up that does not end before the schedule, or a length under 1.
 
   References:
     Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2016,
@@ -85,13 +87,22 @@ def warmup_cosine(peak: float, total_steps: int, *, warmup_steps: int = 0, final
   >>> [round(float(schedule(t)), 2) for t in (0, 1, 2, 6, 10)]
   [0.33, 0.67, 1.0, 0.5, 0.0]
   """
-  if total_steps < 1:
-    raise ValueError(f'warmup_cosine: total_steps is at least 1; got {total_steps}')
-  if not 0 <= warmup_steps < total_steps:
+  total_steps = whole(total_steps, 'warmup_cosine: total_steps', least=1)
+  warmup_steps = whole(warmup_steps, 'warmup_cosine: warmup_steps', least=0)
+  if not warmup_steps < total_steps:
     raise ValueError(f'warmup_cosine: the warm-up ends before step {total_steps}; got warmup_steps={warmup_steps}')
-  if isinstance(peak, jax.core.Tracer):  # a rate that is an argument of the program: Optax compares it
+  traced = any(isinstance(rate, jax.core.Tracer) for rate in (peak, final))
+  if not traced:
+    peak, final = _finite('warmup_cosine', peak, final)
+  if traced or not peak:  # a rate that is an argument of the program: Optax compares it, and divides by it
     unit = warmup_cosine(1.0, total_steps, warmup_steps=warmup_steps)
-    return lambda count: final + (peak - final) * unit(count)
+
+    def schedule(count: Any) -> Any:
+      share = unit(count)
+      falling = final + (peak - final) * share
+      return jnp.where(count < warmup_steps, peak * share, falling) if warmup_steps else falling
+
+    return schedule
   return optax.warmup_cosine_decay_schedule(
     init_value=peak / (warmup_steps + 1),  # a first step at rate 0 would be a step wasted
     peak_value=peak,
@@ -122,6 +133,7 @@ def polynomial(
   >>> [float(polynomial(1.0, 0.0, 4, power=2)(t)) for t in (0, 2, 4, 9)]
   [1.0, 0.25, 0.0, 0.0]
   """
+  power = number(power, 'polynomial: power')
   if not power > 0:
     raise ValueError(f'polynomial: power is above 0; got {power}')
   return _blend('polynomial', first, final, length, run, lambda progress: (1 - progress) ** power)
@@ -184,11 +196,11 @@ def cosine_restarts(
   >>> [round(float(schedule(t)), 3) for t in (0, 2, 3, 4, 6, 8, 9)]
   [1.0, 0.5, 0.146, 0.5, 0.25, 0.0, 0.0]
   """
-  if cycles < 1:
-    raise ValueError(f'cosine_restarts: cycles is at least 1; got {cycles}')
+  cycles = whole(cycles, 'cosine_restarts: cycles', least=1)
+  growth, decay = number(growth, 'cosine_restarts: growth'), number(decay, 'cosine_restarts: decay')
   if not (growth >= 1 and decay > 0):
     raise ValueError(f'cosine_restarts: growth is at least 1 and decay above 0; got growth={growth}, decay={decay}')
-  start = _at_least_one('cosine_restarts', period, run)
+  [peak], start = _finite('cosine_restarts', peak), _at_least_one('cosine_restarts', period, run)
   lengths = [round(start * growth**cycle) for cycle in range(cycles)]
   pieces = [(cosine(peak * decay**cycle, final, length), length) for cycle, length in enumerate(lengths)]
   return join(*pieces[:-1], pieces[-1][0])
@@ -230,6 +242,7 @@ def one_cycle(
   steps = in_steps(length, run)
   if steps < 2:
     raise ValueError(f'one_cycle rises and falls: its length is at least 2 steps; got {length}')
+  [peak], rise = _finite('one_cycle', peak), number(rise, 'one_cycle: rise')
   if not 0 < rise < 1:
     raise ValueError(f'one_cycle: rise is the share that rises, in (0, 1); got {rise}')
   up = min(max(round(rise * steps), 1), steps - 1)
@@ -255,12 +268,14 @@ def piecewise(values: Sequence[float], boundaries: Sequence[Length], *, run: Run
   >>> float(schedule(99)), float(schedule(100))
   (0.5, 0.25)
   """
+  if not all(isinstance(one, Iterable) for one in (values, boundaries)):
+    raise TypeError(f'piecewise takes several values and boundaries; got {values!r} and {boundaries!r}: give lists')
   at = [in_steps(boundary, run) for boundary in boundaries]
   if len(values) != len(at) + 1:
     raise ValueError(f'piecewise: one value more than boundaries; got {len(values)} values, {len(at)} boundaries')
   if sorted(set(at)) != at or (at and at[0] < 1):
     raise ValueError(f'piecewise: boundaries rise from step 1 on; got {at} steps')
-  _check_finite('piecewise', *values)
+  values = _finite('piecewise', *values)
   held = [(lambda count, value=value: jnp.full(jnp.shape(count), value, jnp.float32)) for value in values]
   return optax.join_schedules(held, at)
 
@@ -303,7 +318,7 @@ def _blend(
   """`left` of progress goes from 1 to 0. A weighted sum, as `first + (final - first) * x` need not end on `final`:
   Optax's own polynomial and cosine may miss it by a rounding unit."""
   steps = _at_least_one(what, length, run)
-  _check_finite(what, first, final)
+  first, final = _finite(what, first, final)
   begin, end = np.float32(first), np.float32(final)
 
   def schedule(count: jax.Array) -> jax.Array:
@@ -320,7 +335,9 @@ def _at_least_one(what: str, length: Length, run: Run | None) -> int:
   return steps
 
 
-def _check_finite(what: str, *values: float) -> None:
-  for value in values:
+def _finite(what: str, *values: float) -> list[float]:
+  plain = [number(value, f'{what}: a rate') for value in values]
+  for value in plain:
     if not math.isfinite(value):
       raise ValueError(f'{what}: a rate is a finite number; got {value}')
+  return plain

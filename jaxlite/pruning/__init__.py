@@ -14,7 +14,7 @@ from jaxlite.pruning._mask_state import PruneState, check
 from jaxlite.pruning._masks import apply_masks
 from jaxlite.pruning._one_shot import sparsify
 from jaxlite.pruning._prune_groups import prune_groups
-from jaxlite.pruning._rewind import rewind
+from jaxlite.pruning._rewind import rewind, rounds
 from jaxlite.pruning._rigl import rigl, set_, unreset
 from jaxlite.pruning._sparsegpt import sparsegpt
 from jaxlite.pruning._statistics import gather_statistics
@@ -39,6 +39,7 @@ __all__ = [
   'prune_groups',
   'rewind',
   'rigl',
+  'rounds',
   'scores',
   'set_',
   'sparsegpt',

@@ -83,7 +83,7 @@ def _raw_density(leaf: Leaf) -> float:
   lengths = leaf.shape
   if leaf.layout is not None:  # of one weight of a stack
     lengths = tuple(leaf.shape[axis] for axis in leaf.layout.summed + leaf.layout.outputs) or lengths
-  return sum(lengths) / max(math.prod(lengths), 1)
+  return (sum(lengths) or 1) / max(math.prod(lengths), 1)  # a scalar has no length
 
 
 def global_(*, floor: float = 0.0, normalize: bool = False) -> Global:

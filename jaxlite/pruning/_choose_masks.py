@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite import trees
 from jaxlite.graph import alike
@@ -309,6 +310,40 @@ def scores_of(
     if got != target.shape:
       raise ValueError(f'{what}: a score returns a tree like params; {path!r} is {target.shape}, its score {got}')
   return found
+
+
+def lowest(scores: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """Returns the least of the scores by path, at most 0; NaN counts as larger than everything."""
+  real = {path: one for path, one in scores.items() if jnp.issubdtype(one.dtype, jnp.floating)}
+  return {path: jnp.nanmin(one, initial=0.0) for path, one in real.items()}
+
+
+def refuse_negative(least: Mapping[str, Any], what: str) -> None:
+  """Raises ValueError where a score is below 0: masks are drawn by its bits, which know no sign.
+
+  >>> refuse_negative({'w': jnp.float32(-2.0)}, 'sparsify')
+  Traceback (most recent call last):
+    ...
+  ValueError: sparsify: a score is at least 0, and the largest live; that of 'w' falls to -2: give its exp, or its size
+  """
+  for path, value in least.items():
+    if value < 0:
+      raise ValueError(
+        f'{what}: a score is at least 0, and the largest live; that of {path!r} falls to {float(value):g}: give '
+        'its exp, or its size'
+      )
+
+
+def refuse_negative_now(score: Any, params: Any, context: Any, targets: Mapping[str, Target], *, what: str) -> None:
+  """As `refuse_negative`, of a score that is not ours, where params are known already and not traced."""
+  leaves = jax.tree.leaves((params, context))
+  ours = getattr(score, '__module__', '').startswith('jaxlite.')
+  if not ours and all(isinstance(leaf, jax.Array | np.ndarray) and not _traced(leaf) for leaf in leaves):
+    refuse_negative(lowest(scores_of(score, params, context, targets, what=what)), what)
+
+
+def _traced(leaf: Any) -> bool:
+  return isinstance(leaf, jax.core.Tracer)
 
 
 def leaves_at(tree: Any, paths: Any) -> dict[str, Any]:

@@ -12,7 +12,16 @@ from jaxlite import trees
 from jaxlite.contract import Last
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, erk
-from jaxlite.pruning._choose_masks import Structures, draw, draws_in_one, leaves_at, redraw, scores_of, targets
+from jaxlite.pruning._choose_masks import (
+  Structures,
+  draw,
+  draws_in_one,
+  leaves_at,
+  redraw,
+  refuse_negative_now,
+  scores_of,
+  targets,
+)
 from jaxlite.pruning._mask_state import (
   PruneState,
   hold_at_zero,
@@ -77,7 +86,8 @@ def prune(
     An Optax transformation (a `Last`).
 
   Raises:
-    ValueError: a sparsity outside [0, 1), `end` before `begin`, `every` under 1; at init, no weight selected.
+    ValueError: a sparsity outside [0, 1), `end` before `begin`, `every` under 1; at init, no weight selected, or (of
+      a score of your own, where params are known then) scores below 0.
 
   References:
     Zhu and Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878
@@ -94,6 +104,7 @@ def prune(
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
     chosen, layouts = maskable(params, select, weights, what='prune')
     goals = targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what='prune')
+    refuse_negative_now(score, params, context, goals, what='prune')
     dense = {path: jnp.ones(goal.shape, bool) for path, goal in goals.items()}
     return start(params, dense, packed=packed)._replace(context=jax.tree.map(jnp.copy, context), layouts=layouts)
 

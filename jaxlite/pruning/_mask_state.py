@@ -81,8 +81,8 @@ def check(state: Any) -> None:
       which is read where its masks hold, give all, not its `opt_state`.
 
   Raises:
-    ValueError: weights that are not zero where a mask says so; or nothing in the state holds masks, so that there is
-      nothing to check.
+    ValueError: weights that are not zero where a mask says so; masks inside of `optax.lookahead`, which do not hold its
+      slow weights; or nothing in the state holds masks, so that there is nothing to check.
 
   >>> params = {'w': jnp.ones((2, 2))}
   >>> state = start(params, {'w': jnp.eye(2, dtype=bool)}, packed=False)
@@ -96,6 +96,12 @@ def check(state: Any) -> None:
   told = [node.status() for node in trees.able(state, 'status')]
   if not told:
     raise ValueError('pruning.check finds no part that holds masks in this state: give it the state of the optimizer')
+  within = trees.nodes(state, lambda node: isinstance(node, optax.LookaheadState))
+  if any(trees.able(node.fast_state, 'status') for node in within):
+    raise ValueError(
+      'optax.lookahead writes its slow weights over what a mask inside of it holds at zero, and they are no zeros: put '
+      'the pruning part behind it, optax.chain(optax.lookahead(...), prune(...))'
+    )
   if broken := sum(int(np.sum(jax.device_get(one.broken))) for one in told):
     raise ValueError(
       f'another part wrote to {counted(broken, "value")} that a mask holds at zero: make the pruning part the last of '

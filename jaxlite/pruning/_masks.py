@@ -53,7 +53,7 @@ def unpack(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       f'masks are booleans or bits; these are {mask.dtype}{list(mask.shape)}: a wrapper computes with the state that '
       'it is given (optax.contrib.sam does): put the pruning part outside of it, behind it in the chain'
     )
-  bits = (mask[:, None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)) & 1
+  bits = (mask[:, None] >> jnp.arange(7, -1, -1, dtype=jnp.uint8)[None]) & 1
   return (bits.reshape(-1)[: math.prod(shape)] != 0).reshape(shape)
 
 
@@ -77,14 +77,10 @@ def over(fn: Callable[..., Any], masks: Any, *rest: Any, unmasked: Callable[[Any
   )
 
 
-def apply_masks(params: Any, masks: Any) -> Any:
-  """Returns params with exact zeros where their masks say so.
+def applied(params: Any, masks: Any) -> Any:
+  """As `apply_masks`, of masks that are known to fit.
 
-  Args:
-    params: any pytree of arrays.
-    masks: its masks, packed or not; None leaves a leaf as it is.
-
-  >>> apply_masks({'w': jnp.array([1.0, jnp.inf])}, {'w': jnp.array([True, False])})['w'].tolist()
+  >>> applied({'w': jnp.array([1.0, jnp.inf])}, {'w': jnp.array([True, False])})['w'].tolist()
   [1.0, 0.0]
   """
   return over(
@@ -93,6 +89,24 @@ def apply_masks(params: Any, masks: Any) -> Any:
     params,
     unmasked=lambda leaf: leaf,
   )
+
+
+def apply_masks(params: Any, masks: Any) -> Any:
+  """Returns params with exact zeros where their masks say so.
+
+  Args:
+    params: any pytree of arrays.
+    masks: as `sparsify` gives them, packed or not: a tree like the params with None where nothing is pruned, or a dict
+      of masks by path. What they do not know stays as it is.
+
+  Raises:
+    ValueError: no mask at all, a mask of no parameter, of another shape, or that is neither booleans nor bits.
+
+  >>> apply_masks({'w': jnp.array([1.0, jnp.inf])}, {'w': jnp.array([True, False])})['w'].tolist()
+  [1.0, 0.0]
+  """
+  found = _fitting(masks, params, 'apply_masks')
+  return applied(params, trees.map_with_path(lambda path, _: found.get(path), params))
 
 
 def by_path(masks: Any, params: Any, *, what: str) -> Any:
@@ -109,18 +123,24 @@ def by_path(masks: Any, params: Any, *, what: str) -> Any:
   Raises:
     ValueError: no mask at all, a mask of no parameter, or of another shape.
   """
-  found = trees.by_path(masks)
-  shapes = trees.by_path(params)
+  found = _fitting(masks, params, what)
+  return trees.map_with_path(lambda path, _: jnp.array(found[path]) if path in found else None, params)
+
+
+def _fitting(masks: Any, params: Any, what: str) -> dict[str, Any]:
+  """Masks by path, each of which fits its parameter."""
+  found, leaves = trees.by_path(masks), trees.by_path(params)
   if not found:
     raise ValueError(f'{what}: there is no mask in what was given: sparsify first')
   for path, mask in found.items():
-    if path not in shapes:
-      raise ValueError(f'{what}: the mask {path!r} is of no parameter; nearest: {nearest(path, shapes)}')
-    shape, dtype = np.shape(shapes[path]), np.asarray(mask).dtype
+    if path not in leaves:
+      raise ValueError(f'{what}: the mask {path!r} is of no parameter; nearest: {nearest(path, leaves)}')
+    shape, dtype = np.shape(leaves[path]), np.dtype(getattr(mask, 'dtype', type(mask)))
     packed = (-(-math.prod(shape) // 8),)
     if (dtype, np.shape(mask)) not in ((np.dtype(bool), shape), (np.dtype(np.uint8), packed)):
+      numbers = np.shape(mask) == shape and dtype.kind in 'biuf'
       raise ValueError(
-        f'{what}: a mask is bool{list(shape)} or uint8{list(packed)} for {path!r};'
-        f' got {dtype}{list(np.shape(mask))}: give masks of these params'
+        f'{what}: a mask is bool{list(shape)} or uint8{list(packed)}, bits, for {path!r};'
+        f' got {dtype}{list(np.shape(mask))}: give {"mask != 0" if numbers else "masks of these params"}'
       )
-  return trees.map_with_path(lambda path, _: jnp.array(found[path]) if path in found else None, params)
+  return found

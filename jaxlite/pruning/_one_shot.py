@@ -5,11 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlite import trees
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, erk
-from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at, scores_of, targets
+from jaxlite.pruning._choose_masks import (
+  Structures,
+  Target,
+  draw,
+  leaves_at,
+  lowest,
+  refuse_negative,
+  scores_of,
+  targets,
+)
 from jaxlite.pruning._mask_state import laid_out, layouts_in
 from jaxlite.pruning._selection import maskable
 from jaxlite.pruning._statistics import Calibration
@@ -46,8 +56,8 @@ def sparsify(
     in fine-tuning.
 
   Raises:
-    ValueError: a sparsity outside [0, 1), no weight selected, a rule that matches nothing; `wanda` for a weight of
-      whose inputs the calibration knows nothing.
+    ValueError: a sparsity outside [0, 1), no weight selected, a rule that matches nothing, scores below 0; `wanda` for
+      a weight of whose inputs the calibration knows nothing.
 
   >>> import jax.numpy as jnp
   >>> params, masks = sparsify({'w': jnp.array([[1.0, 4.0], [3.0, 2.0]]), 'b': jnp.ones(2)}, 0.5)
@@ -62,10 +72,12 @@ def sparsify(
 
   @jax.jit
   def drawn(params: Any, context: Any) -> Any:
-    return draw(goals, scores_of(score, params, context, goals, what='sparsify'))
+    scores = scores_of(score, params, context, goals, what='sparsify')
+    return draw(goals, scores), lowest(scores)
 
-  found = drawn(params, context)
-  return masking.apply_masks(params, laid_out(found, params, False)), laid_out(found, params, packed)
+  found, least = drawn(params, context)
+  refuse_negative(least, 'sparsify')
+  return masking.applied(params, laid_out(found, params, False)), laid_out(found, params, packed)
 
 
 def goals_of(
@@ -80,6 +92,9 @@ def goals_of(
 ) -> dict[str, Target]:
   """Decides what each leaf becomes; a `Calibration` knows the weights and their axes."""
   sparsity = share_of(sparsity, what)
+  for path, leaf in trees.by_path(params).items():
+    if not isinstance(leaf, jax.Array | np.ndarray | float | int | complex):
+      raise TypeError(f'{what} takes arrays; {path!r} is {type(leaf).__name__}: filter the module, eqx.is_array')
   known = context.layouts if isinstance(context, Calibration) else None
   chosen, layouts = maskable(params, select, known, what=what)
   return targets(leaves_at(params, chosen), layouts_in(layouts), sparsity, structure, allocate, what=what)

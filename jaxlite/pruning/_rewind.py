@@ -64,7 +64,7 @@ def rewind(
   _, masks = sparsify(
     trained, sparsity, score=score, context=context, structure=structure, allocate=allocate, select=select
   )
-  return masking.apply_masks(jax.tree.map(jnp.asarray, early), masks), masks
+  return masking.applied(jax.tree.map(jnp.asarray, early), masks), masks
 
 
 def rounds(sparsity: float, count: int) -> list[float]:

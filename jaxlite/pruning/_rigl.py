@@ -212,7 +212,7 @@ def _dynamic(
     }
     masks = start(params, drawn, packed=packed)
     masks = masks._replace(layouts=layouts, sparsity=jnp.full((), sparsity, jnp.float32))
-    return DynamicState(masks, inner.init(masking.apply_masks(params, masks.masks)))
+    return DynamicState(masks, inner.init(masking.applied(params, masks.masks)))
 
   def update(updates: Any, state: DynamicState, params: Any = None, **extra: Any) -> tuple[Any, DynamicState]:
     if params is None:
@@ -236,8 +236,8 @@ def _dynamic(
       return laid_out(after, params, packed), _reset(inner_state, fresh, changed, params)
 
     held, inner_state = watched(held, params, schedule, state.inner, move, first=1)  # the first weights are the user's
-    sparse = masking.apply_masks(params, held.masks)  # what comes in first, or just died, is not zero yet
-    moved, inner_state = inner.update(masking.apply_masks(updates, held.masks), inner_state, sparse, **extra)
+    sparse = masking.applied(params, held.masks)  # what comes in first, or just died, is not zero yet
+    moved, inner_state = inner.update(masking.applied(updates, held.masks), inner_state, sparse, **extra)
     held = held._replace(reached=jnp.ones((), bool))
     return hold_at_zero(moved, params, held.masks), DynamicState(held, inner_state)
 
@@ -278,7 +278,7 @@ def _moved(mask: jax.Array, weight: jax.Array, growth: jax.Array, share: jax.Arr
 
 def _started(params: Any, before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> Any:
   def value(path: str, param: jax.Array) -> jax.Array:
-    return jnp.where(before[path] & after[path], param, 0).astype(param.dtype) if path in after else param
+    return jnp.where(before[path] & after[path], param, jnp.zeros_like(param)) if path in after else param
 
   return trees.map_with_path(value, params)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlite import trees
+from jaxlite.errors import number, whole
 from jaxlite.pruning._allocate import Allocate, erk
 from jaxlite.pruning._choose_masks import Structures, Target, draw, leaves_at
 from jaxlite.pruning._mask_state import laid_out
@@ -70,8 +71,9 @@ def sparsegpt(
     raise ValueError(
       f'sparsegpt reads Gram matrices: pass context=gather_statistics(...); got {type(context).__name__}'
     )
-  if damping <= 0 or block < 1:
-    raise ValueError(f'sparsegpt: damping and block are positive; got damping={damping}, block={block}')
+  damping, block = number(damping, 'sparsegpt: damping'), whole(block, 'sparsegpt: block', least=1)
+  if not (damping > 0 and math.isfinite(damping)):
+    raise ValueError(f'sparsegpt: damping is above 0 and finite; got damping={damping}')
   if context.norms and not context.grams:
     raise ValueError(
       'sparsegpt reads Gram matrices, and the calibration holds none: gather_statistics(..., grams=True)'

@@ -22,7 +22,7 @@ from jaxlite.graph import layouts, provenance, rewrite, walk, zeros
 from jaxlite.graph.effects import without_effects
 from jaxlite.graph.model import model_tags
 from jaxlite.tasks import running
-from jaxlite.tasks.lift import examples_in, lift_loss
+from jaxlite.tasks.lift import dicts_in, examples_in, lift_loss
 
 
 class Calibration(NamedTuple):
@@ -69,7 +69,9 @@ def gather_statistics(
     A Calibration.
 
   Raises:
-    ValueError: no batch with an example, a network in which no weight meets an activation, or a loss that is a scalar.
+    TypeError: batches that are no dicts, or a single one.
+    ValueError: no batch with an example, a network in which no weight meets an activation, a loss that is a scalar, or
+      inputs or gradients that are not finite.
 
   >>> batch = {'inputs': jnp.array([[3.0, 0.0], [4.0, 1.0]])}
   >>> found = gather_statistics(lambda p, x: x @ p['w'], {'w': jnp.ones((2, 3))}, batches=[batch])
@@ -82,7 +84,9 @@ def gather_statistics(
     network, encode = model, model.encode
     model, params, model_state = network.model, network.params, network.model_state
     if encode is not None:
-      batches = ({**batch, 'inputs': encode(batch['inputs'])} for batch in batches)
+      given = dicts_in(batches, 'gather_statistics')
+      batches = ({**batch, 'inputs': encode(batch['inputs'])} for batch in given)
+  batches = dicts_in(batches, 'gather_statistics')
   apply = _forward(model)
   model_state = {} if model_state is None else model_state
   totals, gradients, weights = None, None, []
@@ -101,6 +105,7 @@ def gather_statistics(
     raise ValueError(
       'gather_statistics reads what reaches the weights, so it needs at least one batch with an example; got none'
     )
+  _refuse_infinite(*totals, gradients)
   known, skipped, seen = _read(apply, params, model_state, batch['inputs'])
   told = (
     tuple((path, state.by) for path, state in seen.items() if not state.fine),
@@ -114,6 +119,17 @@ def gather_statistics(
     gradients=jax.tree.map(lambda one: one / (sum(weights) or 1.0), gradients),
     layouts=layouts.Layouts(tuple(known.items()), tuple(skipped.items()), *told),
   )
+
+
+def _refuse_infinite(squares: Any, moments: Any, gradients: Any) -> None:
+  """A weight whose inputs are not finite would score above all others, and live for that."""
+  for what, found in (('the inputs of', squares), ('the inputs of', moments), ('the gradients of', gradients)):
+    for path, leaf in trees.by_path(found).items():
+      if not bool(jnp.all(jnp.isfinite(leaf))):
+        raise ValueError(
+          f'gather_statistics: {what} {path!r} are not finite, or too large for their squares, so no weight can be '
+          'scored by them: look at the batches and the params'
+        )
 
 
 def _without_padding(batch: Batch) -> Batch | None:

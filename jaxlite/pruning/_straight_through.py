@@ -113,7 +113,7 @@ def straight_through(
   >>> params['w'].tolist(), model.export(params, state)[0]['w'].tolist()
   ([[1.0, 4.0], [3.0, 2.0]], [[0.0, 4.0], [3.0, 0.0]])
   """
-  plan, sparsity = schedule_of(name, sparsity, begin, end, every, initial, schedule)
+  plan, sparsity = schedule_of(name, sparsity, begin, end, every, initial, schedule, usual=1)
   if schedule is None and end is None:  # dense weights go on changing, and so do the masks
     plan = plan._replace(due=lambda count: (count >= begin) & ((count - begin) % every == 0))
   slot = f'jl.{name}'

@@ -178,12 +178,13 @@ def n_m(n: int, m: int, *, axis: int | None = None) -> Structure:
     rows = moved.reshape(*lead, length)
     rows = jnp.pad(rows, [(0, 0)] * len(lead) + [(0, -length % m)], constant_values=-1)  # below every score
     groups = rows.reshape(*lead, -1, m)
-    place = jnp.arange(m)
+    ahead = [1] * (groups.ndim - 2)
+    place = jnp.arange(m).reshape(*ahead, 1, m)
     rank = jnp.zeros(groups.shape, jnp.int32)
     for other in range(m):  # how many of its group stand before it: larger, or equal and earlier
       rival = groups[..., other : other + 1]
       rank += ((rival > groups) | (rival == groups) & (other < place)).astype(jnp.int32)
-    live = rank < jnp.asarray(_room(length, n, m))[:, None]
+    live = rank < jnp.asarray(_room(length, n, m)).reshape(*ahead, -1, 1)
     live = live.reshape(*lead, -1)[..., :length].reshape(moved.shape)
     live = jnp.transpose(live, tuple(order.index(one) for one in range(scores.ndim)))
     return jnp.where(live, jnp.inf, jnp.minimum(scores, jnp.finfo(scores.dtype).max))

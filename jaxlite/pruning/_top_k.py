@@ -77,6 +77,7 @@ def keep_largest_of(scores: Sequence[jax.Array], keep: jax.Array | int) -> list[
 
 def _ordered_bits(scores: jax.Array) -> jax.Array:
   """Bit patterns that order as the scores do; the sign bit is clear, so -0 equals +0 and one can be added."""
+  scores = jnp.asarray(scores)  # NumPy's float64 is JAX's float32, unless it is told otherwise
   if scores.dtype == jnp.float64:
     return lax.bitcast_convert_type(jnp.abs(scores), jnp.uint64)
   # bfloat16 and float16 widen without changing order or ties

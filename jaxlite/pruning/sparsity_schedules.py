@@ -109,17 +109,28 @@ def _span(what: str, begin: int, end: int, every: int) -> tuple[int, int, int]:
 
 
 def schedule_of(
-  what: str, sparsity: float, begin: int, end: int | None, every: int, initial: float, schedule: Schedule | None
+  what: str,
+  sparsity: float,
+  begin: int,
+  end: int | None,
+  every: int,
+  initial: float,
+  schedule: Schedule | None,
+  *,
+  usual: int = 100,
 ) -> tuple[Schedule, float]:
-  """Returns the schedule that the short arguments of a part describe, or the given one; and the sparsity, plain."""
+  """Returns the schedule that the short arguments of a part describe, or the given one; and the sparsity, plain.
+
+  `usual` is what `every` is where nobody says.
+  """
   sparsity = share_of(sparsity, what)
   if schedule is not None:
     if not isinstance(schedule, Schedule):
       raise TypeError(
         f'{what}: schedule is cubic(...), one_shot(...), periodic(...) or constant(...); got {schedule!r}'
       )
-    if (begin, end, initial) != (0, None, 0.0):
-      raise ValueError(f'{what}: schedule= already says when; leave begin, end and initial out')
+    if (begin, end, every, initial) != (0, None, usual, 0.0):
+      raise ValueError(f'{what}: schedule= already says when; leave begin, end, every and initial out')
     return schedule, sparsity
   initial = number(initial, f'{what}: initial')
   if not 0 <= initial < 1:
@@ -128,6 +139,11 @@ def schedule_of(
   if initial > sparsity:
     raise ValueError(
       f'{what}: initial={initial} lies above sparsity={sparsity}: weights never come back, lower initial'
+    )
+  if initial and end is None:
+    raise ValueError(
+      f'{what}: initial={initial} is the sparsity at begin of a gradual schedule, and without end the target is met at '
+      'once: give end, or leave initial out'
     )
   every = whole(every, f'{what}: every', least=1)
   return (one_shot(begin) if end is None else cubic(begin, end, every, initial)), sparsity

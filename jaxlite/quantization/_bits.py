@@ -127,6 +127,11 @@ def few_bits(
   ):
     if not fine:
       raise ValueError(f'{name}: {what} is {"at least 1" if what == "every" else "not below 0"}; got {value}')
+  if worth >= 1:
+    raise ValueError(
+      f'{name}: worth is the loss for each bit of each weight, 1e-6 or so; got {worth}: weights of so many bits are '
+      'fake_quant(bits=...)'
+    )
   slot = f'jl.{name}'
 
   def model(inner: Model) -> Model:

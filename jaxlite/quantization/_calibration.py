@@ -7,6 +7,7 @@ histograms of batches, shards and iterations add up exactly, in any order, and o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -103,6 +104,8 @@ def by_percentile(percent: float = 99.9) -> Calibrate:
   def span(seen: Histogram, bits: int) -> tuple[float, float]:
     del bits
     near, far, counts = _bins(seen)
+    if not len(counts):  # nothing finite was seen
+      return math.inf, -math.inf
     rank = np.ceil(counts.sum() * percent / 100 - 1e-6)  # 99.9 % of 5,000 is not quite whole in floats
     upper = np.searchsorted(np.cumsum(counts), rank)
     lower = np.searchsorted(np.cumsum(counts[::-1]), rank)
@@ -129,6 +132,8 @@ def by_mse() -> Calibrate:
 
   def span(seen: Histogram, bits: int) -> tuple[float, float]:
     near, far, counts = _bins(seen)
+    if not len(counts):
+      return math.inf, -math.inf
     values = np.clip((near + far) / 2, *(float(end) for end in seen.span))
     low, high = min(float(seen.span[0]), 0.0), max(float(seen.span[1]), 0.0)
 

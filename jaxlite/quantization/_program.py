@@ -139,6 +139,8 @@ def check(plan: provenance.Plan, bits: Bits, rules: Rules | None, what: str, oth
       f'{what} finds no contraction of a parameter with an activation ({reasons or "no contraction at all"}):'
       ' pass the weights as arguments, not through a closure, or leave the part out'
     )
+  if not isinstance(rules or {}, Mapping):
+    raise TypeError(f'{what}: rules are {{regular expression: bits, or None to keep it float}}; got {rules!r}')
   for pattern, value in (rules or {}).items():
     try:
       trees.select([*sites, *others, *cut * (value is None)], pattern, what=f'{what}: rule')

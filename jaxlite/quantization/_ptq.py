@@ -104,6 +104,8 @@ def ptq(
   seen: dict[str, Histogram] = {}
   bits_of: dict[str, Any] = {}
   collect, any_batch = jax.jit(histograms), False
+  if isinstance(batches, Mapping):
+    raise TypeError('ptq takes several batches; got one: give [batch]')
   for batch in batches:
     any_batch, inputs = True, _inputs(network, batch)
     for site, new in collect(network.params, network.model_state, inputs).items():

@@ -14,6 +14,7 @@ import jax
 
 from jaxlite import trees
 from jaxlite.contract import Network
+from jaxlite.errors import misplaced
 from jaxlite.graph import walk
 from jaxlite.graph.effects import is_array, without_effects
 from jaxlite.graph.model import model_tags
@@ -23,6 +24,7 @@ from jaxlite.quantization import _program as quant_program
 from jaxlite.quantization._numerics import Bits, BitsLike, check_bits
 from jaxlite.quantization._points import Points
 from jaxlite.quantization._program import Ranges, Rules
+from jaxlite.quantization._ranges import check_ranges
 
 
 class Coverage(NamedTuple):
@@ -87,8 +89,10 @@ def quantize(
     A function of the same arguments.
 
   Raises:
-    ValueError: when called, if nothing could be quantized, or a rule matches nothing; if the function changes what it
-      is given (batch statistics of a module in training) and does not return it.
+    TypeError: no function.
+    ValueError: ranges whose ends are not finite or the wrong way round; when called, if nothing could be quantized, or
+      a rule matches nothing; if the function changes what it is given (batch statistics of a module in training) and
+      does not return it.
 
   References:
     Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
@@ -102,6 +106,8 @@ def quantize(
   (True, True)
   """
   number = check_bits(bits, 'quantize')
+  _check_function(fn, 'quantize')
+  check_ranges(ranges or {}, 'quantize')
 
   def quantized(*args: Any, **kwargs: Any) -> Any:
     program, leaves = _program(fn, weights, args, kwargs, attention, 'quantize', every)
@@ -147,6 +153,7 @@ def observe(
   >>> {name: [float(end) for end in span] for name, span in ranges.items()}
   {'w': [0.0, 3.0]}
   """
+  _check_function(fn, 'observe')
 
   def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, numerics.Range]]:
     program, leaves = _program(fn, weights, args, kwargs, attention, 'observe', every)
@@ -185,7 +192,7 @@ def coverage(
   k 8  0.36
    None both operands are activations 0.27
   """
-
+  _check_function(fn, 'coverage')
   number = check_bits(bits, 'coverage')
 
   def covered(*args: Any, **kwargs: Any) -> list[Coverage]:
@@ -210,6 +217,15 @@ def coverage(
   return covered
 
 
+def _check_function(fn: Any, what: str) -> None:
+  if isinstance(fn, Network):
+    return
+  if hasattr(fn, 'init') and hasattr(fn, 'apply'):  # Linen's module, Haiku's pair: their values are no part of them
+    raise TypeError(f'{what} takes a function of pytrees of arrays; got {type(fn).__name__}: give its apply')
+  if not callable(fn):
+    raise TypeError(f'{what} takes a function of pytrees of arrays, or a Network; got {misplaced(fn)}')
+
+
 def _chosen(program: quant_program.Program, bits: Bits, rules: Rules | None, what: str) -> quant_program.Chosen:
   chosen = quant_program.check(program.plan, bits, rules, what)
   if program.reading is None:
@@ -229,12 +245,14 @@ def _program(
   if isinstance(fn, Network):
     return _of_network(fn, weights, args, kwargs, attention, every)
   call = without_effects(fn, what)
-  positions = (weights,) if isinstance(weights, int) else tuple(weights)
+  positions = (weights,) if isinstance(weights, int) else weights
+  if not isinstance(positions, tuple | list) or not all(type(one) is int for one in positions):
+    raise ValueError(f'{what}: weights= is the position of the argument that holds them, or several; got {weights!r}')
   for position in positions:
     if not 0 <= position < len(args):
       raise ValueError(
-        f'weights are looked for at position {position}, and {len(args)} arguments were given by position: pass'
-        ' them by position, or correct weights='
+        f'weights are looked for at position {position}, counted from 0, and {len(args)} arguments were given by '
+        'position: pass them by position, or correct weights='
       )
   tags, inputs = [], []
   for position, arg in enumerate((*args, kwargs)):

@@ -118,15 +118,55 @@ def frozen_ranges(ranges: Ranges) -> Activations:
   if not ranges:
     raise ValueError('frozen_ranges holds no range: give what a calibration gave')
   for name, span in ranges.items():
-    low, high = (end if isinstance(end, jax.core.Tracer) else np.asarray(end) for end in span)
-    if isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer):
+    known = ends_of(name, span, 'frozen_ranges')
+    if known is None:
       continue
+    low, high = known
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
       raise ValueError(
         f'no activation of {name} was seen (its range is {low} to {high}): calibrate with batches that reach it, or'
         f' keep it float, rules={{{name!r}: None}}'
       )
   return Activations(ranges=dict(ranges))
+
+
+def ends_of(name: str, span: Any, what: str) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns the ends of a site's range, NumPy; None where one is traced, and so not known yet.
+
+  Raises:
+    ValueError: no pair of numbers.
+
+  >>> ends_of('w', (0.0, 1.0), 'quantize')
+  (array(0.), array(1.))
+  """
+  if not isinstance(span, tuple | list) or len(span) != 2:
+    raise ValueError(f'{what}: a range is (lowest, highest); {name!r} has {span!r}')
+  if any(isinstance(end, jax.core.Tracer) for end in span):
+    return None
+  low, high = (np.asarray(end) for end in span)
+  if any(end.dtype.kind not in 'iuf' and not jnp.issubdtype(end.dtype, np.floating) for end in (low, high)):
+    raise ValueError(f'{what}: a range is (lowest, highest), two numbers; {name!r} has {span!r}')
+  return low, high
+
+
+def check_ranges(ranges: Ranges, what: str) -> None:
+  """Raises ValueError where a range is none: ends that are not finite or the wrong way round, unless nothing was seen.
+
+  >>> import jax.numpy as jnp
+  >>> check_ranges({'w': (-1.0, 1.0), 'v': numerics.unseen()}, 'quantize')
+  >>> check_ranges({'w': (3.0, -1.0)}, 'quantize')
+  Traceback (most recent call last):
+    ...
+  ValueError: quantize: a range is (lowest, highest), both finite; 'w' has 3.0 to -1.0
+  """
+  for name, span in ranges.items():
+    known = ends_of(name, span, what)
+    if known is None:
+      continue
+    low, high = known
+    nothing = (low == np.inf) & (high == -np.inf)  # as `observe` says it of a site that no data reached
+    if not np.all(nothing | (np.isfinite(low) & np.isfinite(high) & (low <= high))):
+      raise ValueError(f'{what}: a range is (lowest, highest), both finite; {name!r} has {low} to {high}')
 
 
 def check_step(value: Any, what: str) -> None:

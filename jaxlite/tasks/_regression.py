@@ -136,7 +136,7 @@ def units(mean: Sequence[float], std: Sequence[float], *, name: str = 'units') -
       outputs, after = inner.apply(params, state, inputs, train=train, key=key, step=step)
       columns, own = _columns(outputs, len(means_)), state[CONST][name]
       columns = columns.astype(jnp.promote_types(columns.dtype, jnp.float32))
-      return (columns * own['std'] + own['mean']).reshape(outputs.shape), after
+      return (columns * own['std'][None] + own['mean'][None]).reshape(outputs.shape), after
 
     def export(params: Params, state: State) -> tuple[Params, State]:
       params, stripped = inner.export(params, drop_extras(state, name))
@@ -177,7 +177,7 @@ def _loss(facts: Facts, each: Callable[[jax.Array], jax.Array]) -> Callable[[Any
 
   def loss(outputs: Any, batch: Mapping[str, Any]) -> jax.Array:
     outputs, labels = _pair(outputs, batch, facts)
-    values = each((outputs - labels) / std)
+    values = each((outputs - labels) / std[None])
     if values.shape != labels.shape:
       raise ValueError(f"a regression's loss gives float{list(labels.shape)} of residuals; got {list(values.shape)}")
     return jnp.mean(values, axis=1)

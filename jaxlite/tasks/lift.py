@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,28 @@ from jaxlite.tasks.calling import called
 
 SHARED = 'shared'  # batch: a tree of arrays without an axis of examples (class weights), never taken apart
 LABELS = 'jl.labels'  # batch: labels for the user's loss alone, in place of 'labels', which other parts go on reading
+
+
+def dicts_in(batches: Iterable[Any], what: str) -> Iterator[Batch]:
+  """Gives batches one by one, each a dict with 'inputs'.
+
+  Raises:
+    TypeError: one is none, or `batches` is a single one.
+
+  >>> len(list(dicts_in([{'inputs': jnp.ones((2, 3))}], 'x')))
+  1
+  >>> next(dicts_in({'inputs': jnp.ones((2, 3))}, 'x'))
+  Traceback (most recent call last):
+    ...
+  TypeError: x takes several batches; got one: give [batch]
+  """
+  if isinstance(batches, Mapping):
+    raise TypeError(f'{what} takes several batches; got one: give [batch]')
+  for batch in batches:
+    if not isinstance(batch, Mapping) or 'inputs' not in batch:
+      got = f'the keys {sorted(batch)}' if isinstance(batch, Mapping) else type(batch).__name__
+      raise TypeError(f"{what} takes batches that are dicts with 'inputs' (and 'labels', 'weight'); got {got}")
+    yield batch
 
 
 def examples_in(batch: Batch) -> tuple[int, dict[str, Any]]:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlite.errors import whole
+
 
 def cross_entropy(outputs: Any, batch: Mapping[str, Any]) -> jax.Array:
   """Returns the cross-entropy of softmax(outputs) against the labels, in nats.
@@ -44,7 +46,8 @@ def weighted_cross_entropy(weights: Any) -> Callable[[Any, Mapping[str, Any]], j
   `class_weights` the weights of the training split average 1, so the scale of the loss does not change.
 
   Args:
-    weights: float[classes], at least 0 and not all 0; `class_weights(labels, classes)` gives balanced ones.
+    weights: float[classes], or {class: weight} of every class; at least 0 and not all 0. `class_weights(labels,
+      classes)` gives balanced ones.
 
   Returns:
     A loss, (outputs, batch) -> float[B], as `cross_entropy`.
@@ -56,7 +59,7 @@ def weighted_cross_entropy(weights: Any) -> Callable[[Any, Mapping[str, Any]], j
   >>> [round(float(value), 4) for value in loss(jnp.zeros((2, 2)), {'labels': jnp.array([0, 1])})]
   [0.6931, 2.0794]
   """
-  known = np.asarray(weights, np.float32)
+  known = np.asarray(_in_order(weights), np.float32)
   if known.ndim != 1 or not (np.isfinite(known).all() and (known >= 0).all() and known.any()):
     raise ValueError(f'class weights are float[classes], at least 0, finite and not all 0; got {weights}')
 
@@ -67,6 +70,19 @@ def weighted_cross_entropy(weights: Any) -> Callable[[Any, Mapping[str, Any]], j
     return _cross_entropy(logits, labels, known)
 
   return loss
+
+
+def _in_order(weights: Any) -> Any:
+  """Weights by class as a list of them."""
+  if isinstance(weights, jax.core.Tracer):
+    raise TypeError('weighted_cross_entropy: weights are known before a program is compiled; got a traced value')
+  if not isinstance(weights, Mapping):
+    return weights
+  if set(weights) != set(range(len(weights))):
+    raise ValueError(
+      f'weighted_cross_entropy: weights by class are {{0: ..., 1: ..., ...}}, one for every class; got {dict(weights)}'
+    )
+  return [weights[one] for one in range(len(weights))]
 
 
 def class_weights(labels: Any, classes: int) -> np.ndarray:
@@ -88,7 +104,7 @@ def class_weights(labels: Any, classes: int) -> np.ndarray:
   >>> class_weights([0, 0, 0, 1, 2, 2], 3).tolist()
   [0.6666666865348816, 2.0, 1.0]
   """
-  labels = np.asarray(labels)
+  labels, classes = np.asarray(labels), whole(classes, 'class_weights: classes', least=1)
   if labels.ndim != 1 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(f'class_weights takes labels int[N]; got {labels.dtype}{list(labels.shape)}')
   if labels.min() < 0 or labels.max() >= classes:

@@ -7,13 +7,14 @@ number of examples is as precise as one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlite.errors import whole
 from jaxlite.tasks.confusions import DENSE, add_mistakes, by_class, class_evidence, predictions
 from jaxlite.tasks.lift import weighted_mean
 from jaxlite.tasks.losses import check_classes
@@ -64,7 +65,7 @@ class ClassificationState(NamedTuple):
   loss: jax.Array
 
 
-def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
+def classification_metrics(classes: int, top: int | Sequence[int] = (5,)) -> Metrics:
   """Accuracy, top-k accuracy, loss, precision, recall, F1 and confusion matrix of a classifier.
 
   Conventions: scikit-learn's with `labels=range(classes)` and `zero_division=0`, so a class that never occurs
@@ -74,7 +75,8 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
 
   Args:
     classes: number of classes, at least 2.
-    top: for each k below the number of classes, 'top<k>_accuracy'; ties go to the lower class, as in argmax.
+    top: a k, or several; for each below the number of classes, 'top<k>_accuracy'. Ties go to the lower class, as in
+      argmax.
 
   Returns:
     Metrics. `compute` gives floats under 'accuracy', 'top<k>_accuracy', 'loss', and 'precision', 'recall' and 'f1'
@@ -99,11 +101,10 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
   >>> round(values['accuracy'], 4), round(values['f1_macro'], 4)
   (0.6667, 0.5556)
   """
-  if classes < 2:
-    raise ValueError(f'a classifier has at least 2 classes; got {classes}')
-  if any(k < 1 for k in top):
-    raise ValueError(f'top-k accuracy needs k of at least 1; got {tuple(top)}')
-  ks = tuple(k for k in top if k < classes)
+  classes = whole(classes, 'classification_metrics: classes', least=2)
+  several = top if isinstance(top, Iterable) else (top,)
+  ks = tuple(dict.fromkeys(whole(k, 'classification_metrics: k of top-k accuracy', least=1) for k in several))
+  ks = tuple(k for k in ks if k < classes)
 
   def init() -> ClassificationState:
     rows = classes + 1 if classes <= DENSE else 3
@@ -134,17 +135,17 @@ def classification_metrics(classes: int, top: Sequence[int] = (5,)) -> Metrics:
     digits = _digits(weight)
     # The label's rank: classes with a larger logit, and those before it with an equal one.
     own = jnp.take_along_axis(logits, jnp.minimum(labels, classes - 1)[:, None], axis=1)
-    before = (logits > own) | ((logits == own) & (jnp.arange(classes) < labels[:, None]))
+    before = (logits > own) | ((logits == own) & (jnp.arange(classes)[None] < labels[:, None]))
     rank = jnp.where((predicted == classes) | (labels == classes), classes, jnp.sum(before, axis=1))
-    hit = rank[:, None] < jnp.array(ks, int)
+    hit = rank[:, None] < jnp.array(ks, int)[None]
     if classes <= DENSE:
       counts = state.confusion.at[:, labels, predicted].add(digits)
     else:
-      counts = state.confusion.at[:, 0, labels].add(digits * (labels == predicted))
+      counts = state.confusion.at[:, 0, labels].add(digits * (labels == predicted)[None].astype(jnp.uint32))
       counts = counts.at[:, 1, predicted].add(digits).at[:, 2, labels].add(digits)
     return ClassificationState(
       confusion=_carry(counts),
-      hits=_carry(state.hits + jnp.sum(digits[:, :, None] * hit, axis=1, dtype=jnp.uint32)),
+      hits=_carry(state.hits + jnp.sum(digits[:, :, None] * hit[None].astype(jnp.uint32), axis=1, dtype=jnp.uint32)),
       loss=_add(state.loss, _weighted_sum(loss, weight)),
     )
 
@@ -282,13 +283,15 @@ def means(**values: Callable[[Any, Mapping[str, Any]], jax.Array]) -> Metrics:
     Metrics: each name, and 'loss'.
 
   Raises:
-    ValueError: from `update`, a value that is not one number per example; from `compute`, no example.
+    ValueError: a value named 'loss'; from `update`, one that is not one number per example; from `compute`, no example.
 
   >>> metric = means(error=lambda outputs, batch: jnp.abs(outputs - batch['labels']))
   >>> batch = {'labels': jnp.array([1.0, 2.0, 9.0]), 'weight': jnp.array([1.0, 1.0, 0.0])}
   >>> metric.compute(metric.update(metric.init(), jnp.zeros(3), batch, jnp.zeros(3)))
   {'error': 1.5, 'loss': 0.0}
   """
+  if 'loss' in values:
+    raise ValueError("means measures 'loss', that of the task, itself; got loss=: give yours another name")
   names = (*values, 'loss')
 
   def init() -> MeansState:
@@ -298,7 +301,8 @@ def means(**values: Callable[[Any, Mapping[str, Any]], jax.Array]) -> Metrics:
     size = jax.tree.leaves(batch['labels'])[0].shape[0] if 'labels' in batch else jax.tree.leaves(outputs)[0].shape[0]
     weight = jnp.asarray(batch.get('weight', jnp.ones(size)))
     sums: list[Any] = []
-    for name, value in (*((name, fn(outputs, batch)) for name, fn in values.items()), ('loss', jnp.asarray(loss))):
+    measured = {**{name: fn(outputs, batch) for name, fn in values.items()}, 'loss': loss}
+    for name, value in ((name, jnp.asarray(value)) for name, value in measured.items()):
       if value.shape != (size,) and not (name == 'loss' and value.ndim == 0):
         raise ValueError(f'a metric gives one number per example, float[{size}]; {name} gives {list(value.shape)}')
       sums.append(_add(state.sums[len(sums)], _weighted_sum(value, weight)))

@@ -56,7 +56,7 @@ def position_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   classes = logits.shape[-1]
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   logits = jnp.where(labeled[..., None], logits, 0)  # NaN there would enter the gradient as 0 * NaN
-  hit = labels[..., None] == jnp.arange(classes)  # not a gather, whose gradient scatters
+  hit = labels[..., None] == jnp.arange(classes)[None, None]  # not a gather, whose gradient scatters
   picked = -jnp.sum(jnp.where(hit, jax.nn.log_softmax(logits), 0), axis=-1)
   each = jnp.where(labels < classes, jnp.where(labeled, picked, 0), jnp.nan)
   return _sum(each) / jnp.maximum(jnp.sum(labeled, axis=1), 1)

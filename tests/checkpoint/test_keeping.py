@@ -96,7 +96,7 @@ def test_which_names_latest_best_or_a_step_that_is_there(tmp_path: Path):
         checkpoints.restore(WANT, which=wrong)
     with pytest.raises(ValueError, match='at least 0'):
       save(checkpoints, -1)
-  with pytest.raises(ValueError, match='at least 1, got 0'):
+  with pytest.raises(ValueError, match='at least 1; got 0'):
     Checkpoints(tmp_path, keep=0)
 
 

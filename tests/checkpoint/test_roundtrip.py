@@ -10,12 +10,14 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from flax.training import train_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as orbax
 
 from jaxlite.checkpoint import CheckpointMismatch, Checkpoints, fingerprint, load_arrays
 from jaxlite.checkpoint.hashing import hashes
+from jaxlite.pruning import prune
 
 
 class Inner(NamedTuple):
@@ -272,7 +274,7 @@ def test_a_mismatch_is_found_before_any_array_is_read(tmp_path: Path):
 @pytest.mark.parametrize(
   'state, loop, error, words',
   [
-    ({'w': 1.5}, {}, TypeError, "'w' is float: wrap it in jnp.asarray"),
+    ({'w': jnp.tanh, 'v': jnp.ones(1)}, {}, TypeError, "holds arrays and numbers; 'w' is PjitFunction"),
     ({'a': {'w': 'text'}}, {}, TypeError, "'a/w' is str"),
     ({'w': np.array(['x'])}, {}, TypeError, "'w' is an array of <U1"),
     ({'w': np.array([object()])}, {}, TypeError, 'array of object'),
@@ -290,6 +292,59 @@ def test_what_cannot_be_saved_is_refused_in_one_line_and_nothing_is_lost(state, 
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert checkpoints.latest_step() == 1
+
+
+def test_plain_numbers_come_back_as_what_the_template_holds(tmp_path: Path):
+  state = {'step': 3, 'rate': 0.1, 'on': True, 'scale': np.float32(0.3), 'w': jnp.ones(2)}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {})
+    back = checkpoints.restore(state).state
+    assert back == {**state, 'w': back['w']}
+    assert {name: type(back[name]) for name in state} == {name: type(value) for name, value in state.items()}
+    # After a compiled step a count is an array: states of both kinds fit each other.
+    counted = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree))({'step': state['step']})
+    checkpoints.save(2, {**state, **counted}, {})
+    assert checkpoints.restore(state).state['step'] == 3
+    assert checkpoints.restore({**state, **counted}, which=1).state['step'].dtype == counted['step'].dtype
+    for wrong in ({**state, 'step': 1.5}, {**state, 'rate': 3}, {**state, 'on': 1}, {**state, 'w': 1.0}):
+      with pytest.raises(CheckpointMismatch):
+        checkpoints.restore(wrong, which=1)
+
+
+def test_flax_train_state_is_saved_as_it_is_made_and_as_it_trains(tmp_path: Path):
+  params = {'kernel': jnp.arange(1.0, 9.0).reshape(2, 4), 'bias': jnp.ones(4)}
+  tx = optax.chain(optax.adam(0.1), prune(0.5, end=4, every=2))
+  fresh = train_state.TrainState.create(apply_fn=None, params=params, tx=tx)
+  step = jax.jit(lambda state: state.apply_gradients(grads=state.params))
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(0, fresh, {})
+    trained = step(step(step(checkpoints.restore(fresh).state)))
+    checkpoints.save(3, trained, {})
+    back = step(checkpoints.restore(fresh).state)
+  assert fingerprint(jax.tree.map(jnp.asarray, back)) == fingerprint(step(trained))
+  assert int((back.params['kernel'] == 0).sum()) > 0
+
+
+@pytest.mark.parametrize(
+  'act, words',
+  [
+    (lambda c: c.save(1.7, {'w': jnp.ones(1)}, {}), 'the step of a checkpoint is a whole number'),
+    (lambda c: c.save(True, {'w': jnp.ones(1)}, {}), 'the step of a checkpoint'),
+    (lambda c: c.save(1, {'w': jnp.ones(1)}, {}, metric='0.3'), 'the metric of a checkpoint is a number'),
+    (lambda c: c.save(1, {'w': jnp.ones(1)}, {}, metric=jnp.ones(2)), 'the metric of a checkpoint is a number'),
+    (lambda c: Checkpoints(c.directory, keep=1.5), 'keep, how many checkpoints are kept, is a whole number'),
+    (lambda c: Checkpoints(c.directory, keep='2'), 'keep, how many'),
+  ],
+)
+def test_a_step_a_metric_and_a_count_are_numbers(act, words, tmp_path: Path):
+  with Checkpoints(tmp_path) as checkpoints:
+    with pytest.raises((ValueError, TypeError)) as caught:
+      act(checkpoints)
+    assert words in str(caught.value)
+    assert '\n' not in str(caught.value)
+    assert checkpoints.latest_step() is None
+    checkpoints.save(np.int64(3), {'w': jnp.ones(1)}, {})
+    assert checkpoints.restore({'w': jnp.ones(1)}, which=np.int32(3)).step == 3
 
 
 def test_a_donated_array_is_named(tmp_path: Path):

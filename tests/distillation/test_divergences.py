@@ -1,15 +1,19 @@
 """Distillation losses equal their published formulas, computed in float64 NumPy, and never turn into NaN."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlite.contract import Context
 from jaxlite.distillation._attention_transfer import attention_transfer
 from jaxlite.distillation._dist import dist
 from jaxlite.distillation._dkd import dkd
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._rkd import rkd
+from jaxlite.distillation._teachers import term
 
 pytestmark = pytest.mark.unoptimized
 
@@ -239,6 +243,13 @@ def test_padding_stands_in_no_relation(loss):
     (lambda: dkd(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros(3, int)), r'got int32\[3\]'),
     (lambda: dist(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 4))), r'float\[B, classes\]'),
     (lambda: rkd(jnp.ones((2, 3)), jnp.ones((3, 3))), 'same examples'),
+    (lambda: rkd(jnp.ones((2, 3)), jnp.ones((2, 3)), weight=jnp.ones((2, 1))), r'rkd: weight .* got \[2, 1\]'),
+    (lambda: dist(jnp.ones((2, 3)), jnp.ones((2, 3)), weight=jnp.ones(1)), r'dist: weight .* got \[1\]'),
+    (lambda: kd(jnp.ones((2, 3)), jnp.ones((2, 3)), temperature=0), 'kd: temperature is above 0 and finite; got 0'),
+    (lambda: kd(jnp.ones((2, 3)), jnp.ones((2, 3)), temperature=-2.0), 'kd: temperature is above 0'),
+    (lambda: dkd(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros(2, int), temperature=np.nan), 'dkd: temperature'),
+    (lambda: dist(jnp.ones((2, 3)), jnp.ones((2, 3)), temperature=0.0), 'dist: temperature is above 0'),
+    (lambda: kd(jnp.ones((2, 3)) * 1j, jnp.ones((2, 3))), 'logits are real; the student gives complex64'),
     (lambda: attention_transfer(jnp.ones((2, 4, 3)), jnp.ones((2, 5, 3))), 'one resolution'),
     (lambda: attention_transfer(jnp.ones((2, 3)), jnp.ones((2, 3))), 'compares positions'),
     (lambda: attention_transfer(jnp.ones((2, 4, 3)), jnp.ones((2, 4, 3)), power=0), 'at least 1'),
@@ -248,3 +259,48 @@ def test_mistakes_are_told_in_one_line(call, message):
   with pytest.raises(ValueError, match=message) as raised:
     call()
   assert '\n' not in str(raised.value)
+
+
+def test_a_label_that_is_no_class_is_seen_and_reaches_no_other_gradient():
+  student, teacher = jnp.array([[1.0, 2.0, 3.0]] * 4), jnp.array([[3.0, 1.0, 0.0]] * 4)
+  labels = jnp.array([0, -1, 3, 2])
+  assert np.isnan(dkd(student, teacher, labels)).tolist() == [False, True, True, False]
+  real = jnp.array([True, False, False, True])
+  slope = jax.grad(lambda student: jnp.sum(jnp.where(real, dkd(student, teacher, labels), 0)))(student)
+  alone = jax.grad(lambda student: jnp.sum(dkd(student, teacher[:2], labels[jnp.array([0, 3])])))(student[:2])
+  np.testing.assert_allclose(slope[jnp.array([0, 3])], alone, rtol=1e-6)
+  assert not np.any(slope[1:3])
+
+
+def test_a_traced_temperature_is_one_number_and_that_of_a_plain_one():
+  student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 1.0, 0.0]])
+  traced = jax.jit(lambda temperature: kd(student, teacher, temperature=temperature))
+  np.testing.assert_allclose(traced(3.0), kd(student, teacher, temperature=3.0), rtol=1e-6)
+  with pytest.raises(ValueError, match=r'kd: temperature is one number; got float32\[2, 1\]'):
+    traced(jnp.ones((2, 1)))
+
+
+def test_lists_are_taken_and_ranks_need_not_be_promoted():
+  rows, other = [[1.0, 2.0], [0.5, -1.0]], [[0.0, 1.0], [2.0, 1.0]]
+  with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+    for loss in (kd, dist, rkd, lambda student, teacher: dkd(student, teacher, [0, 1])):
+      found = loss(rows, other)
+      np.testing.assert_array_equal(found, loss(jnp.array(rows), jnp.array(other)))
+      assert np.all(np.isfinite(found))
+
+
+def test_positions_without_a_label_teach_nothing():
+  rng = np.random.default_rng(3)
+  student, teacher = (jnp.asarray(rng.normal(size=(3, 5, 4)).astype(np.float32)) for _ in range(2))
+  labels = jnp.array([[1, 2, 3, 0, 1], [2, -1, -1, -1, 0], [-1] * 5])
+  batch = {'labels': labels, 'weight': jnp.array([5.0, 2.0, 0.0])}
+  labeled = labels >= 0
+  wanted = jnp.sum(jnp.where(labeled, kd(student, teacher), 0)) / 7  # every token counts alike, as in the task's loss
+  for loss in (kd, functools.partial(dkd, beta=2.0)):
+    told = lambda logits: term(loss, logits, teacher, Context(logits, batch, {}, {}, None, 0), 'distill')  # noqa: B023, E731
+    if loss is kd:
+      np.testing.assert_allclose(told(student), wanted, rtol=1e-6)
+    slope = jax.grad(told)(student)
+    assert np.all(np.isfinite(slope))
+    assert not np.any(slope[~np.asarray(labeled)])
+    assert np.all(slope[0] != 0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from jaxlite.optim._plateau import PlateauState, observe_score, plateau
 from jaxlite.trees import find
@@ -108,3 +109,29 @@ def test_observing_keeps_structure_dtypes_and_everything_else():
 def test_bad_arguments_are_named(arguments, message):
   with pytest.raises(ValueError, match=message):
     plateau(**arguments)
+
+
+@pytest.mark.parametrize('score, error', [([0.1, 0.2], ValueError), (None, TypeError), ('0.3', TypeError)])
+def test_a_score_is_one_number(score, error):
+  state = optax.chain(optax.sgd(0.1), plateau(0.5, 1)).init({'w': jnp.ones(3)})
+  with pytest.raises(error, match='plateau hears one score, a number; got') as caught:
+    observe_score(state, score)
+  assert '\n' not in str(caught.value)
+
+
+def test_states_of_an_ensemble_hear_a_score_each_or_one_for_all():
+  many = jax.vmap(lambda _: plateau(0.5, patience=0).init({}))(jnp.arange(2))
+  many = observe_score(observe_score(many, 0.5), jnp.array([0.4, 0.6]))
+  assert many.scale.tolist() == [0.5, 1.0]
+
+
+def test_a_plateau_in_nnx_optimizer_hears_and_keeps_its_boxes():
+  net = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+  optimizer = nnx.Optimizer(net, optax.chain(optax.sgd(1.0), plateau(0.5, patience=0)), wrt=nnx.Param)
+  before = jax.tree.structure(optimizer.opt_state)
+  for score in (0.5, 0.4):
+    optimizer.opt_state = observe_score(optimizer.opt_state, score)
+  assert jax.tree.structure(optimizer.opt_state) == before
+  start = jnp.array(net.bias[...])
+  optimizer.update(net, jax.tree.map(jnp.ones_like, nnx.state(net, nnx.Param)))
+  np.testing.assert_array_equal(net.bias[...], start - 0.5)

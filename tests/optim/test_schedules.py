@@ -11,7 +11,17 @@ import optax
 import pytest
 
 from jaxlite.config.duration import Duration
-from jaxlite.optim.schedules import Run, cosine, cosine_restarts, in_steps, join, one_cycle, piecewise, polynomial
+from jaxlite.optim.schedules import (
+  Run,
+  cosine,
+  cosine_restarts,
+  in_steps,
+  join,
+  one_cycle,
+  piecewise,
+  polynomial,
+  warmup_cosine,
+)
 
 pytestmark = pytest.mark.unoptimized
 
@@ -141,13 +151,22 @@ def test_jit_traces_once_and_equals_the_eager_value_of_python_and_array_counts()
     (lambda: cosine(1.0, 0.0, 2.5), 'steps of a duration is an int; got 2.5'),
     (lambda: cosine(math.nan, 0.0, 3), 'cosine: a rate is a finite number; got nan'),
     (lambda: polynomial(1.0, 0.0, 3, power=0), 'polynomial: power is above 0; got 0'),
-    (lambda: cosine_restarts(1.0, 3, 0), 'cosine_restarts: cycles is at least 1; got 0'),
+    (lambda: cosine_restarts(1.0, 3, 0), 'cosine_restarts: cycles is a whole number, at least 1; got 0'),
     (lambda: cosine_restarts(1.0, 3, 2, growth=0.5), 'growth is at least 1 and decay above 0; got growth=0.5'),
     (lambda: one_cycle(1.0, 1), 'one_cycle rises and falls: its length is at least 2 steps; got 1'),
     (lambda: one_cycle(1.0, 9, rise=1.0), r'one_cycle: rise is the share that rises, in \(0, 1\); got 1.0'),
     (lambda: piecewise([1.0], [5]), 'one value more than boundaries; got 1 values, 1 boundaries'),
     (lambda: piecewise([1.0, 2.0, 3.0], [5, 5]), r'piecewise: boundaries rise from step 1 on; got \[5, 5\] steps'),
     (lambda: piecewise([1.0, 2.0], [0]), 'boundaries rise from step 1 on'),
+    (lambda: cosine_restarts(1.0, 3, 2.5), 'cycles is a whole number, at least 1; got 2.5'),
+    (lambda: cosine('1', 0.0, 3), "cosine: a rate is a number; got '1'"),
+    (lambda: jax.jit(lambda rate: cosine(rate, 0.0, 3)(0))(1.0), 'a rate is known before a program is compiled'),
+    (lambda: piecewise(0.1, 5), 'piecewise takes several values and boundaries; got 0.1 and 5'),
+    (lambda: warmup_cosine(math.nan, 9), 'warmup_cosine: a rate is a finite number; got nan'),
+    (lambda: warmup_cosine(0.1, 9, final=math.inf), 'warmup_cosine: a rate is a finite number; got inf'),
+    (lambda: warmup_cosine('0.1', 9), "warmup_cosine: a rate is a number; got '0.1'"),
+    (lambda: warmup_cosine(0.1, 9.5), 'warmup_cosine: total_steps is a whole number, at least 1; got 9.5'),
+    (lambda: warmup_cosine(0.1, 9, warmup_steps=0.5), 'warmup_cosine: warmup_steps is a whole number'),
     (lambda: join(), r'join takes \(schedule, length\) pairs and a last schedule; got nothing'),
     (lambda: join(cosine(1.0, 0.0, 3), cosine(1.0, 0.0, 3)), r'piece 0 is function'),
     (lambda: join((cosine(1.0, 0.0, 3), 3)), 'the last piece is a schedule alone, which stays; got tuple'),
@@ -158,3 +177,15 @@ def test_bad_arguments_are_named_in_one_line(make, message):
   with pytest.raises((ValueError, TypeError), match=message) as caught:
     make()
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'peak, final, warmup', [(1.0, 0.5, 3), (0.3, 0.0, 3), (0.1, 0.7, 2), (0.0, 0.5, 2), (1.0, 0.5, 0)]
+)
+def test_a_traced_rate_warms_up_as_a_known_one(peak, final, warmup):
+  steps = jnp.arange(13)
+  known = jax.vmap(warmup_cosine(peak, 10, warmup_steps=warmup, final=final))(steps)
+  traced = jax.jit(lambda peak, final: jax.vmap(warmup_cosine(peak, 10, warmup_steps=warmup, final=final))(steps))
+  np.testing.assert_allclose(traced(peak, final), known, rtol=1e-6, atol=1e-7)
+  np.testing.assert_allclose([known[0], known[warmup], known[10], known[12]],
+                             [peak / (warmup + 1), peak, final, final], rtol=1e-6, atol=1e-7)  # fmt: skip

@@ -157,7 +157,7 @@ def test_bits_are_counted_as_in_float64_and_as_the_coder_takes_them():
 
 
 def test_what_is_wrong_is_said():
-  for wrong in ({'worth': -1.0}, {'ramp': -1}, {'every': 0}, {'step': 0.0}):
+  for wrong in ({'worth': -1.0}, {'worth': 4}, {'ramp': -1}, {'every': 0}, {'step': 0.0}):
     with pytest.raises(ValueError, match=rf'few_bits: {next(iter(wrong))} is'):
       few_bits(**{'worth': 1e-6, **wrong})
   model = few_bits(1e-6, select='nothing').model(jl.from_function(apply, start()))

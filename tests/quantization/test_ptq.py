@@ -191,6 +191,8 @@ def test_histograms_of_parts_add_up_to_that_of_the_whole_and_skip_what_is_not_fi
   spoiled = histogram(jnp.concatenate([values, jnp.array([jnp.nan, jnp.inf, -jnp.inf])]))
   for method in (by_min_max(), by_percentile(99), by_mse()):
     assert method(spoiled, 4) == method(whole, 4)
+    for nothing in (jnp.zeros(0), jnp.array([jnp.nan, jnp.inf])):  # as `observe` says it
+      assert method(histogram(nothing), 4) == (np.inf, -np.inf)
 
 
 # Weights clipped before they are rounded.

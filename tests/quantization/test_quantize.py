@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxlite.contract import Model, chain, reparam, with_const
 from jaxlite.quantization._account import has_integer_weights, weight_bits
@@ -311,6 +312,16 @@ WRONG = {
     lambda: quantize(mlp, ranges={'Dense_9/kernel': (0, 1)})(init(KEY, X)[0], X),
     "ranges name 'Dense_9/kernel', which is no site",
   ),
+  'ranges the wrong way round': (
+    lambda: quantize(mlp, ranges={'Dense_0/kernel': (3.0, -1.0)}),
+    "a range is (lowest, highest), both finite; 'Dense_0/kernel' has 3.0 to -1.0",
+  ),
+  'ranges that are no numbers': (lambda: quantize(mlp, ranges={'w': (np.nan, 1.0)}), "both finite; 'w' has nan to 1.0"),
+  'ranges without end': (lambda: quantize(mlp, ranges={'w': (-np.inf, np.inf)}), 'both finite'),
+  'a range of three': (lambda: quantize(mlp, ranges={'w': (-1.0, 0.0, 1.0)}), 'a range is (lowest, highest)'),
+  'a range of one': (lambda: quantize(mlp, ranges={'w': 3.0}), "a range is (lowest, highest); 'w' has 3.0"),
+  'words for weights': (lambda: quantize(mlp, weights='params')(init(KEY, X)[0], X), 'weights= is the position'),
+  'no weights': (lambda: quantize(mlp, weights=None)(init(KEY, X)[0], X), 'weights= is the position'),
   'an argument that is not there': (lambda: quantize(mlp, weights=2)(init(KEY, X)[0], X), 'correct weights='),
   'a state of another recipe': (
     lambda: fake_quant().model(BASE).apply(*BASE.init(KEY, X), X, train=False, key=None),
@@ -318,6 +329,29 @@ WRONG = {
   ),
   'two of one name': (lambda: chain(fake_quant(), fake_quant()), 'stands twice'),
 }
+
+
+@pytest.mark.parametrize(
+  'make, words',
+  [
+    (lambda: quantize(3), 'quantize takes a function of pytrees of arrays, or a Network; got int'),
+    (lambda: observe(None), 'observe takes a function'),
+    (lambda: coverage(nn.Dense(3)), 'got Dense: give its apply'),
+    (lambda: quantize(mlp, rules=['w'])(init(KEY, X)[0], X), 'rules are {regular expression: bits'),
+    (lambda: quantize(mlp, rules='w')(init(KEY, X)[0], X), "got 'w'"),
+  ],
+)
+def test_what_is_no_function_and_no_rule_is_refused_in_one_line(make, words):
+  with pytest.raises(TypeError) as told:
+    make()
+  assert words in str(told.value)
+  assert '\n' not in str(told.value)
+
+
+def test_a_site_that_was_never_seen_takes_the_range_of_the_call():
+  params = init(KEY, X)[0]
+  unseen = {'Dense_0/kernel': (np.inf, -np.inf)}
+  np.testing.assert_array_equal(quantize(mlp, ranges=unseen)(params, X), quantize(mlp)(params, X))
 
 
 @pytest.mark.parametrize('name', WRONG)

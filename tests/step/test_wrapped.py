@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 from flax.training.train_state import TrainState
 
 import jaxlite as jl
@@ -268,6 +268,21 @@ def test_a_part_that_was_told_is_told_in_every_chain():
   for chain in (optax.chain, lambda *parts: jl.chain(*parts).tx):
     state = chain(optax.sgd(0.1), jl.step.told(jl.prune(0.5), {'w': None})).init(params)
     assert trees.paths(state[1].masks) == ['w']
+
+
+def test_flax_serialization_writes_the_state_of_a_part_that_was_told():
+  loop = jl.step.wrap(jl.from_linen(nn.Dense(3)), jl.cross_entropy, jl.average(0.9))
+  batch = {'inputs': jnp.ones((4, 5)), 'labels': jnp.zeros(4, int)}
+  params, model_state = loop.init(KEY, batch)
+  weights = loop.weights(KEY, batch)
+  for part in (jl.prune(0.5), jl.prune(0.5, packed=True), jl.rigl(optax.adam(0.1), 0.5, end=9)):
+    tx = optax.chain(optax.sgd(0.1), jl.step.told(part, weights))
+    _, state = tx.update(params, tx.init(params), params)
+    data = serialization.to_bytes({'opt_state': state, 'model_state': model_state})
+    fresh = {'opt_state': tx.init(params), 'model_state': jax.tree.map(jnp.zeros_like, model_state)}
+    back = serialization.from_bytes(fresh, data)
+    assert jax.tree.structure(back['opt_state']) == jax.tree.structure(state)  # layouts too
+    assert jax.tree.all(jax.tree.map(np.array_equal, back, {'opt_state': state, 'model_state': model_state}))
 
 
 def test_a_chain_with_an_optimizer_is_refused_and_so_is_what_is_no_hook():

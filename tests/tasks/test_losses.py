@@ -145,7 +145,9 @@ def test_smoothing_and_soft_labels_go_together():
       lambda: weighted_cross_entropy([1.0, 1.0])(jnp.zeros((2, 3)), {'labels': jnp.zeros(2, int)}),
       'class weights are one per class; got 2 for logits [2, 3]',
     ),
+    (lambda: weighted_cross_entropy({0: 1.0, 2: 1.0}), 'one for every class; got {0: 1.0, 2: 1.0}'),
     (lambda: class_weights([0, 2], 2), 'class_weights: labels are 0 to 1; got 0 to 2'),
+    (lambda: class_weights([0, 1], 2.0), 'class_weights: classes is a whole number'),
     (lambda: class_weights([0, 0], 3), 'every class needs an example; none of class 1'),
     (lambda: class_weights([0.5], 3), 'class_weights takes labels int[N]; got float64[1]'),
     (lambda: class_weights([], 3), 'class_weights takes labels int[N]'),
@@ -156,3 +158,9 @@ def test_bad_weights_are_named_in_one_line(call, words):
     call()
   assert words in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_weights_by_class_are_those_of_a_list():
+  logits, batch = jnp.array([[1.0, 2.0], [0.5, -1.0]]), {'labels': jnp.array([0, 1])}
+  by_class = weighted_cross_entropy({1: 3.0, 0: 1.0})(logits, batch)  # as Keras writes class_weight
+  np.testing.assert_array_equal(by_class, weighted_cross_entropy([1.0, 3.0])(logits, batch))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from jaxlite.tasks.metrics import classification_metrics
+from jaxlite.tasks.metrics import classification_metrics, means
 
 pytestmark = pytest.mark.unoptimized
 
@@ -182,7 +182,11 @@ def test_one_trace_serves_every_batch_and_bytes_as_labels():
 @pytest.mark.parametrize(
   ('act', 'words'),
   [
-    (lambda m: classification_metrics(1), 'at least 2 classes'),
+    (lambda m: classification_metrics(1), 'classes is a whole number, at least 2'),
+    (lambda m: classification_metrics(3.0), 'classes is a whole number, at least 2'),
+    (lambda m: classification_metrics('3'), 'classes is a whole number, at least 2'),
+    (lambda m: classification_metrics(10, top=(5.0,)), 'k of top-k accuracy is a whole number'),
+    (lambda m: means(loss=lambda outputs, batch: outputs[:, 0]), 'got loss=: give yours another name'),
     (lambda m: classification_metrics(10, top=(0,)), 'at least 1'),
     (lambda m: m.compute(m.init()), 'empty'),
     (lambda m: m.update(m.init(), jnp.zeros((2, 4)), {'labels': jnp.zeros(2, int)}, 0.0), '[2, 4]'),
@@ -197,3 +201,20 @@ def test_misuse_gets_one_line(act, words):
     act(classification_metrics(3))
   assert words in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_one_k_is_as_good_as_several_and_counts_once():
+  assert classification_metrics(10, top=3).names == classification_metrics(10, top=(3, np.int64(3))).names
+  assert classification_metrics(10, top=3).names[:3] == ('accuracy', 'top3_accuracy', 'loss')
+
+
+def test_metrics_count_where_ranks_are_not_promoted():
+  logits, labels = jnp.array([[3.0, 1, 2], [1, 1, 1]]), jnp.array([2, 1])
+  for classes in (3, 300):  # with a matrix and without
+    metric = classification_metrics(classes, top=2)
+    wide = jnp.pad(logits, ((0, 0), (0, classes - 3)), constant_values=-9.0)
+    plain = metric.update(metric.init(), wide, {'labels': labels}, jnp.zeros(2))
+    with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+      strict = metric.update(metric.init(), wide, {'labels': labels}, jnp.zeros(2))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, plain, strict))
+    assert metric.compute(strict, *([] if classes == 3 else [None]))['top2_accuracy'] == 1.0
