@@ -234,4 +234,4 @@ def test_two_devices():
 
 def test_what_is_no_function_is_refused_when_it_is_given():
   with pytest.raises(TypeError, match=r'^for_cpu takes a function; got int: '):
-    jl.for_cpu(3)
+    for_cpu(3)
