@@ -6,6 +6,7 @@ import difflib
 import errno
 import importlib.util
 import operator
+import os
 import pathlib
 import re
 import traceback
@@ -185,17 +186,27 @@ def one_line(error: Exception) -> str | None:
   True
   """
   message = str(error)
-  if not message:
-    return None
   if isinstance(error, OSError) and error.errno in _FULL:
     where = f' for {error.filename}' if error.filename else ''
     return f'no room is left{where} ({error.strerror}): make room, then run the same command again'
+  if isinstance(error, OSError) and error.errno == errno.EFBIG and error.strerror == os.strerror(errno.EFBIG):
+    where = f' for {error.filename}' if error.filename else ''
+    return (
+      f'a file may not become as large as is needed{where} ({error.strerror}): raise the limit of this process '
+      '(ulimit -f) or take another disk, then run the same command again'
+    )
   if isinstance(error, OSError | ConfigError):
-    return None if '\n' in message else message
+    return None if not message or '\n' in message else message
   frames = traceback.extract_tb(error.__traceback__)
+  if frames and frames[-1].name == 'backends' and pathlib.Path(frames[-1].filename).name == 'xla_bridge.py':
+    named = os.environ.get('JAX_PLATFORMS')
+    asked = f'of JAX_PLATFORMS={named}' if named else 'that it was told to use'
+    why = ' '.join(message.partition(" (set JAX_PLATFORMS=''")[0].split()) or 'no package for it is installed'
+    return f'JAX finds no device {asked} here ({why}): unset it to take what there is, or install what it needs'
   ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
   on_purpose = ours and (frames[-1].line or '').startswith('raise ')
-  return message if on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError) else None
+  mendable = on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError)
+  return message or None if mendable else None
 
 
 def as_flags(message: str) -> str:

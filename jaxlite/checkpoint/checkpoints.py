@@ -24,7 +24,7 @@ from jaxlite.checkpoint.directory import Entry
 from jaxlite.checkpoint.leaves import Snapshot
 from jaxlite.checkpoint.manifest import CheckpointError, CheckpointMismatch, Damaged, Manifest
 from jaxlite.checkpoint.names import orbax_names
-from jaxlite.checkpoint.order import ordered
+from jaxlite.checkpoint.order import first_sound
 from jaxlite.errors import number, whole
 from jaxlite.host.files import comes_loose
 
@@ -265,22 +265,11 @@ class Checkpoints:
 
   def _newest_sound(self, which: str | int, read: Callable[[Path, Manifest], Restored]) -> Restored | None:
     self.wait()
-    entries = directory.entries(self.directory)
-    if not entries:
-      return None
-    failed: list[str] = []
-    for entry in ordered(entries, which, self._rank, self.directory, self._log):
-      path = self.directory / entry.name
-      try:
-        return read(path, storage.read_entry(self.directory, entry, self._run))
-      except Damaged as damage:
-        self._damaged.add(entry)
-        failed.append(f'{entry.name} ({damage})')
-        self._log(f'checkpoint {path} is damaged, going back to the one before: {damage}')
-    raise CheckpointError(
-      f'no checkpoint in {self.directory} can be read: {"; ".join(failed)}: '
-      'put back a copy, or move the folder aside to start afresh'
-    )
+
+    def one(entry: Entry) -> Restored:
+      return read(self.directory / entry.name, storage.read_entry(self.directory, entry, self._run))
+
+    return first_sound(self.directory, which, self._rank, one, self._damaged.add, self._log)
 
   def _rank(self, entry: Entry) -> float:
     if entry not in self._metrics:

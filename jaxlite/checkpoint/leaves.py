@@ -176,7 +176,8 @@ def _check(path: str, array: Any) -> None:
     raise TypeError(f'a checkpoint needs live arrays; {path!r} was donated: save the state that the step returned')
   if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
     raise TypeError(f'a checkpoint needs whole arrays; {path!r} is spread over processes: replicate it first')
-  if not (hashing.is_key(array) or jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
+  small = array.dtype.type.__module__ == 'ml_dtypes'  # of which JAX knows some as numbers, later ones more
+  if not (small or hashing.is_key(array) or jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
     raise TypeError(f'a checkpoint holds numbers; {path!r} is an array of {array.dtype}: leave it out of the state')
 
 

@@ -5,6 +5,7 @@ Nothing here imports JAX before the experiment file does: `--help` and a mistype
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import pathlib
 import re
@@ -19,6 +20,7 @@ from jaxlite import errors
 from jaxlite.config import fields
 from jaxlite.config import schema as configs
 from jaxlite.config.duration import UNITS, Duration
+from jaxlite.host import streams
 
 Pairs = list[tuple[str, str | None]]
 
@@ -39,7 +41,8 @@ def parse(argv: Sequence[str], flag_values: absl_flags.FlagValues, doc: str, own
   """
   known = [flag.name for flag in flag_values.get_key_flags_for_module(owner)]
   if any(word in ('-h', '-help', '--help') for word in argv[1:]):
-    print(f'{doc}\n{flag_values.module_help(owner)}\n\nconfig fields (an experiment may add its own):\n{config_help()}')
+    own = flag_values.module_help(owner)
+    streams.show(f'{doc}\n{own}\n\nconfig fields (an experiment may add its own):\n{config_help()}')
     sys.exit(0)
   try:
     rest, pairs = split(flag_values.read_flags_from_files(list(argv[1:])))
@@ -56,7 +59,8 @@ def parse(argv: Sequence[str], flag_values: absl_flags.FlagValues, doc: str, own
 
 def fail(message: str) -> NoReturn:
   """Leaves with the exit code of a mistake that a person can mend."""
-  print(f'error: {message}', file=sys.stderr)
+  with streams.listening(sys.stderr):
+    print(f'error: {message}', file=sys.stderr)
   sys.exit(2)
 
 
@@ -102,6 +106,8 @@ def load(path: str, pairs: Pairs, root: pathlib.Path) -> configs.Config:
   """
   here = pathlib.Path(path)
   file = _found(path, root)
+  if file.is_dir():
+    raise errors.ConfigError(f'an experiment file is a file of Python, and {path!r} is a folder: name the file in it')
   if not file.is_file():
     near = [*here.parent.glob('*.py'), *(one.relative_to(root) for one in (root / 'experiments').glob('*.py'))]
     raise errors.ConfigError(f'no experiment file {path!r}; nearest: {fields.nearest(path, map(str, near))}')
@@ -147,19 +153,36 @@ def _found(path: str, root: pathlib.Path) -> pathlib.Path:
 
 def _name_of(file: pathlib.Path) -> str:
   # Saved configs name functions by module: the name must not depend on where the command was typed.
-  return f'{file.parent.name}.{file.stem}'
+  name = f'{file.parent.name}.{file.stem}'
+  return f'experiment.{name}' if _is_taken(file) else name
+
+
+def _is_taken(file: pathlib.Path) -> bool:
+  """Tells whether the name is that of a module of a package: who has `jaxlite/data.py` or `numpy/random.py` for an
+  experiment would put it in that module's place."""
+  folder = file.parent.name
+  try:
+    spec = importlib.util.find_spec(folder) if folder.isidentifier() else None  # of a top-level name: imports nothing
+  except (ImportError, ValueError):  # one that is half loaded
+    return f'{folder}.{file.stem}' in sys.modules
+  if spec is None or spec.origin is None:  # a folder without __init__.py: the name is free, whatever lies there
+    return False
+  places = [pathlib.Path(one) for one in spec.submodule_search_locations or ()]
+  elsewhere = [one for one in places if one.resolve() != file.parent]
+  names = (file.stem, *(f'{file.stem}{end}' for end in importlib.machinery.all_suffixes()))
+  return any((one / name).exists() for one in elsewhere for name in names)
 
 
 def _module(file: pathlib.Path) -> Any:
   name = _name_of(file)
-  spec = importlib.util.spec_from_file_location(name, file)
-  assert spec, file  # the file is there, and it ends in .py
-  assert spec.loader, file
+  loader = importlib.machinery.SourceFileLoader(name, str(file))  # whatever the file's name ends in
+  spec = importlib.machinery.ModuleSpec(name, loader, origin=str(file))
+  spec.has_location = True
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module  # annotations of its dataclasses are looked up there
   if str(file.parent) not in sys.path:
     sys.path.append(str(file.parent))  # an experiment may import a file that lies beside it
-  spec.loader.exec_module(module)
+  loader.exec_module(module)
   return module
 
 

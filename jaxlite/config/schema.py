@@ -259,6 +259,10 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
+# What lies beside the folders of several runs, or makes a folder that of a single one.
+_TAKEN = ('report.md', 'report.html', 'report.json', 'curves.png', 'sparsity.png', 'checkpoints')
+
+
 def validate(config: Config) -> None:
   """Raises where a config cannot run: a stray attribute, a wrong type, a value out of its range.
 
@@ -281,6 +285,12 @@ def validate(config: Config) -> None:
   for path, name in (('name', config.name), *(('runs', name) for name in config.runs)):
     if not re.fullmatch(r'\w[\w.\-]*', name):
       raise ConfigError(f'{path}: a run names its folder in letters, digits, dot, dash and underscore; got {name!r}')
+  shown: dict[str, str] = {}  # as the page of all runs links to them
+  for name in config.runs:
+    if name in _TAKEN:
+      raise ConfigError(f'runs: {name!r} is what is written in the folder of all runs itself: name it otherwise')
+    if (other := shown.setdefault(name.rstrip('-.'), name)) != name:
+      raise ConfigError(f'runs: names differ by more than dots and dashes at their end; got {other!r} and {name!r}')
 
 
 # How the fields are written that people get wrong.

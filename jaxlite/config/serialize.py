@@ -7,7 +7,7 @@ import enum
 import functools
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxlite.config.duration import UNITS, Duration
@@ -94,7 +94,8 @@ def compare(saved: Mapping[str, Any], config: Any) -> Differences:
     config: the config of now.
 
   Returns:
-    The differing fields. A field that the saved config lacks and that stands at its default is none.
+    The differing fields. A field that the saved config lacks and that stands at its default is none. That a function
+    now stands in another file is allowed.
 
   >>> from jaxlite.config import Config
   >>> config = Config(name='x')
@@ -104,6 +105,7 @@ def compare(saved: Mapping[str, Any], config: Any) -> Differences:
   Differences(refused=['optim.lr: saved 0.001, now 0.01'], allowed=['log.progress: saved True, now False'])
   """
   before, after = _flat(saved), _flat(to_dict(config))
+  functions = set(_functions(config))
   defaults = _flat(_defaults(config))
   refused, allowed = [], []
   for path in [*after, *(path for path in before if path not in after)]:
@@ -111,7 +113,7 @@ def compare(saved: Mapping[str, Any], config: Any) -> Differences:
     if old == new or (old is _ABSENT and new == defaults.get(path)) or (old != old and new != new):
       continue
     line = f'{path}: saved {_shown(old)}, now {_shown(new)}'
-    if may_change(path):
+    if may_change(path) or (path in functions and _is_moved(old, new)):
       allowed.append(line)
     elif path == 'train' and _longer(old, new):
       allowed.append(f'{line}; schedules that span the run follow its new length')
@@ -131,12 +133,15 @@ def may_change(path: str) -> bool:
 
   A longer `train` may too; that takes both values, see `compare`.
 
-  Where the data lie and how they are read may change; that they are the same is what their fingerprint guards.
+  Where the data lie and how they are read may change; that they are the same is what their fingerprint guards. What
+  picks the best model may not: each checkpoint bears its value, and those of two metrics cannot be compared.
 
   >>> may_change('log.every'), may_change('data.directory'), may_change('optim.lr'), may_change('train')
   (True, True, False, False)
+  >>> may_change('eval.patience'), may_change('eval.metric')
+  (True, False)
   """
-  return path.split('.')[0] in ('log', 'eval', 'checkpoint', 'machine') or path in _WHERE
+  return (path.split('.')[0] in ('log', 'eval', 'checkpoint', 'machine') and path != 'eval.metric') or path in _WHERE
 
 
 _WHERE = ('data.directory', 'data.keep', 'data.threads')
@@ -225,6 +230,27 @@ def as_trained(saved: Mapping[str, Any], config: Any, prefix: str = '') -> Any:
 
 def _tuples(value: Any) -> Any:
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _functions(config: Any, prefix: str = '') -> Iterator[str]:
+  """The paths of fields that hold a function."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if callable(value):
+      yield f'{prefix}{field.name}'
+    elif is_group(value):
+      yield from _functions(value, f'{prefix}{field.name}.')
+
+
+def _is_moved(old: Any, new: Any) -> bool:
+  """Tells whether a function only stands in another module: its file or the folder of it was moved or renamed, as on
+  the way to another machine. What it makes is traced and compared, and the data by their fingerprint.
+
+  >>> _is_moved('mine.exp:recipe', 'content.exp:recipe'), _is_moved('mine.exp:recipe', 'mine.exp:other')
+  (True, False)
+  """
+  names = [one.partition(':') for one in (old, new) if isinstance(one, str)]
+  return len(names) == 2 and all(name[1] for name in names) and names[0][2] == names[1][2]
 
 
 class _Absent:

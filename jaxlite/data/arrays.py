@@ -10,7 +10,10 @@ import numpy as np
 from jaxlite.data import inputs, splits
 from jaxlite.data.chosen import choose, room_for
 from jaxlite.data.dataset import Dataset, Pair, Split, as_pair, as_task, check_split, finish
+from jaxlite.data.frames import Rounding
 from jaxlite.tasks.task import Task
+
+_COLUMNS, _VALUES, _TOLD = 4096, 10**7, 4  # that are looked at one by one, and in all; lines about them
 
 
 def from_arrays(
@@ -73,7 +76,7 @@ def from_arrays(
       facts=facts,
       feature_names=feature_names,
       standardize=standardize,
-      notes=notes,
+      notes=(*notes, *(_rounded(train, feature_names) if encoder is None else ())),
       encoder=encoder,
     )
 
@@ -91,6 +94,24 @@ def _made(train: Pair, held: Mapping[str, Any], task: Task, seed: int, *, name: 
       parts[where], left = rows(pair, left[taken]), left[kept]
   whole = pair if len(left) == total else rows(pair, left)
   return finish(name, {'train': whole, **dict(reversed(parts.items()))}, task, **options)
+
+
+def _rounded(pair: Any, names: Sequence[str]) -> list[str]:
+  """A line for each feature of which float32 makes equal numbers of different ones: times in seconds since 1970 are
+  kept to two minutes. Labels are looked at by their task."""
+  values = pair[0] if isinstance(pair, tuple | list) and pair else None
+  told: list[str] = []
+  for path, leaf in (values if isinstance(values, Mapping) else {'': values}).items():
+    if not isinstance(leaf, np.ndarray) or isinstance(leaf, np.memmap) or leaf.dtype != np.float64 or not leaf.size:
+      continue
+    some = leaf[:: max(1, leaf.size // _VALUES)]
+    columns = some.reshape(len(some), -1).T
+    for index, column in enumerate(columns if len(columns) <= _COLUMNS else [some]):
+      found = Rounding()
+      found.add(np.ravel(column))
+      name: Any = f'{path}[{index}]' if path else index
+      told += found.told(names[index] if not path and len(names) == len(columns) else name)
+  return [*told[:_TOLD], *([f'so do {len(told) - _TOLD} more columns'] if len(told) > _TOLD else [])]
 
 
 def _is_zero(given: Any) -> bool:

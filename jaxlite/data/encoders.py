@@ -151,9 +151,22 @@ def fit_table(
     if kinds.tolist() == ['']:
       raise ValueError(f'a column holds numbers or strings; {column!r} is empty in every row: drop it')
     if len(kinds) > max(16, len(text) // 2):
-      raise ValueError(f'column {column!r} has {len(kinds)} values in {len(text)} rows, too many to learn: drop it')
+      raise ValueError(too_many(column, f'{len(kinds)}', len(text), kinds.tolist()))
     found.append((column, NAMES, tuple(map(str, np.unique(text[rows])))))
   return TableEncoder(tuple(found), tuple(others))
+
+
+def strange_names(encoder: TableEncoder) -> list[str]:
+  """A line for each column of names that are numbers or dates in a writing that is not read."""
+  named = [(column, values, frames.written(values)) for column, kind, values in encoder.columns if kind == NAMES]
+  return [f'column {column!r} is taken as {len(values)} names, and {about}' for column, values, about in named if about]
+
+
+def too_many(column: str, count: str, rows: int, some: Sequence[str]) -> str:
+  """The line about a column of names that are hardly ever the same."""
+  about = frames.written(some)
+  fix = f'it {about}, or drop it' if about else 'drop it'
+  return f'column {column!r} has {count} values in {rows} rows, too many to learn: {fix}'
 
 
 def _numbers(column: str, kind: str, values: np.ndarray) -> np.ndarray:

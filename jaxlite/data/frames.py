@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from jaxlite.errors import nearest
 
 _UNNAMED = re.compile(r'(Unnamed: \d+)?')
 _COARSE = 1e-3  # of a column's range: rounding above it is told
+_DATE = re.compile(r'\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}.*)?')
+_SIGNS = re.compile(r"[,%$\u20ac\u00a3\u00a5'\s\u00a0\u2212]")  # currencies, thousands, a minus of typesetters
 _TRUTH = {'true': 1.0, '1': 1.0, 'false': 0.0, '0': 0.0}
 
 
@@ -228,9 +230,9 @@ def as_numbers(column: str, values: np.ndarray) -> np.ndarray | None:
   text = as_text(values)
   numbers, words = np.full(len(text), np.nan), []
   for row, cell in enumerate(text):
-    try:
-      numbers[row] = float(cell) if cell else np.nan
-    except ValueError:
+    if is_number(cell):
+      numbers[row] = float(cell)
+    elif cell:
       words.append(row)
   filled = sum(bool(cell) for cell in text)
   if not words and filled:
@@ -242,6 +244,39 @@ def as_numbers(column: str, values: np.ndarray) -> np.ndarray | None:
       f'fix it, or name the column in categorical if it holds names'
     )
   return None
+
+
+def written(names: Iterable[str]) -> str:
+  """Tells what texts of a column are, if most are numbers or dates in a writing that is not read; '' for names.
+
+  >>> written(['1,234', '56']), written(['a 1', 'b'])
+  ("looks like numbers written as '1,234': write them as -1234.5", '')
+  >>> written(['2020-01-31', '2020-02-01'])
+  "looks like dates written as '2020-01-31': make numbers of them (year, weekday, days since)"
+  """
+  texts = [one for one in names if one]
+  for what, fix, is_one in (
+    ('dates', 'make numbers of them (year, weekday, days since)', lambda text: bool(_DATE.fullmatch(text))),
+    ('numbers', 'write them as -1234.5', lambda text: is_number(_SIGNS.sub('', text)) and bool(_SIGNS.search(text))),
+  ):
+    found = [text for text in texts if is_one(text)]
+    plain = 0 if what == 'dates' else sum(map(is_number, texts))
+    if found and len(found) + plain > 0.9 * len(texts):
+      return f'looks like {what} written as {found[0]!r}: {fix}'
+  return ''
+
+
+def is_number(text: str) -> bool:
+  """Tells whether a cell is read as a number. Python's own reading takes '1_03' too, which is a name of something.
+
+  >>> is_number('1e3'), is_number('1_03'), is_number('')
+  (True, False, False)
+  """
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return '_' not in text
 
 
 def check_finite(column: str, numbers: np.ndarray, values: np.ndarray) -> None:

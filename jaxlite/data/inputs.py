@@ -166,7 +166,10 @@ def _check_finite(array: np.ndarray, where: str) -> None:
       index = np.argwhere(~good)[0]
       value = rows[tuple(index)]
       place = [start + int(index[0]), *map(int, index[1:])]
-      raise ValueError(f'inputs are finite; {where} has {value} at {place}: drop example {place[0]} or fill it in')
+      beyond = '' if np.isnan(value) else ', or divide what is beyond float32 (3.4e38)'
+      raise ValueError(
+        f'inputs are finite; {where} has {value} at {place}: drop example {place[0]} or fill it in{beyond}'
+      )
 
 
 def check_alike(inputs: Any, train: Any, where: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite.data import frames
-from jaxlite.data.encoders import NAMES, NUMBER, TRUTH, TableEncoder
+from jaxlite.data.encoders import NAMES, NUMBER, TRUTH, TableEncoder, strange_names, too_many
 from jaxlite.data.large_files import Columns, blocks, content_hash, kept_arrays
 from jaxlite.data.table_labels import FEW, read_labels
 
@@ -171,7 +171,7 @@ class _Seen:
       raise ValueError(f'a column holds numbers or strings; {self.name!r} is empty in every row: drop it')
     count = f'over {_MOST_NAMES:,}' if self.kinds is None else f'{len(self.kinds)}'
     if self.kinds is None or len(self.kinds) > max(16, self.rows // 2):
-      raise ValueError(f'column {self.name!r} has {count} values in {self.rows} rows, too many to learn: drop it')
+      raise ValueError(too_many(self.name, count, self.rows, sorted(self.kinds or ())))
     return NAMES
 
 
@@ -181,15 +181,14 @@ def _parsed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   if values.dtype.kind in 'biuf':
     return text, values.astype(np.float64), np.zeros(0, np.int64)
   try:
-    return text, np.where(text == '', 'nan', text).astype(np.float64), np.zeros(0, np.int64)
+    numbers = np.where(text == '', 'nan', text).astype(np.float64)
+    if not any('_' in cell for cell in text.tolist()):  # see `frames.is_number`
+      return text, numbers, np.zeros(0, np.int64)
   except ValueError:
-    numbers, words = np.full(len(text), np.nan), []
-    for row, cell in enumerate(text):
-      try:
-        numbers[row] = float(cell) if cell else np.nan
-      except ValueError:
-        words.append(row)
-    return text, numbers, np.array(words, np.int64)
+    pass
+  read = [frames.is_number(cell) for cell in text]
+  numbers = np.array([float(cell) if one else np.nan for cell, one in zip(text, read, strict=True)])
+  return text, numbers, np.flatnonzero([bool(cell) and not one for cell, one in zip(text, read, strict=True)])
 
 
 def looked_at(
@@ -264,6 +263,7 @@ def encoded(
     f'it counts as none of {len(names[name])}'
     for name, (text, row, many) in new.items()
   ]
+  notes += strange_names(encoder)
   notes += [line for name, kind in kinds.items() if kind == NUMBER for line in seen[name].rounding.told(name)]
   notes += [
     f'column {name!r} counts the rows: if it is an index, drop={name!r}'

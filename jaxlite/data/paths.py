@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def path_of(source: str, directory: str = '') -> Path | None:
 
 
 def kind_of(path: Path) -> str:
-  """Returns what lies at a path: 'pictures', 'sounds', 'texts' or 'table'.
+  """Returns what lies at a path: 'pictures', 'sounds', 'texts' or 'table'; of a folder, what most files in its folders
+  are, and what lies beside them (a README.txt) only where that is nothing.
 
   Raises:
     ValueError: nothing that is read here.
@@ -51,7 +53,8 @@ def kind_of(path: Path) -> str:
       return 'table'
     raise ValueError(f'a file of data is one of {", ".join(TABLES)}; got {path}: name the folder of pictures or sounds')
   seen = []
-  for name in _names(path):
+  counts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}  # of kinds, by whether it lies in a folder
+  for inside, name in _names(path):
     for kind, reads in (
       ('table', lambda one: one.lower().endswith(('.parquet', '.pq'))),
       ('sounds', reads_sound),
@@ -59,8 +62,12 @@ def kind_of(path: Path) -> str:
       ('pictures', lambda one: os.path.splitext(one)[1] != '' and reads_name(one)),
     ):
       if reads(name):
-        return kind
-    seen.append(name)
+        counts[inside][kind] += 1
+        break
+    else:
+      seen.append(name)
+  if found := counts[True] or counts[False]:
+    return found.most_common(1)[0][0]  # of as many of two kinds the first that was seen
   got = f'{", ".join(seen[:3])} and others' if seen else 'nothing'
   raise ValueError(f'a folder of data holds pictures, WAV files, texts or Parquet; {path} holds {got}')
 
@@ -103,13 +110,14 @@ def open_path(
   return from_table(path, label or 'label', name=path.stem, keep=keep, **options)
 
 
-def _names(path: Path) -> Iterator[str]:
+def _names(path: Path) -> Iterator[tuple[bool, str]]:
+  """Whether a file lies in a folder of this one, and its name; of some files."""
   count = 0
-  for _, folders, names in os.walk(path, followlinks=False):
+  for place, folders, names in os.walk(path, followlinks=False):
     folders[:] = sorted(name for name in folders if not is_hidden(name))
     for name in sorted(names):
       if not is_hidden(name):
-        yield name
-        count += 1
+        yield place != os.fspath(path), name
+        count += place != os.fspath(path)
     if count > _LOOKED_AT:
       return

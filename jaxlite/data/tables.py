@@ -11,7 +11,7 @@ from jaxlite.data import frames
 from jaxlite.data.arrays import carved
 from jaxlite.data.chosen import choose
 from jaxlite.data.dataset import Dataset, check_labels, make_dataset
-from jaxlite.data.encoders import NUMBER, fit_table
+from jaxlite.data.encoders import NUMBER, fit_table, strange_names
 from jaxlite.data.large_files import blocks, column_names, goes_to_disk
 from jaxlite.data.large_tables import encoded, looked_at, targets_of
 from jaxlite.data.table_labels import read_labels, with_stated
@@ -90,6 +90,7 @@ def from_table(
   encoder = fit_table(features, rows['train'], categorical=categorical, others=others)
   inputs, told = encoder.encode(features)  # what is new is new in validation or test alone
   told = [line.replace('training never saw', 'train does not have') for line in told]
+  told += strange_names(encoder)
   told += [line for column, kind, _ in encoder.columns if kind == NUMBER for line in _rounded(column, features[column])]
   told += [
     f'column {column!r} counts the rows: if it is an index, drop={column!r}'

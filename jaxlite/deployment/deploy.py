@@ -279,7 +279,7 @@ def _of_weights(graph: Graph) -> Graph | None:
 def _no_numbers(graph: Graph) -> tuple[str, ...]:
   """What a person should know who gives integers an input that is no number."""
   floats = any(graph.values[name].dtype.kind in 'fV' for name in graph.inputs)
-  return ('in integers an input that is no number (NaN) counts as 0, where the network answers NaN',) if floats else ()
+  return ('integers hold no NaN: an input that is none is read as a number, by pack and C as 0',) if floats else ()
 
 
 def _measure(

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxlite import data as datasets
 from jaxlite import trees
+from jaxlite.batching import AT_ONCE
 from jaxlite.checkpoint import Checkpoints
 from jaxlite.contract import CONST, Network, Recipe
 from jaxlite.data.decoded import head, is_decoded
@@ -138,6 +139,7 @@ def of_network(network: Network, *, task: Task | None = None, facts: Facts | Non
   if kinds:
     raise ValueError(f'examples are arrays of numbers, as the network takes them; got {", ".join(sorted(kinds))}')
   inputs = jax.tree.map(lambda leaf: leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False), inputs)
+  _answer_bytes(network, inputs)  # whether it takes them
   graph, why = None, ''
   try:
     if getattr(network.model.apply, 'sealed', False):
@@ -163,23 +165,40 @@ def few_enough(one: Subject) -> tuple[Subject, str]:
   Returns:
     The subject with the first of them, and what a person should read; '' where all are there.
   """
-  network, count = one.network, len(jax.tree.leaves(one.inputs)[0])
-  first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), one.inputs)
-
-  def forward(params: Any, state: Any, inputs: Any) -> Any:
-    return network.model.apply(params, state, inputs, train=False, key=None)[0]
-
-  try:
-    found = jax.tree.leaves(jax.eval_shape(forward, network.params, network.model_state, first))
-  except Exception:  # of a user's model, which will say it where it is run
-    return one, ''
-  each = sum(leaf.size * leaf.dtype.itemsize for leaf in found)
+  count, each = len(jax.tree.leaves(one.inputs)[0]), _answer_bytes(one.network, one.inputs)
   rows = max(1, _MOST_BYTES // max(1, each))
   if rows >= count:
     return one, ''
   inputs, labels, weight = jax.tree.map(lambda leaf: leaf[:rows], (one.inputs, one.labels, one.weight))
   note = f'tried on the first {rows:,} of {count:,} examples: the answers to one take {each:,} bytes'
   return one._replace(inputs=inputs, labels=labels, weight=weight), note
+
+
+def _answer_bytes(network: Network, inputs: Any) -> int:
+  """What a network answers to one example takes.
+
+  Raises:
+    ValueError: it does not take such inputs.
+  """
+  some = min(len(jax.tree.leaves(inputs)[0]), AT_ONCE)
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((some, *leaf.shape[1:]), leaf.dtype), inputs)
+
+  def forward(params: Any, state: Any, inputs: Any) -> Any:
+    return network.model.apply(params, state, inputs, train=False, key=None)[0]
+
+  try:
+    found = jax.tree.leaves(jax.eval_shape(forward, network.params, network.model_state, shapes))
+    if strange := [leaf.shape for leaf in found if leaf.shape[:1] != (some,)]:
+      raise ValueError(f'of {some} it gives {list(strange[0])}, where each has an answer')
+  except Exception as error:  # whatever a user's model raises
+    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    paths, leaves, _ = trees.flatten(inputs)
+    given = ', '.join(f'{path} {list(leaf.shape)}'.strip() for path, leaf in zip(paths[:8], leaves, strict=False))
+    raise ValueError(
+      f'the network takes no examples of {given} ({told[:300]}): examples are inputs [N, ...], or (inputs, labels); '
+      'of a network of two inputs ((one, other), labels)'
+    ) from None
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in found) // some
 
 
 def _bounded(split: datasets.Split) -> datasets.Split:

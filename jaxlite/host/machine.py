@@ -23,9 +23,21 @@ def print_device(say: Callable[[str], None] = print) -> None:
   devices = jax.devices()
   kinds = ', '.join(sorted({device.device_kind for device in devices}))
   say(f'device: {len(devices)} x {devices[0].platform} ({kinds}), {cores()} CPU cores, jax {jax.__version__}')
-  for line in (idle(), throttled(usable_cores())):
+  for line in (idle(), throttled(usable_cores()), _eager()):
     if line:
       say(f'warning: {line}')
+
+
+def _eager() -> str | None:
+  """One line where JAX compiles nothing, and the way out."""
+  import jax
+
+  if not jax.config.values['jax_disable_jit']:
+    return None
+  return (
+    'JAX_DISABLE_JIT is set, so nothing is compiled: every step takes hundreds of times as long, and no forecast '
+    'counts that; unset it to train'
+  )
 
 
 def versions() -> dict[str, str]:
@@ -60,6 +72,14 @@ def machine() -> dict[str, str]:
     devices = sys.modules['jax'].devices()
     found['devices'] = f'{len(devices)} x {devices[0].platform} ({devices[0].device_kind})'
   return found
+
+
+def tuned() -> dict[str, str]:
+  """Returns what is set for XLA and JAX from outside and may change the last bits of what a program computes."""
+  import jax
+
+  flags = os.environ.get('XLA_FLAGS', '').strip() or 'not set'
+  return {'XLA_FLAGS': flags, 'JAX_DISABLE_JIT': str(jax.config.values['jax_disable_jit'])}
 
 
 def cores() -> int:

@@ -288,6 +288,8 @@ def _whole(
   total = around(
     whole * learned.factor, learned.spread, (known * math.log(whole / less), known * math.log(more / whole))
   )
+  if total.seconds < max(sums.values()):
+    said += (f'runs here took {learned.factor:.1f} times the sum of such parts: the whole is told by them',)
   return Durations(
     **{name: parts[name] for name in ('compile', 'step', 'evaluation', 'checkpoint', 'input', 'rest')},
     **{'total': total, 'basis': basis, 'counts': counts, 'said': said, 'processor': processor},

@@ -11,6 +11,7 @@ from jaxlite.planning import memory
 from jaxlite.planning.edits import OTHER, Edit, edited, edits, forms
 from jaxlite.planning.plan import FITS, TIGHT, Verdict, judged, mib
 from jaxlite.run.jobs import job_of
+from jaxlite.run.micro_batches import labelled
 from jaxlite.run.own_edits import own_edits
 from jaxlite.run.setup import Setup, reformed
 
@@ -27,7 +28,7 @@ def advised(setup: Setup, limits: Limits, again: Callable[..., Any]) -> list[str
   """
   job = job_of(setup)
   others = [edit for edit in edits(setup.config, job) if edit.result == OTHER and not _shorter(edit)]
-  changes = [*forms(setup.config, job)[1:], *others, *own_edits(setup, job)]
+  changes = [*labelled(setup, forms(setup.config, job)[1:], limits.resident_free), *others, *own_edits(setup, job)]
   found = [(edit, forecast(setup, edit, limits, again)) for edit in changes]
   known = [(edit, verdict) for edit, verdict in found if verdict is not None and verdict.word in (FITS, TIGHT)]
   known.sort(key=lambda pair: (pair[1].word != FITS, pair[0].result == OTHER))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxlite.checkpoint.directory import entries
 from jaxlite.config.schema import Config
+from jaxlite.config.serialize import compare, to_dict
 from jaxlite.data.batches import steps_per_epoch
 from jaxlite.errors import ConfigError
 from jaxlite.host import limits as machine_limits
@@ -22,6 +23,7 @@ from jaxlite.run import fitting, planning
 from jaxlite.run import folder as run_folder
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
+from jaxlite.run.micro_batches import labelled
 from jaxlite.run.own_edits import own_edits
 from jaxlite.run.setup import Setup, prepare
 from jaxlite.run.trial import Died, Source, asked, made
@@ -56,13 +58,14 @@ def plan(
     tried: list[Tried] = []
     if changes:
       base = found.durations.step.seconds if found.durations is not None else None
-      for edit in [Edit('as it is', {}, SAME), *edits(one, job), *own_edits(setup, job)]:
+      offered = labelled(setup, edits(one, job), machine_limits.limits().resident_free)
+      for edit in [Edit('as it is', {}, SAME), *offered, *own_edits(setup, job)]:
         tried.append(_try(source, name, edit, base)._replace(steps=_steps(setup, edit)))
     say(_but_for(str(found._replace(changes=tuple(tried))), told))
-    if folder_holds := _behind(expanded(source.workdir) / name, job.total):
+    if folder_holds := _behind(expanded(source.workdir) / name, one, job.total):
       say(f'  {folder_holds}')
     if found.durations is not None and job.total > setup.plan.epoch:
-      whole = setup.plan.epoch / job.total * (found.durations.total.seconds - found.durations.compile.seconds)
+      whole = setup.plan.epoch / job.total * again_and_again(found.durations)
       say(f'  an epoch takes about {spoken(whole)}: fewer of them take less, and end elsewhere')
     say('')
     if not changes and found.verdict is not None and found.verdict.word != FITS:
@@ -74,9 +77,24 @@ def plan(
   return 0
 
 
-def _behind(folder: Path, total: int) -> str:
+def again_and_again(found: Durations) -> float:
+  """Seconds of what a run does again and again, its share of the whole: steps, evaluations, checkpoints."""
+  sums = sum(found.counts[name] * getattr(found, name).seconds for name in ('step', 'evaluation', 'checkpoint'))
+  return sums * found.total.seconds / (sums + found.compile.seconds + found.rest.seconds)
+
+
+def _behind(folder: Path, config: Config, total: int) -> str:
   """What of a run's folder changes what a run takes; '' where nothing lies there."""
-  if run_folder.is_finished(folder):
+  try:
+    record = run_folder.remembered(folder)
+    saved = {} if record is None else record.began['config']
+    other = compare(saved, config).refused if saved else []
+  except (ValueError, LookupError, TypeError, AttributeError):  # damaged: who trains is told more
+    saved, other = {}, []
+  if other:
+    more = f' and {len(other) - 1} more' if len(other) > 1 else ''
+    return f'{folder} holds a run of another config ({other[0]}{more}): this one would be refused there'
+  if run_folder.is_finished(folder) and saved.get('train') in (None, to_dict(config.train)):
     return f'{folder} holds this run, finished: it would be reported again, not trained; --fresh moves it aside'
   steps = [one.step for one in entries(folder / 'checkpoints')]
   if not steps:

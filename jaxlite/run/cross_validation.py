@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite import data as datasets
+from jaxlite import errors
 from jaxlite.config.reads import Reads, watched
 from jaxlite.config.schema import Config
 from jaxlite.report import page, tables
 from jaxlite.report.result import Result
-from jaxlite.run import folder as run_folder
 from jaxlite.run import loop
+from jaxlite.run.aside import set_aside
 from jaxlite.run.records import Log, Told, under
 from jaxlite.run.setup import dataset_of
 from jaxlite.run.workdir import check_workdir, lock
@@ -89,10 +90,11 @@ def cross_validate(
   told = None if log is None else Told(log, say)
   folder = check_workdir(workdir)
   if fresh and any(folder.iterdir()):
-    say(f'moved the old runs to {run_folder.set_aside(folder)}')
+    say(f'moved the old runs to {set_aside(folder)}')
     check_workdir(workdir)
   reads = Reads()
   seen = watched(config, reads)
+  errors.whole(folds, 'folds', least=2)
   parts = datasets.folds(dataset_of(seen, data), folds, config.seed, validation=seen.data.validation)
   results = []
   with lock(folder):

@@ -23,6 +23,7 @@ from jaxlite.host.files import expanded
 from jaxlite.report import page, tables
 from jaxlite.run import acting, loop
 from jaxlite.run import folder as run_folder
+from jaxlite.run.aside import set_aside
 from jaxlite.run.deploying import deploy_run
 from jaxlite.run.diagnosing import opened
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
@@ -86,7 +87,7 @@ def run(
       raise
   if fresh:
     for one in (folder / name for name in only) if only else (folder,):
-      if (aside := run_folder.set_aside(one)) is not None:
+      if (aside := set_aside(one)) is not None:
         say(f'moved the old run to {aside}')
     check_workdir(folder)
   varied = {name: _varied(config, name) for name in config.runs}

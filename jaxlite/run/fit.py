@@ -187,6 +187,7 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
   labels = getattr(data.train, 'labels', data.validation.labels)
   if picks and len(labels):
     found += data.task.doubts(_judged(labels), data.facts, score)
+  found += _never_tested(data)
   if not picks:
     for field, value in (('eval.patience', config.eval.patience), ('eval.metric', config.eval.metric)):
       if value:
@@ -206,6 +207,19 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
       'take outputs[:, 0]'
     )
   return found
+
+
+def _never_tested(data: Dataset) -> list[str]:
+  """A line where training has classes that the test split lacks: by scikit-learn's means over the classes that are
+  there a model without a mistake has 1, by those over all classes it has not."""
+  if not (is_built_in(data.task) and data.task.name == 'classification') or is_decoded(data.test.labels):
+    return []
+  labels, names = np.unique(_judged(getattr(data.train, 'labels', data.test.labels))), data.facts['class_names']
+  lacking = [names[int(index)] for index in np.setdiff1d(labels, np.unique(np.asarray(data.test.labels)))]
+  if not lacking:
+    return []
+  shown = ', '.join(lacking[:4]) + (f' and {len(lacking) - 4} more' if len(lacking) > 4 else '')
+  return [f'test has no example of {shown}: in means over classes (macro) each counts as 0']
 
 
 def _judged(labels: Any) -> np.ndarray:

@@ -32,11 +32,11 @@ from jaxlite.run.foreseen import Start
 from jaxlite.run.identity import Identity
 from jaxlite.run.record import Record, recorded
 from jaxlite.run.setup import REDUCE, REMAT, REWRITES, Setup
-from jaxlite.run.workdir import lock
 from jaxlite.tasks.figures import lacking
 from jaxlite.tasks.task import Figure
 from jaxlite.version import __version__
 
+_DECIDED = ('start', 'patience', 'target', 'precision', 'recall')  # what of `eval` a result depends on
 _CONFIG, _TASK, _FAILED = 'config.json', 'task.json', 'failed.json'
 
 Say = Callable[[str], None]
@@ -162,6 +162,10 @@ def reported(setup: Setup, folder: Path, record: Record, say: Say) -> Result | N
   except ValueError as error:
     say(f'note: the history of this run is lost ({error})')
   say(f'this run is finished: reported from {folder}, nothing is trained (to train anew: fresh=True)')
+  before, now = record.began['config'].get('eval', {}), to_dict(setup.config.eval)
+  late = [f'eval.{name}' for name in _DECIDED if name in before and before[name] != now[name]]
+  if late:
+    say(f'note: {" and ".join(late)} had a say while it was trained and tested, and as set now changes nothing here')
   return result
 
 
@@ -313,29 +317,6 @@ def _draw(folder: Path, result: Result, figures: Sequence[Figure], say: Say) -> 
       result.figures = [one for one in result.figures if one[0] != f'{figure.slug}.png']
       result.notes = [*result.notes, note]
       say(f'note: {note}')
-
-
-def set_aside(folder: Path) -> Path | None:
-  """Renames a run's folder out of the way.
-
-  Returns:
-    The new name; None where there was nothing.
-
-  Raises:
-    WorkdirError: another process is at work in it.
-  """
-  if not folder.exists():
-    return None
-  linked = folder.is_symlink()
-  folder = folder.resolve() if linked else folder  # a workdir that is itself a link stays one: to another disk, say
-  with lock(folder):
-    number = 1
-    while (aside := folder.with_name(f'{folder.name}.old{number}')).exists():
-      number += 1
-    folder.rename(aside)
-    if linked:
-      folder.mkdir()
-  return aside
 
 
 def _write_meaning(folder: Path, run: str, about: dict[str, Any]) -> None:

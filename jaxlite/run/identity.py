@@ -106,7 +106,10 @@ def check(folder: Path, began: dict[str, Any], again: Identity, say: Callable[[s
     if again.began['data'].get(name) != before
   ]
   if other:
-    raise ConfigError(f'the data differ from those that the run in {folder} began with ({"; ".join(other)}): {way_out}')
+    raise ConfigError(
+      f'the data differ from those that the run in {folder} began with ({"; ".join(other)}): {way_out} (data that are '
+      'drawn anew at each start need a seed)'
+    )
   differ = [part for part in _PARTS if began['programs'].get(part) != again.began['programs'][part]]
   if differ:
     newer = [

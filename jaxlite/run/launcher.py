@@ -6,7 +6,6 @@ Nothing here imports JAX before the experiment file does: `--help` and a mistype
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pathlib
 import shlex
@@ -19,6 +18,7 @@ from absl import flags as absl_flags
 
 from jaxlite import errors
 from jaxlite.config import command_line
+from jaxlite.host import streams
 from jaxlite.run import again
 
 _BEGAN = time.monotonic()
@@ -137,6 +137,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       whose `experiments/digits.py` is there in every install.
   """
   where = root or pathlib.Path(__file__).resolve().parents[1]
+  streams.open_standard()
 
   def run(pairs: command_line.Pairs) -> int:
     logging.set_verbosity(logging.WARNING)  # other libraries' chatter would tear the progress bar
@@ -296,19 +297,19 @@ def _without_experiment(workdir: str, given: dict[str, Any]) -> int:
   if FLAGS.mode == 'doctor':
     from jaxlite.planning import doctor
 
-    doctor.doctor(print, workdir)
+    doctor.doctor(streams.show, workdir)
     return 0
   if FLAGS.mode == 'report':
     return _report(f'{workdir}-smoke' if FLAGS.smoke else workdir, **given)
   if FLAGS.mode == 'catalogue':
     from jaxlite.finetuning.known_models import catalogue
 
-    print(catalogue(FLAGS.task or '', batch_size=FLAGS.batch or 0, say=print))
+    streams.show(catalogue(FLAGS.task or '', batch_size=FLAGS.batch or 0, say=streams.show))
     return 0
   if 'check' in given:
     from jaxlite.run import checking
 
-    print(checking.table(workdir))
+    streams.show(checking.table(workdir))
     return 0
   from jaxlite.run import asking
 
@@ -322,11 +323,11 @@ def _report(workdir: str, out: str | None = None, serve: bool = False, port: int
 
     with contextlib.suppress(AttributeError, OSError):
       os.nice(10)  # what it follows comes first
-    live.serve(workdir, port or 0, say=functools.partial(print, flush=True))
+    live.serve(workdir, port or 0, say=streams.show)
     return 0
   from jaxlite.report import folder_page
 
-  print(folder_page.write(workdir, out))
+  streams.show(str(folder_page.write(workdir, out)))
   if folder_page.is_empty(workdir):
     print(f'note: no run lies in {workdir}, and the page says so: name another with --workdir', file=sys.stderr)
   return 0

@@ -28,8 +28,8 @@ from jaxlite.host import allocator, compile_cache, machine, preempt, streams
 from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
+from jaxlite.run import aside, foreseen, guards, home, spills
 from jaxlite.run import folder as run_folder
-from jaxlite.run import foreseen, guards, home, spills
 from jaxlite.run.aiming import Aim
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
 from jaxlite.run.identity import Identity, identify
@@ -119,7 +119,7 @@ def train_varied(
   if fresh:
     spills.forgotten(folder, say)
   if fresh and any(folder.iterdir()):
-    say(f'moved the old run to {run_folder.set_aside(folder)}')
+    say(f'moved the old run to {aside.set_aside(folder)}')
     check_workdir(workdir)
   if config.machine.keep_memory:
     allocator.share_one_arena()  # before JAX starts its threads
@@ -361,7 +361,7 @@ def _fit(
 
 def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
   """The state of the latest good checkpoint, or a new one."""
-  here = {**machine.machine(), 'jaxlib': machine.versions().get('jaxlib', '')}
+  here = {**machine.machine(), 'jaxlib': machine.versions().get('jaxlib', ''), **(tuned := machine.tuned())}
   found = saves.restore(setup.abstract)
   if found is None:
     return first_state(setup), Record(data=setup.data.fingerprint, machine=here)
@@ -371,7 +371,7 @@ def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
       'the data differ from those this run began with: bring them back, or move the run aside with fresh=True'
     )
   for name, value in here.items():
-    if record.machine.get(name) != value:
+    if record.machine.get(name, value if name in tuned else None) != value:  # older runs did not keep what is tuned
       say(f'note: {name} was {record.machine.get(name)}, now {value}: the run goes on, but not bit for bit')
   say(f'resumed at step {found.step} of {setup.plan.total}')
   record.stopped = record.stopped and record.stale >= setup.config.eval.patience > 0

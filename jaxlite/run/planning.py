@@ -13,7 +13,7 @@ from typing import Any, overload
 import jax
 
 from jaxlite.config.schema import Config, validate
-from jaxlite.contract import Network, chain, join_const
+from jaxlite.contract import Network
 from jaxlite.deployment import run_id
 from jaxlite.finetuning.head import HEAD
 from jaxlite.graph.init_numpy import on_host
@@ -22,7 +22,6 @@ from jaxlite.host.crowd import free_cores
 from jaxlite.host.files import expanded
 from jaxlite.host.machine import resident
 from jaxlite.host.rates import known_rates
-from jaxlite.optim import accumulate
 from jaxlite.planning import duration, memory
 from jaxlite.planning.cost import Cost, cost
 from jaxlite.planning.edits import ROUNDING, Edit, edited, forms
@@ -37,14 +36,10 @@ from jaxlite.run.finetune_start import FineTune, ready
 from jaxlite.run.foreseen import entry, foreseen, held
 from jaxlite.run.jobs import job_of
 from jaxlite.run.loss_forecast import time_to_loss
+from jaxlite.run.micro_batches import PARTS, parts_agree
 from jaxlite.run.setup import Setup, prepare, reformed
-from jaxlite.step.gradient import gradient_of
-from jaxlite.tasks.lift import examples_in, lift_loss
 
 Say = Callable[[str], None]
-
-_PARTS = 'machine.micro_batches'
-_FEW, _NEAR = 8, 1e-5  # examples that are tried; how far gradients may be apart, of the largest entry
 
 
 @overload
@@ -229,8 +224,8 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
   free = free_cores()  # looked at once: forms are compared as if others did the same beside each
   whole = foreseen(job_of(setup), config.name, print)
   offered = forms(config, job_of(setup))
-  if any(_PARTS in edit.fields and edit.result == ROUNDING for edit in offered) and not parts_agree(setup):
-    offered = [edit for edit in offered if _PARTS not in edit.fields]
+  if any(PARTS in edit.fields and edit.result == ROUNDING for edit in offered) and not parts_agree(setup):
+    offered = [edit for edit in offered if PARTS not in edit.fields]
   for edit in offered:
     with contextlib.suppress(ValueError):  # what cannot be built is no form
       found.append(_forecast(setup, edit, here, free))
@@ -238,23 +233,6 @@ def outlook(config: Config, folder: Path) -> dict[str, Any]:
   about = {'line': whole.line(), 'word': word, 'keeps': config.machine.keep_memory, 'steps': setup.plan.total}
   about['evaluation'] = config.eval.batch_size
   return {**about, 'forms': found}
-
-
-def parts_agree(setup: Setup) -> bool:
-  """Tells whether micro-batches give the gradient of the whole batch, tried on a few examples: not where a loss
-  compares the examples of a batch with each other."""
-  loss = setup.config.loss or setup.data.task.loss(setup.data.facts)
-  inner = gradient_of(setup.train.model, setup.recipe.loss(lift_loss(loss)))
-  state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
-  has = examples_in(setup.first_batch)[1]
-  few = jax.tree.map(lambda leaf, one: leaf[:_FEW] if one else leaf, dict(setup.first_batch), has)
-  found = []
-  for recipe in (setup.recipe, chain(setup.recipe, accumulate(2, name=_PARTS))):
-    full = join_const(state.model_state, state.const)
-    found.append(jax.jit(recipe.grad(inner))(state.params, full, few, state.key, state.step)[0])
-  leaves = zip(*map(jax.tree.leaves, found), strict=True)
-  apart = [(float(abs(one - other).max()), float(abs(one).max())) for one, other in leaves if one.size]
-  return max(one for one, _ in apart) <= _NEAR * max(size for _, size in apart)
 
 
 def elsewhere(job: Job, found: Plan, asked: str) -> Plan:

@@ -79,6 +79,8 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   epoch = datasets.steps_per_epoch(data.train, batch_size)
   sizes = {'steps_per_epoch': epoch, 'batch_size': batch_size}
   total = config.train.to_steps(**sizes)
+  if total >= 2**31:
+    raise ConfigError(f'steps are counted in 32 bits, so a run has fewer than 2**31; train={config.train} is {total:,}')
 
   def steps(duration: Duration) -> int:
     return max(1, duration.to_steps(**sizes, total_steps=total))

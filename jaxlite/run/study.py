@@ -19,8 +19,8 @@ from jaxlite.config.reads import Reads, watched
 from jaxlite.config.schema import Config, validate
 from jaxlite.errors import ConfigError, counted, nearest
 from jaxlite.planning.plan import Plan, between, spoken
-from jaxlite.run import folder as run_folder
 from jaxlite.run import study_record
+from jaxlite.run.aside import set_aside
 from jaxlite.run.finetune_start import ready
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
@@ -90,7 +90,7 @@ def opened(
     raise ConfigError(f'{folder} holds a run, and a study has a folder of its own: give another workdir')
   if fresh and any(folder.iterdir()):
     _check_nobody_works(folder)
-    say(f'moved the old study to {run_folder.set_aside(folder)}')
+    say(f'moved the old study to {set_aside(folder)}')
     folder = check_workdir(workdir)
   if base.teacher:
     base = dataclasses.replace(base, teacher=str((folder / base.teacher).resolve()))

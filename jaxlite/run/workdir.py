@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,8 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
 
   Raises:
     TypeError: neither a str nor a Path.
-    WorkdirError: a bucket or URL, a file in the way, or a folder that cannot be written.
+    WorkdirError: a bucket or URL, a file in the way, a name that no file has or that is no text here, or a folder that
+      cannot be written.
 
   >>> check_workdir('gs://bucket/run')
   Traceback (most recent call last):
@@ -61,6 +63,15 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
     raise WorkdirError(
       f'a workdir is a local folder, got {text!r}: buckets come later, copy there when the run is done'
     )
+  if '\0' in text:
+    raise WorkdirError(f'a workdir is a local folder, and no name has a zero byte; got {text!r}: name another')
+  try:
+    text.encode()
+  except UnicodeEncodeError:  # bytes that this process cannot read as text; checkpoints are written by names in UTF-8
+    raise WorkdirError(
+      f'a workdir is named in text, and under the encoding {sys.getfilesystemencoding()} of this process {text!a} is '
+      'none: set PYTHONUTF8=1 (or LC_ALL=C.UTF-8), or give another workdir'
+    ) from None
   try:
     path = Path(text).expanduser().absolute()
   except RuntimeError:

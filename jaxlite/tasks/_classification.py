@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import absent, as_given, check_range, class_labels, imbalance, named_classes, stated
+from jaxlite.tasks.labels import absent, alike, as_given, check_range, class_labels, imbalance, named_classes, stated
 from jaxlite.tasks.losses import cross_entropy
 from jaxlite.tasks.metrics import classification_metrics
 from jaxlite.tasks.tables import MOST, confusion_tables, named_class, score_table
@@ -84,7 +84,8 @@ def softmax(logits: Any) -> np.ndarray:
 
 
 def _notes(labels: np.ndarray, facts: Facts) -> list[str]:
-  found = absent(np.bincount(labels, minlength=facts['classes']), facts['class_names'])
+  names = facts['class_names']
+  found = [*absent(np.bincount(labels, minlength=facts['classes']), names), *alike(names)]
   return found + (['there is one class only: any model is right always'] if facts['classes'] < 2 else [])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,6 +158,22 @@ def absent(counts: np.ndarray, names: Sequence[str], what: str = 'example') -> l
     return []
   shown = ', '.join(missing[:8]) + (f' and {len(missing) - 8} more' if len(missing) > 8 else '')
   return [f'train has no {what} of {shown}: the model cannot learn what it never sees']
+
+
+def alike(names: Sequence[str]) -> list[str]:
+  """Returns the remark that some classes have one name but for case, spaces or the form of an accent, if so.
+
+  >>> alike(['YES', 'no', 'yes'])
+  ["classes 'YES' and 'yes' differ in case or spaces alone: if they are one, give them one name"]
+  """
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    groups.setdefault(' '.join(unicodedata.normalize('NFKC', name).casefold().split()), []).append(name)
+  told = [' and '.join(map(repr, some)) for some in groups.values() if len(some) > 1]
+  more = f' (and {len(told) - 1} more)' if len(told) > 1 else ''
+  return (
+    [f'classes {told[0]}{more} differ in case or spaces alone: if they are one, give them one name'] if told else []
+  )
 
 
 def imbalance(counts: np.ndarray, names: Sequence[str], score: str, better: str, what: str = 'examples') -> list[str]:

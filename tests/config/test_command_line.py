@@ -143,12 +143,39 @@ def test_the_command_runs_from_anywhere(folder, tmp_path):
   assert _given(elsewhere, f'--config={folder}/experiments/mine.py')['workdir'] == 'runs/mine'
 
 
+def test_a_reader_that_went_is_no_error(tmp_path):
+  """`--help | head -1`."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  for words in (['--help'], ['--mode=report', f'--workdir={tmp_path}']):
+    done = subprocess.run(
+      [sys.executable, str(ROOT / 'launch.py'), *words], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, [line for line in done.stderr.splitlines() if 'note: no run' not in line]) == (0, [])
+  os.close(writer)
+
+
+def test_an_experiment_takes_no_module_s_place(folder):
+  """Its functions are named by folder and file, and these may be those of a package that is there."""
+  for place, uses in (
+    ('jaxlite/errors.py', 'from jaxlite.errors import nearest'),
+    ('email/charset.py', 'from email.charset import Charset'),
+    ('experiments/errors.py', 'import errors'),
+    ('experiments/without an ending', 'import email'),
+  ):
+    path = folder / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(EXPERIMENT.replace('get_config():', f'get_config():\n  {uses}'))
+    assert _given(folder, f'--config={path}')['lr'] == 0.001
+
+
 def test_mistakes_are_one_line_with_the_way_out(folder):
   mine = '--config=experiments/mine.py'
   for words, told in (
     (['--wrokdir=x'], '--workdir'),
     (['--config=experiments/mien.py'], 'experiments/mine.py'),
     (['experiments/mine.py'], '--config=experiments/mine.py'),
+    (['--config=experiments'], 'is a folder'),
     ([mine, '--mode=test'], '<train|plan|fit|tune|'),
     ([mine, '--config.optim.lrr=1'], 'optim.lr'),
     (['--config.sparsty=1', mine], 'sparsity'),

@@ -45,6 +45,8 @@ from jaxlite.errors import ConfigError
     ('widths', [1, 2], 'tuple[int, ...]'),
     ('runs', {'../x': abs}, 'folder'),
     ('runs', {'x': 3}, 'runs is dict'),
+    ('runs', {'report.html': abs}, 'written in the folder of all runs'),  # else told when all are trained
+    ('runs', {'a': abs, 'a-': abs}, 'more than dots and dashes'),
     ('runs', [], 'runs is dict'),
     ('name', 'a/b', 'folder'),
     ('name', '', 'folder'),

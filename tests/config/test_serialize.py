@@ -47,9 +47,23 @@ def test_only_a_longer_run_in_the_same_unit_may_go_on():
   assert compare(saved, Config(name='x', train=Duration(epochs=11), seed=1)).refused == ['seed: saved 0, now 1']
 
 
+def test_a_function_may_stand_in_another_file():
+  """As where an experiment's folder was renamed, or is copied to another machine; what it makes is compared later."""
+  saved = to_dict(Mine(name='x', model=as_teacher, loss=functools.partial(as_teacher, config=3)))
+  saved |= {'model': 'elsewhere.configs:as_teacher', 'loss': saved['loss'].replace('configs:', 'content.configs:')}
+  same = Mine(name='x', model=as_teacher, loss=functools.partial(as_teacher, config=3))
+  assert compare(saved, same).refused == []
+  assert len(compare(saved, same).allowed) == 2
+  for other in ('elsewhere.configs:as_student', 'as_teacher', None):
+    assert compare({**saved, 'model': other}, same).refused
+  saved['name'] = 'a:x'  # no function: what stands behind a colon is no module's
+  assert [line.split(':')[0] for line in compare(saved, Mine(name='b:x')).refused] == ['name', 'model', 'loss']
+
+
 def test_may_change_is_by_group_and_not_by_likeness():
-  assert all(map(may_change, ('log.every', 'eval.metric', 'checkpoint.keep')))
+  assert all(map(may_change, ('log.every', 'eval.patience', 'checkpoint.keep')))
   assert not any(map(may_change, ('train', 'logs', 'evaluation', 'data.log', 'seed')))
+  assert not may_change('eval.metric')  # checkpoints bear its values: of two metrics the largest is not the best
 
 
 def test_fields_that_came_or_went_with_a_version():

@@ -80,3 +80,20 @@ def test_a_validation_of_zero_holds_nothing_out():
 def test_wrong_arguments_are_named(arguments, message):
   with pytest.raises(ValueError, match=message):
     from_arrays(*arguments)
+
+
+def test_numbers_that_float32_makes_equal_are_told():
+  """Times since 1970, in float64: two minutes are one number, and a network would see steps."""
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(60, 3))
+  labels = np.arange(60) % 2
+  assert from_arrays((inputs, labels)).notes == ()
+  inputs[:, 1] = 1.7e9 + rng.uniform(0, 300, 60)
+  (note,) = from_arrays((inputs, labels)).notes
+  assert note.startswith('column 1 lies between 17000000')
+  assert 'float32 rounds by up to 6' in note
+  assert from_arrays((inputs, labels), feature_names=('a', 'when', 'c')).notes[0].startswith("column 'when' lies")
+  assert from_arrays(({'x': inputs}, labels)).notes[0].startswith("column 'x[1]' lies")
+  assert from_arrays((inputs.astype(np.float32), labels)).notes == ()  # so they came: nothing is lost here
+  with pytest.raises(ValueError, match=r'has -?inf at \[0, 0\]: .* or divide what is beyond float32'):
+    from_arrays((inputs[:, :1] * 1e300, labels))

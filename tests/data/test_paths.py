@@ -50,6 +50,18 @@ def test_a_config_names_pictures_sounds_tables_and_texts(tmp_path):
   assert data_of('digits').name == 'digits'
 
 
+def test_a_word_beside_the_classes_does_not_make_texts_of_pictures(tmp_path):
+  pictured.write(tmp_path / 'pictures', 8)
+  (tmp_path / 'pictures' / 'README.txt').write_text('where they come from')
+  inside = next(one for one in sorted((tmp_path / 'pictures').iterdir()) if one.is_dir())
+  (inside / 'a list.txt').write_text('names')
+  assert kind_of(tmp_path / 'pictures') == 'pictures'
+  (tmp_path / 'texts' / 'good').mkdir(parents=True)
+  (tmp_path / 'texts' / 'good' / 'one.txt').write_text('a film')
+  (tmp_path / 'texts' / 'cover.png').write_bytes(b'x')
+  assert kind_of(tmp_path / 'texts') == 'texts'
+
+
 def test_what_lies_nowhere_is_told(tmp_path):
   (tmp_path / 'empty').mkdir()
   (tmp_path / 'other').mkdir()

@@ -136,6 +136,16 @@ BAD = {
   'an id': (({**TABLE, 'id': [f'x{i}' for i in range(ROWS)]}, 'kind'), {}, "^column 'id' has 40 values in 40 rows"),
   'a missing label': ((with_cell('kind', 7, ''), 'kind'), {}, "^every row has a label; 'kind' has none in row 7"),
   'a real label': ((TABLE, 'size'), {}, "^a label is a class; 'size' has .* in row 0: task=jl.tasks.regression.* bins"),
+  'numbers in a writing of their own': (
+    ({**TABLE, 'price': [f'{1000 + i:,}' for i in range(ROWS)]}, 'kind'),
+    {},
+    "too many to learn: it looks like numbers written as '1,000': write them as -1234.5, or drop it$",
+  ),
+  'dates as texts': (
+    ({**TABLE, 'day': [f'2020-{i % 12 + 1:02}-{i % 28 + 1:02}' for i in range(ROWS)]}, 'kind'),
+    {},
+    "too many to learn: it looks like dates written as '2020-01-01': make numbers of them .*, or drop it$",
+  ),
   'lengths': (({**TABLE, 'size': [1.0]}, 'kind'), {}, r'^columns are \[N\], all of one length'),
   'matrix': (({**TABLE, 'size': np.ones((ROWS, 2))}, 'kind'), {}, r'^columns are \[N\], all of one length'),
   'dates': (
@@ -316,6 +326,25 @@ def test_numbers_that_float32_tells_apart_no_more_are_noted(values, told, keep, 
   pq.write_table(pa.table({'when': values, 'kind': np.arange(ROWS) % 2}), tmp_path / 'table.parquet')
   notes = from_table(tmp_path / 'table.parquet', 'kind', keep=keep).notes
   assert [told in note for note in notes] == ([True] if told else [])
+
+
+@pytest.mark.parametrize('keep', ['memory', 'disk'])
+def test_numbers_that_are_taken_as_names_and_names_that_look_like_numbers(keep, tmp_path, monkeypatch):
+  """A share written with its sign is a name to a table, which nobody would notice; '1_03' is no 103."""
+  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path / 'kept'))
+  (tmp_path / 'table.csv').write_text(
+    'share,part,kind\n' + ''.join(f'{i % 5}.5%,{["1_03", "10_3"][i % 2]},{i % 2}\n' for i in range(ROWS))
+  )
+  data = from_table(tmp_path / 'table.csv', 'kind', keep=keep)
+  assert data.feature_names[-2:] == ('part=10_3', 'part=1_03')
+  (note,) = data.notes
+  assert note == "column 'share' is taken as 5 names, and looks like numbers written as '0.5%': write them as -1234.5"
+
+
+def test_classes_that_differ_in_case_alone_are_told():
+  kind = np.array(['yes', 'no', 'YES', 'no'])[np.arange(ROWS) % 4]
+  (note,) = from_table({'size': TABLE['size'], 'kind': kind}, 'kind').notes
+  assert note.startswith("classes 'YES' and 'yes' differ in case or spaces alone")
 
 
 def test_a_named_column_that_counts_the_rows_is_noted():

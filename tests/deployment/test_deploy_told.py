@@ -54,7 +54,7 @@ def test_weights_alone_in_few_bits_multiply_floats(tmp_path):
 def test_integers_say_that_they_hold_no_nan(tmp_path):
   report = jl.deploy(trained(jl.fake_quant(bits=8)), 'pack', out=tmp_path, examples=X, **QUICK)
   assert report.written[0].arithmetic == 'int8'
-  assert any('no number (NaN) counts as 0' in note for note in report.notes)
+  assert any('integers hold no NaN' in note for note in report.notes)
   odd = X.copy()
   odd[0, 0] = np.nan
   network = jl.unpack(tmp_path / 'network.jlp')
@@ -85,6 +85,23 @@ def test_zeros_between_entries_are_not_multiplied():
   graph = recognized(lower(lambda p, x: lax.conv_transpose(x, p, (2, 2), 'VALID'), kernel, x))
   assert graph.operations[0].attributes['input_dilation'] == (2, 2)
   assert costs(graph).macs == 7 * 6 * kernel.size
+
+
+WRONG = {
+  'other features': X[:, :5],
+  'one example': X[0],
+  'a list of examples': list(X[:3]),
+  'two arrays, which are inputs and labels': ((X, X), X),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_examples_that_the_network_does_not_take_are_told_in_a_line(name, tmp_path):
+  network = jl.Network(jl.from_function(dense, WEIGHTS), WEIGHTS, {})
+  with pytest.raises(ValueError, match=r'takes no examples of .*: examples are inputs \[N') as caught:
+    jl.deploy(network, 'pack', out=tmp_path / 'out', examples=WRONG[name], **QUICK)
+  assert '\n' not in str(caught.value)
+  assert not list(tmp_path.iterdir())
 
 
 def test_answers_that_take_much_memory_are_tried_on_fewer_examples_and_that_is_told(tmp_path, monkeypatch):

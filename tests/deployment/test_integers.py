@@ -263,3 +263,30 @@ def test_digits_are_told_apart_as_by_the_fake_quantized_network():
   assert (wanted.argmax(-1) == labels[1200:]).mean() > 0.8
   assert (wanted.argmax(-1) != found.argmax(-1)).sum() <= 3  # of 597
   assert np.abs(wanted - found).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_no_number_is_wider_than_what_it_meets():
+  """Learned queries make a product with a constant, after which numbers stay that no contraction takes in: as float64,
+  which they were computed in, no runtime of others multiplied them with float32."""
+  draw = np.random.default_rng(5).normal
+  params = {name: draw(size=shape).astype(np.float32) for name, shape in (('q', (5, 8)), ('k', (6, 8)), ('o', (8, 3)))}
+
+  def fn(p, x):
+    keys, queries = x @ p['k'], jnp.broadcast_to(p['q'], (len(x), 5, 8))
+    scores = jax.nn.softmax(jnp.einsum('bqd,bkd->bqk', queries, keys) / 8**0.5, -1)
+    return (scores @ keys).mean(1) @ p['o']
+
+  x = draw(size=(40, 10, 6)).astype(np.float32)
+  train = jl.train_step(
+    jl.from_function(fn, params), jl.cross_entropy, jl.chain(jl.fake_quant(every=True), optax.sgd(0.1))
+  )
+  batch = {'inputs': x, 'labels': np.arange(40) % 3}
+  state, _ = train.step(train.init(jax.random.key(0), batch), batch)
+
+  def forward(known, x):
+    return train.model.apply(*known, x, train=False, key=None)[0]
+
+  graph = quantized(lower(forward, (state.params, state.model_state), x), x, every=True)
+  assert not [name for name, array in graph.constants.items() if array.dtype == np.float64]
+  wanted = np.asarray(forward((state.params, state.model_state), x))
+  assert np.abs(reference.run(graph, x) - wanted).mean() < 0.01 * np.ptp(wanted)

@@ -298,13 +298,14 @@ def test_what_a_stream_takes_to_make_a_batch_is_timed(tmp_path):
 def test_a_plan_says_what_lies_in_the_runs_folder_already(tmp_path):
   from jaxlite.run import asking
 
-  assert asking._behind(tmp_path, 100) == ''
+  config = jl.Config(name='x')
+  assert asking._behind(tmp_path, config, 100) == ''
   for step in (20, 40):
     (tmp_path / 'checkpoints' / f'{step:08d}').mkdir(parents=True)
-  assert '60 that are left' in asking._behind(tmp_path, 100)
-  assert '0 that are left' in asking._behind(tmp_path, 30)  # of another length
+  assert '60 that are left' in asking._behind(tmp_path, config, 100)
+  assert '0 that are left' in asking._behind(tmp_path, config, 30)  # of another length
   (tmp_path / 'result.json').write_text('{}')
-  assert 'finished' in asking._behind(tmp_path, 100)
+  assert 'finished' in asking._behind(tmp_path, config, 100)
 
 
 def test_a_batch_of_more_examples_than_a_metric_takes_is_trained_and_evaluation_by_as_many_is_refused(tmp_path):

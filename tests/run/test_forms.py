@@ -13,6 +13,7 @@ from jaxlite.contract import join_const
 from jaxlite.planning.edits import DRAWS, OTHER, ROUNDING, SAME, edited, edits, forms
 from jaxlite.run import planning
 from jaxlite.run.jobs import job_of
+from jaxlite.run.micro_batches import labelled
 from jaxlite.run.setup import prepare, shortened
 from jaxlite.run.trial import Died, Source, asked
 from jaxlite.step import gradient
@@ -129,7 +130,16 @@ def test_a_loss_that_compares_the_examples_of_a_batch_is_found_out(tmp_path):
   setup, network, data = setup_of(tmp_path, 'plain')
   assert planning.parts_agree(setup)
   config = dataclasses.replace(setup.config, loss=apart)
-  assert not planning.parts_agree(prepare(config, tmp_path, network, data))
+  other = prepare(config, tmp_path, network, data)
+  assert not planning.parts_agree(other)
+  # So `--mode=plan --changes`, and the advice to who has no memory, say it too.
+  offered = edits(config, job_of(other))
+  parted = [i for i, edit in enumerate(offered) if 'machine.micro_batches' in edit.fields]
+  for made, room, result in ((setup, 1 << 40, ROUNDING), (other, 1 << 40, OTHER), (other, 0, ROUNDING)):
+    said = labelled(made, offered, room)
+    assert parted
+    assert {said[i].result for i in parted} == {result}
+    assert [edit._replace(result='') for edit in said] == [edit._replace(result='') for edit in offered]
 
 
 def test_micro_batches_that_do_not_divide_the_batch_are_refused_with_both(tmp_path):

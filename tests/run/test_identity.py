@@ -1,5 +1,6 @@
 """Laws of what a run runs: the code of now makes the program that the run began with, or it is another run."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -81,6 +82,11 @@ def test_the_same_code_under_other_names_is_the_same_run_and_reporting_is_said(f
   said.clear()
   assert run(folder, at(0.01), model=mlp(8, scale=0.2), say=said.append) == first
   assert any(line.startswith('note: what this run started from') for line in said)  # other values, the same program
+  for rate, same in ((0.01, True), (5.0, False)):  # the experiment's folder was renamed, or taken to another machine
+    moved = at(rate)
+    moved.__module__ = 'content.experiment'
+    with contextlib.nullcontext() if same else pytest.raises(ValueError, match=r'of another program: .*mul -5'):
+      assert run(folder, moved, model=mlp(8)) == first
 
 
 def test_fresh_moves_the_old_run_aside(finished, tmp_path):

@@ -55,6 +55,7 @@ MISTAKES = {
     {'recipe': lambda config, total: jl.chain(jl.prune(0.5), optax.adam(0.1))},
     'move part 0 to the end',
   ),
+  'more steps than are counted': ({'steps': 2**31}, r'fewer than 2\*\*31; train=2147483648 steps is 2,147,483,648'),
   'a length in percent': ({'train': jl.Duration(percent=5)}, 'train is in steps, epochs or examples'),
   'a model of nothing': ({'model': 'cnn'}, 'a model is a Model'),
 }

@@ -62,9 +62,14 @@ def test_a_signal_while_the_best_is_found_loses_nothing(evaluation, tmp_path, mo
 def test_a_finished_run_is_reported_again_and_not_trained(tmp_path):
   first = run(tmp_path)
   before = leaves(tmp_path)
-  again = run(tmp_path, log__every=jl.Duration(steps=5), eval__batch_size=7)
+  said = []
+  again = run(tmp_path, log__every=jl.Duration(steps=5), eval__batch_size=7, say=said.append)
   assert again == first
   assert leaves(tmp_path) == before
+  assert not any('had a say' in line for line in said)
+  run(tmp_path, eval__patience=3, eval__target=0.5, say=said.append)
+  late = 'eval.patience and eval.target had a say while it was trained and tested, and as set now changes nothing here'
+  assert f'note: {late}' in said
 
 
 def test_a_longer_run_goes_on_as_if_it_had_been_long_from_the_start(tmp_path):
@@ -90,6 +95,8 @@ def test_another_config_or_other_data_are_refused_and_nothing_is_changed(tmp_pat
     ({'optim__lr': 0.5}, r'optim\.lr: saved 0\.001, now 0\.5'),
     ({'seed': 1}, 'seed: saved 0, now 1'),
     ({'data__batch_size': 8}, 'data.batch_size: saved 16, now 8'),
+    # The best of before by accuracy, of now by loss: the larger number would be neither.
+    ({'eval__metric': 'loss', 'steps': 14}, "eval.metric: saved '', now 'loss'"),
   ):
     with pytest.raises(ValueError, match=f'^[^\n]*{words}[^\n]*another workdir[^\n]*fresh=True[^\n]*$'):
       run(tmp_path, **fields)
@@ -105,3 +112,14 @@ def test_what_rounds_or_draws_differently_from_here_on_is_said(tmp_path):
     run(tmp_path, steps=steps, machine__micro_batches=parts, say=said.append)
     note = 'note: machine.micro_batches was 1, now 2: the run goes on, but not bit for bit'
     assert (note in said) == told
+
+
+def test_a_flag_of_xla_that_was_turned_is_said(tmp_path, monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')  # read by XLA when it started: no other bits here
+  run(tmp_path, steps=2)
+  for flags, told in (('--xla_cpu_enable_fast_math=false', False), ('--xla_cpu_enable_fast_math=true', True)):
+    said = []
+    monkeypatch.setenv('XLA_FLAGS', flags)
+    run(tmp_path, steps=4 if not told else 6, say=said.append)
+    note = 'note: XLA_FLAGS was --xla_cpu_enable_fast_math=false, now --xla_cpu_enable_fast_math=true: '
+    assert any(line.startswith(note) for line in said) is told

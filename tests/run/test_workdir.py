@@ -15,12 +15,21 @@ from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
-@pytest.mark.parametrize('path', ['gs://bucket/run', 's3://bucket', 'https://host/run', 'memory://x', ''])
+@pytest.mark.parametrize('path', ['gs://bucket/run', 's3://bucket', 'https://host/run', 'memory://x', '', 'a\0b'])
 def test_what_is_no_local_folder_is_refused_in_one_line(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(WorkdirError, match='local folder') as caught:
     check_workdir(path)
   assert len(str(caught.value).splitlines()) == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_made(tmp_path: Path):
+  """What a process in the locale C makes of a name with an umlaut: checkpoints could not be written there."""
+  with pytest.raises(WorkdirError, match=r'named in text.*PYTHONUTF8=1.*another workdir') as caught:
+    check_workdir(tmp_path / os.fsdecode(b'r\xff'))
+  assert len(str(caught.value).splitlines()) == 1
+  assert str(caught.value).isascii()
   assert not list(tmp_path.iterdir())
 
 

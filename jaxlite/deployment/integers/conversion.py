@@ -73,7 +73,7 @@ def quantized(
   if every:
     tell = None if examples is None else functools.partial(_ranges, examples=examples, calibrate=calibrate, bits=bits)
     graph = missing.completed(graph, tell, bits)
-  result = fused(graph)
+  result = _narrowed(fused(graph))
   if any(one.kind.startswith('quantized_') or _packs(one, result) for one in result.operations):
     return result
   if rounds:
@@ -84,6 +84,17 @@ def quantized(
   raise ValueError(
     'nothing in this list is quantized: train with fake_quant or lsq, or call ptq, and lower the network as it predicts'
   )
+
+
+def _narrowed(graph: Graph) -> Graph:
+  """The list with numbers that no contraction took in as wide as what they are multiplied with or added to."""
+  values, constants = dict(graph.values), dict(graph.constants)
+  for one in graph.operations:
+    for name in one.inputs if one.kind in ('mul', 'add') and values[one.outputs[0]].dtype == np.float32 else ():
+      if name in constants and constants[name].dtype == np.float64:
+        constants[name] = constants[name].astype(np.float32)
+        values[name] = values[name]._replace(dtype=np.dtype(np.float32))
+  return graph._replace(values=values, constants=constants)
 
 
 def _packs(one: Operation, graph: Graph) -> bool:
