@@ -48,6 +48,7 @@ def for_cpu(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[
     A function of the same arguments, compiled when it is called; it can be jitted, differentiated and batched.
 
   Raises:
+    TypeError: it is no function.
     ValueError: when called, where a choice names no form of its site, or the function changes its arguments (see
       `without_effects`).
 
@@ -56,6 +57,8 @@ def for_cpu(fn: Callable[..., Any], choices: Choices | None = None) -> Callable[
   >>> for_cpu(jax.grad(lambda x: pool(x).sum()))(jnp.array([1.0, 3.0, 2.0, 2.0])).tolist()
   [0.0, 1.0, 1.0, 0.0]
   """
+  if not callable(fn):
+    raise TypeError(f'for_cpu takes a function; got {type(fn).__name__}: of a model give what calls it')
   return exchanged(without_effects(fn, 'for_cpu'), choices)
 
 

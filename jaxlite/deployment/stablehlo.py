@@ -328,6 +328,9 @@ def _check_input(leaf: Any, want: dict[str, Any]) -> jax.Array:
   shape, dtype = tuple(want['shape']), jnp.dtype(want['dtype'])
   got = jnp.shape(leaf)
   if got[1:] != shape or not got:
-    raise ValueError(f'this model takes {dtype}[B, {", ".join(map(str, shape))}]; got an array of shape {list(got)}')
+    fix = ': one example is a batch of one, inputs[None]' if got == shape else ''
+    raise ValueError(
+      f'this model takes {dtype}[{", ".join(["B", *map(str, shape)])}]; got an array of shape {list(got)}{fix}'
+    )
   check_kind('this model', leaf, dtype)
   return jnp.asarray(leaf, dtype)

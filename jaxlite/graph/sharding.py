@@ -66,3 +66,12 @@ def unchecked() -> bool:
   """Tells whether the program is traced inside a `shard_map` that does not check what differs, or a `pmap`."""
   axes = ambient()
   return any(axis not in varying(jax.typeof(jax.lax.axis_index(axis))) for axis in axes)
+
+
+def on_explicit_mesh(leaf: Any) -> bool:
+  """Tells whether an array's type names axes of a mesh that it is sharded over.
+
+  >>> on_explicit_mesh(jax.numpy.ones(2))
+  False
+  """
+  return isinstance(leaf, jax.Array) and bool(getattr(jax.typeof(leaf).sharding.mesh, 'explicit_axes', ()))

@@ -319,7 +319,7 @@ def lowest(scores: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def refuse_negative(least: Mapping[str, Any], what: str) -> None:
-  """Raises ValueError where a score is below 0: masks are drawn by its bits, which know no sign.
+  """Raises ValueError where a score is below 0: masks are drawn by its bits, which know no sign. Traced ones pass.
 
   >>> refuse_negative({'w': jnp.float32(-2.0)}, 'sparsify')
   Traceback (most recent call last):
@@ -327,7 +327,7 @@ def refuse_negative(least: Mapping[str, Any], what: str) -> None:
   ValueError: sparsify: a score is at least 0, and the largest live; that of 'w' falls to -2: give its exp, or its size
   """
   for path, value in least.items():
-    if value < 0:
+    if not _traced(value) and value < 0:
       raise ValueError(
         f'{what}: a score is at least 0, and the largest live; that of {path!r} falls to {float(value):g}: give '
         'its exp, or its size'

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxlite import trees
 from jaxlite.contract import Last
+from jaxlite.graph import sharding
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._choose_masks import leaves_at
 from jaxlite.pruning._mask_state import CHECK, PruneState, hold_at_zero, looked, start
@@ -38,6 +40,9 @@ def hold(masks: Any, *, packed: bool = False) -> Last:
   >>> optax.apply_updates(params, updates)['w'].tolist()
   [0.5, 0.0]
   """
+
+  # What lies on an explicit mesh could not be read where `init` is traced.
+  masks = jax.tree.map(lambda mask: np.asarray(mask) if sharding.on_explicit_mesh(mask) else mask, masks)
 
   def init(params: Any, weights: Mapping[str, Any] | None = None) -> PruneState:
     del weights

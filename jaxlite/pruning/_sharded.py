@@ -67,15 +67,11 @@ def _automatic(fn: Callable[..., Any], mesh: Any, places: Any) -> Callable[..., 
     if traced:
       return automatic(*args)
     with jax.set_mesh(
-      next(leaf.sharding.mesh for leaf in leaves if _explicit(leaf))
+      next(leaf.sharding.mesh for leaf in leaves if sharding.on_explicit_mesh(leaf))
     ):  # outside of a jit it must be said
       return automatic(*args)
 
   return run
-
-
-def _explicit(leaf: Any) -> bool:
-  return isinstance(leaf, jax.Array) and bool(getattr(jax.typeof(leaf).sharding.mesh, 'explicit_axes', ()))
 
 
 def _mesh_of(tree: Any, what: str) -> Any:
@@ -91,6 +87,6 @@ def _mesh_of(tree: Any, what: str) -> Any:
         f'{what} chooses among whole weights, and in a shard_map {path} is {list(leaf.shape)}, what one shard along '
         f'{", ".join(sorted(shards))} has: update outside of it, or gather first (jax.lax.all_gather)'
       )
-    if _explicit(leaf):
+    if sharding.on_explicit_mesh(leaf):
       found = kind.sharding.mesh
   return found

@@ -125,7 +125,7 @@ def _refuse_infinite(squares: Any, moments: Any, gradients: Any) -> None:
   """A weight whose inputs are not finite would score above all others, and live for that."""
   for what, found in (('the inputs of', squares), ('the inputs of', moments), ('the gradients of', gradients)):
     for path, leaf in trees.by_path(found).items():
-      if not bool(jnp.all(jnp.isfinite(leaf))):
+      if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(leaf))):
         raise ValueError(
           f'gather_statistics: {what} {path!r} are not finite, or too large for their squares, so no weight can be '
           'scored by them: look at the batches and the params'

@@ -26,7 +26,7 @@ def set_aside(folder: Path) -> Path | None:
   if not folder.exists():
     return None
   linked = folder.is_symlink()
-  folder = folder.resolve() if linked else folder.absolute()  # a workdir that is a link stays one: to another disk, say
+  folder = folder.resolve() if linked else folder  # a workdir that is itself a link stays one: to another disk, say
   _check_movable(folder)
   with lock(folder):
     number = 1

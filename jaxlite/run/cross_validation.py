@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlite import data as datasets
+from jaxlite import errors
 from jaxlite.config.reads import Reads, watched
 from jaxlite.config.schema import Config
 from jaxlite.report import page, tables
@@ -93,6 +94,7 @@ def cross_validate(
     check_workdir(workdir)
   reads = Reads()
   seen = watched(config, reads)
+  errors.whole(folds, 'folds', least=2)
   parts = datasets.folds(dataset_of(seen, data), folds, config.seed, validation=seen.data.validation)
   results = []
   with lock(folder):

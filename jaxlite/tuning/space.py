@@ -156,6 +156,8 @@ def _check_ends(space: Space, config: Config) -> None:
       except ConfigError as error:
         reals = isinstance(kind, Range) and not kind.step and isinstance(_at(config, name), int)
         fix = ': integer is the kind of whole numbers, int(8,64) on the command line' if reals else ''
+        if isinstance(kind, Choice) and len(kind.values) == 1 and isinstance(kind.values[0], list | tuple):
+          fix = ': choice takes values one by one, choice(0.01, 0.1)'
         raise ConfigError(f'{name} of the search space: {error}{fix}') from None
 
 

@@ -230,3 +230,8 @@ def test_two_devices():
     [sys.executable, '-c', textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_what_is_no_function_is_refused_when_it_is_given():
+  with pytest.raises(TypeError, match=r'^for_cpu takes a function; got int: '):
+    for_cpu(3)

@@ -212,3 +212,11 @@ def test_numpy_weights_of_64_bits_are_masked_without_a_warning(part):
   for _ in range(3):
     updates, state = part.update(params, state, params)
   assert int((optax.apply_updates(params, updates)['w'] == 0).sum()) >= 7
+
+
+def test_weights_are_sparsified_inside_of_jit_and_vmap_too():
+  params = {'w': weights()['w']}
+  wanted = sparsify(params, 0.5)[0]['w']
+  np.testing.assert_array_equal(jax.jit(lambda tree: sparsify(tree, 0.5)[0])(params)['w'], wanted)
+  many = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)
+  np.testing.assert_array_equal(jax.vmap(lambda tree: sparsify(tree, 0.5)[0])(many)['w'][0], wanted)

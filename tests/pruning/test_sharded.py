@@ -53,6 +53,9 @@ SOURCE = """
       for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(kept), strict=True):
         np.testing.assert_allclose(jax.device_get(one), other, atol=1e-6, err_msg=name)
 
+  lying = {name: jax.device_put(whole[name] > 0, NamedSharding(mesh, places[name])) for name in 'wv'}
+  assert hold(lying).init(own).masks['w'].sharding.spec == places['w']
+
   flat = jax.sharding.Mesh(np.array(jax.devices()), ('d',))
   cut = jax.shard_map(lambda p: parts['prune'].init(p)[1].count + jnp.int32(p['w'][0, 0] > 0), mesh=flat,
                       in_specs=({'w': P('d'), 'v': P(), 'b': P()},), out_specs=P('d'))

@@ -303,3 +303,16 @@ def test_what_a_variation_is_made_from_is_read_and_folds_read_the_share_of_valid
     config_of(steps=2, data__validation=0.2), tmp_path / 'folds', data=(X, Y), model=linear, folds=2, say=said.append
   )
   assert not [line for line in said if line.startswith('warning: ')]
+
+
+def test_what_a_loaded_network_cannot_take_is_told_with_the_fix(tmp_path):
+  run(tmp_path)
+  network = jl.load(tmp_path)
+  with pytest.raises(
+    ValueError, match=r'^this model takes float32\[B, 6\]; got an array of shape \[6\]: .*inputs\[None\]'
+  ):
+    network.predict(X[0])
+  with pytest.raises(ValueError, match=r'^a network takes numbers; got an array of <U1: encode the inputs as for '):
+    network.predict(np.full((2, 6), 'a'))
+  with pytest.raises(ValueError, match=r'^folds is a whole number, at least 2; got 1$'):
+    jl.cross_validate(config_of(adam), tmp_path / 'folds', data=(X, Y), folds=1)

@@ -117,6 +117,7 @@ def test_a_point_is_set_on_fields_units_and_arguments_and_leaves_the_config_alon
     ({'optim.lr': 0.1}, 'optim.lr of the search space is jl.tuning.choice'),
     ({'optim.lr': uniform(0, 1)}, 'optim.lr is above 0'),
     ({'data.batch_size': uniform(16, 64)}, 'data.batch_size is int; got 16.0: integer is'),
+    ({'optim.lr': choice([1e-3, 1e-2])}, r'got \[0.001, 0.01\]: choice takes values one by one'),
     ({'data.batch_size': integer(0, 64)}, 'data.batch_size is at least 1; got 0'),
     ({'train.epochs': integer(1, 2), 'train.steps': integer(1, 2)}, 'sets one field twice'),
     ({'train': choice(jl.Duration(epochs=1)), 'train.steps': integer(1, 2)}, 'sets one field twice'),
