@@ -148,7 +148,7 @@ def _tabled(levels: jax.Array, place: jax.Array, sign: jax.Array, strength: floa
     table = jnp.where(_each(_is(place, 'equalize'), 3), _equalized(levels), table)
   table = jnp.clip(table, 0, 255)
   below = jnp.clip(jnp.floor(levels), 0, 255).astype(jnp.int32)
-  share = levels - below
+  share = levels - below.astype(levels.dtype)
   flat = below.reshape(len(levels), math.prod(levels.shape[1:3]), levels.shape[-1]).swapaxes(1, 2)
   at = jnp.take_along_axis(table, flat, 2)
   after = jnp.take_along_axis(table, jnp.minimum(flat + 1, 255), 2)
