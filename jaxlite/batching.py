@@ -26,12 +26,18 @@ def in_parts(run: Callable[[Any], Any], inputs: Any, most: int = AT_ONCE) -> Any
   Returns:
     The results of all examples, in their order.
 
+  Raises:
+    ValueError: inputs are texts or objects.
+
   >>> sizes = []
   >>> in_parts(lambda x: sizes.append(len(x)) or x + 1, np.arange(5), most=2).tolist(), sizes
   ([1, 2, 3, 4, 5], [2, 2, 2])
   """
   inputs = _as_array(inputs)
   arrays = jax.tree.leaves(inputs)
+  for leaf in arrays:
+    if getattr(getattr(leaf, 'dtype', None), 'kind', '') in ('O', 'S', 'U', 'M', 'm'):  # JAX says so in a paragraph
+      raise ValueError(f'a network takes numbers; got an array of {leaf.dtype}: encode the inputs as for training')
   counts = {jnp.shape(leaf)[:1] for leaf in arrays}
   if any(isinstance(leaf, jax.core.Tracer) or _is_spread(leaf) for leaf in arrays) or len(counts) != 1 or () in counts:
     return run(inputs)

@@ -82,9 +82,6 @@ class Network(NamedTuple):
   def predict(self, inputs: Any) -> Any:
     """Returns the model's outputs for raw inputs [B, ...], 512 at a time, as in evaluation: a classifier's logits."""
     encoded = inputs if self.encode is None else self.encode(inputs)
-    for leaf in jax.tree.leaves(encoded):
-      if getattr(getattr(leaf, 'dtype', None), 'kind', 'f') in 'OSUMm':  # JAX says so in a paragraph
-        raise ValueError(f'a network takes numbers; got an array of {leaf.dtype}: encode the inputs as for training')
     return in_parts(lambda part: _predictor(self.model.apply)(self.params, self.model_state, part), encoded)
 
   def predict_labels(self, inputs: Any) -> Any:

@@ -158,8 +158,8 @@ def _name_of(file: pathlib.Path) -> str:
 
 
 def _is_taken(file: pathlib.Path) -> bool:
-  """Tells whether the name is that of a module of a package: who has `jaxlite/data.py` or `numpy/random.py` for an
-  experiment would put it in that module's place."""
+  """Tells whether the name is that of a module of a package: an experiment of the name random, in a folder of the name
+  numpy, would be in the place of NumPy's own."""
   folder = file.parent.name
   try:
     spec = importlib.util.find_spec(folder) if folder.isidentifier() else None  # of a top-level name: imports nothing
