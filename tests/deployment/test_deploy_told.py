@@ -13,14 +13,18 @@ import pytest
 from jax import lax
 
 import jaxlite as jl
+from jaxlite import trees
 from jaxlite.contract import join_const
 from jaxlite.deployment import answer, subject
 from jaxlite.deployment.accounting import costs
+from jaxlite.deployment.integers.conversion import quantized
 from jaxlite.deployment.operations import reference
-from jaxlite.deployment.operations.lowering import lower
+from jaxlite.deployment.operations.folding import folded
+from jaxlite.deployment.operations.listing import network_graph
+from jaxlite.deployment.operations.lowering import lower, lower_open
 from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.host.safetensors_file import read_safetensors
-from loops import X, Y, run
+from loops import X, Y
 
 pytestmark = pytest.mark.unoptimized
 QUICK = {'batches': (), 'seconds': 0.01, 'say': lambda line: None}
@@ -43,27 +47,27 @@ def trained(*parts, steps=2):
 
 
 def test_weights_alone_in_few_bits_multiply_floats(tmp_path):
-  kinds = ('pack', 'c', 'onnx')
+  kinds = ('c', 'onnx')
   report = jl.deploy(trained(jl.fake_quant(bits=(8, None))), kinds, out=tmp_path, examples=X, **QUICK)
-  assert [(one.arithmetic, one.why) for one in report.written] == [('float32', '')] * 3
+  assert [(one.arithmetic, one.why) for one in report.written] == [('float32', '')] * 2
   assert all(one.apart < 1e-5 for one in report.written)  # ONNX Runtime would round the inputs, too
   assert {one.why_float for one in report.costs.layers} == {'only its weights have few bits'}
   assert b'static const int8_t' in (tmp_path / 'network.c').read_bytes()
 
 
 def test_integers_say_that_they_hold_no_nan(tmp_path):
-  report = jl.deploy(trained(jl.fake_quant(bits=8)), 'pack', out=tmp_path, examples=X, **QUICK)
-  assert report.written[0].arithmetic == 'int8'
+  network = trained(jl.fake_quant(bits=8))
+  report = jl.deploy(network, 'safetensors', out=tmp_path, examples=X, **QUICK)
   assert any('integers hold no NaN' in note for note in report.notes)
   odd = X.copy()
   odd[0, 0] = np.nan
-  network = jl.unpack(tmp_path / 'network.jlp')
-  np.testing.assert_array_equal(network.predict(odd), network.predict(np.nan_to_num(odd)))
+  graph = quantized(network_graph(network, X[:2]))
+  np.testing.assert_array_equal(reference.run(graph, odd), reference.run(graph, np.nan_to_num(odd)))
 
 
 def test_a_class_is_no_arithmetic_and_floats_are_not_quantized_in_silence(tmp_path):
   model = jl.from_function(lambda p, x: dense(p, x).argmax(-1), WEIGHTS)
-  report = jl.deploy(jl.Network(model, WEIGHTS, {}), 'pack', out=tmp_path, examples=X, every=True, **QUICK)
+  report = jl.deploy(jl.Network(model, WEIGHTS, {}), 'onnx', out=tmp_path, examples=X, every=True, **QUICK)
   assert report.written[0].arithmetic == 'float32'
   assert 'every=True goes on from what training quantized, and no activation was' in report.notes[0]
 
@@ -107,7 +111,7 @@ def test_examples_that_the_network_does_not_take_are_told_in_a_line(name, tmp_pa
 def test_answers_that_take_much_memory_are_tried_on_fewer_examples_and_that_is_told(tmp_path, monkeypatch):
   monkeypatch.setattr(subject, '_MOST_BYTES', 10 * 3 * 4)
   network = jl.Network(jl.from_function(dense, WEIGHTS), WEIGHTS, {})
-  report = jl.deploy(network, 'pack', out=tmp_path, examples=(X, Y), task=jl.tasks.classification(3), **QUICK)
+  report = jl.deploy(network, 'safetensors', out=tmp_path, examples=(X, Y), task=jl.tasks.classification(3), **QUICK)
   assert report.examples == 10
   assert 'tried on the first 10 of 90 examples: the answers to one take 12 bytes' in report.notes
   assert report.score == pytest.approx(np.mean(np.argmax(dense(WEIGHTS, X[:10]), -1) == Y[:10]))
@@ -130,7 +134,7 @@ def test_a_list_runs_on_some_examples_at_a_time():
 def test_what_no_compiler_has_memory_for_is_not_given_to_one(tmp_path, monkeypatch):
   monkeypatch.setattr('jaxlite.host.machine.available', lambda: 10_000)
   network = jl.Network(jl.from_function(dense, WEIGHTS), WEIGHTS, {})
-  report = jl.deploy(network, ('pack', 'c'), out=tmp_path, examples=X, **QUICK)
+  report = jl.deploy(network, ('safetensors', 'c'), out=tmp_path, examples=X, **QUICK)
   assert not report.written[0].why
   assert 'a C compiler takes about 0.0 GB of memory for 81 constants' in report.written[1].why
 
@@ -149,15 +153,16 @@ def test_a_compiler_that_takes_too_long_ends_with_what_it_started(tmp_path):
   assert not child.exists() or child.read_text().split()[2] == 'Z'
 
 
-def test_a_layer_of_few_bits_bears_the_name_of_its_weight(tmp_path):
-  """Whichever way its rounded values came: of a run's list, or of a network's."""
-  run(
-    tmp_path / 'run',
-    lambda config, total: jl.chain(jl.fake_quant(), optax.adam(0.05)),
-    model=jl.models.MLP((8,), classes=3),
-    steps=4,
-  )
-  report = jl.deploy(tmp_path / 'run', 'pack', examples=(X, Y), **QUICK)
-  assert [one.name.strip('_') for one in report.costs.layers] == ['params/dense1/kernel', 'params/dense2/kernel']
-  report = jl.deploy(trained(jl.fake_quant()), 'pack', out=tmp_path / 'out', examples=X, **QUICK)
-  assert [one.name.strip('_') for one in report.costs.layers] == ['0/a', '0/c']
+def test_a_layer_of_few_bits_bears_the_name_of_its_weight():
+  """Whichever way its rounded values came: of a run's list, which has them open, or of a network's."""
+  network = trained(jl.fake_quant())
+  values = {'params': network.params, 'model_state': network.model_state}
+
+  def forward(values, x):
+    return network.model.apply(values['params'], values['model_state'], x, train=False, key=None)[0]
+
+  opened, known = lower_open(forward, values, X[:2])
+  held = trees.by_path(values)
+  of_run = folded(opened, {name: np.asarray(held[path]) for name, path in known.items()})
+  for graph, names in ((of_run, ['params/a', 'params/c']), (network_graph(network, X[:2]), ['0/a', '0/c'])):
+    assert [one.name.strip('_') for one in costs(quantized(graph)).layers] == names

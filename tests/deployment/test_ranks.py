@@ -35,7 +35,7 @@ def tied(*shape):
 
 @pytest.mark.parametrize('dtype', ['float32', 'int32'])
 def test_ranks_are_the_order_that_jax_gives(dtype):
-  for size in (1, 2, 9):
+  for size in (1, 9):
     with np.errstate(all='ignore'):
       x = tied(40, size, 3) if dtype == 'float32' else RNG.integers(-3, 3, (40, size, 3)).astype(dtype)
     for k in {1, size}:
