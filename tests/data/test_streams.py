@@ -117,6 +117,11 @@ BAD = {
     {},
     '^inputs are finite; the first batch',
   ),
+  'a generator function': (
+    lambda: endless(0),
+    {},
+    r'^a stream is made by a function \(seed, step\) -> batch; .* from_iterable',
+  ),
   'no steps': (make, {'steps_per_epoch': 0}, '^steps_per_epoch is a whole number, at least 1'),
   'no test': (make, {'test': None}, '^a stream needs a test split'),
   'other shapes': (
