@@ -106,6 +106,8 @@ def stream(
     return batch
 
   firsts = [first, *(at(0, step) for step in range(1, min(_FIRST, steps)))]
+  for step, batch in enumerate(firsts):
+    trees.check_inputs(batch['inputs'], f'the batch of step {step}', len(batch['labels']))
   head = Split(
     jax.tree.map(lambda *parts: np.concatenate(parts), *(batch['inputs'] for batch in firsts)),
     np.concatenate([batch['labels'] for batch in firsts]),
