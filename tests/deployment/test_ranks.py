@@ -161,3 +161,16 @@ def test_each_example_may_look_up_in_its_own_table(name):
   ran = c_check.run(c_source(graph), graph, named, [compiler(), '-std=c99', '-O1'])
   for found in (reference.run(graph, named), session.run(None, named)[0], ran.results[0]):
     np.testing.assert_array_equal(found, fn({}, d))
+
+
+def test_what_is_put_between_entries_is_put_there_everywhere():
+  """As `associative_scan` does, and with edges that are cut."""
+  x = floats(3, 4, 5)
+  config = ((0, 0, 0), (1, -2, 2), (-1, 2, 1))
+  fns = [
+    lambda p, x: lax.pad(x, jnp.float32(7), config),
+    lambda p, x: lax.associative_scan(lambda a, b: a * 0.5 + b, x, axis=1),
+  ]
+  for fn in fns:
+    for found in everywhere(fn, {}, x).values():
+      agree(found[0] if isinstance(found, (tuple, list)) else found, fn({}, x))

@@ -179,13 +179,33 @@ def _flipped(w: Writer, one: Operation) -> None:
   w.put(output, w.node('Slice', [w.get(x), *(w.ints(*one) for one in each)]))
 
 
+def _spaced(w: Writer, one: Operation) -> str:
+  """What is padded, with what is to stand between its entries: put behind each along an axis of its own."""
+  x, value = one.inputs
+  shape, source = list(w.shape(x)), w.get(x)
+  for axis, (_, _, inside) in enumerate(one.attributes['padding_config']):
+    size = shape[axis]
+    if not inside:
+      continue
+    if isinstance(size, Batch):
+      raise ValueError(f'ONNX pads along an axis whose size is known; {one.outputs[0]} along that of the examples')
+    before = [-1 if isinstance(each, Batch) else each for each in shape]
+    rank = len(before) + 1
+    wide = [0] * rank + [inside if at == axis + 1 else 0 for at in range(rank)]
+    source = w.node('Reshape', [source, w.ints(*before[: axis + 1], 1, *before[axis + 1 :])])
+    source = w.node('Pad', [source, w.ints(*wide), w.get(value)])
+    shape[axis] = size * (inside + 1)
+    source = w.node('Reshape', [source, w.ints(*(-1 if isinstance(each, Batch) else each for each in shape))])
+    shape[axis] -= inside
+    source = w.node('Slice', [source, w.ints(0), w.ints(int(shape[axis])), w.ints(axis)])
+  return source
+
+
 def _padded(w: Writer, one: Operation) -> None:
-  (output,), (x, value), config = one.outputs, one.inputs, one.attributes['padding_config']
-  if any(inside for _, _, inside in config):
-    raise ValueError(f'ONNX pads around; {output} pads between the entries')
+  (output,), (_, value), config = one.outputs, one.inputs, one.attributes['padding_config']
+  source = _spaced(w, one)
   cuts = [(axis, max(-low, 0), -high if high < 0 else _EVERYTHING) for axis, (low, high, _) in enumerate(config)]
   cuts = [(axis, low, high if high == _EVERYTHING else -high) for axis, low, high in cuts if low or high != _EVERYTHING]
-  source = w.get(x)
   if cuts:
     axes, lows, highs = zip(*cuts, strict=True)
     source = w.node('Slice', [source, w.ints(*lows), w.ints(*highs), w.ints(*axes)])
