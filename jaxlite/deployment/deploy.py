@@ -23,6 +23,7 @@ from jaxlite.deployment import formats, place, sheet, smaller, subject
 from jaxlite.deployment.accounting import Costs, costs
 from jaxlite.deployment.formats import Format
 from jaxlite.deployment.integers.conversion import quantized
+from jaxlite.deployment.integers.points import whole_numbers
 from jaxlite.deployment.operations import Graph
 from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.deployment.sheet import Report, Written
@@ -267,6 +268,8 @@ def _integers(one: Subject, every: bool) -> tuple[Graph | None, tuple[str, ...]]
 
 def _of_weights(graph: Graph) -> Graph | None:
   """The network with its weights as whole numbers, where training rounded all of them, and nothing else."""
+  if all(array.ndim < 2 or whole_numbers(array) is None for array in graph.constants.values()):
+    return None  # as of most, and soon seen
   try:
     found = quantized(graph)
   except ValueError:

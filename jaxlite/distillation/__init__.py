@@ -4,7 +4,7 @@ from jaxlite.distillation._attention_transfer import attention_transfer
 from jaxlite.distillation._dist import dist
 from jaxlite.distillation._distill import distill
 from jaxlite.distillation._dkd import dkd
-from jaxlite.distillation._hint import hint
+from jaxlite.distillation._hint import hint, mean_squared
 from jaxlite.distillation._kd import kd
 from jaxlite.distillation._rkd import rkd
 from jaxlite.distillation._self_distill import self_distill
@@ -20,6 +20,7 @@ __all__ = [
   'dkd',
   'hint',
   'kd',
+  'mean_squared',
   'rkd',
   'self_distill',
   'teacher_outputs',

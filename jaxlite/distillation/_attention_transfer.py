@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+from jaxlite.errors import number
 
 
 def attention_transfer(student: jax.Array, teacher: jax.Array, *, power: int = 2) -> jax.Array:
@@ -30,7 +34,8 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *, power: int = 2
   >>> attention_transfer(maps, 3 * maps).round(6).tolist()
   [0.0]
   """
-  if power < 1:
+  student, teacher, power = jnp.asarray(student), jnp.asarray(teacher), number(power, 'attention_transfer: power')
+  if not (power >= 1 and math.isfinite(power)):
     raise ValueError(f'attention_transfer: power is at least 1; got {power}')
   if student.ndim < 3 or student.shape[:-1] != teacher.shape[:-1]:
     raise ValueError(

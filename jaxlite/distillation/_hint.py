@@ -49,6 +49,7 @@ def mean_squared(student: jax.Array, teacher: jax.Array) -> jax.Array:
   >>> mean_squared(jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]])).tolist()
   [12.5]
   """
+  student, teacher = jnp.asarray(student), jnp.asarray(teacher)
   if student.shape != teacher.shape:
     raise ValueError(
       f'features are of one shape; the student gives {list(student.shape)}, the teacher {list(teacher.shape)}: tap '

@@ -148,7 +148,7 @@ def _tabled(levels: jax.Array, place: jax.Array, sign: jax.Array, strength: floa
     table = jnp.where(_each(_is(place, 'equalize'), 3), _equalized(levels), table)
   table = jnp.clip(table, 0, 255)
   below = jnp.clip(jnp.floor(levels), 0, 255).astype(jnp.int32)
-  share = levels - below
+  share = levels - below.astype(levels.dtype)
   flat = below.reshape(len(levels), math.prod(levels.shape[1:3]), levels.shape[-1]).swapaxes(1, 2)
   at = jnp.take_along_axis(table, flat, 2)
   after = jnp.take_along_axis(table, jnp.minimum(flat + 1, 255), 2)
@@ -208,7 +208,8 @@ def _move(place: jax.Array, sign: jax.Array, strength: float, height: int, width
 def _sources(matrix: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
   """Where each new pixel is read, (rows, columns) float32 [B, H, W]."""
   middle = (height - 1) / 2, (width - 1) / 2
-  row, column = jnp.meshgrid(jnp.arange(height) - middle[0], jnp.arange(width) - middle[1], indexing='ij')
+  down, across = (jnp.arange(size, dtype=jnp.float32) for size in (height, width))
+  row, column = jnp.meshgrid(down - middle[0], across - middle[1], indexing='ij')
   row, column = row[None], column[None]
   entry = [[matrix[:, i, j, None, None] for j in range(3)] for i in range(2)]
   return (

@@ -71,7 +71,7 @@ def random_resized_crop(
 
     def nearest(old: jax.Array) -> jax.Array:
       def along(axis: int, new: int, most: int) -> jax.Array:
-        place = corner[:, axis, None] + (jnp.arange(new) + 0.5)[None] * box[:, axis, None] / new
+        place = corner[:, axis, None] + (jnp.arange(new, dtype=jnp.float32) + 0.5)[None] * box[:, axis, None] / new
         return jnp.clip(place.astype(jnp.int32), 0, most - 1)
 
       rows, columns = along(0, tall, height), along(1, wide, width)

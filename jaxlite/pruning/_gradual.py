@@ -71,7 +71,8 @@ def prune(
     every: updates between refreshes.
     initial: the sparsity at `begin` of a gradual schedule.
     select: a rule on paths; None takes the weights (in a foreign loop: by shape and name).
-    schedule: `cubic`, `one_shot`, `periodic` or `constant`, in place of `begin`, `end`, `every` and `initial`.
+    schedule: of `sparsity_schedules`, `cubic`, `one_shot`, `periodic` or `constant`, for `begin`, `end`, `every`
+      and `initial`.
     score: (params, context) -> tree like params, non-negative: the largest live. It sees the weights as they came in:
       what is dead is zero, so by magnitude nothing comes back (`straight_through` and `rigl` let weights come back).
     context: arrays that the score reads, such as a `Calibration`; kept in the state, so no program captures them.

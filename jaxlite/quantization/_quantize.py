@@ -80,8 +80,8 @@ def quantize(
     real: execute int8 operands into int32 instead of integer-valued float32. Bit-equal while
       K * max|a| * max|w| <= 2^24, K being the length of the sum.
     rules: {regular expression on a site's name: bits, as above, or None to keep it float}; the first match decides.
-    ranges: {site: (lowest, highest)}, as `observe`, `calibrate` or `model_state['jl.fake_quant']` gives them; a
-      site that it lacks takes the range of the call.
+    ranges: {site: (lowest, highest)}, as `observe` or `model_state['jl.fake_quant']` (of a run, of `ptq`)
+      gives them; a site that it lacks takes the range of the call.
     attention: also quantize products of two activations, both per tensor, named `<activations>`.
     every: also quantize sums of activations, and compute by the rule of deployment, see `fake_quant`.
 

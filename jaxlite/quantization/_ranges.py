@@ -103,7 +103,7 @@ def frozen_ranges(ranges: Ranges) -> Activations:
   """Takes ranges as given, from a calibration or another run; no activation is looked through for its extremes.
 
   Args:
-    ranges: {site: (lowest, highest)}, as `calibrate`, `observe` or `model_state['jl.fake_quant']` give them.
+    ranges: {site: (lowest, highest)}, as `observe` or `model_state['jl.fake_quant']` (of a run, of `ptq`) give them.
 
   Returns:
     What `fake_quant(activations=)` takes.

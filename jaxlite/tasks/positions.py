@@ -59,7 +59,7 @@ def position_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   hit = labels[..., None] == jnp.arange(classes)[None, None]  # not a gather, whose gradient scatters
   picked = -jnp.sum(jnp.where(hit, jax.nn.log_softmax(logits), 0), axis=-1)
   each = jnp.where(labels < classes, jnp.where(labeled, picked, 0), jnp.nan)
-  return _sum(each) / jnp.maximum(jnp.sum(labeled, axis=1), 1)
+  return _sum(each) / jnp.maximum(jnp.sum(labeled, axis=1), 1).astype(each.dtype)
 
 
 def _sum(values: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from jaxlite.deployment.operations import reference
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.host.safetensors_file import read_safetensors
-from loops import X, Y
+from loops import X, Y, run
 
 pytestmark = pytest.mark.unoptimized
 QUICK = {'batches': (), 'seconds': 0.01, 'say': lambda line: None}
@@ -147,3 +147,17 @@ def test_a_compiler_that_takes_too_long_ends_with_what_it_started(tmp_path):
   while child.exists() and child.read_text().split()[2] != 'Z' and time.monotonic() < end:
     time.sleep(0.02)
   assert not child.exists() or child.read_text().split()[2] == 'Z'
+
+
+def test_a_layer_of_few_bits_bears_the_name_of_its_weight(tmp_path):
+  """Whichever way its rounded values came: of a run's list, or of a network's."""
+  run(
+    tmp_path / 'run',
+    lambda config, total: jl.chain(jl.fake_quant(), optax.adam(0.05)),
+    model=jl.models.MLP((8,), classes=3),
+    steps=4,
+  )
+  report = jl.deploy(tmp_path / 'run', 'pack', examples=(X, Y), **QUICK)
+  assert [one.name.strip('_') for one in report.costs.layers] == ['params/dense1/kernel', 'params/dense2/kernel']
+  report = jl.deploy(trained(jl.fake_quant()), 'pack', out=tmp_path / 'out', examples=X, **QUICK)
+  assert [one.name.strip('_') for one in report.costs.layers] == ['0/a', '0/c']

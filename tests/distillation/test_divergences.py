@@ -253,6 +253,7 @@ def test_padding_stands_in_no_relation(loss):
     (lambda: attention_transfer(jnp.ones((2, 4, 3)), jnp.ones((2, 5, 3))), 'one resolution'),
     (lambda: attention_transfer(jnp.ones((2, 3)), jnp.ones((2, 3))), 'compares positions'),
     (lambda: attention_transfer(jnp.ones((2, 4, 3)), jnp.ones((2, 4, 3)), power=0), 'at least 1'),
+    (lambda: attention_transfer(jnp.ones((2, 4, 3)), jnp.ones((2, 4, 3)), power=np.nan), 'at least 1; got nan'),
   ],
 )
 def test_mistakes_are_told_in_one_line(call, message):
@@ -287,6 +288,9 @@ def test_lists_are_taken_and_ranks_need_not_be_promoted():
       found = loss(rows, other)
       np.testing.assert_array_equal(found, loss(jnp.array(rows), jnp.array(other)))
       assert np.all(np.isfinite(found))
+    np.testing.assert_array_equal(
+      attention_transfer([rows], [other]), attention_transfer(*map(jnp.array, ([rows], [other])))
+    )
 
 
 def test_positions_without_a_label_teach_nothing():

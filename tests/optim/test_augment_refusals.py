@@ -34,7 +34,7 @@ def test_a_piece_cut_out_leaves_labels_of_pixels_where_they_are():
 def test_pictures_change_where_ranks_are_not_promoted_and_a_batch_may_be_empty(make):
   batch = {'inputs': jnp.arange(2 * 6 * 5 * 3, dtype=jnp.uint8).reshape(2, 6, 5, 3), 'labels': jnp.ones((2, 6, 5), int)}
   plain = make()(jax.random.key(3), batch)
-  with jax.numpy_rank_promotion('raise'):
+  with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
     strict = make()(jax.random.key(3), batch)
   assert jax.tree.all(jax.tree.map(jnp.array_equal, plain, strict))
   empty = {name: values[:0] for name, values in batch.items()}

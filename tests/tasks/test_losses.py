@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlite import tasks
 from jaxlite.contract import Context
 from jaxlite.optim._penalties import label_smoothing
 from jaxlite.tasks.lift import lift_loss
@@ -164,3 +165,23 @@ def test_weights_by_class_are_those_of_a_list():
   logits, batch = jnp.array([[1.0, 2.0], [0.5, -1.0]]), {'labels': jnp.array([0, 1])}
   by_class = weighted_cross_entropy({1: 3.0, 0: 1.0})(logits, batch)  # as Keras writes class_weight
   np.testing.assert_array_equal(by_class, weighted_cross_entropy([1.0, 3.0])(logits, batch))
+
+
+def test_losses_of_every_task_run_where_ranks_and_dtypes_are_not_promoted():
+  rng = np.random.default_rng(0)
+  cases = [
+    (tasks.classification(), [0, 1, 2, 1], (3,)),
+    (tasks.binary(), [0, 1, 0, 1], (2,)),
+    (tasks.multi_label(), [[0, 1], [1, 1], [0, 0], [1, 0]], (2,)),
+    (tasks.regression(), [[0.0, 1], [1, 1], [0, 0], [1, 0]], (2,)),
+    (tasks.language(vocabulary=3), [[0, 1, -1], [1, 2, 2], [0, 0, 0], [1, 0, -1]], (3, 3)),
+    (tasks.segmentation(), [[[0, 1], [1, -1]]] * 4, (2, 2, 2)),
+  ]
+  for task, given, shape in cases:
+    labels = task.check(given, 'train')
+    loss = task.loss(task.facts(labels, {}))
+    outputs, batch = jnp.asarray(rng.normal(size=(4, *shape)).astype(np.float32)), {'labels': jnp.asarray(labels)}
+    slope = jax.grad(lambda outputs, loss=loss, batch=batch: jnp.sum(loss(outputs, batch)))
+    plain = slope(outputs)
+    with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+      np.testing.assert_array_equal(slope(outputs), plain, err_msg=task.name)

@@ -59,6 +59,7 @@ def folded(graph: Graph, values: Mapping[str, Any], *, partly: bool = False) -> 
   constants = dict(graph.constants)
   for name, array in values.items():
     constants[name] = _checked(name, np.asarray(array), graph.values[name])
+  origins: dict[str, str] = {}
   uses, same = readers(graph.operations, graph.outputs), dict[str, str]()
   operations = []
   for one in graph.operations:
@@ -69,6 +70,7 @@ def folded(graph: Graph, values: Mapping[str, Any], *, partly: bool = False) -> 
       uses[taken] = uses.get(taken, 0) + uses.get(one.outputs[0], 0)
     elif one.kind != UNKNOWN and one.inputs and all(name in constants for name in one.inputs):
       constants.update(_computed(one, constants, graph.values))
+      _remember(origins, one, graph.values)
     else:
       operations.append(one)
       continue
@@ -85,7 +87,7 @@ def folded(graph: Graph, values: Mapping[str, Any], *, partly: bool = False) -> 
       if name.startswith(KNOWN) and name not in constants:
         raise ValueError(f'the list of operations reads {name.removeprefix("known/")!r}, which has no value')
   check_answers(found)
-  return _by_path(found)
+  return _by_path(found, origins)
 
 
 def surely_unknown(graph: Graph, known: Collection[str]) -> str:
@@ -111,9 +113,22 @@ def surely_unknown(graph: Graph, known: Collection[str]) -> str:
   return ''
 
 
-def _by_path(graph: Graph) -> Graph:
-  """Constants that are params as they were bear their paths."""
+def _remember(origins: dict[str, str], one: Operation, values: Mapping[str, Value]) -> None:
+  """Of which parameter a constant is made, entry by entry, as rounded weights are."""
+  (output, *_), found = one.outputs, set[str]()
+  if one.kind in _ENTRIES:
+    shape = values[output].shape
+    found = {origins.get(name, name) for name in one.inputs if shape and values[name].shape == shape}
+  parameters = [name for name in found if name.startswith(f'{KNOWN}params/')]
+  if len(parameters) == 1:
+    origins[output] = parameters[0]
+
+
+def _by_path(graph: Graph, origins: Mapping[str, str]) -> Graph:
+  """Constants that are params as they were bear their paths, what is made of one of them its path and a stroke."""
   names = {name: name.removeprefix(KNOWN) for name in graph.constants if name.startswith(KNOWN)}
+  made = {name: f'{origins[name].removeprefix(KNOWN)}_' for name in graph.constants if name in origins}
+  names |= {name: path for name, path in made.items() if list(made.values()).count(path) == 1}
   names = {name: path for name, path in names.items() if path not in graph.values}
   operations = [one._replace(inputs=tuple(names.get(name, name) for name in one.inputs)) for one in graph.operations]
   return graph._replace(

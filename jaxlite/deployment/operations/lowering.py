@@ -17,7 +17,7 @@ from jax.interpreters import partial_eval
 
 from jaxlite import trees
 from jaxlite.deployment.operations import UNKNOWN, Batch, Graph, Operation, equations, pruned
-from jaxlite.deployment.operations.atoms import Const, Ref, Unknown, computed, constant, dtype_of, never_seen
+from jaxlite.deployment.operations.atoms import Const, Ref, Unknown, computed, constant, dtype_of, made_of, never_seen
 from jaxlite.deployment.operations.open_batch import SIZES, Trace, joined
 from jaxlite.graph import walk
 
@@ -203,7 +203,7 @@ class _Writer(NamedTuple):
       return []
     if kind in walk.CALLS and kind != 'shard_map':
       if params.get('name') in equations.AT_ONCE and all(isinstance(one, Const) for one in operands):
-        return computed(eqn, operands)
+        return [one._replace(name=made_of(operands, one.shape)) for one in computed(eqn, operands)]
       return self.body(params[walk.CALLS[kind]], operands)
     if kind in equations.NOTHING:
       return operands
