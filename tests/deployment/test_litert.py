@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax import lax
 from sklearn.datasets import load_digits
 
 import jaxlite as jl
@@ -268,6 +269,34 @@ def test_a_run_of_few_bits_is_deployed_and_its_snippet_loads_it(tmp_path):
   exec(code, here)
   found, want = here['outputs'], jl.load(tmp_path / 'run').predict(DIGITS)
   assert agreement.same_largest(found, np.asarray(want)) == 1
+
+
+def edges(x):
+  whole = x[:, :4].astype(jnp.int32)
+  return lax.div(whole, whole[:, ::-1]), lax.rem(whole, whole[:, ::-1]), whole // 3, whole % -4, lax.rem(x, x[:, ::-1])
+
+
+EDGES = {
+  'whole numbers and rests': edges,
+  'small logarithms': lambda x: (
+    jnp.log1p(jnp.abs(x) * 1e-7) * 1e7,
+    jnp.log(jax.nn.softplus(-5 * jnp.abs(x))),
+    jnp.expm1(x * 1e-7),
+  ),
+  'sums over several axes': lambda x: jnp.einsum('bk,bkdo,bd->bo', x[:, :2], x.reshape(-1, 2, 2, 2), x[:, 2:4]),
+}
+
+
+@runs
+@pytest.mark.parametrize('name', EDGES)
+def test_what_the_converter_computes_otherwise_is_written_otherwise(name):
+  """Rests with the divisor's sign, an end at a division by 0, 0 for small logarithms, axes of sums mixed up."""
+  x = RNG.choice(np.float32([-7, -3, -2, -1, 0, 1, 2, 3, 5]), size=(40, 8))
+  graph = recognized(lower(lambda p, x: EDGES[name](x), {}, x))
+  wanted = EDGES[name](jnp.asarray(x))
+  found = litert.answers(litert.litert_bytes(graph), {'input': x})
+  for got, want in zip(found, jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(got, want, rtol=2e-5)
 
 
 CHOOSING = {

@@ -276,8 +276,61 @@ def _converted(r: _Reader, one: Operation) -> jax.Array:
   return whole if float(most) == info.max else jnp.where(x > most, dtype.type(info.max), whole)
 
 
+_SMALL = 0.02  # up to which five terms of a series say all that float32 holds
+
+
+def _log1p(r: _Reader, one: Operation) -> jax.Array:
+  """log(1 + x), of a small x by its series: 1 + x loses it, and LiteRT's logarithm is not exact beside 1."""
+  x = r.value(one.inputs[0])
+  series = x * (1 - x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x * (1 / 5)))))
+  return jnp.where(jnp.abs(x) < _SMALL, series, jnp.log(x + 1))
+
+
+def _expm1(r: _Reader, one: Operation) -> jax.Array:
+  """exp(x) - 1, likewise."""
+  x = r.value(one.inputs[0])
+  series = x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120)))))
+  return jnp.where(jnp.abs(x) < _SMALL, series, jnp.exp(x) - 1)
+
+
+def _divided(r: _Reader, one: Operation) -> jax.Array:
+  """Quotient or rest; of int32 by 0 and -1 what JAX gives, where LiteRT ends. It selects among no arrays of an open
+  batch, so that what holds is multiplied by 1. Its rest has the divisor's sign."""
+  x, y = jnp.broadcast_arrays(*map(r.value, one.inputs))
+  if one.kind == 'rem' and jnp.issubdtype(x.dtype, jnp.floating):
+    return jnp.sign(x) * lax.rem(jnp.abs(x), jnp.abs(y))
+  known = r.graph.constants.get(one.inputs[1])
+  if x.dtype != jnp.int32 or (known is not None and not np.isin(known, (0, -1)).any()):
+    whole = lax.div(x, y)
+    return whole if one.kind == 'div' else x - whole * y
+  none, minus = (y == 0).astype(x.dtype), (y == -1).astype(x.dtype)
+  kept = 1 - none - minus
+  safe = y * kept + none + minus
+  whole = lax.div(x, safe)
+  return whole * kept - none - x * minus if one.kind == 'div' else (x - whole * safe) * kept + x * none
+
+
+def _product(r: _Reader, one: Operation) -> jax.Array:
+  """Over several axes in one order for both, which the converter mixes up otherwise."""
+  x, y = map(r.value, one.inputs)
+  (first, second), (batch_x, batch_y) = one.attributes['dimension_numbers']
+  pairs = sorted(zip(first, second, strict=True))
+  inner = [axis for _, axis in pairs]
+  if len(pairs) > 1:
+    free = [axis for axis in range(y.ndim) if axis not in (*inner, *batch_y)]
+    y = y.transpose(*batch_y, *inner, *free)
+    batch_y, inner = range(len(batch_y)), range(len(batch_y), len(batch_y) + len(inner))
+  numbers = ((tuple(axis for axis, _ in pairs), tuple(inner)), (tuple(batch_x), tuple(batch_y)))
+  return lax.dot_general(x, y, numbers, precision=lax.Precision.HIGHEST)
+
+
 _RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
   'convert_element_type': _converted,
+  'log1p': _log1p,
+  'expm1': _expm1,
+  'div': _divided,
+  'rem': _divided,
+  'dot_general': _product,
   'reduce_window_sum': lambda r, one: windows.sum_pool(r.value(one.inputs[0]), **one.attributes),
   'max_pool': lambda r, one: windows.max_pool(r.value(one.inputs[0]), **one.attributes),
   'quantize': _quantize,
