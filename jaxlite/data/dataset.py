@@ -225,7 +225,7 @@ def assemble(
   known = statistics is not None and standardize is True
   mean, std, told = standardization(train.inputs, statistics if known else standardize, ids_known=encoder is not None)
   told = [] if known else told
-  found = (*notes, *task.notes(train.labels, facts), *_remarks(train.inputs), *told)
+  found = (*notes, *task.notes(train.labels, facts), *trees.remarks(train.inputs, feature_names), *told)
   three = (train, splits.get('validation', nothing(train)), splits['test'])
   sha256 = sha256 or fingerprint(splits)
   return Dataset(name, *three, task, facts, mean, std, sha256, found, tuple(map(str, feature_names)), encoder)
@@ -368,14 +368,6 @@ def weighted(task: Task, split: Split, where: str) -> Split:
     what = 'weights' if positions is None else 'weights or labeled positions'
     raise ValueError(f'some example counts; all {what} of {where} are 0: give one above 0')
   return split
-
-
-def _remarks(inputs: Any) -> list[str]:
-  return [
-    f'inputs {list(leaf.shape)} look channels-first; images are [N, H, W, C]: use numpy.moveaxis(inputs, 1, -1)'
-    for _, leaf in trees.leaves(inputs)
-    if leaf.ndim == 4 and leaf.shape[1] in (1, 3) and leaf.shape[3] > 4
-  ]
 
 
 def fingerprint(splits: dict[str, Split]) -> str:

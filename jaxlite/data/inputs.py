@@ -6,7 +6,7 @@ masks, and neither ever is. Where a leaf is refused, its path is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +16,10 @@ from jaxlite import trees
 from jaxlite.data.chosen import LEAST, Chosen
 from jaxlite.data.decoded import is_decoded
 from jaxlite.data.widened import Widened
+from jaxlite.tasks.labels import far_out
 
 _CHUNK = 1 << 20  # values a pass works on at once: a float64 copy of that is 8 MiB
+_LOOKED_THROUGH = 1 << 26  # values of inputs that are looked through for what lies far out
 _FLOATS = ('bfloat16', 'float8')
 
 
@@ -137,6 +139,25 @@ def as_array(values: Any, what: str) -> np.ndarray:
   if array.dtype == object and array.ndim == 1 and len({np.shape(value) for value in array}) > 1:
     raise ValueError(ragged)
   return array
+
+
+def remarks(inputs: Any, names: Sequence[str] = ()) -> list[str]:
+  """Returns what is odd of training inputs and no mistake for sure: axes that look turned, numbers far out.
+
+  Args:
+    inputs: of train.
+    names: of the features of a table.
+  """
+  found = []
+  for path, leaf in leaves(inputs):
+    if leaf.ndim == 4 and leaf.shape[1] in (1, 3) and leaf.shape[3] > 4:
+      found.append(
+        f'inputs {list(leaf.shape)} look channels-first; images are [N, H, W, C]: use numpy.moveaxis(inputs, 1, -1)'
+      )
+    if isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 and leaf.ndim == 2 and leaf.size <= _LOOKED_THROUGH:
+      known = names if len(names) == leaf.shape[1] else [f'{path or "inputs"}[:, {i}]' for i in range(leaf.shape[1])]
+      found += far_out(leaf, known)
+  return found
 
 
 def check_inputs(inputs: Any, where: str, count: int) -> None:

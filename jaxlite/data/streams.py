@@ -8,6 +8,7 @@ another program. Values of later batches are not looked at: the run's own guards
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ def stream(
   (2, (8, 3))
   """
   steps = whole(steps_per_epoch, 'steps_per_epoch', least=1)
+  _check_takes(make)
   raw = _batch(make(0, 0), 0)
   learned = as_task(task, raw['labels'])
   first = _checked(raw, learned, 'the first batch')
@@ -104,6 +106,8 @@ def stream(
     return batch
 
   firsts = [first, *(at(0, step) for step in range(1, min(_FIRST, steps)))]
+  for step, batch in enumerate(firsts):
+    trees.check_inputs(batch['inputs'], f'the batch of step {step}', len(batch['labels']))
   head = Split(
     jax.tree.map(lambda *parts: np.concatenate(parts), *(batch['inputs'] for batch in firsts)),
     np.concatenate([batch['labels'] for batch in firsts]),
@@ -196,6 +200,21 @@ class _Replay:
     for batch in self._batches:
       return batch
     raise ValueError(f'an iterable gives batches; that of seed {seed} gives none: is it a generator that was used up?')
+
+
+def _check_takes(make: Any) -> None:
+  """Raises where what should make batches does not take (seed, step): an iterable, a generator function."""
+  if not callable(make):
+    return  # told by what it is
+  try:
+    inspect.signature(make).bind(0, 0)
+  except TypeError as error:
+    raise ValueError(
+      f'a stream is made by a function (seed, step) -> batch; {getattr(make, "__name__", make)!r} does not take these '
+      f'({error}): give it both; an iterable goes to from_iterable(lambda seed: ...)'
+    ) from None
+  except ValueError:  # of a built-in function nothing is known
+    return
 
 
 def _batch(batch: Any, step: int) -> dict[str, Any]:

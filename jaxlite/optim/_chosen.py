@@ -73,7 +73,7 @@ class Choice(NamedTuple):
         f'{name} finds nothing to freeze: every parameter belongs to another part. A low rank freezes all there '
         'is, so one stands in a chain: rules= gives each leaf a rank of its own, train= what learns as it is'
       )
-    live = frozenset() if self.train == () else trees.select(leaves, self.train, what=f'{name}: train')
+    live = frozenset() if self.train in ((), []) else trees.select(leaves, self.train, what=f'{name}: train')
     for pattern in self.rules:
       trees.select(leaves, pattern, what=f'{name}: rule')
     chosen, skipped = self._chosen(leaves, layouts, live, seen)

@@ -65,8 +65,8 @@ def plan(
     if folder_holds := _behind(expanded(source.workdir) / name, one, job.total):
       say(f'  {folder_holds}')
     if found.durations is not None and job.total > setup.plan.epoch:
-      whole = setup.plan.epoch / job.total * again_and_again(found.durations)
-      say(f'  an epoch takes about {spoken(whole)}: fewer of them take less, and end elsewhere')
+      epoch = setup.plan.epoch / job.total * again_and_again(found.durations)
+      say(f'  an epoch takes about {spoken(epoch)}: fewer of them take less, and end elsewhere')
     say('')
     if not changes and found.verdict is not None and found.verdict.word != FITS:
       say('--mode=plan --changes tries what to change; --mode=fit trains in the fastest form that fits\n')

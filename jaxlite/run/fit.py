@@ -182,7 +182,7 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
     jaxpr: of the evaluation, as `evaluated` gave it.
     batch: of the shapes that were evaluated.
   """
-  found = []
+  found: list[str] = []
   picks = len(data.validation.labels) > 0
   labels = getattr(data.train, 'labels', data.validation.labels)
   if picks and len(labels):

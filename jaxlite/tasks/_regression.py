@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlite.contract import CONST, Hook, Model, Params, State, drop_extras, with_const
 from jaxlite.tasks import figures
-from jaxlite.tasks.labels import as_array, names_of, stated
+from jaxlite.tasks.labels import as_array, far_out, names_of, stated
 from jaxlite.tasks.metrics import Metrics, means
 from jaxlite.tasks.task import Answers, Facts, Figure, Task
 
@@ -264,7 +264,7 @@ def _notes(labels: np.ndarray, facts: Facts) -> list[str]:
         f'{name} is up to {largest:.3g} and varies by {std:.3g} only: float32 leaves steps of {np.spacing(largest):.2g}'
         ', subtract a constant from it'
       )
-  return notes
+  return notes + far_out(columns, facts['target_names'])
 
 
 def _answer(outputs: np.ndarray, facts: Facts) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxlite.errors import whole
 
 _IMBALANCED = 4  # times the smallest class: from there on whoever guesses the largest is right four times in five
+_FEW, _FAR = 20, 300.0  # numbers of which nothing is said; spreads of the middle half that one may lie out
 
 
 def as_array(values: Any, what: str) -> np.ndarray:
@@ -174,6 +175,35 @@ def alike(names: Sequence[str]) -> list[str]:
   return (
     [f'classes {told[0]}{more} differ in case or spaces alone: if they are one, give them one name'] if told else []
   )
+
+
+def far_out(values: np.ndarray, names: Sequence[str]) -> list[str]:
+  """Returns the remark that single numbers lie hundreds of times as far out as all others do, if so.
+
+  Args:
+    values: float[N, columns]; a mark for what is missing (-999), or an outlier, sets the scale of all others.
+    names: of each column.
+
+  >>> far_out(np.r_[np.linspace(-1, 1, 99), -9999.0][:, None], ['income'])[0][:92]
+  'income has -9999 in example 99 of train, and half of its values lie between -0.5 and 0.5: is '
+  """
+  if len(values) < _FEW or not values.size:
+    return []
+  some = values[:: max(1, len(values) // 2000)].astype(np.float64)
+  low, high = np.percentile(some, [25, 75], axis=0)
+  least, most = values.min(axis=0), values.max(axis=0)
+  out = np.flatnonzero((high > low) & (np.maximum(low - least, most - high) > _FAR * (high - low)))
+  told = []
+  for index in out[:3]:
+    column = values[:, index]
+    place = int(np.argmax(np.abs(column - (low[index] + high[index]) / 2)))
+    more = f' (as {len(out) - 1} more columns have)' if len(out) > 3 and index == out[0] else ''
+    told.append(
+      f'{names[index]} has {column[place]:g} in example {place} of train, and half of its values lie between '
+      f'{low[index]:.3g} and {high[index]:.3g}: is it a mark for what is missing, or an outlier?{more} It sets the '
+      'scale of all others'
+    )
+  return told
 
 
 def imbalance(counts: np.ndarray, names: Sequence[str], score: str, better: str, what: str = 'examples') -> list[str]:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxlite.checkpoint import CheckpointError, Checkpoints
+from jaxlite.checkpoint.manifest import Damaged
+from jaxlite.checkpoint.order import first_sound
 
 WANT = {'w': jax.ShapeDtypeStruct((), jnp.float32)}
 
@@ -152,3 +154,27 @@ def test_cost_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         f'blocks {1e3 * blocked:.1f} ms, on disk after {1e3 * whole:.0f} ms, CPU {1e3 * cpu:.0f} ms'
       )
     assert blocked < 0.5
+
+
+def test_who_reads_beside_a_run_is_not_told_that_what_it_removes_is_damaged(tmp_path: Path):
+  """The run has saved anew and removed the one that was being read: nothing is damaged, and the newest is there."""
+  said: list[str] = []
+  with Checkpoints(tmp_path, keep=1) as run, Checkpoints(tmp_path, log=said.append) as reader:
+    save(run, 1)
+
+    def read(entry):
+      if entry.step < 3:
+        save(run, entry.step + 1)
+        run.wait()
+        raise Damaged('its files are gone')
+      return entry.step
+
+    assert first_sound(tmp_path, 'latest', reader._rank, read, lambda entry: None, said.append) == 3
+    assert not said
+
+    def never(entry):
+      raise Damaged('of itself')
+
+    with pytest.raises(CheckpointError, match=r'of itself.*put back a copy'):
+      first_sound(tmp_path, 'latest', reader._rank, never, lambda entry: None, said.append)
+    assert len(said) == 1

@@ -117,6 +117,16 @@ BAD = {
     {},
     '^inputs are finite; the first batch',
   ),
+  'a generator function': (
+    lambda: endless(0),
+    {},
+    r'^a stream is made by a function \(seed, step\) -> batch; .* from_iterable',
+  ),
+  'nan later': (
+    lambda seed, step: {'inputs': TEST[0] * (np.nan if step == 2 else 1), 'labels': TEST[1]},
+    {},
+    r'^inputs are finite; the batch of step 2 has nan at \[0, 0\]',
+  ),
   'no steps': (make, {'steps_per_epoch': 0}, '^steps_per_epoch is a whole number, at least 1'),
   'no test': (make, {'test': None}, '^a stream needs a test split'),
   'other shapes': (

@@ -341,6 +341,20 @@ def test_numbers_that_are_taken_as_names_and_names_that_look_like_numbers(keep, 
   assert note == "column 'share' is taken as 5 names, and looks like numbers written as '0.5%': write them as -1234.5"
 
 
+@pytest.mark.parametrize('keep', ['memory', 'disk'])
+def test_a_mark_for_what_is_missing_is_told(keep, tmp_path, monkeypatch):
+  """-9999 among ages: standardized, all others are one number."""
+  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path / 'kept'))
+  ages = [20 + i % 30 for i in range(ROWS)]
+  for last, told in ((50, []), (-99999, ['age'])):
+    path = tmp_path / f'table{last}.csv'
+    rows = ''.join(f'{age},{i % 7},{i % 2}\n' for i, age in enumerate([last, *ages[1:]] * 2))
+    path.write_text('age,size,kind\n' + rows)
+    notes = from_table(path, 'kind', keep=keep).notes
+    assert [note.split()[0] for note in notes] == told
+    assert all('has -99999 in example' in note and 'mark for what is missing' in note for note in notes)
+
+
 def test_classes_that_differ_in_case_alone_are_told():
   kind = np.array(['yes', 'no', 'YES', 'no'])[np.arange(ROWS) % 4]
   (note,) = from_table({'size': TABLE['size'], 'kind': kind}, 'kind').notes

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from jaxlite.host import accelerators
+from jaxlite.host import accelerators, machine
 
 CPU = jax.devices()[0].platform == 'cpu'
 
@@ -63,3 +63,15 @@ def test_one_that_stands_idle(sign, what, tmp_path):
 @pytest.mark.skipif(not CPU, reason='an accelerator is used')
 def test_a_cpu_is_none():
   assert all(not one.used_by_jax for one in accelerators.accelerators())
+
+
+def test_a_jax_that_compiles_nothing_is_told():
+  said = []
+  jax.config.update('jax_disable_jit', True)
+  try:
+    machine.print_device(said.append)
+  finally:
+    jax.config.update('jax_disable_jit', False)
+  assert sum('JAX_DISABLE_JIT is set' in line for line in said) == 1
+  machine.print_device(said.append)
+  assert sum('JAX_DISABLE_JIT is set' in line for line in said) == 1

@@ -49,3 +49,14 @@ def test_a_process_without_an_output_says_nothing(monkeypatch):
   monkeypatch.setattr(sys, 'stdout', None)
   streams.steady(print)('a line')
   streams.show('a line')
+
+
+def test_a_device_that_is_not_there_is_one_line():
+  """`JAX_PLATFORMS=cuda` without a GPU: JAX says it by an assertion without a word."""
+  program = (
+    'import jax\nfrom jaxlite import errors\ntry:\n  jax.devices()\nexcept Exception as e:\n  print(errors.one_line(e))'
+  )
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cuda'}
+  done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
+  assert done.stdout.startswith('JAX finds no device of JAX_PLATFORMS=cuda here (')
+  assert done.stdout.count('\n') == 1

@@ -320,3 +320,16 @@ def test_a_batch_of_more_examples_than_a_metric_takes_is_trained_and_evaluation_
   prepare(config, tmp_path, data=data)
   with pytest.raises(ValueError, match=r'a metric takes at most 65,535 .* set eval\.batch_size'):
     prepare(config, tmp_path, data=tuple(np.concatenate([one] * 5) for one in data))
+
+
+def test_an_epoch_takes_its_share_of_the_whole(tmp_path):
+  """Where runs of this machine were quicker than the sum of their parts, compiling alone was more than the whole."""
+  from jaxlite.planning.duration import Duration, Durations
+  from jaxlite.run import asking
+
+  one = lambda seconds: Duration(seconds, seconds, seconds)  # noqa: E731
+  counts = {'step': 100, 'evaluation': 10, 'checkpoint': 5}
+  parts = {'compile': one(22.0), 'step': one(0.01), 'evaluation': one(0.1), 'checkpoint': one(0.2), 'input': one(0.0)}
+  for total in (12.0, 31.0, 100.0):
+    found = Durations(**parts, total=one(total), basis='cost', counts=counts, rest=one(6.0))
+    assert asking.again_and_again(found) == pytest.approx(total * 3 / 31)
