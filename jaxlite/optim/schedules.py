@@ -64,6 +64,11 @@ def in_steps(length: Length, run: Run | None = None) -> int:
   )
 
 
+def _steps(value: Any, what: str, *, least: int) -> int:
+  """A count of steps, 1e4 among them."""
+  return whole(int(value) if isinstance(value, float) and value.is_integer() else value, what, least=least)
+
+
 def warmup_cosine(peak: float, total_steps: int, *, warmup_steps: int = 0, final: float = 0.0) -> optax.Schedule:
   """Rises linearly to `peak`, then falls along a cosine to `final` at the last step.
 
@@ -87,8 +92,8 @@ def warmup_cosine(peak: float, total_steps: int, *, warmup_steps: int = 0, final
   >>> [round(float(schedule(t)), 2) for t in (0, 1, 2, 6, 10)]
   [0.33, 0.67, 1.0, 0.5, 0.0]
   """
-  total_steps = whole(total_steps, 'warmup_cosine: total_steps', least=1)
-  warmup_steps = whole(warmup_steps, 'warmup_cosine: warmup_steps', least=0)
+  total_steps = _steps(total_steps, 'warmup_cosine: total_steps', least=1)
+  warmup_steps = _steps(warmup_steps, 'warmup_cosine: warmup_steps', least=0)
   if not warmup_steps < total_steps:
     raise ValueError(f'warmup_cosine: the warm-up ends before step {total_steps}; got warmup_steps={warmup_steps}')
   traced = any(isinstance(rate, jax.core.Tracer) for rate in (peak, final))

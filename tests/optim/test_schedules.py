@@ -189,3 +189,9 @@ def test_a_traced_rate_warms_up_as_a_known_one(peak, final, warmup):
   np.testing.assert_allclose(traced(peak, final), known, rtol=1e-6, atol=1e-7)
   np.testing.assert_allclose([known[0], known[warmup], known[10], known[12]],
                              [peak / (warmup + 1), peak, final, final], rtol=1e-6, atol=1e-7)  # fmt: skip
+
+
+def test_a_whole_count_of_steps_may_be_written_as_a_float():
+  assert float(warmup_cosine(1.0, 1e2, warmup_steps=1e1)(55)) == float(warmup_cosine(1.0, 100, warmup_steps=10)(55))
+  with pytest.raises(ValueError, match=r'^warmup_cosine: warmup_steps is a whole number, at least 0; got 12\.5$'):
+    warmup_cosine(1.0, 100, warmup_steps=12.5)

@@ -1,0 +1,77 @@
+"""What `from_table` takes as it stands, and says aloud because it is hardly meant."""
+
+import numpy as np
+import pytest
+
+from jaxlite.data import from_table
+
+ROWS = 40
+TABLE = {
+  'size': np.random.default_rng(0).normal(5, 2, ROWS),
+  'kind': np.array(['dog', 'cat'])[np.arange(ROWS) % 2],
+}
+
+
+def test_whole_numbers_that_float32_rounds_are_noted():
+  (note,) = from_table({'when': 1_600_000_000 + 37 * np.arange(ROWS), **TABLE}, 'kind').notes
+  assert note.startswith("column 'when' has whole numbers beyond 2**24, which float32 rounds")
+
+
+@pytest.mark.parametrize(
+  ('values', 'told'),
+  [
+    (2**60 + np.arange(ROWS), 'whole numbers beyond 2**24, which float32 rounds'),  # a float64 has rounded them already
+    (1.6e9 + 0.25 * np.arange(ROWS) ** 2 + 0.1, 'where float32 rounds by up to '),
+    (1e-9 * np.arange(ROWS) ** 2, ''),
+    (1e6 + np.arange(ROWS) ** 2 / 7, ''),
+  ],
+  ids=['whole', 'fractions', 'small', 'coarse enough'],
+)
+@pytest.mark.parametrize('keep', ['memory', 'disk'])
+def test_numbers_that_float32_tells_apart_no_more_are_noted(values, told, keep, tmp_path, monkeypatch):
+  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path / 'kept'))
+  pa = pytest.importorskip('pyarrow')
+  import pyarrow.parquet as pq
+
+  pq.write_table(pa.table({'when': values, 'kind': np.arange(ROWS) % 2}), tmp_path / 'table.parquet')
+  notes = from_table(tmp_path / 'table.parquet', 'kind', keep=keep).notes
+  assert [told in note for note in notes] == ([True] if told else [])
+
+
+@pytest.mark.parametrize('keep', ['memory', 'disk'])
+def test_numbers_that_are_taken_as_names_and_names_that_look_like_numbers(keep, tmp_path, monkeypatch):
+  """A share written with its sign is a name to a table, which nobody would notice; '1_03' is no 103."""
+  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path / 'kept'))
+  (tmp_path / 'table.csv').write_text(
+    'share,part,kind\n' + ''.join(f'{i % 5}.5%,{["1_03", "10_3"][i % 2]},{i % 2}\n' for i in range(ROWS))
+  )
+  data = from_table(tmp_path / 'table.csv', 'kind', keep=keep)
+  assert data.feature_names[-2:] == ('part=10_3', 'part=1_03')
+  (note,) = data.notes
+  assert note == "column 'share' is taken as 5 names, and looks like numbers written as '0.5%': write them as -1234.5"
+
+
+@pytest.mark.parametrize('keep', ['memory', 'disk'])
+def test_a_mark_for_what_is_missing_is_told(keep, tmp_path, monkeypatch):
+  """-9999 among ages: standardized, all others are one number."""
+  monkeypatch.setenv('JAXLITE_DATA', str(tmp_path / 'kept'))
+  ages = [20 + i % 30 for i in range(ROWS)]
+  for last, told in ((50, []), (-99999, ['age'])):
+    path = tmp_path / f'table{last}.csv'
+    rows = ''.join(f'{age},{i % 7},{i % 2}\n' for i, age in enumerate([last, *ages[1:]] * 2))
+    path.write_text('age,size,kind\n' + rows)
+    notes = from_table(path, 'kind', keep=keep).notes
+    assert [note.split()[0] for note in notes] == told
+    assert all('has -99999 in example' in note and 'mark for what is missing' in note for note in notes)
+
+
+def test_classes_that_differ_in_case_alone_are_told():
+  kind = np.array(['yes', 'no', 'YES', 'no'])[np.arange(ROWS) % 4]
+  (note,) = from_table({'size': TABLE['size'], 'kind': kind}, 'kind').notes
+  assert note.startswith("classes 'YES' and 'yes' differ in case or spaces alone")
+
+
+def test_a_named_column_that_counts_the_rows_is_noted():
+  (note,) = from_table({'id': np.arange(ROWS), **TABLE}, 'kind').notes
+  assert note == "column 'id' counts the rows: if it is an index, drop='id'"
+  assert from_table(TABLE, 'kind').notes == ()
