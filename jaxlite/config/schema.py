@@ -285,11 +285,11 @@ def validate(config: Config) -> None:
   for path, name in (('name', config.name), *(('runs', name) for name in config.runs)):
     if not re.fullmatch(r'\w[\w.\-]*', name):
       raise ConfigError(f'{path}: a run names its folder in letters, digits, dot, dash and underscore; got {name!r}')
-  shown: dict[str, str] = {}  # as the page of all runs links to them
+  linked: dict[str, str] = {}  # as the page of all runs does it
   for name in config.runs:
     if name in _TAKEN:
       raise ConfigError(f'runs: {name!r} is what is written in the folder of all runs itself: name it otherwise')
-    if (other := shown.setdefault(name.rstrip('-.'), name)) != name:
+    if (other := linked.setdefault(name.rstrip('-.'), name)) != name:
       raise ConfigError(f'runs: names differ by more than dots and dashes at their end; got {other!r} and {name!r}')
 
 
