@@ -185,7 +185,7 @@ def far_out(values: np.ndarray, names: Sequence[str]) -> list[str]:
     names: of each column.
 
   >>> far_out(np.r_[np.linspace(-1, 1, 99), -9999.0][:, None], ['income'])[0][:92]
-  'income has -9999 in example 99 of train, and half of its values lie between -0.5 and 0.5: is '
+  'income has -9999 in example 99 of train, and half of its values lie between -0.515 and 0.495'
   """
   if len(values) < _FEW or not values.size:
     return []
