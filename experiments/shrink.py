@@ -92,7 +92,11 @@ def model(config: Shrinking) -> Any:
   state = jax.eval_shape(linen.init, jax.random.key(0), shapes)[1]  # which of the run's arrays are the network's own
   state = {name: base.model_state[name] for name in state}
   small = jl.shrink(linen, base.params, state, shapes, **left, key=jax.random.key(config.seed))
-  return jl.from_linen(small.module(whole), {'params': small.params, **small.model_state})
+  values = small.params, small.model_state
+  try:
+    return jl.from_linen(small.module(whole), {'params': small.params, **small.model_state})
+  except ValueError:  # widths that differ from block to block: the class has no fields for them
+    return small.model._replace(init=lambda key, inputs: values)
 
 
 def recipe(config: Shrinking, total_steps: int) -> jl.Recipe:
@@ -132,6 +136,14 @@ def times(networks: list[jl.Network], rounds: int = 30, calls: int = 3) -> list[
         run()
       each.append((time.process_time() - began) / calls)
   return [float(np.median(each[1:])) for each in found]
+
+
+def live(folder: Any, config: Shrinking) -> jl.Network:
+  """A run's values in the model that was trained: of what `jl.load` opens without its code XLA has the only kernels."""
+  found = jl.load(folder / f'{config.stage}{config.seed}')
+  made = model(dataclasses.replace(config, teacher=str(folder / f'base{config.seed}')))
+  made = made if isinstance(made, jl.Model) else jl.from_linen(made)
+  return jl.Network(made, found.params, found.model_state)
 
 
 def size(network: jl.Network) -> int:
@@ -174,7 +186,7 @@ if __name__ == '__main__':
       ]
       for stage in ('dense', 'base', 'small')
     }
-    networks = [jl.load(Path(FLAGS.workdir, name)) for name in ('dense0', 'small0')]
+    networks = [live(Path(FLAGS.workdir).absolute(), staged(stage, 0, config)) for stage in ('dense', 'small')]
     (one, less), (many, few) = times(networks), (size(network) for network in networks)
     print(f'{1e3 * one:.2f} to {1e3 * less:.2f} ms of the processor at batch 32: {one / less:.2f} times less')
     print(f'{many:,} to {few:,} parameters')
