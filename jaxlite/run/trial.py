@@ -207,12 +207,16 @@ def tried(
 def _pace(points: Sequence[dict[str, Any]], batch_size: int) -> float | None:
   """Returns the seconds of a step in an undisturbed quarter of a trial: others on the machine only make it slower.
 
+  Where the clock was set back meanwhile, or a step is too short for it, the trial's mean.
+
   >>> _pace([{'step': i, 'time': i / 10 + (i > 4), 'examples_per_second': 1.0} for i in range(2, 9)], 32)
   0.1
+  >>> _pace([{'step': i, 'time': 5.0 if i < 6 else 2.0, 'examples_per_second': 64.0} for i in range(2, 9)], 32)
+  0.5
   """
-  spans = [(b['time'] - a['time']) / (b['step'] - a['step']) for a, b in itertools.pairwise(points)]
-  if len(spans) >= _SPANS:
-    return round(sorted(spans)[len(spans) // 4], 6)
+  spans = sorted((b['time'] - a['time']) / (b['step'] - a['step']) for a, b in itertools.pairwise(points))
+  if len(spans) >= _SPANS and spans[0] > 0:
+    return round(spans[len(spans) // 4], 6)
   rate = points[-1]['examples_per_second'] if points else None
   return batch_size / rate if rate else None
 
