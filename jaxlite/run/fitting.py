@@ -3,9 +3,9 @@
 Each form is tried in a process of its own under this one's limits, a twelfth tighter: its programs are compiled, some
 steps are taken, evaluated, saved, tested and reported; twice where that comes near the limit, and twice again where the
 first died, beside its compiling. What is compiled stays in the compile cache, so that the run itself need not find
-memory for it. Of a long run smaller pieces of the batch are
-tried too where the run fits without: what lies in the processor's cache between two layers may be faster. Then this
-process becomes the run: it is replaced by the same command with the flags that were found.
+memory for it. Of a long run smaller pieces of the batch are tried too where the run fits without: what lies in the
+processor's cache between two layers may be faster. Then this process becomes the run: it is replaced by the same
+command with the flags that were found.
 """
 
 from __future__ import annotations
