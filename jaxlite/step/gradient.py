@@ -49,6 +49,24 @@ def first_values(
   return params, state
 
 
+def meshed(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """The same function, whose error on a mesh of explicit axes says what to write: JAX names a product in a model."""
+
+  @functools.wraps(fn)
+  def run(*args: Any) -> Any:
+    try:
+      return fn(*args)
+    except Exception as error:
+      if type(error).__name__ == 'ShardingTypeError':
+        error.add_note(
+          'The batch or the state lies on a mesh of explicit axes, which jax.make_mesh makes unless it is told: with '
+          'axis_types=(jax.sharding.AxisType.Auto,) for each of its axes the compiler finds the shardings in between.'
+        )
+      raise
+
+  return run
+
+
 def gradient_of(model: Model, loss: Loss) -> Grad:
   """The innermost Grad: one forward and one backward pass."""
   forward = forward_of(model, loss)

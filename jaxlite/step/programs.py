@@ -20,6 +20,7 @@ from jaxlite.cpu.replace import Choices, exchanged, replaced, sites
 from jaxlite.cpu.site import Site
 from jaxlite.graph.walk import has_primitive
 from jaxlite.host.gc_pause import paused
+from jaxlite.step.gradient import meshed
 from jaxlite.step.state import TrainState, inputs_of, refuse_empty
 from jaxlite.step.under_way import few_under_way
 
@@ -111,28 +112,10 @@ def programs_of(pure: PureStep, rewrites: bool | Choices = True) -> Programs:
   dispatches = any(isinstance(part, Hook) and part.dispatches for part in pure.recipe.parts)
   update = jax.jit(pure.update, donate_argnums=(0, 3))
   parts = _Parts(
-    jax.jit(_meshed(pure.step)), jax.jit(_meshed(pure.evaluate)), update, convolves, splits if dispatches else None
+    jax.jit(meshed(pure.step)), jax.jit(meshed(pure.evaluate)), update, convolves, splits if dispatches else None
   )
   choices = rewrites if isinstance(rewrites, Mapping) else None
   return _assembled(pure, parts, choices, rewrites is not False)
-
-
-def _meshed(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """The same function, whose error on a mesh of explicit axes says what to write: JAX names a product in a model."""
-
-  @functools.wraps(fn)
-  def run(*args: Any) -> Any:
-    try:
-      return fn(*args)
-    except Exception as error:
-      if type(error).__name__ == 'ShardingTypeError':
-        error.add_note(
-          'The batch or the state lies on a mesh of explicit axes, which jax.make_mesh makes unless it is told: with '
-          'axis_types=(jax.sharding.AxisType.Auto,) for each of its axes the compiler finds the shardings in between.'
-        )
-      raise
-
-  return run
 
 
 def _assembled(pure: PureStep, parts: _Parts, choices: Choices | None, rewrite: bool) -> Programs:

@@ -16,7 +16,7 @@ from jaxlite.contract import Batch, Grad, Hook, Model, Params, Recipe, Selective
 from jaxlite.errors import counted
 from jaxlite.graph.init_numpy import copied, on_host
 from jaxlite.graph.model import Weights, weights_of
-from jaxlite.step.gradient import check_given, first_values, forward_of, gradient_of, no_gradient_of, value_of
+from jaxlite.step.gradient import check_given, first_values, forward_of, gradient_of, meshed, no_gradient_of, value_of
 from jaxlite.step.own_tree import named, own_names
 from jaxlite.step.state import inputs_of
 from jaxlite.tasks.lift import lift_loss
@@ -125,7 +125,7 @@ def wrap(model: Model, loss: Callable[[Any, Batch], jax.Array], hooks: Recipe | 
     seen, back = named(params)
     if seen is not params:
       check_paths(params, batch)
-    grads, model_state, terms = gradient(seen, model_state, batch, key, step)
+    grads, model_state, terms = meshed(gradient)(seen, model_state, batch, key, step)
     return back(grads), model_state, terms
 
   def own_value(params: Any, *args: Any) -> jax.Array:
