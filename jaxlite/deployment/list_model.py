@@ -1,8 +1,15 @@
 """The list of operations in a run's folder as a Model of the arrays of its checkpoint: a program whose equations are
-seen, whatever framework the network was written in and whatever hooks stood around it."""
+seen, whatever framework the network was written in and whatever hooks stood around it.
+
+What a run compiled is answered by XLA's kernels alone, which on a CPU are slow at convolutions: `faster` lets the list
+answer there, by the kernels that evaluation had.
+"""
 
 from __future__ import annotations
 
+import contextvars
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,9 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlite import trees
-from jaxlite.contract import POINT, Model, Params, State
+from jaxlite.contract import POINT, Model, Network, Params, State
+from jaxlite.cpu.replace import exchanged
+from jaxlite.deployment import opening, stablehlo
 from jaxlite.deployment.load import Held
-from jaxlite.deployment.operations import listing
+from jaxlite.deployment.operations import Graph, listing
 from jaxlite.deployment.running.program import batch_of, checked, computed, value_of
 
 # What a list does to params alone, and which is gone once values are in it (`operations.folding`).
@@ -23,6 +32,7 @@ _OF_PARAMS = {
   'shift_right_arithmetic': lax.shift_right_arithmetic,
   'nextafter': lax.nextafter,
 }
+_LISTED: contextvars.ContextVar[bool] = contextvars.ContextVar('listed', default=False)
 
 
 def list_model(held: Held, outputs: Any) -> tuple[Model, Params, State]:
@@ -43,22 +53,96 @@ def list_model(held: Held, outputs: Any) -> tuple[Model, Params, State]:
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     del train, key, step
-    paths, leaves, _ = trees.flatten(inputs)
-    given = {f'input/{path}' if path else 'input': leaf for path, leaf in zip(paths, leaves, strict=True)}
-    values: dict[str, Any] = checked(graph, given)
-    batch, here = batch_of(graph, values), {'params': params, 'model_state': state}
-    values.update((name, here[kind][rest]) for name, (kind, rest) in split.items())
-    for one in graph.operations:
-      if one.kind in _OF_PARAMS:
-        (name,) = one.outputs
-        operands = (value_of(graph, each, values, batch) for each in one.inputs)
-        values[name] = _OF_PARAMS[one.kind](*operands, **one.attributes)
-      else:
-        values.update(computed(graph, one, values, batch))
-    return jax.tree.unflatten(outputs, [value_of(graph, name, values, batch) for name in graph.outputs]), state
+    here = {'params': params, 'model_state': state}
+    values = {name: here[kind][rest] for name, (kind, rest) in split.items()}
+    return jax.tree.unflatten(outputs, _run(graph, values, inputs)), state
 
   params, state = own['params'], own['model_state']
   return Model(lambda key, inputs: (params, state), apply), params, state
+
+
+def faster(held: Held, network: Network) -> Network:
+  """Returns a sealed network that is answered by its list where it is called on a CPU and convolves.
+
+  The first call compares both on a few inputs. Where they differ by more than rounding, as in teachers, gradients and
+  on every other platform, the compiled program answers.
+
+  Args:
+    held: what was read of the run.
+    network: as `stablehlo.sealed_network` gives it.
+  """
+  stored, sealed = held.stored, network.model.apply
+  if stored.about['batch'] is not None or stored.made.get('quantized'):  # a list takes any size; rounding turns bits
+    return network
+  try:
+    if all(one.kind != 'conv_general_dilated' for one in listing.saved(held.folder, held.run)[0].operations):
+      return network
+  except ValueError:
+    return network
+
+  @functools.cache
+  def opened() -> tuple[Graph, dict[str, str], Any]:
+    rows = jax.tree.unflatten(stored.input_tree(), stored.inputs())
+    found = jax.eval_shape(lambda rows: sealed(network.params, network.model_state, rows, train=False, key=None), rows)
+    return *listing.open_list(held), jax.tree.structure(found[0])
+
+  def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
+    if train or not _LISTED.get():
+      return sealed(params, state, inputs, train=train, key=key, step=step)
+    graph, known, outputs = opened()
+    arrays = trees.by_path({'params': params, 'model_state': state})
+    values = {name: arrays[path] for name, path in known.items()}
+    return jax.tree.unflatten(outputs, _run(graph, values, stablehlo.checked_inputs(stored, inputs))), state
+
+  def quick(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def listed(*args: Any) -> Any:
+      before = _LISTED.set(True)
+      try:
+        return fn(*args)
+      finally:
+        _LISTED.reset(before)
+
+    return exchanged(listed)
+
+  def forward(params: Params, state: State, inputs: Any) -> Any:
+    return apply(params, state, inputs, train=False, key=None)[0]
+
+  @functools.cache
+  def same() -> bool:
+    try:
+      opening.check_same(stored, held.values, functools.partial(quick(forward), network.params, network.model_state))
+    except Exception:  # whatever a list raises that the lowering of another version wrote: the program still answers
+      return False
+    return True
+
+  def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    by_list, by_program = quick(fn), jax.jit(fn)
+
+    def run(*args: Any) -> Any:
+      traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+      return (by_list if not traced and jax.default_backend() == 'cpu' and same() else by_program)(*args)
+
+    return run
+
+  vars(apply).update(vars(sealed), compiled=compiled)
+  return network._replace(model=network.model._replace(apply=apply))
+
+
+def _run(graph: Graph, weights: Mapping[str, Any], inputs: Any) -> list[Any]:
+  """The results of a list for weights by name and raw inputs [B, ...]."""
+  paths, leaves, _ = trees.flatten(inputs)
+  given = {f'input/{path}' if path else 'input': leaf for path, leaf in zip(paths, leaves, strict=True)}
+  values: dict[str, Any] = checked(graph, given)
+  batch = batch_of(graph, values)
+  values.update(weights)
+  for one in graph.operations:
+    if one.kind in _OF_PARAMS:
+      (name,) = one.outputs
+      operands = (value_of(graph, each, values, batch) for each in one.inputs)
+      values[name] = _OF_PARAMS[one.kind](*operands, **one.attributes)
+    else:
+      values.update(computed(graph, one, values, batch))
+  return [value_of(graph, name, values, batch) for name in graph.outputs]
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -55,7 +55,7 @@ def load(
   """
   errors.need('jaxlite.load', 'orbax.checkpoint', 'flatbuffers')
   held = read_run(workdir, which)
-  stored, params, state, values = held.stored, held.params, held.model_state, held.values
+  stored, values = held.stored, held.values
   meaning = read_meaning(held.folder, held.run, task)
   if recipe is not None and model is None:
     model = opening.reference(stored)
@@ -64,12 +64,16 @@ def load(
   if model is not None:
     network = opening.opened(stored, values, model, recipe, meaning.task, meaning.facts)
   else:
-    network = opening.reopened(stored, values, meaning.task, meaning.facts) or stablehlo.sealed_network(
-      stored, params, state
-    )
+    network = opening.reopened(stored, values, meaning.task, meaning.facts) or _sealed(held)
   path = held.folder / 'task.json' if task is None else None
   answer = None if meaning.task is None else Answer(meaning.task, meaning.facts, path)
   return network._replace(encode=meaning.encode, answer=answer)
+
+
+def _sealed(held: Held) -> Network:
+  from jaxlite.deployment.list_model import faster  # it reads what this file does
+
+  return faster(held, stablehlo.sealed_network(held.stored, held.params, held.model_state))
 
 
 class Held(NamedTuple):

@@ -8,7 +8,7 @@ must give what the stored program gives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -63,7 +63,7 @@ def opened(
   params, state = _filled(wrapped, stored, own, served)
   network = _network(wrapped, stored, params, state, dict.fromkeys((*made.get('around', ()), *within)))
   if not (made.get('quantized') and recipe is not None and not hooks):  # weights as floats were asked for
-    _check_same(stored, served, network, recipe)
+    check_same(stored, served, network.predict, recipe)
   if hooks:
     _check_read(network, _examples(stored, served))
   return network
@@ -234,17 +234,26 @@ def _frozen(name: str, names: list[str]) -> bool:
   return any(one.startswith(f'model_state/{CONST}/') and one.endswith(f'/{path}') for one in names)
 
 
-def _check_same(stored: Stored, served: Mapping[str, Any], network: Network, recipe: Recipe | None) -> None:
-  """Raises where a network gives other outputs than the stored program, beyond rounding."""
+def check_same(
+  stored: Stored, served: Mapping[str, Any], run: Callable[[Any], Any], recipe: Recipe | None = None
+) -> None:
+  """Raises ValueError where another function gives other outputs than the stored program, beyond rounding.
+
+  Args:
+    stored: the program.
+    served: its arrays by path.
+    run: raw inputs [B, ...] -> outputs.
+    recipe: that was given beside the model, for what the error says.
+  """
   inputs = _examples(stored, served)
   wanted = jax.tree.leaves(jax.device_get(stored.run(served, inputs)))
-  found = jax.tree.leaves(jax.device_get(network.predict(inputs)))
+  found = jax.tree.leaves(jax.device_get(run(inputs)))
   shapes = [[np.shape(one) for one in side] for side in (wanted, found)]
   if shapes[0] != shapes[1]:
     raise ValueError(_unlike(recipe, f'outputs are {shapes[0][:3]}, this gives {shapes[1][:3]}'))
   for one, other in zip(wanted, found, strict=True):
     apart, most = _apart(np.asarray(one), np.asarray(other))
-    if apart > _rounding(one, other, network.params) * most:
+    if apart > _rounding(one, other, served) * most:
       raise ValueError(_unlike(recipe, f'outputs differ by {apart:.3g} where they are up to {most:.3g}'))
 
 
@@ -298,7 +307,7 @@ def _apart(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
   return float(np.abs(one - other)[both].max(initial=0.0)), float(np.abs(one[both]).max(initial=0.0))
 
 
-def _rounding(one: Any, other: Any, params: Params) -> float:
+def _rounding(one: Any, other: Any, params: Any) -> float:
   """How far two programs of the same equations may lie apart: the root of the coarsest dtype's unit."""
   dtypes = [leaf.dtype for leaf in (one, other, *jax.tree.leaves(params))]
   return max(float(jnp.finfo(dtype).eps) ** 0.5 for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact))

@@ -84,9 +84,13 @@ def curves(runs: Sequence[Run]) -> str:
       low = float(np.quantile(np.concatenate(values), 0.15))
       low, high = low - max(2.0, (float(most) - low) * 0.6), 100.0
     lost = sum(int((~np.isfinite(line.y)).sum()) for line in lines)
-    told = f'{lost:,} points that are not finite are left out' if lost else ''
+    notes = [f'{lost:,} points that are not finite are left out.'] if lost else []
+    below = 0 if low is None or low >= most else sum(int((one < low).sum()) for one in values)
+    if low is not None and below:
+      notes.append(f'{below:,} below {low:.1f} % are not shown, the lowest {least:.1f} %.')
+    told = ' '.join(notes)
     drawn = svg.chart(heading, lines, 'optimizer steps', log=log, low=low, high=high, description=told)
-    panels.append(svg.figure(drawn, ' '.join([told + '.'] if told else [])))
+    panels.append(svg.figure(drawn, told))
   if not panels:
     return ''
   several = len(runs) > 1

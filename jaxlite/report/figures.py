@@ -86,7 +86,7 @@ def curves(
         style = {'linewidth': 1.0, 'alpha': 0.55} if thin else {'linewidth': 2.0}
         marker = 'o' if len(steps) == 1 else None
         axes.plot(steps, values, color=color, marker=marker, solid_capstyle='round', **style)
-        shown += list(values)
+        shown += [float(value) for value in values if np.isfinite(value)]
         if name == score and len(steps):
           _mark_tested(axes, steps, values, (tested or {}).get(run), color)
     dress(axes, heading)
@@ -165,7 +165,11 @@ def _scale(axes: Any, name: str, shown: list[float], *, share: bool) -> None:
   if share:  # what matters happens near the top; the first evaluations may leave the picture
     low = float(np.quantile(shown, 0.15))
     room = max(0.5, (max(shown) - low) * 0.15)
-    axes.set_ylim(max(0.0, low - 2 * room), min(100.0, max(shown)) + room)
+    bottom = max(0.0, low - 2 * room)
+    axes.set_ylim(bottom, min(100.0, max(shown)) + room)
+    if below := [one for one in shown if one < bottom]:
+      told = f'{len(below)} below, the lowest {min(below):.1f} %'
+      axes.text(0.98, 0.02, told, transform=axes.transAxes, ha='right', color=SOFT, fontsize=8)
 
 
 def _legend(picture: Figure, runs: list[str]) -> None:

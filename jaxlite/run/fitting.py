@@ -40,6 +40,7 @@ _LONG = 600.0  # seconds: what a run is forecast to take for smaller pieces to b
 _WORTH = 20  # trials: as long as these a run has to take for smaller pieces to be asked for
 _LEAST = 2e-3  # seconds of a step: below it what stands around the step says more
 _FASTER = 0.95  # of the step: what smaller pieces have to take at the most, twice
+_NO_SLOWER = 1.1  # of the step: within it smaller pieces yet may be faster, where these just missed a cache
 _PARTS = 'machine.micro_batches'
 _KEPT = ('eval.batch_size', 'machine.keep_memory', _PARTS, 'machine.remat')
 _BACK = {'machine.keep_memory': False}
@@ -162,7 +163,7 @@ def _long(told: dict[str, Any], step: float | None, seconds: float) -> bool:
 def _in_pieces(
   attempt: Callable[[dict[str, Any]], Tried], forms: Sequence[dict[str, Any]], step: float, fields: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Tried]]:
-  """Asks whether a form is faster with its batch in more pieces, as long as it becomes faster.
+  """Asks whether a form is faster with its batch in more pieces, until it becomes slower.
 
   Args:
     attempt: tries a form.
@@ -193,7 +194,7 @@ def _in_pieces(
       step = min(step, before.seconds or step)
       one = again._replace(seconds=min(one.seconds, again.seconds or one.seconds))
     tried.append(one)
-    if not one.fits or one.seconds is None or one.seconds >= step:
+    if not one.fits or one.seconds is None or one.seconds >= _NO_SLOWER * step:
       break
     if one.seconds <= _FASTER * step:  # else smaller ones may be worth it
       step, fields = one.seconds, smaller['fields']

@@ -164,7 +164,8 @@ def searched(times, results):
 
 
 def test_a_search_for_speed_goes_on_while_pieces_are_faster_and_is_not_taken_in_by_a_slow_moment():
-  assert searched({1: [10, 10], 2: [8, 8, 8], 4: [7, 7], 8: [7], 16: [1]}, ROUNDING) == (4, [2, 1, 2, 4, 2, 4, 8])
+  assert searched({1: [10, 10], 2: [8, 8, 8], 4: [7, 7], 8: [7.8], 16: [1]}, ROUNDING) == (4, [2, 1, 2, 4, 2, 4, 8])
+  assert searched({1: [10, 10], 2: [10.2], 4: [7, 7], 8: [8]}, ROUNDING) == (4, [2, 4, 1, 4, 8])  # 2 just miss a cache
   assert searched({1: [10, 10], 2: [9.8], 4: [9, 9], 8: [9.1]}, ROUNDING) == (4, [2, 4, 1, 4, 8])
   assert searched({1: [10], 2: [9.8], 4: [9.7]}, ROUNDING) == (1, [2, 4])
   assert searched({1: [20, 10], 2: [11, 11]}, ROUNDING) == (1, [2, 1, 2])  # the first was slow for others' sake
