@@ -14,6 +14,7 @@ import errno
 import logging
 import math
 import os
+import re
 import stat
 import threading
 import time
@@ -36,6 +37,7 @@ from jaxlite.host.sealed import check_run
 _T = TypeVar('_T')
 _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: each in a folder of its own
 _LINE = 160  # characters of a reason
+_PATH = re.compile(r'"/[^"]*(/[^"/]+/?)"')  # TensorStore names a file at each level, and why at last
 _REASONS = [
   os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOMEM)
 ]
@@ -268,7 +270,7 @@ def reason(error: BaseException) -> str:
   for phrase in _REASONS:
     if phrase in text:
       return phrase
-  lines = text.strip().splitlines()
+  lines = _PATH.sub(r'"... \1"', text).strip().splitlines()
   first = lines[0] if lines else ''
   if len(first) > _LINE:  # what was written stands first, and why it could not be last
     first = f'{first[: _LINE // 2]} ... {first[-_LINE // 2 :]}'

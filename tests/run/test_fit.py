@@ -139,6 +139,11 @@ def test_want_of_memory_is_known_by_what_lies_behind_an_error_and_a_long_reason_
   assert is_memory(error)
   assert is_memory(ValueError(storage.reason(cause)))
   assert len(storage.reason(cause)) < 200
+  deep = '/'.join(['', *'ab' * 40, 'ocdbt.process_0/'])
+  told = storage.reason(
+    ValueError(f'Error writing "key/c/0" in database at local file "{deep}": Error at "{deep}": why')
+  )
+  assert 'Error at "... /ocdbt.process_0/": why' in told
   assert storage.reason(OSError(12, os.strerror(12))) == 'Cannot allocate memory'
   assert not is_memory(ValueError('the labels are no classes'))
 
