@@ -7,9 +7,9 @@ The jobs are the random ones of `tests/run/test_fit.py`, as long runs (100,000 s
 under its limit of the data segment (RLIMIT_DATA). For each, `fit` looks for a form first; then every form that it may
 choose among, with freed memory kept and without, is run under the same limit, in processes of their own: all once for a
 few steps, then those within six tenths of the best for three seconds each, in turn with the chosen one. A form counts
-where it came through each time, once more where it died; those that differ in the evaluation's batch alone have the same step, and are timed
-together, by the long turns alone. The share is the best form's median step by the chosen one's: 1 where they are the
-same. A file that exists is gone on with; a table is printed at the end.
+where it came through each time, once more where it died; those that differ in the evaluation's batch alone have the
+same step, and are timed together, by the long turns alone. The share is the best form's median step by the chosen
+one's: 1 where they are the same. A file that exists is gone on with; a table is printed at the end.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def one(seed: int, rounds: int) -> dict[str, Any]:
 
 
 def _ran(source: Any, form: dict[str, Any], step: float | None) -> float | None:
-  """Seconds of a step; None where a form died twice: what is compiled beside all else lies in the cache the second time,
-  and a run that dies begins again too."""
+  """Seconds of a step; None where a form died twice: the second time what was compiled lies in the cache, and a run
+  that dies begins again too."""
   from jaxlite.run.trial import Died, asked
 
   for _ in range(2):

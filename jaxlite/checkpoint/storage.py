@@ -39,7 +39,8 @@ _ARRAYS, _MANIFEST = 'state', 'manifest'  # what Orbax calls checkpointables: ea
 _LINE = 160  # characters of a reason
 _PATH = re.compile(r'"/[^"]*(/[^"/]+/?)"')  # TensorStore names a file at each level, and why at last
 _REASONS = [
-  os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOMEM)
+  os.strerror(code)
+  for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOMEM, errno.EAGAIN)
 ]
 _PASSING = ('no such file', 'not_found', 'timed out', 'timeout', 'deadline')
 _ALONE = threading.Lock()  # Orbax mixes up the folders of two saves under way in one process

@@ -16,6 +16,7 @@ from typing import NoReturn
 NO_MEMORY = (
   *('RESOURCE_EXHAUSTED', 'bad_alloc', 'YNNPACK', 'MemoryError', 'Cannot allocate memory', 'start new thread'),
   *('not enough memory', 'Memory allocation'),  # of what a checkpoint is packed with, and of OpenBLAS
+  'Resource temporarily unavailable',  # of C++ threads
 )
 
 
@@ -89,7 +90,8 @@ def leave(error: BaseException, message: str | None) -> NoReturn:
   if message is None:
     traceback.print_exception(error)
   else:
-    print(f'error: {message}', file=sys.stderr)
+    known = any(word in message for word in NO_MEMORY)  # the line may have lost what its cause says
+    print(f'error: {message}' + ('' if known else ' (not enough memory)'), file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(1 if message is None else 2)

@@ -148,6 +148,13 @@ def test_want_of_memory_is_known_by_what_lies_behind_an_error_and_a_long_reason_
   assert not is_memory(ValueError('the labels are no classes'))
 
 
+@pytest.mark.parametrize(('message', 'end'), [('no file', ' (not enough memory)'), ('bad_alloc', '')])
+def test_want_of_memory_is_said_where_only_the_cause_of_an_error_tells(message, end):
+  code = f'from jaxlite.run.again import leave; leave(ValueError(), {message!r})'
+  ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert (ended.returncode, ended.stderr) == (2, f'error: {message}{end}\n')
+
+
 def searched(times, results):
   """The form that a search for speed ends at, and how often each was tried, where trials take what `times` says."""
   from jaxlite.planning.plan import Tried
