@@ -57,11 +57,11 @@ def storage(key, kind, size):
   return several(text('storage'), named('torch', kind), text(key), text('cpu'), number(size)) + b'Q'
 
 
-def tensor(key, kind, size, offset, shape, stride):
+def tensor(key, kind, size, offset, shape, stride, flags=()):
   given = (storage(key, kind, size), number(offset), numbers(shape), numbers(stride), b'\x89')
-  return (
-    named('torch._utils', '_rebuild_tensor_v2') + several(*given, named('collections', 'OrderedDict') + b')R') + b'R'
-  )
+  about = [b'}(' + b''.join(text(flag) + b'\x88' for flag in flags) + b'u'] if flags else []
+  hooks = named('collections', 'OrderedDict') + b')R'
+  return named('torch._utils', '_rebuild_tensor_v2') + several(*given, hooks, *about) + b'R'
 
 
 def table(entries):

@@ -134,6 +134,12 @@ def _kept(target: Target, new: trees.Rule, head: str) -> dict[str, str]:
     paths = program.last(target.kernels, list(target.leaves))
     if not paths:
       raise WeightsError("head='new' needs a model whose program has a kernel, and finds none: name leaves by new=")
+    tied = [path for path in paths if path in target.tables]
+    if tied:
+      raise WeightsError(
+        f"head='new' would begin {tied[0]!r} anew, which is a looked-up table too: name it by new= if that is meant, "
+        'or give the model a last layer of its own'
+      )
     kept = dict.fromkeys(paths, "head='new'")
   if new not in (None, (), []):  # a list that a program made may be empty
     kept |= dict.fromkeys(sorted(trees.select(target.leaves, new, what='load_weights: new')), 'new=')

@@ -35,12 +35,14 @@ class Target(NamedTuple):
     kernels: what the program multiplies.
     order: the place of each leaf among those that the program reads.
     flat: leaves that are no kernels and lie along a flattened picture.
+    tables: leaves whose rows are looked up.
   """
 
   leaves: Mapping[str, Any]
   kernels: dict[str, Kernel]
   order: Mapping[str, int]
   flat: Mapping[str, Flat]
+  tables: frozenset[str] = frozenset()
 
 
 class Plan(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxlite import trees
 from jaxlite.contract import CONST, Model
 from jaxlite.finetuning.flattened import Flat, flattened
-from jaxlite.graph import layouts, provenance, walk
+from jaxlite.graph import layouts, provenance, routes, walk
 from jaxlite.graph.layouts import LeafLayout
 from jaxlite.graph.model import model_tags
 
@@ -45,11 +45,13 @@ class Program(NamedTuple):
     kernels: what it multiplies, by path.
     order: the place of each leaf among those that it reads, by path; what it never reads is not there.
     flat: leaves that are no kernels and lie along a flattened picture, by path.
+    tables: leaves whose rows are looked up.
   """
 
   kernels: dict[str, Kernel]
   order: dict[str, int]
   flat: dict[str, Flat]
+  tables: frozenset[str]
 
 
 def read_program(model: Model, params: Any, model_state: Any, inputs: Any) -> Program:
@@ -86,7 +88,9 @@ def read_program(model: Model, params: Any, model_state: Any, inputs: Any) -> Pr
   many = len(jax.tree.leaves(inputs))
   flat = flattened(jaxpr, leaves, jaxpr.jaxpr.invars[len(paths) : len(paths) + many])
   kernels = {path: kernel._replace(flat=flat.get(path)) for path, kernel in found.items()}
-  return Program(kernels, order, {path: one for path, one in flat.items() if path not in kernels})
+  others = routes.read(jaxpr, plan, [*paths, *[None] * (len(jaxpr.jaxpr.invars) - len(paths))]).others
+  tables = frozenset(path for path, why in others.items() if why in ('gather', 'take'))
+  return Program(kernels, order, {path: one for path, one in flat.items() if path not in kernels}, tables)
 
 
 def _first_uses(bare: Any, names: dict[Any, str], order: dict[str, int]) -> None:

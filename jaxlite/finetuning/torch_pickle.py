@@ -216,8 +216,18 @@ class Unpickler:
         if not isinstance(dtype, Global) or dtype.name not in DTYPES:
           raise self.asker.refuse('its pickle describes a tensor without a dtype')
         kind = ALIASES.get(dtype.name, dtype.name)
+      self._refuse_flags(given[7:8] if name == '_rebuild_tensor_v3' else given[6:7])
       return Tensor(given[0], given[1], given[2], given[3], kind)
     raise self.asker.refuse('its pickle describes a tensor without a storage')
+
+  def _refuse_flags(self, about: tuple[Any, ...]) -> None:
+    """Refuses a tensor that torch reads with another sign than its storage has: `x.conj()` and its parts."""
+    set_ = sorted(str(key) for key, on in about[0].items() if on) if about and type(about[0]) is dict else []
+    if set_:
+      raise self.asker.refuse(
+        f'its pickle describes a tensor as what is stored under {_cut(", ".join(set_))}',
+        'save .resolve_conj().resolve_neg() of it',
+      )
 
   def build(self) -> None:
     """State set on an object: attributes of an OrderedDict (`_metadata`) and of what is inert are left out."""

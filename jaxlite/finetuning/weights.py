@@ -150,8 +150,17 @@ class Weights(Mapping[str, np.ndarray]):
     return self.like({name: one for name, one in self._held.items() if name in chosen})
 
   def cast(self, dtype: Any) -> Weights:
-    """Returns the same arrays with every floating one cast, when it is read; integers stay."""
-    wanted = np.dtype(dtype)
+    """Returns the same arrays with every floating one cast, when it is read; integers stay.
+
+    Raises:
+      WeightsError: the dtype is none of floating numbers.
+    """
+    try:
+      wanted = np.dtype(dtype)
+    except TypeError:
+      wanted = np.dtype(np.void)
+    if not is_floating(wanted):  # whole numbers would be what is left without the fraction: zeros
+      raise WeightsError(f"floating arrays are cast to a dtype of floating numbers, 'float16'; got {str(dtype)[:60]!r}")
 
     def one(stored: Stored) -> Stored:
       if not is_floating(stored.dtype) or stored.dtype == wanted:

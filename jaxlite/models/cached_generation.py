@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +106,10 @@ def generate_cached(
   """
   if not isinstance(decoder, Decoder):
     raise ValueError(f'generate_cached takes a Decoder; got {type(decoder).__name__}: generate takes any network')
+  if cache_dtype is not None and not jnp.issubdtype(cache_dtype, jnp.floating):
+    raise ValueError(f'generate_cached: cache_dtype is a float, that keys and values are kept in; got {cache_dtype!r}')
+  if isinstance(params, Mapping) and set(params) == {'params'}:
+    raise ValueError("generate_cached takes the parameters alone; got a dict of them: give its ['params']")
   steps = whole(steps, 'generate_cached: steps', 0)
   how = sampling('generate_cached', key=key, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop, steps=steps)
   if how.top_k is not None and how.top_k > decoder.vocabulary:

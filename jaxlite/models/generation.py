@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite.models.sampling import chosen, prompts_of, sampling, whole
+from jaxlite.graph.effects import Outside, outside
+from jaxlite.models.sampling import check_ids, chosen, prompts_of, sampling, whole
 
 _BLOCK = 64  # with a fixed window, buffers grow by this many tokens, so that other lengths compile nothing new
 
@@ -36,7 +37,8 @@ def generate(
 
   Args:
     network: a `Network` (`jaxlite.load` gives that of a run), or a function from int32[B, T] to logits,
-      float[B, T, vocabulary], whose arrays become part of the compiled program.
+      float[B, T, vocabulary], whose arrays become part of the compiled program; with others in their places (a module
+      that was trained on) it is compiled anew.
     prompt: int[B, T], or a list of lists of ids, of any lengths from 1.
     steps: tokens to add to each, from 0.
     key: of `jax.random.key(seed)`; not needed where nothing is drawn.
@@ -86,7 +88,7 @@ def generate(
     if not callable(apply):
       raise ValueError(f'generate takes a Network or a function from tokens to logits; got {type(network).__name__}')
     made = _continued if _is_hashable(apply) else _continued.__wrapped__
-    run = made(apply, window, how.kind)
+    run = made(apply, window, how.kind, None if of_network else outside(apply))
     filled = run(values, filled, counts, steps, how.numbers)
   if isinstance(filled, jax.core.Tracer):
     return filled[:, :total]
@@ -111,8 +113,12 @@ def _trained_length(network: Any) -> int | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _continued(apply: Callable[..., Any], window: int, kind: Any) -> Callable[..., jax.Array]:
-  """Returns (values, tokens [B, C], counts [B], steps, numbers of the sampling) -> tokens, compiled."""
+def _continued(apply: Callable[..., Any], window: int, kind: Any, held: Outside | None) -> Callable[..., jax.Array]:
+  """Returns (values, tokens [B, C], counts [B], steps, numbers of the sampling) -> tokens, compiled.
+
+  `held` is what a function reaches from outside: with other arrays there it is another program.
+  """
+  del held
   top_k = kind[1]
 
   def logits_at(values: Any, tokens: jax.Array, at: jax.Array) -> jax.Array:
@@ -178,4 +184,6 @@ def _of_array(prompt: Any) -> tuple[jax.Array, np.ndarray]:
     raise ValueError(f'prompts are int[B, T], or a list of lists of ids; got {got}')
   if not prompt.shape[1]:
     raise ValueError(f'a prompt needs one token at least; got {list(prompt.shape)}: begin it with a newline, say')
+  if not isinstance(prompt, jax.core.Tracer):
+    check_ids(np.asarray(prompt), 'the prompt')
   return jnp.asarray(prompt, jnp.int32), np.full(prompt.shape[0], prompt.shape[1], np.int32)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _STOPS = 8
+_LARGEST = 2**31 - 1  # of an id
 
 
 class Sampling(NamedTuple):
@@ -59,20 +60,21 @@ def sampling(
   top_k = None if top_k is None else whole(top_k, f'{who}: top_k', 1)
   temperature = _number(temperature, f'{who}: temperature is a number from 0', 0, math.inf)
   top_p = 1.0 if top_p is None else _number(top_p, f'{who}: top_p is above 0 and at most 1', 1e-6, 1.0 + 1e-9)
-  listed = [stop] if hasattr(stop, '__index__') else list(stop if isinstance(stop, Sequence | np.ndarray) else [None])
-  if not all(hasattr(one, '__index__') and not isinstance(one, bool) and operator.index(one) >= 0 for one in listed):
+  several = stop.tolist() if hasattr(stop, 'tolist') else stop
+  listed = list(several) if isinstance(several, Sequence) else [several]
+  if not all(hasattr(one, '__index__') and not isinstance(one, bool) and 0 <= one <= _LARGEST for one in listed):
     raise ValueError(f'{who}: stop is the id of a token, or several; got {stop!r:.60}')
   drawn = temperature > 0 and top_k != 1 and steps != 0
-  if drawn and not jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key):
-    raise ValueError(
-      f'{who} draws tokens with a key: give key=jax.random.key(seed), or temperature=0; got {type(key).__name__}'
-    )
+  if drawn and not (jnp.issubdtype(getattr(key, 'dtype', jnp.float32), jax.dtypes.prng_key) and key.shape == ()):
+    got = f'{key.dtype}{list(key.shape)}' if hasattr(key, 'shape') else type(key).__name__
+    raise ValueError(f'{who} draws tokens with a key: give key=jax.random.key(seed), or temperature=0; got {got}')
   # Filled up with what no token is, so that another number of them compiles nothing new.
   ids = np.full(-(-max(len(listed), 1) // _STOPS) * _STOPS, -2, np.int32)
   ids[: len(listed)] = [operator.index(one) for one in listed]
   if not drawn:
     return Sampling(False, None, False, None, 1.0, 1.0, ids)
-  return Sampling(True, top_k, top_p < 1, key, temperature, top_p, ids)
+  least = float(np.finfo(np.float32).tiny)  # below it float32 has 0, by which nothing is divided
+  return Sampling(True, top_k, top_p < 1, key, max(temperature, least), top_p, ids)
 
 
 def chosen(logits: jax.Array, at: jax.Array, kind: tuple[bool, int | None, bool], numbers: tuple[Any, ...]) -> Any:
@@ -133,6 +135,17 @@ def _number(value: Any, rule: str, least: float, below: float) -> float:
   return number
 
 
+def check_ids(ids: Any, what: str) -> None:
+  """Raises where a number is no id: int32 would make another of a large one, and a negative one counts from the end.
+
+  >>> check_ids(np.array([3, 2**31 - 1]), 'prompt 0')
+  """
+  bad = np.argwhere((ids < 0) | (ids > _LARGEST))
+  if len(bad):
+    got = ids[tuple(bad[0])]
+    raise ValueError(f'ids of tokens are from 0 to {_LARGEST}; {what} has {got} at {bad[0][-1]}: encode it')
+
+
 def prompts_of(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
   """Returns (int32[B, T] padded with 0 on the right, int32[B] lengths) of a list of lists of ids.
 
@@ -148,6 +161,7 @@ def prompts_of(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
       raise ValueError(f'a prompt is a list of ids, and prompts a list of those; prompt {place} is {one!r}: encode it')
     if not row.size:
       raise ValueError(f'a prompt needs one token at least; prompt {place} is empty: begin it with a newline, say')
+    check_ids(row, f'prompt {place}')
     rows.append(row)
   counts = np.array([len(row) for row in rows], np.int32)
   tokens = np.zeros((len(rows), max(counts.tolist(), default=1)), np.int32)

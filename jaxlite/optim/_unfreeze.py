@@ -22,6 +22,8 @@ import jax.numpy as jnp
 
 from jaxlite import trees
 from jaxlite.contract import Batch
+from jaxlite.optim._swa import SwaState
+from jaxlite.tasks import running
 
 
 def unfreezing(groups: Sequence[str]) -> list[list[str]]:
@@ -71,10 +73,11 @@ def next_phase(before: Any, train: Any, batch: Batch, *, freeze: str = 'freeze')
   weights = jax.tree.map(jnp.copy, trees.merge(own, before.const.get(freeze, {})))
   statistics = {name: value for name, value in before.model_state.items() if not trees.is_extra(name)}
   fresh = train.init(before.key, batch, weights, statistics)
+  kept = _carried(before.model_state, fresh.model_state)
   return fresh._replace(
     step=jnp.copy(before.step),
     params=_carried(before.params, fresh.params),
-    model_state=_carried(before.model_state, fresh.model_state),
+    model_state={name: _stood_still(value, before.model_state.get(name), fresh.params) for name, value in kept.items()},
     opt_state=_optimizer(before, fresh),
     const={owner: _whole(before.const.get(owner), value) for owner, value in fresh.const.items()},
   )
@@ -102,6 +105,18 @@ def _carried(before: Any, fresh: Any) -> Any:
   """The old value of every leaf that was there already: an average has more leaves once more of them learn."""
   old = trees.by_path(before)
   return trees.map_with_path(lambda path, own: jnp.copy(old[path]) if _fits(old, path, own) else own, fresh)
+
+
+def _stood_still(kept: Any, before: Any, params: Any) -> Any:
+  """A mean over steps goes on with its count: of a leaf that was frozen in all of them it is that leaf."""
+  if not isinstance(kept, SwaState) or not isinstance(before, SwaState):
+    return kept
+  old, weights = trees.by_path(before.mean), trees.by_path(params)
+
+  def leaf(path: str, mean: Any) -> Any:
+    return mean if _fits(old, path, mean) or path not in weights else jnp.copy(running.widened(weights[path]))
+
+  return kept._replace(mean=trees.map_with_path(leaf, kept.mean))
 
 
 def _whole(old: Any, own: Any) -> Any:

@@ -179,6 +179,20 @@ def test_what_is_asked_wrongly_is_told(saved):
     load_weights({'w': np.ones(3)}, saved, INPUTS)
 
 
+def test_a_new_head_takes_no_table_along_that_it_is_tied_to():
+  class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, ids):
+      table = nn.Embed(7, 4, name='table')
+      return table.attend(nn.Dense(4, name='dense')(table(ids)))
+
+  ids = jnp.zeros((1, 3), int)
+  held = Tied().init(jax.random.key(1), ids)['params']
+  with pytest.raises(WeightsError, match="head='new' would begin 'table/embedding' anew, which is a looked-up table"):
+    load_weights(Tied(), held, ids, head='new')
+  assert load_weights(Tied(), held, ids, new='^table').report.new == ('table/embedding',)
+
+
 def test_entries_that_are_not_finite_are_told(tmp_path):
   np.savez(tmp_path / 'w.npz', kernel=np.full((3, 2), np.nan, np.float32), bias=np.zeros(2, np.float32))
   report = load_weights(nn.Dense(2), tmp_path / 'w.npz', np.ones((1, 3), np.float32)).report

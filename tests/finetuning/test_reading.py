@@ -51,6 +51,15 @@ def test_torch_files_keep_strides_dtypes_and_shared_storages(tmp_path, form):
   same(read(path), expected)
 
 
+@pytest.mark.parametrize('flag', ['conj', 'neg'])
+def test_a_tensor_that_torch_reads_with_another_sign_is_refused(tmp_path, flag):
+  path = tmp_path / 'a.pth'
+  one = files.tensor('0', 'ComplexFloatStorage', 2, 0, (2,), (1,), [flag])
+  path.write_bytes(files.torch_zip({'w': one}, {'0': bytes(16)}))
+  with pytest.raises(WeightsError, match=f"what is stored under '{flag}': save .resolve_conj"):
+    read(path)
+
+
 def test_a_checkpoint_of_training_names_its_parts_and_gives_one(tmp_path):
   one = files.tensor('0', 'FloatStorage', 2, 0, (2,), (1,))
   inner = files.table({'w': one})[2:-1]
@@ -192,3 +201,6 @@ def test_casting_and_parts(tmp_path):
   assert set(held.only('weight$')) == {'conv.weight', 'fc.weight'}
   with pytest.raises(KeyError, match=r"holds no 'fc\.wight'; nearest: fc\.weight"):
     held['fc.wight']
+  for dtype in ('int8', 'flaot16'):  # whole numbers would leave zeros of weights
+    with pytest.raises(WeightsError, match=f"dtype of floating numbers, 'float16'; got '{dtype}'"):
+      read(tmp_path / 'm.safetensors', dtype=dtype)

@@ -109,6 +109,8 @@ def test_draws_from_the_nucleus_leave_out_what_lies_beyond_it():
     ({'temperature': 1.0, 'key': KEY, 'top_p': 0}, 'top_p is above 0 and at most 1; got 0'),
     ({'temperature': 1.0, 'key': KEY, 'top_k': 18}, 'top_k is from 1 to the vocabulary, 17; got 18'),
     ({'stop': 'end'}, "stop is the id of a token, or several; got 'end'"),
+    ({'cache_dtype': 'int8'}, "cache_dtype is a float, that keys and values are kept in; got 'int8'"),
+    ({'params': {'params': {}}}, r"takes the parameters alone; got a dict of them: give its \['params'\]"),
     ({'chunk': 0}, 'chunk is a whole number from 1; got 0'),
     ({'decoder': 'gpt'}, 'takes a Decoder; got str'),
   ],

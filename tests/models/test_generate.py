@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxlite as jl
 from jaxlite.models import Decoder, generate
@@ -67,6 +68,7 @@ def test_ties_forbidden_tokens_and_any_temperature():
 
   assert drawn(temperature=0) == drawn(top_k=1) == {1}  # of equal ones the first
   assert drawn(key=KEY, temperature=1e-30) == drawn(key=KEY) == {1, 4}
+  assert drawn(key=KEY, temperature=1e-46, top_p=0.9) == {1, 4}  # float32 has none so small
   assert drawn(key=KEY, temperature=1e30) == {0, 1, 2, 4, 5, 6}
   assert drawn(key=KEY, temperature=1e30, top_k=3) == {0, 1, 4}
 
@@ -123,6 +125,17 @@ def test_a_window_compiles_once_for_prompts_and_steps_of_many_sizes():
   assert len(shapes) == 1
 
 
+def test_a_function_whose_arrays_were_exchanged_is_another():
+  held = {'w': jnp.eye(5)}
+  function = lambda tokens: held['w'][tokens]  # noqa: E731
+  module = nnx.Embed(5, 5, rngs=nnx.Rngs(0))
+  for shift in (1, 2):
+    held['w'] = jnp.roll(jnp.eye(5), shift, axis=1)
+    module.embedding[...] = held['w']
+    for network in (function, module):
+      assert generate(network, [[0]], 2, temperature=0) == [[0, shift, 2 * shift]]
+
+
 def test_logits_that_are_not_finite_are_told_and_marked_within_a_transformation(network):
   broken = lambda tokens: jnp.where((tokens == 4)[..., None], jnp.nan, after(tokens))  # noqa: E731
   with pytest.raises(ValueError, match='logits for token 2 of prompt 1 are not finite: an id lies outside'):
@@ -146,6 +159,11 @@ def test_logits_that_are_not_finite_are_told_and_marked_within_a_transformation(
     ([[1.0]], 1, {}, 'a prompt is a list of ids'),
     (np.ones((1, 2)), 1, {}, r'got float64\[1, 2\]'),
     (np.ones(2, int), 1, {}, r'got int64\[2\]'),
+    ([[1, 2**33]], 1, {}, 'prompt 0 has 8589934592 at 1: encode it'),
+    ([[1], [-1]], 1, {}, 'prompt 1 has -1 at 0'),
+    (np.array([[1, 2**32]]), 1, {}, 'ids of tokens are from 0 to 2147483647; the prompt has 4294967296 at 1'),
+    ([[1]], 1, {'stop': 2**31}, 'stop is the id of a token, or several; got 2147483648'),
+    ([[1]], 1, {'key': jax.random.split(KEY)}, r'give key=.*; got key<fry>\[2\]'),
     ([[1]], -1, {}, 'steps is a whole number from 0; got -1'),
     ([[1]], 1.5, {}, 'steps is a whole number from 0; got 1.5'),
     ([[1]], 1, {'temperature': -1.0}, 'temperature is a number from 0; got -1.0'),

@@ -12,6 +12,7 @@ from jaxlite import trees
 from jaxlite.contract import Model, chain
 from jaxlite.optim._average import average
 from jaxlite.optim._freeze import freeze
+from jaxlite.optim._swa import swa
 from jaxlite.optim._unfreeze import next_phase, unfreezing
 from jaxlite.pruning._allocate import uniform
 from jaxlite.pruning._gradual import prune
@@ -122,6 +123,16 @@ def test_averages_and_masks_of_what_was_learning_go_on_and_new_ones_begin_at_the
   for path in ('second/w', 'head/w'):
     assert not host(new.params)[path][weights[path] == 0].any()
     assert (host(new.params)[path] == 0).mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_a_mean_over_steps_counts_those_in_which_a_leaf_was_frozen():
+  parts = lambda rule: [swa(1), *([freeze(rule)] if rule else []), optax.sgd(0.0)]  # noqa: E731
+  first, second = (train_step(MODEL, cross_entropy, chain(*parts(rule))) for rule in (['^first'], []))
+  state = steps(first, first.init(jax.random.key(0), BATCHES[0]), 0, 4)
+  state = steps(second, next_phase(state, second, BATCHES[0]), 4, 6)
+  mean, weights = host(state.model_state['jl.swa'].mean), host(state.params)
+  for path, value in weights.items():
+    np.testing.assert_allclose(mean[path], value, rtol=1e-6)
 
 
 def test_another_optimizer_is_refused():
