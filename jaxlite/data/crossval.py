@@ -17,6 +17,8 @@ from jaxlite.data.reduction import again
 from jaxlite.errors import whole
 from jaxlite.tasks.task import Task
 
+_COUNTED = ('classes', 'class_names', 'names', 'vocabulary')  # a class that one part has alone is one in every fold
+
 
 def folds(
   data: Dataset | Pair,
@@ -75,7 +77,8 @@ def _cut(
   else:
     learned = as_task(task, as_pair(data, 'the data')[1])
     everything = weighted(learned, check_split(learned, data, 'the data'), 'the data')
-    given = dict(facts or {})
+    stated = learned.facts(everything.labels, dict(facts or {}))
+    given = {**{name: stated[name] for name in _COUNTED if name in stated}, **(facts or {})}
   total = len(everything.labels)
   if whole(k, 'k', least=2) > total:
     raise ValueError(f'a fold tests on one example at least; got k={k} for {total} examples')

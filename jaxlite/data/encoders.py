@@ -174,7 +174,9 @@ def _numbers(column: str, kind: str, values: np.ndarray) -> np.ndarray:
   if numbers is None:
     numbers = frames.as_numbers(column, values)
   if numbers is None:
-    place = next((row for row, cell in enumerate(frames.as_text(values)) if cell), 0)
+    place = next((row for row, cell in enumerate(frames.as_text(values)) if cell), None)
+    if place is None:
+      frames.check_finite(column, np.full(len(values), np.nan), values)
     raise ValueError(
       f'column {column!r} held numbers in training, not {str(values[place])!r} as in row {place}: convert it'
     )

@@ -38,11 +38,18 @@ def read_columns(table: Any) -> dict[str, np.ndarray]:
   elif isinstance(table, np.ndarray) and table.dtype.names:
     columns = {column: table[column] for column in table.dtype.names}
   elif isinstance(table, Mapping):
+    check_names(list(map(str, table)), 'the table')
     if table and not any(hasattr(values, '__len__') and not isinstance(values, str) for values in table.values()):
       raise ValueError('a table is a dict of columns; got a dict of single values: put one row into a list, [row]')
     columns = {str(column): _column(values) for column, values in table.items()}
   elif isinstance(table, list | tuple) and table and all(isinstance(row, Mapping) for row in table):
     columns = from_rows(table)
+  elif type(table).__module__.startswith('pyarrow') and hasattr(table, 'column_names'):
+    from jaxlite.data.parquet import of_tables
+
+    columns = of_tables([table], 'the table')
+  elif isinstance(table, list | tuple) and not len(table):
+    columns = {}
   elif hasattr(table, 'columns') and hasattr(table, '__getitem__'):  # a DataFrame, without importing its library
     names = [str(column) for column in table.columns]
     check_names(names, 'the table')
@@ -87,6 +94,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
       odd = next(name for name in (*names, *row) if (name in row) != (name in names))
       what = f'lacks {odd!r}' if odd in names else f'has {odd!r} (nearest: {nearest(str(odd), map(str, names))})'
       raise ValueError(f'every row has the columns of the first; row {place} {what}: give all rows the same')
+  check_names(list(map(str, names)), 'the table')
   return {str(name): _objects([row[name] for row in rows]) for name in names}
 
 
@@ -161,7 +169,7 @@ def _read_csv(path: str) -> dict[str, np.ndarray]:
     with open(path, newline='', encoding='utf-8-sig') as file:
       head = file.readline()
       file.seek(0)
-      reader = csv.reader(file, delimiter=max(',;\t', key=head.count))
+      reader = csv.reader(file, delimiter=delimiter_of(head))
       header = next(reader, [])
       rows = [(reader.line_num, row) for row in reader if row]
   except OSError as error:
@@ -175,6 +183,15 @@ def _read_csv(path: str) -> dict[str, np.ndarray]:
       raise ValueError(f'every row has {len(header)} cells, as the header; {path} line {line} has {len(row)}: fix it')
   cells = [[cell.strip() for cell in row] for _, row in rows]
   return {column: np.array([row[index] for row in cells], dtype=object) for index, column in enumerate(header)}
+
+
+def delimiter_of(head: str) -> str:
+  """Returns what stands between the cells of a CSV file, of its first line: a comma, a semicolon or a tab.
+
+  >>> delimiter_of('"width, cm, outside";kind')
+  ';'
+  """
+  return max(',;\t', key=re.sub(r'"[^"]*"', '', head).count)
 
 
 def check_named(columns: Mapping[str, np.ndarray], drop: Sequence[str]) -> None:
@@ -209,11 +226,16 @@ def check_dates(column: str, values: np.ndarray) -> None:
     ValueError: one line with the column.
   """
   objects = values.tolist() if values.dtype.kind == 'O' else ()
-  if values.dtype.kind in 'mM' or any(hasattr(value, 'isoformat') and not _is_missing(value) for value in objects):
+  if values.dtype.kind in 'mM' or any(map(_is_time, objects)):
     raise ValueError(
       f'a column holds numbers or strings; {column!r} has dates: make numbers of them (year, weekday, days since), or '
       'drop it'
     )
+
+
+def _is_time(value: Any) -> bool:
+  """Whether this is a date, a duration or a span of time, whichever library's."""
+  return any(hasattr(value, name) for name in ('isoformat', 'total_seconds', 'asfreq')) and not _is_missing(value)
 
 
 def as_numbers(column: str, values: np.ndarray) -> np.ndarray | None:

@@ -111,7 +111,7 @@ def _csv_blocks(path: str, rows: int) -> Iterator[Columns]:
     with open(path, newline='', encoding='utf-8-sig') as file:
       head = file.readline()
       file.seek(0)
-      reader = csv.reader(file, delimiter=max(',;\t', key=head.count))
+      reader = csv.reader(file, delimiter=frames.delimiter_of(head))
       header = [column.strip() for column in next(reader, [])]
       frames.check_names(header, path)
       lines = ((reader.line_num, row) for row in reader if row)

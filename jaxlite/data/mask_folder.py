@@ -32,6 +32,7 @@ from jaxlite.data.pixels import MOST_PIXELS, PictureEncoder, oriented, reads_nam
 from jaxlite.data.standardize import standardization
 
 _MOST_CLASSES = 256
+_VOID = 255  # what most data sets write where there is no class
 _OUTSIDE = 65535  # what a padded mask holds beyond the picture
 
 
@@ -41,7 +42,7 @@ def masked_pictures(
   size: int | tuple[int, int] | None = None,
   *,
   values: Sequence[int | tuple[int, int, int]] | None = None,
-  ignore: int | Sequence[int] = 255,
+  ignore: int | Sequence[int | tuple[int, int, int]] | None = 255,
   class_names: Sequence[str] | None = None,
   channels: int = 3,
   fit: str = 'crop',
@@ -67,7 +68,7 @@ def masked_pictures(
       are 0 and 1.
     size: as in `pictures`; masks take the nearest pixel of the same cut, and -1 where a picture was padded.
     values: where the numbers of masks are not the classes: of each class in order its gray value, or its color (RGB).
-    ignore: gray values that are no class: -1 in the labels.
+    ignore: gray values that are no class, -1 in the labels; colors where `values` are. 255 is a class where they say so.
     class_names: one name per class; None numbers them.
     channels, fit, background, broken, validation, test, standardize, threads, ahead, most_pixels, progress, name, seed:
       as in `pictures`. Splits are carved at random.
@@ -103,9 +104,12 @@ def masked_pictures(
   mask_files = [paired[file] for file in listing.files]
   encoder = sized(encoder, looked)
   wanted = {paired[file]: tuple(shape) for file, shape in zip(listing.files, looked.turned, strict=True)}
-  read = _reader(encoder, values, ignore)
+  known, left_out = _meant(values, ignore)
+  read = _reader(encoder, known, left_out)
   masks_listing = folders.Listing(folders.as_folder(masks, 'mask'), tuple(mask_files), listing.splits, listing.labels)
   about = f'mask {encoder.to_json()} {values} {ignore}'
+  if known is not None and left_out != [one for one in _listed(ignore) if not isinstance(known[0], tuple)]:
+    about += f' {left_out}'  # what was looked at by the same words before is not what they mean now
   empty = {'present': np.zeros(_MOST_CLASSES // 8, np.uint8), 'positions': np.array(0), 'odd': np.array(False)}
 
   def look(path: str, content: bytes) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def masked_pictures(
 
   options = {'about': about, 'what': 'masks', 'workers': workers, 'progress': progress}
   found = inspect_files(masks_listing.root, mask_files, look, empty, **options)
-  usable(masks_listing, found, 'error', 'mask')
+  usable(masks_listing, found, 'error', 'mask', can_skip=False)
   if values is None and found.columns['odd'].all():
     raise ValueError(
       f'masks in {masks_listing.root} hold 0 and 255 alone, and 255 means no class where ignore says so: '
@@ -210,17 +214,36 @@ def _pair(listing: folders.Listing, masks: folders.Listing) -> dict[str, str]:
   return {file: by_stem[stem] for file, stem in zip(listing.files, stems, strict=True)}
 
 
-def _reader(encoder: PictureEncoder, values: Any, ignore: Any) -> Any:
+def _listed(some: Any) -> list[Any]:
+  """Gray values as whole numbers, colors as tuples of three."""
+  some = [] if some is None else [some] if isinstance(some, int | np.integer) else list(some)
+  return [tuple(map(int, one)) if isinstance(one, tuple | list | np.ndarray) else int(one) for one in some]
+
+
+def _meant(values: Any, ignore: Any) -> tuple[list[Any] | None, list[Any]]:
+  """Returns what stands for each class, None for its own number, and what for none."""
+  known, left_out = None if values is None else _listed(values), _listed(ignore)
+  if known is not None and (
+    not 0 < len(known) <= _MOST_CLASSES
+    or len(set(known)) != len(known)
+    or {len(one) if isinstance(one, tuple) else 1 for one in known} not in ({1}, {3})
+  ):
+    raise ValueError(f'values are the gray values or the colors of the classes, each once; got {values}')
+  colors = known is not None and isinstance(known[0], tuple)
+  if left_out == [_VOID] and (colors or _VOID in (known or ())):  # that nobody asked for, most likely
+    left_out = []
+  if colors and len(left_out) == 3 and not any(isinstance(one, tuple) for one in left_out):
+    left_out = [tuple(left_out)]
+  if any(one in (known or ()) or isinstance(one, tuple) != colors for one in left_out):
+    raise ValueError(
+      f'ignore names {"colors" if colors else "gray values"} that are no class, values those that are one; got '
+      f'ignore={ignore} and values={values}'
+    )
+  return known, left_out
+
+
+def _reader(encoder: PictureEncoder, values: Any, ignored: list[Any]) -> Any:
   """Returns (content, where, (height, width)) -> labels int32 [H, W], and whether it holds 0 and 255 alone."""
-  ignored = [ignore] if isinstance(ignore, int) else [int(one) for one in ignore]
-  if values is not None:
-    values = [tuple(map(int, one)) if isinstance(one, tuple | list) else int(one) for one in values]
-    if (
-      len(values) > _MOST_CLASSES
-      or len(set(values)) != len(values)
-      or len({isinstance(one, tuple) for one in values}) > 1
-    ):
-      raise ValueError(f'values are the gray values or the colors of the classes, each once; got {values}')
   colors = values is not None and isinstance(values[0], tuple)
 
   def read(content: bytes, where: str, wanted: tuple[int, int]) -> tuple[np.ndarray, bool]:
@@ -243,18 +266,16 @@ def _reader(encoder: PictureEncoder, values: Any, ignore: Any) -> Any:
     if colors:
       raw = np.asarray(image.convert('RGB')).astype(np.int64)
       raw = raw[..., 0] << 16 | raw[..., 1] << 8 | raw[..., 2]
-      known = [red << 16 | green << 8 | blue for red, green, blue in values]
+      known, other = ([red << 16 | green << 8 | blue for red, green, blue in which] for which in (values, ignored))
     elif image.mode in ('L', 'P', '1') or image.mode.startswith('I;16'):
       raw = np.asarray(image).astype(np.int64)
-      known = values if values is not None else list(range(_MOST_CLASSES))
+      known, other = values if values is not None else list(range(_MOST_CLASSES)), ignored
     else:
       raise ValueError(
         f'a mask is gray or of a palette; {where} is {image.mode}: give the color of each class, '
         'values=[(0, 0, 0), ...]'
       )
-    table = {value: place for place, value in enumerate(known)}
-    if not colors:
-      table |= dict.fromkeys(ignored, -1)
+    table = {value: place for place, value in enumerate(known)} | dict.fromkeys(other, -1)
     found, index = np.unique(raw, return_inverse=True)
     for value in found.tolist():
       if value not in table:

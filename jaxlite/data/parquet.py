@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,21 @@ def read_parquet(path: str) -> dict[str, np.ndarray]:
         f'files of one table have the same columns; {file} has {", ".join(tables[-1].schema.names)}, the first '
         f'{", ".join(tables[0].schema.names)}'
       )
+  return of_tables(tables, path)
+
+
+def of_tables(tables: Sequence[Any], where: str) -> dict[str, np.ndarray]:
+  """Returns the columns of Arrow tables, one below the other, as `read_parquet` does; `where` names them in errors.
+
+  Raises:
+    ValueError: two columns of one name, a column of lists or structures.
+  """
+  names = tables[0].schema.names
+  if len(set(names)) != len(names):
+    raise ValueError(f'columns have names of their own; {where} has {", ".join(names)}: rename one')
   found: dict[str, np.ndarray] = {}
-  for name in tables[0].schema.names:
-    parts = [_column(name, chunk, path) for table in tables for chunk in table.column(name).chunks]
+  for name in names:
+    parts = [_column(name, chunk, where) for table in tables for chunk in table.column(name).chunks]
     parts = parts or [np.zeros(0, object)]
     kinds = {part.dtype.kind for part in parts}
     if len(kinds) > 1 and 'O' in kinds:

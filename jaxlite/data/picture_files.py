@@ -87,7 +87,7 @@ def look_at(listing: folders.Listing, encoder: PictureEncoder, broken: str, work
 
 
 def usable(
-  listing: folders.Listing, found: Inspection, broken: str, what: str
+  listing: folders.Listing, found: Inspection, broken: str, what: str, *, can_skip: bool = True
 ) -> tuple[folders.Listing, Inspection, list[str]]:
   """Returns the files that can be used and a note on the others, or raises, naming them.
 
@@ -100,8 +100,8 @@ def usable(
   told = '; '.join(str(found.error[row]) for row in bad[:3]) + (f'; and {len(bad) - 3} more' if len(bad) > 3 else '')
   if broken == 'error':
     raise ValueError(
-      f'every {what} can be read; {len(bad):,} of {len(listing.files):,} cannot: {told}: mend or remove them, or leave '
-      "them out with broken='skip'"
+      f'every {what} can be read; {len(bad):,} of {len(listing.files):,} cannot: {told}: mend or remove them'
+      + (", or leave them out with broken='skip'" if can_skip else '')
     )
   good = np.flatnonzero(found.error == '')
   left = {listing.labels[row] for row in good.tolist() if listing.splits[row] == 'train'}

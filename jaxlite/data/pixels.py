@@ -112,6 +112,11 @@ class PictureEncoder:
       if array.dtype != np.uint8 or array.ndim not in (2, 3):
         got = f'{array.dtype}{list(array.shape)}' if array.dtype != object else type(picture).__name__
         raise ValueError(f'a picture is a path, an image or uint8 [H, W] or [H, W, C]; {where} is {got}')
+      if array.ndim == 3 and array.shape[-1] not in (1, 2, 3, 4):
+        raise ValueError(
+          f'a picture has 1 to 4 channels, the last axis; {where} is uint8{list(array.shape)}: where they '
+          'stand first, numpy.moveaxis(it, 0, -1)'
+        )
       picture = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
     return as_pixels(self._fitted(oriented(picture), where))
 
@@ -164,7 +169,7 @@ class PictureEncoder:
         image.load()
         if about is not None:
           about['turned'] = size if _is_turned(image) else size[::-1]
-        if image.mode == 'I' and image.format == 'PNG':
+        if image.mode == 'I' and image.format in ('PNG', 'PPM'):  # 16 bits; of a PGM scaled to all of them
           image = _sixteen(image, where)
         return self._fitted(oriented(image), where)
     except UnidentifiedImageError:

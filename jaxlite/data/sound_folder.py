@@ -180,7 +180,8 @@ def _one_length(listing: Any, rate: int, workers: Workers, progress: bool) -> in
   found = inspect_files(listing.root, listing.files, look, empty, **options)
   lengths = np.unique(found.columns['length'][found.error == ''])
   if len(lengths) > 1:
-    shown, most = (f'{one / rate:.2f}' for one in (lengths[0], lengths[-1]))
+    form = '.2f' if lengths[-1] - lengths[0] > rate / 50 else '.6g'
+    shown, most = (f'{one / rate:{form}}' for one in (lengths[0], lengths[-1]))
     usual = np.percentile(found.columns['length'][found.error == ''], 90) / rate
     raise ValueError(f'sounds have one length; {listing.root} has {shown} to {most} s: give seconds={usual:.2f}, say')
   return int(lengths[0]) if len(lengths) else 1

@@ -41,15 +41,19 @@ def read_wav(content: bytes, where: str) -> tuple[np.ndarray, int]:
   if len(content) < 12 or content[:4] not in (b'RIFF', b'RF64') or content[8:12] != b'WAVE':
     kind = 'the file is empty' if not content else f'{len(content):,} bytes that begin with {content[:4]!r}'
     raise ValueError(f'{where} is no WAV file: {kind}: convert it (ffmpeg -i in.mp3 out.wav)')
-  place, about, data = 12, None, None
+  place, about, data, wide = 12, None, None, 0
   while place + 8 <= len(content) and data is None:
     name, size = content[place : place + 4], struct.unpack('<I', content[place + 4 : place + 8])[0]
     body = place + 8
     if name == b'fmt ':
       about = content[body : body + size]
+    elif name == b'ds64' and size >= 16:  # of RF64, whose other chunk of samples says 0xFFFFFFFF
+      wide = struct.unpack('<Q', content[body + 8 : body + 16].ljust(8, b'\0'))[0]
     elif name == b'data':
+      size = wide if wide and size == 0xFFFFFFFF else size
       # A recorder that was cut off, or a stream, does not know its length: what is there counts.
-      data = content[body:] if size in (0, 0xFFFFFFFF) or body + size > len(content) else content[body : body + size]
+      unknown = size == 0xFFFFFFFF or body + size > len(content) or (not size and not _are_chunks(content[body:]))
+      data = content[body:] if unknown else content[body : body + size]
     place = body + size + size % 2
   if about is None or len(about) < 16 or data is None:
     raise ValueError(f'{where} is damaged: it lacks its {"format" if about is None else "samples"}')
@@ -74,6 +78,15 @@ def read_wav(content: bytes, where: str) -> tuple[np.ndarray, int]:
   if not np.isfinite(samples).all():
     raise ValueError(f'{where} has a sample that is not finite, at {int(np.argwhere(~np.isfinite(samples))[0][0])}')
   return samples, rate
+
+
+def _are_chunks(content: bytes) -> bool:
+  """Whether bytes are whole chunks of a file (its title, its program), and not samples."""
+  place = 0
+  while place + 8 <= len(content) and content[place : place + 4].isalnum():
+    size = struct.unpack('<I', content[place + 4 : place + 8])[0]
+    place += 8 + size + size % 2
+  return place > 0 and len(content) <= place <= len(content) + 1
 
 
 def _numbers(data: bytes, kind: int, bits: int) -> np.ndarray:

@@ -173,6 +173,11 @@ def from_iterable(fresh: Callable[[int], Any], **options: Any) -> Dataset:
   >>> bool((data.train.at(0, 5)['inputs'] == one['inputs']).all())
   True
   """
+  if not callable(fresh):
+    raise ValueError(
+      f'an iterable is started again by a function (seed) -> batches; got a {type(fresh).__name__}: give '
+      'from_iterable(lambda seed: ...)'
+    )
   return stream(_Replay(fresh), **options)
 
 

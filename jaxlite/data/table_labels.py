@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +84,9 @@ def read_labels(columns: Mapping[str, np.ndarray], task: Any) -> tuple[Task, np.
     return learned, raw, {'target_names': [label]}
   kinds, index = np.unique(raw, return_inverse=True)  # names of classes, most likely
   class_names = [str(kind) for kind in kinds]
-  if raw.dtype.kind != 'f' and _takes(learned, index, {'class_names': class_names}):
+  taken = _takes(learned, index, {'class_names': class_names})
+  refused = raw.dtype.kind == 'U' and taken is None  # then the task tells what is wrong with these classes
+  if (raw.dtype.kind != 'f' and taken) or refused:
     return learned, index, {'class_names': class_names}
   return learned, raw, {'target_names': [label]}  # the task says what is wrong with them
 
@@ -104,13 +107,14 @@ def _as_the_task_names(
   return np.array([own.index(name) for name in class_names])[numbered], {}
 
 
-def _takes(task: Task, labels: np.ndarray, given: Mapping[str, Any]) -> bool:
+def _takes(task: Task, labels: np.ndarray, given: Mapping[str, Any]) -> bool | None:
+  """Whether a task takes labels, and knows what is said of them; None where it refuses them."""
   try:
     checked = task.check(labels, 'train')
     facts = task.facts(checked, given)
     task.check_facts(checked, facts, 'train')
   except ValueError:
-    return False
+    return None
   return all(facts.get(name) == value for name, value in given.items())  # a regression takes no names
 
 
@@ -125,10 +129,21 @@ def _numbers_of(values: np.ndarray) -> np.ndarray | None:
   told = frames.truth(values)
   if told is not None and np.isfinite(told).all():
     return told
+  text = frames.as_text(values)
+  if _are_codes(text):
+    return None
   try:
-    return frames.as_text(values).astype(np.float64)
+    return text.astype(np.float64)
   except ValueError:
     return None
+
+
+def _are_codes(text: np.ndarray) -> bool:
+  """Whether cells are names that Python would read as numbers: '1_0', or '007' beside '7'."""
+  if any('_' in cell for cell in text.tolist()):
+    return True
+  whole = [cell for cell in set(text.tolist()) if re.fullmatch(r'[+-]?\d+', cell)]
+  return len(set(map(int, whole))) < len(whole)
 
 
 def _label_numbers(label: str, values: np.ndarray) -> np.ndarray:
@@ -144,6 +159,9 @@ def _label_numbers(label: str, values: np.ndarray) -> np.ndarray:
 def _classes(label: str, values: np.ndarray, *, few: bool) -> tuple[list[str], np.ndarray]:
   """Returns the label's values, sorted, and int [N] that numbers them; `few`: many numbers are no classes."""
   text = frames.as_text(values)
+  if _are_codes(text):
+    kinds, index = np.unique(text, return_inverse=True)
+    return [str(kind) for kind in kinds], index
   try:  # whole numbers first: as float64 large ids would fall together
     numbers = np.array([int(cell) for cell in text]) if values.dtype.kind not in 'bf' else values.astype(np.float64)
   except (ValueError, OverflowError):

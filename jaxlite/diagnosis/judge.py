@@ -171,10 +171,20 @@ def _by_measures(
   unseen = measured.kind == '' or measured.end is None or validation < thresholds.LEAST_VALIDATION
   if verdict == 'healthy' and unseen:
     verdict, certainty = 'unknown', f'{certainty}; nothing wrong was found, and too little could be looked at'
+  if verdict == 'healthy' and _knows_nothing(measured):
+    verdict, certainty = 'unknown', f'{certainty}; nothing wrong was found, and nothing was learned'
+    unknown.append('whether the labels follow from these inputs at all: on validation the model does no better than '
+                   'guessing')  # fmt: skip
   if cause in _LIKELY:
     rivals = [name for name in present[1:] if name in _LIKELY] or [_LIKELY[cause]]
     certainty += f'; likely, not certain: what comes next is {rivals[0]}'
   return _diagnosis(verdict, cause, own, known, certainty, unknown, ran)
+
+
+def _knows_nothing(m: Measured) -> bool:
+  """Whether neither the answers nor the loss on validation are better than those of who knows nothing."""
+  guessed = m.validation_risk > m.trivial - 2 * m.validation_error
+  return bool(guessed and m.validation_loss > (1 - thresholds.LEARNED) * m.chance_loss)
 
 
 # Causes that are judged beside a yardstick, and what looks alike to it where nothing else was found.

@@ -17,7 +17,7 @@ from jaxlite.report.html_page import NO_RUN, Table, even, html
 from jaxlite.report.points import Points
 from jaxlite.report.result import Result
 from jaxlite.report.sections import DETAILED
-from jaxlite.report.tables import PACKED, foreseen, listed, markdown, rows
+from jaxlite.report.tables import PACKED, foreseen, listed, markdown, plain, rows
 from jaxlite.tasks.figures import lacking
 from jaxlite.tasks.tables import percent
 
@@ -67,15 +67,15 @@ def write_markdown(
     Its path.
   """
   results = [run.result for run in runs if run.state == FINISHED]
-  text = [f'# {title or " / ".join(run.name for run in runs)}', *([] if runs else [NO_RUN])]
+  text = [f'# {plain(title or " / ".join(run.name for run in runs))}', *([] if runs else [NO_RUN])]
   if results:
     text += [markdown(rows(results)), f'`bytes packed`: {PACKED}.']
-    text += [f'- {result.name}: {note}' for result in results for note in result.notes]
+    text += [f'- {plain(result.name)}: {plain(note)}' for result in results for note in result.notes]
   left = [run for run in runs if run.state != FINISHED]
   if left:
     text.append(markdown([['run', 'state', 'step'], *([run.name, run.state, f'{run.points.step:,}'] for run in left)]))
   text += [f'- {line}' for line in told]
-  text += [f'- {run.name}: {line}' for run in runs for line in run.notes]
+  text += [f'- {plain(run.name)}: {plain(line)}' for run in runs for line in run.notes]
   compared = compare(runs) if len(results) > 1 else None
   for caption, cells in compared.tables if compared else ():
     text += [f'{caption}:', markdown(cells)]
@@ -126,7 +126,7 @@ def _slug(name: str) -> str:
 
 
 def _details(result: Result) -> list[str]:
-  text = [f'## {result.name}']
+  text = [f'## {plain(result.name)}']
   text += [markdown(table) for table in result.tables]
   if result.layers:
     named = [

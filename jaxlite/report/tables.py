@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxlite.tasks.tables import percent, wilson
 
+_MARKUP = re.compile(r'[<*]|&(?=#?\w+;)')
 PACKED = (
   "of the packed file, with all that it takes to run the network (`jl.deploy`, format 'pack'); by a plain count: "
   'the nonzero values at their bits, one mask bit per weight, float32 scales'
@@ -95,7 +97,7 @@ def table(results: Sequence[Any]) -> str:
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
   """Returns cells as a Markdown table that also reads as plain text."""
-  escaped = [[' '.join(cell.split()).replace('|', '\\|') for cell in row] for row in cells]
+  escaped = [[plain(' '.join(cell.split())).replace('|', '\\|') for cell in row] for row in cells]
   widths = [max(3, *(len(cell) for cell in column)) for column in zip(*escaped, strict=True)]
   lines = [
     '| ' + ' | '.join(f'{cell:{"<" if place == 0 else ">"}{widths[place]}}' for place, cell in enumerate(row)) + ' |'
@@ -105,6 +107,18 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     '-' * (width + 2) if place == 0 else '-' * (width + 1) + ':' for place, width in enumerate(widths)
   )
   return '\n'.join([lines[0], f'{rule}|', *lines[1:]])
+
+
+def plain(text: str) -> str:
+  """Returns text that Markdown shows as it stands, but for code between backticks: a class may be called '<b>'.
+
+  >>> plain('<b> of `a<b`'), plain('*s* & &amp;')
+  ('\\\\<b> of `a<b`', '\\\\*s\\\\* & \\\\&amp;')
+  """
+  parts = text.split('`')
+  if len(parts) % 2 == 0:
+    parts = [text]
+  return '`'.join(part if place % 2 else _MARKUP.sub(r'\\\g<0>', part) for place, part in enumerate(parts))
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[list[str]]:

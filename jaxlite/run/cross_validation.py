@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,6 +96,7 @@ def cross_validate(
   reads = Reads()
   seen = watched(config, reads)
   errors.whole(folds, 'folds', least=2)
+  _check_model(model)
   parts = datasets.folds(dataset_of(seen, data), folds, config.seed, validation=seen.data.validation)
   results = []
   with lock(folder):
@@ -108,6 +110,21 @@ def cross_validate(
     page.write(results, folder, [result.name for result in results])
   mean, interval = _spread(results)
   return CrossValidation(tuple(results), mean, interval, _table(results, mean, interval))
+
+
+def _check_model(model: Any) -> None:
+  """Raises TypeError where a network itself is given, which every fold would train further."""
+  try:
+    fits = model is None or (callable(model) and inspect.signature(model).bind() is not None)
+  except TypeError:
+    fits = False
+  except ValueError:  # of a built-in function nothing is known
+    fits = True
+  if not fits or (not isinstance(model, type) and hasattr(model, 'apply')):  # Linen's take anything, or nothing
+    raise TypeError(
+      f'every fold trains a network of its own, made by a function () -> network; got {type(model).__name__}: give '
+      'model=lambda: ...'
+    )
 
 
 def _spread(results: Sequence[Result]) -> tuple[dict[str, float], dict[str, float]]:

@@ -94,9 +94,12 @@ def decide_and_test(
 
 def stopped_early(setup: Setup, record: Record) -> str:
   """A line on a run that early stopping ended, for the terminal and the report."""
+  compared = f'a better {setup.score} than at step {record.best_step}'
+  if record.best is None:  # a metric that validation does not have: that of a class without an example there
+    compared = f'a {setup.score} that is a number: give eval.metric another one'
   return (
     f'stopped early at step {record.evaluated} of {setup.plan.total}: {counted(record.stale, "validation")} without '
-    f'a better {setup.score} than at step {record.best_step}'
+    f'{compared}'
   )
 
 

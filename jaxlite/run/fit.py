@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 from jaxlite.contract import Model, join_const
 from jaxlite.data.dataset import Dataset
 from jaxlite.data.decoded import head, is_decoded
 from jaxlite.errors import ConfigError, nearest, one_line
+from jaxlite.graph.walk import has_primitive
 from jaxlite.host.gc_pause import paused
 from jaxlite.step.state import TrainState
 from jaxlite.step.train_step import Train
@@ -201,6 +203,11 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
     end = _ends_in(jaxpr.jaxpr, 0)
     if end:
       found.append(f'the model ends in a {end}, and its loss takes logits and does that itself: leave the {end} out')
+  if _draws(jaxpr):
+    found.append(
+      'the network draws random numbers in evaluation too, the same ones each time: a dropout that is always on drops '
+      'the same units when it is validated, tested and deployed: switch it off there (by an argument `train`)'
+    )
   if config.loss is not None and _crosses(config.loss, jaxpr, batch):
     found.append(
       'the loss makes [B, B] of outputs [B, 1] and labels [B], so that every example is measured against every other: '
@@ -225,6 +232,12 @@ def _never_tested(data: Dataset) -> list[str]:
 def _judged(labels: Any) -> np.ndarray:
   """Labels as they are looked at before a run: of those that lie in files the first."""
   return np.asarray(head(labels, _JUDGED)) if is_decoded(labels) else np.asarray(labels)
+
+
+def _draws(jaxpr: Any) -> bool:
+  """Whether what an evaluation gives hangs on a draw: keys that are only split do not count."""
+  kept = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))[0]
+  return has_primitive(kept, 'random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform')
 
 
 def _crosses(loss: Callable[..., Any], jaxpr: Any, batch: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxlite.tasks import figures
 from jaxlite.tasks.labels import absent, alike, as_given, check_range, class_labels, imbalance, named_classes, stated
 from jaxlite.tasks.losses import cross_entropy
-from jaxlite.tasks.metrics import classification_metrics
+from jaxlite.tasks.metrics import Metrics, classification_metrics
 from jaxlite.tasks.tables import MOST, confusion_tables, named_class, score_table
 from jaxlite.tasks.task import Answers, Facts, Figure, Task
 
@@ -50,7 +50,7 @@ def classification(
   return Task(
     'classification',
     loss=lambda facts: cross_entropy,
-    metrics=lambda facts: classification_metrics(facts['classes'], facts.get('top', top)),
+    metrics=lambda facts: _metrics(facts, top),
     score='accuracy',
     falls=('loss', 'nan_outputs'),
     check=class_labels,
@@ -67,6 +67,16 @@ def classification(
     tables=_tables,
     figures=_figures,
   )
+
+
+def _metrics(facts: Facts, top: Sequence[int]) -> Metrics:
+  if facts['classes'] < 2:
+    only = named_class(facts.get('class_names', ()), 0)
+    raise ValueError(
+      f'classification tells two classes apart at least; every label is {only!r}: give examples of another class, or '
+      'classes=2 where they come later'
+    )
+  return classification_metrics(facts['classes'], facts.get('top', top))
 
 
 def softmax(logits: Any) -> np.ndarray:

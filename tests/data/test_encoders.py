@@ -163,7 +163,7 @@ BAD = {
   'beyond float32': ({**GOOD, 'size': [1.0, 1e300]}, "^numbers fit into float32; 'size' does not in row 1"),
   'one row': (rows_of(GOOD)[0], r'^a table is a dict of columns; got a dict of single values: .* \[row\]'),
   'odd rows': ([*rows_of(GOOD), {'size': 1}], r'^every row has the columns of the first; row 2 lacks '),
-  'no rows': ([], '^a table is a CSV path'),
+  'no rows': ([], '^a table needs a row at least'),
   'an array': (np.ones((2, 4)), r'^rows are a table, or its encoded features, float\[N, 13\] .* got float64\[2, 4\]'),
 }
 

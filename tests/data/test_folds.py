@@ -90,3 +90,8 @@ def test_the_weight_of_positions_is_counted_once():
 def test_wrong_arguments_are_named(options, message):
   with pytest.raises(ValueError, match=message):
     folds(**{'data': (np.zeros((20, 1)), np.arange(20) % 2), **options})
+
+
+def test_a_class_of_one_example_is_a_class_in_every_fold():
+  labels = np.r_[np.zeros(10, int), np.ones(9, int), 2]
+  assert [fold.classes for fold in folds((np.zeros((20, 1)), labels), 4)] == [3] * 4

@@ -104,3 +104,34 @@ def test_pairs_that_do_not_fit_are_named(tmp_path, how):
     options, said = {'ignore': 7}, 'hold none but what is ignored'
   with pytest.raises(ValueError, match=said):
     masked_pictures(pictures, masks, **options, **FAST)
+
+
+def test_a_value_that_is_a_class_is_not_ignored(tmp_path):
+  pictures, masks = write(tmp_path)
+  plain = masked_pictures(pictures, masks, **FAST)
+  for path in masks.iterdir():
+    Image.fromarray(np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
+  labels = masked_pictures(pictures, masks, values=(0, 255), **FAST).train.labels
+  np.testing.assert_array_equal(np.asarray(labels), np.asarray(plain.train.labels) == 1)
+  with pytest.raises(ValueError, match=r'^ignore names gray values .* ignore=\[0, 7\] and values=\(0, 255\)'):
+    masked_pictures(pictures, masks, values=(0, 255), ignore=[0, 7], **FAST)
+
+
+@pytest.mark.parametrize('void', [(224, 224, 192), [(224, 224, 192), (1, 2, 3)]])
+def test_a_color_may_be_ignored(tmp_path, void):
+  pictures, masks = write(tmp_path)
+  plain = masked_pictures(pictures, masks, **FAST)
+  colors = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (224, 224, 192)], np.uint8)
+  for path in masks.iterdir():
+    Image.fromarray(colors[np.minimum(np.asarray(Image.open(path)), 3)]).save(path)
+  told = masked_pictures(pictures, masks, values=[tuple(map(int, one)) for one in colors[:3]], ignore=void, **FAST)
+  np.testing.assert_array_equal(np.asarray(told.train.labels), np.asarray(plain.train.labels))
+  with pytest.raises(ValueError, match=r'^ignore names colors that are no class'):
+    masked_pictures(pictures, masks, values=[(0, 0, 0), (128, 0, 0)], ignore=7, **FAST)
+
+
+def test_a_mask_is_not_left_out_and_nobody_says_so(tmp_path):
+  pictures, masks = write(tmp_path)
+  (masks / '07.png').write_bytes(b'x')
+  with pytest.raises(ValueError, match=r'mend or remove them$'):
+    masked_pictures(pictures, masks, broken='skip', **FAST)

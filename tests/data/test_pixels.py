@@ -1,5 +1,7 @@
 """One file becomes the pixels that its format means, whatever the mode; what cannot be told is refused by name."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -146,3 +148,18 @@ def test_names_tell_pictures():
   ] == [
     *('a.jpg', 'b.JPEG', 'c.tif', 'h'),
   ]
+
+
+def test_a_portable_graymap_of_sixteen_bits_is_read_as_other_formats_of_sixteen_are():
+  gray = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+  out = io.BytesIO()
+  Image.fromarray(gray).save(out, 'PNG')
+  graymap = b'P5 8 8 65535 ' + gray.astype('>u2').tobytes()
+  np.testing.assert_array_equal(PictureEncoder(None)([graymap]), PictureEncoder(None)([out.getvalue()]))
+
+
+def test_channels_that_stand_first_are_told():
+  with pytest.raises(
+    ValueError, match=r'^a picture has 1 to 4 channels, the last axis; picture 0 is uint8\[3, 14, 14\]'
+  ):
+    PictureEncoder((8, 8))([np.zeros((3, 14, 14), np.uint8)])

@@ -141,3 +141,18 @@ def test_a_folder_of_sounds(tmp_path):
   (tmp_path / 'set' / 'low' / '0.wav').write_bytes(b'RIFF')
   with pytest.raises(ValueError, match=r'1 of 20 cannot: .*0.wav is no WAV file'):
     sounds(tmp_path / 'set', 0.5, **options)
+
+
+def test_what_follows_the_samples_is_no_sound():
+  def wav(kind, size, data, before=b''):
+    about = struct.pack('<HHIIHH', 1, 1, 8000, 16000, 2, 16)
+    inside = b'WAVE' + before + b'fmt ' + struct.pack('<I', 16) + about + b'data' + struct.pack('<I', size) + data
+    return kind + struct.pack('<I', 0xFFFFFFFF) + inside
+
+  title = b'LIST' + struct.pack('<I', 4) + b'INFO'
+  with pytest.raises(ValueError, match='holds 0 samples: record something'):
+    read_wav(wav(b'RIFF', 0, title), 'x')
+  samples = np.arange(100, dtype='<i2').tobytes()
+  assert len(read_wav(wav(b'RIFF', 0, samples), 'x')[0]) == 100  # of a recorder that did not come to say how many
+  long = b'ds64' + struct.pack('<IQQQI', 28, 0, 200, 100, 0)
+  assert len(read_wav(wav(b'RF64', 0xFFFFFFFF, samples + title, long), 'x')[0]) == 100

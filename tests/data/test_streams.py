@@ -177,3 +177,5 @@ def test_a_batch_size_is_the_streams_own_and_what_needs_all_examples_is_refused(
 def test_a_generator_that_is_used_up_is_told():
   with pytest.raises(ValueError, match=r'^an iterable gives batches; .* is it a generator that was used up'):
     from_iterable(lambda seed: iter(()), **OPTIONS)
+  with pytest.raises(ValueError, match=r'^an iterable is started again by .* got a generator: .*lambda seed'):
+    from_iterable(endless(0), **OPTIONS)

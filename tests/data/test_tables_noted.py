@@ -1,9 +1,15 @@
 """What `from_table` takes as it stands, and says aloud because it is hardly meant."""
 
+import datetime
+
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 
+import jaxlite as jl
 from jaxlite.data import from_table
+from jaxlite.data.frames import read_columns
 
 ROWS = 40
 TABLE = {
@@ -75,3 +81,60 @@ def test_a_named_column_that_counts_the_rows_is_noted():
   (note,) = from_table({'id': np.arange(ROWS), **TABLE}, 'kind').notes
   assert note == "column 'id' counts the rows: if it is an index, drop='id'"
   assert from_table(TABLE, 'kind').notes == ()
+
+
+def test_labels_that_are_written_otherwise_are_other_classes():
+  x = np.arange(60.0)
+  assert from_table({'x': x, 'y': ['007', '7', '07'] * 20}, 'y').class_names == ('007', '07', '7')
+  assert from_table({'x': x, 'y': ['1_0', '1_1', '10'] * 20}, 'y').class_names == ('10', '1_0', '1_1')
+  coded = from_table({'x': x, 'y': ['1_0', '1_1'] * 30}, 'y', task=jl.tasks.binary)
+  assert coded.facts['class_names'] == ['1_0', '1_1']
+  assert from_table({'x': x, 'y': ['01', '02', '10'] * 20}, 'y').class_names == ('1', '2', '10')
+
+
+def test_no_column_is_lost_where_two_names_are_one_as_text():
+  for table in ({1: [1.0] * 9, '1': [2.0] * 9}, [{1: 1.0, '1': 2.0}] * 9):
+    with pytest.raises(ValueError, match=r'^columns have names of their own; the table has 1, 1: rename one'):
+      read_columns(table)
+
+
+def test_spans_of_time_are_no_names():
+  for values in (
+    [datetime.timedelta(days=one % 2) for one in range(60)],
+    pandas.PeriodIndex(['2020-01'] * 60, freq='M'),
+  ):
+    with pytest.raises(ValueError, match="'when' has dates"):
+      from_table({'x': np.arange(60.0), 'when': np.array(values, object), 'y': ['a', 'b'] * 30}, 'y')
+
+
+def test_a_task_tells_what_is_wrong_with_names_of_classes():
+  table = {'x': np.arange(60.0), 'y': ['yes', 'no'] * 30, 'z': ['a', 'b', 'c'] * 20}
+  with pytest.raises(ValueError, match=r"^binary: positive is one of the classes no, yes; got 'Yes'"):
+    from_table(table, 'y', task=jl.tasks.binary('Yes'))
+  with pytest.raises(ValueError, match=r'^binary has two classes; the data have 3'):
+    from_table(table, 'z', task=jl.tasks.binary)
+
+
+def test_an_arrow_table_is_a_table():
+  arrow = pyarrow.table({'x': np.arange(60.0), 'c': pyarrow.array(['u', None, 'v'] * 20), 'y': ['a', 'b'] * 30})
+  made = from_table(arrow, 'y')
+  assert made.feature_names == ('x', 'c=', 'c=u', 'c=v')
+  assert made.fingerprint == from_table(arrow.to_pandas(), 'y').fingerprint
+  with pytest.raises(ValueError, match="column 'a' of the table has list"):
+    read_columns(pyarrow.table({'a': [[1]]}))
+
+
+def test_a_comma_between_quotes_separates_no_cells(tmp_path):
+  path = tmp_path / 't.csv'
+  path.write_text('"width, cm, outside";y\n' + ''.join(f'{one / 2};{"ab"[one % 2]}\n' for one in range(40)))
+  for keep in ('memory', 'disk'):
+    assert from_table(path, 'y', keep=keep).feature_names == ('width, cm, outside',)
+
+
+def test_a_row_without_its_number_is_told_so_whatever_its_form():
+  made = from_table({'x': np.arange(60.0), 'y': ['a', 'b'] * 30}, 'y').encoder
+  for rows, shown in (([{'x': float('nan')}], 'nan'), ({'x': [None]}, 'nothing')):
+    with pytest.raises(ValueError, match=f"^numbers are finite; column 'x' has {shown} in row 0"):
+      made(rows)
+  with pytest.raises(ValueError, match=r'^a table needs a row at least'):
+    made([])

@@ -105,3 +105,13 @@ def test_a_loss_that_blew_up_late_is_unstable():
 def test_what_learns_slowly_and_still_learns_is_slow():
   falling = [{'kind': 'train', 'step': 10 * i, 'loss': 1.4 - 0.01 * i} for i in range(1, 20)]
   assert verdict(falling, **POOR, moved=NAN).cause == 'slow convergence'
+
+
+def test_a_model_that_knows_nothing_of_validation_is_not_called_healthy():
+  """Labels that do not follow from the inputs: the yardstick learns nothing from them either."""
+  blind = {'train_risk': 0.6, 'reference_risk': 0.69, 'reference_train_risk': 0.69, 'train_loss': 1.2}
+  assert verdict(**blind).verdict == 'healthy'
+  found = verdict(**blind, validation_risk=0.69, validation_loss=1.39)
+  assert (found.verdict, found.cause) == ('unknown', '')
+  assert any('does no better than guessing' in line for line in found.unknown)
+  assert verdict(**blind, validation_risk=0.69, validation_loss=0.9).verdict == 'healthy'  # it ranks, at least

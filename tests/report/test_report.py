@@ -226,3 +226,10 @@ def test_a_result_at_the_end_of_a_cell_is_its_table_however_long_its_history():
   long = dataclasses.replace(result, history=[{'kind': 'train', 'step': step} for step in range(1000)])
   assert repr(long) == tables.table([result])
   assert len(repr(long).splitlines()) == 3
+
+
+def test_names_are_no_markup_in_markdown():
+  cells = tables.markdown([['', 'F1'], ['<b>x</b>', '1'], ['*s*', '2'], ['`dense/*`', '3'], ['a < b &amp; c', '4']])
+  assert re.findall(r'^\| (.*?) +\|', cells, re.M)[1:] == [
+    r'\<b>x\</b>', r'\*s\*', '`dense/*`', r'a \< b \&amp; c',
+  ]  # fmt: skip

@@ -245,6 +245,14 @@ DOUBTS = {
     },
     "of the tokens .*eval.metric='f1_macro'",
   ),
+  'a dropout that is always on': (
+    {'model': nn.Sequential([nn.Dense(3), nn.Dropout(0.5, deterministic=False)])},
+    'draws random numbers in evaluation too, the same ones each time: a dropout that is always on',
+  ),
+  'keys that are only split': (
+    {'model': (lambda p, x, key: (jax.random.split(key), linear()[0](p, x))[1], linear()[1])},
+    None,
+  ),
   'patience without validation': (
     {'eval__patience': 2, 'data__validation': 0.0},
     'eval.patience is set to 2 and does noth',
@@ -316,3 +324,11 @@ def test_what_a_loaded_network_cannot_take_is_told_with_the_fix(tmp_path):
     network.predict(np.full((2, 6), 'a'))
   with pytest.raises(ValueError, match=r'^folds is a whole number, at least 2; got 1$'):
     jl.cross_validate(config_of(adam), tmp_path / 'folds', data=(X, Y), folds=1)
+  for model in (nn.Dense(3), nn.Sequential([nn.Dense(3)]), linear(), lambda config: linear()):
+    with pytest.raises(TypeError, match=r'^every fold trains a network of its own, made by a function .* model=lambda'):
+      jl.cross_validate(config_of(adam), tmp_path / 'folds', data=(X, Y), model=model)
+
+
+def test_one_class_is_told_as_what_it_is(tmp_path):
+  with pytest.raises(ValueError, match=r"^classification tells two classes apart at least; every label is '0'"):
+    prepared(tmp_path, data=(X, 0 * Y), model=linear(1))

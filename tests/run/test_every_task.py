@@ -275,6 +275,14 @@ def test_early_stopping_says_when_and_why(tmp_path):
   assert line in (tmp_path / 'report.md').read_text()
 
 
+def test_early_stopping_by_a_metric_that_is_no_number_says_so(tmp_path):
+  config, said = config_of(), []
+  config.eval.patience, config.eval.metric = 1, 'roc_auc'
+  data = jl.data.from_arrays((X, (np.arange(len(X)) == 0).astype(int)), task=jl.tasks.binary)  # validation has none
+  jl.train(config, tmp_path, model=dense(1), data=data, say=said.append)
+  assert 'stopped early at step 3 of 12: 1 validation without a roc_auc that is a number' in ' '.join(said)
+
+
 def test_a_task_of_ones_own_may_bear_the_name_of_a_built_in_one(tmp_path):
   mine = jl.tasks.Task('binary', lambda facts: rank_error, lambda facts: jl.tasks.means(error=rank_error), 'error')
   data = jl.data.from_arrays((X, X[:, 0]), task=mine)
