@@ -68,7 +68,7 @@ def masked_pictures(
       are 0 and 1.
     size: as in `pictures`; masks take the nearest pixel of the same cut, and -1 where a picture was padded.
     values: where the numbers of masks are not the classes: of each class in order its gray value, or its color (RGB).
-    ignore: gray values that are no class, -1 in the labels; colors where `values` are. 255 is a class where they say so.
+    ignore: gray values that are no class, -1 in the labels; colors where `values` are. 255 may be a class by them.
     class_names: one name per class; None numbers them.
     channels, fit, background, broken, validation, test, standardize, threads, ahead, most_pixels, progress, name, seed:
       as in `pictures`. Splits are carved at random.
