@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxlite import trees
@@ -64,8 +65,8 @@ def list_model(held: Held, outputs: Any) -> tuple[Model, Params, State]:
 def faster(held: Held, network: Network) -> Network:
   """Returns a sealed network that is answered by its list where it is called on a CPU and convolves.
 
-  The first call compares both on a few inputs. Where they differ by more than rounding, as in teachers, gradients and
-  on every other platform, the compiled program answers.
+  The first call compares both on a few inputs. Where they differ by more than rounding, of values of other shapes or
+  other numbers than the run's, in teachers, gradients and on every other platform, the compiled program answers.
 
   Args:
     held: what was read of the run.
@@ -75,16 +76,25 @@ def faster(held: Held, network: Network) -> Network:
   if stored.about['batch'] is not None or stored.made.get('quantized'):  # a list takes any size; rounding turns bits
     return network
   try:
-    if all(one.kind != 'conv_general_dilated' for one in listing.saved(held.folder, held.run)[0].operations):
-      return network
+    graph, named = listing.saved(held.folder, held.run)
   except ValueError:
     return network
+  if all(one.kind != 'conv_general_dilated' for one in graph.operations):
+    return network
+  # Numbers stand in the opened list as they are now; of arrays shapes are enough, and who predicted once is kept
+  # (`contract._predictor`): it would keep the weights too.
+  known = {path: held.values[path] for path in named.values() if path in held.values}
+  known = {
+    path: one if np.size(one) == 1 else jax.ShapeDtypeStruct(one.shape, one.dtype) for path, one in known.items()
+  }
+  light = held._replace(params=None, model_state=None, values=known)
+  agrees: list[bool] = []
 
   @functools.cache
   def opened() -> tuple[Graph, dict[str, str], Any]:
-    rows = jax.tree.unflatten(stored.input_tree(), stored.inputs())
-    found = jax.eval_shape(lambda rows: sealed(network.params, network.model_state, rows, train=False, key=None), rows)
-    return *listing.open_list(held), jax.tree.structure(found[0])
+    tree = stored.program.out_tree
+    found = jax.tree.unflatten(tree, range(tree.num_leaves))
+    return *listing.open_list(light), jax.tree.structure(found[0] if 'own' in stored.about else found)
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     if train or not _LISTED.get():
@@ -107,25 +117,39 @@ def faster(held: Held, network: Network) -> Network:
   def forward(params: Params, state: State, inputs: Any) -> Any:
     return apply(params, state, inputs, train=False, key=None)[0]
 
-  @functools.cache
-  def same() -> bool:
-    try:
-      opening.check_same(stored, held.values, functools.partial(quick(forward), network.params, network.model_state))
-    except Exception:  # whatever a list raises that the lowering of another version wrote: the program still answers
+  def serves(params: Params, state: State) -> bool:
+    """Whether the list says what the program does of these values."""
+    values = trees.by_path({'params': params, 'model_state': state})
+    if not all(_is_as_known(values.get(path), one) for path, one in known.items()):
       return False
-    return True
+    if not agrees:
+      try:
+        opening.check_same(stored, values, functools.partial(quick(forward), params, state))
+        agrees.append(True)
+      except Exception:  # whatever a list raises that the lowering of another version wrote: the program still answers
+        agrees.append(False)
+    return agrees[0]
 
   def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     by_list, by_program = quick(fn), jax.jit(fn)
 
-    def run(*args: Any) -> Any:
-      traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-      return (by_list if not traced and jax.default_backend() == 'cpu' and same() else by_program)(*args)
+    def run(params: Params, state: State, inputs: Any) -> Any:
+      traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, state, inputs)))
+      lists = not traced and jax.default_backend() == 'cpu' and serves(params, state)
+      return (by_list if lists else by_program)(params, state, inputs)
 
     return run
 
   vars(apply).update(vars(sealed), compiled=compiled)
   return network._replace(model=network.model._replace(apply=apply))
+
+
+def _is_as_known(value: Any, known: Any) -> bool:
+  """Whether an array is of the kind that a list was opened for; a number has to be that number."""
+  if value is known:
+    return True
+  alike = (getattr(value, 'shape', None), getattr(value, 'dtype', None)) == (known.shape, known.dtype)
+  return alike and (isinstance(known, jax.ShapeDtypeStruct) or np.array_equal(value, known))
 
 
 def _run(graph: Graph, weights: Mapping[str, Any], inputs: Any) -> list[Any]:

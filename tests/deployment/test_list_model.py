@@ -1,7 +1,11 @@
 """A network that was loaded without its code convolves on a CPU by the kernels of evaluation, or as it was compiled."""
 
+import gc
+import weakref
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,13 +21,14 @@ PICTURES = np.random.default_rng(0).normal(size=(40, 12, 12, 4)).astype(np.float
 
 
 class Own(nn.Module):
-  """A network that no folder can name: two heads, one of them transposed, and a batch norm."""
+  """A network that no folder can name: two convolutions, a batch norm and a scale, which is one number."""
 
   @nn.compact
   def __call__(self, x, train: bool = False):
     x = nn.Conv(8, (3, 3), strides=2)(x)
     x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-    return nn.Dense(2)(nn.Conv(8, (3, 3))(x).mean((1, 2)))
+    x = nn.Conv(8, (3, 3))(x).mean((1, 2))
+    return nn.Dense(2)(x) * self.param('scale', lambda key: jnp.float32(1.5))
 
 
 @pytest.fixture(scope='module')
@@ -62,6 +67,32 @@ def test_a_loaded_network_answers_by_its_list(folder, monkeypatch):
   with pytest.raises(ValueError, match=r'float32\[B, 12, 12, 4\]'):
     network.predict(PICTURES[0])
   assert network.predict(PICTURES[:0]).shape == (0, 2)
+
+
+def test_values_of_now_are_read_numbers_too_and_others_go_to_the_program(folder):
+  network, program = jl.load(folder), sealed(folder)[1]
+  before = network.predict(PICTURES)
+  for change in (
+    lambda p: {**p, 'scale': 2 * p['scale']},
+    lambda p: {**p, 'Dense_0': jax.tree.map(jnp.negative, p['Dense_0'])},
+  ):
+    found, wanted = (one._replace(params=change(one.params)).predict(PICTURES) for one in (network, program))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert not np.allclose(found, before)
+  np.testing.assert_array_equal(network.predict(PICTURES), before)
+  for wrong in (lambda leaf: leaf[..., :1], lambda leaf: leaf.astype(jnp.bfloat16)):
+    kernel = wrong(network.params['Conv_0']['kernel'])
+    with pytest.raises(ValueError, match=r'program\.bin cannot be run on these arrays'):
+      network._replace(params={**network.params, 'Conv_0': {'bias': jnp.zeros(8), 'kernel': kernel}}).predict(PICTURES)
+
+
+def test_a_network_that_predicted_and_is_gone_keeps_no_weights(folder):
+  network = jl.load(folder)
+  network.predict(PICTURES)
+  leaf = weakref.ref(network.params['Conv_0']['kernel'])
+  del network
+  gc.collect()
+  assert leaf() is None
 
 
 def test_what_the_list_runs_are_the_kernels_of_evaluation(folder):
