@@ -85,8 +85,12 @@ class Checkpoints:
         made again.
 
     Raises:
-      ValueError: `keep` is below 1.
+      ValueError: `keep` is below 1; the folder is a bucket or URL, or has a backslash in its name.
     """
+    text = os.fspath(directory)
+    if '://' in text or (os.sep == '/' and '\\' in text):
+      rule = 'a bucket or URL' if '://' in text else 'one with a backslash in its name, which TensorStore reads as /'
+      raise ValueError(f'checkpoints are kept in a local folder, not {rule}; got {text!r}: name another')
     keep = whole(keep, 'keep, how many checkpoints are kept,', least=1)
     self.directory = Path(directory).absolute()
     self._keep, self._const_name, self._run, self._log, self._there = keep, const, run, log, there

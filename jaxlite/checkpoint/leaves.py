@@ -176,8 +176,11 @@ def _check(path: str, array: Any) -> None:
     raise TypeError(f'a checkpoint needs live arrays; {path!r} was donated: save the state that the step returned')
   if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
     raise TypeError(f'a checkpoint needs whole arrays; {path!r} is spread over processes: replicate it first')
+  if isinstance(array, np.ma.MaskedArray):
+    raise TypeError(f'a checkpoint holds numbers; {path!r} has a mask, which would be lost: save its data and its mask')
   small = array.dtype.type.__module__ == 'ml_dtypes'  # of which JAX knows some as numbers, later ones more
-  if not (small or hashing.is_key(array) or jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
+  number = jnp.issubdtype(array.dtype, np.number) and array.dtype.type is not np.timedelta64  # to NumPy whole numbers
+  if not (small or hashing.is_key(array) or number or array.dtype == np.bool_):
     raise TypeError(f'a checkpoint holds numbers; {path!r} is an array of {array.dtype}: leave it out of the state')
 
 
@@ -273,7 +276,16 @@ def restored(leaf: Leaf, found: Mapping[str, np.ndarray], want: Any = None) -> A
     array = jax.device_put(values(leaf, found), sharding, may_alias=False)
   if array.dtype != jnp.dtype(leaf.dtype):
     raise ValueError(f'{leaf.path!r} is {leaf.dtype} and JAX would hold {array.dtype}: set jax_enable_x64')
-  return array
+  return _weak(array) if getattr(want, 'weak_type', False) else array
+
+
+def _weak(array: jax.Array) -> jax.Array:
+  """The same values, of a type that gives way to others', as a number that Python brought: else a product with
+  bfloat16 would be float32 after a restore."""
+  weak = jnp.full(array.shape, array.dtype.type(0).item())
+  if weak.dtype != array.dtype:  # 32 bits where JAX holds 64
+    return array
+  return jax.device_put(weak.at[...].set(array), array.sharding if array.committed else None)
 
 
 def differences(leaves: Iterable[Leaf], template: Any) -> list[str]:

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ _REASONS = [
   os.strerror(code)
   for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOMEM, errno.EAGAIN)
 ]
+_ODD = re.compile(r'[*?\[]|:/')  # in the name of a folder
 _PASSING = ('no such file', 'not_found', 'timed out', 'timeout', 'deadline')
 _ALONE = threading.Lock()  # Orbax mixes up the folders of two saves under way in one process
 _LAST_WRITES = 60.0  # seconds that writes under way are waited for when one has failed
@@ -52,12 +54,25 @@ def write(path: Path, snapshot: Snapshot, manifest: Manifest) -> None:
   """Writes a checkpoint."""
   named = {leaf.name: snapshot.arrays[leaf.path] for leaf in snapshot.leaves if leaf.stored}
   parts = {_ARRAYS: names.nest(named)} if named else {}  # Orbax refuses an empty tree
-  with _ALONE, _orbax() as ocp:
+  with _ALONE, _plainly_named(path.parent) as folder, _orbax() as ocp:
     try:
-      ocp.save_checkpointables(path, {**parts, _MANIFEST: seal(manifest)})
+      ocp.save_checkpointables(folder / path.name, {**parts, _MANIFEST: seal(manifest)})
     except BaseException:
       _wait_for_writers()
       raise
+
+
+@contextlib.contextmanager
+def _plainly_named(folder: Path) -> Iterator[Path]:
+  """A folder under a name that Orbax takes as it stands: it looks for arrays in 'run[1]' as a pattern, finds none, and
+  says that all is written; 'gs:/' is a bucket to it."""
+  if not _ODD.search(str(folder)):
+    yield folder
+    return
+  with tempfile.TemporaryDirectory(prefix='jaxlite-') as at:
+    link = Path(at, 'folder')
+    link.symlink_to(folder, target_is_directory=True)
+    yield link
 
 
 def read_manifest(path: Path) -> Manifest:

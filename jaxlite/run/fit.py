@@ -69,10 +69,12 @@ def begun(built: Train, network: Model, key: jax.Array, batch: Any) -> tuple[Any
     ValueError: the model cannot take the inputs as they lie.
   """
   try:
-    return jax.make_jaxpr(lambda key, batch: built.init(key, batch), return_shape=True)(key, batch)
+    jaxpr, state = jax.make_jaxpr(lambda key, batch: built.init(key, batch), return_shape=True)(key, batch)
   except Exception as error:
     _blame_inputs(error, network, batch['inputs'])
     raise
+  # As a state begins that is computed: a frozen number of Python's is of float32 there.
+  return jaxpr, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
 
 @paused()

@@ -278,6 +278,8 @@ def test_a_mismatch_is_found_before_any_array_is_read(tmp_path: Path):
     ({'a': {'w': 'text'}}, {}, TypeError, "'a/w' is str"),
     ({'w': np.array(['x'])}, {}, TypeError, "'w' is an array of <U1"),
     ({'w': np.array([object()])}, {}, TypeError, 'array of object'),
+    ({'w': np.ones(2, 'timedelta64[s]')}, {}, TypeError, "'w' is an array of timedelta64[s]"),
+    ({'w': np.ma.masked_less(np.arange(3.0), 1)}, {}, TypeError, "'w' has a mask, which would be lost"),
     ({'a': {'b': jnp.ones(1)}, 'a/b': jnp.ones(1)}, {}, ValueError, "'a/b' names several"),
     ({}, {}, ValueError, 'at least one array'),
     ({'w': jnp.ones(1)}, {'best': np.float32(1)}, TypeError, 'must be JSON'),
@@ -309,6 +311,36 @@ def test_plain_numbers_come_back_as_what_the_template_holds(tmp_path: Path):
     for wrong in ({**state, 'step': 1.5}, {**state, 'rate': 3}, {**state, 'on': 1}, {**state, 'w': 1.0}):
       with pytest.raises(CheckpointMismatch):
         checkpoints.restore(wrong, which=1)
+
+
+def test_a_number_that_gives_way_to_other_dtypes_still_does(tmp_path: Path):
+  state = {'t': jnp.asarray(-0.0), 'scale': jnp.full(3, 0.3), 'n': jnp.asarray(2), 'w': jnp.ones(2)}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {})
+    for template in (state, jax.eval_shape(lambda: state)):
+      back = checkpoints.restore(template).state
+      assert hashes(back) == hashes(state)
+      assert {name: leaf.weak_type for name, leaf in back.items()} == {'t': True, 'scale': True, 'n': True, 'w': False}
+      assert (jnp.ones(3, jnp.bfloat16) * back['scale']).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('name', ['run[1]', 'a*b', 'lr=[0.1]?', 'gs:'])
+def test_a_folder_whose_name_reads_like_a_pattern_holds_what_was_saved(name, tmp_path: Path):
+  folder = tmp_path / name / 'checkpoints'
+  state = {'w': jnp.arange(3.0), 'const': {'t': jnp.ones(2)}}
+  saved(folder, state)
+  with Checkpoints(folder) as checkpoints:
+    assert hashes(checkpoints.restore(state).state) == hashes(state)
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize('name', ['gs://bucket/run', 'a\\b'])
+def test_a_folder_that_cannot_hold_checkpoints_is_refused(name, tmp_path: Path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for use in (Checkpoints, load_arrays):
+    with pytest.raises(ValueError, match='kept in a local folder'):
+      use(name)
+  assert not [*tmp_path.iterdir()]
 
 
 def test_flax_train_state_is_saved_as_it_is_made_and_as_it_trains(tmp_path: Path):
