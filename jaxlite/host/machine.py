@@ -23,9 +23,22 @@ def print_device(say: Callable[[str], None] = print) -> None:
   devices = jax.devices()
   kinds = ', '.join(sorted({device.device_kind for device in devices}))
   say(f'device: {len(devices)} x {devices[0].platform} ({kinds}), {cores()} CPU cores, jax {jax.__version__}')
-  for line in (idle(), throttled(usable_cores()), _eager()):
+  for line in (idle(), _beside(), throttled(usable_cores()), _eager()):
     if line:
       say(f'warning: {line}')
+
+
+def _beside() -> str | None:
+  """One line where this process has several devices: a run computes on one."""
+  import jax
+
+  others = jax.local_device_count() - 1
+  if others < 1:
+    return None
+  return (
+    f'a run computes on one device, and {others} {"stands" if others == 1 else "stand"} idle: jl.train_step, in a loop '
+    'of your own, computes on all over whose mesh jax.device_put spreads its batches'
+  )
 
 
 def _eager() -> str | None:

@@ -75,3 +75,11 @@ def test_a_jax_that_compiles_nothing_is_told():
   assert sum('JAX_DISABLE_JIT is set' in line for line in said) == 1
   machine.print_device(said.append)
   assert sum('JAX_DISABLE_JIT is set' in line for line in said) == 1
+
+
+def test_devices_that_stand_idle_beside_the_one_of_a_run_are_told(monkeypatch):
+  for count, told in ((8, '7 stand idle'), (2, '1 stands idle'), (1, '')):
+    said = []
+    monkeypatch.setattr(jax, 'local_device_count', lambda count=count: count)
+    machine.print_device(said.append)
+    assert [told in line for line in said if 'computes on one device' in line] == [True] * bool(told)
