@@ -108,6 +108,11 @@ def batch_size(
     raise ConfigError('data.load reads data.batch_size, so the data would be others at each size: let it not')
   count = len(loaded.train.labels) if hasattr(loaded.train, 'labels') else 1 << 20
   parts = config.machine.micro_batches
+  if count < parts:
+    raise ConfigError(
+      f'a batch has an example for each of machine.micro_batches={parts} at least; got {count} training examples: '
+      'lower it'
+    )
 
   def at(size: int) -> BatchSize:
     one = copy.copy(config)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxlite import data as datasets
 from jaxlite.config.duration import Duration
 from jaxlite.config.schema import Config, validate
-from jaxlite.errors import ConfigError, whole
+from jaxlite.errors import ConfigError, number, whole
 from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import streams
 from jaxlite.host.files import write_bytes
@@ -30,6 +30,7 @@ from jaxlite.run.workdir import check_workdir
 from jaxlite.tasks.figures import lacking
 
 _LOW, _HIGH = 1e-6, 10.0
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _WORSE = 4.0  # times the loss at the start: from there on a rate is taken to diverge
 _NEAR = 0.05  # of the fall of the loss: rates that come so near to the best are as good
 
@@ -122,8 +123,9 @@ def lr_range(
   validate(config)
   say = streams.steady(say)
   points, steps = whole(points, 'points', least=5), whole(steps, 'steps', least=8)
-  if not 0 < low < high < math.inf:
-    raise ConfigError(f'rates go from low to high, above 0; got {low!r} and {high!r}')
+  low, high = number(low, 'low'), number(high, 'high')
+  if not _LEAST <= low < high <= _MOST:
+    raise ConfigError(f'rates go from low to high, above 0 and as float32 has them; got {low!r} and {high!r}')
   folder = check_workdir(workdir) if workdir is not None else None
   short = dataclasses.replace(config, train=Duration(steps=steps), runs={})
   setup = prepare(short, folder or Path('.'), model, data)
@@ -153,11 +155,10 @@ def _tried(setup: Setup, rates: Sequence[float], steps: int) -> tuple[list[float
       batch = datasets.batch_at(setup.data.train, config.data.batch_size, config.seed, at)
       state, terms = step(state, batch, rate)
       seen.append(float(terms['loss'] if 'loss' in terms else next(iter(terms.values()))))
-      if not math.isfinite(seen[-1]) or seen[-1] > _WORSE * abs(seen[0]) + 1:
-        seen.append(math.inf)
+      if diverged := not math.isfinite(seen[-1]) or seen[-1] > _WORSE * abs(seen[0]) + 1:
         break
     start = seen[0] if math.isnan(start) else start
-    losses.append(float(np.mean(seen[-max(2, steps // 4) :])))
+    losses.append(math.inf if diverged else float(np.mean(seen[-max(2, steps // 4) :])))
   return losses, start
 
 

@@ -230,6 +230,8 @@ def _method(method: str, space: Space, several: bool, say: Say) -> str:
 
 
 def _named(goals: Sequence[str] | str) -> list[str]:
+  if not isinstance(goals, str | Sequence | None) or not all(isinstance(one, str) for one in goals or ()):
+    raise ConfigError(f"goals are names, 'accuracy' or ('accuracy', 'bytes'); got {goals!r:.60}")
   names = [one.strip() for one in goals.split(',')] if isinstance(goals, str) else list(goals or ())
   return [name for name in names if name]
 

@@ -88,6 +88,7 @@ def test_the_smallest_rate_that_is_as_good_as_the_best_is_suggested(losses, star
   [
     ({'low': 1.0, 'high': 0.1}, 'rates go from low to high'),
     ({'low': 0.0}, 'above 0'),
+    ({'high': 1e39}, 'as float32 has them'),
     ({'points': 2}, 'points is a whole number, at least 5'),
     ({'steps': 0.5}, 'steps is a whole number'),
   ],
@@ -95,6 +96,19 @@ def test_the_smallest_rate_that_is_as_good_as_the_best_is_suggested(losses, star
 def test_what_cannot_be_asked_is_told(given, said):
   with pytest.raises(ValueError, match=said):
     ask(config(), **given)
+
+
+def test_a_loss_that_is_no_number_is_one_that_diverged():
+  found = ask(config(), low=1.0, high=1e30, points=5, steps=8)
+  assert math.inf in found.losses
+  assert not any(map(math.isnan, found.losses))
+
+
+def test_fewer_examples_than_micro_batches_are_told():
+  one = config()
+  one.machine.micro_batches = 64
+  with pytest.raises(ConfigError, match=r'for each of machine\.micro_batches=64 at least; got 61 training examples'):
+    jl.batch_size(one, model=tunable.network(), data=tunable.data())
 
 
 def test_a_recipe_that_does_not_read_the_rate_is_told():

@@ -133,6 +133,7 @@ def test_a_study_goes_on_as_the_same_only(study, change, said):
     ({'trials': 3, 'stop': 'meridian'}, "got 'meridian', nearest: median"),
     ({'trials': 3, 'goals': 'acuracy'}, "got 'acuracy'; nearest: accuracy"),
     ({'trials': 3, 'goals': 'bytes'}, 'the first goal is a validation metric'),
+    ({'trials': 3, 'goals': 3}, r"goals are names, 'accuracy' or .*; got 3"),
     ({'trials': 3, 'goals': 'loss,bytes'}, "set eval.metric to 'loss'"),
     ({'trials': 3, 'limits': 'size:3'}, "got 'size'"),
     ({'trials': 3, 'run': 'student'}, "'student' is no name of several"),
