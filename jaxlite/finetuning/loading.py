@@ -21,7 +21,7 @@ from jaxlite.finetuning import matching, program
 from jaxlite.finetuning.account import Report, Row
 from jaxlite.finetuning.matching import Plan, Target, Transform, leaves_of, own_path
 from jaxlite.finetuning.reading import read
-from jaxlite.finetuning.weights import Weights, WeightsError, is_floating
+from jaxlite.finetuning.weights import Weights, WeightsError, floating_dtype, is_floating
 
 
 class Loaded(NamedTuple):
@@ -80,7 +80,8 @@ def load_weights(
     head: 'match', or 'new': the model's last kernel and what stands beside it keep their first values.
     match: 'names', or 'order': leaves that no name pairs take, kind by kind, the arrays left over in the file's order,
       where every shape fits: the order of definition in files of PyTorch, npz and GGUF, of the numbers in names in
-      others, which sort them. Check the report.
+      others, which sort them. So do leaves that names pair by numbers which begin elsewhere (`fc1` of a file that
+      counts from 1). Check the report.
     layout: whose convention kernels follow, 'torch' ([out, in], OIHW) or 'jax' ([in, out], HWIO); None: as the format
       or its names say.
     dtype: of floating leaves; None: the model's own. 'stored' keeps the file's.
@@ -108,6 +109,7 @@ def load_weights(
     raise ValueError(f"head is 'match' or 'new'; got {head!r}")
   if inputs is None or not all(hasattr(leaf, 'shape') and hasattr(leaf, 'dtype') for leaf in jax.tree.leaves(inputs)):
     raise TypeError(f'inputs is one batch of arrays, or their jax.ShapeDtypeStructs; got {str(inputs)[:80]}')
+  dtype = dtype if dtype is None or dtype == 'stored' else floating_dtype(dtype)
   held = read(source)
   adapted = adapt(model)
   key = jax.random.key(0) if key is None else key

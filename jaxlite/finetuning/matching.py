@@ -109,7 +109,8 @@ def match(
   ordered: set[str] = set()
   if by_order:
     more = by_order_of_definition(held, renamed, found, wanted, target.order)
-    found, ordered = {**found, **more}, set(more)
+    ordered = {path for path, name in more.items() if found.get(path) != name}
+    found = {**found, **more}
   moves, problems = _moves(held, renamed, found, target, convention, transforms, layout)
   other = {'torch': 'jax', 'jax': 'torch'}.get(convention, '')
   again = _moves(held, renamed, found, target, other, transforms, other)[1] if problems and other else problems

@@ -155,12 +155,7 @@ class Weights(Mapping[str, np.ndarray]):
     Raises:
       WeightsError: the dtype is none of floating numbers.
     """
-    try:
-      wanted = np.dtype(dtype)
-    except TypeError:
-      wanted = np.dtype(np.void)
-    if not is_floating(wanted):  # whole numbers would be what is left without the fraction: zeros
-      raise WeightsError(f"floating arrays are cast to a dtype of floating numbers, 'float16'; got {str(dtype)[:60]!r}")
+    wanted = floating_dtype(dtype)
 
     def one(stored: Stored) -> Stored:
       if not is_floating(stored.dtype) or stored.dtype == wanted:
@@ -222,6 +217,24 @@ def is_floating(dtype: np.dtype) -> bool:
   return dtype.kind == 'f' or any(
     dtype == known for name, known in _DTYPES.items() if name.startswith(('bf', 'float8'))
   )
+
+
+def floating_dtype(dtype: Any) -> np.dtype:
+  """Returns a dtype of floating numbers; of weights whole numbers would leave what is before the point: zeros.
+
+  Raises:
+    WeightsError: it is none.
+
+  >>> floating_dtype('bfloat16').name
+  'bfloat16'
+  """
+  try:
+    wanted = np.dtype(dtype)
+  except TypeError:
+    wanted = np.dtype(np.void)
+  if not is_floating(wanted):
+    raise WeightsError(f"floating arrays are cast to a dtype of floating numbers, 'float16'; got {str(dtype)[:60]!r}")
+  return wanted
 
 
 def dtype_named(name: str) -> np.dtype | None:

@@ -24,6 +24,7 @@ from jaxlite.optim._stored import KEPT_AS
 
 FORMAT = 'jaxlite adapter 1'
 _LEARNED, _LIVE, _STATE = 'learned/', 'params/', 'state/'  # of a low rank, of leaves that learn whole, statistics
+_CHANGE_BASE = ('pissa', 'olora', 'corda', 'loftq')  # ways to begin of PEFT that put the factors' product into the base
 _COUNTERS = ('jl.health', 'jl.loop', TAPS)  # what a run notes of itself
 
 
@@ -96,7 +97,7 @@ def load_adapter(
     name: of the hook; needed where several of them stand in a chain.
     other_base: take it although the frozen leaves are not those that it was trained on (the same model in other bits).
     peft: {path of a leaf: name of PEFT's module}, with `{}` where the index of a stacked layer stands; PEFT notes no
-      fingerprint, so that shapes alone are checked.
+      fingerprint, so that shapes alone are checked, and that it was not begun in a way that changes the base.
 
   Returns:
     The same with new params, and with the statistics that the file holds.
@@ -109,7 +110,7 @@ def load_adapter(
   name, known = _own(model_state, name)
   slot = f'jl.{name}'
   if peft is not None:
-    learned = _from_peft(expanded(path), known, peft)
+    learned = _from_peft(expanded(path), known, peft, other_base)
     return _replaced(state, {**params, slot: _like(params[slot], learned, f'{path}')}, model_state)
   arrays, about = read_safetensors(expanded(path))
   if about.get('format') != FORMAT:
@@ -219,9 +220,18 @@ def _like(tree: Any, values: Mapping[str, Any], path: Any) -> Any:
   return trees.map_with_path(lambda leaf, value: jnp.array(values[leaf]), tree)
 
 
-def _from_peft(folder: Path, known: LowRank, names: Mapping[str, str]) -> dict[str, Any]:
+def _from_peft(folder: Path, known: LowRank, names: Mapping[str, str], other_base: bool) -> dict[str, Any]:
   """The factors of an adapter that PEFT wrote, as they lie here: its A is [rank, rows], its B [columns, rank]."""
   config = json.loads(read_file(folder / 'adapter_config.json'))
+  for name in ('r', 'lora_alpha'):
+    if type(config.get(name)) not in (int, float):
+      raise ValueError(f'{folder}: its adapter_config.json has no number {name!r}: it is no adapter of low rank')
+  begun = str(config.get('init_lora_weights'))
+  if begun.startswith(_CHANGE_BASE) and not other_base:
+    raise ValueError(
+      f'{folder}: it was begun by init_lora_weights={begun!r:.40}, which changes the base: convert it with PEFT, or '
+      'load that base and say other_base=True'
+    )
   arrays, _ = read_safetensors(folder / 'adapter_model.safetensors')
   root = {name.removeprefix('base_model.model.'): value for name, value in arrays.items()}
   over = config['r'] ** (0.5 if config.get('use_rslora') else 1.0)
@@ -233,6 +243,8 @@ def _from_peft(folder: Path, known: LowRank, names: Mapping[str, str]) -> dict[s
     if leaf not in names:
       raise ValueError(f"{folder}: peft= names PEFT's module of every adapted leaf; {leaf!r} is missing")
     stack, rows, columns = adapted.matrix.sizes
+    if config['r'] != adapted.rank:
+      raise ValueError(f'{folder}: its rank is {config["r"]}; beside {leaf!r} stands {adapted.rank}: give that rank')
     if len(stack) > 1:
       raise ValueError(f'{folder}: {leaf!r} stacks layers along {len(stack)} axes; one index is read')
     modules = [names[leaf].format(index) for index in range(stack[0])] if stack else [names[leaf]]

@@ -108,6 +108,8 @@ def test_dtypes_are_the_models_or_kept_and_what_cannot_be_held_is_refused(tmp_pa
   assert load_weights(module, tmp_path / 'w.npz', x, dtype='stored').network.params['bias'].dtype == jnp.float16
   with pytest.raises(WeightsError, match="'kernel' has 6 entries that float16 cannot hold"):
     load_weights(module, tmp_path / 'w.npz', x, dtype=jnp.float16)
+  with pytest.raises(WeightsError, match="dtype of floating numbers, 'float16'; got 'flaot16'"):
+    load_weights(module, tmp_path / 'w.npz', x, dtype='flaot16')
 
 
 def test_reading_knows_shapes_before_it_reads(saved):

@@ -66,6 +66,41 @@ def test_by_order_pairs_what_no_name_does_in_the_programs_own_order(tmp_path):
     np.testing.assert_array_equal(mean, arrays[f'stack.{layer}.bn.running_mean'])
 
 
+class Chain(nn.Module):
+  names: tuple[str | None, ...]
+
+  @nn.compact
+  def __call__(self, x):
+    for name in self.names:
+      x = nn.Dense(3, use_bias=False, name=name)(x)
+    return x
+
+
+@pytest.mark.parametrize(
+  'theirs, ours',
+  [
+    (('fc1', 'fc2', 'fc3'), ('fc0', 'fc1', 'fc2')),
+    (('1', '3', '5'), (None, None, None)),
+    (('features.0', 'features.2', 'last.0', 'last.2'), ('Conv_0', 'Conv_1', 'Dense_0', 'Dense_1')),
+    (('head', 'fc1', 'fc2'), ('fc3', 'fc1', 'fc2')),
+  ],
+)
+def test_by_order_goes_before_names_whose_numbers_begin_elsewhere(theirs, ours):
+  x, wanted = np.ones((1, 3), np.float32), list(range(len(theirs)))
+  arrays = {f'{name}.weight': np.full((3, 3), place, np.float32) for place, name in zip(wanted, theirs, strict=True)}
+  params = load_weights(Chain(ours), arrays, x, match='order').network.params
+  names = [name or f'Dense_{place}' for place, name in enumerate(ours)]
+  assert [int(params[name]['kernel'][0, 0]) for name in names] == wanted
+
+
+def test_names_and_order_that_contradict_each_other_are_told():
+  theirs = ('fc1', 'layer1.0.fc1', 'layer1.0.fc2', 'layer2.0.fc1')
+  arrays = {f'{name}.weight': np.ones((3, 3), np.float32) for name in theirs}
+  told = "by name 'fc1/kernel' is 'fc1.weight' and by order 'layer1.0.fc1.weight': say which by rules="
+  with pytest.raises(WeightsError, match=told):
+    load_weights(Chain(('fc0', 'fc1', 'fc2', 'fc3')), arrays, np.ones((1, 3), np.float32), match='order')
+
+
 def test_by_order_is_that_of_numbers_where_a_file_sorts_its_names(tmp_path):
   """A file of safetensors has layer 10 before layer 2: of one shape, they would be exchanged in silence."""
 

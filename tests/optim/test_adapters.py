@@ -162,3 +162,13 @@ def test_an_adapter_as_peft_writes_it_gives_its_product(tmp_path):
     np.testing.assert_allclose(found, first + 8 * (b @ a).T, rtol=1e-5, atol=1e-5)
   with pytest.raises(ValueError, match='of every adapted leaf'):
     load_adapter(tmp_path, (params, state), peft={'a/w': 'a'})
+  config = {'r': 2, 'lora_alpha': 16}
+  for change, told in (
+    ({'r': 4}, 'its rank is 4; beside .* stands 2: give that rank'),
+    ({'r': None}, "has no number 'r': it is no adapter of low rank"),
+    ({'init_lora_weights': 'pissa_niter_4'}, "init_lora_weights='pissa_niter_4', which changes the base"),
+  ):
+    (tmp_path / 'adapter_config.json').write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=told):
+      load_adapter(tmp_path, (params, state), peft=names)
+  load_adapter(tmp_path, (params, state), peft=names, other_base=True)
