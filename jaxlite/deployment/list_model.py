@@ -58,6 +58,7 @@ def list_model(held: Held, outputs: Any) -> tuple[Model, Params, State]:
     values = {name: here[kind][rest] for name, (kind, rest) in split.items()}
     return jax.tree.unflatten(outputs, _run(graph, values, inputs)), state
 
+  apply.compiled = exchanged  # type: ignore[attr-defined]  # as the network that it stands for
   params, state = own['params'], own['model_state']
   return Model(lambda key, inputs: (params, state), apply), params, state
 

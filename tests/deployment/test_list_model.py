@@ -13,7 +13,7 @@ import pytest
 import jaxlite as jl
 from jaxlite.contract import _predictor
 from jaxlite.cpu.replace import MARK
-from jaxlite.deployment import list_model, load, stablehlo
+from jaxlite.deployment import list_model, load, smaller, stablehlo
 from jaxlite.host.sealed import read_sealed, write_sealed
 
 pytestmark = pytest.mark.unoptimized
@@ -126,3 +126,11 @@ def test_a_list_that_is_not_the_network_is_not_believed(folder, how, tmp_path, m
   found, calls = counted(jl.load(place), monkeypatch)
   assert calls
   assert np.array_equal(found, wanted)
+
+
+def test_what_is_deployed_is_timed_as_it_predicts(folder):
+  held, network = sealed(folder)
+  for one in (network, jl.load(folder)):
+    assert 0 < smaller.call_seconds(one, PICTURES) < 1
+  model = list_model.list_model(held, jax.tree.structure(0))[0]
+  assert model.apply.compiled is jl.load(folder, model=Own()).model.apply.compiled
