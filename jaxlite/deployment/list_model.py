@@ -21,8 +21,8 @@ from jaxlite import trees
 from jaxlite.contract import POINT, Model, Network, Params, State
 from jaxlite.cpu.replace import exchanged
 from jaxlite.deployment import opening, stablehlo
-from jaxlite.deployment.load import Held
-from jaxlite.deployment.operations import Graph, listing
+from jaxlite.deployment.held import Held
+from jaxlite.deployment.operations import Graph, saved_list
 from jaxlite.deployment.running.program import batch_of, checked, computed, value_of
 
 # What a list does to params alone, and which is gone once values are in it (`operations.folding`).
@@ -46,7 +46,7 @@ def list_model(held: Held, outputs: Any) -> tuple[Model, Params, State]:
   Raises:
     ValueError: there is no list; the message says why.
   """
-  graph, known = listing.open_list(held)
+  graph, known = saved_list.open_list(held)
   split = {name: _split(path) for name, path in known.items()}
   own: dict[str, dict[str, Any]] = {'params': {}, 'model_state': {}}
   for name, (kind, rest) in split.items():
@@ -77,7 +77,7 @@ def faster(held: Held, network: Network) -> Network:
   if stored.about['batch'] is not None or stored.made.get('quantized'):  # a list takes any size; rounding turns bits
     return network
   try:
-    graph, named = listing.saved(held.folder, held.run)
+    graph, named = saved_list.saved(held.folder, held.run)
   except ValueError:
     return network
   if all(one.kind != 'conv_general_dilated' for one in graph.operations):
@@ -95,7 +95,7 @@ def faster(held: Held, network: Network) -> Network:
   def opened() -> tuple[Graph, dict[str, str], Any]:
     tree = stored.program.out_tree
     found = jax.tree.unflatten(tree, range(tree.num_leaves))
-    return *listing.open_list(light), jax.tree.structure(found[0] if 'own' in stored.about else found)
+    return *saved_list.open_list(light), jax.tree.structure(found[0] if 'own' in stored.about else found)
 
   def apply(params: Params, state: State, inputs: Any, *, train: bool, key: Any, step: Any = None) -> Any:
     if train or not _LISTED.get():

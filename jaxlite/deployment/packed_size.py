@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlite.deployment.integers.conversion import quantized
 from jaxlite.deployment.metadata import packed_about
-from jaxlite.deployment.operations import Graph, listing
+from jaxlite.deployment.operations import Graph, saved_list
 from jaxlite.deployment.operations.folding import folded
 from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.deployment.packed.file import pack
@@ -32,7 +32,7 @@ def packed_size(folder: Path, run: str, values: Mapping[str, Any], about: Mappin
     The bytes; 0 where there is no list, where it cannot be packed, or where that would take long.
   """
   try:
-    graph, known = listing.saved(folder, run)
+    graph, known = saved_list.saved(folder, run)
     arrays = {name: np.asarray(values[path]) for name, path in known.items()}
     if sum(array.size + _EACH for array in arrays.values()) > MOST:
       return 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxlite import trees
 from jaxlite.contract import CONST
-from jaxlite.deployment.load import Held
+from jaxlite.deployment.held import Held
 
 
 def own_arrays(held: Held) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from jaxlite.checkpoint import Checkpoints
 from jaxlite.contract import CONST, Network, Recipe
 from jaxlite.data.decoded import head, is_decoded
 from jaxlite.deployment import stablehlo
-from jaxlite.deployment.load import Held, load, read_meaning, read_run
+from jaxlite.deployment.held import Held, read_run
+from jaxlite.deployment.load import load, read_meaning
 from jaxlite.deployment.metadata import about_of, meaning_of
 from jaxlite.deployment.operations import Graph, listing
 from jaxlite.deployment.sealed_values import own_arrays

@@ -175,7 +175,7 @@ def _told(read: Callable[[], np.ndarray], asker: Asker) -> Callable[[], np.ndarr
 
 def read_run_folder(folder: Path) -> Weights:
   """Reads what one of our own runs made: its best params, and its model_state without what parts of the recipe keep."""
-  from jaxlite.deployment.load import read_run
+  from jaxlite.deployment.held import read_run
 
   held = read_run(folder)
   values: dict[str, Any] = trees.by_path({name: one for name, one in held.params.items() if not trees.is_extra(name)})

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from jaxlite import errors
-from jaxlite.deployment.load import load, read_run
+from jaxlite.deployment.held import read_run
+from jaxlite.deployment.load import load
 from jaxlite.deployment.smaller import call_seconds
 from jaxlite.host import preempt
 from jaxlite.host.gc_pause import paused

@@ -13,7 +13,8 @@ import pytest
 import jaxlite as jl
 from jaxlite.contract import _predictor
 from jaxlite.cpu.replace import MARK
-from jaxlite.deployment import list_model, load, smaller, stablehlo
+from jaxlite.deployment import list_model, smaller, stablehlo
+from jaxlite.deployment.held import read_run
 from jaxlite.host.sealed import read_sealed, write_sealed
 
 pytestmark = pytest.mark.unoptimized
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def sealed(place):
-  held = load.read_run(place)
+  held = read_run(place)
   return held, stablehlo.sealed_network(held.stored, held.params, held.model_state)
 
 
@@ -117,7 +118,7 @@ def test_a_list_that_is_not_the_network_is_not_believed(folder, how, tmp_path, m
   elif how == 'broken':
     path.write_bytes(path.read_bytes()[:-9])
   else:  # sealed anew, so that only what it computes can tell
-    told = read_sealed(path, load.read_run(place).run)
+    told = read_sealed(path, read_run(place).run)
     kinds = [one for one in told['list']['operations'] if one[0] == 'max'] if 'operations' in told['list'] else []
     assert kinds, told['list'].keys()
     kinds[0][0] = 'min'

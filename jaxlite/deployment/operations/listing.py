@@ -7,28 +7,23 @@ cannot be said as a list, the file holds the reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxlite.contract import Model, Network, Recipe
 from jaxlite.deployment import stablehlo
-from jaxlite.deployment.load import Held, load, read_run
+from jaxlite.deployment.held import Held, read_run
+from jaxlite.deployment.load import load
 from jaxlite.deployment.operations import Graph, listed
-from jaxlite.deployment.operations.folding import folded, surely_unknown
+from jaxlite.deployment.operations.folding import surely_unknown
 from jaxlite.deployment.operations.lowering import lower, lower_open
-from jaxlite.host.sealed import RUN, Damaged, read_sealed, write_sealed
+from jaxlite.deployment.operations.saved_list import FILE, NoList, filled, read_list
+from jaxlite.host.sealed import RUN, Damaged, write_sealed
 from jaxlite.tasks.task import Task
 
-FILE = 'list.json'  # in a run's folder
 _MOST_CAPTURED = 1 << 26  # bytes of arrays that a model captures instead of taking them as parameters
-
-
-class _NoList(Damaged):
-  """The run wrote down why its network cannot be said as a list."""
 
 
 def save_list(workdir: Path, model: Model, recipe: Recipe, values: Network, inputs: Any, *, run: str = '') -> str:
@@ -69,7 +64,7 @@ def save_list(workdir: Path, model: Model, recipe: Recipe, values: Network, inpu
 def list_damage(workdir: Path, run: str) -> str:
   """Returns what is wrong with a run's list.json, in a few words; '' where it is as written."""
   try:
-    _read(workdir / FILE, run)
+    read_list(workdir / FILE, run)
   except Damaged as error:
     return str(error)
   return ''
@@ -109,8 +104,8 @@ def graph_of_held(held: Held, which: str | int = 'best', *, task: Task | None = 
   """Returns what `graph_of` does without a model, of what was read of a run."""
   fix = 'give model=, and recipe= where it computes in few bits, as for jl.load'
   try:
-    return _filled(held)
-  except _NoList as error:  # the model would not help
+    return filled(held)
+  except NoList as error:  # the model would not help
     why, fix = str(error), 'the formats that need no list are stablehlo and safetensors'
   except Damaged as error:
     why = str(error)
@@ -134,66 +129,5 @@ def network_graph(network: Network, inputs: Any) -> Graph:
   return lower(forward, (network.params, network.model_state), inputs)
 
 
-def saved(folder: Path, run: str) -> tuple[Graph, dict[str, str]]:
-  """Returns the list of a run without values, and the paths of its params in a checkpoint by their names in it.
-
-  Raises:
-    ValueError: there is none; the message says why.
-  """
-  found = _read(folder / FILE, run)
-  if 'why' in found:
-    raise _NoList(found['why'])
-  return found['list'], found['known']
-
-
-def open_list(held: Held) -> tuple[Graph, dict[str, str]]:
-  """Returns the list of a run with its weights left open, and their paths in the checkpoint by their names in it.
-
-  What is one number is put in, so that a choice which it makes is made.
-
-  Args:
-    held: what was read of the run.
-
-  Raises:
-    ValueError: there is none; the message says why.
-  """
-  graph, paths = saved(held.folder, held.run)
-  known = {name: path for name, path in paths.items() if path in held.values}
-  arrays = {name: np.asarray(held.values[path]) for name, path in known.items() if np.size(held.values[path]) == 1}
-  graph = folded(graph, arrays, partly=True)
-  read = {name for one in graph.operations for name in one.inputs} | {*graph.outputs}
-  return graph, {name: path for name, path in known.items() if name in read and name not in graph.constants}
-
-
 def _inputs(held: Held) -> Any:
   return jax.tree.unflatten(held.stored.input_tree(), held.stored.inputs())
-
-
-def _filled(held: Held) -> Graph:
-  found = _read(held.folder / FILE, held.run)
-  if 'why' in found:
-    raise _NoList(found['why'])
-  graph = found['list']
-  if lost := [path for path in found['known'].values() if path not in held.values]:
-    raise Damaged(f'it reads {lost[0][:80]!r}, which the checkpoint does not hold')
-  values = {name: np.asarray(held.values[path]) for name, path in found['known'].items()}
-  try:
-    return folded(graph, values)
-  except (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError) as error:
-    told = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise Damaged(told[:500]) from None
-
-
-def _read(path: Path, run: str) -> Mapping[str, Any]:
-  """What a file says: 'why', or 'list' as a Graph and 'known'."""
-  if not path.exists():
-    raise Damaged(f'{path.name} is missing')
-  found = read_sealed(path, run)
-  if 'why' in found:
-    if not isinstance(found['why'], str):
-      raise Damaged('its reason is no text')
-    return found
-  known = found.get('known')
-  if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
-    raise Damaged('it does not name its params')
-  return {'list': listed.of_json(found.get('list'), known), 'known': known}
