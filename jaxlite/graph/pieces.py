@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jaxlite.graph import walk
+from jaxlite.graph import sharding, walk
 
 _NEAR = 0.5  # of a piece, on either side of the equal share: where a cut is looked for
 _INLINED = ('jit', 'pjit', 'closed_call', 'core_call')
@@ -106,11 +106,16 @@ def _again(run: Callable[..., list[Any]], waits: Sequence[bool]) -> Callable[...
     return run(*given), given
 
   def backward(given: tuple[Any, ...], gradient: list[Any]) -> tuple[Any, ...]:
-    late = [value for value, wait in zip(given, waits, strict=True) if wait and _is_array(value)]
     known = [one for one in gradient if getattr(one, 'dtype', None) != jax.dtypes.float0]
+    # In a shard_map what waits varies as what it waits for: a key that is the same in every shard does not wait.
+    axes: frozenset[str] = frozenset().union(*map(sharding.varying, known))
+    waiting = [
+      wait and _is_array(one) and axes <= sharding.varying(one) for one, wait in zip(given, waits, strict=True)
+    ]
+    late = [one for one, wait in zip(given, waiting, strict=True) if wait]
     late = lax.platform_dependent(late, known, cpu=_after, default=lambda late, known: _barrier(late, known))
     fresh = iter(late)
-    seen = [next(fresh) if wait and _is_array(one) else one for one, wait in zip(given, waits, strict=True)]
+    seen = [next(fresh) if wait else one for one, wait in zip(given, waiting, strict=True)]
     return jax.vjp(run, *seen)[1](gradient)
 
   piece.defvjp(forward, backward)

@@ -13,6 +13,7 @@ import jaxlite as jl
 from jaxlite.graph.pieces import cuts, in_pieces
 from jaxlite.step import gradient
 from jaxlite.tasks.lift import lift_loss
+from simulated import sound_on
 
 LAYERS, WIDTH, BATCH = 16, 64, 512
 
@@ -140,3 +141,36 @@ def test_a_short_program_is_cut_less_often_and_an_empty_one_not_at_all():
 def test_pieces_are_at_least_two(pieces):
   with pytest.raises(ValueError, match='remat: pieces is a whole number, at least 2'):
     jl.optim.remat(pieces)
+
+
+SHARDS = """
+  import jax, numpy as np
+  from jax.sharding import PartitionSpec as P
+  import jaxlite as jl
+
+  rng = np.random.default_rng(0)
+  params = {name: rng.normal(size=(6, 6)).astype(np.float32) for name in 'abcd'}
+  def net(p, x, *, train, key):
+    for name in p:
+      x = jax.nn.relu(x @ p[name])
+    return x * (1 + jax.random.uniform(key, x.shape[1:]) if train else 1)
+  batch = {'inputs': rng.normal(size=(8, 6)).astype(np.float32), 'labels': np.arange(8) % 3}
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('d',))
+
+  found = []
+  for parts in ([], [jl.optim.remat(2)]):
+    loop = jl.step.wrap(jl.from_function(net, params), jl.cross_entropy, jl.chain(*parts))
+    start, state = loop.init(jax.random.key(0), batch)
+    def gradient(params, batch):
+      mine = jax.lax.pcast(params, 'd', to='varying')
+      return jax.lax.pmean(loop.gradient(mine, state, batch, jax.random.key(0), 0)[0], 'd')
+    spread = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P('d')), out_specs=P())
+    found += [jax.jit(spread)(start, batch), jax.jit(loop.gradient)(start, state, batch, jax.random.key(0), 0)[0]]
+  for one in found[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, found[0])
+  print('sound', jax.device_count())
+"""
+
+
+def test_pieces_are_those_of_a_shard_too():
+  sound_on(2, SHARDS)
