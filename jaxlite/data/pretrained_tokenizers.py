@@ -41,7 +41,8 @@ def gguf_tokenizer(about: Mapping[str, Any]) -> SubwordTokenizer:
     about: the file's metadata (`jaxlite.finetuning.read(path).about`).
 
   Returns:
-    The tokenizer; it adds a token at the beginning where the file says so.
+    The tokenizer; it adds a token at the beginning and at the end where the file says so. A file of Llama 3's kind that
+    says nothing means one at the beginning.
 
   Raises:
     ValueError: another kind of tokenizer, entries that are missing or do not fit each other.
@@ -88,15 +89,20 @@ def gguf_tokenizer(about: Mapping[str, Any]) -> SubwordTokenizer:
     for token, number in vocabulary.items()
     if int(kinds[number]) in (_CONTROL, _OWN)
   ]
-  first = of('bos_token_id') if of('add_bos_token', False) else None
-  if first is not None and not 0 <= int(first) < len(tokens):
-    raise ValueError(f'the token at the beginning is one of {len(tokens)}; got bos_token_id={first!r:.60}')
+  first = of('bos_token_id') if of('add_bos_token', cut == 'llama-bpe') else None
+  last = of('eos_token_id') if of('add_eos_token', False) else None
+  for name, one in (('bos', first), ('eos', last)):
+    if one is not None and not 0 <= int(one) < len(tokens):
+      where = 'beginning' if name == 'bos' else 'end'
+      raise ValueError(f'the token at the {where} is one of {len(tokens)}; got {name}_token_id={one!r:.60}')
+  added_ids = [None if one is None else int(one) for one in (first, last)]
+  special = added_ids != [None, None]
   made = {
     'version': '1.0',
     'added_tokens': added,
     'normalizer': None,
     'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*_CUTS[cut], _BYTE_LEVEL]},
-    'post_processor': None if first is None else _beginning(tokens[int(first)], int(first)),
+    'post_processor': _around(tokens, *added_ids) if special else None,
     'decoder': {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True, 'use_regex': True},
     'model': {
       'type': 'BPE',
@@ -106,7 +112,7 @@ def gguf_tokenizer(about: Mapping[str, Any]) -> SubwordTokenizer:
       'merges': pairs,
     },
   }
-  return SubwordTokenizer(json.dumps(made), special=first is not None)
+  return SubwordTokenizer(json.dumps(made), special=special)
 
 
 def _strings(values: Any, name: str) -> list[str]:
@@ -115,13 +121,19 @@ def _strings(values: Any, name: str) -> list[str]:
   return list(values)
 
 
-def _beginning(token: str, number: int) -> dict[str, Any]:
-  special = {'SpecialToken': {'id': token, 'type_id': 0}}
+def _around(tokens: Sequence[str], first: int | None, last: int | None) -> dict[str, Any]:
+  """What adds a token before a text, after it, or both."""
+
+  def token(number: int | None) -> list[dict[str, Any]]:
+    return [] if number is None else [{'SpecialToken': {'id': tokens[number], 'type_id': 0}}]
+
+  texts = [{'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}}]
+  known = {tokens[one]: one for one in (first, last) if one is not None}
   return {
     'type': 'TemplateProcessing',
-    'single': [special, {'Sequence': {'id': 'A', 'type_id': 0}}],
-    'pair': [special, {'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}}],
-    'special_tokens': {token: {'id': token, 'ids': [number], 'tokens': [token]}},
+    'single': [*token(first), texts[0], *token(last)],
+    'pair': [*token(first), *texts, *token(last)],
+    'special_tokens': {name: {'id': name, 'ids': [number], 'tokens': [name]} for name, number in known.items()},
   }
 
 

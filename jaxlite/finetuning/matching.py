@@ -307,8 +307,9 @@ def _told(
     fixes.append("rules={'^name': None} for what is not wanted, {'^name': 'path'} for another name")
   if absent and extra:
     fixes.append("match='order' where names have nothing in common")
-  if twice := _twice(extra):
-    fixes.append(twice)
+  for hint in (_twice(extra), _scaled(extra, held), _stacked(absent, extra, target, held)):
+    if hint:
+      fixes.append(hint)
   nested = {name.split('/')[0] for name in extra} if held.form == 'torch' else set()
   fitting = sorted({name.split('/')[0] for name in held if '/' in name and name not in extra} - nested)
   if nested and (fitting or any('/' in name for name in extra)):
@@ -348,6 +349,35 @@ def _twice(extra: Sequence[str]) -> str:
     if others and any('.' in one for one in inside):
       return f"rules={{'^{others[0]}[./]': None}} where {first!r} and {others[0]!r} hold the same model twice"
   return ''
+
+
+def _scaled(extra: Sequence[str], held: Weights) -> str:
+  """What to write where weights of eight bits stand beside the scale that they are to be multiplied with."""
+  for name in extra:
+    found = re.fullmatch(r'(.*weight)_scale(_inv)?', name)
+    if found and found[1] in held and held.dtype(found[1]).itemsize == 1:
+      scaled = f"read(...)['{found[1]}'].astype('float32') * read(...)['{name}']"
+      return f"read(...).beside({{'{found[1]}': {scaled}}}), as weights of {held.dtype(found[1])} have a scale apart"
+  return ''
+
+
+def _stacked(absent: Sequence[str], extra: Sequence[str], target: Target, held: Weights) -> str:
+  """What to write where the model keeps as one array what the file has layer by layer."""
+  for path in sorted(absent, key=lambda one: -len(target.leaves[one].shape)):  # kernels before what stands beside them
+    key, shape = names.key_of(path), tuple(target.leaves[path].shape)
+    alike = [one for one in extra if _bare_key(one) == key and names.key_of(one) != key and one in held]
+    if shape and len(alike) == shape[0] and len(held.shape(alike[0])) == len(shape) - 1:
+      one = re.sub(r'\d+', '{i}', alike[0], count=1)
+      stack = f"{{'{path}': np.stack([read(...)[f'{one}'] for i in range({shape[0]})])}}"
+      turned = f', each turned as the model has it, and transforms={{{path!r}: {tuple(range(len(shape)))}}}'
+      return f'read(...).beside({stack}){turned if path in target.kernels else ""}, as the model stacks these layers'
+  return ''
+
+
+def _bare_key(name: str) -> names.Key:
+  key = names.key_of(name)
+  first = next((place for place, word in enumerate(key.module) if word.isdigit()), len(key.module))
+  return key._replace(module=key.module[:first] + key.module[first + 1 :])
 
 
 def _some(found: Sequence[str]) -> str:

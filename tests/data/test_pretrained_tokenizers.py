@@ -112,6 +112,11 @@ def test_digits_are_split_first_where_the_file_says_so_and_merges_are_taken_in_o
   assert pieces('the12', pre='gpt-2') == ['the', '12']
   assert pieces('12<|im_end|>') == ['1', '2', '<|im_end|>']
   assert pieces('the', add_bos_token=True) == ['<|im_start|>', 'the']
+  assert pieces('the', pre='llama-bpe') == ['<|im_start|>', 'the']  # Llama 3's files need not say it
+  assert pieces('the', pre='llama-bpe', add_bos_token=False) == ['the']
+  assert pieces('the', add_eos_token=True, eos_token_id=2) == ['the', '<|im_end|>']
+  both = pieces('the', add_bos_token=True, add_eos_token=True, eos_token_id=1)
+  assert both == ['<|im_start|>', 'the', '<|im_start|>']
 
 
 @pytest.mark.parametrize(
@@ -124,6 +129,7 @@ def test_digits_are_split_first_where_the_file_says_so_and_merges_are_taken_in_o
     ({'token_type': [1]}, '259 of them different|and 1 kinds'),
     ({'tokens': ['a', 'a'], 'token_type': [1, 1]}, '2 tokens, 1 of them different'),
     ({'add_bos_token': True, 'bos_token_id': 10_000}, 'bos_token_id=10000'),
+    ({'add_eos_token': True, 'eos_token_id': -1}, 'the token at the end is one of 263; got eos_token_id=-1'),
   ],
 )
 def test_what_is_no_such_tokenizer_is_refused(change, told):

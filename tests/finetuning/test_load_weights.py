@@ -20,6 +20,8 @@ from one_network import INPUTS, MODELS, Linen, expected, keras_net, plain, torch
 
 pytestmark = pytest.mark.unoptimized
 
+ROLES = {'kernel': 'weight', 'bias': 'bias'}
+
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
@@ -193,6 +195,32 @@ def test_a_new_head_takes_no_table_along_that_it_is_tied_to():
   with pytest.raises(WeightsError, match="head='new' would begin 'table/embedding' anew, which is a looked-up table"):
     load_weights(Tied(), held, ids, head='new')
   assert load_weights(Tied(), held, ids, new='^table').report.new == ('table/embedding',)
+
+
+def test_layers_that_the_model_stacks_and_scales_apart_are_told():
+  class Stacks(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      cut = nn.scan(
+        lambda one, x, _: (one(x), None), variable_axes={'params': 0}, split_rngs={'params': True}, length=2
+      )
+      return cut(nn.Dense(3, name='layer'), x, None)[0]
+
+  x = np.ones((1, 3), np.float32)
+  held = read(
+    {f'layer.{one}.{role}': np.ones((3, 3)[: 1 + (role == 'weight')]) for one in '01' for role in ROLES.values()}
+  )
+  with pytest.raises(WeightsError) as error:
+    load_weights(Stacks(), held, x)
+  assert "'layer/kernel': np.stack([read(...)[f'layer.{i}.weight'] for i in range(2)])}), each" in str(error.value)
+  kernels = {f'layer/{role}': np.stack([held[f'layer.{i}.{own}'] for i in range(2)]) for role, own in ROLES.items()}
+  loaded = load_weights(Stacks(), held.beside(kernels).only('layer/'), x)
+  assert loaded.network.predict(x).tolist() == [[13.0] * 3]
+  eight = {'weight': np.ones((2, 3), 'float8_e4m3fn'), 'weight_scale': np.ones(1), 'bias': np.ones(2)}
+  with pytest.raises(
+    WeightsError, match=r"'float32'\) \* read\(...\)\['weight_scale'\]}\), as weights of float8_e4m3fn"
+  ):
+    load_weights(nn.Dense(2), eight, x, layout='torch')
 
 
 def test_entries_that_are_not_finite_are_told(tmp_path):
