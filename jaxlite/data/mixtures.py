@@ -171,6 +171,7 @@ def mix(
     train=Mixture({key: one.train for key, one in data.items()}, counts, total),
     validation=data[shown].validation,
     test=data[shown].test,
+    facts=_facts(first, [one.train.labels for one in data.values()], counts),
     mean=mean,
     std=std,
     fingerprint=hashlib.sha256(told.encode()).hexdigest(),
@@ -198,6 +199,17 @@ def block_counts(shares: np.ndarray) -> tuple[int, ...]:
   while common % 2 == 0 and size // 2 >= BLOCK:
     counts, size, common = counts // 2, size // 2, common // 2
   return tuple(counts.tolist())
+
+
+def _facts(first: Dataset, labels: list[Any], counts: tuple[int, ...]) -> Any:
+  """What the task knows of a mixture: numbers are learned in deviations from their mean, those of what batches hold."""
+  if first.task.name != 'regression' or len(labels) < 2:
+    return first.facts
+  total, parts = sum(map(len, labels)), []
+  for place, (one, count) in enumerate(zip(labels, counts, strict=True)):
+    rows = np.random.default_rng((place, _DRAW)).permutation(len(one))
+    parts.append(one.take(np.resize(rows, max(1, round(total * count / sum(counts)))), axis=0))
+  return first.task.facts(np.concatenate(parts), first.facts)
 
 
 def _told(data: Dataset) -> Any:

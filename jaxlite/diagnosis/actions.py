@@ -128,9 +128,11 @@ def _unstable(known: Known) -> Action:
   return Action(_rate(known, factor), f'lower the learning rate to {factor:g} of what it is', 'beginning')
 
 
-def _slow(known: Known) -> Action:
+def _slow(known: Known) -> Action | None:
   walk = known.measured.walk if known.measured else None
   ratio = walk.ratio if walk is not None and walk.ratio == walk.ratio else None
+  if ratio == 0:
+    return None  # no factor makes a rate of 0 larger
   if ratio is not None and ratio < _RATIO / 4:
     factor = 10.0 if ratio > _RATIO / 40 else 100.0 if ratio > _RATIO / 400 else 1000.0
     return Action(_rate(known, factor), f'raise the learning rate {factor:g} times: a step changes the weights by '
@@ -164,7 +166,7 @@ def _underfitting(known: Known) -> Action:
   return Action(_longer(known, 4), 'train four times as long', 'beginning')
 
 
-_ACTIONS: Mapping[str, Callable[[Known], Action]] = {
+_ACTIONS: Mapping[str, Callable[[Known], Action | None]] = {
   'wrong output activation': _activation,
   'wrong loss': _loss,
   'abnormal data': _scale,

@@ -182,9 +182,11 @@ def _by_measures(
 
 
 def _knows_nothing(m: Measured) -> bool:
-  """Whether neither the answers nor the loss on validation are better than those of who knows nothing."""
+  """Whether neither the answers nor the loss on validation are better than those of who knows nothing. Of numbers the
+  answers alone tell: a label that lies far out makes every loss small beside it."""
   guessed = m.validation_risk > m.trivial - 2 * m.validation_error
-  return bool(guessed and m.validation_loss > (1 - thresholds.LEARNED) * m.chance_loss)
+  lost = m.kind == 'numbers' or m.validation_loss > (1 - thresholds.LEARNED) * m.chance_loss
+  return bool(guessed and lost)
 
 
 # Causes that are judged beside a yardstick, and what looks alike to it where nothing else was found.

@@ -125,7 +125,7 @@ def measure(subject: Subject, seconds: float = 60.0, looker: Looker | None = Non
     end=end,
     walk=steps,
     moved=moved(subject.start.params, subject.end.params),
-    **of_program(subject, looker, missing),
+    **of_program(subject, looker, missing, None if train is None else train[1]),
     train_loss=float('nan') if seen is None else seen[1],
     validation_loss=float('nan') if held is None else held[1],
     counts=(count(train), count(validation)),

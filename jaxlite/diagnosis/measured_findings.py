@@ -253,6 +253,8 @@ def _fit(m: Measured) -> Iterator[Finding]:
     went = (
       f'the weights moved by {m.moved:.1%} of their size' if math.isfinite(m.moved) else 'all weights began at zero'
     )
+    if m.walk is not None and m.walk.ratio == 0:
+      went += ': no step changes them, so the learning rate is 0, or what should learn is frozen'
     yield one('slow convergence', went, -m.moved, -at.MOVED, is_poor(m))
     yield one('underfitting', f"the model's error on its own training examples is {m.train_risk:.3g}; a quick fit "
               f'that did not see them has {m.reference_train_risk:.3g}, on validation {m.reference_risk:.3g}, guessing '

@@ -92,3 +92,15 @@ def test_what_cannot_be_mixed_is_refused(sources, said):
     mix(sources)
   with pytest.raises(ValueError, match='evaluated names a source'):
     mix({'a': (A, 1)}, evaluated='b')
+
+
+def test_numbers_are_learned_in_the_units_of_the_whole_mixture():
+  rng = np.random.default_rng(0)
+  one, other = (
+    from_arrays((rng.normal(size=(200, 3)), size * rng.normal(size=200) + size), task=tasks.regression)
+    for size in (1, 100)
+  )
+  data = mix({'small': (one, 3), 'large': (other, 1)})
+  shown = np.concatenate([batch_at(data.train, 64, 0, step)['labels'] for step in range(40)]).astype(np.float64)
+  np.testing.assert_allclose(data.facts['mean'], shown.mean(), rtol=0.1)
+  np.testing.assert_allclose(data.facts['std'], shown.std(), rtol=0.1)

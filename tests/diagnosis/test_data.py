@@ -132,3 +132,19 @@ def _deep(p, x):
     layers.append(x @ p[f'l{i}']['w'] + p[f'l{i}']['b'])
     x = jnp.tanh(layers[-1])
   return layers
+
+
+def test_a_label_far_out_in_another_batch_makes_no_start_explode(tmp_path):
+  """What knowing nothing costs is asked of training, not of one batch that may lack what sets the scale."""
+  x = RNG().normal(size=(300, 6)).astype(np.float32)
+  y = x[:, 0].copy()
+  y[299] = 1e4
+  data = jl.data.make_dataset('far', (x, y), (x[:60], y[:60]), (x[:60], y[:60]), task=jl.tasks.regression)
+  start = {'w': RNG(1).normal(size=(6, 1)).astype(np.float32)}
+  config = jl.Config(name='x', recipe=lambda config, total: jl.chain(optax.sgd(1e-3)), train=jl.Duration(steps=8))
+  config.log.progress = config.log.tensorboard = config.machine.rewrites = False
+  config.data.batch_size = 20
+  how = {'model': (lambda p, x: x @ p['w'], start), 'data': data, 'say': lambda line: None}
+  jl.train(config, tmp_path, **how)
+  found = {one.name: one for one in jl.diagnose(tmp_path, config, seconds=0.0, **how).findings}
+  assert not found['exploding gradient'].present, found['exploding gradient']

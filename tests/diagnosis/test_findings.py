@@ -115,3 +115,20 @@ def test_a_model_that_knows_nothing_of_validation_is_not_called_healthy():
   assert (found.verdict, found.cause) == ('unknown', '')
   assert any('does no better than guessing' in line for line in found.unknown)
   assert verdict(**blind, validation_risk=0.69, validation_loss=0.9).verdict == 'healthy'  # it ranks, at least
+
+
+def test_numbers_that_are_further_off_than_their_mean_are_not_called_healthy():
+  """One label that lies far out: the loss, in its units, is small, and says nothing."""
+  numbers = {'task': 'regression', 'kind': 'numbers', 'chance_loss': 1.0, 'recalls': (), 'shares': (), 'trivial': 1.0}
+  off = {'train_risk': 0.94, 'train_loss': 0.94, 'validation_loss': 0.04, 'reference_risk': 0.9}
+  found = verdict(**numbers, **off, reference_train_risk=1.0, validation_risk=877.0)
+  assert (found.verdict, found.cause) == ('unknown', ''), str(found)
+  assert verdict(**numbers, **off, reference_train_risk=1.0, validation_risk=0.5).verdict == 'healthy'
+
+
+def test_no_factor_raises_a_rate_of_zero():
+  still = WALK._replace(ratio=0.0)
+  found = verdict(**POOR, walk=still, moved=0.0)
+  assert (found.cause, found.action) == ('slow convergence', None)
+  assert 'the learning rate is 0' in found.findings[0].evidence
+  assert verdict(**POOR, walk=WALK._replace(ratio=1e-9), moved=0.0).action.overrides == {'repair.rate': 1000.0}
