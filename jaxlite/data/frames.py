@@ -50,6 +50,8 @@ def read_columns(table: Any) -> dict[str, np.ndarray]:
     columns = of_tables([table], 'the table')
   elif isinstance(table, list | tuple) and not len(table):
     columns = {}
+  elif hasattr(table, 'collect_schema') and hasattr(table, 'lazy') and not hasattr(table, 'get_column'):  # of Polars
+    raise ValueError('a table has its rows; a lazy frame only says how to read them: give table.collect()')
   elif hasattr(table, 'columns') and hasattr(table, '__getitem__'):  # a DataFrame, without importing its library
     names = [str(column) for column in table.columns]
     check_names(names, 'the table')

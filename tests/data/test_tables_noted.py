@@ -138,3 +138,14 @@ def test_a_row_without_its_number_is_told_so_whatever_its_form():
       made(rows)
   with pytest.raises(ValueError, match=r'^a table needs a row at least'):
     made([])
+
+
+def test_a_frame_that_was_not_collected_is_told():
+  class Lazy:
+    """What a lazy frame of Polars shows of itself."""
+
+    columns = ('x', 'y')
+    __getitem__ = collect = collect_schema = lazy = None
+
+  with pytest.raises(ValueError, match=r'^a table has its rows; .* give table\.collect\(\)'):
+    read_columns(Lazy())
