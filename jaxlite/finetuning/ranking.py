@@ -183,10 +183,10 @@ def _scored(
       f'the candidate {name!r} does not take the inputs of these data, {shapes} an example ({told[:200]}): give '
       'jl.finetuning.resized(network, shape), or leave it out'
     ) from error
-  started = time.perf_counter()
-  features = cached_features(found, some, where, say=say)[:, 0]
-  spent = time.perf_counter() - started
   try:
+    started = time.perf_counter()
+    features = cached_features(found, some, where, say=say)[:, 0]
+    spent = time.perf_counter() - started
     found_scores = {one: SCORES[one](features, some.labels, classes=classes) for one in use}
   except ValueError as error:
     raise ValueError(f'the candidate {name!r}: {error}') from None

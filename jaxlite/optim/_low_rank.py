@@ -93,7 +93,8 @@ def stretch(adapted: Adapted, leaf: jax.Array, own: Mapping[str, jax.Array]) -> 
 
 def merged(adapted: Adapted, leaf: jax.Array, own: Mapping[str, jax.Array]) -> jax.Array:
   """Returns the leaf with what was learned in it, in the leaf's dtype."""
-  wide = jnp.promote_types(leaf.dtype, own['a'].dtype)
+  small = leaf.dtype.itemsize < 2  # floats of eight bits and fewer: no rule promotes them
+  wide = own['a'].dtype if small else jnp.promote_types(leaf.dtype, own['a'].dtype)
   whole = adapted.matrix.matrices(leaf).astype(wide) + product(adapted, own).astype(wide)
   factor = stretch(adapted, leaf, own)
   if factor is not None:

@@ -79,6 +79,14 @@ def test_pictures_of_another_size_are_resized_inside():
       "'narrow' does not take",
     ),
     ({'examples': 3}, 'an example a class'),
+    (
+      {
+        'candidates': {
+          'lost': (lambda p, x: x @ p['w'] @ p['v'], {'w': jnp.full((X.shape[1], 2), jnp.nan), 'v': jnp.ones((2, 2))})
+        }
+      },
+      "the candidate 'lost': features are finite",
+    ),
   ],
 )
 def test_what_cannot_be_ranked_is_told(options, told, tmp_path):

@@ -349,6 +349,18 @@ def test_an_empty_weight_is_refused():
     lora(1).model(model).init(KEY, X)
 
 
+@pytest.mark.parametrize('make', [lora, dora])
+def test_a_base_of_eight_bit_floats_learns_and_is_merged_in_its_dtype(make):
+  values = {'w': jnp.asarray(draw(8, 4)).astype(jnp.float8_e4m3fn)}
+  model = make(2).model(jl.from_function(lambda p, x: x @ p['w'].astype(jnp.float32), values))
+  params, state = model.init(KEY, np.ones((1, 8), np.float32))
+  merged = model.export(params, state)[0]['w']
+  assert merged.dtype == jnp.float8_e4m3fn
+  np.testing.assert_array_equal(merged.astype(np.float32), values['w'].astype(np.float32))
+  after = model.export(moved_away(params, f'jl.{make.__name__}'), state)[0]['w']
+  assert (after.astype(np.float32) != values['w'].astype(np.float32)).any()
+
+
 def test_a_table_that_is_looked_up_can_be_named_and_learns():
   values = {'e': draw(11, 8), 'w': draw(8, 4)}
   model = lora(2, select='.').model(jl.from_function(lambda p, x: p['e'][x] @ p['w'], values))
