@@ -30,7 +30,8 @@ def augment(*fns: Augmentation, name: str = 'augment') -> contract.Hook:
     name: the hook's; it also seeds the functions' streams.
 
   Returns:
-    A Hook. Left of `accumulate` it sees the whole batch, right of it each micro-batch.
+    A Hook. Left of `accumulate` it sees the whole batch, right of it each micro-batch. Labels of pixels move with them;
+    labels that are coordinates, such as boxes [B, 4], do not: move these by a function of your own.
 
   Raises:
     ValueError: no function is given.
