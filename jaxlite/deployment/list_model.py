@@ -120,7 +120,8 @@ def faster(held: Held, network: Network) -> Network:
 
   def serves(params: Params, state: State) -> bool:
     """Whether the list says what the program does of these values."""
-    values = trees.by_path({'params': params, 'model_state': state})
+    leaves, tree = jax.tree.flatten({'params': params, 'model_state': state})
+    values = dict(zip(_paths(tree), leaves, strict=True))
     if not all(_is_as_known(values.get(path), one) for path, one in known.items()):
       return False
     if not agrees:
@@ -143,6 +144,11 @@ def faster(held: Held, network: Network) -> Network:
 
   vars(apply).update(vars(sealed), compiled=compiled)
   return network._replace(model=network.model._replace(apply=apply))
+
+
+@functools.lru_cache(maxsize=16)  # at each call they would cost a deep network a millisecond
+def _paths(tree: Any) -> list[str]:
+  return trees.paths(jax.tree.unflatten(tree, range(tree.num_leaves)))
 
 
 def _is_as_known(value: Any, known: Any) -> bool:
