@@ -207,7 +207,7 @@ def doubts(config: Any, data: Dataset, score: str, jaxpr: Any, batch: Any) -> li
       found.append(f'the model ends in a {end}, and its loss takes logits and does that itself: leave the {end} out')
   if _draws(jaxpr):
     found.append(
-      'the network draws random numbers in evaluation too, the same ones each time: a dropout that is always on drops '
+      'the network draws random numbers in evaluation too, the same ones each time: where that is a dropout, it drops '
       'the same units when it is validated, tested and deployed: switch it off there (by an argument `train`)'
     )
   if config.loss is not None and _crosses(config.loss, jaxpr, batch):

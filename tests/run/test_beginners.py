@@ -247,7 +247,7 @@ DOUBTS = {
   ),
   'a dropout that is always on': (
     {'model': nn.Sequential([nn.Dense(3), nn.Dropout(0.5, deterministic=False)])},
-    'draws random numbers in evaluation too, the same ones each time: a dropout that is always on',
+    'draws random numbers in evaluation too, the same ones each time: where that is a dropout',
   ),
   'keys that are only split': (
     {'model': (lambda p, x, key: (jax.random.split(key), linear()[0](p, x))[1], linear()[1])},
