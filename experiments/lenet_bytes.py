@@ -6,7 +6,8 @@ another process that has no JAX.
 
 A teacher, trained once, says what it thinks of each training picture as it is, in three shifted and in three mixed
 copies. Every student learns from these: the dense network of a seed, and the network of few bits that starts from it,
-for as many epochs each.
+for as many epochs each. With `--haar` its first layer reads the sums and differences of each 2x2 pixels in place of the
+pixels: the same function of the same start, whose weights cost fewer bits.
 Choices are made on the last 5,000 training pictures (`--tune` scores nothing else); the test split is scored once for
 each file. Whatever is finished is kept in the workdir, so the same command goes on where it was stopped.
 """
@@ -55,6 +56,7 @@ NETWORKS = {
 }
 PARAMETERS = {'lenet300': 266_610, 'lenet5': 431_080, 'cnn': 98_442, 'wide': 241_546}
 TAUGHT = 12  # epochs of the teacher
+COARSE = 1.5  # what divides the sums: they vary more than the differences, so their weights want finer steps
 RATES = {'lenet300': 1e-3, 'lenet5': 1.5e-3, 'cnn': 2e-3, 'wide': 2e-3}  # of dense networks
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('network', 'lenet300', list(NETWORKS), 'what is trained')
@@ -69,6 +71,7 @@ flags.DEFINE_list('rates', ['0.02', '2e-3'], 'learning rates: of weights, in ste
 flags.DEFINE_float('step', 2.0, 'the first step, in deviations')
 flags.DEFINE_string('teacher', '', 'folder of a finished run that teaches; without one, a teacher is trained')
 flags.DEFINE_string('start', '', 'folder of a finished run whose network is made small; without one, it is trained')
+flags.DEFINE_bool('haar', False, 'of lenet300: its first layer is stored in the basis of Haar, not of pixels')
 flags.DEFINE_bool('draw', False, 'draw what is finished, and print its table')
 
 READER = """
@@ -185,11 +188,13 @@ class Bench:
   ) -> None:
     """Trains for bits from the dense network, packs, and has the file scored."""
     about = {'network': name, 'worth': worth, 'epochs': epochs, 'rates': rates, 'step': step, 'seed': seed}
-    about = {**json.loads(json.dumps(about)), 'start': FLAGS.start, 'tried': tried}
+    about = {**json.loads(json.dumps(about)), 'start': FLAGS.start, 'tried': tried, 'haar': FLAGS.haar}
     if any(about.items() <= one.items() for one in results(self.folder)):
       return
     start, total = self.dense(name, epochs, seed), epochs * self.each
+    start = self.in_haar(start, NETWORKS[name]) if FLAGS.haar else start
     moves = '-'.join([*filter(None, [Path(FLAGS.start).name]), *(f'{one:g}' for one in (worth, epochs, *rates, step))])
+    moves += '-haar' * FLAGS.haar
     kept, path = (self.folder / f'{name}-{moves}-{seed}{end}' for end in ('.npz', f'{tried}.jlp'))
     if not kept.exists():
       hooks, tx = squeezed(worth, total, self.each, rates, step) if worth < 0.5 else clusters(worth, total)
@@ -205,6 +210,22 @@ class Bench:
     scores = {one: self.scored(path, one) for one in (['validation'] if tried else ['validation', 'test'])}
     self.keep({**about, 'bytes': size, **scores, 'unsorted': unsorted, **others(graph.constants.values())})
 
+  def in_haar(self, start: jl.Network, network: Any) -> jl.Network:
+    """The same function, whose first layer reads `haar`."""
+    model = jl.adapt(network)
+    first = min(start.params)
+    basis = np.asarray(haar(jnp.eye(784).reshape(-1, 28, 28)), np.float64).reshape(784, 784)
+    kernel = np.linalg.solve(basis, start.params[first]['kernel']).astype(np.float32)
+    params = {**start.params, first: {**start.params[first], 'kernel': kernel}}
+
+    def apply(params: Any, state: Any, inputs: Any, **how: Any) -> Any:
+      return model.apply(params, state, haar(inputs), **how)
+
+    made = jl.Network(self.normal.model(model._replace(apply=apply)), params, start.model_state)
+    pictures = self.data.train.inputs[:64]
+    np.testing.assert_allclose(made.predict(pictures), start.predict(pictures), atol=1e-2)
+    return made
+
   def scored(self, path: Path, which: str) -> float:
     """Accuracy in percent, as another process finds it that has only the file."""
     split, pictures = getattr(self.data, which), self.folder / f'{which}.npz'
@@ -216,7 +237,7 @@ class Bench:
 
 def results(folder: Path) -> list[dict[str, Any]]:
   path = folder / 'results.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  return [{'haar': False, **json.loads(line)} for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def draw(folder: Path) -> None:
@@ -233,12 +254,13 @@ def draw(folder: Path) -> None:
       known = [score for (network, length, _), score in dense.items() if (network, length) == (name, epochs)]
       print(f'| {name} | dense, {epochs} epochs | {len(known)} | {4 * PARAMETERS[name]:,} | 1 | {mean_of(known)} | |')
       axes.axhline(np.mean(known), color=f'C{index}', linestyle=':', linewidth=1)
-    way = operator.itemgetter('worth', 'epochs', 'step')
-    for worth, epochs, step in sorted(set(map(way, mine))):
-      runs = [one for one in mine if way(one) == (worth, epochs, step)]
+    way = operator.itemgetter('worth', 'epochs', 'step', 'haar')
+    for worth, epochs, step, turned in sorted(set(map(way, mine))):
+      runs = [one for one in mine if way(one) == (worth, epochs, step, turned)]
       size = np.mean([one['bytes'] for one in runs])
       lost = mean_of([dense[name, epochs, one['seed']] - one['test'] for one in runs])
       what = f'few_bits({worth:g}, step={step:g})' if worth < 0.5 else f'{worth:.0%} zeros, 16 values'
+      what += ', in the basis of Haar' * turned
       test = mean_of([one['test'] for one in runs])
       times = 4 * PARAMETERS[name] / size
       print(f'| {name} | {what}, {epochs} epochs | {len(runs)} | {size:,.0f} | {times:.0f} | {test} | {lost} |')
@@ -313,6 +335,14 @@ def without_dead(model: jl.Model, params: Any, state: Any, inputs: Any) -> jl.Ne
     except ValueError:
       return jl.Network(model, params, state)
     model, params, state = small.model, jax.device_get(small.params), small.model_state
+
+
+def haar(pictures: jax.Array) -> jax.Array:
+  """Half of the sums and differences of each 2x2 pixels, one kind after the other: [B, 28, 28] -> [B, 28, 28]."""
+  rows = pictures[:, 0::2] + pictures[:, 1::2], pictures[:, 0::2] - pictures[:, 1::2]
+  sums = [(one[:, :, 0::2] + one[:, :, 1::2]) / 2 for one in rows]
+  differences = [(one[:, :, 0::2] - one[:, :, 1::2]) / 2 for one in rows]
+  return jnp.concatenate([sums[0] / COARSE, sums[1], *differences], axis=1).reshape(pictures.shape)
 
 
 def listed(network: jl.Network, inputs: Any) -> Graph:
