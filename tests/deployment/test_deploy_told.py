@@ -125,7 +125,7 @@ def test_a_list_runs_on_some_examples_at_a_time():
   given = {'input/n': np.arange(90, dtype=np.int32), 'input/x': X}
   for most in (1, 7, 89, 90, 500):
     for got, want in zip(reference.run_in_parts(graph, given, most), reference.run(graph, given), strict=True):
-      np.testing.assert_allclose(got, want, rtol=1e-6)
+      np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-5)  # of terms of size 1 that cancel, in another order
   for bad in ({'input/n': given['input/n'][:80], 'input/x': X}, {'input/x': X}):
     with pytest.raises(ValueError, match=r'(one batch size|takes the inputs)'):
       reference.run_in_parts(graph, bad, 7)
