@@ -126,7 +126,7 @@ def faster(held: Held, network: Network) -> Network:
       return False
     if not agrees:
       try:
-        opening.check_same(stored, values, functools.partial(quick(forward), params, state))
+        opening.check_same(stored, values, functools.partial(quick(forward), params, state), params)
         agrees.append(True)
       except Exception:  # whatever a list raises that the lowering of another version wrote: the program still answers
         agrees.append(False)

@@ -63,7 +63,7 @@ def opened(
   params, state = _filled(wrapped, stored, own, served)
   network = _network(wrapped, stored, params, state, dict.fromkeys((*made.get('around', ()), *within)))
   if not (made.get('quantized') and recipe is not None and not hooks):  # weights as floats were asked for
-    check_same(stored, served, network.predict, recipe)
+    check_same(stored, served, network.predict, network.params, recipe)
   if hooks:
     _check_read(network, _examples(stored, served))
   return network
@@ -235,7 +235,11 @@ def _frozen(name: str, names: list[str]) -> bool:
 
 
 def check_same(
-  stored: Stored, served: Mapping[str, Any], run: Callable[[Any], Any], recipe: Recipe | None = None
+  stored: Stored,
+  served: Mapping[str, Any],
+  run: Callable[[Any], Any],
+  params: Params,
+  recipe: Recipe | None = None,
 ) -> None:
   """Raises ValueError where another function gives other outputs than the stored program, beyond rounding.
 
@@ -243,6 +247,7 @@ def check_same(
     stored: the program.
     served: its arrays by path.
     run: raw inputs [B, ...] -> outputs.
+    params: of that function, whose dtypes say what rounding is.
     recipe: that was given beside the model, for what the error says.
   """
   inputs = _examples(stored, served)
@@ -253,7 +258,7 @@ def check_same(
     raise ValueError(_unlike(recipe, f'outputs are {shapes[0][:3]}, this gives {shapes[1][:3]}'))
   for one, other in zip(wanted, found, strict=True):
     apart, most = _apart(np.asarray(one), np.asarray(other))
-    if apart > _rounding(one, other, served) * most:
+    if apart > _rounding(one, other, params) * most:
       raise ValueError(_unlike(recipe, f'outputs differ by {apart:.3g} where they are up to {most:.3g}'))
 
 
@@ -307,7 +312,7 @@ def _apart(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
   return float(np.abs(one - other)[both].max(initial=0.0)), float(np.abs(one[both]).max(initial=0.0))
 
 
-def _rounding(one: Any, other: Any, params: Any) -> float:
+def _rounding(one: Any, other: Any, params: Params) -> float:
   """How far two programs of the same equations may lie apart: the root of the coarsest dtype's unit."""
   dtypes = [leaf.dtype for leaf in (one, other, *jax.tree.leaves(params))]
   return max(float(jnp.finfo(dtype).eps) ** 0.5 for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact))
