@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxlite.host import allocator
+from jaxlite.host import allocator, stacks
 from jaxlite.host.machine import available
 from jaxlite.planning import calibration, memory_table, programs
 from jaxlite.planning.job import Job
@@ -26,6 +26,7 @@ _AGAIN = 0.3  # of what is set up once, such as the libraries of a report, when 
 _ALIKE = 4.0  # differences of features that are counted as large, in a factor of 2.7 of size
 _PIECES = 32 << 20  # bytes of state: glibc maps what is larger by itself, and gives it back at once when it is freed
 _CHOOSING = 1.5  # seconds for forms that nobody has timed here, as a run takes
+_THREADS = 12  # of JAX and Orbax that begin after a forecast: eighteen and more on two cores
 _SURE = 1.645  # standard deviations above which 5 in 100 lie
 
 
@@ -224,7 +225,7 @@ def _counted(now: int, grown: int, factors: tuple[float, float, float], spread: 
     spread: of the forecast of resident memory, where this machine has taught that it is wider.
   """
   constant, slope, own = factors
-  expected = now + constant + slope * grown
+  expected = now + max(0.0, constant - _THREADS * stacks.spared()) + slope * grown  # measured without a limit
   return int(expected), int(expected * math.exp(_SURE * max(own, spread)))
 
 

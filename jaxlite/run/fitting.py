@@ -239,7 +239,7 @@ def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
       if not end.stepped:
         asked(source, name, 'compile', **question)
       found, near = asked(source, name, 'trial', **question), 0.0
-    if found['peak'] > near:
+    if found['peak'] > near or found.get('share', 0.0) > _NEAR:
       # Kernels were chosen and programs compiled in the first, and freed memory lies elsewhere each time.
       again = asked(source, name, 'trial', **question)
       found = {**again, 'peak': max(found['peak'], again['peak'])}

@@ -24,7 +24,7 @@ from jaxlite.config.schema import Config, validate
 from jaxlite.deployment import run_id
 from jaxlite.diagnosis import repairs
 from jaxlite.graph.init_numpy import on_host
-from jaxlite.host import allocator, compile_cache, machine, preempt, streams
+from jaxlite.host import allocator, compile_cache, machine, preempt, stacks, streams
 from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
@@ -123,7 +123,7 @@ def train_varied(
     check_workdir(workdir)
   if config.machine.keep_memory:
     allocator.share_one_arena()  # before JAX starts its threads
-  with lock(folder), preempt.guard() as guard:
+  with stacks.small(), lock(folder), preempt.guard() as guard:
     spills.taken_up(folder, say)
     before = run_folder.opened(folder, config, say)
     machine.print_device(say)

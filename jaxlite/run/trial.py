@@ -181,7 +181,8 @@ def tried(
     margin: the part of each limit that the trial may use.
 
   Returns:
-    'peak': bytes of resident memory at the most; 'step': seconds.
+    'peak': bytes of resident memory at the most; 'step': seconds; of a trial 'share', of a limit of the process that
+    it came to, which may count far more than what is resident.
   """
   from jaxlite.host import compile_cache
   from jaxlite.host.machine import status
@@ -201,7 +202,7 @@ def tried(
   steps = _LEAST if step is None else max(_LEAST, min(_MOST, math.ceil(_SECONDS / max(step, 1e-6))))
   loop.train_varied(config, place, command='', say=print, only=steps)
   points = [point for point in read_records(place) if point['kind'] == 'train']
-  return {'peak': status('VmHWM'), 'step': _pace(points, config.data.batch_size)}
+  return {'peak': status('VmHWM'), 'step': _pace(points, config.data.batch_size), 'share': _share()}
 
 
 def _pace(points: Sequence[dict[str, Any]], batch_size: int) -> float | None:
@@ -219,6 +220,21 @@ def _pace(points: Sequence[dict[str, Any]], batch_size: int) -> float | None:
     return round(spans[len(spans) // 4], 6)
   rate = points[-1]['examples_per_second'] if points else None
   return batch_size / rate if rate else None
+
+
+def _share() -> float:
+  """What this process came to of the limits of its data segment and of its address space: the larger share."""
+  try:
+    import resource
+  except ImportError:  # Windows
+    return 0.0
+  from jaxlite.host.machine import status
+
+  space = status('VmPeak')
+  data = space - status('VmSize') + status('VmData')  # whose own peak is not kept: what is unmapped is mostly of it
+  known = ((data, resource.RLIMIT_DATA), (space, resource.RLIMIT_AS))
+  soft = [(used, resource.getrlimit(one)[0]) for used, one in known]
+  return max((used / limit for used, limit in soft if limit not in (resource.RLIM_INFINITY, 0)), default=0.0)
 
 
 def _narrow(margin: float) -> None:
