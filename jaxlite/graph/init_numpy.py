@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
-from jaxlite.graph import threefry, walk
+from jaxlite.graph import error_function, threefry, walk
 from jaxlite.host.gc_pause import paused
 from jaxlite.host.release import free, lent
 
@@ -333,8 +333,8 @@ _CALCULATIONS: dict[str, Callable[..., Any]] = {
   'log': _plainly(np.log),
   'log1p': _plainly(np.log1p),
   'log2': _plainly(np.log2),
-  'erf': _plainly(threefry.erf),
-  'erf_inv': _plainly(threefry.erf_inv),
+  'erf': _plainly(error_function.erf),
+  'erf_inv': _plainly(error_function.erf_inv),
   'nextafter': _plainly(np.nextafter),
   'is_finite': _plainly(np.isfinite),
   'eq': _plainly(np.equal),

@@ -12,6 +12,7 @@ from jaxlite.cpu.kernels.compiler import compiler
 from jaxlite.deployment.c import check as c_check
 from jaxlite.deployment.c.source import c_source
 from jaxlite.deployment.integers.conversion import quantized
+from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
 from jaxlite.deployment.subject import of_network
 from networks import first_values
@@ -57,6 +58,13 @@ def test_every_kind_of_network_is_strict_c_and_clean_under_sanitizers(name):
   given = inputs_of(name, 3)
   for _, graph in graphs(name):
     c_check.verify(c_source(graph), graph, {graph.inputs[0]: given}, [CC, *STRICT, *WATCHED, '-O1'])
+
+
+@pytest.mark.parametrize('rows', [6, 8])
+def test_a_compiler_that_optimizes_warns_of_nothing(rows):
+  x, weight = np.ones((2, rows, 5), np.float32), np.ones((5, 6), np.float32)
+  graph = recognized(lower(lambda params, x: x @ params, weight, x))
+  c_check.verify(c_source(graph), graph, {'input': x}, [CC, *STRICT, '-O3'])
 
 
 @pytest.mark.slow

@@ -167,6 +167,23 @@ def test_arrays_begin_where_a_processor_reads_them_in_place():
   assert all((one.__array_interface__['data'][0] - start) % 16 == 0 for one in held)
 
 
+@runs
+@pytest.mark.parametrize('kind', ['uint8', 'int8'])
+def test_bytes_are_compared_and_looked_up(kind):
+  ids, table = np.array([[0, 3, 7], [2, 2, 5]], kind), floats(8, 2)
+  graph = listed(lambda x: (jax.nn.one_hot(x, 8), jnp.asarray(table)[x], x > 2), ids)
+  found = litert.answers(litert.litert_bytes(graph), {'input': ids})
+  for got, want in zip(found, reference.run(graph, ids), strict=True):
+    np.testing.assert_array_equal(got, want)
+
+
+@runs
+def test_the_cube_root_of_a_negative_number_is_one():
+  x = np.array([[-8.0, 0.0, 27.0]], np.float32)
+  (found,) = litert.answers(litert.litert_bytes(listed(jnp.cbrt, x)), {'input': x})
+  np.testing.assert_allclose(found, [[-2.0, 0.0, 3.0]], rtol=1e-5)
+
+
 REFUSED = {
   'a loop': (lambda x: jnp.sort(x, -1), 'a loop inside'),
   'a size that is told': (

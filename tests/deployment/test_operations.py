@@ -19,6 +19,7 @@ from jaxlite.deployment.onnx.file import onnx_bytes, write_onnx
 from jaxlite.deployment.operations import Batch, reference
 from jaxlite.deployment.operations.lowering import lower
 from jaxlite.deployment.operations.patterns import recognized
+from jaxlite.deployment.running.runner import runner
 from lists import agree, floats, program
 from networks import FRAMEWORKS, dense
 
@@ -280,6 +281,36 @@ def test_at_the_edges_of_their_numbers_files_answer_as_jax_does():
   session = onnxruntime.InferenceSession(onnx_bytes(plain), providers=['CPUExecutionProvider'])
   for got, want in zip(session.run(None, {'input': odd}), turns({}, odd), strict=True):
     np.testing.assert_array_equal(got, want)
+
+
+def test_inverse_functions_are_written_at_every_size():
+  x = np.array([[0.0, -0.5, 1e-6, 0.999999, 3.0, -40.0, 1e20, np.inf, -np.inf, np.nan]], np.float32)
+
+  def fn(params, x):
+    return jax.lax.asinh(x), jax.lax.acosh(x), jax.lax.atanh(x), jax.lax.erf_inv(x)
+
+  graph, wanted = recognized(lower(fn, {}, x)), jax.jit(fn)({}, x)
+  for found in (reference.run(graph, x), jax.jit(runner(graph))(x)):
+    for got, want in zip(found, wanted, strict=True):
+      np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+def test_a_quotient_by_zero_is_that_of_the_sum_and_not_of_each_weight():
+  params = {'w': np.array([[1.0], [-1.0]], np.float32), 'spread': np.zeros(1, np.float32)}
+
+  def fn(params, x):
+    return (x @ params['w'] + 1) / params['spread']
+
+  x = np.array([[3.0, 1.0], [1.0, 3.0]], np.float32)
+  np.testing.assert_array_equal(reference.run(recognized(lower(fn, params, x)), x), [[np.inf], [-np.inf]])
+
+
+def test_complex_numbers_are_a_list_too():
+  def fn(params, x):
+    return jnp.abs((x * 1j + 2) @ params).sum(-1)
+
+  x, params = floats(4, 3), (floats(3, 2) + 1j * floats(3, 2)).astype(np.complex64)
+  agree(reference.run(recognized(lower(fn, params, x)), x), fn(params, x))
 
 
 def test_what_cannot_be_written_does_no_harm_where_nothing_needs_it():

@@ -35,11 +35,11 @@ def rows_function(size: int, kind: str) -> str:
   lines = [
     f'static void @_rows{size}{kind}(const {c} *restrict x, long x_step, const {w} *restrict w, const {c} *bias,',
     f'    {scale}{c} *restrict y, long y_step, long rows, long depth) {{',
-    '  long r = 0;',
-    '  for (; r + 4 <= rows; r += 4) {',
+    '  const long whole = rows - rows % 4;',  # so that gcc sees what is left, and warns of no loop without end
+    '  for (long r = 0; r < whole; r += 4) {',
     *('    ' + line for line in block(4)),
     '  }',
-    '  for (; r < rows; ++r) {',
+    '  for (long r = whole; r < rows; ++r) {',
     *('    ' + line for line in block(1)),
     '  }',
     '}',

@@ -310,6 +310,20 @@ def _divided(r: _Reader, one: Operation) -> jax.Array:
   return whole * kept - none - x * minus if one.kind == 'div' else (x - whole * safe) * kept + x * none
 
 
+def _compared(r: _Reader, one: Operation) -> jax.Array:
+  """Bytes compare as int32: LiteRT has few comparisons of them, and ends its process at that of unsigned ones."""
+  operands = [r.value(name) for name in one.inputs]
+  if operands[0].dtype.kind in 'iu' and operands[0].dtype.itemsize < 4:
+    operands = [each.astype(jnp.int32) for each in operands]
+  return _COMPARE[one.kind](*operands)
+
+
+def _cbrt(r: _Reader, one: Operation) -> jax.Array:
+  """By the size, of which LiteRT takes a power: of what is negative it has none."""
+  x = r.value(one.inputs[0])
+  return jnp.sign(x) * jnp.cbrt(jnp.abs(x))
+
+
 def _product(r: _Reader, one: Operation) -> jax.Array:
   """Over several axes in one order for both, which the converter mixes up otherwise."""
   x, y = map(r.value, one.inputs)
@@ -324,9 +338,15 @@ def _product(r: _Reader, one: Operation) -> jax.Array:
   return lax.dot_general(x, y, numbers, precision=lax.Precision.HIGHEST)
 
 
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+  **{'eq': jnp.equal, 'ne': jnp.not_equal, 'lt': jnp.less, 'le': jnp.less_equal, 'gt': jnp.greater},
+  'ge': jnp.greater_equal,
+}
 _RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
   'convert_element_type': _converted,
   'log1p': _log1p,
+  'cbrt': _cbrt,
+  **dict.fromkeys(_COMPARE, _compared),
   'expm1': _expm1,
   'div': _divided,
   'rem': _divided,

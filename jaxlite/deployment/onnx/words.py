@@ -267,7 +267,10 @@ def _normed(w: Writer, one: Operation) -> None:
 
 def _taken(w: Writer, one: Operation) -> None:
   table, ids = one.inputs
-  w.put(one.outputs[0], w.node('Gather', [w.whole(table), w.get(ids)], axis=0))
+  places = w.get(ids)
+  if w.graph.values[ids].dtype.name not in ('int32', 'int64'):  # bytes, say
+    places = w.node('Cast', [places], to=w.helper.np_dtype_to_tensor_dtype(np.dtype(np.int64)))
+  w.put(one.outputs[0], w.node('Gather', [w.whole(table), places], axis=0))
 
 
 def _gathered(w: Writer, one: Operation) -> None:

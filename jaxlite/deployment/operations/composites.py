@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlite.deployment.operations import Operation
+from jaxlite.deployment.operations import Operation, Value
 from jaxlite.deployment.operations.rewriting import Editor
 
 
@@ -146,14 +146,50 @@ def _take(editor: Editor, one: Operation) -> str | None:
   if offset != tuple(range(rank, rank + len(shape) - 1)):
     return None
   ids = _through(editor, indices)
-  if editor.values[ids].shape != editor.values[indices].shape[:-1] or one.attributes['mode'] == 'clip':
+  if editor.values[ids].shape != editor.values[indices].shape[:-1]:
     return None
-  if not np.issubdtype(editor.values[ids].dtype, np.unsignedinteger):  # counted from the end where negative, as here?
-    chosen = _made(editor, ids, 'select_n')
-    less, more = (_made(editor, name, kind) for name, kind in _pairs(chosen)) if chosen else (None, None)
-    if chosen is None or less is None or more is None or {less.inputs[0], more.inputs[0]} != {chosen.inputs[1]}:
+  widened, dtype = _made(editor, ids, 'convert_element_type'), editor.values[ids].dtype
+  if widened is not None and _widens(editor.values[widened.inputs[0]].dtype, dtype):
+    ids = widened.inputs[0]  # bytes, say, that were made wide to look up by
+  plain, least = _from_the_end(editor, ids, shape[0]), -shape[0]
+  if plain is None:  # none counts from the end, or none can
+    plain, least = ids, 0
+    if one.attributes['mode'] == 'fill_or_drop' and editor.values[ids].dtype.kind != 'u':
       return None
-    if (editor.number(less.inputs[1]), editor.number(more.inputs[1])) != (0, shape[0]):
-      return None
-    ids = chosen.inputs[1]
-  return editor.add('take', [table, ids], one.outputs[0], out)
+  if editor.values[plain].dtype.itemsize < 4:  # bytes, say, by which few runtimes look up
+    wide = editor.fresh(plain)
+    editor.values[wide] = Value(editor.values[plain].shape, np.dtype(np.int32))
+    plain = editor.add('convert_element_type', [plain], wide, editor.values[wide].shape, new_dtype='int32')
+  if one.attributes['mode'] != 'fill_or_drop':  # beyond the table is its nearest row, also where nobody said so
+    plain = _within(editor, plain, least, shape[0] - 1)
+  return editor.add('take', [table, plain], one.outputs[0], out)
+
+
+def _from_the_end(editor: Editor, ids: str, rows: int) -> str | None:
+  """What is counted from the end where it is negative, as 'take' does by itself."""
+  chosen = _made(editor, ids, 'select_n')
+  less, more = (_made(editor, name, kind) for name, kind in _pairs(chosen)) if chosen else (None, None)
+  if chosen is None or less is None or more is None or {less.inputs[0], more.inputs[0]} != {chosen.inputs[1]}:
+    return None
+  ends = editor.number(less.inputs[1]), editor.number(more.inputs[1])
+  unsigned = editor.values[ids].dtype.kind == 'u'  # of which none is negative, whatever would be added
+  return chosen.inputs[1] if ends[0] == 0 and (unsigned or ends[1] == rows) else None
+
+
+def _widens(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+  return one.kind in 'iu' and other.kind in 'iu' and np.can_cast(one, other)
+
+
+def _within(editor: Editor, ids: str, low: int, high: int) -> str:
+  """Whole numbers cut to bounds, where their dtype and what made them may leave these."""
+  before = _made(editor, ids, 'clip', 'convert_element_type')
+  held = np.iinfo(editor.values[ids].dtype)
+  least, most = int(held.min), int(held.max)
+  if before is not None and before.kind == 'clip':
+    least, most = before.attributes['low'], before.attributes['high']
+  elif before is not None and _widens(narrow := editor.values[before.inputs[0]].dtype, editor.values[ids].dtype):
+    least, most = int(np.iinfo(narrow).min), int(np.iinfo(narrow).max)
+  if low <= least and most <= high:
+    return ids
+  bounds = {'low': max(low, int(held.min)), 'high': min(high, int(held.max))}
+  return editor.add('clip', [ids], editor.fresh(ids), editor.values[ids].shape, **bounds)

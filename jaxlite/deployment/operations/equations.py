@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def by_others(eqn: Any) -> Any:
   A gather that puts a number of its own where there is nothing chooses between that and the nearest entry; a product
   whose result is wider than its operands is one of operands that were made as wide; what is tiled is repeated along
   axes of their own; what is put in order by another array is counted; what is looked up in each example's own table is
-  compared with each place.
+  compared with each place; inverse hyperbolic functions are made of logarithms.
 
   Args:
     eqn: any.
@@ -79,6 +80,8 @@ def by_others(eqn: Any) -> Any:
     return jax.make_jaxpr(lambda table, ids: _filled(params, table, ids))(*avals)
   if kind in ('top_k', 'sort'):
     return _ordered(kind, params, avals)
+  if kind in _BY_LOGARITHMS and avals[0].dtype in (np.float32, np.float64):
+    return jax.make_jaxpr(_BY_LOGARITHMS[kind])(*avals)
   if kind == 'tile':
     return jax.make_jaxpr(lambda x: _tiled(x, params['reps']))(*avals)
   out = eqn.outvars[0].aval.dtype if eqn.outvars else None
@@ -101,6 +104,29 @@ def _tiled(x: jax.Array, reps: Sequence[int]) -> jax.Array:
   pairs = [size for each in zip(reps, x.shape, strict=True) for size in each]
   wide = lax.broadcast_in_dim(x, pairs, range(1, len(pairs), 2))
   return lax.reshape(wide, [times * size for times, size in zip(reps, x.shape, strict=True)])
+
+
+_FAR = 1e18  # beyond it 1 + x * x is x * x, which soon is no float32
+
+
+def _asinh(x: jax.Array) -> jax.Array:
+  size = jnp.abs(x)
+  near = jnp.minimum(size, _FAR)
+  near = jnp.log1p(near + near * near / (1 + jnp.sqrt(1 + near * near)))
+  return jnp.sign(x) * jnp.where(size > _FAR, jnp.log(size) + math.log(2), near)
+
+
+def _acosh(x: jax.Array) -> jax.Array:
+  more = jnp.minimum(x, _FAR) - 1
+  near = jnp.log1p(more + jnp.sqrt(more * (more + 2)))
+  return jnp.where(x < 1, jnp.nan, jnp.where(x > _FAR, jnp.log(x) + math.log(2), near))
+
+
+def _atanh(x: jax.Array) -> jax.Array:
+  return (jnp.log1p(x) - jnp.log1p(-x)) / 2
+
+
+_BY_LOGARITHMS = {'asinh': _asinh, 'acosh': _acosh, 'atanh': _atanh}
 
 
 def _usual(filling: Any, dtype: Any) -> bool:

@@ -239,11 +239,14 @@ def _fold(editor: Editor, one: Operation) -> str | None:
   if one.kind == 'mul':
     scale, bias = each, bias * each
   elif one.kind == 'div':
-    scale, bias = 1 / each, bias / each
+    with np.errstate(divide='ignore', invalid='ignore'):
+      scale, bias = 1 / each, bias / each
   elif one.kind == 'sub':
     scale, bias = (scale, bias - each) if at == 1 else (-scale, each - bias)
   else:
     bias = bias + each
+  if not np.isfinite(scale).all():  # of one result the quotient by 0 is infinite, of weights it would be none
+    return None
   names = [maker.inputs[0], maker.inputs[1]]
   if (scale != 1).any():
     wide = scale.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])

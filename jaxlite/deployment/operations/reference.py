@@ -14,6 +14,7 @@ import numpy as np
 from jaxlite.deployment.integers import rules as integer_rules
 from jaxlite.deployment.operations import Batch, Graph, Operation, Value, edges, sized
 from jaxlite.deployment.operations.given import check_kind
+from jaxlite.graph.error_function import erf_inv
 
 AT_ONCE = 64  # examples: windows of a convolution are written out
 
@@ -291,6 +292,7 @@ RULES: dict[str, Callable[..., Any]] = {
   'logistic': _each(lambda x: 1 / (1 + np.exp(-x))),
   'erf': _each(_erf),
   'erfc': _each(np.vectorize(math.erfc, otypes=[np.float64])),
+  'erf_inv': _each(erf_inv),
   'round': edges.rounded,
   'integer_pow': lambda x, *, y: np.float64(x) ** y if np.issubdtype(x.dtype, np.floating) else x**y,
   'not': _each(np.invert),

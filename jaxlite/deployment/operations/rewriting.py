@@ -56,7 +56,7 @@ class Editor(NamedTuple):
   def number(self, name: str) -> float | None:
     """The value of a constant that is one number wherever it stands."""
     array = self.constants.get(name)
-    if array is None or array.size != 1:
+    if array is None or array.size != 1 or array.dtype.kind == 'c':
       return None
     return float(array.reshape(()))
 

@@ -188,8 +188,7 @@ def _gather(
 
 
 def _take(table: jax.Array, ids: jax.Array) -> jax.Array:
-  ids = ids.astype(jnp.int32)
-  return jnp.take(table, jnp.where(ids < 0, ids + table.shape[0], ids), axis=0, mode='fill')
+  return jnp.take(table, ids, axis=0, mode='fill')  # which itself counts from the end where negative
 
 
 def _softmax(x: jax.Array, *, axis: int) -> jax.Array:
