@@ -246,7 +246,7 @@ def chain(*parts: Any) -> Recipe:
 
   Raises:
     TypeError: something is no part.
-    ValueError: two hooks of one name, or an update after a `Last` that is not one.
+    ValueError: two hooks of one name, one of a step's own, or an update after a `Last` that is not one.
 
   >>> import optax
   >>> recipe = chain(Hook('mine'), optax.sgd(0.1))
@@ -255,11 +255,11 @@ def chain(*parts: Any) -> Recipe:
   """
   flat = tuple(one for part in parts for one in (part.parts if isinstance(part, Recipe) else (part,)))
   last = None
-  names: set[str] = set()
+  names = {'task', 'loss'}  # terms of every step
   for index, part in enumerate(flat):
     if isinstance(part, Hook):
       if part.name in names:
-        raise ValueError(f'each hook of a chain needs a name of its own; {part.name!r} stands twice: give one name=')
+        raise ValueError(f"hooks have names of their own, not 'task' or 'loss'; {part.name!r} stands twice: give name=")
       names.add(part.name)
     elif isinstance(part, optax.MultiSteps):
       raise TypeError('optax.MultiSteps hides steps from other parts: use jl.accumulate(k) in a jl.chain')

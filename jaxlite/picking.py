@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxlite.errors import nearest
@@ -85,3 +85,37 @@ def shown(names: Sequence[str], limit: int = 8) -> str:
   """
   more = f' and {len(names) - limit} more' if len(names) > limit else ''
   return (', '.join(names[:limit]) + more) or 'none'
+
+
+def owned(paths: Iterable[str], names: Collection[str]) -> dict[str, str]:
+  """Tells of which name each path of another tree is, such as of which parameter a moment is.
+
+  By the whole branch that it stands in, since an end of a path may be another's name (Adam's `mu/w` where a layer is
+  called `mu`), and as long a name as all of that branch have.
+
+  Args:
+    paths: of any tree.
+    names: paths of the params, say; '' is that of a bare leaf.
+
+  Returns:
+    The names by path, of those that are of one.
+
+  >>> owned(['0/count', '0/mu/mu/w', '0/mu/w'], ['w', 'mu/w'])
+  {'0/mu/mu/w': 'mu/w', '0/mu/w': 'w'}
+  """
+  found: dict[str, str] = {}
+
+  def walk(depth: int, rows: list[tuple[str, ...]]) -> None:
+    ends = next((start for start in range(depth + 1) if all('/'.join(row[start:]) in names for row in rows)), None)
+    if ends is not None:
+      found.update(('/'.join(row), '/'.join(row[ends:])) for row in rows)
+      return
+    branches: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+      if depth < len(row):
+        branches.setdefault(row[depth], []).append(row)
+    for several in branches.values():
+      walk(depth + 1, several)
+
+  walk(0, [tuple(path.split('/')) for path in paths])
+  return found

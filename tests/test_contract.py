@@ -90,6 +90,12 @@ def test_two_hooks_of_one_name_are_refused():
     jl.chain(scaling('a', 1.0), scaling('a', 2.0))
 
 
+@pytest.mark.parametrize('name', ['task', 'loss'])  # of a step's own terms: the task's loss would be gone
+def test_a_hook_of_the_name_of_a_step_s_own_term_is_refused(name):
+  with pytest.raises(ValueError, match=f"not 'task' or 'loss'; '{name}' stands twice"):
+    jl.chain(jl.distill(lambda x: x, name=name), optax.sgd(0.1))
+
+
 def test_an_update_after_prune_is_refused_and_a_hook_is_not():
   with pytest.raises(ValueError, match='stay zero'):
     jl.chain(jl.prune(0.5), optax.sgd(0.1))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlite import trees
+from jaxlite import picking, trees
 from jaxlite.contract import CONST, Model, Params, State
 from jaxlite.graph import shrunk
 from jaxlite.graph.coupled import Program
@@ -144,8 +144,7 @@ def cutter(names: Sequence[str], shapes: Sequence[Sequence[int]], kept: shrunk.K
 
 
 def _matched(paths: Sequence[str], place: Mapping[str, int]) -> dict[str, int]:
-  """Which leaf each path is of: by the whole branch that it stands in, since an end of a path may be another's name
-  (Adam's `mu/w` where a layer is called `mu`), and as long a name as all of that branch have.
+  """Which leaf each path is of, as `picking.owned` tells it.
 
   Args:
     paths: of any tree.
@@ -159,28 +158,14 @@ def _matched(paths: Sequence[str], place: Mapping[str, int]) -> dict[str, int]:
   {'0/mu/mu/w': 1, '0/mu/w': 0}
   """
   found: dict[str, int] = {}
-
-  def walk(depth: int, rows: list[tuple[str, ...]]) -> None:
-    ends = next((start for start in range(depth + 1) if all('/'.join(row[start:]) in place for row in rows)), None)
-    if ends is not None:
-      found.update(('/'.join(row), place['/'.join(row[ends:])]) for row in rows)
-      return
-    branches: dict[str, list[tuple[str, ...]]] = {}
-    for row in rows:
-      if depth < len(row):
-        branches.setdefault(row[depth], []).append(row)
-    for several in branches.values():
-      walk(depth + 1, several)
-
-  rows = []
+  rest = []
   for path in paths:
-    row = tuple(path.split('/'))
+    row = path.split('/')
     if CONST not in row:
-      rows.append(row)
+      rest.append(path)
     elif (name := '/'.join(row[row.index(CONST) :])) in place:
       found[path] = place[name]
-  walk(0, rows)
-  return found
+  return {**found, **{path: place[name] for path, name in picking.owned(rest, place).items()}}
 
 
 def _apart_from(leaf: Any) -> Any:

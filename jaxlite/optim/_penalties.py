@@ -176,7 +176,7 @@ def l2(rate: float | optax.Schedule, *, select: trees.Rule = None) -> Selective:
     def decayed(update: Any, weight: Any, own: Any) -> Any:
       if now is not None:
         own = own * jnp.asarray(now, own.dtype)
-      return update + (own * weight).astype(update.dtype)
+      return update + (own * running.widened(weight)).astype(update.dtype)
 
     updates = where_fractions(decayed, updates, params, state.rates)
     return updates, state if schedule is None else state._replace(count=optax.safe_increment(state.count))

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxlite import trees
 from jaxlite.contract import Batch
 from jaxlite.optim._swa import SwaState
+from jaxlite.picking import owned
 from jaxlite.tasks import running
 
 
@@ -86,11 +87,12 @@ def next_phase(before: Any, train: Any, batch: Batch, *, freeze: str = 'freeze')
 def _optimizer(before: Any, fresh: Any) -> Any:
   learned, learns = set(trees.paths(before.params)), trees.paths(fresh.params)
   old = trees.by_path(before.opt_state)
+  owners = owned(trees.paths(fresh.opt_state), frozenset(learns))
 
   def leaf(path: str, own: Any) -> Any:
     if _fits(old, path, own):
       return jnp.copy(old[path])
-    owner = max((name for name in learns if f'/{path}'.endswith(f'/{name}')), key=len, default=None)
+    owner = owners.get(path)
     if owner is None or owner in learned:
       what = f'had shape {jnp.shape(old[path])}, now {jnp.shape(own)}' if path in old else 'is new'
       raise ValueError(

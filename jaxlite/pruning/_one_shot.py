@@ -93,7 +93,7 @@ def goals_of(
   """Decides what each leaf becomes; a `Calibration` knows the weights and their axes."""
   sparsity = share_of(sparsity, what)
   for path, leaf in trees.by_path(params).items():
-    if not isinstance(leaf, jax.Array | np.ndarray | float | int | complex):
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int | complex):
       raise TypeError(f'{what} takes arrays; {path!r} is {type(leaf).__name__}: filter the module, eqx.is_array')
   known = context.layouts if isinstance(context, Calibration) else None
   chosen, layouts = maskable(params, select, known, what=what)

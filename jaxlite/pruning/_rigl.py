@@ -18,6 +18,7 @@ import optax
 from jaxlite import trees
 from jaxlite.contract import Last, stream
 from jaxlite.errors import number, whole
+from jaxlite.picking import owned
 from jaxlite.pruning import _masks as masking
 from jaxlite.pruning._allocate import Allocate, Global, erk
 from jaxlite.pruning._choose_masks import Structures, Target, leaves_at, targets
@@ -294,15 +295,10 @@ def _reset(state: Any, fresh: Any, changed: Mapping[str, jax.Array], params: Any
 
 
 def _owners(state: Any, params: Any) -> dict[str, str]:
-  """By path of a state's leaf, the parameter whose path it ends with and whose shape it has."""
+  """By path of a state's leaf, the parameter that it is of (`picking.owned`) and whose shape it has."""
   shapes = {path: np.shape(leaf) for path, leaf in trees.by_path(params).items()}
-  found = {}
-  for path, leaf in trees.by_path(state).items():
-    ends = [name for name in shapes if not name or path == name or path.endswith(f'/{name}')]
-    longest = max(ends, key=len, default=None)
-    if longest is not None and np.shape(leaf) == shapes[longest]:
-      found[path] = longest
-  return found
+  leaves = trees.by_path(state)
+  return {path: name for path, name in owned(leaves, shapes).items() if np.shape(leaves[path]) == shapes[name]}
 
 
 def unreset(state: Any, params: Any) -> list[str]:

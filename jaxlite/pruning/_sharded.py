@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxlite import trees
 from jaxlite.contract import Last
 from jaxlite.graph import sharding
+from jaxlite.picking import owned
 
 
 def on_any_mesh(init: Callable[..., Any], update: Callable[..., Any], what: str) -> Last:
@@ -34,10 +35,12 @@ def on_any_mesh(init: Callable[..., Any], update: Callable[..., Any], what: str)
     bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     shapes = jax.eval_shape(lambda params: init(params, weights), bare)
     known = trees.by_path(params)
+    owner = owned(trees.paths(shapes), known)
 
     def placed(path: str, leaf: Any) -> NamedSharding:  # what is kept for each parameter (moments) lies where it does
-      like = next((one for name, one in known.items() if path.endswith(f'/{name}') and one.shape == leaf.shape), None)
-      return NamedSharding(mesh, PartitionSpec() if like is None else jax.typeof(like).sharding.spec)
+      like = known.get(owner.get(path, ''))
+      own = like is not None and like.shape == leaf.shape
+      return NamedSharding(mesh, jax.typeof(like).sharding.spec if own else PartitionSpec())
 
     return _automatic(lambda params: init(params, weights), mesh, trees.map_with_path(placed, shapes))(params)
 

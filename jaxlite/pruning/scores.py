@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlite import trees
 from jaxlite.contract import Model, stream
@@ -27,7 +28,7 @@ def magnitude(params: Any, context: Any = None) -> Any:
   [2.0, 1.0]
   """
   del context
-  return jax.tree.map(jnp.abs, params)
+  return jax.tree.map(_size, params)
 
 
 def snip(params: Any, context: Calibration) -> Any:
@@ -69,7 +70,7 @@ def wanda(params: Any, context: Calibration) -> Any:
 
   def score(path: str, weight: jax.Array) -> jax.Array:
     norm = context.norms.get(path)
-    return jnp.abs(weight) if norm is None else jnp.abs(running.widened(weight)) * norm
+    return _size(weight) if norm is None else jnp.abs(running.widened(weight)) * norm
 
   return trees.map_with_path(score, params)
 
@@ -173,7 +174,7 @@ def random(seed: int = 0) -> Score:
 
   def score(params: Any, context: Any = None) -> Any:
     del context
-    return trees.map_with_path(lambda path, leaf: jax.random.uniform(named_key(seed, path), leaf.shape), params)
+    return trees.map_with_path(lambda path, leaf: jax.random.uniform(named_key(seed, path), jnp.shape(leaf)), params)
 
   return score
 
@@ -181,6 +182,11 @@ def random(seed: int = 0) -> Score:
 def named_key(seed: int, name: str) -> jax.Array:
   """Returns the key of a named draw outside a Model, where there is no root key."""
   return stream(jax.random.key(seed), name)
+
+
+def _size(leaf: Any) -> Any:
+  """|leaf|; what has no size (a key among the params) stays as it is, as no rule picks it."""
+  return jnp.abs(leaf) if jnp.issubdtype(jnp.result_type(leaf), np.number) else leaf
 
 
 def _gradients(context: Any, what: str) -> Any:

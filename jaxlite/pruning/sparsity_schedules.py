@@ -66,7 +66,7 @@ def cubic(begin: int, end: int, every: int = 100, initial: float = 0.0) -> Sched
     raise ValueError(f'cubic: initial is the share that becomes zero, in [0, 1); got {initial}')
 
   def at(count: jax.Array, target: float) -> jax.Array:
-    left = 1.0 - (count - begin).astype(jnp.float32) / max(end - begin, 1)
+    left = 1.0 - jnp.asarray(count - begin).astype(jnp.float32) / max(end - begin, 1)
     ramp = target + (min(initial, target) - target) * jnp.clip(left, 0.0, 1.0) ** 3
     return jnp.where(count >= end, jnp.float32(target), ramp.astype(jnp.float32))
 

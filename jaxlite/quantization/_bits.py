@@ -80,9 +80,10 @@ def few_bits(
   says how many steps a weight moves, in every array alike: 0.02 for Adam works well, with 2e-3 for s and 5e-3 for d,
   by `optax.partition`.
 
-  The loss gains a term 'bits': `worth` times the bits that an entropy coder would take, by a prior that knows how many
-  weights are alive along each axis (rows, columns, channels) and how large they are. The prior is fitted anew each
-  `every` steps, on the device; it lives in `model_state['jl.<name>']`, so nothing is compiled twice.
+  The loss gains a term 'bits' ('<name>/bits' beside another such hook): `worth` times the bits that an entropy coder
+  would take, by a prior that knows how many weights are alive along each axis (rows, columns, channels) and how large
+  they are. The prior is fitted anew each `every` steps, on the device; it lives in `model_state['jl.<name>']`, so
+  nothing is compiled twice.
 
   `deployment.packed` codes the exported weights near that cost. Biases and norms stay as they are.
 
@@ -168,7 +169,8 @@ def few_bits(
       leaves = trees.by_path(context.params)
       cost = sum(bits_of(leaves[path], prior) for path, prior in context.model_state[slot].priors.items())
       share = jnp.minimum(1.0, (context.step + 1) / max(ramp, 1))
-      return {**inner(context), 'bits': worth * share * cost}
+      terms = inner(context)
+      return {**terms, f'{name}/bits' if 'bits' in terms else 'bits': worth * share * cost}
 
     return total
 

@@ -48,7 +48,12 @@ def ensemble_axes(state: TrainState) -> TrainState:
     A TrainState of 0 and None.
   """
   counts = ('count', 'step', 'mini_step', 'gradient_step')
-  opt_state = trees.map_with_path(lambda path, _: None if path.split('/')[-1] in counts else 0, state.opt_state)
+
+  def axis(path: str, leaf: Any) -> int | None:
+    # A parameter may bear such a name, and so may its moments.
+    return None if path.split('/')[-1] in counts and jnp.issubdtype(leaf.dtype, jnp.integer) else 0
+
+  opt_state = trees.map_with_path(axis, state.opt_state)
   return TrainState(None, 0, 0, 0, opt_state, None)  # type: ignore[arg-type]  # axes in place of arrays
 
 

@@ -38,6 +38,15 @@ def test_what_has_no_gradient_is_handed_through_and_the_rest_is_as_alone(name):
   assert found['key'] is None
 
 
+def test_a_weight_of_eight_bits_decays_as_a_wide_one_does():
+  found = []
+  for dtype in ('float32', 'float8_e4m3fn'):
+    params = {'w': weights()['w'].astype(dtype)}
+    found.append(l2(0.5).update(jax.tree.map(jnp.zeros_like, params), l2(0.5).init(params), params)[0]['w'])
+  assert found[1].dtype == 'float8_e4m3fn'
+  np.testing.assert_array_equal(found[1].astype('float32'), found[0])
+
+
 def test_a_scheduled_rate_is_that_of_optax_update_by_update_and_compiles_once():
   schedule = optax.linear_schedule(0.5, 0.1, 3)
   params = {**weights(), 'b': jnp.ones(2)}

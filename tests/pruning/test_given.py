@@ -8,8 +8,10 @@ import pytest
 
 from jaxlite.pruning import (
   apply_masks,
+  channel,
   check,
   gather_statistics,
+  global_,
   hold,
   n_m,
   prune,
@@ -18,6 +20,7 @@ from jaxlite.pruning import (
   sparsify,
   straight_through,
 )
+from jaxlite.pruning.scores import magnitude, random
 from jaxlite.pruning.sparsity_schedules import cubic
 
 pytestmark = pytest.mark.unoptimized
@@ -220,3 +223,18 @@ def test_weights_are_sparsified_inside_of_jit_and_vmap_too():
   np.testing.assert_array_equal(jax.jit(lambda tree: sparsify(tree, 0.5)[0])(params)['w'], wanted)
   many = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)
   np.testing.assert_array_equal(jax.vmap(lambda tree: sparsify(tree, 0.5)[0])(many)['w'][0], wanted)
+
+
+@pytest.mark.parametrize(
+  'arguments', [{}, {'structure': n_m(2, 4)}, {'structure': channel()}, {'allocate': global_(normalize=True)}]
+)
+def test_what_has_no_size_may_stand_beside_the_weights(arguments):
+  """Keys, counts, plain and NumPy's numbers among the params: masks are those of the weights alone."""
+  odd = {**weights(), 'key': jax.random.key(0), 'count': np.arange(3), 'one': np.float32(2), 'two': 2.0}
+  for score in (magnitude, random()):
+    wanted = sparsify(weights(), 0.5, score=score, **arguments)[0]['w']
+    np.testing.assert_array_equal(sparsify(odd, 0.5, score=score, **arguments)[0]['w'], wanted)
+  part = prune(0.5, **arguments)
+  updates = {**dict.fromkeys(odd), 'w': jnp.zeros((2, 8))}
+  updates, _ = part.update(updates, part.init(odd), odd)
+  np.testing.assert_array_equal(odd['w'] + updates['w'], sparsify(weights(), 0.5, **arguments)[0]['w'])

@@ -120,6 +120,21 @@ def test_what_belongs_to_a_changed_weight_is_as_init_made_it(name):
   assert touched == fields
 
 
+def test_a_layer_that_is_called_as_a_moment_is_is_reset_by_its_own_masks():
+  names = ['w', 'mu/w', 'nu/w']
+  params = trees.nest({name: jnp.asarray(GRADS[i]['w']) for i, name in enumerate(names)})
+  tx = rigl(optax.adam(0.1), 0.5, end=9, every=1)
+  state = tx.init(params)
+  slopes = trees.nest({name: jnp.asarray(GRADS[i + 3]['w']) for i, name in enumerate(names)})
+  for _ in range(2):
+    updates, state = tx.update(slopes, state, params)
+    params = optax.apply_updates(params, updates)
+  masks, moments = trees.by_path(state.masks.masks), trees.by_path(state.inner[0].mu)
+  for name in names:
+    assert not np.any(np.asarray(moments[name])[~np.asarray(masks[name])])
+  assert unreset(state, params) == []
+
+
 def test_what_cannot_be_reset_is_listed():
   params = {'w': jnp.ones((8, 8)), 'b': jnp.ones(8)}
   listed = {

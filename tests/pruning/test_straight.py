@@ -205,3 +205,16 @@ def test_bad_arguments_are_refused_with_the_rule():
       make()
   with pytest.raises(TypeError, match='is a hook, not an Optax transformation'):
     optax.chain(straight_through(0.5), optax.sgd(0.1))
+
+
+def test_a_loop_that_counts_in_plain_numbers_draws_the_masks_of_a_compiled_one():
+  model, hook = jl.from_function(apply, START), straight_through(0.5, end=3)
+  loop = jl.step.wrap(model, lambda outputs, batch: outputs[:, 0], hook)
+  params, state = loop.init(jax.random.key(0), BATCH)
+  plain = compiled = state
+  for step in range(1, 4):
+    plain = loop.model.after(params, plain, step)
+    compiled = jax.jit(loop.model.after)(params, compiled, step)
+    for name in ('a', 'b'):
+      np.testing.assert_array_equal(plain['jl.straight'].masks[name], compiled['jl.straight'].masks[name])
+  assert float(cubic(0, 4).at(2, 0.8)) == float(cubic(0, 4).at(jnp.int32(2), 0.8))

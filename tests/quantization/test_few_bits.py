@@ -163,3 +163,29 @@ def test_what_is_wrong_is_said():
   model = few_bits(1e-6, select='nothing').model(jl.from_function(apply, start()))
   with pytest.raises(ValueError, match='nothing'):
     model.init(jax.random.key(0), floats(2, 20))
+
+
+def test_two_of_them_on_their_own_layers_cost_what_one_on_both_does():
+  batch, weights = {'inputs': floats(8, 20), 'labels': np.arange(8) % 4}, start()
+  parts = few_bits(1e-3), jl.chain(*(few_bits(1e-3, select=f'^{name}$', name=name) for name in ('first', 'last')))
+  found = []
+  for hooks in parts:
+    loop = jl.step.wrap(jl.from_function(apply, weights), jl.cross_entropy, hooks)
+    params, state = loop.init(jax.random.key(0), batch)
+    found.append(jax.jit(loop.gradient)(params, state, batch, jax.random.key(0), 0)[2])
+  assert {*found[1]} == {'task', 'bits', 'first/bits'}
+  np.testing.assert_allclose(found[1]['bits'] + found[1]['first/bits'], found[0]['bits'], rtol=1e-5)
+
+
+def test_several_models_side_by_side_have_steps_of_their_own():
+  """Moments of a learned step lie under its name, and are no counts."""
+  train = jl.train_step(jl.from_function(apply, start()), jl.cross_entropy, jl.chain(few_bits(1e-4), optax.adam(0.01)))
+  batch, keys = {'inputs': floats(8, 20), 'labels': np.arange(8) % 4}, jax.random.split(jax.random.key(0), 2)
+  axes = jl.step.ensemble_axes(jax.eval_shape(train.init, keys[0], batch))
+  states = jax.vmap(train.init, (0, None), axes)(keys, batch)
+  states, _ = jax.vmap(train.step, (axes, None), (axes, 0))(states, batch)
+  alone, _ = train.step(train.init(keys[1], batch), batch)
+  assert states.opt_state[0][0].count.shape == ()
+  for path in ('first', 'last'):
+    ours, theirs = states.params['jl.few_bits'][path]['step'][1], alone.params['jl.few_bits'][path]['step']
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
