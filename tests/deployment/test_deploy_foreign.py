@@ -200,9 +200,6 @@ def deployed(one, inputs, folder, formats=FORMATS):
 
 REFUSED: dict[tuple[str, ...], str] = {
   ('tokens', 'litert', 'integers'): 'one_hot',
-  ('equinox', 'litert'): 'no open batch in TRANSPOSE_CONV',
-  ('cropped', 'litert'): 'no open batch in TRANSPOSE_CONV',
-  ('haiku', 'litert'): 'no open batch in BROADCAST_TO',
 }
 
 

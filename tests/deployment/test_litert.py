@@ -178,6 +178,33 @@ def test_bytes_are_compared_and_looked_up(kind):
 
 
 @runs
+@pytest.mark.parametrize('space', [1, 2, 3])
+def test_transposed_convolutions_have_an_open_batch(space):
+  x, letters = floats(3, *(4, 3, 2)[:space], 2), 'HWD'[:space]
+  kernel, numbers = floats(*(3, 2, 3)[:space], 2, 4), (f'N{letters}C', f'{letters}IO', f'N{letters}C')
+
+  def fn(x):
+    return lax.conv_transpose(x, kernel, (2, 3, 1)[:space], 'SAME', dimension_numbers=numbers)
+
+  (found,) = litert.answers(litert.litert_bytes(listed(fn, x)), {'input': x})
+  np.testing.assert_allclose(found, fn(x), rtol=1e-5, atol=1e-5)
+
+
+@runs
+def test_heads_that_several_queries_share_are_repeated():
+  x = floats(4, 3, 6)
+
+  def fn(x):  # and a mask that is as long as they are
+    heads = jnp.repeat(x.reshape(*x.shape[:2], 2, 3), 2, axis=2)
+    seen = jnp.broadcast_to((x > 0).any(-1)[:, :, None, None], heads.shape)
+    return heads, jnp.where(seen, heads, -1.0), jnp.repeat(x.astype(jnp.int32), 2, axis=1)
+
+  found = litert.answers(litert.litert_bytes(listed(fn, x)), {'input': x})
+  for got, want in zip(found, fn(x), strict=True):
+    np.testing.assert_array_equal(got, want)
+
+
+@runs
 def test_the_cube_root_of_a_negative_number_is_one():
   x = np.array([[-8.0, 0.0, 27.0]], np.float32)
   (found,) = litert.answers(litert.litert_bytes(listed(jnp.cbrt, x)), {'input': x})
@@ -187,8 +214,8 @@ def test_the_cube_root_of_a_negative_number_is_one():
 REFUSED = {
   'a loop': (lambda x: jnp.sort(x, -1), 'a loop inside'),
   'a size that is told': (
-    lambda x: jax.lax.conv_transpose(x[..., None], jnp.ones((3, 3, 1, 4)), (2, 2), 'SAME'),
-    'no open batch in TRANSPOSE_CONV',
+    lambda x: jnp.repeat(x.astype(jnp.uint8), 2, -1).astype(jnp.float32),
+    'no open batch in BROADCAST_TO',
   ),
   'bfloat16': (lambda x: (x.astype(jnp.bfloat16) @ jnp.ones((3, 2), jnp.bfloat16)).astype(jnp.float32), 'express'),
 }

@@ -18,7 +18,7 @@ from jax import lax
 from jaxlite.deployment.litert import windows
 from jaxlite.deployment.litert.grids import Grid, grids, separate
 from jaxlite.deployment.operations import Batch, Graph, Operation, readers, sized
-from jaxlite.deployment.running import program
+from jaxlite.deployment.running import program, program_rules
 
 _MARK = 'jaxlite_grid_'
 _LOW, _HIGH = -128, 127
@@ -196,11 +196,10 @@ def _conv(r: _Reader, one: Operation) -> jax.Array:
   last = kernel.ndim - 1
   channels_last = (0, last, *range(1, last))
   out = lax.conv_general_dilated(
-    r.value(x),
+    windows.spread(r.value(x), told['input_dilation']),
     r.weight(kernel, r.known(scales), last),
     told['strides'],
     told['padding'],
-    lhs_dilation=told['input_dilation'],
     rhs_dilation=told['dilation'],
     dimension_numbers=lax.ConvDimensionNumbers(channels_last, (last, last - 1, *range(last - 1)), channels_last),
     feature_group_count=told['groups'],
@@ -208,6 +207,12 @@ def _conv(r: _Reader, one: Operation) -> jax.Array:
   )
   bias = r.bias(one)
   return out if bias is None else out + bias
+
+
+def _float_conv(r: _Reader, one: Operation) -> jax.Array:
+  told = {**one.attributes, 'input_dilation': (1,) * len(one.attributes['input_dilation'])}
+  x, *known = map(r.value, one.inputs)
+  return program_rules.RULES['conv'](windows.spread(x, one.attributes['input_dilation']), *known, **told)
 
 
 def _dot(r: _Reader, one: Operation) -> jax.Array:
@@ -344,6 +349,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 }
 _RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
   'convert_element_type': _converted,
+  'conv': _float_conv,
   'log1p': _log1p,
   'cbrt': _cbrt,
   **dict.fromkeys(_COMPARE, _compared),

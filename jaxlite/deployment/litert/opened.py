@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 _ANY = -1  # a size that is open
+_LONGEST = 6  # axes of what is added
 _SPREAD = (
   *('ADD', 'SUB', 'MUL', 'DIV', 'MAXIMUM', 'MINIMUM', 'POW', 'SQUARED_DIFFERENCE', 'SELECT_V2', 'FLOOR_DIV'),
   *('EQUAL', 'NOT_EQUAL', 'LESS', 'LESS_EQUAL', 'GREATER', 'GREATER_EQUAL', 'LOGICAL_AND', 'LOGICAL_OR'),
@@ -32,6 +33,8 @@ def opened(schema: Any, one: Any, other: Any, sizes: tuple[int, int]) -> Any:
   """
   if len(one.subgraphs) != 1 or len(other.subgraphs) != 1:
     raise ValueError('LiteRT has this network with a loop inside, as it has sorting; what is written holds none')
+  for model in (one, other):
+    _repeat_by_adding(schema, model)
   (a,), (b,) = one.subgraphs, other.subgraphs
   ends = {int(index) for index in a.outputs}
   kinds = names_of(schema)
@@ -54,6 +57,37 @@ def opened(schema: Any, one: Any, other: Any, sizes: tuple[int, int]) -> Any:
       tensor.buffer = len(one.buffers) - 1  # another may share the old one
       one.buffers[-1].data = _open_constant(schema, a, tensor, twin, data, there, reads)
   return one
+
+
+def _repeat_by_adding(schema: Any, model: Any) -> None:
+  """Repeats a value along axes by adding nothing that is as long there: BROADCAST_TO is told every size, the batch's
+  too, where a sum finds it by itself."""
+  (graph,), types = model.subgraphs, schema.TensorType
+  zeros = {types.FLOAT32: np.float32(-0.0), types.INT32: np.int32(0), types.INT64: np.int64(0), types.BOOL: np.False_}
+  kinds = names_of(schema)
+  for operator in graph.operators:
+    if kinds[model.operatorCodes[operator.opcodeIndex].builtinCode] != 'BROADCAST_TO':
+      continue
+    x, out = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
+    sizes = [*out.shape]
+    before = [1] * (len(sizes) - len(x.shape)) + [*x.shape]
+    if x.type not in zeros or len(sizes) > _LONGEST or model.buffers[x.buffer].data is not None:
+      continue
+    row = np.full([1 if old == size else size for old, size in zip(before, sizes, strict=True)], zeros[x.type])
+    nothing = schema.TensorT()
+    nothing.shape, nothing.name, nothing.hasRank, nothing.type = (
+      [*row.shape],
+      f'nothing_{operator.outputs[0]}',
+      True,
+      x.type,
+    )
+    model.buffers.append(schema.BufferT())
+    nothing.buffer, model.buffers[-1].data = len(model.buffers) - 1, row.view(np.uint8).reshape(-1)
+    graph.tensors.append(nothing)
+    kind, told = ('LOGICAL_OR', 'LogicalOrOptions') if x.type == types.BOOL else ('ADD', 'AddOptions')
+    operator.opcodeIndex, operator.inputs = _code(schema, model, kind), [operator.inputs[0], len(graph.tensors) - 1]
+    operator.builtinOptionsType = getattr(schema.BuiltinOptions, told)
+    operator.builtinOptions = getattr(schema, f'{told}T')()
 
 
 def names_of(schema: Any) -> dict[int, str]:

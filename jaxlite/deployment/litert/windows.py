@@ -1,7 +1,9 @@
-"""Pools in a form that LiteRT's converter has an operation for: of anything else over windows it makes a loop."""
+"""What runs over windows in a form that LiteRT's converter has an operation for: of other pools it makes a loop, and a
+transposed convolution is told its batch size there."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,6 +71,27 @@ def max_pool(
     return found.reshape(*found.shape[:2], found.shape[3])
   lowest = np.finfo(np.float32).min if x.dtype == jnp.float32 else np.iinfo(x.dtype).min
   return _of_slices(jnp.maximum, x, lowest, window, strides, padding)
+
+
+def spread(x: jax.Array, apart: Sequence[int]) -> jax.Array:
+  """Puts zeros between entries along axes of space, as a transposed convolution has them.
+
+  Args:
+    x: [B, space..., C].
+    apart: by how much entries that were neighbors lie apart then, by axis of space.
+
+  >>> spread(jnp.array([1.0, 2.0]).reshape(1, 2, 1), (3,)).ravel().tolist()
+  [1.0, 0.0, 0.0, 2.0]
+  """
+  for axis, step in enumerate(apart, 1):
+    if step == 1 or x.shape[axis] == 0:
+      continue
+    before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
+    rows = lax.reshape(x, (before[0], math.prod(before[1:]), 1, math.prod(after)))
+    rows = lax.pad(rows, np.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), (0, step - 1, 0), (0, 0, 0)])
+    x = lax.reshape(rows, (*before[:-1], before[-1] * step, *after))
+    x = lax.slice_in_dim(x, 0, x.shape[axis] - step + 1, axis=axis)
+  return x
 
 
 def _of_slices(

@@ -139,9 +139,11 @@ def _take(editor: Editor, one: Operation) -> str | None:
   table, indices = one.inputs
   offset, collapsed, start, *batching = one.attributes['dimension_numbers']
   shape, out = editor.values[table].shape, editor.values[one.outputs[0]].shape
-  rank = len(editor.values[indices].shape) - 1
+  rank, rows = len(editor.values[indices].shape) - 1, shape[0]
   whole = one.attributes['slice_sizes'] == (1, *shape[1:])
   if table not in editor.constants or any(batching) or collapsed != (0,) or start != (0,) or not whole:
+    return None
+  if not isinstance(rows, int):
     return None
   if offset != tuple(range(rank, rank + len(shape) - 1)):
     return None
@@ -151,7 +153,7 @@ def _take(editor: Editor, one: Operation) -> str | None:
   widened, dtype = _made(editor, ids, 'convert_element_type'), editor.values[ids].dtype
   if widened is not None and _widens(editor.values[widened.inputs[0]].dtype, dtype):
     ids = widened.inputs[0]  # bytes, say, that were made wide to look up by
-  plain, least = _from_the_end(editor, ids, shape[0]), -shape[0]
+  plain, least = _from_the_end(editor, ids, rows), -rows
   if plain is None:  # none counts from the end, or none can
     plain, least = ids, 0
     if one.attributes['mode'] == 'fill_or_drop' and editor.values[ids].dtype.kind != 'u':
@@ -161,7 +163,7 @@ def _take(editor: Editor, one: Operation) -> str | None:
     editor.values[wide] = Value(editor.values[plain].shape, np.dtype(np.int32))
     plain = editor.add('convert_element_type', [plain], wide, editor.values[wide].shape, new_dtype='int32')
   if one.attributes['mode'] != 'fill_or_drop':  # beyond the table is its nearest row, also where nobody said so
-    plain = _within(editor, plain, least, shape[0] - 1)
+    plain = _within(editor, plain, least, rows - 1)
   return editor.add('take', [table, plain], one.outputs[0], out)
 
 
