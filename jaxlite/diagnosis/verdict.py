@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -92,8 +93,10 @@ def flags(overrides: Mapping[str, Any]) -> str:
 
   >>> flags({'optim.lr': 0.01, 'repair.start': True})
   '--config.optim.lr=0.01 --config.repair.start=true'
+  >>> flags({'net.widths': (300, 100)})
+  "'--config.net.widths=(300, 100)'"
   """
-  return ' '.join(f'--config.{path}={written(value)}' for path, value in overrides.items())
+  return shlex.join(f'--config.{path}={written(value)}' for path, value in overrides.items())
 
 
 def written(value: Any) -> str:

@@ -7,6 +7,7 @@ here says what it saves. What does not exist for a run is not among its changes.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,8 +42,12 @@ class Edit(NamedTuple):
 
   @property
   def flags(self) -> str:
-    """As flags of the launcher."""
-    return ' '.join(flags_of(self.fields))
+    """As flags of the launcher, as a shell takes them: a tuple or a rule has signs that it would read.
+
+    >>> Edit('half as wide', {'net.widths': (150, 50)}, OTHER).flags
+    "'--config.net.widths=(150, 50)'"
+    """
+    return shlex.join(flags_of(self.fields))
 
 
 def flags_of(fields: dict[str, Any], run: str = '') -> list[str]:

@@ -56,29 +56,33 @@ def _bytes(result: Any) -> str:
   return f'{result.bytes:,}' if result.packed else f'{result.bytes:,} by a plain count'
 
 
-def spread(results: Sequence[Any], name: str = 'accuracy') -> str:
-  """Returns a line: the mean of a metric over runs that differ by chance, and the interval that holds it.
+def spread(results: Sequence[Any]) -> str:
+  """Returns a line: the mean of the first line of the table over runs that differ by chance, and the interval that
+  holds it.
 
   Args:
-    results: at least two runs.
-    name: the metric, a share.
+    results: at least two runs of one task.
 
   Returns:
-    The mean and its 95 % interval by Student's t.
+    The mean and its 95 % interval by Student's t; '' of a task whose table has no lines, or not that one in each run.
 
   References:
     Student, The probable error of a mean, 1908, https://doi.org/10.2307/2331554
 
   >>> from jaxlite.report.result import Result
-  >>> spread([Result(str(i), {'accuracy': value}) for i, value in enumerate((0.90, 0.91, 0.92))])
+  >>> rows = [['test accuracy', 'accuracy', 'percent']]
+  >>> spread([Result(str(i), {'accuracy': value}, rows=rows) for i, value in enumerate((0.90, 0.91, 0.92))])
   'test accuracy over 3 runs: mean 91.00 %, 95 % interval 88.52 to 93.48 %'
   """
   from scipy import stats
 
+  label, name, form = next(iter(results[0].rows), ('', '', ''))
+  if not name or not all(name in result.metrics for result in results):
+    return ''
   values = np.array([result.metrics[name] for result in results])
   half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-  low, high = percent(values.mean() - half).removesuffix(' %'), percent(values.mean() + half)
-  return f'test {name} over {len(values)} runs: mean {percent(values.mean())}, 95 % interval {low} to {high}'
+  low, high = written(form, values.mean() - half).removesuffix(' %'), written(form, values.mean() + half)
+  return f'{label} over {len(values)} runs: mean {written(form, values.mean())}, 95 % interval {low} to {high}'
 
 
 def table(results: Sequence[Any]) -> str:

@@ -54,7 +54,8 @@ class Aim:
     self._earlier = [(one['steps'], one['values']) for one in _kept(self._file)]
     for point in read_records(folder):
       if point['kind'] == 'validation':
-        self.saw(point['step'], point.get(self.metric))
+        self._took(point['step'], point.get(self.metric))
+    self._expected = self._at(len(self._steps))  # once: what was expected before, nobody asks
 
   def saw(self, step: int, value: Any) -> None:
     """Takes a point of the learning curve.
@@ -63,11 +64,15 @@ class Aim:
       step: at which it was measured.
       value: of the metric; what is no number counts for nothing.
     """
-    if self.target is None or not isinstance(value, int | float) or step <= (self._steps[-1] if self._steps else 0):
-      return
+    if self.target is not None and self._took(step, value):
+      self._expected = self._at(len(self._steps))
+
+  def _took(self, step: int, value: Any) -> bool:
+    if not isinstance(value, int | float) or step <= (self._steps[-1] if self._steps else 0):
+      return False
     self._steps.append(step)
     self._values.append(float(value))
-    self._expected = self._at(len(self._steps))
+    return True
 
   def said(self, step: int, rate: float) -> list[str]:
     """Returns what is to be said at a point of the run: a text, or none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def _but_for(page: str, told: set[str]) -> str:
 
 
 def _try(source: Source, run: str, edit: Edit, step: float | None) -> Tried:
-  how = ' '.join(flags_of(edit.fields, run))
+  how = shlex.join(flags_of(edit.fields, run))
   try:
     found = asked(source, run, 'trial', fields=edit.fields, step=step)
   except (Died, ValueError) as end:
@@ -167,7 +168,8 @@ def budget(
 
   if not all(one.strip().isdecimal() and int(one) > 0 for one in shape) or not shape:
     raise ConfigError(f'--shape is the size of one example, such as 28,28,1 or 20; got {",".join(shape)}')
-  for flag, value, least in (('minutes', minutes, 0), ('examples', examples, 19), ('classes', classes or 10, 1)):
+  classes = 10 if classes is None else classes
+  for flag, value, least in (('minutes', minutes, 0), ('examples', examples, 19), ('classes', classes, 1)):
     if not least < value < math.inf:
       raise ConfigError(f'--{flag} is above {least}; got {value}')
   if megabytes is not None and megabytes < 1:
@@ -178,6 +180,6 @@ def budget(
     here = here._replace(resident_memory=least, resident_free=max(here.resident_free, least), memory=least)
     here = here._replace(reason='--megabytes')
   say = streams.steady(functools.partial(print, flush=True))
-  for line in affordable.lines(minutes, here, examples, tuple(map(int, shape)), classes or 10, say):
+  for line in affordable.lines(minutes, here, examples, tuple(map(int, shape)), classes, say):
     say(line)
   return 0

@@ -11,6 +11,7 @@ from jaxlite.config.reads import Reads, watched
 from jaxlite.config.schema import Config, validate
 from jaxlite.errors import ConfigError
 from jaxlite.host import streams
+from jaxlite.host.files import expanded
 from jaxlite.planning.plan import FITS, Verdict, mib, spoken
 from jaxlite.run.foreseen import foreseen
 from jaxlite.run.jobs import job_of
@@ -101,7 +102,7 @@ def batch_size(
   """
   validate(config)
   say = streams.steady(say)
-  folder = Path(workdir).absolute() if workdir is not None else Path('.')
+  folder = expanded(workdir).absolute() if workdir is not None else Path('.')
   own = Reads()
   loaded = dataset_of(watched(config, own), data)
   if 'data.batch_size' in own.paths:

@@ -112,8 +112,9 @@ def run(
     if several and mode == 'train' and not kept and not only:
       page.write(results, folder, list(several))
   say(f'\n{tables.table(results)}')
-  if len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1:
-    say(f'\n{tables.spread(results)}')
+  alike = len(results) > 1 and len({_but_for_chance(one) for one in several.values()}) == 1
+  if alike and (line := tables.spread(results)):
+    say(f'\n{line}')
   if mode == 'train':
     say('\n' + '\n'.join(f'report: {where / "report.md"}' for where in ([folder / name for name in only] or [folder])))
   return 0

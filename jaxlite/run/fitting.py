@@ -224,7 +224,7 @@ def _slower(form: dict[str, Any], good: Sequence[tuple[float, Any]]) -> bool:
 
 
 def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
-  how = ' '.join(flags_of(form['fields'], name))
+  how = shlex.join(flags_of(form['fields'], name))
   label = form['name'] + (', freed memory goes back' if _BACK.items() <= form['fields'].items() else '')
   margin = form.get('margin', MARGIN)
   question = {'fields': form['fields'], 'step': form['step'], 'margin': margin}

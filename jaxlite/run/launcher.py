@@ -216,6 +216,9 @@ def _given(fields: bool) -> dict[str, Any]:
     ConfigError: one that another mode takes, or two that exclude each other.
   """
   mode = FLAGS.mode
+  for name in ('workdir', 'out'):
+    if FLAGS[name].value == '':  # --workdir=$UNSET: what was meant is not the default
+      raise errors.ConfigError(f'--{name} names a folder, and is empty: name one, or leave it out')
   for names, owner in (
     (_DEPLOYING, 'deploy'),
     (_TUNING, 'tune'),
@@ -246,7 +249,7 @@ def _given(fields: bool) -> dict[str, Any]:
     raise errors.ConfigError(f'--force goes with --mode=train; got --mode={mode}')
   if FLAGS.target is not None and mode not in ('train', 'fit', 'plan'):
     raise errors.ConfigError(f'--target goes with --mode=train, fit and plan; got --mode={mode}')
-  if FLAGS.fresh and mode in ('plan', 'diagnose', 'report', 'doctor', 'catalogue', 'lr_range', 'batch_size'):
+  if FLAGS.fresh and mode not in ('train', 'fit', 'tune'):
     raise errors.ConfigError(f'--fresh moves an old run aside, and --mode={mode} trains nothing: leave one out')
   if mode == 'report':
     if fields:
@@ -265,7 +268,7 @@ def _given(fields: bool) -> dict[str, Any]:
     found |= {'budget': FLAGS.budget}
     return {name: value for name, value in found.items() if value is not None}
   if mode == 'diagnose':
-    return {'act': True, 'minutes': FLAGS.minutes or 30.0} if FLAGS.act else {}
+    return {'act': True, 'minutes': 30.0 if FLAGS.minutes is None else FLAGS.minutes} if FLAGS.act else {}
   if mode in ('lr_range', 'batch_size') and FLAGS.smoke:
     raise errors.ConfigError(f'--smoke is a short run, and --mode={mode} trains none: leave it out')
   if mode == 'tune':

@@ -112,7 +112,7 @@ def train_varied(
   try:
     folder = check_workdir(workdir)
   except WorkdirError:
-    done = _only_reported(config, Path(workdir), model, data, say)
+    done = _only_reported(config, expanded(workdir), model, data, say)
     if done is None or fresh:
       raise
     return done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def flags(found: Any, trial: Trial) -> str:
   for name, kind in found.space.items():
     value = given(kind, trial.given[name])
     plain = value is None or isinstance(value, bool | int | float | str | tuple)
-    parts.append(f'--config.{name}={value}' if plain and _is_field(found, name) else f'{name}={written(value)}')
+    flag = shlex.quote(f'--config.{name}={value}')  # a tuple has signs that a shell would read
+    parts.append(flag if plain and _is_field(found, name) else f'{name}={written(value)}')
   return ' '.join(parts)
 
 

@@ -19,11 +19,13 @@ from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
 from jaxlite.errors import ConfigError, counted
 from jaxlite.host import preempt, streams
+from jaxlite.host.files import expanded
 from jaxlite.run import loop, study
 from jaxlite.run.batch_size import batch_size
 from jaxlite.run.lr_range import lr_range
 from jaxlite.run.tune import reported
 from jaxlite.run.worker import work
+from jaxlite.tasks.figures import lacking
 from jaxlite.tuning.space import parsed
 
 _SMOKE = 3  # trials
@@ -113,12 +115,13 @@ def ask(mode: str, config: Config, workdir: str, run: str) -> int:
   """
   say = streams.steady(functools.partial(print, flush=True))
   one = study.of_run(config, run)
-  folder = Path(workdir, run) if run else Path(workdir)
+  place = f'{workdir}/{run}' if run else workdir  # not yet a Path, which makes gs:/ of gs://
   if mode == 'lr_range':
-    say(str(lr_range(one, folder, say=say)))
-    say(f'picture: {folder / "lr_range.png"}')
+    say(str(lr_range(one, place, say=say)))
+    if not lacking():
+      say(f'picture: {expanded(place) / "lr_range.png"}')
   else:
-    say(str(batch_size(one, folder, say=say)))
+    say(str(batch_size(one, place, say=say)))
   return 0
 
 

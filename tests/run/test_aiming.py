@@ -56,13 +56,17 @@ def test_each_point_says_when_it_will_be_reached_and_the_end_whether_it_was(aime
   assert 'target: 1 of 1 reached' in checking.table(folder)
 
 
-def test_a_target_changes_no_number_and_a_run_that_goes_on_knows_its_whole_curve(aimed, tmp_path):
+def test_a_target_changes_no_number_and_a_run_that_goes_on_knows_its_whole_curve(aimed, tmp_path, monkeypatch):
   folder, *_ = aimed
-  said = []
+  said, lengths, reach = [], [], aiming.reach
   first = jl.train(config(None, steps=30), tmp_path / 'run', data=task(), say=said.append)
   assert 'target' not in first.forecast
   assert not [line for line in said if '80 of 100' in line]
+  monkeypatch.setattr(
+    aiming, 'reach', lambda steps, *rest, **more: lengths.append(len(steps)) or reach(steps, *rest, **more)
+  )
   again = jl.train(config(0.75), tmp_path / 'run', data=task(), say=said.append)
+  assert lengths[0] == 10  # one look at the whole curve: a look at each of its points grows with its square
   curve = [(one['step'], one['accuracy']) for one in read_records(tmp_path / 'run') if one['kind'] == 'validation']
   assert [step for step, _ in curve] == list(range(3, 61, 3))
   assert again.forecast['target']['reached'] == next((step for step, value in curve if value >= 0.75), None)

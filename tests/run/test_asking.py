@@ -44,6 +44,10 @@ WRONG = [
   (('--mode=plan', '--minutes=0', '--examples=9', '--shape=8'), '--minutes is above 0; got 0'),
   (('--mode=train', '--minutes=0'), '--minutes goes with --mode=plan'),
   (('--mode=plan', '--minutes=x'), 'flag --minutes=x'),
+  (('--mode=plan', '--minutes=3', '--examples=900', '--shape=8', '--classes=0'), '--classes is above 1; got 0'),
+  (('--mode=eval', '--fresh'), '--fresh moves an old run aside, and --mode=eval trains nothing'),
+  (('--fresh', '--workdir='), '--workdir names a folder, and is empty'),
+  (('--mode=deploy', '--out='), '--out names a folder, and is empty'),
   (('--mode=play',), 'flag --mode=play'),
 ]
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import json
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -69,3 +71,14 @@ def test_a_name_that_is_none_of_its_runs_is_refused(tmp_path):
   with pytest.raises(ConfigError, match="this experiment is a single one; got 'a'"):
     experiment.run(single, tmp_path, only=['a'])
   assert not list(tmp_path.iterdir())
+
+
+def test_seeds_are_summed_up_by_the_first_line_of_their_table_whatever_the_task(tmp_path, capsys):
+  x = np.random.default_rng(0).normal(size=(80, 64)).astype(np.float32)
+  config = several()
+  config.model = lambda config: jl.from_function(lambda params, x: x @ params['w'], {'w': jnp.zeros((64, 1))})
+  config.data.load = lambda config: jl.data.from_arrays((x, x[:, 0]), task=jl.tasks.regression())
+  assert experiment.run(config, tmp_path) == 0
+  told = capsys.readouterr().out
+  found = [json.loads((tmp_path / name / 'result.json').read_text())['metrics']['rmse'] for name in 'abc']
+  assert f'test RMSE over 3 runs: mean {np.mean(found):.4g}, 95 % interval ' in told

@@ -148,6 +148,8 @@ def test_a_finished_run_in_a_read_only_folder_is_reported(tmp_path, monkeypatch,
   said = []
   assert run(tmp_path, steps=2, say=said.append) == first
   assert any(line.startswith('this run is finished') for line in said)
+  monkeypatch.setenv('HOME', str(tmp_path.parent))
+  assert run(f'~/{tmp_path.name}', steps=2) == first
   with pytest.raises(WorkdirError, match='Read-only'):
     run(tmp_path, steps=4)
   monkeypatch.setattr(experiment, 'check_workdir', refuses)  # the launcher's way to it
