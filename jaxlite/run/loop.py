@@ -251,7 +251,7 @@ def _fit(
     return batches
 
   def took(step: int, terms: Any, count: int) -> None:
-    pending.append(({**terms, WEIGHT: np.array([weights.pop(step + i) for i in range(count)])}, count))
+    multi_step.keep(pending, {**terms, WEIGHT: np.array([weights.pop(step + i) for i in range(count)])}, count)
 
   def save(*, wait: bool = False) -> None:
     record.pending = multi_step.fetched(pending)

@@ -21,12 +21,14 @@ from jaxlite.graph.init_numpy import copied
 from jaxlite.graph.walk import has_primitive
 from jaxlite.step.programs import on_cpu
 from jaxlite.step.state import TrainState
+from jaxlite.step.under_way import MANY
 
 LATENCY_SECONDS = 0.05  # of a dispatch: a signal waits for it
 STACK_BYTES = 16 << 20  # of the batches of a dispatch; those of the next are gathered meanwhile
 SLOW_SECONDS = 0.005  # a step this long hides what its dispatch costs
 TRIED = 16  # steps that are timed and compared
 WORTH = 0.9  # what is not a tenth faster is left alone
+_WAITING = 1_000  # metrics that stay on the device, where each takes some 5 KB
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Any]]
 Batches = Callable[[int, int], Any]
@@ -199,6 +201,29 @@ def stacked(batches: Any, most: int) -> Any:
     return full
 
   return jax.tree.map(fill, batches)
+
+
+def keep(pending: list[tuple[Any, int]], terms: Any, count: int) -> None:
+  """Appends the metrics of some steps to those that wait for the next point of the record.
+
+  They stay on the device, so that nobody waits for them; of a run that writes points seldom those of long ago come to
+  the host, where a number takes a tenth of the memory.
+
+  Args:
+    pending: (metrics, how many steps) in a row; is added to.
+    terms: metrics of several steps or one, by name.
+    count: how many steps.
+  """
+  pending.append((terms, count))
+  if len(pending) < _WAITING or not isinstance(next(iter(pending[-_WAITING][0].values())), jax.Array):
+    return
+  block = slice(-_WAITING, -MANY)  # not the newest, which may be under way
+  values = jax.device_get([terms for terms, _ in pending[block]])
+  sizes = [count for _, count in pending[block]]
+  pending[block] = [
+    ({name: np.ravel(one)[0].item() for name, one in terms.items()} if count == 1 else terms, count)
+    for terms, count in zip(values, sizes, strict=True)
+  ]
 
 
 def fetched(pending: list[tuple[Any, int]]) -> list[dict[str, float]]:

@@ -87,6 +87,19 @@ def test_a_run_is_the_same_however_it_is_cut(cuts, recipe):
   assert [terms['loss'] for terms in multi_step.fetched(found)] == losses
 
 
+def test_metrics_that_wait_long_come_to_the_host_and_are_the_same():
+  pending, wanted = [], []
+  for i in range(2_500):
+    one = np.float32(i) / 3
+    multi_step.keep(pending, {'loss': jnp.asarray(one), 'more': np.array([2.0 * i])}, 1)
+    wanted.append({'loss': float(one), 'more': 2.0 * i})
+    if i % 5 == 0:
+      multi_step.keep(pending, {'loss': jnp.array([one, -one, 0]), 'more': np.array([1.0, 2.0])}, 2)
+      wanted += [{'loss': float(one), 'more': 1.0}, {'loss': -float(one), 'more': 2.0}]
+    assert sum(isinstance(terms['loss'], jax.Array) for terms, _ in pending[-3_000:-1_000]) == 0
+  assert multi_step.fetched(pending) == wanted
+
+
 def test_several_steps_are_one_program_whatever_their_number():
   traces = []
 
