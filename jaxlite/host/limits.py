@@ -191,10 +191,11 @@ def disk_free(folder: str | os.PathLike[str]) -> int | None:
   >>> (disk_free('/no/such/folder') or 0) > 0
   True
   """
-  place = Path(folder).absolute()
-  for above in (place, *place.parents):
-    with contextlib.suppress(OSError, ValueError):
-      return shutil.disk_usage(above).free
+  with contextlib.suppress(FileNotFoundError):  # where this process stands was removed
+    place = Path(folder).absolute()
+    for above in (place, *place.parents):
+      with contextlib.suppress(OSError, ValueError):
+        return shutil.disk_usage(above).free
   return None
 
 

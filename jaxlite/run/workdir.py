@@ -66,16 +66,22 @@ def check_workdir(workdir: str | os.PathLike[str]) -> Path:
   if '\0' in text:
     raise WorkdirError(f'a workdir is a local folder, and no name has a zero byte; got {text!r}: name another')
   try:
-    text.encode()
-  except UnicodeEncodeError:  # bytes that this process cannot read as text; checkpoints are written by names in UTF-8
-    raise WorkdirError(
-      f'a workdir is named in text, and under the encoding {sys.getfilesystemencoding()} of this process {text!a} is '
-      'none: set PYTHONUTF8=1 (or LC_ALL=C.UTF-8), or give another workdir'
-    ) from None
-  try:
     path = Path(text).expanduser().absolute()
   except RuntimeError:
     raise WorkdirError(f'the home in the workdir {text!r} is not known here: give another workdir') from None
+  except FileNotFoundError:
+    raise WorkdirError(
+      f'the workdir {text!r} lies in the folder where this process stands, which was removed: go to another, or give a '
+      'full path'
+    ) from None
+  try:
+    str(path).encode()
+  except UnicodeEncodeError:  # bytes, in its name or above it, that are no text here; checkpoints are named in UTF-8
+    named = text if not text.isascii() else str(path)
+    raise WorkdirError(
+      f'a workdir is named in text, and under the encoding {sys.getfilesystemencoding()} of this process {named!a} is '
+      'none: set PYTHONUTF8=1 (or LC_ALL=C.UTF-8), or give another workdir'
+    ) from None
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):  # permission bits do not tell: try

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxlite.host.limits import disk_free
 from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -24,13 +25,32 @@ def test_what_is_no_local_folder_is_refused_in_one_line(path: str, tmp_path: Pat
   assert not list(tmp_path.iterdir())
 
 
-def test_a_name_that_is_no_text_is_refused_before_anything_is_made(tmp_path: Path):
+def test_a_name_that_is_no_text_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
   """What a process in the locale C makes of a name with an umlaut: checkpoints could not be written there."""
-  with pytest.raises(WorkdirError, match=r'named in text.*PYTHONUTF8=1.*another workdir') as caught:
-    check_workdir(tmp_path / os.fsdecode(b'r\xff'))
-  assert len(str(caught.value).splitlines()) == 1
-  assert str(caught.value).isascii()
+  odd = tmp_path / os.fsdecode(b'r\xff')
+
+  def refused(path: str | Path) -> None:
+    with pytest.raises(WorkdirError, match=r'named in text.*PYTHONUTF8=1.*another workdir') as caught:
+      check_workdir(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).isascii()
+
+  refused(odd)
   assert not list(tmp_path.iterdir())
+  odd.mkdir()
+  monkeypatch.chdir(odd)
+  refused('runs/mine')  # its own name is text, and that of the folder above is not
+  assert not list(odd.iterdir())
+
+
+def test_where_this_process_stands_may_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+  (tmp_path / 'gone').mkdir()
+  monkeypatch.chdir(tmp_path / 'gone')
+  (tmp_path / 'gone').rmdir()
+  with pytest.raises(WorkdirError, match=r"'runs/mine' lies .* was removed: go to another, or give a full path"):
+    check_workdir('runs/mine')
+  assert check_workdir(tmp_path / 'run') == tmp_path / 'run'
+  assert disk_free('runs/mine') is None
 
 
 def test_a_new_folder_is_made_and_left_empty(tmp_path: Path):
@@ -54,6 +74,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path):
   # Root writes anywhere: let a child give root up.
   script = f"""
 import os, sys
+from jaxlite.host.limits import disk_free
 from jaxlite.run.workdir import check_workdir
 if os.getuid() == 0:
   os.setuid(65534)
@@ -74,6 +95,7 @@ except ValueError as error:
 
 _HOLD = """
 import os, sys, time
+from jaxlite.host.limits import disk_free
 from jaxlite.run.workdir import lock
 with lock(sys.argv[1]):
   if sys.argv[2:] == ['fork'] and os.fork() == 0:
