@@ -84,8 +84,8 @@ def curves(
         values = 100 * values if name == score and form == 'percent' else values
         thin = kind == 'train' and name == 'loss'
         style = {'linewidth': 1.0, 'alpha': 0.55} if thin else {'linewidth': 2.0}
-        marker = 'o' if len(steps) == 1 else None
-        axes.plot(steps, values, color=color, marker=marker, solid_capstyle='round', **style)
+        marker = None if len(steps) > 1 else '_' if thin else 'o'  # a dot is the step that was tested
+        axes.plot(steps, values, color=color, marker=marker, markersize=9, solid_capstyle='round', **style)
         shown += [float(value) for value in values if np.isfinite(value)]
         if name == score and len(steps):
           _mark_tested(axes, steps, values, (tested or {}).get(run), color)

@@ -268,8 +268,11 @@ def chart(
 
 def _drawn(line: Line, x: Scale, y: Scale) -> str:
   color = (line.color or 0) % LINES
-  if len(line.x) == 1:
+  if len(line.x) == 1 and line.kind != 'thin':
     return dot(float(x(line.x[0])), float(y(line.y[0])), color)
+  if len(line.x) == 1:  # a mean over all of training: a dot is the step that was tested
+    place = float(x(line.x[0])) + np.array([-5.0, 5.0])
+    return f'<path class="line thin c{color}" d="{path(place, np.repeat(y(line.y[0]), 2))}"/>'
   dash = _DASHES[line.dash % len(_DASHES)]
   dashed = f' stroke-dasharray="{dash}"' if dash else ''
   made = f'<path class="line {line.kind} c{color}"{dashed} d="{path(x(line.x), y(line.y))}"/>'

@@ -189,7 +189,18 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
       command_line.fail(errors.as_flags(message))
 
   usage = _USAGE.format(program=program)
-  app.run(run, flags_parser=lambda argv: command_line.parse(argv, FLAGS, usage, __name__))
+  try:
+    app.run(run, flags_parser=lambda argv: command_line.parse(argv, FLAGS, usage, __name__))
+  except KeyboardInterrupt:  # outside of a run under way, which saves first; Python ends by the signal itself
+    if not (FLAGS.is_parsed() and FLAGS.traceback):
+      sys.excepthook = _interrupted
+    raise
+
+
+def _interrupted(kind: Any, error: BaseException, trace: Any) -> None:
+  """What is printed in the place of a traceback that says nothing."""
+  with streams.listening(sys.stderr):
+    print('interrupted', file=sys.stderr)
 
 
 _DEPLOYING = ('formats', 'out', 'which', 'deadline')

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import resource
+import signal
 import subprocess
 import sys
 
@@ -130,11 +131,12 @@ def test_every_form_and_every_order_gives_the_same_run(folder):
 
 def test_flags_reach_the_loop(folder):
   given = _given(
-    folder, '--config=experiments/mine.py', '--workdir=w', '--mode=eval', '--fresh', '--config.log.progress=no',
+    folder, '--config=experiments/mine.py', '--workdir=w', '--mode=eval', '--smoke', '--config.log.progress=no',
     '--config.sparsity=-1e-3',
   )  # fmt: skip
-  assert (given['workdir'], given['mode'], given['fresh'], given['smoke']) == ('w', 'eval', True, False)
+  assert (given['workdir'], given['mode'], given['fresh'], given['smoke']) == ('w', 'eval', False, True)
   assert (given['progress'], given['sparsity']) == (False, -0.001)
+  assert _given(folder, '--config=experiments/mine.py', '--fresh')['fresh']
 
 
 def test_the_command_runs_from_anywhere(folder, tmp_path):
@@ -216,6 +218,13 @@ def test_only_errors_that_a_person_can_mend_hide_their_traceback(folder):
   done = _launch(folder, mine, '--traceback', '--config.seed=-1')
   assert 'Traceback' in done.stderr
   assert 'ConfigError' in done.stderr
+
+
+def test_an_interrupt_is_one_word_and_ends_the_process_as_a_shell_expects(folder):
+  (folder / 'slow.py').write_text('import os, signal\ndef get_config():\n  os.kill(os.getpid(), signal.SIGINT)\n')
+  done = _launch(folder, '--config=slow.py')
+  assert (done.returncode, done.stderr) == (-signal.SIGINT, 'interrupted\n')
+  assert 'get_config' in _launch(folder, '--config=slow.py', '--traceback').stderr
 
 
 def test_an_error_of_ours_stays_one_line_through_jit():

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jaxlite.deployment.inventory import Layer, stored_bytes
 from jaxlite.host import machine
-from jaxlite.report import figures, page, tables
+from jaxlite.report import figures, page, svg, tables
 from jaxlite.report.result import Result, from_json, to_json
 from jaxlite.tasks import classification
 
@@ -174,6 +174,17 @@ def test_bars_are_as_long_as_what_is_left():
   assert [bar.get_width() for bar in axes.patches] == [100, 100, 100, 25, 100, 0]
   assert figures.sparsity({'run': [Layer('a', 4, 4)]}) is None
   assert figures.sparsity({}) is None
+
+
+def test_a_dot_is_the_step_that_was_tested_and_nothing_else():
+  history = [{'kind': 'train', 'step': 9, 'loss': 2.0}, {'kind': 'validation', 'step': 4, 'loss': 1.0, 'accuracy': 0.5}]
+  history.append({'kind': 'validation', 'step': 8, 'loss': 1.0, 'accuracy': 0.6})
+  loss, accuracy = figures.curves({'run': history}, {'run': 8}).axes
+  assert [line.get_marker() for line in loss.lines] == ['_', 'None']
+  assert [(line.get_marker(), *line.get_xdata()) for line in accuracy.lines][1:] == [('o', 8.0)]
+  line = svg.Line('run, training', np.array([9.0]), np.array([2.0]), 0, 'thin')
+  assert '<circle' not in svg.chart('Loss', [line], 'steps')
+  assert '<circle' in svg.chart('Loss', [line._replace(kind='')], 'steps')
 
 
 def test_curves_show_the_points_that_are_numbers():
