@@ -255,11 +255,11 @@ def chain(*parts: Any) -> Recipe:
   """
   flat = tuple(one for part in parts for one in (part.parts if isinstance(part, Recipe) else (part,)))
   last = None
-  names = {'task', 'loss'}  # terms of every step
+  names = {'task', 'loss', 'const', 'taps', 'point', 'health', 'loop', 'statistics'}  # the step's own
   for index, part in enumerate(flat):
     if isinstance(part, Hook):
       if part.name in names:
-        raise ValueError(f"hooks have names of their own, not 'task' or 'loss'; {part.name!r} stands twice: give name=")
+        raise ValueError(f"a hook needs a name of its own; {part.name!r} stands twice or is the step's: give one name=")
       names.add(part.name)
     elif isinstance(part, optax.MultiSteps):
       raise TypeError('optax.MultiSteps hides steps from other parts: use jl.accumulate(k) in a jl.chain')

@@ -90,10 +90,18 @@ def test_two_hooks_of_one_name_are_refused():
     jl.chain(scaling('a', 1.0), scaling('a', 2.0))
 
 
-@pytest.mark.parametrize('name', ['task', 'loss'])  # of a step's own terms: the task's loss would be gone
-def test_a_hook_of_the_name_of_a_step_s_own_term_is_refused(name):
-  with pytest.raises(ValueError, match=f"not 'task' or 'loss'; '{name}' stands twice"):
+@pytest.mark.parametrize('name', ['task', 'loss', 'const', 'point'])  # the task's loss, say, would be gone
+def test_a_hook_of_the_name_of_what_a_step_keeps_itself_is_refused(name):
+  with pytest.raises(ValueError, match=f"'{name}' stands twice or is the step's"):
     jl.chain(jl.distill(lambda x: x, name=name), optax.sgd(0.1))
+
+
+@pytest.mark.parametrize('shape', [(4,), (1,)])
+def test_a_term_that_is_no_single_number_is_told(shape):
+  hook = jl.Hook('mine', loss=lambda inner: lambda context: {**inner(context), 'mine': jnp.ones(shape)})
+  train = train_step(linear(), lambda out, batch: jnp.sum(out, 1), jl.chain(hook, optax.sgd(0.1)))
+  with pytest.raises(ValueError, match=r"are single numbers, .*; 'mine' is float32\[\d\]: take a mean"):
+    train.step(train.init(jax.random.key(0), {'inputs': jnp.ones((4, 3))}), {'inputs': jnp.ones((4, 3))})
 
 
 def test_an_update_after_prune_is_refused_and_a_hook_is_not():

@@ -106,6 +106,12 @@ def _called(teacher: Any, inputs: Any) -> Any:
     return without_effects(teacher, 'distillation')(inputs)
   except Exception as error:
     kind = next((base.__module__ for base in type(teacher).__mro__ if base.__module__.split('.')[0] in _MODULES), '')
+    if not kind and isinstance(error, jax.errors.TracerArrayConversionError):
+      raise ValueError(
+        'a teacher runs inside of the compiled step, so it computes with jax.numpy; this one makes NumPy arrays of its '
+        'inputs, as scikit-learn does: compute its logits before, put them into the batch, '
+        "jaxlite.data.attach(data, logits=array), and name them: 'logits'"
+      ) from error
     if not kind:
       raise
     fix = next(fix for name, fix in _MODULES.items() if kind.startswith(name))

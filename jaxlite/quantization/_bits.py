@@ -91,7 +91,7 @@ def few_bits(
     worth: loss for each bit, 1e-6 or so: the higher, the smaller the file.
     ramp: steps over which it rises from 0 to its full size; about 40 % of the training works well.
     every: steps between two fits of the prior; about an epoch.
-    step: the first step of an array, in deviations of its weights.
+    step: the first step of an array, in deviations of its weights; where all are alike they begin at one step.
     offset: learn d >= 0, too; without it d is 0, and weights are whole numbers times a scale.
     select: a rule on paths; None takes the weights that the model's program shows.
     name: of the hook.
@@ -180,8 +180,12 @@ def few_bits(
 def _first_grid(leaf: jax.Array, step: float, offset: bool, stack: tuple[int, ...]) -> dict[str, jax.Array]:
   """A step for each layer that a leaf stacks, with axes of size 1 for the rest; without a stack, one number."""
   others = tuple(axis for axis in range(leaf.ndim) if axis not in stack)
-  deviation = jnp.std(leaf.astype(jnp.float32), others, keepdims=bool(stack))
-  grid = {'step': jnp.log(step * jnp.where(deviation > 0, deviation, 1.0))}
+  wide = leaf.astype(jnp.float32)
+  deviation = jnp.std(wide, others, keepdims=bool(stack))
+  most = jnp.max(jnp.abs(wide), others, keepdims=bool(stack), initial=0.0)
+  # What is all alike deviates by rounding alone, and in steps of that would count millions: it begins at one step.
+  varies = deviation > np.float32(1e-6) * most
+  grid = {'step': jnp.log(jnp.where(varies, step * deviation, jnp.where(most > 0, most, step)))}
   return {**grid, 'offset': jnp.zeros_like(grid['step'])} if offset else grid
 
 

@@ -105,6 +105,12 @@ def forward_of(model: Model, loss: Loss) -> Callable[..., Any]:
     refuse_empty(inputs_of(batch))
     outputs, new_state = model.apply(params, state, inputs_of(batch), train=True, key=key, step=step)
     terms = loss(Context(outputs, batch, params, new_state, key, step))
+    for name, term in terms.items():
+      if jnp.ndim(term):
+        raise ValueError(
+          f'the terms of a loss are single numbers, and their sum is minimized; {name!r} is {jnp.result_type(term)}'
+          f'{list(jnp.shape(term))}: take a mean, and let a schedule (alpha=) give one number'
+        )
     new_state = {name: value for name, value in new_state.items() if name != TAPS}
     return functools.reduce(jnp.add, terms.values()), (new_state, terms)
 

@@ -285,6 +285,16 @@ MISTAKES = {
     r'float\[8\]; got \[3\]',
   ),
   'integers': (lambda: run(distill(lambda x: jnp.ones((8, 3), int)), optax.sgd(0.1)), ValueError, 'int32'),
+  'by NumPy': (
+    lambda: run(distill(lambda x: np.asarray(x)[:, :3]), optax.sgd(0.1)),
+    ValueError,
+    'makes NumPy arrays of its inputs, .* jaxlite.data.attach',
+  ),
+  'shares': (
+    lambda: run(distill(teacher(), alpha=lambda step: jnp.ones(8)), optax.sgd(0.1)),
+    ValueError,
+    r"'\w+' is float32\[8\]: .*alpha=",
+  ),
   'two of a name': (lambda: jl.chain(distill(wide), distill(wide)), ValueError, 'stands twice'),
 }
 

@@ -165,6 +165,15 @@ def test_what_is_wrong_is_said():
     model.init(jax.random.key(0), floats(2, 20))
 
 
+@pytest.mark.parametrize('value', [0.3, -1e-3, 1e6])
+def test_weights_that_are_all_alike_begin_as_they_were_one_step_each(value):
+  """Their deviation is rounding alone: in steps of that they would cost millions of bits."""
+  model = few_bits(1e-4).model(jl.from_function(lambda p, x: x @ p['w'], {'w': np.full((9, 7), value, np.float32)}))
+  params, state = model.init(jax.random.key(0), floats(2, 9))
+  np.testing.assert_allclose(np.abs(params['w']), 1, rtol=1e-5)
+  np.testing.assert_allclose(model.export(params, state)[0]['w'], value, rtol=1e-5)
+
+
 def test_two_of_them_on_their_own_layers_cost_what_one_on_both_does():
   batch, weights = {'inputs': floats(8, 20), 'labels': np.arange(8) % 4}, start()
   parts = few_bits(1e-3), jl.chain(*(few_bits(1e-3, select=f'^{name}$', name=name) for name in ('first', 'last')))
