@@ -205,6 +205,14 @@ def test_heads_that_several_queries_share_are_repeated():
 
 
 @runs
+def test_places_beyond_a_table_are_its_nearest():
+  places, table = np.array([[0, 1], [-1, 9], [-9, 2]], np.int32), jnp.asarray(floats(4, 3))
+  graph = listed(lambda x: table[x[:, 0], x[:, 1]], places)
+  (found,) = litert.answers(litert.litert_bytes(graph), {'input': places})
+  np.testing.assert_array_equal(found, table[places[:, 0], places[:, 1]])
+
+
+@runs
 def test_the_cube_root_of_a_negative_number_is_one():
   x = np.array([[-8.0, 0.0, 27.0]], np.float32)
   (found,) = litert.answers(litert.litert_bytes(listed(jnp.cbrt, x)), {'input': x})

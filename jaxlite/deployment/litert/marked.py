@@ -323,6 +323,16 @@ def _compared(r: _Reader, one: Operation) -> jax.Array:
   return _COMPARE[one.kind](*operands)
 
 
+def _gathered(r: _Reader, one: Operation) -> jax.Array:
+  """Places beyond an axis are its nearest, where the list says so; LiteRT ends at them."""
+  (x, places), told = map(r.value, one.inputs), dict(one.attributes)
+  if told['mode'] != 'fill_or_drop':
+    start = told['dimension_numbers'][2]
+    most = np.array([x.shape[axis] - told['slice_sizes'][axis] for axis in start], places.dtype)
+    places = jnp.clip(places, 0, most)
+  return program_rules.RULES['gather'](x, places, **told)
+
+
 def _cbrt(r: _Reader, one: Operation) -> jax.Array:
   """By the size, of which LiteRT takes a power: of what is negative it has none."""
   x = r.value(one.inputs[0])
@@ -352,6 +362,7 @@ _RULES: dict[str, Callable[[_Reader, Operation], jax.Array]] = {
   'conv': _float_conv,
   'log1p': _log1p,
   'cbrt': _cbrt,
+  'gather': _gathered,
   **dict.fromkeys(_COMPARE, _compared),
   'expm1': _expm1,
   'div': _divided,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,12 +142,15 @@ def _take(editor: Editor, one: Operation) -> str | None:
   shape, out = editor.values[table].shape, editor.values[one.outputs[0]].shape
   rank, rows = len(editor.values[indices].shape) - 1, shape[0]
   whole = one.attributes['slice_sizes'] == (1, *shape[1:])
-  if table not in editor.constants or any(batching) or collapsed != (0,) or start != (0,) or not whole:
+  if table not in editor.constants or any(batching) or not whole or not isinstance(rows, int):
     return None
-  if not isinstance(rows, int):
+  if collapsed not in ((0,), ()) or offset != tuple(range(rank, rank + len(shape) - len(collapsed))):
     return None
-  if offset != tuple(range(rank, rank + len(shape) - 1)):
-    return None
+  if start != (0,):  # a slice of each example, as of an index under vmap: it begins at 0 along axes that it takes whole
+    column = _column(editor, indices, start.index(0)) if 0 in start and one.attributes['mode'] == 'clip' else None
+    if column is None:
+      return None
+    indices = column
   ids = _through(editor, indices)
   if editor.values[ids].shape != editor.values[indices].shape[:-1]:
     return None
@@ -164,7 +168,21 @@ def _take(editor: Editor, one: Operation) -> str | None:
     plain = editor.add('convert_element_type', [plain], wide, editor.values[wide].shape, new_dtype='int32')
   if one.attributes['mode'] != 'fill_or_drop':  # beyond the table is its nearest row, also where nobody said so
     plain = _within(editor, plain, least, rows - 1)
-  return editor.add('take', [table, plain], one.outputs[0], out)
+  found = one.outputs[0] if collapsed else editor.fresh(one.outputs[0])
+  editor.values.setdefault(found, editor.values[one.outputs[0]])
+  editor.add('take', [table, plain], found, (*editor.values[plain].shape, *shape[1:]))
+  return found if collapsed else editor.add('reshape', [found], one.outputs[0], out, new_sizes=out)
+
+
+def _column(editor: Editor, indices: str, at: int) -> str | None:
+  """One number of each place [..., 1], where the numbers of a place were put side by side."""
+  joined, rank = _made(editor, indices, 'concatenate'), len(editor.values[indices].shape)
+  if joined is None or joined.attributes['dimension'] != rank - 1:
+    return None
+  widths = [editor.values[name].shape[-1] for name in joined.inputs]
+  ends = dict(zip(itertools.accumulate(widths, initial=0), zip(joined.inputs, widths, strict=True), strict=False))
+  name, width = ends.get(at, ('', 0))
+  return name if width == 1 else None
 
 
 def _from_the_end(editor: Editor, ids: str, rows: int) -> str | None:

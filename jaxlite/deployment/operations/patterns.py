@@ -78,6 +78,8 @@ def _simpler(editor: Editor, one: Operation) -> str | None:
     if kind == 'broadcast_in_dim' and not _only_ones(editor, one):
       return None
     before = editor.maker(first, 'reshape')  # of two, the last decides
+    if before is not None and editor.values[before.inputs[0]] == editor.values[output]:
+      return before.inputs[0]
     return editor.add('reshape', [before.inputs[0] if before else first], output, shape, new_sizes=shape)
   if kind == 'transpose':
     before = editor.maker(first, 'transpose')
