@@ -28,7 +28,7 @@ def small() -> Iterator[int]:
   ...   less >= 0
   True
   """
-  less = spared() if limited() else 0
+  less = spared() if limited() and default() > SMALL else 0
   if not less or not _give(SMALL):
     yield 0
     return

@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 
 from jaxlite import errors
 from jaxlite.config import command_line
-from jaxlite.host import streams
+from jaxlite.host import stacks, streams
 from jaxlite.run import again
 
 _BEGAN = time.monotonic()
@@ -139,6 +139,7 @@ def main(program: str = 'jaxlite', root: pathlib.Path | None = None) -> None:
   where = root or pathlib.Path(__file__).resolve().parents[1]
   streams.open_standard()
 
+  @stacks.small()
   def run(pairs: command_line.Pairs) -> int:
     logging.set_verbosity(logging.WARNING)  # other libraries' chatter would tear the progress bar
     try:

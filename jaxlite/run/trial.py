@@ -25,7 +25,7 @@ from jaxlite import errors
 from jaxlite.config import command_line
 from jaxlite.config.schema import Config
 from jaxlite.config.schema import smoke as shrink
-from jaxlite.host import waiting
+from jaxlite.host import stacks, waiting
 from jaxlite.run import again
 
 MARGIN = 0.92  # of a limit: in what a trial has to do; of some 40 that came through a trial in 0.95, one died
@@ -124,7 +124,8 @@ def main(question: str, answer: str) -> None:
   """
   given = json.loads(pathlib.Path(question).read_text())
   try:
-    found = _answer(given)
+    with stacks.small():
+      found = _answer(given)
   except Exception as error:
     message = errors.one_line(error)
     if again.is_memory(error):

@@ -41,6 +41,22 @@ def test_under_a_limit_that_counts_them_stacks_are_small_until_the_block_ends(li
   assert 2 << 20 <= added < 3 << 20
 
 
+def test_a_block_within_another_ends_with_the_outer_one():
+  code = """
+import resource
+from jaxlite.host import stacks
+resource.setrlimit(resource.RLIMIT_DATA, (16 << 30,) * 2)
+with stacks.small() as less:
+  with stacks.small() as inner:
+    sizes = [stacks.default()]
+  sizes.append(stacks.default())
+print(less, inner, *sizes, stacks.default())
+"""
+  command = ['bash', '-c', 'ulimit -S -s 8192; exec "$@"', 'bash', sys.executable, '-c', code]
+  said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+  assert [int(one) >> 20 for one in said] == [6, 0, 2, 2, 8]
+
+
 def test_without_a_limit_stacks_are_as_the_system_gives_them():
   less, before, within, after, added = measured('none')
   assert (less, before, within, after) == (0, 8 << 20, 8 << 20, 8 << 20)
