@@ -213,6 +213,13 @@ def test_places_beyond_a_table_are_its_nearest():
 
 
 @runs
+def test_what_is_gathered_along_an_axis_has_an_open_batch():
+  x = floats(4, 3, 2)
+  data = litert.litert_bytes(listed(lambda x: jax.image.resize(x, (x.shape[0], 5, 2), 'nearest'), x))
+  np.testing.assert_array_equal(litert.answers(data, {'input': x})[0], x[:, [0, 0, 1, 2, 2]])
+
+
+@runs
 def test_the_cube_root_of_a_negative_number_is_one():
   x = np.array([[-8.0, 0.0, 27.0]], np.float32)
   (found,) = litert.answers(litert.litert_bytes(listed(jnp.cbrt, x)), {'input': x})

@@ -325,7 +325,8 @@ def _compared(r: _Reader, one: Operation) -> jax.Array:
 
 def _gathered(r: _Reader, one: Operation) -> jax.Array:
   """Places beyond an axis are its nearest, where the list says so; LiteRT ends at them."""
-  (x, places), told = map(r.value, one.inputs), dict(one.attributes)
+  x, places = map(r.value, one.inputs)
+  told = {**one.attributes, 'slice_sizes': sized(one.attributes['slice_sizes'], r.batch)}
   if told['mode'] != 'fill_or_drop':
     start = told['dimension_numbers'][2]
     most = np.array([x.shape[axis] - told['slice_sizes'][axis] for axis in start], places.dtype)
