@@ -122,7 +122,7 @@ def gradient_flow(objective: Callable[[Any], jax.Array], params: Any) -> Any:
   """Returns H g, the context of `grasp`: how the squared norm of the gradient changes with each weight, halved.
 
   Args:
-    objective: params -> scalar loss, on the batches that count.
+    objective: params -> scalar loss, on the batches that count, in float: few bits have no second derivatives.
     params: pytree of arrays.
 
   Returns:

@@ -50,6 +50,8 @@ def lsq(
   pruned weights stay zero. Weights use the narrow range, so that folding a batch norm changes no integer but its
   sign; that holds for a step per tensor too, where deployment then keeps a scale per channel.
 
+  First derivatives are the published ones; second ones see the rounding, whose slope is zero, as with `fake_quant`.
+
   Weight decay on a step has no meaning: mask it out. An optimizer that divides by the gradient's size (Adam) does not
   see its scale; where steps jitter, give them a rate of their own, by `optax.partition` on the top-level name.
 

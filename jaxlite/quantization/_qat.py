@@ -37,6 +37,9 @@ def fake_quant(
   has them (`w`, `w#2`), then those that only training has. Evaluation always shows the integers,
   also before `begin`. On export the ranges go and the weights stay float: rounding them is deployment's.
 
+  First derivatives pass straight through; second ones (Hessians, a gradient of a gradient) see the rounding, whose
+  slope is zero: take those of the model without the hook.
+
   A batch norm is trained as it will be deployed, whether or not it is folded into its contraction: a factor per
   output channel changes no integer but its sign, see `_numerics.py`.
 

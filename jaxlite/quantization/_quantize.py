@@ -70,7 +70,8 @@ def quantize(
   Weights are symmetric per output channel, activations affine per tensor over the range of the call, or over
   given ranges. A weight is what depends on the weight arguments and constants only: a masked, transposed or
   normalized weight is one. Gradients pass straight through, zero where an activation was clipped: take
-  `jax.grad` of the result, not the other way round.
+  `jax.grad` of the result, not the other way round. Second derivatives (Hessians, a gradient of a gradient) do not:
+  they see the rounding, whose slope is zero, so take those of the float function.
 
   Args:
     fn: any function of pytrees of arrays; leaves that are no arrays are passed as they are. Or a Network, such as

@@ -20,6 +20,7 @@ def as_array(values: Any, what: str) -> np.ndarray:
 
   Raises:
     ValueError: values that are masked in places, or examples of several shapes.
+    TypeError: traced values.
 
   >>> as_array([[1], [1, 2]], 'labels of train')
   Traceback (most recent call last):
@@ -28,6 +29,8 @@ def as_array(values: Any, what: str) -> np.ndarray:
   """
   if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
     raise ValueError(f'every value is there; {what} are masked in places: use .filled(value)')
+  if any(one.__name__ == 'Tracer' for one in type(values).__mro__):  # told by name: nothing here imports jax
+    raise TypeError(f'{what} are read on the host, and these are traced: call it outside of jit, grad and vmap')
   try:
     array = np.asarray(values)
   except ValueError:  # NumPy's own words for ragged lists

@@ -3,6 +3,7 @@ refused in one line."""
 
 import warnings
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -152,3 +153,10 @@ def test_what_has_no_meaning_is_refused_in_one_line(name):
     measure(*given)
   assert says in str(error.value)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('measure', [tasks.roc_auc, tasks.roc_curve, tasks.calibration_error])
+def test_a_traced_value_is_told_where_to_measure_it(measure):
+  with pytest.raises(TypeError, match=r'scores of|probabilities of') as error:
+    jax.jit(lambda scores: measure(np.array([0, 1]), scores))(np.array([0.25, 0.5], np.float32))
+  assert 'call it outside of jit' in str(error.value)
