@@ -168,3 +168,13 @@ def test_a_layer_of_few_bits_bears_the_name_of_its_weight():
   of_run = folded(opened, {name: np.asarray(held[path]) for name, path in known.items()})
   for graph, names in ((of_run, ['params/a', 'params/c']), (network_graph(network, X[:2]), ['0/a', '0/c'])):
     assert [one.name.strip('_') for one in costs(quantized(graph)).layers] == names
+
+
+def test_complex_numbers_inside_are_packed_and_refused_in_a_line_elsewhere(tmp_path):
+  model = jl.from_function(lambda p, x: jnp.abs(x @ p * 1j + 2j), jnp.ones((3, 2)))
+  inputs = np.arange(12, dtype=np.float32).reshape(4, 3)
+  network = jl.Network(model, *model.init(jax.random.key(0), inputs))
+  report = jl.deploy(network, ('pack', 'c'), out=tmp_path, examples=inputs, seconds=0, say=lambda line: None)
+  pack, c = report.written
+  assert not pack.why
+  assert 'complex64' in c.why

@@ -36,8 +36,9 @@ def pointed(graph: Graph) -> Graph:
   for one in graph.operations:
     if one.kind == 'mul':
       for name, other in zip(one.inputs, reversed(one.inputs), strict=True):
-        if other in graph.constants and graph.constants[other].size == 1:
-          read.setdefault(name, []).append(float(graph.constants[other].reshape(())))
+        known = graph.constants.get(other)
+        if known is not None and known.size == 1 and known.dtype.kind != 'c':
+          read.setdefault(name, []).append(float(known.reshape(())))
   steps: dict[str, tuple[str, Grid]] = {}  # values that count steps: what they stand for, and on which grid
   sums = whole_sums.Sums({}, {}, {}, {}, {})
   return absorbed(pruned(edited(graph, functools.partial(_point, steps=steps, read=read, sums=sums))))
@@ -226,6 +227,8 @@ def _absorbed(editor: Editor, one: Operation) -> str | None:
   if known[0] == known[1] or (one.kind == 'div' and known[0]):
     return None
   number, x = one.inputs[known.index(True)], one.inputs[known.index(False)]
+  if editor.constants[number].dtype.kind == 'c':
+    return None
   array = editor.constants[number].astype(np.float64)
   if one.kind == 'sub' and known[0]:
     return _into(editor, one, x, array, 'from')
