@@ -170,11 +170,7 @@ def test_a_layer_of_few_bits_bears_the_name_of_its_weight():
     assert [one.name.strip('_') for one in costs(quantized(graph)).layers] == names
 
 
-def test_complex_numbers_inside_are_packed_and_refused_in_a_line_elsewhere(tmp_path):
-  model = jl.from_function(lambda p, x: jnp.abs(x @ p * 1j + 2j), jnp.ones((3, 2)))
-  inputs = np.arange(12, dtype=np.float32).reshape(4, 3)
-  network = jl.Network(model, *model.init(jax.random.key(0), inputs))
-  report = jl.deploy(network, ('pack', 'c'), out=tmp_path, examples=inputs, seconds=0, say=lambda line: None)
-  pack, c = report.written
-  assert not pack.why
-  assert 'complex64' in c.why
+def test_complex_numbers_are_no_steps_of_a_grid():
+  graph = lower(lambda p, x: jnp.abs(x @ p * 1j + 2j), np.full((3, 2), 0.5, np.float32), np.ones((2, 3), np.float32))
+  with pytest.raises(ValueError, match='nothing in this list is quantized'):
+    quantized(graph)
