@@ -200,14 +200,20 @@ def _with_features(
 ) -> tuple[Any, dict[str, jax.Array]]:
   """Runs a forward of (params, state, inputs, key, step), giving features [layers, B, positions..., channels] too."""
   params, state, inputs, *rest = args
-  examples = jax.tree.leaves(inputs)[0].shape[0]
-  larger = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2 * leaf.shape[0], *leaf.shape[1:]), leaf.dtype), inputs)
+  examples = next(jnp.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if jnp.ndim(leaf))
+  larger = jax.tree.map(_doubled, inputs)
   program = taps.read(forward, args, tags, names, what=what)
   doubled = taps.read(forward, (params, state, larger, *rest), tags, names, what=what)
   results, values = program.run(jax.tree.leaves(args))
   return results, {
     tap: taps.as_features(value, program.taps[tap], doubled.taps[tap], examples, what) for tap, value in values.items()
   }
+
+
+def _doubled(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Twice as many examples; a number beside them (a scale) stays one."""
+  shape = jnp.shape(leaf)
+  return jax.ShapeDtypeStruct((2 * shape[0], *shape[1:]) if shape else (), jnp.result_type(leaf))
 
 
 def _projector(key: Any, student: Any, teacher: Any) -> dict[str, jax.Array]:

@@ -70,6 +70,8 @@ def examples_in(batch: Batch) -> tuple[int, dict[str, Any]]:
       )
 
   def has(name: str, leaf: Any) -> bool:
+    if isinstance(leaf, str | bytes):
+      raise ValueError(f'a batch holds arrays; {name!r} holds a {type(leaf).__name__}: leave it out')
     return name != SHARED and jnp.shape(leaf)[:1] == (size,)
 
   found = {name: jax.tree.map(lambda leaf, name=name: has(name, leaf), tree) for name, tree in batch.items()}

@@ -244,6 +244,25 @@ def test_layers_of_a_scan_are_paired_one_by_one():
     steps(jl.chain(hint(own, {'act': 'first'}), optax.sgd(0.1)), model=stacked_net(4))
 
 
+def test_a_number_may_stand_beside_the_examples():
+  """A scale among the inputs has no axis of examples: the term is that of inputs which are scaled already."""
+
+  def net(params, x):
+    return jnp.tanh(x['x'] @ params['a'] * x['scale']) @ params['b']
+
+  def taught(x):
+    return checkpoint_name(x['x'] * x['scale'], 'seen')
+
+  key, x = jax.random.key(0), RNG.normal(size=(4, 3)).astype(np.float32)
+  weights = {'a': np.ones((3, 5), np.float32), 'b': np.ones((5, 2), np.float32)}
+  found = []
+  for inputs in ({'x': x, 'scale': np.float32(2)}, {'x': 2 * x, 'scale': np.ones((4, 1), np.float32)}):
+    loop = jl.step.wrap(jl.from_function(net, weights), lambda out, batch: out[:, 0], hint(taught, {'b': 'seen'}))
+    params, state = loop.init(key, {'inputs': inputs})
+    found.append(float(loop.value(params, state, {'inputs': inputs}, key, 0)))
+  np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_other_losses_need_no_projector():
   own = teacher()
   part = hint(own, {'conv/w': 'hid'}, loss=attention_transfer, project=False)

@@ -235,6 +235,8 @@ def test_a_batch_whose_parts_do_not_match_is_refused():
     examples_in({**BATCH, 'labels': jnp.zeros(7, int)})
   with pytest.raises(ValueError, match="'weight' is a scalar beside 8"):
     examples_in({**BATCH, 'weight': jnp.ones(())})
+  with pytest.raises(ValueError, match="a batch holds arrays; 'name' holds a str: leave it out"):
+    examples_in({**BATCH, 'name': 'a.png'})
 
 
 # --- averages and statistics ---
