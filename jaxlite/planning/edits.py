@@ -79,6 +79,8 @@ def edited(config: Config, fields: dict[str, Any]) -> Config:
 def _set(group: Any, names: Sequence[str], value: Any) -> Any:
   first, rest = names[0], names[1:]
   inner = getattr(group, first) if not isinstance(group, Duration) else None
+  if isinstance(inner, tuple) and isinstance(value, list):  # through JSON, on its way to a process that tries it
+    value = tuple(value)
   if isinstance(inner, Duration) and rest:
     return dataclasses.replace(group, **{first: Duration(**{rest[0]: value})})
   return dataclasses.replace(group, **{first: _set(inner, rest, value) if rest else value})

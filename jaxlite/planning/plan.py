@@ -41,11 +41,12 @@ class Tried(NamedTuple):
   Attributes:
     name: of the change, as a flag or in words.
     result: what becomes of the run's result: 'same bits', 'same up to rounding', 'other draws' or 'another result'.
-    peak: bytes of resident memory at the most; None where the process was killed.
+    peak: bytes of resident memory at the most; None where the process was killed, or there is no such run.
     seconds: of one step; None likewise.
     fits: whether it came through under this machine's limits.
     how: how to get it.
     steps: of the whole run; 0 is not known.
+    end: of one without a peak, what became of it.
   """
 
   name: str
@@ -55,6 +56,7 @@ class Tried(NamedTuple):
   fits: bool
   how: str
   steps: int = 0
+  end: str = 'killed'
 
 
 class Plan(NamedTuple):
@@ -254,7 +256,7 @@ def changes(tried: Sequence[Tried]) -> list[str]:
   for one in tried:
     saved = '' if one is first or None in (one.peak, first.peak) else f' ({_signed(one.peak, first.peak)})'
     cost = '' if one is first or None in (one.seconds, first.seconds) else f' ({_ratio(one.seconds, first.seconds)})'
-    peak = 'killed' if one.peak is None else mib(one.peak) + saved
+    peak = one.end if one.peak is None else mib(one.peak) + saved
     seconds = '-' if one.seconds is None else spoken(one.seconds) + cost
     whole = spoken(one.seconds * one.steps) if one.seconds is not None and one.steps else '-'
     rows.append((one.name, peak, seconds, whole, one.result, 'yes' if one.fits else 'no', one.how))

@@ -47,6 +47,8 @@ def plan(
   """
   say = streams.steady(functools.partial(print, flush=True))
   began, times = time.monotonic(), []
+  if elsewhere:
+    planning.machines_of(elsewhere)  # a mistake is told before this machine is measured
   told: set[str] = set()
   for name in config.runs or ['']:
     one = made(source, name)
@@ -116,7 +118,8 @@ def _try(source: Source, run: str, edit: Edit, step: float | None) -> Tried:
   try:
     found = asked(source, run, 'trial', fields=edit.fields, step=step)
   except (Died, ValueError) as end:
-    return Tried(f'{edit.name} ({str(end)[:60]})', edit.result, None, None, False, how)
+    became = 'killed' if isinstance(end, Died) else 'cannot be'
+    return Tried(f'{edit.name} ({str(end)[:60]})', edit.result, None, None, False, how, end=became)
   return Tried(edit.name, edit.result, found['peak'], found['step'], True, how)
 
 

@@ -250,7 +250,7 @@ def _tried(source: Source, name: str, form: dict[str, Any], say: Say) -> Tried:
     if not form['fields']:
       raise
     say(f'  {label}: cannot be ({error})')
-    return Tried(label, form['result'], None, None, False, how)
+    return Tried(label, form['result'], None, None, False, how, end='cannot be')
   room = form['room']  # limits of the process held the trial itself: what they count is not resident memory
   fits = room is None or found['peak'] <= room * margin
   pace = '' if found['step'] is None else f', {spoken(found["step"])} a step'

@@ -28,7 +28,7 @@ from jaxlite.planning.edits import ROUNDING, Edit, edited, forms
 from jaxlite.planning.elsewhere import Run, machine_in, table
 from jaxlite.planning.function import Call, call
 from jaxlite.planning.job import Job
-from jaxlite.planning.machines import MACHINES, machine_named
+from jaxlite.planning.machines import MACHINES, Machine, machine_named
 from jaxlite.planning.outputs import UnpredictableError
 from jaxlite.planning.plan import Plan, judged
 from jaxlite.planning.reference import rates
@@ -246,7 +246,7 @@ def elsewhere(job: Job, found: Plan, asked: str) -> Plan:
   Raises:
     ValueError: there is no such machine.
   """
-  machines = MACHINES if asked == 'all' else (machine_in(asked) if os.path.isfile(asked) else machine_named(asked),)
+  machines = machines_of(asked)
   known, times = known_rates(), found.durations
   if known is None or times is None:
     return found._replace(unknown=(*found.unknown, 'the same elsewhere: what it takes here is not known'))
@@ -264,7 +264,18 @@ def elsewhere(job: Job, found: Plan, asked: str) -> Plan:
     kernels=int(sum(one.times for one in step.operations)),
     memory=found.memory.peak if found.memory is not None else 0,
   )
-  return found._replace(elsewhere=tuple(one.line() for one in table(run, known, tuple(machines))))
+  return found._replace(elsewhere=tuple(one.line() for one in table(run, known, machines)))
+
+
+def machines_of(asked: str) -> tuple[Machine, ...]:
+  """Returns the machines that `elsewhere` tells of.
+
+  Raises:
+    ValueError: there is no such machine.
+  """
+  if asked == 'all':
+    return tuple(MACHINES)
+  return (machine_in(asked) if os.path.isfile(asked) else machine_named(asked),)
 
 
 def _precision(step: Cost) -> str:

@@ -31,6 +31,7 @@ from jaxlite.run import again
 MARGIN = 0.92  # of a limit: in what a trial has to do; of some 40 that came through a trial in 0.95, one died
 _STILL = 180.0  # seconds without computing after which a trial is taken to hang
 _SPANS = 4  # between points of a trial: from so many on the fastest quarter tells its step
+_SEEN = 0.02  # seconds between two points: times are kept to a thousandth, which is a twentieth of it
 _SECONDS, _LEAST, _MOST = 3.0, 6, 400  # a trial lasts about so long, and so many steps
 
 
@@ -213,11 +214,14 @@ def _pace(points: Sequence[dict[str, Any]], batch_size: int) -> float | None:
 
   >>> _pace([{'step': i, 'time': i / 10 + (i > 4), 'examples_per_second': 1.0} for i in range(2, 9)], 32)
   0.1
+  >>> _pace([{'step': i, 'time': i / 1000, 'examples_per_second': 64_000.0} for i in range(2, 9)], 32)
+  0.0005
   >>> _pace([{'step': i, 'time': 5.0 if i < 6 else 2.0, 'examples_per_second': 64.0} for i in range(2, 9)], 32)
   0.5
   """
-  spans = sorted((b['time'] - a['time']) / (b['step'] - a['step']) for a, b in itertools.pairwise(points))
-  if len(spans) >= _SPANS and spans[0] > 0:
+  pairs = list(itertools.pairwise(points))
+  spans = sorted((b['time'] - a['time']) / (b['step'] - a['step']) for a, b in pairs)
+  if len(spans) >= _SPANS and min(b['time'] - a['time'] for a, b in pairs) >= _SEEN:
     return round(spans[len(spans) // 4], 6)
   rate = points[-1]['examples_per_second'] if points else None
   return batch_size / rate if rate else None

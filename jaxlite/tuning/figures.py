@@ -66,6 +66,7 @@ def history(trials: Sequence[Trial], reports: Sequence[Report], goal: Goal, name
   dress(bests, '')
   set_title(bests, ' ', 'by trial; triangles lie beyond' if beyond else 'by trial, and the best so far')
   label_axes(bests, 'trial', goal.name)
+  bests.xaxis.get_major_locator().set_params(integer=True)
   return made
 
 

@@ -106,11 +106,13 @@ def test_changes_are_shown_against_the_run_as_it_is_and_a_killed_one_as_killed()
     Tried('as it is', 'same bits', 600 << 20, 0.1, True, '', 100),
     Tried('4 micro-batches', 'same up to rounding', 400 << 20, 0.12, True, '--config.machine.micro_batches=4'),
     Tried('half the batch', 'another result', None, None, False, '--config.data.batch_size=8'),
+    Tried('half as wide', 'another result', None, None, False, '--config.width=8', end='cannot be'),
   ])  # fmt: skip
   assert '10 s' in rows[2]  # 100 steps
   assert '400 MiB (-200 MiB)' in rows[3]
   assert '(x 1.20)' in rows[3]
   assert 'killed' in rows[4]
+  assert 'cannot be' in rows[5]
   assert rows[4].split()[-2:] == ['no', '--config.data.batch_size=8']
 
 

@@ -1,12 +1,14 @@
 """Changes through an experiment's own fields: what its model and recipe make of them decides, not their names."""
 
 import dataclasses
+import json
 
 import numpy as np
 import optax
 import pytest
 
 import jaxlite as jl
+from jaxlite.config.schema import validate
 from jaxlite.planning.edits import OTHER, edited
 from jaxlite.run.jobs import job_of
 from jaxlite.run.own_edits import own_edits
@@ -52,7 +54,9 @@ def test_a_field_that_makes_the_model_smaller_is_offered_and_no_other(tmp_path):
   assert fields.keys() == {'widths', 'freeze'}  # half the classes would answer in another shape; salt does nothing
   assert fields['widths'] == (8, 4)
   for edit in found:
-    changed = prepare(edited(setup.config, edit.fields), tmp_path, None, setup.data)
+    tried = edited(setup.config, json.loads(json.dumps(edit.fields)))  # as the process that tries it is told
+    validate(tried)
+    changed = prepare(tried, tmp_path, None, setup.data)
     count = [sum(leaf.size for leaf in np.asarray(list(_leaves(one)), object)) for one in (setup, changed)]
     assert count[1] < count[0], edit
 
