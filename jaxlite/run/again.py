@@ -18,6 +18,7 @@ NO_MEMORY = (
   *('not enough memory', 'Memory allocation'),  # of what a checkpoint is packed with, and of OpenBLAS
   'Resource temporarily unavailable',  # of C++ threads
 )
+_NO_DISK = ('No space left on device', 'Disk quota exceeded')  # which TensorStore tells as RESOURCE_EXHAUSTED too
 
 
 def is_memory(error: BaseException) -> bool:
@@ -25,13 +26,15 @@ def is_memory(error: BaseException) -> bool:
 
   >>> is_memory(MemoryError()), is_memory(RuntimeError("can't start new thread")), is_memory(ValueError('no class 7'))
   (True, True, False)
+  >>> is_memory(ValueError('RESOURCE_EXHAUSTED: Error writing "a" [strerror="No space left on device"]'))
+  False
   """
-  cause: BaseException | None = error
-  while cause is not None:
-    if isinstance(cause, MemoryError) or any(word in str(cause) for word in NO_MEMORY):
-      return True
-    cause = cause.__cause__
-  return False
+  causes: list[BaseException] = [error]
+  while (cause := causes[-1].__cause__) is not None:
+    causes.append(cause)
+  if any(word in str(one) for one in causes for word in _NO_DISK):
+    return False
+  return any(isinstance(one, MemoryError) or any(word in str(one) for word in NO_MEMORY) for one in causes)
 
 
 def words(command: Sequence[str], left: int) -> list[str]:
