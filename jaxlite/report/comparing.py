@@ -266,6 +266,8 @@ def t_test(differences: Sequence[float] | np.ndarray) -> float:
 def _by_example(runs: list[Run], label: str, share: bool) -> tuple[list[tuple[str, list[list[str]]]], list[str]]:
   reason = 'Runs of one seed each cannot tell whether one recipe is better than another: train each with several seeds.'
   first = runs[0]
+  if len(runs) < 2:  # all others are the first again
+    return [], []
   if not share or right_of(first) is None:
     return [], [reason]
   tests = [by_example(first, run) for run in runs[1:]]

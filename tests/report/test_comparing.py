@@ -128,6 +128,7 @@ def test_a_seed_that_comes_twice_counts_once_and_is_told():
   copies = [runs[0]._replace(name=f'copy{index}') for index in range(9)]
   _, told = comparing.grouped([*runs, *copies])  # a line, however many
   assert told == ['copy0, copy1, copy2 and 6 more are lr0-0 again, of the same seed: they are not counted twice']
+  assert comparing.compare([runs[0], copy]) == ([], ['copy is lr0-0 again, of the same seed: it is not counted twice'])
 
 
 def test_single_runs_are_compared_example_by_example():
