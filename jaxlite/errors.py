@@ -205,7 +205,10 @@ def one_line(error: Exception) -> str | None:
     return f'JAX finds no device {asked} here ({why}): unset it to take what there is, or install what it needs'
   ours = bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
   on_purpose = ours and (frames[-1].line or '').startswith('raise ')
-  mendable = on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError)
+  if isinstance(error, MemoryError) and not on_purpose:
+    told = ' '.join(message.split()) or 'MemoryError'
+    return f'not enough memory ({told}): --mode=plan tells what a run needs (--traceback shows where)'
+  mendable = on_purpose and isinstance(error, ValueError | TypeError | RuntimeError | ImportError | MemoryError)
   return message or None if mendable else None
 
 
