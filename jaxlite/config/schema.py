@@ -320,7 +320,14 @@ def _check_types(group: Any, prefix: str, known: list[str]) -> None:
       except ConfigError as error:
         raise ConfigError(f'{prefix}{name}: {error}') from None
     if is_group(value):
-      _check_types(value, f'{prefix}{name}.', known)
+      try:
+        _check_types(value, f'{prefix}{name}.', known)
+      except ConfigError:
+        if isinstance(value, Duration) or prefix + name not in _WRITTEN:
+          raise
+        # A Linen module can be called, and is a dataclass with fields that nobody declares.
+        kind = type(value).__name__
+        raise ConfigError(f'{prefix}{name} is {describe(note)}; got a {kind}: {_WRITTEN[prefix + name]}') from None
 
 
 def _short(value: Any) -> str:

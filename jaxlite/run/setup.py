@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection
@@ -92,7 +93,7 @@ def prepare(config: Config, folder: Path, model: Any = None, data: Any = None, r
   if model is None:
     make = asked.model
     inputs = seen(data, first['inputs'])
-    model = defaults.model(data, inputs) if make is None else fit.asked(make, 'config.model', '(config)', asked)
+    model = defaults.model(data, inputs) if make is None else _model_of(make, asked)
     if model is None:
       raise ConfigError(f'config.model returns a network; {fit.name_of(make)} returns None: does it end with return?')
   if isinstance(model, Network):
@@ -167,6 +168,20 @@ def rerated(setup: Setup, config: Config) -> Train:
     recipe = chain(*_present(normalize(data.mean, data.std)), recipe, *_present(data.task.hook(data.facts)))
   loss = config.loss or setup.data.task.loss(setup.data.facts)
   return train_step(setup.network, loss, _thrifty(recipe, config), rewrites=False)
+
+
+def _model_of(make: Callable[..., Any], config: Config) -> Any:
+  """The network that `config.model` makes. One that stands there itself can be called too, with inputs."""
+  try:
+    return fit.asked(make, 'config.model', '(config)', config)
+  except Exception:
+    with contextlib.suppress(Exception):
+      adapt(make)
+      error = ConfigError(
+        f'config.model is a function (config) -> network; got a {type(make).__name__}: model=lambda config: network; a '
+        'network itself is given to jl.train(..., model=network)'
+      )
+    raise error
 
 
 def _asked_recipe(config: Config, total: int) -> Recipe:

@@ -210,7 +210,9 @@ def test_only_errors_that_a_person_can_mend_hide_their_traceback(folder):
     .strip()
     .endswith('run the same command again')
   )
-  assert _refused(folder, mine, raises='MemoryError()').startswith('error: not enough memory (MemoryError): --mode=plan')
+  assert _refused(folder, mine, raises='MemoryError()').startswith(
+    'error: not enough memory (MemoryError): --mode=plan'
+  )
   assert 'ulimit -f' in _refused(folder, mine, raises='OSError(27, "File too large", "a.bin")')
   for raises in ('ZeroDivisionError("division by zero")', 'ValueError("raised by nobody of ours")'):
     done = _launch(folder, mine, raises=raises)

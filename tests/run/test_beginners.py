@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -156,11 +157,22 @@ FIELDS = {
 @pytest.mark.parametrize('field', list(FIELDS))
 def test_a_field_that_holds_the_thing_in_place_of_its_function_is_told_short(field, tmp_path):
   value, words = FIELDS[field]
-  if field == 'model' and callable(value):
-    value = 'cnn'
   with pytest.raises(errors.ConfigError, match=words) as caught:
     jl.train(config_of(**{field: value}), tmp_path, model=linear(), data=(X, Y), say=lambda line: None)
   assert len(str(caught.value)) < 200
+
+
+def test_a_network_of_any_framework_in_place_of_its_function_is_told(tmp_path):
+  for network in (CNN(), nnx.Linear(4, 3, rngs=nnx.Rngs(0)), eqx.nn.Linear(4, 3, key=jax.random.key(0))):
+    words = rf'model is a function.*; got a {type(network).__name__}: model=lambda config: network; a network itself is'
+    with pytest.raises(errors.ConfigError, match=words):
+      jl.train(config_of(model=network), tmp_path, data=(X, Y), say=lambda line: None)
+
+  def broken(config):
+    raise ZeroDivisionError('of my own')
+
+  with pytest.raises(ZeroDivisionError, match='of my own'):
+    jl.train(config_of(model=broken), tmp_path, data=(X, Y), say=lambda line: None)
 
 
 def test_what_is_no_config_no_workdir_and_no_model_is_told(tmp_path):
