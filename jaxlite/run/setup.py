@@ -174,14 +174,20 @@ def _model_of(make: Callable[..., Any], config: Config) -> Any:
   """The network that `config.model` makes. One that stands there itself can be called too, with inputs."""
   try:
     return fit.asked(make, 'config.model', '(config)', config)
-  except Exception:
-    with contextlib.suppress(Exception):
-      adapt(make)
-      error = ConfigError(
-        f'config.model is a function (config) -> network; got a {type(make).__name__}: model=lambda config: network; a '
-        'network itself is given to jl.train(..., model=network)'
-      )
-    raise error
+  except Exception as error:
+    if not _is_network(make):
+      raise
+    raise ConfigError(
+      f'config.model is a function (config) -> network; got a {type(make).__name__}: model=lambda config: network; a '
+      'network itself is given to jl.train(..., model=network)'
+    ) from error
+
+
+def _is_network(value: Any) -> bool:
+  with contextlib.suppress(Exception):
+    adapt(value)
+    return True
+  return False
 
 
 def _asked_recipe(config: Config, total: int) -> Recipe:
