@@ -49,7 +49,7 @@ def trained(case: memory_cases.Case, folder: Path, *, kept: bool) -> dict[str, A
   import dataclasses
 
   from jaxlite.planning import memory
-  from jaxlite.run import loop
+  from jaxlite.run import loop, states
   from jaxlite.step import warm_up
 
   stages: dict[str, dict[str, int]] = {}
@@ -83,7 +83,7 @@ def trained(case: memory_cases.Case, folder: Path, *, kept: bool) -> dict[str, A
   loop.run_folder.finish = staged('report', loop.run_folder.finish)
   loop.prepare = staged('prepare', loop.prepare)
   loop.identify = staged('identify', loop.identify)
-  loop._start = staged('start', loop._start)
+  states.start = staged('start', states.start)
   loop._fit = staged('steps', loop._fit)
   warm_up.with_forms = staged('forms', warm_up.with_forms)
   compiling = warm_up.compiling

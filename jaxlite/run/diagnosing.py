@@ -20,10 +20,10 @@ from jaxlite.host.files import expanded, read_json, write_text
 from jaxlite.host.machine import versions
 from jaxlite.run import folder as run_folder
 from jaxlite.run import study_record
-from jaxlite.run.loop import first_state
 from jaxlite.run.record import Record
 from jaxlite.run.records import read_records
 from jaxlite.run.setup import Setup, prepare
+from jaxlite.run.states import first_state
 from jaxlite.step.state import TrainState
 
 FILE = 'diagnosis.json'  # in a run's folder

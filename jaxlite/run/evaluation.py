@@ -19,6 +19,8 @@ from jaxlite.errors import counted
 from jaxlite.graph.model import weights_of
 from jaxlite.host import machine, preempt
 from jaxlite.host.gc_pause import paused
+from jaxlite.host.promised import Promised
+from jaxlite.host.stacks import limited
 from jaxlite.report import ledger
 from jaxlite.report.result import Result
 from jaxlite.run.answered import answered, reliability
@@ -52,12 +54,14 @@ def evaluate(
   """Measures a split; None when a signal came first."""
   metric = metric or setup.metric
   merge = metric.merge or _append
-  total, kept, before = began(metric.init)(), None, None
+  total, kept, before, promised = began(metric.init)(), None, None, Promised()
   for batch in datasets.eval_batches(split, setup.config.eval.batch_size):
     if guard is not None and guard.requested:
       return None
-    if metric.keep is None:
-      jax.block_until_ready(total)  # gathering is overlapped; else tens of batches would wait in memory for their turn
+    if metric.keep is None or limited():
+      jax.block_until_ready((total, before))  # gathering is overlapped; else tens of batches would wait in memory
+    if limited():
+      promised.returned()
     total, examples = evaluated(setup.train.eval, metric.update, metric.keep)(total, state, batch)
     if before is not None:  # one batch late: the device is at work on the next
       kept = merge(kept, jax.device_get(before))

@@ -22,13 +22,11 @@ from jaxlite import data as datasets
 from jaxlite.config.reads import unread
 from jaxlite.config.schema import Config, validate
 from jaxlite.deployment import run_id
-from jaxlite.diagnosis import repairs
-from jaxlite.graph.init_numpy import on_host
 from jaxlite.host import allocator, compile_cache, machine, preempt, stacks, streams
 from jaxlite.host.files import expanded
 from jaxlite.optim import observe_score
 from jaxlite.report.result import Result
-from jaxlite.run import aside, foreseen, guards, home, spills
+from jaxlite.run import aside, foreseen, guards, home, spills, states
 from jaxlite.run import folder as run_folder
 from jaxlite.run.aiming import Aim
 from jaxlite.run.evaluation import decide_and_test, evaluate, evidence, meaning, numbers, stopped_early
@@ -42,7 +40,7 @@ from jaxlite.run.workdir import WorkdirError, check_workdir, lock
 from jaxlite.step import multi_step, warm_up
 from jaxlite.step.state import TrainState
 
-__all__ = ['Preempted', 'evaluate_run', 'first_state', 'train', 'train_varied']
+__all__ = ['Preempted', 'evaluate_run', 'train', 'train_varied']
 Say = Callable[[str], None]
 _GROWS = 50  # steps at which freed memory that is kept finds its size
 
@@ -150,7 +148,7 @@ def train_varied(
       if not only:
         foreseen.refuse_state(setup)
       seen = foreseen.held(called.alone)
-      state, record = _start(setup, saves, say)
+      state, record = states.start(setup, saves, say)
       record.began, record.run = began.began, run
       run_folder.begin(folder, run, config, began, meaning(setup.data, setup.data.facts))
       if config.machine.rewrites:
@@ -174,7 +172,7 @@ def train_varied(
         except guards.NotFinite as error:
           run_folder.fail(folder, run, error.step, error.where)
           raise
-      ended, state = int(state.step), _best(setup, state, record, saves, say)
+      ended, state = int(state.step), states.best(setup, state, record, saves, say)
     guards.check_targets(setup.recipe, state, say)
     facts, test = decide_and_test(setup, state, guard)
     if test is None:
@@ -357,44 +355,3 @@ def _fit(
     if growing is not None and (step - started <= _GROWS or plan.due(step, plan.log)):
       growing = allocator.watched(growing)
     progress.step(step)
-
-
-def _start(setup: Setup, saves: Any, say: Say) -> tuple[TrainState, Record]:
-  """The state of the latest good checkpoint, or a new one."""
-  here = {**machine.machine(), 'jaxlib': machine.versions().get('jaxlib', ''), **(tuned := machine.tuned())}
-  found = saves.restore(setup.abstract)
-  if found is None:
-    return first_state(setup), Record(data=setup.data.fingerprint, machine=here)
-  record = recorded(found.loop)
-  if record.data != setup.data.fingerprint:
-    raise ValueError(
-      'the data differ from those this run began with: bring them back, or move the run aside with fresh=True'
-    )
-  for name, value in here.items():
-    if record.machine.get(name, value if name in tuned else None) != value:  # older runs did not keep what is tuned
-      say(f'note: {name} was {record.machine.get(name)}, now {value}: the run goes on, but not bit for bit')
-  say(f'resumed at step {found.step} of {setup.plan.total}')
-  record.stopped = record.stopped and record.stale >= setup.config.eval.patience > 0
-  return found.state, record
-
-
-def first_state(setup: Setup) -> TrainState:
-  """The state that a run begins with."""
-  state = setup.train.init(on_host(lambda: jax.random.key(setup.config.seed))(), setup.first_batch)
-  return repairs.started(setup.train, state, setup.first_batch) if setup.config.repair.start else state
-
-
-def _best(setup: Setup, state: TrainState, record: Record, saves: Any, say: Say) -> TrainState:
-  """The state that validation liked best; the last one where nothing was validated, or where the best is gone."""
-  if record.best is None or record.best_step == int(state.step):
-    return state
-  step, why = int(state.step), f'no checkpoint of step {record.best_step} is there'
-  if saves.holds(record.best_step):
-    try:
-      return saves.restore(setup.abstract, which=record.best_step).state
-    except checkpoint.CheckpointError as error:
-      why = str(error)
-  say(f'the best model is lost ({why}): the model in memory, of step {step}, is taken and saved')
-  record.best, record.best_step = None, 0
-  saves.save(step, state, dataclasses.asdict(record), wait=True)
-  return state

@@ -2,7 +2,8 @@
 
 A dispatch returns before it is done. A loop that never looks is soon tens of steps ahead, and each of them holds its
 batch: with JAX on CPU up to 32, which of large pictures is most of a process. Nothing is gained by it, since a device
-with one more step at hand is never idle.
+with one more step at hand is never idle. Where a limit of the process counts what is promised, one is under way: on a
+CPU each would take what all of its work needs as it is sent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from jaxlite.host.promised import Promised
+from jaxlite.host.stacks import limited
 
 WAITING_BYTES = 16 << 20  # of batches that may wait, where more than LEAST of them fit into it
 LEAST, MANY = 2, 32  # where MANY fit, nothing is held back: JAX on CPU does not send off more
@@ -33,16 +37,23 @@ def few_under_way(call: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any,
   (4.0, 2.0)
   """
   sent: collections.deque[jax.Array] = collections.deque()
-  calls, most = itertools.count(), LEAST
+  calls, most, promised = itertools.count(), LEAST, Promised()
 
   def called(state: Any, batch: Any) -> tuple[Any, Any]:
     nonlocal most
+    if limited() and (not sent or _on_cpu(sent[-1])):
+      _wait(sent, 0)
+      promised.returned()
+      return sends(state, batch)
     if not next(calls) % LOOK:  # a step may take no longer than looking at its batch does
       most = max(LEAST, WAITING_BYTES // max(1, _bytes(batch)))
     if most >= MANY:
       return call(state, batch)
     if len(sent) >= most:
       _wait(sent, most // 2)  # to the half: to be woken at each step costs more than a small step
+    return sends(state, batch)
+
+  def sends(state: Any, batch: Any) -> tuple[Any, Any]:
     state, metrics = call(state, batch)
     done = metrics['loss'] if 'loss' in metrics else next(iter(jax.tree.leaves(metrics)), None)
     if isinstance(done, jax.Array) and not isinstance(done, jax.core.Tracer):
@@ -50,6 +61,10 @@ def few_under_way(call: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any,
     return state, metrics
 
   return called
+
+
+def _on_cpu(array: jax.Array) -> bool:
+  return array.is_deleted() or all(device.platform == 'cpu' for device in array.devices())
 
 
 def _bytes(batch: Any) -> int:

@@ -91,3 +91,34 @@ def test_metrics_may_be_donated_or_absent():
   assert float(state) == 5 * (3 << 20)
   bare = few_under_way(lambda state, batch: (state, {}))
   assert [bare(1, jnp.ones(3 << 20))[0] for _ in range(3)] == [1, 1, 1]
+
+
+ALONE = """
+import resource
+import jax, jax.numpy as jnp, numpy as np, optax
+import jaxlite as jl
+from jaxlite.host.promised import data
+
+model = jl.from_function(lambda p, x: jnp.tanh(jnp.tanh(x @ p['a']) @ p['b']) @ p['a'][:, :10],
+                         {'a': jnp.ones((512, 512)) / 512, 'b': jnp.ones((512, 512)) / 512})
+train = jl.train_step(model, jl.cross_entropy, jl.chain(optax.sgd(0.1)))
+batch = {'inputs': jnp.ones((8192, 512)), 'labels': jnp.zeros(8192, int)}
+state = train.init(jax.random.key(0), batch)
+size = jax.jit(train.step).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+assert size > 32 << 20
+for _ in range(2):
+  state, metrics = train.step(state, batch)
+  jax.block_until_ready((state.params, metrics))
+import time
+time.sleep(0.2)
+resource.setrlimit(resource.RLIMIT_DATA, (data() + size * 8 // 5, resource.RLIM_INFINITY))
+for _ in range(12):
+  state, metrics = train.step(state, batch)
+print(bool(jnp.isfinite(metrics['loss'])))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='counts as Linux does')
+def test_a_limit_with_room_for_one_step_suffices_for_a_loop_that_never_looks():
+  ran = subprocess.run([sys.executable, '-c', ALONE], capture_output=True, text=True, check=False, timeout=300)
+  assert ran.stdout == 'True\n', ran.stderr[-500:]
