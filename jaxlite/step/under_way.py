@@ -41,7 +41,7 @@ def few_under_way(call: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any,
 
   def called(state: Any, batch: Any) -> tuple[Any, Any]:
     nonlocal most
-    if limited() and (not sent or _on_cpu(sent[-1])):
+    if promised.matters and limited() and (not sent or _on_cpu(sent[-1])):
       _wait(sent, 0)
       promised.returned()
       return sends(state, batch)
