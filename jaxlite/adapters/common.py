@@ -57,7 +57,7 @@ def build(init: Callable[..., tuple[Params, State]], forward: Forward) -> Model:
     except Exception as error:
       if drawn is None and _runs(forward, params, own, inputs):
         raise ValueError(
-          'a model that draws random numbers in training needs a key; got key=None: give apply the root key'
+          'a model that draws random numbers in training needs a key; got key=None: pass key=, the root key'
         ) from error
       raise
     return outputs, {**model_state, **_settle(new, own)} if train else model_state
