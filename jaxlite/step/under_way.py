@@ -37,16 +37,20 @@ def few_under_way(call: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any,
   (4.0, 2.0)
   """
   sent: collections.deque[jax.Array] = collections.deque()
-  calls, most, promised = itertools.count(), LEAST, Promised()
+  calls, most, held = itertools.count(), LEAST, False
+  promised, largest = Promised(), 0
 
   def called(state: Any, batch: Any) -> tuple[Any, Any]:
-    nonlocal most
-    if promised.matters and limited() and (not sent or _on_cpu(sent[-1])):
-      _wait(sent, 0)
-      promised.returned()
-      return sends(state, batch)
+    nonlocal most, held, promised, largest
     if not next(calls) % LOOK:  # a step may take no longer than looking at its batch does
-      most = max(LEAST, WAITING_BYTES // max(1, _bytes(batch)))
+      most, held = max(LEAST, WAITING_BYTES // max(1, _bytes(batch))), limited()
+    if held and (not sent or _on_cpu(sent[-1])):
+      if (size := _bytes(batch)) > largest:  # what was quick of a smaller one need not be
+        promised, largest = Promised(), size
+      if promised.matters:
+        _wait(sent, 0)
+        promised.returned()
+        return sends(state, batch)
     if most >= MANY:
       return call(state, batch)
     if len(sent) >= most:
