@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from jaxlite.planning.flow import LOOPS, Flow, Op, words
@@ -25,6 +26,9 @@ _MOVES = words('broadcast_in_dim slice pad concatenate transpose rev dynamic_sli
 IN_COLUMNS = {'lu': 0, 'cholesky': 0, 'eigh': 0, 'triangular_solve': 1, 'svd': None}
 _PRODUCTS = ('mul', 'square', 'integer_pow')
 _DEEP = 3  # equations between what is spread and a sum that takes it in
+_REPEATS = 15  # how often XLA:CPU computes an entry anew in one loop before it writes the array instead
+_WIDE = 128  # entries from which on it puts rows side by side by copies of their own, and fuses nothing
+_ONCE = ('pad', 'concatenate', 'dynamic_update_slice')  # what it computes anew nowhere
 _NONE: frozenset[int] = frozenset()
 
 
@@ -44,6 +48,10 @@ class Written(NamedTuple):
 
 def kind(op: Op) -> str:
   """'cheap', 'dear', 'reduce' or 'apart', as XLA:CPU fuses an equation."""
+  if op.name == 'concatenate':
+    shape = op.eqn.outvars[0].aval.shape
+    if op.eqn.params['dimension'] == len(shape) - 1 and shape[-1] >= _WIDE:
+      return 'apart'
   if op.name in _CHEAP:
     return 'cheap'
   if op.name in _DEAR:
@@ -70,6 +78,9 @@ def written(flow: Flow) -> list[Written]:
   spread = _spread(flow, kinds)
   apart |= spread
   outputs = set(flow.outputs)
+  repeated = _repeated(flow, kinds, apart | outputs)
+  apart |= repeated
+  spread |= repeated
   roots: dict[int, frozenset[int]] = {}
 
   def of(value: int) -> frozenset[int]:
@@ -171,6 +182,47 @@ def _spread(flow: Flow, kinds: Any) -> set[int]:
       if 4 < small < large and summed(op.writes[0], _DEEP):
         found.add(op.writes[0])
   return found
+
+
+def _repeated(flow: Flow, kinds: Any, arrays: set[int]) -> set[int]:
+  """Arrays that are written because a loop that took them in would compute each entry too often: readers that take
+  entries from other places each add one, and they multiply, as in the levels of an associative scan.
+
+  Args:
+    flow: the program.
+    kinds: of its equations.
+    arrays: values that are written anyway.
+  """
+  # Of each value that is not written, for each loop that takes it in: who reads it at places of their own, how often.
+  uses: dict[int, dict[int, dict[int, int]]] = {}
+  found: set[int] = set()
+  for op in reversed(flow.ops):
+    if kinds[id(op)] not in ('cheap', 'dear') or len(op.writes) != 1:
+      continue
+    value = op.writes[0]
+    loops = uses.pop(value, {})
+    often = {loop: sum(readers.values()) for loop, readers in loops.items()}
+    if value not in arrays and _too_often(op, kinds[id(op)], often.values()):
+      found.add(value)
+    if value in arrays or value in found:
+      loops, often = {value: {value: 1}}, {value: 1}
+    if op.name in _MOVES:
+      loops = {loop: {value: count} for loop, count in often.items()}
+    for read in set(op.reads):
+      if read >= 0:
+        mine = uses.setdefault(read, {})
+        for loop, readers in loops.items():
+          mine[loop] = {**mine.get(loop, {}), **readers}
+  return found
+
+
+def _too_often(op: Op, sort: str, often: Collection[int]) -> bool:
+  """Whether XLA:CPU writes an array for how often each of the loops that it could be taken into needs its entries."""
+  if op.name in _ONCE:
+    return sum(often) > 1
+  if sort == 'dear' and len(often) > 1:
+    return True
+  return op.name != 'broadcast_in_dim' and max(often, default=0) > _REPEATS
 
 
 def _unary(op: Op, flow: Flow) -> bool:
