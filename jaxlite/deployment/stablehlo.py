@@ -6,6 +6,7 @@ open and the weights left out: they stay in the checkpoints. `jaxlite.load` puts
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -305,10 +306,23 @@ def _called(stored: Stored, leaves: list[Any], inputs: Any) -> Any:
     if stored.linear:  # sizes are known once it is compiled for them
       shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (leaves, inputs))
       linalg.check_sizes(jax.jit(lambda *given: stored.program.call(*given)).lower(*shapes))
-    return stored.program.call(leaves, inputs)
+    return _sealed(stored.program.call, leaves, inputs)
   except Exception as error:  # what it takes or says of itself is not so; JAX has no common class for that
     told = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ValueError(f'{stored.path} cannot be run on these arrays ({told[:200]})') from None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sealed(call: Any, leaves: list[Any], inputs: Any) -> Any:
+  return call(leaves, inputs)
+
+
+def _no_gradient(call: Any, kept: None, cotangents: Any) -> Any:
+  del call, kept, cotangents
+  raise ValueError(f'a network that was loaded without its model has no gradient: {walk.GIVE_MODEL}')
+
+
+_sealed.defvjp(lambda call, leaves, inputs: (call(leaves, inputs), None), _no_gradient)
 
 
 def checked_inputs(stored: Stored, inputs: Any) -> Any:

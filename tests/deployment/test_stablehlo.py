@@ -39,3 +39,18 @@ def test_a_damaged_program_is_told_in_one_line(name, keep, tmp_path):
   with pytest.raises(ValueError, match=r'damaged') as error:
     stablehlo.load_program(tmp_path, values.params, values.model_state)
   assert '\n' not in str(error.value)
+
+
+def test_a_gradient_through_it_is_refused_in_a_line_and_one_past_it_is_not(tmp_path):
+  values = written(tmp_path)
+  loaded = stablehlo.load_program(tmp_path, values.params, values.model_state)
+
+  def output(params, x):
+    return loaded.model.apply(params, loaded.model_state, x, train=False, key=None)[0]
+
+  for which in (0, 1):
+    with pytest.raises(ValueError, match=r'without its model has no gradient: give its model') as error:
+      jax.grad(lambda *given: output(*given).sum(), which)(values.params, X)
+    assert '\n' not in str(error.value)
+  held = jax.jit(jax.grad(lambda x: (jax.lax.stop_gradient(output(values.params, x)) * x[:, :2]).sum()))(X)
+  np.testing.assert_array_equal(held[:, :2], values.predict(X))
