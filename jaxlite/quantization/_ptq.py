@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -62,7 +63,7 @@ def ptq(
 
   Raises:
     ValueError: no batches; nothing to quantize, or a network that is quantized already; an activation that no
-      batch reaches.
+      batch reaches; a rule of `calibrate` that answers with no range.
 
   References:
     Krishnamoorthi, Quantizing deep convolutional networks for efficient inference: A whitepaper, 2018,
@@ -127,8 +128,20 @@ def _range(seen: Histogram, bits: int, calibrate: Calibrate) -> numerics.Range:
   for index in np.ndindex(low.shape):
     if low[index] <= high[index]:
       one = Histogram((low[index], high[index]), seen.counts[index])
-      low[index], high[index] = calibrate(one, bits)
+      low[index], high[index] = _ends(calibrate(one, bits))
   return jnp.asarray(low), jnp.asarray(high)
+
+
+def _ends(found: Any) -> tuple[float, float]:
+  """What a rule of the user's own answered; of an activation that was seen it is a range."""
+  try:
+    low, high = (float(end) for end in found)
+  except (TypeError, ValueError):
+    low = high = math.nan
+  if not -math.inf < low <= high < math.inf:
+    shown = ' '.join(repr(found).split())[:80]
+    raise ValueError(f'ptq: calibrate answers with (lowest, highest), both finite and in this order; got {shown}')
+  return low, high
 
 
 def _counting(site: Site, product: Product, x: Any, w: Any, read: Any, axes: tuple[str, ...]) -> Any:

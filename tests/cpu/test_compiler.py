@@ -117,6 +117,26 @@ def test_what_is_not_as_it_was_made_is_made_anew(damage, tmp_path, monkeypatch):
   assert not path.is_symlink()
 
 
+@pytest.mark.parametrize('when', ['before it looks', 'before it removes'])
+def test_a_damaged_file_that_another_process_removes_meanwhile_is_made_anew(when, tmp_path, monkeypatch):
+  monkeypatch.setenv('CC', fake(tmp_path, '#!/bin/sh\nfor last; do :; done\nseq 9999 > "$last"\n'))
+  path = compiler.built('handlers', tmp_path / 'cache')
+  path.write_bytes(b'')
+  is_sound = compiler._is_sound
+
+  def slow(found):
+    if when == 'before it looks':
+      found.unlink()
+      return is_sound(found)
+    sound = is_sound(found)
+    found.unlink()
+    return sound
+
+  monkeypatch.setattr(compiler, '_is_sound', slow)
+  assert compiler.built('handlers', tmp_path / 'cache') == path
+  assert path.stat().st_size
+
+
 def test_a_folder_that_others_may_write_to_is_closed_and_one_of_another_user_is_not_used(tmp_path):
   needed()
   folder = tmp_path / 'open'

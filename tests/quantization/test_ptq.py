@@ -366,3 +366,10 @@ def test_what_has_no_values_is_no_network():
 def test_a_method_that_is_none_is_told():
   with pytest.raises(TypeError, match='by_min_max'):
     ptq(NET, [X], calibrate='percentile')
+
+
+@pytest.mark.parametrize('answer', [(np.nan, 1.0), (1.0, -1.0), (-np.inf, np.inf), 1.0, None, np.zeros((9, 9))])
+def test_a_method_that_answers_with_no_range_is_told_as_that(answer):
+  with pytest.raises(ValueError, match=r'^ptq: calibrate answers with \(lowest, highest\)[^\n]*got [^\n]*$'):
+    ptq(NET, [X], calibrate=lambda seen, bits: answer)
+  ptq(NET, [X], calibrate=lambda seen, bits: [jnp.float32(-1), np.float64(1)])

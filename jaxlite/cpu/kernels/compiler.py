@@ -81,9 +81,10 @@ def built(name: str, folder: Path, *, tuned: bool = False, source: Path | None =
   try:
     own_folder(folder)
     for path in sorted(folder.glob(f'{start}*.so')):
-      if _is_sound(path):
-        return path
-      path.unlink()
+      with contextlib.suppress(FileNotFoundError):  # another process, which starts now too, was faster to remove it
+        if _is_sound(path):
+          return path
+        path.unlink()
     return _compiled(source, headers, folder, start, tuned)
   except OSError as error:
     raise NoLibrary(f'{folder} cannot be used ({error.strerror or error}); {_ELSEWHERE}') from None
