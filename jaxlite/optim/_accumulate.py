@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxlite.contract import Account, Batch, Grad, Hook, Params, State, Terms, join_const, split_const, stream
 from jaxlite.errors import whole
 from jaxlite.tasks import running
+from jaxlite.tasks.company import in_parts
 from jaxlite.tasks.lift import examples_in
 
 
@@ -25,6 +26,10 @@ def accumulate(micro_batches: int, *, name: str = 'accumulate') -> Hook:
   micro-step k times with a donated accumulator: `train_step` does so on a CPU where the model convolves, since
   XLA:CPU runs a convolution inside a scan many times slower. Both give the same numbers, up to rounding where
   convolutions take other forms in a loop (`jl.for_cpu`).
+
+  A loss of your own that compares the examples of a batch with each other (contrastive, ranking, Cox's) compares
+  those of one micro-batch. That is another loss than the whole batch's, and a warning says so; it is found by trying
+  the loss on a few random rows, whole and in halves.
 
   Args:
     micro_batches: k; the batch size is a multiple of it.
@@ -76,7 +81,8 @@ def micro_step(
 ) -> tuple[Params, State, Terms]:
   """Adds the gradient of micro-batch `i`, weighted by its share, to the running sums."""
   micro, share = _micro_batch(batch, k, i)
-  grads, full, terms = inner(params, join_const(state, const), micro, stream(key, 'micro_batch', i), step)
+  with in_parts():
+    grads, full, terms = inner(params, join_const(state, const), micro, stream(key, 'micro_batch', i), step)
   sums = jax.tree.map(lambda total, grad: total + running.widened(grad) * _like(share, total), sums, grads)
   return sums, split_const(full)[0], jax.tree.map(lambda term: running.widened(term) * _like(share, term), terms)
 

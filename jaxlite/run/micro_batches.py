@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -31,7 +32,9 @@ def parts_agree(setup: Setup) -> bool:
   found = []
   for recipe in (setup.recipe, chain(setup.recipe, accumulate(2, name=PARTS))):
     full = join_const(state.model_state, state.const)
-    found.append(jax.jit(recipe.grad(inner))(state.params, full, few, state.key, state.step)[0])
+    with warnings.catch_warnings():
+      warnings.filterwarnings('ignore', 'accumulate: what')  # that is what is asked here
+      found.append(jax.jit(recipe.grad(inner))(state.params, full, few, state.key, state.step)[0])
   leaves = zip(*map(jax.tree.leaves, found), strict=True)
   apart = [(float(abs(one - other).max()), float(abs(one).max())) for one, other in leaves if one.size]
   return max(one for one, _ in apart) <= _NEAR * max(size for _, size in apart)

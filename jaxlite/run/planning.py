@@ -38,6 +38,7 @@ from jaxlite.run.jobs import job_of
 from jaxlite.run.loss_forecast import time_to_loss
 from jaxlite.run.micro_batches import PARTS, parts_agree
 from jaxlite.run.setup import Setup, prepare, reformed
+from jaxlite.step.train_step import Train
 
 Say = Callable[[str], None]
 
@@ -125,6 +126,8 @@ def plan(
       known, why = None, f'time: {error}'
     told = call(config, args, known, donated=donated, compiled=compiled)
     return told._replace(said=(*told.said, why)) if why else told
+  if isinstance(config, Train):
+    raise TypeError('of what jl.train_step gives, the step is planned: jl.plan(train.step, args=(state, batch))')
   if args is not None or donated:
     raise TypeError(f'args= and donated= go with a function; got {type(config).__name__}: leave them out')
   validate(config)

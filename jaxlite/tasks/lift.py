@@ -12,6 +12,7 @@ from jaxlite import trees
 from jaxlite.contract import LOSSES, TAPS, Batch, Context, Loss, Terms
 from jaxlite.tasks import running
 from jaxlite.tasks.calling import called
+from jaxlite.tasks.company import is_part, told_of_company
 
 SHARED = 'shared'  # batch: a tree of arrays without an axis of examples (class weights), never taken apart
 LABELS = 'jl.labels'  # batch: labels for the user's loss alone, in place of 'labels', which other parts go on reading
@@ -142,6 +143,8 @@ def lift_loss(loss: Callable[[Any, Batch], jax.Array]) -> Loss:
         f'a loss gives one value per example, float{list(weight.shape)}, where each counts by its weight (padding, '
         f'micro-batches); got {got}'
       )
+    if is_part():
+      told_of_company(loss, context.outputs, given, *examples_in(given))
     return {'task': weighted_mean(values, weight), **own}
 
   return term

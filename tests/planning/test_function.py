@@ -83,6 +83,10 @@ def test_a_function_goes_with_its_arguments_alone(given):
 
 
 def test_a_config_goes_without_arguments():
+  model = jl.from_function(lambda w, x: x @ w, jnp.ones((3, 2)))
+  train = jl.train_step(model, jl.cross_entropy, jl.chain(optax.sgd(1)))
+  with pytest.raises(TypeError, match=r'jl\.plan\(train\.step, args=\(state, batch\)\)'):
+    jl.plan(train, args=(1,))
   with pytest.raises(TypeError, match='args= and donated= go with a function; got Config'):
     jl.plan(jl.Config(name='x'), args=(1,))
 
