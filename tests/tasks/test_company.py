@@ -70,6 +70,17 @@ def test_a_loss_that_looks_at_each_example_by_itself_is_not(loss):
     stepped(loss, jl.accumulate(2))
 
 
+def test_a_loss_that_prints_is_not_tried(capfd):
+  def printing(outputs, batch):
+    jax.debug.print('{}', outputs.shape[0] * jnp.ones(()))
+    return own(outputs, batch)
+
+  more = {**BATCH, 'inputs': np.tile(X, (2, 1)), 'labels': np.arange(16) % 3}
+  stepped(printing, jl.accumulate(2), more)
+  jax.effects_barrier()
+  assert set(capfd.readouterr().out.split()) == {'8.0'}  # rows of the micro-batches, not those of a try
+
+
 def test_numbers_are_those_that_they_were():
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
