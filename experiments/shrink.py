@@ -40,7 +40,8 @@ class Shrinking(jl.Config):
     way: 'once', cut at the end of `base`, or 'gradual', while it trains.
     taught: folder of a finished run that teaches all three; '' for none.
     after: epochs of `small`; 0 for as many as `base` has.
-    dropout: share of hidden units dropped in training.
+    dropout: share of hidden units dropped as the whole network is trained, in `base` and `dense`.
+    dropout_after: likewise in `small`.
     stage: of a run: 'dense', 'base' or 'small'.
   """
 
@@ -50,7 +51,8 @@ class Shrinking(jl.Config):
   way: str = 'once'
   taught: str = ''
   after: int = 0
-  dropout: float = 0.1
+  dropout: float = 0.0
+  dropout_after: float = 0.0
   stage: str = 'dense'
 
 
@@ -81,7 +83,7 @@ def staged(stage: str, seed: int, config: Shrinking) -> Shrinking:
 
 def model(config: Shrinking) -> Any:
   """The network of a run."""
-  whole = NETWORKS[config.network](dropout=config.dropout)
+  whole = NETWORKS[config.network](dropout=config.dropout_after if config.stage == 'small' else config.dropout)
   if config.stage != 'small':
     return whole
   base = jl.load(config.teacher)
@@ -167,6 +169,7 @@ if __name__ == '__main__':
   flags.DEFINE_integer('after', 0, 'epochs after it; 0 for as many')
   flags.DEFINE_string('taught', '', 'folder of a finished run that teaches all networks')
   flags.DEFINE_float('keep', 0.5, 'share of the units that stays')
+  flags.DEFINE_float('dropout', 0.0, 'share of hidden units dropped as the whole network is trained')
   flags.DEFINE_float('flops', 0.0, 'operations for each example that are left at the most, in place of --keep')
   flags.DEFINE_enum('network', 'cnn', list(NETWORKS), 'what is made smaller')
   flags.DEFINE_enum('way', 'once', ['once', 'gradual'], 'how they go')
@@ -175,7 +178,7 @@ if __name__ == '__main__':
   def main(_: list[str]) -> None:
     """Trains, and compares."""
     seeds = range(FLAGS.seeds)
-    how = {name: getattr(FLAGS, name) for name in ('network', 'keep', 'flops', 'way', 'after', 'taught')}
+    how = {name: getattr(FLAGS, name) for name in ('network', 'keep', 'flops', 'way', 'after', 'taught', 'dropout')}
     config = get_config(FLAGS.seeds, FLAGS.epochs, **how)
     code = experiment.run(config, FLAGS.workdir, command='python experiments/shrink.py', only=FLAGS.run)
     if code or FLAGS.run:
