@@ -1,5 +1,6 @@
 """A loss that compares examples is told where a batch is taken in parts, and no other is."""
 
+import functools
 import warnings
 
 import jax
@@ -79,6 +80,23 @@ def test_a_loss_that_prints_is_not_tried(capfd):
   stepped(printing, jl.accumulate(2), more)
   jax.effects_barrier()
   assert set(capfd.readouterr().out.split()) == {'8.0'}  # rows of the micro-batches, not those of a try
+
+
+class Unhashable:
+  """A loss that is an object with arrays, as Equinox's modules are."""
+
+  __hash__ = None
+  __name__ = 'Unhashable'
+  scale = jnp.ones(())
+
+  def __call__(self, outputs, batch):
+    return contrastive(self.scale * outputs, batch)
+
+
+@pytest.mark.parametrize('loss', [Unhashable(), functools.partial(contrastive), Unhashable().__call__])
+def test_whatever_is_called_is_tried(loss):
+  with pytest.warns(UserWarning, match='accumulate: what'):
+    stepped(loss, jl.accumulate(2))
 
 
 def test_numbers_are_those_that_they_were():
