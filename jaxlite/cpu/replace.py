@@ -17,6 +17,7 @@ import jax
 from jax.extend import core
 
 from jaxlite.cpu import convolution, dense, pool
+from jaxlite.cpu.sink import sunk
 from jaxlite.cpu.site import XLA_FORM, Site, Where
 from jaxlite.graph import walk
 from jaxlite.graph.effects import without_effects
@@ -149,10 +150,13 @@ class _Exchange(NamedTuple):
 
 def _edited(jaxpr: Any, where: Where, exchange: _Exchange) -> Any:
   """An open jaxpr with its sites exchanged; the same object where there are none."""
+  old, jaxpr = jaxpr, sunk(jaxpr)
   turned = dense.turned(jaxpr)
   eqns = [_exchanged(eqn, where, eqn in turned, exchange) for eqn in jaxpr.eqns]
   same = all(one is other for one, other in zip(eqns, jaxpr.eqns, strict=True))
-  return jaxpr if same else jaxpr.replace(eqns=eqns)
+  if not same:
+    return jaxpr.replace(eqns=eqns)
+  return old if jaxpr is old else jaxpr
 
 
 def _exchanged(eqn: Any, where: Where, turned: bool, exchange: _Exchange) -> Any:
