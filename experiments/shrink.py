@@ -42,6 +42,7 @@ class Shrinking(jl.Config):
     after: epochs of `small`; 0 for as many as `base` has.
     dropout: share of hidden units dropped as the whole network is trained, in `base` and `dense`.
     dropout_after: likewise in `small`.
+    lr_after: learning rate of `small`; 0 for that of the others. Fewer weights bear, and want, larger steps.
     stage: of a run: 'dense', 'base' or 'small'.
   """
 
@@ -53,6 +54,7 @@ class Shrinking(jl.Config):
   after: int = 0
   dropout: float = 0.0
   dropout_after: float = 0.0
+  lr_after: float = 0.0
   stage: str = 'dense'
 
 
@@ -104,6 +106,7 @@ def model(config: Shrinking) -> Any:
 def recipe(config: Shrinking, total_steps: int) -> jl.Recipe:
   """Flips and shifts, AdamW on a warm-up cosine, averaged weights."""
   gradual = config.stage == 'base' and config.way == 'gradual'
+  lr = (config.lr_after if config.stage == 'small' else 0) or config.optim.lr
   return jl.chain(
     jl.augment(jl.optim.flip(), jl.optim.shift(1)),
     *([jl.distill(jl.load(config.taught), temperature=2.0)] if config.taught else []),
@@ -111,7 +114,7 @@ def recipe(config: Shrinking, total_steps: int) -> jl.Recipe:
     optax.clip_by_global_norm(config.optim.clip),
     optax.scale_by_adam(),
     jl.optim.l2(config.optim.weight_decay),
-    optax.scale_by_learning_rate(jl.optim.warmup_cosine(config.optim.lr, total_steps, warmup_steps=total_steps // 20)),
+    optax.scale_by_learning_rate(jl.optim.warmup_cosine(lr, total_steps, warmup_steps=total_steps // 20)),
     *(
       [jl.pruning.prune_groups(1 - config.keep, begin=total_steps // 4, end=total_steps * 3 // 4, every=50)]
       if gradual
@@ -170,6 +173,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('taught', '', 'folder of a finished run that teaches all networks')
   flags.DEFINE_float('keep', 0.5, 'share of the units that stays')
   flags.DEFINE_float('dropout', 0.0, 'share of hidden units dropped as the whole network is trained')
+  flags.DEFINE_float('lr_after', 0.0, 'learning rate after it; 0 for that of the others')
   flags.DEFINE_float('flops', 0.0, 'operations for each example that are left at the most, in place of --keep')
   flags.DEFINE_enum('network', 'cnn', list(NETWORKS), 'what is made smaller')
   flags.DEFINE_enum('way', 'once', ['once', 'gradual'], 'how they go')
@@ -178,7 +182,10 @@ if __name__ == '__main__':
   def main(_: list[str]) -> None:
     """Trains, and compares."""
     seeds = range(FLAGS.seeds)
-    how = {name: getattr(FLAGS, name) for name in ('network', 'keep', 'flops', 'way', 'after', 'taught', 'dropout')}
+    how = {
+      name: getattr(FLAGS, name)
+      for name in ('network', 'keep', 'flops', 'way', 'after', 'taught', 'dropout', 'lr_after')
+    }
     config = get_config(FLAGS.seeds, FLAGS.epochs, **how)
     code = experiment.run(config, FLAGS.workdir, command='python experiments/shrink.py', only=FLAGS.run)
     if code or FLAGS.run:
