@@ -71,7 +71,8 @@ class Task(NamedTuple):
 
   Attributes:
     name: what it is called in reports and in a run's folder.
-    loss: (facts) -> loss, (outputs, batch) -> float[B].
+    loss: (facts) -> loss, (outputs, batch) -> float[B]. One that compares examples sees those of a batch, of
+      evaluation's as well; the last batch is filled up with other examples at weight 0, which it sees too.
     metrics: (facts) -> Metrics.
     score: the metric that picks the best model, unless `eval.metric` names another.
     falls: the metrics that are better when smaller; 'loss' always is.
