@@ -58,17 +58,18 @@ class Shrinking(jl.Config):
   stage: str = 'dense'
 
 
-def get_config(seeds: int = 5, epochs: int = 4, **options: Any) -> Shrinking:
+def get_config(seeds: int = 5, epochs: int = 4, lr: float = 2e-3, **options: Any) -> Shrinking:
   """Three runs a seed.
 
   Args:
     seeds: how many.
     epochs: before units go.
+    lr: the learning rate.
     **options: fields of the config.
   """
   config = Shrinking(name='shrink', model=model, recipe=recipe, train=jl.Duration(epochs=epochs), **options)
   config.data.source, config.data.batch_size, config.data.validation = 'fashion_mnist', 128, 0.1
-  config.optim.lr, config.optim.weight_decay = 2e-3, 1e-2
+  config.optim.lr, config.optim.weight_decay = lr, 1e-2
   config.log.every, config.checkpoint.every = jl.Duration(steps=200), jl.Duration(epochs=2)
   for seed in range(seeds):
     config.runs |= {f'{stage}{seed}': functools.partial(staged, stage, seed) for stage in ('base', 'small', 'dense')}
@@ -173,6 +174,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('taught', '', 'folder of a finished run that teaches all networks')
   flags.DEFINE_float('keep', 0.5, 'share of the units that stays')
   flags.DEFINE_float('dropout', 0.0, 'share of hidden units dropped as the whole network is trained')
+  flags.DEFINE_float('lr', 2e-3, 'learning rate')
   flags.DEFINE_float('lr_after', 0.0, 'learning rate after it; 0 for that of the others')
   flags.DEFINE_float('flops', 0.0, 'operations for each example that are left at the most, in place of --keep')
   flags.DEFINE_enum('network', 'cnn', list(NETWORKS), 'what is made smaller')
@@ -186,7 +188,7 @@ if __name__ == '__main__':
       name: getattr(FLAGS, name)
       for name in ('network', 'keep', 'flops', 'way', 'after', 'taught', 'dropout', 'lr_after')
     }
-    config = get_config(FLAGS.seeds, FLAGS.epochs, **how)
+    config = get_config(FLAGS.seeds, FLAGS.epochs, FLAGS.lr, **how)
     code = experiment.run(config, FLAGS.workdir, command='python experiments/shrink.py', only=FLAGS.run)
     if code or FLAGS.run:
       raise SystemExit(code)
